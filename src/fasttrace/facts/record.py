@@ -1,0 +1,54 @@
+"""One fact (s, r, o): the record every loader makes and everything downstream reads."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from fasttrace.errors import FactError
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A factual prompt with its true and false targets (paper, section 3.1).
+
+    prompt: template with exactly one "{}" where the subject stands.
+    subject: s, as it is to appear in the prompt.
+    target_true, target_false: o_true and o_false, without a leading space.
+    relation: name of r, or None.
+    paraphrases, neighborhood: whole prompts, subjects already in place.
+    fact_id: as the data set names it, or derived from (prompt, subject, target_true).
+    source: the data set it came from.
+
+    Raises FactError where a field is empty or the template lacks its one "{}".
+    """
+
+    prompt: str
+    subject: str
+    target_true: str
+    target_false: str | None = None
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[str, ...] = ()
+    fact_id: str = field(default="")
+    source: str = "own"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "subject", "target_true"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise FactError(f"field '{name}' of a fact is {value!r}, a non-empty string was wanted")
+        if self.prompt.count("{}") != 1:
+            raise FactError(f"prompt {self.prompt!r} has {self.prompt.count('{}')} places '{{}}' for the subject, one was wanted")
+        if not self.fact_id:
+            parts = "\x1f".join((self.prompt, self.subject, self.target_true))
+            object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in place."""
+        return self.prompt.replace("{}", self.subject, 1)
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Character positions [begin, end) of the subject in `text`: the template's place, not a search."""
+        begin = self.prompt.index("{}")
+        return begin, begin + len(self.subject)
