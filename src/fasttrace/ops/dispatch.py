@@ -1,0 +1,82 @@
+"""Which implementation of an op runs: one rule for every op, said once and never bent."""
+
+import functools
+import importlib
+import logging
+from collections.abc import Collection, Mapping
+
+import torch
+
+from fasttrace.errors import UserError
+
+IMPLEMENTATIONS = ("auto", "reference", "triton", "native")
+log = logging.getLogger("fasttrace.ops")
+_announced: set[tuple[str, str, str]] = set()
+
+
+@functools.cache
+def _triton_problem() -> str | None:
+    """Why Triton cannot be imported in this process, or None where it can."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported here ({error})"
+    return None
+
+
+def _triton_interprets() -> bool:
+    """Whether Triton runs its kernels in its own CPU interpreter (its TRITON_INTERPRET=1)."""
+    return bool(importlib.import_module("triton").knobs.runtime.interpret)
+
+
+def _obstacle(impl: str, available: Collection[str], device: torch.device) -> str | None:
+    """Why `impl` cannot run on `device`, or None where it can."""
+    if impl not in available:
+        return "this op has no such implementation here"
+    if isinstance(available, Mapping) and available[impl] is not None:
+        return str(available[impl])
+    if impl == "triton":
+        if (problem := _triton_problem()) is not None:
+            return problem
+        if device.type != "cuda" and not _triton_interprets():
+            return f"Triton needs CUDA tensors and these are on {device}"
+    return None
+
+
+def choose(
+    op: str, impl: str, available: Collection[str] | Mapping[str, str | None], *tensors: torch.Tensor | None
+) -> str:
+    """The implementation of `op` to run: "reference", "triton" or "native".
+
+    op: the op's name, for messages.
+    impl: "auto" takes Triton for CUDA tensors where Triton imports, then native where `available` has it,
+        then the reference, and says once per op and device which it took (logger "fasttrace.ops", INFO).
+        Any other name is taken as asked or refused: there is no fallback.
+    available: the implementations this op has here; as a mapping, name -> None, or why it cannot be used.
+    tensors: the op's tensors (None is passed over), which must share one device.
+
+    Raises UserError for an unknown name, an implementation that cannot run here, tensors on several devices.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise UserError(f"{op}: impl is {impl!r}, one of {', '.join(IMPLEMENTATIONS)} was wanted")
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "none"
+        raise UserError(f"{op}: the tensors are on {len(devices)} devices ({found}), one was wanted")
+    device = devices.pop()
+
+    if impl != "auto":
+        if (why := _obstacle(impl, available, device)) is not None:
+            possible = ", ".join(n for n in IMPLEMENTATIONS[1:] if _obstacle(n, available, device) is None)
+            raise UserError(f"{op}: impl={impl!r} was asked for, but {why}; possible: {possible or 'none'}")
+        return impl
+
+    order = ("triton", "native", "reference") if device.type == "cuda" else ("native", "reference")
+    for name in order:
+        if _obstacle(name, available, device) is None:
+            if (op, device.type, name) not in _announced:
+                _announced.add((op, device.type, name))
+                log.info("%s on %s: impl='auto' takes '%s'", op, device.type, name)
+            return name
+    found = ", ".join(available) or "none"
+    raise UserError(f"{op}: no implementation can run on {device}; available: {found}")
