@@ -1,0 +1,150 @@
+"""linear: both paths against float64, gradients, refusals."""
+
+import importlib
+import logging
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fasttrace.errors import UserError
+from fasttrace.ops.linear import linear, linear_reference
+
+linear_module = importlib.import_module("fasttrace.ops.linear")  # the attribute of that name is the function
+SHAPES = [(1, 1, 1), (3, 7, 5), (64, 576, 192), (210, 33, 129), (17, 1536, 576)]
+DTYPES = [torch.float32, torch.bfloat16]
+needs_onednn = pytest.mark.skipif(
+    linear_module._obstacle(torch.ones(1, 1), torch.ones(1, 1), None) is not None,
+    reason="this torch has no oneDNN",
+)
+
+
+def draw(n, k, m, dtype, bias=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x, w, b = torch.randn(n, k, generator=g), torch.randn(m, k, generator=g), torch.randn(m, generator=g)
+    return x.to(dtype), w.to(dtype), b.to(dtype) if bias else None
+
+
+def assert_as_exact_as_the_reference(got, reference, exact, slack=4.0):
+    """Error against float64 at most `slack` times the same-dtype reference's own, plus one rounding."""
+    scale = exact.abs().max()
+    bound = slack * (reference.double() - exact).abs().max() + torch.finfo(got.dtype).eps * scale
+    assert (got.double() - exact).abs().max() <= bound
+
+
+@needs_onednn
+@pytest.mark.parametrize("activation", [None, "gelu_tanh"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "k", "m"), SHAPES)
+def test_native_equals_float64(n, k, m, dtype, bias, activation):
+    x, w, b = draw(n, k, m, dtype, bias)
+    exact = linear_reference(x.double(), w.double(), None if b is None else b.double(), activation)
+    got = linear(x, w, b, activation=activation, impl="native")
+    assert got.shape == (n, m)
+    assert got.dtype == dtype
+    assert_as_exact_as_the_reference(got, linear_reference(x, w, b, activation), exact)
+
+
+@needs_onednn
+def test_transposed_strided_and_higher_rank_operands():
+    x, w, b = draw(24, 40, 56, torch.float32)
+    exact = linear_reference(x.double(), w.double(), b.double())
+    column_major = w.t().contiguous().t()
+    wide = torch.full((24, 80), float("nan"))
+    wide[:, ::2] = x
+    frozen = torch.nn.Parameter(w, requires_grad=False)
+    for x_, w_ in ((x, column_major), (wide[:, ::2], w), (x.view(2, 12, 40), w), (x, frozen)):
+        got = linear(x_, w_, b, impl="native")
+        assert got.shape == (*x_.shape[:-1], 56)
+        assert_as_exact_as_the_reference(got.view(24, 56), linear_reference(x, w, b), exact)
+
+
+@needs_onednn
+@pytest.mark.parametrize("activation", [None, "gelu_tanh"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_wrt_x_equals_float64(dtype, activation):
+    x, w, b = draw(19, 48, 72, dtype)
+    upstream = torch.randn(19, 72, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def grad(run, cast):
+        leaf = cast(x).detach().requires_grad_()
+        run(leaf, cast(w), cast(b)).backward(cast(upstream))
+        return leaf.grad
+
+    exact = grad(lambda *a: linear_reference(*a, activation), torch.Tensor.double)
+    reference = grad(lambda *a: linear_reference(*a, activation), torch.Tensor.clone)
+    got = grad(lambda *a: linear(*a, activation=activation, impl="native"), torch.Tensor.clone)
+    assert_as_exact_as_the_reference(got, reference, exact)
+
+
+@needs_onednn
+def test_expanded_upstream_gradient():
+    x, w, _ = draw(5, 8, 6, torch.float32)
+    leaf = x.clone().requires_grad_()
+    linear(leaf, w, impl="native").sum().backward()
+    torch.testing.assert_close(leaf.grad, w.sum(0).expand(5, 8))
+
+
+def test_a_weight_that_requires_grad_gets_its_gradient():
+    x, w, b = draw(6, 8, 4, torch.float32)
+    w.requires_grad_()
+    b.requires_grad_()
+    linear(x, w, b).sum().backward()
+    torch.testing.assert_close(w.grad, x.sum(0).expand(4, 8))
+    torch.testing.assert_close(b.grad, torch.full((4,), 6.0))
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_takes_what_was_measured(monkeypatch, faster):
+    taken = []
+    monkeypatch.setattr(linear_module, "_onednn_is_faster", lambda dtype, threads: faster)
+    monkeypatch.setattr(linear_module, "_onednn", lambda x, w, b, a=None: taken.append("oneDNN") or x @ w.t())
+    linear(*draw(3, 4, 5, torch.float32, bias=False))
+    assert taken == (["oneDNN"] if faster and linear_module._onednn_op is not None else [])
+
+
+@needs_onednn
+def test_the_measurement_is_said_once_and_leaves_the_random_stream_alone(caplog):
+    linear_module._onednn_is_faster.cache_clear()
+    state = torch.get_rng_state()
+    with caplog.at_level(logging.INFO, logger="fasttrace.ops"):
+        for _ in range(3):
+            linear(*draw(3, 4, 5, torch.float32))
+    assert len(caplog.records) == 1
+    assert "linear on cpu, torch.float32" in caplog.text
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_float64_empty_and_fake_inputs_take_the_reference():
+    x, w, b = draw(3, 4, 5, torch.float64)
+    torch.testing.assert_close(linear(x, w, b), x @ w.t() + b)
+    assert linear(torch.ones(0, 4), torch.ones(5, 4)).shape == (0, 5)
+    with FakeTensorMode():
+        assert linear(torch.empty(3, 4), torch.empty(5, 4)).shape == (3, 5)
+
+
+def test_under_torch_compile():
+    x, w, b = draw(3, 4, 5, torch.float32)
+    compiled = torch.compile(linear, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, w, b), linear_reference(x, w, b))
+
+
+ONE = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "words"),
+    [
+        pytest.param((ONE, torch.ones(4, 5)), {}, r"x is \(2, 3\) and w is \(4, 5\)", id="inner"),
+        pytest.param((ONE, torch.ones(4, 3), ONE[0]), {}, r"bias is \(3,\), \(4,\) was wanted", id="bias"),
+        pytest.param((ONE, torch.ones(4, 3).double()), {}, "torch.float64, one dtype", id="dtype"),
+        pytest.param((ONE, ONE), {"activation": "relu"}, "activation is 'relu'", id="activation"),
+        pytest.param((ONE, torch.ones(4, 3)), {"impl": "triton"}, "impl is 'triton'", id="impl"),
+        pytest.param((ONE.double(), ONE.double()), {"impl": "native"}, "takes float32", id="native"),
+        pytest.param((ONE, torch.ones(8, 9)[::2, ::3]), {"impl": "native"}, "strides", id="strides"),
+    ],
+)
+def test_refusals_name_the_argument(args, kwargs, words):
+    with pytest.raises(UserError, match=words):
+        linear(*args, **kwargs)
