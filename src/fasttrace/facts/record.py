@@ -37,7 +37,10 @@ class Fact:
             if not isinstance(value, str) or not value.strip():
                 raise FactError(f"field '{name}' of a fact is {value!r}, a non-empty string was wanted")
         if self.prompt.count("{}") != 1:
-            raise FactError(f"prompt {self.prompt!r} has {self.prompt.count('{}')} places '{{}}' for the subject, one was wanted")
+            places = self.prompt.count("{}")
+            raise FactError(
+                f"prompt {self.prompt!r} has {places} places '{{}}' for the subject, one was wanted"
+            )
         if not self.fact_id:
             parts = "\x1f".join((self.prompt, self.subject, self.target_true))
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])

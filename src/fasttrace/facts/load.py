@@ -1,0 +1,459 @@
+"""Reading facts: CounterFact, known_1000, zsRE as MEND wrote it, fasttrace's own JSONL and the built-in set.
+
+Every published data set is one JSON list of records; the own format is JSONL, one object a line, whose keys
+are the fields of `Fact`. A record that cannot be used gives one sentence naming the file, the record and the
+field: JSONL records are named by their line (from 1), records of a list by their index (from 0).
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fasttrace.errors import FactError
+from fasttrace.facts.record import Fact
+
+Format = Literal["auto", "counterfact", "known", "zsre", "own"]
+FORMATS: tuple[str, ...] = ("auto", "counterfact", "known", "zsre", "own")
+
+_OWN_FIELDS = (
+    "prompt",
+    "subject",
+    "target_true",
+    "target_false",
+    "relation",
+    "paraphrases",
+    "neighborhood",
+    "fact_id",
+    "source",
+)
+_LOC_PREFIX = "nq question: "
+
+log = logging.getLogger(__name__)
+
+
+def load_facts(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    format: Format = "auto",
+    relation: str | None = None,
+    limit: int | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
+    rejected: list[str] | None = None,
+) -> list[Fact]:
+    """The facts of one file, in its order, or the built-in set where `source` is None (or "builtin").
+
+    source: path of a CounterFact, known_1000 or zsRE JSON file, or of an own JSONL file.
+    format: "auto" looks at the content, never at the file's name; a named format must be what the file holds.
+    relation: keep only the facts whose `relation` is this one.
+    limit: at most this many facts, counted after the choice of relation; later records are not looked at.
+    on_bad: "raise" stops at the first bad record; "skip" leaves it out and appends its sentence to `rejected`
+        (without a list to append to, their number and the first sentence are logged as a warning).
+
+    How a data set becomes facts:
+    counterfact: target_new is o_false; fact_id "counterfact/<case_id>".
+    known: `prompt` where present (the filled template and what the model wrote up to the attribute), else the
+        filled template; attribute is o_true, there is no o_false; fact_id "known/<known_id>".
+    zsre: the question with its subject replaced by "{}", as the released ROME does; answers[0] is o_true, alt
+        is o_false (None where MEND wrote "" or o_true again), rephrase the paraphrase and loc, without its
+        "nq question: ", the neighbourhood prompt; fact_id "zsre/<index>".
+
+    Raises FactError for a file that is missing, empty or of no known format, for a bad record, a bad argument
+    and a relation no fact has.
+    """
+    if format not in FORMATS:
+        raise FactError(f"format {format!r} is not known, one of {', '.join(FORMATS)} was wanted")
+    if on_bad not in ("raise", "skip"):
+        raise FactError(f"on_bad is {on_bad!r}, 'raise' or 'skip' was wanted")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise FactError(f"limit is {limit!r}, a whole number of at least 1 was wanted")
+
+    name, raw = _read(source)
+    records = _records(name, raw, format)
+    facts: list[Fact] = []
+    bad: list[str] = []
+    first_use: dict[str, str] = {}
+    relations: set[str] = set()
+    for where, fact_or_bad in records:
+        problem = fact_or_bad if isinstance(fact_or_bad, _Bad) else None
+        if isinstance(fact_or_bad, Fact):
+            fact = fact_or_bad
+            if fact.fact_id in first_use:
+                before = first_use[fact.fact_id]
+                problem = _Bad(
+                    "fact_id", f"{fact.fact_id!r} is the id of {before} too, one of its own was wanted"
+                )
+        if problem is not None:
+            sentence = problem.sentence(name, where)
+            if on_bad == "raise":
+                raise FactError(sentence)
+            bad.append(sentence)
+            continue
+        first_use[fact.fact_id] = where
+        if fact.relation is not None:
+            relations.add(fact.relation)
+        if relation is None or fact.relation == relation:
+            facts.append(fact)
+            if limit is not None and len(facts) == limit:
+                break
+    if rejected is not None:
+        rejected.extend(bad)
+    elif bad:
+        log.warning("%d records of %s are left out, the first because: %s", len(bad), name, bad[0])
+    if relation is not None and not facts:
+        known = ", ".join(sorted(relations)) or "none"
+        raise FactError(f"no usable fact of {name} has the relation {relation!r}, its relations are: {known}")
+    return facts
+
+
+class _Bad(Exception):
+    """Why a record cannot be used: the field (None: the record as a whole) and the rest of the sentence."""
+
+    def __init__(self, field: str | None, what: str) -> None:
+        super().__init__(what)
+        self.field, self.what = field, what
+
+    def sentence(self, name: str, where: str) -> str:
+        return (
+            f"{name}, {where}, field '{self.field}': {self.what}"
+            if self.field
+            else f"{name}, {where}: {self.what}"
+        )
+
+
+def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
+    """Name for messages and the bytes of `source`."""
+    if source is None or source == "builtin":
+        return "the built-in set", resources.files("fasttrace.facts").joinpath("builtin.jsonl").read_bytes()
+    if not isinstance(source, str | os.PathLike):
+        raise FactError(f"source is a {type(source).__name__}, a path or None (the built-in set) was wanted")
+    path = Path(source)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise FactError(f"{path} does not exist, a file of facts was wanted") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FactError(f"{path} cannot be read ({reason}), a file of facts was wanted") from None
+    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
+        raise FactError(f"{path} is empty, a file of facts was wanted")
+    return str(path), raw
+
+
+# ---- from bytes to records --------------------------------------------------------------------------------
+
+
+class _Shape(NamedTuple):
+    """A record format: the parser, and whether records are lines (JSONL) or the items of one list."""
+
+    parse: Callable[[dict[str, Any], int], Fact]
+    lines: bool
+
+
+def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _Bad]]:
+    """(where, fact or what is wrong with it) for every record of a file."""
+    # Bytes that are not UTF-8 become lone surrogates, so that the field they stand in can be named.
+    text = raw.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    if format == "auto":
+        format = _detect(name, text)
+    shape = _SHAPES[format]
+    items = _lines(text) if shape.lines else _items(name, text, format)
+    for where, number, value in items:
+        try:
+            if isinstance(value, _Bad):
+                raise value
+            if not isinstance(value, dict):
+                raise _Bad(None, f"the record is {_kind(value)}, a JSON object was wanted")
+            fact = shape.parse(value, number)
+        except _Bad as bad:
+            yield where, bad
+        else:
+            yield where, fact
+
+
+def _lines(text: str) -> Iterator[tuple[str, int, object]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                value = _parse(line)
+            except _Bad as bad:
+                value = bad
+            yield f"line {number}", number, value
+
+
+def _items(name: str, text: str, format: str) -> Iterator[tuple[str, int, object]]:
+    try:
+        value = _parse(text)
+    except _Bad as bad:
+        raise FactError(f"{name}: {bad.what}") from None
+    if not isinstance(value, list):
+        raise FactError(
+            f"{name} holds {_kind(value)} at its top level, a list of {format} records was wanted"
+        )
+    if not value:
+        raise FactError(f"{name} holds an empty list, at least one {format} record was wanted")
+    for number, item in enumerate(value):
+        yield f"record {number} (counted from 0)", number, item
+
+
+def _parse(text: str) -> object:
+    """The JSON value of `text`; raises _Bad, naming line and column where there are several lines."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = (
+            f"column {error.colno}"
+            if "\n" not in text.strip()
+            else f"line {error.lineno}, column {error.colno}"
+        )
+        if any("\udc80" <= c <= "\udcff" for c in text[error.pos : error.pos + 1]):
+            raise _Bad(None, f"bytes at {place} are not UTF-8, JSON in UTF-8 was wanted") from None
+        raise _Bad(None, f"the text is not JSON ({error.msg} at {place})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise _Bad(None, f"the text cannot be read as JSON ({type(error).__name__})") from None
+
+
+def _detect(name: str, text: str) -> str:
+    """The format of a file from its content."""
+    first_line = next(line for line in text.split("\n") if line.strip())
+    try:
+        value = _parse(text)
+    except _Bad as whole:
+        # Not one JSON value: lines, unless it opens as a list that its first line does not close.
+        if first_line.lstrip().startswith("["):
+            try:
+                _parse(first_line)
+            except _Bad:
+                raise FactError(f"{name}: {whole.what}") from None
+        return "own"
+    if isinstance(value, dict):
+        if first_line.strip() == text.strip() and not _published(value):
+            return "own"
+        raise FactError(
+            f"{name} holds one JSON object at its top level, a list of records or JSONL was wanted"
+        )
+    if not isinstance(value, list):
+        raise FactError(
+            f"{name} holds {_kind(value)} at its top level, a list of records or JSONL was wanted"
+        )
+    if not value:
+        raise FactError(f"{name} holds an empty list, at least one record was wanted")
+    for record in value:
+        if isinstance(record, dict) and (format := _published(record)):
+            return format
+    fields = next((sorted(map(str, r)) for r in value if isinstance(r, dict)), None)
+    has = f"its records have the fields {', '.join(fields)}" if fields else "its items are no JSON objects"
+    raise FactError(
+        f"{name} is a list of no known format ({has}), CounterFact, known_1000 or zsRE was wanted"
+    )
+
+
+def _published(record: dict[str, Any]) -> str | None:
+    """Which published format a record has, by the fields that only it has."""
+    marks = {
+        "counterfact": {"requested_rewrite"},
+        "known": {"attribute", "template"},
+        "zsre": {"src", "answers"},
+    }
+    weak = {"counterfact": {"case_id"}, "known": {"known_id"}, "zsre": {"loc", "rephrase"}}
+    for one in (marks, weak):
+        for format, fields in one.items():
+            if fields <= record.keys():
+                return format
+    return None
+
+
+# ---- fields -----------------------------------------------------------------------------------------------
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    names = {
+        dict: "a JSON object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+    }
+    return names.get(type(value), "a number")
+
+
+def _get(record: dict[str, Any], key: str, field: str) -> Any:
+    if key not in record:
+        raise _Bad(field, "it is missing")
+    return record[key]
+
+
+def _string(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise _Bad(field, f"it is {_kind(value)}, a string was wanted")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise _Bad(field, f"{value!a} holds bytes that are not UTF-8")
+    if not value.strip():
+        raise _Bad(field, f"it is {value!r}, a string that is not empty was wanted")
+    return value
+
+
+def _optional(record: dict[str, Any], key: str) -> str | None:
+    return None if record.get(key) is None else _string(record[key], key)
+
+
+def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A list of whole prompts; absent is the empty list."""
+    value = record.get(key, [])
+    if not isinstance(value, list):
+        raise _Bad(key, f"it is {_kind(value)}, a list of strings was wanted")
+    for i, item in enumerate(value):
+        if "{}" in _string(item, f"{key}[{i}]"):
+            raise _Bad(
+                f"{key}[{i}]", f"{item!r} has a place '{{}}', a whole prompt with its subject was wanted"
+            )
+    return tuple(value)
+
+
+def _object(value: object, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Bad(field, f"it is {_kind(value)}, a JSON object was wanted")
+    return value
+
+
+def _template(value: object, field: str) -> str:
+    template = _string(value, field)
+    places = template.count("{}")
+    if places == 0:
+        raise _Bad(field, f"the subject is absent: {template!r} has no place '{{}}' for it, one was wanted")
+    if places > 1:
+        raise _Bad(field, f"{template!r} has {places} places '{{}}' for the subject, one was wanted")
+    return template
+
+
+def _identity(record: dict[str, Any], key: str) -> str:
+    value = _get(record, key, key)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _Bad(key, f"it is {_kind(value)}, a whole number or a string was wanted")
+    return str(value) if isinstance(value, int) else _string(value, key)
+
+
+def _targets(true: str, false: str | None, field: str) -> tuple[str, str | None]:
+    """Both targets without stray spaces; the same word twice can be neither traced against nor edited to."""
+    true, false = true.strip(), None if false is None else false.strip()
+    if true == false:
+        raise _Bad(field, f"{false!r} is the true target too, another one was wanted")
+    return true, false
+
+
+# ---- the formats ------------------------------------------------------------------------------------------
+
+
+def _counterfact(record: dict[str, Any], number: int) -> Fact:
+    identity = _identity(record, "case_id")
+    top = "requested_rewrite"
+    rewrite = _object(_get(record, top, top), top)
+
+    def target(key: str) -> str:
+        field = f"{top}.{key}"
+        return _string(_get(_object(_get(rewrite, key, field), field), "str", f"{field}.str"), f"{field}.str")
+
+    prompt = _template(_get(rewrite, "prompt", f"{top}.prompt"), f"{top}.prompt")
+    subject = _string(_get(rewrite, "subject", f"{top}.subject"), f"{top}.subject")
+    true, false = _targets(target("target_true"), target("target_new"), f"{top}.target_new.str")
+    relation = rewrite.get("relation_id")
+    return Fact(
+        prompt,
+        subject,
+        true,
+        false,
+        relation=None if relation is None else _string(relation, f"{top}.relation_id"),
+        paraphrases=_strings(record, "paraphrase_prompts"),
+        neighborhood=_strings(record, "neighborhood_prompts"),
+        fact_id=f"counterfact/{identity}",
+        source="counterfact",
+    )
+
+
+def _known(record: dict[str, Any], number: int) -> Fact:
+    identity = _identity(record, "known_id")
+    subject = _string(_get(record, "subject", "subject"), "subject")
+    template = _template(_get(record, "template", "template"), "template")
+    true = _string(_get(record, "attribute", "attribute"), "attribute").strip()
+    if record.get("prompt") is not None:
+        prompt, filled = _string(record["prompt"], "prompt"), template.replace("{}", subject)
+        if subject not in prompt:
+            raise _Bad("prompt", f"the subject {subject!r} is absent from {prompt!r}")
+        if not prompt.startswith(filled):
+            raise _Bad("prompt", f"{prompt!r} does not begin with the filled template {filled!r}")
+        # In about a third of known_1000 the prompt goes on after the template, up to the attribute.
+        template = _template(template + prompt[len(filled) :], "prompt")
+    return Fact(
+        template,
+        subject,
+        true,
+        relation=_optional(record, "relation_id"),
+        fact_id=f"known/{identity}",
+        source="known",
+    )
+
+
+def _zsre(record: dict[str, Any], number: int) -> Fact:
+    question = _string(_get(record, "src", "src"), "src")
+    subject = _string(_get(record, "subject", "subject"), "subject")
+    if "{}" in question:
+        raise _Bad("src", f"{question!r} has a place '{{}}' of its own, a plain question was wanted")
+    # A whole word before a part of one: the subject "I" is not the first letter of "In".
+    found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question) or re.search(
+        re.escape(subject), question
+    )
+    if found is None:
+        raise _Bad("src", f"the subject {subject!r} is absent from {question!r}")
+    answers = _get(record, "answers", "answers")
+    if not isinstance(answers, list) or not answers:
+        wrong = "an empty list" if answers == [] else _kind(answers)
+        raise _Bad("answers", f"it is {wrong}, a list of at least one string was wanted")
+    alt = _get(record, "alt", "alt")
+    true = _string(answers[0], "answers[0]").strip()
+    false = None if alt == "" else _string(alt, "alt").strip()
+    paraphrase, nearby = _optional(record, "rephrase"), _optional(record, "loc")
+    return Fact(
+        question[: found.start()] + "{}" + question[found.end() :],
+        subject,
+        true,
+        None if false == true else false,
+        paraphrases=() if paraphrase is None else (paraphrase,),
+        neighborhood=() if nearby is None else (_string(nearby.removeprefix(_LOC_PREFIX), "loc"),),
+        fact_id=f"zsre/{number}",
+        source="zsre",
+    )
+
+
+def _own(record: dict[str, Any], number: int) -> Fact:
+    unknown: Sequence[str] = [key for key in record if key not in _OWN_FIELDS]
+    if unknown:
+        field = unknown[0].encode("utf-8", "backslashreplace").decode()
+        raise _Bad(field, f"no field of a fact has this name, the fields are {', '.join(_OWN_FIELDS)}")
+    prompt = _template(_get(record, "prompt", "prompt"), "prompt")
+    subject = _string(_get(record, "subject", "subject"), "subject")
+    true = _string(_get(record, "target_true", "target_true"), "target_true")
+    true, false = _targets(true, _optional(record, "target_false"), "target_false")
+    return Fact(
+        prompt,
+        subject,
+        true,
+        None if false == true else false,
+        relation=_optional(record, "relation"),
+        paraphrases=_strings(record, "paraphrases"),
+        neighborhood=_strings(record, "neighborhood"),
+        fact_id=_optional(record, "fact_id") or "",
+        source=_optional(record, "source") or "own",
+    )
+
+
+_SHAPES = {
+    "counterfact": _Shape(_counterfact, lines=False),
+    "known": _Shape(_known, lines=False),
+    "zsre": _Shape(_zsre, lines=False),
+    "own": _Shape(_own, lines=True),
+}

@@ -1,0 +1,133 @@
+"""From a fact to token ids: the prompt, where the subject stands in it, and the targets' ids."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fasttrace.errors import FactError, ModelError
+from fasttrace.facts.record import Fact
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFact:
+    """A fact as one tokenizer sees it.
+
+    fact: the fact.
+    ids: (T,) the prompt's token ids, with a BOS where the tokenizer adds one, without a trailing EOS.
+    tokens: (T,) every token decoded on its own; part of a character shows as U+FFFD.
+    subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end); never empty.
+    target_true_ids: (K,) ids of " " + o_true as they follow the prompt.
+    target_false_ids: the same of o_false, None where the fact has none.
+    """
+
+    fact: Fact
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    subject_begin: int
+    subject_end: int
+    target_true_ids: tuple[int, ...]
+    target_false_ids: tuple[int, ...] | None
+
+
+def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
+    """Token ids of a fact and its subject's tokens: every token that holds a character of the subject.
+
+    tokenizer: a fast transformers tokenizer (character offsets are needed).
+
+    Raises ModelError for a tokenizer without offsets, FactError where no token holds a part of the subject.
+    """
+    text = fact.text
+    ids, offsets = _encode_with_offsets(tokenizer, text)
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    begin, end = _trim(text, *fact.subject_span)
+    inside = [i for i in range(len(ids)) if _holds(text, offsets[i], pieces[i], begin, end)]
+    if not inside:
+        raise FactError(
+            f"no token of {text!r} holds a part of the subject {fact.subject!r} "
+            f"(fact {fact.fact_id}, {type(tokenizer).__name__}), one the tokenizer can write was wanted"
+        )
+    false = fact.target_false
+    return EncodedFact(
+        fact=fact,
+        ids=tuple(ids),
+        tokens=tuple(tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids),
+        subject_begin=inside[0],
+        subject_end=inside[-1] + 1,
+        target_true_ids=tuple(encode_target(tokenizer, text, fact.target_true)),
+        target_false_ids=None if false is None else tuple(encode_target(tokenizer, text, false)),
+    )
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a prompt: what the tokenizer gives, less the EOS (or SEP) it may add at the end.
+
+    A BOS the tokenizer adds stays. A special token written in `text` itself stays too.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        return _encode_with_offsets(tokenizer, text)[0]
+    ids = list(tokenizer(text)["input_ids"])
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for start in range(len(ids) - len(plain), -1, -1):
+        if plain and ids[start : start + len(plain)] == plain:
+            return ids[: start + len(plain)]
+    return ids
+
+
+def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:
+    """Token ids of " " + target as they follow the prompt.
+
+    The prompt and the target are encoded together and what follows the prompt's own ids is taken. Where a
+    token spans the border, so that the prompt's ids are no prefix (a prompt that ends in a space), it is
+    " " + target encoded alone, without special tokens.
+
+    Raises FactError where the target has no tokens.
+    """
+    target = target.strip()
+    if not target:
+        raise FactError("the target is empty, at least one character was wanted")
+    prompt = encode_prompt(tokenizer, prompt_text)
+    both = encode_prompt(tokenizer, f"{prompt_text} {target}")
+    if len(both) > len(prompt) and both[: len(prompt)] == prompt:
+        return both[len(prompt) :]
+    alone = list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    if not alone:
+        raise FactError(f"the tokenizer gives no token for the target {target!r}, at least one was wanted")
+    return alone
+
+
+def _encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and character offsets of a prompt, without what the tokenizer adds after the text."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets, "
+            "a fast tokenizer (one with a tokenizer.json) was wanted to find the subject's tokens"
+        )
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    last = max((i for i, mark in enumerate(added) if not mark), default=-1)
+    if last < 0:  # no text: keep what the tokenizer puts before any text
+        probe = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        last = probe.index(0) - 1 if 0 in probe else -1
+    return ids[: last + 1], [(int(s), int(t)) for s, t in encoded["offset_mapping"][: last + 1]]
+
+
+def _trim(text: str, begin: int, end: int) -> tuple[int, int]:
+    """Characters [begin, end) without white space at either end."""
+    while begin < end and text[begin].isspace():
+        begin += 1
+    while end > begin and text[end - 1].isspace():
+        end -= 1
+    return begin, end
+
+
+def _holds(text: str, offsets: tuple[int, int], piece: str, begin: int, end: int) -> bool:
+    """Whether a token holds a character of [begin, end).
+
+    Tokenizers differ in whether a token's offsets include the space before its word, and some give a lone
+    word-border mark ("▁", "Ġ") the offsets of the character after it: neither makes a token the subject's.
+    """
+    first, past = _trim(text, *offsets)
+    if first >= past:
+        return False
+    if piece and set(piece) <= {"▁", "Ġ"} and not {"▁", "Ġ"} & set(text[first:past]):
+        return False
+    return first < end and past > begin
