@@ -1,0 +1,62 @@
+// Argument checks: one sentence each, naming the op, the argument, what it is and what was wanted.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+namespace fasttrace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Throws a sentence made of its arguments; without file and line, since a user reads it.
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream out;
+  out << '(';
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+  out << (t.dim() == 1 ? ",)" : ")");
+  return out.str();
+}
+
+inline bool is_float32(const Tensor& t) { return t.scalar_type() == ScalarType::Float; }
+inline bool is_float64(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
+inline bool is_bfloat16(const Tensor& t) { return t.scalar_type() == ScalarType::BFloat16; }
+
+inline void check_second_moment(const Tensor& C, const Tensor& K) {
+  check(C.dim() == 2 && C.size(0) == C.size(1),
+        "second_moment_: C has shape ", shape_of(C), ", a square matrix (m, m) was wanted");
+  check(is_float32(C) || is_float64(C), "second_moment_: C must be float32 or float64");
+  check(C.is_contiguous(), "second_moment_: C of shape ", shape_of(C), " is not contiguous, and must be");
+  check(K.dim() == 2 && K.size(1) == C.size(0), "second_moment_: K has shape ", shape_of(K), ", (n, ",
+        C.size(0), ") was wanted to match C");
+  check(is_float32(K) || is_bfloat16(K), "second_moment_: K must be float32 or bfloat16");
+}
+
+inline void check_rank_one(const Tensor& W, const Tensor& u, const Tensor& v) {
+  check(W.dim() == 2, "rank_one_: W has shape ", shape_of(W), ", a matrix (a, b) was wanted");
+  check(is_float32(W) || is_bfloat16(W), "rank_one_: W must be float32 or bfloat16");
+  check(u.dim() == 1 && u.size(0) == W.size(0), "rank_one_: u has shape ", shape_of(u), ", (", W.size(0),
+        ",) was wanted to match the rows of W");
+  check(v.dim() == 1 && v.size(0) == W.size(1), "rank_one_: v has shape ", shape_of(v), ", (", W.size(1),
+        ",) was wanted to match the columns of W");
+  check(is_float32(u) || is_bfloat16(u), "rank_one_: u must be float32 or bfloat16");
+  check(is_float32(v) || is_bfloat16(v), "rank_one_: v must be float32 or bfloat16");
+  // An axis of extent one never steps, so its stride says nothing about the layout.
+  const bool rows = W.stride(1) == 1 || W.size(1) <= 1, columns = W.stride(0) == 1 || W.size(0) <= 1;
+  check(rows || columns, "rank_one_: W has strides (", W.stride(0), ", ", W.stride(1),
+        "), one of the two must be 1");
+}
+
+}  // namespace fasttrace

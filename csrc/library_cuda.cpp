@@ -1,0 +1,13 @@
+// fasttrace._C_cuda: the CUDA registrations, apart from fasttrace._C so that that one loads without CUDA.
+#include "module.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(fasttrace, CUDA, library) {
+  library.impl("second_moment_", TORCH_BOX(&fasttrace::second_moment_cuda));
+  library.impl("rank_one_", TORCH_BOX(&fasttrace::rank_one_cuda));
+}
+
+FASTTRACE_MODULE(_C_cuda)

@@ -1,0 +1,55 @@
+// One wheel, every x86 CPU: a kernel body is compiled for several instruction sets and chosen when it runs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define FT_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define FT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define FT_AVX2 __attribute__((target("avx2,fma")))
+#endif
+
+namespace fasttrace {
+
+enum class Isa { baseline, avx2, avx512 };
+
+inline Isa isa() {
+#if defined(__x86_64__)
+  static const Isa found = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      return Isa::avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+    return Isa::baseline;
+  }();
+  return found;
+#else
+  return Isa::baseline;
+#endif
+}
+
+// bfloat16 is the upper half of a float32.
+FT_INLINE float widen(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+FT_INLINE float widen(float value) { return value; }
+
+// Rounds to nearest, ties to even; a NaN stays one.
+FT_INLINE uint16_t narrow_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+FT_INLINE void store(float* where, float value) { *where = value; }
+FT_INLINE void store(uint16_t* where, float value) { *where = narrow_bfloat16(value); }
+
+}  // namespace fasttrace
