@@ -1,0 +1,37 @@
+"""fasttrace: causal tracing and model editing at the least possible work, answers in one DuckDB store."""
+
+from typing import TYPE_CHECKING, Any
+
+from fasttrace.errors import FactError, FasttraceError, ModelError, StoreError, UserError
+from fasttrace.facts import Fact, load_facts
+from fasttrace.models import load_model, wrap_model
+from fasttrace.runs import VERSION as __version__
+from fasttrace.tracing import check_known, trace
+
+if TYPE_CHECKING:
+    from fasttrace.store import Store
+
+__all__ = [
+    "Fact",
+    "FactError",
+    "FasttraceError",
+    "ModelError",
+    "Store",
+    "StoreError",
+    "UserError",
+    "__version__",
+    "check_known",
+    "load_facts",
+    "load_model",
+    "trace",
+    "wrap_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The store needs duckdb, which machines that only trace may lack.
+    if name == "Store":
+        from fasttrace.store import Store
+
+        return Store
+    raise AttributeError(f"module 'fasttrace' has no attribute '{name}'")

@@ -1,0 +1,215 @@
+"""What a decoder model must name so that fasttrace can drive its blocks itself.
+
+Rows are packed: every tensor is (N, …) with one row a token, whatever sequence the token belongs to. Only
+attention knows about sequences (see `packed.py`). A family's file in `families/` names its parts by
+subclassing `Block` and `Decoder` and registering under transformers' `config.model_type`.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fasttrace.errors import ModelError
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class Block(ABC):
+    """One layer: attention and MLP, each reading and adding to the residual stream.
+
+    Attributes: n_heads, n_kv_heads, head_dim; scale (of the attention scores); sliding_window (tokens a
+    query sees, itself included, or None); parallel (True where the MLP reads the block's input rather than
+    the residual after attention, as GPT-J does).
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+    parallel: bool = False
+
+    @abstractmethod
+    def attn_norm(self, h: Tensor) -> Tensor:
+        """h: (N, d) residual → (N, d) input of attention."""
+
+    @abstractmethod
+    def query(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """x: (N, d) → queries (N, n_heads, head_dim), positions applied."""
+
+    @abstractmethod
+    def key_value(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        """x: (N, d) → keys and values, each (N, n_kv_heads, head_dim), positions applied to the keys."""
+
+    @abstractmethod
+    def attn_out(self, mixed: Tensor) -> Tensor:
+        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual stream."""
+
+    @abstractmethod
+    def mlp_norm(self, h: Tensor) -> Tensor:
+        """h: (N, d) residual (after attention, or the block's input where `parallel`) → (N, d) MLP input."""
+
+    @abstractmethod
+    def mlp_key(self, x: Tensor) -> Tensor:
+        """x: (N, d) MLP input → keys (N, m), the input of the down-projection."""
+
+    @property
+    @abstractmethod
+    def down(self) -> Tensor:
+        """The down-projection's weight as a (d, m) view of the parameter."""
+
+    @property
+    def down_bias(self) -> Tensor | None:
+        """(d,) bias of the down-projection, or None."""
+        return None
+
+    def mlp_value(self, key: Tensor) -> Tensor:
+        """key: (N, m) → (N, d), the MLP module's output."""
+        from fasttrace.ops.linear import linear
+
+        return linear(key, self.down, self.down_bias)
+
+    def mlp_add(self, value: Tensor) -> Tensor:
+        """value: (N, d) MLP output → (N, d), what it adds to the residual (norms after sub-layers go here)."""
+        return value
+
+
+class Decoder(ABC):
+    """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
+
+    hf: the transformers model whose parameters are used in place. tokenizer: its (fast) tokenizer.
+    """
+
+    registry: ClassVar[dict[str, type["Decoder"]]] = {}
+    blocks: list[Block]
+    final_norm: nn.Module
+    norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
+
+    def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.config = hf.config
+        self.bind()
+
+    @classmethod
+    def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
+        """Class decorator: use this adapter for these values of `config.model_type`."""
+
+        def add(family: type["Decoder"]) -> type["Decoder"]:
+            for model_type in model_types:
+                cls.registry[model_type] = family
+            return family
+
+        return add
+
+    @abstractmethod
+    def bind(self) -> None:
+        """Name the parts of `self.hf`: set `blocks`, `final_norm`, `norm_kind`."""
+
+    @property
+    @abstractmethod
+    def embed_weight(self) -> Tensor:
+        """(V, d) token embeddings."""
+
+    def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x: (N, d) token embeddings, positions: (N,) → (N, d) input of block 0 (learned positions, scaling)."""
+        return x
+
+    def rotary(self, positions: Tensor) -> Rotary | None:
+        """positions: (N,) int64 → (cos, sin), each (N, rotary dims), or None where positions are learned."""
+        return None
+
+    @property
+    def unembed_weight(self) -> Tensor:
+        """(V, d) output embeddings."""
+        weight: Tensor = self.hf.get_output_embeddings().weight
+        return weight
+
+    @property
+    def unembed_bias(self) -> Tensor | None:
+        """(V,) output bias, or None."""
+        bias: Tensor | None = self.hf.get_output_embeddings().bias
+        return bias
+
+    @property
+    def norm_eps(self) -> float:
+        """ε of the final norm."""
+        eps = getattr(self.final_norm, "variance_epsilon", None)
+        return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks L."""
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        """Width d of the residual stream."""
+        return int(self.embed_weight.shape[1])
+
+    @property
+    def key_width(self) -> int:
+        """Width m of the down-projection's input."""
+        return int(self.blocks[0].down.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows V of the unembedding."""
+        return int(self.unembed_weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights and of all activations."""
+        return self.embed_weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding."""
+        return self.embed_weight.device
+
+    @property
+    def dtype_name(self) -> str:
+        """dtype as stored in a run: "float32", "bfloat16" or "float64"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @cached_property
+    def model_hash(self) -> str:
+        """`weights_hash()` as first read: the model's identity in runs, moments and the store."""
+        return self.weights_hash()
+
+    def weights_hash(self) -> str:
+        """First 16 hex digits of SHA-256 over every parameter's name, shape, dtype and bytes, as loaded."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.hf.named_parameters()):
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+    def default_layer(self) -> int:
+        """The layer edited by default: the published choice where there is one, else a fifth of the way up."""
+        return {("gptj", 28): 5, ("gpt2", 48): 17}.get(
+            (self.config.model_type, self.n_layers), round(self.n_layers / 5)
+        )
+
+    def edit_layers(self) -> list[int]:
+        """Layers edited by a study: every fourth, the last, and `default_layer` (paper, section 4.2)."""
+        return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
+
+
+def adapter_for(config: Any) -> type[Decoder]:
+    """The adapter of a transformers config. Raises ModelError where no family fits."""
+    family = Decoder.registry.get(config.model_type)
+    if family is None:
+        raise ModelError(
+            f"model type '{config.model_type}' has no adapter (there are: {', '.join(sorted(Decoder.registry))}); "
+            "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
+            "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
+            "src/fasttrace/models/families/"
+        )
+    return family

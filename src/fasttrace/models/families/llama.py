@@ -1,0 +1,89 @@
+"""Llama and its kin: rotary positions, RMS norms, gated MLP. SmolLM2, Llama 1–3, Mistral, Qwen2."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.ops.linear import linear
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """x: (N, heads, head_dim) → the same, each pair (i, i + head_dim/2) turned by its position's angle."""
+    cos, sin = rotary
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos[:, None, :] + turned * sin[:, None, :]
+
+
+class LlamaBlock(Block):
+    """attention norm → q/k/v, rotary → o_proj; MLP norm → act(gate) · up → down_proj."""
+
+    def __init__(self, layer: Any, sliding_window: int | None) -> None:
+        self.layer = layer
+        self.attn, self.mlp = layer.self_attn, layer.mlp
+        self.head_dim = self.attn.head_dim
+        self.n_heads = self.attn.q_proj.weight.shape[0] // self.head_dim
+        self.n_kv_heads = self.attn.k_proj.weight.shape[0] // self.head_dim
+        self.scale = self.attn.scaling
+        self.sliding_window = sliding_window
+
+    def attn_norm(self, h: Tensor) -> Tensor:
+        return self.layer.input_layernorm(h)
+
+    def query(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        assert rotary is not None
+        q = linear(x, self.attn.q_proj.weight, self.attn.q_proj.bias)
+        return rotate(q.view(-1, self.n_heads, self.head_dim), rotary)
+
+    def key_value(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        assert rotary is not None
+        k = linear(x, self.attn.k_proj.weight, self.attn.k_proj.bias)
+        v = linear(x, self.attn.v_proj.weight, self.attn.v_proj.bias)
+        shape = (-1, self.n_kv_heads, self.head_dim)
+        return rotate(k.view(shape), rotary), v.view(shape)
+
+    def attn_out(self, mixed: Tensor) -> Tensor:
+        return linear(mixed, self.attn.o_proj.weight, self.attn.o_proj.bias)
+
+    def mlp_norm(self, h: Tensor) -> Tensor:
+        return self.layer.post_attention_layernorm(h)
+
+    def mlp_key(self, x: Tensor) -> Tensor:
+        gate = self.mlp.act_fn(linear(x, self.mlp.gate_proj.weight, self.mlp.gate_proj.bias))
+        return gate * linear(x, self.mlp.up_proj.weight, self.mlp.up_proj.bias)
+
+    @property
+    def down(self) -> Tensor:
+        return self.mlp.down_proj.weight
+
+    @property
+    def down_bias(self) -> Tensor | None:
+        return self.mlp.down_proj.bias
+
+
+@Decoder.register("llama", "mistral", "qwen2")
+class LlamaDecoder(Decoder):
+    """LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM."""
+
+    norm_kind = "rms"
+
+    def bind(self) -> None:
+        base = self.hf.model
+        self.blocks = [LlamaBlock(layer, self._sliding_window(i)) for i, layer in enumerate(base.layers)]
+        self.final_norm = base.norm
+
+    def _sliding_window(self, layer: int) -> int | None:
+        types = getattr(self.config, "layer_types", None)
+        if types is not None and types[layer] != "sliding_attention":
+            return None
+        return getattr(self.config, "sliding_window", None)
+
+    @property
+    def embed_weight(self) -> Tensor:
+        return self.hf.model.embed_tokens.weight
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        cos, sin = self.hf.model.rotary_emb(self.embed_weight[:1], positions[None])
+        return cos[0], sin[0]

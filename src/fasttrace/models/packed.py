@@ -1,0 +1,156 @@
+"""Driving a decoder's blocks over packed rows: the steps every pass of fasttrace is made of.
+
+Rows of many sequences stand one after another in one (N, d) residual; matrix products see only rows, and
+attention is told which rows belong together by `Sequences`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.ops.prefix_attention import Sequences, prefix_attention
+from fasttrace.ops.target_logprob import target_logprob
+
+# Rows of one MLP product: large enough for the matrix units, small enough that keys stay in cache.
+MLP_ROWS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Whole sequences, packed: ids and positions (N,) int64 on the model's device, and which rows belong."""
+
+    ids: Tensor
+    positions: Tensor
+    sequences: Sequences
+    lengths: list[int]
+
+    @property
+    def last_rows(self) -> Tensor:
+        """(S,) the row of each sequence's last token."""
+        return torch.tensor(self.lengths, device=self.ids.device).cumsum(0) - 1
+
+
+def pack(model: Decoder, sequences: Sequence[Sequence[int]]) -> Batch:
+    """Token-id sequences → one packed batch on the model's device."""
+    lengths = [len(s) for s in sequences]
+    ids = torch.tensor([i for s in sequences for i in s], dtype=torch.int64, device=model.device)
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
+    return Batch(ids, positions, Sequences.whole(lengths), lengths)
+
+
+def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice]:
+    """Consecutive runs of sequences of at most max_rows tokens together (one sequence at least)."""
+    begin, rows = 0, 0
+    for i, sequence in enumerate(sequences):
+        if i > begin and rows + len(sequence) > max_rows:
+            yield slice(begin, i)
+            begin, rows = i, 0
+        rows += len(sequence)
+    if begin < len(sequences):
+        yield slice(begin, len(sequences))
+
+
+def embed(model: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
+    """ids, positions: (N,) → (N, d) input of block 0."""
+    return model.enter(model.embed_weight[ids], positions)
+
+
+def attend(
+    block: Block, h: Tensor, rotary: Rotary | None, sequences: Sequences, query_rows: Tensor | None = None
+) -> Tensor:
+    """What attention adds at every row of h, or at query_rows only: (N, d) or (len(query_rows), d)."""
+    x = block.attn_norm(h)
+    k, v = block.key_value(x, rotary)
+    if query_rows is None:
+        q = block.query(x, rotary)
+    else:
+        turned = None if rotary is None else (rotary[0][query_rows], rotary[1][query_rows])
+        q = block.query(x[query_rows], turned)
+    mixed = prefix_attention(q, k, v, sequences, block.scale, sliding_window=block.sliding_window)
+    return block.attn_out(mixed)
+
+
+def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
+    """What the MLP adds for residual rows h (or h[rows]), in runs of MLP_ROWS so that keys stay small."""
+    n = h.shape[0] if rows is None else rows.shape[0]
+    if n <= MLP_ROWS:
+        return block.mlp_add(block.mlp_value(block.mlp_key(block.mlp_norm(h if rows is None else h[rows]))))
+    out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)
+    for i in range(0, n, MLP_ROWS):
+        part = h[i : i + MLP_ROWS] if rows is None else h[rows[i : i + MLP_ROWS]]
+        out[i : i + MLP_ROWS] = block.mlp_add(block.mlp_value(block.mlp_key(block.mlp_norm(part))))
+    return out
+
+
+@torch.no_grad()
+def forward(
+    model: Decoder,
+    batch: Batch,
+    *,
+    h: Tensor | None = None,
+    on_key: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Every block over whole sequences: (N, d) residual before the final norm.
+
+    on_key(layer, keys (N, m)) is called with each layer's down-projection inputs as they are made.
+    """
+    h = embed(model, batch.ids, batch.positions) if h is None else h
+    rotary = model.rotary(batch.positions)
+    for layer, block in enumerate(model.blocks):
+        middle = h + attend(block, h, rotary, batch.sequences)
+        source = h if block.parallel else middle
+        if on_key is None:
+            h = middle + mlp(block, source)
+        else:
+            key = block.mlp_key(block.mlp_norm(source))
+            on_key(layer, key)
+            h = middle + block.mlp_add(block.mlp_value(key))
+    return h
+
+
+@torch.no_grad()
+def logits(model: Decoder, batch: Batch) -> Tensor:
+    """(N, V) logits of every row: for tests and for reading a model; scoring uses `row_logprob`."""
+    x = model.final_norm(forward(model, batch))
+    return torch.nn.functional.linear(x, model.unembed_weight, model.unembed_bias)
+
+
+def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
+    """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target)."""
+    norm = model.final_norm
+    return target_logprob(
+        h,
+        norm.weight,
+        getattr(norm, "bias", None),
+        model.norm_eps,
+        model.norm_kind,
+        model.unembed_weight,
+        model.unembed_bias,
+        target,
+    )
+
+
+@torch.no_grad()
+def sequence_logprob(
+    model: Decoder, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], max_rows: int = 4096
+) -> Tensor:
+    """log p(target | prompt), summed over each target's tokens: (S,) float64 on the CPU.
+
+    prompts, targets: token ids; one forward a sequence, targets teacher-forced.
+    """
+    whole = [[*p, *t[:-1]] for p, t in zip(prompts, targets, strict=True)]
+    result = torch.zeros(len(whole), dtype=torch.float64)
+    for part in batches(whole, max_rows):
+        batch = pack(model, whole[part])
+        h = forward(model, batch)
+        ends = batch.last_rows.tolist()
+        rows = [end - len(t) + 1 + j for end, t in zip(ends, targets[part], strict=True) for j in range(len(t))]
+        wanted = [i for t in targets[part] for i in t]
+        owner = [s for s, t in enumerate(targets[part]) for _ in t]
+        logp = row_logprob(model, h[rows], torch.tensor(wanted, device=h.device)).double().cpu()
+        sums = torch.zeros(len(ends), dtype=torch.float64).index_add_(0, torch.tensor(owner), logp)
+        result[part] = sums
+    return result

@@ -1,0 +1,119 @@
+"""Which facts a model knows: o_true among the first 36 greedy tokens (paper, Appendix A, "Data Filtering")."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from fasttrace.facts import EncodedFact, Fact, encode_fact
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import sequence_logprob
+from fasttrace.runs import describe_run
+
+GREEDY_TOKENS = 36
+RELEASED_FLOOR = 0.02
+
+VERDICTS = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("known", pa.bool_()),
+        ("p_true", pa.float64()),
+        ("p_first_token_top", pa.bool_()),
+        ("continuation", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownResult:
+    """run: the `runs` row. verdicts: one row a fact (VERDICTS): known, p(o_true), the 36 greedy tokens, and why not."""
+
+    run: dict[str, Any]
+    verdicts: pa.Table
+
+
+def greedy(model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int = GREEDY_TOKENS) -> list[list[int]]:
+    """The model's greedy continuation of each prompt, by transformers' own generate: new_tokens ids each,
+    fewer where the model ends its text."""
+    width = max(len(p) for p in prompts)
+    ids = torch.zeros((len(prompts), width), dtype=torch.int64, device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    eos = model.hf.generation_config.eos_token_id
+    end = {eos} if isinstance(eos, int) else set(eos or ())
+    with torch.no_grad():
+        out = model.hf.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=next(iter(end), 0),
+        )
+    result = []
+    for row in out[:, width:].tolist():
+        stop = next((i for i, token in enumerate(row) if token in end), len(row))
+        result.append(row[:stop])
+    return result
+
+
+def known_run(model: Decoder, protocol: str) -> dict[str, Any]:
+    """The `runs` row of a known-facts check."""
+    return describe_run("facts", model, {"greedy_tokens": GREEDY_TOKENS}, seed=0, protocol=protocol)
+
+
+def check_known(
+    model: Decoder,
+    facts: Sequence[Fact],
+    *,
+    protocol: str = "paper",
+    batch: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> KnownResult:
+    """Test which facts a model knows.
+
+    protocol "paper": o_true appears in the text of the first 36 greedy tokens; "released" additionally wants
+    p(o_true) ≥ 0.02. batch: prompts generated together. progress(n) is called after n more facts.
+    Source: paper, Appendix A; ALGORITHMS, section 1 ("Facts kept").
+    """
+    begun = time.perf_counter()
+    encoded = [encode_fact(model.tokenizer, fact) for fact in facts]
+    rows: list[dict[str, Any]] = []
+    for i in range(0, len(encoded), batch):
+        rows += _verdicts(model, encoded[i : i + batch], protocol)
+        if progress is not None:
+            progress(len(encoded[i : i + batch]))
+    run = known_run(model, protocol)
+    run["seconds"] = time.perf_counter() - begun
+    return KnownResult(run, pa.Table.from_pylist(rows, schema=VERDICTS))
+
+
+def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> list[dict[str, Any]]:
+    said = greedy(model, [f.ids for f in facts])
+    logp = sequence_logprob(model, [f.ids for f in facts], [f.target_true_ids for f in facts])
+    rows = []
+    for fact, tokens, p in zip(facts, said, logp.exp().tolist(), strict=True):
+        text = model.tokenizer.decode(tokens)
+        found = fact.fact.target_true in text
+        reason = None
+        if not found:
+            reason = f"o_true is not among the first {GREEDY_TOKENS} greedy tokens"
+        elif protocol == "released" and p < RELEASED_FLOOR:
+            reason = f"p(o_true) = {p:.4f} is below {RELEASED_FLOOR}"
+        rows.append(
+            {
+                "fact_id": fact.fact.fact_id,
+                "known": reason is None,
+                "p_true": p,
+                "p_first_token_top": bool(tokens) and tokens[0] == fact.target_true_ids[0],
+                "continuation": text,
+                "reason": reason,
+            }
+        )
+    return rows

@@ -1,0 +1,136 @@
+"""The wavefront against one hooked forward per cell: every cell, several families, both noises."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, small_model
+from hooked_trace import hooked_trace
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.facts import encode_fact
+from fasttrace.ops.noised_embed import fact_key, noised_embed
+
+FACTS = [
+    ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris", target_false="Rome"),
+    ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="France", target_false="Italy"),
+]
+
+
+def noise_of(model, fact, samples, noise, seed):
+    """(n, subject tokens, d) standard normals of a fact, as the sweep draws them."""
+    encoded = encode_fact(model.tokenizer, fact)
+    count = encoded.subject_end - encoded.subject_begin
+    if noise == "released":
+        return np.random.RandomState(1).randn(samples, count, model.width)
+    place = torch.arange(encoded.subject_begin, encoded.subject_end).repeat(samples)
+    rows = len(place)
+    z = noised_embed(
+        torch.zeros(1, model.width, dtype=torch.float64),
+        torch.zeros(rows, dtype=torch.int64),
+        torch.ones(rows),
+        torch.full((rows,), fact_key(fact.fact_id)),
+        torch.arange(samples).repeat_interleave(count),
+        place,
+        seed,
+    )
+    return z.view(samples, count, model.width).numpy()
+
+
+def compare(model, facts, result, windows, samples, sigma, noise, seed, tolerance):
+    cells = result.cells.to_pandas()
+    worst = 0.0
+    for fact, row in zip(facts, result.facts.to_pylist(), strict=True):
+        encoded = encode_fact(model.tokenizer, fact)
+        z = noise_of(model, fact, samples, noise, seed)
+        for window in windows:
+            tokens = range(len(encoded.ids))
+            clean, noised, restored = hooked_trace(
+                model.hf, encoded.ids, encoded.target_true_ids, encoded.subject_begin, encoded.subject_end,
+                z, sigma, window, tokens,
+            )  # fmt: skip
+            assert row["p_clean"] == pytest.approx(clean, abs=tolerance)
+            assert row["p_noised"] == pytest.approx(noised.mean(), abs=tolerance)
+            mine = cells[(cells.fact_id == fact.fact_id) & (cells.window_size == window)]
+            shape = (len(tokens), model.n_layers)
+            grid = mine.sort_values(["token_index", "layer"])
+            worst = max(worst, np.abs(grid.p_restored.to_numpy().reshape(shape) - restored.mean(-1)).max())
+            sem = restored.std(-1, ddof=1) / np.sqrt(samples)
+            worst = max(worst, np.abs(grid.p_restored_sem.to_numpy().reshape(shape) - sem).max())
+            assert restored.mean(-1).std() > 20 * tolerance, "the oracle's grid is flat: the test would not see errors"
+    assert worst < tolerance
+
+
+@pytest.mark.parametrize("noise", ["philox", "released"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grid_equals_hooked_forwards(family, noise, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    settings = {"windows": [10, 5, 3, 1], "samples": 3, "sigma": 0.4, "noise": noise, "seed": 3}
+    result = ft.trace(model, FACTS, keep="all", **settings)
+    compare(model, FACTS, result, **settings, tolerance=1e-7)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_grid_equals_hooked_forwards_float32(family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float32)
+    settings = {"windows": [5], "samples": 4, "sigma": 0.4, "noise": "released", "seed": 0}
+    result = ft.trace(model, FACTS, keep="all", **settings)
+    compare(model, FACTS, result, **settings, tolerance=1e-5)
+
+
+def test_real_model_against_hooked_forwards(smollm2):
+    fact = ft.Fact(prompt="{} is located in the country of", subject="Machu Picchu", target_true="Peru")
+    settings = {"windows": [5], "samples": 2, "sigma": 0.4, "noise": "released", "seed": 0}
+    result = ft.trace(smollm2, [fact], keep="all", **settings)
+    compare(smollm2, [fact], result, **settings, tolerance=1e-5)
+
+
+def test_waves_do_not_change_values(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    one = ft.trace(model, FACTS, windows=[5, 1], samples=3, sigma=0.4, keep="all")
+    many = ft.trace(model, FACTS, windows=[5, 1], samples=3, sigma=0.4, keep="all", memory="300kB")
+    alone = ft.trace(model, FACTS[1:], windows=[1], samples=3, sigma=0.4, keep="all")
+    key = ["fact_id", "window_size", "token_index", "layer"]
+    a, b, c = (r.cells.to_pandas().sort_values(key).reset_index(drop=True) for r in (one, many, alone))
+    assert np.allclose(a.p_restored, b.p_restored, rtol=0, atol=1e-7)
+    same = a[(a.fact_id == FACTS[1].fact_id) & (a.window_size == 1)]
+    assert np.allclose(same.p_restored, c.p_restored, rtol=0, atol=1e-7)
+
+
+def test_too_little_memory_is_a_sentence(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    with pytest.raises(UserError, match="memory: fact .* needs .* rows"):
+        ft.trace(model, FACTS, sigma=0.4, keep="all", memory="1kB")
+
+
+def test_effects_follow_the_protocol(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    for protocol in ("paper", "released"):
+        result = ft.trace(model, FACTS, sigma=0.4, keep="all", samples=3, protocol=protocol)
+        for fact in result.facts.to_pylist():
+            mine = [c for c in result.cells.to_pylist() if c["fact_id"] == fact["fact_id"]]
+            p_clean, p_noised = fact["p_clean"], fact["p_noised"]
+            top = max(p_clean, max(c["p_restored"] for c in mine))
+            for cell in mine:
+                if p_noised >= p_clean:
+                    assert cell["effect"] is None
+                elif protocol == "paper":
+                    assert cell["effect"] == pytest.approx((cell["p_restored"] - p_noised) / (p_clean - p_noised))
+                else:
+                    assert cell["effect"] == pytest.approx(max(0, (cell["p_restored"] - p_noised) / (top - p_noised)))
+
+
+def test_settings_are_checked(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    for bad, message in (
+        ({"windows": [0]}, "windows"),
+        ({"samples": 0}, "samples"),
+        ({"noise": "white"}, "noise 'white'"),
+        ({"sigma": -1.0}, "sigma"),
+        ({"tokens": "some"}, "tokens 'some'"),
+        ({"keep": "some"}, "keep 'some'"),
+        ({"protocol": "mine"}, "protocol 'mine'"),
+        ({"module": "norm"}, "module 'norm'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ft.trace(model, FACTS, **{"keep": "all", **bad})
