@@ -1,0 +1,205 @@
+"""Open the store's file, do one thing, close it again.
+
+A process that holds a DuckDB file open for writing locks every other process out, readers too. So nothing
+here outlives its `with` block, and whoever finds the file locked tries again for a while.
+"""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import duckdb
+
+from fasttrace.errors import StoreError
+
+SCHEMA_VERSION = 1
+"""Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
+
+# Tables before the views that read them.
+RELATIONS = (
+    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "edits", "edit_prompts", "moments",
+    "benches", "trace_effects",
+)  # fmt: skip
+
+# One process must not open the same file twice in different modes; its threads take turns instead.
+_turn = threading.RLock()
+
+
+@cache
+def statement(name: str) -> str:
+    """The text of statements/<name>.sql."""
+    return (files("fasttrace.store") / "statements" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+@cache
+def schema_sql(relation: str) -> str:
+    """The text of schema/<relation>.sql."""
+    return (files("fasttrace.store") / "schema" / f"{relation}.sql").read_text(encoding="utf-8")
+
+
+@cache
+def schema_columns() -> dict[str, dict[str, str]]:
+    """{relation: {column: DuckDB type}} as schema/ makes them, in order."""
+    con = duckdb.connect(":memory:")
+    try:
+        for relation in RELATIONS:
+            con.execute(schema_sql(relation))
+        return _columns_found(con)
+    finally:
+        con.close()
+
+
+def create(path: Path) -> None:
+    """Make an empty store at `path`, whole or not at all; leave a file that is already there as it is.
+
+    Raises StoreError where the folder is missing or cannot be written.
+    """
+    if path.exists():
+        return
+    _check_folder(path)
+    # Made beside its place and linked into it, so that a killed process never leaves half a store.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    try:
+        con = duckdb.connect(str(draft))
+        try:
+            con.begin()
+            for relation in RELATIONS:
+                con.execute(schema_sql(relation))
+            made_by = {"fasttrace_version": version("fasttrace"), "created_at": utc_now()}
+            con.execute(statement("add_schema_version"), {"version": SCHEMA_VERSION, **made_by})
+            con.commit()
+        finally:
+            con.close()
+        with suppress(FileExistsError):  # another process was first: its store is as good
+            try:
+                os.link(draft, path)
+            except (NotImplementedError, PermissionError):  # a file system without hard links
+                if not path.exists():
+                    os.rename(draft, path)
+    except (duckdb.Error, OSError) as error:
+        raise StoreError(f"cannot make the store {path}: {_first_line(error)}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(path: Path, *, read_only: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to an existing store, checked for its schema, closed at the end of the block.
+
+    timeout_s: how long, in seconds, a locked file is tried again before giving up.
+    Raises StoreError where the file is missing, locked all that time, not DuckDB, not a store of this
+    schema version, or (unless read_only) not writable.
+    """
+    with _turn:
+        con = _connect(path, read_only, timeout_s)
+        try:
+            _check_schema(con, path)
+            yield con
+        finally:
+            con.close()  # a transaction still open is rolled back
+
+
+def utc_now() -> datetime:
+    """The time in UTC, without a zone, as TIMESTAMP columns hold it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _connect(path: Path, read_only: bool, timeout_s: float) -> duckdb.DuckDBPyConnection:
+    _check_file(path, read_only)
+    deadline = time.monotonic() + timeout_s
+    delay = 0.005
+    while True:
+        try:
+            return duckdb.connect(str(path), read_only=read_only)
+        except duckdb.Error as error:
+            if not _is_lock(error):
+                raise StoreError(_sentence(path, error)) from error
+            if time.monotonic() + delay > deadline:
+                raise StoreError(
+                    f"the store {path} stayed locked for {timeout_s:g} s: another connection holds it open "
+                    f"({_first_line(error)}); close that one and run the same command again"
+                ) from error
+        time.sleep(delay * random.uniform(0.5, 1.0))  # so that two waiting processes do not keep step
+        delay = min(delay * 1.6, 0.25)
+
+
+def _is_lock(error: duckdb.Error) -> bool:
+    """True where another process, or another mode in this one, has the file."""
+    text = str(error)
+    if isinstance(error, duckdb.ConnectionException):
+        return "different configuration" in text
+    return isinstance(error, duckdb.IOException) and (
+        "Could not set lock" in text or "used by another process" in text
+    )
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist: make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise StoreError(f"the folder {path.parent} of the store {path.name} is read-only: choose another")
+    if path.with_name(f"{path.name}.wal").exists() and not path.exists():
+        # DuckDB would play the old log into the new file.
+        raise StoreError(f"the store {path} is gone but not its log {path.name}.wal: remove that too")
+
+
+def _check_file(path: Path, read_only: bool) -> None:
+    if path.is_dir():
+        raise StoreError(f"the store {path} is a folder: a file was wanted")
+    if not path.exists():
+        raise StoreError(f"there is no store at {path}: trace or edit something into it first")
+    if not os.access(path, os.R_OK):
+        raise StoreError(f"the store {path} cannot be read: permission denied")
+    if not read_only and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        raise StoreError(f"the store {path} is read-only: a file and folder that can be written were wanted")
+
+
+def _sentence(path: Path, error: duckdb.Error) -> str:
+    text = str(error)
+    if "not a valid DuckDB database file" in text:
+        return f"the store {path} is not a DuckDB file: name another path, or remove it"
+    if "version number" in text:
+        return (
+            f"the store {path} was written by another DuckDB, whose files duckdb {duckdb.__version__} cannot "
+            "read: install the version that wrote it, or a newer one"
+        )
+    return f"the store {path} cannot be opened: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].removesuffix(".") if lines else type(error).__name__
+
+
+def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for relation, column, kind in con.execute(statement("columns_found")).fetchall():
+        found.setdefault(relation, {})[column] = kind
+    return found
+
+
+def _check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    found = _columns_found(con)
+    if "version" not in found.get("store_schema", {}):
+        raise StoreError(f"{path} is a DuckDB file but not a fasttrace store: name another path")
+    [(number,)] = con.execute(statement("schema_version")).fetchall()
+    if number != SCHEMA_VERSION:
+        age = "an older" if number is None or number < SCHEMA_VERSION else "a newer"
+        raise StoreError(
+            f"the store {path} has schema version {number}, made by {age} fasttrace: this one reads and "
+            f"writes version {SCHEMA_VERSION}"
+        )
+    for relation, columns in schema_columns().items():
+        if found.get(relation) != columns:
+            raise StoreError(
+                f"the relation {relation} of the store {path} is not as this fasttrace makes it: it was "
+                "altered or dropped by hand"
+            )

@@ -1,0 +1,14 @@
+-- facts: the facts themselves, as the loader read them.
+-- Grain: one row a fact_id. Inputs: Store.add_facts.
+-- Units: prompt is a template with one "{}"; paraphrases and neighborhood are whole prompts.
+CREATE TABLE IF NOT EXISTS facts (
+    fact_id      VARCHAR   NOT NULL PRIMARY KEY,
+    source       VARCHAR   NOT NULL,
+    relation     VARCHAR,
+    prompt       VARCHAR   NOT NULL,
+    subject      VARCHAR   NOT NULL,
+    target_true  VARCHAR   NOT NULL,
+    target_false VARCHAR,
+    paraphrases  VARCHAR[] NOT NULL,
+    neighborhood VARCHAR[] NOT NULL
+);

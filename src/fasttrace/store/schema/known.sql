@@ -1,0 +1,15 @@
+-- known: whether a model knows a fact.
+-- Grain: one row a (run, fact). Inputs: the `verdicts` of ft.check_known.
+-- Units: p_true is a probability; continuation is the greedy text the verdict was read from;
+-- reason says why a fact could not be asked (NULL where it could).
+CREATE TABLE IF NOT EXISTS known (
+    run_id            VARCHAR NOT NULL,
+    protocol          VARCHAR CHECK (protocol IN ('paper', 'released')),
+    fact_id           VARCHAR NOT NULL,
+    known             BOOLEAN NOT NULL,
+    p_true            DOUBLE  CHECK (p_true BETWEEN 0 AND 1.001),
+    p_first_token_top BOOLEAN,
+    continuation      VARCHAR,
+    reason            VARCHAR,
+    PRIMARY KEY (run_id, fact_id)
+);

@@ -1,0 +1,22 @@
+-- runs: every setting that changes a number, once.
+-- Grain: one row a run; the same command gives the same run_id and continues the same row.
+-- Inputs: the `run` of a result, written with the run's first batch.
+-- model, model_hash, dtype may be NULL for a benchmark, protocol for everything but tracing and editing.
+-- Units: seconds = compute time summed over the batches that added rows; created_at in UTC.
+CREATE TABLE IF NOT EXISTS runs (
+    run_id            VARCHAR   NOT NULL PRIMARY KEY,
+    kind              VARCHAR   NOT NULL CHECK (kind IN ('trace', 'edit', 'facts', 'moments', 'bench')),
+    model             VARCHAR,
+    model_hash        VARCHAR,
+    dtype             VARCHAR,
+    device            VARCHAR   NOT NULL,
+    seed              BIGINT,
+    protocol          VARCHAR   CHECK (protocol IN ('paper', 'released')),
+    settings          VARCHAR   NOT NULL CHECK (json_valid(settings)),
+    fasttrace_version VARCHAR   NOT NULL,
+    torch_version     VARCHAR   NOT NULL,
+    created_at        TIMESTAMP NOT NULL,
+    seconds           DOUBLE    NOT NULL CHECK (seconds >= 0),
+    CHECK (kind = 'bench' OR (model IS NOT NULL AND model_hash IS NOT NULL AND dtype IS NOT NULL)),
+    CHECK (kind NOT IN ('trace', 'edit') OR (protocol IS NOT NULL AND seed IS NOT NULL))
+);

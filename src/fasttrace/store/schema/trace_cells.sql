@@ -1,0 +1,18 @@
+-- trace_cells: the tracing grid.
+-- Grain: one row a (run, fact, window size, token, layer). Inputs: the `cells` of ft.trace.
+-- Units: p_restored = mean over noise samples of p(o_true), p_restored_sem its standard error;
+-- effect = fraction of the lost probability restored, NULL where the corruption lost none
+-- (p_noised >= p_clean). Layers and tokens count from 0.
+CREATE TABLE IF NOT EXISTS trace_cells (
+    run_id         VARCHAR NOT NULL,
+    protocol       VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
+    fact_id        VARCHAR NOT NULL,
+    window_size    INTEGER NOT NULL CHECK (window_size >= 1),
+    token_index    INTEGER NOT NULL CHECK (token_index >= 0),
+    token          VARCHAR,
+    layer          INTEGER NOT NULL CHECK (layer >= 0),
+    p_restored     DOUBLE  CHECK (p_restored BETWEEN 0 AND 1.001),
+    p_restored_sem DOUBLE  CHECK (p_restored_sem >= 0),
+    effect         DOUBLE,
+    PRIMARY KEY (run_id, fact_id, window_size, token_index, layer)
+);

@@ -1,0 +1,23 @@
+-- traces: what a tracing run found out about a fact as a whole.
+-- Grain: one row a (run, fact), facts left out included. Inputs: the `facts` of ft.trace.
+-- Units: p_clean, p_noised = p(o_true), a probability; subject tokens are [subject_begin, subject_end);
+-- sigma = standard deviation of the noise on the embeddings; reason is NULL where the fact was kept.
+CREATE TABLE IF NOT EXISTS traces (
+    run_id        VARCHAR NOT NULL,
+    protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
+    fact_id       VARCHAR NOT NULL,
+    prompt        VARCHAR NOT NULL,
+    subject       VARCHAR NOT NULL,
+    relation      VARCHAR,
+    target_true   VARCHAR NOT NULL,
+    p_clean       DOUBLE  CHECK (p_clean BETWEEN 0 AND 1.001),
+    p_noised      DOUBLE  CHECK (p_noised BETWEEN 0 AND 1.001),
+    tokens        VARCHAR[],
+    subject_begin INTEGER CHECK (subject_begin >= 0),
+    subject_end   INTEGER CHECK (subject_end >= 0),
+    sigma         DOUBLE  CHECK (sigma >= 0),
+    kept          BOOLEAN NOT NULL,
+    reason        VARCHAR,
+    PRIMARY KEY (run_id, fact_id),
+    CHECK (kept OR reason IS NOT NULL)
+);

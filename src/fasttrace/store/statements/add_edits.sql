@@ -1,0 +1,8 @@
+INSERT INTO edits BY NAME
+SELECT $run_id AS run_id, $protocol AS protocol, batch.*
+FROM batch
+WHERE NOT EXISTS (
+    FROM edits
+    WHERE edits.run_id = $run_id AND edits.fact_id = batch.fact_id AND edits.layer = batch.layer
+      AND edits.problem = batch.problem AND edits.method = batch.method
+);

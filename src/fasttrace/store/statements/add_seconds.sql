@@ -1,0 +1,1 @@
+UPDATE runs SET seconds = seconds + $seconds WHERE run_id = $run_id;

@@ -1,0 +1,4 @@
+-- Every column of every relation of this file: what a store is recognised by.
+SELECT table_name, column_name, data_type
+FROM duckdb_columns()
+WHERE database_name = current_database() AND schema_name = 'main' AND NOT internal;

@@ -1,0 +1,3 @@
+SELECT fact_id FROM traces WHERE run_id = $run_id
+UNION
+SELECT fact_id FROM known WHERE run_id = $run_id;

@@ -1,0 +1,10 @@
+-- Facts of the batch whose fact_id the store already uses for something else.
+SELECT batch.fact_id
+FROM batch
+JOIN facts ON facts.fact_id = batch.fact_id
+WHERE (facts.prompt, facts.subject, facts.target_true) IS DISTINCT FROM (batch.prompt, batch.subject, batch.target_true)
+   OR facts.target_false IS DISTINCT FROM batch.target_false
+   OR facts.paraphrases IS DISTINCT FROM batch.paraphrases
+   OR facts.neighborhood IS DISTINCT FROM batch.neighborhood
+ORDER BY batch.fact_id
+LIMIT 1;

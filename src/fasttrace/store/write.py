@@ -1,0 +1,206 @@
+"""Results into the store: one transaction a batch, nothing twice."""
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fasttrace.errors import StoreError
+from fasttrace.facts.record import Fact
+from fasttrace.store.connect import schema_columns, statement, utc_now
+
+# By kind of run: (attribute of the result, relation), the relation whose rows say "finished" last.
+TABLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "trace": (("cells", "trace_cells"), ("facts", "traces")),
+    "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
+    "facts": (("verdicts", "known"),),
+    "moments": (("moments", "moments"),),
+    "bench": (("benches", "benches"),),
+}
+# A later batch of a run must agree with the first on these: every row of the run is read through them.
+IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
+_RUN_COLUMNS = (
+    "run_id", "kind", "model", "model_hash", "dtype", "device", "seed", "protocol", "settings",
+    "fasttrace_version", "torch_version", "created_at",
+)  # fmt: skip
+_GIVEN_BY_RUN = ("run_id", "protocol")
+
+
+def batch_of(result: Any) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]]:
+    """The run row and [(relation, its rows)] of a result, checked against the schema.
+
+    Raises StoreError where the run lacks a field, or a table lacks a column or has one too many.
+    """
+    run = run_row(getattr(result, "run", None))
+    tables = []
+    for attribute, relation in TABLES[run["kind"]]:
+        table = _moments_table(result) if relation == "moments" else getattr(result, attribute, None)
+        if not isinstance(table, pa.Table):
+            raise StoreError(
+                f"a result of kind '{run['kind']}' has {type(table).__name__} as its '{attribute}': "
+                "a pyarrow Table was wanted"
+            )
+        tables.append((relation, conform(table, relation, attribute)))
+    return run, tables
+
+
+def run_row(run: object) -> dict[str, Any]:
+    """The `run` of a result as a row of runs.
+
+    Raises StoreError where it is no dict, lacks a field, or is of no known kind.
+    """
+    if not isinstance(run, Mapping):
+        raise StoreError(f"a result's 'run' is {type(run).__name__}: a dict was wanted")
+    kind = run.get("kind")
+    if kind not in TABLES:
+        raise StoreError(f"a result's run has the kind {kind!r}: one of {', '.join(TABLES)} was wanted")
+    missing = [name for name in ("run_id", "settings", "fasttrace_version") if not run.get(name)]
+    if missing:
+        raise StoreError(f"a result's run of kind '{kind}' lacks {', '.join(missing)}")
+    row = {name: run.get(name) for name in _RUN_COLUMNS}
+    row["device"] = row["device"] or "cpu"
+    row["torch_version"] = row["torch_version"] or "none"
+    row["created_at"] = _naive_utc(row["created_at"])
+    row["seconds"] = float(run.get("seconds") or 0.0)
+    return row
+
+
+def conform(table: pa.Table, relation: str, name: str) -> pa.Table:
+    """`table` with the columns of `relation` (less those the run gives); NaN becomes NULL: undefined.
+
+    Raises StoreError where a column is missing or unknown.
+    """
+    wanted = [column for column in schema_columns()[relation] if column not in _GIVEN_BY_RUN]
+    if relation == "facts":
+        wanted = list(schema_columns()[relation])
+    missing = [column for column in wanted if column not in table.column_names]
+    unknown = [column for column in table.column_names if column not in wanted]
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has the unknown {', '.join(unknown)}"] if unknown else []
+        raise StoreError(f"the table '{name}' for the relation {relation} {' and '.join(parts)}")
+    columns = []
+    for column in wanted:
+        values = table[column]
+        if pa.types.is_floating(values.type):
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+        columns.append(values)
+    return pa.table(dict(zip(wanted, columns, strict=True)))
+
+
+def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: list[tuple[str, pa.Table]]) -> int:
+    """Add what the store has not, in one transaction; the number of finished things (facts, edits, …) added.
+
+    Raises StoreError where the run is in the store under another identity, or a row breaks a rule.
+    """
+    con.begin()
+    _check_identity(con, run)
+    _execute(con, "add_run", run)
+    added = 0
+    for relation, table in tables:
+        added = _insert(con, f"add_{relation}", table, run)  # the last relation is the one that counts
+    if added:
+        _execute(con, "add_seconds", run)
+    con.commit()
+    return added
+
+
+def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
+    """Add the facts the store has not, in one transaction; their number.
+
+    Raises StoreError where a fact_id stands for two different facts.
+    """
+    table = facts_table(facts)
+    con.begin()
+    con.register("batch", table)
+    differ = con.execute(statement("facts_that_differ")).fetchall()
+    if differ:
+        raise StoreError(
+            f"the store has another fact with the fact_id {differ[0][0]!r}: give each an id of its own"
+        )
+    con.unregister("batch")
+    added = _insert(con, "add_facts", table, {})
+    con.commit()
+    return added
+
+
+def facts_table(facts: Iterable[Fact]) -> pa.Table:
+    """Facts as rows of the relation facts; the same fact given twice is one row."""
+    rows: dict[str, Fact] = {}
+    for fact in facts:
+        other = rows.setdefault(fact.fact_id, fact)
+        if other != fact:
+            raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each an id of its own")
+    types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
+    columns = schema_columns()["facts"]
+    return pa.table(
+        {
+            name: pa.array([getattr(fact, name) for fact in rows.values()], types[kind])
+            for name, kind in columns.items()
+        }
+    )
+
+
+def _moments_table(result: Any) -> pa.Table:
+    """The one row of moments, from the fields of the result or of its run."""
+    table = getattr(result, "moments", None)
+    if isinstance(table, pa.Table):
+        return table
+    row = {}
+    for column in schema_columns()["moments"]:
+        if column in _GIVEN_BY_RUN:
+            continue
+        value = getattr(result, column, None)
+        row[column] = result.run.get(column) if value is None else value
+        if row[column] is None:
+            raise StoreError(f"a result of kind 'moments' lacks '{column}'")
+    row["layers"] = [int(layer) for layer in row["layers"]]
+    row["path"] = str(row["path"])
+    return pa.Table.from_pylist([row])
+
+
+def _check_identity(con: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> None:
+    stored = con.execute(statement("run_identity"), {"run_id": run["run_id"]}).fetchall()
+    for name, was in zip(IDENTITY, stored[0] if stored else (), strict=bool(stored)):
+        if was != run[name]:
+            raise StoreError(
+                f"the run {run['run_id']} is in the store with {name} {was!r} and cannot go on with "
+                f"{run[name]!r}: use another store for it"
+            )
+
+
+def _execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any]) -> int:
+    sql = statement(name)
+    wanted = set(re.findall(r"\$(\w+)", sql))
+    try:
+        rows = con.execute(sql, {key: value for key, value in values.items() if key in wanted}).fetchall()
+    except duckdb.Error as error:
+        run = f" of the run {values['run_id']}" if "run_id" in values else ""
+        reason = str(error).strip().splitlines()[0]
+        raise StoreError(f"a row{run} does not fit the store ({name}): {reason}") from error
+    return int(rows[0][0])
+
+
+def _insert(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table, values: Mapping[str, Any]) -> int:
+    con.register("batch", table)
+    try:
+        return _execute(con, name, values)
+    finally:
+        con.unregister("batch")
+
+
+def _naive_utc(moment: object) -> datetime:
+    if moment is None:
+        return utc_now()
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError as error:
+            raise StoreError(f"a run's created_at is {moment!r}: YYYY-MM-DDTHH:MM:SS was wanted") from error
+    if not isinstance(moment, datetime):
+        raise StoreError(f"a run's created_at is {type(moment).__name__}: a datetime was wanted")
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
