@@ -48,14 +48,14 @@ def nvcc_command(source: str, target: str, architectures: tuple[str, ...]) -> li
     return [*command, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
-class build_ext(_build_ext):  # noqa: N801 (setuptools looks a command up by its name)
+class build_ext(_build_ext):
     """setuptools' build_ext, with torch's headers and libraries, and nvcc for .cu files."""
 
     def finalize_options(self) -> None:
         """Gives every extension torch's paths, and adds fasttrace._C_cuda where it can be built."""
         version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
         if version < OLDEST_TORCH:
-            raise SystemExit(f"fasttrace builds against torch 2.11 or later, and this is torch {torch.__version__}")
+            raise SystemExit(f"fasttrace builds against torch 2.11 or later, and here is {torch.__version__}")
         modules = self.distribution.ext_modules
         if nvcc() and torch.version.cuda and not any(m.name == "fasttrace._C_cuda" for m in modules):
             sources = ["csrc/library_cuda.cpp", *(f"csrc/{Path(s).name}" for s in cuda_sources())]

@@ -55,8 +55,10 @@ inline void check_rank_one(const Tensor& W, const Tensor& u, const Tensor& v) {
   check(is_float32(v) || is_bfloat16(v), "rank_one_: v must be float32 or bfloat16");
   // An axis of extent one never steps, so its stride says nothing about the layout.
   const bool rows = W.stride(1) == 1 || W.size(1) <= 1, columns = W.stride(0) == 1 || W.size(0) <= 1;
-  check(rows || columns, "rank_one_: W has strides (", W.stride(0), ", ", W.stride(1),
-        "), one of the two must be 1");
+  const bool apart = (rows && (W.size(0) <= 1 || W.stride(0) >= W.size(1))) ||
+                     (columns && (W.size(1) <= 1 || W.stride(1) >= W.size(0)));
+  check(apart || W.size(0) == 0 || W.size(1) == 0, "rank_one_: W has strides (", W.stride(0), ", ", W.stride(1),
+        "), one of 1 and the other not less than its row were wanted");
 }
 
 }  // namespace fasttrace
