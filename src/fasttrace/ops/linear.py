@@ -34,7 +34,7 @@ def linear(
     w: (m, k) dtype of x; rows or columns contiguous (a transposed view of a (k, m) matrix is as fast).
     bias: (m,) dtype of x, or None.
     activation: f, None or "gelu_tanh": the one that oneDNN applies for less than a pass over y costs
-        (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing so, and are left out.
+        (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing, and are left out.
     impl: "reference" is torch.nn.functional.linear, "native" is oneDNN, "auto" is whichever this process
         measured to be faster for the dtype, and the reference where oneDNN does not apply: other devices and
         dtypes, a weight or bias that requires grad, tensor subclasses, under torch.compile.

@@ -1,0 +1,242 @@
+"""target_logprob: the log-probability of one token a row, without a row of V logits ever being kept."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fasttrace.errors import UserError
+from fasttrace.ops.dispatch import choose
+from fasttrace.ops.linear import linear
+
+IMPLEMENTATIONS = ("reference", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# 256 x 8192 float32 logits stay in cache: 90 ms for 512 rows of a (49152, 576) unembedding, 149 ms by whole rows.
+ROW_BLOCK, VOCAB_BLOCK = 256, 8192
+
+
+def target_logprob(
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    impl: str = "auto",
+) -> Tensor:
+    """result[i] = x_i · U[t_i] + b[t_i] − log Σ_v exp(x_i · U[v] + b[v]), with x = norm(h) and t = target.
+
+    "rms":   norm(h) = norm_weight · h / √(mean h² + eps)
+    "layer": norm(h) = norm_weight · (h − mean h) / √(var h + eps) + norm_bias
+    The norm's statistics, the logits and their sum are float32 (float64 for float64 rows); norm(h) is rounded
+    to the dtype of h, as the models do.
+
+    h: (R, d) float32, bfloat16, float16 or float64: residual rows before the final norm.
+    norm_weight, norm_bias: (d,) dtype of h; norm_bias None for "rms", and for "layer" without one.
+    unembed: (V, d) dtype of h.
+    bias: (V,) dtype of h, or None.
+    target: (R,) int64, 0 … V-1.
+    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h: the backward pass makes
+    the softmax again, block by block.
+
+    Raises UserError for arguments unlike these, and for a norm_weight, norm_bias, unembed or bias that requires
+    grad while grad is enabled.
+    Source: ALGORITHMS section 1 (score) and 8 (logits at the scored positions only).
+    """
+    if h.dim() != 2 or h.dtype not in DTYPES or 0 in h.shape[1:]:
+        raise UserError(f"target_logprob: h is {tuple(h.shape)} {h.dtype}, (R, d) floating point was wanted")
+    rows, d = h.shape
+    if unembed.dim() != 2 or unembed.shape[1] != d or unembed.shape[0] == 0:
+        raise UserError(f"target_logprob: unembed is {tuple(unembed.shape)}, (V, {d}) was wanted")
+    vectors = (("norm_weight", norm_weight, d), ("norm_bias", norm_bias, d), ("bias", bias, unembed.shape[0]))
+    for name, vector, size in vectors:
+        if vector is not None and vector.shape != (size,):
+            raise UserError(f"target_logprob: {name} is {tuple(vector.shape)}, ({size},) was wanted")
+    for name, weight in (*((name, vector) for name, vector, _ in vectors), ("unembed", unembed)):
+        if weight is not None and weight.dtype != h.dtype:
+            raise UserError(f"target_logprob: {name} is {weight.dtype}, {h.dtype} was wanted, as h is")
+        if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+            raise UserError(f"target_logprob: {name} requires grad, and the gradient is w.r.t. h only")
+    if target.shape != (rows,) or target.dtype != torch.int64:
+        found = f"{tuple(target.shape)} {target.dtype}"
+        raise UserError(f"target_logprob: target is {found}, ({rows},) torch.int64 was wanted")
+    if kind not in ("rms", "layer"):
+        raise UserError(f"target_logprob: kind is {kind!r}, 'rms' or 'layer' was wanted")
+    if kind == "rms" and norm_bias is not None:
+        raise UserError("target_logprob: norm_bias is given, None was wanted for kind 'rms'")
+    impl = choose("target_logprob", impl, _available(h), h, norm_weight, norm_bias, unembed, bias, target)
+    logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, impl)
+    return logprob
+
+
+def _available(h: Tensor) -> dict[str, str | None]:
+    no_double = "the Triton kernel has no float64 product" if h.dtype == torch.float64 else None
+    return {"reference": None, "triton": no_double}
+
+
+@torch.library.custom_op("fasttrace::target_logprob", mutates_args=())
+def _op(
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """(log p, log-sum-exp), both (R,)."""
+    if target.numel():
+        low, high = torch.stack(target.aminmax()).tolist()
+        if low < 0 or high >= len(unembed):
+            found = f"values {low} … {high}"
+            raise UserError(f"target_logprob: target has {found}, 0 … {len(unembed) - 1} was wanted")
+    if impl == "triton":
+        from fasttrace.kernels.target_logprob import target_logprob_triton
+
+        return target_logprob_triton(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
+    return target_logprob_reference(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
+
+
+@_op.register_fake
+def _(
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    empty = h.new_empty(h.shape[0], dtype=_wide(h.dtype))
+    return empty, torch.empty_like(empty)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _norm(h: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+    """The final norm: (R, d) -> (R, d), as `target_logprob` says."""
+    x = h.to(_wide(h.dtype))
+    if kind == "rms":
+        return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(h.dtype)
+    wide = None if bias is None else bias.to(x.dtype)
+    return functional.layer_norm(x, h.shape[-1:], weight.to(x.dtype), wide, eps).to(h.dtype)
+
+
+def _logits(x: Tensor, unembed: Tensor, bias: Tensor | None, begin: int) -> Tensor:
+    """x · U[v] + b[v] for the block of v that starts at `begin`: (rows, ≤ VOCAB_BLOCK), float32 or wider."""
+    wide = _wide(x.dtype)
+    block = slice(begin, begin + VOCAB_BLOCK)
+    return linear(x.to(wide), unembed[block].to(wide), None if bias is None else bias[block].to(wide))
+
+
+def target_logprob_reference(
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The definition of `target_logprob`, for any device: (log p, log-sum-exp), both (R,) float32 or float64."""
+    x = _norm(h, norm_weight, norm_bias, eps, kind)
+    logprob = h.new_empty(len(h), dtype=_wide(h.dtype))
+    total = torch.empty_like(logprob)
+    for top in range(0, len(h), ROW_BLOCK):
+        rows = slice(top, top + ROW_BLOCK)
+        hit = torch.zeros_like(total[rows])
+        parts = []
+        for begin in range(0, len(unembed), VOCAB_BLOCK):
+            logits = _logits(x[rows], unembed, bias, begin)
+            parts.append(logits.logsumexp(1))
+            # The target's logit is taken from the product that is summed, so that log p ≤ 0 up to one rounding.
+            column = target[rows] - begin
+            here = (column >= 0) & (column < logits.shape[1])
+            at = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            hit = torch.where(here, at, hit)
+        total[rows] = torch.stack(parts).logsumexp(0)
+        logprob[rows] = hit - total[rows]
+    return logprob, total
+
+
+@torch.library.custom_op("fasttrace::target_logprob_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    total: Tensor,
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+) -> Tensor:
+    """∂/∂h of Σ_i grad[i] log p_i: ∂/∂logit_v = grad (1[v = target] − softmax_v), back through U and the norm."""
+    wide = _wide(h.dtype)
+    x = _norm(h, norm_weight, norm_bias, eps, kind)
+    grad_x = torch.zeros(h.shape, dtype=wide, device=h.device)
+    for top in range(0, len(h), ROW_BLOCK):
+        rows = slice(top, top + ROW_BLOCK)
+        scale = grad[rows, None]
+        for begin in range(0, len(unembed), VOCAB_BLOCK):
+            logits = _logits(x[rows], unembed, bias, begin)
+            slope = logits.sub_(total[rows, None]).exp_().mul_(-scale)
+            column = target[rows, None] - begin
+            here = (column >= 0) & (column < slope.shape[1])
+            slope.scatter_add_(1, column.clamp(0, slope.shape[1] - 1), torch.where(here, scale, 0.0))
+            grad_x[rows] += linear(slope, unembed[begin : begin + VOCAB_BLOCK].to(wide).t())
+    return _norm_backward(grad_x, h.to(wide), norm_weight.to(wide), eps, kind).to(h.dtype)
+
+
+def _norm_backward(grad: Tensor, h: Tensor, weight: Tensor, eps: float, kind: str) -> Tensor:
+    """∂/∂h = (g − [mean g] − ĥ · mean(g · ĥ)) / s with g = grad · weight, ĥ = norm without weight and bias,
+    s its divisor, and [mean g] for "layer" only."""
+    grad = grad * weight
+    if kind == "layer":
+        h = h - h.mean(-1, keepdim=True)
+        grad = grad - grad.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    unit = h * inverse
+    return inverse * (grad - unit * (grad * unit).mean(-1, keepdim=True))
+
+
+@_backward_op.register_fake
+def _(
+    grad: Tensor,
+    total: Tensor,
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+) -> Tensor:
+    return torch.empty_like(h)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], h, norm_weight, norm_bias, unembed, bias, target)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    total, h, norm_weight, norm_bias, unembed, bias, target = ctx.saved_tensors
+    grad_h = _backward_op(grad, total, h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target)
+    return (grad_h, *(None,) * 8)
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,104 @@
+"""window_restore: the residual sum of a block in which a window's module outputs are restored or zeroed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.errors import UserError
+from fasttrace.ops.dispatch import choose
+
+IMPLEMENTATIONS = ("reference", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str = "auto") -> Tensor:
+    """result[i] = h[base[i]] + (out[source[i]] if source[i] ≥ 0 else 0), rounded once.
+
+    `base` names the residual row, `source` the module output that is added to it: the row's own, the clean run's
+    where a window restores it, −1 where a window zeroes it. Rows that enter the wave are named like any other.
+
+    h: (N, d) float32, bfloat16, float16 or float64.
+    out: (M, d) dtype of h; M may be 0 where every source is −1.
+    base: (P,) int64, 0 … N−1.
+    source: (P,) int64, −1 … M−1.
+    Returns (P, d), the dtype of h. Linear in h and out, and differentiable w.r.t. both.
+
+    Raises UserError for shapes and dtypes unlike these. Rows out of range are a UserError on the CPU; on a GPU,
+    where looking would hold up every layer, their result is NaN.
+    Source: ALGORITHMS sections 1 and 2 (a cell; zeroing), section 8 step 2.
+    """
+    if h.dim() != 2 or h.dtype not in DTYPES:
+        raise UserError(f"window_restore: h is {tuple(h.shape)} {h.dtype}, (N, d) floating point was wanted")
+    if out.dim() != 2 or out.shape[1] != h.shape[1] or out.dtype != h.dtype:
+        found, wanted = f"{tuple(out.shape)} {out.dtype}", f"(M, {h.shape[1]}) {h.dtype}"
+        raise UserError(f"window_restore: out is {found}, {wanted} was wanted")
+    for name, rows in (("base", base), ("source", source)):
+        if rows.dim() != 1 or rows.dtype != torch.int64 or rows.shape != base.shape:
+            found, wanted = f"{tuple(rows.shape)} {rows.dtype}", "(P,) torch.int64 (one P for base and source)"
+            raise UserError(f"window_restore: {name} is {found}, {wanted} was wanted")
+    impl = choose("window_restore", impl, IMPLEMENTATIONS, h, out, base, source)
+    result: Tensor = _op(h, out, base, source, impl)
+    return result
+
+
+@torch.library.custom_op("fasttrace::window_restore", mutates_args=())
+def _op(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str) -> Tensor:
+    if impl == "triton":
+        from fasttrace.kernels.window_restore import window_restore_triton
+
+        return window_restore_triton(h, out, base, source)
+    return window_restore_reference(h, out, base, source)
+
+
+@_op.register_fake
+def _(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str) -> Tensor:
+    return h.new_empty(base.shape[0], h.shape[1])
+
+
+def window_restore_reference(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
+    """The definition of `window_restore`, with the same arguments, for any device."""
+    if h.device.type == "cpu" and base.numel():
+        for name, rows, lowest, end in (("base", base, 0, len(h)), ("source", source, -1, len(out))):
+            low, high = (int(value) for value in rows.aminmax())
+            if low < lowest or high >= end:
+                found, wanted = f"values {low} … {high}", f"{lowest} … {end - 1}"
+                raise UserError(f"window_restore: {name} has {found}, {wanted} was wanted")
+    elif base.numel():
+        outside = (base < 0) | (base >= len(h)) | (source < -1) | (source >= len(out))
+        base, source = base.clamp(0, max(0, len(h) - 1)), source.clamp(-1, len(out) - 1)
+        rows = _sum(h, out, base, source)
+        return rows.masked_fill_(outside[:, None], float("nan"))
+    return _sum(h, out, base, source)
+
+
+def _sum(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
+    result = h.index_select(0, base)
+    zeroed = source < 0
+    if bool(zeroed.any()):
+        # Not 0 · out: a zeroed output may hold anything, infinities too.
+        added = (~zeroed).nonzero()[:, 0]
+        return result.index_add_(0, added, out.index_select(0, source[added]))
+    return result.add_(out.index_select(0, source))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    h, out, base, source, _ = inputs
+    ctx.rows = (h.shape[0], out.shape[0])
+    ctx.save_for_backward(base, source)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    base, source = ctx.saved_tensors
+    n, m = ctx.rows
+    grad_h = grad_out = None
+    if ctx.needs_input_grad[0]:
+        grad_h = grad.new_zeros(n, grad.shape[1]).index_add(0, base, grad)
+    if ctx.needs_input_grad[1]:
+        # Zeroed rows are gathered in a row m of their own, which is cut off.
+        row = torch.where(source < 0, m, source)
+        grad_out = grad.new_zeros(m + 1, grad.shape[1]).index_add(0, row, grad)[:m]
+    return grad_h, grad_out, None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
