@@ -14,7 +14,7 @@ from fasttrace.facts.record import Fact
 from fasttrace.store.connect import SCHEMA_VERSION, create, opened, statement
 from fasttrace.store.write import batch_of, facts_table, write, write_facts
 
-__all__ = ["SCHEMA_VERSION", "Store"]
+__all__ = ["SCHEMA_VERSION", "Store", "rows_of"]
 
 
 class Store:

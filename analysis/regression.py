@@ -1,0 +1,140 @@
+"""Does localization inform editing? R² of the edit score by layer, by tracing effect and by both.
+
+Everything but the p values is computed in SQL from sums over the layers (sql/layer_sums.sql and
+sql/regressions.sql). Results are kept apart by what made them: a row belongs to one editing run
+(edit_run_id: its model, seed, protocol, method and settings) and one tracing run (trace_run_id: its noise,
+samples, module, localization method and window size) of the same model weights and the same protocol.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from fasttrace.errors import UserError
+from fasttrace.store import Store
+
+from .relation import relation
+
+SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnitude")
+EFFECTS = ("max", "last-subject")
+KEYS = (
+    "problem", "method", "protocol", "model", "module", "localization", "window_size", "edit_run_id",
+    "trace_run_id", "score", "effect_at",
+)  # fmt: skip
+"""What one regression is of; two rows that differ in any of these are never pooled."""
+
+
+def regressions(
+    store: Store,
+    score: str = "rewrite",
+    *,
+    window_size: int | None = None,
+    protocol: str | None = None,
+    effect_at: str = "max",
+) -> pa.Table:
+    """R² of a score by edited layer, tracing effect and both, one row a regression (paper, Tables 1 and 3).
+
+    score: rewrite | paraphrase | neighborhood | essence | overall | magnitude.
+    window_size, protocol: keep only these; None keeps all, each in rows of its own.
+    effect_at: the tracing effect is the largest over tokens ('max') or that of the last subject token.
+    Columns: KEYS, then n (edits used), n_facts, n_left_out (edits without an effect or a score),
+    n_facts_left_out, r2_layer, r2_effect, r2_both, diff = r2_both − r2_layer, f_value (both against layer;
+    edits count as independent), df_num, df_den, rmse_layer, rmse_effect, rmse_both, rho, p_value.
+    A number that is not defined is NULL.
+    Raises UserError for an unknown score or effect_at.
+    Source: paper, section 4.3 and Appendix B.
+    """
+    _check(score, effect_at)
+    params = {"score": score, "effect_at": effect_at, "window_size": window_size, "protocol": protocol}
+    table = relation(store, "regressions_of_score", params)
+    p_values = [_f_tail(row["f_value"], row["df_num"], row["df_den"]) for row in table.to_pylist()]
+    return table.append_column("p_value", pa.array(p_values, pa.float64()))
+
+
+def layer_means(store: Store, score: str = "rewrite") -> pa.Table:
+    """Mean of a score at each edited layer (paper, Figures 7 to 9).
+
+    Columns: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, n_left_out, mean,
+    sd, sem. Raises UserError for an unknown score.
+    """
+    _check(score, "max")
+    return relation(store, "layer_means_of_score", {"score": score})
+
+
+def layer_correlations(store: Store, score: str = "rewrite", *, effect_at: str = "max") -> pa.Table:
+    """Pearson's ρ of tracing effect and score at each edited layer (paper, Figure 15).
+
+    Columns: KEYS, layer, n, n_left_out, rho, p_value (two-sided, Student's t with n − 2 degrees of freedom).
+    Raises UserError for an unknown score or effect_at.
+    """
+    _check(score, effect_at)
+    table = relation(store, "layer_correlations_of_score", {"score": score, "effect_at": effect_at})
+    p_values = [_rho_tail(row["rho"], row["n"]) for row in table.to_pylist()]
+    return table.append_column("p_value", pa.array(p_values, pa.float64()))
+
+
+def check_with_statsmodels(store: Store, score: str = "rewrite", *, effect_at: str = "max") -> pa.Table:
+    """The numbers of `regressions` by statsmodels' least squares on the raw rows: slow, and the check on it.
+
+    Columns: KEYS, n, n_left_out, r2_layer, r2_effect, r2_both, diff, f_value, df_num, df_den, p_value,
+    rmse_layer, rmse_effect, rmse_both; rows in the order of `regressions`.
+    """
+    _check(score, effect_at)
+    frame = relation(store, "regression_input", {"score": score, "effect_at": effect_at}).to_pandas()
+    rows = []
+    for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        used = group.dropna(subset=["x", "y"])
+        identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
+        rows.append(identity | {"n": len(used), "n_left_out": len(group) - len(used)} | _by_statsmodels(used))
+    columns = [*KEYS, "n", "n_left_out", *_FITTED]
+    return pa.table({name: pa.array([row[name] for row in rows], _TYPES.get(name)) for name in columns})
+
+
+_FITTED = (
+    "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",
+    "rmse_effect", "rmse_both",
+)  # fmt: skip
+_TYPES = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()} | dict.fromkeys(_FITTED, pa.float64())
+
+
+def _by_statsmodels(used: Any) -> dict[str, float | None]:
+    """The three fits of one group; used: frame with layer, x, y."""
+    if not len(used):
+        return dict.fromkeys(_FITTED)
+    from statsmodels.formula.api import ols  # seconds to import, and only this check needs it
+
+    layer, effect, both = (ols(f"y ~ {terms}", used).fit() for terms in ("C(layer)", "x", "C(layer) * x"))
+    fits = {"layer": layer, "effect": effect, "both": both}
+    out: dict[str, float | None] = dict.fromkeys(_FITTED)
+    out |= {f"rmse_{name}": float(np.sqrt(np.mean(fit.resid**2))) for name, fit in fits.items()}
+    out |= {"df_num": float(layer.df_resid - both.df_resid), "df_den": float(both.df_resid)}
+    if np.ptp(used["y"]) <= 1e-12 * np.abs(used["y"]).max():  # no variance to explain a share of
+        return out
+    out |= {f"r2_{name}": float(fit.rsquared) for name, fit in fits.items()}
+    out["diff"] = float(both.rsquared - layer.rsquared)
+    if both.df_resid > 0 and layer.df_resid > both.df_resid and both.ssr > 1e-20 * both.centered_tss:
+        f_value, p_value, _ = both.compare_f_test(layer)
+        out |= {"f_value": float(f_value), "p_value": float(p_value)}
+    return out
+
+
+def _f_tail(f_value: float | None, df_num: float, df_den: float) -> float | None:
+    return None if f_value is None else float(stats.f.sf(f_value, df_num, df_den))
+
+
+def _rho_tail(rho: float | None, n: int) -> float | None:
+    if rho is None or n < 3:  # two points always lie on a line
+        return None
+    if abs(rho) == 1:
+        return 0.0
+    t = abs(rho) * np.sqrt((n - 2) / ((1 - rho) * (1 + rho)))
+    return float(2 * stats.t.sf(t, n - 2))
+
+
+def _check(score: str, effect_at: str) -> None:
+    if score not in SCORES:
+        raise UserError(f"the score {score!r} is not known: one of {', '.join(SCORES)} was wanted")
+    if effect_at not in EFFECTS:
+        raise UserError(f"effect_at {effect_at!r} is not known: one of {', '.join(EFFECTS)} was wanted")

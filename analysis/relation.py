@@ -1,0 +1,47 @@
+"""The relations of sql/, over a store opened for reading."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from fasttrace.errors import UserError
+from fasttrace.store import Store, rows_of
+
+# Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
+VIEWS = (
+    "edit_scores", "regression_rows", "layer_sums", "group_counts", "regressions", "layer_correlation",
+    "layer_means",
+)  # fmt: skip
+
+
+@cache
+def sql(name: str) -> str:
+    """The text of sql/<name>.sql. Raises UserError where there is none."""
+    file = files("fasttrace.analysis") / "sql" / f"{name}.sql"
+    if not file.is_file():
+        raise UserError(f"there is no relation '{name}' in the analysis")
+    return file.read_text(encoding="utf-8")
+
+
+def relation(store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping)."""
+    if name in VIEWS:
+        raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
+    return query(store, sql(name), params)
+
+
+def query(store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+    """The rows of any query, which may read the store's relations and the views of the analysis."""
+    with store.reading() as con:
+        make_views(con)
+        return rows_of(con, text, params)
+
+
+def make_views(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
+    for name in VIEWS:
+        con.execute(sql(name)).fetchall()
