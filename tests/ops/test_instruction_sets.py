@@ -46,7 +46,8 @@ def test_lesser_instruction_sets_compute_the_same(name: str, tmp_path: Path) -> 
     command = [compiler, "-shared", "-fPIC", "-std=c++20", "-O2", "-Wno-psabi"]
     command += [f"-DFASTTRACE_ISA={SETS[name]}", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += ["-DPy_LIMITED_API=0x030b0000", f"-I{TORCH / 'include'}", f"-I{sysconfig.get_path('include')}"]
-    command += [f"-L{TORCH / 'lib'}", *(str(CSRC / f"{stem}.cpp") for stem in ("library", "moments", "rank_one"))]
+    command += [f"-L{TORCH / 'lib'}"]
+    command += [str(CSRC / source) for source in ("library.cpp", "moments.cpp", "rank_one.cpp")]
     subprocess.run([*command, "-o", str(library), "-ltorch_cpu", "-lc10"], check=True)
     answer = subprocess.run(
         [sys.executable, "-c", MEASURE, str(library)], check=True, capture_output=True, text=True

