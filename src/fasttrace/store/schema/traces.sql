@@ -10,6 +10,7 @@ CREATE TABLE IF NOT EXISTS traces (
     subject       VARCHAR NOT NULL,
     relation      VARCHAR,
     target_true   VARCHAR NOT NULL,
+    target_false  VARCHAR,
     p_clean       DOUBLE  CHECK (p_clean BETWEEN 0 AND 1.001),
     p_noised      DOUBLE  CHECK (p_noised BETWEEN 0 AND 1.001),
     tokens        VARCHAR[],

@@ -1,0 +1,13 @@
+-- scores_by_layer: the mean scores side by side (paper, Figures 7 and 9 as numbers).
+-- Grain: one row a (problem, method, protocol, model, window_size, editing run, layer). Inputs: layer_means.
+-- Units: n = edits; means in units of the scores, NULL where no edit has the score.
+SELECT
+    problem, method, protocol, model, window_size, edit_run_id, layer,
+    max(n + n_left_out) AS n,
+    any_value(mean) FILTER (WHERE score = 'rewrite') AS rewrite,
+    any_value(mean) FILTER (WHERE score = 'paraphrase') AS paraphrase,
+    any_value(mean) FILTER (WHERE score = 'neighborhood') AS neighborhood,
+    any_value(mean) FILTER (WHERE score = 'overall') AS overall
+FROM layer_means
+GROUP BY problem, method, protocol, model, window_size, edit_run_id, layer
+ORDER BY problem, method, protocol, model, window_size, edit_run_id, layer;

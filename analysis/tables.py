@@ -1,0 +1,206 @@
+"""The paper's Tables 1 and 3 from a store, and any table as text, Markdown, CSV, JSON or LaTeX."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fasttrace.errors import UserError
+from fasttrace.store import Store
+
+from .regression import regressions
+from .relation import relation
+
+FORMATS = ("text", "markdown", "csv", "json", "latex")
+
+# Shown only where rows differ in them: what tells runs apart.
+_TELLING = (
+    "protocol", "model", "module", "localization", "window_size", "effect_at", "edit_run_id", "trace_run_id",
+)  # fmt: skip
+
+
+def r2_table(store: Store, score: str = "rewrite", **choice: Any) -> pa.Table:
+    """R² of a score by layer, tracing effect and both, with the F-test's p: the paper's Tables 1 and 3.
+
+    choice: window_size, protocol, effect_at as `regressions` takes them.
+    Columns: problem, method, whatever else tells the rows apart, n, n_facts, n_left_out, r2_layer, r2_effect,
+    r2_both, diff, p_value.
+    """
+    table = regressions(store, score, **choice)
+    numbers = ["n", "n_facts", "n_left_out", "r2_layer", "r2_effect", "r2_both", "diff", "p_value"]
+    return table.select(["problem", "method", *_differing(table), *numbers])
+
+
+def layer_table(store: Store) -> pa.Table:
+    """Mean rewrite, paraphrase, neighborhood and overall score at each edited layer (paper, Figures 7 and 9).
+
+    Columns: problem, method, whatever else tells the rows apart, layer, n, rewrite, paraphrase,
+    neighborhood, overall.
+    """
+    table = relation(store, "scores_by_layer")
+    numbers = ["layer", "n", "rewrite", "paraphrase", "neighborhood", "overall"]
+    return table.select(["problem", "method", *_differing(table), *numbers])
+
+
+def summary(store: Store, score: str = "rewrite", *, width: int | None = None) -> str:
+    """The study's answer as text: R² of the score, then the mean scores by layer."""
+    parts = [
+        render(r2_table(store, score), title=f"R² of the {score} score", width=width),
+        render(layer_table(store), title="Mean scores by edited layer", width=width),
+    ]
+    return "\n".join(parts)
+
+
+def render(
+    table: pa.Table,
+    format: str = "text",
+    *,
+    title: str | None = None,
+    digits: int = 3,
+    width: int | None = None,
+) -> str:
+    """A table as a string that ends in a newline.
+
+    format: 'text' (headings wrapped to the terminal, or to `width` characters), 'markdown', 'csv', 'json' (a
+    list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit and NULL as an empty
+    field or null; the others show `digits` decimals, and an en dash for NULL.
+    Raises UserError for another format.
+    """
+    if format not in FORMATS:
+        raise UserError(f"the table format {format!r} is not known: one of {', '.join(FORMATS)} was wanted")
+    if format == "text":
+        return _text(table, title, digits, width)
+    if format == "csv":
+        return _csv(table)
+    if format == "json":
+        return json.dumps([_json_row(row) for row in table.to_pylist()], ensure_ascii=False, indent=2) + "\n"
+    return (_markdown if format == "markdown" else _latex)(table, title, digits)
+
+
+def _differing(table: pa.Table) -> list[str]:
+    """The fewest of _TELLING, in order, that tell apart all rows that can be told apart."""
+    taken: list[str] = []
+    classes = len(set(_rows(table, ["problem", "method"])))
+    for name in _TELLING:
+        if name in table.column_names:
+            finer = len(set(_rows(table, ["problem", "method", *taken, name])))
+            if finer > classes:
+                taken, classes = [*taken, name], finer
+    return taken
+
+
+def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+def _cells(table: pa.Table, digits: int) -> list[list[str]]:
+    return [[_shown(name, value, digits) for name, value in row.items()] for row in table.to_pylist()]
+
+
+def _shown(name: str, value: Any, digits: int) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        least = 10.0**-digits
+        if name == "p_value" and value < least:
+            return f"<{least:.{digits}f}"
+        text = f"{value:.{digits}f}"
+        return text.lstrip("-") if float(text) == 0 else text
+    return str(value)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
+    shown = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    rows = _cells(table, digits)
+    for place, field in enumerate(table.schema):
+        heading = field.name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ")
+        # A heading may wrap between words; values and words may not.
+        least = max(cell_len(text) for text in [*heading.split(), *(row[place] for row in rows)])
+        shown.add_column(
+            Text(heading), justify="right" if _is_number(field.type) else "left", min_width=least
+        )
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))  # Text: a value like "[b]" is no markup
+    console = Console(width=width, file=io.StringIO(), force_terminal=False, color_system=None)
+    # Too narrow a screen breaks lines; rich would leave out columns instead.
+    unbounded = console.options.update(max_width=1_000_000)
+    console.width = max(console.width, console.measure(shown, options=unbounded).minimum)
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rules = ["---:" if _is_number(field.type) else ":---" for field in table.schema]
+    lines = [line(table.column_names), "|" + "|".join(rules) + "|", *map(line, _cells(table, digits))]
+    return "\n".join(([f"**{title}**", ""] if title else []) + lines) + "\n"
+
+
+def _latex(table: pa.Table, title: str | None, digits: int) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(_escape_latex, cells)) + r" \\"
+
+    columns = "".join("r" if _is_number(field.type) else "l" for field in table.schema)
+    lines = [
+        *([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+        line(table.column_names), r"\midrule",
+        *map(line, _cells(table, digits)), r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+        "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$",
+        "–": "--",
+    }
+)  # fmt: skip
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def _csv(table: pa.Table) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.column_names)
+
+    writer.writerows(row.values() for row in table.to_pylist())
+    return out.getvalue()
+
+
+def _json_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _json_value(value) for name, value in row.items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN
+    if value is None or isinstance(value, bool | int | float | str | list):
+        return value
+    return str(value)
