@@ -1,0 +1,29 @@
+-- fact_names: what there is to say about each fact that was traced or edited.
+-- Grain: one row a fact_id. Inputs: facts, traces, edits.
+-- Units: prompt has its subject in place; columns are NULL where neither facts nor traces know them.
+WITH traced AS (
+    SELECT
+        fact_id,
+        any_value(prompt) AS prompt,
+        any_value(subject) AS subject,
+        any_value(relation) AS relation,
+        any_value(target_true) AS target_true
+    FROM traces
+    GROUP BY fact_id
+),
+wanted AS (
+    SELECT fact_id FROM traces
+    UNION
+    SELECT fact_id FROM edits
+)
+SELECT
+    wanted.fact_id,
+    coalesce(traced.prompt, replace(facts.prompt, '{}', facts.subject)) AS prompt,
+    coalesce(traced.subject, facts.subject) AS subject,
+    coalesce(traced.relation, facts.relation) AS relation,
+    coalesce(traced.target_true, facts.target_true) AS target_true,
+    facts.target_false
+FROM wanted
+LEFT JOIN traced ON traced.fact_id = wanted.fact_id
+LEFT JOIN facts ON facts.fact_id = wanted.fact_id
+ORDER BY subject, wanted.fact_id;

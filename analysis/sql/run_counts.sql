@@ -1,0 +1,23 @@
+-- run_counts: how much each run did.
+-- Grain: one row a run. Inputs: runs, known, traces, trace_cells, edits.
+-- Units: counts; facts = facts the run looked at, kept = those that were traced or edited (or known),
+-- cells = cells of tracing grids, edits = edits scored.
+SELECT
+    run.run_id,
+    run.kind,
+    run.model,
+    run.protocol,
+    CASE run.kind
+        WHEN 'facts' THEN (SELECT count(*) FROM known WHERE known.run_id = run.run_id)
+        WHEN 'trace' THEN (SELECT count(*) FROM traces WHERE traces.run_id = run.run_id)
+        WHEN 'edit' THEN (SELECT count(DISTINCT edits.fact_id) FROM edits WHERE edits.run_id = run.run_id)
+    END AS facts,
+    CASE run.kind
+        WHEN 'facts' THEN (SELECT count(*) FILTER (WHERE known.known) FROM known WHERE known.run_id = run.run_id)
+        WHEN 'trace' THEN (SELECT count(*) FILTER (WHERE traces.kept) FROM traces WHERE traces.run_id = run.run_id)
+        WHEN 'edit' THEN (SELECT count(DISTINCT edits.fact_id) FROM edits WHERE edits.run_id = run.run_id)
+    END AS kept,
+    (SELECT count(*) FROM trace_cells WHERE trace_cells.run_id = run.run_id) AS cells,
+    (SELECT count(*) FROM edits WHERE edits.run_id = run.run_id) AS edits
+FROM runs AS run
+ORDER BY run.created_at, run.run_id;
