@@ -71,8 +71,8 @@ def render(
     """A table as a string that ends in a newline.
 
     format: 'text' (headings wrapped to the terminal, or to `width` characters), 'markdown', 'csv', 'json' (a
-    list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit and NULL as an empty
-    field or null; the others show `digits` decimals, and an en dash for NULL.
+    list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit, and NULL as an
+    empty field or null; the others show `digits` decimals, and an en dash for NULL.
     Raises UserError for another format.
     """
     if format not in FORMATS:
@@ -123,31 +123,31 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
+    rows = _cells(table, digits)
+    headings = [
+        name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in table.column_names
+    ]
+    widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+    if sum(widths) > (Console().width if width is None else width):
+        headings = [
+            heading.replace(" ", "\n") for heading in headings
+        ]  # values are never broken, nor left out
     shown = Table(
-        title=title,
+        title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         title_style="bold",
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    rows = _cells(table, digits)
-    for place, field in enumerate(table.schema):
-        heading = field.name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ")
-        # A heading may wrap between words; values and words may not.
-        least = max(cell_len(text) for text in [*heading.split(), *(row[place] for row in rows)])
-        shown.add_column(
-            Text(heading), justify="right" if _is_number(field.type) else "left", min_width=least
-        )
+    for heading, field in zip(headings, table.schema, strict=True):
+        shown.add_column(Text(heading), justify="right" if _is_number(field.type) else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))  # Text: a value like "[b]" is no markup
-    console = Console(width=width, file=io.StringIO(), force_terminal=False, color_system=None)
-    # Too narrow a screen breaks lines; rich would leave out columns instead.
-    unbounded = console.options.update(max_width=1_000_000)
-    console.width = max(console.width, console.measure(shown, options=unbounded).minimum)
+    console = Console(width=sum(widths) + 3 * len(widths), file=io.StringIO(), color_system=None)
     with console.capture() as capture:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()) + "\n"
 
 
 def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
