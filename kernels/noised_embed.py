@@ -1,11 +1,11 @@
 """out[i] = weight[ids[i]] + sigma[i] · z(seed, fact_key[i], sample[i], token[i]).
 
-    (w0 … w3) = Philox4x32-10(counter = (c, token + 2^16 sample, fact low, fact high), key = (seed low, seed high))
+    w0 … w3 = Philox4x32-10(counter = (c, token + 2^16 sample, fact low, fact high), key = seed low, high)
     u = (w + 1/2) / 2^32
     z[4c … 4c+3] = √(-2 ln u0) cos 2πu1, √(-2 ln u0) sin 2πu1, √(-2 ln u2) cos 2πu3, √(-2 ln u2) sin 2πu3
 
-Floor: R·d·2·itemsize bytes (each row is read once, written once; repeated ids come from L2) + 36 R bytes of rows'
-names; per noisy value about 30 integer operations and half a float64 log, square root, sine and cosine.
+Floor: 2·R·d·itemsize bytes (each row is read and written once; repeated ids come from L2) + 36·R bytes that
+name the rows. A noisy value costs some 30 integer operations and half a float64 log, root, sine and cosine.
 """
 
 import torch
@@ -27,8 +27,9 @@ def _box_muller(radius_word, angle_word):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
 def _kernel(  # type: ignore[no-untyped-def]
-    weight, weight_stride, ids, sigma, fact_key, sample, token, out, seed_low, seed_high, d, QUADS: tl.constexpr
-):
+    weight, weight_stride, ids, sigma, fact_key, sample, token, out, seed_low, seed_high, d,
+    QUADS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     quad = tl.program_id(1) * QUADS + tl.arange(0, QUADS)
     dim = tl.program_id(1) * (4 * QUADS) + tl.arange(0, 4 * QUADS)

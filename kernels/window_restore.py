@@ -1,7 +1,7 @@
-"""result[i] = h[base[i]] + (out[source[i]] if source[i] ≥ 0 else 0), in float32 (float64 for float64), rounded once.
+"""result[i] = h[base[i]] + (out[source[i]] if source[i] ≥ 0 else 0), in float32 (or float64), rounded once.
 
-Floor: 3·P·d·itemsize + 16·P bytes (two rows read and one written a result row; one addition an element), less where
-rows of h or out are shared and come from L2. At 4.8 TB/s (H200), P = 10⁴, d = 4096, bfloat16: 51 µs.
+Floor: 3·P·d·itemsize + 16·P bytes (two rows read and one written a result row; one addition an element), less
+where rows of h or out are shared and come from L2. At 4.8 TB/s (H200), P = 10⁴, d = 4096, bfloat16: 51 µs.
 """
 
 import torch

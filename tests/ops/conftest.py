@@ -1,9 +1,9 @@
-"""Where a Triton kernel can run: on a GPU, or on CPU tensors in Triton's interpreter, which needs its own process."""
+"""Where a Triton kernel can run: on a GPU, or on the CPU in Triton's interpreter, in a process of its own."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,13 @@ def triton_device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def in_the_interpreter() -> Callable[[str], int]:
-    """Run a test file's interpreter tests in a process of their own; how many passed (none may fail or skip)."""
+    """Run a test file's interpreter tests in their own process; how many passed (none may fail or skip)."""
 
     def run(file: str) -> int:
         pytest.importorskip("triton")
         root = Path(__file__).parents[2]
-        command = [sys.executable, "-m", "pytest", file, "-k", "interpreter and not in_the", "-p", "no:cacheprovider"]
+        chosen = ("-k", "interpreter and not in_the", "-p", "no:cacheprovider")
+        command = [sys.executable, "-m", "pytest", file, *chosen]
         env = {**os.environ, "TRITON_INTERPRET": "1"}
         done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -39,3 +40,12 @@ def in_the_interpreter() -> Callable[[str], int]:
         return int(summary.split(" passed")[0].split()[-1])
 
     return run
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Every torch.empty is full of NaN, so that an element an op forgets to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""noised_embed: token embeddings plus Gaussian noise that depends on what a row is, never on where it stands."""
+"""noised_embed: token embeddings plus Gaussian noise that depends on what a row is, not where it stands."""
 
 import hashlib
 import math
@@ -33,9 +33,9 @@ def noised_embed(
 ) -> Tensor:
     """result[i] = weight[ids[i]] + sigma[i] · z(seed, fact_key[i], sample[i], token[i]), z ~ N(0, 1)^d.
 
-    z is made by Philox4x32-10 with the key (low, high half of seed) and, for the dimensions 4c … 4c+3, the counter
-    (c, token + 2^16 sample, low, high half of fact_key): a value never depends on the number or order of rows, on
-    the device or on the process. Box-Muller turns the four words, as u = (word + 1/2) / 2^32, into
+    z is made by Philox4x32-10 with the key (low, high half of seed) and, for the dimensions 4c … 4c+3, the
+    counter (c, token + 2^16 sample, low, high half of fact_key): a value never depends on the number or order
+    of rows, the device or the process. Box-Muller turns the four words, as u = (word + 1/2) / 2^32, into
     √(-2 ln u0) (cos, sin)(2π u1), √(-2 ln u2) (cos, sin)(2π u3), in float64 rounded once to float32; the sum
     too is made in float64 and rounded through float32 to the weight's dtype. Rows with sigma = 0 are the
     embeddings, bit for bit. Rows may repeat ids, so replication over samples costs no other pass.
@@ -48,8 +48,8 @@ def noised_embed(
     seed: 0 … 2^63-1.
     Returns (R, d), the dtype of weight.
 
-    Raises UserError for arguments unlike these, and for a weight that requires grad while grad is enabled: noise is
-    made for tracing, which differentiates nothing.
+    Raises UserError for arguments unlike these, and for a weight that requires grad while grad is enabled:
+    noise is made for tracing, which differentiates nothing.
     Source: paper, section 3.1 (corruption); Salmon et al. 2011 (Philox).
     """
     if weight.dim() != 2 or weight.dtype not in DTYPES or weight.shape[1] > 4 * POSITIONS:
@@ -70,7 +70,7 @@ def noised_embed(
     if not 0 <= seed < 1 << 63:
         raise UserError(f"noised_embed: seed is {seed}, 0 … 2^63-1 was wanted")
     if weight.requires_grad and torch.is_grad_enabled():
-        raise UserError("noised_embed: weight requires grad, which this op does not give; use torch.no_grad()")
+        raise UserError("noised_embed: weight requires grad, which this op has not; wanted: torch.no_grad()")
     impl = choose("noised_embed", impl, IMPLEMENTATIONS, weight, ids, sigma, fact_key, sample, token)
     result: Tensor = _op(weight, ids, sigma, fact_key, sample, token, seed, impl)
     return result

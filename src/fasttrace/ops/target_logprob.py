@@ -12,7 +12,7 @@ from fasttrace.ops.linear import linear
 
 IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# 256 x 8192 float32 logits stay in cache: 90 ms for 512 rows of a (49152, 576) unembedding, 149 ms by whole rows.
+# 256 x 8192 float32 logits stay in cache: 90 ms for 512 rows, (49152, 576) unembedding; 149 ms by whole rows.
 ROW_BLOCK, VOCAB_BLOCK = 256, 8192
 
 
@@ -39,11 +39,11 @@ def target_logprob(
     unembed: (V, d) dtype of h.
     bias: (V,) dtype of h, or None.
     target: (R,) int64, 0 … V-1.
-    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h: the backward pass makes
-    the softmax again, block by block.
+    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h: the backward pass
+    makes the softmax again, block by block.
 
-    Raises UserError for arguments unlike these, and for a norm_weight, norm_bias, unembed or bias that requires
-    grad while grad is enabled.
+    Raises UserError for arguments unlike these, and for a norm_weight, norm_bias, unembed or bias that
+    requires grad while grad is enabled.
     Source: ALGORITHMS section 1 (score) and 8 (logits at the scored positions only).
     """
     if h.dim() != 2 or h.dtype not in DTYPES or 0 in h.shape[1:]:
@@ -73,8 +73,12 @@ def target_logprob(
 
 
 def _available(h: Tensor) -> dict[str, str | None]:
-    no_double = "the Triton kernel has no float64 product" if h.dtype == torch.float64 else None
-    return {"reference": None, "triton": no_double}
+    why = None
+    if h.dtype == torch.float64:
+        why = "the Triton kernel has no float64 product"
+    elif h.dtype == torch.bfloat16 and h.device.type == "cpu":
+        why = "Triton's CPU interpreter multiplies bfloat16 bit patterns as integers"
+    return {"reference": None, "triton": why}
 
 
 @torch.library.custom_op("fasttrace::target_logprob", mutates_args=())
@@ -148,7 +152,7 @@ def target_logprob_reference(
     bias: Tensor | None,
     target: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The definition of `target_logprob`, for any device: (log p, log-sum-exp), both (R,) float32 or float64."""
+    """The definition of `target_logprob`, for any device: (log p, log-sum-exp), both (R,)."""
     x = _norm(h, norm_weight, norm_bias, eps, kind)
     logprob = h.new_empty(len(h), dtype=_wide(h.dtype))
     total = torch.empty_like(logprob)
@@ -159,7 +163,7 @@ def target_logprob_reference(
         for begin in range(0, len(unembed), VOCAB_BLOCK):
             logits = _logits(x[rows], unembed, bias, begin)
             parts.append(logits.logsumexp(1))
-            # The target's logit is taken from the product that is summed, so that log p ≤ 0 up to one rounding.
+            # The target's logit comes from the product that is summed, so that log p ≤ 0 up to a rounding.
             column = target[rows] - begin
             here = (column >= 0) & (column < logits.shape[1])
             at = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
@@ -182,7 +186,7 @@ def _backward_op(
     bias: Tensor | None,
     target: Tensor,
 ) -> Tensor:
-    """∂/∂h of Σ_i grad[i] log p_i: ∂/∂logit_v = grad (1[v = target] − softmax_v), back through U and the norm."""
+    """∂/∂h of Σ_i grad[i] log p_i: grad (1[v = t] − softmax_v) at logit v, back through U and the norm."""
     wide = _wide(h.dtype)
     x = _norm(h, norm_weight, norm_bias, eps, kind)
     grad_x = torch.zeros(h.shape, dtype=wide, device=h.device)

@@ -15,8 +15,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str = "auto") -> Tensor:
     """result[i] = h[base[i]] + (out[source[i]] if source[i] ≥ 0 else 0), rounded once.
 
-    `base` names the residual row, `source` the module output that is added to it: the row's own, the clean run's
-    where a window restores it, −1 where a window zeroes it. Rows that enter the wave are named like any other.
+    `base` names the residual row, `source` the module output that is added to it: the row's own, the clean
+    run's where a window restores it, −1 where a window zeroes it. Rows that enter the wave are named alike.
 
     h: (N, d) float32, bfloat16, float16 or float64.
     out: (M, d) dtype of h; M may be 0 where every source is −1.
@@ -24,8 +24,8 @@ def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: s
     source: (P,) int64, −1 … M−1.
     Returns (P, d), the dtype of h. Linear in h and out, and differentiable w.r.t. both.
 
-    Raises UserError for shapes and dtypes unlike these. Rows out of range are a UserError on the CPU; on a GPU,
-    where looking would hold up every layer, their result is NaN.
+    Raises UserError for shapes and dtypes unlike these. Rows out of range are a UserError for the reference
+    on the CPU; elsewhere, where looking would hold up every layer, their result is NaN.
     Source: ALGORITHMS sections 1 and 2 (a cell; zeroing), section 8 step 2.
     """
     if h.dim() != 2 or h.dtype not in DTYPES:
@@ -35,8 +35,8 @@ def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: s
         raise UserError(f"window_restore: out is {found}, {wanted} was wanted")
     for name, rows in (("base", base), ("source", source)):
         if rows.dim() != 1 or rows.dtype != torch.int64 or rows.shape != base.shape:
-            found, wanted = f"{tuple(rows.shape)} {rows.dtype}", "(P,) torch.int64 (one P for base and source)"
-            raise UserError(f"window_restore: {name} is {found}, {wanted} was wanted")
+            found = f"{tuple(rows.shape)} {rows.dtype}"
+            raise UserError(f"window_restore: {name} is {found}, (P,) torch.int64 as base was wanted")
     impl = choose("window_restore", impl, IMPLEMENTATIONS, h, out, base, source)
     result: Tensor = _op(h, out, base, source, impl)
     return result

@@ -1,0 +1,209 @@
+"""target_logprob: against one float64 softmax, its gradient, extreme logits, block borders."""
+
+import importlib
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fasttrace.errors import UserError
+from fasttrace.ops.target_logprob import _op, target_logprob
+
+module = importlib.import_module("fasttrace.ops.target_logprob")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+NORMS = [("rms", False, False), ("layer", True, True), ("layer", False, False)]
+EPS = 1e-5
+
+
+def draw(rows, d, vocab, dtype=torch.float32, kind="rms", bias=False, norm_bias=True, scale=1.0):
+    g = torch.Generator().manual_seed(rows + d + vocab)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g).to(dtype)
+
+    shift = normal(d) if kind == "layer" and norm_bias else None
+    target = torch.randint(0, vocab, (rows,), generator=g)
+    unembed = normal(vocab, d) * scale
+    h, norm_weight, shift_v = normal(rows, d), 1 + 0.1 * normal(d), normal(vocab) if bias else None
+    return h, norm_weight, shift, EPS, kind, unembed, shift_v, target
+
+
+def oracle(h, norm_weight, norm_bias, eps, kind, unembed, bias, target):
+    """One softmax over whole rows, in the dtype of the arguments."""
+    if kind == "rms":
+        x = functional.rms_norm(h, h.shape[1:], norm_weight, eps)
+    else:
+        x = functional.layer_norm(h, h.shape[1:], norm_weight, norm_bias, eps)
+    return functional.linear(x, unembed, bias).log_softmax(-1).gather(1, target[:, None])[:, 0]
+
+
+def cast(args, change):
+    return tuple(change(a) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+
+
+def assert_as_exact_as_whole_rows(got, args):
+    """Error against float64 at most twice that of whole rows in the same dtype, plus some roundings."""
+    exact = oracle(*cast(args, torch.Tensor.double))
+    dtype = args[0].dtype
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert got.shape == exact.shape
+    if len(exact):
+        own = (oracle(*args).double() - exact).abs().max()
+        rounding = 4 * torch.finfo(got.dtype).eps * (1 + exact.abs().max())
+        assert (got.double() - exact).abs().max() <= 2 * own + rounding
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks of rows and of vocabulary, uneven ones too."""
+    monkeypatch.setattr(module, "ROW_BLOCK", 4)
+    monkeypatch.setattr(module, "VOCAB_BLOCK", 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("kind", "bias", "norm_bias"), NORMS)
+@pytest.mark.parametrize(("rows", "d", "vocab"), [(1, 1, 2), (3, 7, 16), (9, 33, 97), (0, 4, 5)])
+@pytest.mark.usefixtures("small_blocks", "poisoned_memory")
+def test_reference_equals_float64(rows, d, vocab, kind, bias, norm_bias, dtype):
+    args = draw(rows, d, vocab, dtype, kind, bias, norm_bias)
+    assert_as_exact_as_whole_rows(target_logprob(*args), args)
+
+
+def test_every_target_beside_a_block_border(small_blocks):
+    args = list(draw(33, 5, 33))
+    args[7] = torch.arange(33)
+    assert_as_exact_as_whole_rows(target_logprob(*args), args)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_the_probabilities_of_a_row_sum_to_one(scale, small_blocks):
+    args = list(draw(1, 12, 40, torch.float64, scale=scale))
+    args[0], args[7] = args[0].expand(40, -1), torch.arange(40)
+    logprob = target_logprob(*args)
+    assert (logprob <= 0).all()
+    assert abs(float(logprob.exp().sum()) - 1) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_gradient_in_float64(kind, small_blocks):
+    args = list(draw(6, 5, 37, torch.float64, kind, bias=True))
+    args[0].requires_grad_()
+    torch.autograd.gradcheck(lambda h: target_logprob(h, *args[1:]), (args[0],))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_gradient_is_as_exact_as_that_of_whole_rows(kind, dtype, small_blocks, poisoned_memory):
+    args = draw(9, 24, 101, dtype, kind, bias=True)
+    upstream = torch.linspace(-1, 1, 9)
+
+    def grad(run, args):
+        leaf = args[0].clone().requires_grad_()
+        logprob = run(leaf, *args[1:])
+        (g,) = torch.autograd.grad(logprob, leaf, upstream.to(logprob.dtype))
+        return g
+
+    exact = grad(oracle, cast(args, torch.Tensor.double))
+    own = (grad(oracle, args).double() - exact).abs().max()
+    got = grad(target_logprob, args)
+    assert got.dtype == dtype
+    # p = exp(logit − total): half an ulp of a total of 16 … 32 nats is 16 half ulps of p.
+    rounding = 16 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps
+    assert (got.double() - exact).abs().max() <= 2 * own + rounding * exact.abs().max()
+
+
+def test_gradient_of_an_unused_row_is_zero():
+    args = draw(3, 6, 11)
+    leaf = args[0].clone().requires_grad_()
+    (g,) = torch.autograd.grad(target_logprob(leaf, *args[1:])[1], leaf)
+    assert g[1].abs().sum() > 0
+    assert (g[[0, 2]] == 0).all()
+
+
+def test_strided_rows():
+    args = list(draw(8, 6, 11))
+    expected = target_logprob(*args)
+    args[0] = torch.stack((args[0], args[0] * float("nan")), 1)[:, 0]
+    args[5] = args[5].t().contiguous().t()
+    torch.testing.assert_close(target_logprob(*args), expected)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_opcheck(kind):
+    args = draw(3, 6, 11, kind=kind, bias=True)
+    torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], "reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("kind", "bias", "norm_bias"), NORMS)
+@pytest.mark.parametrize(("rows", "d", "vocab"), [(1, 1, 2), (3, 33, 16), (70, 48, 333), (0, 4, 5)])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_triton_equals_float64(triton_device, rows, d, vocab, kind, bias, norm_bias, dtype):
+    args = draw(rows, d, vocab, dtype, kind, bias, norm_bias)
+    assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
+
+
+def run_triton(device, args):
+    moved = (a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
+    return target_logprob(*moved, impl="triton").cpu()
+
+
+def test_triton_extreme_logits_and_strides(triton_device):
+    args = list(draw(5, 16, 300, scale=100.0))
+    assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
+    args[5] = args[5].t().contiguous().t()
+    assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
+
+
+def test_triton_gradient(triton_device):
+    args = [a.to(triton_device) if isinstance(a, torch.Tensor) else a for a in draw(5, 16, 70)]
+    args[0].requires_grad_()
+    got = torch.autograd.grad(target_logprob(*args, impl="triton").sum(), args[0])
+    wanted = torch.autograd.grad(target_logprob(*args, impl="reference").sum(), args[0])
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 100, 700])
+def test_triton_on_a_gpu_at_the_size_of_a_model(rows, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    args = draw(rows, 1600, 50257, dtype, "layer", scale=0.05)
+    assert_as_exact_as_whole_rows(run_triton("cuda", args), args)
+
+
+def test_in_the_interpreter(in_the_interpreter):
+    assert in_the_interpreter(__file__) == 26
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({0: torch.ones(6)}, r"h is \(6,\)"),
+        ({0: torch.ones(3, 6, dtype=torch.int64)}, "h is .*int64"),
+        ({1: torch.ones(5)}, r"norm_weight is \(5,\), \(6,\)"),
+        ({1: torch.ones(6).double()}, "norm_weight is torch.float64, torch.float32"),
+        ({2: torch.ones(6)}, "norm_bias is given, None"),
+        ({4: "batch"}, "kind is 'batch'"),
+        ({5: torch.ones(11, 5)}, r"unembed is \(11, 5\), \(V, 6\)"),
+        ({5: torch.ones(11, 6, requires_grad=True)}, "unembed requires grad"),
+        ({6: torch.ones(6)}, r"bias is \(6,\), \(11,\)"),
+        ({7: torch.ones(2, dtype=torch.int64)}, r"target is \(2,\)"),
+        ({7: torch.ones(3)}, "target is .*float32"),
+        ({7: torch.tensor([0, 11, 1])}, "target has values 0 … 11, 0 … 10"),
+        ({7: torch.tensor([0, -1, 1])}, "target has values -1"),
+    ],
+)
+def test_refusals_name_the_argument(change, words):
+    args = list(draw(3, 6, 11))
+    for i, value in change.items():
+        args[i] = value
+    with pytest.raises(UserError, match=words):
+        target_logprob(*args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_triton_refuses_what_it_would_get_wrong_on_a_cpu(dtype):
+    with pytest.raises(UserError, match=r"impl='triton' was asked for, but .*; possible: reference"):
+        target_logprob(*draw(3, 6, 11, dtype), impl="triton")

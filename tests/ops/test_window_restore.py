@@ -1,0 +1,147 @@
+"""window_restore: against a row-by-row oracle, gradients, zeroed rows, rows out of range."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fasttrace.errors import UserError
+from fasttrace.ops.window_restore import _op, window_restore, window_restore_reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+SHAPES = [(1, 1, 1, 1), (9, 4, 13, 7), (5, 30, 64, 33), (3, 2, 1, 2049), (4, 4, 0, 8)]
+
+
+def draw(n, m, p, d, dtype=torch.float32):
+    g = torch.Generator().manual_seed(n + 10 * m + 100 * p)
+    h, out = torch.randn(n, d, generator=g).to(dtype), torch.randn(m, d, generator=g).to(dtype)
+    return h, out, torch.randint(0, n, (p,), generator=g), torch.randint(-1, m, (p,), generator=g)
+
+
+def oracle(h, out, base, source):
+    rows = [h[b] + (out[s] if s >= 0 else 0) for b, s in zip(base.tolist(), source.tolist(), strict=True)]
+    return torch.stack(rows) if rows else h[:0]
+
+
+def assert_one_rounding(got, h, out, base, source):
+    exact = oracle(h.double(), out.double(), base, source)
+    assert got.dtype == h.dtype
+    assert got.shape == exact.shape
+    assert ((got.double() - exact).abs() <= torch.finfo(h.dtype).eps / 2 * exact.abs()).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reference_equals_float64_up_to_one_rounding(shape, dtype, poisoned_memory):
+    args = draw(*shape, dtype)
+    assert_one_rounding(window_restore(*args), *args)
+
+
+def test_a_zeroed_output_may_hold_anything():
+    h, out, base, _ = draw(4, 3, 5, 6)
+    out.fill_(float("nan"))
+    assert torch.equal(window_restore(h, out, base, torch.full((5,), -1)), h[base])
+    assert torch.equal(window_restore(h, out[:0], base, torch.full((5,), -1)), h[base])
+
+
+def test_neither_input_is_written():
+    h, out, base, source = draw(4, 3, 5, 6)
+    before = (h.clone(), out.clone())
+    window_restore(h, out, base, source).zero_()
+    assert torch.equal(h, before[0])
+    assert torch.equal(out, before[1])
+
+
+def test_gradients():
+    h, out, base, source = draw(4, 3, 12, 5, torch.float64)
+    assert (source == -1).any()
+    h.requires_grad_()
+    out.requires_grad_()
+    torch.autograd.gradcheck(lambda h, out: window_restore(h, out, base, source), (h, out))
+    got = torch.autograd.grad(window_restore(h, out, base, source).square().sum(), (h, out))
+    wanted = torch.autograd.grad(oracle(h, out, base, source).square().sum(), (h, out))
+    assert_close(got, wanted)
+
+
+def test_gradient_of_one_input_alone():
+    h, out, base, source = draw(4, 3, 12, 5, torch.float64)
+    (grad,) = torch.autograd.grad(window_restore(h, out.requires_grad_(), base, source).sum(), out)
+    assert grad[:, 0].tolist() == [float((source == i).sum()) for i in range(3)]
+
+
+def test_opcheck():
+    h, out, base, source = draw(4, 3, 5, 6)
+    torch.library.opcheck(_op, (h.requires_grad_(), out.requires_grad_(), base, source, "reference"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_triton_equals_the_reference(triton_device, shape, dtype, poisoned_memory):
+    args = tuple(t.to(triton_device) for t in draw(*shape, dtype))
+    got, expected = window_restore(*args, impl="triton"), window_restore_reference(*args)
+    # Triton's interpreter truncates to bfloat16, a GPU rounds to nearest.
+    ulp = 2.0**-7 if dtype == torch.bfloat16 and triton_device == "cpu" else 0.0
+    assert_close(got, expected, rtol=ulp, atol=0.0)
+
+
+def test_triton_strided_rows_and_nan_outputs(triton_device):
+    h, out, base, source = (t.to(triton_device) for t in draw(6, 5, 40, 8))
+    expected = window_restore_reference(h, out, base, source)
+    wide = torch.cat((h, h), 1)[:, :8]
+    column_major = out.t().contiguous().t()
+    assert torch.equal(window_restore(wide, column_major, base, source, impl="triton"), expected)
+    zeroed = torch.full_like(source, -1)
+    assert torch.equal(window_restore(h, out * float("nan"), base, zeroed, impl="triton"), h[base])
+
+
+def test_triton_rows_out_of_range_are_nan(triton_device):
+    h, out, base, source = (t.to(triton_device) for t in draw(6, 5, 7, 8))
+    expected = window_restore_reference(h, out, base, source)
+    base[1], base[2], source[3], source[4] = 6, -1, 5, -2
+    got = window_restore(h, out, base, source, impl="triton")
+    assert got[1:5].isnan().all()
+    assert torch.equal(got[[0, 5, 6]], expected[[0, 5, 6]])
+
+
+def test_triton_gradient(triton_device):
+    h, out, base, source = (t.to(triton_device) for t in draw(4, 3, 12, 5))
+    h.requires_grad_()
+    got = torch.autograd.grad(window_restore(h, out, base, source, impl="triton").square().sum(), h)
+    wanted = torch.autograd.grad(window_restore(h, out, base, source, impl="reference").square().sum(), h)
+    assert_close(got, wanted)
+
+
+@pytest.mark.gpu
+def test_triton_beyond_2_31_elements():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    d, p = 4096, 2**31 // 4096 + 9
+    h = torch.randn(3, d, device="cuda", dtype=torch.bfloat16)
+    base, source = torch.arange(p, device="cuda") % 3, torch.full((p,), -1, device="cuda")
+    got = window_restore(h, h, base, source, impl="triton")
+    assert torch.equal(got[-9:], h[base[-9:]])
+
+
+def test_in_the_interpreter(in_the_interpreter):
+    assert in_the_interpreter(__file__) == 23
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({0: torch.ones(3)}, r"h is \(3,\)"),
+        ({0: torch.ones(4, 6, dtype=torch.int32)}, "h is .*int32"),
+        ({1: torch.ones(3, 5)}, r"out is \(3, 5\) torch.float32, \(M, 6\)"),
+        ({1: torch.ones(3, 6).double()}, "out is .*float64"),
+        ({2: torch.ones(5)}, r"base is \(5,\) torch.float32"),
+        ({3: torch.ones(4, dtype=torch.int64)}, r"source is \(4,\)"),
+        ({2: torch.tensor([0, 1, 2, 3, 4])}, "base has values 0 … 4, 0 … 3 was wanted"),
+        ({3: torch.tensor([0, 1, 2, 0, -2])}, "source has values -2 … 2, -1 … 2 was wanted"),
+        ({3: torch.tensor([0, 1, 3, 0, 0])}, "source has values 0 … 3"),
+    ],
+)
+def test_refusals_name_the_argument(change, words):
+    args = list(draw(4, 3, 5, 6))
+    for i, value in change.items():
+        args[i] = value
+    with pytest.raises(UserError, match=words):
+        window_restore(*args)
