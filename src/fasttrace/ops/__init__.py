@@ -1,0 +1,21 @@
+"""The compiled steps of tracing and editing: one module an op, each with its definition in plain torch.
+
+Importing this loads no Triton and needs no compiled extension: implementations are looked for when called.
+"""
+
+from fasttrace.ops.linear import linear
+from fasttrace.ops.noised_embed import fact_key, noised_embed
+from fasttrace.ops.rank_one import rank_one_
+from fasttrace.ops.second_moment import second_moment_
+from fasttrace.ops.target_logprob import target_logprob
+from fasttrace.ops.window_restore import window_restore
+
+__all__ = [
+    "fact_key",
+    "linear",
+    "noised_embed",
+    "rank_one_",
+    "second_moment_",
+    "target_logprob",
+    "window_restore",
+]

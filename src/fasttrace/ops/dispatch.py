@@ -3,7 +3,8 @@
 import functools
 import importlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 
@@ -80,3 +81,9 @@ def choose(
             return name
     found = ", ".join(available) or "none"
     raise UserError(f"{op}: no implementation can run on {device}; available: {found}")
+
+
+def triton_launcher(op: str) -> Callable[..., Any]:
+    """`<op>_triton` of fasttrace.kernels.<op>, imported only now: CPU users never load Triton."""
+    launcher: Callable[..., Any] = getattr(importlib.import_module(f"fasttrace.kernels.{op}"), f"{op}_triton")
+    return launcher

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, triton_launcher
 
 IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -88,17 +88,20 @@ def _op(
     impl: str,
 ) -> Tensor:
     # Values are looked at here, where tensors are never fake; the one wait for the device is once a wave.
-    limits = (("ids", ids, weight.shape[0]), ("fact_key", fact_key, 1 << 63))
-    limits += (("sample", sample, POSITIONS), ("token", token, POSITIONS))
+    limits = (
+        ("ids", ids, weight.shape[0]),
+        ("fact_key", fact_key, 1 << 63),
+        ("sample", sample, POSITIONS),
+        ("token", token, POSITIONS),
+    )
     if ids.numel():
         ends = torch.stack([end for _, value, _ in limits for end in value.aminmax()]).tolist()
         for (name, _, limit), low, high in zip(limits, ends[::2], ends[1::2], strict=True):
             if low < 0 or high >= limit:
                 raise UserError(f"noised_embed: {name} has values {low} … {high}, 0 … {limit - 1} was wanted")
     if impl == "triton":
-        from fasttrace.kernels.noised_embed import noised_embed_triton
-
-        return noised_embed_triton(weight, ids, sigma, fact_key, sample, token, seed)
+        result: Tensor = triton_launcher("noised_embed")(weight, ids, sigma, fact_key, sample, token, seed)
+        return result
     return noised_embed_reference(weight, ids, sigma, fact_key, sample, token, seed)
 
 
@@ -139,9 +142,9 @@ def noised_embed_reference(
 def normals(fact_key: Tensor, sample: Tensor, token: Tensor, seed: int, d: int) -> Tensor:
     """z(seed, fact_key[i], sample[i], token[i]): (R, d) float32, standard normal; see `noised_embed`."""
     quads = torch.arange(-(-d // 4), device=token.device)
-    counter = (quads, token + (sample << 16), fact_key & _MASK, fact_key >> 32)
-    counter = (quads.expand(len(token), -1), *(word[:, None].expand(-1, len(quads)) for word in counter[1:]))
-    words = philox4x32(counter, (seed & _MASK, seed >> 32))
+    names = (token + (sample << 16), fact_key & _MASK, fact_key >> 32)
+    c0, c1, c2, c3 = torch.broadcast_tensors(quads, *(name[:, None] for name in names))
+    words = philox4x32((c0, c1, c2, c3), (seed & _MASK, seed >> 32))
     u = [(word.double() + 0.5) * 2.0**-32 for word in words]
     pairs = []
     for radius_u, angle_u in ((u[0], u[1]), (u[2], u[3])):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.errors import UserError
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, triton_launcher
 from fasttrace.ops.linear import linear
 
 IMPLEMENTATIONS = ("reference", "triton")
@@ -100,9 +100,9 @@ def _op(
             found = f"values {low} … {high}"
             raise UserError(f"target_logprob: target has {found}, 0 … {len(unembed) - 1} was wanted")
     if impl == "triton":
-        from fasttrace.kernels.target_logprob import target_logprob_triton
-
-        return target_logprob_triton(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
+        launch = triton_launcher("target_logprob")
+        pair: tuple[Tensor, Tensor] = launch(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
+        return pair
     return target_logprob_reference(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
 
 

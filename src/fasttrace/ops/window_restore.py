@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, triton_launcher
 
 IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,9 +45,8 @@ def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: s
 @torch.library.custom_op("fasttrace::window_restore", mutates_args=())
 def _op(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str) -> Tensor:
     if impl == "triton":
-        from fasttrace.kernels.window_restore import window_restore_triton
-
-        return window_restore_triton(h, out, base, source)
+        result: Tensor = triton_launcher("window_restore")(h, out, base, source)
+        return result
     return window_restore_reference(h, out, base, source)
 
 
