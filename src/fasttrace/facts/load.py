@@ -156,8 +156,12 @@ class _Shape(NamedTuple):
 
 def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _Bad]]:
     """(where, fact or what is wrong with it) for every record of a file."""
-    # Bytes that are not UTF-8 become lone surrogates, so that the field they stand in can be named.
-    text = raw.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    try:
+        text, clean = raw.decode("utf-8"), True
+    except UnicodeDecodeError:
+        # Bytes that are not UTF-8 become lone surrogates, so that the field they stand in can be named.
+        text, clean = raw.decode("utf-8", errors="surrogateescape"), False
+    text = text.removeprefix("\ufeff")
     if format == "auto":
         format = _detect(name, text)
     shape = _SHAPES[format]
@@ -169,6 +173,8 @@ def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _
             if not isinstance(value, dict):
                 raise _Bad(None, f"the record is {_kind(value)}, a JSON object was wanted")
             fact = shape.parse(value, number)
+            if not clean:
+                _check_encoding(value)
         except _Bad as bad:
             yield where, bad
         else:
@@ -296,6 +302,15 @@ def _string(value: object, field: str) -> str:
     if not value.strip():
         raise _Bad(field, f"it is {value!r}, a string that is not empty was wanted")
     return value
+
+
+def _check_encoding(record: dict[str, Any]) -> None:
+    """Refuse bytes that are not UTF-8 in the fields no parser reads."""
+    for key, value in record.items():
+        try:
+            json.dumps({key: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _Bad(ascii(key)[1:-1], "it holds bytes that are not UTF-8") from None
 
 
 def _optional(record: dict[str, Any], key: str) -> str | None:
