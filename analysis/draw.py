@@ -6,9 +6,10 @@ reader's light or dark theme; series differ in marker and line or hatch too, nev
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fasttrace.errors import UserError
 
+from .naming import Row, group_names, in_group, number, p_text, visible
+
 INK = "#22272e"
 FAINT = "#c9ced6"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -24,68 +27,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...")
 COLORMAP = "cividis"
-GROUP = ("problem", "method", "protocol", "model", "module", "localization", "window_size")
-RUNS = ("edit_run_id", "trace_run_id")  # results of different runs are never pooled (regression.KEYS)
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
 MAX_VECTOR_POINTS = 4000  # beyond this a scatter is drawn as pixels: an SVG of paths would be megabytes
-
-Row = dict[str, Any]
-Group = tuple[tuple[str, Any], ...]
-
-
-# -- words ------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for a label: fixed decimals, a true minus sign, an en dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    if float(text) == 0.0:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
-
-
-def p_text(p: float | None) -> str:
-    """'p = 0.031', 'p < 0.001', or 'p –' where no test was possible."""
-    if p is None or not math.isfinite(p):
-        return "p –"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def group_names(
-    rows: Iterable[Mapping[str, Any]], always: Sequence[str] = ("problem", "method")
-) -> dict[Group, str]:
-    """A short name for every group among the rows: `always`, and whatever else tells the groups apart.
-
-    Runs are named, by the start of their ids, only where nothing else differs.
-    """
-    rows = list(rows)
-    keys = [key for key in (*GROUP, *RUNS) if rows and key in rows[0]]
-    groups = list(dict.fromkeys(tuple((key, row[key]) for key in keys) for row in rows))
-    shown = [key for key in keys if key in always or (key in GROUP and len({row[key] for row in rows}) > 1)]
-    names = {
-        group: " · ".join(_word(key, value) for key, value in group if key in shown and value is not None)
-        for group in groups
-    }
-    for name in {name for name in names.values() if list(names.values()).count(name) > 1}:
-        alike = [group for group in groups if names[group] == name]
-        told_by = [key for key in keys if key in RUNS and len({dict(group)[key] for group in alike}) > 1]
-        for group in alike:
-            names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in told_by)])
-    return names
-
-
-def _word(key: str, value: Any) -> str:
-    if key == "window_size":
-        return f"window {value}"
-    if key in RUNS:
-        return f"{key.removesuffix('_run_id')} run {str(value)[:8]}" if value else "no trace"
-    return str(value)
-
-
-def in_group(rows: Iterable[Row], group: Group) -> list[Row]:
-    return [row for row in rows if all(row[key] == value for key, value in group)]
 
 
 # -- frame ------------------------------------------------------------------------------------------------
@@ -191,8 +134,14 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
         x=f"layer at the centre of the restored window of {cells['window_size'][0]} (0-based)",
     )
     axes.grid(visible=False)
-    image = axes.imshow(values, cmap=COLORMAP, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-    image.get_cmap().set_bad("none")
+    image = axes.imshow(
+        values,
+        cmap=matplotlib.colormaps[COLORMAP].with_extremes(bad="none"),
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+        interpolation="nearest",
+    )
     axes.set_yticks(range(n_tokens), labels)
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
@@ -213,17 +162,10 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     return figure
 
 
-def visible(token: str) -> str:
-    """A token's text without its outer spaces, line breaks and blanks made visible."""
-    text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
-    return text or "␣"
-
-
 def draw_peak_histogram(peaks: pa.Table) -> Figure:
     """How many facts have their largest tracing effect at each layer (paper, Figures 1 and 11).
 
-    peaks: model, protocol, module, localization, window_size, trace_run_id, n_layers, fact_id, peak_layer; one row
-    a trace of a fact.
+    peaks: one row a trace of a fact, as sql/peak_layers.sql gives them.
     """
     rows = _need_rows(peaks, "tracing effects")
     names = group_names(rows, always=("window_size",))
@@ -245,10 +187,9 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
 
 
 def draw_mean_effect(curve: pa.Table) -> Figure:
-    """Mean tracing effect at each layer, with a band of one standard error over facts on each side (Figure 10).
+    """Mean tracing effect at each layer, with a band of one standard error on each side (paper, Figure 10).
 
-    curve: model, protocol, module, localization, window_size, trace_run_id, layer, n, mean_effect, sem_effect;
-    one row a layer.
+    curve: one row a layer, as sql/mean_effect.sql gives them.
     """
     rows = _need_rows(curve, "tracing effects")
     names = group_names(rows, always=("window_size",))
@@ -327,7 +268,7 @@ def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) ->
 
 
 def draw_r2_bars(regressions: pa.Table) -> Figure:
-    """R² of the edit score by layer alone, tracing effect alone and both, a cluster a problem and method (Figure 6).
+    """R² of the edit score by layer, by tracing effect and by both, for each problem and method (Figure 6).
 
     regressions: the keys of a regression, score, r2_layer, r2_effect, r2_both.
     """
@@ -361,7 +302,7 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
 
 
 def draw_score_by_layer(means: pa.Table) -> Figure:
-    """Mean edit scores by edited layer, a panel a score, a line a problem and method (paper, Figures 7 and 9).
+    """Mean edit scores by edited layer, a panel a score, a line a problem and method (Figures 7 and 9).
 
     means: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, mean, sem; one row a
     layer and score.

@@ -38,7 +38,8 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     wanted = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
     if wanted not in sizes:
         raise StoreError(
-            f"fact {fact_id!r} was not traced with window size {wanted} in {store.path}, there is {', '.join(map(str, sizes))}"
+            f"fact {fact_id!r} was not traced with window size {wanted} in {store.path}: "
+            f"there is {', '.join(map(str, sizes))}"
         )
     trace = next(row for row in traces if row["window_size"] == wanted)
     cells = relation(store, "fact_cells", [[fact_id]])
@@ -54,12 +55,12 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
 
 
 def peak_histogram(store: Store) -> Figure:
-    """Histogram of the layer at which each fact's tracing effect is largest, a panel a window size (Figure 1)."""
+    """Histogram of the layer at which each fact's tracing effect is largest, a panel a window (Figure 1)."""
     return draw.draw_peak_histogram(relation(store, "peak_layers"))
 
 
 def mean_effect_curve(store: Store) -> Figure:
-    """Mean tracing effect at each layer, band of one standard error over facts, a line a window size (Figure 10)."""
+    """Mean tracing effect at each layer, with its standard error over facts, a line a window (Figure 10)."""
     return draw.draw_mean_effect(relation(store, "mean_effect"))
 
 
@@ -71,7 +72,7 @@ def effect_vs_score(store: Store, score: str = "rewrite") -> Figure:
 
 
 def r2_bars(store: Store, score: str = "rewrite") -> Figure:
-    """R² of the score by edited layer, by tracing effect and by both, for each problem and method (Figure 6)."""
+    """R² of the score by edited layer, tracing effect and both, for each problem and method (Figure 6)."""
     return draw.draw_r2_bars(regressions(store, score=score))
 
 

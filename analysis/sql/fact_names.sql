@@ -1,13 +1,15 @@
 -- fact_names: what there is to say about each fact that was traced or edited.
 -- Grain: one row a fact_id. Inputs: facts, traces, edits.
--- Units: prompt has its subject in place; columns are NULL where neither facts nor traces know them.
+-- Units: prompt has its subject in place; columns are NULL where neither facts nor traces know
+-- them; source = the data set, NULL where the store was not given the fact itself.
 WITH traced AS (
     SELECT
         fact_id,
         any_value(prompt) AS prompt,
         any_value(subject) AS subject,
         any_value(relation) AS relation,
-        any_value(target_true) AS target_true
+        any_value(target_true) AS target_true,
+        any_value(target_false) AS target_false
     FROM traces
     GROUP BY fact_id
 ),
@@ -22,7 +24,8 @@ SELECT
     coalesce(traced.subject, facts.subject) AS subject,
     coalesce(traced.relation, facts.relation) AS relation,
     coalesce(traced.target_true, facts.target_true) AS target_true,
-    facts.target_false
+    coalesce(traced.target_false, facts.target_false) AS target_false,
+    facts.source
 FROM wanted
 LEFT JOIN traced ON traced.fact_id = wanted.fact_id
 LEFT JOIN facts ON facts.fact_id = wanted.fact_id

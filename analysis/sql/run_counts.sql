@@ -1,7 +1,7 @@
 -- run_counts: how much each run did.
 -- Grain: one row a run. Inputs: runs, known, traces, trace_cells, edits.
--- Units: counts; facts = facts the run looked at, kept = those that were traced or edited (or known),
--- cells = cells of tracing grids, edits = edits scored.
+-- Units: counts; facts = facts the run looked at, kept = those that were known, traced or edited, NULL for other
+-- kinds of run; cells = cells of tracing grids, edits = edits scored; layers = edited layers, from 0.
 SELECT
     run.run_id,
     run.kind,
@@ -18,6 +18,7 @@ SELECT
         WHEN 'edit' THEN (SELECT count(DISTINCT edits.fact_id) FROM edits WHERE edits.run_id = run.run_id)
     END AS kept,
     (SELECT count(*) FROM trace_cells WHERE trace_cells.run_id = run.run_id) AS cells,
-    (SELECT count(*) FROM edits WHERE edits.run_id = run.run_id) AS edits
+    (SELECT count(*) FROM edits WHERE edits.run_id = run.run_id) AS edits,
+    (SELECT list(DISTINCT edits.layer ORDER BY edits.layer) FROM edits WHERE edits.run_id = run.run_id) AS layers
 FROM runs AS run
 ORDER BY run.created_at, run.run_id;

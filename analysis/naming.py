@@ -1,0 +1,92 @@
+"""How numbers, tokens and groups of results are called, in figures and in prose."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+Group = tuple[tuple[str, Any], ...]
+
+
+GROUP = ("problem", "method", "protocol", "model", "module", "localization", "window_size")
+
+
+RUNS = ("edit_run_id", "trace_run_id")  # results of different runs are never pooled (regression.KEYS)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a label: fixed decimals, a true minus sign, an en dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    if float(text) == 0.0:
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def p_text(p: float | None) -> str:
+    """'p = 0.031', 'p < 0.001', or 'p –' where no test was possible."""
+    if p is None or not math.isfinite(p):
+        return "p –"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def group_names(
+    rows: Iterable[Mapping[str, Any]], always: Sequence[str] = ("problem", "method")
+) -> dict[Group, str]:
+    """A short name for every group among the rows: `always`, and whatever else tells the groups apart.
+
+    Runs are named, by the start of their ids, only where nothing else differs.
+    """
+    rows = list(rows)
+    keys = [key for key in (*GROUP, *RUNS) if rows and key in rows[0]]
+    groups = list(dict.fromkeys(tuple((key, row[key]) for key in keys) for row in rows))
+    shown = [key for key in keys if key in always or (key in GROUP and len({row[key] for row in rows}) > 1)]
+    names = {
+        group: " · ".join(_word(key, value) for key, value in group if key in shown and value is not None)
+        for group in groups
+    }
+    for name in {name for name in names.values() if list(names.values()).count(name) > 1}:
+        alike = [group for group in groups if names[group] == name]
+        told_by = [key for key in keys if key in RUNS and len({dict(group)[key] for group in alike}) > 1]
+        for group in alike:
+            names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in told_by)])
+    return names
+
+
+def _word(key: str, value: Any) -> str:
+    if key == "window_size":
+        return f"window {value}"
+    if key in RUNS:
+        return f"{key.removesuffix('_run_id')} run {str(value)[:8]}" if value else "no trace"
+    return str(value)
+
+
+def in_group(rows: Iterable[Row], group: Group) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in group)]
+
+
+def visible(token: str) -> str:
+    """A token's text without its outer spaces, line breaks and blanks made visible."""
+    text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
+    return text or "␣"
+
+
+def p_cell(p: float | None) -> str:
+    return p_text(p).removeprefix("p ").removeprefix("= ")
+
+
+def percent(share: float) -> str:
+    return f"{number(100 * share, 1)}\u00a0%"
+
+
+def points(share: float) -> str:
+    """A difference of two shares in percentage points; small gains keep their first digit."""
+    value = 100 * share
+    return f"{number(value, 1 if abs(value) >= 0.1 or value == 0 else 3)} points"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

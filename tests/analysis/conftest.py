@@ -1,0 +1,39 @@
+"""Stores of plausible studies (see plausible.py)."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for plausible.py and headless.py
+
+from plausible import edit_result, study_facts, trace_result
+
+from fasttrace.store import Store
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """24 facts, one left out, one without an effect; ROME for error injection at 8 layers, window 5."""
+    store = Store(tmp_path_factory.mktemp("study") / "study.duckdb")
+    facts = study_facts()
+    store.add_facts(facts)
+    store.add(trace_result(facts))
+    store.add(edit_result([fact for fact in facts if not fact.fact_id.endswith("-21")]))
+    return store
+
+
+@pytest.fixture(scope="session")
+def wide_study(tmp_path_factory):
+    """Two problems, two methods, two windows, two models."""
+    store = Store(tmp_path_factory.mktemp("wide") / "wide.duckdb")
+    facts = study_facts(count=12)
+    store.add_facts(facts)
+    store.add(trace_result(facts, windows=(3, 5)))
+    store.add(edit_result(facts))
+    store.add(edit_result(facts, problem="fact-forcing"))
+    store.add(edit_result(facts, method="memit"))
+    other = {"model": "gpt2", "model_hash": "77aa"}
+    store.add(trace_result(facts, run_id="trace-gpt2", **other))
+    store.add(edit_result(facts, run_id="edit-gpt2", **other))
+    return store

@@ -1,0 +1,195 @@
+"""A study as fasttrace would store it: made of numbers with the shapes real tracing and editing have."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from made_results import CELLS, FACTS, PROMPTS, SCORES, Made, made_run
+
+from fasttrace.facts.record import Fact
+
+N_LAYERS = 30
+EDITED = (0, 4, 8, 12, 16, 20, 24, 29)
+HOSTILE = '</script><script>window.broken = 1</script><img src="x" onerror="window.broken = 2">'
+
+PLACES = [
+    ("Eiffel Tower", "Paris", "Rome"),
+    ("Colosseum", "Rome", "Athens"),
+    ("Brandenburg Gate", "Berlin", "Vienna"),
+    ("Kremlin", "Moscow", "Warsaw"),
+    ("Big Ben", "London", "Dublin"),
+    ("Sagrada Família", "Barcelona", "Lisbon"),
+    ("Atomium", "Brussels", "Zurich"),
+    ("Hagia Sophia", "Istanbul", "Cairo"),
+    ("Louvre", "Paris", "Madrid"),
+    ("Parthenon", "Athens", "Naples"),
+    ("Rijksmuseum", "Amsterdam", "Oslo"),
+    ("Charles Bridge", "Prague", "Budapest"),
+    ("Tivoli Gardens", "Copenhagen", "Helsinki"),
+    ("Uffizi", "Florence", "Geneva"),
+    ("Prado", "Madrid", "Porto"),
+    ("Tokyo Skytree", "Tokyo", "Seoul"),
+    ("東京タワー", "Tokyo", "Osaka"),
+    ("Opera House", "Sydney", "Perth"),
+    ("CN Tower", "Toronto", "Boston"),
+    ("$100 $bill Museum", "Denver", "Dallas"),
+    ("Alamo", "San Antonio", "Houston"),
+    ("Space Needle", "Seattle", "Portland"),
+    ("Unhurt Hall", "Leeds", "York"),
+    (f"Mall {HOSTILE}", "Dubai", "Doha"),
+]
+UNHURT = "place-22"  # its corruption does not lower p(o_true): no fractional effect
+HOSTILE_ID = "place-23"
+
+
+def study_facts(prefix: str = "place", count: int = len(PLACES)) -> list[Fact]:
+    return [
+        Fact(
+            "The {} is located in the city of",
+            subject,
+            true,
+            false,
+            relation="city",
+            fact_id=f"{prefix}-{place:02d}",
+            paraphrases=(f"Where is the {subject}? In", f"To see the {subject}, go to"),
+            neighborhood=("The Pantheon is in",),
+        )
+        for place, (subject, true, false) in enumerate(PLACES[:count])
+    ]
+
+
+def _run(run_id: str, kind: str, settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    about = {"model": "smollm2-135m", "model_hash": "9f2c41d07ab3", "settings": json.dumps(settings)}
+    return made_run(run_id, kind, **(about | changes))
+
+
+def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any) -> Made:
+    """Grids with an early site at the last subject token and a late one at the last; one fact left out."""
+    about, cells = [], []
+    for fact in facts:
+        rng = np.random.default_rng(list(fact.fact_id.encode()))
+        words = fact.subject.split(" ")
+        tokens = ["The", *(f" {word}" for word in words), " is", " located", " in", " the", " city", " of"]
+        begin, end = 1, 1 + len(words)
+        p_clean, p_noised = rng.uniform(0.4, 0.95), rng.uniform(0.002, 0.1)
+        if fact.fact_id.endswith("-22"):
+            p_clean, p_noised = 0.31, 0.34
+        kept = not fact.fact_id.endswith("-21")
+        about.append(
+            {
+                "fact_id": fact.fact_id,
+                "prompt": fact.text,
+                "subject": fact.subject,
+                "relation": fact.relation,
+                "target_true": fact.target_true,
+                "target_false": fact.target_false,
+                "p_clean": p_clean,
+                "p_noised": p_noised if kept else None,
+                "tokens": tokens,
+                "subject_begin": begin,
+                "subject_end": end,
+                "sigma": 0.094,
+                "kept": kept,
+                "reason": None if kept else "o_true is not among the first 36 greedy tokens",
+            }
+        )
+        if not kept:
+            continue
+        early, late = rng.normal(4, 1.5), rng.normal(24, 1.5)
+        for window in windows:
+            for token, text in enumerate(tokens):
+                height = {end - 1: (0.5, early), len(tokens) - 1: (0.3, late)}.get(token, (0.04, early))
+                for layer in range(N_LAYERS):
+                    shape = height[0] * window / 5 * np.exp(-(((layer - height[1]) / 4.0) ** 2))
+                    share = 0.0 if token < begin else min(shape * rng.uniform(0.8, 1.2), 1.0)
+                    p = p_noised + share * (p_clean - p_noised)
+                    cells.append(
+                        {
+                            "fact_id": fact.fact_id,
+                            "window_size": window,
+                            "token_index": token,
+                            "token": text,
+                            "layer": layer,
+                            "p_restored": p,
+                            "p_restored_sem": 0.1 * p * (1 - p),
+                            "effect": None if p_noised >= p_clean else (p - p_noised) / (p_clean - p_noised),
+                        }
+                    )
+    settings = {
+        "windows": list(windows),
+        "samples": 10,
+        "noise": "philox",
+        "sigma": 0.094,
+        "module": "mlp",
+        "method": "denoise",
+    }
+    return Made(
+        _run(run.pop("run_id", "trace-1"), "trace", settings, **run),
+        facts=_table(about, FACTS),
+        cells=_table(cells, CELLS),
+    )
+
+
+def edit_result(
+    facts: list[Fact], problem: str = "error-injection", method: str = "rome", **run: Any
+) -> Made:
+    """Scores that fall with the layer, noisily, whatever tracing said."""
+    scores, prompts = [], []
+    for fact in facts:
+        rng = np.random.default_rng(list(f"{fact.fact_id}{problem}".encode()))
+        for layer in EDITED:
+            rewrite = float(
+                np.clip(1.02 - 0.85 / (1 + np.exp(-(layer - 23) / 2.2)) - abs(rng.normal(0, 0.18)), 0, 1)
+            )
+            paraphrase, neighborhood = rewrite * rng.uniform(0.5, 0.95), rng.uniform(0.7, 0.95)
+            key = {
+                "fact_id": fact.fact_id,
+                "problem": problem,
+                "method": method,
+                "layer": layer,
+                "window_size": 5,
+            }
+            p_before, p_true = rng.uniform(0.001, 0.02), rng.uniform(0.4, 0.9)
+            p_after = p_before + rewrite * (1 - p_before)
+            scores.append(
+                key
+                | {
+                    "rewrite": rewrite,
+                    "paraphrase": paraphrase,
+                    "neighborhood": neighborhood,
+                    "essence": None,
+                    "overall": (rewrite + paraphrase + neighborhood) / 3,
+                    "p_before": p_before,
+                    "p_after": p_after,
+                    "p_true_before": p_true,
+                    "p_true_after": (1 - p_after) * 0.5,
+                    "magnitude": p_after - (1 - p_after) * 0.5,
+                    "success": p_after > (1 - p_after) * 0.5,
+                    "delta_norm": 1.3,
+                    "denominator": 0.8,
+                    "loss": 0.1,
+                }
+            )
+            prompts.append(
+                key
+                | {
+                    "kind": "rewrite",
+                    "prompt_index": 0,
+                    "prompt": fact.text,
+                    "p_before": p_before,
+                    "p_after": p_after,
+                    "p_true_before": p_true,
+                    "p_true_after": 0.1,
+                }
+            )
+    settings = {"layers": list(EDITED), "problem": problem, "method": method, "steps": 20}
+    return Made(
+        _run(run.pop("run_id", f"edit-{problem}-{method}"), "edit", settings, **run),
+        scores=_table(scores, SCORES),
+        prompts=_table(prompts, PROMPTS),
+    )
+
+
+def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items())))
