@@ -114,7 +114,7 @@ def _by_statsmodels(used: Any) -> dict[str, float | None]:
         return out
     out |= {f"r2_{name}": float(fit.rsquared) for name, fit in fits.items()}
     out["diff"] = float(both.rsquared - layer.rsquared)
-    if both.df_resid > 0 and layer.df_resid > both.df_resid and both.ssr > 1e-20 * both.centered_tss:
+    if both.df_resid > 0 and layer.df_resid > both.df_resid and both.ssr > 1e-12 * both.centered_tss:
         f_value, p_value, _ = both.compare_f_test(layer)
         out |= {"f_value": float(f_value), "p_value": float(p_value)}
     return out

@@ -3,9 +3,11 @@
 -- trace_run_id, score, effect_at). Inputs: layer_sums, group_counts.
 -- Models, by least squares: layer: y ~ C(layer); effect: y ~ x; both: y ~ C(layer) * x, one straight line a layer.
 -- A layer whose x does not differ (one fact, say) has a mean and no slope, as the rank of the design says.
+-- A rest below 1e-13 of what it is a rest of is rounding, and counts as 0.
 -- Units: r2_* = share of the variance of the score, NULL where the score does not vary; diff = r2_both - r2_layer;
--- f_value with df_num and df_den tests both against layer, NULL where no degree of freedom is left or the fit is
--- exact; rmse_* in units of the score; rho = Pearson's correlation of x and y over all layers.
+-- f_value with df_num and df_den tests both against layer, NULL where no degree of freedom is left or
+-- 1 - r2_both < 1e-12 (its relative error is about 1e-16 / (1 - r2_both)); rmse_* in units of the score;
+-- rho = Pearson's correlation of x and y over all layers.
 CREATE OR REPLACE TEMP VIEW regressions AS
 WITH
 centred AS (
@@ -13,7 +15,8 @@ centred AS (
         *,
         sum(n * mean_x) OVER grp / (sum(n) OVER grp)::DOUBLE AS grand_x,
         sum(n * mean_y) OVER grp / (sum(n) OVER grp)::DOUBLE AS grand_y,
-        CASE WHEN has_slope THEN s_xy * s_xy / s_xx ELSE 0 END AS explained
+        CASE WHEN has_slope THEN s_xy * s_xy / s_xx ELSE 0 END AS explained,
+        CASE WHEN s_yy - explained > 1e-13 * s_yy THEN s_yy - explained ELSE 0 END AS left_line
     FROM layer_sums
     WHERE n > 0
     WINDOW grp AS (
@@ -31,7 +34,7 @@ sums AS (
         sum(s_yy + n * (mean_y - grand_y) ** 2) AS total_yy,
         sum(s_yy) AS left_layer,
         sum(explained) AS explained,
-        sum(greatest(s_yy - explained, 0)) AS left_both,
+        sum(left_line) AS left_both,
         sqrt(total_xx / rows_used) > 1e-12 * greatest(abs(min(min_x)), abs(max(max_x))) AS x_varies,
         sqrt(total_yy / rows_used) > 1e-12 * greatest(abs(min(min_y)), abs(max(max_y))) AS y_varies
     FROM centred
@@ -41,7 +44,10 @@ fits AS (
     SELECT
         *,
         CASE WHEN x_varies THEN total_xy * total_xy / total_xx ELSE 0 END AS explained_effect,
-        greatest(total_yy - explained_effect, 0) AS left_effect,
+        CASE
+            WHEN total_yy - explained_effect > 1e-13 * total_yy THEN total_yy - explained_effect
+            ELSE 0
+        END AS left_effect,
         rows_used - n_layers - n_slopes AS df_both
     FROM sums
 ),
@@ -62,7 +68,7 @@ SELECT
     CASE WHEN y_varies THEN greatest(1 - left_both / total_yy, 0) END AS r2_both,
     CASE WHEN y_varies THEN explained / total_yy END AS diff,
     CASE
-        WHEN y_varies AND n_slopes > 0 AND df_both > 0 AND left_both > 1e-20 * total_yy
+        WHEN y_varies AND n_slopes > 0 AND df_both > 0 AND left_both > 1e-12 * total_yy
             THEN (explained / n_slopes) / (left_both / df_both)
     END AS f_value,
     n_slopes AS df_num,

@@ -187,10 +187,9 @@ def _execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any
 
 def _insert(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table, values: Mapping[str, Any]) -> int:
     con.register("batch", table)
-    try:
-        return _execute(con, name, values)
-    finally:
-        con.unregister("batch")
+    added = _execute(con, name, values)
+    con.unregister("batch")
+    return added
 
 
 def _naive_utc(moment: object) -> datetime:

@@ -1,0 +1,63 @@
+"""What a second process does to a store while a test watches."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from made_results import made_trace
+
+from fasttrace.errors import UserError
+from fasttrace.store import Store
+
+LAYERS, TOKENS = 12, 8
+
+
+def batch(fact_ids: list[str]) -> Any:
+    return made_trace(fact_ids, layers=LAYERS, tokens=TOKENS, seconds=1.0)
+
+
+def write_batches(path: Path, fact_ids: list[str], acknowledged: Any) -> None:
+    """One transaction a fact, skipping what is done; every commit is acknowledged after it returned."""
+    store = Store(path)
+    done = store.done("t0")
+    for fact_id in fact_ids:
+        if fact_id not in done:
+            store.add(batch([fact_id]))
+            acknowledged.send(fact_id)
+    acknowledged.send(None)
+
+
+def write_all(path: Path, fact_ids: list[str]) -> None:
+    """One transaction a fact, whether it is there or not."""
+    for fact_id in fact_ids:
+        Store(path).add(batch([fact_id]))
+
+
+def hold(path: Path, held: Any, seconds: float) -> None:
+    """Keep the file open for writing."""
+    con = duckdb.connect(str(path))
+    held.set()
+    time.sleep(seconds)
+    con.close()
+
+
+def as_nobody(path: Path, what: str, answer: Any) -> None:
+    """Try to write ('add') or read ('query') as a user without rights here; send the error's sentence."""
+    result = batch(["f0"])
+    with tempfile.TemporaryDirectory() as folder:  # what is imported late must come before the rights go
+        Store(Path(folder) / "warm.duckdb").add(result)
+        Store(Path(folder) / "warm.duckdb").query("SELECT 1")
+    if os.getuid() == 0:
+        os.setuid(65534)
+    try:
+        if what == "add":
+            Store(path, timeout_s=1).add(result)
+        else:
+            Store(path, timeout_s=1).query("SELECT 1")
+    except UserError as error:
+        answer.send((type(error).__name__, str(error)))
+    else:
+        answer.send(("nothing", ""))

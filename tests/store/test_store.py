@@ -1,0 +1,332 @@
+"""Store: what goes in comes out, nothing twice, and bad files give one sentence."""
+
+import dataclasses
+import json
+
+import duckdb
+import pyarrow as pa
+import pytest
+from made_results import Made, made_edit, made_known, made_run, made_trace
+
+from fasttrace.errors import StoreError
+from fasttrace.facts.record import Fact
+from fasttrace.store import Store
+from fasttrace.store.connect import RELATIONS, schema_sql
+
+IDS = [f"f{i}" for i in range(6)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "study.duckdb", timeout_s=2)
+
+
+def counts(store):
+    return {row["relation"]: row["n_rows"] for row in store.relations().to_pylist() if row["kind"] == "table"}
+
+
+def change(result, table, column, values):
+    changed = getattr(result, table)
+    place = changed.column_names.index(column)
+    new = changed.set_column(
+        place, changed.schema.field(place), pa.array(values, changed.schema.field(place).type)
+    )
+    return dataclasses.replace(result, **{table: new})
+
+
+def test_what_goes_in_comes_out(store):
+    trace, edit, known = made_trace(IDS), made_edit(IDS), made_known(IDS)
+    assert (store.add(trace), store.add(edit), store.add(known)) == (6, 24, 6)
+    for result, attribute, relation in (
+        (trace, "facts", "traces"), (trace, "cells", "trace_cells"), (edit, "scores", "edits"),
+        (edit, "prompts", "edit_prompts"), (known, "verdicts", "known"),
+    ):  # fmt: skip
+        wanted = getattr(result, attribute)
+        found = store.query(f"SELECT * FROM {relation}")
+        assert set(found["run_id"].to_pylist()) == {result.run["run_id"]}
+        assert set(found["protocol"].to_pylist()) == {"paper"}
+        order = [
+            (name, "ascending")
+            for name in wanted.column_names
+            if wanted[name].type in (pa.string(), pa.int32())
+        ]
+        rows = found.select(wanted.column_names).sort_by(order).to_pylist()
+        assert rows == wanted.sort_by(order).to_pylist()
+    run = store.query("SELECT * FROM runs WHERE run_id = ?", ["t0"]).to_pylist()[0]
+    assert run == trace.run | {"created_at": trace.run["created_at"].replace(tzinfo=None)}
+
+
+def test_adding_again_changes_nothing(store):
+    for result in (made_trace(IDS), made_edit(IDS), made_known(IDS)):
+        store.add(result)
+    before, seconds = counts(store), store.query("SELECT run_id, seconds FROM runs ORDER BY ALL").to_pylist()
+    for result in (made_trace(IDS), made_edit(IDS), made_known(IDS)):
+        assert store.add(result) == 0
+    assert counts(store) == before
+    assert store.query("SELECT run_id, seconds FROM runs ORDER BY ALL").to_pylist() == seconds
+
+
+def test_overlapping_batches_add_only_what_is_new(store):
+    store.add(made_trace(IDS[:4]))
+    assert store.add(made_trace(IDS[2:])) == 2
+    assert store.add(made_edit(IDS[:2], layers=(0, 1))) == 4
+    assert store.add(made_edit(IDS[:3], layers=(1, 2))) == 4
+    assert store.done("t0") == set(IDS)
+    wanted = {(f, layer) for f in IDS[:2] for layer in (0, 1, 2)} | {("f2", 1), ("f2", 2)}
+    assert store.done_edits("e0") == wanted
+    assert counts(store)["trace_cells"] == 6 * 3 * 4
+    assert counts(store)["edit_prompts"] == len(wanted) * 4
+    seconds = store.query("SELECT seconds FROM runs ORDER BY run_id").column(0).to_pylist()
+    assert seconds == [3.0, 3.0]  # 1.5 for each of two batches
+
+
+def test_runs_do_not_see_each_other(store):
+    store.add(made_trace(IDS[:3]))
+    assert store.add(made_trace(IDS[:4], run_id="t1", seed=7)) == 4
+    assert store.done("t0") == set(IDS[:3])
+    assert store.done("t1") == set(IDS[:4])
+    assert store.done("t2") == store.done_edits("t2") == set()
+
+
+def test_done_before_there_is_a_file(store):
+    assert store.done("t0") == store.done_edits("e0") == set()
+    assert not store.path.exists()
+
+
+def test_trace_effects_is_the_maximum_over_tokens(store):
+    result = made_trace(IDS, windows=(3, 5), no_effect=("f1",), left_out=("f2",))
+    store.add(result)
+    rows = store.query("SELECT * FROM trace_effects").to_pylist()
+    assert len(rows) == 5 * 2 * 4  # f2 has no cells
+    cells = result.cells.to_pylist()
+    facts = {row["fact_id"]: row for row in result.facts.to_pylist()}
+    for row in rows:
+        here = [c for c in cells if all(c[k] == row[k] for k in ("fact_id", "window_size", "layer"))]
+        assert row["p_restored_max"] == max(c["p_restored"] for c in here)
+        assert (row["p_clean"], row["p_noised"]) == tuple(
+            facts[row["fact_id"]][k] for k in ("p_clean", "p_noised")
+        )
+        if row["fact_id"] == "f1":
+            assert row["effect"] is row["effect_last_subject"] is row["peak_token_index"] is None
+            continue
+        peak = max(here, key=lambda c: c["effect"])
+        assert (row["effect"], row["peak_token_index"]) == (peak["effect"], peak["token_index"])
+        assert row["effect_last_subject"] == next(c["effect"] for c in here if c["token_index"] == 1)
+        assert (row["module"], row["method"]) == ("mlp", "denoise")
+
+
+def test_the_earliest_of_equal_peaks(store):
+    result = made_trace(["f0"], layers=1)
+    store.add(change(result, "cells", "effect", [0.25, 0.5, 0.5]))
+    assert store.query("SELECT peak_token_index FROM trace_effects").column(0).to_pylist() == [1]
+
+
+def test_nan_is_stored_as_null(store):
+    result = made_edit(["f0"], layers=(0, 1))
+    store.add(change(result, "scores", "paraphrase", [float("nan"), 0.5]))
+    assert store.query("SELECT paraphrase FROM edits ORDER BY layer").column(0).to_pylist() == [None, 0.5]
+
+
+def test_facts_once_and_never_under_a_taken_id(store):
+    facts = [
+        Fact("{} is in", f"s{i}", "Rome", "Oslo", paraphrases=("a", "b"), fact_id=f"f{i}") for i in range(3)
+    ]
+    assert store.add_facts(facts[:2]) == 2
+    assert store.add_facts(facts) == 1
+    row = store.query("SELECT * FROM facts WHERE fact_id = 'f0'").to_pylist()[0]
+    assert row == {name: getattr(facts[0], name) for name in row} | {
+        "paraphrases": ["a", "b"],
+        "neighborhood": [],
+    }
+    with pytest.raises(StoreError, match="fact_id 'f1'"):
+        store.add_facts([dataclasses.replace(facts[1], target_true="Bonn")])
+    with pytest.raises(StoreError, match="two facts have the fact_id 'f1'"):
+        store.add_facts([facts[1], dataclasses.replace(facts[1], subject="other")])
+    assert counts(store)["facts"] == 3
+
+
+def test_moments_and_benches(store):
+    @dataclasses.dataclass
+    class Moments:
+        run: dict
+        corpus_hash: str = "c0"
+        n_tokens: int = 1000
+        layers: tuple = (0, 4)
+        path: str = "/somewhere/x.safetensors"
+        corpus: str = "text"
+
+    for _ in range(2):
+        store.add(Moments(made_run("m0", "moments", protocol=None, model_hash="m0")))
+    row = store.query("SELECT * FROM moments").to_pylist()
+    assert [(r["layers"], r["n_tokens"], r["model_hash"]) for r in row] == [([0, 4], 1000, "m0")]
+    bench = pa.table(
+        {"benchmark": ["sweep"], "case": ["w=5"], "impl": ["auto"], "metric": ["time"], "value": [0.5],
+         "low": [0.4], "high": [0.6], "unit": ["s"], "n": [5], "machine": ["2 cores"], "commit": ["abc"]}
+    )  # fmt: skip
+    run = made_run("b0", "bench", protocol=None, model=None, model_hash=None, dtype=None)
+    assert [store.add(Made(run, benches=bench)) for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "values"),
+    [
+        ("facts", "p_clean", [1.2]),
+        ("facts", "p_noised", [-0.1]),
+        ("facts", "kept", [False]),  # without a reason
+        ("facts", "sigma", [-1.0]),
+        ("cells", "layer", [-1, 0, 0]),
+        ("cells", "layer", [0, 0, 0]),  # three tokens; made below into one, so that the key repeats
+        ("cells", "p_restored", [0.1, 2.0, 0.1]),
+        ("cells", "window_size", [0, 5, 5]),
+        ("cells", "token_index", [None, 1, 2]),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_refused_with_its_whole_batch(store, table, column, values):
+    good = made_trace(["f0"], layers=1)
+    bad = change(made_trace(["f1"], layers=1), table, column, values)
+    if values == [0, 0, 0]:
+        bad = change(bad, "cells", "token_index", [0, 0, 0])
+    store.add(good)
+    before = counts(store)
+    with pytest.raises(StoreError, match="of the run t0 does not fit the store"):
+        store.add(bad)
+    assert counts(store) == before
+    assert store.done("t0") == {"f0"}
+
+
+@pytest.mark.parametrize(
+    "change_of_run",
+    [
+        {"seed": 3},
+        {"protocol": "released"},
+        {"dtype": "bfloat16"},
+        {"model_hash": "m1"},
+        {"fasttrace_version": "9.9"},
+    ],
+)
+def test_a_run_keeps_its_identity(store, change_of_run):
+    store.add(made_trace(IDS[:1]))
+    later = made_trace(IDS[1:])
+    with pytest.raises(StoreError, match=f"with {next(iter(change_of_run))} "):
+        store.add(dataclasses.replace(later, run=later.run | change_of_run))
+    assert store.done("t0") == {"f0"}
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        (Made({}), "kind None"),
+        (Made(made_run("x", "dance")), "kind 'dance'"),
+        (Made(made_run("", "trace")), "lacks run_id"),
+        (Made(made_run("x", "trace")), "NoneType as its 'cells'"),
+        (Made(made_run("x", "trace", created_at="soon"), cells=None), "created_at"),
+        (dataclasses.replace(made_trace(["f0"]), facts=made_known(["f0"]).verdicts), "lacks prompt, subject"),
+        (change(made_trace(["f0"]), "facts", "prompt", [None]), "NOT NULL"),
+    ],
+)
+def test_a_bad_result_gives_one_sentence(store, result, sentence):
+    with pytest.raises(StoreError, match=sentence) as caught:
+        store.add(result)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_column_is_named(store):
+    result = made_trace(["f0"])
+    with pytest.raises(StoreError, match="unknown colour"):
+        store.add(dataclasses.replace(result, facts=result.facts.append_column("colour", pa.array(["red"]))))
+
+
+def test_query_cannot_write(store):
+    store.add(made_trace(["f0"]))
+    with pytest.raises(StoreError, match="the query failed"):
+        store.query("DELETE FROM traces")
+    with pytest.raises(StoreError, match="the query failed: Catalog Error"):
+        store.query("SELECT * FROM nothing")
+    assert store.query("SELECT $a + 1 AS b", {"a": 1}).to_pylist() == [{"b": 2}]
+    assert store.done("t0") == {"f0"}
+
+
+@pytest.mark.parametrize("method", ["add", "query"])
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (lambda path: path.write_bytes(b"hello world " * 900), "is not a DuckDB file"),
+        (lambda path: path.write_bytes(b""), "is not a DuckDB file"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (
+            lambda path: duckdb.connect(str(path)).execute("CREATE TABLE t (a INT)").close(),
+            "not a fasttrace store",
+        ),
+    ],
+)
+def test_a_file_that_is_no_store_gives_one_sentence(store, method, made, sentence):
+    made(store.path)
+    argument = {"add": made_trace(["f0"]), "query": "SELECT 1"}[method]
+    with pytest.raises(StoreError, match=sentence) as caught:
+        getattr(store, method)(argument)
+    assert str(store.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("version", "age"), [(0, "an older"), (99, "a newer")])
+def test_another_schema_version_is_refused(store, version, age):
+    store.create()
+    con = duckdb.connect(str(store.path))
+    con.execute("UPDATE store_schema SET version = ?", [version]).fetchall()
+    con.close()
+    with pytest.raises(StoreError, match=f"schema version {version}, made by {age} fasttrace"):
+        store.done("t0")
+
+
+def test_an_altered_relation_is_refused(store):
+    store.create()
+    con = duckdb.connect(str(store.path))
+    con.execute("ALTER TABLE benches ADD COLUMN mine INT").fetchall()
+    con.close()
+    with pytest.raises(StoreError, match="relation benches"):
+        store.query("SELECT 1")
+
+
+def test_tables_of_ones_own_are_no_harm(store):
+    store.add(made_trace(["f0"]))
+    con = duckdb.connect(str(store.path))
+    con.execute("CREATE TABLE mine (a INT)").fetchall()
+    con.close()
+    assert store.add(made_trace(["f1"])) == 1
+
+
+def test_missing_things(tmp_path):
+    with pytest.raises(StoreError, match=r"the folder .* does not exist"):
+        Store(tmp_path / "no" / "x.duckdb").add(made_trace(["f0"]))
+    with pytest.raises(StoreError, match="there is no store at"):
+        Store(tmp_path / "x.duckdb").query("SELECT 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_without_its_store_is_refused(tmp_path):
+    (tmp_path / "x.duckdb.wal").write_bytes(b"x")
+    with pytest.raises(StoreError, match=r"log x\.duckdb\.wal"):
+        Store(tmp_path / "x.duckdb").add(made_trace(["f0"]))
+
+
+def test_creating_leaves_one_file(store, tmp_path):
+    store.create()
+    store.create()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.duckdb"]
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_every_relation_says_what_it_is(relation):
+    header = [line for line in schema_sql(relation).splitlines() if line.startswith("--")]
+    assert header[0].startswith(f"-- {relation}: ")
+    text = " ".join(header)
+    assert all(word in text for word in ("Grain:", "Inputs:", "Units:"))
+
+
+def test_settings_are_json(store):
+    with pytest.raises(StoreError, match="does not fit the store"):
+        store.add(made_trace(["f0"], settings="{not json"))
+    store.add(made_trace(["f0"], settings=json.dumps({"module": "attn", "method": "zero"})))
+    assert store.query("SELECT DISTINCT module, method FROM trace_effects").to_pylist() == [
+        {"module": "attn", "method": "zero"}
+    ]
