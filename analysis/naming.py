@@ -79,6 +79,9 @@ def p_cell(p: float | None) -> str:
 
 
 def percent(share: float) -> str:
+    """A share as a percentage to one decimal; a share too small for it says so."""
+    if 0 < share < 0.0005:
+        return "less than 0.1\u00a0%"
     return f"{number(100 * share, 1)}\u00a0%"
 
 

@@ -121,6 +121,7 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
     assert "raises that by 1.6 points, to 60.1 % (F-test: F(8, 160) = 4.00, p < 0.001)" in said
     assert said.endswith("that gain is more than chance.")
     assert answer([row | {"p_value": 0.4}], [], [])[0].endswith("cannot be told from chance.")
+    assert "alone explains less than 0.1" in answer([row | {"p_value": 0.4, "r2_effect": 0.0002}], [], [])[0]
     many = answer([row | {"p_value": 0.4}, row | {"p_value": 0.01, "method": "memit", "diff": 0.03}], [], [])
     assert "at most 3.0 points (error-injection · memit;" in many[0]
     assert many[1].startswith("In 1 of the 2")
