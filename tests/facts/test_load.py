@@ -1,0 +1,462 @@
+"""Loaders: every format on small files, a sentence for every kind of bad record, the development data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fasttrace.errors import FactError
+from fasttrace.facts import Fact, load_facts
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+def counterfact(case_id: Any = 7, **changes: Any) -> dict[str, Any]:
+    rewrite = {
+        "prompt": "The river {} ends in the",
+        "relation_id": "R1",
+        "subject": "Ob",
+        "target_true": {"str": " Kara Sea "},
+        "target_new": {"str": "Black Sea"},
+    }
+    rewrite.update(changes.pop("rewrite", {}))
+    record = {
+        "case_id": case_id,
+        "requested_rewrite": {k: v for k, v in rewrite.items() if v is not None},
+        "paraphrase_prompts": ["The mouth of the Ob lies on the"],
+        "neighborhood_prompts": ["The river Yenisei ends in the"],
+        "generation_prompts": ["Ob"],
+    }
+    record.update(changes)
+    return {k: v for k, v in record.items() if v is not None}
+
+
+def known(known_id: Any = 3, **changes: Any) -> dict[str, Any]:
+    record = {
+        "known_id": known_id,
+        "subject": "Lisa",
+        "attribute": "Florence",
+        "template": "{} was painted in",
+        "prediction": " the city of Florence.",
+        "prompt": "Lisa was painted in the city of",
+        "relation_id": "R2",
+    }
+    record.update(changes)
+    return {k: v for k, v in record.items() if v is not None}
+
+
+def zsre(**changes: Any) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "subject": "Ada",
+        "src": "Where was Ada born?",
+        "rephrase": "In what place was Ada born?",
+        "alt": "Rome",
+        "answers": ["London", "England"],
+        "loc": "nq question: who wrote the first program",
+        "loc_ans": "nobody knows",
+    }
+    record.update(changes)
+    return {k: v for k, v in record.items() if v is not None}
+
+
+def own(**changes: Any) -> dict[str, Any]:
+    record = {"prompt": "{} lives in", "subject": "Ada", "target_true": "London"}
+    record.update(changes)
+    return {k: v for k, v in record.items() if v is not None}
+
+
+def write_list(tmp_path: Path, *records: Any) -> Path:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(list(records)), encoding="utf-8")
+    return path
+
+
+def write_lines(tmp_path: Path, *records: Any) -> Path:
+    path = tmp_path / "facts.jsonl"
+    lines = [r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode() for r in records]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def sentence(path: Any, **options: Any) -> str:
+    """The message of the FactError that loading gives: one sentence on one line."""
+    with pytest.raises(FactError) as caught:
+        load_facts(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ". " not in message.replace(str(path), "")
+    return message
+
+
+# ---- good files -------------------------------------------------------------------------------------------
+
+
+def test_counterfact(tmp_path: Path) -> None:
+    (fact,) = load_facts(write_list(tmp_path, counterfact()))
+    assert fact == Fact(
+        "The river {} ends in the",
+        "Ob",
+        "Kara Sea",
+        "Black Sea",
+        relation="R1",
+        paraphrases=("The mouth of the Ob lies on the",),
+        neighborhood=("The river Yenisei ends in the",),
+        fact_id="counterfact/7",
+        source="counterfact",
+    )
+
+
+def test_known_prompt_goes_on_after_the_template(tmp_path: Path) -> None:
+    facts = load_facts(
+        write_list(tmp_path, known(), known(4, prompt="Lisa was painted in"), known(5, prompt=None))
+    )
+    assert [f.text for f in facts] == [
+        "Lisa was painted in the city of",
+        "Lisa was painted in",
+        "Lisa was painted in",
+    ]
+    assert [f.fact_id for f in facts] == ["known/3", "known/4", "known/5"]
+    assert facts[0].prompt == "{} was painted in the city of"
+    assert (facts[0].target_true, facts[0].target_false, facts[0].relation) == ("Florence", None, "R2")
+
+
+def test_zsre(tmp_path: Path) -> None:
+    (fact,) = load_facts(write_list(tmp_path, zsre()))
+    assert fact == Fact(
+        "Where was {} born?",
+        "Ada",
+        "London",
+        "Rome",
+        paraphrases=("In what place was Ada born?",),
+        neighborhood=("who wrote the first program",),
+        fact_id="zsre/0",
+        source="zsre",
+    )
+
+
+@pytest.mark.parametrize("alt", ["", "London"])
+def test_zsre_without_an_alternative(tmp_path: Path, alt: str) -> None:
+    (fact,) = load_facts(write_list(tmp_path, zsre(alt=alt)))
+    assert fact.target_false is None
+
+
+def test_zsre_subject_is_a_whole_word_where_there_is_one(tmp_path: Path) -> None:
+    (fact,) = load_facts(write_list(tmp_path, zsre(subject="In", src="When was Indra's In made?")))
+    assert fact.prompt == "When was Indra's {} made?"
+
+
+def test_own_lines_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "no_suffix"
+    full = {
+        "prompt": "{} spricht",
+        "subject": "Ærø 東京",
+        "target_true": " Deutsch ",
+        "target_false": "Dänisch",
+        "relation": "language",
+        "paraphrases": ["Die Sprache von Ærø 東京 ist"],
+        "neighborhood": ["Wien spricht"],
+        "fact_id": "a/b",
+        "source": "mine",
+    }
+    text = json.dumps(full, ensure_ascii=False) + "\r\n\n" + json.dumps(own(target_false=None)) + "\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    first, second = load_facts(path)
+    assert first == Fact(
+        "{} spricht",
+        "Ærø 東京",
+        "Deutsch",
+        "Dänisch",
+        "language",
+        ("Die Sprache von Ærø 東京 ist",),
+        ("Wien spricht",),
+        "a/b",
+        "mine",
+    )
+    assert second == Fact("{} lives in", "Ada", "London")
+    assert len(second.fact_id) == 12
+
+
+def test_relation_limit_and_named_format(tmp_path: Path) -> None:
+    records = [counterfact(i, rewrite={"relation_id": "R1" if i % 2 else "R2"}) for i in range(6)]
+    path = write_list(tmp_path, *records)
+    assert [f.fact_id for f in load_facts(path, relation="R2")] == [f"counterfact/{i}" for i in (0, 2, 4)]
+    assert [f.fact_id for f in load_facts(path, relation="R1", limit=2)] == ["counterfact/1", "counterfact/3"]
+    assert len(load_facts(str(path), format="counterfact", limit=50)) == 6
+
+
+def test_format_is_seen_past_a_bad_first_record(tmp_path: Path) -> None:
+    rejected: list[str] = []
+    facts = load_facts(write_list(tmp_path, 5, {}, known()), on_bad="skip", rejected=rejected)
+    assert [f.fact_id for f in facts] == ["known/3"]
+    assert len(rejected) == 2
+    assert "record 0 " in rejected[0]
+    assert "record 1 " in rejected[1]
+
+
+def test_skipping_without_a_list_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(load_facts(write_lines(tmp_path, own(), own(prompt="x")), on_bad="skip")) == 1
+    assert "1 records" in caplog.text
+    assert "line 2" in caplog.text
+
+
+# ---- bad records ------------------------------------------------------------------------------------------
+
+BAD_OWN = {
+    "not json": (b'{"prompt": ', None, "not JSON"),
+    "not an object": (["a"], None, "a list"),
+    "null": (b"null", None, "null"),
+    "missing prompt": (own(prompt=None), "prompt", "missing"),
+    "missing subject": (own(subject=None), "subject", "missing"),
+    "missing target": (own(target_true=None), "target_true", "missing"),
+    "number for a string": (own(subject=5), "subject", "a number"),
+    "boolean for a string": (own(target_true=True), "target_true", "a boolean"),
+    "list for a string": (own(relation=["a"]), "relation", "a list"),
+    "string for a list": (own(paraphrases="Ada"), "paraphrases", "a string"),
+    "number in a list": (own(neighborhood=["Bob lives in", 5]), "neighborhood[1]", "a number"),
+    "empty prompt": (own(prompt=""), "prompt", "empty"),
+    "blank subject": (own(subject="  "), "subject", "empty"),
+    "empty target": (own(target_true=""), "target_true", "empty"),
+    "empty false target": (own(target_false=""), "target_false", "empty"),
+    "empty paraphrase": (own(paraphrases=[""]), "paraphrases[0]", "empty"),
+    "empty id": (own(fact_id=""), "fact_id", "empty"),
+    "no place": (own(prompt="Ada lives in"), "prompt", "absent"),
+    "two places": (own(prompt="{} and {} live in"), "prompt", "2 places"),
+    "a place in a paraphrase": (own(paraphrases=["{} dwells in"]), "paraphrases[0]", "whole prompt"),
+    "unknown field": (own(target_new="Rome"), "target_new", "no field"),
+    "both targets the same": (own(target_false=" London"), "target_false", "true target too"),
+    "bad utf-8": (
+        b'{"prompt": "{} lives in", "subject": "Ad\xff", "target_true": "London"}',
+        "subject",
+        "UTF-8",
+    ),
+    "bad utf-8 in a name": (b'{"prom\xffpt": "{} lives in"}', "prom\\udcffpt", "no field"),
+    "bad utf-8 outside of strings": (b'{"prompt": \xff}', None, "UTF-8"),
+    "half a surrogate pair": (
+        b'{"prompt":"{} is","subject":"\\ud800","target_true":"x"}',
+        "subject",
+        "UTF-8",
+    ),
+    "the same id": (own(), "fact_id", "line 1 too"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_OWN)
+def test_bad_own_record(tmp_path: Path, kind: str) -> None:
+    record, field, words = BAD_OWN[kind]
+    path = write_lines(tmp_path, own(), own(subject="Bob"), record, own(subject="Cy"))
+    message = sentence(path)
+    assert message.startswith(f"{path}, line 3")
+    assert words in message
+    assert (f"field '{field}'" in message) if field else ("field '" not in message)
+    message.encode()
+
+    rejected: list[str] = []
+    facts = load_facts(path, on_bad="skip", rejected=rejected)
+    assert [f.subject for f in facts] == ["Ada", "Bob", "Cy"]
+    assert rejected == [message]
+
+
+BAD_LIST: dict[str, tuple[Any, str | None, str]] = {
+    "item is no object": ("text", None, "a string"),
+    "no rewrite": (counterfact(requested_rewrite=None), "requested_rewrite", "missing"),
+    "rewrite is a list": (counterfact(requested_rewrite=[]), "requested_rewrite", "a list"),
+    "no case id": (counterfact(None), "case_id", "missing"),
+    "case id is a list": (counterfact([1]), "case_id", "a list"),
+    "case id is a boolean": (counterfact(True), "case_id", "a boolean"),
+    "no prompt": (counterfact(rewrite={"prompt": None}), "requested_rewrite.prompt", "missing"),
+    "no place": (counterfact(rewrite={"prompt": "The Ob is"}), "requested_rewrite.prompt", "absent"),
+    "two places": (counterfact(rewrite={"prompt": "{} {} is"}), "requested_rewrite.prompt", "2 places"),
+    "no subject": (counterfact(rewrite={"subject": None}), "requested_rewrite.subject", "missing"),
+    "no false target": (counterfact(rewrite={"target_new": None}), "requested_rewrite.target_new", "missing"),
+    "plain target": (
+        counterfact(rewrite={"target_true": "sea"}),
+        "requested_rewrite.target_true",
+        "a string",
+    ),
+    "no str": (counterfact(rewrite={"target_true": {}}), "requested_rewrite.target_true.str", "missing"),
+    "empty str": (
+        counterfact(rewrite={"target_new": {"str": " "}}),
+        "requested_rewrite.target_new.str",
+        "empty",
+    ),
+    "relation is a number": (
+        counterfact(rewrite={"relation_id": 5}),
+        "requested_rewrite.relation_id",
+        "a number",
+    ),
+    "prompts are a string": (counterfact(neighborhood_prompts="x"), "neighborhood_prompts", "a string"),
+    "null prompt in a list": (counterfact(paraphrase_prompts=[None]), "paraphrase_prompts[0]", "null"),
+    "the same case": (counterfact(0), "fact_id", "record 0 (counted from 0) too"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LIST)
+def test_bad_counterfact_record(tmp_path: Path, kind: str) -> None:
+    record, field, words = BAD_LIST[kind]
+    path = write_list(tmp_path, counterfact(0), record, counterfact(9))
+    message = sentence(path)
+    assert message.startswith(f"{path}, record 1 (counted from 0)")
+    assert words in message
+    assert (f"field '{field}'" in message) if field else ("field '" not in message)
+    rejected: list[str] = []
+    facts = load_facts(path, on_bad="skip", rejected=rejected)
+    assert [f.fact_id for f in facts] == ["counterfact/0", "counterfact/9"]
+    assert rejected == [message]
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "words"),
+    [
+        (known(None), "known_id", "missing"),
+        (known(attribute=None), "attribute", "missing"),
+        (known(template="Lisa was painted in"), "template", "absent"),
+        (known(template="{} {}"), "template", "2 places"),
+        (known(subject=""), "subject", "empty"),
+        (known(prompt="Mona was painted in"), "prompt", "absent"),
+        (known(prompt="Where Lisa was painted in"), "prompt", "does not begin"),
+        (known(prompt=5), "prompt", "a number"),
+        (known(0), "fact_id", "too"),
+    ],
+)
+def test_bad_known_record(tmp_path: Path, record: dict[str, Any], field: str, words: str) -> None:
+    message = sentence(write_list(tmp_path, known(0), record))
+    assert f"record 1 (counted from 0), field '{field}'" in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "words"),
+    [
+        (zsre(src=None), "src", "missing"),
+        (zsre(subject="Bob"), "src", "absent"),
+        (zsre(src="Where was {} Ada born?"), "src", "of its own"),
+        (zsre(answers=None), "answers", "missing"),
+        (zsre(answers=[]), "answers", "an empty list"),
+        (zsre(answers="London"), "answers", "a string"),
+        (zsre(answers=[1]), "answers[0]", "a number"),
+        (zsre(alt=None), "alt", "missing"),
+        (zsre(rephrase=""), "rephrase", "empty"),
+        (zsre(loc="nq question: "), "loc", "empty"),
+    ],
+)
+def test_bad_zsre_record(tmp_path: Path, record: dict[str, Any], field: str, words: str) -> None:
+    message = sentence(write_list(tmp_path, zsre(), record))
+    assert f"record 1 (counted from 0), field '{field}'" in message
+    assert words in message
+
+
+# ---- bad files and arguments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"[]", "empty list"),
+        (b"5", "a number"),
+        (b'"text"', "a string"),
+        (b'{\n"prompt": "{} is"\n}', "top level"),
+        (b'{"case_id": 1, "requested_rewrite": {}}', "top level"),
+        (b'[{"a": 1}]', "no known format (its records have the fields a)"),
+        (b"[1, 2]", "no known format (its items are no JSON objects)"),
+        (b'[\n{"case_id": 1,\n', "not JSON (Expecting property name"),
+        (b"hello\n", "line 1: the text is not JSON"),
+        (b'[[["a"', "not JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_bad_file(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    message = sentence(path)
+    assert words in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "field"),
+    [
+        (b'"subject": "Ob"', b'"subject": "O\xe9"', "requested_rewrite.subject"),
+        (b'"generation_prompts": ["Ob"]', b'"generation_prompts": ["O\xe9"]', "generation_prompts"),
+    ],
+)
+def test_bad_utf8_in_a_list_names_its_record(tmp_path: Path, good: bytes, bad: bytes, field: str) -> None:
+    path = tmp_path / "facts.json"
+    first, second = (json.dumps(counterfact(i)).encode() for i in range(2))
+    path.write_bytes(b"[" + first + b", " + second.replace(good, bad) + b"]")
+    message = sentence(path)
+    assert f"record 1 (counted from 0), field '{field}'" in message
+    assert "UTF-8" in message
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    assert "does not exist" in sentence(tmp_path / "none.json")
+    assert "cannot be read" in sentence(tmp_path)
+    assert "a path or None" in sentence(5)
+
+
+def test_named_format_that_the_file_is_not(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, own(), own(subject="Bob"))
+    assert "not JSON" in sentence(path, format="counterfact")
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps(own()))
+    assert "a JSON object at its top level" in sentence(one, format="known")
+    assert "record 1 (counted from 0), field 'case_id': it is missing" in sentence(
+        write_list(tmp_path, counterfact(), known()), format="counterfact"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"format": "csv"}, "'csv'"),
+        ({"limit": 0}, "at least 1"),
+        ({"limit": True}, "at least 1"),
+        ({"limit": 1.5}, "at least 1"),
+        ({"on_bad": "ignore"}, "'ignore'"),
+        ({"relation": "R9"}, "its relations are: R1"),
+    ],
+)
+def test_bad_argument(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    assert words in sentence(write_list(tmp_path, counterfact()), **options)
+
+
+# ---- the development data ---------------------------------------------------------------------------------
+
+
+def shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in ../shared/data")
+    return path
+
+
+def test_counterfact_dev() -> None:
+    path = shared("counterfact_dev.json")
+    facts = load_facts(path)
+    raw = json.loads(path.read_text())
+    assert len(facts) == len(raw) == 15344
+    for fact, record in zip(facts[::97], raw[::97], strict=True):
+        rewrite = record["requested_rewrite"]
+        assert fact.text == rewrite["prompt"].format(rewrite["subject"])
+        assert fact.target_false == rewrite["target_new"]["str"]
+        assert list(fact.neighborhood) == record["neighborhood_prompts"]
+
+
+def test_known_dev() -> None:
+    path = shared("known_dev.json")
+    facts = load_facts(path)
+    assert [f.text for f in facts] == [r["prompt"] for r in json.loads(path.read_text())]
+    assert all(f.text[slice(*f.subject_span)] == f.subject for f in facts)
+
+
+def test_zsre_dev() -> None:
+    path = shared("zsre_mend_1k.json")
+    facts = load_facts(path)
+    raw = json.loads(path.read_text())
+    assert [f.text for f in facts] == [r["src"] for r in raw]
+    assert [f.target_true for f in facts] == [r["answers"][0] for r in raw]
+    assert not any(n.startswith("nq question") for f in facts for n in f.neighborhood)
