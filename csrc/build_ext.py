@@ -4,19 +4,31 @@ pyproject.toml names this class in [tool.setuptools.cmdclass] and lists fasttrac
 added here. `python csrc/build_ext.py check-cuda` compiles every .cu file to an object and links nothing.
 """
 
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
+
+def find_torch() -> Path:
+    """torch's folder, found without importing it: a build needs its headers, not its drivers."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("fasttrace builds against torch, which is not installed: pip install torch==2.13.0")
+    return Path(spec.origin).resolve().parent
+
+
 HERE = Path(__file__).resolve().parent
-TORCH = Path(torch.__file__).resolve().parent
+TORCH = find_torch()
+VERSION = runpy.run_path(str(TORCH / "version.py"))
 MACROS = [
     ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # 2.11: the oldest torch one build must load into
     ("Py_LIMITED_API", "0x030b0000"),  # Python 3.11
@@ -29,6 +41,28 @@ OLDEST_TORCH = (2, 11)
 def nvcc() -> str | None:
     """nvcc's path, or None."""
     return shutil.which("nvcc")
+
+
+def cuda_builds() -> bool:
+    """Whether nvcc is there and of the CUDA major version that torch was built with."""
+    wanted = VERSION["cuda"]
+    if wanted is None or nvcc() is None:
+        return False
+    text = subprocess.run([str(nvcc()), "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.", text)
+    if found is None or found[1] != wanted.split(".")[0]:
+        print(f"nvcc is not of CUDA {wanted}, which torch was built with: fasttrace._C_cuda is left out")
+        return False
+    return True
+
+
+def toolkit() -> Path:
+    """CUDA's folder as nvcc itself names it: the nvcc on the path may be a script elsewhere."""
+    plan = subprocess.run([str(nvcc()), "--dryrun", "-c", cuda_sources()[0]], capture_output=True, text=True)
+    found = re.search(r"TOP=(.+)", plan.stderr)
+    if found is None:
+        raise SystemExit("nvcc --dryrun does not say where its CUDA toolkit is (a line with TOP= was wanted)")
+    return Path(found[1].strip()).resolve()
 
 
 def cuda_sources() -> list[str]:
@@ -53,11 +87,11 @@ class build_ext(_build_ext):
 
     def finalize_options(self) -> None:
         """Gives every extension torch's paths, and adds fasttrace._C_cuda where it can be built."""
-        version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-        if version < OLDEST_TORCH:
-            raise SystemExit(f"fasttrace builds against torch 2.11 or later, and here is {torch.__version__}")
+        version = VERSION["__version__"]
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
+            raise SystemExit(f"fasttrace builds against torch 2.11 or later, and here is {version}")
         modules = self.distribution.ext_modules
-        if nvcc() and torch.version.cuda and not any(m.name == "fasttrace._C_cuda" for m in modules):
+        if not any(m.name == "fasttrace._C_cuda" for m in modules) and cuda_builds():
             sources = ["csrc/library_cuda.cpp", *(f"csrc/{Path(s).name}" for s in cuda_sources())]
             modules.append(Extension("fasttrace._C_cuda", sources, py_limited_api=True, language="c++"))
         super().finalize_options()
@@ -79,9 +113,8 @@ class build_ext(_build_ext):
         if kernels:
             ext.sources = [source for source in ext.sources if not source.endswith(".cu")]
             ext.define_macros.append(("USE_CUDA", None))
-            cuda = Path(nvcc() or "").resolve().parent.parent
-            ext.include_dirs.append(str(cuda / "include"))
-            ext.library_dirs.append(str(cuda / "lib64"))
+            ext.include_dirs.append(str(toolkit() / "include"))
+            ext.library_dirs += [str(toolkit() / "lib64"), str(toolkit() / "lib")]
             ext.libraries += ["torch_cuda", "c10_cuda", "cudart"]
             for source in kernels:
                 target = Path(self.build_temp) / (Path(source).name + ".o")

@@ -12,7 +12,8 @@ namespace fasttrace {
 
 inline cudaStream_t stream_of(const Tensor& t) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  const auto failed = aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream);
+  check(!failed, "torch has no CUDA stream for device ", t.get_device_index());
   return static_cast<cudaStream_t>(stream);
 }
 
