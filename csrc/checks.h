@@ -61,4 +61,22 @@ inline void check_rank_one(const Tensor& W, const Tensor& u, const Tensor& v) {
         "), one of 1 and the other not less than its row were wanted");
 }
 
+inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table,
+                                   const Tensor& out) {
+  check(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && k.size(2) == q.size(2) && k.size(1) > 0 &&
+            q.size(1) % k.size(1) == 0 && shape_of(k) == shape_of(v),
+        "prefix_attention: q ", shape_of(q), ", k ", shape_of(k), ", v ", shape_of(v),
+        " do not fit, (Nq, H, hd) and twice (N, Hkv, hd) with H a multiple of Hkv were wanted");
+  check(out.dim() == 2 && out.size(0) == q.size(0) && out.size(1) == q.size(1) * q.size(2),
+        "prefix_attention: out has shape ", shape_of(out), ", (Nq, H * hd) was wanted");
+  check(table.dim() == 2 && table.size(1) == 8 && table.scalar_type() == ScalarType::Long,
+        "prefix_attention: table has shape ", shape_of(table), ", (S, 8) int64 was wanted");
+  for (const Tensor* t : {&q, &k, &v, &out}) {
+    check(t->scalar_type() == q.scalar_type() && (is_float32(*t) || is_bfloat16(*t)),
+          "prefix_attention: q, k, v and out must all be float32 or all bfloat16");
+    check(t->is_contiguous() && t->is_cpu(), "prefix_attention: q, k, v and out must be contiguous, on the CPU");
+  }
+  check(table.is_contiguous() && table.is_cpu(), "prefix_attention: table must be contiguous, on the CPU");
+}
+
 }  // namespace fasttrace

@@ -15,4 +15,9 @@ void second_moment_cuda(Tensor C, const Tensor K);
 void rank_one_cpu(Tensor W, const Tensor u, const Tensor v, double alpha);
 void rank_one_cuda(Tensor W, const Tensor u, const Tensor v, double alpha);
 
+// Causal attention of sequences of rows (table (S, 8) int64) of q (Nq, H, hd) over k, v (N, Hkv, hd) into
+// out (Nq, H · hd); float32 or bfloat16. window: tokens a query sees, 0 for all.
+void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
+                          int64_t window, Tensor out);
+
 }  // namespace fasttrace

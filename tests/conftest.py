@@ -1,26 +1,21 @@
-"""Shared fixtures: small random models of every family, the real model, and the oracles' folder."""
-
-import sys
-from pathlib import Path
+"""Shared fixtures: a small tokenizer and the real model. Small models and oracles are in tests/oracle."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "oracle"))
 
 
 def _tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    text = ["The Eiffel Tower is located in the city of Paris", "The capital of France is Paris", "Rome Berlin"]
+    text = ["The Eiffel Tower is located in the city of Paris", "Paris is the capital of France", "of Rome and New York"]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.train_from_iterator(
         text * 4,
         trainers.BpeTrainer(
-            vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw)
@@ -28,55 +23,20 @@ def _tokenizer():
 
 @pytest.fixture(scope="session")
 def small_tokenizer():
-    """A byte-level BPE tokenizer of about 300 tokens, trained here."""
+    """A byte-level BPE tokenizer of at most 400 tokens, trained here."""
     return _tokenizer()
 
 
-def small_config(family: str, vocab_size: int):
-    """A config of a few thousand parameters for `family`; sizes are odd on purpose."""
-    import transformers as tf
-
-    common = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0}
-    llama = {
-        **common,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    if family == "llama":
-        return tf.LlamaConfig(**llama, tie_word_embeddings=True)
-    if family == "llama-bias":
-        return tf.LlamaConfig(**llama, attention_bias=True, mlp_bias=True, head_dim=12)
-    if family == "mistral":
-        return tf.MistralConfig(**llama, sliding_window=4)
-    if family == "qwen2":
-        return tf.Qwen2Config(**llama, tie_word_embeddings=False)
-    if family == "gpt2":
-        return tf.GPT2Config(**common, n_embd=48, n_layer=5, n_head=4, n_positions=64, n_inner=100)
-    raise KeyError(family)
-
-
-FAMILIES = ("llama", "llama-bias", "mistral", "qwen2", "gpt2")
-
-
-def small_model(family: str, tokenizer, dtype: torch.dtype):
-    """A random model of `family` whose every parameter, biases and norms too, is far from its default."""
-    from transformers import AutoModelForCausalLM
-
-    from fasttrace.models import wrap_model
-
-    torch.manual_seed(0)
-    config = small_config(family, len(tokenizer))
-    config._attn_implementation = "eager"
-    hf = AutoModelForCausalLM.from_config(config).to(dtype)
-    with torch.no_grad():
-        for name, weight in hf.named_parameters():
-            scale = 0.25 if weight.ndim > 1 else 0.1
-            weight.copy_(torch.randn_like(weight) * scale + (1.0 if "norm" in name or "ln_" in name else 0.0) * (weight.ndim == 1))
-    return wrap_model(hf, tokenizer, family)
+@pytest.fixture(autouse=True)
+def _one_thread_for_small_models(request):
+    """Products of 48 x 48 gain nothing from threads and lose much to each other's waiting."""
+    if "small_tokenizer" not in request.fixturenames:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fasttrace.editing import edit, second_moments
 from fasttrace.errors import FactError, FasttraceError, ModelError, StoreError, UserError
 from fasttrace.facts import Fact, load_facts
 from fasttrace.models import load_model, wrap_model
@@ -21,8 +22,10 @@ __all__ = [
     "UserError",
     "__version__",
     "check_known",
+    "edit",
     "load_facts",
     "load_model",
+    "second_moments",
     "trace",
     "wrap_model",
 ]

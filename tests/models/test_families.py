@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, small_model
+from small_models import FAMILIES, small_model
 
 from fasttrace.errors import ModelError
 from fasttrace.models import packed, wrap_model

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
+from fasttrace.ops import native
+from fasttrace.ops.dispatch import choose
 
 COLUMNS = ("q_begin", "q_len", "first_begin", "first_len", "second_begin", "second_len", "k_begin", "k_len")
 
@@ -47,18 +49,13 @@ class Sequences:
         return int(self.table[:, 1].sum())
 
     @cached_property
-    def groups(self) -> list[tuple[Tensor, Tensor, int]]:
-        """Sequences of one shape together: (query rows (G, q_len), key rows (G, keys), q_len) of each group."""
-        shapes, which = np.unique(self.table[:, [1, 3, 5, 7]], axis=0, return_inverse=True)
-        result = []
-        for number, (q_len, first, second, k_len) in enumerate(shapes):
-            t = self.table[which.reshape(-1) == number]
-            q_rows = t[:, 0:1] + np.arange(q_len)
-            k_rows = np.concatenate(
-                (t[:, 2:3] + np.arange(first), t[:, 4:5] + np.arange(second), t[:, 6:7] + np.arange(k_len)), axis=1
-            )
-            result.append((torch.from_numpy(q_rows), torch.from_numpy(k_rows), int(q_len)))
-        return result
+    def groups(self) -> list["Group"]:
+        """Sequences whose tails and queries have the same lengths, together."""
+        shapes, which = np.unique(self.table[:, [1, 7]], axis=0, return_inverse=True)
+        return [
+            _group(self.table[which.reshape(-1) == number], int(q_len), int(k_len))
+            for number, (q_len, k_len) in enumerate(shapes)
+        ]
 
     @cached_property
     def multiply_adds(self) -> int:
@@ -67,16 +64,57 @@ class Sequences:
         return int((t[:, 1] * (t[:, 3] + t[:, 5] + t[:, 7])).sum())
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Sequences to be stacked: query_rows (G, q_len), key_rows (G, keys) with prefixes padded to the longest,
+    distance (G or 1, q_len, keys): how many tokens a key lies before a query; negative where it may not look.
+    """
+
+    query_rows: Tensor
+    key_rows: Tensor
+    distance: Tensor
+
+
+def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
+    first, second = table[:, 3], table[:, 5]
+    prefix = first + second
+    longest = int(prefix.max())
+    # Prefixes are padded on the left, so that a key's column tells its distance from every query.
+    column = np.arange(longest)[None, :] - (longest - prefix)[:, None]
+    rows = np.where(
+        column < first[:, None], table[:, 2:3] + column, table[:, 4:5] + column - first[:, None]
+    )
+    rows = np.where(column >= 0, rows, table[:, 6:7])
+    key_rows = np.concatenate((rows, table[:, 6:7] + np.arange(k_len)), axis=1)
+    keys = longest + k_len
+    distance = np.arange(keys - q_len, keys)[:, None] - np.arange(keys)[None, :]
+    if (prefix == longest).all():
+        distance = distance[None]
+    else:
+        padded = np.concatenate((column < 0, np.zeros((len(table), k_len), dtype=bool)), axis=1)
+        distance = np.where(padded[:, None, :], -1, distance[None])
+    return Group(*(torch.from_numpy(x) for x in (table[:, 0:1] + np.arange(q_len), key_rows, distance)))
+
+
 def prefix_attention(
-    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scale: float, *, sliding_window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sequences: Sequences,
+    scale: float,
+    *,
+    sliding_window: int | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """Attention of every sequence's queries over its prefixes and tail (ALGORITHMS section 8, step 2).
 
     q: (Nq, H, head_dim) float32, bfloat16 or float64. k, v: (N, Hkv, head_dim), same dtype; H a multiple of
     Hkv (query head h reads key head h // (H / Hkv)). sequences: which rows belong together. scale: of the
-    scores. sliding_window: tokens a query sees, itself included. Returns (Nq, H·head_dim). Differentiable.
+    scores. sliding_window: tokens a query sees, itself included. impl: "reference" is torch and
+    differentiable; "native" is the compiled CPU kernel (float32 and bfloat16, softmax in float32, no gradient);
+    "auto" takes native where it applies. Returns (Nq, H·head_dim).
 
-    Raises UserError where shapes do not fit.
+    Raises UserError where shapes do not fit, and for an impl that cannot be had here.
     """
     if q.ndim != 3 or k.shape != v.shape or k.shape[2] != q.shape[2] or q.shape[1] % k.shape[1]:
         raise UserError(
@@ -85,7 +123,23 @@ def prefix_attention(
         )
     if sequences.n_queries != q.shape[0]:
         raise UserError(f"prefix_attention: sequences name {sequences.n_queries} query rows, q has {q.shape[0]}")
-    return prefix_attention_reference(q, k, v, sequences, scale, sliding_window=sliding_window)
+    if choose("prefix_attention", impl, _available(q, k, v), q, k, v) == "reference":
+        return prefix_attention_reference(q, k, v, sequences, scale, sliding_window=sliding_window)
+    out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
+    table = torch.from_numpy(np.ascontiguousarray(sequences.table))
+    torch.ops.fasttrace.prefix_attention_(
+        q.contiguous(), k.contiguous(), v.contiguous(), table, scale, sliding_window or 0, out
+    )
+    return out
+
+
+def _available(q: Tensor, k: Tensor, v: Tensor) -> dict[str, str | None]:
+    why = native.problem() if q.device.type == "cpu" else f"the compiled kernel is the CPU's, q is on {q.device}"
+    if why is None and q.dtype not in (torch.float32, torch.bfloat16):
+        why = f"the compiled kernel takes float32 and bfloat16, q is {q.dtype}"
+    if why is None and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        why = "the compiled kernel has no gradient and one is asked for"
+    return {"reference": None, "native": why}
 
 
 def prefix_attention_reference(
@@ -93,28 +147,29 @@ def prefix_attention_reference(
 ) -> Tensor:
     """Sequences of equal shape stacked, then torch's scaled_dot_product_attention with an explicit mask."""
     parts, order = [], []
-    grouped = q.shape[1] != k.shape[1]
-    for q_rows, k_rows, q_len in sequences.groups:
-        keys = k_rows.shape[1]
-        position = torch.arange(keys - q_len, keys)[:, None] - torch.arange(keys)[None, :]
-        seen = position >= 0
+    for group in sequences.groups:
+        distance = group.distance
+        seen = distance >= 0
         if sliding_window is not None:
-            seen &= position < sliding_window
-        mask = None if bool(seen.all()) else seen.to(q.device)
-        index = k_rows.reshape(-1).to(q.device)
-        heads = lambda x, rows, shape: x.index_select(0, rows).view(*shape, *x.shape[1:]).transpose(1, 2)  # noqa: E731
+            seen &= distance < sliding_window
+        mask = None if bool(seen.all()) else seen[:, None].to(q.device)
         mixed = torch.nn.functional.scaled_dot_product_attention(
-            heads(q, q_rows.reshape(-1).to(q.device), q_rows.shape),
-            heads(k, index, k_rows.shape),
-            heads(v, index, k_rows.shape),
+            _stack(q, group.query_rows),
+            _stack(k, group.key_rows),
+            _stack(v, group.key_rows),
             attn_mask=mask,
             scale=scale,
-            enable_gqa=grouped,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         parts.append(mixed.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
-        order.append(q_rows.reshape(-1))
+        order.append(group.query_rows.reshape(-1))
     if len(parts) == 1:
         return parts[0]
     place = torch.empty(sequences.n_queries, dtype=torch.int64)
     place[torch.cat(order)] = torch.arange(sequences.n_queries)
     return torch.cat(parts).index_select(0, place.to(q.device))
+
+
+def _stack(x: Tensor, rows: Tensor) -> Tensor:
+    """x: (N, heads, hd), rows: (G, n) → (G, heads, n, hd)."""
+    return x.index_select(0, rows.reshape(-1).to(x.device)).view(*rows.shape, *x.shape[1:]).transpose(1, 2)

@@ -100,7 +100,7 @@ def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult
     targets = np.concatenate([np.asarray(layout.items[fact].targets) for fact in owners])
     count = np.array([len(layout.items[fact].targets) for fact in owners])
     logp = row_logprob(model, h, _tensor(targets, model)).double().cpu().numpy()
-    p = np.exp(np.add.reduceat(logp, np.cumsum(count) - count))
+    p = np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
     numbers = [number for number, _ in wave.items]
     clean, noised, restored = {}, {}, {}
     at, n = 0, layout.samples

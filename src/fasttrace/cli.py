@@ -1,0 +1,404 @@
+"""The command line: verbs that parse, call and print. Tables go to stdout, progress and errors to stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.models import DEFAULT_MODEL
+from fasttrace.tracing.sweep import DEFAULT_MEMORY
+
+Verb = Callable[..., None]
+
+
+class _Rate(ProgressColumn):
+    """Things a second, or seconds a thing."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("–")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+
+
+@contextmanager
+def _bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields a function to be called after n more are done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+def _numbers(_: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
+    """ "0,4,8" → [0, 4, 8]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 5 or 10,5,1") from None
+
+
+def _options(*names: str) -> Callable[[Verb], Verb]:
+    """The options that verbs share, by name, in the order given."""
+    known = {
+        "model": click.option(
+            "--model", default=DEFAULT_MODEL, show_default=True, help="Short name, hub id, folder or .gguf file."
+        ),
+        "dtype": click.option(
+            "--dtype", type=click.Choice(["float32", "bfloat16", "float64"]), default="float32", show_default=True
+        ),
+        "device": click.option("--device", default="cpu", show_default=True, help="As torch names it."),
+        "facts": click.option(
+            "--facts",
+            type=click.Path(),
+            help="CounterFact, known_1000 or zsRE JSON, or own JSONL; default: the built-in facts.",
+        ),
+        "relation": click.option("--relation", help="Only facts of this relation."),
+        "limit": click.option("--limit", type=click.IntRange(1), help="At most so many facts."),
+        "store": click.option("--store", type=click.Path(dir_okay=False), help="DuckDB file for the results."),
+        "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        "protocol": click.option(
+            "--protocol", type=click.Choice(["paper", "released"]), default="paper", show_default=True
+        ),
+        "seed": click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        "memory": click.option(
+            "--memory", default=DEFAULT_MEMORY, show_default=True, help="For activations, weights not counted."
+        ),
+        "score": click.option("--score", default="rewrite", show_default=True, help="Which edit score."),
+        "corpus": click.option(
+            "--corpus", type=click.Path(), help="Text file or folder of .txt; default: text the model samples."
+        ),
+        "tokens": click.option(
+            "--corpus-tokens", type=click.IntRange(1), default=100_000, show_default=True, help="Tokens to read."
+        ),
+    }
+
+    def add(verb: Verb) -> Verb:
+        for name in reversed(names):
+            verb = known[name](verb)
+        return verb
+
+    return add
+
+
+def _model(model: str, dtype: str, device: str) -> Any:
+    with Console(stderr=True).status(f"Loading {model}"):
+        return ft.load_model(model, dtype=dtype, device=device)
+
+
+def _emit(table: pa.Table, as_json: bool, title: str | None = None) -> None:
+    from fasttrace.analysis.tables import render
+
+    click.echo(render(table, "json" if as_json else "text", title=title), nl=False)
+
+
+def _store(path: str | None) -> Any:
+    if path is None:
+        raise UserError("no store was named, --store FILE was wanted")
+    return ft.Store(path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ft.__version__, prog_name="fasttrace")
+def cli() -> None:
+    """Where does a language model store a fact, and does that tell where to edit it?"""
+
+
+@cli.command()
+@_options("facts", "relation", "limit", "model", "dtype", "device", "protocol", "store", "json")
+@click.option("--check", is_flag=True, help="Test which facts the model knows: first 36 greedy tokens, p(o_true).")
+def facts(
+    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str, protocol: str,
+    store: str | None, as_json: bool, check: bool,
+) -> None:  # fmt: skip
+    """List, filter and test facts."""
+    loaded = ft.load_facts(facts, relation=relation, limit=limit)
+    if store is not None:
+        ft.Store(store).add_facts(loaded)
+    rows = [
+        {
+            "fact_id": fact.fact_id,
+            "relation": fact.relation,
+            "prompt": fact.text,
+            "target_true": fact.target_true,
+            "target_false": fact.target_false,
+        }
+        for fact in loaded
+    ]
+    if check:
+        from fasttrace.workflow import known_into
+
+        decoder = _model(model, dtype, device)
+        with _bar("Checking facts", len(loaded)) as done:
+            if store is None:
+                verdicts = ft.check_known(decoder, loaded, protocol=protocol, progress=done).verdicts.to_pylist()
+            else:
+                verdicts = known_into(ft.Store(store), decoder, loaded, protocol, done)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
+    _emit(pa.Table.from_pylist(rows), as_json)
+    if check and not as_json:
+        click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {model}")
+
+
+@cli.command()
+@_options("facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "memory")
+@click.option("--windows", default="5", show_default=True, callback=_numbers, help="Window sizes, as 10,5,1.")
+@click.option("--samples", type=click.IntRange(1), default=10, show_default=True, help="Noise samples.")
+@click.option("--noise", type=click.Choice(["philox", "released"]), default="philox", show_default=True)
+@click.option("--sigma", help="A number or 3sd; default: published for the model, else 3sd.")
+@click.option("--tokens", type=click.Choice(["all", "subject", "last-subject"]), default="all", show_default=True)
+@click.option("--keep", type=click.Choice(["known", "all"]), default="known", show_default=True)
+def trace(
+    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
+    store: str | None, as_json: bool, protocol: str, seed: int, memory: str, **settings: Any,
+) -> None:  # fmt: skip
+    """Trace facts: the probability each restored window gives back."""
+    from fasttrace.tracing import prepare_trace
+    from fasttrace.workflow import trace_into
+
+    target = _store(store)
+    loaded = ft.load_facts(facts, relation=relation, limit=limit)
+    decoder = _model(model, dtype, device)
+    plan = prepare_trace(decoder, loaded, protocol=protocol, seed=seed, **settings)
+    with _bar("Tracing", len(loaded)) as done:
+        added = trace_into(target, plan, memory, done)
+    rows = target.query(
+        "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?",
+        [plan.run["run_id"]],
+    )
+    _emit(rows, as_json)
+    if not as_json:
+        click.echo(f"{added} facts added to {target.path} (run {plan.run['run_id']}, σ = {plan.sigma:.4f})")
+
+
+@cli.command()
+@_options("model", "dtype", "device", "corpus", "tokens", "store", "json", "seed")
+@click.option("--layers", callback=_numbers, help="As 0,4,8; default: all.")
+def stats(
+    model: str, dtype: str, device: str, corpus: str | None, corpus_tokens: int, store: str | None, as_json: bool,
+    seed: int, layers: list[int] | None,
+) -> None:  # fmt: skip
+    """Collect the keys' second moments, every layer in one pass."""
+    decoder = _model(model, dtype, device)
+    with _stages() as progress:
+        moments = ft.second_moments(
+            decoder, corpus, tokens=corpus_tokens, layers=layers, seed=seed, progress=progress
+        )
+    if store is not None:
+        ft.Store(store).add(moments)
+    row = {"layers": len(moments.layers), "n_tokens": moments.n_tokens, "corpus": moments.corpus, "path": str(moments.path)}
+    _emit(pa.Table.from_pylist([row]), as_json)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a stage, for work that reports (stage, done, total)."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=Console(stderr=True),
+    ) as progress:  # fmt: skip
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(f"Second moments: {stage} (tokens)", total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+@cli.command()
+@_options(
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
+)
+@click.option("--method", default="rome", show_default=True)
+@click.option("--problem", default="error-injection", show_default=True)
+@click.option("--layers", callback=_numbers, help="As 0,4,8; default: every fourth, the last and the model's own.")
+@click.option("--window-size", type=click.IntRange(1), default=5, show_default=True, help="Compare with this window.")
+@click.option("--memory", default="1GB", show_default=True, help="For the edits in flight, weights not counted.")
+@click.option("--fact-id", help="Edit only this fact.")
+@click.option("--known", is_flag=True, help="Edit only facts the model knows.")
+@click.option("--export", type=click.Path(), help="Write the model with the one edit in its weights to this folder.")
+def edit(
+    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
+    store: str | None, as_json: bool, protocol: str, seed: int, corpus: str | None, corpus_tokens: int, method: str,
+    problem: str, layers: list[int] | None, window_size: int, memory: str, fact_id: str | None, known: bool,
+    export: str | None,
+) -> None:  # fmt: skip
+    """Edit facts at layers, each edit alone, and score it."""
+    from fasttrace.editing import prepare_edit
+    from fasttrace.workflow import edit_into, known_into
+
+    if store is None and export is None:
+        raise UserError("nowhere to put the edits was named, --store FILE or --export FOLDER was wanted")
+    loaded = ft.load_facts(facts, relation=relation, limit=limit)
+    if fact_id is not None:
+        loaded = [fact for fact in loaded if fact.fact_id == fact_id]
+        if not loaded:
+            raise UserError(f"no fact has the fact_id '{fact_id}'")
+    if export is not None and Path(export).exists():
+        raise UserError(f"export: '{export}' exists, a new folder was wanted")
+    decoder = _model(model, dtype, device)
+    if known:
+        with _bar("Checking facts", len(loaded)) as done:
+            if store is not None:
+                verdicts = known_into(ft.Store(store), decoder, loaded, protocol, done)
+            else:
+                verdicts = ft.check_known(decoder, loaded, protocol=protocol, progress=done).verdicts.to_pylist()
+        loaded = [fact for fact, verdict in zip(loaded, verdicts, strict=True) if verdict["known"]]
+        if not loaded:
+            raise UserError(f"none of the facts is known to {model}, so none was edited")
+    chosen = decoder.edit_layers() if layers is None else layers
+    if export is not None and len(loaded) * len(set(chosen)) != 1:
+        raise UserError(f"export: {len(loaded)} facts at {len(set(chosen))} layers, one edit was wanted")
+    with _stages() as progress:
+        moments = ft.second_moments(
+            decoder, corpus, tokens=corpus_tokens,
+            layers=[layer for layer in chosen if 0 <= layer < decoder.n_layers] or None,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    plan = prepare_edit(
+        decoder, loaded, method=method, problem=problem, layers=chosen, window_size=window_size, protocol=protocol,
+        seed=seed, moments=moments,
+    )  # fmt: skip
+    if store is not None:
+        with _bar("Editing", len(loaded) * len(plan.layers)) as done:
+            added = edit_into(ft.Store(store), plan, memory, done)
+        if not as_json:
+            click.echo(f"{added} edits added to {store} (run {plan.run['run_id']})", err=True)
+        columns = "fact_id, layer, rewrite, paraphrase, neighborhood, overall, p_before, p_after"
+        rows = ft.Store(store).query(f"SELECT {columns} FROM edits WHERE run_id = ?", [plan.run["run_id"]])
+    if export is not None:
+        result = next(iter(plan.batches(memory=memory)))
+        result.export(export)
+        rows = result.scores
+        click.echo(f"the edited model is in {export}", err=True)
+    _emit(rows, as_json)
+
+
+@cli.command()
+@_options("store", "json")
+@click.argument("query")
+def sql(store: str | None, as_json: bool, query: str) -> None:
+    """Run a query over the store, read-only. QUERY: SQL, or the name of a file that holds it."""
+    path = Path(query)
+    text = path.read_text() if query.endswith(".sql") and path.is_file() else query
+    _emit(_store(store).query(text), as_json)
+
+
+@cli.command()
+@_options("store", "json", "score")
+def tables(store: str | None, as_json: bool, score: str) -> None:
+    """R² of an edit score by layer, tracing effect and both; mean scores by layer."""
+    from fasttrace.analysis.regression import layer_means, regressions
+    from fasttrace.analysis.tables import summary
+
+    target = _store(store)
+    if as_json:
+        both = {
+            "regressions": regressions(target, score).to_pylist(),
+            "layer_means": layer_means(target, score).to_pylist(),
+        }
+        click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
+    else:
+        click.echo(summary(target, score), nl=False)
+
+
+@cli.command()
+@_options("store", "json")
+@click.option("--out", type=click.Path(dir_okay=False), default="report.html", show_default=True)
+def report(store: str | None, as_json: bool, out: str) -> None:
+    """Write everything the store holds as one self-contained HTML file."""
+    from fasttrace.analysis.report import write_report
+
+    path = write_report(_store(store), out)
+    click.echo(json.dumps({"report": str(path)}) if as_json else f"report: {path}")
+
+
+@cli.command()
+@_options("json")
+def env(as_json: bool) -> None:
+    """Versions, devices and what was compiled: for a bug report."""
+    import torch
+
+    from fasttrace.ops.native import problem
+
+    names = ("fasttrace", "torch", "transformers", "triton", "duckdb", "numpy", "pyarrow", "statsmodels", "accelerate")
+    rows = [{"what": name, "value": _version(name)} for name in names]
+    rows.append({"what": "python", "value": sys.version.split()[0]})
+    rows.append({"what": "extension", "value": problem() or "loaded"})
+    rows.append({"what": "cpu", "value": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"})
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rows.append({"what": "cuda", "value": cuda})
+    _emit(pa.Table.from_pylist(rows), as_json)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@cli.command()
+@_options("model", "json")
+@click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Folder to write to.")
+@click.option("--facts", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Known facts to study.")
+def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
+    """The whole study, small: know, trace, collect, edit, regress, report."""
+    from fasttrace.demo import run_demo
+
+    run_demo(model, Path(out), wanted, _bar, _stages, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps({"store": str(Path(out) / "study.duckdb"), "report": str(Path(out) / "report.html")}))
+
+
+def main() -> None:
+    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C keeps what was committed."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except UserError as error:
+        click.echo(f"fasttrace: {error}", err=True)
+        sys.exit(2)
+
+
+def _interrupted() -> None:
+    click.echo("fasttrace: stopped; finished batches are in the store, and the same command goes on from there", err=True)
+    sys.exit(130)

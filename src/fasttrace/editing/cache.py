@@ -1,0 +1,103 @@
+"""What editing keeps on disk between runs: content-addressed folders, and files that are whole or absent."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fasttrace.errors import UserError
+
+
+def cache_root(cache_dir: str | Path | None) -> Path:
+    """cache_dir, or by default `fasttrace` under $XDG_CACHE_HOME or ~/.cache; made where it is not there.
+
+    Raises UserError where the folder cannot be made.
+    """
+    if cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        root = Path(base).expanduser() / "fasttrace"
+    else:
+        root = Path(cache_dir).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache folder '{root}' cannot be made: {error.strerror}") from error
+    return root
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """First 32 hex digits of SHA-256 over the parts as JSON with sorted names."""
+    return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """write(temporary path beside `path`), flushed to disk, then renamed: a reader sees all of it or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """A safetensors file, written whole, whose metadata carries the SHA-256 of the tensors' bytes."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    # One entry, because safetensors writes several in no fixed order and equal content should be equal bytes.
+    marked = {"fasttrace": json.dumps({**metadata, "sha256": _digest(held)}, sort_keys=True)}
+    write_whole(path, lambda temporary: save_file(held, temporary, metadata=marked))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (copies on the CPU) and metadata of a file of `save_tensors`.
+
+    Raises UserError where the file is missing, cut short or altered.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = _metadata(file)
+            # safetensors maps the file: without a copy, a later change to it would change the tensor.
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        why = f"cannot be read ({error}), a whole safetensors file was wanted"
+        raise UserError(f"file '{path}' {why}") from error
+    if metadata.get("sha256") != _digest(tensors):
+        raise UserError(
+            f"file '{path}' is damaged, its content does not have the SHA-256 it was written with: "
+            "deleting it and running the same command again makes it anew"
+        )
+    return tensors, metadata
+
+
+def metadata_of(path: Path) -> dict[str, Any] | None:
+    """The metadata of a file of `save_tensors`, or None where it is absent or not whole (content is not read)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _metadata(file)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((file.metadata() or {}).get("fasttrace", "{}"))
+    return found
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        raw: np.ndarray = tensor.view(torch.uint8).numpy()
+        digest.update(raw.data)
+    return digest.hexdigest()

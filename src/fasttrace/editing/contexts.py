@@ -1,0 +1,109 @@
+"""Contexts a fact is seen in when its key is averaged: the bare prompt and prompts after sampled text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.editing.cache import cache_root, content_key, write_whole
+from fasttrace.editing.sampling import sample_tokens, start_token
+from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
+
+SHORT_TOKENS, LONG_TOKENS = 5, 10
+TOP_K = 5
+ROUNDS = 20
+
+
+def sample_contexts(
+    model: Decoder, *, seed: int = 0, cache_dir: str | Path | None = None, short: int = 10, long: int = 10
+) -> list[str]:
+    """Templates with one "{}" for the prompt: "{}" itself, then `short` and `long` sampled "<prefix>. {}".
+
+    Prefixes are 5 and 10 tokens drawn from the model among its 5 likeliest tokens, after the start token of
+    `sampling.start_token`, and differ from one another while the model has enough to say. Drawn once for
+    (model, dtype, seed, short, long) and kept as JSON in cache_dir (default as `second_moments`), so later
+    runs get the same strings.
+
+    Tokens that are no printable text on their own (parts of a character, special tokens) or hold a brace are
+    never drawn. A prefix that its tokenizer would cut into other tokens is drawn again, 20 times at most;
+    after that it stays as text, whose own number of tokens then differs from 5 or 10.
+
+    Raises UserError for a negative count or seed, a damaged cache file, and where the model's vocabulary has
+    no token to draw.
+    Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; ALGORITHMS section 4, Contexts.
+    """
+    if short < 0 or long < 0 or seed < 0:
+        raise UserError(
+            f"sample_contexts: seed={seed}, short={short}, long={long}; numbers of at least 0 were wanted"
+        )
+    settings = {
+        "format": 1,
+        "model": model.model_hash,
+        "dtype": model.dtype_name,
+        "seed": seed,
+        "top_k": TOP_K,
+        "start": start_token(model),
+        "lengths": [[short, SHORT_TOKENS], [long, LONG_TOKENS]],
+    }
+    path = cache_root(cache_dir) / "contexts" / f"{content_key(settings)}.json"
+    if path.is_file():
+        return _read(path, short + long)
+    allowed = drawable(model)
+    prefixes: list[str] = []
+    for count, length in ((short, SHORT_TOKENS), (long, LONG_TOKENS)):
+        prefixes += _prefixes(model, count, length, seed, allowed)
+    contexts = ["{}", *(f"{prefix}. {{}}" for prefix in prefixes)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"settings": settings, "contexts": contexts}, ensure_ascii=False, indent=1)
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
+    return contexts
+
+
+def drawable(model: Decoder) -> Tensor:
+    """(V,) bool on the CPU: tokens that are printable text on their own, not special and without braces.
+
+    Raises UserError where there is none.
+    """
+    tokenizer = model.tokenizer
+    count = min(len(tokenizer), model.vocab_size)
+    texts = tokenizer.batch_decode([[i] for i in range(count)], clean_up_tokenization_spaces=False)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    allowed = torch.zeros(model.vocab_size, dtype=torch.bool)
+    allowed[:count] = torch.tensor([_fits(text) and i not in special for i, text in enumerate(texts)])
+    if not bool(allowed.any()):
+        raise UserError(f"model '{model.name}' has no printable token, contexts cannot be sampled")
+    return allowed
+
+
+def _fits(text: str) -> bool:
+    return bool(text) and not set("{}\ufffd") & set(text) and text.replace("\n", " ").isprintable()
+
+
+def _prefixes(model: Decoder, count: int, length: int, seed: int, allowed: Tensor) -> list[str]:
+    tokenizer: Any = model.tokenizer
+    kept: list[str] = []
+    spare: list[str] = []
+    for number in range(ROUNDS if count else 0):
+        drawn = sample_tokens(model, count, length, seed=(seed, length, number), top_k=TOP_K, allowed=allowed)
+        for ids in drawn.tolist():
+            text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            whole = bool(text.strip()) and tokenizer(text, add_special_tokens=False).input_ids == ids
+            (kept if whole and text not in kept else spare).append(text)
+        if len(kept) >= count:
+            break
+    return (kept + spare)[:count]
+
+
+def _read(path: Path, prefixes: int) -> list[str]:
+    try:
+        contexts = json.loads(path.read_text(encoding="utf-8"))["contexts"]
+        good = len(contexts) == prefixes + 1 and contexts[0] == "{}"
+        good = good and all(c.count("{}") == 1 for c in contexts)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        good = False
+    if not good:
+        raise UserError(f"contexts file '{path}' is damaged: deleting it and running again samples them anew")
+    return [str(context) for context in contexts]

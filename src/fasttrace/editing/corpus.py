@@ -1,0 +1,177 @@
+"""The tokens second moments are collected from: a text file, a folder of texts, or the model's own text."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrace.editing.cache import content_key, load_tensors, save_tensors
+from fasttrace.editing.sampling import sample_tokens, start_token
+from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
+
+log = logging.getLogger("fasttrace.editing")
+SAMPLED_ROWS = 96  # texts drawn together; each batch of them is drawn, and kept on disk, on its own
+PIECE = 1 << 16  # characters tokenised at once
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """description: for people. identity: what names its content in a cache key. n_tokens: used, BOS included.
+
+    sequences(progress): the token ids, each of at most sequence_length; sampled where they are not on disk.
+    """
+
+    description: str
+    corpus_hash: str
+    identity: dict[str, Any]
+    n_tokens: int
+    sequences: Callable[[Progress | None], list[list[int]]]
+
+
+def prefix_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before any text by itself: [BOS] or nothing."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    full = tokenizer("a").input_ids
+    at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    return list(full[:at])
+
+
+def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int) -> Corpus:
+    """The first `tokens` tokens of a text file, or of a folder's .txt files in order of name.
+
+    Each file is cut into sequences of sequence_length; its last may be shorter. Where the tokenizer adds BOS,
+    every sequence starts with one, as a prompt does.
+
+    Raises UserError where there is no such file or folder, no .txt file in the folder, a file that is not
+    UTF-8, or no text at all.
+    """
+    texts = [(file, _read(file)) for file in _files(source)]
+    digest = hashlib.sha256()
+    for _, text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    prefix = prefix_ids(model.tokenizer)
+    sequences: list[list[int]] = []
+    used = 0
+    for _, text in texts:
+        for sequence in _cut(_token_ids(model.tokenizer, text), sequence_length, prefix):
+            sequences.append(sequence[: tokens - used])
+            used += len(sequences[-1])
+            if used == tokens:
+                break
+        if used == tokens:
+            break
+    if not used:
+        raise UserError(f"corpus '{source}' holds no text, at least one token was wanted")
+    description = str(source)
+    if used < tokens:
+        description += f" (all of it: {used} tokens, of {tokens} asked for)"
+        log.warning("corpus '%s' has %d tokens, %d were asked for: all are used", source, used, tokens)
+    ids = hashlib.sha256(repr(sequences).encode()).hexdigest()
+    corpus_hash = digest.hexdigest()
+    return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, lambda _: sequences)
+
+
+def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int, root: Path) -> Corpus:
+    """`tokens` tokens of text the model draws itself: temperature 1, no truncation of the distribution.
+
+    Texts of one sequence each, in batches seeded one by one and kept under `root`, so that the same text
+    serves a later or longer run, whatever drew it.
+    """
+    prefix = prefix_ids(model.tokenizer)[: sequence_length - 1]
+    settings = {
+        "sampled_by": model.model_hash,
+        "dtype": model.dtype_name,
+        "start": start_token(model),
+        "prefix": prefix,
+        "temperature": 1.0,
+        "top_k": None,
+        "length": sequence_length - len(prefix),
+        "rows": SAMPLED_ROWS,
+        "seed": seed,
+    }
+    key = content_key(settings)
+
+    def sequences(progress: Progress | None) -> list[list[int]]:
+        result: list[list[int]] = []
+        used = 0
+        for number in range(-(-tokens // (sequence_length * SAMPLED_ROWS))):
+            if progress is not None:
+                progress("sampling", used, tokens)
+            ids = _sampled_batch(model, root / "sampled" / key, number, sequence_length - len(prefix), seed)
+            for text in ids:
+                sequence = [*prefix, *text][: tokens - used]
+                if sequence:
+                    result.append(sequence)
+                    used += len(sequence)
+        if progress is not None:
+            progress("sampling", used, tokens)
+        return result
+
+    description = f"sampled from the model (temperature 1, {sequence_length} tokens a text, seed {seed})"
+    return Corpus(description, key, {"corpus": key}, tokens, sequences)
+
+
+def _sampled_batch(model: Decoder, folder: Path, number: int, length: int, seed: int) -> list[list[int]]:
+    path = folder / f"{number:06d}.safetensors"
+    if path.is_file():
+        tensors, _ = load_tensors(path)
+        kept: list[list[int]] = tensors["ids"].tolist()
+        return kept
+    ids = sample_tokens(model, SAMPLED_ROWS, length, seed=(seed, number))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, {"ids": ids.to(torch.int32)}, {"seed": seed, "batch": number})
+    drawn: list[list[int]] = ids.tolist()
+    return drawn
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        files = sorted(source.glob("*.txt"))
+        if not files:
+            raise UserError(f"corpus folder '{source}' holds no .txt file, at least one was wanted")
+        return files
+    if not source.is_file():
+        raise UserError(f"corpus '{source}' does not exist, a text file or a folder of .txt files was wanted")
+    return [source]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        where = f"at byte {error.start}"
+        raise UserError(f"corpus file '{file}' is not UTF-8 {where}, UTF-8 text was wanted") from error
+    except OSError as error:
+        raise UserError(f"corpus file '{file}' cannot be read: {error.strerror}") from error
+
+
+def _token_ids(tokenizer: Any, text: str) -> Iterator[int]:
+    """Token ids of a text, a piece at a time; pieces end after a newline where there is one."""
+    begin = 0
+    while begin < len(text):
+        end = min(begin + PIECE, len(text))
+        if end < len(text):
+            end = text.rfind("\n", begin, end) + 1 or end
+        # Longer than the model reads at once is meant here, so the tokenizer's warning is not.
+        yield from tokenizer(text[begin:end], add_special_tokens=False, verbose=False).input_ids
+        begin = end
+
+
+def _cut(ids: Iterator[int], length: int, prefix: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of `length` ids, each starting with `prefix`; the last may be shorter."""
+    run = list(prefix)
+    for token in ids:
+        run.append(token)
+        if len(run) == length:
+            yield run
+            run = list(prefix)
+    if len(run) > len(prefix):
+        yield run

@@ -1,0 +1,337 @@
+"""Second moments of the keys, C = Σ k kᵀ / N: every layer in one pass over a corpus, kept on disk.
+
+Folder `<cache>/moments/<key>/`: `layer-00005.safetensors` once a layer is done, `partial-….safetensors` with
+the running sums and the place reached while it is not. The key hashes all that C depends on.
+"""
+
+import copy
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.editing.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
+from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
+from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import batches, forward, pack
+from fasttrace.ops.second_moment import second_moment_
+from fasttrace.runs import describe_run
+
+CHECKPOINT_SECONDS = 20.0
+# A float32 sum is rounded once a batch, each time by 2⁻²⁴ of the entry at most: over n batches about
+# 3.4e-8 · sqrt(n / 3) in all. 256 batches stay at 3e-7; longer sums are kept in float64.
+FLOAT32_BATCHES = 256
+FACTOR_BYTES = 2 << 30  # Cholesky factors held at once (one at least)
+FORMAT = 1
+
+
+@dataclass(eq=False)
+class Moments:
+    """Second moments of a model's keys, on disk; the store's `moments` row is made of these fields.
+
+    run: the `runs` row (kind "moments"). key: names the content, whatever layers are there. corpus,
+    corpus_hash: what was read. n_tokens: N, tokens used; requested_tokens: asked for (more than N where the
+    corpus was too short).
+    layers: ascending, 0-based. path: the folder. ridge: added to C's diagonal by `inverse_key`, as a multiple
+    of the diagonal's mean.
+    """
+
+    run: dict[str, Any]
+    key: str
+    model_hash: str
+    corpus: str
+    corpus_hash: str
+    n_tokens: int
+    requested_tokens: int
+    layers: list[int]
+    path: Path
+    ridge: float = 0.0
+    _factors: OrderedDict[int, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, repr=False)
+
+    def matrix(self, layer: int) -> Tensor:
+        """C of a layer: (m, m) float32 on the CPU, symmetric, read from disk at every call, ridge not added.
+
+        Raises UserError for a layer that was not collected, and where the file is missing or damaged.
+        """
+        if layer not in self.layers:
+            have = ", ".join(map(str, self.layers))
+            raise UserError(f"second moments of layer {layer} were not collected, only of: {have}")
+        tensors, _ = load_tensors(layer_file(self.path, layer))
+        return tensors["C"]
+
+    def inverse_key(self, layer: int, keys: Tensor) -> Tensor:
+        """(C + ridge · mean(diag C) · I)⁻¹ k for every row of keys (n, m), any float dtype: (n, m) float64.
+
+        In float64 by Cholesky, on the CPU; the factor of a layer is kept for the next call. The diagonal is
+        scaled to 1 first, since C's entries are as exact as float32 relative to their own rows and columns.
+
+        Raises UserError where C is singular to that precision (fewer tokens than m, a unit that never fires).
+        Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; ALGORITHMS section 4, u = C⁻¹k*.
+        """
+        scale, factor = self._factor(layer)
+        if keys.ndim != 2 or keys.shape[1] != len(scale):
+            raise UserError(f"inverse_key: keys are {tuple(keys.shape)}, (n, {len(scale)}) was wanted")
+        right = keys.detach().to("cpu", torch.float64) * scale
+        return (torch.cholesky_solve(right.T, factor).T * scale).contiguous().to(keys.device)
+
+    def _factor(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(m,) 1/sqrt(diagonal) and (m, m) lower Cholesky factor of the matrix so scaled, float64."""
+        if layer in self._factors:
+            self._factors.move_to_end(layer)
+            return self._factors[layer]
+        C = self.matrix(layer).double()
+        m = len(C)
+        if self.ridge == 0.0 and self.n_tokens < m:
+            raise self._singular(layer, m)
+        C.diagonal().add_(self.ridge * C.diagonal().mean())
+        scale = C.diagonal().rsqrt()
+        if not bool(torch.isfinite(scale).all()):
+            raise self._singular(layer, m)
+        factor, failed = torch.linalg.cholesky_ex(C.mul_(scale).mul_(scale[:, None]))
+        # Rounding C to float32 moves the eigenvalues of the scaled matrix by about this much.
+        if int(failed) or _least_eigenvalue(factor) < 2.0**-24 * m**0.5:
+            raise self._singular(layer, m)
+        while self._factors and (len(self._factors) + 1) * m * m * 8 > FACTOR_BYTES:
+            self._factors.popitem(last=False)
+        self._factors[layer] = scale, factor
+        return scale, factor
+
+    def _singular(self, layer: int, m: int) -> UserError:
+        return UserError(
+            f"the second moment C of layer {layer} ({m} x {m}) is singular from {self.n_tokens} tokens with "
+            f"ridge={self.ridge:g}: a larger corpus or a larger ridge= (1e-4, say) was wanted"
+        )
+
+
+def second_moments(
+    model: Decoder,
+    corpus: str | Path | None = None,
+    *,
+    tokens: int = 100_000,
+    layers: Sequence[int] | None = None,
+    cache_dir: str | Path | None = None,
+    sequence_length: int = 128,
+    seed: int = 0,
+    batch_rows: int = 4096,
+    ridge: float = 0.0,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Moments:
+    """C_l = Σ k kᵀ / N over a corpus, for every layer asked for, in one pass (ALGORITHMS section 5).
+
+    corpus: a UTF-8 text file, a folder of .txt files (in order of name), or None for text the model samples
+        itself (temperature 1, from `seed`; nothing else here is random).
+    tokens: N wanted; a corpus with fewer is used whole, and `n_tokens` and `corpus` of the result say so.
+    layers: 0-based, None for all. sequence_length: tokens a forward sees together, no padding.
+    cache_dir: default $XDG_CACHE_HOME/fasttrace or ~/.cache/fasttrace. What is there is not computed again;
+        a call that was killed goes on from its last checkpoint (one every 20 s) with the same sums, to the
+        bit where the process takes the same matrix products (ops.linear), and to 1e-6 otherwise.
+    batch_rows: tokens of one forward. ridge: see `Moments.inverse_key`; it does not touch what is on disk.
+    memory: bytes for the running sums, None for half of what is free; m² · 4 bytes a layer (8 beyond 256
+        batches). Where the layers asked for need more, they are taken in groups, one pass over the corpus
+        each, a layer at a time at least: the values are the same.
+    progress(stage, done, total): in tokens; stage "sampling" or "moments" (total counts every pass).
+
+    Relative error of C (Frobenius) against float64 sums of the same keys: below 1e-6. Keys of a float64 model
+    are rounded to float32 first.
+
+    Raises UserError for a missing, empty or non-UTF-8 corpus, a layer the model lacks, a number out of range.
+    """
+    begun = time.perf_counter()
+    wanted = _checked(model, tokens, layers, sequence_length, seed, batch_rows, ridge)
+    root = cache_root(cache_dir)
+    if corpus is None:
+        text = sampled_corpus(model, tokens, sequence_length, seed, root)
+    else:
+        text = text_corpus(model, Path(corpus).expanduser(), tokens, sequence_length)
+    identity = {
+        **text.identity,
+        "format": FORMAT,
+        "model": model.model_hash,
+        "n_tokens": text.n_tokens,
+        "sequence_length": sequence_length,
+        "dtype": model.dtype_name,
+    }
+    key = content_key(identity)
+    folder = root / "moments" / key
+    settings = {**identity, "layers": wanted, "ridge": ridge}
+    run = describe_run("moments", model, settings, seed=seed, protocol="paper")
+    missing = [layer for layer in wanted if metadata_of(layer_file(folder, layer)) is None]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        _collect(model, text, missing, folder, batch_rows, memory, progress)
+    run["seconds"] = time.perf_counter() - begun
+    return Moments(
+        run=run,
+        key=key,
+        model_hash=model.model_hash,
+        corpus=text.description,
+        corpus_hash=text.corpus_hash,
+        n_tokens=text.n_tokens,
+        requested_tokens=tokens,
+        layers=wanted,
+        path=folder,
+        ridge=ridge,
+    )
+
+
+def layer_file(folder: Path, layer: int) -> Path:
+    """Where a layer's C lies in the folder of its key."""
+    return folder / f"layer-{layer:05d}.safetensors"
+
+
+def _checked(
+    model: Decoder, tokens: int, layers: Sequence[int] | None, length: int, seed: int, rows: int, ridge: float
+) -> list[int]:
+    """The layers asked for, ascending. Raises UserError where any number is out of range."""
+    for name, value in (("tokens", tokens), ("batch_rows", rows)):
+        if value < 1:
+            raise UserError(f"second_moments: {name} is {value}, at least 1 was wanted")
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if length < 2 or (longest is not None and length > longest):
+        raise UserError(f"second_moments: sequence_length is {length}, 2 to {longest} was wanted")
+    if seed < 0:
+        raise UserError(f"second_moments: seed is {seed}, at least 0 was wanted")
+    if not 0.0 <= ridge < float("inf"):
+        raise UserError(f"second_moments: ridge is {ridge}, a finite number of at least 0 was wanted")
+    wanted = sorted(set(range(model.n_layers) if layers is None else layers))
+    outside = [layer for layer in wanted if not 0 <= layer < model.n_layers]
+    if outside or not wanted:
+        last = model.n_layers - 1
+        raise UserError(f"second_moments: layers are {outside or wanted}, some of 0 to {last} were wanted")
+    return wanted
+
+
+def _collect(
+    model: Decoder,
+    corpus: Corpus,
+    missing: list[int],
+    folder: Path,
+    batch_rows: int,
+    memory: int | None,
+    progress: Progress | None,
+) -> None:
+    """Compute and write the missing layers: first what a killed run left half done, then the rest."""
+    sequences = corpus.sequences(progress)
+    parts = list(batches(sequences, batch_rows))
+    dtype = torch.float32 if len(parts) <= FLOAT32_BATCHES else torch.float64
+    budget = _free_bytes(model.device) // 2 if memory is None else memory
+    size = max(1, budget // (model.key_width**2 * dtype.itemsize))
+    work: list[tuple[list[int], Path | None]] = []
+    left = set(missing)
+    for file in sorted(folder.glob("partial-*.safetensors")):
+        found = metadata_of(file)
+        started = sorted(left & set(found["layers"])) if found else []
+        if started:
+            work.append((started[:size], file))
+            left -= set(started[:size])
+    rest = sorted(left)
+    work += [(rest[i : i + size], None) for i in range(0, len(rest), size)]
+
+    total = corpus.n_tokens * len(work)
+    for number, (group, partial) in enumerate(work):
+        done = _Report(progress, corpus.n_tokens * number, total)
+        sums = _group_sums(model, sequences, group, folder, partial, batch_rows, dtype, done)
+        for layer in group:
+            note = {"layer": layer, "n_tokens": corpus.n_tokens, "model": model.model_hash}
+            mean = (sums.pop(layer).double() / corpus.n_tokens).float()
+            save_tensors(layer_file(folder, layer), {"C": mean}, {**note, "corpus": corpus.corpus_hash})
+        _tidy(folder)
+
+
+@dataclass(frozen=True)
+class _Report:
+    progress: Progress | None
+    before: int
+    total: int
+
+    def __call__(self, tokens: int) -> None:
+        if self.progress is not None:
+            self.progress("moments", self.before + tokens, self.total)
+
+
+def _group_sums(
+    model: Decoder,
+    sequences: list[list[int]],
+    group: list[int],
+    folder: Path,
+    partial: Path | None,
+    batch_rows: int,
+    dtype: torch.dtype,
+    report: _Report,
+) -> dict[int, Tensor]:
+    """Σ k kᵀ of a group of layers over all sequences, going on from `partial` where given."""
+    m = model.key_width
+    position = 0
+    sums: dict[int, Tensor] = {}
+    if partial is not None:
+        tensors, note = load_tensors(partial)
+        position = note["sequences"]
+        sums = {layer: tensors[str(layer)].to(model.device, dtype) for layer in group}
+    for layer in group:
+        sums.setdefault(layer, torch.zeros((m, m), dtype=dtype, device=model.device))
+
+    # Nothing above the last layer of the group is needed: a view of the model without it.
+    lower = copy.copy(model)
+    lower.blocks = model.blocks[: group[-1] + 1]
+
+    def add(layer: int, keys: Tensor) -> None:
+        if layer in sums:
+            second_moment_(sums[layer], keys if keys.dtype != torch.float64 else keys.float())
+
+    tokens = sum(len(s) for s in sequences[:position])
+    report(tokens)
+    saved = time.monotonic()
+    for part in list(batches(sequences[position:], batch_rows)):
+        batch = sequences[position + part.start : position + part.stop]
+        forward(lower, pack(model, batch), on_key=add)
+        tokens += sum(map(len, batch))
+        report(tokens)
+        reached = position + part.stop
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS and reached < len(sequences):
+            _checkpoint(folder, sums, reached)
+            saved = time.monotonic()
+    return sums
+
+
+def _checkpoint(folder: Path, sums: dict[int, Tensor], reached: int) -> None:
+    note = {"layers": sorted(sums)}
+    path = folder / f"partial-{content_key(note)[:8]}.safetensors"
+    save_tensors(path, {str(layer): C for layer, C in sums.items()}, {**note, "sequences": reached})
+
+
+def _tidy(folder: Path) -> None:
+    """Remove running sums whose every layer is done."""
+    for partial in folder.glob("partial-*.safetensors"):
+        note = metadata_of(partial)
+        if note is None or all(layer_file(folder, layer).is_file() for layer in note["layers"]):
+            partial.unlink(missing_ok=True)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory a computation on `device` could take now, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(free.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
+    """Smallest eigenvalue of L Lᵀ, from above, by inverse iteration on four vectors (seeded)."""
+    x = torch.randn(len(factor), 4, dtype=factor.dtype, generator=torch.Generator().manual_seed(0))
+    size = torch.ones(4, dtype=factor.dtype)
+    for _ in range(rounds):
+        x = torch.cholesky_solve(x / x.norm(dim=0), factor)
+        size = x.norm(dim=0)
+    return float(1.0 / size.max())

@@ -1,0 +1,60 @@
+"""Computing into a store: skip what it has, commit every batch, and go on where a run stopped."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fasttrace.editing.edit import EditPlan
+from fasttrace.facts import Fact
+from fasttrace.models.adapter import Decoder
+from fasttrace.store import Store
+from fasttrace.tracing.known import check_known, known_run
+from fasttrace.tracing.sweep import TracePlan
+
+Progress = Callable[[int], None]
+
+KNOWN_BATCH = 32
+
+
+def known_into(
+    store: Store, model: Decoder, facts: Sequence[Fact], protocol: str, progress: Progress, enough: int | None = None
+) -> list[dict[str, Any]]:
+    """Verdicts of the facts, in their order, computed where the store lacks them.
+
+    enough: stop once so many facts are known; facts not looked at have no verdict.
+    """
+    store.add_facts(facts)
+    run_id = known_run(model, protocol)["run_id"]
+    verdicts: dict[str, dict[str, Any]] = {}
+    if store.done(run_id):
+        rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
+        verdicts = {row["fact_id"]: row for row in rows}
+    for i in range(0, len(facts), KNOWN_BATCH):
+        part = facts[i : i + KNOWN_BATCH]
+        todo = [fact for fact in part if fact.fact_id not in verdicts]
+        if todo:
+            result = check_known(model, todo, protocol=protocol, batch=KNOWN_BATCH)
+            store.add(result)
+            verdicts |= {row["fact_id"]: row for row in result.verdicts.to_pylist()}
+        progress(len(part))
+        if enough is not None and sum(row["known"] for row in verdicts.values()) >= enough:
+            break
+    return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
+
+
+def trace_into(store: Store, plan: TracePlan, memory: str, progress: Progress) -> int:
+    """Run what the store lacks of a sweep; returns how many facts were added."""
+    store.add_facts([encoded.fact for encoded in plan.encoded])
+    mine = {encoded.fact.fact_id for encoded in plan.encoded}
+    done = store.done(plan.run["run_id"]) & mine
+    progress(len(done))
+    return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
+
+
+def edit_into(store: Store, plan: EditPlan, memory: str, progress: Progress) -> int:
+    """Run what the store lacks of a set of edits; returns how many edits were added."""
+    store.add_facts([encoded.fact for encoded in plan.encoded])
+    store.add(plan.moments)
+    mine = {(encoded.fact.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
+    done = store.done_edits(plan.run["run_id"]) & mine
+    progress(len(done))
+    return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))

@@ -1,0 +1,188 @@
+"""Batched ROME against the one-at-a-time oracle, its scores against written weights, its export against
+plain transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hooked_rome import down_projection, hooked_rome
+from hooked_trace import mlp_modules
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.editing import prepare_edit
+from fasttrace.errors import FactError, UserError
+
+FACTS = [
+    ft.Fact(
+        prompt="The {} is located in the city of",
+        subject="Eiffel Tower",
+        target_true="Paris",
+        target_false="Rome",
+        paraphrases=("Eiffel Tower is in the city of", "of Eiffel Tower, located in"),
+        neighborhood=("The capital is located in the city of", "The France is located in the city of"),
+    ),
+    ft.Fact(
+        prompt="{} is the capital of",
+        subject="Paris",
+        target_true="France",
+        target_false="New York",
+        paraphrases=("Paris, the capital of",),
+        neighborhood=("Rome is the capital of",),
+    ),
+]
+CONTEXTS = ["{}", "The city. {}", "of New York is the. {}"]
+SETTINGS = {"steps": 6, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5, "clamp": 4.0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    rng = np.random.default_rng(0)
+    words = "The Eiffel Tower is located in the city of Paris capital France Rome New York and".split()
+    path.write_text(" ".join(rng.choice(words, 4000)))
+    return path
+
+
+def edited(family, tokenizer, corpus, tmp_path, **options):
+    model = small_model(family, tokenizer, torch.float32)
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    return model, moments, ft.edit(
+        model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, **{**SETTINGS, **options}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_batched_edits_equal_one_at_a_time(family, small_tokenizer, corpus, tmp_path):
+    model, moments, result = edited(family, small_tokenizer, corpus, tmp_path)
+    for edit in result.edits:
+        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        if edit.layer == model.n_layers - 1:
+            assert not edit.value.any(), "nothing at the last layer before the predicting token reaches it"
+            continue
+        value, key = hooked_rome(
+            model.hf, small_tokenizer, fact.prompt, fact.subject, fact.target_false, edit.layer, CONTEXTS,
+            lambda k, layer=edit.layer: moments.inverse_key(layer, k[None])[0],
+            SETTINGS["steps"], SETTINGS["lr"], SETTINGS["kl_factor"], SETTINGS["weight_decay"], SETTINGS["clamp"],
+        )  # fmt: skip
+        torch.testing.assert_close(edit.key.double(), key, rtol=0, atol=1e-4)
+        assert float((edit.value.double() - value).norm() / value.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_scores_equal_weights_written_and_read_by_transformers(family, small_tokenizer, corpus, tmp_path):
+    model, _, result = edited(family, small_tokenizer, corpus, tmp_path)
+    before = model.weights_hash()
+    prompts = result.prompts.to_pylist()
+    for edit in result.edits:
+        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        weight = down_projection(mlp_modules(model.hf)[edit.layer]).weight
+        saved = weight.detach().clone()
+        update = torch.outer(edit.value, edit.key)
+        with torch.no_grad():
+            weight += update if family == "llama" else update.t()
+        for row in prompts:
+            if row["fact_id"] != edit.fact_id or row["layer"] != edit.layer:
+                continue
+            for target, column in ((fact.target_false, "p_after"), (fact.target_true, "p_true_after")):
+                ids = small_tokenizer(row["prompt"])["input_ids"]
+                extra = small_tokenizer(" " + target)["input_ids"]
+                with torch.no_grad():
+                    logp = model.hf(torch.tensor([[*ids, *extra]])).logits[0].double().log_softmax(-1)
+                p = sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(extra))
+                assert row[column] == pytest.approx(np.exp(p), rel=1e-3, abs=1e-7)
+        with torch.no_grad():
+            weight.copy_(saved)
+    assert model.weights_hash() == before
+
+
+def test_scores_follow_their_definitions(small_tokenizer, corpus, tmp_path):
+    strong = {"steps": 25, "kl_factor": 0.0, "weight_decay": 0.0, "clamp": 100.0}
+    _, _, result = edited("llama", small_tokenizer, corpus, tmp_path, **strong)
+    prompts = result.prompts.to_pandas()
+    assert len(result.scores) == 6
+    for row in result.scores.to_pylist():
+        if row["layer"] == 4:
+            assert row["p_after"] == pytest.approx(row["p_before"])
+            continue
+        mine = prompts[(prompts.fact_id == row["fact_id"]) & (prompts.layer == row["layer"])]
+        p, q = mine.p_before, mine.p_after
+        gain = (q - p) / (1 - p)
+        kept = 1 - (q - p).abs() / (0.5 + (p - 0.5).abs())
+        assert row["rewrite"] == pytest.approx(gain[mine.kind == "rewrite"].mean())
+        assert row["paraphrase"] == pytest.approx(gain[mine.kind == "paraphrase"].mean())
+        assert row["neighborhood"] == pytest.approx(kept[mine.kind == "neighborhood"].mean())
+        parts = (row["rewrite"], row["paraphrase"], row["neighborhood"])
+        assert row["overall"] == pytest.approx(sum(parts) / 3)
+        assert row["p_before"] == pytest.approx(float(p[mine.kind == "rewrite"].iloc[0]))
+        assert row["success"] == (row["p_after"] > row["p_true_after"])
+        assert row["rewrite"] > 0.05, "an edit that does not edit would make this test empty"
+
+
+def test_batches_and_memory_do_not_change_edits(small_tokenizer, corpus, tmp_path):
+    model, moments, whole = edited("llama", small_tokenizer, corpus, tmp_path)
+    plan = prepare_edit(
+        model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, **SETTINGS
+    )
+    assert plan.run["run_id"] == whole.run["run_id"]
+    done = {(FACTS[0].fact_id, 2), (FACTS[1].fact_id, 0)}
+    parts = list(plan.batches(memory="200kB", skip=done))
+    assert len(parts) > 1
+    rows = {(r["fact_id"], r["layer"]): r for r in whole.scores.to_pylist()}
+    seen = [r for part in parts for r in part.scores.to_pylist()]
+    assert {(r["fact_id"], r["layer"]) for r in seen} == set(rows) - done
+    assert len(seen) == 4
+    for row in seen:
+        assert row["p_after"] == pytest.approx(rows[row["fact_id"], row["layer"]]["p_after"], rel=1e-3, abs=1e-7)
+
+
+def test_key_modes_differ_in_the_denominator(small_tokenizer, corpus, tmp_path):
+    _, _, rome = edited("llama", small_tokenizer, corpus, tmp_path)
+    _, _, averaged = edited("llama", small_tokenizer, corpus, tmp_path, key_mode="r-rome")
+    a, b = (np.array([e.denominator for e in r.edits]) for r in (rome, averaged))
+    assert (b > 0).all(), "u·k* is k*ᵀC⁻¹k*, which is positive"
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_export_is_the_edited_model(small_tokenizer, corpus, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for family in ("llama", "gpt2"):
+        model, _, result = edited(family, small_tokenizer, corpus, tmp_path)
+        with pytest.raises(UserError, match=r"6 edits fit .* one was wanted"):
+            result.export(tmp_path / "none")
+        folder = result.export(tmp_path / f"out-{family}", fact_id=FACTS[1].fact_id, layer=2)
+        with pytest.raises(UserError, match="exists and is not an empty folder"):
+            result.export(folder, fact_id=FACTS[1].fact_id, layer=2)
+        assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+        plain = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = tokenizer(FACTS[1].text)["input_ids"]
+        target = tokenizer(" " + FACTS[1].target_false)["input_ids"]
+        with torch.no_grad():
+            logp = plain(torch.tensor([[*ids, *target]])).logits[0].double().log_softmax(-1)
+        p = np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target)))
+        row = next(
+            r for r in result.scores.to_pylist() if r["fact_id"] == FACTS[1].fact_id and r["layer"] == 2
+        )
+        assert row["p_after"] == pytest.approx(p, abs=1e-6, rel=1e-3)
+
+
+def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    for bad, message in (
+        ({"method": "mend"}, "method 'mend'"),
+        ({"problem": "joke"}, "problem 'joke'"),
+        ({"layers": [9]}, "layer 9 is not in the model, 0 to 4"),
+        ({"layers": []}, "no layers"),
+        ({"key_mode": "x"}, "key_mode 'x'"),
+        ({"stepz": 3}, "no setting stepz"),
+        ({"contexts": ["Hi. {}"]}, "begins with the bare template"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ft.edit(model, FACTS, **{"moments": moments, "contexts": CONTEXTS, "layers": [2], **bad})
+    plain = ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="France")
+    with pytest.raises(FactError, match="no false target"):
+        ft.edit(model, [plain], moments=moments, contexts=CONTEXTS, layers=[2])

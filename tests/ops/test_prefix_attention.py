@@ -1,0 +1,95 @@
+"""prefix_attention: reference and native against a float64 loop over every query."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttrace.errors import UserError
+from fasttrace.ops.prefix_attention import Sequences, prefix_attention
+
+H, HKV, HD = 6, 2, 20
+
+
+def plain(q, k, v, table, scale, window):
+    """One softmax a query, in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    share = q.shape[1] // k.shape[1]
+    out = torch.full((q.shape[0], q.shape[1], q.shape[2]), float("nan"), dtype=torch.float64)
+    for q0, qn, a, an, b, bn, t, tn in table.tolist():
+        rows = [*range(a, a + an), *range(b, b + bn), *range(t, t + tn)]
+        for i in range(qn):
+            last = len(rows) - qn + i
+            seen = rows[max(0, last - window + 1) if window else 0 : last + 1]
+            for h in range(q.shape[1]):
+                weight = (scale * k[seen, h // share] @ q[q0 + i, h]).softmax(0)
+                out[q0 + i, h] = weight @ v[seen, h // share]
+    return out.flatten(1)
+
+
+def example(shapes, seed=0, hd=HD):
+    """Random sequences of (q_len, first_len, second_len, k_len), prefixes anywhere among the rows."""
+    rng = np.random.default_rng(seed)
+    n = max(40, max(sum(s[1:]) for s in shapes))
+    q_len = np.array([s[0] for s in shapes])
+    table = np.array(
+        [
+            (q0, s[0], rng.integers(n - s[1] + 1), s[1], rng.integers(n - s[2] + 1), s[2], rng.integers(n - s[3] + 1), s[3])
+            for q0, s in zip(np.cumsum(q_len) - q_len, shapes, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(int(q_len.sum()), H, hd, generator=g)
+    k, v = (torch.randn(n, HKV, hd, generator=g) for _ in range(2))
+    return q, k, v, table
+
+
+SHAPES = [(1, 0, 0, 1), (3, 2, 0, 3), (2, 2, 4, 5), (7, 0, 0, 7), (1, 3, 1, 1), (3, 5, 2, 3)]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("hd", [20, 64])
+@pytest.mark.parametrize("impl", ["reference", "native"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_against_float64(impl, dtype, hd, window):
+    q, k, v, table = example(SHAPES, hd=hd)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    expected = plain(q, k, v, table, 0.3, window)
+    found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=window, impl=impl)
+    assert found.dtype == dtype
+    limit = 1e-5 if dtype == torch.float32 else 3e-2
+    assert float((found.double() - expected).abs().max()) < limit
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), *[st.integers(0, 9)] * 3), min_size=1, max_size=8), st.integers(0, 99))
+def test_native_equals_reference_on_any_shapes(shapes, seed):
+    q, k, v, table = example([(q_len, a, b, q_len + extra) for q_len, a, b, extra in shapes], seed)
+    one, two = (prefix_attention(q, k, v, Sequences(table), 0.2, impl=i) for i in ("reference", "native"))
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_reference_has_the_gradient_of_the_plain_loop():
+    q, k, v, table = example(SHAPES, hd=8)
+    leaves = [x.double().requires_grad_(True) for x in (q, k, v)]
+    weight = torch.randn(q.shape[0], H * 8, dtype=torch.float64)
+    found = torch.autograd.grad((prefix_attention(*leaves, Sequences(table), 0.3) * weight).sum(), leaves)
+    expected = torch.autograd.grad((plain(*leaves, table, 0.3, None) * weight).sum(), leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bad_arguments_are_sentences():
+    q, k, v, table = example(SHAPES)
+    with pytest.raises(UserError, match="do not fit"):
+        prefix_attention(q, k[:, :, :3], v, Sequences(table), 1.0)
+    with pytest.raises(UserError, match="name 17 query rows, q has 16"):
+        prefix_attention(q[:-1], k, v, Sequences(table), 1.0)
+    with pytest.raises(UserError, match="no gradient"):
+        prefix_attention(q.requires_grad_(True), k, v, Sequences(table), 1.0, impl="native")
+    wrong = table.copy()
+    wrong[2, 6] = 10_000
+    with pytest.raises(RuntimeError, match="sequence 2 names rows outside"):
+        prefix_attention(q.detach(), k, v, Sequences(wrong), 1.0, impl="native")

@@ -1,0 +1,81 @@
+"""ROME the obvious way: one fact, one layer, plain transformers, hooks, torch.optim and a loop.
+
+Knows nothing of fasttrace's engine. Source: Meng et al. 2022, section 3.1; ALGORITHMS, section 4.
+"""
+
+import torch
+from hooked_trace import mlp_modules
+
+
+def down_projection(mlp):
+    """The module whose input is the key."""
+    return mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+
+
+def find_last_subject_token(tokenizer, text, subject):
+    """Index of the token that holds the subject's last character (its first occurrence)."""
+    end = text.index(subject) + len(subject) - 1
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return next(i for i, (a, b) in enumerate(offsets) if a <= end < b)
+
+
+def hooked_rome(hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp):
+    """(ΔW as value (d,), key (m,)) of one edit. inverse_key: k* (m,) → C⁻¹k* (m,), float64."""
+    target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"]
+    texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
+    essence = f"{subject} is a"
+    mlp = mlp_modules(hf)[layer]
+
+    @torch.no_grad()
+    def key_and_value(text):
+        at = find_last_subject_token(tokenizer, text, subject)
+        seen = {}
+        hooks = [
+            down_projection(mlp).register_forward_hook(lambda m, a, o: seen.update(key=a[0][0, at], value=o[0, at]))
+        ]
+        hf(torch.tensor([tokenizer(text)["input_ids"]]))
+        hooks[0].remove()
+        return seen["key"].clone(), seen["value"].clone()
+
+    keys = torch.stack([key_and_value(text)[0] for text in texts])
+    key0, v0 = key_and_value(texts[0])
+    u = inverse_key(keys.double().mean(0))
+    u = u / u.norm()
+
+    def run(text, extra, delta):
+        at = find_last_subject_token(tokenizer, text, subject)
+
+        def nudge(module, args, out):
+            out = out.clone()
+            out[0, at] += delta
+            return out
+
+        hook = mlp.register_forward_hook(nudge)
+        ids = [*tokenizer(text)["input_ids"], *extra]
+        logp = hf(torch.tensor([ids])).logits[0].log_softmax(-1)
+        hook.remove()
+        return logp, at
+
+    zero = torch.zeros_like(v0)
+    with torch.no_grad():
+        logp, at = run(essence, [], zero)
+        clean = logp[at].clone()
+    delta = zero.clone().requires_grad_(True)
+    adam = torch.optim.Adam([delta], lr=lr)
+    for _ in range(steps):
+        nll = 0.0
+        for text in texts:
+            logp, _ = run(text, target_ids[:-1], delta)
+            first = len(tokenizer(text)["input_ids"]) - 1
+            nll = nll - sum(logp[first + k, t] for k, t in enumerate(target_ids)) / len(target_ids) / len(texts)
+        logp, at = run(essence, [], delta)
+        kl = (logp[at].exp() * (logp[at] - clean)).sum()
+        loss = nll + kl_factor * kl + decay * delta.norm() / v0.norm() ** 2
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            limit = clamp * v0.norm()
+            if delta.norm() > limit:
+                delta.mul_(limit / delta.norm())
+    return (delta.detach().double() / (u @ key0.double())), u
