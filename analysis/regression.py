@@ -6,6 +6,7 @@ sql/regressions.sql). Results are kept apart by what made them: a row belongs to
 samples, module, localization method and window size) of the same model weights and the same protocol.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,9 @@ def _by_statsmodels(used: Any) -> dict[str, float | None]:
         return dict.fromkeys(_FITTED)
     from statsmodels.formula.api import ols  # seconds to import, and only this check needs it
 
-    layer, effect, both = (ols(f"y ~ {terms}", used).fit() for terms in ("C(layer)", "x", "C(layer) * x"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a layer without a slope makes the design singular: its rank is used
+        layer, effect, both = (ols(f"y ~ {terms}", used).fit() for terms in ("C(layer)", "x", "C(layer) * x"))
     fits = {"layer": layer, "effect": effect, "both": both}
     out: dict[str, float | None] = dict.fromkeys(_FITTED)
     out |= {f"rmse_{name}": float(np.sqrt(np.mean(fit.resid**2))) for name, fit in fits.items()}

@@ -147,7 +147,7 @@ def _text(table: pa.Table, title: str | None, digits: int, width: int | None) ->
     console = Console(width=sum(widths) + 3 * len(widths), file=io.StringIO(), color_system=None)
     with console.capture() as capture:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
 
 
 def _markdown(table: pa.Table, title: str | None, digits: int) -> str:

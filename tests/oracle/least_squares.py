@@ -6,6 +6,8 @@ from scipy.special import betainc
 
 def fits(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
     """layer, x, y: (n,) arrays without NaN; the numbers fasttrace.analysis.regressions gives, or None."""
+    largest = np.abs(y).max()
+    y = y - y.mean()  # every design holds the constant; lstsq keeps more digits near zero
     dummies = (layer[:, None] == np.unique(layer)[None, :]).astype(float)
     ones = np.ones((len(y), 1))
     designs = {
@@ -19,7 +21,7 @@ def fits(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float | N
     rank = {name: np.linalg.matrix_rank(design) for name, design in designs.items()}
     out["df_num"] = rank["both"] - rank["layer"]
     out["df_den"] = len(y) - rank["both"]
-    varies = np.ptp(y) > 1e-12 * np.abs(y).max()
+    varies = np.ptp(y) > 1e-12 * largest
     out |= {f"r2_{name}": 1 - rest[name] / total if varies else None for name in rest}
     out["diff"] = (rest["layer"] - rest["both"]) / total if varies else None
     out["f_value"] = out["p_value"] = None
