@@ -19,17 +19,21 @@ from .regression import layer_correlations, layer_means, regressions
 from .relation import relation
 from .sentences import R2_NOTE, answer, byline, pick_note
 
+AGAIN_STORE = "again.duckdb"
 AGAIN = (
-    "These commands, with the settings of the stored runs, do the work again; what the store already has "
-    "is not computed a second time."
+    "These commands take the facts out of the store and do its traces and edits again, into a store of their "
+    "own. The same command on this store goes on where it stopped, and repeats nothing."
 )
+EXPORT = """import json, fasttrace
+from fasttrace.analysis.relation import relation
+for fact in relation(fasttrace.Store({store}), "facts_of_run", {{"run_id": {run}}}).to_pylist():
+    print(json.dumps(fact))"""
 MEAN_KEYS = ("problem", "method", "edit_run_id", "window_size", "layer")
-COMMON = ("model", "dtype", "seed")
+COMMON = ("model", "dtype", "protocol", "seed")
 OPTIONS = {
-    "trace": (*COMMON, "protocol", "windows", "samples", "noise", "sigma", "tokens", "keep"),
-    "edit": (*COMMON, "protocol", "method", "problem", "window_size"),
+    "trace": ("windows", "samples", "noise", "sigma", "tokens", "keep"),
+    "edit": ("method", "problem", "window_size", "layers", "corpus_tokens"),
 }
-VERBS = {"trace": "trace", "edit": "edit", "facts": "facts", "moments": "stats", "bench": "bench"}
 
 
 def write_report(store: Store, path: str | Path, max_facts: int = 500) -> Path:
@@ -82,7 +86,7 @@ def write_report(store: Store, path: str | Path, max_facts: int = 500) -> Path:
             left_out_table=left_out_table(left_out) if left_out else None,
             run_table=run_table(runs, counts),
             again_note=AGAIN,
-            commands=commands(runs, counts, str(store.path), str(path)),
+            commands=commands(runs, counts, str(store.path.resolve())),
             settings=[
                 {**run, "settings": json.dumps(json.loads(run["settings"]), indent=2, ensure_ascii=False)}
                 for run in runs
@@ -263,25 +267,28 @@ def _count(value: int | None) -> str:
     return "–" if not value else f"{value:,}"
 
 
-def commands(runs: list[Row], counts: dict[str, Row], store_path: str, report_path: str) -> list[str]:
-    """The command line of each run, oldest first, and of the report.
+def commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> list[str]:
+    """Command lines that do every trace and edit of the store again, on the same facts, into another store.
 
     Settings without an option (contexts, say) are in the list of all settings that the page prints below.
     """
     lines = []
+    described = {run["run_id"]: json.loads(run["settings"]) for run in runs}
     for run in runs:
-        settings = {key: run[key] for key in ("model", "dtype", "protocol", "seed")} | json.loads(
-            run["settings"]
-        )
-        chosen = {
-            key: settings[key] for key in OPTIONS.get(run["kind"], COMMON) if settings.get(key) is not None
-        }
-        if counts[run["run_id"]]["layers"]:
-            chosen["layers"] = counts[run["run_id"]]["layers"]
-        words = ["fasttrace", VERBS[run["kind"]]]
-        for key, value in chosen.items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [f"--{key.replace('_', '-')}", shlex.quote(text)]
-        lines.append(" ".join([*words, "--store", shlex.quote(store_path)]))
-    report = f"fasttrace report --store {shlex.quote(store_path)} --out {shlex.quote(report_path)}"
-    return [*dict.fromkeys(lines), report]
+        if run["kind"] not in OPTIONS:
+            continue
+        settings = {key: run[key] for key in COMMON} | described[run["run_id"]]
+        settings["layers"] = counts[run["run_id"]]["layers"]
+        moments = described.get(str(settings.get("moments")))
+        settings["corpus_tokens"] = moments and moments.get("n_tokens")
+        file = f"facts-{run['run_id'][:8]}.jsonl"
+        script = EXPORT.format(store=json.dumps(store_path), run=json.dumps(run["run_id"]))
+        words = ["fasttrace", run["kind"]]
+        for key in (*COMMON, *OPTIONS[run["kind"]]):
+            value = settings.get(key)
+            if value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                words += [f"--{key.replace('_', '-')}", shlex.quote(text)]
+        lines.append(f"python -c {shlex.quote(script)} > {shlex.quote(file)}")
+        lines.append(" ".join([*words, "--facts", shlex.quote(file), "--store", AGAIN_STORE]))
+    return [*lines, f"fasttrace report --store {AGAIN_STORE} --out again.html"]

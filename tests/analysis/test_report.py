@@ -3,18 +3,22 @@
 import itertools
 import json
 import re
+import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
 from fasttrace.analysis.embed import script_json
 from fasttrace.analysis.regression import regressions
-from fasttrace.analysis.report import write_report
+from fasttrace.analysis.report import commands, write_report
 from fasttrace.analysis.sentences import answer
 from headless import Browser, chromium
 from plausible import HOSTILE, HOSTILE_ID, UNHURT, edit_result, study_facts, trace_result
 
 from fasttrace.errors import StoreError
+from fasttrace.facts import load_facts
 from fasttrace.store import Store
 
 needs_chromium = pytest.mark.skipif(
@@ -85,9 +89,23 @@ def test_it_says_what_was_run_and_what_was_left_out(report, study):
     assert "o_true is not among the first 36 greedy tokens" in words
     assert "the noise did not lower p(o_true)" in words
     assert (
-        "fasttrace trace --model smollm2-135m --dtype float32 --seed 0 --protocol paper --windows 5" in words
+        "fasttrace trace --model smollm2-135m --dtype float32 --protocol paper --seed 0 --windows 5" in words
     )
     assert "--layers 0,4,8,12,16,20,24,29" in words
+
+
+def test_the_commands_take_the_facts_of_each_run_out_of_the_store(study, tmp_path):
+    runs = study.query("SELECT * FROM runs").to_pylist()
+    counts = {run["run_id"]: {"layers": [0, 4] if run["kind"] == "edit" else None} for run in runs}
+    lines = commands(runs, counts, str(study.path.resolve()))
+    place = lines.index(next(line for line in lines if line.startswith("fasttrace edit")))
+    assert lines[place].endswith("--layers 0,4 --facts facts-edit-err.jsonl --store again.duckdb")
+    program, *arguments = shlex.split(lines[place - 1])
+    assert (program, arguments[0], arguments[2:]) == ("python", "-c", [">", "facts-edit-err.jsonl"])
+    told = subprocess.run([sys.executable, *arguments[:2]], capture_output=True, text=True, check=True)
+    (tmp_path / "facts.jsonl").write_text(told.stdout)
+    edited = [fact for fact in study_facts() if fact.fact_id != "place-21"]
+    assert sorted(load_facts(tmp_path / "facts.jsonl"), key=lambda fact: fact.fact_id) == edited
 
 
 def test_the_answer_is_computed_from_the_regression(report, study):
