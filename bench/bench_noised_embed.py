@@ -1,4 +1,4 @@
-"""noised_embed for the corrupted rows of a batch of facts, against its reference, torch.compile and torch.randn.
+"""noised_embed for the corrupted rows of a batch of facts: op, reference, torch.compile, torch.randn.
 
 python -m pytest bench/bench_noised_embed.py --benchmark-group-by=param:rows,param:dtype
 """
@@ -37,7 +37,7 @@ def every_row(
     token: torch.Tensor,
     seed: int,
 ) -> torch.Tensor:
-    """The definition without its blocks and without leaving out rows of no noise: what a compiler can take."""
+    """The definition without its blocks, for rows of no noise too: what a compiler can take."""
     z = normals(fact_key, sample, token, seed, weight.shape[1])
     return (weight[ids].double() + sigma.double()[:, None] * z.double()).float().to(weight.dtype)
 
