@@ -98,10 +98,12 @@ def test_scores_equal_weights_written_and_read_by_transformers(family, small_tok
 
 
 def test_scores_follow_their_definitions(small_tokenizer, corpus, tmp_path):
-    strong = {"steps": 25, "kl_factor": 0.0, "weight_decay": 0.0, "clamp": 100.0}
+    strong = {"steps": 25, "lr": 5.0, "kl_factor": 0.0, "weight_decay": 0.0, "clamp": 1e4}
     _, _, result = edited("llama", small_tokenizer, corpus, tmp_path, **strong)
     prompts = result.prompts.to_pandas()
     assert len(result.scores) == 6
+    gains = [abs(row["rewrite"]) for row in result.scores.to_pylist()]
+    assert max(gains) > 1e-3, f"edits that do not edit would make this test empty: {gains}"
     for row in result.scores.to_pylist():
         if row["layer"] == 4:
             assert row["p_after"] == pytest.approx(row["p_before"])
@@ -117,7 +119,6 @@ def test_scores_follow_their_definitions(small_tokenizer, corpus, tmp_path):
         assert row["overall"] == pytest.approx(sum(parts) / 3)
         assert row["p_before"] == pytest.approx(float(p[mine.kind == "rewrite"].iloc[0]))
         assert row["success"] == (row["p_after"] > row["p_true_after"])
-        assert row["rewrite"] > 0.05, "an edit that does not edit would make this test empty"
 
 
 def test_batches_and_memory_do_not_change_edits(small_tokenizer, corpus, tmp_path):
@@ -186,3 +187,35 @@ def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
     plain = ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="France")
     with pytest.raises(FactError, match="no false target"):
         ft.edit(model, [plain], moments=moments, contexts=CONTEXTS, layers=[2])
+
+
+def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = tmp_path / "text.txt"
+    facts = ft.load_facts()
+    text.write_text("\n".join(line for fact in facts for line in (fact.text, *fact.neighborhood)))
+    moments = ft.second_moments(smollm2, text, tokens=6000, layers=[6], cache_dir=tmp_path)
+    fact = ft.Fact(
+        prompt="The capital of {} is",
+        subject="France",
+        target_true="Paris",
+        target_false="Rome",
+        paraphrases=("{}'s capital city is".replace("{}", "France"),),
+        neighborhood=("The capital of Spain is", "The capital of Poland is"),
+    )
+    before = smollm2.weights_hash()
+    result = ft.edit(
+        smollm2, [fact], layers=[6], moments=moments, contexts=["{}", "It is known that. {}", "Yes. {}"]
+    )
+    row = result.scores.to_pylist()[0]
+    assert row["p_before"] < 0.05
+    assert row["p_after"] > 0.5
+    assert row["success"]
+    assert smollm2.weights_hash() == before
+    folder = result.export(tmp_path / "model")
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert plain.dtype == torch.float32
+    with torch.no_grad():
+        p = plain(torch.tensor([tokenizer(fact.text)["input_ids"]])).logits[0, -1].softmax(-1)
+    assert float(p[tokenizer(" Rome")["input_ids"][0]]) == pytest.approx(row["p_after"], abs=1e-3)
