@@ -8,7 +8,11 @@ def _tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    text = ["The Eiffel Tower is located in the city of Paris", "Paris is the capital of France", "of Rome and New York"]
+    text = [
+        "The Eiffel Tower is located in the city of Paris",
+        "Paris is the capital of France",
+        "of Rome and New York",
+    ]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()

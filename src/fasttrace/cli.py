@@ -216,7 +216,12 @@ def stats(
         )
     if store is not None:
         ft.Store(store).add(moments)
-    row = {"layers": len(moments.layers), "n_tokens": moments.n_tokens, "corpus": moments.corpus, "path": str(moments.path)}
+    row = {
+        "layers": len(moments.layers),
+        "n_tokens": moments.n_tokens,
+        "corpus": moments.corpus,
+        "path": str(moments.path),
+    }
     _emit(pa.Table.from_pylist([row]), as_json)
 
 
@@ -357,7 +362,8 @@ def env(as_json: bool) -> None:
     rows = [{"what": name, "value": _version(name)} for name in names]
     rows.append({"what": "python", "value": sys.version.split()[0]})
     rows.append({"what": "extension", "value": problem() or "loaded"})
-    rows.append({"what": "cpu", "value": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"})
+    capability = torch.backends.cpu.get_cpu_capability()
+    rows.append({"what": "cpu", "value": f"{torch.get_num_threads()} threads, {capability}"})
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     rows.append({"what": "cuda", "value": cuda})
     _emit(pa.Table.from_pylist(rows), as_json)
@@ -400,5 +406,5 @@ def main() -> None:
 
 
 def _interrupted() -> None:
-    click.echo("fasttrace: stopped; finished batches are in the store, and the same command goes on from there", err=True)
+    click.echo("fasttrace: stopped; what was finished is in the store, the same command goes on from there", err=True)
     sys.exit(130)

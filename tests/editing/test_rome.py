@@ -40,8 +40,8 @@ SETTINGS = {"steps": 6, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5, "cl
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "text.txt"
     rng = np.random.default_rng(0)
-    words = "The Eiffel Tower is located in the city of Paris capital France Rome New York and".split()
-    path.write_text(" ".join(rng.choice(words, 4000)))
+    words = " ".join([FACTS[0].text, FACTS[1].text, "capital France Rome New York and"])
+    path.write_text(" ".join(rng.choice(words.split(" "), 4000)))
     return path
 
 
@@ -150,7 +150,7 @@ def test_export_is_the_edited_model(small_tokenizer, corpus, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for family in ("llama", "gpt2"):
-        model, _, result = edited(family, small_tokenizer, corpus, tmp_path)
+        _, _, result = edited(family, small_tokenizer, corpus, tmp_path)
         with pytest.raises(UserError, match=r"6 edits fit .* one was wanted"):
             result.export(tmp_path / "none")
         folder = result.export(tmp_path / f"out-{family}", fact_id=FACTS[1].fact_id, layer=2)

@@ -33,13 +33,12 @@ def example(shapes, seed=0, hd=HD):
     rng = np.random.default_rng(seed)
     n = max(40, max(sum(s[1:]) for s in shapes))
     q_len = np.array([s[0] for s in shapes])
-    table = np.array(
-        [
-            (q0, s[0], rng.integers(n - s[1] + 1), s[1], rng.integers(n - s[2] + 1), s[2], rng.integers(n - s[3] + 1), s[3])
-            for q0, s in zip(np.cumsum(q_len) - q_len, shapes, strict=True)
-        ],
-        dtype=np.int64,
-    )
+    rows = []
+    for q0, (queries, *lengths) in zip(np.cumsum(q_len) - q_len, shapes, strict=True):
+        rows.append([q0, queries])
+        for length in lengths:
+            rows[-1] += [rng.integers(n - length + 1), length]
+    table = np.array(rows, dtype=np.int64)
     g = torch.Generator().manual_seed(seed)
     q = torch.randn(int(q_len.sum()), H, hd, generator=g)
     k, v = (torch.randn(n, HKV, hd, generator=g) for _ in range(2))

@@ -19,7 +19,9 @@ def find_last_subject_token(tokenizer, text, subject):
     return next(i for i, (a, b) in enumerate(offsets) if a <= end < b)
 
 
-def hooked_rome(hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp):
+def hooked_rome(
+    hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp
+):  # fmt: skip
     """(ΔW as value (d,), key (m,)) of one edit. inverse_key: k* (m,) → C⁻¹k* (m,), float64."""
     target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"]
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]

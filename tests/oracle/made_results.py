@@ -168,7 +168,8 @@ def _table(rows: list[dict[str, Any]], fields: dict[str, pa.DataType]) -> pa.Tab
 S, D, N, B = pa.string(), pa.float64(), pa.int32(), pa.bool_()
 FACTS = {
     "fact_id": S, "prompt": S, "subject": S, "relation": S, "target_true": S, "target_false": S,
-    "p_clean": D, "p_noised": D, "tokens": pa.list_(S), "subject_begin": N, "subject_end": N, "sigma": D, "kept": B, "reason": S,
+    "p_clean": D, "p_noised": D, "tokens": pa.list_(S), "subject_begin": N, "subject_end": N, "sigma": D,
+    "kept": B, "reason": S,
 }  # fmt: skip
 CELLS = {
     "fact_id": S, "window_size": N, "token_index": N, "token": S, "layer": N, "p_restored": D,

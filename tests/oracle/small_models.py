@@ -2,6 +2,7 @@
 
 import torch
 
+
 def small_config(family: str, vocab_size: int):
     """A config of a few thousand parameters for `family`; sizes are odd on purpose."""
     import transformers as tf
@@ -45,5 +46,6 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            weight.copy_(torch.randn_like(weight) * scale + (1.0 if "norm" in name or "ln_" in name else 0.0) * (weight.ndim == 1))
+            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) else 0.0
+            weight.copy_(torch.randn_like(weight) * scale + centre)
     return wrap_model(hf, tokenizer, family)

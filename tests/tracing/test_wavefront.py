@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_models import FAMILIES, small_model
 from hooked_trace import hooked_trace
+from small_models import FAMILIES, small_model
 
 import fasttrace as ft
 from fasttrace.errors import UserError
@@ -12,7 +12,7 @@ from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key, noised_embed
 
 FACTS = [
-    ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris", target_false="Rome"),
+    ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris"),
     ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="New York", target_false="Rome"),
 ]
 
@@ -101,7 +101,7 @@ def test_waves_do_not_change_values(small_tokenizer):
 
 def test_too_little_memory_is_a_sentence(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
-    with pytest.raises(UserError, match="memory: fact .* needs .* rows"):
+    with pytest.raises(UserError, match=r"memory: fact .* needs .* rows"):
         ft.trace(model, FACTS, sigma=0.4, keep="all", memory="1kB")
 
 

@@ -241,7 +241,9 @@ class _TailWave:
         offset = np.cumsum([0, *batch.per_fact])
         tail_begin = np.cumsum(batch.tail_len) - batch.tail_len
         prefix_begin = np.cumsum(batch.prefix_len) - batch.prefix_len
-        rows, sequences, position, nudged, scored, targets, owner, kl_rows, count = [], [], [], [], [], [], [], [], []
+        rows, sequences, position, scored = [], [], [], []
+        nudged, kl_rows, count, owner = [], [], [], []
+        targets: list[int] = []
         row = 0
         self.entering: dict[int, tuple[int, int]] = {}
         for problem, (fact, layer) in enumerate(self.problems):
@@ -265,11 +267,12 @@ class _TailWave:
             begin, _ = self.entering.get(layer, (first, 0))
             self.entering[layer] = (begin, row)
         to = lambda x: torch.from_numpy(np.asarray(x)).to(device)  # noqa: E731
-        self.tail_rows, self.rotary = to(np.concatenate(rows)), None
+        self.tail_rows = to(np.concatenate(rows))
         self.sequences = np.asarray(sequences, dtype=np.int64)
         self.rotary = batch.model.rotary(to(np.concatenate(position)))
         self.nudged, self.nudge_owner = to(nudged), to(count)
-        self.kl_rows, self.scored, self.targets, self.owner = to(kl_rows), to(np.concatenate(scored)), to(targets), to(owner)
+        self.kl_rows, self.scored = to(kl_rows), to(np.concatenate(scored))
+        self.targets, self.owner = to(targets), to(owner)
         self.kl_fact = to([fact for fact, _ in self.problems])
         self.contexts = to([batch.per_fact[fact] - 1 for fact, _ in self.problems])
 

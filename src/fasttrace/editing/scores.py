@@ -137,7 +137,9 @@ def _read(model: Decoder, h: Tensor, wanted: PromptBatch, table: np.ndarray, edi
         reads_of.append([(s - of.start, target) for s, target in mine])
         at += 2 * len(prompts)
     ends = table[:, 6] + table[:, 7]
-    rows, targets, count = [], [], []
+    rows: list[np.ndarray] = []
+    targets: list[int] = []
+    count: list[int] = []
     first = 0
     # A sequence of the pack belongs to the facts in order, then to the edits in order of entry.
     for fact in [*range(len(wanted.prompts)), *edit_facts]:
@@ -149,7 +151,8 @@ def _read(model: Decoder, h: Tensor, wanted: PromptBatch, table: np.ndarray, edi
         first += len(wanted.of_fact[fact])
     where = torch.from_numpy(np.concatenate(rows)).to(h.device)
     logp = row_logprob(model, h[where], torch.tensor(targets, device=h.device)).double().cpu().numpy()
-    return np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
+    begin = np.cumsum(count) - np.asarray(count)
+    return np.exp(np.minimum(np.add.reduceat(logp, begin), 0.0))
 
 
 def score_row(

@@ -1,6 +1,8 @@
 """Models by short name, hub id, folder or .gguf file, as adapters ready to be driven."""
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,9 @@ def load_model(
         adapter = adapter_for(config)
         if gguf is None:
             options["use_safetensors"] = True
-        hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **options)
+        # Reading GGUF draws a bar of its own that no setting turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **options)
         options.pop("use_safetensors", None)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError) as error:

@@ -41,7 +41,13 @@ def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str
 
 
 def embed_base(
-    model: Decoder, facts: Sequence[EncodedFact], ids: Sequence[Sequence[int]], samples: int, sigma: float, noise: str, seed: int
+    model: Decoder,
+    facts: Sequence[EncodedFact],
+    ids: Sequence[Sequence[int]],
+    samples: int,
+    sigma: float,
+    noise: str,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Token embeddings of the base rows: for each fact its clean pass, then the corrupted tokens b … T'-1 of
     every sample.
@@ -68,10 +74,8 @@ def embed_base(
     positions, hit = to(token), to(noised)
     if noise == "released":
         x = model.embed_weight[to(row_ids)]
-        drawn = [
-            np.random.RandomState(1).randn(samples, f.subject_end - f.subject_begin, model.width).reshape(-1, model.width)
-            for f in facts
-        ]
+        shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
+        drawn = [np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes]
         x[hit] = (x[hit].double() + sigma * torch.from_numpy(np.concatenate(drawn)).to(model.device)).to(x.dtype)
         return x, positions
     x = noised_embed(

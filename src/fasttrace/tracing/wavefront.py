@@ -66,13 +66,10 @@ def run_wave(
             base, restored_stop = place[cohort.base], stop[scored]
             restored_from = np.where(clean[scored] >= 0, place[clean[scored]], -1)
             cohort_clean = np.where(cohort.clean >= 0, place[cohort.clean], -1)
-        middle = h + added
+        middle = added.add_(h)
         residual = h if block.parallel else middle
         here = restored_stop > layer
-        if here.any():
-            out = mlp(block, residual, _tensor(np.flatnonzero(~here), model))
-        else:
-            out = mlp(block, residual)
+        out = mlp(block, residual, _tensor(np.flatnonzero(~here), model) if here.any() else None)
         # Base rows come first and are never restored, so their module outputs keep their row numbers.
         own = np.cumsum(~here) - 1
         source = np.where(here, restored_from, own)
