@@ -80,7 +80,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def metadata_of(path: Path) -> dict[str, Any] | None:
-    """The metadata of a file of `save_tensors`, or None where it is absent or not whole (content is not read)."""
+    """The metadata of a file of `save_tensors`, content unread; None where it is absent or not whole."""
     try:
         with safe_open(path, framework="pt") as file:
             return _metadata(file)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.cache import cache_root, content_key, write_whole
-from fasttrace.editing.sampling import sample_tokens, start_token
+from fasttrace.editing.sampling import sample_tokens, start_ids
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 
@@ -22,14 +22,14 @@ def sample_contexts(
 ) -> list[str]:
     """Templates with one "{}" for the prompt: "{}" itself, then `short` and `long` sampled "<prefix>. {}".
 
-    Prefixes are 5 and 10 tokens drawn from the model among its 5 likeliest tokens, after the start token of
-    `sampling.start_token`, and differ from one another while the model has enough to say. Drawn once for
+    Prefixes are 5 and 10 tokens drawn from the model among its 5 likeliest tokens, after
+    `sampling.start_ids`, and differ from one another while the model has enough to say. Drawn once for
     (model, dtype, seed, short, long) and kept as JSON in cache_dir (default as `second_moments`), so later
     runs get the same strings.
 
-    Tokens that are no printable text on their own (parts of a character, special tokens) or hold a brace are
-    never drawn. A prefix that its tokenizer would cut into other tokens is drawn again, 20 times at most;
-    after that it stays as text, whose own number of tokens then differs from 5 or 10.
+    Tokens that are no printable text on their own (parts of a character, line breaks, special tokens) or
+    hold a brace are never drawn. A prefix that its tokenizer would cut into other tokens is drawn again, 20
+    times at most; after that it stays as text, whose own number of tokens then differs from 5 or 10.
 
     Raises UserError for a negative count or seed, a damaged cache file, and where the model's vocabulary has
     no token to draw.
@@ -45,7 +45,7 @@ def sample_contexts(
         "dtype": model.dtype_name,
         "seed": seed,
         "top_k": TOP_K,
-        "start": start_token(model),
+        "start": start_ids(model),
         "lengths": [[short, SHORT_TOKENS], [long, LONG_TOKENS]],
     }
     path = cache_root(cache_dir) / "contexts" / f"{content_key(settings)}.json"
@@ -79,7 +79,7 @@ def drawable(model: Decoder) -> Tensor:
 
 
 def _fits(text: str) -> bool:
-    return bool(text) and not set("{}\ufffd") & set(text) and text.replace("\n", " ").isprintable()
+    return bool(text) and not set("{}\ufffd") & set(text) and text.isprintable()
 
 
 def _prefixes(model: Decoder, count: int, length: int, seed: int, allowed: Tensor) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fasttrace.editing.cache import content_key, load_tensors, save_tensors
-from fasttrace.editing.sampling import sample_tokens, start_token
+from fasttrace.editing.sampling import prefix_ids, sample_tokens, start_ids
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 
@@ -33,14 +33,6 @@ class Corpus:
     identity: dict[str, Any]
     n_tokens: int
     sequences: Callable[[Progress | None], list[list[int]]]
-
-
-def prefix_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before any text by itself: [BOS] or nothing."""
-    plain = tokenizer("a", add_special_tokens=False).input_ids
-    full = tokenizer("a").input_ids
-    at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
-    return list(full[:at])
 
 
 def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int) -> Corpus:
@@ -89,7 +81,7 @@ def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int,
     settings = {
         "sampled_by": model.model_hash,
         "dtype": model.dtype_name,
-        "start": start_token(model),
+        "start": start_ids(model),
         "prefix": prefix,
         "temperature": 1.0,
         "top_k": None,
