@@ -15,7 +15,7 @@ def small_config(family: str, vocab_size: int):
         "num_hidden_layers": 5,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 160,
     }
     if family == "llama":
         return tf.LlamaConfig(**llama, tie_word_embeddings=True)
@@ -26,7 +26,7 @@ def small_config(family: str, vocab_size: int):
     if family == "qwen2":
         return tf.Qwen2Config(**llama, tie_word_embeddings=False)
     if family == "gpt2":
-        return tf.GPT2Config(**common, n_embd=48, n_layer=5, n_head=4, n_positions=64, n_inner=100)
+        return tf.GPT2Config(**common, n_embd=48, n_layer=5, n_head=4, n_positions=160, n_inner=100)
     raise KeyError(family)
 
 

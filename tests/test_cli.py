@@ -1,0 +1,171 @@
+"""The command line end to end on a small model in a folder: every verb, its errors, and a kill in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import pytest
+import torch
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.cli import main
+
+FACTS = [
+    {
+        "prompt": "The {} is located in the city of",
+        "subject": subject,
+        "target_true": true,
+        "target_false": false,
+        "relation": "city",
+        "paraphrases": [f"{subject} is in the city of"],
+        "neighborhood": ["The France is located in the city of"],
+    }
+    for subject, true, false in [
+        ("Eiffel Tower", "Paris", "Rome"),
+        ("New York", "Rome", "Paris"),
+        ("Tower", "Paris", "France"),
+        ("Paris Tower", "Rome", "York"),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(small_tokenizer, tmp_path_factory):
+    """A folder with a small Llama, facts and a corpus."""
+    folder = tmp_path_factory.mktemp("workplace")
+    model = small_model("llama", small_tokenizer, torch.float32)
+    model.hf.save_pretrained(folder / "model")
+    small_tokenizer.save_pretrained(folder / "model")
+    (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in FACTS))
+    (folder / "text.txt").write_text(" ".join(f"{f['prompt']} {f['subject']} {f['target_true']}" for f in FACTS * 40))
+    return folder
+
+
+class Done(NamedTuple):
+    """What a command left."""
+
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(workplace, monkeypatch, capfd):
+    """Runs a fasttrace command in the workplace, in this process, and holds it to its exit code."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+
+    def call(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
+        found = 0
+        try:
+            main()
+        except SystemExit as error:
+            found = error.code
+        done = Done(*capfd.readouterr())
+        assert found == code, done.stderr
+        return done
+
+    return call
+
+
+COMMON = ("--model", "model", "--facts", "facts.jsonl")
+TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")
+EDIT = ("edit", *COMMON, "--corpus", "text.txt", "--corpus-tokens", "1500", "--window-size", "3")
+
+
+def test_a_study_verb_by_verb(workplace, run):
+    store = ("--store", "study.duckdb")
+    listed = json.loads(run("facts", *COMMON, "--check", "--json", *store).stdout)
+    assert [row["target_true"] for row in listed] == ["Paris", "Rome", "Paris", "Rome"]
+    assert all(0 < row["p_true"] < 1 and row["known"] in (True, False) for row in listed)
+    traced = json.loads(run(*TRACE, *store, "--json").stdout)
+    assert len(traced) == 4
+    assert all(row["kept"] for row in traced)
+    stats = json.loads(run("stats", "--model", "model", "--corpus", "text.txt", "--json", *store).stdout)
+    assert stats[0]["layers"] == 5
+    edited = json.loads(run(*EDIT, "--layers", "0,2,3", *store, "--json").stdout)
+    assert len(edited) == 12
+    counted = run("sql", "SELECT count(*) AS n FROM trace_cells", *store, "--json")
+    traces = ft.Store(workplace / "study.duckdb").query("SELECT tokens FROM traces").to_pylist()
+    assert json.loads(counted.stdout) == [{"n": sum(len(row["tokens"]) for row in traces) * 5 * 2}]
+    tables = json.loads(run("tables", *store, "--json").stdout)
+    assert tables["regressions"][0]["n"] + tables["regressions"][0]["n_left_out"] == 12
+    assert "R²" in run("tables", *store).stdout
+    run("report", *store, "--out", "report.html")
+    assert "Eiffel Tower" in (workplace / "report.html").read_text()
+    again = run(*TRACE, *store)
+    assert "0 facts added" in again.stdout
+    assert "0 edits added" in run(*EDIT, "--layers", "0,2,3", *store).stderr
+    assert json.loads(counted.stdout) == json.loads(
+        run("sql", "SELECT count(*) AS n FROM trace_cells", *store, "--json").stdout
+    )
+
+
+def test_killed_sweep_goes_on(workplace, run):
+    whole, cut = ("--store", "whole.duckdb"), ("--store", "cut.duckdb")
+    small = ("--memory", "150kB")  # several waves, so that a kill falls between batches
+    run(*TRACE, *small, *whole)
+    argv = [sys.executable, "-c", "from fasttrace.cli import main; main()", *TRACE, *small, *cut]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=workplace, **quiet)
+    reader = ft.Store(workplace / "cut.duckdb")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if reader.path.exists() and len(reader.query("SELECT fact_id FROM traces")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(*TRACE, *small, *cut)
+    columns = "fact_id, window_size, token_index, layer, p_restored, effect"
+    order = "ORDER BY fact_id, window_size, token_index, layer"
+    one, two = (
+        ft.Store(workplace / name).query(f"SELECT {columns} FROM trace_cells {order}").to_pandas()
+        for name in ("whole.duckdb", "cut.duckdb")
+    )
+    assert len(one) == len(two)
+    assert (one.drop(columns=["p_restored", "effect"]) == two.drop(columns=["p_restored", "effect"])).all(axis=None)
+    assert (one.p_restored - two.p_restored).abs().max() < 1e-7
+
+
+def test_export_from_the_command_line(workplace, run):
+    fact = ft.load_facts(workplace / "facts.jsonl")[0]
+    run(*EDIT, "--layers", "2", "--fact-id", fact.fact_id, "--export", "edited")
+    assert (workplace / "edited" / "model.safetensors").is_file()
+    ft.load_model(workplace / "edited")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("trace", *COMMON), "no store was named"),
+        (("trace", "--facts", "missing.jsonl", "--store", "x.duckdb"), "missing.jsonl"),
+        (("trace", "--model", "nowhere/model.gguf", "--store", "x.duckdb"), "model.gguf"),
+        ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma 'loud'"),
+        ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "not a list of whole numbers"),
+        (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),
+        (("edit", *COMMON, "--export", "model", "--layers", "2"), "exists"),
+        (("report", "--store", "no.duckdb"), "no.duckdb"),
+        (("sql", "SELECT 1 +", "--store", "no.duckdb"), "no.duckdb"),
+        (("tables",), "no store was named"),
+    ],
+)
+def test_a_bad_command_is_one_sentence_and_exit_2(workplace, run, words, sentence):
+    done = run(*words, code=2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (workplace / "x.duckdb").exists()
+
+
+def test_every_verb_has_help(run):
+    verbs = ("facts", "trace", "stats", "edit", "sql", "tables", "report", "env", "demo")
+    shown = run("--help").stdout
+    for verb in verbs:
+        assert verb in shown
+        assert "--json" in run(verb, "--help").stdout
