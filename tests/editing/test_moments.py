@@ -15,8 +15,8 @@ from fasttrace.editing import corpus as corpus_module
 from fasttrace.editing import moments as moments_module
 from fasttrace.editing.cache import load_tensors
 from fasttrace.editing.moments import layer_file, second_moments
-from fasttrace.editing.sampling import sample_tokens, start_ids
 from fasttrace.errors import UserError
+from fasttrace.models.generate import sample_tokens, start_ids
 
 TEXT = "The Eiffel Tower is located in the city of Paris. Über den Flüssen stehen 12 Brücken.\n" * 60
 HERE = Path(__file__).parent

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.cache import cache_root, content_key, write_whole
-from fasttrace.editing.sampling import sample_tokens, start_ids
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.generate import sample_tokens, start_ids
 
 SHORT_TOKENS, LONG_TOKENS = 5, 10
 TOP_K = 5
@@ -23,7 +23,7 @@ def sample_contexts(
     """Templates with one "{}" for the prompt: "{}" itself, then `short` and `long` sampled "<prefix>. {}".
 
     Prefixes are 5 and 10 tokens drawn from the model among its 5 likeliest tokens, after
-    `sampling.start_ids`, and differ from one another while the model has enough to say. Drawn once for
+    `models.generate.start_ids`, and differ from one another while the model has enough to say. Drawn once for
     (model, dtype, seed, short, long) and kept as JSON in cache_dir (default as `second_moments`), so later
     runs get the same strings.
 

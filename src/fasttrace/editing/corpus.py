@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from fasttrace.editing.cache import content_key, load_tensors, save_tensors
-from fasttrace.editing.sampling import prefix_ids, sample_tokens, start_ids
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.generate import prefix_ids, sample_tokens, start_ids
 
 log = logging.getLogger("fasttrace.editing")
 SAMPLED_ROWS = 96  # texts drawn together; each batch of them is drawn, and kept on disk, on its own

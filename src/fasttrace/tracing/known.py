@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import describe_run
 
@@ -34,33 +34,6 @@ class KnownResult:
 
     run: dict[str, Any]
     verdicts: pa.Table
-
-
-def greedy(model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int = GREEDY_TOKENS) -> list[list[int]]:
-    """The model's greedy continuation of each prompt, by transformers' own generate: new_tokens ids each,
-    fewer where the model ends its text."""
-    width = max(len(p) for p in prompts)
-    ids = torch.zeros((len(prompts), width), dtype=torch.int64, device=model.device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    eos = model.hf.generation_config.eos_token_id
-    end = {eos} if isinstance(eos, int) else set(eos or ())
-    with torch.no_grad():
-        out = model.hf.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=next(iter(end), 0),
-        )
-    result = []
-    for row in out[:, width:].tolist():
-        stop = next((i for i, token in enumerate(row) if token in end), len(row))
-        result.append(row[:stop])
-    return result
 
 
 def known_run(model: Decoder, protocol: str) -> dict[str, Any]:
@@ -95,7 +68,7 @@ def check_known(
 
 
 def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> list[dict[str, Any]]:
-    said = greedy(model, [f.ids for f in facts])
+    said = greedy_tokens(model, [f.ids for f in facts], GREEDY_TOKENS)
     logp = sequence_logprob(model, [f.ids for f in facts], [f.target_true_ids for f in facts])
     rows = []
     for fact, tokens, p in zip(facts, said, logp.exp().tolist(), strict=True):

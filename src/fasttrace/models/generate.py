@@ -1,0 +1,200 @@
+"""Text from the model itself, greedy or sampled: many texts at once, each new token one step of the blocks.
+
+transformers' `generate` gives the same tokens; driving the blocks here uses the package's faster matrix
+products, keeps keys and values in place instead of copying them at every step, and needs no padding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.packed import Batch, embed, mlp, pack
+from fasttrace.ops.linear import linear
+from fasttrace.ops.prefix_attention import Sequences, prefix_attention
+
+BLOCK = 256  # tokens whose probabilities are added up together when one is drawn
+
+
+def prefix_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before any text by itself: [BOS] or nothing."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    full = tokenizer("a").input_ids
+    at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    return list(full[:at])
+
+
+def start_ids(model: Decoder) -> list[int]:
+    """What a sampled text follows, as texts stood in training: BOS where the tokenizer adds it, or where BOS
+    and EOS are one token between documents (GPT-2, GPT-J); else the end of a text and a line break; token 0
+    where the tokenizer has no such tokens.
+
+    A lone special token will not do for every model: the first position of SmolLM2 predicts the same few
+    symbols ("-" with p = 0.4) whatever token stands there.
+    """
+    tokenizer = model.tokenizer
+    if added := prefix_ids(tokenizer):
+        return added
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if eos is None or bos == eos:
+        return [0 if bos is None else int(bos)]
+    return [int(eos), *tokenizer("\n", add_special_tokens=False).input_ids]
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: Decoder,
+    rows: int,
+    length: int,
+    *,
+    seed: int | Sequence[int],
+    top_k: int | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Draw `rows` texts of `length` tokens: (rows, length) int64 on the CPU, `start_ids` not included.
+
+    Temperature 1. top_k: draw among the k likeliest tokens, None for all. allowed: (V,) bool, tokens that
+    may be drawn, None for all; a drawn end-of-text token does not end a text. seed: of the draws, made on
+    the CPU; several numbers, each at least 0, are one seed together.
+    """
+    # numpy takes every bit of every number; torch's CPU generator drops all but 32 bits of its seed.
+    generator = np.random.default_rng(seed)
+    start = start_ids(model)
+    kept = _Kept(model, [len(start)] * rows, length)
+    h = kept.read(pack(model, [start] * rows))
+    ids = torch.empty((rows, length), dtype=torch.int64)
+    for step in range(length):
+        scores = _scores(model, h)
+        if allowed is not None:
+            scores.masked_fill_(~allowed.to(model.device), float("-inf"))
+        last = _draw(scores, top_k, generator)
+        ids[:, step] = last
+        if step + 1 < length:
+            h = kept.step(last.to(model.device))
+    return ids
+
+
+@torch.no_grad()
+def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
+    """The likeliest next token, `length` times, after each prompt (token ids); what follows an end-of-text
+    token, and that token, are left out. Prompts of different lengths go together."""
+    ends = _end_ids(model)
+    kept = _Kept(model, [len(prompt) for prompt in prompts], length)
+    h = kept.read(pack(model, prompts))
+    ids = torch.empty((len(prompts), length), dtype=torch.int64)
+    over = torch.zeros(len(prompts), dtype=torch.bool)
+    for step in range(length):
+        last = _scores(model, h).argmax(1)
+        ids[:, step] = last.cpu()
+        over |= torch.isin(ids[:, step], ends)
+        if bool(over.all()) or step + 1 == length:
+            break
+        h = kept.step(last)
+    texts = []
+    for row in ids[:, : step + 1].tolist():
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        texts.append(row[:stop])
+    return texts
+
+
+def _end_ids(model: Decoder) -> Tensor:
+    """The tokens that end a text, by the model's generation config."""
+    ends = model.hf.generation_config.eos_token_id
+    return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=torch.int64)
+
+
+def _scores(model: Decoder, h: Tensor) -> Tensor:
+    """h: (rows, d) → (rows, V) float32 logits."""
+    return linear(model.final_norm(h), model.unembed_weight, model.unembed_bias).float()
+
+
+class _Kept:
+    """Keys and values of texts under way: `room` rows a text, layer by layer, extended in place."""
+
+    def __init__(self, model: Decoder, lengths: Sequence[int], new_tokens: int) -> None:
+        self.model = model
+        self.length = np.asarray(lengths, dtype=np.int64)
+        self.room = int(self.length.max()) + new_tokens
+        rows = len(lengths) * self.room
+        self.kept = [
+            torch.empty((2, rows, block.n_kv_heads, block.head_dim), dtype=model.dtype, device=model.device)
+            for block in model.blocks
+        ]
+
+    def read(self, batch: Batch) -> Tensor:
+        """The prompts, whole: (rows, d) residual at each one's last token."""
+        begin = np.arange(len(batch.lengths)) * self.room
+        place = torch.from_numpy(np.repeat(begin, batch.lengths)).to(batch.ids.device) + batch.positions
+        h = self._blocks(embed(self.model, batch.ids, batch.positions), batch.positions, place, batch.sequences)
+        return h[batch.last_rows]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """ids: (rows,), the next token of every text → (rows, d) residual there."""
+        begin = np.arange(len(ids)) * self.room
+        zero = np.zeros_like(begin)
+        positions = torch.from_numpy(self.length).to(ids.device)
+        place = torch.from_numpy(begin + self.length).to(ids.device)
+        self.length = self.length + 1
+        table = np.stack((np.arange(len(ids)), zero + 1, zero, zero, zero, zero, begin, self.length), axis=1)
+        return self._blocks(embed(self.model, ids, positions), positions, place, Sequences(table), whole=True)
+
+    def _blocks(
+        self, h: Tensor, positions: Tensor, place: Tensor, sequences: Sequences, *, whole: bool = False
+    ) -> Tensor:
+        """h: (N, d) → (N, d); keys and values are put at `place`; whole: attend to everything kept of a text."""
+        rotary: Rotary | None = self.model.rotary(positions)
+        for block, kept in zip(self.model.blocks, self.kept, strict=True):
+            h = self._block(block, h, rotary, kept, place, sequences, whole)
+        return h
+
+    def _block(
+        self,
+        block: Block,
+        h: Tensor,
+        rotary: Rotary | None,
+        kept: Tensor,
+        place: Tensor,
+        sequences: Sequences,
+        whole: bool,
+    ) -> Tensor:
+        x = block.attn_norm(h)
+        k, v = block.key_value(x, rotary)
+        kept[0, place], kept[1, place] = k, v
+        if whole:
+            k, v = kept
+        q = block.query(x, rotary)
+        mixed = prefix_attention(q, k, v, sequences, block.scale, sliding_window=block.sliding_window)
+        middle = h + block.attn_out(mixed)
+        return middle + mlp(block, h if block.parallel else middle)
+
+
+def _draw(scores: Tensor, top_k: int | None, generator: np.random.Generator) -> Tensor:
+    """scores: (rows, V) float32 → (rows,) int64 on the CPU, by inverting the cumulative distribution.
+
+    First the block of tokens, then the token in it: a running sum over V numbers a row took 20 % of a step.
+    """
+    names = None
+    if top_k is not None:
+        scores, names = scores.topk(min(top_k, scores.shape[1]), dim=1)
+    weights = (scores - scores.amax(1, keepdim=True)).exp_()
+    weights = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = weights.sum(2, dtype=torch.float64)
+    point = torch.from_numpy(generator.random((len(scores), 1))).to(scores.device)
+    block, point = _invert(sums, point)
+    inside = weights.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).double()
+    chosen = block * BLOCK + _invert(inside, point)[0]
+    return (chosen if names is None else names.gather(1, chosen)).squeeze(1).cpu()
+
+
+def _invert(weights: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """weights: (rows, n) float64, point: (rows, 1) in [0, 1) → the index it falls on and how far into it,
+    again in [0, 1): both (rows, 1). An index of weight 0 is never chosen."""
+    upto = weights.cumsum(1)
+    at = torch.minimum(point * upto[:, -1:], upto[:, -1:] * (1 - 1e-15))
+    index = torch.searchsorted(upto, at, right=True)
+    own = weights.gather(1, index)
+    return index, ((at - upto.gather(1, index) + own) / own).clamp(0.0, 1 - 1e-15)
