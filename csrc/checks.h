@@ -1,6 +1,8 @@
 // Argument checks: one sentence each, naming the op, the argument, what it is and what was wanted.
 #pragma once
 
+#include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -77,6 +79,57 @@ inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tenso
     check(t->is_contiguous() && t->is_cpu(), "prefix_attention: q, k, v and out must be contiguous, on the CPU");
   }
   check(table.is_contiguous() && table.is_cpu(), "prefix_attention: table must be contiguous, on the CPU");
+}
+
+// One dtype, float32 or bfloat16, every element in order, on the CPU: what each op of rows.cpp takes.
+inline void check_alike(const char* op, const char* names, std::initializer_list<const Tensor*> tensors) {
+  const Tensor& first = **tensors.begin();
+  for (const Tensor* t : tensors) {
+    check(t->scalar_type() == first.scalar_type() && (is_float32(*t) || is_bfloat16(*t)), op, ": ", names,
+          " must all be float32 or all bfloat16");
+    check(t->is_contiguous() && t->is_cpu(), op, ": ", names, " must be contiguous, on the CPU");
+  }
+}
+
+inline void check_row_numbers(const char* op, const char* name, const Tensor& rows) {
+  check(rows.dim() == 1 && rows.scalar_type() == ScalarType::Long && rows.is_contiguous() && rows.is_cpu(), op, ": ",
+        name, " has shape ", shape_of(rows), ", contiguous int64 (n,) on the CPU was wanted");
+}
+
+inline void check_rms_norm(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& rows,
+                           const Tensor& out) {
+  check(x.dim() == 2 && weight.dim() == 1 && weight.size(0) == x.size(1), "rms_norm: x has shape ", shape_of(x),
+        " and weight ", shape_of(weight), ", (N, d) and (d,) were wanted");
+  if (rows) check_row_numbers("rms_norm", "rows", *rows);
+  const int64_t wanted = rows ? rows->size(0) : x.size(0);
+  check(out.dim() == 2 && out.size(0) == wanted && out.size(1) == x.size(1), "rms_norm: out has shape ",
+        shape_of(out), ", (", wanted, ", ", x.size(1), ") was wanted");
+  check_alike("rms_norm", "x, weight and out", {&x, &weight, &out});
+}
+
+inline void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  check(x.dim() == 3 && x.size(2) % 2 == 0, "rotary_: x has shape ", shape_of(x), ", (N, H, hd), hd even, was wanted");
+  for (const Tensor* t : {&cos, &sin})
+    check(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(2), "rotary_: cos or sin has shape ",
+          shape_of(*t), ", (", x.size(0), ", ", x.size(2), ") was wanted");
+  check_alike("rotary_", "x, cos and sin", {&x, &cos, &sin});
+}
+
+inline void check_silu_mul(const Tensor& gate, const Tensor& up) {
+  check(shape_of(gate) == shape_of(up), "silu_mul_: up has shape ", shape_of(up), ", ", shape_of(gate),
+        " was wanted to match gate");
+  check_alike("silu_mul_", "gate and up", {&gate, &up});
+}
+
+inline void check_window_restore(const Tensor& h, const Tensor& out, const Tensor& base, const Tensor& source,
+                                 const Tensor& result) {
+  check_row_numbers("window_restore", "base", base);
+  check_row_numbers("window_restore", "source", source);
+  check(h.dim() == 2 && out.dim() == 2 && result.dim() == 2 && out.size(1) == h.size(1) &&
+            result.size(1) == h.size(1) && base.size(0) == result.size(0) && source.size(0) == result.size(0),
+        "window_restore: h ", shape_of(h), ", out ", shape_of(out), ", base ", shape_of(base), ", source ",
+        shape_of(source), ", result ", shape_of(result), " do not fit, (N, d), (M, d), (P,), (P,), (P, d) were wanted");
+  check_alike("window_restore", "h, out and result", {&h, &out, &result});
 }
 
 }  // namespace fasttrace

@@ -11,12 +11,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def("rank_one_(Tensor(a!) W, Tensor u, Tensor v, float alpha) -> ()");
   library.def(
       "prefix_attention_(Tensor q, Tensor k, Tensor v, Tensor table, float scale, int window, Tensor(a!) out) -> ()");
+  library.def("rms_norm_(Tensor x, Tensor weight, float eps, Tensor? rows, Tensor(a!) out) -> ()");
+  library.def("rotary_(Tensor(a!) x, Tensor cos, Tensor sin) -> ()");
+  library.def("silu_mul_(Tensor(a!) gate, Tensor up) -> ()");
+  library.def("window_restore_(Tensor h, Tensor out, Tensor base, Tensor source, Tensor(a!) result) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
   library.impl("second_moment_", TORCH_BOX(&fasttrace::second_moment_cpu));
   library.impl("rank_one_", TORCH_BOX(&fasttrace::rank_one_cpu));
   library.impl("prefix_attention_", TORCH_BOX(&fasttrace::prefix_attention_cpu));
+  library.impl("rms_norm_", TORCH_BOX(&fasttrace::rms_norm_cpu));
+  library.impl("rotary_", TORCH_BOX(&fasttrace::rotary_cpu));
+  library.impl("silu_mul_", TORCH_BOX(&fasttrace::silu_mul_cpu));
+  library.impl("window_restore_", TORCH_BOX(&fasttrace::window_restore_cpu));
 }
 
 FASTTRACE_MODULE(_C)

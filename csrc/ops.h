@@ -1,6 +1,8 @@
 // Every kernel of the extension, by device: what library.cpp and library_cuda.cpp register.
 #pragma once
 
+#include <optional>
+
 #include <torch/csrc/stable/tensor.h>
 
 namespace fasttrace {
@@ -19,5 +21,20 @@ void rank_one_cuda(Tensor W, const Tensor u, const Tensor v, double alpha);
 // out (Nq, H · hd); float32 or bfloat16. window: tokens a query sees, 0 for all.
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
                           int64_t window, Tensor out);
+
+// out (n, d) = weight (d,) · rounded(x · rsqrt(mean x² + eps)) of the rows of x (N, d) named by rows (n,), or of all.
+void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out);
+
+// x (N, H, hd) turned in place by its rows' cos and sin (N, hd), dimension i with i + hd/2.
+void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin);
+
+// gate = silu(gate) · up, both contiguous and alike.
+void silu_mul_cpu(Tensor gate, const Tensor up);
+
+// result[i] = h[base[i]] + out[source[i]], or h[base[i]] where source[i] is -1.
+void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result);
+
+// Once a process, by the ops that every pass over packed rows uses: see allocator.cpp.
+void keep_freed_memory();
 
 }  // namespace fasttrace

@@ -139,6 +139,7 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, const S
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
                           int64_t window, Tensor out) {
   check_prefix_attention(q, k, v, table, out);
+  keep_freed_memory();
   static_assert(sizeof(Sequence) == 8 * sizeof(int64_t));
   const auto* sequences = static_cast<const Sequence*>(table.const_data_ptr());
   const int64_t count = table.size(0), rows = k.size(0);

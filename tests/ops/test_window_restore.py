@@ -33,20 +33,52 @@ def assert_one_rounding(got, h, out, base, source):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_reference_equals_float64_up_to_one_rounding(shape, dtype, poisoned_memory):
     args = draw(*shape, dtype)
-    assert_one_rounding(window_restore(*args), *args)
+    assert_one_rounding(window_restore(*args, impl="reference"), *args)
 
 
-def test_a_zeroed_output_may_hold_anything():
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (700, 650, 900, 576)], ids=str)
+def test_native_equals_the_reference(shape, dtype, poisoned_memory):
+    args = draw(*shape, dtype)
+    got = window_restore(*args, impl="native")
+    assert torch.equal(got, window_restore_reference(*args))
+    assert_one_rounding(got, *args)
+
+
+def test_native_strided_operands():
+    h, out, base, source = draw(6, 5, 40, 8)
+    expected = window_restore_reference(h, out, base, source)
+    wide, column_major = torch.cat((h, h), 1)[:, :8], out.t().contiguous().t()
+    rows = [torch.stack((t, t), 1)[:, 0] for t in (base, source)]
+    assert torch.equal(window_restore(wide, column_major, *rows, impl="native"), expected)
+
+
+def test_native_takes_float32_and_bfloat16():
+    for dtype in DTYPES[2:]:
+        with pytest.raises(UserError, match="takes float32 and bfloat16, h is"):
+            window_restore(*draw(4, 3, 5, 6, dtype), impl="native")
+
+
+def test_the_native_op_itself_never_reads_outside():
+    h, out, base, source = draw(4, 3, 5, 6)
+    base[2] = 4
+    with pytest.raises(RuntimeError, match=r"^window_restore: base\[2\] is 4, 0 … 3 was wanted"):
+        torch.ops.fasttrace.window_restore_(h, out, base, source, torch.empty(5, 6))
+
+
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_a_zeroed_output_may_hold_anything(impl):
     h, out, base, _ = draw(4, 3, 5, 6)
     out.fill_(float("nan"))
-    assert torch.equal(window_restore(h, out, base, torch.full((5,), -1)), h[base])
-    assert torch.equal(window_restore(h, out[:0], base, torch.full((5,), -1)), h[base])
+    assert torch.equal(window_restore(h, out, base, torch.full((5,), -1), impl=impl), h[base])
+    assert torch.equal(window_restore(h, out[:0], base, torch.full((5,), -1), impl=impl), h[base])
 
 
-def test_neither_input_is_written():
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_neither_input_is_written(impl):
     h, out, base, source = draw(4, 3, 5, 6)
     before = (h.clone(), out.clone())
-    window_restore(h, out, base, source).zero_()
+    window_restore(h, out, base, source, impl=impl).zero_()
     assert torch.equal(h, before[0])
     assert torch.equal(out, before[1])
 
@@ -68,9 +100,24 @@ def test_gradient_of_one_input_alone():
     assert grad[:, 0].tolist() == [float((source == i).sum()) for i in range(3)]
 
 
-def test_opcheck():
+def test_native_gradient():
+    h, out, base, source = draw(4, 3, 12, 5)
+    h.requires_grad_()
+    out.requires_grad_()
+    got = torch.autograd.grad(window_restore(h, out, base, source, impl="native").square().sum(), (h, out))
+    assert_close(got, torch.autograd.grad(oracle(h, out, base, source).square().sum(), (h, out)))
+
+
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_opcheck(impl):
     h, out, base, source = draw(4, 3, 5, 6)
-    torch.library.opcheck(_op, (h.requires_grad_(), out.requires_grad_(), base, source, "reference"))
+    torch.library.opcheck(_op, (h.requires_grad_(), out.requires_grad_(), base, source, impl))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_opcheck_of_the_native_op(dtype):
+    args = draw(4, 3, 5, 6, dtype)
+    torch.library.opcheck(torch.ops.fasttrace.window_restore_.default, (*args, torch.empty(5, 6, dtype=dtype)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

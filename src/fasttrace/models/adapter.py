@@ -54,6 +54,10 @@ class Block(ABC):
     def mlp_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual (after attention, or the block's input where `parallel`) → (N, d) MLP input."""
 
+    def mlp_norm_rows(self, h: Tensor, rows: Tensor) -> Tensor:
+        """`mlp_norm` of the rows of h named by rows (n,) int64: (n, d). Norms that need no copy say so here."""
+        return self.mlp_norm(h.index_select(0, rows))
+
     @abstractmethod
     def mlp_key(self, x: Tensor) -> Tensor:
         """x: (N, d) MLP input → keys (N, m), the input of the down-projection."""

@@ -6,6 +6,7 @@ attention is told which rows belong together by `Sequences`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,12 +78,17 @@ def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
     """What the MLP adds for residual rows h (or h[rows]), in runs of MLP_ROWS so that keys stay small."""
     n = h.shape[0] if rows is None else rows.shape[0]
     if n <= MLP_ROWS:
-        return block.mlp_add(block.mlp_value(block.mlp_key(block.mlp_norm(h if rows is None else h[rows]))))
+        return _mlp_part(block, h, rows)
     out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)
     for i in range(0, n, MLP_ROWS):
-        part = h[i : i + MLP_ROWS] if rows is None else h[rows[i : i + MLP_ROWS]]
-        out[i : i + MLP_ROWS] = block.mlp_add(block.mlp_value(block.mlp_key(block.mlp_norm(part))))
+        run = slice(i, i + MLP_ROWS)
+        out[run] = _mlp_part(block, h[run], None) if rows is None else _mlp_part(block, h, rows[run])
     return out
+
+
+def _mlp_part(block: Block, h: Tensor, rows: Tensor | None) -> Tensor:
+    x = block.mlp_norm(h) if rows is None else block.mlp_norm_rows(h, rows)
+    return block.mlp_add(block.mlp_value(block.mlp_key(x)))
 
 
 @torch.no_grad()
@@ -120,7 +126,7 @@ def logits(model: Decoder, batch: Batch) -> Tensor:
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target)."""
-    norm = model.final_norm
+    norm: Any = model.final_norm
     return target_logprob(
         h,
         norm.weight,

@@ -3,9 +3,12 @@
 Importing this loads no Triton and needs no compiled extension: implementations are looked for when called.
 """
 
+from fasttrace.ops.gated import silu_mul_
 from fasttrace.ops.linear import linear
 from fasttrace.ops.noised_embed import fact_key, noised_embed
 from fasttrace.ops.rank_one import rank_one_
+from fasttrace.ops.rms_norm import rms_norm
+from fasttrace.ops.rotary import rotary_
 from fasttrace.ops.second_moment import second_moment_
 from fasttrace.ops.target_logprob import target_logprob
 from fasttrace.ops.window_restore import window_restore
@@ -15,7 +18,10 @@ __all__ = [
     "linear",
     "noised_embed",
     "rank_one_",
+    "rms_norm",
+    "rotary_",
     "second_moment_",
+    "silu_mul_",
     "target_logprob",
     "window_restore",
 ]

@@ -35,6 +35,20 @@ def problem(device: torch.device | str = "cpu") -> str | None:
     return _import_problem("fasttrace._C_cuda")
 
 
+def row_op_problem(*tensors: torch.Tensor) -> str | None:
+    """Why the compiled CPU ops on rows cannot take these tensors, or None where they can."""
+    first = tensors[0]
+    if first.device.type != "cpu":
+        return f"the compiled kernel is the CPU's and these are on {first.device}"
+    if (why := problem()) is not None:
+        return why
+    if first.dtype not in (torch.float32, torch.bfloat16):
+        return f"the compiled kernel takes float32 and bfloat16 and these are {first.dtype}"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "the compiled kernel has no gradient and one is asked for"
+    return None
+
+
 def refuse_gradients(op: str, **tensors: torch.Tensor) -> None:
     """Raises UserError, naming the argument, where autograd would need a gradient that `op` does not have."""
     if torch.is_grad_enabled():

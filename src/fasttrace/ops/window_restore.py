@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
+from fasttrace.ops import native
 from fasttrace.ops.dispatch import choose, triton_launcher
 
-IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NATIVE_DTYPES = DTYPES[:2]
 
 
 def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str = "auto") -> Tensor:
@@ -22,10 +23,11 @@ def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: s
     out: (M, d) dtype of h; M may be 0 where every source is −1.
     base: (P,) int64, 0 … N−1.
     source: (P,) int64, −1 … M−1.
+    impl: "auto", "reference", "triton" or "native" (the CPU's: float32 and bfloat16, one pass).
     Returns (P, d), the dtype of h. Linear in h and out, and differentiable w.r.t. both.
 
     Raises UserError for shapes and dtypes unlike these. Rows out of range are a UserError for the reference
-    on the CPU; elsewhere, where looking would hold up every layer, their result is NaN.
+    and the native op on the CPU; elsewhere, where looking would hold up every layer, their result is NaN.
     Source: ALGORITHMS sections 1 and 2 (a cell; zeroing), section 8 step 2.
     """
     if h.dim() != 2 or h.dtype not in DTYPES:
@@ -37,15 +39,28 @@ def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: s
         if rows.dim() != 1 or rows.dtype != torch.int64 or rows.shape != base.shape:
             found = f"{tuple(rows.shape)} {rows.dtype}"
             raise UserError(f"window_restore: {name} is {found}, (P,) torch.int64 as base was wanted")
-    impl = choose("window_restore", impl, IMPLEMENTATIONS, h, out, base, source)
+    impl = choose("window_restore", impl, _available(h), h, out, base, source)
     result: Tensor = _op(h, out, base, source, impl)
     return result
+
+
+def _available(h: Tensor) -> dict[str, str | None]:
+    why = native.problem() if h.device.type == "cpu" else f"the compiled kernel is the CPU's, h is on {h.device}"
+    if why is None and h.dtype not in NATIVE_DTYPES:
+        why = f"the compiled kernel takes float32 and bfloat16, h is {h.dtype}"
+    return {"reference": None, "triton": None, "native": why}
 
 
 @torch.library.custom_op("fasttrace::window_restore", mutates_args=())
 def _op(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str) -> Tensor:
     if impl == "triton":
         result: Tensor = triton_launcher("window_restore")(h, out, base, source)
+        return result
+    if impl == "native":
+        _check_rows(h, out, base, source)
+        result = h.new_empty(base.shape[0], h.shape[1])
+        operands = [t.contiguous() for t in (h, out, base, source)]
+        torch.ops.fasttrace.window_restore_(*operands, result)
         return result
     return window_restore_reference(h, out, base, source)
 
@@ -57,18 +72,24 @@ def _(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str) -> Tensor
 
 def window_restore_reference(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
     """The definition of `window_restore`, with the same arguments, for any device."""
-    if h.device.type == "cpu" and base.numel():
-        for name, rows, lowest, end in (("base", base, 0, len(h)), ("source", source, -1, len(out))):
-            low, high = (int(value) for value in rows.aminmax())
-            if low < lowest or high >= end:
-                found, wanted = f"values {low} … {high}", f"{lowest} … {end - 1}"
-                raise UserError(f"window_restore: {name} has {found}, {wanted} was wanted")
+    if h.device.type == "cpu":
+        _check_rows(h, out, base, source)
     elif base.numel():
         outside = (base < 0) | (base >= len(h)) | (source < -1) | (source >= len(out))
         base, source = base.clamp(0, max(0, len(h) - 1)), source.clamp(-1, len(out) - 1)
         rows = _sum(h, out, base, source)
         return rows.masked_fill_(outside[:, None], float("nan"))
     return _sum(h, out, base, source)
+
+
+def _check_rows(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> None:
+    if base.numel() == 0:
+        return
+    for name, rows, lowest, end in (("base", base, 0, len(h)), ("source", source, -1, len(out))):
+        low, high = (int(value) for value in rows.aminmax())
+        if low < lowest or high >= end:
+            found, wanted = f"values {low} … {high}", f"{lowest} … {end - 1}"
+            raise UserError(f"window_restore: {name} has {found}, {wanted} was wanted")
 
 
 def _sum(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
@@ -101,3 +122,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _fake_native(h: Tensor, out: Tensor, base: Tensor, source: Tensor, result: Tensor) -> None:
+    """An in-place op makes nothing, so tracing needs nothing from it."""
+
+
+if native.problem() is None:
+    torch.library.register_fake("fasttrace::window_restore_")(_fake_native)

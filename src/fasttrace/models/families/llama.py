@@ -2,19 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.ops.gated import silu_mul_
 from fasttrace.ops.linear import linear
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """x: (N, heads, head_dim) → the same, each pair (i, i + head_dim/2) turned by its position's angle."""
-    cos, sin = rotary
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos[:, None, :] + turned * sin[:, None, :]
+from fasttrace.ops.rms_norm import rms_norm
+from fasttrace.ops.rotary import rotary_
 
 
 class LlamaBlock(Block):
@@ -28,31 +22,39 @@ class LlamaBlock(Block):
         self.n_kv_heads = self.attn.k_proj.weight.shape[0] // self.head_dim
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
+        self.silu = self.mlp.config.hidden_act in ("silu", "swish")
 
     def attn_norm(self, h: Tensor) -> Tensor:
-        return self.layer.input_layernorm(h)
+        norm = self.layer.input_layernorm
+        return rms_norm(h, norm.weight, norm.variance_epsilon)
 
     def query(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         assert rotary is not None
         q = linear(x, self.attn.q_proj.weight, self.attn.q_proj.bias)
-        return rotate(q.view(-1, self.n_heads, self.head_dim), rotary)
+        return rotary_(q.view(-1, self.n_heads, self.head_dim), *rotary)
 
     def key_value(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
         assert rotary is not None
         k = linear(x, self.attn.k_proj.weight, self.attn.k_proj.bias)
         v = linear(x, self.attn.v_proj.weight, self.attn.v_proj.bias)
         shape = (-1, self.n_kv_heads, self.head_dim)
-        return rotate(k.view(shape), rotary), v.view(shape)
+        return rotary_(k.view(shape), *rotary), v.view(shape)
 
     def attn_out(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.o_proj.weight, self.attn.o_proj.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:
-        return self.layer.post_attention_layernorm(h)
+        norm = self.layer.post_attention_layernorm
+        return rms_norm(h, norm.weight, norm.variance_epsilon)
+
+    def mlp_norm_rows(self, h: Tensor, rows: Tensor) -> Tensor:
+        norm = self.layer.post_attention_layernorm
+        return rms_norm(h, norm.weight, norm.variance_epsilon, rows=rows)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        gate = self.mlp.act_fn(linear(x, self.mlp.gate_proj.weight, self.mlp.gate_proj.bias))
-        return gate * linear(x, self.mlp.up_proj.weight, self.mlp.up_proj.bias)
+        gate = linear(x, self.mlp.gate_proj.weight, self.mlp.gate_proj.bias)
+        up = linear(x, self.mlp.up_proj.weight, self.mlp.up_proj.bias)
+        return silu_mul_(gate, up) if self.silu else self.mlp.act_fn(gate) * up
 
     @property
     def down(self) -> Tensor:

@@ -1,0 +1,208 @@
+// What a block does to its rows between matrix products, on the CPU: each a single pass, float32 inside, rounded
+// wherever the transformers modules round.
+#include <cmath>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "checks.h"
+#include "ops.h"
+#include "simd.h"
+#include "vector_exp.h"
+
+namespace fasttrace {
+namespace {
+
+constexpr int64_t kLanes = 16;
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+FT_INLINE Lanes load_lanes(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+FT_INLINE Lanes load_lanes(const uint16_t* from) {
+  const Words wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
+  Lanes value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// value as T stores it.
+template <class T>
+FT_INLINE float rounded(float value) {
+  T stored;
+  store(&stored, value);
+  return widen(stored);
+}
+
+struct RmsNorm {
+  int64_t width;
+  float eps;
+  const int64_t* rows;  // null: every row in turn
+
+  template <class T>
+  FT_INLINE void operator()(const T* x, const T* weight, T* __restrict__ out, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = x + (rows ? rows[i] : i) * width;
+      T* __restrict__ to = out + i * width;
+      Lanes sums[2] = {};
+      int64_t j = 0;
+      for (; j + 2 * kLanes <= width; j += 2 * kLanes) {
+        const Lanes a = load_lanes(row + j), b = load_lanes(row + j + kLanes);
+        sums[0] += a * a;
+        sums[1] += b * b;
+      }
+      float squares = 0;
+      for (; j < width; ++j) squares += widen(row[j]) * widen(row[j]);
+      sums[0] += sums[1];
+      for (int64_t lane = 0; lane < kLanes; ++lane) squares += sums[0][lane];
+      const float scale = 1.0f / std::sqrt(squares / float(width) + eps);
+      for (int64_t k = 0; k < width; ++k) store(to + k, widen(weight[k]) * rounded<T>(widen(row[k]) * scale));
+    }
+  }
+};
+
+struct Rotary {
+  int64_t heads, head_dim;
+
+  template <class T>
+  FT_INLINE void operator()(const T* cos, const T* sin, T* x, int64_t begin, int64_t end) const {
+    const int64_t half = head_dim / 2;
+    for (int64_t i = begin; i < end; ++i) {
+      const T *c = cos + i * head_dim, *s = sin + i * head_dim;
+      for (int64_t head = 0; head < heads; ++head) {
+        T* __restrict__ first = x + (i * heads + head) * head_dim;
+        T* __restrict__ second = first + half;
+        for (int64_t j = 0; j < half; ++j) {
+          const float a = widen(first[j]), b = widen(second[j]);
+          store(first + j, rounded<T>(a * widen(c[j])) - rounded<T>(b * widen(s[j])));
+          store(second + j, rounded<T>(b * widen(c[j + half])) + rounded<T>(a * widen(s[j + half])));
+        }
+      }
+    }
+  }
+};
+
+struct SiluMul {
+  template <class T>
+  FT_INLINE void operator()(const T* up, T* __restrict__ gate, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const float x = widen(gate[i]);
+      store(gate + i, rounded<T>(x / (1.0f + vector_exp(-x))) * widen(up[i]));
+    }
+  }
+};
+
+struct WindowRestore {
+  int64_t width;
+  const int64_t *base, *source;
+
+  template <class T>
+  FT_INLINE void operator()(const T* h, const T* out, T* __restrict__ result, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* from = h + base[i] * width;
+      T* __restrict__ to = result + i * width;
+      if (source[i] < 0) {
+        std::memcpy(to, from, size_t(width) * sizeof(T));
+      } else {
+        const T* added = out + source[i] * width;
+        for (int64_t j = 0; j < width; ++j) store(to + j, widen(from[j]) + widen(added[j]));
+      }
+    }
+  }
+};
+
+// A body compiled for each instruction set: its own three functions, so that everything in it is inlined.
+template <class Body, class... Arguments>
+void in_baseline(const Body& body, Arguments... arguments) {
+  body(arguments...);
+}
+
+#if defined(__x86_64__)
+template <class Body, class... Arguments>
+FT_AVX2 void in_avx2(const Body& body, Arguments... arguments) {
+  body(arguments...);
+}
+
+template <class Body, class... Arguments>
+FT_AVX512 void in_avx512(const Body& body, Arguments... arguments) {
+  body(arguments...);
+}
+#endif
+
+// Runs body over [0, count), whose every step writes `step` elements, on all of torch's threads.
+template <class Body, class... Pointers>
+void over(const Body& body, int64_t count, int64_t step, Pointers... pointers) {
+  auto* kernel = in_baseline<Body, Pointers..., int64_t, int64_t>;
+#if defined(__x86_64__)
+  if (isa() == Isa::avx2) kernel = in_avx2<Body, Pointers..., int64_t, int64_t>;
+  if (isa() == Isa::avx512) kernel = in_avx512<Body, Pointers..., int64_t, int64_t>;
+#endif
+  torch::stable::parallel_for(0, count, 1 + 32768 / step, [&](int64_t begin, int64_t end) {
+    kernel(body, pointers..., begin, end);
+  });
+}
+
+template <class T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+T* write(Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Rows are named by number, so a wrong number would read outside the tensor.
+void check_rows(const char* op, const char* name, const Tensor& rows, int64_t lowest, int64_t end) {
+  const int64_t* number = read<int64_t>(rows);
+  for (int64_t i = 0; i < rows.size(0); ++i)
+    check(number[i] >= lowest && number[i] < end, op, ": ", name, "[", i, "] is ", number[i], ", ", lowest, " … ",
+          end - 1, " was wanted");
+}
+
+}  // namespace
+
+void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out) {
+  check_rms_norm(x, weight, rows, out);
+  keep_freed_memory();
+  if (out.numel() == 0) return;
+  if (rows) check_rows("rms_norm", "rows", *rows, 0, x.size(0));
+  const RmsNorm body{x.size(1), float(eps), rows ? read<int64_t>(*rows) : nullptr};
+  if (is_bfloat16(x))
+    over(body, out.size(0), x.size(1), read<uint16_t>(x), read<uint16_t>(weight), write<uint16_t>(out));
+  else
+    over(body, out.size(0), x.size(1), read<float>(x), read<float>(weight), write<float>(out));
+}
+
+void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin) {
+  check_rotary(x, cos, sin);
+  if (x.numel() == 0) return;
+  const Rotary body{x.size(1), x.size(2)};
+  const int64_t step = x.size(1) * x.size(2);
+  if (is_bfloat16(x))
+    over(body, x.size(0), step, read<uint16_t>(cos), read<uint16_t>(sin), write<uint16_t>(x));
+  else
+    over(body, x.size(0), step, read<float>(cos), read<float>(sin), write<float>(x));
+}
+
+void silu_mul_cpu(Tensor gate, const Tensor up) {
+  check_silu_mul(gate, up);
+  if (is_bfloat16(gate))
+    over(SiluMul{}, gate.numel(), 1, read<uint16_t>(up), write<uint16_t>(gate));
+  else
+    over(SiluMul{}, gate.numel(), 1, read<float>(up), write<float>(gate));
+}
+
+void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result) {
+  check_window_restore(h, out, base, source, result);
+  keep_freed_memory();
+  check_rows("window_restore", "base", base, 0, h.size(0));
+  check_rows("window_restore", "source", source, -1, out.size(0));
+  if (result.numel() == 0) return;
+  const WindowRestore body{h.size(1), read<int64_t>(base), read<int64_t>(source)};
+  if (is_bfloat16(h))
+    over(body, result.size(0), h.size(1), read<uint16_t>(h), read<uint16_t>(out), write<uint16_t>(result));
+  else
+    over(body, result.size(0), h.size(1), read<float>(h), read<float>(out), write<float>(result));
+}
+
+}  // namespace fasttrace

@@ -1,0 +1,65 @@
+"""rms_norm: the root-mean-square norm of the Llama family, in one pass, of every row or of the rows named."""
+
+import torch
+from torch import Tensor
+
+from fasttrace.errors import UserError
+from fasttrace.ops import native
+from fasttrace.ops.dispatch import choose
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
+    """y[i] = weight · round(x[r] · (mean x[r]² + eps)^(−1/2)), r = rows[i], or i where rows is None.
+
+    Means and scales are float32 whatever x is, and `round` is to the dtype of x, as transformers' LlamaRMSNorm
+    computes it, so that logits stay its own.
+
+    x: (N, d) float32, bfloat16, float16 or float64. weight: (d,) dtype of x. eps: added to the mean square.
+    rows: (n,) int64, 0 … N−1, or None for all.
+    impl: "reference" is torch, on any device and differentiable w.r.t. x and weight; "native" is the CPU's
+    (float32 and bfloat16, no gradient, reads the rows where they lie); "auto" takes native where it applies.
+    Returns (n or N, d), the dtype of x.
+
+    Raises UserError for shapes, dtypes and row numbers unlike these, and an impl that cannot be had here.
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467), equation 4.
+    """
+    if x.dim() != 2 or not x.dtype.is_floating_point:
+        raise UserError(f"rms_norm: x is {tuple(x.shape)} {x.dtype}, (N, d) floating point was wanted")
+    if weight.shape != x.shape[1:] or weight.dtype != x.dtype:
+        found = f"{tuple(weight.shape)} {weight.dtype}"
+        raise UserError(f"rms_norm: weight is {found}, ({x.shape[1]},) {x.dtype} was wanted")
+    if rows is not None:
+        _check_rows(rows, x.shape[0])
+    available = {"reference": None, "native": native.row_op_problem(x, weight)}
+    if choose("rms_norm", impl, available, x, weight, rows) == "reference":
+        return rms_norm_reference(x, weight, eps, rows=rows)
+    out = x.new_empty((x.shape[0] if rows is None else rows.shape[0], x.shape[1]))
+    named = None if rows is None else rows.contiguous()
+    torch.ops.fasttrace.rms_norm_(x.contiguous(), weight.contiguous(), eps, named, out)
+    return out
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = None) -> Tensor:
+    """The definition of `rms_norm`, with the same arguments, for any device."""
+    if rows is not None:
+        x = x.index_select(0, rows)
+    wide = x.to(torch.float32)
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
+
+
+def _check_rows(rows: Tensor, count: int) -> None:
+    if rows.dim() != 1 or rows.dtype != torch.int64:
+        raise UserError(f"rms_norm: rows is {tuple(rows.shape)} {rows.dtype}, (n,) torch.int64 was wanted")
+    if rows.device.type == "cpu" and rows.numel():
+        low, high = (int(value) for value in rows.aminmax())
+        if low < 0 or high >= count:
+            raise UserError(f"rms_norm: rows has values {low} … {high}, 0 … {count - 1} was wanted")
+
+
+def _fake(x: Tensor, weight: Tensor, eps: float, rows: Tensor | None, out: Tensor) -> None:
+    """An in-place op makes nothing, so tracing needs nothing from it."""
+
+
+if native.problem() is None:
+    torch.library.register_fake("fasttrace::rms_norm_")(_fake)

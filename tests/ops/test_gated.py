@@ -1,0 +1,170 @@
+"""silu_mul_ against float64, and its exponential held to 2 units in the last place on every set of instructions."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttrace.errors import UserError
+from fasttrace.ops.gated import silu_mul_, silu_mul_reference
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+IMPLS = ["reference", "native"]
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [(1, 1), (3, 7), (5, 16), (2, 33), (70, 1000)]
+
+HARNESS = """
+#include "vector_exp.h"
+template <class T> FT_INLINE void each(const T* x, T* y, long count) {
+  for (long i = 0; i < count; ++i) y[i] = fasttrace::vector_exp(x[i]);
+}
+extern "C" void baseline(const float* x, float* y, long count) { each(x, y, count); }
+#if defined(__x86_64__)
+extern "C" FT_AVX2 void avx2(const float* x, float* y, long count) { each(x, y, count); }
+extern "C" FT_AVX512 void avx512(const float* x, float* y, long count) { each(x, y, count); }
+#endif
+"""
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g).mul(4).to(dtype), torch.randn(*shape, generator=g).to(dtype)
+
+
+def oracle(gate, up):
+    gate = gate.double()
+    return gate / (1 + (-gate).exp()) * up.double()
+
+
+@pytest.fixture(scope="module")
+def exponential(tmp_path_factory):
+    """The exponential's C functions, one an instruction set."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C++ compiler on Linux")
+    library = tmp_path_factory.mktemp("exp") / "exp.so"
+    command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-std=c++20", "-O3", f"-I{CSRC}", "-o", str(library)]
+    subprocess.run(command, input=HARNESS.encode(), check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_exp_is_within_two_units_in_the_last_place(name, exponential):
+    capability = torch.backends.cpu.get_cpu_capability()
+    if name != "baseline" and name.upper() not in (capability, "AVX2" if "AVX512" in capability else ""):
+        pytest.skip(f"this CPU has no {name}")
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        (np.linspace(-105, 89, 1_000_003), rng.normal(size=500_000), rng.normal(size=10_000) * 1e-6, [0.0, -0.0])
+    ).astype(np.float32)
+    y = np.full_like(x, np.nan)
+    floats = ctypes.POINTER(ctypes.c_float)
+    getattr(exponential, name)(x.ctypes.data_as(floats), y.ctypes.data_as(floats), ctypes.c_long(len(x)))
+    with np.errstate(over="ignore", under="ignore"):
+        wanted = np.exp(x.astype(np.float64))
+        nearest = wanted.astype(np.float32)
+    finite = np.isfinite(nearest)
+    assert (y[~finite] == np.inf).all()
+    assert (np.abs(y[finite] - wanted[finite]) <= 2 * np.spacing(nearest[finite]).astype(np.float64)).all()
+    x[:2] = np.inf, -np.inf
+    getattr(exponential, name)(x.ctypes.data_as(floats), y.ctypes.data_as(floats), ctypes.c_long(2))
+    assert y[0] == np.inf
+    assert y[1] == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_float64_in_place(shape, dtype, impl, poisoned_memory):
+    gate, up = draw(*shape, dtype=dtype)
+    wanted, before = oracle(gate, up), up.clone()
+    assert silu_mul_(gate, up, impl=impl) is gate
+    assert torch.equal(up, before)
+    # Rounded twice: the activation, then its product.
+    limit = 5e-7 if dtype == torch.float32 else torch.finfo(dtype).eps
+    assert ((gate.double() - wanted).abs() <= limit * wanted.abs()).all()
+
+
+def test_bfloat16_rounds_as_torch_does():
+    gate, up = draw(1000, 300, dtype=torch.bfloat16)
+    wanted = silu_mul_reference(gate, up)
+    got = silu_mul_(gate, up, impl="native")
+    # Two float32 exponentials may lie on two sides of a tie.
+    assert (got != wanted).float().mean() < 1e-4
+    torch.testing.assert_close(got, wanted, rtol=2**-6, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_far_from_zero(impl):
+    gate = torch.tensor([100.0, 1e30, float("inf"), -100.0, -1e30, 0.0, float("nan"), -20.0])
+    got = silu_mul_(gate, torch.ones(8), impl=impl)
+    assert got[:3].tolist() == [100.0, pytest.approx(1e30), float("inf")]
+    assert (got[3:6].abs() < 1e-37).all()
+    assert got[6].isnan()
+    assert float(got[7]) == pytest.approx(-20 * np.exp(-20.0), rel=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(0, 40), m=st.integers(0, 100), seed=st.integers(0, 99))
+def test_any_shape(n, m, seed):
+    gate, up = draw(n, m, seed=seed)
+    wanted = silu_mul_reference(gate, up)
+    torch.testing.assert_close(silu_mul_(gate, up, impl="native"), wanted, rtol=1e-6, atol=0)
+
+
+def test_strides():
+    gate, up = draw(6, 8)
+    wanted = silu_mul_reference(gate, up)
+    torch.testing.assert_close(silu_mul_(gate.clone(), up.t().contiguous().t(), impl="native"), wanted)
+    wide = torch.cat((gate, gate), 1)[:, :8]
+    with pytest.raises(UserError, match="takes gate contiguous"):
+        silu_mul_(wide, up, impl="native")
+    assert silu_mul_(wide, up) is wide
+    torch.testing.assert_close(wide, wanted)
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_gradients_leave_gate_as_it_was(leaf):
+    args = [t.double() for t in draw(4, 6)]
+    args[leaf].requires_grad_()
+    before = args[0].detach().clone()
+    y = silu_mul_(*args)
+    assert torch.equal(args[0], before)
+    (got,) = torch.autograd.grad(y.square().sum(), args[leaf])
+    (wanted,) = torch.autograd.grad(oracle(*args).square().sum(), args[leaf])
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype):
+    torch.library.opcheck(torch.ops.fasttrace.silu_mul_.default, draw(4, 6, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "impl", "words"),
+    [
+        ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "gate is torch.int32"),
+        ({1: torch.ones(3, 5)}, "auto", r"up is \(3, 5\) torch.float32, \(3, 4\) torch.float32 as gate"),
+        ({1: torch.ones(3, 4).double()}, "auto", "up is .*float64"),
+        ({1: torch.ones(3, 4, requires_grad=True)}, "native", "no gradient"),
+        ({}, "triton", "no such implementation"),
+    ],
+)
+def test_refusals_name_the_argument(change, impl, words):
+    args = [torch.ones(3, 4), torch.ones(3, 4)]
+    for i, value in change.items():
+        args[i] = value
+    with pytest.raises(UserError, match=words):
+        silu_mul_(*args, impl=impl)
+
+
+def test_the_op_itself_refuses_in_a_sentence():
+    with pytest.raises(RuntimeError, match=r"^silu_mul_: up has shape \(3, 5\), \(3, 4\) was wanted to match gate"):
+        torch.ops.fasttrace.silu_mul_(torch.ones(3, 4), torch.ones(3, 5))

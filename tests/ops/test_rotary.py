@@ -1,0 +1,124 @@
+"""rotary_ against a complex product in float64 and transformers' own function: in place, rounding, gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from fasttrace.errors import UserError
+from fasttrace.ops.rotary import rotary_, rotary_reference
+
+IMPLS = ["reference", "native"]
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [(1, 1, 2), (3, 2, 6), (4, 1, 34), (5, 9, 64), (300, 3, 80)]
+
+
+def draw(n, heads, hd, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    angle = 50 * torch.rand(n, hd // 2, generator=g, dtype=torch.float64)
+    angle = torch.cat((angle, angle), 1)
+    return torch.randn(n, heads, hd, generator=g).to(dtype), angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def oracle(x, cos, sin):
+    """Pairs as complex numbers times cos + i sin."""
+    half = x.shape[2] // 2
+    x, cos, sin = x.double(), cos.double()[:, None, :half], sin.double()[:, None, :half]
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.complex(cos, sin)
+    return torch.cat((turned.real, turned.imag), -1)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_float64_in_place(shape, dtype, impl, poisoned_memory):
+    x, cos, sin = draw(*shape, dtype)
+    wanted = oracle(x, cos, sin)
+    # Each product is rounded, so errors are relative to the pair, not to a sum that may cancel.
+    scale = (x.double().square() + x.double().roll(shape[2] // 2, -1).square()).sqrt()
+    assert rotary_(x, cos, sin, impl=impl) is x
+    assert x.dtype == dtype
+    assert ((x.double() - wanted).abs() <= 1.5 * torch.finfo(dtype).eps * scale).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounds_as_transformers_does(dtype, impl):
+    x, cos, sin = draw(300, 9, 64, dtype)
+    theirs, _ = apply_rotary_pos_emb(x.transpose(0, 1)[None], x.transpose(0, 1)[None], cos[None], sin[None])
+    theirs = theirs[0].transpose(0, 1)
+    got = rotary_(x.clone(), cos, sin, impl=impl)
+    if dtype == torch.bfloat16 or impl == "reference":
+        assert torch.equal(got, theirs)
+    else:
+        torch.testing.assert_close(got, theirs, rtol=0, atol=5e-7)
+
+
+def test_both_halves_of_the_tables_are_read():
+    x, cos, sin = draw(5, 2, 8)
+    other = (torch.randn(5, 8), torch.randn(5, 8))
+    assert not torch.allclose(rotary_reference(x, *other), rotary_reference(x, cos, sin))
+    torch.testing.assert_close(rotary_(x.clone(), *other, impl="native"), rotary_reference(x, *other))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 50), st.integers(0, 99))
+def test_any_shape(n, heads, half, seed):
+    x, cos, sin = draw(n, heads, 2 * half, seed=seed)
+    wanted = rotary_reference(x, cos, sin)
+    torch.testing.assert_close(rotary_(x, cos, sin, impl="native"), wanted, rtol=0, atol=1e-6)
+
+
+def test_strides():
+    x, cos, sin = draw(6, 3, 8)
+    wanted = rotary_reference(x, cos, sin)
+    tables = [torch.cat((t, t), 1)[:, :8] for t in (cos, sin)]
+    assert torch.allclose(rotary_(x.clone(), *tables, impl="native"), wanted, atol=1e-6)
+    wide = torch.cat((x, x), 2)[:, :, :8]
+    with pytest.raises(UserError, match="takes x contiguous"):
+        rotary_(wide, cos, sin, impl="native")
+    assert rotary_(wide, cos, sin) is wide
+    assert torch.equal(wide, wanted)
+
+
+def test_gradients_leave_x_as_it_was():
+    x, cos, sin = (t.double() for t in draw(4, 2, 6))
+    x.requires_grad_()
+    before = x.detach().clone()
+    weight = torch.randn_like(before)
+    y = rotary_(x, cos, sin)
+    assert y is not x
+    assert torch.equal(x, before)
+    (got,) = torch.autograd.grad((y * weight).sum(), x)
+    (wanted,) = torch.autograd.grad((oracle(x, cos, sin) * weight).sum(), x)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype):
+    torch.library.opcheck(torch.ops.fasttrace.rotary_.default, draw(4, 2, 6, dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "impl", "words"),
+    [
+        ({0: torch.ones(3, 4)}, "auto", r"x is \(3, 4\)"),
+        ({0: torch.ones(3, 2, 5)}, "auto", "hd even was wanted"),
+        ({1: torch.ones(3, 2)}, "auto", r"cos is \(3, 2\) torch.float32, \(3, 4\)"),
+        ({2: torch.ones(3, 4).double()}, "auto", "sin is .*float64"),
+        ({0: torch.ones(3, 2, 4, requires_grad=True)}, "native", "no gradient"),
+        ({}, "triton", "no such implementation"),
+    ],
+)
+def test_refusals_name_the_argument(change, impl, words):
+    args = [torch.ones(3, 2, 4), torch.ones(3, 4), torch.ones(3, 4)]
+    for i, value in change.items():
+        args[i] = value
+    with pytest.raises(UserError, match=words):
+        rotary_(*args, impl=impl)
+
+
+def test_the_op_itself_refuses_in_a_sentence():
+    with pytest.raises(RuntimeError, match=r"^rotary_: cos or sin has shape \(3, 2\), \(3, 4\) was wanted"):
+        torch.ops.fasttrace.rotary_(torch.ones(3, 2, 4), torch.ones(3, 4), torch.ones(3, 2))
