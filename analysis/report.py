@@ -32,7 +32,7 @@ MEAN_KEYS = ("problem", "method", "edit_run_id", "window_size", "layer")
 COMMON = ("model", "dtype", "protocol", "seed")
 OPTIONS = {
     "trace": ("windows", "samples", "noise", "sigma", "tokens", "keep"),
-    "edit": ("method", "problem", "window_size", "layers", "corpus_tokens"),
+    "edit": ("method", "problem", "window_size", "layers", "contexts", "corpus_tokens"),
 }
 
 

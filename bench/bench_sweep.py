@@ -1,8 +1,9 @@
 """The sweep against one hooked transformers forward per cell, equal before it is timed; and against the
-float32 GEMM peak measured in the same run.
+GEMM peak measured in the same run.
 
 The load: SmolLM2-135M, "The Eiffel Tower is located in the city of", window 5, 10 samples, released noise.
 Run: .venv/bin/python bench/bench_sweep.py [--out FILE] (medians of several; one round of the slow rival).
+--device cuda --random: a Llama of GPT-J's size with random weights, made on the device.
 """
 
 import argparse
@@ -42,11 +43,32 @@ def seconds(call, rounds):
     return statistics.median(taken)
 
 
-def gemm_peak(dtype):
-    """FLOP/s of the fastest product the sweep could be made of: (2048, 576) by (576, 1536)."""
-    x, w = torch.randn(2048, 576).to(dtype), torch.randn(1536, 576).to(dtype)
-    best = min(seconds(lambda: linear(x, w), 20) for _ in range(3))
-    return 2 * 2048 * 576 * 1536 / best
+def gemm_peak(model):
+    """FLOP/s of the largest product the sweep is made of: 2048 rows into the keys."""
+    x, w = (torch.randn(n, model.width, device=model.device).to(model.dtype) for n in (2048, model.key_width))
+
+    def product():
+        linear(x, w)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    best = min(seconds(product, 20) for _ in range(3))
+    return 2 * 2048 * model.width * model.key_width / best
+
+
+def random_llama(dtype, device):
+    """28 layers, d = 4096, m = 16384, 16 heads: GPT-J's sizes in Llama's layout."""
+    from small_models import trained_tokenizer
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    tokenizer = trained_tokenizer()
+    config = LlamaConfig(
+        vocab_size=50400, hidden_size=4096, intermediate_size=16384, num_hidden_layers=28, num_attention_heads=16,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with torch.device(device):
+        hf = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return ft.wrap_model(hf, tokenizer, "random-llama")
 
 
 def hooked(model, encoded, tokens):
@@ -61,14 +83,17 @@ def hooked(model, encoded, tokens):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--random", action="store_true", help="random weights of GPT-J's size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-rival", action="store_true", help="leave out the hooked forwards")
     options = parser.parse_args()
     rows = []
     for dtype in ("float32", "bfloat16"):
-        model = ft.load_model(dtype=dtype)
+        load = random_llama if options.random else lambda dtype, device: ft.load_model(dtype=dtype, device=device)
+        model = load(dtype, options.device)
         encoded = encode_fact(model.tokenizer, FACT)
-        peak = gemm_peak(model.dtype)
+        peak = gemm_peak(model)
         for tokens in ("subject", "all"):
             taken = seconds(lambda t=tokens, m=model: ft.trace(m, [FACT], tokens=t, **SETTINGS), options.rounds)
             flops = sweep_flops(prepare_trace(model, [FACT], tokens=tokens, **SETTINGS))
@@ -80,7 +105,7 @@ def main():
                 "gemm_peak_gflops": peak / 1e9,
                 "fraction_of_peak": flops / taken / peak,
             }
-            if dtype == "float32" and not options.no_rival:
+            if dtype == "float32" and not (options.no_rival or options.random):
                 place = range(encoded.subject_begin, encoded.subject_end if tokens == "subject" else len(encoded.ids))
                 begun = time.perf_counter()
                 _, _, restored = hooked(model, encoded, place)

@@ -34,7 +34,4 @@ void silu_mul_cpu(Tensor gate, const Tensor up);
 // result[i] = h[base[i]] + out[source[i]], or h[base[i]] where source[i] is -1.
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result);
 
-// Once a process, by the ops that every pass over packed rows uses: see allocator.cpp.
-void keep_freed_memory();
-
 }  // namespace fasttrace

@@ -1,7 +1,9 @@
-// prefix_attention on the CPU: each sequence's keys and values are gathered once a key head into a scratch
-// that stays in cache, and every query head that reads them runs over it in float32.
+// prefix_attention on the CPU: each sequence's keys and values are read where they lie (or, where they are no
+// whole lanes of float32, widened once a key head into a scratch that stays in cache), softmax in float32.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
@@ -28,7 +30,8 @@ struct Shape {
 };
 
 struct Scratch {
-  std::vector<float> keys, values, query, scores;
+  std::vector<const float*> keys, values;  // one a key, in the order of tokens
+  std::vector<float> widened, query, scores;
 };
 
 FT_INLINE float dot(const float* a, const float* b, int64_t padded) {
@@ -40,12 +43,27 @@ FT_INLINE float dot(const float* a, const float* b, int64_t padded) {
   return total;
 }
 
+// Where each row of a sequence lies; rows that cannot be read in place are widened to `copy`.
 template <class T>
-FT_INLINE void gather(const T* from, int64_t begin, int64_t count, int64_t row, int64_t column, const Shape& s,
-                      float*& to) {
-  for (int64_t i = 0; i < count; ++i, to += s.padded) {
-    const T* source = from + (begin + i) * row + column;
-    for (int64_t d = 0; d < s.head_dim; ++d) to[d] = widen(source[d]);
+FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, const Shape& s, float* copy,
+                      const float** to) {
+  const int64_t row = s.kv_heads * s.head_dim;
+  const std::pair<int64_t, int64_t> runs[] = {{sequence.first_begin, sequence.first_len},
+                                              {sequence.second_begin, sequence.second_len},
+                                              {sequence.k_begin, sequence.k_len}};
+  for (const auto& [begin, count] : runs) {
+    for (int64_t i = begin; i < begin + count; ++i, ++to) {
+      const T* source = from + i * row + column;
+      if constexpr (std::is_same_v<T, float>) {
+        if (s.padded == s.head_dim) {
+          *to = source;
+          continue;
+        }
+      }
+      for (int64_t d = 0; d < s.head_dim; ++d) copy[d] = widen(source[d]);
+      *to = copy;
+      copy += s.padded;
+    }
   }
 }
 
@@ -53,19 +71,17 @@ template <class T>
 FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Sequence& sequence, const Shape& s,
                             Scratch& scratch) {
   const int64_t keys = sequence.first_len + sequence.second_len + sequence.k_len;
-  const int64_t share = s.heads / s.kv_heads, q_row = s.heads * s.head_dim, k_row = s.kv_heads * s.head_dim;
+  const int64_t share = s.heads / s.kv_heads, q_row = s.heads * s.head_dim;
   // Zeroed once when it grows; the lanes past head_dim are never written, so they stay zero.
-  if (int64_t(scratch.keys.size()) < keys * s.padded) {
-    scratch.keys.assign(size_t(keys * s.padded), 0.0f);
-    scratch.values.assign(size_t(keys * s.padded), 0.0f);
+  if (int64_t(scratch.keys.size()) < keys) {
+    scratch.keys.resize(size_t(keys));
+    scratch.values.resize(size_t(keys));
     scratch.scores.resize(size_t(keys));
+    scratch.widened.assign(size_t(2 * keys * s.padded), 0.0f);
   }
   for (int64_t group = 0; group < s.kv_heads; ++group) {
-    for (auto [from, to] : {std::pair{k, scratch.keys.data()}, std::pair{v, scratch.values.data()}}) {
-      gather(from, sequence.first_begin, sequence.first_len, k_row, group * s.head_dim, s, to);
-      gather(from, sequence.second_begin, sequence.second_len, k_row, group * s.head_dim, s, to);
-      gather(from, sequence.k_begin, sequence.k_len, k_row, group * s.head_dim, s, to);
-    }
+    locate(k, sequence, group * s.head_dim, s, scratch.widened.data(), scratch.keys.data());
+    locate(v, sequence, group * s.head_dim, s, scratch.widened.data() + keys * s.padded, scratch.values.data());
     for (int64_t i = 0; i < sequence.q_len; ++i) {
       const int64_t last = keys - sequence.q_len + i;  // the key at the query's own token
       const int64_t from = s.window > 0 ? std::max<int64_t>(0, last - s.window + 1) : 0;
@@ -75,7 +91,7 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
         float* scores = scratch.scores.data();
         float top = -INFINITY;
         for (int64_t j = from; j <= last; ++j) {
-          scores[j] = dot(scratch.query.data(), scratch.keys.data() + j * s.padded, s.padded);
+          scores[j] = dot(scratch.query.data(), scratch.keys[size_t(j)], s.padded);
           top = std::max(top, scores[j]);
         }
         float total = 0;
@@ -85,7 +101,7 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
         for (int64_t d = 0; d < s.padded; d += kLanes) {
           Lanes mixed = {};
           for (int64_t j = from; j <= last; ++j)
-            mixed += scores[j] * *reinterpret_cast<const Lanes*>(scratch.values.data() + j * s.padded + d);
+            mixed += scores[j] * *reinterpret_cast<const Lanes*>(scratch.values[size_t(j)] + d);
           mixed *= inverse;
           for (int64_t lane = 0; lane < std::min(kLanes, s.head_dim - d); ++lane) store(result + d + lane, mixed[lane]);
         }
@@ -139,7 +155,6 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, const S
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
                           int64_t window, Tensor out) {
   check_prefix_attention(q, k, v, table, out);
-  keep_freed_memory();
   static_assert(sizeof(Sequence) == 8 * sizeof(int64_t));
   const auto* sequences = static_cast<const Sequence*>(table.const_data_ptr());
   const int64_t count = table.size(0), rows = k.size(0);

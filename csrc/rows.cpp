@@ -163,7 +163,6 @@ void check_rows(const char* op, const char* name, const Tensor& rows, int64_t lo
 
 void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out) {
   check_rms_norm(x, weight, rows, out);
-  keep_freed_memory();
   if (out.numel() == 0) return;
   if (rows) check_rows("rms_norm", "rows", *rows, 0, x.size(0));
   const RmsNorm body{x.size(1), float(eps), rows ? read<int64_t>(*rows) : nullptr};
@@ -194,7 +193,6 @@ void silu_mul_cpu(Tensor gate, const Tensor up) {
 
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result) {
   check_window_restore(h, out, base, source, result);
-  keep_freed_memory();
   check_rows("window_restore", "base", base, 0, h.size(0));
   check_rows("window_restore", "source", source, -1, out.size(0));
   if (result.numel() == 0) return;

@@ -2,33 +2,13 @@
 
 import pytest
 import torch
-
-
-def _tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    text = [
-        "The Eiffel Tower is located in the city of Paris",
-        "Paris is the capital of France",
-        "of Rome and New York",
-    ]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        text * 4,
-        trainers.BpeTrainer(
-            vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        ),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=raw)
+from small_models import trained_tokenizer
 
 
 @pytest.fixture(scope="session")
 def small_tokenizer():
     """A byte-level BPE tokenizer of at most 400 tokens, trained here."""
-    return _tokenizer()
+    return trained_tokenizer()
 
 
 @pytest.fixture(autouse=True)

@@ -250,6 +250,7 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
 @click.option("--problem", default="error-injection", show_default=True)
 @click.option("--layers", callback=_numbers, help="As 0,4,8; default: every fourth, the last and the model's own.")
 @click.option("--window-size", type=click.IntRange(1), default=5, show_default=True, help="Compare with this window.")
+@click.option("--contexts", type=click.IntRange(0), default=20, show_default=True, help="Sampled prefixes.")
 @click.option("--memory", default="1GB", show_default=True, help="For the edits in flight, weights not counted.")
 @click.option("--fact-id", help="Edit only this fact.")
 @click.option("--known", is_flag=True, help="Edit only facts the model knows.")
@@ -257,8 +258,8 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
 def edit(
     facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
     store: str | None, as_json: bool, protocol: str, seed: int, corpus: str | None, corpus_tokens: int, method: str,
-    problem: str, layers: list[int] | None, window_size: int, memory: str, fact_id: str | None, known: bool,
-    export: str | None,
+    problem: str, layers: list[int] | None, window_size: int, contexts: int, memory: str, fact_id: str | None,
+    known: bool, export: str | None,
 ) -> None:  # fmt: skip
     """Edit facts at layers, each edit alone, and score it."""
     from fasttrace.editing import prepare_edit
@@ -294,7 +295,7 @@ def edit(
         )  # fmt: skip
     plan = prepare_edit(
         decoder, loaded, method=method, problem=problem, layers=chosen, window_size=window_size, protocol=protocol,
-        seed=seed, moments=moments,
+        seed=seed, moments=moments, contexts=contexts,
     )  # fmt: skip
     if store is not None:
         with _bar("Editing", len(loaded) * len(plan.layers)) as done:

@@ -16,6 +16,7 @@ from fasttrace.workflow import edit_into, known_into, trace_into
 
 EDIT_LAYERS = 8
 CORPUS_TOKENS = 24_576
+CONTEXTS = 6  # of the default 20, with which the edits alone would take ten minutes on two cores
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
 
@@ -55,7 +56,7 @@ def run_demo(source: str, out: Path, wanted: int, bar: Bar, stages: Stages, *, q
     layers = sorted({round(i * (model.n_layers - 1) / (EDIT_LAYERS - 1)) for i in range(EDIT_LAYERS)})
     with stages() as progress:
         moments = second_moments(model, tokens=CORPUS_TOKENS, progress=progress)
-    edits = prepare_edit(model, known, layers=layers, moments=moments)
+    edits = prepare_edit(model, known, layers=layers, moments=moments, contexts=CONTEXTS)
     with bar(f"4/4 ROME at layers {', '.join(map(str, layers))}", len(known) * len(layers)) as done:
         edit_into(store, edits, "1GB", done)
     report = write_report(store, out / "report.html")

@@ -3,6 +3,28 @@
 import torch
 
 
+def trained_tokenizer():
+    """A byte-level BPE tokenizer of at most 400 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    text = [
+        "The Eiffel Tower is located in the city of Paris",
+        "Paris is the capital of France",
+        "of Rome and New York",
+    ]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(
+        text * 4,
+        trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
 def small_config(family: str, vocab_size: int):
     """A config of a few thousand parameters for `family`; sizes are odd on purpose."""
     import transformers as tf

@@ -24,6 +24,7 @@ from fasttrace.tracing.sweep import parse_bytes
 
 METHODS = ("rome",)
 DEFAULT_MEMORY = "1GB"
+DEFAULT_CONTEXTS = 20  # 10 prefixes of 5 tokens and 10 of 10 (ALGORITHMS, section 4)
 
 _EDIT = [
     ("fact_id", pa.string()),
@@ -213,7 +214,7 @@ def prepare_edit(
     protocol: str = "paper",
     seed: int = 0,
     moments: Moments | None = None,
-    contexts: Sequence[str] | None = None,
+    contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
     **overrides: Any,
 ) -> EditPlan:
     """Check every setting of a set of edits and fetch what they share (contexts, second moments).
@@ -244,7 +245,10 @@ def prepare_edit(
     encoded = [encode_fact(model.tokenizer, fact) for fact in facts]
     for fact in encoded:
         chosen.target_ids(fact)
-    templates = list(contexts) if contexts is not None else sample_contexts(model, seed=seed)
+    if isinstance(contexts, int):
+        templates = sample_contexts(model, seed=seed, short=contexts // 2, long=contexts - contexts // 2)
+    else:
+        templates = list(contexts)
     if not templates or templates[0] != "{}":
         raise UserError("contexts must be a list that begins with the bare template '{}'")
     statistics = moments if moments is not None else second_moments(model, layers=list(wanted), seed=seed)
@@ -252,7 +256,8 @@ def prepare_edit(
         "method": method,
         "problem": problem,
         "window_size": window_size,
-        "contexts": templates,
+        "contexts": len(templates) - 1,
+        "templates": templates,
         "moments": statistics.key,
         "ridge": statistics.ridge,
         **asdict(settings),
@@ -274,7 +279,7 @@ def edit(
     protocol: str = "paper",
     seed: int = 0,
     moments: Moments | None = None,
-    contexts: Sequence[str] | None = None,
+    contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
     memory: str | int = DEFAULT_MEMORY,
     progress: Callable[[int], None] | None = None,
     **overrides: Any,
@@ -285,9 +290,9 @@ def edit(
     the last and the model's own default. window_size: the tracing window the edits are compared with.
     protocol: "paper" or "released" (early stop, first paraphrase only, floors). seed: of the sampled
     contexts and of the default corpus. moments: second moments of the keys, default `second_moments(model)`.
-    contexts: prompt templates, "{}" first; default `sample_contexts(model)`. memory: bytes for the graphs of
-    the edits in flight. overrides: any field of RomeSettings (steps, lr, kl_factor, weight_decay, clamp,
-    key_mode, early_stop).
+    contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.
+    memory: bytes for the graphs of the edits in flight. overrides: any field of RomeSettings (steps, lr,
+    kl_factor, weight_decay, clamp, key_mode, early_stop).
 
     Returns an EditResult. Raises UserError for a bad setting, FactError for a fact without o_false.
     Source: paper, sections 3.3 and 3.4; ALGORITHMS, sections 4 and 6.

@@ -241,8 +241,8 @@ class _TailWave:
         offset = np.cumsum([0, *batch.per_fact])
         tail_begin = np.cumsum(batch.tail_len) - batch.tail_len
         prefix_begin = np.cumsum(batch.prefix_len) - batch.prefix_len
-        rows, sequences, position, scored = [], [], [], []
-        nudged, kl_rows, count, owner = [], [], [], []
+        rows, sequences, position, read, read_len = [], [], [], [], []
+        nudged, kl_rows, scored, count, owner = [], [], [], [], []
         targets: list[int] = []
         row = 0
         self.entering: dict[int, tuple[int, int]] = {}
@@ -257,10 +257,14 @@ class _TailWave:
                 position.append(p + np.arange(n))
                 nudged.append(row)
                 count.append(problem)
+                # Only these rows are read: where the target is predicted, and the KL prompt's one row.
+                read_len.append(1 if s == last else len(target))
+                at = sum(read_len[:-1])
+                read.append(np.arange(row + n - read_len[-1], row + n))
                 if s == last:
-                    kl_rows.append(row)
+                    kl_rows.append(at)
                 else:
-                    scored.append(np.arange(row + n - len(target), row + n))
+                    scored.append(at + np.arange(len(target)))
                     targets += target
                     owner += [problem] * len(target)
                 row += n
@@ -269,12 +273,12 @@ class _TailWave:
         to = lambda x: torch.from_numpy(np.asarray(x)).to(device)  # noqa: E731
         self.tail_rows = to(np.concatenate(rows))
         self.sequences = np.asarray(sequences, dtype=np.int64)
+        self.read, self.read_len = to(np.concatenate(read)), np.asarray(read_len, dtype=np.int64)
         self.rotary = batch.model.rotary(to(np.concatenate(position)))
         self.nudged, self.nudge_owner = to(nudged), to(count)
         self.kl_rows, self.scored = to(kl_rows), to(np.concatenate(scored))
         self.targets, self.owner = to(targets), to(owner)
         self.kl_fact = to([fact for fact, _ in self.problems])
-        self.contexts = to([batch.per_fact[fact] - 1 for fact, _ in self.problems])
 
     def losses(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """delta: (P, d) → (NLL (P,), KL (P,)), differentiable.
@@ -295,6 +299,8 @@ class _TailWave:
                 nudge = delta.to(value.dtype)[self.nudge_owner[here]]
                 value = value.index_add(0, self.nudged[here] - begin, nudge)
                 entered = middle + block.mlp_add(value)
+                if layer == model.n_layers - 1:
+                    entered = entered[self.read[(self.read >= begin) & (self.read < end)] - begin]
                 h = entered if h is None else torch.cat((h, entered))
         assert h is not None
         logp = row_logprob(model, h[self.scored], self.targets)
@@ -309,8 +315,14 @@ class _TailWave:
         rotary: Rotary | None = None if self.rotary is None else (self.rotary[0][:n], self.rotary[1][:n])
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
-        q = block.query(x, rotary)
         table = self.sequences[: int(np.searchsorted(self.sequences[:, 0], n))].copy()
+        if layer == self.batch.model.n_layers - 1:
+            # Past the last layer only the rows that are read matter, so only they are queries there.
+            read, length = self.read[self.read < n], self.read_len[: len(table)]
+            table[:, 0], table[:, 1] = np.cumsum(length) - length, length
+            h, x = h[read], x[read]
+            rotary = None if rotary is None else (rotary[0][read], rotary[1][read])
+        q = block.query(x, rotary)
         table[:, 2] += n  # kept prefixes stand behind the tails
         keys = torch.cat((k, self.batch.clean.keys[layer]))
         values = torch.cat((v, self.batch.clean.values[layer]))

@@ -92,7 +92,8 @@ def bytes_per_row(model: Decoder) -> int:
     """Peak bytes a packed row needs: residual, norm, queries, keys, values, attention, MLP output, next residual."""
     block = model.blocks[0]
     heads = block.head_dim * (3 * block.n_heads + 3 * block.n_kv_heads)
-    return (6 * model.width + heads) * model.embed_weight.element_size()
+    # Twice what is alive at once: the allocator keeps about as much again in pieces too small for the next layer.
+    return 2 * (6 * model.width + heads) * model.embed_weight.element_size()
 
 
 def split_waves(items: Sequence[TraceItem], samples: int, max_rows: int) -> list[Wave]:
