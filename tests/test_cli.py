@@ -108,7 +108,7 @@ def test_a_study_verb_by_verb(workplace, run):
 
 def test_killed_sweep_goes_on(workplace, run):
     whole, cut = ("--store", "whole.duckdb"), ("--store", "cut.duckdb")
-    small = ("--memory", "150kB")  # several waves, so that a kill falls between batches
+    small = ("--memory", "300kB")  # several waves, so that a kill falls between batches
     run(*TRACE, *small, *whole)
     argv = [sys.executable, "-c", "from fasttrace.cli import main; main()", *TRACE, *small, *cut]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

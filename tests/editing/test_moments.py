@@ -286,11 +286,10 @@ SCRIPT = """
 import sys, time
 sys.path[:0] = [{tests!r}, {tests!r} + "/oracle"]
 import torch
-from conftest import _tokenizer
-from small_models import small_model
+from importlib import import_module
+from small_models import small_model, trained_tokenizer
 from fasttrace.editing import moments
-from fasttrace.ops import linear
-linear._onednn_is_faster = lambda dtype, threads: False
+import_module("fasttrace.ops.linear")._onednn_is_faster = lambda dtype, threads: False
 moments.CHECKPOINT_SECONDS = 0.0
 slow = {slow}
 inner = moments.forward
@@ -298,7 +297,7 @@ def forward(*a, **k):
     time.sleep(slow)
     return inner(*a, **k)
 moments.forward = forward
-model = small_model("llama", _tokenizer(), torch.float32)
+model = small_model("llama", trained_tokenizer(), torch.float32)
 seen = []
 moments.second_moments(model, {text!r}, tokens=2000, sequence_length=40, batch_rows=80, cache_dir={cache!r},
                        progress=lambda *r: seen.append(r))

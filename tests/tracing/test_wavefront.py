@@ -90,7 +90,7 @@ def test_real_model_against_hooked_forwards(smollm2):
 def test_waves_do_not_change_values(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float64)
     one = ft.trace(model, FACTS, windows=[5, 1], samples=3, sigma=0.4, keep="all")
-    many = ft.trace(model, FACTS, windows=[5, 1], samples=3, sigma=0.4, keep="all", memory="300kB")
+    many = ft.trace(model, FACTS, windows=[5, 1], samples=3, sigma=0.4, keep="all", memory="600kB")
     alone = ft.trace(model, FACTS[1:], windows=[1], samples=3, sigma=0.4, keep="all")
     key = ["fact_id", "window_size", "token_index", "layer"]
     a, b, c = (r.cells.to_pandas().sort_values(key).reset_index(drop=True) for r in (one, many, alone))
