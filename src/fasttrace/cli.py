@@ -236,7 +236,7 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(f"Second moments: {stage} (tokens)", total=total)
+                tasks[stage] = progress.add_task(f"Moments: {stage}, tokens", total=total)
             progress.update(tasks[stage], completed=done, total=total)
 
         yield report
@@ -263,17 +263,18 @@ def edit(
 ) -> None:  # fmt: skip
     """Edit facts at layers, each edit alone, and score it."""
     from fasttrace.editing import prepare_edit
+    from fasttrace.editing.delta import check_export_folder
     from fasttrace.workflow import edit_into, known_into
 
     if store is None and export is None:
         raise UserError("nowhere to put the edits was named, --store FILE or --export FOLDER was wanted")
-    loaded = ft.load_facts(facts, relation=relation, limit=limit)
+    loaded = ft.load_facts(facts, relation=relation, limit=limit if fact_id is None else None)
     if fact_id is not None:
         loaded = [fact for fact in loaded if fact.fact_id == fact_id]
         if not loaded:
             raise UserError(f"no fact has the fact_id '{fact_id}'")
-    if export is not None and Path(export).exists():
-        raise UserError(f"export: '{export}' exists, a new folder was wanted")
+    if export is not None:
+        check_export_folder(export)
     decoder = _model(model, dtype, device)
     if known:
         with _bar("Checking facts", len(loaded)) as done:
@@ -288,27 +289,28 @@ def edit(
     if export is not None and len(loaded) * len(set(chosen)) != 1:
         raise UserError(f"export: {len(loaded)} facts at {len(set(chosen))} layers, one edit was wanted")
     with _stages() as progress:
-        moments = ft.second_moments(
-            decoder, corpus, tokens=corpus_tokens,
-            layers=[layer for layer in chosen if 0 <= layer < decoder.n_layers] or None,
-            seed=seed, progress=progress,
+        plan = prepare_edit(
+            decoder, loaded, method=method, problem=problem, layers=chosen, window_size=window_size,
+            protocol=protocol, seed=seed, corpus=corpus, corpus_tokens=corpus_tokens, contexts=contexts,
+            progress=progress,
         )  # fmt: skip
-    plan = prepare_edit(
-        decoder, loaded, method=method, problem=problem, layers=chosen, window_size=window_size, protocol=protocol,
-        seed=seed, moments=moments, contexts=contexts,
-    )  # fmt: skip
-    if store is not None:
+    if export is not None:
+        [result] = plan.batches(memory=memory)
+        result.export(export)
+        click.echo(f"the edited model is in {export}", err=True)
+        if store is not None:
+            target = ft.Store(store)
+            target.add_facts(loaded)
+            target.add(plan.moments)
+            target.add(result)
+        rows = result.scores
+    elif store is not None:
         with _bar("Editing", len(loaded) * len(plan.layers)) as done:
             added = edit_into(ft.Store(store), plan, memory, done)
         if not as_json:
             click.echo(f"{added} edits added to {store} (run {plan.run['run_id']})", err=True)
         columns = "fact_id, layer, rewrite, paraphrase, neighborhood, overall, p_before, p_after"
         rows = ft.Store(store).query(f"SELECT {columns} FROM edits WHERE run_id = ?", [plan.run["run_id"]])
-    if export is not None:
-        result = next(iter(plan.batches(memory=memory)))
-        result.export(export)
-        rows = result.scores
-        click.echo(f"the edited model is in {export}", err=True)
     _emit(rows, as_json)
 
 
@@ -318,7 +320,10 @@ def edit(
 def sql(store: str | None, as_json: bool, query: str) -> None:
     """Run a query over the store, read-only. QUERY: SQL, or the name of a file that holds it."""
     path = Path(query)
-    text = path.read_text() if query.endswith(".sql") and path.is_file() else query
+    try:
+        text = path.read_text(encoding="utf-8") if query.endswith(".sql") and path.is_file() else query
+    except UnicodeDecodeError as error:
+        raise UserError(f"query file '{query}' is not UTF-8 text") from error
     _emit(_store(store).query(text), as_json)
 
 
@@ -380,7 +385,7 @@ def _version(name: str) -> str:
 @cli.command()
 @_options("model", "json")
 @click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Folder to write to.")
-@click.option("--facts", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Known facts to study.")
+@click.option("--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Known facts to study.")
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
     """The whole study, small: know, trace, collect, edit, regress, report."""
     from fasttrace.demo import run_demo
@@ -395,7 +400,10 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"fasttrace: {error.format_message()}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"fasttrace: '{error.filename}' could not be read or written: {error.strerror}", err=True)
         sys.exit(2)
     except click.exceptions.Abort:
         _interrupted()

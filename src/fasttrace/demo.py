@@ -45,19 +45,21 @@ def run_demo(source: str, out: Path, wanted: int, bar: Bar, stages: Stages, *, q
     say(f"Loading {source}")
     model = ft.load_model(source)
     facts = interleaved(ft.load_facts())
-    with bar("1/4 Which facts are known", None) as done:
+    with bar("Known facts", None) as done:
         verdicts = known_into(store, model, facts, "paper", done, enough=wanted)
     known_ids = {verdict["fact_id"] for verdict in verdicts if verdict["known"]}
     known = [fact for fact in facts if fact.fact_id in known_ids][:wanted]
     say(f"    {len(known_ids)} of {len(verdicts)} facts looked at are known; studying {len(known)}")
     sweep = prepare_trace(model, known, windows=[5], samples=10, keep="all")
-    with bar("2/4 Tracing facts (window 5, 10 samples, every token and layer)", len(known)) as done:
+    say("    every token and layer, window 5, 10 noise samples")
+    with bar("Tracing", len(known)) as done:
         trace_into(store, sweep, "512MB", done)
     layers = sorted({round(i * (model.n_layers - 1) / (EDIT_LAYERS - 1)) for i in range(EDIT_LAYERS)})
     with stages() as progress:
         moments = second_moments(model, tokens=CORPUS_TOKENS, progress=progress)
     edits = prepare_edit(model, known, layers=layers, moments=moments, contexts=CONTEXTS)
-    with bar(f"4/4 ROME at layers {', '.join(map(str, layers))}", len(known) * len(layers)) as done:
+    say(f"    ROME for error injection at layers {', '.join(map(str, layers))}, {CONTEXTS} sampled contexts")
+    with bar("Editing", len(known) * len(layers)) as done:
         edit_into(store, edits, "1GB", done)
     report = write_report(store, out / "report.html")
     if not quiet:

@@ -16,11 +16,11 @@ VERSION = "0.1.0"
 def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: int, protocol: str) -> dict[str, Any]:
     """The `runs` row of a computation.
 
-    run_id: first 16 hex digits of SHA-256 over kind, model hash, dtype, protocol, seed and settings; device,
-    versions and times are recorded but do not name the run.
+    run_id: first 16 hex digits of SHA-256 over kind, model hash, dtype, protocol, seed, settings and fasttrace's
+    version; device, torch and times are recorded but do not name the run.
     """
     text = json.dumps(settings, sort_keys=True)
-    identity = json.dumps([kind, model.model_hash, model.dtype_name, protocol, seed, text])
+    identity = json.dumps([kind, model.model_hash, model.dtype_name, protocol, seed, text, VERSION])
     return {
         "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "kind": kind,

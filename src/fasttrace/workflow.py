@@ -27,7 +27,8 @@ def known_into(
     verdicts: dict[str, dict[str, Any]] = {}
     if store.done(run_id):
         rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
-        verdicts = {row["fact_id"]: row for row in rows}
+        wanted = {fact.fact_id for fact in facts}
+        verdicts = {row["fact_id"]: row for row in rows if row["fact_id"] in wanted}
     for i in range(0, len(facts), KNOWN_BATCH):
         part = facts[i : i + KNOWN_BATCH]
         todo = [fact for fact in part if fact.fact_id not in verdicts]

@@ -219,3 +219,18 @@ def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):
     with torch.no_grad():
         p = plain(torch.tensor([tokenizer(fact.text)["input_ids"]])).logits[0, -1].softmax(-1)
     assert float(p[tokenizer(" Rome")["input_ids"][0]]) == pytest.approx(row["p_after"], abs=1e-3)
+
+
+def test_released_protocol_stops_early_and_reads_the_first_prompt(small_tokenizer, corpus, tmp_path):
+    _, _, paper = edited("llama", small_tokenizer, corpus, tmp_path)
+    _, _, released = edited("llama", small_tokenizer, corpus, tmp_path, protocol="released", early_stop=100.0)
+    assert all(not edit.value.any() for edit in released.edits), "every loss is below 100, so no step is taken"
+    assert any(edit.value.any() for edit in paper.edits)
+    _, _, first = edited("llama", small_tokenizer, corpus, tmp_path, protocol="released", early_stop=None)
+    prompts = first.prompts.to_pandas()
+    for row in first.scores.to_pylist():
+        mine = prompts[(prompts.fact_id == row["fact_id"]) & (prompts.layer == row["layer"])]
+        paraphrase = mine[(mine.kind == "paraphrase") & (mine.prompt_index == 0)].iloc[0]
+        gain = (paraphrase.p_after - paraphrase.p_before) / (1 - paraphrase.p_before)
+        assert row["paraphrase"] == pytest.approx(max(gain, 2e-8))
+        assert row["rewrite"] >= 2e-8

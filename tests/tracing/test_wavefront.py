@@ -107,8 +107,12 @@ def test_too_little_memory_is_a_sentence(small_tokenizer):
 
 def test_effects_follow_the_protocol(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float64)
+    targets = ("Paris", "France", "Rome", "New York", "capital", "city", "Tower", "located", "Eiffel", "the")
+    facts = [ft.Fact(prompt=FACTS[0].prompt, subject=FACTS[0].subject, target_true=t) for t in targets]
+    hurt = ft.trace(model, facts, sigma=0.4, keep="all", samples=3).facts.to_pylist()
+    assert {fact["p_noised"] < fact["p_clean"] for fact in hurt} == {True, False}, "both branches are wanted below"
     for protocol in ("paper", "released"):
-        result = ft.trace(model, FACTS, sigma=0.4, keep="all", samples=3, protocol=protocol)
+        result = ft.trace(model, facts, sigma=0.4, keep="all", samples=3, protocol=protocol)
         for fact in result.facts.to_pylist():
             mine = [c for c in result.cells.to_pylist() if c["fact_id"] == fact["fact_id"]]
             p_clean, p_noised = fact["p_clean"], fact["p_noised"]
@@ -136,3 +140,48 @@ def test_settings_are_checked(small_tokenizer):
     ):
         with pytest.raises(UserError, match=message):
             ft.trace(model, FACTS, **{"keep": "all", **bad})
+
+
+@pytest.mark.parametrize("tokens", ["subject", "last-subject"])
+def test_fewer_tokens_give_the_same_cells(tokens, small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float64)
+    settings = {"windows": [3], "samples": 3, "sigma": 0.4, "keep": "all"}
+    whole, part = (ft.trace(model, FACTS, tokens=t, **settings) for t in ("all", tokens))
+    rows = {(c["fact_id"], c["token_index"], c["layer"]): c["p_restored"] for c in whole.cells.to_pylist()}
+    for fact in part.facts.to_pylist():
+        found = {c["token_index"] for c in part.cells.to_pylist() if c["fact_id"] == fact["fact_id"]}
+        first = fact["subject_begin"] if tokens == "subject" else fact["subject_end"] - 1
+        assert found == set(range(first, fact["subject_end"]))
+    for cell in part.cells.to_pylist():
+        place = cell["fact_id"], cell["token_index"], cell["layer"]
+        assert cell["p_restored"] == pytest.approx(rows[place], rel=1e-5)
+
+
+def test_the_noise_scale_is_three_deviations_of_the_subjects_embeddings(small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float64)
+    encoded = [encode_fact(small_tokenizer, fact) for fact in FACTS]
+    ids = [i for e in encoded for i in e.ids[e.subject_begin : e.subject_end]]
+    expected = 3 * model.embed_weight[ids].std()
+    found = ft.trace(model, FACTS, keep="all", samples=1, tokens="last-subject", sigma="3sd").facts["sigma"]
+    assert found[0].as_py() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_one_sample_has_no_standard_error(small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float64)
+    result = ft.trace(model, FACTS, keep="all", samples=1, sigma=0.4)
+    assert result.cells["p_restored_sem"].null_count == len(result.cells)
+
+
+def test_two_facts_of_one_id_are_refused(small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float32)
+    other = ft.Fact(**{f: getattr(FACTS[0], f) for f in ("prompt", "subject", "target_true")}, target_false="Rome")
+    with pytest.raises(UserError, match="share the fact_id"):
+        ft.trace(model, [FACTS[0], other], keep="all")
+    assert len(ft.trace(model, [FACTS[0], FACTS[0]], keep="all", samples=1).facts) == 1
+
+
+def test_a_prompt_longer_than_the_models_positions_is_refused(small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float32)
+    long = ft.Fact(prompt="{} is" + " the city of" * 60, subject="Paris", target_true="Rome")
+    with pytest.raises(UserError, match="at most 160 were wanted"):
+        ft.trace(model, [long], keep="all")

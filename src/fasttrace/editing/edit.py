@@ -11,12 +11,12 @@ import torch
 
 from fasttrace.editing.contexts import sample_contexts
 from fasttrace.editing.delta import export_model
-from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.moments import DEFAULT_TOKENS, Moments, second_moments
 from fasttrace.editing.problems import Problem, problem_named
 from fasttrace.editing.rome import RankOne, RomeBatch, RomeSettings, contexts_of, rome_settings
 from fasttrace.editing.scores import ScoredPrompt, score_edits, score_row, scored_prompts
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact, encode_fact
+from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.runs import describe_run
 from fasttrace.tracing.effects import check_protocol
@@ -214,12 +214,15 @@ def prepare_edit(
     protocol: str = "paper",
     seed: int = 0,
     moments: Moments | None = None,
+    corpus: str | Path | None = None,
+    corpus_tokens: int = DEFAULT_TOKENS,
     contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
+    progress: Callable[[str, int, int], None] | None = None,
     **overrides: Any,
 ) -> EditPlan:
     """Check every setting of a set of edits and fetch what they share (contexts, second moments).
 
-    Arguments and errors: see `edit`.
+    Arguments and errors: see `edit`; progress(stage, done, total) reports on the second moments.
     """
     check_protocol(protocol)
     if method not in METHODS:
@@ -242,7 +245,7 @@ def prepare_edit(
     settings = replace(settings, **overrides)
     if settings.key_mode not in ("rome", "r-rome"):
         raise UserError(f"key_mode '{settings.key_mode}' is neither 'rome' nor 'r-rome'")
-    encoded = [encode_fact(model.tokenizer, fact) for fact in facts]
+    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
     for fact in encoded:
         chosen.target_ids(fact)
     if isinstance(contexts, int):
@@ -251,7 +254,11 @@ def prepare_edit(
         templates = list(contexts)
     if not templates or templates[0] != "{}":
         raise UserError("contexts must be a list that begins with the bare template '{}'")
-    statistics = moments if moments is not None else second_moments(model, layers=list(wanted), seed=seed)
+    statistics = moments
+    if statistics is None:
+        statistics = second_moments(
+            model, corpus, tokens=corpus_tokens, layers=list(wanted), seed=seed, progress=progress
+        )
     described = {
         "method": method,
         "problem": problem,
@@ -259,6 +266,8 @@ def prepare_edit(
         "contexts": len(templates) - 1,
         "templates": templates,
         "moments": statistics.key,
+        "corpus": statistics.source,
+        "corpus_tokens": statistics.requested_tokens,
         "ridge": statistics.ridge,
         **asdict(settings),
     }
@@ -279,6 +288,8 @@ def edit(
     protocol: str = "paper",
     seed: int = 0,
     moments: Moments | None = None,
+    corpus: str | Path | None = None,
+    corpus_tokens: int = DEFAULT_TOKENS,
     contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
     memory: str | int = DEFAULT_MEMORY,
     progress: Callable[[int], None] | None = None,
@@ -289,7 +300,8 @@ def edit(
     method: "rome". problem: "error-injection" (maximise p(o_false)). layers: 0-based; default every fourth,
     the last and the model's own default. window_size: the tracing window the edits are compared with.
     protocol: "paper" or "released" (early stop, first paraphrase only, floors). seed: of the sampled
-    contexts and of the default corpus. moments: second moments of the keys, default `second_moments(model)`.
+    contexts and of the default corpus. moments: second moments of the keys, else collected from corpus_tokens
+    tokens of `corpus` (a text file, a folder, or None for text the model samples).
     contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.
     memory: bytes for the graphs of the edits in flight. overrides: any field of RomeSettings (steps, lr,
     kl_factor, weight_decay, clamp, key_mode, early_stop).
@@ -307,6 +319,8 @@ def edit(
         protocol=protocol,
         seed=seed,
         moments=moments,
+        corpus=corpus,
+        corpus_tokens=corpus_tokens,
         contexts=contexts,
         **overrides,
     )

@@ -24,6 +24,7 @@ from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
 from fasttrace.runs import describe_run
 
+DEFAULT_TOKENS = 100_000
 CHECKPOINT_SECONDS = 20.0
 # A float32 sum is rounded once a batch, each time by 2⁻²⁴ of the entry at most: over n batches about
 # 3.4e-8 · sqrt(n / 3) in all. 256 batches stay at 3e-7; longer sums are kept in float64.
@@ -40,7 +41,7 @@ class Moments:
     corpus_hash: what was read. n_tokens: N, tokens used; requested_tokens: asked for (more than N where the
     corpus was too short).
     layers: ascending, 0-based. path: the folder. ridge: added to C's diagonal by `inverse_key`, as a multiple
-    of the diagonal's mean.
+    of the diagonal's mean. source: the corpus's path as given, None for sampled text.
     """
 
     run: dict[str, Any]
@@ -53,6 +54,7 @@ class Moments:
     layers: list[int]
     path: Path
     ridge: float = 0.0
+    source: str | None = None
     _factors: OrderedDict[int, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, repr=False)
 
     def matrix(self, layer: int) -> Tensor:
@@ -114,7 +116,7 @@ def second_moments(
     model: Decoder,
     corpus: str | Path | None = None,
     *,
-    tokens: int = 100_000,
+    tokens: int = DEFAULT_TOKENS,
     layers: Sequence[int] | None = None,
     cache_dir: str | Path | None = None,
     sequence_length: int = 128,
@@ -179,6 +181,7 @@ def second_moments(
         layers=wanted,
         path=folder,
         ridge=ridge,
+        source=None if corpus is None else str(corpus),
     )
 
 

@@ -83,9 +83,10 @@ class Prefixes:
     """What one clean pass keeps of a batch of facts, for every step of the optimisation.
 
     keys, values: layer → (n_prefix, Hkv, hd) of the tokens before the last subject token, from the first
-    edited layer on. entry: edited layer → (n_tail, d) residual after it. v0: edited layer → (facts, d) the MLP
-    output at the un-prefixed last subject token. mean_value: the same, averaged over contexts. key, mean_key:
-    edited layer → (facts, m). clean_kl: (facts, V) log-probabilities at the last token of "{subject} is a".
+    edited layer on. entry: edited layer → (2, n_tail, d), the residual its MLP adds to and the MLP output.
+    v0: edited layer → (facts, d) the MLP output at the un-prefixed last subject token. mean_value: the same,
+    averaged over contexts. key, mean_key: edited layer → (facts, m). clean_kl: (facts, V) log-probabilities at
+    the last token of "{subject} is a".
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -145,7 +146,7 @@ class RomeBatch:
             value = block.mlp_value(key)
             h = middle + block.mlp_add(value)
             if layer in self.layers:
-                kept.entry[layer] = self._entry(block, middle, value, tail_rows)
+                kept.entry[layer] = torch.stack((middle[tail_rows], value[tail_rows]))
                 # The last sequence of each fact is the KL prompt, which is no context of the key.
                 at = [x[:-1] for x in torch.split(last_rows, self.per_fact)]
                 kept.v0[layer] = torch.stack([value[x[0]] for x in at])
@@ -155,10 +156,6 @@ class RomeBatch:
         ends = [x[-1] for x in torch.split(last_rows, self.per_fact)]
         kept.clean_kl = self._log_probs(h[torch.stack(ends)])
         return kept
-
-    def _entry(self, block: Block, middle: Tensor, value: Tensor, tail_rows: Tensor) -> Tensor:
-        """(2, n_tail, d): residual before the MLP adds, and the MLP output, of the tail rows after a layer."""
-        return torch.stack((middle[tail_rows], value[tail_rows]))
 
     def _log_probs(self, h: Tensor) -> Tensor:
         """h: (R, d) → (R, V) float32 log-probabilities, for the few rows of the KL term."""
@@ -185,7 +182,9 @@ class RomeBatch:
             nll, kl = wave.losses(delta)
             decay = delta.norm(dim=1) / v0.norm(dim=1).square()
             loss = nll + settings.kl_factor * kl + settings.weight_decay * decay
-            last = torch.where(running, loss.detach(), last)
+            last = torch.where(running | (step == 0), loss.detach(), last)
+            if not bool(running.any()):
+                break
             if settings.early_stop is not None:
                 # The released loop also leaves out the update after its last loss.
                 running = running & (last >= settings.early_stop) & (step + 1 < settings.steps)

@@ -123,9 +123,10 @@ def score_edits(
 
 
 def _edited_value(key: Tensor, value: Tensor, edit: RankOne) -> Tensor:
-    """key: (N, m), value: (N, d) = W k → (W + Λuᵀ) k, the rank-one part in float32."""
-    along = key.float() @ edit.key.to(key.device)
-    return (value.float() + along[:, None] * edit.value.to(key.device)).to(value.dtype)
+    """key: (N, m), value: (N, d) = W k → (W + Λuᵀ) k, the rank-one part in float32 or wider."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    along = key.to(wide) @ edit.key.to(key.device, wide)
+    return (value.to(wide) + along[:, None] * edit.value.to(key.device, wide)).to(value.dtype)
 
 
 def _read(model: Decoder, h: Tensor, wanted: PromptBatch, table: np.ndarray, edit_facts: Sequence[int]) -> np.ndarray:
@@ -166,7 +167,8 @@ def score_row(
     """
     kind = np.array([p.kind for p in prompts])
     p, q = before[:, 0], after[:, 0]
-    gain = (q - p) / (1.0 - p)
+    # A target that is certain already leaves nothing to gain.
+    gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
     if protocol == "released":
         gain = np.maximum(gain, 2e-8)
     kept = 1.0 - np.abs(q - p) / (0.5 + np.abs(p - 0.5))

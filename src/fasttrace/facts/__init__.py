@@ -1,7 +1,7 @@
 """Facts: records, loaders, the built-in set, and what a tokenizer makes of them."""
 
 from fasttrace.facts.load import load_facts
-from fasttrace.facts.record import Fact
+from fasttrace.facts.record import Fact, distinct
 from fasttrace.facts.tokens import EncodedFact, encode_fact, encode_prompt, encode_target
 
-__all__ = ["EncodedFact", "Fact", "encode_fact", "encode_prompt", "encode_target", "load_facts"]
+__all__ = ["EncodedFact", "Fact", "distinct", "encode_fact", "encode_prompt", "encode_target", "load_facts"]

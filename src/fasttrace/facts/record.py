@@ -1,6 +1,7 @@
 """One fact (s, r, o): the record every loader makes and everything downstream reads."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fasttrace.errors import FactError
@@ -55,3 +56,12 @@ class Fact:
         """Character positions [begin, end) of the subject in `text`: the template's place, not a search."""
         begin = self.prompt.index("{}")
         return begin, begin + len(self.subject)
+
+
+def distinct(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts in their order, each once. Raises FactError where two different facts share a fact_id."""
+    seen: dict[str, Fact] = {}
+    for fact in facts:
+        if seen.setdefault(fact.fact_id, fact) != fact:
+            raise FactError(f"two different facts share the fact_id '{fact.fact_id}', an own one for each was wanted")
+    return list(seen.values())

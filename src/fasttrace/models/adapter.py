@@ -6,6 +6,7 @@ subclassing `Block` and `Decoder` and registering under transformers' `config.mo
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -184,8 +185,20 @@ class Decoder(ABC):
 
     @cached_property
     def model_hash(self) -> str:
-        """`weights_hash()` as first read: the model's identity in runs, moments and the store."""
-        return self.weights_hash()
+        """The model's identity in runs, moments and the store: 16 hex digits over its weights as first read,
+        its config (what it computes, not where it lay) and its tokenizer."""
+        passing = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+        config = {k: v for k, v in self.config.to_dict().items() if k not in passing}
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
+        parts = [self.weights_hash(), json.dumps(config, sort_keys=True, default=str), tokenizer]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+    def check_length(self, tokens: int, what: str) -> None:
+        """Raises ModelError where a sequence is longer than the model's positions."""
+        most = getattr(self.config, "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise ModelError(f"{what} has {tokens} tokens with its target, at most {most} were wanted by {self.name}")
 
     def weights_hash(self) -> str:
         """First 16 hex digits of SHA-256 over every parameter's name, shape, dtype and bytes, as loaded."""

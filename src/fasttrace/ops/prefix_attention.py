@@ -57,12 +57,6 @@ class Sequences:
             for number, (q_len, k_len) in enumerate(shapes)
         ]
 
-    @cached_property
-    def multiply_adds(self) -> int:
-        """Query-key pairs computed: each costs 2·head_dim multiply-adds a head."""
-        t = self.table
-        return int((t[:, 1] * (t[:, 3] + t[:, 5] + t[:, 7])).sum())
-
 
 @dataclass(frozen=True, eq=False)
 class Group:

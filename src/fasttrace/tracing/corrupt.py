@@ -20,7 +20,7 @@ PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
 def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str | None) -> float:
     """σ of a sweep: the number given, "3sd", or None for the published value where there is one, else 3sd.
 
-    3sd = 3 × the standard deviation of the embedding entries of every subject token of the facts.
+    3sd = 3 × the standard deviation of the embedding entries of every subject token of the facts, to 6 digits.
 
     Raises UserError where sigma is neither, not finite or not positive.
     """
@@ -30,7 +30,9 @@ def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str
         ids = [i for fact in facts for i in fact.ids[fact.subject_begin : fact.subject_end]]
         if not ids:
             raise UserError("sigma '3sd' needs at least one fact with a subject token")
-        return 3.0 * float(model.embed_weight[torch.tensor(ids, device=model.device)].double().std())
+        spread = float(model.embed_weight[torch.tensor(ids, device=model.device)].double().std())
+        # σ names the run, so it must not hang on the last bits of a sum over threads.
+        return float(f"{3.0 * spread:.6g}")
     try:
         value = float(sigma)
     except (TypeError, ValueError):

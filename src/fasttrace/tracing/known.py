@@ -7,11 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.facts import EncodedFact, Fact, encode_fact
+from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import describe_run
+from fasttrace.tracing.effects import check_protocol
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
@@ -56,7 +57,8 @@ def check_known(
     Source: paper, Appendix A; ALGORITHMS, section 1 ("Facts kept").
     """
     begun = time.perf_counter()
-    encoded = [encode_fact(model.tokenizer, fact) for fact in facts]
+    check_protocol(protocol)
+    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
     rows: list[dict[str, Any]] = []
     for i in range(0, len(encoded), batch):
         rows += _verdicts(model, encoded[i : i + batch], protocol)

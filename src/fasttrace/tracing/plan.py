@@ -136,7 +136,7 @@ class Cohort:
 
     base: (P,) the row each starts from. clean: (P,) the clean row whose module output is restored, or -1.
     stop: (P,) first layer past the window where the row is restored, else 0. position: (P,).
-    sequences: (S, 8) as ops.prefix_attention. scored: (S, K…) flattened in `Layout`.
+    sequences: (S, 8) as ops.prefix_attention.
     """
 
     base: np.ndarray

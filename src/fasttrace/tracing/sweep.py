@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact, encode_fact
+from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.runs import describe_run
 from fasttrace.tracing.corrupt import NOISES, noise_sigma
@@ -20,6 +20,7 @@ from fasttrace.tracing.plan import Cell, TraceItem, bytes_per_row, make_item, sp
 from fasttrace.tracing.wavefront import run_wave
 
 DEFAULT_MEMORY = "512MB"
+KNOWN_FACTS = 32  # checked together before they are traced: what a kill can lose of the check
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,9 @@ def prepare_trace(
         raise UserError(f"noise '{noise}' is not one of {', '.join(NOISES)}")
     if keep not in ("known", "all"):
         raise UserError(f"keep '{keep}' is neither 'known' nor 'all'")
-    encoded = [encode_fact(model.tokenizer, fact) for fact in facts]
+    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
+    for fact in encoded:
+        model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact.fact_id}'")
     traced_tokens(encoded[0], tokens)
     value = noise_sigma(model, encoded, sigma)
     unique = sorted(set(windows), reverse=True)
@@ -113,27 +116,37 @@ class TracePlan:
 
         memory: bytes for activations (weights not counted). progress(n): called after n more facts.
         """
-        model = self.model
         todo = [f for f in self.encoded if f.fact.fact_id not in skip]
-        if self.keep == "known" and todo:
+        report = progress or (lambda n: None)
+        if self.keep == "all":
+            yield from self._traced(todo, memory, report)
+            return
+        for i in range(0, len(todo), KNOWN_FACTS):
             begun = time.perf_counter()
-            verdicts = check_known(model, [f.fact for f in todo], protocol=self.protocol).verdicts.to_pylist()
+            part = todo[i : i + KNOWN_FACTS]
+            verdicts = check_known(self.model, [f.fact for f in part], protocol=self.protocol).verdicts.to_pylist()
             left = [
                 fact_row(f, self.sigma, v["p_true"], None, v["reason"])
-                for f, v in zip(todo, verdicts, strict=True)
+                for f, v in zip(part, verdicts, strict=True)
                 if not v["known"]
             ]
-            todo = [f for f, v in zip(todo, verdicts, strict=True) if v["known"]]
             if left:
                 yield self._result(left, [], time.perf_counter() - begun)
-                if progress is not None:
-                    progress(len(left))
+                report(len(left))
+            known = [f for f, v in zip(part, verdicts, strict=True) if v["known"]]
+            yield from self._traced(known, memory, report)
+
+    def _traced(
+        self, todo: list[EncodedFact], memory: str | int, report: Callable[[int], None]
+    ) -> Iterator[TraceResult]:
+        """The facts' grids, wave by wave."""
+        model = self.model
         items = [make_item(f, self.windows, model.n_layers, self.tokens) for f in todo]
         waves = split_waves(items, self.samples, parse_bytes(memory) // bytes_per_row(model))
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         restored: dict[int, dict[Cell, np.ndarray]] = {}
+        begun = time.perf_counter()
         for i, wave in enumerate(waves):
-            begun = time.perf_counter()
             result = run_wave(model, items, wave, self.samples, self.sigma, self.noise, self.seed)
             for (number, cell), p in result.restored.items():
                 restored.setdefault(number, {})[cell] = p
@@ -158,8 +171,8 @@ class TracePlan:
             ]
             if done:
                 yield self._result(rows, grids, time.perf_counter() - begun)
-                if progress is not None:
-                    progress(len(done))
+                report(len(done))
+                begun = time.perf_counter()
 
     def items(self) -> list[TraceItem]:
         """Every fact's cells, for planning."""
