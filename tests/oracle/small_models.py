@@ -63,11 +63,18 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
 
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
-    config._attn_implementation = "eager"
+    # transformers' eager attention takes its softmax in float32 even in a float64 model; sdpa does not.
+    config._attn_implementation = "sdpa"
     hf = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
             centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) else 0.0
             weight.copy_(torch.randn_like(weight) * scale + centre)
+    if dtype == torch.float64 and family != "gpt2":
+        # Nor is its final RMS norm float64, where fasttrace's fused log-probability is.
+        norm = hf.model.norm
+        norm.forward = lambda h: (
+            norm.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        )
     return wrap_model(hf, tokenizer, family)

@@ -37,7 +37,7 @@ def noise_of(model, fact, samples, noise, seed):
     return z.view(samples, count, model.width).numpy()
 
 
-def compare(model, facts, result, windows, samples, sigma, noise, seed, tolerance, relative=True):
+def check_every_cell(model, facts, result, windows, samples, sigma, noise, seed, tolerance, relative=True):
     """Every cell's mean and standard error within tolerance (of the grid's largest value where relative)."""
     cells = result.cells.to_pandas()
     for fact, row in zip(facts, result.facts.to_pylist(), strict=True):
@@ -66,10 +66,9 @@ def compare(model, facts, result, windows, samples, sigma, noise, seed, toleranc
 )
 def test_grid_equals_hooked_forwards(family, noise, windows, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
-    settings = {"windows": windows, "samples": 3, "sigma": 0.4, "noise": noise, "seed": 3}
+    settings = {"windows": windows, "samples": 3, "sigma": 0.5, "noise": noise, "seed": 3}
     result = ft.trace(model, FACTS, keep="all", **settings)
-    # transformers computes RMS norms in float32 even here: its final norm alone moves p by a few 1e-6.
-    compare(model, FACTS, result, **settings, tolerance=1e-5)
+    check_every_cell(model, FACTS, result, **settings, tolerance=1e-11)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -77,14 +76,14 @@ def test_grid_equals_hooked_forwards_float32(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float32)
     settings = {"windows": [5], "samples": 4, "sigma": 0.4, "noise": "released", "seed": 0}
     result = ft.trace(model, FACTS, keep="all", **settings)
-    compare(model, FACTS, result, **settings, tolerance=1e-4)
+    check_every_cell(model, FACTS, result, **settings, tolerance=1e-4)
 
 
 def test_real_model_against_hooked_forwards(smollm2):
     fact = ft.Fact(prompt="{} is located in the country of", subject="Machu Picchu", target_true="Peru")
     settings = {"windows": [5], "samples": 2, "sigma": 0.4, "noise": "released", "seed": 0}
     result = ft.trace(smollm2, [fact], keep="all", **settings)
-    compare(smollm2, [fact], result, **settings, tolerance=1e-5, relative=False)
+    check_every_cell(smollm2, [fact], result, **settings, tolerance=1e-5, relative=False)
 
 
 def test_waves_do_not_change_values(small_tokenizer):
