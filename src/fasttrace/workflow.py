@@ -7,12 +7,10 @@ from fasttrace.editing.edit import EditPlan
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.store import Store
-from fasttrace.tracing.known import check_known, known_run
+from fasttrace.tracing.known import BATCH, check_known, known_run
 from fasttrace.tracing.sweep import TracePlan
 
 Progress = Callable[[int], None]
-
-KNOWN_BATCH = 32
 
 
 def known_into(
@@ -29,11 +27,11 @@ def known_into(
         rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
         wanted = {fact.fact_id for fact in facts}
         verdicts = {row["fact_id"]: row for row in rows if row["fact_id"] in wanted}
-    for i in range(0, len(facts), KNOWN_BATCH):
-        part = facts[i : i + KNOWN_BATCH]
+    for i in range(0, len(facts), BATCH):
+        part = facts[i : i + BATCH]
         todo = [fact for fact in part if fact.fact_id not in verdicts]
         if todo:
-            result = check_known(model, todo, protocol=protocol, batch=KNOWN_BATCH)
+            result = check_known(model, todo, protocol=protocol)
             store.add(result)
             verdicts |= {row["fact_id"]: row for row in result.verdicts.to_pylist()}
         progress(len(part))

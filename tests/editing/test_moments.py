@@ -88,9 +88,11 @@ def test_sums_are_the_float64_sums_of_their_keys(llama, text_file, tmp_path, mon
         assert relative(found.matrix(layer), wanted / 2500) < 1e-6
 
 
+# In float64 both forwards make the same keys, so the whole way is held to the sums' own bound.
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-6), (torch.float32, FORWARD)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_equal_to_hooked_float64_sums(family, small_tokenizer, text_file, tmp_path):
-    model = small_model(family, small_tokenizer, torch.float32)
+def test_equal_to_hooked_float64_sums(family, dtype, limit, small_tokenizer, text_file, tmp_path):
+    model = small_model(family, small_tokenizer, dtype)
     ids = small_tokenizer(TEXT).input_ids
     found = second_moments(model, text_file, tokens=1001, sequence_length=48, batch_rows=200, cache_dir=tmp_path)
     assert (found.n_tokens, found.requested_tokens, found.layers) == (1001, 1001, [0, 1, 2, 3, 4])
@@ -98,7 +100,7 @@ def test_equal_to_hooked_float64_sums(family, small_tokenizer, text_file, tmp_pa
         C = found.matrix(layer)
         assert C.dtype == torch.float32
         assert torch.equal(C, C.T)
-        assert relative(C, wanted) < FORWARD
+        assert relative(C, wanted) < limit
 
 
 def test_real_model_on_a_little_text(smollm2, text_file, tmp_path):

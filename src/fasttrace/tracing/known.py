@@ -16,6 +16,7 @@ from fasttrace.tracing.effects import check_protocol
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
+BATCH = 32  # facts checked together: also what a kill can lose of a check
 
 VERDICTS = pa.schema(
     [
@@ -47,7 +48,7 @@ def check_known(
     facts: Sequence[Fact],
     *,
     protocol: str = "paper",
-    batch: int = 32,
+    batch: int = BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> KnownResult:
     """Test which facts a model knows.

@@ -15,12 +15,11 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.runs import describe_run
 from fasttrace.tracing.corrupt import NOISES, noise_sigma
 from fasttrace.tracing.effects import CELLS, TRACED_FACTS, check_protocol, fact_row, grid_table
-from fasttrace.tracing.known import check_known
+from fasttrace.tracing.known import BATCH, check_known
 from fasttrace.tracing.plan import Cell, TraceItem, bytes_per_row, make_item, split_waves, traced_tokens
 from fasttrace.tracing.wavefront import run_wave
 
 DEFAULT_MEMORY = "512MB"
-KNOWN_FACTS = 32  # checked together before they are traced: what a kill can lose of the check
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +120,9 @@ class TracePlan:
         if self.keep == "all":
             yield from self._traced(todo, memory, report)
             return
-        for i in range(0, len(todo), KNOWN_FACTS):
+        for i in range(0, len(todo), BATCH):
             begun = time.perf_counter()
-            part = todo[i : i + KNOWN_FACTS]
+            part = todo[i : i + BATCH]
             verdicts = check_known(self.model, [f.fact for f in part], protocol=self.protocol).verdicts.to_pylist()
             left = [
                 fact_row(f, self.sigma, v["p_true"], None, v["reason"])
