@@ -93,12 +93,15 @@ def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options
 # -- figures ----------------------------------------------------------------------------------------------
 
 
-def color_range(p_restored: np.ndarray, p_clean: float, p_noised: float) -> tuple[float, float]:
+def color_range(p_restored: np.ndarray, p_clean: float, p_noised: float | None) -> tuple[float, float]:
     """(low, high) probability of a heatmap's colours: from p_noised (or the lowest cell) to the highest cell.
 
     Never narrower than a tenth of p_clean − p_noised, so that a fact nothing restores looks like one.
     """
-    low = min(p_noised, float(np.nanmin(p_restored)))
+    low = float(np.nanmin(p_restored))
+    if p_noised is None:  # zeroing: nothing was noised, and p_clean is what can be lost
+        return low, max(p_clean, low + 1e-6)
+    low = min(p_noised, low)
     return low, max(float(np.nanmax(p_restored)), low + max(0.1 * (p_clean - p_noised), 1e-6))
 
 
@@ -145,11 +148,13 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     axes.set_yticks(range(n_tokens), labels)
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
-    axes.set_ylabel("token (* subject, noised)", color=INK, fontsize=10)
+    axes.set_ylabel(
+        "token (* subject)" if fact["p_noised"] is None else "token (* subject, noised)", color=INK, fontsize=10
+    )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
-    target = visible(str(fact["target_true"]))
+    target, noised = visible(str(fact["target_true"])), fact["p_noised"]
     axes.set_title(
-        f"p({target}) clean {fact['p_clean']:.3f}, noised {fact['p_noised']:.3f}",
+        f"p({target}) clean {fact['p_clean']:.3f}" + ("" if noised is None else f", noised {noised:.3f}"),
         color=INK,
         fontsize=10,
         loc="left",
@@ -260,9 +265,7 @@ def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) ->
             )
             axes.set_xlim(x_low - 0.05, x_high + 0.05)
             axes.set_ylim(y_low - 0.05, y_high + 0.05)
-        part.supxlabel(
-            "tracing effect at the edited layer (fraction of p_clean − p_noised)", color=INK, fontsize=10
-        )
+        part.supxlabel("tracing effect at the edited layer (fraction of p_clean − p_noised)", color=INK, fontsize=10)
         part.supylabel(f"{score} score", color=INK, fontsize=10)
     return figure
 

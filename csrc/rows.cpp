@@ -98,12 +98,14 @@ struct WindowRestore {
   template <class T>
   FT_INLINE void operator()(const T* h, const T* out, T* __restrict__ result, int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
-      const T* from = h + base[i] * width;
       T* __restrict__ to = result + i * width;
-      if (source[i] < 0) {
-        std::memcpy(to, from, size_t(width) * sizeof(T));
+      // With one of the two named, the sum is a copy; with none, zeros.
+      if (base[i] < 0 && source[i] < 0) {
+        std::memset(to, 0, size_t(width) * sizeof(T));
+      } else if (base[i] < 0 || source[i] < 0) {
+        std::memcpy(to, base[i] < 0 ? out + source[i] * width : h + base[i] * width, size_t(width) * sizeof(T));
       } else {
-        const T* added = out + source[i] * width;
+        const T *from = h + base[i] * width, *added = out + source[i] * width;
         for (int64_t j = 0; j < width; ++j) store(to + j, widen(from[j]) + widen(added[j]));
       }
     }
@@ -193,7 +195,7 @@ void silu_mul_cpu(Tensor gate, const Tensor up) {
 
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result) {
   check_window_restore(h, out, base, source, result);
-  check_rows("window_restore", "base", base, 0, h.size(0));
+  check_rows("window_restore", "base", base, -1, h.size(0));
   check_rows("window_restore", "source", source, -1, out.size(0));
   if (result.numel() == 0) return;
   const WindowRestore body{h.size(1), read<int64_t>(base), read<int64_t>(source)};

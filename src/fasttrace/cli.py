@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from rich.text import Text
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.models import DEFAULT_MODEL
-from fasttrace.tracing.sweep import DEFAULT_MEMORY
+from fasttrace.tracing.plan import METHODS, MODULES, TOKENS
+from fasttrace.tracing.sweep import DEFAULT_MEMORY, SCREEN, TARGETS
 
 Verb = Callable[..., None]
 
@@ -121,6 +123,22 @@ def _emit(table: pa.Table, as_json: bool, title: str | None = None) -> None:
     click.echo(render(table, "json" if as_json else "text", title=title), nl=False)
 
 
+def cost_lines(row: dict[str, Any]) -> str:
+    """What `trace --dry-run` prints: a `Cost` as a dict, with `seconds` and `gemm_peak`."""
+    weights, moved, peak = (row[name] / 2**30 for name in ("weight_bytes", "activation_bytes", "peak_bytes"))
+    rate, product = row["wave_flops"] / row["seconds"] / 1e9, row["gemm_peak"] / 1e9
+    lines = (
+        ("facts", f"{row['facts']}, should all be known"),
+        ("cells", f"{row['cells']} of the grids, {row['computed']} computed"),
+        ("waves", f"{row['waves']}, the largest of {row['rows']} rows"),
+        ("work", f"{row['flops'] / 1e12:.3f} TFLOP at the least, {row['wave_flops'] / 1e12:.3f} in these waves"),
+        ("memory traffic", f"{weights:.2f} GiB of weights, {moved:.2f} GiB of rows"),
+        ("peak memory", f"{peak:.2f} GiB with the weights"),
+        ("expected time", f"{row['seconds']:.1f} s at {rate:.0f} GFLOP/s, a block's rate now (product: {product:.0f})"),
+    )
+    return "".join(f"{name:<15}{text}\n" for name, text in lines)
+
+
 def _store(path: str | None) -> Any:
     if path is None:
         raise UserError("no store was named, --store FILE was wanted")
@@ -176,29 +194,56 @@ def facts(
 @click.option("--samples", type=click.IntRange(1), default=10, show_default=True, help="Noise samples.")
 @click.option("--noise", type=click.Choice(["philox", "released"]), default="philox", show_default=True)
 @click.option("--sigma", help="A number or 3sd; default: published for the model, else 3sd.")
-@click.option("--tokens", type=click.Choice(["all", "subject", "last-subject"]), default="all", show_default=True)
+@click.option(
+    "--module", type=click.Choice(MODULES), default="mlp", show_default=True, help="Whose output is replaced."
+)
+@click.option(
+    "--method",
+    type=click.Choice([*METHODS, SCREEN]),
+    default="denoise",
+    show_default=True,
+    help=f"Restore, corrupt or zero it; {SCREEN} estimates denoise from one forward and backward.",
+)
+@click.option("--verify-top", type=click.IntRange(0), help=f"With {SCREEN}: cells of a fact to compute exactly.")
+@click.option("--tokens", type=click.Choice(TOKENS), default="all", show_default=True)
+@click.option("--target", type=click.Choice(TARGETS), default="sequence", show_default=True, help="What is scored.")
 @click.option("--keep", type=click.Choice(["known", "all"]), default="known", show_default=True)
+@click.option("--keep-samples", is_flag=True, help="Also store every noise sample (trace_samples).")
+@click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(
     facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
-    store: str | None, as_json: bool, protocol: str, seed: int, memory: str, **settings: Any,
+    store: str | None, as_json: bool, protocol: str, seed: int, memory: str, dry_run: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Trace facts: the probability each restored window gives back."""
     from fasttrace.tracing import prepare_trace
+    from fasttrace.tracing.cost import block_rate, gemm_peak
     from fasttrace.workflow import trace_into
 
-    target = _store(store)
+    target = None if dry_run else _store(store)
     loaded = ft.load_facts(facts, relation=relation, limit=limit)
     decoder = _model(model, dtype, device)
     plan = prepare_trace(decoder, loaded, protocol=protocol, seed=seed, **settings)
+    if target is None:
+        cost = plan.cost(memory)
+        row = asdict(cost) | {"seconds": cost.wave_flops / block_rate(decoder), "gemm_peak": gemm_peak(decoder)}
+        click.echo(json.dumps(row, indent=2) if as_json else cost_lines(row), nl=as_json)
+        return
     with _bar("Tracing", len(loaded)) as done:
-        added = trace_into(target, plan, memory, done)
+        effort = trace_into(target, plan, memory, done)
     rows = target.query(
         "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?",
         [plan.run["run_id"]],
     )
     _emit(rows, as_json)
     if not as_json:
-        click.echo(f"{added} facts added to {target.path} (run {plan.run['run_id']}, σ = {plan.sigma:.4f})")
+        sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
+        click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
+        if effort.flops:
+            rate, peak = effort.flops / effort.seconds, gemm_peak(decoder)
+            click.echo(
+                f"{effort.flops / 1e12:.2f} TFLOP in {effort.seconds:.1f} s: {rate / 1e9:.0f} GFLOP/s, "
+                f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's product reaches"
+            )
 
 
 @cli.command()
@@ -211,9 +256,7 @@ def stats(
     """Collect the keys' second moments, every layer in one pass."""
     decoder = _model(model, dtype, device)
     with _stages() as progress:
-        moments = ft.second_moments(
-            decoder, corpus, tokens=corpus_tokens, layers=layers, seed=seed, progress=progress
-        )
+        moments = ft.second_moments(decoder, corpus, tokens=corpus_tokens, layers=layers, seed=seed, progress=progress)
     if store is not None:
         ft.Store(store).add(moments)
     row = {

@@ -1,6 +1,7 @@
 """Computing into a store: skip what it has, commit every batch, and go on where a run stopped."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fasttrace.editing.edit import EditPlan
@@ -40,13 +41,28 @@ def known_into(
     return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
 
 
-def trace_into(store: Store, plan: TracePlan, memory: str, progress: Progress) -> int:
-    """Run what the store lacks of a sweep; returns how many facts were added."""
+@dataclass
+class Effort:
+    """What a sweep added to a store: facts, and the seconds and FLOPs of tracing (knowledge tests not counted)."""
+
+    facts: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+def trace_into(store: Store, plan: TracePlan, memory: str, progress: Progress) -> Effort:
+    """Run what the store lacks of a sweep, committing every batch."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
     mine = {encoded.fact.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & mine
     progress(len(done))
-    return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
+    effort = Effort()
+    for batch in plan.batches(memory=memory, skip=done, progress=progress):
+        effort.facts += store.add(batch)
+        if batch.run["flops"]:
+            effort.seconds += batch.run["seconds"]
+            effort.flops += batch.run["flops"]
+    return effort
 
 
 def edit_into(store: Store, plan: EditPlan, memory: str, progress: Progress) -> int:

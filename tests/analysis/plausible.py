@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from made_results import CELLS, FACTS, PROMPTS, SCORES, Made, made_run
+from made_results import CELLS, FACTS, PROMPTS, SAMPLES, SCORES, Made, made_run
 
 from fasttrace.facts.record import Fact
 
@@ -92,6 +92,8 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
                 "sigma": 0.094,
                 "kept": kept,
                 "reason": None if kept else "o_true is not among the first 36 greedy tokens",
+                "scored": f" {fact.target_true}" if kept else None,
+                "rank_correlation": None,
             }
         )
         if not kept:
@@ -114,6 +116,8 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
                             "p_restored": p,
                             "p_restored_sem": 0.1 * p * (1 - p),
                             "effect": None if p_noised >= p_clean else (p - p_noised) / (p_clean - p_noised),
+                            "approximate": False,
+                            "p_screened": None,
                         }
                     )
     settings = {
@@ -128,20 +132,17 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
         _run(run.pop("run_id", "trace-1"), "trace", settings, **run),
         facts=_table(about, FACTS),
         cells=_table(cells, CELLS),
+        samples=_table([], SAMPLES),
     )
 
 
-def edit_result(
-    facts: list[Fact], problem: str = "error-injection", method: str = "rome", **run: Any
-) -> Made:
+def edit_result(facts: list[Fact], problem: str = "error-injection", method: str = "rome", **run: Any) -> Made:
     """Scores that fall with the layer, noisily, whatever tracing said."""
     scores, prompts = [], []
     for fact in facts:
         rng = np.random.default_rng(list(f"{fact.fact_id}{problem}".encode()))
         for layer in EDITED:
-            rewrite = float(
-                np.clip(1.02 - 0.85 / (1 + np.exp(-(layer - 23) / 2.2)) - abs(rng.normal(0, 0.18)), 0, 1)
-            )
+            rewrite = float(np.clip(1.02 - 0.85 / (1 + np.exp(-(layer - 23) / 2.2)) - abs(rng.normal(0, 0.18)), 0, 1))
             paraphrase, neighborhood = rewrite * rng.uniform(0.5, 0.95), rng.uniform(0.7, 0.95)
             key = {
                 "fact_id": fact.fact_id,

@@ -14,11 +14,13 @@ SHAPES = [(1, 1, 1, 1), (9, 4, 13, 7), (5, 30, 64, 33), (3, 2, 1, 2049), (4, 4, 
 def draw(n, m, p, d, dtype=torch.float32):
     g = torch.Generator().manual_seed(n + 10 * m + 100 * p)
     h, out = torch.randn(n, d, generator=g).to(dtype), torch.randn(m, d, generator=g).to(dtype)
-    return h, out, torch.randint(0, n, (p,), generator=g), torch.randint(-1, m, (p,), generator=g)
+    return h, out, torch.randint(-1, n, (p,), generator=g), torch.randint(-1, m, (p,), generator=g)
 
 
 def oracle(h, out, base, source):
-    rows = [h[b] + (out[s] if s >= 0 else 0) for b, s in zip(base.tolist(), source.tolist(), strict=True)]
+    zero = 0 * h[0]
+    pairs = zip(base.tolist(), source.tolist(), strict=True)
+    rows = [(h[b] if b >= 0 else zero) + (out[s] if s >= 0 else zero) for b, s in pairs]
     return torch.stack(rows) if rows else h[:0]
 
 
@@ -62,7 +64,7 @@ def test_native_takes_float32_and_bfloat16():
 def test_the_native_op_itself_never_reads_outside():
     h, out, base, source = draw(4, 3, 5, 6)
     base[2] = 4
-    with pytest.raises(RuntimeError, match=r"^window_restore: base\[2\] is 4, 0 … 3 was wanted"):
+    with pytest.raises(RuntimeError, match=r"^window_restore: base\[2\] is 4, -1 … 3 was wanted"):
         torch.ops.fasttrace.window_restore_(h, out, base, source, torch.empty(5, 6))
 
 
@@ -70,8 +72,11 @@ def test_the_native_op_itself_never_reads_outside():
 def test_a_zeroed_output_may_hold_anything(impl):
     h, out, base, _ = draw(4, 3, 5, 6)
     out.fill_(float("nan"))
-    assert torch.equal(window_restore(h, out, base, torch.full((5,), -1), impl=impl), h[base])
-    assert torch.equal(window_restore(h, out[:0], base, torch.full((5,), -1), impl=impl), h[base])
+    nothing = torch.full((5,), -1)
+    kept = torch.where((base < 0)[:, None], 0.0, h[base])
+    assert torch.equal(window_restore(h, out, base, nothing, impl=impl), kept)
+    assert torch.equal(window_restore(h, out[:0], base, nothing, impl=impl), kept)
+    assert torch.equal(window_restore(out, out, nothing, nothing, impl=impl), torch.zeros(5, 6))
 
 
 @pytest.mark.parametrize("impl", ["reference", "native"])
@@ -86,6 +91,7 @@ def test_neither_input_is_written(impl):
 def test_gradients():
     h, out, base, source = draw(4, 3, 12, 5, torch.float64)
     assert (source == -1).any()
+    assert (base == -1).any()
     h.requires_grad_()
     out.requires_grad_()
     torch.autograd.gradcheck(lambda h, out: window_restore(h, out, base, source), (h, out))
@@ -136,14 +142,14 @@ def test_triton_strided_rows_and_nan_outputs(triton_device):
     wide = torch.cat((h, h), 1)[:, :8]
     column_major = out.t().contiguous().t()
     assert torch.equal(window_restore(wide, column_major, base, source, impl="triton"), expected)
-    zeroed = torch.full_like(source, -1)
+    zeroed, base = torch.full_like(source, -1), base.clamp_min(0)
     assert torch.equal(window_restore(h, out * float("nan"), base, zeroed, impl="triton"), h[base])
 
 
 def test_triton_rows_out_of_range_are_nan(triton_device):
     h, out, base, source = (t.to(triton_device) for t in draw(6, 5, 7, 8))
     expected = window_restore_reference(h, out, base, source)
-    base[1], base[2], source[3], source[4] = 6, -1, 5, -2
+    base[1], base[2], source[3], source[4] = 6, -2, 5, -2
     got = window_restore(h, out, base, source, impl="triton")
     assert got[1:5].isnan().all()
     assert torch.equal(got[[0, 5, 6]], expected[[0, 5, 6]])
@@ -181,7 +187,7 @@ def test_in_the_interpreter(in_the_interpreter):
         ({1: torch.ones(3, 6).double()}, "out is .*float64"),
         ({2: torch.ones(5)}, r"base is \(5,\) torch.float32"),
         ({3: torch.ones(4, dtype=torch.int64)}, r"source is \(4,\)"),
-        ({2: torch.tensor([0, 1, 2, 3, 4])}, "base has values 0 … 4, 0 … 3 was wanted"),
+        ({2: torch.tensor([0, 1, 2, 3, 4])}, "base has values 0 … 4, -1 … 3 was wanted"),
         ({3: torch.tensor([0, 1, 2, 0, -2])}, "source has values -2 … 2, -1 … 2 was wanted"),
         ({3: torch.tensor([0, 1, 3, 0, 0])}, "source has values 0 … 3"),
     ],

@@ -16,6 +16,7 @@ class Made:
     run: dict[str, Any]
     facts: pa.Table | None = None
     cells: pa.Table | None = None
+    samples: pa.Table | None = None
     scores: pa.Table | None = None
     prompts: pa.Table | None = None
     verdicts: pa.Table | None = None
@@ -37,6 +38,7 @@ def made_run(run_id: str, kind: str, **changes: Any) -> dict[str, Any]:
         "torch_version": "2.13.0",
         "created_at": datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
         "seconds": 1.5,
+        "flops": 2e9,
     }
     return run | changes
 
@@ -79,6 +81,8 @@ def made_trace(
                 "sigma": 0.1,
                 "kept": kept,
                 "reason": None if kept else "not known",
+                "scored": " Rome" if kept else None,
+                "rank_correlation": None,
             }
         )
         if not kept:
@@ -102,9 +106,12 @@ def made_trace(
                             "p_restored": min(max(p_restored, 0.0), 1.0),
                             "p_restored_sem": 0.01,
                             "effect": None if fact_id in no_effect else effect,
+                            "approximate": False,
+                            "p_screened": None,
                         }
                     )
-    return Made(made_run(run_id, "trace", **run), facts=_table(facts, FACTS), cells=_table(cells, CELLS))
+    made = {"facts": _table(facts, FACTS), "cells": _table(cells, CELLS), "samples": _table([], SAMPLES)}
+    return Made(made_run(run_id, "trace", **run), **made)
 
 
 def made_edit(
@@ -169,12 +176,13 @@ S, D, N, B = pa.string(), pa.float64(), pa.int32(), pa.bool_()
 FACTS = {
     "fact_id": S, "prompt": S, "subject": S, "relation": S, "target_true": S, "target_false": S,
     "p_clean": D, "p_noised": D, "tokens": pa.list_(S), "subject_begin": N, "subject_end": N, "sigma": D,
-    "kept": B, "reason": S,
+    "kept": B, "reason": S, "scored": S, "rank_correlation": D,
 }  # fmt: skip
 CELLS = {
     "fact_id": S, "window_size": N, "token_index": N, "token": S, "layer": N, "p_restored": D,
-    "p_restored_sem": D, "effect": D,
+    "p_restored_sem": D, "effect": D, "approximate": B, "p_screened": D,
 }  # fmt: skip
+SAMPLES = {"fact_id": S, "window_size": N, "token_index": N, "layer": N, "sample": N, "p_restored": D}
 _EDIT = {"fact_id": S, "problem": S, "method": S, "layer": N, "window_size": N}
 _P = {"p_before": D, "p_after": D, "p_true_before": D, "p_true_after": D}
 SCORES = _EDIT | dict.fromkeys(("rewrite", "paraphrase", "neighborhood", "essence", "overall"), D) | _P

@@ -28,9 +28,7 @@ def counts(store):
 def change(result, table, column, values):
     changed = getattr(result, table)
     place = changed.column_names.index(column)
-    new = changed.set_column(
-        place, changed.schema.field(place), pa.array(values, changed.schema.field(place).type)
-    )
+    new = changed.set_column(place, changed.schema.field(place), pa.array(values, changed.schema.field(place).type))
     return dataclasses.replace(result, **{table: new})
 
 
@@ -45,11 +43,7 @@ def test_what_goes_in_comes_out(store):
         found = store.query(f"SELECT * FROM {relation}")
         assert set(found["run_id"].to_pylist()) == {result.run["run_id"]}
         assert set(found["protocol"].to_pylist()) == {"paper"}
-        order = [
-            (name, "ascending")
-            for name in wanted.column_names
-            if wanted[name].type in (pa.string(), pa.int32())
-        ]
+        order = [(name, "ascending") for name in wanted.column_names if wanted[name].type in (pa.string(), pa.int32())]
         rows = found.select(wanted.column_names).sort_by(order).to_pylist()
         assert rows == wanted.sort_by(order).to_pylist()
     run = store.query("SELECT * FROM runs WHERE run_id = ?", ["t0"]).to_pylist()[0]
@@ -76,8 +70,8 @@ def test_overlapping_batches_add_only_what_is_new(store):
     assert store.done_edits("e0") == wanted
     assert counts(store)["trace_cells"] == 6 * 3 * 4
     assert counts(store)["edit_prompts"] == len(wanted) * 4
-    seconds = store.query("SELECT seconds FROM runs ORDER BY run_id").column(0).to_pylist()
-    assert seconds == [3.0, 3.0]  # 1.5 for each of two batches
+    effort = store.query("SELECT seconds, flops FROM runs ORDER BY run_id").to_pylist()
+    assert effort == [{"seconds": 3.0, "flops": 4e9}] * 2  # 1.5 and 2e9 for each of two batches
 
 
 def test_runs_do_not_see_each_other(store):
@@ -103,9 +97,7 @@ def test_trace_effects_is_the_maximum_over_tokens(store):
     for row in rows:
         here = [c for c in cells if all(c[k] == row[k] for k in ("fact_id", "window_size", "layer"))]
         assert row["p_restored_max"] == max(c["p_restored"] for c in here)
-        assert (row["p_clean"], row["p_noised"]) == tuple(
-            facts[row["fact_id"]][k] for k in ("p_clean", "p_noised")
-        )
+        assert (row["p_clean"], row["p_noised"]) == tuple(facts[row["fact_id"]][k] for k in ("p_clean", "p_noised"))
         if row["fact_id"] == "f1":
             assert row["effect"] is row["effect_last_subject"] is row["peak_token_index"] is None
             continue
@@ -128,9 +120,7 @@ def test_nan_is_stored_as_null(store):
 
 
 def test_facts_once_and_never_under_a_taken_id(store):
-    facts = [
-        Fact("{} is in", f"s{i}", "Rome", "Oslo", paraphrases=("a", "b"), fact_id=f"f{i}") for i in range(3)
-    ]
+    facts = [Fact("{} is in", f"s{i}", "Rome", "Oslo", paraphrases=("a", "b"), fact_id=f"f{i}") for i in range(3)]
     assert store.add_facts(facts[:2]) == 2
     assert store.add_facts(facts) == 1
     row = store.query("SELECT * FROM facts WHERE fact_id = 'f0'").to_pylist()[0]

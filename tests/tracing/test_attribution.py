@@ -142,3 +142,33 @@ def test_rank_correlation():
     assert rank_correlation(a.reshape(8, 5), np.exp(a).reshape(8, 5)) == pytest.approx(1.0)
     assert rank_correlation(a[:2], b[:2]) is None
     assert rank_correlation(a, np.ones(40)) is None
+
+
+def test_a_screening_run_marks_estimates_and_verifies_the_largest(small_tokenizer, tmp_path):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    settings = {"windows": [3, 1], "samples": 3, "sigma": 0.3, "keep": "all"}
+    exact = ft.trace(model, FACTS, **settings).cells.to_pandas()
+    screened = ft.trace(model, FACTS, method="attribution", verify_top=7, **settings)
+    key = ["fact_id", "window_size", "token_index", "layer"]
+    both = screened.cells.to_pandas().merge(exact, on=key, suffixes=("", "_exact"), validate="one_to_one")
+    assert len(both) == len(exact)
+    for fact in screened.facts.to_pylist():
+        mine = both[both.fact_id == fact["fact_id"]]
+        reached = mine[mine.token_index >= fact["subject_begin"]]
+        verified = reached[~reached.approximate]
+        assert np.allclose(verified.p_restored, verified.p_restored_exact, rtol=0, atol=1e-7)
+        assert (reached[reached.approximate].p_restored == reached[reached.approximate].p_screened).all()
+        assert verified.p_screened.min() >= reached[reached.approximate].p_screened.max() - 1e-12
+        # Windows of two sizes can share an interval, which is one cell of the seven.
+        assert 7 <= len(verified) <= 14
+        assert -1.0 <= fact["rank_correlation"] <= 1.0
+    store = ft.Store(tmp_path / "s.duckdb")
+    store.add(screened)
+    stored = store.query("SELECT approximate, count(*) AS n FROM trace_cells GROUP BY ALL ORDER BY ALL").to_pylist()
+    assert stored[1]["n"] == int(screened.cells.to_pandas().approximate.sum()) > 0
+
+
+def test_verify_top_is_for_screening_only(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    with pytest.raises(UserError, match="verify_top is for method 'attribution'"):
+        ft.trace(model, FACTS, verify_top=3)

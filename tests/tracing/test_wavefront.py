@@ -79,6 +79,80 @@ def test_grid_equals_hooked_forwards_float32(family, small_tokenizer):
     check_every_cell(model, FACTS, result, **settings, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["denoise", "noise", "zero"])
+@pytest.mark.parametrize("module", ["mlp", "attn", "block"])
+def test_every_module_and_method_equals_hooked_forwards(module, method, family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    settings = {"samples": 3, "sigma": 0.5, "noise": "released"}
+    for tokens in ("all", "whole-subject"):
+        result = ft.trace(
+            model, FACTS, keep="all", windows=[4, 1], tokens=tokens, module=module, method=method, **settings
+        )
+        cells = result.cells.to_pandas()
+        for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
+            encoded = encode_fact(model.tokenizer, fact)
+            begin, end = encoded.subject_begin, encoded.subject_end
+            z = noise_of(model, fact, 3, "released", 0)
+            spots = range(len(encoded.ids)) if tokens == "all" else [slice(begin, end)]
+            for window in (4, 1):
+                clean, noised, expected = hooked_trace(
+                    model.hf, encoded.ids, encoded.target_true_ids, begin, end, z, 0.5, window, spots, module, method
+                )  # fmt: skip
+                grid = cells[(cells.fact_id == fact.fact_id) & (cells.window_size == window)]
+                found = grid.sort_values(["token_index", "layer"]).p_restored.to_numpy().reshape(expected.shape[:2])
+                limit = 1e-11 * expected.max()
+                assert np.abs(found - expected.mean(-1)).max() < limit
+                assert expected.std() > 50 * limit, "the oracle's grid is flat: the test would not see errors"
+                assert row["p_clean"] == pytest.approx(clean, abs=limit)
+                assert row["p_noised"] == (None if method == "zero" else pytest.approx(noised.mean(), abs=limit))
+                effect = {
+                    "denoise": (found - noised.mean()) / (clean - noised.mean()),
+                    "noise": (clean - found) / (clean - noised.mean()),
+                    "zero": (clean - found) / clean,
+                }[method].reshape(-1)
+                stored = grid.sort_values(["token_index", "layer"]).effect.to_numpy()
+                defined = method == "zero" or noised.mean() < clean
+                assert np.isnan(stored).all() if not defined else np.abs(stored - effect).max() < 1e-9
+
+
+def test_targets_that_are_one_token(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    settings = {"windows": [3], "samples": 3, "sigma": 0.5, "noise": "released"}
+    for target in ("first-token", "argmax-first"):
+        result = ft.trace(model, FACTS, keep="all", target=target, **settings)
+        for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
+            encoded = encode_fact(model.tokenizer, fact)
+            token = encoded.target_true_ids[0]
+            if target == "argmax-first":
+                token = int(model.hf(torch.tensor([encoded.ids])).logits[0, -1].argmax())
+            clean, _, expected = hooked_trace(
+                model.hf, encoded.ids, [token], encoded.subject_begin, encoded.subject_end,
+                noise_of(model, fact, 3, "released", 0), 0.5, 3, range(len(encoded.ids)),
+            )  # fmt: skip
+            cells = result.cells.to_pandas()
+            found = cells[cells.fact_id == fact.fact_id].sort_values(["token_index", "layer"]).p_restored.to_numpy()
+            assert np.abs(found.reshape(expected.shape[:2]) - expected.mean(-1)).max() < 1e-11 * expected.max()
+            assert (row["p_clean"], row["scored"]) == (pytest.approx(clean), model.tokenizer.decode([token]))
+
+
+def test_samples_are_kept_where_asked_for(small_tokenizer, tmp_path):
+    model = small_model("gpt2", small_tokenizer, torch.float64)
+    settings = {"windows": [3, 1], "samples": 4, "sigma": 0.4, "keep": "all"}
+    assert len(ft.trace(model, FACTS, **settings).samples) == 0
+    result = ft.trace(model, FACTS, keep_samples=True, **settings)
+    key = ["fact_id", "window_size", "token_index", "layer"]
+    drawn = result.samples.to_pandas().groupby(key).p_restored.agg(["mean", "sem", "count"]).reset_index()
+    both = result.cells.to_pandas().merge(drawn, on=key, validate="one_to_one")
+    assert len(both) == len(result.cells)
+    assert (both["count"] == 4).all()
+    assert np.allclose(both["mean"], both.p_restored, rtol=1e-12, atol=0)
+    assert np.allclose(both["sem"], both.p_restored_sem, rtol=1e-9, atol=1e-18)
+    store = ft.Store(tmp_path / "s.duckdb")
+    assert (store.add(result), store.add(result)) == (2, 0)
+    assert store.query("SELECT count(*) FROM trace_samples")[0][0].as_py() == 4 * len(result.cells)
+
+
 def test_real_model_against_hooked_forwards(smollm2):
     fact = ft.Fact(prompt="{} is located in the country of", subject="Machu Picchu", target_true="Peru")
     settings = {"windows": [5], "samples": 2, "sigma": 0.4, "noise": "released", "seed": 0}

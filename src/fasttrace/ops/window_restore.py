@@ -14,14 +14,15 @@ NATIVE_DTYPES = DTYPES[:2]
 
 
 def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str = "auto") -> Tensor:
-    """result[i] = h[base[i]] + (out[source[i]] if source[i] ≥ 0 else 0), rounded once.
+    """result[i] = (h[base[i]] if base[i] ≥ 0 else 0) + (out[source[i]] if source[i] ≥ 0 else 0), rounded once.
 
     `base` names the residual row, `source` the module output that is added to it: the row's own, the clean
-    run's where a window restores it, −1 where a window zeroes it. Rows that enter the wave are named alike.
+    run's where a window restores it, −1 where a window zeroes it; both are −1 where a whole block is zeroed. Rows
+    that enter the wave are named alike.
 
     h: (N, d) float32, bfloat16, float16 or float64.
     out: (M, d) dtype of h; M may be 0 where every source is −1.
-    base: (P,) int64, 0 … N−1.
+    base: (P,) int64, −1 … N−1.
     source: (P,) int64, −1 … M−1.
     impl: "auto", "reference", "triton" or "native" (the CPU's: float32 and bfloat16, one pass).
     Returns (P, d), the dtype of h. Linear in h and out, and differentiable w.r.t. both.
@@ -75,8 +76,8 @@ def window_restore_reference(h: Tensor, out: Tensor, base: Tensor, source: Tenso
     if h.device.type == "cpu":
         _check_rows(h, out, base, source)
     elif base.numel():
-        outside = (base < 0) | (base >= len(h)) | (source < -1) | (source >= len(out))
-        base, source = base.clamp(0, max(0, len(h) - 1)), source.clamp(-1, len(out) - 1)
+        outside = (base < -1) | (base >= len(h)) | (source < -1) | (source >= len(out))
+        base, source = base.clamp(-1, len(h) - 1), source.clamp(-1, len(out) - 1)
         rows = _sum(h, out, base, source)
         return rows.masked_fill_(outside[:, None], float("nan"))
     return _sum(h, out, base, source)
@@ -85,15 +86,19 @@ def window_restore_reference(h: Tensor, out: Tensor, base: Tensor, source: Tenso
 def _check_rows(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> None:
     if base.numel() == 0:
         return
-    for name, rows, lowest, end in (("base", base, 0, len(h)), ("source", source, -1, len(out))):
+    for name, rows, end in (("base", base, len(h)), ("source", source, len(out))):
         low, high = (int(value) for value in rows.aminmax())
-        if low < lowest or high >= end:
-            found, wanted = f"values {low} … {high}", f"{lowest} … {end - 1}"
+        if low < -1 or high >= end:
+            found, wanted = f"values {low} … {high}", f"-1 … {end - 1}"
             raise UserError(f"window_restore: {name} has {found}, {wanted} was wanted")
 
 
 def _sum(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
-    result = h.index_select(0, base)
+    nothing = base < 0
+    if bool(nothing.any()):
+        result = h.new_zeros(len(base), h.shape[1]).index_add_(0, (~nothing).nonzero()[:, 0], h[base[~nothing]])
+    else:
+        result = h.index_select(0, base)
     zeroed = source < 0
     if bool(zeroed.any()):
         # Not 0 · out: a zeroed output may hold anything, infinities too.
@@ -113,12 +118,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     n, m = ctx.rows
     grad_h = grad_out = None
     if ctx.needs_input_grad[0]:
-        grad_h = grad.new_zeros(n, grad.shape[1]).index_add(0, base, grad)
+        grad_h = _gathered(grad, base, n)
     if ctx.needs_input_grad[1]:
-        # Zeroed rows are gathered in a row m of their own, which is cut off.
-        row = torch.where(source < 0, m, source)
-        grad_out = grad.new_zeros(m + 1, grad.shape[1]).index_add(0, row, grad)[:m]
+        grad_out = _gathered(grad, source, m)
     return grad_h, grad_out, None, None, None
+
+
+def _gathered(grad: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(count, d) sums of grad's rows by the row they came from; those of −1 fall into one that is cut off."""
+    rows = torch.where(rows < 0, count, rows)
+    return grad.new_zeros(count + 1, grad.shape[1]).index_add(0, rows, grad)[:count]
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

@@ -20,13 +20,13 @@ import duckdb
 
 from fasttrace.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
 
 # Tables before the views that read them.
 RELATIONS = (
-    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "edits", "edit_prompts", "moments",
-    "benches", "trace_effects",
+    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "edits", "edit_prompts",
+    "moments", "benches", "trace_effects",
 )  # fmt: skip
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
@@ -136,9 +136,7 @@ def _is_lock(error: duckdb.Error) -> bool:
     text = str(error)
     if isinstance(error, duckdb.ConnectionException):
         return "different configuration" in text
-    return isinstance(error, duckdb.IOException) and (
-        "Could not set lock" in text or "used by another process" in text
-    )
+    return isinstance(error, duckdb.IOException) and ("Could not set lock" in text or "used by another process" in text)
 
 
 def _check_folder(path: Path) -> None:

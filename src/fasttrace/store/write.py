@@ -15,7 +15,7 @@ from fasttrace.store.connect import schema_columns, statement, utc_now
 
 # By kind of run: (attribute of the result, relation), the relation whose rows say "finished" last.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
-    "trace": (("cells", "trace_cells"), ("facts", "traces")),
+    "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
     "facts": (("verdicts", "known"),),
     "moments": (("moments", "moments"),),
@@ -66,6 +66,7 @@ def run_row(run: object) -> dict[str, Any]:
     row["torch_version"] = row["torch_version"] or "none"
     row["created_at"] = _naive_utc(row["created_at"])
     row["seconds"] = float(run.get("seconds") or 0.0)
+    row["flops"] = run.get("flops")
     return row
 
 
@@ -119,9 +120,7 @@ def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
     con.register("batch", table)
     differ = con.execute(statement("facts_that_differ")).fetchall()
     if differ:
-        raise StoreError(
-            f"the store has another fact with the fact_id {differ[0][0]!r}: give each an id of its own"
-        )
+        raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each an id of its own")
     con.unregister("batch")
     added = _insert(con, "add_facts", table, {})
     con.commit()
@@ -138,10 +137,7 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
     types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
     columns = schema_columns()["facts"]
     return pa.table(
-        {
-            name: pa.array([getattr(fact, name) for fact in rows.values()], types[kind])
-            for name, kind in columns.items()
-        }
+        {name: pa.array([getattr(fact, name) for fact in rows.values()], types[kind]) for name, kind in columns.items()}
     )
 
 

@@ -23,9 +23,8 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import attend, mlp, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.tracing.corrupt import embed_base
-from fasttrace.tracing.plan import Cell, Layout, TraceItem, Wave
+from fasttrace.tracing.plan import MODULES, Cell, Intervention, Layout, TraceItem, Wave
 
-MODULES = ("mlp", "attn", "block")
 MEMORY_ROWS = 4096
 
 
@@ -106,7 +105,8 @@ class _Rows:
 
     def __init__(self, items: Sequence[TraceItem], samples: int, model: Decoder) -> None:
         self.items, self.samples = list(items), samples
-        base = Layout(items, Wave([(i, []) for i in range(len(items))]), samples, model.n_layers).base_sequences
+        wave = Wave([(i, []) for i in range(len(items))])
+        base = Layout(items, wave, Intervention(samples=samples), model.n_layers).sequences
         is_clean = np.arange(len(base)) % (1 + samples) == 0
         noised, clean = base[~is_clean], base[is_clean]
         rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, 6:8].tolist()]) for part in (noised, clean)]

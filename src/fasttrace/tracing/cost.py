@@ -1,10 +1,57 @@
-"""What a sweep costs: FLOPs of the plan, layer by layer, as the wavefront computes it."""
+"""What a sweep costs before it is run: FLOPs as the wavefront computes them, waves, memory and seconds."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from fasttrace.models.adapter import Block, Decoder
-from fasttrace.tracing.plan import TraceItem
-from fasttrace.tracing.sweep import TracePlan
+from fasttrace.models.packed import MLP_ROWS, Batch, attend, mlp, pack
+from fasttrace.ops.linear import linear
+from fasttrace.tracing.plan import Cell, Intervention, TraceItem, bytes_per_row, split_waves
+
+ROWS = 2048  # rows of the products and of the block that are timed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep will take, if every fact is traced.
+
+    facts; cells of the grids; computed: distinct cells that have rows; waves; rows of the largest wave. flops: of the
+    least work, every fact in one wave (multiply and add count one each); wave_flops: with the base passes that a fact
+    spread over several waves computes again. weight_bytes: weights read, once a wave; activation_bytes: rows read and
+    written, some 30 widths a row and layer. peak_bytes: the weights and the largest wave.
+    """
+
+    facts: int
+    cells: int
+    computed: int
+    waves: int
+    rows: int
+    flops: int
+    wave_flops: int
+    weight_bytes: int
+    activation_bytes: int
+    peak_bytes: int
+
+
+class Work(NamedTuple):
+    """FLOPs of the blocks' products, of attention and of the unembedding; rows: rows times layers."""
+
+    products: int
+    attention: int
+    unembed: int
+    rows: int
+
+    @property
+    def flops(self) -> int:
+        """All of them."""
+        return self.products + self.attention + self.unembed
 
 
 def linear_flops(model: Decoder, block: Block) -> tuple[int, int, int]:
@@ -17,35 +64,132 @@ def linear_flops(model: Decoder, block: Block) -> tuple[int, int, int]:
     return key_value, query_out, 2 * d * m * (ups + 1)
 
 
-def item_flops(model: Decoder, item: TraceItem, samples: int) -> int:
-    """FLOPs of one fact: clean and corrupted passes and every cell, attention and log-sum-exp included."""
-    n_layers, b, k = model.n_layers, item.encoded.subject_begin, len(item.targets)
-    length = len(item.ids)
-    # Tails as (first token, layer entered after, first layer past the window); -1: from the embedding.
-    passes = [(0, 1, -1, 0), (b, samples, -1, 0)]
+def pass_work(
+    model: Decoder, item: TraceItem, intervention: Intervention, cells: tuple[Cell, ...] | list[Cell], *, base: bool
+) -> Work:
+    """The work of some cells of a fact, and of its clean and corrupted passes where `base`."""
+    n_layers, k, length = model.n_layers, len(item.targets), len(item.ids)
+    # Tails as (first token, passes, layer entered after, first layer past the window, tokens replaced).
+    passes: list[tuple[int, int, int, int, int]] = []
+    if base:
+        passes = [(0, 1, -1, 0, 0), (item.encoded.subject_begin, intervention.corrupted, -1, 0, 0)]
     passes += [
-        (c.token, samples, c.start, c.stop)
-        for c in item.cells
-        if c.start < n_layers - 1 or c.token == item.length - 1
+        (c.token, intervention.runs, c.start, c.stop, c.tokens)
+        for c in cells
+        if c.start < n_layers - 1 or c.token + c.tokens >= item.length
     ]
-    first, rows, start, stop = (np.array(x, dtype=np.int64) for x in zip(*passes, strict=True))
+    if not passes:
+        return Work(0, 0, 0, 0)
+    first, runs, start, stop, lead = (np.array(x, dtype=np.int64) for x in zip(*passes, strict=True))
     tail = length - first
-    total = 0
+    products = attention = moved = 0
     for layer, block in enumerate(model.blocks):
-        active = start < layer
-        key_value, query_out, mlp = linear_flops(model, block)
         last = layer == n_layers - 1
-        queries = np.minimum(tail, k) if last else tail
-        # A restored row's MLP is not computed where it would be.
-        restored = (start >= 0) & (stop > layer) & (~np.array(last) | (first == item.length - 1))
+        key_value, query_out, mlp_cost = linear_flops(model, block)
+        kept = np.minimum(tail, k) if last else tail
+        leading = np.maximum(0, lead - (tail - kept))
+        replaced = np.where(stop > layer, leading, 0)
+        queries = kept - (replaced if intervention.module != "mlp" else 0)
+        mlps = kept - (replaced if intervention.module != "attn" else 0)
         pairs = queries * length - queries * (queries - 1) // 2
-        cost = tail * key_value + queries * query_out + (queries - restored) * mlp
-        cost = cost + pairs * 4 * block.n_heads * block.head_dim
-        total += int((rows * active * cost).sum())
-    unembed = 2 * model.width * model.vocab_size * int((rows * k).sum())
-    return total + unembed
+        active = runs * (start < layer)
+        products += int((active * (tail * key_value + queries * query_out + mlps * mlp_cost)).sum())
+        attention += int((active * pairs).sum()) * 4 * block.n_heads * block.head_dim
+        moved += int((active * tail).sum())
+        if intervention.module == "attn" and not block.parallel:
+            # A cell's own tokens enter between attention and MLP.
+            products += int((runs * (start == layer) * leading).sum()) * mlp_cost
+    unembed = 2 * model.width * model.vocab_size * int((runs * np.minimum(tail, k)).sum())
+    return Work(products, attention, unembed, moved)
 
 
-def sweep_flops(plan: TracePlan) -> int:
-    """FLOPs of a whole sweep in one wave a fact (multiply and add count one each)."""
-    return sum(item_flops(plan.model, item, plan.samples) for item in plan.items())
+def item_flops(model: Decoder, item: TraceItem, intervention: Intervention) -> int:
+    """FLOPs of one fact in one wave: clean and corrupted passes and every cell, attention and log-sum-exp included."""
+    return pass_work(model, item, intervention, item.cells, base=True).flops
+
+
+def sweep_cost(model: Decoder, items: list[TraceItem], intervention: Intervention, memory: int, cells: int) -> Cost:
+    """What tracing `items` under a budget of `memory` bytes costs. cells: cells of the grids that are reported."""
+    waves = split_waves(items, intervention, memory // bytes_per_row(model))
+    flops = sum(item_flops(model, item, intervention) for item in items)
+    wave_flops = moved = 0
+    for wave in waves:
+        for number, mine in wave.items:
+            work = pass_work(model, items[number], intervention, mine, base=True)
+            wave_flops += work.flops
+            moved += work.rows
+    size = model.embed_weight.element_size()
+    weights = weight_bytes(model)
+    largest = max((wave.rows for wave in waves), default=0)
+    keys = 2 * min(MLP_ROWS, largest) * model.key_width * size
+    return Cost(
+        facts=len(items),
+        cells=cells,
+        computed=sum(len(item.cells) for item in items),
+        waves=len(waves),
+        rows=largest,
+        flops=flops,
+        wave_flops=wave_flops,
+        weight_bytes=weights * len(waves),
+        activation_bytes=30 * moved * model.width * size,
+        peak_bytes=weights + largest * bytes_per_row(model) + keys,
+    )
+
+
+def screen_flops(model: Decoder, item: TraceItem, intervention: Intervention, verified: tuple[Cell, ...]) -> int:
+    """FLOPs of one fact's estimates: the base passes forward and, to activations only, backward; and verified cells."""
+    base = pass_work(model, item, intervention, (), base=True).flops
+    return 2 * base + (item_flops(model, replace(item, cells=verified), intervention) if verified else 0)
+
+
+def screen_cost(
+    model: Decoder, items: list[TraceItem], intervention: Intervention, memory: int, cells: int, verify_top: int
+) -> Cost:
+    """As `sweep_cost` for estimates, of which the verify_top earliest cells stand for those to be verified."""
+    chosen = [replace(item, cells=item.cells[:verify_top]) for item in items]
+    exact = sweep_cost(model, chosen, intervention, memory, cells)
+    more = sum(screen_flops(model, item, intervention, ()) for item in items)
+    if not verify_top:
+        return replace(exact, flops=more, wave_flops=more, computed=0)
+    return replace(exact, flops=exact.flops + more, wave_flops=exact.wave_flops + more)
+
+
+def weight_bytes(model: Decoder) -> int:
+    """Bytes of the model's parameters."""
+    return sum(p.numel() * p.element_size() for p in model.hf.parameters())
+
+
+def _synchronize(model: Decoder) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def _seconds(model: Decoder, call: Callable[[], object], rounds: int) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    moments = []
+    for _ in range(rounds + 2):
+        call()
+        _synchronize(model)
+        moments.append(time.perf_counter())
+    return statistics.median(b - a for a, b in pairwise(moments[1:]))
+
+
+@torch.no_grad()
+def gemm_peak(model: Decoder) -> float:
+    """FLOP/s of the largest product a sweep is made of: 2048 rows into the keys, the best of three medians of 20."""
+    x = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
+    w = torch.randn(model.key_width, model.width, device=model.device).to(model.dtype)
+    best = min(_seconds(model, lambda: linear(x, w), 20) for _ in range(3))
+    return 2 * ROWS * model.width * model.key_width / best
+
+
+@torch.no_grad()
+def block_rate(model: Decoder) -> float:
+    """FLOP/s of a whole block, attention, norms and activations included, over 2048 rows in sequences of 8."""
+    batch: Batch = pack(model, [[0] * 8] * (ROWS // 8))
+    block = model.blocks[model.n_layers // 2]
+    rotary = model.rotary(batch.positions)
+    h = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
+    taken = _seconds(model, lambda: mlp(block, attend(block, h, rotary, batch.sequences)), 9)
+    pairs = 8 * 9 // 2 * (ROWS // 8)
+    return (ROWS * sum(linear_flops(model, block)) + pairs * 4 * block.n_heads * block.head_dim) / taken

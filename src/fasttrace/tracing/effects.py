@@ -1,6 +1,7 @@
 """From probabilities to grids: fractional effects, standard errors and the tables a sweep returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,8 @@ TRACED_FACTS = pa.schema(
         ("sigma", pa.float64()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
+        ("scored", pa.string()),
+        ("rank_correlation", pa.float64()),
     ]
 )
 CELLS = pa.schema(
@@ -39,6 +42,18 @@ CELLS = pa.schema(
         ("p_restored", pa.float64()),
         ("p_restored_sem", pa.float64()),
         ("effect", pa.float64()),
+        ("approximate", pa.bool_()),
+        ("p_screened", pa.float64()),
+    ]
+)
+SAMPLES = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("window_size", pa.int32()),
+        ("token_index", pa.int32()),
+        ("layer", pa.int32()),
+        ("sample", pa.int32()),
+        ("p_restored", pa.float64()),
     ]
 )
 
@@ -50,19 +65,27 @@ def check_protocol(protocol: str) -> str:
     return protocol
 
 
-def fractional_effect(p_restored: np.ndarray, p_clean: float, p_noised: float, protocol: str) -> np.ndarray | None:
-    """Fractional tracing effect of a grid of probabilities, or None where the corruption did not hurt.
+def fractional_effect(
+    p: np.ndarray, p_clean: float, p_noised: float | None, protocol: str, method: str = "denoise"
+) -> np.ndarray | None:
+    """Fractional tracing effect of a grid of probabilities, or None where there was nothing to restore or lose.
 
-    paper (section 4.1): (p_restored − p_noised) / (p_clean − p_noised). released: max(0, …) of the same with
-    max(p_clean, largest p_restored of the grid) for p_clean. Where p_noised ≥ p_clean there is nothing to
-    restore and the fraction is undefined.
+    denoise, paper (section 4.1): (p − p_noised) / (p_clean − p_noised). denoise, released: max(0, …) of the same with
+    max(p_clean, largest p of the grid) for p_clean. noise: (p_clean − p) / (p_clean − p_noised), the share of the
+    corruption's damage done. zero (paper, Appendix B): (p_clean − p) / p_clean, the share of p deleted. The last two
+    are the same in both protocols: the released code has no runnable version. None where p_noised ≥ p_clean.
     """
+    if method == "zero":
+        return (p_clean - p) / p_clean if p_clean > 0 else None
+    assert p_noised is not None
     if p_noised >= p_clean:
         return None
+    if method == "noise":
+        return (p_clean - p) / (p_clean - p_noised)
     if protocol == "paper":
-        return (p_restored - p_noised) / (p_clean - p_noised)
-    original = max(p_clean, float(p_restored.max()))
-    return np.maximum(0.0, (p_restored - p_noised) / abs(original - p_noised))
+        return (p - p_noised) / (p_clean - p_noised)
+    original = max(p_clean, float(p.max()))
+    return np.maximum(0.0, (p - p_noised) / abs(original - p_noised))
 
 
 def standard_error(samples: np.ndarray) -> float | None:
@@ -71,9 +94,15 @@ def standard_error(samples: np.ndarray) -> float | None:
 
 
 def fact_row(
-    encoded: EncodedFact, sigma: float, p_clean: float | None, p_noised: float | None, reason: str | None
+    encoded: EncodedFact,
+    sigma: float | None,
+    p_clean: float | None = None,
+    p_noised: float | None = None,
+    reason: str | None = None,
+    scored: str | None = None,
+    rank_correlation: float | None = None,
 ) -> dict[str, object]:
-    """A row of TRACED_FACTS."""
+    """A row of TRACED_FACTS. scored: the text whose probability was traced; reason: why the fact was left out."""
     fact = encoded.fact
     return {
         "fact_id": fact.fact_id,
@@ -90,54 +119,93 @@ def fact_row(
         "sigma": sigma,
         "kept": reason is None,
         "reason": reason,
+        "scored": scored,
+        "rank_correlation": rank_correlation,
     }
 
 
-def grid_table(
-    encoded: EncodedFact,
-    windows: Sequence[int],
-    tokens: range,
-    n_layers: int,
-    restored: dict[Cell, np.ndarray],
-    noised: np.ndarray,
-    p_clean: float,
-    protocol: str,
-    report_all: bool,
-) -> pa.Table:
-    """CELLS of one fact: every window size, reported token and layer.
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """What was found out about one fact.
 
-    report_all: also report the tokens before the subject, whose restoration gives the corrupted score.
+    spots: (first token, how many) of every intervention. values: cell → (runs,) p. unreached: (runs,) p of a cell that
+    nothing can reach, where tokens before the spots are reported too, else None. screened: cell → (runs,) estimate
+    where the grid is approximate; `values` then holds the exact values of the cells that were verified.
     """
-    first = 0 if report_all else tokens.start
-    reported = range(first, tokens.stop)
-    p_noised = float(noised.mean())
-    parts = []
-    for window in windows:
-        # Several layers may share one clipped interval; its samples are read once.
+
+    encoded: EncodedFact
+    spots: Sequence[tuple[int, int]]
+    values: Mapping[Cell, np.ndarray]
+    p_clean: float
+    p_noised: float | None
+    unreached: np.ndarray | None = None
+    screened: Mapping[Cell, np.ndarray] | None = None
+
+    def tables(
+        self, windows: Sequence[int], n_layers: int, protocol: str, method: str, keep_samples: bool
+    ) -> tuple[pa.Table, pa.Table]:
+        """(CELLS, SAMPLES): every window size, reported token and layer; SAMPLES is empty unless keep_samples."""
+        cells, samples = [], []
+        for window in windows:
+            table, drawn = self._window(window, n_layers, protocol, method)
+            cells.append(table)
+            if keep_samples:
+                samples.append(drawn())
+        return pa.concat_tables(cells), pa.concat_tables([SAMPLES.empty_table(), *samples])
+
+    def _window(
+        self, window: int, n_layers: int, protocol: str, method: str
+    ) -> tuple[pa.Table, Callable[[], pa.Table]]:
+        names = self.encoded.tokens
         runs = [window_interval(layer, window, n_layers) for layer in range(n_layers)]
-        stat = {
-            (t, run): (s.mean(), standard_error(s))
-            for t in reported
-            for run in set(runs)
-            for s in (restored[Cell(t, *run)] if t >= tokens.start else noised,)
-        }
-        p = np.array([[stat[t, run][0] for run in runs] for t in reported])
-        sem = [stat[t, run][1] for t in reported for run in runs]
-        effect = fractional_effect(p, p_clean, p_noised, protocol)
-        count = p.size
-        parts.append(
-            pa.table(
-                [
-                    pa.array([encoded.fact.fact_id] * count, pa.string()),
-                    pa.array(np.full(count, window), pa.int32()),
-                    pa.array(np.repeat(np.arange(first, tokens.stop), n_layers), pa.int32()),
-                    pa.array([encoded.tokens[t] for t in reported for _ in runs], pa.string()),
-                    pa.array(np.tile(np.arange(n_layers), len(reported)), pa.int32()),
-                    pa.array(p.reshape(-1)),
-                    pa.array(sem, pa.float64()),
-                    pa.nulls(count, pa.float64()) if effect is None else pa.array(effect.reshape(-1)),
-                ],
-                schema=CELLS,
-            )
+        before = range(self.spots[0][0]) if self.unreached is not None else range(0)
+        rows: list[tuple[int, str, list[Cell | None]]] = [(t, names[t], [None] * n_layers) for t in before]
+        for first, count in self.spots:
+            # Several tokens at once are named by the last of them.
+            text = "".join(names[first : first + count])
+            rows.append((first + count - 1, text, [Cell(first, *run, count) for run in runs]))
+        places: list[Cell | None] = [cell for _, _, row in rows for cell in row]
+        # Several layers may share one clipped interval; its samples are read once.
+        known = {cell: self._value(cell) for cell in set(places)}
+        stat = {cell: (float(p.mean()), standard_error(p)) for cell, p in known.items()}
+        p = np.array([stat[cell][0] for cell in places])
+        effect = fractional_effect(p, self.p_clean, self.p_noised, protocol, method)
+        index, layer = np.repeat([r[0] for r in rows], n_layers), np.tile(np.arange(n_layers), len(rows))
+        screened = None if self.screened is None else [self.screened[c].mean() if c else None for c in places]
+        count = len(places)
+        common = [
+            pa.array([self.encoded.fact.fact_id] * count, pa.string()),
+            pa.array(np.full(count, window), pa.int32()),
+            pa.array(index, pa.int32()),
+        ]
+        table = pa.table(
+            [
+                *common,
+                pa.array([text for _, text, row in rows for _ in row], pa.string()),
+                pa.array(layer, pa.int32()),
+                pa.array(p),
+                pa.array([stat[cell][1] for cell in places], pa.float64()),
+                pa.nulls(count, pa.float64()) if effect is None else pa.array(effect),
+                pa.array([bool(c) and c not in self.values for c in places], pa.bool_()),
+                pa.array([None] * count if screened is None else screened, pa.float64()),
+            ],
+            schema=CELLS,
         )
-    return pa.concat_tables(parts)
+
+        def drawn() -> pa.Table:
+            each = np.stack([known[cell] for cell in places])
+            n = each.shape[1]
+            columns = [column.take(np.repeat(np.arange(count), n)) for column in (*common, pa.array(layer, pa.int32()))]
+            sample = pa.array(np.tile(np.arange(n), count), pa.int32())
+            return pa.table([*columns, sample, pa.array(each.reshape(-1))], schema=SAMPLES)
+
+        return table, drawn
+
+    def _value(self, cell: Cell | None) -> np.ndarray:
+        if cell is None:
+            assert self.unreached is not None
+            return self.unreached
+        if cell in self.values:
+            return self.values[cell]
+        assert self.screened is not None
+        return self.screened[cell]

@@ -1,9 +1,9 @@
-"""Which cells a sweep has, in which waves they are computed, and what they cost.
+"""Which cells a sweep has, in which waves they are computed, and where their rows lie.
 
-A cell restores the module's outputs at one token over the layers [start, stop) of a window. In a causal
-model that changes nothing below `start` and nothing before the token, so the cell's rows (its tail: the
-tokens from the restored one on, in every noise sample) enter the pack after layer `start` and are all the
-cell ever computes (ALGORITHMS, section 8).
+A cell takes a module's outputs at some tokens over the layers [start, stop) of a window from elsewhere. In a
+causal model that changes nothing below `start` and nothing before the token, so the cell's rows (its tail: the
+tokens from there on, in every noise sample) enter the pack after layer `start` and are all the cell ever
+computes (ALGORITHMS, section 8).
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,43 @@ from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
 from fasttrace.models.adapter import Decoder
 
-TOKENS = ("all", "subject", "last-subject")
+MODULES = ("mlp", "attn", "block")
+METHODS = ("denoise", "noise", "zero")
+TOKENS = ("all", "subject", "last-subject", "whole-subject")
+OWN, ZERO = -1, -2  # a row whose module output is its own, or nothing
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What a cell does: which module's output it replaces, in which pass, by what.
+
+    module: "mlp", "attn" (what each adds to the residual) or "block" (the residual after it).
+    method: "denoise" puts the clean pass's outputs into the corrupted passes, "noise" the corrupted passes' into
+    the clean one, "zero" puts zeros into the clean one. samples: n corrupted passes (none for "zero").
+    """
+
+    module: str = "mlp"
+    method: str = "denoise"
+    samples: int = 10
+
+    @property
+    def corrupted(self) -> int:
+        """Corrupted passes of a fact."""
+        return 0 if self.method == "zero" else self.samples
+
+    @property
+    def runs(self) -> int:
+        """Passes of a cell: one a noise sample, or the one without noise."""
+        return self.corrupted or 1
 
 
 class Cell(NamedTuple):
-    """Restore at `token` over layers [start, stop)."""
+    """Intervene at `tokens` tokens from `token` on, over layers [start, stop)."""
 
     token: int
     start: int
     stop: int
+    tokens: int = 1
 
 
 def window_interval(layer: int, window: int, n_layers: int) -> tuple[int, int]:
@@ -37,7 +65,10 @@ def window_interval(layer: int, window: int, n_layers: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TraceItem:
-    """A fact ready to be traced: its row tokens (prompt and all but the last target token) and its cells."""
+    """A fact ready to be traced: its row tokens (prompt and all but the last scored token) and its cells.
+
+    targets: the scored tokens, whose joint probability after the prompt is every number of the grid.
+    """
 
     encoded: EncodedFact
     ids: tuple[int, ...]
@@ -49,35 +80,50 @@ class TraceItem:
         """Prompt tokens T."""
         return len(self.encoded.ids)
 
-    def base_rows(self, samples: int) -> int:
+    def base_rows(self, corrupted: int) -> int:
         """Rows of the clean pass and the corrupted passes, which the cells start from."""
-        return len(self.ids) + samples * (len(self.ids) - self.encoded.subject_begin)
+        return len(self.ids) + corrupted * (len(self.ids) - self.encoded.subject_begin)
 
-    def cell_rows(self, cell: Cell, samples: int) -> int:
+    def cell_rows(self, cell: Cell, runs: int) -> int:
         """Rows a cell adds to the pack."""
-        return samples * (len(self.ids) - cell.token)
+        return runs * (len(self.ids) - cell.token)
 
 
-def traced_tokens(encoded: EncodedFact, tokens: str) -> range:
-    """Prompt tokens whose restoration is computed: never one before the subject, which corruption can't reach.
+def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[tuple[int, int]]:
+    """(first token, how many) of every intervention that is computed.
 
+    Noise cannot reach a token before the subject, so there only zeros change anything.
     Raises UserError for an unknown choice.
     """
+    begin, end = encoded.subject_begin, encoded.subject_end
     if tokens == "all":
-        return range(encoded.subject_begin, len(encoded.ids))
+        return [(t, 1) for t in range(0 if method == "zero" else begin, len(encoded.ids))]
     if tokens == "subject":
-        return range(encoded.subject_begin, encoded.subject_end)
+        return [(t, 1) for t in range(begin, end)]
     if tokens == "last-subject":
-        return range(encoded.subject_end - 1, encoded.subject_end)
+        return [(end - 1, 1)]
+    if tokens == "whole-subject":
+        return [(begin, end - begin)]
     raise UserError(f"tokens '{tokens}' is not one of {', '.join(TOKENS)}")
 
 
-def make_item(encoded: EncodedFact, windows: Sequence[int], n_layers: int, tokens: str) -> TraceItem:
-    """The distinct cells of a fact's grids: intervals that several windows share are listed once."""
+def make_item(
+    encoded: EncodedFact,
+    windows: Sequence[int],
+    n_layers: int,
+    tokens: str,
+    method: str = "denoise",
+    targets: Sequence[int] | None = None,
+) -> TraceItem:
+    """The distinct cells of a fact's grids: intervals that several windows share are listed once.
+
+    targets: the scored tokens; None: all of o_true.
+    """
     intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
-    cells = tuple(Cell(t, a, c) for a, c in intervals for t in traced_tokens(encoded, tokens))
-    targets = tuple(encoded.target_true_ids)
-    return TraceItem(encoded, (*encoded.ids, *targets[:-1]), targets, cells)
+    spots = traced_spots(encoded, tokens, method)
+    cells = tuple(Cell(t, a, c, count) for a, c in intervals for t, count in spots)
+    scored = tuple(encoded.target_true_ids if targets is None else targets)
+    return TraceItem(encoded, (*encoded.ids, *scored[:-1]), scored, cells)
 
 
 @dataclass
@@ -96,30 +142,31 @@ def bytes_per_row(model: Decoder) -> int:
     return 2 * (6 * model.width + heads) * model.embed_weight.element_size()
 
 
-def split_waves(items: Sequence[TraceItem], samples: int, max_rows: int) -> list[Wave]:
+def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows: int) -> list[Wave]:
     """Pack cells into waves of at most max_rows rows, facts in order, a fact's cells split only where one
     wave cannot hold them.
 
     Raises UserError where max_rows cannot hold one fact's base passes and its largest cell.
     """
+    corrupted, runs = intervention.corrupted, intervention.runs
     waves: list[Wave] = []
     wave = Wave()
     for number, item in enumerate(items):
-        base = item.base_rows(samples)
-        largest = max((item.cell_rows(cell, samples) for cell in item.cells), default=0)
+        base = item.base_rows(corrupted)
+        largest = max((item.cell_rows(cell, runs) for cell in item.cells), default=0)
         if base + largest > max_rows:
             raise UserError(
                 f"memory: fact '{item.encoded.fact.fact_id}' needs {base + largest} rows at once and the budget "
                 f"holds {max_rows}; a larger --memory or fewer --samples were wanted"
             )
-        whole = base + sum(item.cell_rows(cell, samples) for cell in item.cells)
+        whole = base + sum(item.cell_rows(cell, runs) for cell in item.cells)
         if wave.items and wave.rows + min(whole, max_rows) > max_rows:
             waves.append(wave)
             wave = Wave()
         wave.items.append((number, []))
         wave.rows += base
         for cell in item.cells:
-            rows = item.cell_rows(cell, samples)
+            rows = item.cell_rows(cell, runs)
             if wave.rows + rows > max_rows:
                 waves.append(wave)
                 wave = Wave(items=[(number, [])], rows=base)
@@ -128,22 +175,6 @@ def split_waves(items: Sequence[TraceItem], samples: int, max_rows: int) -> list
     if wave.items:
         waves.append(wave)
     return waves
-
-
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    """Rows that enter the pack after one layer.
-
-    base: (P,) the row each starts from. clean: (P,) the clean row whose module output is restored, or -1.
-    stop: (P,) first layer past the window where the row is restored, else 0. position: (P,).
-    sequences: (S, 8) as ops.prefix_attention.
-    """
-
-    base: np.ndarray
-    clean: np.ndarray
-    stop: np.ndarray
-    position: np.ndarray
-    sequences: np.ndarray
 
 
 def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -155,82 +186,85 @@ def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
 class Layout:
     """Row numbers of one wave: who enters when, from which row, and which rows are scored.
 
-    Base rows come first: for each fact its clean pass, then each sample's corrupted tokens from the subject
-    on (earlier tokens are the clean pass's). A cohort follows for every layer. A row never moves.
+    Base rows come first: for each fact its clean pass, then each corrupted pass's tokens from the subject on
+    (earlier tokens are the clean pass's). Cells follow in order of the layer they enter after, each `runs`
+    sequences of rows. A row never moves.
+
+    Of every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose
+    module output it takes inside its window, or OWN, or ZERO; stop (N,) first layer past that window, 0 without
+    one; position (N,) its token; scored (N,) bool, whether a target token is predicted there. sequences: (S, 8) as
+    ops.prefix_attention; fact: (S,) the sequence's fact in this wave. rows_at, sequences_at: (L + 1,) how many rows
+    and sequences are in the pack at each layer.
     """
 
-    def __init__(self, items: Sequence[TraceItem], wave: Wave, samples: int, n_layers: int) -> None:
-        self.samples = samples
-        self.n_layers = n_layers
+    def __init__(self, items: Sequence[TraceItem], wave: Wave, intervention: Intervention, n_layers: int) -> None:
         self.items = [items[number] for number, _ in wave.items]
-        self.clean_begin: list[int] = []
-        sequences, row = [], 0
-        for item in self.items:
-            t, b = len(item.ids), item.encoded.subject_begin
-            self.clean_begin.append(row)
-            sequences.append((row, t, 0, 0, 0, 0, row, t))
-            first = row + t + np.arange(samples) * (t - b)
-            sequences += [(r, t - b, row, b, 0, 0, r, t - b) for r in first.tolist()]
-            row += item.base_rows(samples)
-        self.n_base = row
-        self.base_sequences = np.asarray(sequences, dtype=np.int64).reshape(-1, 8)
-        self.cohorts: list[Cohort] = []
-        # (fact in wave, cell) of every run of `samples` sequences in a cohort, in order of entry
-        self.order: list[tuple[int, Cell]] = []
-        # cells that restore only the last layer before the last prompt token: nothing scored can see them
-        self.unseen: list[tuple[int, Cell]] = []
-        for layer in range(n_layers):
-            self.cohorts.append(self._cohort(wave, layer))
+        self.intervention = intervention
+        length = np.array([len(item.ids) for item in self.items])
+        subject = np.array([item.encoded.subject_begin for item in self.items])
+        k = np.array([len(item.targets) for item in self.items])
+        base_rows = length + intervention.corrupted * (length - subject)
+        clean_begin = np.cumsum(base_rows) - base_rows
+        corrupted_begin = clean_begin + length
+        self.n_base = int(base_rows.sum())
 
-    def corrupted_begin(self, fact: int) -> int:
-        """First corrupted row of a fact in this wave."""
-        return self.clean_begin[fact] + len(self.items[fact].ids)
+        # Cells whose window opens at the last layer change only their own tokens, which may not be scored.
+        cells = [(fact, cell) for fact, (_, mine) in enumerate(wave.items) for cell in mine]
+        seen = [c.start < n_layers - 1 or c.token + c.tokens >= self.items[f].length for f, c in cells]
+        self.unseen = [x for x, can in zip(cells, seen, strict=True) if not can]
+        self.cells = sorted((x for x, can in zip(cells, seen, strict=True) if can), key=lambda x: x[1].start)
 
-    def _cohort(self, wave: Wave, layer: int) -> Cohort:
-        row = self.n_base + sum(len(c.base) for c in self.cohorts)
-        base, clean, stop, position, sequences = [], [], [], [], []
-        for fact, (_, cells) in enumerate(wave.items):
-            item, b = self.items[fact], self.items[fact].encoded.subject_begin
-            t_all = len(item.ids)
-            begin = self.clean_begin[fact]
-            corrupted = self.corrupted_begin(fact) + np.arange(self.samples) * (t_all - b)
-            for cell in cells:
-                if cell.start != layer:
-                    continue
-                if layer == self.n_layers - 1 and cell.token < item.length - 1:
-                    self.unseen.append((fact, cell))
-                    continue
-                self.order.append((fact, cell))
-                tail = t_all - cell.token
-                tokens = np.tile(np.arange(cell.token, t_all), self.samples)
-                base.append(np.repeat(corrupted - b, tail) + tokens)
-                restored = tokens == cell.token
-                clean.append(np.where(restored, begin + cell.token, -1))
-                stop.append(np.where(restored, cell.stop, 0))
-                position.append(tokens)
-                q = row + np.arange(self.samples) * tail
-                s = np.zeros((self.samples, 8), dtype=np.int64)
-                s[:, 0], s[:, 1], s[:, 6], s[:, 7] = q, tail, q, tail
-                s[:, 2], s[:, 3] = begin, b
-                s[:, 4], s[:, 5] = corrupted, cell.token - b
-                sequences.append(s)
-                row += self.samples * tail
-        if not base:
-            empty = np.zeros(0, dtype=np.int64)
-            return Cohort(empty, empty, empty, empty, np.zeros((0, 8), dtype=np.int64))
-        return Cohort(*(np.concatenate(x) for x in (base, clean, stop, position, sequences)))
+        # One row a sequence, base sequences first.
+        passes = 1 + intervention.corrupted
+        n_facts = len(self.items)
+        fact = np.repeat(np.arange(n_facts), passes)
+        sample = np.tile(np.arange(-1, intervention.corrupted), n_facts)
+        token = np.where(sample < 0, 0, subject[fact])
+        entering, stops, leading = (np.full(len(fact), x) for x in (-1, 0, 0))
+        if self.cells:
+            runs = intervention.runs
+            named = np.array([(f, *cell) for f, cell in self.cells]).repeat(runs, axis=0)
+            drawn = np.tile(np.arange(runs), len(self.cells))
+            columns = (fact, token, entering, stops, leading)
+            fact, token, entering, stops, leading = (
+                np.concatenate((base, column)) for base, column in zip(columns, named.T, strict=True)
+            )
+            sample = np.concatenate((sample, drawn))
+        tail = length[fact] - token
+        begin = np.cumsum(tail) - tail
+        of_sample = corrupted_begin[fact] + sample * (length - subject)[fact]
+        in_clean, in_corrupted = clean_begin[fact] + token, of_sample + token - subject[fact]
+        denoise = intervention.method == "denoise"
+        base_begin = in_corrupted if denoise else in_clean
+        patch_begin = {"denoise": in_clean, "noise": in_corrupted, "zero": np.full_like(begin, ZERO)}[
+            intervention.method
+        ]
+        is_cell = entering >= 0
+        base_begin = np.where(is_cell, base_begin, begin)
 
-    def scored(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, rows a sequence) at which each sequence's target tokens are predicted: its last K rows."""
-        k = np.concatenate([np.full(count, len(self.items[fact].targets)) for fact, count in self._owners()])
-        k = k[: len(sequences)]
-        return _ranges(sequences[:, 6] + sequences[:, 7] - k, k), k
+        self.fact, self.token_begin = fact, token
+        first_len = np.where(is_cell & ~np.array(denoise), token, np.minimum(token, subject[fact]))
+        second = np.where(is_cell & denoise, token - first_len, 0)
+        zero = np.zeros_like(begin)
+        self.sequences = np.stack(
+            (begin, tail, np.where(first_len > 0, clean_begin[fact], 0), first_len,
+             np.where(second > 0, of_sample, 0), second, begin, tail), axis=1,
+        )  # fmt: skip
+        within = _ranges(zero, tail)
+        lead = within < np.repeat(leading, tail)
+        patch = np.repeat(patch_begin, tail)
+        self.base = _ranges(base_begin, tail)
+        self.patch = np.where(lead, patch + (within if intervention.method != "zero" else 0), OWN)
+        self.stop = np.where(lead, np.repeat(stops, tail), 0)
+        self.position = np.repeat(token, tail) + within
+        self.scored = self.position >= np.repeat(length[fact] - k[fact], tail)
+        in_pack = np.searchsorted(entering, np.arange(n_layers + 1), side="left")
+        self.sequences_at = in_pack
+        self.rows_at = np.concatenate((begin, [begin[-1] + tail[-1]]))[in_pack]
 
-    def _owners(self) -> list[tuple[int, int]]:
-        """(fact, how many sequences) in the order of the pack."""
-        facts = [(fact, 1 + self.samples) for fact in range(len(self.items))]
-        return facts + [(fact, self.samples) for fact, _ in self.order]
-
-    def owners(self) -> np.ndarray:
-        """Fact (in this wave) of every sequence of the pack."""
-        return np.concatenate([np.full(count, fact) for fact, count in self._owners()])
+    def queried(self, wanted: np.ndarray, n_sequences: int) -> np.ndarray:
+        """The first n_sequences with only the rows wanted (a suffix of each) as queries, one after another."""
+        table = self.sequences[:n_sequences].copy()
+        counts = np.add.reduceat(wanted.astype(np.int64), table[:, 6])
+        table[:, 0], table[:, 1] = np.cumsum(counts) - counts, counts
+        return table

@@ -2,8 +2,8 @@
 
 At each layer the pack holds the clean rows, the corrupted rows and the tails of every cell that has entered.
 One set of matrix products serves them all; attention reads the prefixes of the clean and corrupted rows in
-place; a restored row's MLP is not computed but taken from the clean row; and the cells whose window starts
-here enter from the corrupted residual. Nothing is kept from one layer to the next but the residual.
+place; an output that a window replaces is not computed but taken from where it comes from; and the cells whose
+window starts here enter. Nothing is kept from one layer to the next but the residual.
 """
 
 from dataclasses import dataclass
@@ -12,101 +12,147 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder
 from fasttrace.models.packed import attend, mlp, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
-from fasttrace.tracing.plan import Cell, Layout, TraceItem, Wave
+from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
 
 
 @dataclass(frozen=True, eq=False)
 class WaveResult:
-    """Probabilities of o_true, by fact number in the sweep.
+    """Probabilities of the scored tokens, by fact number in the sweep.
 
-    clean: fact → p. noised: fact → (n,) p of each corrupted row. restored: (fact, cell) → (n,) p.
+    clean: fact → p. noised: fact → (n,) p of each corrupted pass. cells: (fact, cell) → (runs,) p.
     """
 
     clean: dict[int, float]
     noised: dict[int, np.ndarray]
-    restored: dict[tuple[int, Cell], np.ndarray]
+    cells: dict[tuple[int, Cell], np.ndarray]
 
 
 @torch.no_grad()
 def run_wave(
-    model: Decoder, items: list[TraceItem], wave: Wave, samples: int, sigma: float, noise: str, seed: int
+    model: Decoder, items: list[TraceItem], wave: Wave, intervention: Intervention, sigma: float, noise: str, seed: int
 ) -> WaveResult:
-    """Compute one wave exactly. samples: n corrupted rows a fact. sigma, noise, seed: see `embed_base`."""
-    layout = Layout(items, wave, samples, model.n_layers)
+    """Compute one wave exactly. sigma, noise, seed: see `embed_base`."""
+    layout = Layout(items, wave, intervention, model.n_layers)
     x, base_position = embed_base(
-        model, [i.encoded for i in layout.items], [i.ids for i in layout.items], samples, sigma, noise, seed
+        model,
+        [i.encoded for i in layout.items],
+        [i.ids for i in layout.items],
+        intervention.corrupted,
+        sigma,
+        noise,
+        seed,
     )
     h = model.enter(x, base_position)
-    position = torch.cat((base_position, *(_tensor(c.position, model) for c in layout.cohorts)))
-    rotary_all = model.rotary(position)
-    table = layout.base_sequences
-    clean = np.full(layout.n_base, -1, dtype=np.int64)
-    stop = np.zeros(layout.n_base, dtype=np.int64)
+    rotary_all = model.rotary(_tensor(layout.position, h))
     for layer, block in enumerate(model.blocks):
-        n, cohort = h.shape[0], layout.cohorts[layer]
+        n = h.shape[0]
         rotary = None if rotary_all is None else (rotary_all[0][:n], rotary_all[1][:n])
-        if layer + 1 < model.n_layers:
-            rows, base, restored_from, restored_stop = None, cohort.base, clean, stop
-            added = attend(block, h, rotary, Sequences(table))
-        else:
-            # Past the last layer only the scored rows are read, so only they are queries there.
-            scored, k = layout.scored(table)
-            rows = _tensor(scored, model)
-            place = np.full(n, -1, dtype=np.int64)
-            place[scored] = np.arange(len(scored))
-            narrowed = table.copy()
-            narrowed[:, 0], narrowed[:, 1] = np.cumsum(k) - k, k
-            added = attend(block, h, rotary, Sequences(narrowed), rows)
-            h = h[rows]
-            base, restored_stop = place[cohort.base], stop[scored]
-            restored_from = np.where(clean[scored] >= 0, place[clean[scored]], -1)
-            cohort_clean = np.where(cohort.clean >= 0, place[cohort.clean], -1)
-        middle = added.add_(h)
-        residual = h if block.parallel else middle
-        here = restored_stop > layer
-        out = mlp(block, residual, _tensor(np.flatnonzero(~here), model) if here.any() else None)
-        # Base rows come first and are never restored, so their module outputs keep their row numbers.
-        own = np.cumsum(~here) - 1
-        source = np.where(here, restored_from, own)
-        entering = cohort.clean if rows is None else cohort_clean
-        entering = np.where(entering >= 0, own[np.maximum(entering, 0)], own[base])
-        h = window_restore(
-            middle,
-            out,
-            _tensor(np.concatenate((np.arange(len(source)), base)), model),
-            _tensor(np.concatenate((source, entering)), model),
-        )
-        table = np.concatenate((table, cohort.sequences))
-        clean = np.concatenate((clean, cohort.clean))
-        stop = np.concatenate((stop, cohort.stop))
+        h = _Layer(layout, layer).advance(block, h, rotary)
     return _scores(model, layout, wave, h)
 
 
-def _tensor(array: np.ndarray, model: Decoder) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(model.device)
+class _Layer:
+    """Which rows one layer computes, and where the rest come from.
+
+    Past the last layer only the scored rows are read, so only they are kept there. kept: rows of the pack, entering:
+    rows that enter after this layer, queries: rows whose attention output is computed, middle: rows whose residual
+    after attention is; output_from: (n,) the row whose module output each row takes, or ZERO.
+    """
+
+    def __init__(self, layout: Layout, layer: int) -> None:
+        self.layout, self.module = layout, layout.intervention.module
+        self.n, entered = int(layout.rows_at[layer]), int(layout.rows_at[layer + 1])
+        last = layer + 1 == len(layout.rows_at) - 1
+        keep = layout.scored[:entered] if last else np.ones(entered, dtype=bool)
+        self.kept, self.entering = np.flatnonzero(keep[: self.n]), self.n + np.flatnonzero(keep[self.n :])
+        replaced = layout.stop[: self.n] > layer
+        self.output_from = np.where(replaced, layout.patch[: self.n], np.arange(self.n))
+        self.computed = keep[: self.n] & ~replaced
+        own = np.flatnonzero(self.computed)
+        self.queries = self.kept if self.module == "mlp" else own
+        self.middle = own if self.module == "block" else self.kept
+        wanted = np.zeros(self.n, dtype=bool)
+        wanted[self.queries] = True
+        self.sequences = Sequences(layout.queried(wanted, int(layout.sequences_at[layer])))
+        # Rows of the pack → rows of what is computed; a row that is not computed is never looked up.
+        self.query_of, self.middle_of = (np.full(self.n, OWN) for _ in range(2))
+        self.query_of[self.queries] = np.arange(len(self.queries))
+        self.middle_of[self.middle] = np.arange(len(self.middle))
+
+    def advance(self, block: Block, h: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """h: (rows in the pack, d) → (rows in the pack after this layer, d)."""
+        whole = len(self.queries) == self.n
+        rows = None if whole else _tensor(self.queries, h)
+        added = attend(block, h, rotary, self.sequences, rows)
+        patch, base = self.layout.patch[self.entering], self.layout.base[self.entering]
+        lead, n_middle = patch != OWN, len(self.middle)
+        extra = 0
+        if self.module == "attn":
+            # A cell's own tokens enter between attention and MLP, behind the rows of the pack.
+            before = _tensor(np.concatenate((self.middle, base[lead])), h)
+            taken = np.concatenate((self.output_from[self.middle], patch[lead]))
+            middle = window_restore(h, added, before, _tensor(_through(self.query_of, taken), h))
+            extra = int(lead.sum())
+        else:
+            middle = added.add_(h if rows is None else h.index_select(0, rows))
+        residual = middle
+        if block.parallel:
+            # The MLP reads the block's input, which a replaced attention output does not change.
+            residual = h if n_middle == self.n else h.index_select(0, _tensor(self.middle, h))
+        computed = np.arange(residual.shape[0])
+        if self.module == "mlp":
+            computed = np.flatnonzero(self.computed[self.middle])
+        out = mlp(block, residual, None if len(computed) == residual.shape[0] else _tensor(computed, h))
+        out_of = np.full(n_middle + extra, OWN)
+        out_of[computed] = np.arange(len(computed))
+        if extra and block.parallel:
+            out_of[n_middle:] = out_of[self.middle_of[base[lead]]]
+
+        # Of every kept and every entering row: whose residual after attention, and whose MLP output, it takes.
+        own = np.concatenate((self.kept, base))
+        taken = np.concatenate((self.output_from[self.kept], np.where(lead, patch, base)))
+        if self.module == "mlp":
+            residual_of, output_of = self.middle_of[own], _through(out_of[self.middle_of], taken)
+        elif self.module == "attn":
+            residual_of = self.middle_of[own]
+            residual_of[len(self.kept) :][lead] = n_middle + np.arange(extra)
+            output_of = out_of[residual_of]
+        else:
+            residual_of, output_of = _through(self.middle_of, taken), _through(out_of[self.middle_of], taken)
+        return window_restore(middle, out, _tensor(residual_of, h), _tensor(output_of, h))
+
+
+def _through(places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """places[rows], and −1 (nothing) where a row is ZERO."""
+    return np.where(rows < 0, -1, places[np.maximum(rows, 0)])
+
+
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
 
 
 def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult:
-    """Read p(o_true) off the scored rows h, in the order of the pack: each sequence's K rows together."""
-    owners = layout.owners()
-    targets = np.concatenate([np.asarray(layout.items[fact].targets) for fact in owners])
-    count = np.array([len(layout.items[fact].targets) for fact in owners])
-    logp = row_logprob(model, h, _tensor(targets, model)).double().cpu().numpy()
+    """Read p off the scored rows h, in the order of the pack: each sequence's K rows together."""
+    targets = [np.asarray(item.targets) for item in layout.items]
+    wanted = np.concatenate([targets[fact] for fact in layout.fact])
+    count = np.array([len(t) for t in targets])[layout.fact]
+    logp = row_logprob(model, h, _tensor(wanted, h)).double().cpu().numpy()
     p = np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
+    passes, runs = 1 + layout.intervention.corrupted, layout.intervention.runs
     numbers = [number for number, _ in wave.items]
-    clean, noised, restored = {}, {}, {}
-    at, n = 0, layout.samples
-    for number in numbers:
-        clean[number], noised[number] = float(p[at]), p[at + 1 : at + 1 + n]
-        at += 1 + n
-    for fact, cell in layout.order:
-        restored[numbers[fact], cell] = p[at : at + n]
-        at += n
+    base = p[: len(numbers) * passes].reshape(len(numbers), passes)
+    clean = dict(zip(numbers, base[:, 0].tolist(), strict=True))
+    noised = dict(zip(numbers, base[:, 1:], strict=True))
+    rest = p[len(numbers) * passes :].reshape(-1, runs)
+    cells = {(numbers[fact], cell): x for (fact, cell), x in zip(layout.cells, rest, strict=True)}
     for fact, cell in layout.unseen:
-        restored[numbers[fact], cell] = noised[numbers[fact]]
-    return WaveResult(clean, noised, restored)
+        number = numbers[fact]
+        cells[number, cell] = (
+            noised[number] if layout.intervention.method == "denoise" else np.full(runs, clean[number])
+        )
+    return WaveResult(clean, noised, cells)

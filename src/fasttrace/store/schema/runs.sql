@@ -2,7 +2,8 @@
 -- Grain: one row a run; the same command gives the same run_id and continues the same row.
 -- Inputs: the `run` of a result, written with the run's first batch.
 -- model, model_hash, dtype may be NULL for a benchmark, protocol for everything but tracing and editing.
--- Units: seconds = compute time summed over the batches that added rows; created_at in UTC.
+-- Units: seconds = compute time summed over the batches that added rows, flops = the floating-point operations of
+-- their plan (NULL where none was made); created_at in UTC.
 CREATE TABLE IF NOT EXISTS runs (
     run_id            VARCHAR   NOT NULL PRIMARY KEY,
     kind              VARCHAR   NOT NULL CHECK (kind IN ('trace', 'edit', 'facts', 'moments', 'bench')),
@@ -17,6 +18,7 @@ CREATE TABLE IF NOT EXISTS runs (
     torch_version     VARCHAR   NOT NULL,
     created_at        TIMESTAMP NOT NULL,
     seconds           DOUBLE    NOT NULL CHECK (seconds >= 0),
+    flops             DOUBLE    CHECK (flops >= 0),
     CHECK (kind = 'bench' OR (model IS NOT NULL AND model_hash IS NOT NULL AND dtype IS NOT NULL)),
     CHECK (kind NOT IN ('trace', 'edit') OR (protocol IS NOT NULL AND seed IS NOT NULL))
 );

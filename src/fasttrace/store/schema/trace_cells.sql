@@ -1,8 +1,10 @@
 -- trace_cells: the tracing grid.
 -- Grain: one row a (run, fact, window size, token, layer). Inputs: the `cells` of ft.trace.
--- Units: p_restored = mean over noise samples of p(o_true), p_restored_sem its standard error;
--- effect = fraction of the lost probability restored, NULL where the corruption lost none
--- (p_noised >= p_clean). Layers and tokens count from 0.
+-- Units: p_restored = mean over noise samples of p(scored) under the cell's intervention, p_restored_sem its standard
+-- error; effect = fraction of the lost probability restored (method noise: of the lost probability lost again; zero:
+-- of p_clean deleted), NULL where the corruption lost none (p_noised >= p_clean). Several tokens at once are named by
+-- the last. approximate = p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
+-- Layers and tokens count from 0.
 CREATE TABLE IF NOT EXISTS trace_cells (
     run_id         VARCHAR NOT NULL,
     protocol       VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -14,5 +16,7 @@ CREATE TABLE IF NOT EXISTS trace_cells (
     p_restored     DOUBLE  CHECK (p_restored BETWEEN 0 AND 1.001),
     p_restored_sem DOUBLE  CHECK (p_restored_sem >= 0),
     effect         DOUBLE,
+    approximate    BOOLEAN NOT NULL,
+    p_screened     DOUBLE  CHECK (p_screened BETWEEN 0 AND 1.001),
     PRIMARY KEY (run_id, fact_id, window_size, token_index, layer)
 );

@@ -3,7 +3,7 @@
 -- Units: effect = largest fractional effect over the tokens, NULL where no token has one;
 -- peak_token_index = the token it is found at, the earliest of equals; effect_last_subject = the
 -- effect at token subject_end - 1; p_restored_max = largest p_restored over the tokens.
--- module and method say what the run restored or zeroed, and how (settings of the run).
+-- approximate = some cell is an estimate; module and method say what the run restored or zeroed, and how (settings of the run).
 CREATE VIEW IF NOT EXISTS trace_effects AS
 SELECT
     cell.run_id,
@@ -16,6 +16,7 @@ SELECT
     first(cell.token_index ORDER BY cell.effect DESC NULLS LAST, cell.token_index)
         FILTER (WHERE cell.effect IS NOT NULL) AS peak_token_index,
     max(cell.p_restored) AS p_restored_max,
+    bool_or(cell.approximate) AS approximate,
     any_value(trace.p_clean) AS p_clean,
     any_value(trace.p_noised) AS p_noised,
     any_value(run.model_hash) AS model_hash,

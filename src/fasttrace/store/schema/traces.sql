@@ -1,7 +1,9 @@
 -- traces: what a tracing run found out about a fact as a whole.
 -- Grain: one row a (run, fact), facts left out included. Inputs: the `facts` of ft.trace.
--- Units: p_clean, p_noised = p(o_true), a probability; subject tokens are [subject_begin, subject_end);
--- sigma = standard deviation of the noise on the embeddings; reason is NULL where the fact was kept.
+-- Units: p_clean, p_noised = p(scored), a probability; scored = the text that is scored after the prompt (o_true,
+-- its first token, or the model's own), p_noised NULL without noise; subject tokens are [subject_begin, subject_end);
+-- sigma = standard deviation of the noise on the embeddings; reason is NULL where the fact was kept;
+-- rank_correlation = Spearman's, of estimated with exact cells, where a screening run verified some.
 CREATE TABLE IF NOT EXISTS traces (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -19,6 +21,8 @@ CREATE TABLE IF NOT EXISTS traces (
     sigma         DOUBLE  CHECK (sigma >= 0),
     kept          BOOLEAN NOT NULL,
     reason        VARCHAR,
+    scored        VARCHAR,
+    rank_correlation DOUBLE CHECK (rank_correlation BETWEEN -1.001 AND 1.001),
     PRIMARY KEY (run_id, fact_id),
     CHECK (kept OR reason IS NOT NULL)
 );
