@@ -1,28 +1,64 @@
 """The obvious causal trace: one whole transformers forward per cell, with hooks. Slow, and the truth.
 
 It knows nothing of fasttrace's engine: prompts are encoded with the tokenizer, noise is handed in as numbers,
-and a hook replaces module outputs. Source: paper, section 3.2; ALGORITHMS, section 1.
+and a hook replaces module outputs: an MLP's (as its down-projection makes it), what attention adds to the residual
+stream, or the stream after a block. Source: paper, section 3.2; ALGORITHMS, section 1.
 """
 
 import numpy as np
 import torch
 
 
+def block_modules(hf):
+    """Every block; its output, the first of them where there are several, is the residual stream after it."""
+    base = hf.base_model
+    base = getattr(base, "decoder", base)
+    return list(base.h if hasattr(base, "h") else base.layers)
+
+
 def mlp_modules(hf):
-    """The MLP module of every block."""
-    if hasattr(hf, "transformer"):
-        return [block.mlp for block in hf.transformer.h]
-    return [layer.mlp for layer in hf.model.layers]
+    """The module of every block whose output is the MLP's. OPT has no module for its MLP, and BLOOM's adds the residual
+    within, so there it is the down-projection."""
+    inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
+    return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
+
+
+def attn_modules(hf):
+    """The module of every block whose (first) output is what attention adds to the residual stream."""
+    places = {
+        "bloom": lambda b: b.self_attention.dense,
+        "falcon": lambda b: b.self_attention,
+        "gpt_neox": lambda b: b.attention,
+        **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), lambda b: b.attn),
+        **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), lambda b: b.post_attention_layernorm),
+    }
+    return [places.get(hf.config.model_type, lambda b: b.self_attn)(block) for block in block_modules(hf)]
+
+
+MODULES = {"mlp": mlp_modules, "attn": attn_modules, "block": block_modules}
+
+
+def change_first(out, change):
+    """A module's output with `change` made to it, or to the first of several."""
+    return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+
+def with_clean_token(x, shape, token):
+    """x, of `shape` (sequences, tokens) in any layout (OPT's MLP has all their rows in one), with the token's row of
+    every sequence replaced by that of the first."""
+    whole = x.clone().view(*shape, -1)
+    whole[1:, token] = whole[0, token]
+    return whole.view(x.shape)
 
 
 @torch.no_grad()
-def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens):
+def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, module="mlp"):
     """p_clean, p_noised (n,) and p_restored (len(tokens), L, n) of the whole target.
 
     ids: prompt ids. targets: target ids. [begin, end): subject tokens. noise: (n, end - begin, d) standard
-    normal numbers. tokens: the prompt tokens to restore.
+    normal numbers. tokens: the prompt tokens to restore. module: "mlp", "attn" or "block".
     """
-    modules, n = mlp_modules(hf), noise.shape[0]
+    modules, n = MODULES[module](hf), noise.shape[0]
     layers = len(modules)
     row = torch.tensor([[*ids, *targets[:-1]]]).repeat(n + 1, 1)
     added = torch.zeros((n + 1, row.shape[1], noise.shape[2]), dtype=torch.float64)
@@ -45,9 +81,7 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens):
                 low, high = max(0, layer - window // 2), min(layers, layer - (-window // 2))
 
                 def restore(module, args, out, token=token):
-                    out = out.clone()
-                    out[1:, token] = out[0, token]
-                    return out
+                    return change_first(out, lambda made: with_clean_token(made, row.shape, token))
 
                 hooks = [modules[x].register_forward_hook(restore) for x in range(low, high)]
                 restored[i, layer] = probability(hf(row).logits)[1:]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.packed import attend, mlp, row_logprob
+from fasttrace.models.packed import attend, mlp, rotary_rows, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
@@ -49,7 +49,7 @@ def run_wave(
     stop = np.zeros(layout.n_base, dtype=np.int64)
     for layer, block in enumerate(model.blocks):
         n, cohort = h.shape[0], layout.cohorts[layer]
-        rotary = None if rotary_all is None else (rotary_all[0][:n], rotary_all[1][:n])
+        rotary = rotary_rows(rotary_all, slice(n))
         if layer + 1 < model.n_layers:
             rows, base, restored_from, restored_stop = None, cohort.base, clean, stop
             added = attend(block, h, rotary, Sequences(table))
