@@ -64,10 +64,6 @@ class GPTJDecoder(Decoder):
 
     norm_kind = "layer"
 
-    @classmethod
-    def refusal(cls, config: Any) -> str | None:
-        return None if config.rotary_dim else "it names no rotary_dim, the dimensions of a head that are turned"
-
     def bind(self) -> None:
         self.blocks = [GPTJBlock(layer, self.config) for layer in self.hf.transformer.h]
         self.final_norm = self.hf.transformer.ln_f
