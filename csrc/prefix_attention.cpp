@@ -92,14 +92,14 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
         const T* query = q + (sequence.q_begin + i) * q_row + head * s.head_dim;
         for (int64_t d = 0; d < s.head_dim; ++d) scratch.query[size_t(d)] = s.scale * widen(query[d]);
         float* scores = scratch.scores.data();
+        for (int64_t j = from; j <= last; ++j)
+          scores[j] = dot(scratch.query.data(), scratch.keys[size_t(j)], s.padded);
+        if (s.softcap > 0)
+          for (int64_t j = from; j <= last; ++j) scores[j] = s.softcap * std::tanh(scores[j] / s.softcap);
+        if (s.slopes)
+          for (int64_t j = from; j <= last; ++j) scores[j] -= s.slopes[head] * float(last - j);
         float top = -INFINITY;
-        for (int64_t j = from; j <= last; ++j) {
-          float score = dot(scratch.query.data(), scratch.keys[size_t(j)], s.padded);
-          if (s.softcap > 0) score = s.softcap * std::tanh(score / s.softcap);
-          if (s.slopes) score -= s.slopes[head] * float(last - j);
-          scores[j] = score;
-          top = std::max(top, score);
-        }
+        for (int64_t j = from; j <= last; ++j) top = std::max(top, scores[j]);
         float total = 0;
         for (int64_t j = from; j <= last; ++j) total += scores[j] = std::exp(scores[j] - top);
         const float inverse = 1.0f / total;
