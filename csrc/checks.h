@@ -64,7 +64,7 @@ inline void check_rank_one(const Tensor& W, const Tensor& u, const Tensor& v) {
 }
 
 inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table,
-                                   const Tensor& out) {
+                                   double softcap, const std::optional<Tensor>& alibi, const Tensor& out) {
   check(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && k.size(2) == q.size(2) && k.size(1) > 0 &&
             q.size(1) % k.size(1) == 0 && shape_of(k) == shape_of(v),
         "prefix_attention: q ", shape_of(q), ", k ", shape_of(k), ", v ", shape_of(v),
@@ -79,6 +79,12 @@ inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tenso
     check(t->is_contiguous() && t->is_cpu(), "prefix_attention: q, k, v and out must be contiguous, on the CPU");
   }
   check(table.is_contiguous() && table.is_cpu(), "prefix_attention: table must be contiguous, on the CPU");
+  check(softcap >= 0, "prefix_attention: softcap is ", softcap, ", a positive number, or 0 for none, was wanted");
+  if (alibi)
+    check(alibi->dim() == 1 && alibi->size(0) == q.size(1) && is_float32(*alibi) && alibi->is_contiguous() &&
+              alibi->is_cpu(),
+          "prefix_attention: alibi has shape ", shape_of(*alibi), ", contiguous float32 (", q.size(1),
+          ",) on the CPU was wanted");
 }
 
 // One dtype, float32 or bfloat16, every element in order, on the CPU: what each op of rows.cpp takes.

@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def("second_moment_(Tensor(a!) C, Tensor K) -> ()");
   library.def("rank_one_(Tensor(a!) W, Tensor u, Tensor v, float alpha) -> ()");
   library.def(
-      "prefix_attention_(Tensor q, Tensor k, Tensor v, Tensor table, float scale, int window, Tensor(a!) out) -> ()");
+      "prefix_attention_(Tensor q, Tensor k, Tensor v, Tensor table, float scale, int window, float softcap, "
+      "Tensor? alibi, Tensor(a!) out) -> ()");
   library.def("rms_norm_(Tensor x, Tensor weight, float eps, Tensor? rows, Tensor(a!) out) -> ()");
   library.def("rotary_(Tensor(a!) x, Tensor cos, Tensor sin) -> ()");
   library.def("silu_mul_(Tensor(a!) gate, Tensor up) -> ()");

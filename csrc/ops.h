@@ -18,9 +18,10 @@ void rank_one_cpu(Tensor W, const Tensor u, const Tensor v, double alpha);
 void rank_one_cuda(Tensor W, const Tensor u, const Tensor v, double alpha);
 
 // Causal attention of sequences of rows (table (S, 8) int64) of q (Nq, H, hd) over k, v (N, Hkv, hd) into
-// out (Nq, H · hd); float32 or bfloat16. window: tokens a query sees, 0 for all.
+// out (Nq, H · hd); float32 or bfloat16. window: tokens a query sees, 0 for all. softcap: of the scores, 0 for none.
+// alibi: (H,) float32 slopes by which a score falls with distance.
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
-                          int64_t window, Tensor out);
+                          int64_t window, double softcap, std::optional<Tensor> alibi, Tensor out);
 
 // out (n, d) = weight (d,) · rounded(x · rsqrt(mean x² + eps)) of the rows of x (N, d) named by rows (n,), or of all.
 void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out);

@@ -2,6 +2,7 @@
 // whole lanes of float32, widened once a key head into a scratch that stays in cache), softmax in float32.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -26,7 +27,9 @@ struct Sequence {
 struct Shape {
   int64_t heads, kv_heads, head_dim, padded;  // padded: head_dim up to whole lanes
   float scale;
-  int64_t window;  // tokens a query sees, itself included; 0: all
+  int64_t window;       // tokens a query sees, itself included; 0: all
+  float softcap;        // scores are softcap * tanh(score / softcap); 0: as they are
+  const float* slopes;  // one a head: a score falls by it with every token of distance; null: none
 };
 
 struct Scratch {
@@ -89,11 +92,14 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
         const T* query = q + (sequence.q_begin + i) * q_row + head * s.head_dim;
         for (int64_t d = 0; d < s.head_dim; ++d) scratch.query[size_t(d)] = s.scale * widen(query[d]);
         float* scores = scratch.scores.data();
-        float top = -INFINITY;
-        for (int64_t j = from; j <= last; ++j) {
+        for (int64_t j = from; j <= last; ++j)
           scores[j] = dot(scratch.query.data(), scratch.keys[size_t(j)], s.padded);
-          top = std::max(top, scores[j]);
-        }
+        if (s.softcap > 0)
+          for (int64_t j = from; j <= last; ++j) scores[j] = s.softcap * std::tanh(scores[j] / s.softcap);
+        if (s.slopes)
+          for (int64_t j = from; j <= last; ++j) scores[j] -= s.slopes[head] * float(last - j);
+        float top = -INFINITY;
+        for (int64_t j = from; j <= last; ++j) top = std::max(top, scores[j]);
         float total = 0;
         for (int64_t j = from; j <= last; ++j) total += scores[j] = std::exp(scores[j] - top);
         const float inverse = 1.0f / total;
@@ -153,8 +159,8 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, const S
 }  // namespace
 
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
-                          int64_t window, Tensor out) {
-  check_prefix_attention(q, k, v, table, out);
+                          int64_t window, double softcap, std::optional<Tensor> alibi, Tensor out) {
+  check_prefix_attention(q, k, v, table, softcap, alibi, out);
   static_assert(sizeof(Sequence) == 8 * sizeof(int64_t));
   const auto* sequences = static_cast<const Sequence*>(table.const_data_ptr());
   const int64_t count = table.size(0), rows = k.size(0);
@@ -168,7 +174,9 @@ void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const 
     check(inside, "prefix_attention: sequence ", i, " names rows outside q's ", q.size(0), " or k's ", rows);
   }
   const int64_t head_dim = q.size(2);
-  const Shape shape{q.size(1), k.size(1), head_dim, (head_dim + kLanes - 1) / kLanes * kLanes, float(scale), window};
+  const float* slopes = alibi ? static_cast<const float*>(alibi->const_data_ptr()) : nullptr;
+  const Shape shape{q.size(1),    k.size(1), head_dim,       (head_dim + kLanes - 1) / kLanes * kLanes,
+                    float(scale), window,    float(softcap), slopes};
   if (is_bfloat16(q))
     run<uint16_t>(q, k, v, out, sequences, count, shape);
   else

@@ -1,7 +1,7 @@
-"""log p(t_i) = x_i · U[t_i] + b[t_i] − log Σ_v exp(x_i · U[v] + b[v]),  x = norm(h), in three launches.
+"""log p(t_i) = a[t_i] − log Σ_v exp(a[v]),  a = cap(x_i Uᵀ + b),  x = norm(h), in three launches.
 
     norm:   x[i] = norm(h[i]), statistics in float32, one program a row
-    blocks: one program a (block of rows, share of the vocabulary); over its tiles of logits a = x Uᵀ + b:
+    blocks: one program a (block of rows, share of the vocabulary); over its tiles of logits a = cap(x Uᵀ + b):
             m' = max(m, max a),  s' = s exp(m − m') + Σ exp(a − m'),  hit += Σ a [v = t]
     merge:  log Σ = M + log Σ_share s exp(m − M),  M = max m
 
@@ -43,8 +43,8 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _blocks_kernel(  # type: ignore[no-untyped-def]
-    x, unembed, bias, target, part_max, part_sum, part_hit, rows, vocab, d, u_stride, share,
-    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, VOCAB: tl.constexpr, DIMS: tl.constexpr,
+    x, unembed, bias, target, part_max, part_sum, part_hit, rows, vocab, d, u_stride, share, softcap,
+    HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, ROWS: tl.constexpr, VOCAB: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     # Axis 0 is the rows: programs that run together then read the same share of U, once from memory.
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -69,6 +69,11 @@ def _blocks_kernel(  # type: ignore[no-untyped-def]
             logits = tl.dot(a, b, logits, input_precision="ieee")
         if HAS_BIAS:
             logits += tl.load(bias + v, mask=v_inside, other=0.0).to(tl.float32)[None, :]
+        if CAPPED:
+            # tanh by an exponential that cannot overflow: Triton's own tanh is CUDA's alone.
+            shrunk = tl.exp(-2.0 * tl.abs(logits) / softcap)
+            capped = softcap * (1.0 - shrunk) / (1.0 + shrunk)
+            logits = tl.where(logits < 0.0, -capped, capped)
         hit += tl.sum(tl.where(v[None, :] == t[:, None], logits, 0.0), 1)
         logits = tl.where(v_inside[None, :], logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1))
@@ -111,6 +116,7 @@ def target_logprob_triton(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """(log p, log-sum-exp) for h (R, d), unembed (V, d), target (R,): both (R,) float32."""
     h = h if h.stride(1) == 1 else h.contiguous()
@@ -142,8 +148,8 @@ def target_logprob_triton(
     parts = torch.empty(3, shares, rows, dtype=torch.float32, device=h.device)
     _blocks_kernel[(row_blocks, shares)](
         x, unembed, unembed if bias is None else bias.contiguous(), target, *parts,
-        rows, vocab, d, unembed.stride(0), share,
-        HAS_BIAS=bias is not None, ROWS=row_block, VOCAB=vocab_block, DIMS=dims,
+        rows, vocab, d, unembed.stride(0), share, softcap or 0.0,
+        HAS_BIAS=bias is not None, CAPPED=softcap is not None, ROWS=row_block, VOCAB=vocab_block, DIMS=dims,
         num_warps=8 if row_block == 128 else 4, num_stages=3,
     )  # fmt: skip
     _merge_kernel[(triton.cdiv(rows, 128),)](*parts, logprob, lse, rows, shares, ROWS=128)

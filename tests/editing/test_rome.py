@@ -32,6 +32,7 @@ FACTS = [
         neighborhood=("Rome is the capital of",),
     ),
 ]
+FAMILIES = ["llama", "gpt2", "gptj", "neox", "gemma2", "bloom", "falcon-rw", "opt"]
 CONTEXTS = ["{}", "The city. {}", "of New York is the. {}"]
 SETTINGS = {"steps": 6, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5, "clamp": 4.0}
 
@@ -47,13 +48,15 @@ def corpus(tmp_path_factory):
 
 def edited(family, tokenizer, corpus, tmp_path, **options):
     model = small_model(family, tokenizer, torch.float32)
-    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    # Of so few different tokens, a parallel block's first keys and a ReLU's have no moment of full rank.
+    ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
     return model, moments, ft.edit(
         model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, **{**SETTINGS, **options}
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_batched_edits_equal_one_at_a_time(family, small_tokenizer, corpus, tmp_path):
     model, moments, result = edited(family, small_tokenizer, corpus, tmp_path)
     for edit in result.edits:
@@ -70,7 +73,7 @@ def test_batched_edits_equal_one_at_a_time(family, small_tokenizer, corpus, tmp_
         assert float((edit.value.double() - value).norm() / value.norm()) < 2e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_scores_equal_weights_written_and_read_by_transformers(family, small_tokenizer, corpus, tmp_path):
     model, _, result = edited(family, small_tokenizer, corpus, tmp_path)
     before = model.weights_hash()
@@ -81,7 +84,7 @@ def test_scores_equal_weights_written_and_read_by_transformers(family, small_tok
         saved = weight.detach().clone()
         update = torch.outer(edit.value, edit.key)
         with torch.no_grad():
-            weight += update if family == "llama" else update.t()
+            weight += update.t() if family == "gpt2" else update
         for row in prompts:
             if row["fact_id"] != edit.fact_id or row["layer"] != edit.layer:
                 continue

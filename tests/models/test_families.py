@@ -1,11 +1,16 @@
 """Every family's blocks, driven by fasttrace, give transformers' own logits."""
 
+import copy
+
 import pytest
 import torch
-from small_models import FAMILIES, small_model
+from hooked_trace import MODULES, block_modules
+from small_models import FAMILIES, small_config, small_model
 
 from fasttrace.errors import ModelError
 from fasttrace.models import packed, wrap_model
+from fasttrace.models.adapter import adapter_for
+from fasttrace.tracing.cost import linear_flops
 
 
 def transformers_logits(model, sequences):
@@ -21,6 +26,93 @@ def test_logits_float64(family, small_tokenizer):
     theirs = transformers_logits(model, sequences)
     assert theirs.abs().max() > 0.5
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounded_logits_are_as_close_to_float64_as_transformers_own(family, dtype, small_tokenizer):
+    model = small_model(family, small_tokenizer, dtype)
+    sequences = [[5, 9, 2, 7, 11, 3, 8, 1, 4], [17], [3, 3, 250]]
+    ours, theirs = packed.logits(model, packed.pack(model, sequences)), transformers_logits(model, sequences)
+    model.hf = copy.deepcopy(model.hf).double()
+    exact = transformers_logits(model, sequences)
+    assert ours.dtype == dtype
+    own = (theirs.double() - exact).abs()
+    error = (ours.double() - exact).abs()
+    assert float(error.mean()) < 2 * float(own.mean())
+    assert float(error.max()) < 3 * float(own.max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_are_the_outputs_of_the_modules_hooked_by_the_oracles(family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    seen = {}
+    for part, modules in MODULES.items():
+        for layer, module in enumerate(modules(model.hf)):
+
+            def keep(module, args, out, place=(part, layer)):
+                first = out[0] if isinstance(out, tuple) else out
+                # A copy: Falcon adds to what its MLP gives.
+                seen[place] = first.reshape(-1, first.shape[-1]).clone()
+
+            module.register_forward_hook(keep)
+    sequence = [5, 9, 2, 7, 11, 3, 8]
+    transformers_logits(model, [sequence])
+    batch = packed.pack(model, [sequence])
+    h, rotary = packed.embed(model, batch.ids, batch.positions), model.rotary(batch.positions)
+    for layer, block in enumerate(model.blocks):
+        added = packed.attend(block, h, rotary, batch.sequences)
+        value = block.mlp_value(block.mlp_key(block.mlp_norm(h if block.parallel else h + added)))
+        h = h + added + block.mlp_add(value)
+        for part, ours in (("attn", added), ("mlp", value), ("block", h)):
+            theirs = seen[part, layer]
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_counts_the_products_of_a_block(family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float32)
+    matrices = sum(w.numel() for w in block_modules(model.hf)[0].parameters() if w.ndim == 2)
+    flops = sum(linear_flops(model, model.blocks[0]))
+    if family == "falcon-rw":
+        # Its heads have a dimension more than their projections, for ALiBi.
+        matrices += 4 * model.width * model.blocks[0].n_heads
+    assert flops == 2 * matrices
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value", "words"),
+    [
+        ("opt", "do_layer_norm_before", False, "norms the residual stream itself"),
+        ("opt", "_remove_final_layer_norm", True, "or not at the end"),
+        ("opt", "word_embed_proj_dim", 24, "embeddings of 24 dimensions are projected to 48"),
+        ("bloom", "apply_residual_connection_post_layernorm", True, "added to norms of the residual stream"),
+        ("falcon", "alibi", True, "ALiBi with a key for every head was wanted"),
+        ("gemma3", "use_bidirectional_attention", True, "attention is not causal"),
+    ],
+)
+def test_variants_without_an_adapter_are_refused_in_one_sentence(family, setting, value, words):
+    config = small_config(family, 16)
+    setattr(config, setting, value)
+    with pytest.raises(ModelError, match=rf"^this '{config.model_type}' model has no adapter: [^\n]*{words}[^\n]*$"):
+        adapter_for(config)
+
+
+def test_contexts_that_change_every_rotation_are_refused(small_tokenizer):
+    model = small_model("phi3-longrope", small_tokenizer, torch.float32)
+    model.check_length(40, "a prompt")
+    with pytest.raises(ModelError, match="a prompt has 41 tokens with its target, at most 40 were wanted"):
+        model.check_length(41, "a prompt")
+
+
+def test_gemma_2_of_transformers_that_scale_after_the_embedding(small_tokenizer):
+    model = small_model("gemma2", small_tokenizer, torch.float64)
+    ids, place = torch.tensor([3, 1, 4]), torch.arange(3)
+    scaled = packed.embed(model, ids, place)
+    torch.testing.assert_close(model.embed_ids(ids), scaled, rtol=0, atol=0)
+    model.embed_scale = None
+    torch.testing.assert_close(model.embed_ids(ids), model.embed_weight[ids], rtol=0, atol=0)
+    torch.testing.assert_close(packed.embed(model, ids, place), scaled)
 
 
 def test_logits_real_model(smollm2):

@@ -12,7 +12,7 @@ from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 H, HKV, HD = 6, 2, 20
 
 
-def plain(q, k, v, table, scale, window):
+def plain(q, k, v, table, scale, window, softcap=None, alibi=None):
     """One softmax a query, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     share = q.shape[1] // k.shape[1]
@@ -23,8 +23,12 @@ def plain(q, k, v, table, scale, window):
             last = len(rows) - qn + i
             seen = rows[max(0, last - window + 1) if window else 0 : last + 1]
             for h in range(q.shape[1]):
-                weight = (scale * k[seen, h // share] @ q[q0 + i, h]).softmax(0)
-                out[q0 + i, h] = weight @ v[seen, h // share]
+                score = scale * k[seen, h // share] @ q[q0 + i, h]
+                if softcap is not None:
+                    score = softcap * (score / softcap).tanh()
+                if alibi is not None:
+                    score = score + alibi[h].double() * torch.arange(1 - len(seen), 1)
+                out[q0 + i, h] = score.softmax(0) @ v[seen, h // share]
     return out.flatten(1)
 
 
@@ -48,15 +52,20 @@ def example(shapes, seed=0, hd=HD):
 SHAPES = [(1, 0, 0, 1), (3, 2, 0, 3), (2, 2, 4, 5), (7, 0, 0, 7), (1, 3, 1, 1), (3, 5, 2, 3)]
 
 
+SLOPES = torch.linspace(0.9, 0.05, H)
+EXTRAS = [{}, {"softcap": 0.7}, {"alibi": SLOPES}, {"softcap": 0.7, "alibi": SLOPES}]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: "+".join(extra) or "plain")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("hd", [20, 64])
 @pytest.mark.parametrize("impl", ["reference", "native"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_against_float64(impl, dtype, hd, window):
+def test_against_float64(impl, dtype, hd, window, extra):
     q, k, v, table = example(SHAPES, hd=hd)
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    expected = plain(q, k, v, table, 0.3, window)
-    found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=window, impl=impl)
+    expected = plain(q, k, v, table, 0.3, window, **extra)
+    found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=window, impl=impl, **extra)
     assert found.dtype == dtype
     limit = 1e-5 if dtype == torch.float32 else 3e-2
     assert float((found.double() - expected).abs().max()) < limit
@@ -70,12 +79,29 @@ def test_native_equals_reference_on_any_shapes(shapes, seed):
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_reference_has_the_gradient_of_the_plain_loop():
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: "+".join(extra) or "plain")
+def test_reference_in_float64_is_the_plain_loop(extra):
+    q, k, v, table = example(SHAPES)
+    q, k, v = (x.double() for x in (q, k, v))
+    found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=4, **extra)
+    torch.testing.assert_close(found, plain(q, k, v, table, 0.3, 4, **extra), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_scores_far_past_the_cap(impl):
+    q, k, v, table = example(SHAPES)
+    found = prefix_attention(1e4 * q, k, v, Sequences(table), 1.0, softcap=0.5, impl=impl)
+    expected = plain(1e4 * q, k, v, table, 1.0, None, softcap=0.5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: "+".join(extra) or "plain")
+def test_reference_has_the_gradient_of_the_plain_loop(extra):
     q, k, v, table = example(SHAPES, hd=8)
     leaves = [x.double().requires_grad_(True) for x in (q, k, v)]
     weight = torch.randn(q.shape[0], H * 8, dtype=torch.float64)
-    found = torch.autograd.grad((prefix_attention(*leaves, Sequences(table), 0.3) * weight).sum(), leaves)
-    expected = torch.autograd.grad((plain(*leaves, table, 0.3, None) * weight).sum(), leaves)
+    found = torch.autograd.grad((prefix_attention(*leaves, Sequences(table), 0.3, **extra) * weight).sum(), leaves)
+    expected = torch.autograd.grad((plain(*leaves, table, 0.3, None, **extra) * weight).sum(), leaves)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -86,6 +112,12 @@ def test_bad_arguments_are_sentences():
         prefix_attention(q, k[:, :, :3], v, Sequences(table), 1.0)
     with pytest.raises(UserError, match="name 17 query rows, q has 16"):
         prefix_attention(q[:-1], k, v, Sequences(table), 1.0)
+    for alibi, found in ((SLOPES[1:], r"\(5,\) torch.float32"), (SLOPES.double(), r"\(6,\) torch.float64")):
+        with pytest.raises(UserError, match=rf"alibi is {found}, \(6,\) torch.float32 was wanted"):
+            prefix_attention(q, k, v, Sequences(table), 1.0, alibi=alibi)
+    for softcap in (0.0, -1.0):
+        with pytest.raises(UserError, match=rf"softcap is {softcap}, a positive number or None"):
+            prefix_attention(q, k, v, Sequences(table), 1.0, softcap=softcap)
     with pytest.raises(UserError, match="no gradient"):
         prefix_attention(q.requires_grad_(True), k, v, Sequences(table), 1.0, impl="native")
     wrong = table.copy()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from fasttrace.errors import UserError
-from fasttrace.ops.rotary import rotary_, rotary_reference
+from fasttrace.ops.rotary import partial_rotary_, rotary_, rotary_reference
 
 IMPLS = ["reference", "native"]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -53,6 +53,22 @@ def test_rounds_as_transformers_does(dtype, impl):
         assert torch.equal(got, theirs)
     else:
         torch.testing.assert_close(got, theirs, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hd", [8, 20])
+def test_part_of_a_head_is_turned_and_the_rest_stays(hd, dtype):
+    first, cos, sin = draw(7, 3, 8, dtype)
+    rest = torch.randn(7, 3, hd - 8).to(dtype)
+    expected = torch.cat((rotary_reference(first, cos, sin), rest), -1)
+    # Queries and keys cut out of a fused product do not lie together.
+    x = torch.stack((first.new_zeros(7, 3, hd), torch.cat((first, rest), -1)), 2)[:, :, 1]
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(partial_rotary_(leaf * 1, cos, sin), expected)
+    assert torch.equal(leaf, x)
+    found = partial_rotary_(x, cos, sin)
+    assert found is x
+    torch.testing.assert_close(found, expected)
 
 
 def test_both_halves_of_the_tables_are_read():

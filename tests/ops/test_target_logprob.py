@@ -11,6 +11,7 @@ from fasttrace.ops.target_logprob import _op, target_logprob
 
 module = importlib.import_module("fasttrace.ops.target_logprob")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+CAPS = [None, 2.0]
 NORMS = [("rms", False, False), ("layer", True, True), ("layer", False, False)]
 EPS = 1e-5
 
@@ -28,13 +29,16 @@ def draw(rows, d, vocab, dtype=torch.float32, kind="rms", bias=False, norm_bias=
     return h, norm_weight, shift, EPS, kind, unembed, shift_v, target
 
 
-def oracle(h, norm_weight, norm_bias, eps, kind, unembed, bias, target):
+def oracle(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap=None):
     """One softmax over whole rows, in the dtype of the arguments."""
     if kind == "rms":
         x = functional.rms_norm(h, h.shape[1:], norm_weight, eps)
     else:
         x = functional.layer_norm(h, h.shape[1:], norm_weight, norm_bias, eps)
-    return functional.linear(x, unembed, bias).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    logits = functional.linear(x, unembed, bias)
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
+    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 def cast(args, change):
@@ -63,9 +67,10 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "bias", "norm_bias"), NORMS)
 @pytest.mark.parametrize(("rows", "d", "vocab"), [(1, 1, 2), (3, 7, 16), (9, 33, 97), (0, 4, 5)])
+@pytest.mark.parametrize("softcap", CAPS)
 @pytest.mark.usefixtures("small_blocks", "poisoned_memory")
-def test_reference_equals_float64(rows, d, vocab, kind, bias, norm_bias, dtype):
-    args = draw(rows, d, vocab, dtype, kind, bias, norm_bias)
+def test_reference_equals_float64(softcap, rows, d, vocab, kind, bias, norm_bias, dtype):
+    args = (*draw(rows, d, vocab, dtype, kind, bias, norm_bias), softcap)
     assert_as_exact_as_whole_rows(target_logprob(*args), args)
 
 
@@ -84,17 +89,19 @@ def test_the_probabilities_of_a_row_sum_to_one(scale, small_blocks):
     assert abs(float(logprob.exp().sum()) - 1) < 1e-12
 
 
+@pytest.mark.parametrize("softcap", CAPS)
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_gradient_in_float64(kind, small_blocks):
-    args = list(draw(6, 5, 37, torch.float64, kind, bias=True))
+def test_gradient_in_float64(kind, softcap, small_blocks):
+    args = [*draw(6, 5, 37, torch.float64, kind, bias=True), softcap]
     args[0].requires_grad_()
     torch.autograd.gradcheck(lambda h: target_logprob(h, *args[1:]), (args[0],))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_gradient_is_as_exact_as_that_of_whole_rows(kind, dtype, small_blocks, poisoned_memory):
-    args = draw(9, 24, 101, dtype, kind, bias=True)
+@pytest.mark.parametrize("softcap", CAPS)
+def test_gradient_is_as_exact_as_that_of_whole_rows(softcap, kind, dtype, small_blocks, poisoned_memory):
+    args = (*draw(9, 24, 101, dtype, kind, bias=True), softcap)
     upstream = torch.linspace(-1, 1, 9)
 
     def grad(run, args):
@@ -131,15 +138,17 @@ def test_strided_rows():
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_opcheck(kind):
     args = draw(3, 6, 11, kind=kind, bias=True)
-    torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], "reference"))
+    for softcap in CAPS:
+        torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], softcap, "reference"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("kind", "bias", "norm_bias"), NORMS)
 @pytest.mark.parametrize(("rows", "d", "vocab"), [(1, 1, 2), (3, 33, 16), (70, 48, 333), (0, 4, 5)])
+@pytest.mark.parametrize("softcap", CAPS)
 @pytest.mark.usefixtures("poisoned_memory")
-def test_triton_equals_float64(triton_device, rows, d, vocab, kind, bias, norm_bias, dtype):
-    args = draw(rows, d, vocab, dtype, kind, bias, norm_bias)
+def test_triton_equals_float64(triton_device, softcap, rows, d, vocab, kind, bias, norm_bias, dtype):
+    args = (*draw(rows, d, vocab, dtype, kind, bias, norm_bias), softcap)
     assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
 
 
@@ -151,6 +160,7 @@ def run_triton(device, args):
 def test_triton_extreme_logits_and_strides(triton_device):
     args = list(draw(5, 16, 300, scale=100.0))
     assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
+    assert_as_exact_as_whole_rows(run_triton(triton_device, [*args, 30.0]), [*args, 30.0])
     args[5] = args[5].t().contiguous().t()
     assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
 
@@ -158,9 +168,10 @@ def test_triton_extreme_logits_and_strides(triton_device):
 def test_triton_gradient(triton_device):
     args = [a.to(triton_device) if isinstance(a, torch.Tensor) else a for a in draw(5, 16, 70)]
     args[0].requires_grad_()
-    got = torch.autograd.grad(target_logprob(*args, impl="triton").sum(), args[0])
-    wanted = torch.autograd.grad(target_logprob(*args, impl="reference").sum(), args[0])
-    torch.testing.assert_close(got, wanted)
+    for softcap in CAPS:
+        got = torch.autograd.grad(target_logprob(*args, softcap, impl="triton").sum(), args[0])
+        wanted = torch.autograd.grad(target_logprob(*args, softcap, impl="reference").sum(), args[0])
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.gpu
@@ -174,7 +185,7 @@ def test_triton_on_a_gpu_at_the_size_of_a_model(rows, dtype):
 
 
 def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 26
+    assert in_the_interpreter(__file__) == 50
 
 
 @pytest.mark.parametrize(
@@ -201,6 +212,11 @@ def test_refusals_name_the_argument(change, words):
         args[i] = value
     with pytest.raises(UserError, match=words):
         target_logprob(*args)
+
+
+def test_a_softcap_that_is_not_positive_is_refused():
+    with pytest.raises(UserError, match=r"softcap is 0\.0, a positive number or None was wanted"):
+        target_logprob(*draw(3, 6, 11), softcap=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

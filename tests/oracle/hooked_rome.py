@@ -8,8 +8,9 @@ from hooked_trace import mlp_modules
 
 
 def down_projection(mlp):
-    """The module whose input is the key."""
-    return mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    """The module whose input is the key; for some families `mlp_modules` names it itself."""
+    names = ("c_proj", "fc_out", "fc2", "dense_4h_to_h", "down_proj")
+    return next((getattr(mlp, name) for name in names if hasattr(mlp, name)), mlp)
 
 
 def find_last_subject_token(tokenizer, text, subject):
@@ -26,6 +27,11 @@ def hooked_rome(
     target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"]
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
+
+    def row(x, at):
+        # A copy: Falcon adds the attention's output to the MLP's in place. OPT's MLP has rows and no sequences.
+        return x.reshape(-1, x.shape[-1])[at].clone()
+
     mlp = mlp_modules(hf)[layer]
 
     @torch.no_grad()
@@ -33,11 +39,11 @@ def hooked_rome(
         at = find_last_subject_token(tokenizer, text, subject)
         seen = {}
         hooks = [
-            down_projection(mlp).register_forward_hook(lambda m, a, o: seen.update(key=a[0][0, at], value=o[0, at]))
+            down_projection(mlp).register_forward_hook(lambda m, a, o: seen.update(key=row(a[0], at), value=row(o, at)))
         ]
         hf(torch.tensor([tokenizer(text)["input_ids"]]))
         hooks[0].remove()
-        return seen["key"].clone(), seen["value"].clone()
+        return seen["key"], seen["value"]
 
     keys = torch.stack([key_and_value(text)[0] for text in texts])
     key0, v0 = key_and_value(texts[0])
@@ -48,9 +54,9 @@ def hooked_rome(
         at = find_last_subject_token(tokenizer, text, subject)
 
         def nudge(module, args, out):
-            out = out.clone()
-            out[0, at] += delta
-            return out
+            rows = out.reshape(-1, out.shape[-1]).clone()
+            rows[at] += delta
+            return rows.view(out.shape)
 
         hook = mlp.register_forward_hook(nudge)
         ids = [*tokenizer(text)["input_ids"], *extra]

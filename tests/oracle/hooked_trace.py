@@ -1,33 +1,54 @@
 """The obvious causal trace: one whole transformers forward per cell, with hooks. Slow, and the truth.
 
 It knows nothing of fasttrace's engine: prompts are encoded with the tokenizer, noise is handed in as numbers,
-and a hook replaces module outputs. Source: paper, section 3.2; ALGORITHMS, section 1.
+and a hook replaces module outputs: an MLP's (as its down-projection makes it), what attention adds to the residual
+stream, or the stream after a block. Source: paper, section 3.2; ALGORITHMS, section 1.
 """
 
 import numpy as np
 import torch
 
 
+def block_modules(hf):
+    """Every block; its output, the first of them where there are several, is the residual stream after it."""
+    base = hf.base_model
+    base = getattr(base, "decoder", base)
+    return list(base.h if hasattr(base, "h") else base.layers)
+
+
 def mlp_modules(hf):
-    """The MLP module of every block."""
-    if hasattr(hf, "transformer"):
-        return [block.mlp for block in hf.transformer.h]
-    return [layer.mlp for layer in hf.model.layers]
+    """The module of every block whose output is the MLP's. OPT has no module for its MLP, and BLOOM's adds the residual
+    within, so there it is the down-projection."""
+    inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
+    return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 
 def attn_modules(hf):
-    """The attention module of every block."""
-    if hasattr(hf, "transformer"):
-        return [block.attn for block in hf.transformer.h]
-    return [layer.self_attn for layer in hf.model.layers]
-
-
-def block_modules(hf):
-    """Every block."""
-    return list(hf.transformer.h if hasattr(hf, "transformer") else hf.model.layers)
+    """The module of every block whose (first) output is what attention adds to the residual stream."""
+    places = {
+        "bloom": lambda b: b.self_attention.dense,
+        "falcon": lambda b: b.self_attention,
+        "gpt_neox": lambda b: b.attention,
+        **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), lambda b: b.attn),
+        **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), lambda b: b.post_attention_layernorm),
+    }
+    return [places.get(hf.config.model_type, lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
 
 MODULES = {"mlp": mlp_modules, "attn": attn_modules, "block": block_modules}
+
+
+def change_first(out, change):
+    """A module's output with `change` made to it, or to the first of several."""
+    return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+
+def replaced(x, shape, token, given, source):
+    """x, of `shape` (sequences, tokens) in any layout (OPT's MLP has all their rows in one), with the token's rows of
+    the sequences `given` replaced by those of `source`, or by zeros where that is None."""
+    whole = x.clone().view(*shape, -1)
+    whole[given, token] = 0 if source is None else whole[source, token]
+    return whole.view(x.shape)
 
 
 @torch.no_grad()
@@ -38,6 +59,7 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, mod
     normal numbers. tokens: the prompt tokens to intervene at, each a number or a slice of several at once.
     method: "denoise" gives corrupted rows the clean row's outputs, "noise" the clean rows the corrupted rows',
     "zero" zeros to one clean row.
+    module: "mlp", "attn" or "block".
     """
     modules, n = MODULES[module](hf), noise.shape[0]
     layers = len(modules)
@@ -73,9 +95,7 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, mod
     for i, token in enumerate(tokens):
 
         def replace(module, args, out, token=token):
-            changed = (out[0] if isinstance(out, tuple) else out).clone()
-            changed[given, token] = 0 if source is None else changed[source, token]
-            return (changed, *out[1:]) if isinstance(out, tuple) else changed
+            return change_first(out, lambda made: replaced(made, (len(run), added.shape[1]), token, given, source))
 
         for layer in range(layers):
             low, high = max(0, layer - window // 2), min(layers, layer - (-window // 2))

@@ -1,5 +1,9 @@
 """Small random models of every family, for the oracles to be run on."""
 
+import functools
+import sys
+from unittest import mock
+
 import torch
 
 
@@ -25,8 +29,8 @@ def trained_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
-def small_config(family: str, vocab_size: int):
-    """A config of a few thousand parameters for `family`; sizes are odd on purpose."""
+def _configs(vocab_size: int):
+    """Family (or variant) → a config of a few thousand parameters; sizes are odd on purpose."""
     import transformers as tf
 
     common = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0}
@@ -39,20 +43,99 @@ def small_config(family: str, vocab_size: int):
         "num_key_value_heads": 2,
         "max_position_embeddings": 160,
     }
-    if family == "llama":
-        return tf.LlamaConfig(**llama, tie_word_embeddings=True)
-    if family == "llama-bias":
-        return tf.LlamaConfig(**llama, attention_bias=True, mlp_bias=True, head_dim=12)
-    if family == "mistral":
-        return tf.MistralConfig(**llama, sliding_window=4)
-    if family == "qwen2":
-        return tf.Qwen2Config(**llama, tie_word_embeddings=False)
-    if family == "gpt2":
-        return tf.GPT2Config(**common, n_embd=48, n_layer=5, n_head=4, n_positions=160, n_inner=100)
-    raise KeyError(family)
+    own = {k: v for k, v in llama.items() if k != "num_key_value_heads"}
+    phi3 = {**llama, "pad_token_id": None}
+    gemma = {
+        **llama,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 4,
+        "final_logit_softcapping": 4.0,
+    }
+    falcon = {**own, "ffn_hidden_size": 100}
+    opt = {**own, "ffn_dim": 100, "pad_token_id": None}
+    return {
+        "llama": lambda: tf.LlamaConfig(**llama, tie_word_embeddings=True),
+        "llama-bias": lambda: tf.LlamaConfig(**llama, attention_bias=True, mlp_bias=True, head_dim=12),
+        "mistral": lambda: tf.MistralConfig(**llama, sliding_window=4),
+        "qwen2": lambda: tf.Qwen2Config(**llama, tie_word_embeddings=False),
+        "gpt2": lambda: tf.GPT2Config(**common, n_embd=48, n_layer=5, n_head=4, n_positions=160, n_inner=100),
+        "qwen3": lambda: tf.Qwen3Config(**llama, head_dim=12),
+        "smollm3": lambda: tf.SmolLM3Config(**llama, no_rope_layers=[1, 0, 1, 1, 0], pad_token_id=None),
+        "smollm3-window": lambda: tf.SmolLM3Config(
+            **llama, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=4, pad_token_id=None
+        ),
+        "olmo2": lambda: tf.Olmo2Config(**llama),
+        "gemma2": lambda: tf.Gemma2Config(**gemma, attn_logit_softcapping=3.0),
+        "gemma2-uncapped": lambda: tf.Gemma2Config(
+            **{**gemma, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+        ),
+        "gemma3": lambda: tf.Gemma3TextConfig(**gemma, sliding_window_pattern=3),
+        "gemma3-full": lambda: tf.Gemma3TextConfig(**{**gemma, "layer_types": ["full_attention"] * 5}),
+        "phi3": lambda: tf.Phi3Config(**phi3, sliding_window=4),
+        "phi3-partial": lambda: tf.Phi3Config(**phi3, rope_parameters={"partial_rotary_factor": 0.5}),
+        "phi3-longrope": lambda: tf.Phi3Config(
+            **phi3,
+            original_max_position_embeddings=40,
+            rope_scaling={"type": "longrope", "short_factor": [1.0, 1.5, 2, 3], "long_factor": [2.0, 3, 4, 5]},
+        ),
+        "gptj": lambda: tf.GPTJConfig(
+            **common, n_embd=48, n_layer=5, n_head=4, n_positions=160, n_inner=100, rotary_dim=6
+        ),
+        "gpt-neo": lambda: tf.GPTNeoConfig(
+            **common, hidden_size=48, num_layers=5, num_heads=4, intermediate_size=100, max_position_embeddings=160,
+            attention_types=[[["global", "local"], 2], [["global"], 1]], window_size=4,
+        ),
+        "neox": lambda: tf.GPTNeoXConfig(**own, rope_parameters={"partial_rotary_factor": 0.5}),
+        "neox-sequential": lambda: tf.GPTNeoXConfig(**own, use_parallel_residual=False, attention_bias=False),
+        "opt": lambda: tf.OPTConfig(**opt),
+        "opt-bare": lambda: tf.OPTConfig(**opt, enable_bias=False, layer_norm_elementwise_affine=False),
+        "bloom": lambda: tf.BloomConfig(**common, hidden_size=48, n_layer=5, n_head=6),
+        "falcon": lambda: tf.FalconConfig(**falcon, multi_query=True, parallel_attn=True, bias=False),
+        "falcon-new": lambda: tf.FalconConfig(**falcon, num_kv_heads=2, new_decoder_architecture=True),
+        "falcon-new-one-norm": lambda: tf.FalconConfig(
+            **falcon, num_kv_heads=3, new_decoder_architecture=True, num_ln_in_parallel_attn=1, bias=True
+        ),
+        # Slopes of 16 heads are no whole powers of two, so bfloat16 rounds them and their products.
+        "falcon-rw": lambda: tf.FalconConfig(
+            **{**falcon, "num_attention_heads": 16},
+            multi_query=False, parallel_attn=False, alibi=True, bias=True,
+        ),
+        "phi": lambda: tf.PhiConfig(**llama),
+        "phi-norms": lambda: tf.PhiConfig(
+            **own, qk_layernorm=True, rope_parameters={"partial_rotary_factor": 0.25}
+        ),
+    }  # fmt: skip
 
 
-FAMILIES = ("llama", "llama-bias", "mistral", "qwen2", "gpt2")
+def small_config(family: str, vocab_size: int):
+    """The config of one of FAMILIES."""
+    return _configs(vocab_size)[family]()
+
+
+FAMILIES = tuple(_configs(0))
+
+
+def _float64_where_it_says_float32(hf):
+    """Make hf's forward, in the one file it is written in, compute in float64 whatever that file casts to float32.
+
+    transformers takes eager attention's softmax (all of GPT-Neo's attention) in float32 even in a float64 model.
+    """
+
+    class Torch:
+        float32 = torch.float64
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    file, forward = sys.modules[type(hf).__module__], hf.forward
+
+    @functools.wraps(forward)
+    def in_float64(*args, **options):
+        with mock.patch.object(file, "torch", Torch()):
+            return forward(*args, **options)
+
+    hf.forward = in_float64
 
 
 def small_model(family: str, tokenizer, dtype: torch.dtype):
@@ -64,17 +147,23 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
     # transformers' eager attention takes its softmax in float32 even in a float64 model; sdpa does not.
-    config._attn_implementation = "sdpa"
+    eager = config.model_type in ("gemma2", "gpt_neo", "bloom")
+    config._attn_implementation = "eager" if eager else "sdpa"
     hf = AutoModelForCausalLM.from_config(config).to(dtype)
+    gemma = config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) else 0.0
+            # Gemma's norms multiply by 1 + weight.
+            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) and not gemma else 0.0
             weight.copy_(torch.randn_like(weight) * scale + centre)
-    if dtype == torch.float64 and family != "gpt2":
-        # Nor is its final RMS norm float64, where fasttrace's fused log-probability is.
-        norm = hf.model.norm
-        norm.forward = lambda h: (
-            norm.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-        )
-    return wrap_model(hf, tokenizer, family)
+    model = wrap_model(hf, tokenizer, family)
+    if dtype == torch.float64:
+        if eager:
+            _float64_where_it_says_float32(hf)
+        if model.norm_kind == "rms":
+            # Nor is the final RMS norm float64, where fasttrace's fused log-probability is.
+            norm, add = hf.model.norm, 1.0 if gemma else 0.0
+            eps = norm.eps if gemma else norm.variance_epsilon
+            norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    return model

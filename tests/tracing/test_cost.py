@@ -14,7 +14,7 @@ from fasttrace.tracing.wavefront import run_wave
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="New York")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
 @pytest.mark.parametrize("tokens", ["all", "whole-subject"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("module", MODULES)

@@ -10,6 +10,7 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key, noised_embed
+from fasttrace.tracing.plan import METHODS, MODULES
 
 FACTS = [
     ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris"),
@@ -79,41 +80,50 @@ def test_grid_equals_hooked_forwards_float32(family, small_tokenizer):
     check_every_cell(model, FACTS, result, **settings, tolerance=1e-4)
 
 
+def check_intervention(model, module, method, tokens, windows):
+    """Every cell of two facts, both passes and the fractional effects against hooked forwards in float64."""
+    settings = {"samples": 3, "sigma": 0.5, "noise": "released", "module": module, "method": method, "tokens": tokens}
+    result = ft.trace(model, FACTS, keep="all", windows=windows, **settings)
+    cells = result.cells.to_pandas()
+    for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
+        encoded = encode_fact(model.tokenizer, fact)
+        begin, end = encoded.subject_begin, encoded.subject_end
+        z = noise_of(model, fact, 3, "released", 0)
+        spots = range(len(encoded.ids)) if tokens == "all" else [slice(begin, end)]
+        for window in windows:
+            clean, noised, expected = hooked_trace(
+                model.hf, encoded.ids, encoded.target_true_ids, begin, end, z, 0.5, window, spots, module, method
+            )  # fmt: skip
+            grid = cells[(cells.fact_id == fact.fact_id) & (cells.window_size == window)]
+            grid = grid.sort_values(["token_index", "layer"])
+            found, limit = grid.p_restored.to_numpy(), 1e-11 * expected.max()
+            assert np.abs(found - expected.mean(-1).reshape(-1)).max() < limit
+            assert expected.std() > 50 * limit, "the oracle's grid is flat: the test would not see errors"
+            assert row["p_clean"] == pytest.approx(clean, abs=limit)
+            assert row["p_noised"] == (None if method == "zero" else pytest.approx(noised.mean(), abs=limit))
+            effect = {
+                "denoise": (found - noised.mean()) / (clean - noised.mean()),
+                "noise": (clean - found) / (clean - noised.mean()),
+                "zero": (clean - found) / clean,
+            }[method]
+            defined = method == "zero" or noised.mean() < clean
+            stored = grid.effect.to_numpy()
+            assert np.isnan(stored).all() if not defined else np.abs(stored - effect).max() < 1e-9
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", ["denoise", "noise", "zero"])
-@pytest.mark.parametrize("module", ["mlp", "attn", "block"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("module", MODULES)
 def test_every_module_and_method_equals_hooked_forwards(module, method, family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
-    settings = {"samples": 3, "sigma": 0.5, "noise": "released"}
     for tokens in ("all", "whole-subject"):
-        result = ft.trace(
-            model, FACTS, keep="all", windows=[4, 1], tokens=tokens, module=module, method=method, **settings
-        )
-        cells = result.cells.to_pandas()
-        for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
-            encoded = encode_fact(model.tokenizer, fact)
-            begin, end = encoded.subject_begin, encoded.subject_end
-            z = noise_of(model, fact, 3, "released", 0)
-            spots = range(len(encoded.ids)) if tokens == "all" else [slice(begin, end)]
-            for window in (4, 1):
-                clean, noised, expected = hooked_trace(
-                    model.hf, encoded.ids, encoded.target_true_ids, begin, end, z, 0.5, window, spots, module, method
-                )  # fmt: skip
-                grid = cells[(cells.fact_id == fact.fact_id) & (cells.window_size == window)]
-                found = grid.sort_values(["token_index", "layer"]).p_restored.to_numpy().reshape(expected.shape[:2])
-                limit = 1e-11 * expected.max()
-                assert np.abs(found - expected.mean(-1)).max() < limit
-                assert expected.std() > 50 * limit, "the oracle's grid is flat: the test would not see errors"
-                assert row["p_clean"] == pytest.approx(clean, abs=limit)
-                assert row["p_noised"] == (None if method == "zero" else pytest.approx(noised.mean(), abs=limit))
-                effect = {
-                    "denoise": (found - noised.mean()) / (clean - noised.mean()),
-                    "noise": (clean - found) / (clean - noised.mean()),
-                    "zero": (clean - found) / clean,
-                }[method].reshape(-1)
-                stored = grid.sort_values(["token_index", "layer"]).effect.to_numpy()
-                defined = method == "zero" or noised.mean() < clean
-                assert np.isnan(stored).all() if not defined else np.abs(stored - effect).max() < 1e-9
+        check_intervention(model, module, method, tokens, [4, 1])
+
+
+@pytest.mark.parametrize(("module", "method"), [("attn", "denoise"), ("block", "noise"), ("mlp", "zero")])
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama", "gpt2"}))
+def test_modules_of_every_family_equal_hooked_forwards(family, module, method, small_tokenizer):
+    check_intervention(small_model(family, small_tokenizer, torch.float64), module, method, "all", [3])
 
 
 def test_targets_that_are_one_token(small_tokenizer):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fasttrace.facts import EncodedFact, Fact, encode_fact
-from fasttrace.models.adapter import Block, Decoder, Rotary
-from fasttrace.models.packed import attend, embed, pack, row_logprob
-from fasttrace.ops.prefix_attention import Sequences, prefix_attention
+from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.packed import attend, embed, mix, pack, rotary_rows, row_logits, row_logprob
+from fasttrace.ops.prefix_attention import Sequences
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ class RomeBatch:
         rotary = model.rotary(batch.positions)
         for layer, block in enumerate(model.blocks):
             if layer > self.layers[0]:
-                turned = None if rotary is None else (rotary[0][prefix_rows], rotary[1][prefix_rows])
-                k, v = block.key_value(block.attn_norm(h[prefix_rows]), turned)
+                k, v = block.key_value(block.attn_norm(h[prefix_rows]), rotary_rows(rotary, prefix_rows))
                 kept.keys[layer], kept.values[layer] = k, v
             middle = h + attend(block, h, rotary, batch.sequences)
             key = block.mlp_key(block.mlp_norm(h if block.parallel else middle))
@@ -160,10 +159,7 @@ class RomeBatch:
 
     def _log_probs(self, h: Tensor) -> Tensor:
         """h: (R, d) → (R, V) float32 log-probabilities, for the few rows of the KL term."""
-        from fasttrace.ops.linear import linear
-
-        x = self.model.final_norm(h)
-        return linear(x, self.model.unembed_weight, self.model.unembed_bias).float().log_softmax(-1)
+        return row_logits(self.model, h).float().log_softmax(-1)
 
     def optimise(self, problems: Sequence[tuple[int, int]], settings: RomeSettings) -> tuple[Tensor, Tensor]:
         """Adam on δ for every (fact number, layer), problems in order of layer.
@@ -312,7 +308,7 @@ class _TailWave:
 
     def _block(self, block: Block, layer: int, h: Tensor) -> Tensor:
         n = h.shape[0]
-        rotary: Rotary | None = None if self.rotary is None else (self.rotary[0][:n], self.rotary[1][:n])
+        rotary = rotary_rows(self.rotary, slice(n))
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
         table = self.sequences[: int(np.searchsorted(self.sequences[:, 0], n))].copy()
@@ -321,11 +317,10 @@ class _TailWave:
             read, length = self.read[self.read < n], self.read_len[: len(table)]
             table[:, 0], table[:, 1] = np.cumsum(length) - length, length
             h, x = h[read], x[read]
-            rotary = None if rotary is None else (rotary[0][read], rotary[1][read])
+            rotary = rotary_rows(rotary, read)
         q = block.query(x, rotary)
         table[:, 2] += n  # kept prefixes stand behind the tails
         keys = torch.cat((k, self.batch.clean.keys[layer]))
         values = torch.cat((v, self.batch.clean.values[layer]))
-        mixed = prefix_attention(q, keys, values, Sequences(table), block.scale, sliding_window=block.sliding_window)
-        middle = h + block.attn_out(mixed)
+        middle = h + block.attn_out(mix(block, q, keys, values, Sequences(table)))
         return middle + block.mlp_add(block.mlp_value(block.mlp_key(block.mlp_norm(h if block.parallel else middle))))

@@ -17,15 +17,19 @@ from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
 
-Rotary = tuple[Tensor, Tensor]
+# What a family's blocks turn queries and keys by: tensors of one row a token, (N, …); none where positions are
+# learned or biases of attention.
+Rotary = tuple[Tensor, ...]
 
 
 class Block(ABC):
     """One layer: attention and MLP, each reading and adding to the residual stream.
 
     Attributes: n_heads, n_kv_heads, head_dim; scale (of the attention scores); sliding_window (tokens a
-    query sees, itself included, or None); parallel (True where the MLP reads the block's input rather than
-    the residual after attention, as GPT-J does).
+    query sees, itself included, or None); softcap (attention scores stay within ± this, or None); alibi ((H,)
+    float32 slopes by which scores fall with distance, or None); parallel (True where the MLP reads the block's
+    input rather than the residual after attention, as GPT-J does); mlp_products (products of d × m numbers that
+    make the keys: 2 in a gated MLP).
     """
 
     n_heads: int
@@ -33,23 +37,26 @@ class Block(ABC):
     head_dim: int
     scale: float
     sliding_window: int | None = None
+    softcap: float | None = None
+    alibi: Tensor | None = None
     parallel: bool = False
+    mlp_products: int = 1
 
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual → (N, d) input of attention."""
 
     @abstractmethod
-    def query(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         """x: (N, d) → queries (N, n_heads, head_dim), positions applied."""
 
     @abstractmethod
-    def key_value(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """x: (N, d) → keys and values, each (N, n_kv_heads, head_dim), positions applied to the keys."""
 
     @abstractmethod
     def attn_out(self, mixed: Tensor) -> Tensor:
-        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual stream."""
+        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual (norms after it go here)."""
 
     @abstractmethod
     def mlp_norm(self, h: Tensor) -> Tensor:
@@ -94,6 +101,8 @@ class Decoder(ABC):
     blocks: list[Block]
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
+    embed_scale: float | None = None  # what the embedding module multiplies its rows by
+    logit_softcap: float | None = None  # logits stay within ± this
 
     def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
         self.hf = hf.eval().requires_grad_(False)
@@ -113,6 +122,11 @@ class Decoder(ABC):
 
         return add
 
+    @classmethod
+    def refusal(cls, config: Any) -> str | None:
+        """What of this config the family's blocks cannot name, as a clause for `adapter_for`'s sentence, or None."""
+        return None
+
     @abstractmethod
     def bind(self) -> None:
         """Name the parts of `self.hf`: set `blocks`, `final_norm`, `norm_kind`."""
@@ -122,13 +136,18 @@ class Decoder(ABC):
     def embed_weight(self) -> Tensor:
         """(V, d) token embeddings."""
 
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """ids: (N,) int64 → (N, d), the embedding module's output: what noise is added to."""
+        x = self.embed_weight[ids]
+        return x if self.embed_scale is None else x * self.embed_scale
+
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x: (N, d) token embeddings, positions: (N,) → (N, d) input of block 0 (learned positions, scaling)."""
+        """x: (N, d) from `embed_ids`, positions: (N,) → (N, d) input of block 0 (learned positions, norms)."""
         return x
 
-    def rotary(self, positions: Tensor) -> Rotary | None:
-        """positions: (N,) int64 → (cos, sin), each (N, rotary dims), or None where positions are learned."""
-        return None
+    def rotary(self, positions: Tensor) -> Rotary:
+        """positions: (N,) int64 → what the blocks turn by, as cos and sin (N, rotary dims); empty for no rotation."""
+        return ()
 
     @property
     def unembed_weight(self) -> Tensor:
@@ -140,6 +159,18 @@ class Decoder(ABC):
     def unembed_bias(self) -> Tensor | None:
         """(V,) output bias, or None."""
         bias: Tensor | None = self.hf.get_output_embeddings().bias
+        return bias
+
+    @property
+    def final_norm_weight(self) -> Tensor:
+        """(d,) what the final norm multiplies by."""
+        weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
+        return self.embed_weight.new_ones(self.width) if weight is None else weight
+
+    @property
+    def final_norm_bias(self) -> Tensor | None:
+        """(d,) what the final norm adds, or None."""
+        bias: Tensor | None = getattr(self.final_norm, "bias", None)
         return bias
 
     @property
@@ -197,6 +228,10 @@ class Decoder(ABC):
     def check_length(self, tokens: int, what: str) -> None:
         """Raises ModelError where a sequence is longer than the model's positions."""
         most = getattr(self.config, "max_position_embeddings", None)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            # Past this length such a model turns every token of a sequence otherwise, and packed ones are turned alike.
+            most = rope.get("original_max_position_embeddings", most)
         if most is not None and tokens > most:
             raise ModelError(f"{what} has {tokens} tokens with its target, at most {most} were wanted by {self.name}")
 
@@ -220,7 +255,7 @@ class Decoder(ABC):
 
 
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter of a transformers config. Raises ModelError where no family fits."""
+    """The adapter of a transformers config. Raises ModelError where no family fits, or not this variant of it."""
     family = Decoder.registry.get(config.model_type)
     if family is None:
         raise ModelError(
@@ -229,4 +264,6 @@ def adapter_for(config: Any) -> type[Decoder]:
             "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
             "src/fasttrace/models/families/"
         )
+    if (why := family.refusal(config)) is not None:
+        raise ModelError(f"this '{config.model_type}' model has no adapter: {why}")
     return family

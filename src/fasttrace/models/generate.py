@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
-from fasttrace.models.packed import Batch, embed, mlp, pack
-from fasttrace.ops.linear import linear
-from fasttrace.ops.prefix_attention import Sequences, prefix_attention
+from fasttrace.models.packed import Batch, embed, mix, mlp, pack, row_logits
+from fasttrace.ops.prefix_attention import Sequences
 
 BLOCK = 256  # tokens whose probabilities are added up together when one is drawn
 
@@ -109,7 +108,7 @@ def _end_ids(model: Decoder) -> Tensor:
 
 def _scores(model: Decoder, h: Tensor) -> Tensor:
     """h: (rows, d) → (rows, V) float32 logits."""
-    return linear(model.final_norm(h), model.unembed_weight, model.unembed_bias).float()
+    return row_logits(model, h).float()
 
 
 class _Kept:
@@ -146,7 +145,7 @@ class _Kept:
         self, h: Tensor, positions: Tensor, place: Tensor, sequences: Sequences, *, whole: bool = False
     ) -> Tensor:
         """h: (N, d) → (N, d); keys and values are put at `place`; whole: attend to everything kept of a text."""
-        rotary: Rotary | None = self.model.rotary(positions)
+        rotary = self.model.rotary(positions)
         for block, kept in zip(self.model.blocks, self.kept, strict=True):
             h = self._block(block, h, rotary, kept, place, sequences, whole)
         return h
@@ -155,7 +154,7 @@ class _Kept:
         self,
         block: Block,
         h: Tensor,
-        rotary: Rotary | None,
+        rotary: Rotary,
         kept: Tensor,
         place: Tensor,
         sequences: Sequences,
@@ -167,8 +166,7 @@ class _Kept:
         if whole:
             k, v = kept
         q = block.query(x, rotary)
-        mixed = prefix_attention(q, k, v, sequences, block.scale, sliding_window=block.sliding_window)
-        middle = h + block.attn_out(mixed)
+        middle = h + block.attn_out(mix(block, q, k, v, sequences))
         return middle + mlp(block, h if block.parallel else middle)
 
 

@@ -6,12 +6,12 @@ attention is told which rows belong together by `Sequences`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
 
@@ -56,22 +56,37 @@ def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice
 
 def embed(model: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
     """ids, positions: (N,) → (N, d) input of block 0."""
-    return model.enter(model.embed_weight[ids], positions)
+    return model.enter(model.embed_ids(ids), positions)
+
+
+def rotary_rows(rotary: Rotary, rows: slice | Tensor) -> Rotary:
+    """The rows (a slice, or (n,) int64) of what `Decoder.rotary` made."""
+    return tuple(table[rows] for table in rotary)
 
 
 def attend(
-    block: Block, h: Tensor, rotary: Rotary | None, sequences: Sequences, query_rows: Tensor | None = None
+    block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None
 ) -> Tensor:
     """What attention adds at every row of h, or at query_rows only: (N, d) or (len(query_rows), d)."""
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
-    if query_rows is None:
-        q = block.query(x, rotary)
-    else:
-        turned = None if rotary is None else (rotary[0][query_rows], rotary[1][query_rows])
-        q = block.query(x[query_rows], turned)
-    mixed = prefix_attention(q, k, v, sequences, block.scale, sliding_window=block.sliding_window)
-    return block.attn_out(mixed)
+    if query_rows is not None:
+        x, rotary = x[query_rows], rotary_rows(rotary, query_rows)
+    return block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
+
+
+def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
+    """The block's attention over what it projected: q (Nq, H, hd), k, v (N, Hkv, hd) → (Nq, H·hd)."""
+    return prefix_attention(
+        q,
+        k,
+        v,
+        sequences,
+        block.scale,
+        sliding_window=block.sliding_window,
+        softcap=block.softcap,
+        alibi=block.alibi,
+    )
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -120,22 +135,28 @@ def forward(
 @torch.no_grad()
 def logits(model: Decoder, batch: Batch) -> Tensor:
     """(N, V) logits of every row: for tests and for reading a model; scoring uses `row_logprob`."""
-    x = model.final_norm(forward(model, batch))
-    return torch.nn.functional.linear(x, model.unembed_weight, model.unembed_bias)
+    return row_logits(model, forward(model, batch))
+
+
+def row_logits(model: Decoder, h: Tensor) -> Tensor:
+    """h: (R, d) residual before the final norm → (R, V) logits."""
+    raw = linear(model.final_norm(h), model.unembed_weight, model.unembed_bias)
+    cap = model.logit_softcap
+    return raw if cap is None else torch.tanh(raw / cap) * cap
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target)."""
-    norm: Any = model.final_norm
     return target_logprob(
         h,
-        norm.weight,
-        getattr(norm, "bias", None),
+        model.final_norm_weight,
+        model.final_norm_bias,
         model.norm_eps,
         model.norm_kind,
         model.unembed_weight,
         model.unembed_bias,
         target,
+        model.logit_softcap,
     )
 
 

@@ -5,7 +5,8 @@ A sequence is up to three runs of consecutive rows of k and v, in the order of t
 cells of one noise sample: its corrupted tokens before the restored one) and the tail, the sequence's own.
 Its queries are the last rows of its tail.
 
-    out[i] = Σ_j softmax_j(scale · q_i·k_j) v_j     over every key j at or before query i in its sequence
+    out[i] = Σ_j softmax_j(s_ij) v_j     over every key j at or before query i in its sequence
+    s_ij = cap(scale · q_i·k_j) − slope · (i − j),   cap(x) = softcap · tanh(x / softcap) where one is given
 """
 
 from dataclasses import dataclass
@@ -98,15 +99,19 @@ def prefix_attention(
     scale: float,
     *,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    alibi: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attention of every sequence's queries over its prefixes and tail (ALGORITHMS section 8, step 2).
 
     q: (Nq, H, head_dim) float32, bfloat16 or float64. k, v: (N, Hkv, head_dim), same dtype; H a multiple of
     Hkv (query head h reads key head h // (H / Hkv)). sequences: which rows belong together. scale: of the
-    scores. sliding_window: tokens a query sees, itself included. impl: "reference" is torch and
-    differentiable; "native" is the compiled CPU kernel (float32 and bfloat16, softmax in float32, no gradient);
-    "auto" takes native where it applies. Returns (Nq, H·head_dim).
+    scores. sliding_window: tokens a query sees, itself included. softcap: scores are kept within ± this, None for
+    as they are (Gemma 2). alibi: (H,) float32 slopes, None for none; a score falls by its head's slope with every
+    token between key and query (BLOOM). impl: "reference" is torch and differentiable w.r.t. q, k and v; "native"
+    is the compiled CPU kernel (float32 and bfloat16, softmax in float32, no gradient); "auto" takes native where
+    it applies. Returns (Nq, H·head_dim).
 
     Raises UserError where shapes do not fit, and for an impl that cannot be had here.
     """
@@ -117,12 +122,27 @@ def prefix_attention(
         )
     if sequences.n_queries != q.shape[0]:
         raise UserError(f"prefix_attention: sequences name {sequences.n_queries} query rows, q has {q.shape[0]}")
-    if choose("prefix_attention", impl, _available(q, k, v), q, k, v) == "reference":
-        return prefix_attention_reference(q, k, v, sequences, scale, sliding_window=sliding_window)
+    if softcap is not None and softcap <= 0:
+        raise UserError(f"prefix_attention: softcap is {softcap}, a positive number or None was wanted")
+    if alibi is not None and (alibi.shape != q.shape[1:2] or alibi.dtype != torch.float32):
+        found = f"{tuple(alibi.shape)} {alibi.dtype}"
+        raise UserError(f"prefix_attention: alibi is {found}, ({q.shape[1]},) torch.float32 was wanted")
+    if choose("prefix_attention", impl, _available(q, k, v), q, k, v, alibi) == "reference":
+        return prefix_attention_reference(
+            q, k, v, sequences, scale, sliding_window=sliding_window, softcap=softcap, alibi=alibi
+        )
     out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
     table = torch.from_numpy(np.ascontiguousarray(sequences.table))
     torch.ops.fasttrace.prefix_attention_(
-        q.contiguous(), k.contiguous(), v.contiguous(), table, scale, sliding_window or 0, out
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        table,
+        scale,
+        sliding_window or 0,
+        softcap or 0.0,
+        None if alibi is None else alibi.contiguous(),
+        out,
     )
     return out
 
@@ -137,7 +157,15 @@ def _available(q: Tensor, k: Tensor, v: Tensor) -> dict[str, str | None]:
 
 
 def prefix_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scale: float, *, sliding_window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sequences: Sequences,
+    scale: float,
+    *,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    alibi: Tensor | None = None,
 ) -> Tensor:
     """Sequences of equal shape stacked, then torch's scaled_dot_product_attention with an explicit mask."""
     parts, order = [], []
@@ -146,15 +174,14 @@ def prefix_attention_reference(
         seen = distance >= 0
         if sliding_window is not None:
             seen &= distance < sliding_window
-        mask = None if bool(seen.all()) else seen[:, None].to(q.device)
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            _stack(q, group.query_rows),
-            _stack(k, group.key_rows),
-            _stack(v, group.key_rows),
-            attn_mask=mask,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        stacked = _stack(q, group.query_rows), _stack(k, group.key_rows), _stack(v, group.key_rows)
+        if softcap is None and alibi is None:
+            mask = None if bool(seen.all()) else seen[:, None].to(q.device)
+            mixed = torch.nn.functional.scaled_dot_product_attention(
+                *stacked, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        else:
+            mixed = _written_out(*stacked, distance.to(q.device), seen.to(q.device), scale, softcap, alibi)
         parts.append(mixed.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
         order.append(group.query_rows.reshape(-1))
     if len(parts) == 1:
@@ -162,6 +189,31 @@ def prefix_attention_reference(
     place = torch.empty(sequences.n_queries, dtype=torch.int64)
     place[torch.cat(order)] = torch.arange(sequences.n_queries)
     return torch.cat(parts).index_select(0, place.to(q.device))
+
+
+def _written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    distance: Tensor,
+    seen: Tensor,
+    scale: float,
+    softcap: float | None,
+    alibi: Tensor | None,
+) -> Tensor:
+    """Attention with a cap or slopes, which torch's own has no place for: scores and softmax in float32 or wider.
+
+    q: (G, H, q_len, hd), k, v: (G, Hkv, keys, hd), distance, seen: (G or 1, q_len, keys) → (G, H, q_len, hd).
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    heads = (k.shape[1], q.shape[1] // k.shape[1])
+    scores = scale * (q.to(wide).unflatten(1, heads) @ k.to(wide)[:, :, None].transpose(-1, -2))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if alibi is not None:
+        scores = scores - alibi.to(wide).view(*heads, 1, 1) * distance[:, None, None].to(wide)
+    weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
+    return (weights @ v.to(wide)[:, :, None]).flatten(1, 2).to(q.dtype)
 
 
 def _stack(x: Tensor, rows: Tensor) -> Tensor:

@@ -39,6 +39,18 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, impl: str = "auto") -> Tensor:
     return turned if turned.requires_grad else x.copy_(turned)
 
 
+def partial_rotary_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotary_` of the first dimensions of every head, as many as cos and sin (N, r) have; the others stay.
+
+    x: (N, H, hd), r ≤ hd. Returns x itself, written; where autograd records a gradient, a new tensor.
+    """
+    turned = cos.shape[-1]
+    if turned == x.shape[-1]:
+        return rotary_(x, cos, sin)
+    first = rotary_(x[..., :turned], cos, sin)
+    return torch.cat((first, x[..., turned:]), dim=-1) if first.requires_grad else x
+
+
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The definition of `rotary_`, into a new tensor; same arguments."""
     half = x.shape[-1] // 2

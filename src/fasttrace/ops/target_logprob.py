@@ -25,10 +25,12 @@ def target_logprob(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """result[i] = x_i · U[t_i] + b[t_i] − log Σ_v exp(x_i · U[v] + b[v]), with x = norm(h) and t = target.
+    """result[i] = a[i, t_i] − log Σ_v exp(a[i, v]), with a = cap(x Uᵀ + b), x = norm(h) and t = target.
 
+    cap(a) = softcap · tanh(a / softcap) where a softcap is given (Gemma 2), else a.
     "rms":   norm(h) = norm_weight · h / √(mean h² + eps)
     "layer": norm(h) = norm_weight · (h − mean h) / √(var h + eps) + norm_bias
     The norm's statistics, the logits and their sum are float32 (float64 for float64 rows); norm(h) is rounded
@@ -39,6 +41,7 @@ def target_logprob(
     unembed: (V, d) dtype of h.
     bias: (V,) dtype of h, or None.
     target: (R,) int64, 0 … V-1.
+    softcap: > 0, in nats, or None.
     Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h: the backward pass
     makes the softmax again, block by block.
 
@@ -67,8 +70,10 @@ def target_logprob(
         raise UserError(f"target_logprob: kind is {kind!r}, 'rms' or 'layer' was wanted")
     if kind == "rms" and norm_bias is not None:
         raise UserError("target_logprob: norm_bias is given, None was wanted for kind 'rms'")
+    if softcap is not None and softcap <= 0:
+        raise UserError(f"target_logprob: softcap is {softcap}, a positive number or None was wanted")
     impl = choose("target_logprob", impl, _available(h), h, norm_weight, norm_bias, unembed, bias, target)
-    logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, impl)
+    logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, softcap, impl)
     return logprob
 
 
@@ -91,6 +96,7 @@ def _op(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """(log p, log-sum-exp), both (R,)."""
@@ -101,9 +107,9 @@ def _op(
             raise UserError(f"target_logprob: target has {found}, 0 … {len(unembed) - 1} was wanted")
     if impl == "triton":
         launch = triton_launcher("target_logprob")
-        pair: tuple[Tensor, Tensor] = launch(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
+        pair: tuple[Tensor, Tensor] = launch(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
         return pair
-    return target_logprob_reference(h, norm_weight, norm_bias, eps, kind, unembed, bias, target)
+    return target_logprob_reference(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
 
 
 @_op.register_fake
@@ -116,6 +122,7 @@ def _(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     empty = h.new_empty(h.shape[0], dtype=_wide(h.dtype))
@@ -135,11 +142,12 @@ def _norm(h: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str)
     return functional.layer_norm(x, h.shape[-1:], weight.to(x.dtype), wide, eps).to(h.dtype)
 
 
-def _logits(x: Tensor, unembed: Tensor, bias: Tensor | None, begin: int) -> Tensor:
-    """x · U[v] + b[v] for the block of v that starts at `begin`: (rows, ≤ VOCAB_BLOCK), float32 or wider."""
+def _logits(x: Tensor, unembed: Tensor, bias: Tensor | None, softcap: float | None, begin: int) -> Tensor:
+    """cap(x · U[v] + b[v]) for the block of v that starts at `begin`: (rows, ≤ VOCAB_BLOCK), float32 or wider."""
     wide = _wide(x.dtype)
     block = slice(begin, begin + VOCAB_BLOCK)
-    return linear(x.to(wide), unembed[block].to(wide), None if bias is None else bias[block].to(wide))
+    logits = linear(x.to(wide), unembed[block].to(wide), None if bias is None else bias[block].to(wide))
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def target_logprob_reference(
@@ -151,6 +159,7 @@ def target_logprob_reference(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `target_logprob`, for any device: (log p, log-sum-exp), both (R,)."""
     x = _norm(h, norm_weight, norm_bias, eps, kind)
@@ -161,7 +170,7 @@ def target_logprob_reference(
         hit = torch.zeros_like(total[rows])
         parts = []
         for begin in range(0, len(unembed), VOCAB_BLOCK):
-            logits = _logits(x[rows], unembed, bias, begin)
+            logits = _logits(x[rows], unembed, bias, softcap, begin)
             parts.append(logits.logsumexp(1))
             # The target's logit comes from the product that is summed, so that log p ≤ 0 up to a rounding.
             column = target[rows] - begin
@@ -185,8 +194,9 @@ def _backward_op(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None,
 ) -> Tensor:
-    """∂/∂h of Σ_i grad[i] log p_i: grad (1[v = t] − softmax_v) at logit v, back through U and the norm."""
+    """∂/∂h of Σ_i grad[i] log p_i: grad (1[v = t] − softmax_v) at logit v, back through cap, U and the norm."""
     wide = _wide(h.dtype)
     x = _norm(h, norm_weight, norm_bias, eps, kind)
     grad_x = torch.zeros(h.shape, dtype=wide, device=h.device)
@@ -194,11 +204,15 @@ def _backward_op(
         rows = slice(top, top + ROW_BLOCK)
         scale = grad[rows, None]
         for begin in range(0, len(unembed), VOCAB_BLOCK):
-            logits = _logits(x[rows], unembed, bias, begin)
+            logits = _logits(x[rows], unembed, bias, softcap, begin)
+            # d cap(a) / da = 1 − (cap(a) / softcap)².
+            steep = None if softcap is None else 1 - (logits / softcap).square_()
             slope = logits.sub_(total[rows, None]).exp_().mul_(-scale)
             column = target[rows, None] - begin
             here = (column >= 0) & (column < slope.shape[1])
             slope.scatter_add_(1, column.clamp(0, slope.shape[1] - 1), torch.where(here, scale, 0.0))
+            if steep is not None:
+                slope *= steep
             grad_x[rows] += linear(slope, unembed[begin : begin + VOCAB_BLOCK].to(wide).t())
     return _norm_backward(grad_x, h.to(wide), norm_weight.to(wide), eps, kind).to(h.dtype)
 
@@ -227,20 +241,23 @@ def _(
     unembed: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    softcap: float | None,
 ) -> Tensor:
     return torch.empty_like(h)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, _ = inputs
+    h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, ctx.softcap, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], h, norm_weight, norm_bias, unembed, bias, target)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     total, h, norm_weight, norm_bias, unembed, bias, target = ctx.saved_tensors
-    grad_h = _backward_op(grad, total, h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target)
-    return (grad_h, *(None,) * 8)
+    grad_h = _backward_op(
+        grad, total, h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, ctx.softcap
+    )
+    return (grad_h, *(None,) * 9)
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

@@ -59,9 +59,7 @@ def linear_flops(model: Decoder, block: Block) -> tuple[int, int, int]:
     d, m = model.width, model.key_width
     key_value = 2 * d * 2 * block.n_kv_heads * block.head_dim
     query_out = 2 * 2 * d * block.n_heads * block.head_dim
-    # A gated MLP has two products into the keys; its parameters tell.
-    ups = 2 if hasattr(getattr(block, "mlp", None), "gate_proj") else 1
-    return key_value, query_out, 2 * d * m * (ups + 1)
+    return key_value, query_out, 2 * d * m * (block.mlp_products + 1)
 
 
 def pass_work(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Block, Decoder
-from fasttrace.models.packed import attend, mlp, row_logprob
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.packed import attend, mlp, rotary_rows, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
@@ -50,8 +50,7 @@ def run_wave(
     h = model.enter(x, base_position)
     rotary_all = model.rotary(_tensor(layout.position, h))
     for layer, block in enumerate(model.blocks):
-        n = h.shape[0]
-        rotary = None if rotary_all is None else (rotary_all[0][:n], rotary_all[1][:n])
+        rotary = rotary_rows(rotary_all, slice(h.shape[0]))
         h = _Layer(layout, layer).advance(block, h, rotary)
     return _scores(model, layout, wave, h)
 
@@ -84,7 +83,7 @@ class _Layer:
         self.query_of[self.queries] = np.arange(len(self.queries))
         self.middle_of[self.middle] = np.arange(len(self.middle))
 
-    def advance(self, block: Block, h: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def advance(self, block: Block, h: Tensor, rotary: Rotary) -> Tensor:
         """h: (rows in the pack, d) → (rows in the pack after this layer, d)."""
         whole = len(self.queries) == self.n
         rows = None if whole else _tensor(self.queries, h)

@@ -22,12 +22,12 @@ class GPT2Block(Block):
     def attn_norm(self, h: Tensor) -> Tensor:
         return self.layer.ln_1(h)
 
-    def query(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         weight, bias = self.attn.c_attn.weight, self.attn.c_attn.bias
         q = linear(x, weight[:, : self.inner].t(), bias[: self.inner])
         return q.view(-1, self.n_heads, self.head_dim)
 
-    def key_value(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         weight, bias = self.attn.c_attn.weight, self.attn.c_attn.bias
         kv = linear(x, weight[:, self.inner :].t(), bias[self.inner :])
         k, v = kv.view(-1, 2, self.n_heads, self.head_dim).unbind(1)

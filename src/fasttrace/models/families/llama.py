@@ -12,33 +12,54 @@ from fasttrace.ops.rotary import rotary_
 
 
 class LlamaBlock(Block):
-    """attention norm → q/k/v, rotary → o_proj; MLP norm → act(gate) · up → down_proj."""
+    """attention norm → q/k/v, rotary → o_proj; MLP norm → act(gate) · up → down_proj.
+
+    Families that differ in a step override it: `norm_query` and `norm_key` before the heads are turned, `turn`,
+    the norms, the two halves of the MLP.
+    """
+
+    mlp_products = 2
 
     def __init__(self, layer: Any, sliding_window: int | None) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.self_attn, layer.mlp
         self.head_dim = self.attn.head_dim
-        self.n_heads = self.attn.q_proj.weight.shape[0] // self.head_dim
-        self.n_kv_heads = self.attn.k_proj.weight.shape[0] // self.head_dim
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
-        self.silu = self.mlp.config.hidden_act in ("silu", "swish")
+        self.silu = getattr(self.mlp.config, "hidden_act", None) in ("silu", "swish")
+        self.count_heads()
+
+    def count_heads(self) -> None:
+        """Set `n_heads` and `n_kv_heads`."""
+        self.n_heads = self.attn.q_proj.weight.shape[0] // self.head_dim
+        self.n_kv_heads = self.attn.k_proj.weight.shape[0] // self.head_dim
 
     def attn_norm(self, h: Tensor) -> Tensor:
         norm = self.layer.input_layernorm
         return rms_norm(h, norm.weight, norm.variance_epsilon)
 
-    def query(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        assert rotary is not None
-        q = linear(x, self.attn.q_proj.weight, self.attn.q_proj.bias)
-        return rotary_(q.view(-1, self.n_heads, self.head_dim), *rotary)
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
+        q = self.norm_query(linear(x, self.attn.q_proj.weight, self.attn.q_proj.bias))
+        return self.turn(q.view(-1, self.n_heads, self.head_dim), rotary)
 
-    def key_value(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
-        assert rotary is not None
-        k = linear(x, self.attn.k_proj.weight, self.attn.k_proj.bias)
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        k = self.norm_key(linear(x, self.attn.k_proj.weight, self.attn.k_proj.bias))
         v = linear(x, self.attn.v_proj.weight, self.attn.v_proj.bias)
         shape = (-1, self.n_kv_heads, self.head_dim)
-        return rotary_(k.view(shape), *rotary), v.view(shape)
+        return self.turn(k.view(shape), rotary), v.view(shape)
+
+    def norm_query(self, q: Tensor) -> Tensor:
+        """q: (N, n_heads * head_dim), as projected → the same shape, normed where the family norms queries."""
+        return q
+
+    def norm_key(self, k: Tensor) -> Tensor:
+        """k: (N, n_kv_heads * head_dim), as projected → the same shape, normed where the family norms keys."""
+        return k
+
+    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """x: (N, H, head_dim) queries or keys → the same, positions applied."""
+        cos, sin = rotary
+        return rotary_(x, cos, sin)
 
     def attn_out(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.o_proj.weight, self.attn.o_proj.bias)
@@ -70,11 +91,16 @@ class LlamaDecoder(Decoder):
     """LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM."""
 
     norm_kind = "rms"
+    block = LlamaBlock
 
     def bind(self) -> None:
         base = self.hf.model
-        self.blocks = [LlamaBlock(layer, self._sliding_window(i)) for i, layer in enumerate(base.layers)]
+        self.blocks = [self.make_block(layer, i) for i, layer in enumerate(base.layers)]
         self.final_norm = base.norm
+
+    def make_block(self, layer: Any, number: int) -> LlamaBlock:
+        """The block of a transformers layer, given its number."""
+        return self.block(layer, self._sliding_window(number))
 
     def _sliding_window(self, layer: int) -> int | None:
         types = getattr(self.config, "layer_types", None)

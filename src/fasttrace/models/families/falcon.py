@@ -1,0 +1,128 @@
+"""Falcon: rotary with queries that share keys (7B, 40B, 180B), or ALiBi with a head's own (falcon-rw).
+
+The fused matrix has, group after group, the rows of the group's queries, its key and its value; with
+`multi_query` there is one group, in falcon-rw as many as heads.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.families.bloom import alibi_slopes
+from fasttrace.ops.linear import linear
+from fasttrace.ops.rotary import rotary_
+
+
+class FalconBlock(Block):
+    """norm → q/k/v, rotary → dense; norm → act(dense_h_to_4h) → dense_4h_to_h.
+
+    Where `parallel`, both norms are of the block's input, and may be one and the same.
+    """
+
+    def __init__(self, layer: Any, config: Any) -> None:
+        self.layer = layer
+        self.attn, self.mlp = layer.self_attention, layer.mlp
+        self.n_heads, self.n_kv_heads = self.attn.num_heads, self.attn.num_kv_heads
+        self.head_dim = self.attn.head_dim
+        self.scale = self.attn.inv_norm_factor
+        self.parallel = config.new_decoder_architecture or config.parallel_attn
+        self.attn_layernorm = layer.ln_attn if hasattr(layer, "ln_attn") else layer.input_layernorm
+        self.mlp_layernorm = self.attn_layernorm
+        for name in ("ln_mlp", "post_attention_layernorm"):
+            self.mlp_layernorm = getattr(layer, name, self.mlp_layernorm)
+
+    def attn_norm(self, h: Tensor) -> Tensor:
+        return self.attn_layernorm(h)
+
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
+        cos, sin = rotary
+        return rotary_(self._project(x, slice(None, -2)).flatten(1, 2), cos, sin)
+
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        k, v = self._project(x, slice(-2, None)).unbind(2)
+        cos, sin = rotary
+        return rotary_(k, cos, sin), v
+
+    def _project(self, x: Tensor, parts: slice) -> Tensor:
+        """x: (N, d) → (N, groups, len(parts), hd), with parts of (a group's queries, key, value).
+
+        With one group the rows lie together and are read in place; else they are gathered (see `HeadwiseBlock`).
+        """
+        fused, hd = self.attn.query_key_value, self.attn.head_dim
+        groups = (self.n_kv_heads, -1, hd)
+        weight = fused.weight.unflatten(0, groups)[:, parts].flatten(0, 2)
+        bias = None if fused.bias is None else fused.bias.unflatten(0, groups)[:, parts].flatten()
+        return linear(x, weight, bias).view(len(x), self.n_kv_heads, -1, hd)
+
+    def attn_out(self, mixed: Tensor) -> Tensor:
+        return linear(mixed, self.attn.dense.weight, self.attn.dense.bias)
+
+    def mlp_norm(self, h: Tensor) -> Tensor:
+        return self.mlp_layernorm(h)
+
+    def mlp_key(self, x: Tensor) -> Tensor:
+        return self.mlp.act(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
+
+    @property
+    def down(self) -> Tensor:
+        return self.mlp.dense_4h_to_h.weight
+
+    @property
+    def down_bias(self) -> Tensor | None:
+        return self.mlp.dense_4h_to_h.bias
+
+
+class FalconAlibiBlock(FalconBlock):
+    """The same with ALiBi, whose bias transformers rounds to bfloat16 (as Falcon was trained): it no longer falls
+    evenly with distance, so `Block.alibi` cannot say it. It depends on the key alone, so it is one more dimension
+    of every key, read by a 1 in every query; values have a 0 there.
+    """
+
+    def __init__(self, layer: Any, config: Any) -> None:
+        super().__init__(layer, config)
+        self.head_dim += 1
+
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
+        q = self._project(x, slice(None, -2)).flatten(1, 2)
+        return torch.cat((q, q.new_ones(*q.shape[:2], 1)), dim=-1)
+
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        k, v = self._project(x, slice(-2, None)).unbind(2)
+        (alibi,) = rotary
+        return torch.cat((k, alibi[:, :, None]), dim=-1), torch.cat((v, torch.zeros_like(v[..., :1])), dim=-1)
+
+    def attn_out(self, mixed: Tensor) -> Tensor:
+        return super().attn_out(mixed.unflatten(1, (self.n_heads, -1))[..., :-1].flatten(1))
+
+
+@Decoder.register("falcon")
+class FalconDecoder(Decoder):
+    """FalconForCausalLM."""
+
+    norm_kind = "layer"
+
+    @classmethod
+    def refusal(cls, config: Any) -> str | None:
+        if config.alibi and (config.new_decoder_architecture or config.multi_query):
+            return "it has ALiBi and heads that share keys, and ALiBi with a key for every head was wanted"
+        return None
+
+    def bind(self) -> None:
+        base = self.hf.transformer
+        block = FalconAlibiBlock if self.config.alibi else FalconBlock
+        self.blocks = [block(layer, self.config) for layer in base.h]
+        self.final_norm = base.ln_f
+
+    @property
+    def embed_weight(self) -> Tensor:
+        return self.hf.transformer.word_embeddings.weight
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        if self.config.alibi:
+            slopes = alibi_slopes(self.config.num_attention_heads).to(positions.device)
+            # Slopes and products are bfloat16 whatever the model is.
+            return ((positions[:, None] * slopes.bfloat16()).to(self.dtype),)
+        cos, sin = self.hf.transformer.rotary_emb(self.embed_weight[:1], positions[None])
+        return cos[0], sin[0]

@@ -1,0 +1,80 @@
+"""GPT-J: attention and MLP in parallel from one LayerNorm, part of each head turned in interleaved pairs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.ops.linear import linear
+
+
+class GPTJBlock(Block):
+    """ln_1 → q/k/v, rotary → out_proj, and ln_1 → act(fc_in) → fc_out."""
+
+    parallel = True
+
+    def __init__(self, layer: Any, config: Any) -> None:
+        self.layer = layer
+        self.attn, self.mlp = layer.attn, layer.mlp
+        self.n_heads = self.n_kv_heads = config.n_head
+        self.head_dim = config.n_embd // config.n_head
+        self.scale = self.head_dim**-0.5
+
+    def attn_norm(self, h: Tensor) -> Tensor:
+        return self.layer.ln_1(h)
+
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return self._turn(linear(x, self.attn.q_proj.weight), *rotary)
+
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        k = self._turn(linear(x, self.attn.k_proj.weight), *rotary)
+        return k, linear(x, self.attn.v_proj.weight).view(-1, self.n_heads, self.head_dim)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: (N, d), cos, sin: (N, r/2) → (N, H, hd), of each head dimension 2i turned with 2i + 1 up to r."""
+        x = x.view(-1, self.n_heads, self.head_dim)
+        turned = 2 * cos.shape[1]
+        even, odd = x[..., :turned:2], x[..., 1:turned:2]
+        cos, sin = cos[:, None], sin[:, None]
+        pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+        return torch.cat((pairs.flatten(-2), x[..., turned:]), dim=-1)
+
+    def attn_out(self, mixed: Tensor) -> Tensor:
+        return linear(mixed, self.attn.out_proj.weight)
+
+    def mlp_norm(self, h: Tensor) -> Tensor:
+        return self.layer.ln_1(h)
+
+    def mlp_key(self, x: Tensor) -> Tensor:
+        return self.mlp.act(linear(x, self.mlp.fc_in.weight, self.mlp.fc_in.bias))
+
+    @property
+    def down(self) -> Tensor:
+        return self.mlp.fc_out.weight
+
+    @property
+    def down_bias(self) -> Tensor | None:
+        return self.mlp.fc_out.bias
+
+
+@Decoder.register("gptj")
+class GPTJDecoder(Decoder):
+    """GPTJForCausalLM."""
+
+    norm_kind = "layer"
+
+    def bind(self) -> None:
+        self.blocks = [GPTJBlock(layer, self.config) for layer in self.hf.transformer.h]
+        self.final_norm = self.hf.transformer.ln_f
+
+    @property
+    def embed_weight(self) -> Tensor:
+        return self.hf.transformer.wte.weight
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        base = self.hf.transformer
+        # Older releases of transformers keep the table in every attention.
+        table = (base.rotary_emb if hasattr(base, "rotary_emb") else base.h[0].attn).embed_positions
+        sin, cos = table.to(positions.device, self.dtype)[positions].chunk(2, dim=-1)
+        return cos, sin

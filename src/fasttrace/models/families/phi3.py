@@ -1,0 +1,42 @@
+"""Phi-3: Llama's layout with q, k and v in one matrix, gate and up in another, and rotation of part of a head."""
+
+from torch import Tensor
+
+from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
+from fasttrace.ops.gated import silu_mul_
+from fasttrace.ops.linear import linear
+from fasttrace.ops.rotary import partial_rotary_
+
+
+class Phi3Block(LlamaBlock):
+    """qkv_proj's rows are queries, keys, values; gate_up_proj's are gates, ups."""
+
+    def count_heads(self) -> None:
+        self.n_heads = self.attn.config.num_attention_heads
+        self.n_kv_heads = self.attn.config.num_key_value_heads
+        self.queries = self.n_heads * self.head_dim
+
+    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
+        q = linear(x, self.attn.qkv_proj.weight[: self.queries])
+        return self.turn(q.view(-1, self.n_heads, self.head_dim), rotary)
+
+    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        kv = linear(x, self.attn.qkv_proj.weight[self.queries :])
+        k, v = kv.view(-1, 2, self.n_kv_heads, self.head_dim).unbind(1)
+        return self.turn(k, rotary), v
+
+    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return partial_rotary_(x, *rotary)
+
+    def mlp_key(self, x: Tensor) -> Tensor:
+        weight, m = self.mlp.gate_up_proj.weight, self.down.shape[1]
+        gate, up = linear(x, weight[:m]), linear(x, weight[m:])
+        return silu_mul_(gate, up) if self.silu else self.mlp.activation_fn(gate) * up
+
+
+@Decoder.register("phi3")
+class Phi3Decoder(LlamaDecoder):
+    """Phi3ForCausalLM: Phi-3 mini, medium and Phi-4."""
+
+    block = Phi3Block
