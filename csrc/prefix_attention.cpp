@@ -12,12 +12,15 @@
 #include "checks.h"
 #include "ops.h"
 #include "simd.h"
+#include "vector_exp.h"
 
 namespace fasttrace {
 namespace {
 
 constexpr int64_t kLanes = 16;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+constexpr float kUnseen = -1e38f;  // the score of a key that a query may not see: finite, so that NaN is told apart
 
 // One row of the table of sequences (ops/prefix_attention.py, COLUMNS).
 struct Sequence {
@@ -37,13 +40,42 @@ struct Scratch {
   std::vector<float> widened, query, scores;
 };
 
-FT_INLINE float dot(const float* a, const float* b, int64_t padded) {
-  Lanes sum = {};
-  for (int64_t i = 0; i < padded; i += kLanes)
-    sum += *reinterpret_cast<const Lanes*>(a + i) * *reinterpret_cast<const Lanes*>(b + i);
-  float total = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  return total;
+FT_INLINE Lanes load_lanes(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+
+template <int32_t step, size_t... lane>
+FT_INLINE Lanes fold(Lanes a, Lanes b, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(a, b, int32_t(lane + (lane & step ? kLanes : 0))...) +
+         __builtin_shufflevector(a, b, int32_t((lane ^ step) + (lane & step ? kLanes : 0))...);
+}
+
+// Lane i of the result is a[i] + a[i ^ step] where i lacks the bit `step`, and of b where it has it.
+template <int32_t step>
+FT_INLINE Lanes fold(Lanes a, Lanes b) {
+  return fold<step>(a, b, std::make_index_sequence<kLanes>());
+}
+
+// Sixteen vectors → the sum of each, in 15 folds: no vector is ever added up lane by lane.
+FT_INLINE Lanes sums(const Lanes* v) {
+  Lanes pairs[8], fours[4], eights[2];
+  for (int64_t i = 0; i < 8; ++i) pairs[i] = fold<1>(v[2 * i], v[2 * i + 1]);
+  for (int64_t i = 0; i < 4; ++i) fours[i] = fold<2>(pairs[2 * i], pairs[2 * i + 1]);
+  for (int64_t i = 0; i < 2; ++i) eights[i] = fold<4>(fours[2 * i], fours[2 * i + 1]);
+  return fold<8>(eights[0], eights[1]);
+}
+
+FT_INLINE float sum(Lanes v) {
+  v = fold<8>(v, v);
+  v = fold<4>(v, v);
+  v = fold<2>(v, v);
+  return fold<1>(v, v)[0];
+}
+
+FT_INLINE float largest(Lanes v) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof lanes);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + half]);
+  return lanes[0];
 }
 
 // Where each row of a sequence lies; rows that cannot be read in place are widened to `copy`.
@@ -70,20 +102,23 @@ FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, c
   }
 }
 
-template <class T>
+// width: head_dim where it is known to the compiler and whole lanes, else 0.
+template <class T, int64_t width>
 FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Sequence& sequence, const Shape& s,
                             Scratch& scratch) {
-  const int64_t keys = sequence.first_len + sequence.second_len + sequence.k_len;
+  const int64_t keys = sequence.first_len + sequence.second_len + sequence.k_len, padded = width ? width : s.padded;
+  const int64_t whole = (keys + kLanes - 1) / kLanes * kLanes;
   const int64_t share = s.heads / s.kv_heads, q_row = s.heads * s.head_dim;
   // Zeroed once when it grows; the lanes past head_dim are never written, so they stay zero.
-  if (int64_t(scratch.keys.size()) < keys) {
-    scratch.keys.resize(size_t(keys));
-    scratch.values.resize(size_t(keys));
-    scratch.scores.resize(size_t(keys));
-    scratch.widened.assign(size_t(2 * keys * s.padded), 0.0f);
+  if (int64_t(scratch.keys.size()) < whole) {
+    scratch.keys.resize(size_t(whole));
+    scratch.values.resize(size_t(whole));
+    scratch.scores.resize(size_t(whole));
+    scratch.widened.assign(size_t(2 * whole * s.padded), 0.0f);
   }
   for (int64_t group = 0; group < s.kv_heads; ++group) {
     locate(k, sequence, group * s.head_dim, s, scratch.widened.data(), scratch.keys.data());
+    std::fill(scratch.keys.begin() + keys, scratch.keys.begin() + whole, scratch.keys[0]);
     locate(v, sequence, group * s.head_dim, s, scratch.widened.data() + keys * s.padded, scratch.values.data());
     for (int64_t i = 0; i < sequence.q_len; ++i) {
       const int64_t last = keys - sequence.q_len + i;  // the key at the query's own token
@@ -92,24 +127,65 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
         const T* query = q + (sequence.q_begin + i) * q_row + head * s.head_dim;
         for (int64_t d = 0; d < s.head_dim; ++d) scratch.query[size_t(d)] = s.scale * widen(query[d]);
         float* scores = scratch.scores.data();
-        for (int64_t j = from; j <= last; ++j)
-          scores[j] = dot(scratch.query.data(), scratch.keys[size_t(j)], s.padded);
+        const int64_t first = from / kLanes * kLanes, end = (last / kLanes + 1) * kLanes;
+        for (int64_t block = first; block < end; block += kLanes) {
+          // All sixteen, whatever they are: those that the query may not see are left out below.
+          Lanes products[kLanes];
+          const float* a = scratch.query.data();
+          for (int64_t j = 0; j < kLanes; ++j) {
+            const float* key = scratch.keys[size_t(block + j)];
+            Lanes product = load_lanes(a) * load_lanes(key);
+            for (int64_t d = kLanes; d < padded; d += kLanes) product += load_lanes(a + d) * load_lanes(key + d);
+            products[j] = product;
+          }
+          *reinterpret_cast<Lanes*>(scores + block) = sums(products);
+        }
         if (s.softcap > 0)
           for (int64_t j = from; j <= last; ++j) scores[j] = s.softcap * std::tanh(scores[j] / s.softcap);
         if (s.slopes)
           for (int64_t j = from; j <= last; ++j) scores[j] -= s.slopes[head] * float(last - j);
-        float top = -INFINITY;
-        for (int64_t j = from; j <= last; ++j) top = std::max(top, scores[j]);
-        float total = 0;
-        for (int64_t j = from; j <= last; ++j) total += scores[j] = std::exp(scores[j] - top);
-        const float inverse = 1.0f / total;
+        for (int64_t j = first; j < from; ++j) scores[j] = kUnseen;
+        for (int64_t j = last + 1; j < end; ++j) scores[j] = kUnseen;
+        Lanes most = load_lanes(scores + first), total = {};
+        for (int64_t block = first + kLanes; block < end; block += kLanes) {
+          const Lanes here = load_lanes(scores + block);
+          most = here > most ? here : most;
+        }
+        const float top = largest(most);
+        for (int64_t block = first; block < end; block += kLanes) {
+          float* weight = scores + block;
+          for (int64_t j = 0; j < kLanes; ++j) {
+            const float x = weight[j] - top;
+            weight[j] = vector_exp(x) + (x - x);  // a NaN stays one
+          }
+          total += load_lanes(weight);
+        }
+        const float inverse = 1.0f / sum(total);
         T* result = out + (sequence.q_begin + i) * q_row + head * s.head_dim;
-        for (int64_t d = 0; d < s.padded; d += kLanes) {
-          Lanes mixed = {};
-          for (int64_t j = from; j <= last; ++j)
-            mixed += scores[j] * *reinterpret_cast<const Lanes*>(scratch.values[size_t(j)] + d);
-          mixed *= inverse;
-          for (int64_t lane = 0; lane < std::min(kLanes, s.head_dim - d); ++lane) store(result + d + lane, mixed[lane]);
+        // Four vectors of the head at a time, so that no sum waits for the one before.
+        for (int64_t d = 0; d < padded; d += 4 * kLanes) {
+          const int64_t vectors = std::min<int64_t>(4, (padded - d) / kLanes);
+          Lanes mixed[4] = {};
+          if (vectors == 4) {
+            for (int64_t j = from; j <= last; ++j) {
+              const float* value = scratch.values[size_t(j)] + d;
+              for (int64_t n = 0; n < 4; ++n) mixed[n] += scores[j] * load_lanes(value + n * kLanes);
+            }
+          } else {
+            for (int64_t n = 0; n < vectors; ++n)
+              for (int64_t j = from; j <= last; ++j)
+                mixed[n] += scores[j] * load_lanes(scratch.values[size_t(j)] + d + n * kLanes);
+          }
+          for (int64_t n = 0; n < vectors; ++n) {
+            mixed[n] *= inverse;
+            const int64_t at = d + n * kLanes;
+            float lanes[kLanes];
+            std::memcpy(lanes, &mixed[n], sizeof lanes);
+            if (at + kLanes <= s.head_dim)
+              for (int64_t lane = 0; lane < kLanes; ++lane) store(result + at + lane, lanes[lane]);
+            else
+              for (int64_t lane = 0; at + lane < s.head_dim; ++lane) store(result + at + lane, lanes[lane]);
+          }
         }
       }
     }
@@ -121,19 +197,34 @@ using Kernel = void (*)(const T*, const T*, const T*, T*, const Sequence&, const
 
 template <class T>
 void baseline(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s, Scratch& scratch) {
-  one_sequence(q, k, v, out, x, s, scratch);
+  if (s.head_dim == 64)
+    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
+  else if (s.head_dim == 128)
+    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
+  else
+    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
 }
 
 #if defined(__x86_64__)
 template <class T>
 FT_AVX2 void avx2(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s, Scratch& scratch) {
-  one_sequence(q, k, v, out, x, s, scratch);
+  if (s.head_dim == 64)
+    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
+  else if (s.head_dim == 128)
+    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
+  else
+    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
 }
 
 template <class T>
 FT_AVX512 void avx512(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s,
                       Scratch& scratch) {
-  one_sequence(q, k, v, out, x, s, scratch);
+  if (s.head_dim == 64)
+    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
+  else if (s.head_dim == 128)
+    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
+  else
+    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
 }
 #endif
 

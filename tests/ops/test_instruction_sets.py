@@ -1,6 +1,9 @@
-"""The builds a CPU without AVX-512 would run: the same sources, compiled here for the two lesser sets."""
+"""The builds a CPU without AVX-512 would run, and one that watches every read and write: the same sources,
+compiled here for the two lesser sets and for the sanitizers.
+"""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +21,7 @@ MEASURE = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 torch.manual_seed(0)
-worst = {"moment": 0.0, "rank_one": 0.0, "rows": 0.0}
+worst = {"moment": 0.0, "rank_one": 0.0, "rows": 0.0, "attention": 0.0}
 for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
     for dtype in (torch.float32, torch.bfloat16):
         K, C = torch.randn(n, m).to(dtype), torch.zeros(m, m, dtype=torch.float64)
@@ -50,28 +53,69 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
         torch.ops.fasttrace.rotary_(turned, cos, sin)
         errors.append((turned - (wide * c + crossed * s)).abs() / ((wide * c).abs() + (crossed * s).abs()))
         worst["rows"] = max(worst["rows"], *(error.max().item() / unit for error in errors))
+        # Tails of growing length, so that what one sequence left behind does not fit the next.
+        for width in (13, 64, 128):
+            tails = [3, 10, 14, 1, 17, 30, 33]
+            begin = [sum(tails[:i]) for i in range(len(tails))]
+            table = torch.tensor([(b, t, 0, 2 * (t < 20), 0, 0, b, t) for b, t in zip(begin, tails)])
+            q, k, v = draw(sum(tails), 6, width), draw(sum(tails), 2, width), draw(sum(tails), 2, width)
+            mixed = torch.empty(sum(tails), 6 * width, dtype=dtype)
+            for window, cap, slopes in ((0, 0.0, None), (5, 3.0, torch.rand(6))):
+                torch.ops.fasttrace.prefix_attention_(q, k, v, table, 0.2, window, cap, slopes, mixed)
+                for b, t in zip(begin, tails):
+                    seen = torch.cat((torch.arange(2 * (t < 20)), torch.arange(b, b + t)))
+                    a, c, d = (x.double() for x in (q[b : b + t], k[seen], v[seen]))
+                    scores = 0.2 * torch.einsum("ihd,jhd->hij", a, c.repeat_interleave(3, 1))
+                    far = torch.arange(len(seen) - t, len(seen))[:, None] - torch.arange(len(seen))
+                    if cap:
+                        scores = cap * torch.tanh(scores / cap) - slopes.double()[:, None, None] * far
+                    hidden = (far < 0) | (far >= (window or len(seen)))
+                    wanted = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+                    wanted = torch.einsum("hij,jhd->ihd", wanted, d.repeat_interleave(3, 1)).reshape(t, -1)
+                    error = (mixed[b : b + t] - wanted).abs().max().item() / unit
+                    worst["attention"] = max(worst["attention"], error)
 print(json.dumps(worst))
 """
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_lesser_instruction_sets_compute_the_same(name: str, tmp_path: Path) -> None:
+def measure(folder: Path, flags: list[str], **environment: str) -> dict[str, float]:
+    """Compile every CPU source with these flags, load it in a process of its own and measure its errors there."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C++ compiler on Linux")
-    if name == "avx2" and "AVX2" not in torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX2"):
-        pytest.skip("this CPU has no AVX2")
-    library = tmp_path / "lesser.so"
-    command = [compiler, "-shared", "-fPIC", "-std=c++20", "-O2", "-Wno-psabi"]
-    command += [f"-DFASTTRACE_ISA={SETS[name]}", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    library = folder / "lesser.so"
+    command = [compiler, "-shared", "-fPIC", "-std=c++20", "-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += ["-DPy_LIMITED_API=0x030b0000", f"-I{TORCH / 'include'}", f"-I{sysconfig.get_path('include')}"]
-    command += [f"-L{TORCH / 'lib'}"]
+    command += [*flags, f"-L{TORCH / 'lib'}"]
     command += [str(path) for path in sorted(CSRC.glob("*.cpp")) if path.name != "library_cuda.cpp"]
     subprocess.run([*command, "-o", str(library), "-ltorch_cpu", "-lc10"], check=True)
     answer = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(library)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", MEASURE, str(library)], env={**os.environ, **environment}, capture_output=True, text=True
     )
-    worst = json.loads(answer.stdout)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    worst: dict[str, float] = json.loads(answer.stdout)
+    return worst
+
+
+def check(worst: dict[str, float]) -> None:
     assert worst["moment"] < 6e-7
     assert worst["rank_one"] <= 1.0
     assert worst["rows"] <= 5.0  # units of the dtype: float32's sums and exponential take some, bfloat16 only two
+    assert worst["attention"] <= 16.0
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_lesser_instruction_sets_compute_the_same(name: str, tmp_path: Path) -> None:
+    if name == "avx2" and "AVX2" not in torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX2"):
+        pytest.skip("this CPU has no AVX2")
+    check(measure(tmp_path, ["-O2", f"-DFASTTRACE_ISA={SETS[name]}"]))
+
+
+def test_no_read_or_write_is_outside_and_nothing_is_undefined(tmp_path: Path) -> None:
+    found = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if found.returncode or not os.path.isabs(found.stdout.strip()):
+        pytest.skip("this compiler has no address sanitizer")
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    # Python and torch keep what they allocate once, so what leaks is not asked.
+    preload = {"LD_PRELOAD": found.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    check(measure(tmp_path, flags, **preload))

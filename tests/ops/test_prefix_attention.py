@@ -124,3 +124,15 @@ def test_bad_arguments_are_sentences():
     wrong[2, 6] = 10_000
     with pytest.raises(RuntimeError, match="sequence 2 names rows outside"):
         prefix_attention(q.detach(), k, v, Sequences(wrong), 1.0, impl="native")
+
+
+def test_nan_is_never_lost_and_reaches_only_those_that_look():
+    q, k, v = torch.randn(5, 2, 16), torch.randn(5, 1, 16), torch.randn(5, 1, 16)
+    q[1, 0, 3] = float("nan")
+    k[4] = float("nan")
+    out = prefix_attention(q, k, v, Sequences.whole([5]), 0.25, impl="native").view(5, 2, 16)
+    assert out[1, 0].isnan().all()
+    assert out[4].isnan().all()
+    assert not out[0].isnan().any()
+    assert not out[1, 1].isnan().any()
+    assert not out[2:4].isnan().any()

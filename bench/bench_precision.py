@@ -1,0 +1,73 @@
+"""What bfloat16 (or, on a GPU, tf32) costs in exactness: the same grids as in float32, cell by cell.
+
+Run: .venv/bin/python bench/bench_precision.py [--facts 12] [--dtype bfloat16] [--device cpu] [--out FILE]
+The load: built-in facts that the float32 model knows, window 5, 10 samples, subject tokens, one σ for both.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+import fasttrace as ft
+from fasttrace.demo import interleaved
+
+KEY = ["fact_id", "window_size", "token_index", "layer"]
+
+
+def known_facts(model, count):
+    """The first `count` known facts, relations in turn."""
+    facts = interleaved(ft.load_facts())[: 4 * count]
+    verdicts = ft.check_known(model, facts).verdicts.to_pylist()
+    return [fact for fact, verdict in zip(facts, verdicts, strict=True) if verdict["known"]][:count]
+
+
+def compare(exact, other):
+    """Differences of two results of the same facts: probabilities, effects, and each fact's peak layer."""
+    a, b = exact.cells.to_pandas(), other.cells.to_pandas()
+    both = a.merge(b, on=KEY, suffixes=("", "_other"), validate="one_to_one")
+    gap = (both.p_restored - both.p_restored_other).abs()
+    peaks = {}
+    for name in ("p_restored", "p_restored_other"):
+        rows = both.loc[both.groupby("fact_id")[name].idxmax()]
+        peaks[name] = rows.set_index("fact_id").layer
+    moved = (peaks["p_restored"] - peaks["p_restored_other"]).abs()
+    p = exact.facts.to_pandas()[["p_clean", "p_noised"]] - other.facts.to_pandas()[["p_clean", "p_noised"]]
+    return {
+        "facts": len(moved),
+        "cells": len(both),
+        "p_mean_difference": float(gap.mean()),
+        "p_worst_difference": float(gap.max()),
+        "p_mean_sem": float(both.p_restored_sem.mean()),
+        "p_clean_worst_difference": float(p.p_clean.abs().max()),
+        "effect_mean_difference": float((both.effect - both.effect_other).abs().mean()),
+        "correlation": float(np.corrcoef(both.p_restored, both.p_restored_other)[0, 1]),
+        "facts_whose_peak_layer_moves": int((moved > 0).sum()),
+        "largest_move_of_a_peak_in_layers": int(moved.max()),
+        "seconds": exact.run["seconds"],
+        "seconds_other": other.run["seconds"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--facts", type=int, default=12)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    exact = ft.load_model(device=options.device)
+    facts = known_facts(exact, options.facts)
+    settings = {"tokens": "subject", "keep": "all", "sigma": 0.375}
+    one = ft.trace(exact, facts, **settings)
+    two = ft.trace(ft.load_model(dtype=options.dtype, device=options.device), facts, **settings)
+    row = {"dtype": options.dtype, **compare(one, two)}
+    print(json.dumps(row, indent=2))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(row, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
