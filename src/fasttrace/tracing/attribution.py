@@ -1,0 +1,215 @@
+"""Attribution patching: every cell of a grid estimated to first order from one forward and one backward pass.
+
+An exact cell costs a forward of its own; its slope does not. To first order, adding (clean − corrupted) to a
+module's output changes log p(o_true) by the inner product of that difference with ∂ log p / ∂ output, and one
+backward pass gives that gradient at every layer, token and sample. What comes out screens cells; it is no
+substitute for the sweep.
+
+The forward keeps each layer's input; the backward goes down the layers and makes each one's graph again from it.
+So no more than one layer's activations are ever kept, each layer's weights are read twice, and the forward
+itself runs on the compiled kernels, which have no gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import attend, mlp, row_logprob
+from fasttrace.ops.prefix_attention import Sequences
+from fasttrace.tracing.corrupt import embed_base
+from fasttrace.tracing.plan import Cell, Layout, TraceItem, Wave
+
+MODULES = ("mlp", "attn", "block")
+MEMORY_ROWS = 4096
+
+
+@dataclass(eq=False)
+class AttributionResult:
+    """Probabilities of o_true, by number of the item.
+
+    clean: p. noised: (n,) p of each corrupted row. estimates: cell → (n,) estimated p, each in [0, 1].
+    """
+
+    clean: dict[int, float] = field(default_factory=dict)
+    noised: dict[int, np.ndarray] = field(default_factory=dict)
+    estimates: dict[int, dict[Cell, np.ndarray]] = field(default_factory=dict)
+
+
+def kept_bytes_per_row(model: Decoder) -> int:
+    """Bytes a base row keeps until its backward pass: a residual and a difference a layer."""
+    return 2 * model.n_layers * model.width * model.embed_weight.element_size()
+
+
+def attribute(
+    model: Decoder,
+    items: Sequence[TraceItem],
+    samples: int,
+    sigma: float,
+    noise: str,
+    seed: int,
+    module: str = "mlp",
+    memory_rows: int = MEMORY_ROWS,
+) -> AttributionResult:
+    """Estimate p(o_true) of every cell of every item, per noise sample.
+
+    samples: n corrupted rows an item. sigma, noise, seed: see `embed_base`; the same noise as the exact sweep.
+    module: "mlp" or "attn" (what that module adds to the residual), or "block" (the residual after the block).
+    memory_rows: base rows that share one forward and one backward pass, whole items always.
+
+    Raises UserError for an unknown module and an item larger than memory_rows.
+    Source: Nanda 2023, "Attribution patching"; Kramár et al. 2024 (arXiv 2403.00745), section 2.
+    """
+    if module not in MODULES:
+        raise UserError(f"attribution: module '{module}' is not one of {', '.join(MODULES)}")
+    result = AttributionResult()
+    for numbers in _batches(items, samples, memory_rows):
+        rows = _Rows([items[i] for i in numbers], samples, model)
+        log_p, slopes = _slopes(model, rows, sigma, noise, seed, module)
+        for place, number in enumerate(numbers):
+            _estimate(result, number, items[number], log_p, slopes, rows, place, module)
+    return result
+
+
+def _batches(items: Sequence[TraceItem], samples: int, memory_rows: int) -> Iterator[list[int]]:
+    """Runs of item numbers of at most memory_rows base rows."""
+    batch: list[int] = []
+    rows = 0
+    for number, item in enumerate(items):
+        own = item.base_rows(samples)
+        if own > memory_rows:
+            raise UserError(
+                f"memory: fact '{item.encoded.fact.fact_id}' needs {own} rows at once and the budget holds "
+                f"{memory_rows}; a larger --memory or fewer --samples were wanted"
+            )
+        if batch and rows + own > memory_rows:
+            yield batch
+            batch, rows = [], 0
+        batch.append(number)
+        rows += own
+    if batch:
+        yield batch
+
+
+class _Rows:
+    """Base rows of a batch with the corrupted ones first, since only those are differentiated.
+
+    order: (N,) the base row (as `embed_base` numbers them) at each place. n_corrupted. tables: every sequence,
+    corrupted ones first, and how many those are. twin: (n_corrupted,) place of each one's clean row. begin:
+    item → (n,) place of the first corrupted row of each sample.
+    """
+
+    def __init__(self, items: Sequence[TraceItem], samples: int, model: Decoder) -> None:
+        self.items, self.samples = list(items), samples
+        base = Layout(items, Wave([(i, []) for i in range(len(items))]), samples, model.n_layers).base_sequences
+        is_clean = np.arange(len(base)) % (1 + samples) == 0
+        noised, clean = base[~is_clean], base[is_clean]
+        rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, 6:8].tolist()]) for part in (noised, clean)]
+        self.order = np.concatenate(rows)
+        self.n_corrupted = len(rows[0])
+        place = np.empty_like(self.order)
+        place[self.order] = np.arange(len(self.order))
+        self.table = np.concatenate((noised, clean))
+        for column in (0, 2, 6):
+            self.table[:, column] = place[self.table[:, column]]
+        self.n_noised = len(noised)
+        self.begin = self.table[: self.n_noised, 6].reshape(len(self.items), samples)
+        first_token = np.repeat([item.encoded.subject_begin for item in self.items], samples)
+        self.twin = np.concatenate(
+            [
+                np.arange(n) + place[begin] + b
+                for n, begin, b in zip(noised[:, 7], np.repeat(clean[:, 6], samples), first_token, strict=True)
+            ]
+        )
+        # Each sequence's last K rows predict the target's K tokens.
+        owner = [*np.repeat(np.arange(len(self.items)), samples).tolist(), *range(len(self.items))]
+        count = [len(self.items[i].targets) for i in owner]
+        ends = self.table[:, 6] + self.table[:, 7]
+        self.scored = np.concatenate([np.arange(end - k, end) for end, k in zip(ends, count, strict=True)])
+        self.targets = np.concatenate([self.items[i].targets for i in owner])
+        self.sequence = np.repeat(np.arange(len(owner)), count)
+
+
+def _slopes(
+    model: Decoder, rows: _Rows, sigma: float, noise: str, seed: int, module: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log p of every sequence of rows.table (S,), ⟨∂ log p / ∂ output, clean − corrupted⟩ (L, n_corrupted))."""
+    to = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(model.device)  # noqa: E731
+    encoded, ids = [i.encoded for i in rows.items], [i.ids for i in rows.items]
+    order, twin, n = to(rows.order), to(rows.twin), rows.n_corrupted
+    scored, targets = to(rows.scored), to(rows.targets)
+    kept: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        x, positions = embed_base(model, encoded, ids, rows.samples, sigma, noise, seed)
+        positions = positions[order]
+        h = model.enter(x[order], positions)
+        rotary = model.rotary(positions)
+        sequences = Sequences(rows.table)
+        for block in model.blocks:
+            added = attend(block, h, rotary, sequences)
+            middle = h + added
+            out = mlp(block, h if block.parallel else middle)
+            after = middle + out
+            output = {"mlp": out, "attn": added, "block": after}[module]
+            kept.append((h, output[twin] - output[:n]))
+            h = after
+    with torch.enable_grad():
+        last = h.detach().requires_grad_()
+        each = row_logprob(model, last[scored], targets)
+        log_p = torch.zeros(len(rows.table), dtype=each.dtype, device=each.device)
+        log_p = log_p.index_add(0, to(rows.sequence), each)
+        # A sample's log p depends on its own rows only, so one sum has every sample's gradient.
+        (gradient,) = torch.autograd.grad(log_p[: rows.n_noised].sum(), last)
+        gradient = gradient[:n]
+        corrupted = Sequences(rows.table[: rows.n_noised])
+        own = torch.arange(n, device=h.device)
+        slopes = np.empty((model.n_layers, n))
+        for layer in reversed(range(model.n_layers)):
+            block, (h, moved) = model.blocks[layer], kept.pop()
+            mine = h[:n].requires_grad_()
+            added = attend(block, torch.cat((mine, h[n:])), rotary, corrupted, own)
+            middle = mine + added
+            after = middle + mlp(block, mine if block.parallel else middle)
+            below, at_attention = torch.autograd.grad(after, (mine, added), gradient)
+            at = at_attention if module == "attn" else gradient
+            wide = torch.promote_types(at.dtype, torch.float32)
+            slopes[layer] = (at.to(wide) * moved.to(wide)).sum(1).double().cpu().numpy()
+            gradient = below
+    return log_p.detach().double().cpu().numpy(), slopes
+
+
+def _estimate(
+    result: AttributionResult,
+    number: int,
+    item: TraceItem,
+    log_p: np.ndarray,
+    slopes: np.ndarray,
+    rows: _Rows,
+    place: int,
+    module: str,
+) -> None:
+    """Write one item's probabilities into the result."""
+    n = rows.samples
+    base = np.minimum(log_p[place * n : (place + 1) * n], 0.0)
+    result.clean[number] = float(np.exp(min(log_p[rows.n_noised + place], 0.0)))
+    result.noised[number] = np.exp(base)
+    estimates: dict[Cell, np.ndarray] = {}
+    for cell in item.cells:
+        first = cell.stop - 1 if module == "block" else cell.start
+        at = rows.begin[place] + cell.token - item.encoded.subject_begin
+        change = slopes[first : cell.stop, at].sum(0) if cell.token >= item.encoded.subject_begin else 0.0
+        estimates[cell] = np.exp(np.minimum(base + change, 0.0))
+    result.estimates[number] = estimates
+
+
+def rank_correlation(estimated: np.ndarray, exact: np.ndarray) -> float | None:
+    """Spearman's rank correlation of two grids of one shape; None for fewer than 3 cells or a constant grid."""
+    a, b = np.asarray(estimated, dtype=np.float64).reshape(-1), np.asarray(exact, dtype=np.float64).reshape(-1)
+    if len(a) < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
+        return None
+    return float(stats.spearmanr(a, b).statistic)

@@ -1,0 +1,144 @@
+"""Attribution patching against hooks and autograd in plain transformers, and against the exact sweep."""
+
+import numpy as np
+import pytest
+import torch
+from hooked_attribution import hooked_attribution
+from scipy import stats
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.facts import encode_fact
+from fasttrace.tracing.attribution import MODULES, attribute, rank_correlation
+from fasttrace.tracing.plan import make_item
+
+SAMPLES = 3
+FACTS = [
+    ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris"),
+    ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="New York"),
+]
+PERU = ft.Fact(prompt="{} is located in the country of", subject="Machu Picchu", target_true="Peru")
+
+
+def items_of(model, facts, windows, tokens="all"):
+    return [make_item(encode_fact(model.tokenizer, fact), windows, model.n_layers, tokens) for fact in facts]
+
+
+def oracle(model, item, module, nudge=None):
+    begin, end = item.encoded.subject_begin, item.encoded.subject_end
+    noise = np.random.RandomState(1).randn(SAMPLES, end - begin, model.width)
+    return hooked_attribution(model.hf, item.encoded.ids, item.targets, begin, end, noise, 0.4, module, nudge)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_estimates_equal_hooked_autograd(family, module, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    items = items_of(model, FACTS, [3, 1])
+    assert items[1].encoded.subject_begin == 0, "a subject without a prefix is wanted too"
+    assert max(len(item.targets) for item in items) > 1, "and a target of several tokens"
+    result = attribute(model, items, SAMPLES, 0.4, "released", 0, module)
+    for number, item in enumerate(items):
+        log_p, slopes = oracle(model, item, module)
+        noised = np.exp(log_p[1:])
+        assert result.clean[number] == pytest.approx(np.exp(log_p[0]), rel=1e-9)
+        np.testing.assert_allclose(result.noised[number], noised, rtol=1e-9)
+        assert set(result.estimates[number]) == set(item.cells)
+        unclipped = 0
+        for cell, estimate in result.estimates[number].items():
+            layers = slice(cell.stop - 1 if module == "block" else cell.start, cell.stop)
+            change = slopes[layers, cell.token].sum(0)
+            expected = np.exp(np.minimum(log_p[1:] + change, 0.0))
+            np.testing.assert_allclose(estimate, expected, rtol=1e-9, err_msg=str(cell))
+            unclipped += int((np.abs(change) > 1e-3).sum() and (expected < 1.0).all())
+        assert unclipped > 10, "the oracle's slopes are flat: the test would not see errors"
+
+
+def test_batches_do_not_change_estimates(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    items = items_of(model, [*FACTS, FACTS[0]], [3])
+    whole = attribute(model, items, SAMPLES, 0.4, "released", 0)
+    single = attribute(model, items, SAMPLES, 0.4, "released", 0, memory_rows=max(i.base_rows(SAMPLES) for i in items))
+    for number in range(len(items)):
+        assert whole.clean[number] == pytest.approx(single.clean[number], rel=1e-12)
+        for cell, estimate in whole.estimates[number].items():
+            np.testing.assert_allclose(single.estimates[number][cell], estimate, rtol=1e-12)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_slopes_are_finite_differences(module, small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float64)
+    (item,) = items_of(model, FACTS[:1], [3])
+    result = attribute(model, [item], SAMPLES, 0.4, "released", 0, module)
+    cell = next(c for c in item.cells if c.token == item.encoded.subject_begin + 1 and c.stop - c.start == 3)
+    layers = range(cell.stop - 1 if module == "block" else cell.start, cell.stop)
+    up, down = (oracle(model, item, module, (cell.token, layers, e))[0][1:] for e in (1e-5, -1e-5))
+    slope = np.log(result.estimates[0][cell] / result.noised[0])
+    assert np.abs(slope).min() > 1e-3
+    assert (result.estimates[0][cell] < 1.0).all()
+    np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-6)
+
+
+def test_a_single_layer_is_right_to_first_order(small_tokenizer):
+    """The error against the exact sweep falls with the square of the noise, the effect itself with its first power."""
+    model = small_model("llama", small_tokenizer, torch.float64)
+    (item,) = items_of(model, FACTS[:1], [1])
+    errors, effects = [], []
+    for sigma in (1e-2, 1e-3):
+        found = attribute(model, [item], 1, sigma, "released", 0)
+        cells = ft.trace(model, FACTS[:1], windows=[1], samples=1, sigma=sigma, noise="released", keep="all").cells
+        exact = {(c["token_index"], c["layer"]): c["p_restored"] for c in cells.to_pylist()}
+        pairs = [(p[0], exact[cell.token, cell.start]) for cell, p in found.estimates[0].items()]
+        estimate, truth = np.array(pairs).T
+        errors.append(np.abs(estimate - truth).max())
+        effects.append(np.abs(truth - found.noised[0]).max())
+    assert 5 < effects[0] / effects[1] < 20
+    assert errors[0] / errors[1] > 50
+    assert errors[1] < 5e-2 * effects[1]
+
+
+def test_real_model_is_first_order_right_and_ranks_the_best_cell_high(smollm2):
+    (item,) = items_of(smollm2, [PERU], [5], "subject")
+    result = attribute(smollm2, [item], SAMPLES, 0.4, "released", 0)
+    cells = ft.trace(
+        smollm2, [PERU], windows=[5], samples=SAMPLES, sigma=0.4, noise="released", keep="all", tokens="subject"
+    ).cells.to_pandas()
+    estimated = {cell: p.mean() for cell, p in result.estimates[0].items()}
+    best = cells.loc[cells.p_restored.idxmax()]
+    own = next(
+        c
+        for c in item.cells
+        if c.token == best.token_index and c.start == max(0, best.layer - 2) and c.stop == min(30, best.layer + 3)
+    )
+    better = sum(p > estimated[own] for p in estimated.values())
+    assert better < len(estimated) / 4
+    up, down = (oracle(smollm2, item, "mlp", (own.token, range(own.start, own.stop), e))[0][1:] for e in (1e-2, -1e-2))
+    slope = np.log(result.estimates[0][own] / result.noised[0])
+    assert (result.estimates[0][own] < 1.0).all()
+    np.testing.assert_allclose(slope, (up - down) / 2e-2, rtol=2e-2)
+
+
+def test_bfloat16_and_weights_without_gradients(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.bfloat16)
+    result = attribute(model, items_of(model, FACTS, [3]), 2, 0.4, "philox", 0, "attn")
+    assert all(np.isfinite(p).all() for cells in result.estimates.values() for p in cells.values())
+    assert all(weight.grad is None and not weight.requires_grad for weight in model.hf.parameters())
+
+
+def test_what_cannot_be_done_is_a_sentence(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    items = items_of(model, FACTS, [3])
+    with pytest.raises(UserError, match="module 'norm' is not one of mlp, attn, block"):
+        attribute(model, items, 2, 0.4, "philox", 0, "norm")
+    with pytest.raises(UserError, match=r"memory: fact .* needs .* rows at once and the budget holds 5"):
+        attribute(model, items, 2, 0.4, "philox", 0, memory_rows=5)
+
+
+def test_rank_correlation():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(40), rng.random(40)
+    assert rank_correlation(a, b) == pytest.approx(stats.pearsonr(stats.rankdata(a), stats.rankdata(b)).statistic)
+    assert rank_correlation(a.reshape(8, 5), np.exp(a).reshape(8, 5)) == pytest.approx(1.0)
+    assert rank_correlation(a[:2], b[:2]) is None
+    assert rank_correlation(a, np.ones(40)) is None
