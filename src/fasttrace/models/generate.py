@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
-from fasttrace.models.packed import Batch, embed, mlp, pack
+from fasttrace.models.packed import Batch, bring, embed, mlp, pack
 from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 
@@ -70,7 +70,7 @@ def sample_tokens(
     for step in range(length):
         scores = _scores(model, h)
         if allowed is not None:
-            scores.masked_fill_(~allowed.to(model.device), float("-inf"))
+            scores.masked_fill_(~allowed.to(scores.device), float("-inf"))
         last = _draw(scores, top_k, generator)
         ids[:, step] = last
         if step + 1 < length:
@@ -93,7 +93,7 @@ def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int)
         over |= torch.isin(ids[:, step], ends)
         if bool(over.all()) or step + 1 == length:
             break
-        h = kept.step(last)
+        h = kept.step(last.to(model.device))
     texts = []
     for row in ids[:, : step + 1].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -109,7 +109,9 @@ def _end_ids(model: Decoder) -> Tensor:
 
 def _scores(model: Decoder, h: Tensor) -> Tensor:
     """h: (rows, d) → (rows, V) float32 logits."""
-    return linear(model.final_norm(h), model.unembed_weight, model.unembed_bias).float()
+    with model.head():
+        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+        return linear(x, model.unembed_weight, model.unembed_bias).float()
 
 
 class _Kept:
@@ -121,7 +123,7 @@ class _Kept:
         self.room = int(self.length.max()) + new_tokens
         rows = len(lengths) * self.room
         self.kept = [
-            torch.empty((2, rows, block.n_kv_heads, block.head_dim), dtype=model.dtype, device=model.device)
+            torch.empty((2, rows, block.n_kv_heads, block.head_dim), dtype=model.dtype, device=block.device)
             for block in model.blocks
         ]
 
@@ -130,7 +132,7 @@ class _Kept:
         begin = np.arange(len(batch.lengths)) * self.room
         place = torch.from_numpy(np.repeat(begin, batch.lengths)).to(batch.ids.device) + batch.positions
         h = self._blocks(embed(self.model, batch.ids, batch.positions), batch.positions, place, batch.sequences)
-        return h[batch.last_rows]
+        return h[batch.last_rows.to(h.device)]
 
     def step(self, ids: Tensor) -> Tensor:
         """ids: (rows,), the next token of every text → (rows, d) residual there."""
@@ -147,8 +149,9 @@ class _Kept:
     ) -> Tensor:
         """h: (N, d) → (N, d); keys and values are put at `place`; whole: attend to everything kept of a text."""
         rotary: Rotary | None = self.model.rotary(positions)
-        for block, kept in zip(self.model.blocks, self.kept, strict=True):
-            h = self._block(block, h, rotary, kept, place, sequences, whole)
+        for layer, block in self.model.layers():
+            h, rotary, place = h.to(block.device), bring(rotary, block.device), place.to(block.device)
+            h = self._block(block, h, rotary, self.kept[layer], place, sequences, whole)
         return h
 
     def _block(

@@ -56,7 +56,13 @@ def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice
 
 def embed(model: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
     """ids, positions: (N,) → (N, d) input of block 0."""
-    return model.enter(model.embed_weight[ids], positions)
+    with model.entry():
+        return model.enter(model.embed_weight[ids], positions)
+
+
+def bring(rotary: Rotary | None, device: torch.device) -> Rotary | None:
+    """The rotary tables on a device; themselves where they are there."""
+    return None if rotary is None else (rotary[0].to(device), rotary[1].to(device))
 
 
 def attend(
@@ -105,7 +111,8 @@ def forward(
     """
     h = embed(model, batch.ids, batch.positions) if h is None else h
     rotary = model.rotary(batch.positions)
-    for layer, block in enumerate(model.blocks):
+    for layer, block in model.layers():
+        h, rotary = h.to(block.device), bring(rotary, block.device)
         middle = h + attend(block, h, rotary, batch.sequences)
         source = h if block.parallel else middle
         if on_key is None:
@@ -120,23 +127,29 @@ def forward(
 @torch.no_grad()
 def logits(model: Decoder, batch: Batch) -> Tensor:
     """(N, V) logits of every row: for tests and for reading a model; scoring uses `row_logprob`."""
-    x = model.final_norm(forward(model, batch))
-    return torch.nn.functional.linear(x, model.unembed_weight, model.unembed_bias)
+    h = forward(model, batch)
+    with model.head():
+        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+        return torch.nn.functional.linear(x, model.unembed_weight, model.unembed_bias)
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
-    """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target)."""
-    norm: Any = model.final_norm
-    return target_logprob(
-        h,
-        norm.weight,
-        getattr(norm, "bias", None),
-        model.norm_eps,
-        model.norm_kind,
-        model.unembed_weight,
-        model.unembed_bias,
-        target,
-    )
+    """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target), on
+    `model.unembed_device`."""
+    device = model.unembed_device
+    with model.head():
+        norm: Any = model.final_norm
+        bias = getattr(norm, "bias", None)
+        return target_logprob(
+            h.to(device),
+            norm.weight.to(device),
+            None if bias is None else bias.to(device),
+            model.norm_eps,
+            model.norm_kind,
+            model.unembed_weight,
+            model.unembed_bias,
+            target.to(device),
+        )
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.packed import attend, mlp, row_logprob
+from fasttrace.models.packed import attend, bring, mlp, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
@@ -38,16 +38,19 @@ def run_wave(
 ) -> WaveResult:
     """Compute one wave exactly. samples: n corrupted rows a fact. sigma, noise, seed: see `embed_base`."""
     layout = Layout(items, wave, samples, model.n_layers)
-    x, base_position = embed_base(
-        model, [i.encoded for i in layout.items], [i.ids for i in layout.items], samples, sigma, noise, seed
-    )
-    h = model.enter(x, base_position)
-    position = torch.cat((base_position, *(_tensor(c.position, model) for c in layout.cohorts)))
+    with model.entry():
+        x, base_position = embed_base(
+            model, [i.encoded for i in layout.items], [i.ids for i in layout.items], samples, sigma, noise, seed
+        )
+        h = model.enter(x, base_position)
+    position = torch.cat((base_position, *(_tensor(c.position, model.device) for c in layout.cohorts)))
     rotary_all = model.rotary(position)
     table = layout.base_sequences
     clean = np.full(layout.n_base, -1, dtype=np.int64)
     stop = np.zeros(layout.n_base, dtype=np.int64)
-    for layer, block in enumerate(model.blocks):
+    for layer, block in model.layers():
+        device = block.device
+        h, rotary_all = h.to(device), bring(rotary_all, device)
         n, cohort = h.shape[0], layout.cohorts[layer]
         rotary = None if rotary_all is None else (rotary_all[0][:n], rotary_all[1][:n])
         if layer + 1 < model.n_layers:
@@ -56,7 +59,7 @@ def run_wave(
         else:
             # Past the last layer only the scored rows are read, so only they are queries there.
             scored, k = layout.scored(table)
-            rows = _tensor(scored, model)
+            rows = _tensor(scored, device)
             place = np.full(n, -1, dtype=np.int64)
             place[scored] = np.arange(len(scored))
             narrowed = table.copy()
@@ -69,7 +72,7 @@ def run_wave(
         middle = added.add_(h)
         residual = h if block.parallel else middle
         here = restored_stop > layer
-        out = mlp(block, residual, _tensor(np.flatnonzero(~here), model) if here.any() else None)
+        out = mlp(block, residual, _tensor(np.flatnonzero(~here), device) if here.any() else None)
         # Base rows come first and are never restored, so their module outputs keep their row numbers.
         own = np.cumsum(~here) - 1
         source = np.where(here, restored_from, own)
@@ -78,8 +81,8 @@ def run_wave(
         h = window_restore(
             middle,
             out,
-            _tensor(np.concatenate((np.arange(len(source)), base)), model),
-            _tensor(np.concatenate((source, entering)), model),
+            _tensor(np.concatenate((np.arange(len(source)), base)), device),
+            _tensor(np.concatenate((source, entering)), device),
         )
         table = np.concatenate((table, cohort.sequences))
         clean = np.concatenate((clean, cohort.clean))
@@ -87,8 +90,8 @@ def run_wave(
     return _scores(model, layout, wave, h)
 
 
-def _tensor(array: np.ndarray, model: Decoder) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(model.device)
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult:
@@ -96,7 +99,7 @@ def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult
     owners = layout.owners()
     targets = np.concatenate([np.asarray(layout.items[fact].targets) for fact in owners])
     count = np.array([len(layout.items[fact].targets) for fact in owners])
-    logp = row_logprob(model, h, _tensor(targets, model)).double().cpu().numpy()
+    logp = row_logprob(model, h, _tensor(targets, h.device)).double().cpu().numpy()
     p = np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
     numbers = [number for number, _ in wave.items]
     clean, noised, restored = {}, {}, {}
