@@ -76,9 +76,14 @@ def _options(*names: str) -> Callable[[Verb], Verb]:
             "--model", default=DEFAULT_MODEL, show_default=True, help="Short name, hub id, folder or .gguf file."
         ),
         "dtype": click.option(
-            "--dtype", type=click.Choice(["float32", "bfloat16", "float64"]), default="float32", show_default=True
+            "--dtype",
+            type=click.Choice(["float32", "tf32", "bfloat16", "float64"]),
+            default="float32",
+            show_default=True,
         ),
-        "device": click.option("--device", default="cpu", show_default=True, help="As torch names it."),
+        "device": click.option(
+            "--device", default="cpu", show_default=True, help="As torch names it, or auto: over GPUs, CPU and disk."
+        ),
         "facts": click.option(
             "--facts",
             type=click.Path(),

@@ -15,9 +15,11 @@ from fasttrace.ops.rank_one import rank_one_
 def export_model(model: Decoder, edits: list[RankOne], folder: str | Path) -> Path:
     """Write the model with `edits` in its weights as a folder (safetensors, config, tokenizer).
 
-    The model in memory is not changed. Raises UserError where the folder exists and is not empty.
+    The model in memory is not changed. Raises UserError where the folder exists and is not empty, ModelError
+    where the weights are offloaded.
     """
     path = check_export_folder(folder)
+    model.check_resident("export")
     names = {weight.data_ptr(): name for name, weight in model.hf.named_parameters()}
     state = dict(model.hf.state_dict())
     for edit in edits:

@@ -105,8 +105,9 @@ class EditPlan:
         ]
         for facts in self._groups([(f, layers) for f, layers in todo if layers], parse_bytes(memory)):
             begun = time.perf_counter()
-            edits = self._optimise(facts)
-            result = self._score([f for f, _ in facts], edits)
+            with self.model.products():
+                edits = self._optimise(facts)
+                result = self._score([f for f, _ in facts], edits)
             yield replace(result, run={**self.run, "seconds": time.perf_counter() - begun})
             if progress is not None:
                 progress(len(edits))
@@ -225,6 +226,7 @@ def prepare_edit(
     Arguments and errors: see `edit`; progress(stage, done, total) reports on the second moments.
     """
     check_protocol(protocol)
+    model.check_resident("edit")
     if method not in METHODS:
         raise UserError(f"method '{method}' is not one of {', '.join(METHODS)}")
     chosen = problem_named(problem)

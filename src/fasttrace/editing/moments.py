@@ -287,7 +287,8 @@ def _group_sums(
 
     def add(layer: int, keys: Tensor) -> None:
         if layer in sums:
-            second_moment_(sums[layer], keys if keys.dtype != torch.float64 else keys.float())
+            narrow = keys if keys.dtype != torch.float64 else keys.float()
+            second_moment_(sums[layer], narrow.to(sums[layer].device))
 
     tokens = sum(len(s) for s in sequences[:position])
     report(tokens)

@@ -8,7 +8,8 @@ subclassing `Block` and `Decoder` and registering under transformers' `config.mo
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.placement import device_of, is_offloaded, present, stored_weights, tf32_products
 
 # What a family's blocks turn queries and keys by: tensors of one row a token, (N, …); none where positions are
 # learned or biases of attention.
@@ -25,13 +27,17 @@ Rotary = tuple[Tensor, ...]
 class Block(ABC):
     """One layer: attention and MLP, each reading and adding to the residual stream.
 
-    Attributes: n_heads, n_kv_heads, head_dim; scale (of the attention scores); sliding_window (tokens a
-    query sees, itself included, or None); softcap (attention scores stay within ± this, or None); alibi ((H,)
-    float32 slopes by which scores fall with distance, or None); parallel (True where the MLP reads the block's
-    input rather than the residual after attention, as GPT-J does); mlp_products (products of d × m numbers that
-    make the keys: 2 in a gated MLP).
+    Weights may lie elsewhere until the layer's turn comes (`Decoder.layers`), so methods read them off their
+    modules at every call and keep none.
+
+    Attributes: layer (the transformers module that holds all the block's weights); n_heads, n_kv_heads,
+    head_dim; scale (of the attention scores); sliding_window (tokens a query sees, itself included, or None);
+    softcap (attention scores stay within ± this, or None); alibi ((H,) float32 slopes by which scores fall with
+    distance, or None); parallel (True where the MLP reads the block's input rather than the residual after
+    attention, as GPT-J does); mlp_products (products of d × m numbers that make the keys: 2 in a gated MLP).
     """
 
+    layer: Any
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -41,6 +47,11 @@ class Block(ABC):
     alibi: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which the block computes."""
+        return device_of(self.layer)
 
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
@@ -103,6 +114,7 @@ class Decoder(ABC):
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # what the embedding module multiplies its rows by
     logit_softcap: float | None = None  # logits stay within ± this
+    tf32: bool = False  # float32 weights, their products on CUDA in TF32 while fasttrace computes
 
     def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
         self.hf = hf.eval().requires_grad_(False)
@@ -110,6 +122,10 @@ class Decoder(ABC):
         self.name = name
         self.config = hf.config
         self.bind()
+        inside = {id(part) for block in self.blocks for part in block.layer.modules()}
+        inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
+        # What comes before block 0, whatever a family calls it. Modules that hold others hold no weights themselves.
+        self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -148,6 +164,45 @@ class Decoder(ABC):
     def rotary(self, positions: Tensor) -> Rotary:
         """positions: (N,) int64 → what the blocks turn by, as cos and sin (N, rotary dims); empty for no rotation."""
         return ()
+
+    def products(self) -> AbstractContextManager[None]:
+        """How matrix products are taken while the body runs: in TF32 where the model was loaded so."""
+        return tf32_products() if self.tf32 else nullcontext()
+
+    @contextmanager
+    def _at_hand(self, *modules: nn.Module) -> Iterator[None]:
+        with self.products(), present(*modules):
+            yield
+
+    def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
+        """(layer, block) of every layer, or of those in `order`: the block's weights are on `block.device` until
+        the next one is asked for. Rows, rotary tables and row numbers are the caller's to bring there."""
+        for layer in range(self.n_layers) if order is None else order:
+            block = self.blocks[layer]
+            with self._at_hand(block.layer):
+                yield layer, block
+
+    @contextmanager
+    def entry(self) -> Iterator[None]:
+        """Embeddings (and learned positions) at hand on `self.device` while the body runs."""
+        with self._at_hand(*self._entry):
+            yield
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """`final_norm` on `norm_device` and the unembedding on `unembed_device` while the body runs."""
+        with self._at_hand(self.final_norm, self.hf.get_output_embeddings()):
+            yield
+
+    @property
+    def norm_device(self) -> torch.device:
+        """Device of the final norm."""
+        return device_of(self.final_norm)
+
+    @property
+    def unembed_device(self) -> torch.device:
+        """Device of the unembedding."""
+        return device_of(self.hf.get_output_embeddings())
 
     @property
     def unembed_weight(self) -> Tensor:
@@ -206,13 +261,23 @@ class Decoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the embedding."""
-        return self.embed_weight.device
+        """Device of the embedding, where packed rows begin."""
+        return device_of(self.hf.get_input_embeddings())
+
+    def check_resident(self, what: str) -> None:
+        """Raises ModelError where weights are offloaded or on several devices: `what` needs them all at hand."""
+        devices = {str(weight.device) for weight in self.hf.parameters()}
+        if is_offloaded(self.hf) or len(devices) > 1:
+            found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
+            raise ModelError(
+                f"{what}: the weights of '{self.name}' are {found}, a model whole on one device was wanted "
+                '(device="cpu" or "cuda" instead of "auto")'
+            )
 
     @property
     def dtype_name(self) -> str:
-        """dtype as stored in a run: "float32", "bfloat16" or "float64"."""
-        return str(self.dtype).removeprefix("torch.")
+        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def model_hash(self) -> str:
@@ -238,7 +303,7 @@ class Decoder(ABC):
     def weights_hash(self) -> str:
         """First 16 hex digits of SHA-256 over every parameter's name, shape, dtype and bytes, as loaded."""
         digest = hashlib.sha256()
-        for name, weight in sorted(self.hf.named_parameters()):
+        for name, weight in stored_weights(self.hf):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]

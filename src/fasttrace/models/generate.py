@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
-from fasttrace.models.packed import Batch, embed, mix, mlp, pack, row_logits
+from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
 from fasttrace.ops.prefix_attention import Sequences
 
 BLOCK = 256  # tokens whose probabilities are added up together when one is drawn
@@ -69,7 +69,7 @@ def sample_tokens(
     for step in range(length):
         scores = _scores(model, h)
         if allowed is not None:
-            scores.masked_fill_(~allowed.to(model.device), float("-inf"))
+            scores.masked_fill_(~allowed.to(scores.device), float("-inf"))
         last = _draw(scores, top_k, generator)
         ids[:, step] = last
         if step + 1 < length:
@@ -92,7 +92,7 @@ def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int)
         over |= torch.isin(ids[:, step], ends)
         if bool(over.all()) or step + 1 == length:
             break
-        h = kept.step(last)
+        h = kept.step(last.to(model.device))
     texts = []
     for row in ids[:, : step + 1].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -120,7 +120,7 @@ class _Kept:
         self.room = int(self.length.max()) + new_tokens
         rows = len(lengths) * self.room
         self.kept = [
-            torch.empty((2, rows, block.n_kv_heads, block.head_dim), dtype=model.dtype, device=model.device)
+            torch.empty((2, rows, block.n_kv_heads, block.head_dim), dtype=model.dtype, device=block.device)
             for block in model.blocks
         ]
 
@@ -129,7 +129,7 @@ class _Kept:
         begin = np.arange(len(batch.lengths)) * self.room
         place = torch.from_numpy(np.repeat(begin, batch.lengths)).to(batch.ids.device) + batch.positions
         h = self._blocks(embed(self.model, batch.ids, batch.positions), batch.positions, place, batch.sequences)
-        return h[batch.last_rows]
+        return h[batch.last_rows.to(h.device)]
 
     def step(self, ids: Tensor) -> Tensor:
         """ids: (rows,), the next token of every text → (rows, d) residual there."""
@@ -146,8 +146,9 @@ class _Kept:
     ) -> Tensor:
         """h: (N, d) → (N, d); keys and values are put at `place`; whole: attend to everything kept of a text."""
         rotary = self.model.rotary(positions)
-        for block, kept in zip(self.model.blocks, self.kept, strict=True):
-            h = self._block(block, h, rotary, kept, place, sequences, whole)
+        for layer, block in self.model.layers():
+            h, rotary, place = h.to(block.device), bring(rotary, block.device), place.to(block.device)
+            h = self._block(block, h, rotary, self.kept[layer], place, sequences, whole)
         return h
 
     def _block(

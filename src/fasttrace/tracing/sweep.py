@@ -14,7 +14,7 @@ from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.runs import describe_run
-from fasttrace.tracing.attribution import AttributionResult, attribute, kept_bytes_per_row, rank_correlation
+from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
 from fasttrace.tracing.corrupt import NOISES, noise_sigma
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
 from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, check_protocol, fact_row
@@ -175,7 +175,7 @@ class TracePlan:
     ) -> Iterator[tuple[list[dict[str, object]], list[Grid], int]]:
         """As `_exact`: estimates of every cell from one forward and backward, exact cells where they point."""
         assert self.verify_top is not None
-        rows = budget // max(bytes_per_row(self.model), kept_bytes_per_row(self.model))
+        rows = budget // max(bytes_per_row(self.model), row_bytes(self.model))
         for i in range(0, len(items), BATCH):
             part = items[i : i + BATCH]
             found = attribute(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
-from fasttrace.models.packed import attend, mlp, rotary_rows, row_logprob
+from fasttrace.models.packed import attend, bring, mlp, rotary_rows, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
@@ -38,20 +38,14 @@ def run_wave(
 ) -> WaveResult:
     """Compute one wave exactly. sigma, noise, seed: see `embed_base`."""
     layout = Layout(items, wave, intervention, model.n_layers)
-    x, base_position = embed_base(
-        model,
-        [i.encoded for i in layout.items],
-        [i.ids for i in layout.items],
-        intervention.corrupted,
-        sigma,
-        noise,
-        seed,
-    )
-    h = model.enter(x, base_position)
-    rotary_all = model.rotary(_tensor(layout.position, h))
-    for layer, block in enumerate(model.blocks):
-        rotary = rotary_rows(rotary_all, slice(h.shape[0]))
-        h = _Layer(layout, layer).advance(block, h, rotary)
+    encoded, ids = [item.encoded for item in layout.items], [item.ids for item in layout.items]
+    with model.entry():
+        x, positions = embed_base(model, encoded, ids, intervention.corrupted, sigma, noise, seed)
+        h = model.enter(x, positions)
+    rotary = model.rotary(_tensor(layout.position, h))
+    for layer, block in model.layers():
+        h, rotary = h.to(block.device), bring(rotary, block.device)
+        h = _Layer(layout, layer).advance(block, h, rotary_rows(rotary, slice(h.shape[0])))
     return _scores(model, layout, wave, h)
 
 

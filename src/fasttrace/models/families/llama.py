@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
@@ -113,5 +114,7 @@ class LlamaDecoder(Decoder):
         return self.hf.model.embed_tokens.weight
 
     def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self.hf.model.rotary_emb(self.embed_weight[:1], positions[None])
+        # Only its dtype and device are read; the embedding itself may lie elsewhere.
+        like = torch.empty(0, dtype=self.dtype, device=positions.device)
+        cos, sin = self.hf.model.rotary_emb(like, positions[None])
         return cos[0], sin[0]

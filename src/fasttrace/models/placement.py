@@ -1,0 +1,103 @@
+"""Weights that lie elsewhere: on several devices, in CPU memory or on disk, as accelerate's hooks say.
+
+accelerate brings an offloaded module's weights to its device when the module's `forward` is called. fasttrace
+drives blocks through their parameters and calls no `forward`, so it asks the same hooks itself, for a whole block
+at a time: a wave reads each layer once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+META = torch.device("meta")
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """The accelerate hooks of a module that bring weights and take them away."""
+    hook = getattr(module, "_hf_hook", None)
+    # Several hooks of one module stand in a SequentialHook.
+    return [h for h in getattr(hook, "hooks", (hook,)) if getattr(h, "offload", False)]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: its hook's execution device where its weights are offloaded, else theirs."""
+    for part in module.modules():
+        for hook in _hooks(part):
+            if hook.execution_device is not None:
+                return torch.device(hook.execution_device)
+    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
+
+
+def is_offloaded(root: nn.Module) -> bool:
+    """Whether any weight lies in CPU memory or on disk and must be brought to a device before use."""
+    return any(_hooks(part) for part in root.modules())
+
+
+@contextmanager
+def present(*roots: nn.Module) -> Iterator[None]:
+    """The weights of these modules, and of all they hold, on their devices while the body runs.
+
+    Nothing happens to weights that are there already, an outer `present`'s among them.
+    """
+    brought = []
+    try:
+        for root in roots:
+            for part in root.modules():
+                for hook in _hooks(part):
+                    if any(weight.device == META for weight in part.parameters(recurse=hook.place_submodules)):
+                        brought.append((hook, part))
+                        hook.pre_forward(part)
+        yield
+    finally:
+        for hook, part in brought:
+            hook.post_forward(part, None)
+
+
+def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter's name and value, sorted by name, wherever it lies: one at a time, none is kept.
+
+    Names are those that the model has with all its weights in memory: of weights tied to one another the first.
+    """
+    tied: dict[str, str] = getattr(root, "all_tied_weights_keys", {})
+    seen: set[str] = set()
+    names = []
+    offloaded = is_offloaded(root)
+    # Bringing and releasing weights unties them, so identity no longer tells which are one.
+    for name, _ in root.named_parameters(remove_duplicate=not offloaded):
+        group = tied.get(name, name) if offloaded else name
+        if group not in seen:
+            seen.add(group)
+            names.append(name)
+    for name in sorted(names):
+        yield name, _stored(root, name)
+
+
+def _stored(root: nn.Module, name: str) -> Tensor:
+    """The value of one parameter, from the nearest hook that keeps it where the parameter itself is empty."""
+    weight = root.get_parameter(name)
+    if weight.device != META:
+        return weight
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        for hook in _hooks(root.get_submodule(".".join(parts[:depth]))):
+            key = ".".join(parts[depth:])
+            if hook.weights_map is not None and key in hook.weights_map:
+                value: Tensor = hook.weights_map[key]
+                return value.to(weight.dtype)
+    raise KeyError(name)
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """float32 matrix products on CUDA in TF32 while the body runs; afterwards as they were."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    # Unlike allow_tf32, this setting can be put back to "never set".
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
