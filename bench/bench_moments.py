@@ -54,5 +54,6 @@ def test_moments(
 ) -> None:
     rounds = iter(range(100))
     fresh = lambda: ((model, text, tmp_path / str(next(rounds))), {})  # noqa: E731
-    benchmark.extra_info["tokens"] = TOKENS
+    impl = "one pass" if way is together else "one pass a layer"
+    benchmark.extra_info.update(benchmark="second_moments", case=f"smollm2-135m, {TOKENS} tokens", impl=impl)
     benchmark.pedantic(way, setup=fresh, rounds=3 if way is together else 1)

@@ -1,17 +1,17 @@
 """noised_embed for the corrupted rows of a batch of facts: op, reference, torch.compile, torch.randn.
 
-python -m pytest bench/bench_noised_embed.py --benchmark-group-by=param:rows,param:dtype
+python -m pytest bench/bench_noised_embed.py --benchmark-group-by=param:facts,param:dtype
 """
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from harness import DEVICE, DTYPES, implementations, measure, name
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fasttrace.ops.noised_embed import noised_embed, noised_embed_reference, normals
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 V, D, TOKENS, SAMPLES, SUBJECT = 49152, 576, 10, 10, 4  # SmolLM2-135M; a fact's prompt, its rows, its subject
 
 
@@ -42,25 +42,15 @@ def every_row(
     return (weight[ids].double() + sigma.double()[:, None] * z.double()).float().to(weight.dtype)
 
 
-METHODS: dict[str, Callable[..., torch.Tensor]] = {
-    "op": noised_embed,
-    "reference": noised_embed_reference,
-    "compiled, every row": torch.compile(every_row, dynamic=False),
-    "randn": plain,
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("facts", [1, 24], ids=["1 fact", "24 facts"])
-def test_noised_embed(benchmark: BenchmarkFixture, facts: int, dtype: torch.dtype, method: str) -> None:
+@implementations(
+    auto=noised_embed, reference=noised_embed_reference, compiled_every_row=every_row, randn=plain
+)
+@DTYPES
+@pytest.mark.parametrize("facts", [1, 24])
+def test_noised_embed(
+    benchmark: BenchmarkFixture, facts: int, dtype: torch.dtype, impl: str, function: Callable[..., torch.Tensor]
+) -> None:
     weight, args = torch.randn(V, D, device=DEVICE).to(dtype), rows_of(facts)
-    benchmark.extra_info["gigabyte"] = 2 * len(args[0]) * D * weight.element_size() / 1e9
-
-    def run() -> None:
-        METHODS[method](weight, *args, 1)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    with torch.no_grad():
-        benchmark.pedantic(run, rounds=7, warmup_rounds=2)
+    moved = 2 * len(args[0]) * D * weight.element_size() / 1e9
+    case = f"{facts} facts, {len(args[0])}x{D} {name(dtype)}"
+    measure(benchmark, "noised_embed", case, impl, function, weight, *args, 1, gigabyte=moved)

@@ -7,41 +7,48 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import DEVICE, implementations, measure, name
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fasttrace.ops.second_moment import second_moment_, second_moment_reference
 
 SHAPES = [(8192, 1536), (2048, 3072), (256, 1536)]  # (tokens, m): SmolLM2-135M, GPT-2's m, a small batch
+# dtypes of C and of K
+EXACT, HALF, SINGLE = (
+    (torch.float64, torch.float32), (torch.float64, torch.bfloat16), (torch.float32, torch.float32)
+)  # fmt: skip
 
 
-def plain(C: torch.Tensor, K: torch.Tensor) -> None:
+def plain(C: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
     C += K.T @ K
+    return C
 
 
-def addmm(C: torch.Tensor, K: torch.Tensor) -> None:
-    C.addmm_(K.T, K)
+def addmm(C: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+    return C.addmm_(K.T, K)
 
 
-def native(C: torch.Tensor, K: torch.Tensor) -> None:
-    second_moment_(C, K, impl="native")
-
-
-METHODS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], torch.dtype, torch.dtype]] = {
-    "native, C float64": (native, torch.float64, torch.float32),
-    "native, C float32": (native, torch.float32, torch.float32),
-    "native, C float64, K bfloat16": (native, torch.float64, torch.bfloat16),
-    "reference": (second_moment_reference, torch.float64, torch.float32),
-    "C += K.T @ K, float32": (plain, torch.float32, torch.float32),
-    "C.addmm_(K.T, K), float32": (addmm, torch.float32, torch.float32),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def test_second_moment(benchmark: BenchmarkFixture, shape: tuple[int, int], method: str) -> None:
-    function, dtype, key_dtype = METHODS[method]
+@implementations(
+    auto=(second_moment_, EXACT, HALF, SINGLE),
+    reference=(second_moment_reference, EXACT, HALF, SINGLE),
+    compiled=(second_moment_reference, EXACT, HALF, SINGLE),
+    product=(plain, SINGLE),
+    addmm_=(addmm, SINGLE),
+)
+@pytest.mark.parametrize("shape", SHAPES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("dtypes", [EXACT, HALF, SINGLE], ids=["float64 of float32", "float64 of bfloat16", "float32"])
+def test_second_moment(
+    benchmark: BenchmarkFixture,
+    shape: tuple[int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    impl: str,
+    function: tuple[Callable[..., torch.Tensor], ...],
+) -> None:
+    call, *taken = function
+    if dtypes not in taken:
+        pytest.skip("torch's products take one dtype")
     n, m = shape
-    K = torch.randn(n, m, generator=torch.Generator().manual_seed(0)).to(key_dtype)
-    C = torch.zeros(m, m, dtype=dtype)
-    benchmark.extra_info["gigaflop"] = n * m * (m + 1) / 1e9
-    benchmark.pedantic(function, args=(C, K), rounds=7, warmup_rounds=2)
+    K = torch.randn(n, m, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtypes[1])
+    C = torch.zeros(m, m, dtype=dtypes[0], device=DEVICE)
+    case = f"{n}x{m} K {name(dtypes[1])}, C {name(dtypes[0])}"
+    measure(benchmark, "second_moment_", case, impl, call, C, K, gigaflop=n * m * (m + 1) / 1e9)

@@ -8,9 +8,6 @@ Run: .venv/bin/python bench/bench_sweep.py [--out FILE] (medians of several; one
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,40 +17,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
 
+from harness import about, seconds, spread, write
 from hooked_trace import hooked_trace
+from one_fact import FACT, SETTINGS, fast_grid
 
 import fasttrace as ft
 from fasttrace.facts import encode_fact
-from fasttrace.ops.linear import linear
 from fasttrace.tracing import prepare_trace
-from fasttrace.tracing.cost import sweep_flops
-
-FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris")
-SETTINGS = {"windows": [5], "samples": 10, "sigma": 0.4, "noise": "released", "keep": "all"}
-
-
-def seconds(call, rounds):
-    """Median seconds of `rounds` calls, after one not counted."""
-    call()
-    taken = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
-
-
-def gemm_peak(model):
-    """FLOP/s of the largest product the sweep is made of: 2048 rows into the keys."""
-    x, w = (torch.randn(n, model.width, device=model.device).to(model.dtype) for n in (2048, model.key_width))
-
-    def product():
-        linear(x, w)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    best = min(seconds(product, 20) for _ in range(3))
-    return 2 * 2048 * model.width * model.key_width / best
+from fasttrace.tracing.cost import gemm_peak
 
 
 def random_llama(dtype, device):
@@ -93,43 +64,33 @@ def main():
         load = random_llama if options.random else lambda dtype, device: ft.load_model(dtype=dtype, device=device)
         model = load(dtype, options.device)
         encoded = encode_fact(model.tokenizer, FACT)
-        peak = gemm_peak(model)
         for tokens in ("subject", "all"):
-            taken = seconds(lambda t=tokens, m=model: ft.trace(m, [FACT], tokens=t, **SETTINGS), options.rounds)
-            flops = sweep_flops(prepare_trace(model, [FACT], tokens=tokens, **SETTINGS))
+            flops = prepare_trace(model, [FACT], tokens=tokens, **SETTINGS).cost("8GB").flops
+            before = gemm_peak(model)
             row = {
-                "dtype": dtype,
-                "tokens": tokens,
-                "seconds": taken,
+                "benchmark": "sweep",
+                "case": f"{model.name} {dtype}, tokens {tokens}",
+                "impl": "fasttrace",
+                **seconds(lambda t=tokens, m=model: ft.trace(m, [FACT], tokens=t, **SETTINGS), options.rounds),
                 "tflop": flops / 1e12,
-                "gemm_peak_gflops": peak / 1e9,
-                "fraction_of_peak": flops / taken / peak,
             }
+            # Of the peak as it is before and after: a shared host is not the same machine for long.
+            peak = (before + gemm_peak(model)) / 2
+            row["gemm_peak_gflops"] = peak / 1e9
+            row["GFLOP/s"] = flops / row["seconds"] / 1e9
+            row["fraction_of_peak"] = flops / row["seconds"] / peak
+            rows.append(row)
             if dtype == "float32" and not (options.no_rival or options.random):
                 place = range(encoded.subject_begin, encoded.subject_end if tokens == "subject" else len(encoded.ids))
                 begun = time.perf_counter()
                 _, _, restored = hooked(model, encoded, place)
-                row["hooked_seconds"] = time.perf_counter() - begun
-                row["times_faster"] = row["hooked_seconds"] / taken
-                cells = ft.trace(model, [FACT], tokens=tokens, **SETTINGS).cells.to_pandas()
-                cells = cells[cells.token_index >= encoded.subject_begin].sort_values(["token_index", "layer"])
-                found = cells.p_restored.to_numpy().reshape(len(place), model.n_layers)
-                row["largest_difference"] = float(np.abs(found - restored.mean(-1)).max())
-                assert row["largest_difference"] < 1e-5
-            rows.append(row)
+                rival = spread([time.perf_counter() - begun])
+                row["times_faster"] = rival["seconds"] / row["seconds"]
+                row["difference"] = float(np.abs(fast_grid(model, tokens) - restored.mean(-1)).max())
+                assert row["difference"] < 1e-5
+                rows.append({"benchmark": "sweep", "case": row["case"], "impl": "one hooked forward a cell", **rival})
             print(json.dumps(row), flush=True)
-    if options.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        about = {
-            "commit": commit,
-            "torch": torch.__version__,
-            "cpu": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "command": " ".join(["python", *sys.argv]),
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"about": about, "sweeps": rows}, indent=2) + "\n")
+    write("sweep", rows, about(options.device), options.out)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import DEVICE, DTYPES, implementations, measure, name, traffic
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fasttrace.ops.window_restore import window_restore, window_restore_reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(4096, 576), (8192, 4096)]  # (P, d): SmolLM2-135M, GPT-J
 
 
@@ -20,30 +20,21 @@ def add_only(h: torch.Tensor, out: torch.Tensor, base: torch.Tensor, source: tor
     return h + out
 
 
-METHODS: dict[str, Callable[..., torch.Tensor]] = {
-    "op": window_restore,
-    "reference": window_restore_reference,
-    "compiled reference": torch.compile(window_restore_reference, dynamic=True),
-    "add only": add_only,
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@implementations(
+    auto=window_restore, reference=window_restore_reference, compiled=window_restore_reference, add_only=add_only
+)
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES, ids="{0[0]}x{0[1]}".format)
 def test_window_restore(
-    benchmark: BenchmarkFixture, shape: tuple[int, int], dtype: torch.dtype, method: str
+    benchmark: BenchmarkFixture,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    impl: str,
+    function: Callable[..., torch.Tensor],
 ) -> None:
     p, d = shape
     h, out = (torch.randn(p, d, device=DEVICE).to(dtype) for _ in range(2))
     base, source = torch.arange(p, device=DEVICE), torch.arange(p, device=DEVICE)
     source[::7] = 3
-    benchmark.extra_info["gigabyte"] = 3 * h.numel() * h.element_size() / 1e9
-
-    def run() -> None:
-        METHODS[method](h, out, base, source)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    with torch.inference_mode():
-        benchmark.pedantic(run, rounds=9, warmup_rounds=2)
+    case = f"{p}x{d} {name(dtype)}"
+    measure(benchmark, "window_restore", case, impl, function, h, out, base, source, gigabyte=traffic(h, out, h))

@@ -1,0 +1,173 @@
+"""One whole sweep by fasttrace and by its peers: the released way, honest hooks, TransformerLens, nnsight, pyvene.
+
+make bench-peers, or .venv/bin/python bench/bench_peers.py [--models …] [--peers …] [--rounds 1] [--store PATH]
+
+The load: "The Eiffel Tower is located in the city of" → " Paris", the subject's tokens × all layers, window 5, 10
+samples of released noise; SmolLM2-135M, and GPT-2's size with random weights. Every peer runs in a process of
+.venv-peers with the same weights, dtype and threads, without gradients, with the attention its library takes by
+default. Its grid is compared with fasttrace's first; one that differs, or does not run, is reported and not timed.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import ROOT, Row, about, seconds, spread, write
+from one_fact import FACT, SETTINGS, fast_grid
+from record import bench_result
+from transformers import AutoModelForCausalLM, GPT2Config
+
+import fasttrace as ft
+from fasttrace.facts import encode_fact
+from fasttrace.models import Decoder
+
+PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+BENCHMARK = "one fact traced"
+PEERS = {
+    "float32": ("released", "hooks", "transformer_lens", "nnsight", "pyvene"),
+    "bfloat16": ("hooks",),
+}
+
+
+def smollm2() -> Decoder:
+    return ft.load_model("smollm2-135m")
+
+
+def gpt2() -> Decoder:
+    """GPT-2's size and initialisation, seed 0, with SmolLM2's tokenizer: its own cannot be had without the hub."""
+    torch.manual_seed(0)
+    return ft.wrap_model(AutoModelForCausalLM.from_config(GPT2Config()), smollm2().tokenizer, "gpt2-124m-random")
+
+
+MODELS = {"smollm2-135m": smollm2, "gpt2-124m-random": gpt2}
+
+
+def export(model: Decoder, folder: Path) -> None:
+    """The weights as plain transformers loads them, and the task."""
+    config = copy.deepcopy(model.hf.config)
+    config.__dict__.pop("quantization_config", None)  # GGUF's: the weights are plain by now
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.hf.state_dict())
+    plain.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    fact = encode_fact(model.tokenizer, FACT)
+    task = {
+        "ids": list(fact.ids),
+        "target_ids": list(fact.target_true_ids),
+        "subject": [fact.subject_begin, fact.subject_end],
+        "window": SETTINGS["windows"][0],
+        "samples": SETTINGS["samples"],
+        "sigma": SETTINGS["sigma"],
+        "width": model.width,
+    }
+    (folder / "task.json").write_text(json.dumps(task))
+
+
+def limit(dtype: str, expected: np.ndarray) -> float:
+    """The largest |Δp| that is equal: 1e-5, and less where all of p is small, as it is with random weights."""
+    largest = float(expected.max())
+    return min(1e-5, 1e-4 * largest) if dtype == "float32" else 0.1 * largest
+
+
+def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, timeout: float) -> list[Row]:
+    """A row for each way of using the peer; `error` in it where there is no time."""
+    threads = str(torch.get_num_threads())
+    most = limit(dtype, expected)
+    with tempfile.TemporaryDirectory() as out:
+        command = [
+            str(PYTHON), "-m", "peers.run", peer, str(folder), "--dtype", dtype, "--rounds", str(rounds),
+            "--limit", repr(most), "--threads", threads, "--out", out,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        failed = ""
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT / "bench", env=environment, capture_output=True, text=True, timeout=timeout
+            )
+            failed = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
+        except subprocess.TimeoutExpired:
+            failed = f"stopped after {timeout:g} s"
+        rows = [judge(peer, np.load(file), expected, most) for file in sorted(Path(out).glob("*.npz"))]
+    return [*rows, {"impl": peer, "error": failed}] if failed else rows
+
+
+def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: float) -> Row:
+    """What a peer wrote, compared once more with what was expected of it."""
+    row: Row = {"impl": f"{peer}: {found['way']}"}
+    grid = found["grid"]
+    if str(found["error"]):
+        return {**row, "error": str(found["error"])}
+    if grid.shape != expected.shape:
+        return {**row, "error": f"a grid of {grid.shape}, {expected.shape} was wanted"}
+    row["difference"] = float(np.abs(grid - expected).max())
+    if not row["difference"] <= most:
+        return {**row, "error": f"differs by {row['difference']:.2g}, more than {most:.2g}"}
+    return {**row, **spread(found["seconds"].tolist())}
+
+
+def fasttrace_row(model: Decoder, expected: np.ndarray, rounds: int) -> Row:
+    difference = float(np.abs(fast_grid(model, "subject") - expected).max())
+    return {"impl": "fasttrace", "difference": difference, **seconds(lambda: fast_grid(model, "subject"), rounds)}
+
+
+def pinned() -> dict[str, str]:
+    """The versions installed in .venv-peers of what its requirements name."""
+    requirements = (ROOT / "bench/peers/requirements.txt").read_text().splitlines()
+    wanted = [line.split("==")[0] for line in requirements if not line.startswith("#")]
+    told = subprocess.run([PYTHON, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    return {one["name"]: one["version"] for one in json.loads(told.stdout) if one["name"] in wanted}
+
+
+def show(row: Row, fast: Row) -> None:
+    """A line of the table."""
+    difference = f"{row['difference']:.1e}" if "difference" in row else "      –"
+    if "error" in row:
+        print(f"  {row['impl']:58} {difference}  {row['error']}", flush=True)
+    else:
+        times = row["seconds"] / fast["seconds"]
+        print(f"  {row['impl']:58} {difference}  {row['seconds']:8.2f} s  {times:6.1f} ×  n={row['n']}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--peers", nargs="*", choices=PEERS["float32"], default=PEERS["float32"])
+    parser.add_argument("--dtypes", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=1, help="of a peer, after the sweep that is compared")
+    parser.add_argument("--fast-rounds", type=int, default=5, help="of fasttrace")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for a peer, all ways of using it")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--store", type=Path)
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for name in options.models:
+        with tempfile.TemporaryDirectory(prefix="fasttrace-peers-") as place:
+            folder = Path(place)
+            export(MODELS[name](), folder)
+            expected = fast_grid(ft.load_model(folder), "subject")
+            np.save(folder / "expected.npy", expected)
+            for dtype in options.dtypes:
+                case = f"{name} {dtype}, {expected.shape[0]} subject tokens × {expected.shape[1]} layers"
+                print(f"{case}\n  {'':58} max |Δp|   median")
+                fast = fasttrace_row(ft.load_model(folder, dtype=dtype), expected, options.fast_rounds)
+                show(fast, fast)
+                found = [fast]
+                for peer in (p for p in options.peers if p in PEERS[dtype]):
+                    for row in ask(peer, folder, dtype, options.rounds, expected, options.timeout):
+                        show(row, fast)
+                        found.append(row)
+                rows += [{"benchmark": BENCHMARK, "case": case, **row} for row in found]
+    told = about("cpu", peers=pinned(), settings=SETTINGS, fact=FACT.prompt.format(FACT.subject))
+    write("peers", rows, told, options.out)
+    if options.store:
+        ft.Store(options.store).add(bench_result(told, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""How ft.trace grows: with cells, facts, layers and window sizes; and what memory it takes against its budget.
+
+.venv/bin/python bench/bench_scaling.py [--curves cells facts layers windows memory] [--rounds 3] [--store PATH]
+
+SmolLM2-135M in float32, 10 samples; "layers" has its sizes with random weights and other numbers of blocks. GFLOP/s:
+those of the plan (tracing.cost) over the median. Memory: the peak resident set of a fresh process less what it held
+when the model was loaded, for which the kernel's high-water mark is set back.
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness import Row, about, seconds, write
+from record import bench_result
+from transformers import AutoModelForCausalLM
+
+import fasttrace as ft
+from fasttrace.models import Decoder
+from fasttrace.tracing import prepare_trace
+
+SETTINGS = {"windows": [5], "samples": 10, "sigma": 0.4, "keep": "all", "tokens": "subject"}
+# Of growing length, the subject first: cells are (tokens from the subject on) × layers.
+CLAUSES = (
+    ", which was once the tallest of all the buildings of its country and is seen by many people every year",
+    " with its stairs, its lifts, its lamps and the restaurant on the second of its three floors",
+)
+FACTS = (1, 5, 20, 50)
+LAYERS = (5, 10, 20, 30, 60)
+BUDGETS = ("128MB", "256MB", "512MB", "1GB")
+
+
+def timed(model: Decoder, facts: list[ft.Fact], rounds: int, case: str, **changed) -> Row:
+    """One call of ft.trace on the facts, its FLOPs and its cells."""
+    settings = {**SETTINGS, **changed}
+    plan = prepare_trace(model, facts, **settings)
+    flops = plan.cost("8GB").flops
+    row = {"case": case, "impl": "fasttrace", **seconds(lambda: ft.trace(model, facts, **settings), rounds)}
+    cells = sum(len(item.cells) for item in plan.items(plan.encoded))
+    return {**row, "GFLOP/s": flops / row["seconds"] / 1e9, "cells": cells, "gigaflop": flops / 1e9}
+
+
+def cells(model: Decoder, rounds: int) -> Iterator[Row]:
+    """One fact, from one traced token to prompts of some fifty."""
+    for number in range(len(CLAUSES) + 1):
+        prompt = "The {}" + "".join(CLAUSES[:number]) + " is located in the city of"
+        fact = ft.Fact(prompt=prompt, subject="Eiffel Tower", target_true="Paris")
+        length = len(model.tokenizer(prompt.format("Eiffel Tower")).input_ids)
+        for tokens in ("last-subject", "subject", "all") if number == 0 else ("all",):
+            yield timed(model, [fact], rounds, f"prompt of {length} tokens, {tokens}", tokens=tokens)
+
+
+def facts(model: Decoder, rounds: int) -> Iterator[Row]:
+    """Facts in one call, and the same facts in a call each."""
+    built_in = ft.load_facts()
+    for n in FACTS:
+        few = built_in[:n]
+        yield timed(model, few, rounds, f"{n} facts")
+        if n > 1:
+            single = seconds(lambda few=few: [ft.trace(model, [fact], **SETTINGS) for fact in few], rounds, warm=False)
+            yield {"case": f"{n} facts", "impl": "fasttrace, a call a fact", **single}
+
+
+def layers(model: Decoder, rounds: int) -> Iterator[Row]:
+    """The same blocks, fewer and more of them."""
+    for n in LAYERS:
+        config = copy.deepcopy(model.hf.config)
+        config.__dict__.pop("quantization_config", None)
+        config.num_hidden_layers = n
+        config.layer_types = None
+        made = ft.wrap_model(AutoModelForCausalLM.from_config(config), model.tokenizer, f"smollm2-{n}")
+        yield timed(made, ft.load_facts()[:1], rounds, f"{n} layers")
+
+
+def windows(model: Decoder, rounds: int) -> Iterator[Row]:
+    """One window size, four (whose equal intervals are computed once), and the four one after another."""
+    few = ft.load_facts()[:4]
+    for sizes in ([5], [10, 5, 3, 1]):
+        yield timed(model, few, rounds, f"windows {sizes}", windows=sizes)
+    apart = seconds(lambda: [ft.trace(model, few, **{**SETTINGS, "windows": [w]}) for w in (10, 5, 3, 1)], rounds)
+    yield {"case": "windows [10, 5, 3, 1]", "impl": "fasttrace, a call a size", **apart}
+
+
+def memory(model: Decoder, rounds: int) -> Iterator[Row]:
+    """Peak memory of a fresh process for each budget and number of facts."""
+    for budget in BUDGETS:
+        for n in FACTS[:3]:
+            command = [sys.executable, __file__, "--peak", budget, str(n)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            row = {"case": f"{n} facts, memory {budget}", "impl": "fasttrace", "n": 1}
+            lines = done.stdout.splitlines() if done.returncode == 0 else []
+            # A budget that cannot hold one fact is refused with a sentence, which is a result.
+            yield {**row, **json.loads(lines[-1])} if lines else {**row, "error": done.stderr.strip().splitlines()[-1]}
+
+
+def peak(budget: str, n: int) -> None:
+    """In the fresh process: bytes above the loaded model at the most, as JSON."""
+    model = ft.load_model()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    # Loading GGUF peaks higher than tracing; 5 sets the high-water mark back to what is held now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ft.trace(model, ft.load_facts()[:n], memory=budget, **SETTINGS)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"bytes": after - before, "bytes_loaded": before, "bytes_peak": after}))
+
+
+CURVES = {"cells": cells, "facts": facts, "layers": layers, "windows": windows, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curves", nargs="+", choices=CURVES, default=list(CURVES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", nargs=2, metavar=("BUDGET", "FACTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--store", type=Path)
+    options = parser.parse_args()
+    if options.peak:
+        return peak(options.peak[0], int(options.peak[1]))
+    model, rows = ft.load_model(), []
+    for curve in options.curves:
+        for row in CURVES[curve](model, options.rounds):
+            rows.append({"benchmark": f"scaling with {curve}", **row})
+            print(json.dumps(rows[-1]), flush=True)
+    told = about("cpu", settings=SETTINGS, dtype="float32")
+    write("scaling", rows, told, options.out)
+    if options.store:
+        ft.Store(options.store).add(bench_result(told, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""One peer: in each way of using it, its grid is checked against fasttrace's and only then timed.
+
+python -m peers.run PEER FOLDER --dtype D --rounds R --limit X --threads T --out FOLDER
+
+Run in bench/ by .venv-peers. Writes OUT/0.npz, OUT/1.npz, … in the order of the peer's WAYS: way, grid (tokens, L),
+seconds of each round (none where the grid differs by more than `limit`), error.
+"""
+
+import argparse
+import importlib
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers.task import Task
+
+
+def attempt(peer, model, task: Task, way: str, rounds: int, limit: float) -> dict:
+    """What one way of using the peer gave; an exception is a result too."""
+    try:
+        grid = np.asarray(peer.sweep(model, task, way))
+        if grid.shape != task.expected.shape or not np.abs(grid - task.expected).max() <= limit:
+            return {"grid": grid, "seconds": [], "error": ""}
+        seconds = []
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            peer.sweep(model, task, way)
+            seconds.append(time.perf_counter() - begun)
+        return {"grid": grid, "seconds": seconds, "error": ""}
+    except Exception as error:
+        traceback.print_exc()
+        return {"grid": np.empty(0), "seconds": [], "error": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--limit", type=float, required=True, help="the largest |Δp| that still is equal")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    peer = importlib.import_module(f"peers.{options.peer}")
+    task = Task.read(options.folder, options.dtype)
+    model = peer.wrap(task)
+    for number, way in enumerate(peer.WAYS):
+        found = attempt(peer, model, task, way, options.rounds, options.limit)
+        np.savez(options.out / f"{number}.npz", way=way, **found)
+
+
+if __name__ == "__main__":
+    main()
