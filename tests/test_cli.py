@@ -106,6 +106,36 @@ def test_a_study_verb_by_verb(workplace, run):
     )
 
 
+def test_every_way_of_tracing_from_the_command_line(workplace, run):
+    store = ("--store", "ways.duckdb")
+    plan = json.loads(run(*TRACE, "--dry-run", "--json").stdout)
+    assert (plan["facts"], plan["waves"]) == (4, 1)
+    assert plan["seconds"] > 0
+    assert "expected time" in run(*TRACE, "--dry-run").stdout
+    assert not (workplace / "ways.duckdb").exists()
+    said = run(*TRACE, *store).stdout
+    assert f"{plan['flops'] / 1e12:.2f} TFLOP" in said
+    assert "% of the" in said
+    run(*TRACE, "--module", "attn", "--method", "noise", "--target", "first-token", "--keep-samples", *store)
+    run(*TRACE, "--method", "zero", "--tokens", "whole-subject", *store)
+    run(*TRACE, "--method", "attribution", "--verify-top", "3", "--module", "block", *store)
+    query = """
+        SELECT run.settings ->> '$.method' AS method, count(*) AS cells, bool_or(approximate) AS approximate,
+               count(DISTINCT token_index) AS tokens, any_value(run.flops) AS flops,
+               (SELECT count(*) FROM trace_samples AS drawn WHERE drawn.run_id = run.run_id) AS samples
+        FROM trace_cells JOIN runs AS run USING (run_id) GROUP BY run.run_id, run.settings ORDER BY method
+    """
+    rows = {row["method"]: row for row in ft.Store(workplace / "ways.duckdb").query(query).to_pylist()}
+    assert set(rows) == {"attribution", "denoise", "noise", "zero"}
+    assert [rows[name]["approximate"] for name in sorted(rows)] == [True, False, False, False]
+    assert rows["denoise"]["cells"] == plan["cells"]
+    assert rows["noise"]["samples"] == 3 * rows["noise"]["cells"]
+    assert rows["zero"]["cells"] == 4 * 5 * 2
+    assert rows["zero"]["samples"] == 0
+    assert all(row["flops"] > 0 for row in rows.values())
+    run("report", *store, "--out", "ways.html")
+
+
 def test_killed_sweep_goes_on(workplace, run):
     whole, cut = ("--store", "whole.duckdb"), ("--store", "cut.duckdb")
     small = ("--memory", "300kB")  # several waves, so that a kill falls between batches
@@ -149,6 +179,8 @@ def test_export_from_the_command_line(workplace, run):
         (("trace", "--model", "nowhere/model.gguf", "--store", "x.duckdb"), "model.gguf"),
         ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma 'loud'"),
         ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "not a list of whole numbers"),
+        ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top is for method 'attribution'"),
+        ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "'tf32' needs a CUDA device"),
         ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method 'mend'"),
         (("trace", "--nothing"), "No such option"),
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),
