@@ -170,8 +170,10 @@ class Decoder(ABC):
         return tf32_products() if self.tf32 else nullcontext()
 
     @contextmanager
-    def _at_hand(self, *modules: nn.Module) -> Iterator[None]:
-        with self.products(), present(*modules):
+    def _at_hand(self, device: torch.device, *modules: nn.Module) -> Iterator[None]:
+        # Kernels of our own start on the current GPU, whichever one their tensors are on.
+        current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with current, self.products(), present(*modules):
             yield
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
@@ -179,19 +181,19 @@ class Decoder(ABC):
         the next one is asked for. Rows, rotary tables and row numbers are the caller's to bring there."""
         for layer in range(self.n_layers) if order is None else order:
             block = self.blocks[layer]
-            with self._at_hand(block.layer):
+            with self._at_hand(block.device, block.layer):
                 yield layer, block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
         """Embeddings (and learned positions) at hand on `self.device` while the body runs."""
-        with self._at_hand(*self._entry):
+        with self._at_hand(self.device, *self._entry):
             yield
 
     @contextmanager
     def head(self) -> Iterator[None]:
         """`final_norm` on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._at_hand(self.final_norm, self.hf.get_output_embeddings()):
+        with self._at_hand(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
             yield
 
     @property

@@ -24,11 +24,14 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: its hook's execution device where its weights are offloaded, else theirs."""
+    first = next(module.parameters(), None)
+    if first is None or first.device != META:
+        return torch.device("cpu") if first is None else first.device
     for part in module.modules():
         for hook in _hooks(part):
             if hook.execution_device is not None:
                 return torch.device(hook.execution_device)
-    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
+    return META
 
 
 def is_offloaded(root: nn.Module) -> bool:
