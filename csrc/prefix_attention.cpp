@@ -192,39 +192,36 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
   }
 }
 
+// The widths that most models have are compiled for themselves.
+template <class T>
+FT_INLINE void any_width(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s,
+                         Scratch& scratch) {
+  if (s.head_dim == 64)
+    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
+  else if (s.head_dim == 128)
+    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
+  else
+    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
+}
+
 template <class T>
 using Kernel = void (*)(const T*, const T*, const T*, T*, const Sequence&, const Shape&, Scratch&);
 
 template <class T>
 void baseline(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s, Scratch& scratch) {
-  if (s.head_dim == 64)
-    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
-  else if (s.head_dim == 128)
-    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
-  else
-    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
+  any_width(q, k, v, out, x, s, scratch);
 }
 
 #if defined(__x86_64__)
 template <class T>
 FT_AVX2 void avx2(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s, Scratch& scratch) {
-  if (s.head_dim == 64)
-    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
-  else if (s.head_dim == 128)
-    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
-  else
-    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
+  any_width(q, k, v, out, x, s, scratch);
 }
 
 template <class T>
 FT_AVX512 void avx512(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s,
                       Scratch& scratch) {
-  if (s.head_dim == 64)
-    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
-  else if (s.head_dim == 128)
-    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
-  else
-    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
+  any_width(q, k, v, out, x, s, scratch);
 }
 #endif
 
