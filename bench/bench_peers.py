@@ -108,7 +108,9 @@ def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: fl
     row["difference"] = float(np.abs(grid - expected).max())
     if not row["difference"] <= most:
         return {**row, "error": f"differs by {row['difference']:.2g}, more than {most:.2g}"}
-    return {**row, **spread(found["seconds"].tolist())}
+    # Without rounds, the sweep that was compared is all there is: cold, but a number.
+    timed = found["seconds"].tolist() or [float(found["first"])]
+    return {**row, **spread(timed), "cold": not len(found["seconds"])}
 
 
 def fasttrace_row(model: Decoder, expected: np.ndarray, rounds: int) -> Row:
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--peers", nargs="*", choices=PEERS["float32"], default=PEERS["float32"])
     parser.add_argument("--dtypes", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=1, help="of a peer, after the sweep that is compared")
+    parser.add_argument("--rounds", type=int, default=1, help="of a peer, after the sweep compared (0: its own time)")
     parser.add_argument("--fast-rounds", type=int, default=5, help="of fasttrace")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for a peer, all ways of using it")
     parser.add_argument("--out", type=Path)
