@@ -1,6 +1,7 @@
 """How ft.trace grows: with cells, facts, layers and window sizes; and what memory it takes against its budget.
 
-.venv/bin/python bench/bench_scaling.py [--curves cells facts layers windows memory] [--rounds 3] [--store PATH]
+.venv/bin/python bench/bench_scaling.py [--curves cells facts layers windows memory] [--rounds 3] [--facts 1 50]
+    [--tokens last-subject] [--store PATH]
 
 SmolLM2-135M in float32, 10 samples; "layers" has its sizes with random weights and other numbers of blocks. GFLOP/s:
 those of the plan (tracing.cost) over the median. Memory: the peak resident set of a fresh process less what it held
@@ -32,7 +33,7 @@ CLAUSES = (
     ", which was once the tallest of all the buildings of its country and is seen by many people every year",
     " with its stairs, its lifts, its lamps and the restaurant on the second of its three floors",
 )
-FACTS = (1, 5, 20, 50)
+COUNTS = [1, 5, 20, 50]
 LAYERS = (5, 10, 20, 30, 60)
 BUDGETS = ("128MB", "256MB", "512MB", "1GB")
 
@@ -60,7 +61,7 @@ def cells(model: Decoder, rounds: int) -> Iterator[Row]:
 def facts(model: Decoder, rounds: int) -> Iterator[Row]:
     """Facts in one call, and the same facts in a call each."""
     built_in = ft.load_facts()
-    for n in FACTS:
+    for n in COUNTS:
         few = built_in[:n]
         yield timed(model, few, rounds, f"{n} facts")
         if n > 1:
@@ -91,7 +92,7 @@ def windows(model: Decoder, rounds: int) -> Iterator[Row]:
 def memory(model: Decoder, rounds: int) -> Iterator[Row]:
     """Peak memory of a fresh process for each budget and number of facts."""
     for budget in BUDGETS:
-        for n in FACTS[:3]:
+        for n in (1, 5):
             command = [sys.executable, __file__, "--peak", budget, str(n)]
             done = subprocess.run(command, capture_output=True, text=True)
             row = {"case": f"{n} facts, memory {budget}", "impl": "fasttrace", "n": 1}
@@ -120,12 +121,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", nargs="+", choices=CURVES, default=list(CURVES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--facts", type=int, nargs="+", default=COUNTS, help="of the curve of facts")
+    parser.add_argument("--tokens", default=SETTINGS["tokens"], help="that are traced")
     parser.add_argument("--peak", nargs=2, metavar=("BUDGET", "FACTS"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--store", type=Path)
     options = parser.parse_args()
     if options.peak:
         return peak(options.peak[0], int(options.peak[1]))
+    COUNTS[:], SETTINGS["tokens"] = options.facts, options.tokens
     model, rows = ft.load_model(), []
     for curve in options.curves:
         for row in CURVES[curve](model, options.rounds):
