@@ -33,6 +33,9 @@ def sweep(hf, task: Task, way: str) -> np.ndarray:
 
         return hook
 
+    # logits_to_keep hands the unembedding a view with gaps, which torch multiplies by way of V x d copies a row:
+    # 21.9 s against 0.05 s for 300 rows in bfloat16, 1.6 against 0.13 s in float32.
+    head = hf.get_output_embeddings().register_forward_pre_hook(lambda m, args: (args[0].contiguous(),))
     noise = hf.get_submodule(embedding).register_forward_hook(lambda m, args, out: task.corrupt(out))
     grid = []
     for token in task.tokens:
@@ -41,4 +44,5 @@ def sweep(hf, task: Task, way: str) -> np.ndarray:
         for hook in hooks:
             hook.remove()
     noise.remove()
+    head.remove()
     return np.array(grid)
