@@ -148,3 +148,11 @@ ONE = torch.ones(2, 3)
 def test_refusals_name_the_argument(args, kwargs, words):
     with pytest.raises(UserError, match=words):
         linear(*args, **kwargs)
+
+
+def test_a_weight_with_gaps_is_not_given_to_onednn():
+    whole = torch.randn(12, 30)
+    x, part = torch.randn(4, 12), whole[:, 10:].t()
+    with pytest.raises(UserError, match="contiguous without gaps was wanted"):
+        linear(x, part, impl="native")
+    torch.testing.assert_close(linear(x, part), x @ whole[:, 10:])
