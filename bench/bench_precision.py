@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from harness import about, write
 
 import fasttrace as ft
 from fasttrace.demo import interleaved
@@ -45,8 +46,8 @@ def compare(exact, other):
         "correlation": float(np.corrcoef(both.p_restored, both.p_restored_other)[0, 1]),
         "facts_whose_peak_layer_moves": int((moved > 0).sum()),
         "largest_move_of_a_peak_in_layers": int(moved.max()),
-        "seconds": exact.run["seconds"],
-        "seconds_other": other.run["seconds"],
+        "seconds_float32": exact.run["seconds"],
+        "seconds": other.run["seconds"],
     }
 
 
@@ -59,14 +60,17 @@ def main():
     options = parser.parse_args()
     exact = ft.load_model(device=options.device)
     facts = known_facts(exact, options.facts)
-    settings = {"tokens": "subject", "keep": "all", "sigma": 0.375}
+    settings = {"tokens": "subject", "keep": "all", "sigma": 0.375}  # near what 3sd of these facts is
     one = ft.trace(exact, facts, **settings)
     two = ft.trace(ft.load_model(dtype=options.dtype, device=options.device), facts, **settings)
-    row = {"dtype": options.dtype, **compare(one, two)}
+    row = {
+        "benchmark": "precision",
+        "case": f"{exact.name} against float32",
+        "impl": options.dtype,
+        **compare(one, two),
+    }
     print(json.dumps(row, indent=2))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(row, indent=2) + "\n")
+    write(f"precision-{options.dtype}", [row], about(options.device, settings=settings), options.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ MEASURE = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 torch.manual_seed(0)
-worst = {"moment": 0.0, "rank_one": 0.0, "rows": 0.0, "attention": 0.0}
+worst = {"moment": 0.0, "rank_one": 0.0, "rows": 0.0, "attention float32": 0.0, "attention bfloat16": 0.0}
 for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
     for dtype in (torch.float32, torch.bfloat16):
         K, C = torch.randn(n, m).to(dtype), torch.zeros(m, m, dtype=torch.float64)
@@ -73,7 +73,8 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
                     wanted = scores.masked_fill(hidden, -torch.inf).softmax(-1)
                     wanted = torch.einsum("hij,jhd->ihd", wanted, d.repeat_interleave(3, 1)).reshape(t, -1)
                     error = (mixed[b : b + t] - wanted).abs().max().item() / unit
-                    worst["attention"] = max(worst["attention"], error)
+                    name = f"attention {str(dtype)[6:]}"
+                    worst[name] = max(worst[name], error)
 print(json.dumps(worst))
 """
 
@@ -101,7 +102,8 @@ def check(worst: dict[str, float]) -> None:
     assert worst["moment"] < 6e-7
     assert worst["rank_one"] <= 1.0
     assert worst["rows"] <= 5.0  # units of the dtype: float32's sums and exponential take some, bfloat16 only two
-    assert worst["attention"] <= 16.0
+    assert worst["attention float32"] <= 16.0  # of values up to 3, after an exponential of a sum over the head
+    assert worst["attention bfloat16"] <= 2.0  # float32 inside, so little more than the one rounding
 
 
 @pytest.mark.parametrize("name", SETS)
