@@ -5,7 +5,7 @@
 
 SmolLM2-135M in float32, 10 samples; "layers" has its sizes with random weights and other numbers of blocks. GFLOP/s:
 those of the plan (tracing.cost) over the median. Memory: the peak resident set of a fresh process less what it held
-when the model was loaded, for which the kernel's high-water mark is set back.
+when the model was loaded.
 """
 
 import argparse
@@ -13,13 +13,12 @@ import copy
 import ctypes
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import Row, about, seconds, write
+from harness import Row, about, peak_bytes, seconds, write
 from record import bench_result
 from transformers import AutoModelForCausalLM
 
@@ -106,11 +105,7 @@ def peak(budget: str, n: int) -> None:
     model = ft.load_model()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    # Loading GGUF peaks higher than tracing; 5 sets the high-water mark back to what is held now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    ft.trace(model, ft.load_facts()[:n], memory=budget, **SETTINGS)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before, after = peak_bytes(lambda: ft.trace(model, ft.load_facts()[:n], memory=budget, **SETTINGS))
     print(json.dumps({"bytes": after - before, "bytes_loaded": before, "bytes_peak": after}))
 
 

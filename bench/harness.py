@@ -6,9 +6,11 @@ measured under the names of `METRICS`; bench/record.py reads rows into a store.
 
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -96,6 +98,28 @@ def spread(taken: Sequence[float]) -> Row:
     """The part of a row that says how long it took: seconds, quartiles, n."""
     low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
     return {"seconds": median, "quartiles": [low, high], "n": len(taken)}
+
+
+def peak_bytes(call: Callable[[], object]) -> tuple[int, int]:
+    """(bytes resident before, most while call() ran), read every 2 ms: not every kernel lets a process set its
+    high-water mark back."""
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
+    before = most = resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return before, most
 
 
 def write(kind: str, rows: list[Row], told: dict[str, Any], out: Path | None = None) -> Path:

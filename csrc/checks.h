@@ -138,4 +138,50 @@ inline void check_window_restore(const Tensor& h, const Tensor& out, const Tenso
   check_alike("window_restore", "h, out and result", {&h, &out, &result});
 }
 
+inline void check_rank_one_add(const Tensor& y, const Tensor& x, const Tensor& edit, const Tensor& key,
+                               const Tensor& value) {
+  check(y.dim() == 2 && x.dim() == 2 && edit.dim() == 1 && key.dim() == 3 && value.dim() == 3 &&
+            x.size(0) == y.size(0) && edit.size(0) == y.size(0) && key.size(2) == x.size(1) &&
+            value.size(0) == key.size(0) && value.size(1) == key.size(1) && value.size(2) == y.size(1),
+        "rank_one_add_: y ", shape_of(y), ", x ", shape_of(x), ", edit ", shape_of(edit), ", key ", shape_of(key),
+        ", value ", shape_of(value), " do not fit, (N, d), (N, m), (N,), (E, w, m), (E, w, d) were wanted");
+  check(x.scalar_type() == y.scalar_type() && (is_float32(y) || is_bfloat16(y)),
+        "rank_one_add_: y and x must both be float32 or both bfloat16");
+  check(edit.scalar_type() == ScalarType::Long, "rank_one_add_: edit must be int64");
+  check(is_float32(key) && is_float32(value), "rank_one_add_: key and value must be float32");
+  check(edit.is_contiguous() && key.is_contiguous() && value.is_contiguous(),
+        "rank_one_add_: edit, key and value must be contiguous");
+  check(y.stride(1) == 1 || y.size(1) <= 1, "rank_one_add_: y has strides (", y.stride(0), ", ", y.stride(1),
+        "), rows without gaps were wanted");
+  check(y.stride(0) >= y.size(1) || y.size(0) <= 1, "rank_one_add_: y has strides (", y.stride(0), ", ", y.stride(1),
+        "), rows apart were wanted");
+  check(x.stride(1) == 1 || x.size(1) <= 1, "rank_one_add_: x has strides (", x.stride(0), ", ", x.stride(1),
+        "), rows without gaps were wanted");
+}
+
+inline void check_adam_linf(const Tensor& delta, const Tensor& m, const Tensor& v, const Tensor& g, const Tensor& k,
+                            const Tensor& begin, const std::optional<Tensor>& active, int64_t step, double limit) {
+  check(delta.dim() == 3, "adam_linf_: delta has shape ", shape_of(delta), ", (P, d, n) was wanted");
+  for (const Tensor* t : {&delta, &m, &v})
+    check(shape_of(*t) == shape_of(delta) && is_float32(*t) && t->is_contiguous() && t->is_cpu(),
+          "adam_linf_: delta, m and v must be contiguous float32 of one shape, on the CPU");
+  check(g.dim() == 2 && k.dim() == 2 && g.size(0) == k.size(0) && g.size(1) == delta.size(1) &&
+            k.size(1) == delta.size(2),
+        "adam_linf_: g has shape ", shape_of(g), " and k ", shape_of(k), ", (R, ", delta.size(1), ") and (R, ",
+        delta.size(2), ") were wanted to match delta");
+  for (const Tensor* t : {&g, &k})
+    check((is_float32(*t) || is_bfloat16(*t)) && (t->stride(1) == 1 || t->size(1) <= 1) && t->is_cpu(),
+          "adam_linf_: g and k must be float32 or bfloat16, rows without gaps, on the CPU");
+  check_row_numbers("adam_linf_", "begin", begin);
+  check(begin.size(0) == delta.size(0) + 1, "adam_linf_: begin has shape ", shape_of(begin), ", (",
+        delta.size(0) + 1, ",) was wanted");
+  if (active)
+    check(active->dim() == 1 && active->size(0) == delta.size(0) && active->scalar_type() == ScalarType::Bool &&
+              active->is_contiguous() && active->is_cpu(),
+          "adam_linf_: active has shape ", shape_of(*active), ", contiguous bool (", delta.size(0),
+          ",) on the CPU was wanted");
+  check(step >= 1, "adam_linf_: step is ", step, ", 1 or more was wanted");
+  check(limit > 0, "adam_linf_: limit is ", limit, ", a positive number, infinite for none, was wanted");
+}
+
 }  // namespace fasttrace

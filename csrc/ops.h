@@ -17,6 +17,11 @@ void second_moment_cuda(Tensor C, const Tensor K);
 void rank_one_cpu(Tensor W, const Tensor u, const Tensor v, double alpha);
 void rank_one_cuda(Tensor W, const Tensor u, const Tensor v, double alpha);
 
+// y (N, d) float32 or bfloat16: row r += Σ_j value[e, j] · (key[e, j] · x[r]), e = edit[r] (N,) int64, nothing where -1;
+// x (N, m) as y, key (E, w, m) and value (E, w, d) float32.
+void rank_one_add_cpu(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value);
+void rank_one_add_cuda(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value);
+
 // Causal attention of sequences of rows (table (S, 8) int64) of q (Nq, H, hd) over k, v (N, Hkv, hd) into
 // out (Nq, H · hd); float32 or bfloat16. window: tokens a query sees, 0 for all. softcap: of the scores, 0 for none.
 // alibi: (H,) float32 slopes by which a score falls with distance.
@@ -34,5 +39,11 @@ void silu_mul_cpu(Tensor gate, const Tensor up);
 
 // result[i] = h[base[i]] + out[source[i]], or h[base[i]] where source[i] is -1.
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result);
+
+// Step `step` of Adam on delta (P, d, n) with its moments m and v, then the clamp to ± limit (infinite for none); item
+// p's gradient is gᵀ k over rows begin[p] to begin[p + 1] of g (R, d) and k (R, n). active: (P,) bool, null for all.
+void adam_linf_cpu(Tensor delta, Tensor m, Tensor v, const Tensor g, const Tensor k, const Tensor begin,
+                   std::optional<Tensor> active, int64_t step, double lr, double limit, double beta1, double beta2,
+                   double eps);
 
 }  // namespace fasttrace

@@ -21,7 +21,8 @@ MEASURE = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 torch.manual_seed(0)
-worst = {"moment": 0.0, "rank_one": 0.0, "rows": 0.0, "attention float32": 0.0, "attention bfloat16": 0.0}
+names = ("moment", "rank_one", "rank_one_add", "adam", "rows", "attention float32", "attention bfloat16")
+worst = dict.fromkeys(names, 0.0)
 for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
     for dtype in (torch.float32, torch.bfloat16):
         K, C = torch.randn(n, m).to(dtype), torch.zeros(m, m, dtype=torch.float64)
@@ -35,6 +36,31 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
         error = (W.double() - wanted).abs() / (wanted.abs() * torch.finfo(dtype).eps / 2 + 5e-7)
         worst["rank_one"] = max(worst["rank_one"], error.max().item())
         draw, unit = lambda *shape: torch.randn(*shape).to(dtype), torch.finfo(dtype).eps
+        y, x, key, value = draw(n, 70), draw(n, m), torch.randn(5, 3, m), torch.randn(5, 3, 70)
+        edit = torch.arange(n) % 6 - 1
+        along = torch.einsum("nm,nwm->nw", x.double(), key[edit].double()) * (edit >= 0)[:, None]
+        added = along[..., None] * value[edit].double()
+        wanted, size = y.double() + added.sum(1), m**0.5 * added.abs().sum(1)
+        torch.ops.fasttrace.rank_one_add_(y, x, edit, key, value)
+        error = (y.double() - wanted).abs() / (wanted.abs() * unit / 2 + 5e-7 * (1 + size + m**0.5 * value.abs().max()))
+        worst["rank_one_add"] = max(worst["rank_one_add"], error.max().item())
+        for d in (1, 6, 9):
+            # An item without rows, one at rest, and n rows for the last two.
+            begin, active = torch.tensor([0, 0, n // 2, n // 2, n]), torch.tensor([True, True, False, True])
+            delta, mean, square = (torch.randn(4, d, m) for _ in range(3))
+            square.square_().add_(0.1)  # so that a small root does not blow a rounding of the sums up
+            g, k, start = draw(n, d), draw(n, m), (delta.clone(), mean.clone(), square.clone())
+            G = [g[a:b].double().T @ k[a:b].double() for a, b in zip(begin[:-1], begin[1:])]
+            G, D, M, V = torch.stack(G), *(t.double() for t in start)
+            M, V = 0.9 * M + 0.1 * G, 0.999 * V + 0.001 * G * G
+            D = (D - 0.5 * (M / (1 - 0.9**4)) / ((V / (1 - 0.999**4)).sqrt() + 1e-3)).clamp(-1.5, 1.5)
+            torch.ops.fasttrace.adam_linf_(
+                delta, mean, square, g, k, begin, active, 4, 0.5, 1.5, 0.9, 0.999, 1e-3
+            )
+            for now, wanted, then in zip((delta, mean, square), (D, M, V), start):
+                assert torch.equal(now[2], then[2])
+                error = (now - wanted).abs()[active] / (1 + wanted.abs()[active].amax())
+                worst["adam"] = max(worst["adam"], error.max().item())
         x, w, out = draw(n, m), draw(m), draw(n, m)
         torch.ops.fasttrace.rms_norm_(x, w, 1e-5, None, out)
         wanted = w.double() * x.double() / (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt()
@@ -101,6 +127,8 @@ def measure(folder: Path, flags: list[str], **environment: str) -> dict[str, flo
 def check(worst: dict[str, float]) -> None:
     assert worst["moment"] < 6e-7
     assert worst["rank_one"] <= 1.0
+    assert worst["rank_one_add"] <= 1.0
+    assert worst["adam"] <= 1e-6
     assert worst["rows"] <= 5.0  # units of the dtype: float32's sums and exponential take some, bfloat16 only two
     assert worst["attention float32"] <= 16.0  # of values up to 3, after an exponential of a sum over the head
     assert worst["attention bfloat16"] <= 2.0  # float32 inside, so little more than the one rounding

@@ -3,10 +3,12 @@
 Importing this loads no Triton and needs no compiled extension: implementations are looked for when called.
 """
 
+from fasttrace.ops.adam_linf import adam_linf_
 from fasttrace.ops.gated import silu_mul_
 from fasttrace.ops.linear import linear
 from fasttrace.ops.noised_embed import fact_key, noised_embed
 from fasttrace.ops.rank_one import rank_one_
+from fasttrace.ops.rank_one_linear import rank_one_add_, rank_one_linear
 from fasttrace.ops.rms_norm import rms_norm
 from fasttrace.ops.rotary import rotary_
 from fasttrace.ops.second_moment import second_moment_
@@ -14,10 +16,13 @@ from fasttrace.ops.target_logprob import target_logprob
 from fasttrace.ops.window_restore import window_restore
 
 __all__ = [
+    "adam_linf_",
     "fact_key",
     "linear",
     "noised_embed",
     "rank_one_",
+    "rank_one_add_",
+    "rank_one_linear",
     "rms_norm",
     "rotary_",
     "second_moment_",

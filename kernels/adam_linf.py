@@ -1,0 +1,75 @@
+"""G = Σ_r g[r] k[r]ᵀ, a step of Adam on (delta, m, v) with it, and the clamp of delta to ± limit, by tiles.
+
+Floor: 24·P·d·n bytes (delta, m and v read and written) beside the factors, which come from L2; 2·R/P operations an
+element make G. At 4.8 TB/s (H200), P = 32, d = 4096, n = 14336, 15 rows an item: 9.4 ms, of which float32 products at
+67 TFLOP/s would take 0.8.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = (32, 128)  # rows and columns of a weight a program
+ROWS = 16  # rows of the factors multiplied at once: the least that tl.dot takes
+
+
+@triton.jit
+def _kernel(  # type: ignore[no-untyped-def]
+    delta, m, v, g, k, begin, items, d, n, g_stride, k_stride, first, beta2, second, size, root, eps, limit,
+    D: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    across, down = tl.cdiv(n, N), tl.cdiv(d, D)
+    program = tl.program_id(0)
+    item = tl.load(items + program // (across * down))
+    # int64: P · d · n passes 2^31 with a few items of a large model.
+    i = (program // across % down).to(tl.int64) * D + tl.arange(0, D)
+    j = (program % across) * N + tl.arange(0, N)
+    past = tl.load(begin + item + 1)
+    G = tl.zeros((D, N), dtype=tl.float32)
+    for row in range(tl.load(begin + item), past, R):
+        r = row + tl.arange(0, R)
+        a = tl.load(g + r[None, :] * g_stride + i[:, None], mask=(r < past)[None, :] & (i < d)[:, None], other=0.0)
+        b = tl.load(k + r[:, None] * k_stride + j[None, :], mask=(r < past)[:, None] & (j < n)[None, :], other=0.0)
+        G = tl.dot(a.to(tl.float32), b.to(tl.float32), G, input_precision="ieee")
+    place = (item * d + i[:, None]) * n + j[None, :]
+    inside = (i < d)[:, None] & (j < n)[None, :]
+    mean = tl.load(m + place, mask=inside, other=0.0)
+    mean += first * (G - mean)
+    square = beta2 * tl.load(v + place, mask=inside, other=0.0) + second * G * G
+    moved = tl.load(delta + place, mask=inside, other=0.0) - size * mean / (tl.sqrt(square) / root + eps)
+    # Written so that a NaN stays one.
+    moved = tl.where(moved < -limit, -limit, moved)
+    moved = tl.where(moved > limit, limit, moved)
+    tl.store(m + place, mean, mask=inside)
+    tl.store(v + place, square, mask=inside)
+    tl.store(delta + place, moved, mask=inside)
+
+
+def adam_linf_triton(
+    delta: Tensor,
+    m: Tensor,
+    v: Tensor,
+    g: Tensor,
+    k: Tensor,
+    begin: Tensor,
+    active: Tensor | None,
+    step: int,
+    lr: float,
+    limit: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """Launch for delta, m, v (P, d, n), g (R, d), k (R, n), begin (P + 1,); limit is infinite for none."""
+    items = torch.arange(len(delta)) if active is None else active.nonzero()[:, 0]
+    _, d, n = delta.shape
+    tiles = triton.cdiv(d, TILE[0]) * triton.cdiv(n, TILE[1])
+    if len(items) * tiles == 0:
+        return
+    named = (delta, m, v, g, k, begin.to(delta.device), items.to(delta.device))
+    numbers = (1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), math.sqrt(1 - beta2**step), eps, limit)
+    sizes = (d, n, g.stride(0), k.stride(0))
+    _kernel[(len(items) * tiles,)](*named, *sizes, *numbers, D=TILE[0], N=TILE[1], R=ROWS, num_warps=8)
