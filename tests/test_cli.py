@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from fasttrace.analysis.relation import relation
 from small_models import small_model
 
 import fasttrace as ft
@@ -166,9 +167,51 @@ def test_killed_sweep_goes_on(workplace, run):
 
 def test_export_from_the_command_line(workplace, run):
     fact = ft.load_facts(workplace / "facts.jsonl")[0]
-    run(*EDIT, "--layers", "2", "--fact-id", fact.fact_id, "--export", "edited")
+    one = (*EDIT, "--layers", "2", "--fact-id", fact.fact_id, "--essence", "0")
+    run(*one, "--export", "edited", "--delta", "edit.safetensors")
     assert (workplace / "edited" / "model.safetensors").is_file()
-    ft.load_model(workplace / "edited")
+    edited = ft.load_model(workplace / "edited")
+    run("export", "--model", "model", "edit.safetensors", "again")
+    assert ft.load_model(workplace / "again").weights_hash() == edited.weights_hash()
+    assert ft.load_model(workplace / "model").weights_hash() != edited.weights_hash()
+    assert "exists, a new file was wanted" in run(*one, "--delta", "edit.safetensors", code=2).stderr
+
+
+def test_every_way_of_editing_from_the_command_line(workplace, run):
+    store = ("--store", "edits.duckdb")
+    few = (*EDIT, *store, "--layers", "1,2", "--contexts", "2", "--essence", "1", "--sigma", "0.4")
+    for method in ("rome", "memit", "ft-1", "ft-5"):
+        for problem in ("tracing-reversal", "fact-erasure", "fact-forcing"):
+            run(*few, "--method", method, "--problem", problem, "--set", "steps=2")
+    query = """
+        SELECT method, problem, count(*) AS edits, count(essence) AS essence, count(reason) AS left_out
+        FROM edits GROUP BY ALL ORDER BY ALL
+    """
+    rows = ft.Store(workplace / "edits.duckdb").query(query).to_pylist()
+    assert len(rows) == 12
+    assert all(row["edits"] == 8 and row["essence"] + row["left_out"] == 8 for row in rows)
+    rates = relation(ft.Store(workplace / "edits.duckdb"), "success_rates").to_pylist()
+    assert {row["kind"] for row in rates} == {"rewrite", "paraphrase", "neighborhood"}
+    assert all(0 <= row["after"] <= 1 for row in rates)
+    run("report", *store, "--out", "edits.html")
+
+
+def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
+    corpus = ("--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2")
+    store = ("--store", "mass.duckdb")
+    mass = ("mass", *COMMON, *corpus, "--layer", "2", "--window-size", "3", "--set", "steps=3", "--json")
+    landed = json.loads(run(*mass, *store, "--at-once", "2", "--delta", "mass.safetensors").stdout)
+    assert [row["landed"] for row in landed] == [2, 4]
+    run("export", "--model", "model", "mass.safetensors", "mass")
+    stored = ft.Store(workplace / "mass.duckdb").query("SELECT count(*) AS n FROM mass_edits").to_pylist()
+    assert stored == [{"n": 6}]
+    assert "rome edits one fact at a time" in run(*mass, *store, "--method", "rome", "--at-once", "2", code=2).stderr
+    tune = ("tune", *COMMON, "--method", "ft-1", "--layer", "2", "--values", "0.01,0.001", "--json")
+    rows = json.loads(run(*tune, *store).stdout)
+    assert [row["value"] for row in rows] == [0.01, 0.001]
+    assert [row["chosen"] for row in rows].count(True) == 1
+    assert all(row["setting"] == "epsilon" and row["edits"] == 4 for row in rows)
+    assert json.loads(run(*tune).stdout) == rows, "without a store the same"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +224,12 @@ def test_export_from_the_command_line(workplace, run):
         ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "not a list of whole numbers"),
         ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top is for method 'attribution'"),
         ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "'tf32' needs a CUDA device"),
-        ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method 'mend'"),
+        ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "'mend' is not one of 'rome', 'memit', 'ft-1', 'ft-5'"),
+        ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "'stepz=3' is not NAME=VALUE"),
+        ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting epsilon"),
+        ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "'joke' is not one of 'error-injection'"),
+        (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
+        (("mass", *COMMON), "nowhere to put the edits"),
         (("trace", "--nothing"), "No such option"),
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),
         (("edit", *COMMON, "--export", "model", "--layers", "2"), "exists"),
@@ -199,7 +247,7 @@ def test_a_bad_command_is_one_sentence_and_exit_2(workplace, run, words, sentenc
 
 
 def test_every_verb_has_help(run):
-    verbs = ("facts", "trace", "stats", "edit", "sql", "tables", "report", "env", "demo")
+    verbs = ("facts", "trace", "stats", "edit", "mass", "tune", "export", "sql", "tables", "report", "env", "demo")
     shown = run("--help").stdout
     for verb in verbs:
         assert verb in shown

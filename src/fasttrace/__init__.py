@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fasttrace.editing import edit, second_moments
+from fasttrace.editing import apply_delta, edit, mass_edit, second_moments
 from fasttrace.errors import FactError, FasttraceError, ModelError, StoreError, UserError
 from fasttrace.facts import Fact, load_facts
 from fasttrace.models import load_model, wrap_model
@@ -21,10 +21,12 @@ __all__ = [
     "StoreError",
     "UserError",
     "__version__",
+    "apply_delta",
     "check_known",
     "edit",
     "load_facts",
     "load_model",
+    "mass_edit",
     "second_moments",
     "trace",
     "wrap_model",

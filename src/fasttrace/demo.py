@@ -57,7 +57,7 @@ def run_demo(source: str, out: Path, wanted: int, bar: Bar, stages: Stages, *, q
     layers = sorted({round(i * (model.n_layers - 1) / (EDIT_LAYERS - 1)) for i in range(EDIT_LAYERS)})
     with stages() as progress:
         moments = second_moments(model, tokens=CORPUS_TOKENS, progress=progress)
-    edits = prepare_edit(model, known, layers=layers, moments=moments, contexts=CONTEXTS)
+    edits = prepare_edit(model, known, layers=layers, moments=moments, contexts=CONTEXTS, essence=1)
     say(f"    ROME for error injection at layers {', '.join(map(str, layers))}, {CONTEXTS} sampled contexts")
     with bar("Editing", len(known) * len(layers)) as done:
         edit_into(store, edits, "1GB", done)

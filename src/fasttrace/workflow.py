@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.mass import MassPlan, MassResult
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.store import Store
@@ -68,8 +69,19 @@ def trace_into(store: Store, plan: TracePlan, memory: str, progress: Progress) -
 def edit_into(store: Store, plan: EditPlan, memory: str, progress: Progress) -> int:
     """Run what the store lacks of a set of edits; returns how many edits were added."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
-    store.add(plan.moments)
+    if plan.moments is not None:
+        store.add(plan.moments)
     mine = {(encoded.fact.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
     done = store.done_edits(plan.run["run_id"]) & mine
     progress(len(done))
     return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
+
+
+def mass_into(store: Store, plan: MassPlan, memory: str, progress: Progress) -> MassResult:
+    """Compute a mass edit and commit it whole: one model carries it, so there is nothing to go on from in between."""
+    store.add_facts([encoded.fact for encoded in plan.facts])
+    if plan.plan.moments is not None:
+        store.add(plan.plan.moments)
+    result = plan.compute(memory=memory, progress=progress)
+    store.add(result)
+    return result

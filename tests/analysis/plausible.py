@@ -178,6 +178,7 @@ def edit_result(facts: list[Fact], problem: str = "error-injection", method: str
                     "kind": "rewrite",
                     "prompt_index": 0,
                     "prompt": fact.text,
+                    "target_tokens": 1,
                     "p_before": p_before,
                     "p_after": p_after,
                     "p_true_before": p_true,

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from edit_cases import CONTEXTS, FACTS
 from hooked_rome import down_projection, hooked_rome
 from hooked_trace import mlp_modules
 from small_models import small_model
@@ -14,36 +15,8 @@ import fasttrace as ft
 from fasttrace.editing import prepare_edit
 from fasttrace.errors import FactError, UserError
 
-FACTS = [
-    ft.Fact(
-        prompt="The {} is located in the city of",
-        subject="Eiffel Tower",
-        target_true="Paris",
-        target_false="Rome",
-        paraphrases=("Eiffel Tower is in the city of", "of Eiffel Tower, located in"),
-        neighborhood=("The capital is located in the city of", "The France is located in the city of"),
-    ),
-    ft.Fact(
-        prompt="{} is the capital of",
-        subject="Paris",
-        target_true="France",
-        target_false="New York",
-        paraphrases=("Paris, the capital of",),
-        neighborhood=("Rome is the capital of",),
-    ),
-]
 FAMILIES = ["llama", "gpt2", "gptj", "neox", "gemma2", "bloom", "falcon-rw", "opt"]
-CONTEXTS = ["{}", "The city. {}", "of New York is the. {}"]
 SETTINGS = {"steps": 6, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5, "clamp": 4.0}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    rng = np.random.default_rng(0)
-    words = " ".join([FACTS[0].text, FACTS[1].text, "capital France Rome New York and"])
-    path.write_text(" ".join(rng.choice(words.split(" "), 4000)))
-    return path
 
 
 def edited(family, tokenizer, corpus, tmp_path, **options):
@@ -52,7 +25,7 @@ def edited(family, tokenizer, corpus, tmp_path, **options):
     ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
     return model, moments, ft.edit(
-        model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, **{**SETTINGS, **options}
+        model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, essence=0, **{**SETTINGS, **options}
     )  # fmt: skip
 
 
@@ -62,15 +35,18 @@ def test_batched_edits_equal_one_at_a_time(family, small_tokenizer, corpus, tmp_
     for edit in result.edits:
         fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
         if edit.layer == model.n_layers - 1:
-            assert not edit.value.any(), "nothing at the last layer before the predicting token reaches it"
+            assert not edit.updates[edit.layer].value.any(), (
+                "nothing at the last layer before the predicting token reaches it"
+            )
             continue
         value, key = hooked_rome(
             model.hf, small_tokenizer, fact.prompt, fact.subject, fact.target_false, edit.layer, CONTEXTS,
             lambda k, layer=edit.layer: moments.inverse_key(layer, k[None])[0],
             SETTINGS["steps"], SETTINGS["lr"], SETTINGS["kl_factor"], SETTINGS["weight_decay"], SETTINGS["clamp"],
         )  # fmt: skip
-        torch.testing.assert_close(edit.key.double(), key, rtol=0, atol=1e-4)
-        assert float((edit.value.double() - value).norm() / value.norm()) < 2e-3
+        [update] = edit.updates.values()
+        torch.testing.assert_close(update.key[0].double(), key, rtol=0, atol=1e-4)
+        assert float((update.value[0].double() - value).norm() / value.norm()) < 2e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +58,7 @@ def test_scores_equal_weights_written_and_read_by_transformers(family, small_tok
         fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
         weight = down_projection(mlp_modules(model.hf)[edit.layer]).weight
         saved = weight.detach().clone()
-        update = torch.outer(edit.value, edit.key)
+        update = edit.updates[edit.layer].matrix().float()
         with torch.no_grad():
             weight += update.t() if family == "gpt2" else update
         for row in prompts:
@@ -126,9 +102,7 @@ def test_scores_follow_their_definitions(small_tokenizer, corpus, tmp_path):
 
 def test_batches_and_memory_do_not_change_edits(small_tokenizer, corpus, tmp_path):
     model, moments, whole = edited("llama", small_tokenizer, corpus, tmp_path)
-    plan = prepare_edit(
-        model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, **SETTINGS
-    )
+    plan = prepare_edit(model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, essence=0, **SETTINGS)
     assert plan.run["run_id"] == whole.run["run_id"]
     done = {(FACTS[0].fact_id, 2), (FACTS[1].fact_id, 0)}
     parts = list(plan.batches(memory="200kB", skip=done))
@@ -167,9 +141,7 @@ def test_export_is_the_edited_model(small_tokenizer, corpus, tmp_path):
         with torch.no_grad():
             logp = plain(torch.tensor([[*ids, *target]])).logits[0].double().log_softmax(-1)
         p = np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target)))
-        row = next(
-            r for r in result.scores.to_pylist() if r["fact_id"] == FACTS[1].fact_id and r["layer"] == 2
-        )
+        row = next(r for r in result.scores.to_pylist() if r["fact_id"] == FACTS[1].fact_id and r["layer"] == 2)
         assert row["p_after"] == pytest.approx(p, abs=1e-6, rel=1e-3)
 
 
@@ -208,9 +180,7 @@ def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):
         neighborhood=("The capital of Spain is", "The capital of Poland is"),
     )
     before = smollm2.weights_hash()
-    result = ft.edit(
-        smollm2, [fact], layers=[6], moments=moments, contexts=["{}", "It is known that. {}", "Yes. {}"]
-    )
+    result = ft.edit(smollm2, [fact], layers=[6], moments=moments, contexts=["{}", "It is known that. {}", "Yes. {}"])
     row = result.scores.to_pylist()[0]
     assert row["p_before"] < 0.05
     assert row["p_after"] > 0.5
@@ -227,8 +197,10 @@ def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):
 def test_released_protocol_stops_early_and_reads_the_first_prompt(small_tokenizer, corpus, tmp_path):
     _, _, paper = edited("llama", small_tokenizer, corpus, tmp_path)
     _, _, released = edited("llama", small_tokenizer, corpus, tmp_path, protocol="released", early_stop=100.0)
-    assert all(not edit.value.any() for edit in released.edits), "every loss is below 100, so no step is taken"
-    assert any(edit.value.any() for edit in paper.edits)
+    assert all(not edit.updates[edit.layer].value.any() for edit in released.edits), (
+        "every loss is below 100, so no step is taken"
+    )
+    assert any(edit.updates[edit.layer].value.any() for edit in paper.edits)
     _, _, first = edited("llama", small_tokenizer, corpus, tmp_path, protocol="released", early_stop=None)
     prompts = first.prompts.to_pandas()
     for row in first.scores.to_pylist():

@@ -1,7 +1,10 @@
 """ROME the obvious way: one fact, one layer, plain transformers, hooks, torch.optim and a loop.
 
 Knows nothing of fasttrace's engine. Source: Meng et al. 2022, section 3.1; ALGORITHMS, section 4.
+noise: (subject tokens, d) added to the embeddings of the subject's tokens of every context, or None.
 """
+
+import contextlib
 
 import torch
 from hooked_trace import mlp_modules
@@ -20,11 +23,33 @@ def find_last_subject_token(tokenizer, text, subject):
     return next(i for i, (a, b) in enumerate(offsets) if a <= end < b)
 
 
+@contextlib.contextmanager
+def noised(hf, tokenizer, text, subject, noise):
+    """While the body runs, the embeddings of the subject's tokens in `text` carry noise."""
+    if noise is None:
+        yield
+        return
+    end = find_last_subject_token(tokenizer, text, subject)
+    begin = end - len(noise) + 1
+
+    def add(module, args, out):
+        out = out.clone()
+        out[:, begin : end + 1] += noise.to(out.dtype)
+        return out
+
+    hook = hf.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def hooked_rome(
-    hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp
+    hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp,
+    noise=None, minimise=False,
 ):  # fmt: skip
-    """(ΔW as value (d,), key (m,)) of one edit. inverse_key: k* (m,) → C⁻¹k* (m,), float64."""
-    target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"]
+    """(ΔW as value (d,), key (m,)) of one edit. inverse_key: k* (m,) → C⁻¹k* (m,), float64. target: text or ids."""
+    target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"] if isinstance(target, str) else target
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
 
@@ -41,7 +66,8 @@ def hooked_rome(
         hooks = [
             down_projection(mlp).register_forward_hook(lambda m, a, o: seen.update(key=row(a[0], at), value=row(o, at)))
         ]
-        hf(torch.tensor([tokenizer(text)["input_ids"]]))
+        with noised(hf, tokenizer, text, subject, noise):
+            hf(torch.tensor([tokenizer(text)["input_ids"]]))
         hooks[0].remove()
         return seen["key"], seen["value"]
 
@@ -60,7 +86,8 @@ def hooked_rome(
 
         hook = mlp.register_forward_hook(nudge)
         ids = [*tokenizer(text)["input_ids"], *extra]
-        logp = hf(torch.tensor([ids])).logits[0].log_softmax(-1)
+        with noised(hf, tokenizer, text, subject, None if text == essence else noise):
+            logp = hf(torch.tensor([ids])).logits[0].log_softmax(-1)
         hook.remove()
         return logp, at
 
@@ -78,7 +105,7 @@ def hooked_rome(
             nll = nll - sum(logp[first + k, t] for k, t in enumerate(target_ids)) / len(target_ids) / len(texts)
         logp, at = run(essence, [], delta)
         kl = (logp[at].exp() * (logp[at] - clean)).sum()
-        loss = nll + kl_factor * kl + decay * delta.norm() / v0.norm() ** 2
+        loss = (torch.exp(-nll) if minimise else nll) + kl_factor * kl + decay * delta.norm() / v0.norm() ** 2
         adam.zero_grad()
         loss.backward()
         adam.step()

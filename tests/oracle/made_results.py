@@ -148,7 +148,8 @@ def made_edit(
             rows.append(row | (scores or {}).get((fact_id, layer), {}))
             for index, kind in enumerate(("rewrite", "paraphrase", "paraphrase", "neighborhood")):
                 text = f"{fact_id} {index}"
-                prompts.append(key | before_after | {"kind": kind, "prompt_index": index, "prompt": text})
+                named = {"kind": kind, "prompt_index": index, "prompt": text, "target_tokens": 1}
+                prompts.append(key | before_after | named)
     edit_run = made_run(run_id, "edit", **run)
     return Made(edit_run, scores=_table(rows, SCORES), prompts=_table(prompts, PROMPTS))
 
@@ -186,6 +187,8 @@ SAMPLES = {"fact_id": S, "window_size": N, "token_index": N, "layer": N, "sample
 _EDIT = {"fact_id": S, "problem": S, "method": S, "layer": N, "window_size": N}
 _P = {"p_before": D, "p_after": D, "p_true_before": D, "p_true_after": D}
 SCORES = _EDIT | dict.fromkeys(("rewrite", "paraphrase", "neighborhood", "essence", "overall"), D) | _P
-SCORES |= {"magnitude": D, "success": B, "delta_norm": D, "denominator": D, "loss": D}
-PROMPTS = _EDIT | {"kind": S, "prompt_index": N, "prompt": S} | _P
+SCORES |= {"magnitude": D, "success": B, "ppl_before": D, "ppl_after": D, "delta_norm": D, "denominator": D}
+SCORES |= {"condition": D, "loss": D, "target": S, "reason": S}
+PROMPTS = _EDIT | {"kind": S, "prompt_index": N, "prompt": S, "target_tokens": N} | _P
+PROMPTS |= {"p_false_before": D, "p_false_after": D}
 VERDICTS = {"fact_id": S, "known": B, "p_true": D, "p_first_token_top": B, "continuation": S, "reason": S}

@@ -1,6 +1,19 @@
 """Editing: change what a model says about a fact, and score the change."""
 
+from fasttrace.editing.delta import apply_delta, load_delta
 from fasttrace.editing.edit import EditResult, edit, prepare_edit
+from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
 from fasttrace.editing.moments import Moments, second_moments
 
-__all__ = ["EditResult", "Moments", "edit", "prepare_edit", "second_moments"]
+__all__ = [
+    "EditResult",
+    "MassResult",
+    "Moments",
+    "apply_delta",
+    "edit",
+    "load_delta",
+    "mass_edit",
+    "prepare_edit",
+    "prepare_mass_edit",
+    "second_moments",
+]

@@ -1,19 +1,212 @@
-"""An edit as a delta: applied to a copy of the weights and written as a model plain transformers loads."""
+"""An edit as a change of down-projections: applied to rows, to a view of the model, to weights, or to files.
+
+A model's own parameters are touched by `apply_delta` alone, which puts them back bit for bit.
+"""
 
 import copy
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fasttrace.editing.rome import RankOne
+from fasttrace.editing.cache import load_tensors, save_tensors
 from fasttrace.errors import UserError
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder
 from fasttrace.ops.rank_one import rank_one_
 
 
-def export_model(model: Decoder, edits: list[RankOne], folder: str | Path) -> Path:
-    """Write the model with `edits` in its weights as a folder (safetensors, config, tokenizer).
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """W += valueᵀ key: value (w, d), key (w, m), float32, w outer products."""
+
+    value: Tensor
+    key: Tensor
+    bias: None = None
+
+    def matrix(self) -> Tensor:
+        """(d, m) float64."""
+        return self.value.double().T @ self.key.double()
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """W += change: (d, m) float32; and the bias, where the method changes it: (d,) float32."""
+
+    change: Tensor
+    bias: Tensor | None = None
+
+    def matrix(self) -> Tensor:
+        """(d, m) float64."""
+        return self.change.double()
+
+
+Update = LowRank | Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One edit: of which fact, sent to which layer, and what it changes.
+
+    updates: layer → its update. delta_norm: ‖δ‖/‖v0‖ (ROME, MEMIT) or the largest |ΔW| (fine-tuning). denominator: uᵀk
+    with ‖u‖ = 1 (ROME). condition: of C, its diagonal scaled to 1, at `layer` (ROME, MEMIT). loss: before the last
+    update.
+    """
+
+    fact_id: str
+    layer: int
+    updates: Mapping[int, Update]
+    delta_norm: float | None
+    loss: float
+    denominator: float | None = None
+    condition: float | None = None
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer it changes."""
+        return min(self.updates)
+
+
+def summed(edits: Sequence[Mapping[int, Update]]) -> dict[int, Dense]:
+    """Several changes of one model as one: layer → their sum, made in float64."""
+    total: dict[int, Dense] = {}
+    for layer in sorted({layer for updates in edits for layer in updates}):
+        here = [updates[layer] for updates in edits if layer in updates]
+        biases = [u.bias.double() for u in here if u.bias is not None]
+        change = torch.stack([u.matrix() for u in here]).sum(0) if len(here) > 1 else here[0].matrix()
+        total[layer] = Dense(change.float(), torch.stack(biases).sum(0).float() if biases else None)
+    return total
+
+
+def changed_weight(block: Block, update: Update) -> Tensor:
+    """A copy of the block's down-projection (d, m) with the update in it, in the layout it is stored in."""
+    weight = block.down.detach()
+    weight = weight.clone(memory_format=torch.preserve_format)
+    if weight.dtype == torch.float64 or isinstance(update, Dense):
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        change = update.change if isinstance(update, Dense) else update.matrix()
+        return weight.copy_(weight.to(wide) + change.to(weight.device, wide))
+    for value, key in zip(update.value, update.key, strict=True):
+        rank_one_(weight, value.to(weight.device), key.to(weight.device))
+    return weight
+
+
+def changed_bias(block: Block, update: Update) -> Tensor | None:
+    """The block's down-projection bias with the update in it, or as it is."""
+    bias = block.down_bias
+    if bias is None or update.bias is None:
+        return bias
+    return (bias.detach().float() + update.bias.to(bias.device)).to(bias.dtype)
+
+
+def _always(value: Tensor | None) -> property:
+    return property(lambda _: value)
+
+
+def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
+    """The model with an edit in it, beside the model: changed layers have a down-projection of their own, everything
+    else is shared and nothing of `model` is touched."""
+    view = copy.copy(model)
+    view.blocks = list(model.blocks)
+    for layer, update in updates.items():
+        block = copy.copy(model.blocks[layer])
+        weight, bias = changed_weight(model.blocks[layer], update), changed_bias(model.blocks[layer], update)
+        # A class of its own, since families name `down` as a property of the module's parameter.
+        own = {"down": _always(weight), "down_bias": _always(bias)}
+        block.__class__ = type(f"Edited{type(block).__name__}", (type(block),), own)
+        view.blocks[layer] = block
+    return view
+
+
+@dataclass(eq=False)
+class Applied:
+    """An edit that is in a model's weights; `remove` (or leaving the `with` block) puts every weight back as it was."""
+
+    model: Decoder
+    _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
+
+    def remove(self) -> None:
+        """Put the weights back, bit for bit. A second call changes nothing."""
+        with torch.no_grad():
+            for layer, (weight, bias) in self._saved.items():
+                self.model.blocks[layer].down.copy_(weight)
+                if bias is not None:
+                    self.model.blocks[layer].down_bias.copy_(bias)  # type: ignore[union-attr]
+        self._saved = {}
+
+    def __enter__(self) -> "Applied":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> Applied:
+    """Put an edit into the model's weights in memory.
+
+    delta: a file of `save_delta`, or layer → update. Returns a handle that takes it out again exactly; also a context
+    manager. Raises UserError where the file is damaged, of another model, or does not fit.
+    """
+    updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
+    model.check_resident("apply_delta")
+    applied = Applied(model)
+    with torch.no_grad():
+        for layer, update in updates.items():
+            block = model.blocks[layer]
+            bias = block.down_bias if update.bias is not None else None
+            applied._saved[layer] = block.down.clone(), None if bias is None else bias.clone()
+            weight, new_bias = changed_weight(block, update), changed_bias(block, update)
+            block.down.copy_(weight)
+            if bias is not None and new_bias is not None:
+                bias.copy_(new_bias)
+    return applied
+
+
+def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
+    """Write an edit alone as safetensors: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`.
+
+    about: JSON values kept in the metadata beside the model's hash. Raises UserError where the file exists.
+    """
+    path = check_delta_file(path)
+    tensors: dict[str, Tensor] = {}
+    for layer, update in updates.items():
+        parts = {"value": update.value, "key": update.key} if isinstance(update, LowRank) else {"change": update.change}
+        if update.bias is not None:
+            parts["bias"] = update.bias
+        tensors |= {f"{layer}.{name}": tensor for name, tensor in parts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, tensors, {"kind": "delta", "model": model.name, "model_hash": model.model_hash, **about})
+    return path
+
+
+def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
+    """An edit written by `save_delta`, for the model it was made for.
+
+    Raises UserError where the file is missing, damaged, no delta, or of another model.
+    """
+    tensors, about = load_tensors(Path(path))
+    if about.get("kind") != "delta":
+        raise UserError(f"file '{path}' is no delta, a file that `fasttrace edit --delta` wrote was wanted")
+    if about["model_hash"] != model.model_hash:
+        raise UserError(
+            f"delta '{path}' was made for the model '{about['model']}' (hash {about['model_hash']}), "
+            f"and this is '{model.name}' (hash {model.model_hash})"
+        )
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer, part = name.split(".")
+        parts.setdefault(int(layer), {})[part] = tensor
+    return {
+        layer: Dense(p["change"], p.get("bias")) if "change" in p else LowRank(p["value"], p["key"])
+        for layer, p in sorted(parts.items())
+    }
+
+
+def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
+    """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
     The model in memory is not changed. Raises UserError where the folder exists and is not empty, ModelError
     where the weights are offloaded.
@@ -22,18 +215,17 @@ def export_model(model: Decoder, edits: list[RankOne], folder: str | Path) -> Pa
     model.check_resident("export")
     names = {weight.data_ptr(): name for name, weight in model.hf.named_parameters()}
     state = dict(model.hf.state_dict())
-    for edit in edits:
-        down = model.blocks[edit.layer].down
-        name = names[down.data_ptr()]
+    for layer, update in updates.items():
+        block = model.blocks[layer]
+        name = names[block.down.data_ptr()]
+        weight = changed_weight(block, update)
         # `down` is the (d, m) view of a parameter stored either way round.
-        transposed = state[name].shape != down.shape or state[name].stride() != down.stride()
-        state[name] = state[name].clone()
-        weight = state[name].t() if transposed else state[name]
-        value, key = edit.value.to(down.device), edit.key.to(down.device)
-        if down.dtype == torch.float64:
-            weight += torch.outer(value.double(), key.double())
-        else:
-            rank_one_(weight, value, key)
+        transposed = state[name].shape != weight.shape or state[name].stride() != weight.stride()
+        state[name] = weight.t() if transposed else weight
+        if update.bias is not None and block.down_bias is not None:
+            bias = changed_bias(block, update)
+            assert bias is not None
+            state[names[block.down_bias.data_ptr()]] = bias
     hf = copy.copy(model.hf)
     hf.config = copy.deepcopy(model.hf.config)
     # Weights read from GGUF are written as what they are now: plain tensors.
@@ -57,3 +249,10 @@ def check_export_folder(folder: str | Path) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"export: '{folder}' exists and is not an empty folder, a new folder was wanted")
     return path
+
+
+def check_delta_file(path: str | Path) -> Path:
+    """The file as a path. Raises UserError where something is there."""
+    if Path(path).exists():
+        raise UserError(f"delta file '{path}' exists, a new file was wanted")
+    return Path(path)

@@ -1,4 +1,4 @@
-"""`edit`: many facts at many layers, optimised and scored in batches."""
+"""`edit`: many facts at many layers, optimised and scored in batches, each edit alone."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,25 +6,39 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import torch
 
 from fasttrace.editing.contexts import sample_contexts
-from fasttrace.editing.delta import export_model
+from fasttrace.editing.delta import Edit, export_model, save_delta
+from fasttrace.editing.essence import TEXTS, TOKENS, essence_texts
+from fasttrace.editing.finetune import Example, FineTuneBatch
+from fasttrace.editing.hyperparameters import (
+    FineTuneSettings,
+    RomeSettings,
+    Settings,
+    check_method,
+    settings_for,
+    window_of,
+)
+from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.moments import DEFAULT_TOKENS, Moments, second_moments
-from fasttrace.editing.problems import Problem, problem_named
-from fasttrace.editing.rome import RankOne, RomeBatch, RomeSettings, contexts_of, rome_settings
-from fasttrace.editing.scores import ScoredPrompt, score_edits, score_row, scored_prompts
+from fasttrace.editing.problems import ERASURE_FLOOR, Problem, problem_named
+from fasttrace.editing.rome import solve_rome
+from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row, scored_prompts
+from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import describe_run
+from fasttrace.tracing.corrupt import NOISES, Corruption, corrupted_output, noise_sigma
 from fasttrace.tracing.effects import check_protocol
 from fasttrace.tracing.sweep import parse_bytes
 
-METHODS = ("rome",)
 DEFAULT_MEMORY = "1GB"
 DEFAULT_CONTEXTS = 20  # 10 prefixes of 5 tokens and 10 of 10 (ALGORITHMS, section 4)
+DEFAULT_WINDOW = 5
 
 _EDIT = [
     ("fact_id", pa.string()),
@@ -33,34 +47,45 @@ _EDIT = [
     ("layer", pa.int32()),
     ("window_size", pa.int32()),
 ]
-_FOUR_P = [(name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after")]
+_P = [(name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after")]
+_P_FALSE = [(name, pa.float64()) for name in ("p_false_before", "p_false_after")]
 SCORES = pa.schema(
     [
         *_EDIT,
         *((name, pa.float64()) for name in ("rewrite", "paraphrase", "neighborhood", "essence", "overall")),
-        *_FOUR_P,
+        *_P,
         ("magnitude", pa.float64()),
         ("success", pa.bool_()),
-        ("delta_norm", pa.float64()),
-        ("denominator", pa.float64()),
+        *((name, pa.float64()) for name in ("ppl_before", "ppl_after", "delta_norm", "denominator", "condition")),
         ("loss", pa.float64()),
+        ("target", pa.string()),
+        ("reason", pa.string()),
     ]
 )
 PROMPTS = pa.schema(
-    [*_EDIT, ("kind", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), *_FOUR_P]
+    [
+        *_EDIT,
+        ("kind", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("prompt", pa.string()),
+        ("target_tokens", pa.int32()),
+        *_P,
+        *_P_FALSE,
+    ]
 )
+Todo = tuple[EncodedFact, list[int]]
 
 
 @dataclass(frozen=True, eq=False)
 class EditResult:
     """run: the `runs` row. facts: what was edited. scores: SCORES, a row an edit. prompts: PROMPTS, a row a
-    scored prompt of an edit. edits: the rank-one updates themselves."""
+    scored prompt of an edit. edits: the changes of the weights themselves."""
 
     run: dict[str, Any]
     facts: list[Fact]
     scores: pa.Table
     prompts: pa.Table
-    edits: list[RankOne] = field(repr=False)
+    edits: list[Edit] = field(repr=False)
     model: Decoder = field(repr=False)
 
     def export(self, folder: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
@@ -69,26 +94,45 @@ class EditResult:
         fact_id, layer: which edit, where the result holds several. Raises UserError where none or more than
         one fits, or the folder is not new.
         """
+        return export_model(self.model, self._one("export", fact_id, layer).updates, folder)
+
+    def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
+        """Write one edit alone (safetensors; `ft.apply_delta` puts it in and takes it out exactly). Arguments and
+        errors: as `export`."""
+        one = self._one("save_delta", fact_id, layer)
+        about = {name: self.run.get(name) for name in ("run_id", "protocol", "seed", "settings")}
+        return save_delta(path, self.model, one.updates, fact_id=one.fact_id, layer=one.layer, **about)
+
+    def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
         mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
         if len(mine) != 1:
             raise UserError(
-                f"export: {len(mine)} edits fit fact_id={fact_id!r}, layer={layer!r}; exactly one was wanted"
+                f"{what}: {len(mine)} edits fit fact_id={fact_id!r}, layer={layer!r}; exactly one was wanted"
             )
-        return export_model(self.model, mine, folder)
+        return mine[0]
 
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """Edits ready to be computed; `batches` computes them."""
+    """Edits ready to be computed; `batches` computes them.
+
+    noise_targets: fact_id → o_noise, where the problem edits in that. left_out: fact_id → why it is not edited.
+    moments: None for fine-tuning.
+    """
 
     model: Decoder
     encoded: list[EncodedFact]
+    method: str
     problem: Problem
     layers: tuple[int, ...]
     window_size: int
     contexts: list[str]
-    settings: RomeSettings
-    moments: Moments
+    settings: Settings
+    moments: Moments | None
+    corruption: Corruption | None
+    noise_targets: dict[str, tuple[int, ...]]
+    left_out: dict[str, str]
+    essence: int
     protocol: str
     run: dict[str, Any]
 
@@ -100,23 +144,53 @@ class EditPlan:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[EditResult]:
         """Results as they are finished. skip: (fact_id, layer) not to compute again. progress(n): n more edits."""
+        budget = parse_bytes(memory)
         todo = [
             (fact, [layer for layer in self.layers if (fact.fact.fact_id, layer) not in skip]) for fact in self.encoded
         ]
-        for facts in self._groups([(f, layers) for f, layers in todo if layers], parse_bytes(memory)):
+        left = [(f, layers) for f, layers in todo if layers and f.fact.fact_id in self.left_out]
+        todo = [(f, layers) for f, layers in todo if layers and f.fact.fact_id not in self.left_out]
+        if left:
+            yield self._left_out(left)
+            if progress is not None:
+                progress(sum(len(layers) for _, layers in left))
+        texts: dict[str, list[tuple[int, ...]]] = {}
+        if self.essence and todo:
+            subjects = list(dict.fromkeys(f.fact.subject for f, _ in todo))
+            with self.model.products():
+                texts = dict(
+                    zip(
+                        subjects,
+                        essence_texts(self.model, subjects, seed=self.run["seed"], texts=self.essence),
+                        strict=True,
+                    )
+                )
+        for facts in self._groups(todo, budget):
             begun = time.perf_counter()
             with self.model.products():
                 edits = self._optimise(facts)
-                result = self._score([f for f, _ in facts], edits)
+                result = self._score([f for f, _ in facts], edits, texts)
             yield replace(result, run={**self.run, "seconds": time.perf_counter() - begun})
             if progress is not None:
                 progress(len(edits))
 
-    def _groups(
-        self, todo: list[tuple[EncodedFact, list[int]]], memory: int
-    ) -> Iterator[list[tuple[EncodedFact, list[int]]]]:
+    def target_ids(self, fact: EncodedFact) -> tuple[int, ...]:
+        """(K,) ids of what the edit works on."""
+        ids = {
+            "true": fact.target_true_ids,
+            "false": fact.target_false_ids,
+            "noise": self.noise_targets.get(fact.fact.fact_id),
+        }[self.problem.target]
+        assert ids is not None
+        return ids
+
+    def window(self, layer: int) -> tuple[int, ...]:
+        """The layers changed by an edit sent to `layer`."""
+        return window_of(self.method, layer, self.window_size, self.model.n_layers)
+
+    def _groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
         """Facts whose problems fit into memory together; one fact's layers are split where they do not."""
-        group: list[tuple[EncodedFact, list[int]]] = []
+        group: list[Todo] = []
         used = 0
         for fact, layers in todo:
             part: list[int] = []
@@ -135,53 +209,112 @@ class EditPlan:
             yield group
 
     def _bytes(self, fact: EncodedFact, layer: int) -> int:
-        """Bytes the graph of one problem keeps for its backward pass: about 12 d and 6 m numbers a row and layer."""
-        tail = len(fact.ids) - fact.subject_end + len(self.problem.target_ids(fact)) + 1
-        rows = len(self.contexts) * tail + 1
-        a_row = (12 * self.model.width + 6 * self.model.key_width) * self.model.embed_weight.element_size()
-        return rows * a_row * max(1, self.model.n_layers - 1 - layer)
+        """Bytes of one problem in flight, at the larger of its two stages.
 
-    def _optimise(self, facts: list[tuple[EncodedFact, list[int]]]) -> list[RankOne]:
-        ready = [contexts_of(self.model, f, self.problem.target_ids(f), self.contexts) for f, _ in facts]
-        problems = sorted(
-            ((n, layer) for n, (_, layers) in enumerate(facts) for layer in layers), key=lambda x: (x[1], x[0])
-        )
-        batch = RomeBatch(self.model, ready, sorted({layer for _, layer in problems}))
-        keys = torch.stack([batch.clean.mean_key[layer][fact] for fact, layer in problems]).float()
-        u = torch.empty_like(keys)
-        for layer in {layer for _, layer in problems}:
-            here = [i for i, (_, at) in enumerate(problems) if at == layer]
-            u[here] = self.moments.inverse_key(layer, keys[here]).to(u)
-        delta, loss = batch.optimise(problems, self.settings)
-        return batch.solve(problems, self.settings, delta, loss, u)
+        Optimising: the graph keeps about 12 d and 6 m numbers a row and layer, fine-tuning also three matrices a layer.
+        Scoring: about 8 d and 3 m numbers for every token of the fact's prompts.
+        """
+        model, window = self.model, self.window(layer)
+        d, m, size = model.width, model.key_width, model.embed_weight.element_size()
+        above = max(1, model.n_layers - 1 - (window[-1] if self.method == "memit" else window[0]))
+        extra = len(self.target_ids(fact))
+        if isinstance(self.settings, FineTuneSettings):
+            rows, state = len(fact.ids) + extra, 12 * d * m * len(window)
+        else:
+            tail = len(fact.ids) - fact.subject_end + extra + 1
+            rows, state = len(self.contexts) * tail + 1, 0
+        record = fact.fact
+        prompts = 1 + len(record.paraphrases) + len(record.neighborhood)
+        tokens = 2 * prompts * len(fact.ids) + self.essence * TOKENS
+        return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 
-    def _score(self, facts: list[EncodedFact], edits: list[RankOne]) -> EditResult:
+    def _optimise(self, facts: list[Todo]) -> list[Edit]:
+        targets = [self.target_ids(f) for f, _ in facts]
+        # An edit's rows enter where its first change (of a weight, or of δ) is made.
+        problems = [(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
+        minimise = self.problem.minimise
+        corruption = self.corruption if self.problem.corrupted else None
+        if isinstance(self.settings, FineTuneSettings):
+            problems.sort(key=lambda x: (x[2], x[1], x[0]))
+            examples = [Example(f, target) for (f, _), target in zip(facts, targets, strict=True)]
+            return FineTuneBatch(self.model, examples, problems, corruption).optimise(self.settings, minimise=minimise)
+        assert self.moments is not None
+        ready = [
+            contexts_of(self.model, f, target, self.contexts) for (f, _), target in zip(facts, targets, strict=True)
+        ]
+        problems.sort(key=lambda x: (x[2][-1], x[1], x[0]))
+        where = [(n, window[-1]) for n, _, window in problems]
+        layers = [layer for _, layer in where]
+        if isinstance(self.settings, RomeSettings):
+            batch = ValueBatch(self.model, ready, layers, corruption=corruption)
+            delta, loss = batch.optimise(where, self.settings, minimise=minimise)
+            return solve_rome(batch, where, self.settings, self.moments, delta, loss)
+        starts = [window[0] for _, _, window in problems]
+        batch = ValueBatch(self.model, ready, layers, at="block", starts=starts, corruption=corruption)
+        delta, loss = batch.optimise(where, self.settings, minimise=minimise)
+        edits: list[Edit] = []
+        for layer in sorted({layer for _, layer, _ in problems}):
+            here = [i for i, (_, at, _) in enumerate(problems) if at == layer]
+            mine = [problems[i][0] for i in here]
+            window = self.window(layer)
+            edits += spread_memit(
+                batch, mine, layer, window, self.settings, self.moments, delta[here], loss[here]
+            )  # fmt: skip
+        return edits
+
+    def _score(
+        self, facts: list[EncodedFact], edits: list[Edit], texts: dict[str, list[tuple[int, ...]]]
+    ) -> EditResult:
         number = {f.fact.fact_id: i for i, f in enumerate(facts)}
-        prompts = [scored_prompts(self.model, f, self.problem) for f in facts]
-        before, after = score_edits(self.model, prompts, [(number[e.fact_id], e) for e in edits])
+        prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
+        corruption = self.corruption if self.problem.corrupted else None
+        scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], corruption)
+        after = scorer.after([(number[e.fact_id], e) for e in edits])
         scores, rows = [], []
-        for edit, p in zip(edits, after, strict=True):
+        for edit, logp in zip(edits, after, strict=True):
             fact = number[edit.fact_id]
-            name = {
-                "fact_id": edit.fact_id,
-                "problem": self.problem.name,
-                "method": "rome",
-                "layer": edit.layer,
-                "window_size": self.window_size,
-            }
+            name = self._name(edit.fact_id, edit.layer)
             scores.append(
                 {
                     **name,
-                    **score_row(prompts[fact], before[fact], p, self.protocol),
-                    "essence": None,
+                    **score_row(prompts[fact], scorer.before[fact], logp, self.problem, self.protocol),
                     "delta_norm": edit.delta_norm,
                     "denominator": edit.denominator,
+                    "condition": edit.condition,
                     "loss": edit.loss,
+                    "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }
             )
             rows += [
-                {**name, **_prompt_row(prompt, *before[fact][i], *p[i])} for i, prompt in enumerate(prompts[fact])
+                {**name, **prompt_row(prompt, scorer.before[fact][i], logp[i])}
+                for i, prompt in enumerate(prompts[fact])
             ]
+        return self._result(facts, scores, rows, edits)
+
+    def prompts(self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = ()) -> list[ScoredPrompt]:
+        """What the fact's edits are scored on."""
+        return scored_prompts(self.model, fact, self.problem, self.noise_targets.get(fact.fact.fact_id), essence)
+
+    def _left_out(self, facts: list[Todo]) -> EditResult:
+        rows = [
+            {**self._name(f.fact.fact_id, layer), "reason": self.left_out[f.fact.fact_id]}
+            for f, layers in facts
+            for layer in layers
+        ]
+        return self._result([f for f, _ in facts], rows, [], [])
+
+    def _name(self, fact_id: str, layer: int) -> dict[str, Any]:
+        return {
+            "fact_id": fact_id,
+            "problem": self.problem.name,
+            "method": self.method,
+            "layer": layer,
+            "window_size": self.window_size,
+        }
+
+    def _result(
+        self, facts: list[EncodedFact], scores: list[dict[str, Any]], rows: list[dict[str, Any]], edits: list[Edit]
+    ) -> EditResult:
         return EditResult(
             self.run,
             [f.fact for f in facts],
@@ -192,15 +325,16 @@ class EditPlan:
         )
 
 
-def _prompt_row(prompt: ScoredPrompt, p: float, p_true: float, q: float, q_true: float) -> dict[str, object]:
+def prompt_row(prompt: ScoredPrompt, before: np.ndarray, after: np.ndarray) -> dict[str, object]:
+    """A PROMPTS row, less the edit's name, from (3,) log-probabilities before and after."""
+    p = [None if np.isnan(x) else float(np.exp(x)) for pair in zip(before, after, strict=True) for x in pair]
+    names = ("p_before", "p_after", "p_true_before", "p_true_after", "p_false_before", "p_false_after")
     return {
         "kind": prompt.kind,
         "prompt_index": prompt.index,
         "prompt": prompt.text,
-        "p_before": float(p),
-        "p_after": float(q),
-        "p_true_before": float(p_true),
-        "p_true_after": float(q_true),
+        "target_tokens": len(prompt.targets[0] or ()),
+        **dict(zip(names, p, strict=True)),
     }
 
 
@@ -211,24 +345,27 @@ def prepare_edit(
     method: str = "rome",
     problem: str = "error-injection",
     layers: Sequence[int] | None = None,
-    window_size: int = 5,
+    window_size: int = DEFAULT_WINDOW,
     protocol: str = "paper",
     seed: int = 0,
     moments: Moments | None = None,
     corpus: str | Path | None = None,
     corpus_tokens: int = DEFAULT_TOKENS,
     contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
+    essence: int = TEXTS,
+    sigma: float | str | None = None,
+    noise: str = "philox",
+    noise_sample: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     **overrides: Any,
 ) -> EditPlan:
-    """Check every setting of a set of edits and fetch what they share (contexts, second moments).
+    """Check every setting of a set of edits and fetch what they share (contexts, second moments, o_noise).
 
     Arguments and errors: see `edit`; progress(stage, done, total) reports on the second moments.
     """
     check_protocol(protocol)
     model.check_resident("edit")
-    if method not in METHODS:
-        raise UserError(f"method '{method}' is not one of {', '.join(METHODS)}")
+    check_method(method)
     chosen = problem_named(problem)
     if not facts:
         raise UserError("edit was given no facts, at least one was wanted")
@@ -240,92 +377,99 @@ def prepare_edit(
         raise UserError("edit was given no layers, at least one was wanted")
     if window_size < 1:
         raise UserError(f"window_size {window_size} is not a whole number from 1")
-    settings = rome_settings(model, problem, protocol)
-    unknown = set(overrides) - set(asdict(settings))
-    if unknown:
-        raise UserError(f"edit has no setting {', '.join(sorted(unknown))}; there are {', '.join(asdict(settings))}")
-    settings = replace(settings, **overrides)
-    if settings.key_mode not in ("rome", "r-rome"):
-        raise UserError(f"key_mode '{settings.key_mode}' is neither 'rome' nor 'r-rome'")
+    if noise not in NOISES:
+        raise UserError(f"noise '{noise}' is not one of {', '.join(NOISES)}")
+    if noise_sample < 0:
+        raise UserError(f"noise_sample {noise_sample} is not a whole number from 0")
+    if essence < 0:
+        raise UserError(f"essence {essence} is not a whole number from 0")
+    settings = settings_for(model, method, problem, protocol, overrides)
     encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
     for fact in encoded:
-        chosen.target_ids(fact)
+        chosen.check(fact)
+    tuned = isinstance(settings, FineTuneSettings)
     if isinstance(contexts, int):
-        templates = sample_contexts(model, seed=seed, short=contexts // 2, long=contexts - contexts // 2)
+        templates = [] if tuned else sample_contexts(
+            model, seed=seed, short=contexts // 2, long=contexts - contexts // 2
+        )  # fmt: skip
     else:
         templates = list(contexts)
-    if not templates or templates[0] != "{}":
+    if not tuned and (not templates or templates[0] != "{}"):
         raise UserError("contexts must be a list that begins with the bare template '{}'")
     statistics = moments
-    if statistics is None:
-        statistics = second_moments(
-            model, corpus, tokens=corpus_tokens, layers=list(wanted), seed=seed, progress=progress
-        )
-    described = {
-        "method": method,
-        "problem": problem,
-        "window_size": window_size,
-        "contexts": len(templates) - 1,
-        "templates": templates,
-        "moments": statistics.key,
-        "corpus": statistics.source,
-        "corpus_tokens": statistics.requested_tokens,
-        "ridge": statistics.ridge,
-        **asdict(settings),
-    }
-    run = describe_run("edit", model, described, seed=seed, protocol=protocol)
+    if tuned:
+        statistics = None
+    elif statistics is None:
+        needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
+        statistics = second_moments(model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, progress=progress)
+    corruption = None
+    noise_targets: dict[str, tuple[int, ...]] = {}
+    if chosen.needs_noise:
+        corruption = Corruption(noise_sigma(model, encoded, sigma), noise, seed, noise_sample)
+    if chosen.target == "noise":
+        assert corruption is not None
+        with model.products():
+            said = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
+        noise_targets = {f.fact.fact_id: ids for f, ids in zip(encoded, said, strict=True)}
+    left_out: dict[str, str] = {}
+    if chosen.minimise:
+        with model.products():
+            p = sequence_logprob(model, [f.ids for f in encoded], [f.target_true_ids for f in encoded]).exp().tolist()
+        left_out = {
+            f.fact.fact_id: f"p(o_true) = {value:.4f} is below {ERASURE_FLOOR}, too little to erase"
+            for f, value in zip(encoded, p, strict=True)
+            if value < ERASURE_FLOOR
+        }
+    described: dict[str, Any] = {"method": method, "problem": problem, "window_size": window_size, "essence": essence}
+    if statistics is not None:
+        described |= {
+            "contexts": len(templates) - 1,
+            "templates": templates,
+            "moments": statistics.key,
+            "corpus": statistics.source,
+            "corpus_tokens": statistics.requested_tokens,
+            "ridge": statistics.ridge,
+        }
+    if corruption is not None:
+        described |= {"sigma": corruption.sigma, "noise": noise, "noise_sample": noise_sample}
+    run = describe_run("edit", model, {**described, **asdict(settings)}, seed=seed, protocol=protocol)
     return EditPlan(
-        model, encoded, chosen, wanted, window_size, templates, settings, statistics, protocol, run
-    )
+        model, encoded, method, chosen, wanted, window_size, templates, settings, statistics, corruption,
+        noise_targets, left_out, essence, protocol, run,
+    )  # fmt: skip
 
 
 def edit(
     model: Decoder,
     facts: Sequence[Fact],
     *,
-    method: str = "rome",
-    problem: str = "error-injection",
-    layers: Sequence[int] | None = None,
-    window_size: int = 5,
-    protocol: str = "paper",
-    seed: int = 0,
-    moments: Moments | None = None,
-    corpus: str | Path | None = None,
-    corpus_tokens: int = DEFAULT_TOKENS,
-    contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
     memory: str | int = DEFAULT_MEMORY,
     progress: Callable[[int], None] | None = None,
-    **overrides: Any,
+    **settings: Any,
 ) -> EditResult:
     """Edit every fact at every layer, each edit alone, and score it; the model's weights are not touched.
 
-    method: "rome". problem: "error-injection" (maximise p(o_false)). layers: 0-based; default every fourth,
-    the last and the model's own default. window_size: the tracing window the edits are compared with.
-    protocol: "paper" or "released" (early stop, first paraphrase only, floors). seed: of the sampled
-    contexts and of the default corpus. moments: second moments of the keys, else collected from corpus_tokens
-    tokens of `corpus` (a text file, a folder, or None for text the model samples).
+    settings, all by name:
+    method: "rome", "memit" (the window around the layer), "ft-1" or "ft-5" (constrained fine-tuning of the layer, or of
+    its window). problem: "error-injection", "tracing-reversal", "fact-erasure" (facts with p(o_true) ≥ 0.02; others get
+    a row with the reason), "fact-amplification" or "fact-forcing" (the subject corrupted, in editing and scoring).
+    layers: 0-based; default every fourth, the last and the model's own default. window_size: of memit and ft-5, and
+    the tracing window the edits are compared with. protocol: "paper" or "released" (released hyperparameters, early
+    stop, first paraphrase only, floors). seed: of the sampled contexts, essence texts, noise and default corpus.
+    moments: second moments of the keys, else collected from corpus_tokens tokens of `corpus` (a text file, a folder,
+    or None for text the model samples); fine-tuning needs none.
     contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.
-    memory: bytes for the graphs of the edits in flight. overrides: any field of RomeSettings (steps, lr,
-    kl_factor, weight_decay, clamp, key_mode, early_stop).
+    essence: how many sampled texts about the subject are scored before and after, 0 for none. sigma, noise,
+    noise_sample: the corruption of tracing-reversal and fact-forcing: as in `trace`, and which of its samples.
+    Any hyperparameter of the method by name (`hyperparameters`): steps, lr, kl_factor, weight_decay, clamp, key_mode,
+    covariance_weight, epsilon, bias, early_stop.
 
-    Returns an EditResult. Raises UserError for a bad setting, FactError for a fact without o_false.
-    Source: paper, sections 3.3 and 3.4; ALGORITHMS, sections 4 and 6.
+    memory: bytes for the edits in flight. progress(n): n more edits done.
+
+    Returns an EditResult. Raises UserError for a bad setting, FactError for a fact without the problem's target.
+    Source: paper, sections 3.3, 3.4 and 5; ALGORITHMS, sections 3, 4 and 6.
     """
-    plan = prepare_edit(
-        model,
-        facts,
-        method=method,
-        problem=problem,
-        layers=layers,
-        window_size=window_size,
-        protocol=protocol,
-        seed=seed,
-        moments=moments,
-        corpus=corpus,
-        corpus_tokens=corpus_tokens,
-        contexts=contexts,
-        **overrides,
-    )
+    plan = prepare_edit(model, facts, **settings)
     parts = list(plan.batches(memory=memory, progress=progress))
     return EditResult(
         {**plan.run, "seconds": sum(p.run["seconds"] for p in parts)},

@@ -56,6 +56,7 @@ class Moments:
     ridge: float = 0.0
     source: str | None = None
     _factors: OrderedDict[int, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, repr=False)
+    _conditions: dict[int, float] = field(default_factory=dict, repr=False)
 
     def matrix(self, layer: int) -> Tensor:
         """C of a layer: (m, m) float32 on the CPU, symmetric, read from disk at every call, ridge not added.
@@ -82,6 +83,13 @@ class Moments:
             raise UserError(f"inverse_key: keys are {tuple(keys.shape)}, (n, {len(scale)}) was wanted")
         right = keys.detach().to("cpu", torch.float64) * scale
         return (torch.cholesky_solve(right.T, factor).T * scale).contiguous().to(keys.device)
+
+    def condition(self, layer: int) -> float:
+        """Condition number of C (ridge added), its diagonal scaled to 1: what `inverse_key` solves with."""
+        if layer not in self._conditions:
+            _, factor = self._factor(layer)
+            self._conditions[layer] = _largest_eigenvalue(factor) / _least_eigenvalue(factor)
+        return self._conditions[layer]
 
     def _factor(self, layer: int) -> tuple[Tensor, Tensor]:
         """(m,) 1/sqrt(diagonal) and (m, m) lower Cholesky factor of the matrix so scaled, float64."""
@@ -339,3 +347,13 @@ def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
         x = torch.cholesky_solve(x / x.norm(dim=0), factor)
         size = x.norm(dim=0)
     return float(1.0 / size.max())
+
+
+def _largest_eigenvalue(factor: Tensor, rounds: int = 30) -> float:
+    """Largest eigenvalue of L Lᵀ, from below, by power iteration on one vector."""
+    x = torch.ones(len(factor), 1, dtype=factor.dtype)
+    size = x.norm()
+    for _ in range(rounds):
+        x = factor @ (factor.T @ (x / x.norm()))
+        size = x.norm()
+    return float(size)

@@ -1,4 +1,4 @@
-"""Editing problems: which target an edit works on and in which direction (paper, section 5.1)."""
+"""Editing problems: which target an edit works on, on which input, in which direction (paper, section 5.1)."""
 
 from dataclasses import dataclass
 
@@ -8,22 +8,41 @@ from fasttrace.facts.tokens import EncodedFact
 
 @dataclass(frozen=True)
 class Problem:
-    """name as stored. target: ids the edit maximises the probability of, given the clean prompt."""
+    """target: "false", "true", or "noise" (what the model says after the corrupted prompt). corrupted: the subject's
+    embeddings carry noise, in the edit and in its scores. minimise: the target's probability is to fall."""
 
     name: str
-    target: str  # which of the fact's targets: "false"
+    target: str
+    corrupted: bool = False
+    minimise: bool = False
 
-    def target_ids(self, fact: EncodedFact) -> tuple[int, ...]:
-        """(K,) ids of the edit's target. Raises FactError where the fact lacks it."""
-        if fact.target_false_ids is None:
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the problem is defined by a corrupted prompt."""
+        return self.corrupted or self.target == "noise"
+
+    def check(self, fact: EncodedFact) -> None:
+        """Raises FactError where the fact lacks the target."""
+        if self.target == "false" and fact.target_false_ids is None:
             raise FactError(
                 f"fact '{fact.fact.fact_id}' has no false target, which problem '{self.name}' edits in; "
                 "field 'target_false' was wanted"
             )
-        return fact.target_false_ids
 
 
-PROBLEMS = {"error-injection": Problem("error-injection", "false")}
+# What must be there to be erased: facts below are left out, and say so (paper, Appendix A, "Data Filtering").
+ERASURE_FLOOR = 0.02
+
+PROBLEMS = {
+    problem.name: problem
+    for problem in (
+        Problem("error-injection", "false"),
+        Problem("tracing-reversal", "noise"),
+        Problem("fact-erasure", "true", minimise=True),
+        Problem("fact-amplification", "true"),
+        Problem("fact-forcing", "true", corrupted=True),
+    )
+}
 
 
 def problem_named(name: str) -> Problem:

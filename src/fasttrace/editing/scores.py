@@ -1,7 +1,7 @@
 """Scoring edits: the same prompts before and after, without touching the weights (paper, section 3.4).
 
-The unedited pass of a fact's prompts advances through the layers once; after layer ℓ every edit at ℓ enters
-as a copy of those rows whose MLP output is W k + Λ (u·k). Thousands of edits share each layer's products.
+The unedited pass of a fact's prompts runs once; an edit enters above its first layer as a copy of those rows whose MLP
+output is W k + Λ (u·k), or W k + D k. Edits of a batch share each layer's products.
 """
 
 from collections.abc import Sequence
@@ -11,166 +11,245 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttrace.editing.delta import Dense, Edit, LowRank
 from fasttrace.editing.problems import Problem
-from fasttrace.editing.rome import RankOne
+from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact, encode_prompt, encode_target
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.packed import attend, embed, mlp, pack, row_logprob
-from fasttrace.ops.prefix_attention import Sequences
+from fasttrace.models.packed import pack, row_logprob
+from fasttrace.ops.rank_one_linear import rank_one_add_
+from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
 
-KINDS = ("rewrite", "paraphrase", "neighborhood")
+KINDS = ("rewrite", "paraphrase", "neighborhood", "essence")
+EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities
 
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """One prompt of a fact: its kind, number within the kind, text, ids, and the ids of both targets."""
+    """One prompt of a fact: its kind, number within the kind, text, ids, and the ids of the targets read after it.
+
+    targets: the edit's own, o_true, o_false (None where the fact has none). An essence text is a prompt of one token
+    whose edited target is the rest of the text, and has no others. subject: where the subject stands, for corruption.
+    """
 
     kind: str
     index: int
     text: str
     ids: tuple[int, ...]
-    edited: tuple[int, ...]
-    true: tuple[int, ...]
+    targets: tuple[tuple[int, ...] | None, ...]
+    subject: Subject | None = None
 
 
-def scored_prompts(model: Decoder, fact: EncodedFact, problem: Problem) -> list[ScoredPrompt]:
-    """The fact's prompt, every paraphrase and every neighbourhood prompt, with targets as they follow each."""
+def scored_prompts(
+    model: Decoder,
+    fact: EncodedFact,
+    problem: Problem,
+    noise_target: tuple[int, ...] | None = None,
+    essence: Sequence[tuple[int, ...]] = (),
+) -> list[ScoredPrompt]:
+    """The fact's prompt, every paraphrase and neighbourhood prompt, with targets as they follow each, and the essence
+    texts. noise_target: o_noise, where the problem edits in that."""
     tokenizer, record = model.tokenizer, fact.fact
-    rows = [ScoredPrompt("rewrite", 0, record.text, fact.ids, problem.target_ids(fact), fact.target_true_ids)]
-    assert record.target_false is not None
+    own = Subject(fact, fact.subject_begin, fact.subject_end)
+
+    def targets(text: str) -> tuple[tuple[int, ...] | None, ...]:
+        true = tuple(encode_target(tokenizer, text, record.target_true))
+        false = None if record.target_false is None else tuple(encode_target(tokenizer, text, record.target_false))
+        return {"true": true, "false": false, "noise": noise_target}[problem.target], true, false
+
+    rows = [ScoredPrompt("rewrite", 0, record.text, fact.ids, targets(record.text), own)]
     for kind, prompts in (("paraphrase", record.paraphrases), ("neighborhood", record.neighborhood)):
         for i, text in enumerate(prompts):
-            edited, true = (tuple(encode_target(tokenizer, text, t)) for t in (record.target_false, record.target_true))
-            rows.append(ScoredPrompt(kind, i, text, tuple(encode_prompt(tokenizer, text)), edited, true))
+            ids = tuple(encode_prompt(tokenizer, text))
+            subject = _subject_in(model, fact, text, ids) if problem.corrupted else None
+            rows.append(ScoredPrompt(kind, i, text, ids, targets(text), subject))
+    for i, tokens in enumerate(essence):
+        rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None)))
+    for row in rows:
+        longest = max(len(target) for target in row.targets if target is not None)
+        model.check_length(len(row.ids) + longest - 1, f"fact '{record.fact_id}' in the prompt {row.text!r}")
     return rows
+
+
+def _subject_in(model: Decoder, fact: EncodedFact, text: str, ids: tuple[int, ...]) -> Subject | None:
+    """The subject's tokens at its first place in a text, or None where it is not there."""
+    begin = text.find(fact.fact.subject)
+    if begin < 0:
+        return None
+    offsets = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
+    end = begin + len(fact.fact.subject)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and text[a:b].strip()]
+    return Subject(fact, inside[0], inside[-1] + 1) if inside else None
 
 
 class PromptBatch:
     """The distinct row sequences of several facts' prompts; targets that share a sequence are read off it together."""
 
     def __init__(self, facts: Sequence[Sequence[ScoredPrompt]]) -> None:
-        self.prompts = list(facts)
         self.sequences: list[tuple[int, ...]] = []
+        self.subjects: list[Subject | None] = []
+        self.read: list[int] = []  # last rows of each sequence that are read
         self.of_fact: list[range] = []  # sequences of each fact, one after another
-        # Every (fact, prompt, which target): its sequence and target ids.
-        self.reads: list[tuple[int, tuple[int, ...]]] = []
+        # Every fact's (prompt, which target): its sequence among the fact's own, and the target's ids.
+        self.reads: list[list[tuple[int, int, int, tuple[int, ...]]]] = []
         for prompts in facts:
-            seen: dict[tuple[int, ...], int] = {}
+            seen: dict[tuple[object, ...], int] = {}
             first = len(self.sequences)
-            for prompt in prompts:
-                for target in (prompt.edited, prompt.true):
+            mine = []
+            for number, prompt in enumerate(prompts):
+                for which, target in enumerate(prompt.targets):
+                    if target is None:
+                        continue
                     ids = (*prompt.ids, *target[:-1])
-                    if ids not in seen:
-                        seen[ids] = len(self.sequences)
+                    where = None if prompt.subject is None else (prompt.subject.begin, prompt.subject.end)
+                    if (ids, where) not in seen:
+                        seen[ids, where] = len(self.sequences) - first
                         self.sequences.append(ids)
-                    self.reads.append((seen[ids], target))
+                        self.subjects.append(prompt.subject)
+                        self.read.append(0)
+                    at = seen[ids, where]
+                    self.read[first + at] = max(self.read[first + at], len(target))
+                    mine.append((number, which, at, target))
+            self.reads.append(mine)
             self.of_fact.append(range(first, len(self.sequences)))
 
+    def rows(self, fact: int) -> int:
+        """Tokens of a fact's sequences."""
+        return sum(len(self.sequences[s]) for s in self.of_fact[fact])
 
-@torch.no_grad()
-def score_edits(
-    model: Decoder, facts: Sequence[Sequence[ScoredPrompt]], edits: Sequence[tuple[int, RankOne]]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """p of both targets on every prompt, before and after each edit.
 
-    facts: each fact's scored prompts. edits: (fact number, edit).
-    Returns (before: fact → (prompts, 2), after: edit → (prompts, 2)); columns: the edit's target, o_true.
+class Scorer:
+    """Some facts' prompts with their unedited pass: `before`, and `after` for any edits of them.
+
+    before: fact → (prompts, 3) float64 log-probabilities, NaN where there is no such target.
     """
-    wanted = PromptBatch(facts)
-    batch = pack(model, wanted.sequences)
-    begin = np.cumsum(batch.lengths) - batch.lengths
-    order = sorted(range(len(edits)), key=lambda i: edits[i][1].layer)
-    h = embed(model, batch.ids, batch.positions)
-    n_base, table, position = h.shape[0], batch.sequences.table, batch.positions
-    at = 0
-    for layer, block in enumerate(model.blocks):
-        rotary = model.rotary(position)
-        middle = h + attend(block, h, rotary, Sequences(table))
-        residual = h if block.parallel else middle
-        entering = []
-        while at < len(order) and edits[order[at]][1].layer == layer:
-            entering.append(order[at])
-            at += 1
-        if not entering:
-            h = middle + mlp(block, residual)
-            continue
-        key = block.mlp_key(block.mlp_norm(residual[:n_base]))
-        value = block.mlp_value(key)
-        parts = [middle[:n_base] + block.mlp_add(value), middle[n_base:] + mlp(block, residual[n_base:])]
-        for number in entering:
-            fact, edit = edits[number]
-            of = wanted.of_fact[fact]
-            rows = slice(int(begin[of.start]), int(begin[of.stop - 1]) + batch.lengths[of.stop - 1])
-            start = sum(p.shape[0] for p in parts)
-            changed = _edited_value(key[rows], value[rows], edit)
-            parts.append(middle[rows] + block.mlp_add(changed))
-            mine = batch.sequences.table[of.start : of.stop].copy()
-            mine[:, [0, 6]] += start - rows.start
-            table = np.concatenate((table, mine))
-            position = torch.cat((position, batch.positions[rows]))
-        h = torch.cat(parts)
-    p = _read(model, h, wanted, table, [fact for fact, _ in (edits[i] for i in order)])
-    sizes = [2 * len(prompts) for prompts in facts]
-    starts = np.cumsum([0, *sizes])
-    before = [p[starts[f] : starts[f + 1]].reshape(-1, 2) for f in range(len(facts))]
-    after: list[np.ndarray] = [np.empty(0)] * len(edits)
-    place = int(starts[-1])
-    for number in order:
-        size = sizes[edits[number][0]]
-        after[number] = p[place : place + size].reshape(-1, 2)
-        place += size
-    return before, after
+
+    def __init__(
+        self,
+        model: Decoder,
+        facts: Sequence[Sequence[ScoredPrompt]],
+        layers: Sequence[int],
+        corruption: Corruption | None = None,
+    ) -> None:
+        """layers: first layers of the edits to come."""
+        self.model, self.facts = model, list(facts)
+        self.batch = PromptBatch(facts)
+        packed = pack(model, self.batch.sequences)
+        self.begin = np.cumsum(packed.lengths) - packed.lengths
+        self.lengths = packed.lengths
+        self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        wanted = set(layers)
+
+        def visit(seen: Visited) -> None:
+            if seen.layer in wanted:
+                self.entry[seen.layer] = seen.middle, seen.key, seen.value
+
+        with torch.no_grad():
+            h = walk(model, packed, embed_corrupted(model, packed, self.batch.subjects, corruption), visit)
+            ends = np.cumsum(packed.lengths)
+            rows = np.concatenate([np.arange(e - r, e) for e, r in zip(ends, self.batch.read, strict=True)])
+            h = h[torch.from_numpy(rows).to(h.device)]
+            self.before = self._read(h, range(len(self.facts)))
+
+    @torch.no_grad()
+    def after(self, edits: Sequence[tuple[int, Edit]]) -> list[np.ndarray]:
+        """(fact number, edit) → the edit's (prompts, 3) log-probabilities, in the order given."""
+        order = sorted(range(len(edits)), key=lambda i: (edits[i][1].first_layer, edits[i][0]))
+        spans = []
+        for problem, number in enumerate(order):
+            for s in self.batch.of_fact[edits[number][0]]:
+                source, length = int(self.begin[s]), self.lengths[s]
+                spans.append(Span(problem, source, length, 0, 0, 0, self.batch.read[s]))
+        chosen = [edits[number][1] for number in order]
+        wave = Wave(self.model, [edit.first_layer for edit in chosen], spans)
+
+        def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
+            middle, key, value = (part[rows] for part in self.entry[layer])
+            part = chosen[first : first + len(begin) - 1]
+            return middle + self.model.blocks[layer].mlp_add(add_updates(layer, key, value, part, begin))
+
+        def change(layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
+            return add_updates(layer, key, value, chosen[: len(begin) - 1], begin)
+
+        read = self._read(wave.run(enter, change), [edits[number][0] for number in order])
+        result: list[np.ndarray] = [np.empty(0)] * len(edits)
+        for number, logp in zip(order, read, strict=True):
+            result[number] = logp
+        return result
+
+    def _read(self, h: Tensor, facts: Sequence[int]) -> list[np.ndarray]:
+        """h: the read rows of the facts' sequences, one after another → each one's (prompts, 3) log-probabilities."""
+        rows: list[np.ndarray] = []
+        targets: list[int] = []
+        count: list[int] = []
+        place = 0
+        for fact in facts:
+            ends = place + np.cumsum([self.batch.read[s] for s in self.batch.of_fact[fact]])
+            for _, _, at, target in self.batch.reads[fact]:
+                rows.append(np.arange(ends[at] - len(target), ends[at]))
+                targets += target
+                count.append(len(target))
+            place = int(ends[-1])
+        where = torch.from_numpy(np.concatenate(rows)).to(h.device)
+        logp = row_logprob(self.model, h[where], torch.tensor(targets, device=h.device)).double().cpu().numpy()
+        sums = np.minimum(np.add.reduceat(logp, np.cumsum(count) - np.asarray(count)), 0.0)
+        result, at = [], 0
+        for fact in facts:
+            table = np.full((len(self.facts[fact]), 3), np.nan)
+            for number, which, _, _ in self.batch.reads[fact]:
+                table[number, which] = sums[at]
+                at += 1
+            result.append(table)
+        return result
 
 
-def _edited_value(key: Tensor, value: Tensor, edit: RankOne) -> Tensor:
-    """key: (N, m), value: (N, d) = W k → (W + Λuᵀ) k, the rank-one part in float32 or wider."""
+def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], begin: np.ndarray) -> Tensor:
+    """value (N, d) with every edit's update of a layer added for its rows begin[i] … begin[i+1] of key (N, m)."""
     wide = torch.promote_types(value.dtype, torch.float32)
-    along = key.to(wide) @ edit.key.to(key.device, wide)
-    return (value.to(wide) + along[:, None] * edit.value.to(key.device, wide)).to(value.dtype)
-
-
-def _read(model: Decoder, h: Tensor, wanted: PromptBatch, table: np.ndarray, edit_facts: Sequence[int]) -> np.ndarray:
-    """p of every read: first all facts' unedited, then each edit's in order of entry."""
-    reads_of: list[list[tuple[int, tuple[int, ...]]]] = []
-    at = 0
-    for prompts, of in zip(wanted.prompts, wanted.of_fact, strict=True):
-        mine = wanted.reads[at : at + 2 * len(prompts)]
-        reads_of.append([(s - of.start, target) for s, target in mine])
-        at += 2 * len(prompts)
-    ends = table[:, 6] + table[:, 7]
-    rows: list[np.ndarray] = []
-    targets: list[int] = []
-    count: list[int] = []
-    first = 0
-    # A sequence of the pack belongs to the facts in order, then to the edits in order of entry.
-    for fact in [*range(len(wanted.prompts)), *edit_facts]:
-        for s, target in reads_of[fact]:
-            end = int(ends[first + s])
-            rows.append(np.arange(end - len(target), end))
-            targets += target
-            count.append(len(target))
-        first += len(wanted.of_fact[fact])
-    where = torch.from_numpy(np.concatenate(rows)).to(h.device)
-    logp = row_logprob(model, h[where], torch.tensor(targets, device=h.device)).double().cpu().numpy()
-    begin = np.cumsum(count) - np.asarray(count)
-    return np.exp(np.minimum(np.add.reduceat(logp, begin), 0.0))
+    low = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), LowRank)]
+    dense = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), Dense)]
+    if low:
+        rank = max(len(edits[i].updates[layer].key) for i in low)  # type: ignore[union-attr]
+        stacks = []
+        for name in ("key", "value"):
+            parts = [getattr(edits[i].updates[layer], name).to(value.device, wide) for i in low]
+            stacks.append(torch.stack([torch.nn.functional.pad(p, (0, 0, 0, rank - len(p))) for p in parts]))
+        which = np.full(len(edits), -1)
+        which[low] = np.arange(len(low))
+        owner = torch.from_numpy(np.repeat(which, np.diff(begin))).to(value.device)
+        value = rank_one_add_(value.contiguous(), key, owner, stacks[0], stacks[1])
+    for i in dense:
+        update = edits[i].updates[layer]
+        assert isinstance(update, Dense)
+        rows = slice(int(begin[i]), int(begin[i + 1]))
+        added = value[rows].to(wide) + key[rows].to(wide) @ update.change.to(value.device, wide).T
+        if update.bias is not None:
+            added += update.bias.to(value.device, wide)
+        value[rows] = added.to(value.dtype)
+    return value
 
 
 def score_row(
-    prompts: Sequence[ScoredPrompt], before: np.ndarray, after: np.ndarray, protocol: str
+    prompts: Sequence[ScoredPrompt], before: np.ndarray, after: np.ndarray, problem: Problem, protocol: str
 ) -> dict[str, float | bool | None]:
-    """Scores of one edit from its probabilities (ALGORITHMS, section 6). before, after: (prompts, 2).
+    """Scores of one edit from its log-probabilities (ALGORITHMS, section 6). before, after: (prompts, 3).
 
-    rewrite, paraphrase: (p* − p)/(1 − p), the mean over paraphrases. neighborhood: 1 − |p* − p|/(.5 + |p − .5|),
-    the mean over prompts. overall: the mean of the three. protocol "released" reads only the first paraphrase
-    and neighbourhood prompt, and floors rewrite and paraphrase at 2e-8. A score without prompts is None.
+    rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases. neighborhood:
+    1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. overall: the mean of the three. essence:
+    1 − clip(ppl* − ppl, 0, 5)/5, perplexities averaged over the texts. protocol "released" reads only the first
+    paraphrase and neighbourhood prompt, and floors rewrite and paraphrase at 2e-8 (0 where p is to fall). magnitude:
+    p*(o_false) − p*(o_true). success: whether the edited target's side has the larger probability. A score without
+    prompts or targets is None.
     """
     kind = np.array([p.kind for p in prompts])
-    p, q = before[:, 0], after[:, 0]
-    # A target that is certain already leaves nothing to gain.
-    gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
+    p, q = np.exp(before[:, EDITED]), np.exp(after[:, EDITED])
+    if problem.minimise:
+        gain = np.divide(p - q, p, out=np.zeros_like(p), where=p > 0.0)
+    else:
+        # A target that is certain already leaves nothing to gain.
+        gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
     if protocol == "released":
-        gain = np.maximum(gain, 2e-8)
+        gain = np.maximum(gain, 0.0 if problem.minimise else 2e-8)
     kept = 1.0 - np.abs(q - p) / (0.5 + np.abs(p - 0.5))
 
     def mean(values: np.ndarray, name: str) -> float | None:
@@ -181,15 +260,30 @@ def score_row(
 
     rewrite, paraphrase, neighborhood = mean(gain, "rewrite"), mean(gain, "paraphrase"), mean(kept, "neighborhood")
     three = [s for s in (rewrite, paraphrase, neighborhood) if s is not None]
+    texts = kind == "essence"
+    essence = ppl_before = ppl_after = None
+    if texts.any():
+        tokens = np.array([len(t.targets[EDITED] or ()) for t in prompts])[texts]
+        with np.errstate(over="ignore"):
+            ppl_before, ppl_after = (float(np.exp(-table[texts, EDITED] / tokens).mean()) for table in (before, after))
+        essence = 1.0 - float(np.clip(ppl_after - ppl_before, 0.0, 5.0)) / 5.0
+    q_true, q_false = np.exp(after[0, TRUE]), np.exp(after[0, FALSE])
+    ahead, behind = (q[0], q_true) if problem.target != "true" else (q_true, q_false)
+    if problem.minimise:
+        ahead, behind = behind, ahead
+    known = not np.isnan(ahead) and not np.isnan(behind)
     return {
         "rewrite": rewrite,
         "paraphrase": paraphrase,
         "neighborhood": neighborhood,
+        "essence": essence,
         "overall": sum(three) / 3 if len(three) == 3 else None,
         "p_before": float(p[0]),
         "p_after": float(q[0]),
-        "p_true_before": float(before[0, 1]),
-        "p_true_after": float(after[0, 1]),
-        "magnitude": float(after[0, 0] - after[0, 1]),
-        "success": bool(after[0, 0] > after[0, 1]),
+        "p_true_before": float(np.exp(before[0, TRUE])),
+        "p_true_after": float(q_true),
+        "magnitude": None if np.isnan(q_false) else float(q_false - q_true),
+        "success": bool(ahead > behind) if known else None,
+        "ppl_before": ppl_before,
+        "ppl_after": ppl_after,
     }

@@ -60,21 +60,42 @@ def sample_tokens(
     may be drawn, None for all; a drawn end-of-text token does not end a text. seed: of the draws, made on
     the CPU; several numbers, each at least 0, are one seed together.
     """
+    prompts = [start_ids(model)] * rows
+    return torch.tensor(
+        continue_tokens(model, prompts, length, seeds=[seed], per_seed=rows, top_k=top_k, allowed=allowed)
+    ).view(rows, length)
+
+
+@torch.no_grad()
+def continue_tokens(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    *,
+    seeds: Sequence[int | Sequence[int]],
+    per_seed: int,
+    top_k: int | None = None,
+    allowed: Tensor | None = None,
+) -> list[list[int]]:
+    """Draw `length` tokens after each prompt (token ids), which go together whatever their lengths.
+
+    seeds: of the draws, one for every per_seed prompts in turn. top_k, allowed: as `sample_tokens`.
+    """
     # numpy takes every bit of every number; torch's CPU generator drops all but 32 bits of its seed.
-    generator = np.random.default_rng(seed)
-    start = start_ids(model)
-    kept = _Kept(model, [len(start)] * rows, length)
-    h = kept.read(pack(model, [start] * rows))
-    ids = torch.empty((rows, length), dtype=torch.int64)
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    kept = _Kept(model, [len(prompt) for prompt in prompts], length)
+    h = kept.read(pack(model, prompts))
+    ids = torch.empty((len(prompts), length), dtype=torch.int64)
     for step in range(length):
         scores = _scores(model, h)
         if allowed is not None:
             scores.masked_fill_(~allowed.to(scores.device), float("-inf"))
-        last = _draw(scores, top_k, generator)
+        points = np.concatenate([generator.random((per_seed, 1)) for generator in generators])
+        last = _draw(scores, top_k, points)
         ids[:, step] = last
         if step + 1 < length:
             h = kept.step(last.to(model.device))
-    return ids
+    return ids.tolist()
 
 
 @torch.no_grad()
@@ -171,8 +192,9 @@ class _Kept:
         return middle + mlp(block, h if block.parallel else middle)
 
 
-def _draw(scores: Tensor, top_k: int | None, generator: np.random.Generator) -> Tensor:
-    """scores: (rows, V) float32 → (rows,) int64 on the CPU, by inverting the cumulative distribution.
+def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:
+    """scores: (rows, V) float32, points: (rows, 1) in [0, 1) → (rows,) int64 on the CPU, by inverting the cumulative
+    distribution.
 
     First the block of tokens, then the token in it: a running sum over V numbers a row took 20 % of a step.
     """
@@ -182,7 +204,7 @@ def _draw(scores: Tensor, top_k: int | None, generator: np.random.Generator) -> 
     weights = (scores - scores.amax(1, keepdim=True)).exp_()
     weights = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     sums = weights.sum(2, dtype=torch.float64)
-    point = torch.from_numpy(generator.random((len(scores), 1))).to(scores.device)
+    point = torch.from_numpy(points).to(scores.device)
     block, point = _invert(sums, point)
     inside = weights.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).double()
     chosen = block * BLOCK + _invert(inside, point)[0]

@@ -20,13 +20,13 @@ import duckdb
 
 from fasttrace.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
 
 # Tables before the views that read them.
 RELATIONS = (
     "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "edits", "edit_prompts",
-    "moments", "benches", "trace_effects",
+    "mass_edits", "moments", "benches", "trace_effects",
 )  # fmt: skip
 
 # One process must not open the same file twice in different modes; its threads take turns instead.

@@ -17,6 +17,7 @@ from fasttrace.store.connect import schema_columns, statement, utc_now
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
+    "mass": (("scores", "mass_edits"),),
     "facts": (("verdicts", "known"),),
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),

@@ -1,6 +1,7 @@
 """Noise on the subject's token embeddings: how large, and which numbers (ALGORITHMS, section 1)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import Batch, embed, forward, pack, row_logits
 from fasttrace.ops.noised_embed import fact_key, noised_embed
 
 NOISES = ("philox", "released")
@@ -74,18 +76,108 @@ def embed_base(
         key.append(np.full(length, fact_key(fact.fact.fact_id)))
         noised.append((which >= 0) & (place >= b) & (place < e))
     to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
-    positions, hit = to(token), to(noised)
+    positions = to(token)
+    drawn = None
+    if noise == "released":
+        shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
+        drawn = np.concatenate([np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes])
+    x = _noised(model, to(row_ids), to(noised), to(key), to(sample).clamp_min(0), positions, sigma, seed, drawn)
+    return x, positions
+
+
+def _noised(
+    model: Decoder,
+    ids: Tensor,
+    hit: Tensor,
+    key: Tensor,
+    sample: Tensor,
+    token: Tensor,
+    sigma: float,
+    seed: int,
+    drawn: np.ndarray | None,
+) -> Tensor:
+    """Embeddings (N, d) of ids (N,) with noise on the rows `hit`: drawn (hits, d), or philox's where that is None."""
     with model.entry():
-        if noise == "released":
-            x = model.embed_ids(to(row_ids))
-            shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
-            drawn = [np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes]
-            x[hit] = (x[hit].double() + sigma * torch.from_numpy(np.concatenate(drawn)).to(model.device)).to(x.dtype)
-            return x, positions
-        weight, row = model.embed_weight, to(row_ids)
+        if drawn is not None:
+            x = model.embed_ids(ids)
+            x[hit] = (x[hit].double() + sigma * torch.from_numpy(drawn).to(model.device)).to(x.dtype)
+            return x
+        weight, row = model.embed_weight, ids
         if model.embed_scale is not None:
             used, row = row.unique(return_inverse=True)
             weight = model.embed_ids(used)
-        spread = torch.where(hit, sigma, 0.0).float()
-        x = noised_embed(weight, row, spread, to(key), to(sample).clamp_min(0), positions, seed)
-        return x, positions
+        return noised_embed(weight, row, torch.where(hit, sigma, 0.0).float(), key, sample, token, seed)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One corrupted input a fact, for the editing problems that use it.
+
+    sigma: of the noise on the subject's token embeddings. noise, seed: as `embed_base`. sample: which of tracing's
+    noise samples.
+    """
+
+    sigma: float
+    noise: str = "philox"
+    seed: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Where a packed sequence's subject stands, [begin, end) in its own tokens, and whose noise it takes."""
+
+    fact: EncodedFact
+    begin: int
+    end: int
+
+
+def embed_corrupted(
+    model: Decoder, batch: Batch, subjects: Sequence[Subject | None], corruption: Corruption | None
+) -> Tensor:
+    """(N, d) input of block 0 for a packed batch whose subjects carry noise; None leaves a sequence (or all) clean.
+
+    The subject's i-th token takes the noise that tracing gives the i-th subject token of the fact's own prompt,
+    wherever it stands here.
+    """
+    if corruption is None or not any(subjects):
+        return embed(model, batch.ids, batch.positions)
+    n = len(batch.ids)
+    hit, key, token = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    drawn = []
+    begin = np.cumsum(batch.lengths) - batch.lengths
+    for first, subject in zip(begin, subjects, strict=True):
+        if subject is None:
+            continue
+        rows, count = slice(first + subject.begin, first + subject.end), subject.end - subject.begin
+        hit[rows], key[rows] = True, fact_key(subject.fact.fact.fact_id)
+        token[rows] = subject.fact.subject_begin + np.arange(count)
+        if corruption.noise == "released":
+            drawn.append(np.random.RandomState(1).randn(corruption.sample + 1, count, model.width)[-1])
+    to = lambda values: torch.from_numpy(values).to(model.device)  # noqa: E731
+    sample = to(np.full(n, corruption.sample, dtype=np.int64))
+    x = _noised(
+        model, batch.ids, to(hit), to(key), sample, to(token), corruption.sigma, corruption.seed,
+        np.concatenate(drawn) if drawn else None,
+    )  # fmt: skip
+    with model.entry():
+        return model.enter(x, batch.positions)
+
+
+@torch.no_grad()
+def corrupted_output(
+    model: Decoder, facts: Sequence[EncodedFact], lengths: Sequence[int], corruption: Corruption
+) -> list[tuple[int, ...]]:
+    """The likeliest `lengths` tokens after each fact's corrupted prompt, an end-of-text token included: o_noise
+    (ALGORITHMS, section 3)."""
+    ids = [list(fact.ids) for fact in facts]
+    subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
+    for _ in range(max(lengths, default=0)):
+        batch = pack(model, ids)
+        h = forward(model, batch, h=embed_corrupted(model, batch, subjects, corruption))
+        best = row_logits(model, h[batch.last_rows.to(h.device)]).argmax(1).tolist()
+        for tokens, token in zip(ids, best, strict=True):
+            tokens.append(token)
+    return [
+        tuple(tokens[len(f.ids) : len(f.ids) + length]) for f, tokens, length in zip(facts, ids, lengths, strict=True)
+    ]

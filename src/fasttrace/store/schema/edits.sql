@@ -2,7 +2,9 @@
 -- Grain: one row a (run, fact, problem, method, layer). Inputs: the `scores` of ft.edit.
 -- Units: rewrite, paraphrase, neighborhood, essence, overall are scores, 1 = wholly successful, NULL where
 -- undefined; p_* are probabilities (of the edit's target; p_true_* of o_true); magnitude =
--- p*(o_false) - p*(o_true); delta_norm = |delta| / |v0|; denominator = u'k of the rank-one update;
+-- p*(o_false) - p*(o_true); ppl_* = mean perplexity of the essence texts; delta_norm = |delta| / |v0|, or the largest
+-- |change| of a weight (fine-tuning); denominator = u'k of ROME's update; condition = of the second moment solved with;
+-- target = the text edited in or out; reason = why a fact was not edited, its scores then NULL;
 -- window_size = the tracing window the edit is compared with.
 CREATE TABLE IF NOT EXISTS edits (
     run_id        VARCHAR NOT NULL,
@@ -23,8 +25,13 @@ CREATE TABLE IF NOT EXISTS edits (
     p_true_after  DOUBLE  CHECK (p_true_after BETWEEN 0 AND 1.001),
     magnitude     DOUBLE,
     success       BOOLEAN,
+    ppl_before    DOUBLE  CHECK (ppl_before >= 1),
+    ppl_after     DOUBLE  CHECK (ppl_after >= 1),
     delta_norm    DOUBLE  CHECK (delta_norm >= 0),
     denominator   DOUBLE,
+    condition     DOUBLE  CHECK (condition >= 1),
     loss          DOUBLE,
+    target        VARCHAR,
+    reason        VARCHAR,
     PRIMARY KEY (run_id, fact_id, problem, method, layer)
 );

@@ -6,7 +6,7 @@
 -- their plan (NULL where none was made); created_at in UTC.
 CREATE TABLE IF NOT EXISTS runs (
     run_id            VARCHAR   NOT NULL PRIMARY KEY,
-    kind              VARCHAR   NOT NULL CHECK (kind IN ('trace', 'edit', 'facts', 'moments', 'bench')),
+    kind              VARCHAR   NOT NULL CHECK (kind IN ('trace', 'edit', 'mass', 'facts', 'moments', 'bench')),
     model             VARCHAR,
     model_hash        VARCHAR,
     dtype             VARCHAR,
@@ -20,5 +20,5 @@ CREATE TABLE IF NOT EXISTS runs (
     seconds           DOUBLE    NOT NULL CHECK (seconds >= 0),
     flops             DOUBLE    CHECK (flops >= 0),
     CHECK (kind = 'bench' OR (model IS NOT NULL AND model_hash IS NOT NULL AND dtype IS NOT NULL)),
-    CHECK (kind NOT IN ('trace', 'edit') OR (protocol IS NOT NULL AND seed IS NOT NULL))
+    CHECK (kind NOT IN ('trace', 'edit', 'mass') OR (protocol IS NOT NULL AND seed IS NOT NULL))
 );

@@ -1,0 +1,181 @@
+"""Editing in batches against the released way, one edit at a time: edits a second, equal before they are timed.
+
+.venv/bin/python bench/bench_edits.py [--parts rome memit ft-1 ft-5 scoring memory] [--facts 8] [--layers 3 9 15 21 27]
+    [--contexts 20] [--apart 2] [--rounds 3] [--store PATH]
+
+SmolLM2-135M, float32, error injection, the default hyperparameters. "released": bench/released_edits.py, of which only
+--apart edits a layer are timed. memit and ft-5 have no such rival here: theirs are the same edits, a call each.
+memory: the peak resident set of a fresh process less what it held when the model was loaded, by budget.
+"""
+
+import argparse
+import ctypes
+import gc
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import released_edits as released
+import torch
+from harness import Row, about, peak_bytes, seconds, write
+from record import bench_result
+
+import fasttrace as ft
+from fasttrace.editing import prepare_edit
+from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.scores import Scorer
+from fasttrace.editing.value import contexts_of
+
+PARTS = ("rome", "memit", "ft-1", "ft-5", "scoring", "memory")
+BUDGETS = ("128MB", "256MB", "512MB", "1GB")
+SETTINGS: dict[str, Any] = {"layers": [3, 9, 15, 21, 27], "contexts": 20, "essence": 0}
+CORPUS_TOKENS = 20_000
+
+
+def plan_of(model: Any, facts: list[ft.Fact], method: str, **changed: Any) -> EditPlan:
+    return prepare_edit(model, facts, method=method, corpus_tokens=CORPUS_TOKENS, **{**SETTINGS, **changed})
+
+
+def optimised(plan: EditPlan) -> list[Any]:
+    """Every edit of the plan, unscored, within the default budget."""
+    todo = [(fact, list(plan.layers)) for fact in plan.encoded]
+    return [edit for group in plan._groups(todo, 1 << 30) for edit in plan._optimise(group)]
+
+
+def rate(row: Row, edits: int) -> Row:
+    return {**row, "edits": edits, "edits/s": edits / row["seconds"]}
+
+
+def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int) -> Iterator[Row]:
+    plan = plan_of(model, facts, name)
+    few = [(fact, layer) for fact in plan.encoded[:apart] for layer in plan.layers]
+    edits = {(e.fact_id, e.layer): e for e in optimised(plan)}
+    row = {"benchmark": f"editing: {name}"}
+    case = f"{len(facts)} facts × {len(plan.layers)} layers"
+    yield {
+        **row,
+        "case": case,
+        "impl": "fasttrace",
+        **rate(seconds(lambda: optimised(plan), rounds, warm=False), len(edits)),
+    }
+    if name not in ("rome", "ft-1"):
+        yield {
+            **row,
+            "case": case,
+            "impl": "fasttrace, a call an edit",
+            **rate(
+                seconds(lambda: [plan._optimise([(fact, [layer])]) for fact, layer in few], 1, warm=False), len(few)
+            ),
+        }
+        return
+    off = []
+
+    def one_at_a_time() -> None:
+        for fact, layer in few:
+            mine = edits[fact.fact.fact_id, layer]
+            if name == "rome":
+                contexts = contexts_of(model, fact, plan.target_ids(fact), plan.contexts)
+                delta = released.value(model.hf, contexts, layer, plan.settings)
+                found = mine.updates[layer].value[0] * mine.denominator
+                off.append(float((found - delta).norm() / delta.norm()))
+            else:
+                change = released.tuned(model.hf, fact, plan.target_ids(fact), layer, plan.settings)
+                off.append(
+                    float(((mine.updates[layer].change - change).abs() > 1e-3 * plan.settings.epsilon).float().mean())
+                )
+
+    taken = seconds(one_at_a_time, 1, warm=False)
+    what = "relative distance of δ" if name == "rome" else "share of weights that differ"
+    told = {f"{what}, median": sorted(off)[len(off) // 2], f"{what}, most": max(off)}
+    yield {**row, "case": case, "impl": "released", **rate(taken, len(few)), **told}
+
+
+def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterator[Row]:
+    plan = plan_of(model, facts, "rome", contexts=0)
+    edits = optimised(plan)
+    number = {f.fact.fact_id: i for i, f in enumerate(plan.encoded)}
+    work = [(number[e.fact_id], e) for e in edits]
+    prompts = [plan.prompts(f) for f in plan.encoded]
+
+    def together() -> list[Any]:
+        return Scorer(model, prompts, plan.layers).after(work)
+
+    after = together()
+    few = [i for i, (n, _) in enumerate(work) if n < apart]
+    change = lambda e: e.updates[e.layer].matrix().float()  # noqa: E731
+    off = [0.0]
+
+    def one_at_a_time() -> None:
+        for i in few:
+            n, e = work[i]
+            found = released.scored(model.hf, plan, plan.encoded[n], e.layer, change(e))
+            mine = after[i][:, :2].reshape(-1)
+            off[0] = max(off[0], float(abs(torch.tensor(found).exp() - torch.tensor(mine).exp()).max()))
+
+    row = {"benchmark": "editing: scoring", "case": f"{len(facts)} facts × {len(plan.layers)} layers"}
+    yield {**row, "impl": "fasttrace", **rate(seconds(together, rounds), len(work))}
+    taken = seconds(one_at_a_time, 1, warm=False)
+    yield {**row, "impl": "released", **rate(taken, len(few)), "difference": off[0]}
+
+
+def memory(name: str) -> Iterator[Row]:
+    for budget in BUDGETS:
+        done = subprocess.run([sys.executable, __file__, "--peak", name, budget], capture_output=True, text=True)
+        row = {"benchmark": f"editing: memory of {name}", "case": f"memory {budget}", "impl": "fasttrace", "n": 1}
+        yield {**row, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def peak(name: str, budget: str) -> None:
+    """In the fresh process: bytes above the loaded model at the most, as JSON."""
+    model = ft.load_model()
+    plan = plan_of(model, interleaved(8), name, layers=[3, 15], contexts=5)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before, most = peak_bytes(lambda: list(plan.batches(memory=budget)))
+    print(json.dumps({"bytes": most - before, "bytes_loaded": before, "bytes_peak": most}))
+
+
+def interleaved(count: int) -> list[ft.Fact]:
+    from fasttrace.demo import interleaved as in_turn
+
+    return in_turn(ft.load_facts())[:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--facts", type=int, default=8)
+    parser.add_argument("--layers", type=int, nargs="+", default=SETTINGS["layers"])
+    parser.add_argument("--contexts", type=int, default=SETTINGS["contexts"])
+    parser.add_argument("--apart", type=int, default=1, help="facts that are edited one at a time")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", nargs=2, metavar=("METHOD", "BUDGET"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--store", type=Path)
+    options = parser.parse_args()
+    if options.peak:
+        return peak(*options.peak)
+    SETTINGS.update(layers=options.layers, contexts=options.contexts)
+    model, facts = ft.load_model(), interleaved(options.facts)
+    parts = {
+        **{name: lambda name=name: method(model, facts, name, options.rounds, options.apart) for name in PARTS[:4]},
+        "scoring": lambda: scoring(model, facts, options.rounds, options.apart),
+        "memory": lambda: itertools.chain(*(memory(name) for name in ("rome", "ft-1"))),
+    }
+    rows = []
+    for part in options.parts:
+        for row in parts[part]():
+            rows.append(row)
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    told = about("cpu", settings=SETTINGS, dtype="float32")
+    write("edits", rows, told, options.out)
+    if options.store:
+        ft.Store(options.store).add(bench_result(told, rows))
+
+
+if __name__ == "__main__":
+    main()

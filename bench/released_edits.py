@@ -1,0 +1,99 @@
+"""Editing and its scoring as the released code goes about it: one fact, one layer, whole forwards of transformers.
+
+Each step runs every padded context through every layer and to logits at every token; fine-tuning forms the gradient as
+a matrix; scoring writes the update into the weights, runs each prompt with both targets, and takes it out again;
+second moments take one pass over the text a layer. Source: google/belief-localization, rome/compute_v.py,
+baselines/ft/ft_main.py, experiments/py/eval_utils_counterfact.py and rome/layer_stats.py, as described in ALGORITHMS
+sections 4 to 6.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.value import FactContexts
+from fasttrace.facts import EncodedFact
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, padded on the right."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, mask
+
+
+def value(hf: Any, contexts: FactContexts, layer: int, settings: Any) -> Tensor:
+    """δ of ROME: (d,)."""
+    ids, mask = padded(contexts.ids)
+    last = torch.tensor(contexts.last)
+    each = torch.arange(len(ids))
+    count, target = len(contexts.target), torch.tensor(contexts.target)
+    ends = mask[:-1].sum(1)
+    where = ends[:, None] - count + torch.arange(count)
+    delta = torch.zeros(hf.config.hidden_size, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=settings.lr)
+    first: dict[str, Tensor] = {}
+
+    def nudge(module: Any, inputs: Any, out: Tensor) -> Tensor:
+        first.setdefault("v0", out[0, last[0]].detach().clone())
+        out = out.clone()
+        out[each, last] += delta
+        return out
+
+    hook = hf.model.layers[layer].mlp.register_forward_hook(nudge)
+    for _ in range(settings.steps):
+        adam.zero_grad()
+        logp = hf(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+        kl = logp[-1, last[-1]]
+        first.setdefault("kl", kl.detach().clone())
+        nll = -logp[each[:-1, None], where, target].mean()
+        loss = nll + settings.kl_factor * torch.nn.functional.kl_div(first["kl"], kl, log_target=True, reduction="sum")
+        (loss + settings.weight_decay * delta.norm() / first["v0"].norm() ** 2).backward()
+        adam.step()
+        with torch.no_grad():
+            limit = settings.clamp * first["v0"].norm()
+            if delta.norm() > limit:
+                delta.mul_(limit / delta.norm())
+    hook.remove()
+    return delta.detach()
+
+
+def tuned(hf: Any, fact: EncodedFact, target: Sequence[int], layer: int, settings: Any) -> Tensor:
+    """ΔW of constrained fine-tuning of one layer: (d, m)."""
+    weight = hf.model.layers[layer].mlp.down_proj.weight
+    before = weight.detach().clone()
+    weight.requires_grad_(True)
+    adam = torch.optim.Adam([weight], lr=settings.lr)
+    ids = torch.tensor([[*fact.ids, *target[:-1]]])
+    for _ in range(settings.steps):
+        adam.zero_grad()
+        logp = hf(input_ids=ids).logits[0, len(fact.ids) - 1 :].log_softmax(-1)
+        (-logp.gather(1, torch.tensor(target)[:, None]).mean()).backward()
+        adam.step()
+        with torch.no_grad():
+            weight.copy_(weight.clamp(before - settings.epsilon, before + settings.epsilon))
+    change = (weight - before).detach()
+    weight.requires_grad_(False).grad = None
+    with torch.no_grad():
+        weight.copy_(before)
+    return change
+
+
+@torch.no_grad()
+def scored(hf: Any, plan: EditPlan, fact: EncodedFact, layer: int, change: Tensor) -> list[float]:
+    """log p of the edited and the true target on every prompt, with the update written into the weights."""
+    weight = hf.model.layers[layer].mlp.down_proj.weight
+    saved = weight.clone()
+    weight += change
+    pairs = [(prompt.ids, target) for prompt in plan.prompts(fact) for target in prompt.targets[:2]]
+    ids, mask = padded([(*prompt, *target) for prompt, target in pairs])
+    logp = hf(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+    weight.copy_(saved)
+    return [
+        float(sum(logp[row, len(prompt) - 1 + k, token] for k, token in enumerate(target)))
+        for row, (prompt, target) in enumerate(pairs)
+    ]

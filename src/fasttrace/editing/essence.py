@@ -1,0 +1,83 @@
+"""Essence texts: what the unedited model says about a subject, by which an edit's side effects are measured.
+
+Five continuations of "{subject} is a" a subject, sampled once for (model, seed) and kept on disk, so that every method,
+problem and layer is scored on the same ones (ALGORITHMS, section 6).
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fasttrace.editing.cache import cache_root, content_key, write_whole
+from fasttrace.errors import UserError
+from fasttrace.facts import encode_prompt
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.generate import continue_tokens
+from fasttrace.ops.noised_embed import fact_key
+
+TEXTS, TOKENS, TOP_K = 5, 100, 5
+BATCH = 16  # subjects sampled together
+
+
+def essence_texts(
+    model: Decoder,
+    subjects: Sequence[str],
+    *,
+    seed: int = 0,
+    texts: int = TEXTS,
+    tokens: int = TOKENS,
+    cache_dir: str | Path | None = None,
+) -> list[list[tuple[int, ...]]]:
+    """Token ids of every subject's texts, "{subject} is a" included: `tokens` in all, drawn among the 5 likeliest.
+
+    A text depends on (model, dtype, seed, subject) alone. Special tokens are never drawn. Raises UserError where a
+    kept file is damaged, or a prompt is as long as the text.
+    """
+    folder = cache_root(cache_dir) / "essence"
+    paths = {}
+    for subject in dict.fromkeys(subjects):
+        identity = {
+            "format": 1, "model": model.model_hash, "dtype": model.dtype_name, "seed": seed, "texts": texts,
+            "tokens": tokens, "top_k": TOP_K, "subject": subject,
+        }  # fmt: skip
+        paths[subject] = folder / f"{content_key(identity)}.json"
+    missing = [subject for subject, path in paths.items() if not path.is_file()]
+    allowed = torch.ones(model.vocab_size, dtype=torch.bool)
+    special = [i for i in {*model.tokenizer.all_special_ids, *model.tokenizer.added_tokens_decoder} if i < len(allowed)]
+    allowed[special] = False
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(0, len(missing), BATCH):
+        part = missing[i : i + BATCH]
+        prompts = [encode_prompt(model.tokenizer, f"{subject} is a") for subject in part]
+        for subject, prompt in zip(part, prompts, strict=True):
+            if len(prompt) >= tokens:
+                raise UserError(f"'{subject} is a' has {len(prompt)} tokens, fewer than {tokens} were wanted")
+        rows = [prompt for prompt in prompts for _ in range(texts)]
+        seeds = [(seed, fact_key(subject)) for subject in part]
+        drawn = continue_tokens(
+            model, rows, tokens - min(map(len, prompts)), seeds=seeds, per_seed=texts, top_k=TOP_K, allowed=allowed
+        )
+        for number, subject in enumerate(part):
+            mine = [[*prompts[number], *drawn[number * texts + t]][:tokens] for t in range(texts)]
+            text = json.dumps({"subject": subject, "ids": mine})
+            write_whole(paths[subject], functools.partial(_write, text))
+    return [_read(paths[subject], texts) for subject in subjects]
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
+
+
+def _read(path: Path, texts: int) -> list[tuple[int, ...]]:
+    try:
+        ids = json.loads(path.read_text())["ids"]
+        result = [tuple(int(i) for i in text) for text in ids]
+        good = len(result) == texts and all(len(text) > 1 for text in result)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise UserError(f"essence file '{path}' is damaged: deleting it and running again samples its texts anew")
+    return result

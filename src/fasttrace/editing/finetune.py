@@ -1,0 +1,236 @@
+"""Constrained fine-tuning (FT-1, FT-5): Adam on the down-projections of a window, every weight within ± ε.
+
+Each problem has weights of its own, kept as their change D = W − W0. The gradient of D is gᵀk, with g the gradient at
+the MLP's output rows and k its input rows: the backward pass stops at these two factors, and `adam_linf_` makes the
+step from them without the matrix. Below the window nothing changes, so a step runs only the window and what is above
+(ALGORITHMS, section 4; Zhu et al. 2020, arXiv 2012.00363).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttrace.editing.delta import Dense, Edit
+from fasttrace.editing.hyperparameters import FineTuneSettings
+from fasttrace.editing.wave import Span, Visited, Wave, walk
+from fasttrace.facts import EncodedFact
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import pack, row_logprob
+from fasttrace.ops.adam_linf import adam_linf_
+from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one fact is tuned on: the prompt's ids and the target's."""
+
+    fact: EncodedFact
+    target: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class _Tape:
+    """Factors of the gradients a backward pass left: (layer, first problem) → (g (n, d), key (n, m), begin)."""
+
+    factors: dict[tuple[int, int], tuple[Tensor, Tensor, np.ndarray]] = field(default_factory=dict)
+
+
+class _ItemLinear(torch.autograd.Function):
+    """y = k D_pᵀ (+ b_p) for the rows of each problem p; backward leaves its factors on the tape, passing g D_p on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        key: Tensor,
+        anchor: Tensor,
+        D: Tensor,
+        bias: Tensor | None,
+        begin: np.ndarray,
+        place: tuple[int, int],
+        tape: _Tape,
+    ) -> Tensor:
+        ctx.key, ctx.D, ctx.begin, ctx.place, ctx.tape = key, D, begin, place, tape
+        out = key.new_empty((key.shape[0], D.shape[1]), dtype=D.dtype)
+        wide = key.to(D.dtype)
+        for p, (first, past) in enumerate(pairwise(begin)):
+            torch.mm(wide[first:past], D[p].T, out=out[first:past])
+            if bias is not None:
+                out[first:past] += bias[p]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None, None]:
+        g = g.contiguous()
+        ctx.tape.factors[ctx.place] = g, ctx.key.detach(), ctx.begin
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = torch.empty((g.shape[0], ctx.D.shape[2]), dtype=g.dtype, device=g.device)
+            for p, (first, past) in enumerate(pairwise(ctx.begin)):
+                torch.mm(g[first:past], ctx.D[p], out=below[first:past])
+            below = below.to(ctx.key.dtype)
+        return below, g.new_zeros(()), None, None, None, None, None
+
+
+class FineTuneBatch:
+    """Problems tuned together: (example, window of layers) each, in order of their windows' first layers."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        examples: Sequence[Example],
+        problems: Sequence[tuple[int, int, tuple[int, ...]]],
+        corruption: Corruption | None = None,
+    ) -> None:
+        """problems: (example number, layer it is sent to, the window it changes)."""
+        self.model, self.examples, self.problems = model, list(examples), list(problems)
+        ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
+        for e, tokens in zip(self.examples, ids, strict=True):
+            model.check_length(len(tokens), f"fact '{e.fact.fact.fact_id}'")
+        batch = pack(model, ids)
+        begin = np.cumsum(batch.lengths) - batch.lengths
+        starts = {window[0] for _, _, window in self.problems}
+        self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+        def visit(seen: Visited) -> None:
+            if seen.layer in starts:
+                self.entry[seen.layer] = seen.middle, seen.key, seen.value
+
+        subjects = [Subject(e.fact, e.fact.subject_begin, e.fact.subject_end) for e in self.examples]
+        with torch.no_grad():
+            walk(model, batch, embed_corrupted(model, batch, subjects, corruption), visit)
+        spans: list[Span] = []
+        targets: list[int] = []
+        for number, (example, _, _) in enumerate(self.problems):
+            target = self.examples[example].target
+            spans.append(Span(number, int(begin[example]), batch.lengths[example], 0, 0, 0, len(target)))
+            targets += target
+        self.wave = Wave(model, [window[0] for _, _, window in self.problems], spans)
+        self.targets = torch.tensor(targets, device=model.device)
+        self.lengths = torch.bincount(self.wave.read_owner, minlength=len(self.problems))
+        # Problems that share a window stand together and share one stack of changes a layer.
+        self.groups: list[tuple[int, int, tuple[int, ...]]] = []
+        for number, (_, _, window) in enumerate(self.problems):
+            if self.groups and self.groups[-1][2] == window:
+                self.groups[-1] = (self.groups[-1][0], number + 1, window)
+            else:
+                self.groups.append((number, number + 1, window))
+
+    def optimise(self, settings: FineTuneSettings, *, minimise: bool = False) -> list[Edit]:
+        """Adam for every problem; loss = NLL of the target's tokens, or exp(−NLL) to minimise.
+
+        Returns the edits, in the order of the problems.
+        """
+        model, count = self.model, len(self.problems)
+        self.state: dict[tuple[int, int], _State] = {}
+        for first, past, window in self.groups:
+            for layer in window:
+                block = model.blocks[layer]
+                bias = settings.bias and block.down_bias is not None
+                self.state[layer, first] = _State.zeros(past - first, block.down, bias)
+        running = torch.ones(count, dtype=torch.bool)
+        last = torch.zeros(count)
+        for step in range(1, settings.steps + 1):
+            tape = _Tape()
+            nll = self._nll(tape)
+            loss = torch.exp(-nll) if minimise else nll
+            last = torch.where(running, loss.detach().float().cpu(), last)
+            if settings.early_stop is not None and not minimise:
+                running = running & (last >= settings.early_stop)
+            if not bool(running.any()):
+                break
+            loss.sum().backward()
+            for place, (g, key, begin) in tape.factors.items():
+                state = self.state[place]
+                active = running[place[1] : place[1] + len(begin) - 1]
+                state.step(g, key, begin, step, settings, active)
+        return self._edits(last)
+
+    def _nll(self, tape: _Tape) -> Tensor:
+        """(P,) −log p(target) per token; what its backward pass finds is on the tape."""
+        model, wave = self.model, self.wave
+        anchor = torch.zeros((), device=model.device, requires_grad=True)
+
+        def changed(layer: int, key: Tensor, value: Tensor, first: int, past: int, begin: np.ndarray) -> Tensor:
+            """value with the changes of the groups among problems first … past − 1 that have a part at the layer."""
+            parts = []
+            for a, b, window in self.groups:
+                if not first <= a < past:
+                    continue
+                at, to = int(begin[a - first]), int(begin[b - first])
+                if layer not in window:
+                    parts.append(value[at:to])
+                    continue
+                state = self.state[layer, a]
+                own = begin[a - first : b - first + 1] - begin[a - first]
+                add = _ItemLinear.apply(key[at:to], anchor, state.delta, state.bias, own, (layer, a), tape)
+                parts.append((value[at:to] + add).to(value.dtype))
+            return torch.cat(parts)
+
+        def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
+            middle, key, value = (part[rows] for part in self.entry[layer])
+            past = first + len(begin) - 1
+            return middle + model.blocks[layer].mlp_add(changed(layer, key, value, first, past, begin))
+
+        def change(layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
+            past = len(begin) - 1
+            if not any(layer in window for a, _, window in self.groups if a < past):
+                return value
+            return changed(layer, key, value, 0, past, begin)
+
+        logp = row_logprob(model, wave.run(enter, change), self.targets)
+        total = torch.zeros(len(self.problems), dtype=logp.dtype, device=logp.device)
+        return -total.index_add(0, wave.read_owner, logp) / self.lengths
+
+    def _edits(self, loss: Tensor) -> list[Edit]:
+        edits = []
+        for first, past, window in self.groups:
+            for number in range(first, past):
+                example, layer, _ = self.problems[number]
+                updates = {}
+                for at in window:
+                    state = self.state[at, first]
+                    bias = None if state.bias is None else state.bias[number - first]
+                    updates[at] = Dense(state.delta[number - first], bias)
+                largest = max(float(u.change.abs().max()) for u in updates.values())
+                edits.append(
+                    Edit(self.examples[example].fact.fact.fact_id, layer, updates, largest, float(loss[number]))
+                )
+        return edits
+
+
+@dataclass(eq=False)
+class _State:
+    """Changes and Adam's moments of some problems' weights at one layer: (P, d, m) float32 each, (P, d) of biases."""
+
+    delta: Tensor
+    m: Tensor
+    v: Tensor
+    bias: Tensor | None
+    bias_m: Tensor | None
+    bias_v: Tensor | None
+
+    @classmethod
+    def zeros(cls, count: int, down: Tensor, bias: bool) -> "_State":
+        """Of `count` problems; down: (d, m), the weight they begin at."""
+        matrices = [torch.zeros((count, *down.shape), device=down.device) for _ in range(3)]
+        vectors = [torch.zeros((count, down.shape[0]), device=down.device) if bias else None for _ in range(3)]
+        return cls(*matrices, *vectors)
+
+    def step(
+        self, g: Tensor, key: Tensor, begin: np.ndarray, step: int, settings: FineTuneSettings, active: Tensor
+    ) -> None:
+        """One step of Adam and the clamp, for the problems that are active."""
+        rows = torch.from_numpy(np.ascontiguousarray(begin))
+        key = key if key.dtype == torch.bfloat16 else key.float()
+        adam_linf_(self.delta, self.m, self.v, g, key, rows, step, settings.lr, settings.epsilon, active=active)
+        if self.bias is None or self.bias_m is None or self.bias_v is None:
+            return
+        # A bias is a weight whose key is 1.
+        ones = g.new_ones((g.shape[0], 1))
+        parts = (self.bias[:, :, None], self.bias_m[:, :, None], self.bias_v[:, :, None])
+        adam_linf_(*parts, g, ones, rows, step, settings.lr, settings.epsilon, active=active)

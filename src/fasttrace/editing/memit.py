@@ -1,0 +1,178 @@
+"""MEMIT: the wanted block output z at a window's last layer, spread over the window's down-projections.
+
+Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with R the part of z still missing divided by the layers left, and
+K the keys as the edits below have made them (ALGORITHMS, section 4; Meng et al. 2022, arXiv 2210.07229, section 4).
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
+from fasttrace.editing.hyperparameters import MemitSettings
+from fasttrace.editing.moments import Moments
+from fasttrace.editing.value import FactContexts, ValueBatch
+from fasttrace.editing.wave import Visited, walk
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import batches, mix, pack, rotary_rows
+from fasttrace.ops.prefix_attention import Sequences
+from fasttrace.ops.rank_one_linear import rank_one_add_
+from fasttrace.tracing.corrupt import Corruption, embed_corrupted
+
+PASS_ROWS = 4096  # tokens of one pass over many facts' contexts
+
+
+@torch.no_grad()
+def spread_memit(
+    batch: ValueBatch,
+    facts: Sequence[int],
+    layer: int,
+    window: Sequence[int],
+    settings: MemitSettings,
+    moments: Moments,
+    delta: Tensor,
+    loss: Tensor,
+) -> list[Edit]:
+    """δ (F, d) of some facts at one window → an edit each: a rank-one update at every layer of the window.
+
+    Each fact is edited alone, so K is one column and the solution ΔW = r uᵀ / (λ + uᵀk), u = C⁻¹k, in float64. layer:
+    where the edit was sent.
+    """
+    model = batch.model
+    context = _ContextRows(batch, facts)
+    h = batch.clean.start[window[0]][context.kept_rows]
+    target = batch.clean.v0[window[-1]][list(facts)] + delta.to(batch.clean.v0[window[-1]])
+    every = torch.arange(len(facts), device=h.device)
+    updates: list[dict[int, Update]] = [{} for _ in facts]
+    for at in window:
+        block = model.blocks[at]
+        middle, key = context.step(at, h)
+        value = block.mlp_value(key)
+        keys = context.mean(key[context.last]).double()
+        reached = context.first_only(at + 1, middle + block.mlp_add(value), window[-1])
+        residual = (target - reached).double() / (window[-1] - at + 1)
+        u = moments.inverse_key(at, keys)
+        scaled = u / (settings.covariance_weight + (u * keys).sum(1, keepdim=True))
+        for i in range(len(facts)):
+            updates[i][at] = LowRank(residual[i].float()[None], scaled[i].float()[None])
+        wide = torch.promote_types(h.dtype, torch.float32)
+        rank_one_add_(value, key, every[context.owner], scaled[:, None].to(wide), residual[:, None].to(wide))
+        h = middle + block.mlp_add(value)
+    norms = delta.norm(dim=1) / batch.clean.v0[window[-1]][list(facts)].float().norm(dim=1)
+    ids = [batch.facts[fact].fact.fact.fact_id for fact in facts]
+    return [
+        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer))
+        for i in range(len(facts))
+    ]
+
+
+class _ContextRows:
+    """The tokens up to the last subject token of some facts' contexts, packed, driven through a window's blocks."""
+
+    def __init__(self, batch: ValueBatch, facts: Sequence[int]) -> None:
+        self.model = batch.model
+        device = self.model.device
+        sizes = [len(rows) for rows in batch.context_rows]
+        offset = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.kept_rows = torch.cat([torch.arange(offset[f], offset[f] + sizes[f]) for f in facts]).to(device)
+        lengths = [[int(batch.prefix_len[s]) + 1 for s in batch.contexts(f)] for f in facts]
+        flat = [n for per_fact in lengths for n in per_fact]
+        self.counts = [len(per_fact) for per_fact in lengths]
+        self.owner = torch.repeat_interleave(
+            torch.arange(len(facts)), torch.tensor([sum(per_fact) for per_fact in lengths])
+        ).to(device)
+        self.sequences = Sequences.whole(flat)
+        self.last = (torch.tensor(flat).cumsum(0) - 1).to(device)
+        self.rotary = self.model.rotary(torch.cat([torch.arange(n) for n in flat]).to(device))
+        # The un-prefixed context is each fact's first.
+        begin = torch.tensor(flat).cumsum(0) - torch.tensor(flat)
+        number = torch.tensor(self.counts).cumsum(0) - torch.tensor(self.counts)
+        first = [torch.arange(int(begin[s]), int(begin[s]) + flat[s]) for s in number.tolist()]
+        self.bare_rows = torch.cat(first).to(device)
+        bare = [len(rows) for rows in first]
+        self.bare_sequences = Sequences.whole(bare)
+        self.bare_last = (torch.tensor(bare).cumsum(0) - 1).to(device)
+
+    def step(self, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h: (N, d) input of a block → (middle (N, d), key (N, m))."""
+        return _half(self.model, layer, h, self.rotary, self.sequences)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """(contexts, m) → (facts, m), each fact's mean over its contexts."""
+        return torch.stack([part.mean(0) for part in torch.split(rows, self.counts)])
+
+    def first_only(self, layer: int, h: Tensor, last_layer: int) -> Tensor:
+        """Unedited from `layer` on: (facts, d) output of block `last_layer` at the un-prefixed last subject token."""
+        h, rotary = h[self.bare_rows], rotary_rows(self.rotary, self.bare_rows)
+        for at in range(layer, last_layer + 1):
+            block = self.model.blocks[at]
+            middle, key = _half(self.model, at, h, rotary, self.bare_sequences)
+            h = middle + block.mlp_add(block.mlp_value(key))
+        return h[self.bare_last]
+
+
+def _half(
+    model: Decoder, layer: int, h: Tensor, rotary: tuple[Tensor, ...], sequences: Sequences
+) -> tuple[Tensor, Tensor]:
+    """A block up to its down-projection: (middle (N, d), key (N, m))."""
+    block = model.blocks[layer]
+    x = block.attn_norm(h)
+    k, v = block.key_value(x, rotary)
+    middle = h + block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
+    return middle, block.mlp_key(block.mlp_norm(h if block.parallel else middle))
+
+
+@torch.no_grad()
+def mass_memit(
+    model: Decoder,
+    facts: Sequence[FactContexts],
+    corruption: Corruption | None,
+    window: Sequence[int],
+    settings: MemitSettings,
+    moments: Moments,
+    target: Tensor,
+) -> tuple[dict[int, Dense], dict[int, float]]:
+    """Every fact's z (F, d) → one update a layer that carries all of them, and the condition of each solve.
+
+    ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+    """
+    updates: dict[int, Dense] = {}
+    conditions: dict[int, float] = {}
+    for at in window:
+        keys, reached = _keys_and_values(edited_view(model, updates), facts, corruption, at, window[-1])
+        residual = (target - reached).double() / (window[-1] - at + 1)
+        u = moments.inverse_key(at, keys)
+        inner = keys.double() @ u.T
+        inner = 0.5 * (inner + inner.T)
+        inner.diagonal().add_(settings.covariance_weight)
+        eigenvalues = torch.linalg.eigvalsh(inner)
+        conditions[at] = float(eigenvalues[-1] / eigenvalues[0])
+        updates[at] = Dense((residual.T @ torch.linalg.solve(inner, u)).float())
+    return updates, conditions
+
+
+def _keys_and_values(
+    model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int
+) -> tuple[Tensor, Tensor]:
+    """Mean keys (F, m) at a layer and block outputs (F, d) at `top`, as the model now is."""
+    keys: list[Tensor] = []
+    reached: list[Tensor] = []
+    lower = edited_view(model, {})
+    lower.blocks = model.blocks[: top + 1]
+    heads = [[tokens[: last + 1] for tokens, last in zip(f.ids[:-1], f.last[:-1], strict=True)] for f in facts]
+    for part in batches([list(chain(*rows)) for rows in heads], PASS_ROWS):
+        packed = pack(model, [tokens for rows in heads[part] for tokens in rows])
+        counts = [len(rows) for rows in heads[part]]
+        last = torch.split(packed.last_rows, counts)
+
+        def visit(seen: Visited, last: Sequence[Tensor] = last) -> None:
+            if seen.layer == layer:
+                keys.extend(seen.key[rows].mean(0) for rows in last)
+            if seen.layer == top:
+                reached.extend(seen.out[rows[0]] for rows in last)
+
+        subjects = [subject for f in facts[part] for subject in f.subjects()[:-1]]
+        walk(lower, packed, embed_corrupted(model, packed, subjects, corruption), visit)
+    return torch.stack(keys), torch.stack(reached)

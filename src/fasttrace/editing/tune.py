@@ -1,0 +1,79 @@
+"""`tune`: the paper's tuning of an editing method (Appendix A, "Edit Method Tuning").
+
+One setting of the method (the KL weight of ROME and MEMIT, the ε of fine-tuning) takes each of its values on the first
+100 facts at one layer. Chosen is the value with the best mean of rewrite, paraphrase and neighbourhood score among
+those whose mean rewrite score is at most 0.99, and the one with the lowest rewrite score where all are above.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fasttrace.editing.edit import EditPlan, prepare_edit
+from fasttrace.editing.hyperparameters import TUNED, check_method
+from fasttrace.errors import UserError
+from fasttrace.facts import Fact
+from fasttrace.models.adapter import Decoder
+
+TUNING_FACTS = 100
+MOST_REWRITE = 0.99
+_MEANS = ("rewrite", "paraphrase", "neighborhood", "overall")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One value of the tuned setting and the edits that try it."""
+
+    setting: str
+    value: float
+    plan: EditPlan
+
+
+def candidates(
+    model: Decoder,
+    facts: Sequence[Fact],
+    *,
+    method: str,
+    layer: int | None = None,
+    setting: str | None = None,
+    values: Sequence[float] | None = None,
+    **settings: Any,
+) -> Iterator[Candidate]:
+    """The edits of every value, one after another, on the first 100 facts.
+
+    layer: default the model's own. setting, values: default the paper's. settings: the rest, as `edit`.
+    Raises UserError as `edit`, and for an empty list of values.
+    """
+    name, defaults = TUNED[check_method(method)]
+    chosen = list(defaults if values is None else values)
+    if not chosen:
+        raise UserError("tune was given no values, at least one was wanted")
+    where = model.default_layer() if layer is None else layer
+    for value in chosen:
+        own = {**settings, setting or name: value}
+        plan = prepare_edit(model, facts[:TUNING_FACTS], method=method, layers=[where], **own)
+        yield Candidate(setting or name, value, plan)
+
+
+def mean_scores(candidate: Candidate, scores: pa.Table) -> dict[str, Any]:
+    """A candidate's row: its value, the number of edits, and the mean of each score over them."""
+    return {
+        "setting": candidate.setting,
+        "value": candidate.value,
+        "edits": pc.count(scores["rewrite"]).as_py(),
+        **{name: pc.mean(scores[name]).as_py() for name in _MEANS},
+    }
+
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row to take. Raises UserError where no row has a rewrite score."""
+    scored = [row for row in rows if row["rewrite"] is not None]
+    if not scored:
+        raise UserError("tune has no edit with a rewrite score, so nothing can be chosen")
+    fit = [row for row in scored if row["rewrite"] <= MOST_REWRITE]
+    if not fit:
+        return min(scored, key=lambda row: row["rewrite"])
+    return max(fit, key=lambda row: row["rewrite"] if row["overall"] is None else row["overall"])

@@ -1,0 +1,261 @@
+"""The vector δ that ROME and MEMIT look for: added at the last subject token, it makes the model say the target.
+
+Found by Adam, for every (fact, layer) of a batch in one graph. Everything below the layer and every token before the
+last subject token is constant over all steps, so it is computed once: a step runs only the tail tokens, only through
+the layers above (ALGORITHMS, section 4 and the end of section 8).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttrace.editing.hyperparameters import MemitSettings, RomeSettings
+from fasttrace.editing.wave import Span, Visited, Wave, walk
+from fasttrace.facts import EncodedFact, Fact, encode_fact
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import pack, row_logits, row_logprob
+from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
+
+
+@dataclass(eq=False)
+class FactContexts:
+    """One fact's sequences: each context, the un-prefixed one first, then "{subject} is a" cut after the subject.
+
+    ids: token ids of each, target[:-1] appended to the contexts. first, last: the subject's first and last token in
+    each. target: (K,) ids.
+    """
+
+    fact: EncodedFact
+    ids: list[list[int]]
+    first: list[int]
+    last: list[int]
+    target: tuple[int, ...]
+
+    def subjects(self) -> list[Subject | None]:
+        """Where noise goes in a corrupted problem: every context's subject, and not the last sequence's."""
+        return [
+            *(Subject(self.fact, a, b + 1) for a, b in zip(self.first[:-1], self.last[:-1], strict=True)),
+            None,
+        ]
+
+
+def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:
+    """Encode a fact in every context template. contexts: the first is "{}"."""
+    ids, first, last = [], [], []
+    for template in contexts:
+        prompt = template.replace("{}", fact.fact.prompt, 1)
+        one = encode_fact(model.tokenizer, Fact(prompt, fact.fact.subject, fact.fact.target_true))
+        ids.append([*one.ids, *target[:-1]])
+        model.check_length(len(ids[-1]), f"fact '{fact.fact.fact_id}' in the context {template!r}")
+        first.append(one.subject_begin)
+        last.append(one.subject_end - 1)
+    essence = encode_fact(model.tokenizer, Fact("{} is a", fact.fact.subject, fact.fact.target_true))
+    ids.append(list(essence.ids[: essence.subject_end]))
+    first.append(essence.subject_begin)
+    last.append(essence.subject_end - 1)
+    return FactContexts(fact, ids, first, last, tuple(target))
+
+
+@dataclass(eq=False)
+class Clean:
+    """What the clean pass keeps of a batch of facts, for every step.
+
+    prefix: layer → keys and values (n_prefix, Hkv, hd) of the tokens before the last subject token. entry: edited
+    layer → (middle, value), each (n_tail, d). v0: edited layer → (facts, d) what δ is added to, at the un-prefixed
+    last subject token; mean_value: the same, averaged over contexts. key, mean_key: edited layer → (facts, m). start:
+    layer → (n, d) its input at every context's tokens up to the last subject token. kl: (facts, V) log-probabilities
+    after "{subject} is a" cut after the subject.
+    """
+
+    prefix: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    entry: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    v0: dict[int, Tensor] = field(default_factory=dict)
+    mean_value: dict[int, Tensor] = field(default_factory=dict)
+    key: dict[int, Tensor] = field(default_factory=dict)
+    mean_key: dict[int, Tensor] = field(default_factory=dict)
+    start: dict[int, Tensor] = field(default_factory=dict)
+    kl: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class ValueBatch:
+    """Some facts with their layers' problems: the clean pass, then δ for any (fact, layer).
+
+    layers: where δ is added. at: "mlp", to the MLP's output (ROME), or "block", to the block's (MEMIT). starts: layers
+    whose input is kept at the contexts' tokens. corruption: of the subject in every context, or None.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        facts: Sequence[FactContexts],
+        layers: Sequence[int],
+        *,
+        at: str = "mlp",
+        starts: Sequence[int] = (),
+        corruption: Corruption | None = None,
+    ) -> None:
+        self.model, self.facts, self.layers = model, list(facts), sorted(set(layers))
+        self.at, self.starts, self.corruption = at, set(starts), corruption
+        self.prefix_len = np.array([last for f in facts for last in f.last], dtype=np.int64)
+        lengths = np.array([len(ids) for f in facts for ids in f.ids], dtype=np.int64)
+        self.tail_len = lengths - self.prefix_len
+        self.begin = np.cumsum(lengths) - lengths
+        self.of_fact = np.cumsum([0, *(len(f.ids) for f in facts)])
+        self.context_rows = [
+            np.concatenate([self.begin[s] + np.arange(self.prefix_len[s] + 1) for s in self.contexts(f)])
+            for f in range(len(facts))
+        ]
+        self.clean = self._clean_pass()
+
+    def contexts(self, fact: int) -> range:
+        """Sequence numbers of a fact's contexts, the un-prefixed one first."""
+        return range(int(self.of_fact[fact]), int(self.of_fact[fact + 1]) - 1)
+
+    def _clean_pass(self) -> Clean:
+        model, kept = self.model, Clean()
+        batch = pack(model, [ids for f in self.facts for ids in f.ids])
+        to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
+        prefix_rows = to([b + np.arange(n) for b, n in zip(self.begin, self.prefix_len, strict=True)])
+        tail_rows = to(
+            [b + p + np.arange(n) for b, p, n in zip(self.begin, self.prefix_len, self.tail_len, strict=True)]
+        )
+        context_rows = to(self.context_rows)
+        last = torch.from_numpy(self.begin + self.prefix_len).to(model.device)
+        counts = np.diff(self.of_fact).tolist()
+
+        def visit(seen: Visited) -> None:
+            if seen.layer > self.layers[0]:
+                kept.prefix[seen.layer] = seen.k[prefix_rows], seen.v[prefix_rows]
+            if seen.layer in self.starts:
+                kept.start[seen.layer] = seen.h[context_rows]
+            if seen.layer not in self.layers:
+                return
+            kept.entry[seen.layer] = seen.middle[tail_rows], seen.value[tail_rows]
+            nudged = seen.value if self.at == "mlp" else seen.out
+            # The last sequence of each fact is the KL prompt, which is no context of the key.
+            rows = [x[:-1] for x in torch.split(last, counts)]
+            kept.v0[seen.layer] = torch.stack([nudged[x[0]] for x in rows])
+            kept.mean_value[seen.layer] = torch.stack([nudged[x].mean(0) for x in rows])
+            kept.key[seen.layer] = torch.stack([seen.key[x[0]] for x in rows])
+            kept.mean_key[seen.layer] = torch.stack([seen.key[x].mean(0) for x in rows])
+
+        subjects = [subject for f in self.facts for subject in f.subjects()]
+        with torch.no_grad():
+            h = walk(model, batch, embed_corrupted(model, batch, subjects, self.corruption), visit)
+            ends = torch.stack([x[-1] for x in torch.split(last, counts)])
+            kept.kl = row_logits(model, h[ends]).float().log_softmax(-1)
+        return kept
+
+    def optimise(
+        self, problems: Sequence[tuple[int, int]], settings: RomeSettings | MemitSettings, *, minimise: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Adam on δ for every (fact number, layer), problems in order of layer.
+
+        Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL to minimise.
+        Returns (δ (P, d) float32, each problem's last loss (P,)).
+        """
+        v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in problems]).float()
+        limit = settings.clamp * v0.norm(dim=1, keepdim=True)
+        delta = torch.zeros_like(v0, requires_grad=True)
+        adam = torch.optim.Adam([delta], lr=settings.lr)
+        objective = _Objective(self, problems)
+        # A change at the last layer before the predicting token reaches no score: the loss is least at δ = 0, and
+        # Adam would only magnify rounding noise.
+        running = torch.tensor([self._reaches(*problem) for problem in problems], device=v0.device)
+        last = torch.zeros(len(problems), device=v0.device)
+        for step in range(settings.steps):
+            nll, kl = objective.losses(delta)
+            decay = delta.norm(dim=1) / v0.norm(dim=1).square()
+            loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
+            last = torch.where(running | (step == 0), loss.detach(), last)
+            if settings.early_stop is not None and not minimise:
+                # The released loop also leaves out the update after its last loss.
+                running = running & (last >= settings.early_stop) & (step + 1 < settings.steps)
+            if not bool(running.any()):
+                break
+            (delta.grad,) = torch.autograd.grad(loss.sum(), delta)
+            before = delta.detach().clone()
+            adam.step()
+            with torch.no_grad():
+                norm = delta.norm(dim=1, keepdim=True)
+                delta.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
+                delta.copy_(torch.where(running[:, None], delta, before))
+        return delta.detach(), last
+
+    def _reaches(self, fact: int, layer: int) -> bool:
+        """Whether a change at the last subject token of a layer can change the target's probability."""
+        contexts = self.facts[fact]
+        at_the_end = contexts.last[0] == len(contexts.ids[0]) - len(contexts.target)
+        return layer < self.model.n_layers - 1 or at_the_end
+
+    def v0(self, layer: int, settings: RomeSettings | MemitSettings) -> Tensor:
+        """(facts, d) what δ is added to and measured by."""
+        averaged = isinstance(settings, RomeSettings) and settings.key_mode == "r-rome"
+        return (self.clean.mean_value if averaged else self.clean.v0)[layer]
+
+
+class _Objective:
+    """NLL and KL of a batch's problems as functions of their δ."""
+
+    def __init__(self, batch: ValueBatch, problems: Sequence[tuple[int, int]]) -> None:
+        self.batch, self.problems = batch, list(problems)
+        prefix_begin = np.cumsum(batch.prefix_len) - batch.prefix_len
+        tail_begin = np.cumsum(batch.tail_len) - batch.tail_len
+        spans: list[Span] = []
+        targets: list[int] = []
+        is_kl: list[bool] = []
+        for problem, (fact, _) in enumerate(self.problems):
+            target = batch.facts[fact].target
+            for s in range(int(batch.of_fact[fact]), int(batch.of_fact[fact + 1])):
+                kl = s + 1 == batch.of_fact[fact + 1]
+                prefix, tail = int(batch.prefix_len[s]), int(batch.tail_len[s])
+                read = 1 if kl else len(target)
+                spans.append(Span(problem, int(tail_begin[s]), tail, prefix, int(prefix_begin[s]), prefix, read))
+                is_kl += [kl] * read
+                targets += [0] if kl else target
+        self.wave = Wave(batch.model, [layer for _, layer in self.problems], spans)
+        device = batch.model.device
+        kl_row = torch.tensor(is_kl, device=device)
+        self.kl_rows, self.scored = kl_row.nonzero()[:, 0], (~kl_row).nonzero()[:, 0]
+        self.targets = torch.tensor(targets, device=device)[self.scored]
+        self.owner = self.wave.read_owner[self.scored]
+        self.tokens = torch.bincount(self.owner, minlength=len(self.problems))
+        self.kl_fact = torch.tensor([fact for fact, _ in self.problems], device=device)
+
+    def losses(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """delta: (P, d) → (NLL (P,), KL (P,)), differentiable.
+
+        NLL: −log p(target) per target token, mean over contexts. KL: of the edited against the unedited
+        distribution after "{subject} is a" cut at the last subject token.
+        """
+        batch, model, wave = self.batch, self.batch.model, self.wave
+
+        def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
+            middle, value = (part[rows] for part in batch.clean.entry[layer])
+            place, owner = self._nudged(layer, first, first + len(begin) - 1)
+            nudge = delta.to(value.dtype)[owner]
+            if batch.at == "mlp":
+                return middle + model.blocks[layer].mlp_add(value.index_add(0, place, nudge))
+            return (middle + model.blocks[layer].mlp_add(value)).index_add(0, place, nudge)
+
+        h = wave.run(enter, kept=batch.clean.prefix)
+        logp = row_logprob(model, h[self.scored], self.targets)
+        total = torch.zeros(len(self.problems), device=delta.device).index_add(0, self.owner, logp)
+        now = row_logits(model, h[self.kl_rows]).float().log_softmax(-1)
+        kl = (now.exp() * (now - batch.clean.kl[self.kl_fact])).sum(-1)
+        return -total / self.tokens, kl
+
+    def _nudged(self, layer: int, first: int, past: int) -> tuple[Tensor, Tensor]:
+        """Where δ goes among the rows that enter at a layer for problems first … past − 1, and whose δ."""
+        wave = self.wave
+        mine = (wave.owner >= first) & (wave.owner < past)
+        rows, owner = wave.first_rows[mine], wave.owner[mine]
+        if layer < self.batch.model.n_layers - 1:
+            return rows - int(wave.row_begin[first]), owner
+        # At the top a sequence's first row is there only where it is read.
+        place = torch.searchsorted(wave.read, rows).clamp_max(len(wave.read) - 1)
+        there = wave.read[place] == rows
+        return place[there] - int(wave.read_begin[first]), owner[there]

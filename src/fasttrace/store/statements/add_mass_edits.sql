@@ -1,0 +1,7 @@
+INSERT INTO mass_edits BY NAME
+SELECT $run_id AS run_id, $protocol AS protocol, batch.*
+FROM batch
+WHERE NOT EXISTS (
+    FROM mass_edits
+    WHERE mass_edits.run_id = $run_id AND mass_edits.landed = batch.landed AND mass_edits.fact_id = batch.fact_id
+);

@@ -1,0 +1,88 @@
+"""An edit as a file and in the weights: put in, taken out exactly, and the same wherever it is put."""
+
+import pytest
+import torch
+from edit_cases import FACTS
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.editing.delta import Dense, LowRank, edited_view, export_model, load_delta, save_delta, summed
+from fasttrace.errors import UserError
+from fasttrace.models.packed import logits, pack
+
+TUNE = {"steps": 3, "lr": 5e-3, "epsilon": 1e-2, "essence": 0}
+
+
+def random_updates(model, seed=0):
+    torch.manual_seed(seed)
+    d, m = model.width, model.key_width
+    return {
+        1: LowRank(torch.randn(2, d) * 0.3, torch.randn(2, m) * 0.3),
+        3: Dense(torch.randn(d, m) * 0.1, torch.randn(d) * 0.1),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_view_weights_and_export_are_one_model(family, dtype, small_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = small_model(family, small_tokenizer, dtype)
+    updates = random_updates(model)
+    before = model.weights_hash()
+    batch = pack(model, [small_tokenizer(fact.text)["input_ids"] for fact in FACTS])
+    plain, view = logits(model, batch), logits(edited_view(model, updates), batch)
+    assert model.weights_hash() == before
+    assert (plain - view).abs().max() > 0.1, "an edit that changes nothing would make this test empty"
+    path = save_delta(tmp_path / "edit.safetensors", model, updates, note="a test")
+    with ft.apply_delta(model, path) as applied:
+        assert torch.equal(logits(model, batch), view)
+        assert model.weights_hash() != before
+        inside = {name: weight.clone() for name, weight in model.hf.named_parameters()}
+    applied.remove()
+    assert model.weights_hash() == before, "taken out bit for bit, twice or once"
+    folder = export_model(model, updates, tmp_path / "model")
+    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    changed = 0
+    for name, weight in exported.named_parameters():
+        assert torch.equal(weight, inside[name]), name
+        changed += not torch.equal(weight, dict(model.hf.named_parameters())[name])
+    assert changed >= 2
+
+
+def test_a_saved_edit_is_the_edit(small_tokenizer, tmp_path):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    result = ft.edit(model, FACTS, method="ft-5", window_size=3, layers=[2], **TUNE)
+    with pytest.raises(UserError, match=r"save_delta: 2 edits fit"):
+        result.save_delta(tmp_path / "none.safetensors")
+    path = result.save_delta(tmp_path / "one.safetensors", fact_id=FACTS[1].fact_id)
+    loaded = load_delta(path, model)
+    mine = next(edit for edit in result.edits if edit.fact_id == FACTS[1].fact_id)
+    assert sorted(loaded) == sorted(mine.updates) == [1, 2, 3]
+    for layer, update in mine.updates.items():
+        assert torch.equal(loaded[layer].change, update.change)
+
+
+def test_what_is_no_delta_of_this_model_is_refused(small_tokenizer, tmp_path):
+    model, other = (small_model(f, small_tokenizer, torch.float32) for f in ("llama", "gpt2"))
+    path = save_delta(tmp_path / "edit.safetensors", model, random_updates(model))
+    with pytest.raises(UserError, match="exists, a new file was wanted"):
+        save_delta(path, model, random_updates(model))
+    with pytest.raises(UserError, match="was made for the model 'llama'"):
+        load_delta(path, other)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_delta(tmp_path / "absent.safetensors", model)
+    bits = bytearray(path.read_bytes())
+    bits[-1] ^= 1
+    path.write_bytes(bits)
+    with pytest.raises(UserError, match="is damaged"):
+        load_delta(path, model)
+
+
+def test_sums_of_edits_are_sums_of_matrices(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    one, two = random_updates(model, 1), random_updates(model, 2)
+    both = summed([one, two, {1: one[1]}])
+    torch.testing.assert_close(both[1].matrix(), 2 * one[1].matrix() + two[1].matrix(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both[3].matrix(), one[3].matrix() + two[3].matrix(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both[3].bias, one[3].bias + two[3].bias)

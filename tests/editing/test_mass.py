@@ -1,0 +1,132 @@
+"""Many facts in one model: MEMIT's joint solve and sequential edits against the obvious way, with weights written."""
+
+import numpy as np
+import pytest
+import torch
+from edit_cases import CONTEXTS, FACTS
+from hooked_rome import down_projection, hooked_rome
+from hooked_trace import mlp_modules
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+
+VALUE = {"steps": 4, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5}
+MEMIT = {**VALUE, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 3}
+MORE = [
+    *FACTS,
+    ft.Fact("{} is the capital of", "Rome", "New York", "France", neighborhood=("Paris is the capital of",)),
+    ft.Fact("The city of {} is located in", "New York", "Paris", "Rome"),
+]
+
+
+@pytest.fixture
+def model(small_tokenizer):
+    return small_model("llama", small_tokenizer, torch.float32)
+
+
+@pytest.fixture
+def moments(model, corpus, tmp_path):
+    return ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+
+
+def p_target(hf, tokenizer, fact):
+    """p(o_false) by plain transformers."""
+    ids, target = tokenizer(fact.text)["input_ids"], tokenizer(" " + fact.target_false)["input_ids"]
+    with torch.no_grad():
+        logp = hf(torch.tensor([[*ids, *target]])).logits[0].double().log_softmax(-1)
+    return float(np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target))))
+
+
+def test_scores_are_those_of_the_exported_model(model, moments, small_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    before = model.weights_hash()
+    result = ft.mass_edit(model, MORE, moments=moments, contexts=CONTEXTS, layer=2, **MEMIT)
+    assert model.weights_hash() == before
+    rows = result.scores.to_pylist()
+    assert [row["position"] for row in rows] == [1, 2, 3, 4]
+    assert {row["landed"] for row in rows} == {4}
+    plain = AutoModelForCausalLM.from_pretrained(result.export(tmp_path / "model"))
+    for row, fact in zip(rows, MORE, strict=True):
+        assert row["p_after"] == pytest.approx(p_target(plain, small_tokenizer, fact), rel=1e-3, abs=1e-7)
+        assert row["p_before"] == pytest.approx(p_target(model.hf, small_tokenizer, fact), rel=1e-3, abs=1e-7)
+
+
+def test_one_fact_at_once_is_the_single_edit(model, moments):
+    mass = ft.mass_edit(model, FACTS[:1], moments=moments, contexts=CONTEXTS, layer=2, **MEMIT)
+    single = ft.edit(
+        model, FACTS[:1], method="memit", layers=[2], moments=moments, contexts=CONTEXTS, essence=0, **MEMIT
+    )
+    [edit] = single.edits
+    assert sorted(mass.updates) == sorted(edit.updates)
+    for layer, update in edit.updates.items():
+        difference = (mass.updates[layer].matrix() - update.matrix()).abs().max()
+        assert float(difference) < 1e-3 * float(update.matrix().abs().max())
+
+
+def test_the_joint_solve_is_the_normal_equation(model, moments):
+    """At the window's first layer nothing is edited below, so K and R can be had from the unedited model."""
+    from fasttrace.editing.hyperparameters import MemitSettings
+    from fasttrace.editing.memit import _keys_and_values, mass_memit
+    from fasttrace.editing.value import contexts_of
+    from fasttrace.facts import encode_fact
+
+    facts = [contexts_of(model, encode_fact(model.tokenizer, f), (5,), CONTEXTS) for f in MORE]
+    settings = MemitSettings(covariance_weight=0.05)
+    wanted = torch.randn(len(facts), model.width, generator=torch.Generator().manual_seed(0))
+    updates, _ = mass_memit(model, facts, None, [1, 2, 3], settings, moments, wanted)
+    keys, reached = _keys_and_values(model, facts, None, 1, 3)
+    K, R = keys.double().T, ((wanted - reached).double() / 3).T
+    exact = R @ K.T @ torch.linalg.inv(0.05 * moments.matrix(1).double() + K @ K.T)
+    difference = float((updates[1].matrix() - exact).abs().max())
+    assert difference < 1e-4 * float(exact.abs().max())
+
+
+def test_sequential_rome_is_one_edit_after_another(model, moments, small_tokenizer):
+    result = ft.mass_edit(
+        model, FACTS, method="rome", layer=1, moments=moments, contexts=CONTEXTS, score_every=1, clamp=4.0, **VALUE
+    )
+    rows = {(row["landed"], row["position"]): row for row in result.scores.to_pylist()}
+    assert sorted(rows) == [(1, 1), (2, 1), (2, 2)]
+    weight = down_projection(mlp_modules(model.hf)[1]).weight
+    saved = weight.detach().clone()
+    for landed, fact in enumerate(FACTS, 1):
+        value, key = hooked_rome(
+            model.hf, small_tokenizer, fact.prompt, fact.subject, fact.target_false, 1, CONTEXTS,
+            lambda k: moments.inverse_key(1, k[None])[0], 4, 0.5, 0.0625, 0.5, 4.0,
+        )  # fmt: skip
+        with torch.no_grad():
+            weight += torch.outer(value, key).float()
+        for position, earlier in enumerate(FACTS[:landed], 1):
+            p = p_target(model.hf, small_tokenizer, earlier)
+            assert rows[landed, position]["p_after"] == pytest.approx(p, rel=5e-3, abs=1e-6)
+    with torch.no_grad():
+        weight.copy_(saved)
+
+
+def test_bad_settings_are_sentences(model, moments):
+    shared = {"moments": moments, "contexts": CONTEXTS, "layer": 1}
+    for bad, sentence in (
+        ({"method": "rome", "at_once": 2}, "rome edits one fact at a time"),
+        ({"at_once": 0}, "at_once 0"),
+        ({"score_every": 0}, "score_every 0"),
+        ({"layer": 9}, "layer 9 is not in the model"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            ft.mass_edit(model, FACTS, **{**shared, **bad})
+
+
+def test_the_store_keeps_every_landing(model, moments, tmp_path):
+    from fasttrace.editing import prepare_mass_edit
+    from fasttrace.workflow import mass_into
+
+    store = ft.Store(tmp_path / "study.duckdb")
+    plan = prepare_mass_edit(
+        model, FACTS, method="rome", layer=1, moments=moments, contexts=CONTEXTS, score_every=1, clamp=4.0, **VALUE
+    )
+    for _ in range(2):  # the second time nothing is added
+        mass_into(store, plan, "1GB", lambda n: None)
+    rows = store.query("SELECT landed, position FROM mass_edits ORDER BY ALL").to_pylist()
+    assert rows == [{"landed": 1, "position": 1}, {"landed": 2, "position": 1}, {"landed": 2, "position": 2}]
+    assert store.query("SELECT kind FROM runs WHERE kind = 'mass'").num_rows == 1

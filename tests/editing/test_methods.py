@@ -1,0 +1,226 @@
+"""Every method on every problem, batched, against its one-at-a-time oracle: the changes and the scores they give."""
+
+import numpy as np
+import pytest
+import torch
+from edit_cases import CONTEXTS, FACTS
+from hooked_finetune import hooked_finetune
+from hooked_memit import hooked_memit
+from hooked_rome import down_projection, hooked_rome, noised
+from hooked_trace import mlp_modules
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.editing import prepare_edit
+from fasttrace.editing.problems import PROBLEMS
+from fasttrace.errors import UserError
+from fasttrace.facts import encode_fact
+from fasttrace.ops.noised_embed import fact_key, noised_embed
+
+FAMILIES = ["llama", "gpt2", "gptj", "gemma2"]
+VALUE = {"steps": 4, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5}
+# Larger than the paper's, for a model whose probabilities hardly move otherwise.
+TUNE = {"steps": 5, "lr": 5e-3, "epsilon": 1e-2}
+LAYERS = [0, 1, 3]
+# Layers 3 and 4 of the small Gemma 2 see four tokens back: a change at the subject there reaches no prediction.
+REACHED = {"gemma2": [0, 1]}
+SIGMA = 0.7
+
+
+def options_of(method):
+    if method == "rome":
+        return {**VALUE, "clamp": 4.0}
+    if method == "memit":
+        # A weight under which the update is of the size of the model's own: each layer keeps some of the residual.
+        return {**VALUE, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 3}
+    return {**TUNE, "window_size": 3}
+
+
+def noise_of(model, fact):
+    """Tracing's first sample of noise on the subject's tokens: (subject tokens, d)."""
+    one = encode_fact(model.tokenizer, fact)
+    place = torch.arange(one.subject_begin, one.subject_end)
+    same = torch.full_like(place, fact_key(fact.fact_id))
+    zeros = torch.zeros(1, model.width)
+    return noised_embed(zeros, place * 0, torch.full(place.shape, SIGMA), same, place * 0, place, 0)
+
+
+def plain_target(model, fact, problem):
+    """(ids of the target, text or None) found the obvious way."""
+    tokenizer, hf = model.tokenizer, model.hf
+    ids = tokenizer(fact.text)["input_ids"]
+    if problem.target == "noise":
+        length = len(tokenizer(" " + fact.target_true)["input_ids"])
+        said = []
+        for _ in range(length):
+            with torch.no_grad(), noised(hf, tokenizer, fact.text, fact.subject, noise_of(model, fact)):
+                said.append(int(hf(torch.tensor([[*ids, *said]])).logits[0, -1].argmax()))
+        return said
+    return tokenizer(" " + (fact.target_true if problem.target == "true" else fact.target_false))["input_ids"]
+
+
+def oracle(model, moments, fact, method, problem, layer, window):
+    noise = noise_of(model, fact) if problem.corrupted else None
+    target = plain_target(model, fact, problem)
+    options = options_of(method)
+    if method == "rome":
+        value, key = hooked_rome(
+            model.hf, model.tokenizer, fact.prompt, fact.subject, target, layer, CONTEXTS,
+            lambda k: moments.inverse_key(layer, k[None])[0], 4, 0.5, 0.0625, 0.5, 4.0, noise, problem.minimise,
+        )  # fmt: skip
+        return {layer: torch.outer(value, key)}
+    if method == "memit":
+        blocks = [block.layer for block in model.blocks]
+
+        def second_moment(at):
+            C = moments.matrix(at).double()
+            return C + moments.ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+
+        return hooked_memit(
+            model.hf, model.tokenizer, blocks, fact.prompt, fact.subject, target, window, CONTEXTS, second_moment,
+            4, 0.5, 0.0625, 0.5, 0.75, options["covariance_weight"], noise, problem.minimise,
+        )  # fmt: skip
+    changes = hooked_finetune(
+        model.hf, model.tokenizer, fact.text, fact.subject, target, window, 5, 5e-3, 1e-2, noise, problem.minimise
+    )
+    return {at: change.double() for at, (change, _) in changes.items()}
+
+
+def off(change, exact):
+    """Share of the weights that are not where they should be, to a thousandth of ε."""
+    return float(((change - exact).abs() >= 1e-3 * TUNE["epsilon"]).double().mean())
+
+
+def p_with(model, fact, changes, noise, target):
+    """p(target) in plain transformers with the changes in its weights, which are put back."""
+    saved = {}
+    with torch.no_grad():
+        for layer, change in changes.items():
+            module = down_projection(mlp_modules(model.hf)[layer])
+            saved[layer] = module.weight.clone()
+            across = type(module).__name__ == "Conv1D"
+            module.weight += (change.T if across else change).to(module.weight.dtype)
+        ids = model.tokenizer(fact.text)["input_ids"]
+        with noised(model.hf, model.tokenizer, fact.text, fact.subject, noise):
+            logp = model.hf(torch.tensor([[*ids, *target]])).logits[0].double().log_softmax(-1)
+        for layer, weight in saved.items():
+            down_projection(mlp_modules(model.hf)[layer]).weight.copy_(weight)
+    return float(np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target))))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("method", ["rome", "memit", "ft-1", "ft-5"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, corpus, tmp_path):
+    if family in FAMILIES[2:] and problem not in ("error-injection", "fact-forcing"):
+        pytest.skip("two problems do on the families beyond the first two")
+    model = small_model(family, small_tokenizer, torch.float32)
+    ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
+    before, layers = model.weights_hash(), REACHED.get(family, LAYERS)
+    plan = prepare_edit(
+        model, FACTS, method=method, problem=problem, layers=layers, moments=moments, contexts=CONTEXTS,
+        essence=0, sigma=SIGMA, **options_of(method),
+    )  # fmt: skip
+    parts = list(plan.batches())
+    rows = [row for part in parts for row in part.scores.to_pylist()]
+    edits = [edit for part in parts for edit in part.edits]
+    assert model.weights_hash() == before
+    kind = PROBLEMS[problem]
+    if kind.minimise:
+        assert {row["fact_id"] for row in rows if row["reason"]} == set(plan.left_out), "every one left out says why"
+    assert len(edits) == len(layers) * (len(FACTS) - len(plan.left_out))
+    for edit in edits:
+        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        if method == "memit" and max(edit.updates) == model.n_layers - 1:
+            # There δ reaches no prediction: the oracle's Adam would magnify rounding noise.
+            assert not any(update.value.any() for update in edit.updates.values())
+            continue
+        wanted = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates))
+        doubled = {}
+        if method.startswith("ft"):
+            model.hf.double()
+            doubled = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates))
+            model.hf.float()
+        assert set(wanted) == set(edit.updates)
+        noise = noise_of(model, fact) if kind.corrupted else None
+        target = plain_target(model, fact, kind)
+        row = next(r for r in rows if r["fact_id"] == edit.fact_id and r["layer"] == edit.layer)
+        assert row["target"] == small_tokenizer.decode(target).strip()
+        assert row["p_before"] == pytest.approx(p_with(model, fact, {}, noise, target), rel=1e-4, abs=1e-8)
+        assert row["p_after"] == pytest.approx(p_with(model, fact, wanted, noise, target), rel=5e-3, abs=1e-4)
+        largest = max(float(change.abs().max()) for change in wanted.values())
+        for at, change in wanted.items():
+            mine = edit.updates[at].matrix()
+            if method in ("rome", "memit"):
+                assert float((mine - change).abs().max()) < 5e-3 * largest, (at, largest)
+            else:
+                # A weight whose gradient is rounding noise goes the noise's way, in plain float32 Adam too.
+                exact = doubled[at]
+                assert off(mine, exact) <= 2 * off(change, exact) + 0.002
+                assert float(mine.abs().max()) <= TUNE["epsilon"] * (1 + 1e-6)
+
+
+def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    strong = {"steps": 20, "lr": 2e-2, "epsilon": 5e-2}
+    moved = {}
+    for problem in PROBLEMS:
+        plan = prepare_edit(
+            model, FACTS, method="ft-5", problem=problem, layers=[2], essence=0, sigma=SIGMA, **strong
+        )  # fmt: skip
+        plan = type(plan)(**{**vars(plan), "left_out": {}})
+        moved[problem] = [row for part in plan.batches() for row in part.scores.to_pylist()]
+    for problem, rows in moved.items():
+        for row in rows:
+            down = PROBLEMS[problem].minimise
+            assert (row["p_after"] < row["p_before"]) if down else (row["p_after"] > row["p_before"] + 0.05), problem
+            assert row["rewrite"] > 0
+
+
+def test_a_fact_too_weak_to_erase_is_left_out_with_its_reason(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    result = ft.edit(model, FACTS, method="ft-1", problem="fact-erasure", layers=[1, 2], essence=0, **TUNE)
+    rows = result.scores.to_pylist()
+    assert len(rows) == 4
+    for row in rows:
+        fact = next(f for f in FACTS if f.fact_id == row["fact_id"])
+        p = p_with(model, fact, {}, None, small_tokenizer(" " + fact.target_true)["input_ids"])
+        if p < 0.02:
+            assert row["rewrite"] is None
+            assert row["reason"].startswith(f"p(o_true) = {p:.4f} is below 0.02")
+        else:
+            assert row["reason"] is None
+            assert row["rewrite"] is not None
+
+
+def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float32)
+    result = ft.edit(
+        model, FACTS[:1], method="ft-1", layers=[2], protocol="released", essence=0, early_stop=None, **TUNE
+    )
+    [edit] = result.edits
+    target = small_tokenizer(" " + FACTS[0].target_false)["input_ids"]
+    change, shift = hooked_finetune(
+        model.hf, small_tokenizer, FACTS[0].text, FACTS[0].subject, target, [2], 5, 5e-3, 1e-2, bias=True
+    )[2]
+    mine = edit.updates[2]
+    assert float(((mine.change - change).abs() < 1e-5).double().mean()) > 0.995
+    torch.testing.assert_close(mine.bias, shift, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": "ft-1", "epsilon": "much"}, "epsilon is 'much', a number"),
+        ({"method": "ft-1", "kl_factor": 1}, "ft-1 has no setting kl_factor; there are steps, lr, epsilon"),
+        ({"method": "memit", "steps": 2.5}, "steps is 2.5, a whole number"),
+        ({"method": "ft-5", "bias": "maybe"}, "bias is 'maybe', true or false"),
+        ({"method": "ft-1", "problem": "fact-forcing", "sigma": -1}, "sigma -1 is neither"),
+        ({"method": "ft-1", "noise": "pink"}, "noise 'pink'"),
+    ],
+)
+def test_bad_settings_are_sentences(settings, sentence, small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    with pytest.raises(UserError, match=sentence):
+        ft.edit(model, FACTS, layers=[1], **settings)

@@ -1,0 +1,48 @@
+"""Constrained fine-tuning the obvious way: a copy's own weights, torch.optim.Adam, a clamp after every step.
+
+Source: Zhu et al. 2020 (arXiv 2012.00363); paper, section 5.2; ALGORITHMS, section 4.
+"""
+
+import copy
+
+import torch
+from hooked_rome import down_projection, noised
+from hooked_trace import mlp_modules
+
+
+def hooked_finetune(
+    hf, tokenizer, text, subject, target_ids, layers, steps, lr, epsilon, noise=None, minimise=False, bias=False
+):  # fmt: skip
+    """layer → (ΔW (d, m), Δb (d,) or None), the weights after less the weights before."""
+    mine = copy.deepcopy(hf)
+    modules = {layer: down_projection(mlp_modules(mine)[layer]) for layer in layers}
+    tuned = [m.weight for m in modules.values()]
+    if bias:
+        tuned += [m.bias for m in modules.values() if m.bias is not None]
+    for weight in tuned:
+        weight.requires_grad_(True)
+    before = [w.detach().clone() for w in tuned]
+    adam = torch.optim.Adam(tuned, lr=lr)
+    ids = [*tokenizer(text)["input_ids"], *target_ids[:-1]]
+    first = len(tokenizer(text)["input_ids"]) - 1
+    for _ in range(steps):
+        with noised(mine, tokenizer, text, subject, noise):
+            logp = mine(torch.tensor([ids])).logits[0].log_softmax(-1)
+        nll = -sum(logp[first + k, t] for k, t in enumerate(target_ids)) / len(target_ids)
+        adam.zero_grad()
+        (torch.exp(-nll) if minimise else nll).backward()
+        adam.step()
+        with torch.no_grad():
+            for weight, old in zip(tuned, before, strict=True):
+                weight.copy_(weight.clamp(old - epsilon, old + epsilon))
+    changes = {}
+    for layer, module in modules.items():
+        place = next(i for i, w in enumerate(tuned) if w is module.weight)
+        change = (module.weight - before[place]).detach()
+        across = type(module).__name__ == "Conv1D"
+        shift = None
+        if bias and module.bias is not None:
+            place = next(i for i, w in enumerate(tuned) if w is module.bias)
+            shift = (module.bias - before[place]).detach()
+        changes[layer] = (change.T if across else change, shift)
+    return changes
