@@ -109,7 +109,7 @@ def test_models_that_accelerate_offloaded(kind, family, small_tokenizer, tmp_pat
 
 
 def test_real_model_on_disk(smollm2, tmp_path):
-    folder = export_model(smollm2, [], tmp_path / "model")
+    folder = export_model(smollm2, {}, tmp_path / "model")
     plain = ft.load_model(folder)
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     places |= {f"model.layers.{i}": "disk" if i % 3 == 0 else "cpu" for i in range(30)}

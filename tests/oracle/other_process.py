@@ -36,6 +36,14 @@ def write_all(path: Path, fact_ids: list[str]) -> None:
         Store(path).add(batch([fact_id]))
 
 
+def write_in_halves(path: Path, fact_ids: list[str], seen: Any) -> None:
+    """One transaction a fact; half way it waits until the reader has seen some of them."""
+    middle = len(fact_ids) // 2
+    write_all(path, fact_ids[:middle])
+    if seen.wait(60):
+        write_all(path, fact_ids[middle:])
+
+
 def hold(path: Path, held: Any, seconds: float) -> None:
     """Keep the file open for writing."""
     con = duckdb.connect(str(path))
