@@ -1,0 +1,51 @@
+"""The command line: verbs that parse, call and print. Tables go to stdout, progress and errors to stderr."""
+
+import sys
+
+import click
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+
+from . import edit, machine, read, study, trace
+
+__all__ = ["cli", "main"]
+
+VERBS = (
+    trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.demo, read.sql,
+    read.tables, read.report, machine.env,
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ft.__version__, prog_name="fasttrace")
+def cli() -> None:
+    """Where does a language model store a fact, and does that tell where to edit it?"""
+
+
+for verb in VERBS:
+    cli.add_command(verb)
+
+
+def main() -> None:
+    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C keeps what was committed."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"fasttrace: {error.format_message()}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"fasttrace: '{error.filename}' could not be read or written: {error.strerror}", err=True)
+        sys.exit(2)
+    except click.exceptions.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except UserError as error:
+        click.echo(f"fasttrace: {error}", err=True)
+        sys.exit(2)
+
+
+def _interrupted() -> None:
+    click.echo("fasttrace: stopped; what was finished is in the store, the same command goes on from there", err=True)
+    sys.exit(130)

@@ -1,0 +1,35 @@
+"""Verbs about this machine: env."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+import pyarrow as pa
+
+from .options import emit, options
+
+
+@click.command()
+@options("json")
+def env(as_json: bool) -> None:
+    """Versions, devices and what was compiled: for a bug report."""
+    import torch
+
+    from fasttrace.ops.native import problem
+
+    names = ("fasttrace", "torch", "transformers", "triton", "duckdb", "numpy", "pyarrow", "statsmodels", "accelerate")
+    rows = [{"what": name, "value": _version(name)} for name in names]
+    rows.append({"what": "python", "value": sys.version.split()[0]})
+    rows.append({"what": "extension", "value": problem() or "loaded"})
+    capability = torch.backends.cpu.get_cpu_capability()
+    rows.append({"what": "cpu", "value": f"{torch.get_num_threads()} threads, {capability}"})
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rows.append({"what": "cuda", "value": cuda})
+    emit(pa.Table.from_pylist(rows), as_json)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
