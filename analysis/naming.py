@@ -33,9 +33,7 @@ def p_text(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def group_names(
-    rows: Iterable[Mapping[str, Any]], always: Sequence[str] = ("problem", "method")
-) -> dict[Group, str]:
+def group_names(rows: Iterable[Mapping[str, Any]], always: Sequence[str] = ("problem", "method")) -> dict[Group, str]:
     """A short name for every group among the rows: `always`, and whatever else tells the groups apart.
 
     Runs are named, by the start of their ids, only where nothing else differs.

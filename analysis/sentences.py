@@ -1,6 +1,8 @@
 """What the report says in sentences; every number in them comes from the store."""
 
-from .naming import Row, group_names, number, p_text, percent, plural, points
+from collections import Counter
+
+from .naming import Row, group_names, in_group, number, p_text, percent, plural, points
 
 R2_NOTE = (
     "Layer is a category; in “both” the tracing effect enters as one straight line a layer. The F-test "
@@ -9,7 +11,7 @@ R2_NOTE = (
 )
 
 
-def answer(fits: list[Row], means: list[Row], curve: list[Row]) -> list[str]:
+def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] | None = None) -> list[str]:
     """The study's question answered in sentences whose every number comes from the store."""
     whole = [row for row in fits if row["r2_both"] is not None and row["r2_layer"] is not None]
     said: list[str] = []
@@ -35,9 +37,7 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row]) -> list[str]:
             f"In {sure} of the {len(whole)} the gain is more than chance at the 5\u00a0% level; "
             "the table below has each."
         )
-    best = _best_layer(means, curve)
-    if best:
-        said.append(best)
+    said += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
     return said
 
 
@@ -58,16 +58,16 @@ def _one_answer(row: Row) -> str:
 def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
     rewrite = [row for row in means if row["score"] == "rewrite" and row["mean"] is not None]
     groups = group_names(rewrite)
-    if len(groups) != 1 or len(rewrite) < 2:
+    if len(groups) > 1:
+        return _best_layers([in_group(rewrite, group) for group in groups])
+    if len(rewrite) < 2:
         return None
     best, worst = (pick(rewrite, key=lambda row: row["mean"]) for pick in (max, min))
     said = (
         f"Of the {len(rewrite)} layers edited, rewriting works best at layer {best['layer']} "
         f"(mean score {number(best['mean'])}) and worst at layer {worst['layer']} ({number(worst['mean'])})"
     )
-    traced = [
-        row for row in curve if all(row[key] == best[key] for key in ("model", "protocol", "window_size"))
-    ]
+    traced = [row for row in curve if all(row[key] == best[key] for key in ("model", "protocol", "window_size"))]
     if len(group_names(traced)) == 1:
         peak = max(traced, key=lambda row: row["mean_effect"])
         said += (
@@ -77,32 +77,62 @@ def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
     return said + "."
 
 
+def _best_layers(groups: list[list[Row]]) -> str:
+    """Where rewriting works best, of many editing runs: the layers, how often, and the range of the best means."""
+    best = [max(members, key=lambda row: row["mean"]) for members in groups]
+    times = sorted(Counter(row["layer"] for row in best).items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"layer {layer} ({count}×)" for layer, count in times)
+    low, high = (pick(row["mean"] for row in best) for pick in (min, max))
+    return (
+        f"Of {len(groups)} combinations of problem and method edited, rewriting works best at {listed}; "
+        f"its mean score there is {number(low)} to {number(high)}."
+    )
+
+
+def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
+    """Where tracing finds most, where _best_layer does not say it."""
+    # Of several windows, that which the edits are compared with.
+    compared = {row["window_size"] for row in means} & {row["window_size"] for row in curve}
+    groups = group_names(
+        [row for row in curve if not compared or row["window_size"] in compared], always=("window_size",)
+    )
+    if not groups or (means and len(group_names([row for row in means if row["score"] == "rewrite"])) == 1):
+        return None
+    found = []
+    for group, name in groups.items():
+        peak = max(in_group(curve, group), key=lambda row: row["mean_effect"])
+        found.append(f"layer {peak['layer']} (mean effect {number(peak['mean_effect'])}, {name}, {peak['n']:,} facts)")
+    return f"Tracing finds most at {', '.join(found)}."
+
+
+def _mass(rows: list[Row]) -> str | None:
+    said = []
+    for group, name in group_names(rows).items():
+        last = max(in_group(rows, group), key=lambda row: row["landed"])
+        said.append(f"{last['landed']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
+    return f"Mean rewrite score of facts edited into one model: after {'; after '.join(said)}." if said else None
+
+
 def f_text(row: Row) -> str:
     if row["f_value"] is None:
         return "no F-test possible"
-    text = (
-        f"F({row['df_num']:.0f}, {row['df_den']:.0f}) = {number(row['f_value'], 2)}, {p_text(row['p_value'])}"
-    )
+    text = f"F({row['df_num']:.0f}, {row['df_den']:.0f}) = {number(row['f_value'], 2)}, {p_text(row['p_value'])}"
     return text.replace(", ", ",\u00a0", 1).replace(" = ", "\u00a0=\u00a0")
 
 
 def byline(runs: list[Row], names: list[Row]) -> str:
-    main = [run for run in runs if run["kind"] in ("trace", "edit")]
+    main = [run for run in runs if run["kind"] in ("trace", "edit", "mass")]
     protocols = sorted({run["protocol"] for run in main})
     days = sorted({run["created_at"].strftime("%Y-%m-%d") for run in main})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    words = [plural(len(names), "fact"), f"{' and '.join(protocols)} protocol", plural(len(main), "run")]
+    facts = [plural(len(names), "fact")] if names else []
+    words = [*facts, f"{' and '.join(protocols)} protocol", plural(len(main), "run")]
     return f"{' · '.join(words)}, {when}"
 
 
 def pick_note(shown: int, there: int) -> str:
-    text = (
-        "Colour is p_restored, the probability of the true target after restoring a window of layers at one "
-        "token. Hover over a cell, or move with the arrow keys, to read it. Add #fact= and a fact’s id to "
-        "this file’s address to open it there."
-    )
-    return (
-        text
-        if shown == there
-        else f"{text} The first {shown} of {there} facts by subject are embedded here; all are in the store."
-    )
+    """What is to be known before picking; shown: facts embedded, of those there are."""
+    text = "Add #fact= and a fact’s id to this file’s address to open it there."
+    if shown == there:
+        return text
+    return f"{text} The first {shown:,} of {there:,} facts by subject are embedded here; all are in the store."
