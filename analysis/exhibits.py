@@ -39,6 +39,7 @@ class Source:
     args: tuple[Any, ...]
     relation: str
     params: dict[str, Any] = field(default_factory=dict)
+    note: str = ""  # what the query does not say
 
     def table(self, store: Store) -> pa.Table:
         return self.function(store, *self.args)
@@ -347,7 +348,8 @@ def layer_scores(store: Store) -> pa.Table:
 
 
 def layers(store: Store) -> Exhibit | None:
-    source = Source(layer_scores, (), "layer_means")
+    note = "for the rewrite score; the others take their names instead"
+    source = Source(layer_scores, (), "layer_means_of_score", {"score": "rewrite"}, note)
     table = source.table(store)
     rows = [row for row in table.to_pylist() if row["mean"] is not None]
     if not rows:

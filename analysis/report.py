@@ -36,12 +36,12 @@ SECTIONS = {
 NOTES = {"r2": R2_NOTE}
 
 
-def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_bytes: int = 5_000_000) -> Path:
+def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_bytes: int = 20_000_000) -> Path:
     """Write everything the store holds about a study into one HTML file; returns its path.
 
     The file loads nothing; `<file>#fact=<fact_id>` opens it with that fact picked.
-    max_facts, max_bytes: how many facts are embedded to pick from, and how much their grids and edits may take; the
-    report says so where there are more.
+    max_facts, max_bytes: how many facts are embedded to pick from, and how much the JSON of their grids and edits may
+    take (packed it is a third or less); the report says so where there are more.
     Raises StoreError where the store has no trace and no edit.
     """
     path = Path(path)

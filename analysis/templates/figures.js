@@ -1,5 +1,4 @@
 // Figures: the marks can be reached by pointer, touch and keyboard; panels can be chosen.
-const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const make = (tag, text, attributes) => {
   const element = document.createElement(tag);
@@ -21,6 +20,14 @@ const shown = (value) => {
 };
 const three = (value) => (value === null || value === undefined ? "–" : value.toFixed(3).replace(/^-(0.000)$/, "$1").replace("-", "−"));
 
+// The page's own data, gzipped in base64 (embed.py); browsers can unpack it since 2023.
+async function unpack() {
+  const bytes = Uint8Array.from(atob(at("data").textContent), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+const data = await unpack();
 document.documentElement.classList.add("js");
 for (const element of document.querySelectorAll(".scripted")) element.hidden = false;
 
@@ -41,6 +48,8 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     tip.style.top = `${box.top > own.height + 12 ? box.top - own.height - 8 : box.bottom + 8}px`;
   }
 
+  // The mark that the keyboard is on keeps its tip, whatever the pointer or the page does.
+  const focused = () => document.activeElement.closest(".mark");
   const marksOf = (root) => [...root.querySelectorAll(".panel:not([hidden]) .mark")];
 
   // Where a mark is, in units of its view box: [x, y, half its width, half its height].
@@ -157,7 +166,7 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
       const point = (event) => tell(nearest(chart, event));
       chart.addEventListener("pointermove", point);
       chart.addEventListener("pointerdown", point);
-      chart.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tell(null); });
+      chart.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tell(focused()); });
     }
     figure.addEventListener("focusin", (event) => {
       const mark = event.target.closest(".mark");
@@ -172,5 +181,5 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
   }
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tell(null); });
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest(".chart")) tell(null); });
-  addEventListener("scroll", () => { if (told && document.activeElement !== told) tell(null); else if (told) tell(told); }, { passive: true });
+  addEventListener("scroll", () => { if (told) tell(focused()); }, { passive: true });
 })();
