@@ -82,6 +82,7 @@ class Panel:
     facets: dict[str, str] = field(default_factory=dict)
     height: float = HEIGHT
     headings: tuple[tuple[float, str], ...] = ()  # (y, text) above groups of bars
+    of: str = ""  # what the title leaves to a choice of panels, where there is one
     points: int | None = None  # which of the page's lists of points the script makes marks of
 
 

@@ -117,7 +117,7 @@ class Exhibit:
     paper: str
     caption: str
     source: Source
-    csv: str
+    data: pa.Table  # what the source gave, all of it
     runs: list[str]
     table: Table | None = None
     panels: list[Panel] = field(default_factory=list)
@@ -129,6 +129,10 @@ class Exhibit:
         """One of each series that has a name, as the panels show them."""
         found = {one.name: one for panel in self.panels for one in panel.series if one.name}
         return list(found.values()) if len(found) > 1 else []
+
+    @cached_property
+    def csv(self) -> str:
+        return render(self.data, "csv")
 
     @property
     def kind(self) -> str:
@@ -143,18 +147,17 @@ def exhibits(store: Store) -> list[Exhibit]:
 # -- naming -----------------------------------------------------------------------------------------------
 
 
-def named(rows: Iterable[Row], panel: Sequence[str] = ("problem",)) -> list[Row]:
-    """The rows with `panel_name` (the values of the panel keys) and `series_name`, which tells the rest apart."""
+def named(rows: Iterable[Row], panel: str = "problem") -> list[Row]:
+    """The rows with `panel_name`, and `series_name` that tells the rest apart, alike in every panel; by panel."""
     rows = list(rows)
-    out = []
-    for values in dict.fromkeys(tuple(row[key] for key in panel) for row in rows):
-        members = [row for row in rows if tuple(row[key] for key in panel) == values]
-        for group, name in group_names(members, always=("method",)).items():
-            out += [
-                row | {"panel_name": " · ".join(map(str, values)), "series_name": name}
-                for row in in_group(members, group)
-            ]
-    return out
+    names = group_names(rows, always=("method",), apart=(panel,))
+    labelled = [
+        row | {"panel_name": str(row[panel]), "series_name": name}
+        for group, name in names.items()
+        for row in in_group(rows, group)
+    ]
+    order = list(dict.fromkeys(row["panel_name"] for row in labelled))
+    return sorted(labelled, key=lambda row: order.index(row["panel_name"]))
 
 
 def places(rows: Iterable[Row], key: str) -> dict[str, int]:
@@ -257,7 +260,7 @@ def r2(store: Store) -> Exhibit | None:
         "r2", "r2", "R² of the rewrite score", "Tables 1 and 3, Figure 6",
         "Share of the variance of the rewrite score explained by the choice of layer, by the tracing effect, and by "
         "both together (bars from the top).",
-        source, render(table, "csv"), run_ids(rows), Table("R² by layer, tracing effect and both.", columns, rows),
+        source, table, run_ids(rows), Table("R² by layer, tracing effect and both.", columns, rows),
         panels,
     )  # fmt: skip
 
@@ -306,6 +309,7 @@ def pairs(store: Store) -> Exhibit | None:
                 f"layer {row['layer']}: {rho}", "points", x, y, [Series("", 0, line=chart.dots(x, y, here))],
                 f"{name}: rewrite score against tracing effect, {rho}",
                 {"problem": row["panel_name"], "method": row["series_name"]}, points=len(lists),
+                of=f"{row['panel_name']} · {row['series_name']}" if len(ranges) > 1 else "",
             )
         )  # fmt: skip
         lists.append(
@@ -324,7 +328,7 @@ def pairs(store: Store) -> Exhibit | None:
         "pairs", "r2", "Rewrite score against tracing effect", "Figures 4 and 15",
         "Each point is one edit, at the layer named. Were localization a guide to editing, the points would follow the "
         "dashed line.",
-        source, render(table, "csv"), run_ids(rows),
+        source, table, run_ids(rows),
         Table("Pearson’s ρ of tracing effect and rewrite score at each edited layer.", shown, rows, folded=True),
         panels, facets(panels, ("problem", "method")), lists,
     )  # fmt: skip
@@ -393,7 +397,7 @@ def layers(store: Store) -> Exhibit | None:
     return Exhibit(
         "layers", "layers", "Mean edit scores by edited layer", "Figures 7, 8 and 9",
         "Means over facts; the bars are one standard error on each side. 1 is wholly successful.",
-        source, render(table, "csv"), run_ids(rows), _layer_table(rows, scores), panels,
+        source, table, run_ids(rows), _layer_table(rows, scores), panels,
         facets(panels, ("score", "problem"), start_all=("problem",)),
     )  # fmt: skip
 
@@ -467,7 +471,7 @@ def curve(store: Store) -> Exhibit | None:
         "curve", "tracing", "Mean tracing effect by layer", "Figure 10",
         "Mean over facts of the largest tracing effect over tokens, as a fraction of p_clean − p_noised; the band is "
         "one standard error on each side.",
-        source, render(table, "csv"), run_ids(rows), Table("Mean tracing effects.", columns, rows, folded=True),
+        source, table, run_ids(rows), Table("Mean tracing effects.", columns, rows, folded=True),
         [Panel("", "lines", x, y, series, "Mean tracing effect by layer, a line a tracing window")],
     )  # fmt: skip
 
@@ -504,7 +508,7 @@ def peaks(store: Store) -> Exhibit | None:
     return Exhibit(
         "peaks", "tracing", "Layer of each fact’s largest tracing effect", "Figures 1 and 11",
         "How many facts have their largest tracing effect at each layer.",
-        source, render(table, "csv"), run_ids(rows), Table("Facts by peak layer.", columns, rows, folded=True), panels,
+        source, table, run_ids(rows), Table("Facts by peak layer.", columns, rows, folded=True), panels,
     )  # fmt: skip
 
 
@@ -551,7 +555,7 @@ def mass(store: Store) -> Exhibit | None:
         "mass", "mass", "Mean scores by facts landed", "",
         "Mean scores of the facts that have landed, after so many of them were edited into one model; success is the "
         "share of them whose new target is the likelier one.",
-        source, render(table, "csv"), run_ids(rows), Table("Mean scores by facts landed.", columns, rows), panels,
+        source, table, run_ids(rows), Table("Mean scores by facts landed.", columns, rows), panels,
     )  # fmt: skip
 
 

@@ -16,9 +16,8 @@ from fasttrace.store import Store
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
-from .exhibits import COUNT, Column, Exhibit, Table, exhibits, layer_scores, said
+from .exhibits import COUNT, Column, Exhibit, Table, exhibits, said
 from .naming import Row
-from .regression import regressions
 from .relation import relation, sql
 from .sentences import R2_NOTE, answer, byline, pick_note
 
@@ -52,9 +51,9 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
         raise StoreError(f"{store.path} holds no trace and no edit, so there is nothing to report")
 
     shown = exhibits(store)
-    means = [row for row in layer_scores(store).to_pylist() if row["mean"] is not None]
+    found = {exhibit.key: exhibit.data.to_pylist() for exhibit in shown}
+    means = [row for row in found.get("layers", []) if row["mean"] is not None]
     left_out = relation(store, "left_out").to_pylist()
-    mass = relation(store, "mass_means").to_pylist()
     models = sorted({run["model"] for run in runs if run["kind"] in ("trace", "edit", "mass")})
     data, n_embedded = embedded(store, names[:max_facts], shown, max_bytes)
     there = {exhibit.section for exhibit in shown} | {"answer", "run", "again"} | ({"pick"} if n_embedded else set())
@@ -68,7 +67,7 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
             byline=byline(runs, names),
             sections={key: name for key, name in SECTIONS.items() if key in there},
             notes=NOTES,
-            answer=answer(regressions(store).to_pylist(), means, relation(store, "mean_effect").to_pylist(), mass),
+            answer=answer(found.get("r2", []), means, found.get("curve", []), found.get("mass", [])),
             exhibits=shown,
             views=views(shown),
             n_embedded=n_embedded,
@@ -144,19 +143,19 @@ def count_table(names: list[Row], runs: list[Row], counts: dict[str, Row], means
 
     edited = sorted({row["layer"] for row in means})
     sources = sorted({row["source"] for row in names if row["source"]})
+    # (what, how many, the kind of run without which the line says nothing)
     lines = [
-        ("Facts traced or edited", f"{len(names):,}"),
-        ("Facts come from", ", ".join(sources) or "not recorded"),
-        ("Facts tested for knowledge", f"{total('facts', 'facts'):,}, known {total('facts', 'kept'):,}"),
-        ("Facts traced", f"{total('trace', 'facts'):,}, kept {total('trace', 'kept'):,}"),
-        ("Cells of tracing grids", f"{total('trace', 'cells'):,}"),
-        ("Edits scored", f"{total('edit', 'edits'):,}"),
-        ("Layers edited", ", ".join(map(str, edited)) or "none"),
-        ("Facts edited into one model", f"{total('mass', 'facts'):,}"),
+        ("Facts traced or edited", f"{len(names):,}", None),
+        ("Facts come from", ", ".join(sources) or "not recorded", None),
+        ("Facts tested for knowledge", f"{total('facts', 'facts'):,}, known {total('facts', 'kept'):,}", "facts"),
+        ("Facts traced", f"{total('trace', 'facts'):,}, kept {total('trace', 'kept'):,}", "trace"),
+        ("Cells of tracing grids", f"{total('trace', 'cells'):,}", "trace"),
+        ("Edits scored", f"{total('edit', 'edits'):,}", "edit"),
+        ("Layers edited", ", ".join(map(str, edited)) or "none", "edit"),
+        ("Facts edited into one model", f"{total('mass', 'facts'):,}", "mass"),
     ]
-    kinds = {run["kind"] for run in runs}
-    absent = {"Facts tested for knowledge": "facts", "Facts edited into one model": "mass"}
-    rows = [{"what": what, "many": many} for what, many in lines if absent.get(what) in (None, *kinds)]
+    kinds = {None, *(run["kind"] for run in runs)}
+    rows = [{"what": what, "many": many} for what, many, kind in lines if kind in kinds]
     return Table("How much there is.", [Column("what", "what"), Column("many", "how many", wrap=True)], rows)
 
 

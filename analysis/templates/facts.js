@@ -183,7 +183,6 @@
   function drawByLayer(places) {
     const table = at("by-layer"), edits = fact.edits;
     table.replaceChildren(make("caption"));
-    table.caption.append(make("span", "Tracing effect (largest over tokens) and rewrite score at each edited layer."));
     const layers = [...new Set(places.map((place) => edits.layer[place]))].sort((a, b) => a - b);
     const head = table.appendChild(make("thead")).appendChild(make("tr"));
     head.append(make("th", "layer", { scope: "col" }), ...layers.map((layer) => make("th", layer, { scope: "col", class: "n" })));
@@ -194,6 +193,8 @@
       if (!lines.has(number)) lines.set(number, new Map());
       lines.get(number).set(edits.layer[place], edits.rewrite[place]);
     }
+    const what = effects.size ? "Tracing effect (largest over tokens) and rewrite score" : "Rewrite score";
+    table.caption.append(make("span", `${what} at each edited layer.`));
     const add = (name, value) => body.appendChild(make("tr")).append(make("th", name, { scope: "row" }), ...layers.map((layer) => make("td", three(value(layer)), { class: "n" })));
     for (const [found, name] of effects) add(name, (layer) => found.by_layer[layer]);
     for (const [number, scores] of lines) add(`rewrite: ${data.groups[number].name}`, (layer) => scores.get(layer));
