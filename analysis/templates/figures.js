@@ -142,26 +142,21 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
 
   for (const figure of document.querySelectorAll(".figure")) {
     const panels = [...figure.querySelectorAll(".panel")], choices = [...figure.querySelectorAll("[data-facet]")];
-    const choose = () => {
+    const facets = panels.map((panel) => JSON.parse(panel.dataset.facets));
+    const fits = (place, one) => !one.value || one.value.slice(1) === facets[place][one.dataset.facet];
+    const left = () => panels.map((_, place) => place).filter((place) => choices.every((one) => fits(place, one)));
+    const choose = (changed) => {
       tell(null);
-      for (const panel of panels) {
-        const facets = JSON.parse(panel.dataset.facets);
-        panel.hidden = choices.some((one) => one.value && one.value.slice(1) !== facets[one.dataset.facet]);
-        points(panel);
+      if (!left().length) { // a method that was not run on this problem, say: the first that was is taken instead
+        const place = facets.findIndex((_, place) => fits(place, changed));
+        for (const other of choices) if (other !== changed) other.value = `=${facets[place][other.dataset.facet]}`;
       }
-      // A choice may leave nothing (a method that was not run on a problem): the next one that leaves something is taken.
+      const here = new Set(left());
+      panels.forEach((panel, place) => { panel.hidden = !here.has(place); points(panel); });
       oneStop(figure);
     };
-    for (const one of choices) one.addEventListener("change", () => {
-      choose();
-      if (panels.every((panel) => panel.hidden)) {
-        const rest = choices.find((other) => other !== one);
-        const fits = panels.find((panel) => JSON.parse(panel.dataset.facets)[one.dataset.facet] === one.value.slice(1));
-        if (rest && fits) rest.value = `=${JSON.parse(fits.dataset.facets)[rest.dataset.facet]}`;
-        choose();
-      }
-    });
-    choose();
+    for (const one of choices) one.addEventListener("change", () => choose(one));
+    choose(choices[0]);
     for (const chart of figure.querySelectorAll(".chart")) {
       const point = (event) => tell(nearest(chart, event));
       chart.addEventListener("pointermove", point);

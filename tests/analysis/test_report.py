@@ -634,6 +634,37 @@ def test_tables_are_filtered_and_saved(twenty, tmp_path):
         assert browser.run("document.getElementById('run-mass-1').open")
 
 
+@needs_chromium
+def test_a_choice_that_leaves_nothing_takes_what_was_run(wide_study, tmp_path):
+    """MEMIT was run for error injection only: choosing fact forcing goes on to ROME."""
+    page = written(wide_study, tmp_path / "wide.html")
+    with opened(page.url, tmp_path) as browser:
+        chosen = "[...document.querySelectorAll('#figure-pairs select')].map(list => list.selectedOptions[0].text)"
+        assert browser.run(chosen) == ["error-injection", "memit · smollm2-135m"]
+        choose(browser, "#pairs-problem", "fact-forcing")
+        assert browser.run(chosen) == ["fact-forcing", "rome · smollm2-135m"]
+        shown = "document.querySelectorAll('#figure-pairs .panel:not([hidden]) .mark').length"
+        assert browser.run(shown) == 12 * len(EDITED)
+        # a series has one colour in every panel, and the legend names each once
+        legend = browser.run("[...document.querySelectorAll('#figure-layers .legend li')].map(one => one.textContent)")
+        assert sorted(legend) == ["memit · smollm2-135m", "rome · gpt2", "rome · smollm2-135m"]
+
+
+@needs_chromium
+def test_without_script_everything_but_the_picker_can_be_read(twenty, tmp_path):
+    with Browser(tmp_path / "profile") as browser:
+        browser.send("Emulation.setScriptExecutionDisabled", value=True)
+        browser.open(twenty.url)
+        browser.run(CHECKS)
+        marks = "[...document.querySelectorAll('.dots, .mark, .panel-title, table')]"
+        assert browser.run(f"{marks}.filter(one => !one.closest('details, .picker') && !visible(one)).length") == 0
+        assert browser.run("[...document.querySelectorAll('.controls, .tip')].filter(visible).length") == 0
+        titles = browser.run("[...document.querySelectorAll('#figure-pairs .panel-title')].map(one => one.textContent)")
+        assert len(set(titles)) == len(titles) == 20 * len(EDITED)
+        assert titles[0].startswith("error-injection · ft-1, layer 0: ρ = ")
+        assert "needs JavaScript" in browser.run("document.querySelector('#pick').parentNode.textContent")
+
+
 AWKWARD = "a<b>&\"q\" 'r' $x$ {y}\nnext, line"
 
 
