@@ -49,7 +49,8 @@ class Series:
 
     @property
     def shape(self) -> str:
-        return SHAPES[self.place % len(SHAPES)]
+        # Moved on by one every time the colours begin again, so that no two of 36 look alike.
+        return SHAPES[(self.place + self.place // len(SHAPES)) % len(SHAPES)]
 
     @property
     def dash(self) -> str:

@@ -147,17 +147,23 @@ def exhibits(store: Store) -> list[Exhibit]:
 # -- naming -----------------------------------------------------------------------------------------------
 
 
-def named(rows: Iterable[Row], panel: str = "problem") -> list[Row]:
-    """The rows with `panel_name`, and `series_name` that tells the rest apart, alike in every panel; by panel."""
+def named(rows: Iterable[Row]) -> list[Row]:
+    """The rows, problem by problem, with `series_name`, which says what the panel's and the choices' names do not.
+
+    A panel is of one problem, and of one way of tracing: `traced` names it where there are several.
+    """
     rows = list(rows)
-    names = group_names(rows, always=("method",), apart=(panel,))
+    apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
+    names = group_names(rows, always=("method",), apart=apart)
+    ways = "localization" in apart and bool(several(rows, "localization"))
     labelled = [
-        row | {"panel_name": str(row[panel]), "series_name": name}
+        row | {"series_name": name, "traced": row["localization"] if ways else ""}
         for group, name in names.items()
         for row in in_group(rows, group)
     ]
-    order = list(dict.fromkeys(row["panel_name"] for row in labelled))
-    return sorted(labelled, key=lambda row: order.index(row["panel_name"]))
+    problems = list(dict.fromkeys(row["problem"] for row in labelled))
+    # Denoising is causal tracing proper; what is added to it comes after it.
+    return sorted(labelled, key=lambda row: (row["traced"] != "denoise", row["traced"], problems.index(row["problem"])))
 
 
 def places(rows: Iterable[Row], key: str) -> dict[str, int]:
@@ -231,8 +237,9 @@ def r2(store: Store) -> Exhibit | None:
     models = (("r2_layer", "edited layer"), ("r2_effect", "tracing effect"), ("r2_both", "both"))
     panels = []
     labelled = named(rows)
-    for problem in dict.fromkeys(row["panel_name"] for row in labelled):
-        members = [row for row in labelled if row["panel_name"] == problem]
+    for traced, problem in dict.fromkeys((row["traced"], row["problem"]) for row in labelled):
+        members = [row for row in labelled if (row["traced"], row["problem"]) == (traced, problem)]
+        words = " · ".join(filter(None, (problem, traced)))
         groups = [
             (
                 row["series_name"],
@@ -240,15 +247,16 @@ def r2(store: Store) -> Exhibit | None:
                     (
                         name,
                         row[key],
-                        f"{problem} · {row['series_name']}, {name}: R² = {number(row[key])}, n = {row['n']:,}",
+                        f"{words} · {row['series_name']}, {name}: R² = {number(row[key])}, n = {row['n']:,}",
                     )
                     for key, name in models
                 ],
             )
             for row in members
         ]
-        summary = f"{problem}: R² of the rewrite score by layer, tracing effect and both, a group of bars a method"
-        panels.append(chart.bars_across(problem, groups, "R²", summary))
+        summary = f"{words}: R² of the rewrite score by layer, tracing effect and both, a group of bars a method"
+        panel = chart.bars_across(problem, groups, "R²", summary)
+        panels.append(replace(panel, of=traced, facets={"localization": traced}))
     columns = [
         *keys_of(rows),
         Column("n", "edits", **COUNT), Column("n_facts", "facts", **COUNT), Column("n_left_out", "left out", **COUNT),
@@ -261,7 +269,7 @@ def r2(store: Store) -> Exhibit | None:
         "Share of the variance of the rewrite score explained by the choice of layer, by the tracing effect, and by "
         "both together (bars from the top).",
         source, table, run_ids(rows), Table("R² by layer, tracing effect and both.", columns, rows),
-        panels,
+        panels, facets(panels, ("localization",), at_once=1),
     )  # fmt: skip
 
 
@@ -291,25 +299,26 @@ def pairs(store: Store) -> Exhibit | None:
     panels: list[Panel] = []
     lists: list[Row] = []
     labelled = named(rows)
-    ranges: dict[tuple[str, str], list[float]] = {}  # what is shown at once, a problem and method, has one scale
+    ranges: dict[str, list[float]] = {}  # what is shown at once has one scale
     for row in labelled:
+        row["name"] = " · ".join(filter(None, (row["problem"], row["series_name"], row["traced"])))
         values = [scores[place] for place in found.get(tuple(row[key] for key in identity), [])]
-        ranges.setdefault((row["panel_name"], row["series_name"]), [0.0, 1.0]).extend(values)
+        ranges.setdefault(row["name"], [0.0, 1.0]).extend(values)
     for row in labelled:
         places_here = found.get(tuple(row[key] for key in identity), [])
         if not places_here:
             continue
         here = [(effects[place], scores[place]) for place in places_here]
-        there = ranges[row["panel_name"], row["series_name"]]
+        there = ranges[row["name"]]
         y = chart.upward(min(there), max(there), "rewrite score")
         rho = f"ρ = {number(row['rho'], 2)}, {p_text(row['p_value'])}, n = {len(here):,}"
-        name = f"{row['panel_name']} · {row['series_name']}, layer {row['layer']}"
+        name = f"{row['name']}, layer {row['layer']}"
         panels.append(
             Panel(
                 f"layer {row['layer']}: {rho}", "points", x, y, [Series("", 0, line=chart.dots(x, y, here))],
                 f"{name}: rewrite score against tracing effect, {rho}",
-                {"problem": row["panel_name"], "method": row["series_name"]}, points=len(lists),
-                of=f"{row['panel_name']} · {row['series_name']}" if len(ranges) > 1 else "",
+                {"localization": row["traced"], "problem": row["problem"], "method": row["series_name"]},
+                of=row["name"] if len(ranges) > 1 else "", points=len(lists),
             )
         )  # fmt: skip
         lists.append(
@@ -330,19 +339,23 @@ def pairs(store: Store) -> Exhibit | None:
         "dashed line.",
         source, table, run_ids(rows),
         Table("Pearson’s ρ of tracing effect and rewrite score at each edited layer.", shown, rows, folded=True),
-        panels, facets(panels, ("problem", "method")), lists,
+        panels, facets(panels, ("localization", "problem", "method")), lists,
     )  # fmt: skip
 
 
-def facets(panels: list[Panel], keys: Sequence[str], start_all: Sequence[str] = ()) -> list[Facet]:
+def facets(
+    panels: list[Panel], keys: Sequence[str], start_all: Sequence[str] = (), at_once: int = AT_ONCE
+) -> list[Facet]:
     """What to choose panels by, where there are too many to show at once."""
-    if len(panels) <= AT_ONCE:
+    if len(panels) <= at_once:
         return []
+    names = {"localization": "traced by"}
     out = []
     for key in keys:
         values = list(dict.fromkeys(panel.facets[key] for panel in panels))
         if len(values) > 1:
-            out.append(Facet(key, key, values, "" if key in start_all else values[0], all=key in start_all))
+            start = "" if key in start_all else values[0]
+            out.append(Facet(key, names.get(key, key), values, start, all=key in start_all))
     return out
 
 
@@ -361,7 +374,7 @@ def layers(store: Store) -> Exhibit | None:
     scores = [score for score in SCORES if any(row["score"] == score for row in rows)]
     labelled = named(rows)
     colour = places(labelled, "series_name")
-    problems = list(dict.fromkeys(row["panel_name"] for row in labelled))
+    problems = list(dict.fromkeys(row["problem"] for row in labelled))
     edited = sorted({row["layer"] for row in rows})
     x = chart.across(edited[0], edited[-1], "edited layer", chart.layer_ticks(edited), margin=0.05)
     ends = [0.0, 1.0, *(row["mean"] for row in rows)]
@@ -369,7 +382,7 @@ def layers(store: Store) -> Exhibit | None:
     for score in scores:
         y = chart.upward(min(ends), max(ends), f"mean {score} score")
         for problem in problems:
-            members = [row for row in labelled if row["panel_name"] == problem and row["score"] == score]
+            members = [row for row in labelled if row["problem"] == problem and row["score"] == score]
             if not members:
                 continue
             series = [

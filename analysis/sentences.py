@@ -1,8 +1,9 @@
 """What the report says in sentences; every number in them comes from the store."""
 
 from collections import Counter
+from typing import Any
 
-from .naming import Row, group_names, in_group, number, p_text, percent, plural, points
+from .naming import GROUP, Row, group_names, in_group, number, p_text, percent, plural, points
 
 R2_NOTE = (
     "Layer is a category; in “both” the tracing effect enters as one straight line a layer. The F-test "
@@ -20,25 +21,39 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] 
             "The store does not yet hold enough edits of traced facts for a regression, so it does not say "
             "whether localization informs editing."
         )
-    elif len(whole) == 1:
-        said.append(_one_answer(whole[0]))
-    else:
-        names = list(group_names(whole).values())
-        layer = [row["r2_layer"] for row in whole]
-        top = max(range(len(whole)), key=lambda place: whole[place]["diff"])
-        said.append(
-            f"Over {len(whole)} regressions, one a problem and method, choosing the layer explains "
-            f"{percent(sum(layer) / len(layer))} of the variance of the rewrite score on average "
-            f"({percent(min(layer))} to {percent(max(layer))}); adding the tracing effect raises that by at "
-            f"most {points(whole[top]['diff'])} ({names[top]}; {f_text(whole[top])})."
-        )
-        sure = sum(row["p_value"] is not None and row["p_value"] < 0.05 for row in whole)
-        said.append(
-            f"In {sure} of the {len(whole)} the gain is more than chance at the 5\u00a0% level; "
-            "the table below has each."
-        )
+    for name, members in _ways(whole):
+        lead = f"For {name}: " if name else ""
+        said += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
     said += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
     return said
+
+
+def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    """The regressions by what they are of, problem, method and runs apart; a set has a name where there are several."""
+    keys = [key for key in GROUP if key not in ("problem", "method") and rows and key in rows[0]]
+    sets: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        sets.setdefault(tuple(row[key] for key in keys), []).append(row)
+    names = group_names([dict(zip(keys, values, strict=True)) for values in sets], always=())
+    named = {tuple(value for _, value in group): name for group, name in names.items()}
+    # Denoising is causal tracing proper: what it says comes first.
+    order = sorted(sets, key=lambda values: dict(zip(keys, values, strict=True)).get("localization") != "denoise")
+    return [(named[values], sets[values]) for values in order]
+
+
+def _many_answers(rows: list[Row], lead: str) -> list[str]:
+    names = list(group_names(rows).values())
+    layer = [row["r2_layer"] for row in rows]
+    top = max(range(len(rows)), key=lambda place: rows[place]["diff"])
+    over = f"{'over' if lead else 'Over'} {len(rows)} regressions"
+    sure = sum(row["p_value"] is not None and row["p_value"] < 0.05 for row in rows)
+    return [
+        f"{lead}{over}, one a problem and method, choosing the layer explains "
+        f"{percent(sum(layer) / len(layer))} of the variance of the rewrite score on average "
+        f"({percent(min(layer))} to {percent(max(layer))}); adding the tracing effect raises that by at "
+        f"most {points(rows[top]['diff'])} ({names[top]}; {f_text(rows[top])}).",
+        f"In {sure} of the {len(rows)} the gain is more than chance at the 5\u00a0% level; the table below has each.",
+    ]
 
 
 def _one_answer(row: Row) -> str:

@@ -184,6 +184,37 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
     assert "does not say whether" in answer([row | {"r2_both": None}], [], [])[0]
 
 
+def test_ways_of_tracing_are_answered_for_one_by_one():
+    """Denoising, which is causal tracing proper, comes first; nothing is averaged over ways."""
+    row = {"r2_layer": 0.5, "r2_effect": 0.01, "f_value": 4.0, "df_num": 8, "df_den": 160, "p_value": 0.01}
+    row |= {"problem": "error-injection", "score": "rewrite", "model": "toy", "window_size": 5}
+    rows = [
+        row | {"localization": way, "method": method, "r2_both": 0.5 + diff, "diff": diff}
+        for way, method, diff in (("attribution", "rome", 0.2), ("denoise", "rome", 0.01), ("denoise", "memit", 0.02))
+    ]
+    said = answer(rows, [], [])
+    assert said[0].startswith("For denoise: over 2 regressions")
+    assert "at most 2.0 points (error-injection · memit;" in said[0]
+    assert said[1].startswith("In 2 of the 2")
+    assert said[2].startswith("For attribution: Choosing the layer explains")
+
+
+@pytest.fixture(scope="module")
+def two_ways(tmp_path_factory):
+    """A study traced by denoising and by zeroing."""
+    folder = tmp_path_factory.mktemp("ways")
+    store = Store(folder / "study.duckdb")
+    facts = study_facts(count=6)
+    store.add_facts(facts)
+    store.add(trace_result(facts))
+    zero = trace_result(facts, run_id="trace-zero")
+    zero.run["settings"] = json.dumps(json.loads(zero.run["settings"]) | {"method": "zero"})
+    store.add(zero)
+    store.add(edit_result(facts))
+    store.add(edit_result(facts, method="memit"))
+    return written(store, folder / "report.html")
+
+
 def test_headings_are_in_order_and_everything_has_a_name(report):
     levels = [int(tag[1]) for tag, _ in report.page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -629,6 +660,12 @@ def test_tables_are_filtered_and_saved(twenty, tmp_path):
         edits = list(csv.reader((tmp_path / "edits.csv").open(encoding="utf-8")))
         assert len(edits) == 1 + 32
         assert edits[0][:5] == ["problem", "method", "layer", "tracing effect", "rewrite"]
+        # code is copied: into the clipboard, or where the browser keeps it from files, as the selection
+        browser.run("document.querySelector('#run-mass-1').open = true")
+        block = "document.querySelector('#run-mass-1 .code')"
+        browser.run(f"{block}.querySelector('button').click()")
+        browser.until(f"{block}.querySelector('button').textContent === 'Copied'")
+        browser.run("document.querySelector('#run-mass-1').open = false")
         # a link to a folded run opens it
         browser.turn_to("run-mass-1")
         assert browser.run("document.getElementById('run-mass-1').open")
@@ -648,6 +685,23 @@ def test_a_choice_that_leaves_nothing_takes_what_was_run(wide_study, tmp_path):
         # a series has one colour in every panel, and the legend names each once
         legend = browser.run("[...document.querySelectorAll('#figure-layers .legend li')].map(one => one.textContent)")
         assert sorted(legend) == ["memit · smollm2-135m", "rome · gpt2", "rome · smollm2-135m"]
+
+
+@needs_chromium
+def test_ways_of_tracing_are_chosen_between(two_ways, tmp_path):
+    with opened(two_ways.url, tmp_path) as browser:
+        bars = (
+            "[...document.querySelectorAll('#figure-r2 .panel:not([hidden]) .mark title')].map(one => one.textContent)"
+        )
+        assert browser.run("document.querySelector('#r2-localization').selectedOptions[0].text") == "denoise"
+        assert all(" · denoise · " in title for title in browser.run(bars))
+        choose(browser, "#r2-localization", "zero")
+        assert len(browser.run(bars)) == 2 * 3
+        assert all(" · zero · " in title for title in browser.run(bars))
+        choose(browser, "#pairs-localization", "zero")
+        shown = "[...document.querySelectorAll('#figure-pairs .panel:not([hidden]) svg')].map(one => one.ariaLabel)"
+        assert len(browser.run(shown)) == len(EDITED)
+        assert all(" · zero, layer" in label for label in browser.run(shown))
 
 
 @needs_chromium
