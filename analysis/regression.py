@@ -7,6 +7,7 @@ samples, module, localization method and window size) of the same model weights 
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ KEYS = (
     "trace_run_id", "score", "effect_at",
 )  # fmt: skip
 """What one regression is of; two rows that differ in any of these are never pooled."""
+
+
+Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def regressions(
@@ -74,6 +78,20 @@ def layer_correlations(store: Store, score: str = "rewrite", *, effect_at: str =
     table = relation(store, "layer_correlations_of_score", {"score": score, "effect_at": effect_at})
     p_values = [_rho_tail(row["rho"], row["n"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
+
+
+def regression_rows(store: Store, score: str = "rewrite", *, effect_at: str = "max", **choice: Any) -> Iterator[Rows]:
+    """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
+
+    choice: values of KEYS to keep. x = tracing effect, y = score, float64; rows that lack either are left out.
+    """
+    _check(score, effect_at)
+    frame = relation(store, "regression_input", {"score": score, "effect_at": effect_at}).to_pandas()
+    for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
+        if all(value is None or identity[name] == value for name, value in choice.items()):
+            used = group.dropna(subset=["x", "y"])
+            yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
 
 
 def check_with_statsmodels(store: Store, score: str = "rewrite", *, effect_at: str = "max") -> pa.Table:
