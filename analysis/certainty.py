@@ -17,7 +17,8 @@ from fasttrace.store import Store
 from .regression import KEYS, regression_rows
 
 SHARES = ("r2_layer", "r2_effect", "r2_both", "diff")
-COLUMNS = (*(f"{name}_{end}" for name in SHARES for end in ("low", "high")), "f_clustered", "df_clustered", "p_clustered")
+TESTED = ("f_clustered", "df_clustered", "p_clustered")
+COLUMNS = (*(f"{name}_{end}" for name in SHARES for end in ("low", "high")), *TESTED)
 DRAWS = 50_000_000  # resamples × facts: beyond it fewer resamples are drawn, never fewer than 200
 _NOISE = 1e-13  # a variance below this share of the whole is rounding
 Numbers = dict[str, float | None]
@@ -86,10 +87,10 @@ class Sample:
 
     def clustered_test(self) -> Numbers:
         """Wald's F of all slopes of y ~ C(layer) * x at 0, its covariance clustered by fact."""
-        none: Numbers = dict.fromkeys(("f_clustered", "df_clustered", "p_clustered"))
+        none: Numbers = dict.fromkeys(TESTED)
         if not self.n:
             return none
-        count, sx, _, sxx, sxy, _ = self._sums().sum(0).T
+        count, sx, _, sxx, _, _ = self._sums().sum(0).T
         within = sxx - sx**2 / count
         sloped = np.flatnonzero(within > _NOISE * max(float(sxx.sum()), 1e-300))
         free = self.n - self.n_layers - len(sloped)

@@ -62,7 +62,9 @@ def test_a_resample_is_the_regression_of_the_facts_drawn():
             slow[name].append(float(value[0]))
     fast = sample.intervals(300, 0.9, seed)
     for name in SHARES:
-        assert [fast[f"{name}_low"], fast[f"{name}_high"]] == pytest.approx(np.percentile(slow[name], [5, 95]), abs=1e-9)
+        assert [fast[f"{name}_low"], fast[f"{name}_high"]] == pytest.approx(
+            np.percentile(slow[name], [5, 95]), abs=1e-9
+        )
 
 
 def test_an_interval_covers_what_it_should():
@@ -96,6 +98,8 @@ def test_store(wide_study):
     assert {row["problem"] for row in chosen.to_pylist()} == {"fact-forcing"}
     assert chosen["r2_layer_low"].null_count == chosen.num_rows
     rows = {tuple(keys.values()): len(arrays["x"]) for keys, arrays in regression_rows(wide_study)}
-    assert rows == {tuple(row[name] for name in KEYS): row["n"] for row in check_with_statsmodels(wide_study).to_pylist()}
+    assert rows == {
+        tuple(row[name] for name in KEYS): row["n"] for row in check_with_statsmodels(wide_study).to_pylist()
+    }
     with pytest.raises(UserError, match="at least 0 were wanted"):
         certainty(wide_study, resamples=-1)
