@@ -26,6 +26,7 @@ KEYS = (
     "trace_run_id", "score", "effect_at",
 )  # fmt: skip
 """What one regression is of; two rows that differ in any of these are never pooled."""
+KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 
 
 Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -115,7 +116,7 @@ _FITTED = (
     "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",
     "rmse_effect", "rmse_both",
 )  # fmt: skip
-_TYPES = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()} | dict.fromkeys(_FITTED, pa.float64())
+_TYPES = KINDS | dict.fromkeys(_FITTED, pa.float64())
 
 
 def _by_statsmodels(used: Any) -> dict[str, float | None]:

@@ -133,7 +133,7 @@ def load_study(source: str) -> Study:
             wrong = [value for value in one.get(key, []) if value not in known]
             if wrong:
                 raise UserError(
-                    f"study file '{source}': [edit] {key} has {wrong[0]!r}, of {', '.join(known)} was wanted"
+                    f"study file '{source}': [edit] {key} has {wrong[0]!r}, some of {', '.join(known)} were wanted"
                 )
     order = raw.get("facts", {}).get("order", "given")
     if order not in ("given", "interleaved"):
