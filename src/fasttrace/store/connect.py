@@ -20,13 +20,12 @@ import duckdb
 
 from fasttrace.errors import StoreError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
 
-# Tables before the views that read them.
 RELATIONS = (
-    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "edits", "edit_prompts",
-    "mass_edits", "moments", "benches", "trace_effects",
+    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "trace_effects", "edits",
+    "edit_prompts", "mass_edits", "moments", "benches",
 )  # fmt: skip
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
