@@ -168,9 +168,8 @@ def test_against_statsmodels(store, by_sql):
 
 
 def test_the_sums_say_what_they_are(store, cases):
-    rows = query(
-        store, "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND n > 0", ["rewrite"]
-    ).to_pylist()
+    sums = "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND n > 0"
+    rows = query(store, sums, ["rewrite"]).to_pylist()
     assert len(rows) > 60
     for row in rows:
         layer, x, y = numbers(cases[row["problem"]])
