@@ -13,8 +13,8 @@ from fasttrace.store import Store, rows_of
 
 # Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
 VIEWS = (
-    "edit_scores", "regression_rows", "layer_sums", "group_counts", "regressions", "layer_correlation",
-    "layer_means",
+    "edit_values", "run_pairs", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
+    "group_errors", "regressions", "layer_correlation", "layer_means",
 )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 # Shown only where rows differ in them: what tells runs apart.
 _TELLING = (
-    "protocol", "model", "source", "module", "localization", "window_size", "effect_at", "edit_run_id", "trace_run_id",
+    "protocol", "model", "module", "localization", "window_size", "source", "effect_at", "subset", "edit_run_id",
+    "trace_run_id",
 )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),
 }
+# Relations without an index, which would cost more than the rows: statements/guard_<relation>.sql stands in for it.
+GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts")
 # A later batch of a run must agree with the first on these: every row of the run is read through them.
 IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
 _RUN_COLUMNS = (
@@ -102,9 +104,16 @@ def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: list[tupl
     con.begin()
     _check_identity(con, run)
     _execute(con, "add_run", run)
-    added = 0
     for relation, table in tables:
-        added = _insert(con, f"add_{relation}", table, run)  # the last relation is the one that counts
+        con.register(f"batch_{relation}", table)
+    for relation, _ in tables:
+        if relation in GUARDED:
+            _check_keys(con, relation, run)
+    added = 0
+    for relation, _ in tables:
+        if relation == "traces":
+            _execute(con, "add_trace_effects", run)
+        added = _execute(con, f"add_{relation}", run)  # the last relation is the one that counts
     if added:
         _execute(con, "add_seconds", run)
     con.commit()
@@ -118,12 +127,11 @@ def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
     """
     table = facts_table(facts)
     con.begin()
-    con.register("batch", table)
+    con.register("batch_facts", table)
     differ = con.execute(statement("facts_that_differ")).fetchall()
     if differ:
         raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each an id of its own")
-    con.unregister("batch")
-    added = _insert(con, "add_facts", table, {})
+    added = _execute(con, "add_facts", {})
     con.commit()
     return added
 
@@ -182,11 +190,11 @@ def _execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any
     return int(rows[0][0])
 
 
-def _insert(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table, values: Mapping[str, Any]) -> int:
-    con.register("batch", table)
-    added = _execute(con, name, values)
-    con.unregister("batch")
-    return added
+def _check_keys(con: duckdb.DuckDBPyConnection, relation: str, run: Mapping[str, Any]) -> None:
+    for fact_id, reason in con.execute(statement(f"guard_{relation}")).fetchall():
+        raise StoreError(
+            f"a row of the run {run['run_id']} does not fit the store ({relation}): the fact {fact_id!r} {reason}"
+        )
 
 
 def _naive_utc(moment: object) -> datetime:
