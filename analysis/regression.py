@@ -39,8 +39,8 @@ class Choice(TypedDict, total=False):
     effect_at: the tracing effect is the largest fraction over tokens ("max", the default), that of the last subject
     token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
     subset: "all" facts (the default), or those "concentrated" in few layers (paper, Table 2), by
-    sql/concentrated_facts.sql. window_size: layers. source: the facts' data set, "counterfact" say. localization: the
-    tracing method.
+    sql/concentrated_facts.sql. window_size: of the tracing effects, layers; None takes the one that each edit
+    was made to be compared with. source: the facts' data set, "counterfact" say. localization: the tracing method.
     """
 
     effect_at: str
@@ -66,7 +66,7 @@ def regressions(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) 
     Raises UserError for an unknown score, effect_at or subset.
     Source: paper, section 4.3 and Appendix B.
     """
-    table = relation(store, "regressions_of_score", _params(score, choice))
+    table = _relation(store, "regressions_of_score", score, choice)
     p_values = [_f_tail(row["f_value"], row["df_num"], row["df_den"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
@@ -87,7 +87,7 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
     Columns: KEYS, layer, n, n_left_out, rho, p_value (two-sided, Student's t with n − 2 degrees of freedom).
     Raises UserError for an unknown score, effect_at or subset.
     """
-    table = relation(store, "layer_correlations_of_score", _params(score, choice))
+    table = _relation(store, "layer_correlations_of_score", score, choice)
     p_values = [_rho_tail(row["rho"], row["n"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
@@ -97,7 +97,7 @@ def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choic
 
     x = tracing effect, y = score, float64; rows that lack either are left out.
     """
-    frame = relation(store, "regression_input", _params(score, choice)).to_pandas()
+    frame = _relation(store, "regression_input", score, choice).to_pandas()
     for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
         used = group.dropna(subset=["x", "y"])
         identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
@@ -110,7 +110,7 @@ def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpac
     Columns: KEYS, n, n_left_out, r2_layer, r2_effect, r2_both, diff, f_value, df_num, df_den, p_value,
     rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both; rows in the order of `regressions`.
     """
-    frame = relation(store, "regression_input", _params(score, choice)).to_pandas()
+    frame = _relation(store, "regression_input", score, choice).to_pandas()
     rows = []
     for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
         used = group.dropna(subset=["x", "y"])
@@ -162,6 +162,10 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
         return 0.0
     t = abs(rho) * np.sqrt((n - 2) / ((1 - rho) * (1 + rho)))
     return float(2 * stats.t.sf(t, n - 2))
+
+
+def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
+    return relation(store, name, _params(score, choice), tracing_window=choice.get("window_size"))
 
 
 def _params(score: str, choice: Choice) -> dict[str, Any]:

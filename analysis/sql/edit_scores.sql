@@ -13,7 +13,7 @@ SELECT
     pair.model,
     pair.module,
     pair.localization,
-    edit.window_size,
+    pair.window_size,
     edit.edit_run_id,
     pair.trace_run_id,
     fact.source,
@@ -25,10 +25,10 @@ SELECT
     trace.effect_last_subject,
     trace.effect_absolute
 FROM edit_values AS edit
-JOIN run_pairs AS pair ON pair.edit_run_id = edit.edit_run_id AND pair.window_size = edit.window_size
+JOIN run_pairs AS pair ON pair.edit_run_id = edit.edit_run_id AND pair.edit_window_size = edit.window_size
 LEFT JOIN trace_effects AS trace
     ON trace.run_id = pair.trace_run_id
     AND trace.fact_id = edit.fact_id
     AND trace.layer = edit.layer
-    AND trace.window_size = edit.window_size
+    AND trace.window_size = pair.window_size
 LEFT JOIN facts AS fact ON fact.fact_id = edit.fact_id;

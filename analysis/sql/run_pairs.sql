@@ -1,7 +1,9 @@
 -- run_pairs: which tracing runs an editing run is compared with.
--- Grain: one row an editing run, its window size, and tracing run of the same model_hash, protocol and window size; runs
--- are never pooled. trace_run_id is NULL where there is none. Inputs: edits, trace_effects, runs.
--- Units: window_size in layers; module and localization (its method) are the tracing run's settings.
+-- Grain: one row an editing run, its window size, and tracing run of the same model_hash and protocol that has the
+-- tracing window: the edits' own, or the one that `SET VARIABLE tracing_window = 10` asks for (paper, Figure 12). Runs are
+-- never pooled. trace_run_id is NULL where there is none. Inputs: edits, trace_effects, runs.
+-- Units: window_size (of tracing) and edit_window_size in layers; module and localization (its method) are the tracing
+-- run's settings.
 CREATE OR REPLACE TEMP VIEW run_pairs AS
 WITH
 edit_grids AS (
@@ -13,7 +15,8 @@ trace_grids AS (
 SELECT
     edit_grids.run_id AS edit_run_id,
     trace.run_id AS trace_run_id,
-    edit_grids.window_size,
+    edit_grids.window_size AS edit_window_size,
+    coalesce(getvariable('tracing_window'), edit_grids.window_size)::INTEGER AS window_size,
     run.model,
     run.protocol,
     trace.module,
@@ -33,4 +36,4 @@ LEFT JOIN (
 ) AS trace
     ON trace.model_hash = run.model_hash
     AND trace.protocol = run.protocol
-    AND trace.window_size = edit_grids.window_size;
+    AND trace.window_size = coalesce(getvariable('tracing_window'), edit_grids.window_size)::INTEGER;
