@@ -25,6 +25,11 @@ LAYERS = [0, 1, 3]
 # Layers 3 and 4 of the small Gemma 2 see four tokens back: a change at the subject there reaches no prediction.
 REACHED = {"gemma2": [0, 1]}
 SIGMA = 0.7
+# Facts that the small models take for likely enough to be erased (p ≥ 0.02); no target of FACTS is.
+LIKELY = {
+    "llama": [ft.Fact("{} is the capital of", "Rome", "Fr"), ft.Fact("{} of", "Eiffel Tower", "York")],
+    "gpt2": [ft.Fact("The {} is located in the city of", "France", "capital"), ft.Fact("{} of", "France", "capital")],
+}
 
 
 def options_of(method):
@@ -118,8 +123,9 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
     ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
     before, layers = model.weights_hash(), REACHED.get(family, LAYERS)
+    facts = LIKELY[family] if PROBLEMS[problem].minimise else FACTS
     plan = prepare_edit(
-        model, FACTS, method=method, problem=problem, layers=layers, moments=moments, contexts=CONTEXTS,
+        model, facts, method=method, problem=problem, layers=layers, moments=moments, contexts=CONTEXTS,
         essence=0, sigma=SIGMA, **options_of(method),
     )  # fmt: skip
     parts = list(plan.batches())
@@ -127,11 +133,9 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
     edits = [edit for part in parts for edit in part.edits]
     assert model.weights_hash() == before
     kind = PROBLEMS[problem]
-    if kind.minimise:
-        assert {row["fact_id"] for row in rows if row["reason"]} == set(plan.left_out), "every one left out says why"
-    assert len(edits) == len(layers) * (len(FACTS) - len(plan.left_out))
+    assert len(edits) == len(layers) * len(facts), "a fact left out would make this test empty"
     for edit in edits:
-        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        fact = next(f for f in facts if f.fact_id == edit.fact_id)
         if method == "memit" and max(edit.updates) == model.n_layers - 1:
             # There δ reaches no prediction: the oracle's Adam would magnify rounding noise.
             assert not any(update.value.any() for update in edit.updates.values())
@@ -150,6 +154,7 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
         assert row["p_before"] == pytest.approx(p_with(model, fact, {}, noise, target), rel=1e-4, abs=1e-8)
         assert row["p_after"] == pytest.approx(p_with(model, fact, wanted, noise, target), rel=5e-3, abs=1e-4)
         largest = max(float(change.abs().max()) for change in wanted.values())
+        assert largest > 0
         for at, change in wanted.items():
             mine = edit.updates[at].matrix()
             if method in ("rome", "memit"):
