@@ -212,6 +212,8 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert [row["chosen"] for row in rows].count(True) == 1
     assert all(row["setting"] == "epsilon" and row["edits"] == 4 for row in rows)
     assert json.loads(run(*tune).stdout) == rows, "without a store the same"
+    few = ("tune", *COMMON, "--method", "ft-1", "--values", "0.01,0.001", "--json", "--layer", "1", "--limit", "2")
+    assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of its own layer and facts alone"
 
 
 @pytest.mark.parametrize(

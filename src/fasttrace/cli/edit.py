@@ -230,7 +230,10 @@ def tune(
             else:
                 target = ft.Store(store)
                 edit_into(target, plan, memory, done)
-                scores = target.query("SELECT * FROM edits WHERE run_id = ?", [plan.run["run_id"]])
+                # A run also has the edits that the same settings gave other facts and layers.
+                mine = [fact.fact.fact_id for fact in plan.encoded]
+                sql = "SELECT * FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
+                scores = target.query(sql, [plan.run["run_id"], list(plan.layers), mine])
         rows.append(mean_scores(candidate, scores))
     best = choose(rows)
     emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), as_json)
