@@ -166,6 +166,34 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
                 assert float(mine.abs().max()) <= TUNE["epsilon"] * (1 + 1e-6)
 
 
+# Of ΔW, relative in norm; of p after the edit, absolute. bfloat16's gradients have two digits, of which Adam's first
+# steps keep the signs.
+DTYPE_ERRORS = {torch.float64: (1e-5, 1e-6), torch.bfloat16: (0.3, 0.015)}
+
+
+@pytest.mark.parametrize("method", ["rome", "memit", "ft-1", "ft-5"])
+@pytest.mark.parametrize("dtype", DTYPE_ERRORS, ids=["float64", "bfloat16"])
+def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokenizer, corpus, tmp_path):
+    model = small_model("llama", small_tokenizer, dtype)
+    wide = small_model("llama", small_tokenizer, torch.float64)
+    with torch.no_grad():
+        for weight, rounded in zip(wide.hf.parameters(), model.hf.parameters(), strict=True):
+            weight.copy_(rounded)
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    result = ft.edit(
+        model, FACTS, method=method, layers=[1, 2], moments=moments, contexts=CONTEXTS, essence=0, **options_of(method)
+    )
+    kind = PROBLEMS["error-injection"]
+    of_change, of_p = DTYPE_ERRORS[dtype]
+    for row, edit in zip(result.scores.to_pylist(), result.edits, strict=True):
+        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        wanted = oracle(wide, moments, fact, method, kind, edit.layer, sorted(edit.updates))
+        for at, change in wanted.items():
+            assert float((edit.updates[at].matrix() - change).norm()) < of_change * float(change.norm()), at
+        p = p_with(wide, fact, wanted, None, plain_target(wide, fact, kind))
+        assert row["p_after"] == pytest.approx(p, rel=0, abs=of_p)
+
+
 def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     strong = {"steps": 20, "lr": 2e-2, "epsilon": 5e-2}
