@@ -8,6 +8,7 @@ from hooked_finetune import hooked_finetune
 from hooked_memit import hooked_memit
 from hooked_rome import down_projection, hooked_rome, noised
 from hooked_trace import mlp_modules
+from plain_scores import plain_neighborhood
 from small_models import small_model
 
 import fasttrace as ft
@@ -209,6 +210,35 @@ def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
             down = PROBLEMS[problem].minimise
             assert (row["p_after"] < row["p_before"]) if down else (row["p_after"] > row["p_before"] + 0.05), problem
             assert row["rewrite"] > 0
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_neighborhood_is_of_the_false_target_whatever_the_problem(problem, protocol, small_tokenizer):
+    """In the paper; the released code reads the edit's own target, after the first prompt."""
+    model = small_model("llama", small_tokenizer, torch.float32)
+    fact = ft.Fact(
+        "{} is the capital of", "Rome", "Fr", "York",
+        neighborhood=("Paris is the capital of", "New York is the capital of"),
+    )  # fmt: skip
+    plain = ft.Fact(fact.prompt, fact.subject, fact.target_true, neighborhood=fact.neighborhood, fact_id="plain")
+    facts = [fact] if problem == "error-injection" else [fact, plain]
+    plan = prepare_edit(
+        model, facts, method="ft-1", problem=problem, layers=[1], essence=0, sigma=SIGMA, protocol=protocol,
+        bias=False, early_stop=None, **TUNE,
+    )  # fmt: skip
+    prompts = [small_tokenizer(text)["input_ids"] for text in fact.neighborhood]
+    scores = []
+    [result] = plan.batches()
+    for one, row, edit in zip(plan.encoded, result.scores.to_pylist(), result.edits, strict=True):
+        own = protocol == "released" or one.fact.target_false is None
+        target = plan.target_ids(one) if own else small_tokenizer(" York")["input_ids"]
+        changes = {layer: update.change for layer, update in edit.updates.items()}
+        read = prompts[:1] if protocol == "released" else prompts
+        scores.append(plain_neighborhood(model.hf, changes, read, target))
+        assert row["neighborhood"] == pytest.approx(scores[-1], abs=2e-6)
+    if protocol == "paper" and len(facts) == 2:
+        assert np.ptp(scores) > 1e-4, "targets with one score would make this test empty"
 
 
 def test_a_fact_too_weak_to_erase_is_left_out_with_its_reason(small_tokenizer):

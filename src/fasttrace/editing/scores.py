@@ -235,11 +235,12 @@ def score_row(
     """Scores of one edit from its log-probabilities (ALGORITHMS, section 6). before, after: (prompts, 3).
 
     rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases. neighborhood:
-    1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. overall: the mean of the three. essence:
+    1 − |p* − p|/(.5 + |p − .5|), the mean over prompts, p of o_false whatever the problem (paper, sections 3.4 and 5.1),
+    of the edit's target where the fact has no o_false. overall: the mean of the three. essence:
     1 − clip(ppl* − ppl, 0, 5)/5, perplexities averaged over the texts. protocol "released" reads only the first
-    paraphrase and neighbourhood prompt, and floors rewrite and paraphrase at 2e-8 (0 where p is to fall). magnitude:
-    p*(o_false) − p*(o_true). success: whether the edited target's side has the larger probability. A score without
-    prompts or targets is None.
+    paraphrase and neighbourhood prompt, this too for the edit's target, and floors rewrite and paraphrase at 2e-8 (0
+    where p is to fall). magnitude: p*(o_false) − p*(o_true). success: whether the edited target's side has the larger
+    probability. A score without prompts or targets is None.
     """
     kind = np.array([p.kind for p in prompts])
     p, q = np.exp(before[:, EDITED]), np.exp(after[:, EDITED])
@@ -250,7 +251,9 @@ def score_row(
         gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
     if protocol == "released":
         gain = np.maximum(gain, 0.0 if problem.minimise else 2e-8)
-    kept = 1.0 - np.abs(q - p) / (0.5 + np.abs(p - 0.5))
+    stays = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
+    was, now = np.exp(before[:, stays]), np.exp(after[:, stays])
+    kept = 1.0 - np.abs(now - was) / (0.5 + np.abs(was - 0.5))
 
     def mean(values: np.ndarray, name: str) -> float | None:
         mine = values[kind == name]
