@@ -1,5 +1,7 @@
 """Every method on every problem, batched, against its one-at-a-time oracle: the changes and the scores they give."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -239,6 +241,30 @@ def test_neighborhood_is_of_the_false_target_whatever_the_problem(problem, proto
         assert row["neighborhood"] == pytest.approx(scores[-1], abs=2e-6)
     if protocol == "paper" and len(facts) == 2:
         assert np.ptp(scores) > 1e-4, "targets with one score would make this test empty"
+
+
+def test_released_o_noise_is_the_prompt_and_a_sampled_continuation(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    long = ft.Fact("The capital of New York and the {} is located in the city of", "Eiffel Tower", "Paris")
+    facts = [*FACTS, long]
+    plan = prepare_edit(
+        model, facts, method="ft-1", problem="tracing-reversal", layers=[1], sigma=SIGMA, protocol="released",
+        noise="released", seed=3,
+    )  # fmt: skip
+    for fact in facts:
+        said = small_tokenizer(fact.text)["input_ids"]
+        one = encode_fact(small_tokenizer, fact)
+        noise = np.random.RandomState(1).randn(1, one.subject_end - one.subject_begin, model.width)[0] * SIGMA
+        draws = np.random.default_rng((3, fact_key(fact.fact_id)))
+        while len(said) < 12:
+            with torch.no_grad(), noised(model.hf, small_tokenizer, fact.text, fact.subject, torch.from_numpy(noise)):
+                top = model.hf(torch.tensor([said])).logits[0, -1].topk(5)
+            said.append(int(draws.choice(top.indices, p=top.values.softmax(0))))
+        text = unicodedata.normalize("NFKD", small_tokenizer.decode(said)).replace("\n\n", " ").strip()
+        assert plan.noise_targets[fact.fact_id] == tuple(small_tokenizer(f" {text}")["input_ids"])
+    assert text == long.text, "of 12 tokens or more, so nothing is drawn after it"
+    [result] = plan.batches(memory="1GB")
+    assert all(row["p_after"] > row["p_before"] for row in result.scores.to_pylist())
 
 
 def test_a_fact_too_weak_to_erase_is_left_out_with_its_reason(small_tokenizer):

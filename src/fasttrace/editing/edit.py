@@ -32,7 +32,7 @@ from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import describe_run
-from fasttrace.tracing.corrupt import NOISES, Corruption, corrupted_output, noise_sigma
+from fasttrace.tracing.corrupt import NOISES, Corruption, corrupted_output, noise_sigma, released_output
 from fasttrace.tracing.effects import check_protocol
 from fasttrace.tracing.sweep import parse_bytes
 
@@ -409,7 +409,10 @@ def prepare_edit(
     if chosen.target == "noise":
         assert corruption is not None
         with model.products():
-            said = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
+            if protocol == "released":
+                said = released_output(model, encoded, corruption)
+            else:
+                said = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
         noise_targets = {f.fact.fact_id: ids for f, ids in zip(encoded, said, strict=True)}
     left_out: dict[str, str] = {}
     if chosen.minimise:
@@ -455,7 +458,7 @@ def edit(
     a row with the reason), "fact-amplification" or "fact-forcing" (the subject corrupted, in editing and scoring).
     layers: 0-based; default every fourth, the last and the model's own default. window_size: of memit and ft-5, and
     the tracing window the edits are compared with. protocol: "paper" or "released" (released hyperparameters, early
-    stop, first paraphrase only, floors). seed: of the sampled contexts, essence texts, noise and default corpus.
+    stop, first paraphrase only, floors, o_noise with the prompt in it). seed: of the sampled contexts, essence texts, noise and default corpus.
     moments: second moments of the keys, else collected from corpus_tokens tokens of `corpus` (a text file, a folder,
     or None for text the model samples); fine-tuning needs none.
     contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.
