@@ -458,7 +458,8 @@ def edit(
     a row with the reason), "fact-amplification" or "fact-forcing" (the subject corrupted, in editing and scoring).
     layers: 0-based; default every fourth, the last and the model's own default. window_size: of memit and ft-5, and
     the tracing window the edits are compared with. protocol: "paper" or "released" (released hyperparameters, early
-    stop, first paraphrase only, floors, o_noise with the prompt in it). seed: of the sampled contexts, essence texts, noise and default corpus.
+    stop, first paraphrase only, floors, neighbourhood score of the edit's target, o_noise with the prompt in it). seed:
+    of the sampled contexts, essence texts, noise and default corpus.
     moments: second moments of the keys, else collected from corpus_tokens tokens of `corpus` (a text file, a folder,
     or None for text the model samples); fine-tuning needs none.
     contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.

@@ -190,8 +190,8 @@ def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Co
     """What the released code takes for o_noise: the prompt's own text again and, up to 12 tokens in all, what is drawn
     among the 5 likeliest after the corrupted prompt (so nothing for a prompt of 12 tokens or more).
 
-    Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed and
-    the fact, where the released code goes on with torch's one generator: the distribution is the same, the draws are not.
+    Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed
+    and the fact, where the released code goes on with torch's one generator: the same distribution, other draws.
     Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); ALGORITHMS, section 3.
     """
     ids = [list(fact.ids) for fact in facts]
