@@ -304,6 +304,8 @@ def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
         ({"method": "ft-1", "epsilon": "much"}, "epsilon is 'much', a number"),
         ({"method": "ft-1", "kl_factor": 1}, "ft-1 has no setting kl_factor; there are steps, lr, epsilon"),
         ({"method": "memit", "steps": 2.5}, "steps is 2.5, a whole number"),
+        ({"method": "memit", "covariance_weight": 0}, "covariance_weight is 0, a number above 0"),
+        ({"method": "ft-1", "epsilon": 0}, "epsilon is 0, a number above 0"),
         ({"method": "ft-5", "bias": "maybe"}, "bias is 'maybe', true or false"),
         ({"method": "ft-1", "problem": "fact-forcing", "sigma": -1}, "sigma -1 is neither"),
         ({"method": "ft-1", "noise": "pink"}, "noise 'pink'"),
