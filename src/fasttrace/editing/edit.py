@@ -388,6 +388,9 @@ def prepare_edit(
     for fact in encoded:
         chosen.check(fact)
     tuned = isinstance(settings, FineTuneSettings)
+    needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
+    if moments is not None and not tuned:
+        moments.check(model, needed)
     if isinstance(contexts, int):
         templates = [] if tuned else sample_contexts(
             model, seed=seed, short=contexts // 2, long=contexts - contexts // 2
@@ -400,7 +403,6 @@ def prepare_edit(
     if tuned:
         statistics = None
     elif statistics is None:
-        needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
         statistics = second_moments(model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, progress=progress)
     corruption = None
     noise_targets: dict[str, tuple[int, ...]] = {}

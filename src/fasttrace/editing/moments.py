@@ -58,6 +58,18 @@ class Moments:
     _factors: OrderedDict[int, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, repr=False)
     _conditions: dict[int, float] = field(default_factory=dict, repr=False)
 
+    def check(self, model: Decoder, layers: Sequence[int]) -> None:
+        """Raises UserError where they are of another model, or not of all these layers."""
+        if self.model_hash != model.model_hash:
+            raise UserError(
+                f"the second moments given are of a model with hash {self.model_hash}, "
+                f"and this is '{model.name}' (hash {model.model_hash})"
+            )
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            have, wanted = (", ".join(map(str, some)) for some in (self.layers, missing))
+            raise UserError(f"the second moments given are of the layers {have}, and layers {wanted} are needed too")
+
     def matrix(self, layer: int) -> Tensor:
         """C of a layer: (m, m) float32 on the CPU, symmetric, read from disk at every call, ridge not added.
 
