@@ -216,6 +216,22 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of its own layer and facts alone"
 
 
+def test_too_few_tokens_take_a_ridge(workplace, run):
+    corpus = ("--corpus", "text.txt", "--corpus-tokens", "60")
+    quick = (*COMMON, *corpus, "--contexts", "0", "--set", "steps=1", "--store", "ridge.duckdb")
+    assert "(ridge=1e-4 or --ridge 1e-4, say)" in run("edit", *quick, "--layers", "1", code=2).stderr
+    for words in (
+        ("stats", "--model", "model", *corpus, "--store", "ridge.duckdb"),
+        ("edit", *quick, "--layers", "1", "--essence", "0"),
+        ("mass", *quick, "--layer", "1"),
+        ("tune", *quick, "--layer", "1", "--values", "0.1"),
+    ):
+        run(*words, "--ridge", "1e-3")
+    sql = "SELECT DISTINCT kind FROM runs WHERE settings ->> 'ridge' = '0.001' ORDER BY kind"
+    kinds = ft.Store(workplace / "ridge.duckdb").query(sql)["kind"].to_pylist()
+    assert kinds == ["edit", "mass", "moments"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -73,8 +73,9 @@ def _to_edit(
 
 @click.command()
 @options(
-    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
-)
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens",
+    "ridge",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="rome", show_default=True)
 @click.option("--layers", callback=numbers, help="As 0,4,8; default: every fourth, the last and the model's own.")
 @click.option("--essence", type=click.IntRange(0), default=5, show_default=True, help="Texts a fact is scored on.")
@@ -145,8 +146,9 @@ def edit(
 
 @click.command()
 @options(
-    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
-)
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens",
+    "ridge",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="memit", show_default=True)
 @click.option("--layer", type=click.IntRange(0), help="Where every edit is sent; default: the model's own.")
 @click.option("--at-once", type=click.IntRange(1), help="Facts solved together; default: all (memit), 1 (others).")
@@ -201,8 +203,9 @@ def _means_by_landed(scores: pa.Table) -> pa.Table:
 
 @click.command()
 @options(
-    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
-)
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens",
+    "ridge",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="rome", show_default=True)
 @click.option("--layer", type=click.IntRange(0), help="Where to edit; default: the model's own.")
 @click.option("--setting", type=click.Choice(setting_names()), help="What to tune; default: kl_factor, or epsilon.")

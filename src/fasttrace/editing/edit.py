@@ -351,6 +351,7 @@ def prepare_edit(
     moments: Moments | None = None,
     corpus: str | Path | None = None,
     corpus_tokens: int = DEFAULT_TOKENS,
+    ridge: float = 0.0,
     contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
     essence: int = TEXTS,
     sigma: float | str | None = None,
@@ -403,7 +404,9 @@ def prepare_edit(
     if tuned:
         statistics = None
     elif statistics is None:
-        statistics = second_moments(model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, progress=progress)
+        statistics = second_moments(
+            model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, ridge=ridge, progress=progress
+        )
     corruption = None
     noise_targets: dict[str, tuple[int, ...]] = {}
     if chosen.needs_noise:
@@ -463,7 +466,7 @@ def edit(
     stop, first paraphrase only, floors, neighbourhood score of the edit's target, o_noise with the prompt in it). seed:
     of the sampled contexts, essence texts, noise and default corpus.
     moments: second moments of the keys, else collected from corpus_tokens tokens of `corpus` (a text file, a folder,
-    or None for text the model samples); fine-tuning needs none.
+    or None for text the model samples) with `ridge` (as `second_moments`); fine-tuning needs none.
     contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.
     essence: how many sampled texts about the subject are scored before and after, 0 for none. sigma, noise,
     noise_sample: the corruption of tracing-reversal and fact-forcing: as in `trace`, and which of its samples.

@@ -128,7 +128,7 @@ class Moments:
     def _singular(self, layer: int, m: int) -> UserError:
         return UserError(
             f"the second moment C of layer {layer} ({m} x {m}) is singular from {self.n_tokens} tokens with "
-            f"ridge={self.ridge:g}: a larger corpus or a larger ridge= (1e-4, say) was wanted"
+            f"ridge={self.ridge:g}: a larger corpus or ridge (ridge=1e-4 or --ridge 1e-4, say) was wanted"
         )
 
 
