@@ -247,6 +247,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting epsilon"),
         ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "'joke' is not one of 'error-injection'"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
+        (("export", "--model", "model", "model/model.safetensors", "new"), "is no delta"),
         (("mass", *COMMON), "nowhere to put the edits"),
         (("trace", "--nothing"), "No such option"),
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),

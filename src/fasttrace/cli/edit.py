@@ -248,9 +248,10 @@ def tune(
 @click.argument("folder", type=click.Path())
 def export(model: str, dtype: str, as_json: bool, delta: str, folder: str) -> None:
     """Write a model with the edit of a DELTA file in its weights to a new FOLDER, which plain transformers loads."""
-    from fasttrace.editing.delta import check_export_folder, export_model, load_delta
+    from fasttrace.editing.delta import check_delta, check_export_folder, export_model, load_delta
 
     check_export_folder(folder)
+    check_delta(delta)
     decoder = load(model, dtype, "cpu")
     path = export_model(decoder, load_delta(delta, decoder), folder)
     click.echo(json.dumps({"folder": str(path)}) if as_json else f"the edited model is in {path}")
