@@ -151,6 +151,24 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert [row["chosen"] for row in rows].count(True) == 1
     assert all(row["setting"] == "epsilon" and row["edits"] == 4 for row in rows)
     assert json.loads(run(*tune).stdout) == rows, "without a store the same"
+    few = ("tune", *COMMON, "--method", "ft-1", "--values", "0.01,0.001", "--json", "--layer", "1", "--limit", "2")
+    assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of its own layer and facts alone"
+
+
+def test_too_few_tokens_take_a_ridge(workplace, run):
+    corpus = ("--corpus", "text.txt", "--corpus-tokens", "60")
+    quick = (*COMMON, *corpus, "--contexts", "0", "--set", "steps=1", "--store", "ridge.duckdb")
+    assert "(ridge=1e-4 or --ridge 1e-4, say)" in run("edit", *quick, "--layers", "1", code=2).stderr
+    for words in (
+        ("stats", "--model", "model", *corpus, "--store", "ridge.duckdb"),
+        ("edit", *quick, "--layers", "1", "--essence", "0"),
+        ("mass", *quick, "--layer", "1"),
+        ("tune", *quick, "--layer", "1", "--values", "0.1"),
+    ):
+        run(*words, "--ridge", "1e-3")
+    sql = "SELECT DISTINCT kind FROM runs WHERE settings ->> 'ridge' = '0.001' ORDER BY kind"
+    kinds = ft.Store(workplace / "ridge.duckdb").query(sql)["kind"].to_pylist()
+    assert kinds == ["edit", "mass", "moments"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +186,7 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting epsilon"),
         ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "'joke' is not one of 'error-injection'"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
+        (("export", "--model", "model", "model/model.safetensors", "new"), "is no delta"),
         (("mass", *COMMON), "nowhere to put the edits"),
         (("trace", "--nothing"), "No such option"),
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),

@@ -36,7 +36,7 @@ Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
 Say = Callable[[str], None]
 
 _TEXT, _TEXTS, _FLAG = "a text", "a list of texts", "true or false"
-_NUMBER, _NUMBERS = "a whole number", "a list of whole numbers"
+_NUMBER, _NUMBERS, _SHARE = "a whole number", "a list of whole numbers", "a number"
 _KNOWN, _SIGMA, _LAYERS = "true, false or a whole number", "a number or a text", "a list of layers, or how many"
 # What each table of a study file may hold, and of what kind.
 KEYS: dict[str, dict[str, str]] = {
@@ -49,7 +49,7 @@ KEYS: dict[str, dict[str, str]] = {
         "windows": _NUMBERS, "samples": _NUMBER, "noise": _TEXT, "sigma": _SIGMA, "module": _TEXT,
         "method": _TEXT, "tokens": _TEXT, "target": _TEXT, "verify_top": _NUMBER, "keep_samples": _FLAG,
     },
-    "moments": {"corpus": _TEXT, "tokens": _NUMBER},
+    "moments": {"corpus": _TEXT, "tokens": _NUMBER, "ridge": _SHARE},
     "edit": {
         "methods": _TEXTS, "problems": _TEXTS, "layers": _LAYERS, "window_size": _NUMBER,
         "contexts": _NUMBER, "essence": _NUMBER, "sigma": _SIGMA, "noise": _TEXT, "noise_sample": _NUMBER,
@@ -161,6 +161,7 @@ def _is(value: Any, kind: str) -> bool:
         _TEXT: isinstance(value, str),
         _NUMBER: whole,
         _NUMBERS: numbers,
+        _SHARE: whole or isinstance(value, float),
         _TEXTS: listed and all(isinstance(one, str) for one in value),
         _FLAG: isinstance(value, bool),
         _KNOWN: isinstance(value, bool) or (whole and value > 0),
@@ -227,7 +228,7 @@ class Runner:
         with self.stages() as progress:
             return second_moments(
                 self.model, self.study.moments.get("corpus"), tokens=self.study.moments.get("tokens", DEFAULT_TOKENS),
-                layers=layers, seed=self.study.seed, progress=progress,
+                layers=layers, seed=self.study.seed, ridge=self.study.moments.get("ridge", 0.0), progress=progress,
             )  # fmt: skip
 
     def plan(self) -> Iterator[Stage]:
