@@ -18,7 +18,7 @@ FACTS = study_facts(count=4)
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Both protocols, a run that keeps its samples, edits of a fact without a trace and of one the store was not given."""
+    """Both protocols, kept samples, edits of a fact without a trace and of one the store was not given."""
     store = Store(tmp_path_factory.mktemp("sound") / "sound.duckdb")
     store.add_facts(FACTS[:3])
     for protocol in ("paper", "released"):
