@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
+from fasttrace.store import parquet
 from fasttrace.store.connect import SCHEMA_VERSION, create, opened, statement
 from fasttrace.store.write import batch_of, facts_table, write, write_facts
 
@@ -63,6 +64,28 @@ class Store:
         create(self.path)
         with self._opened(read_only=False) as con:
             return write_facts(con, facts)
+
+    def to_parquet(self, folder: str | PathLike[str]) -> None:
+        """Write the store as folder/<relation>.parquet (zstd), whole or not at all, for other tools or `add_parquet`.
+
+        Raises StoreError where the folder is there already.
+        """
+        with self.reading() as con:
+            parquet.export(con, Path(folder))
+
+    def add_parquet(self, folder: str | PathLike[str]) -> int:
+        """Add a store that `to_parquet` wrote, as one transaction and by the rules of `add`: nothing twice.
+
+        A run that is in both stores goes on here with the facts (edits, …) this one lacks.
+        Returns the number of facts (edits, verdicts, …) added.
+        Raises StoreError where the folder is no such store, a file is damaged, or a run or fact is here as another one;
+        this store is then as it was.
+        """
+        with duckdb.connect(":memory:") as con:
+            parquet.read(con, Path(folder))  # complains before the file is made
+        create(self.path)
+        with self._opened(read_only=False) as con:
+            return parquet.add(con, parquet.read(con, Path(folder)), Path(folder))
 
     def done(self, run_id: str) -> set[str]:
         """fact_ids that a tracing run, or a run over known facts, has finished."""
