@@ -16,7 +16,18 @@ from fasttrace.analysis.relation import relation
 for fact in relation(fasttrace.Store({store}), "facts_of_run", {{"run_id": {run}}}).to_pylist():
     print(json.dumps(fact))"""
 COMMON = ("model", "dtype", "protocol", "seed")
-_EDITING = ("method", "problem", "window_size", "contexts", "essence", "noise", "noise_sample", "sigma", "corpus")
+_EDITING = (
+    "method",
+    "problem",
+    "window_size",
+    "contexts",
+    "essence",
+    "noise",
+    "noise_sample",
+    "sigma",
+    "corpus",
+    "ridge",
+)
 OPTIONS = {
     "trace": (
         "windows", "samples", "noise", "sigma", "module", "method", "verify_top", "tokens", "target", "keep",

@@ -5,6 +5,7 @@ section by section: the table, the panels, the CSV of the source, and how to rep
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,9 +19,10 @@ from . import chart
 from .chart import Axis, Panel, Series
 from .draw import SCORES
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell, p_text
-from .regression import layer_correlations, layer_means, regressions
+from .paper import FIGURES, TABLES, what_is_missing
+from .regression import Choice, layer_correlations, layer_means
 from .relation import VIEWS, relation, sql
-from .tables import render
+from .tables import fits_with_certainty, render
 
 AT_ONCE = 12  # panels; where a figure has more, the page lets the reader choose
 
@@ -109,12 +111,13 @@ class Facet:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """Numbers of the study as a table, as a figure or as both. paper: their counterparts there, "" for none."""
+    """Numbers of the study as a table, as a figure or as both. tables, figures: their counterparts' numbers there."""
 
     key: str
     section: str
     title: str
-    paper: str
+    tables: tuple[int, ...]
+    figures: tuple[int, ...]
     caption: str
     source: Source
     data: pa.Table  # what the source gave, all of it
@@ -130,6 +133,12 @@ class Exhibit:
         found = {one.name: one for panel in self.panels for one in panel.series if one.name}
         return list(found.values()) if len(found) > 1 else []
 
+    @property
+    def paper(self) -> str:
+        """Their names in the paper, "" for none."""
+        both = (("Table", self.tables), ("Figure", self.figures))
+        return ", ".join(f"{word}{'s' * (len(n) > 1)} {_and(n)}" for word, n in both if n)
+
     @cached_property
     def csv(self) -> str:
         return render(self.data, "csv")
@@ -137,6 +146,21 @@ class Exhibit:
     @property
     def kind(self) -> str:
         return self.panels[0].kind if self.panels else ""
+
+
+def _and(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
+    """Commands that print and draw the paper's counterparts, as far as the store has what they are of."""
+    lines = []
+    for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
+        there = [str(number) for number in numbers if what_is_missing(store, catalogue[number]) is None]
+        if there:
+            lines.append(f"fasttrace {verb} {' '.join(there)} --store {shlex.quote(str(store.path.resolve()))}")
+    return lines
 
 
 def exhibits(store: Store) -> list[Exhibit]:
@@ -225,13 +249,16 @@ def keys_of(rows: Sequence[Row]) -> list[Column]:
 # -- the exhibits -----------------------------------------------------------------------------------------
 
 
+def _asked(score: str) -> dict[str, Any]:
+    """The parameters of regressions_of_score and layer_correlations_of_score that keep everything apart."""
+    return {**dict.fromkeys(Choice.__annotations__), "score": score, "effect_at": "max", "subset": "all"}
+
+
 def r2(store: Store) -> Exhibit | None:
-    source = Source(
-        regressions, ("rewrite",), "regressions_of_score",
-        {"score": "rewrite", "effect_at": "max", "window_size": None, "protocol": None},
-    )  # fmt: skip
+    note = "intervals and p values are computed from regression_input, in certainty.py and regression.py"
+    source = Source(fits_with_certainty, ("rewrite",), "regressions_of_score", _asked("rewrite"), note)
     table = source.table(store)
-    rows = [row | {"f_text": _f_and_df(row)} for row in table.to_pylist() if row["n"]]
+    rows = [row | {"f_text": _f_and_df(row), "gain": _gain(row)} for row in table.to_pylist() if row["n"]]
     if not rows:
         return None
     models = (("r2_layer", "edited layer"), ("r2_effect", "tracing effect"), ("r2_both", "both"))
@@ -247,7 +274,7 @@ def r2(store: Store) -> Exhibit | None:
                     (
                         name,
                         row[key],
-                        f"{words} · {row['series_name']}, {name}: R² = {number(row[key])}, n = {row['n']:,}",
+                        f"{words} · {row['series_name']}, {name}: R² = {_spread(row, key)}, n = {row['n']:,}",
                     )
                     for key, name in models
                 ],
@@ -258,19 +285,30 @@ def r2(store: Store) -> Exhibit | None:
         panel = chart.bars_across(problem, groups, "R²", summary)
         panels.append(replace(panel, of=traced, facets={"localization": traced}))
     columns = [
-        *keys_of(rows),
-        Column("n", "edits", **COUNT), Column("n_facts", "facts", **COUNT), Column("n_left_out", "left out", **COUNT),
+        *keys_of(rows), Column("n", "edits", **COUNT),
         Column("r2_layer", "R² layer", **VALUE), Column("r2_effect", "R² effect", **VALUE),
-        Column("r2_both", "R² both", **VALUE), Column("diff", "gain", **VALUE),
-        Column("f_text", "F (df)", numeric=True), Column("p_value", "p", **P_VALUE),
+        Column("r2_both", "R² both", **VALUE), Column("gain", "gain [95 %]", numeric=True),
+        Column("p_value", "p", **P_VALUE), Column("p_clustered", "p clustered", **P_VALUE),
+        Column("f_text", "F (df)", numeric=True), Column("n_facts", "facts", **COUNT),
+        Column("n_left_out", "left out", **COUNT),
     ]  # fmt: skip
     return Exhibit(
-        "r2", "r2", "R² of the rewrite score", "Tables 1 and 3, Figure 6",
+        "r2", "r2", "R² of the rewrite score", (1, 3), (6,),
         "Share of the variance of the rewrite score explained by the choice of layer, by the tracing effect, and by "
         "both together (bars from the top).",
         source, table, run_ids(rows), Table("R² by layer, tracing effect and both.", columns, rows),
         panels, facets(panels, ("localization",), at_once=1),
     )  # fmt: skip
+
+
+def _spread(row: Row, key: str) -> str:
+    """A number with the ends of its 95 % interval over facts, where it has one."""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return number(row[key]) + ("" if low is None else f" [{number(low)}, {number(high)}]")
+
+
+def _gain(row: Row) -> str:
+    return _spread(row, "diff")
 
 
 def _f_and_df(row: Row) -> str:
@@ -283,9 +321,7 @@ def pairs(store: Store) -> Exhibit | None:
     points = relation(store, "edit_effects", ["rewrite"])
     if not points.num_rows:
         return None
-    source = Source(
-        layer_correlations, ("rewrite",), "layer_correlations_of_score", {"score": "rewrite", "effect_at": "max"}
-    )
+    source = Source(layer_correlations, ("rewrite",), "layer_correlations_of_score", _asked("rewrite"))
     table = source.table(store)
     rows = [row for row in table.to_pylist() if row["trace_run_id"] is not None]
     identity = [key for key in (*GROUP, *RUNS, "layer") if key in rows[0]]
@@ -334,7 +370,7 @@ def pairs(store: Store) -> Exhibit | None:
         Column("rho", "ρ", two, numeric=True), Column("p_value", "p of ρ", **P_VALUE),
     ]  # fmt: skip
     return Exhibit(
-        "pairs", "r2", "Rewrite score against tracing effect", "Figures 4 and 15",
+        "pairs", "r2", "Rewrite score against tracing effect", (), (4, 15),
         "Each point is one edit, at the layer named. Were localization a guide to editing, the points would follow the "
         "dashed line.",
         source, table, run_ids(rows),
@@ -408,7 +444,7 @@ def layers(store: Store) -> Exhibit | None:
                 )
             )  # fmt: skip
     return Exhibit(
-        "layers", "layers", "Mean edit scores by edited layer", "Figures 7, 8 and 9",
+        "layers", "layers", "Mean edit scores by edited layer", (), (7, 8, 9),
         "Means over facts; the bars are one standard error on each side. 1 is wholly successful.",
         source, table, run_ids(rows), _layer_table(rows, scores), panels,
         facets(panels, ("score", "problem"), start_all=("problem",)),
@@ -481,7 +517,7 @@ def curve(store: Store) -> Exhibit | None:
         Column("sem_effect", "standard error", **VALUE),
     ]  # fmt: skip
     return Exhibit(
-        "curve", "tracing", "Mean tracing effect by layer", "Figure 10",
+        "curve", "tracing", "Mean tracing effect by layer", (), (10,),
         "Mean over facts of the largest tracing effect over tokens, as a fraction of p_clean − p_noised; the band is "
         "one standard error on each side.",
         source, table, run_ids(rows), Table("Mean tracing effects.", columns, rows, folded=True),
@@ -519,7 +555,7 @@ def peaks(store: Store) -> Exhibit | None:
         Column("facts", "facts", **COUNT), Column("of_facts", "of", **COUNT),
     ]  # fmt: skip
     return Exhibit(
-        "peaks", "tracing", "Layer of each fact’s largest tracing effect", "Figures 1 and 11",
+        "peaks", "tracing", "Layer of each fact’s largest tracing effect", (), (1, 11),
         "How many facts have their largest tracing effect at each layer.",
         source, table, run_ids(rows), Table("Facts by peak layer.", columns, rows, folded=True), panels,
     )  # fmt: skip
@@ -565,7 +601,7 @@ def mass(store: Store) -> Exhibit | None:
         *(Column(score, score, **VALUE) for score in scores),
     ]  # fmt: skip
     return Exhibit(
-        "mass", "mass", "Mean scores by facts landed", "",
+        "mass", "mass", "Mean scores by facts landed", (), (),
         "Mean scores of the facts that have landed, after so many of them were edited into one model; success is the "
         "share of them whose new target is the likelier one.",
         source, table, run_ids(rows), Table("Mean scores by facts landed.", columns, rows), panels,

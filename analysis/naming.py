@@ -6,7 +6,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
-GROUP = ("problem", "method", "protocol", "model", "module", "localization", "window_size")
+GROUP = ("problem", "method", "protocol", "model", "module", "localization", "window_size", "source")
 RUNS = ("edit_run_id", "trace_run_id")  # results of different runs are never pooled (regression.KEYS)
 
 

@@ -13,8 +13,8 @@ from fasttrace.store import Store, rows_of
 
 # Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
 VIEWS = (
-    "edit_scores", "regression_rows", "layer_sums", "group_counts", "regressions", "layer_correlation",
-    "layer_means",
+    "edit_values", "run_pairs", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
+    "group_errors", "regressions", "layer_correlation", "layer_means",
 )  # fmt: skip
 
 
@@ -27,17 +27,26 @@ def sql(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def relation(store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping)."""
+def relation(
+    store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+) -> pa.Table:
+    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping).
+
+    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
+    """
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store, sql(name), params)
+    return query(store, sql(name), params, tracing_window=tracing_window)
 
 
-def query(store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+def query(
+    store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+) -> pa.Table:
     """The rows of any query, which may read the store's relations and the views of the analysis."""
     with store.reading() as con:
         make_views(con)
+        if tracing_window is not None:
+            con.execute("SET VARIABLE tracing_window = ?", [tracing_window])
         return rows_of(con, text, params)
 
 

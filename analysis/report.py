@@ -16,7 +16,7 @@ from fasttrace.store import Store
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
-from .exhibits import COUNT, Column, Exhibit, Table, exhibits, said
+from .exhibits import COUNT, Column, Exhibit, Table, exhibits, paper_commands, said
 from .naming import Row
 from .relation import relation, sql
 from .sentences import R2_NOTE, answer, byline, pick_note
@@ -69,6 +69,7 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
             notes=NOTES,
             answer=answer(found.get("r2", []), means, found.get("curve", []), found.get("mass", [])),
             exhibits=shown,
+            paper_commands={exhibit.key: paper_commands(store, exhibit) for exhibit in shown},
             views=views(shown),
             n_embedded=n_embedded,
             pick_note=pick_note(n_embedded, len(names)),

@@ -1,13 +1,14 @@
 -- layer_sums: all that the regressions need to know about a layer.
--- Grain: one row a group (problem, method, protocol, model, module, localization, window_size, edit_run_id,
--- trace_run_id, score, effect_at) and layer. Inputs: regression_rows; only rows with both numbers enter the sums.
+-- Grain: one row a group (problem, method, window_size, edit_run_id, trace_run_id, source, score, effect_at, subset; with
+-- the runs go protocol, model, module and localization) and layer. Inputs: regression_rows; only rows with both numbers
+-- enter the sums.
 -- Units: n = rows used of n_rows; s_xx, s_xy, s_yy = sums of squares and products about the layer's own means
 -- (accumulated about a running mean, so that nothing cancels); with n, mean_x, mean_y they are equivalent to
 -- the plain sums of x, y, xx, xy, yy. has_slope = x differs within the layer by more than rounding.
 CREATE OR REPLACE TEMP VIEW layer_sums AS
 SELECT
-    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id,
-    score, effect_at, layer,
+    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source,
+    score, effect_at, subset, layer,
     count(*) AS n_rows,
     count(*) FILTER (WHERE used) AS n,
     avg(x) FILTER (WHERE used) AS mean_x,

@@ -26,6 +26,7 @@ from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import query, relation
 from fasttrace.analysis.report import write_report
 from fasttrace.analysis.sentences import answer
+from fasttrace.analysis.tables import fits_with_certainty
 from headless import Browser, chromium
 from plausible import (
     EDITED,
@@ -181,6 +182,12 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
     many = answer([row | {"p_value": 0.4}, row | {"p_value": 0.01, "method": "memit", "diff": 0.03}], [], [])
     assert "at most 3.0 points (error-injection · memit;" in many[0]
     assert many[1].startswith("In 1 of the 2")
+    clustered = [row | {"p_value": 0.01, "p_clustered": 0.2}, row | {"p_value": 0.4, "p_clustered": 0.01}]
+    assert "with errors clustered by fact p = 0.200" in answer(clustered[:1], [], [])[0].replace("\u00a0", " ")
+    assert answer(clustered[:1], [], [])[0].endswith("cannot be told from chance.")
+    said = answer([clustered[0], clustered[1] | {"method": "memit"}], [], [])[1]
+    assert said.startswith("In 1 of the 2")
+    assert "level, with errors clustered by fact;" in said
     assert "does not say whether" in answer([row | {"r2_both": None}], [], [])[0]
 
 
@@ -367,12 +374,25 @@ def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
         assert set(rows.column_names) <= set(kept[exhibit.key].splitlines()[0].split(","))
 
 
+def test_the_papers_counterparts_can_be_made_by_the_commands_given(twenty, tmp_path):
+    lines = [
+        line for name, text in codes(twenty.text) if name == "Commands for the paper’s" for line in text.splitlines()
+    ]
+    told = [" ".join(shlex.split(line)[1 : shlex.split(line).index("--store")]) for line in lines]
+    assert told == ["tables 1 3", "figures 6", "figures 4 15", "figures 7", "figures 10", "figures 1 11"]
+    for line in lines:
+        _, *words = shlex.split(line)
+        extra = ["--out", str(tmp_path)] if words[0] == "figures" else ["--resamples", "0"]
+        assert CliRunner().invoke(cli, [*words, *extra], catch_exceptions=False).exit_code == 0
+    assert len(list(tmp_path.glob("figure-*.svg"))) == 7
+
+
 def test_every_mark_says_its_numbers(twenty):
     titles = [html.unescape(text) for text in re.findall(r"<title>(.*?)</title>", twenty.text)[1:]]
     assert twenty.text.count('class="mark"') == len(titles)
-    row = regressions(twenty.store).to_pylist()[0]
-    wanted = f"{row['problem']} · {row['method']}, edited layer: R² = {row['r2_layer']:.3f}, n = {row['n']}"
-    assert wanted in titles
+    row = fits_with_certainty(twenty.store).to_pylist()[0]
+    spread = f"{row['r2_layer']:.3f} [{row['r2_layer_low']:.3f}, {row['r2_layer_high']:.3f}]"
+    assert f"{row['problem']} · {row['method']}, edited layer: R² = {spread}, n = {row['n']}" in titles
     mean = twenty.store.query(
         "SELECT avg(neighborhood) AS mean, stddev_samp(neighborhood) / sqrt(count(*)) AS sem, count(*) AS n FROM edits "
         "WHERE problem = 'fact-forcing' AND method = 'ft-5' AND layer = 8"
@@ -394,7 +414,7 @@ def test_marks_stand_where_their_values_are(twenty):
     chart = twenty.text[twenty.text.index('<svg class="chart bars"') :]
     axis = dict(re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([01])<', chart)[:2])
     zero, one = sorted(map(float, axis))
-    title = re.escape(f"{row['problem']} · {row['method']}, edited layer: R² = {row['r2_layer']:.3f}, n = {row['n']}")
+    title = re.escape(f"{row['problem']} · {row['method']}, edited layer: R² = {row['r2_layer']:.3f}") + "[^<]*"
     [(x, width)] = re.findall(
         rf'{title}</title><rect class="bar" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', twenty.text
     )
