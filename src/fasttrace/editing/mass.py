@@ -118,23 +118,23 @@ class MassPlan:
         self, view: Decoder, group: list[EncodedFact], memory: int
     ) -> tuple[list[dict[int, Update]], float | None]:
         """The updates that edit a group into the model as it now is, and the condition of what was solved."""
-        plan = EditPlan(**{**vars(self.plan), "model": view})
+        plan = self.plan.with_model(view)
         [layer] = plan.layers
         if not isinstance(plan.settings, MemitSettings):
-            edits = [edit for fact in group for edit in plan._optimise([(fact, [layer])])]
+            edits = [edit for fact in group for edit in plan.optimise([(fact, [layer])])]
             return [dict(edit.updates) for edit in edits], edits[0].condition
         assert plan.moments is not None
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
         ready = {f.fact.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
         wanted = []
-        for part in plan._groups([(f, [layer]) for f in group], memory):
+        for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
                 view, [ready[f.fact.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
             )
             problems = [(n, window[-1]) for n in range(len(part))]
             delta, _ = batch.optimise(problems, plan.settings, minimise=plan.problem.minimise)
-            wanted.append(batch.clean.v0[window[-1]] + delta.to(batch.clean.v0[window[-1]]))
+            wanted.append(batch.clean.v0[window[-1]].double() + delta.double())
         updates, conditions = mass_memit(
             view, list(ready.values()), corruption, window, plan.settings, plan.moments, torch.cat(wanted)
         )
