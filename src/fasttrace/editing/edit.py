@@ -397,6 +397,9 @@ def prepare_edit(
     needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
     if moments is not None and not tuned:
         moments.check(model, needed)
+    corruption = None
+    if chosen.needs_noise:
+        corruption = Corruption(noise_sigma(model, encoded, sigma), noise, seed, noise_sample)
     if isinstance(contexts, int):
         templates = [] if tuned else sample_contexts(
             model, seed=seed, short=contexts // 2, long=contexts - contexts // 2
@@ -412,10 +415,7 @@ def prepare_edit(
         statistics = second_moments(
             model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, ridge=ridge, progress=progress
         )
-    corruption = None
     noise_targets: dict[str, tuple[int, ...]] = {}
-    if chosen.needs_noise:
-        corruption = Corruption(noise_sigma(model, encoded, sigma), noise, seed, noise_sample)
     if chosen.target == "noise":
         assert corruption is not None
         with model.products():
@@ -481,7 +481,8 @@ def edit(
     memory: bytes for the edits in flight. progress(n): n more edits done.
 
     Returns an EditResult, which keeps every edit: of fine-tuning 4·d·m bytes a layer changed. For many, take
-    `prepare_edit(…).batches()` and keep of each what is wanted. Raises UserError for a bad setting, FactError for a fact without the problem's target.
+    `prepare_edit(…).batches()` and keep of each what is wanted. Raises UserError for a bad setting, FactError for a
+    fact without the problem's target.
     Source: paper, sections 3.3, 3.4 and 5; ALGORITHMS, sections 3, 4 and 6.
     """
     plan = prepare_edit(model, facts, **settings)

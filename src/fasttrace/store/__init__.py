@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
-from fasttrace.store.connect import SCHEMA_VERSION, create, opened, statement
+from fasttrace.store.connect import SCHEMA_VERSION, check_folder, create, opened, statement
 from fasttrace.store.write import batch_of, facts_table, write, write_facts
 
 __all__ = ["SCHEMA_VERSION", "Store", "rows_of"]
@@ -36,6 +36,14 @@ class Store:
     def create(self) -> None:
         """Make the file if it is not there and open it for writing once: a bad path shows early."""
         create(self.path)
+        with opened(self.path, read_only=False, timeout_s=self.timeout_s):
+            pass
+
+    def check(self) -> None:
+        """Raise StoreError where the first write would; a file that is not there is not made."""
+        if not self.path.exists():
+            check_folder(self.path)
+            return
         with opened(self.path, read_only=False, timeout_s=self.timeout_s):
             pass
 
@@ -94,9 +102,7 @@ class Store:
             return con.execute(statement(name), {"run_id": run_id}).fetchall()
 
 
-def rows_of(
-    con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()
-) -> pa.Table:
+def rows_of(con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
     """The rows of one query as a pyarrow Table; a statement without rows gives an empty one.
 
     Raises StoreError with DuckDB's first line where the query fails.
