@@ -11,9 +11,9 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Store, rows_of
 
-# Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
+# Temporary views (and one small table), each after those it reads; every other file of sql/ is a query, with or without parameters.
 VIEWS = (
-    "edit_values", "run_pairs", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
+    "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
     "group_errors", "regressions", "layer_correlation", "layer_means",
 )  # fmt: skip
 

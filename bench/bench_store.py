@@ -6,8 +6,8 @@ What is timed: writing it batch by batch, with the statements `Store.add` uses; 
 one score (Table 3); the same of concentrated facts; the effects made anew from the cells, as they would be were they
 not kept; one fact more traced and edited into it (`Store.add`), and the same again; every check; Parquet out, and into
 another store. Then the numbers are held to statsmodels on the rows of one problem and method. Each query opens the file
-anew under DuckDB's memory limit; bytes: the peak resident set less what the process held before. At size 1 it takes 12 GB
-of the folder, all removed at the end.
+anew under DuckDB's memory limit; bytes: the peak resident set less what the process held before. At size 1 it takes
+12 GB of the folder, all removed at the end.
 """
 
 import argparse
