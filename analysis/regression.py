@@ -1,9 +1,10 @@
 """Does localization inform editing? R² of the edit score by layer, by tracing effect and by both.
 
-Everything but the p values is computed in SQL from sums over the layers (sql/layer_sums.sql and
-sql/regressions.sql). Results are kept apart by what made them: a row belongs to one editing run
-(edit_run_id: its model, seed, protocol, method and settings) and one tracing run (trace_run_id: its noise,
-samples, module, localization method and window size) of the same model weights and the same protocol.
+Everything but the p values is computed in SQL: the fits from sums over the layers (sql/layer_sums.sql and
+sql/group_fits.sql), mean absolute errors in a second pass over the rows (sql/group_errors.sql). Results are kept
+apart by what made them: a row belongs to one editing run (edit_run_id: its model, seed, protocol, method and
+settings), one tracing run (trace_run_id: its noise, samples, module, localization method and window size) of the
+same model weights and the same protocol, and one data set (source).
 """
 
 import warnings

@@ -11,9 +11,9 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Store, rows_of
 
-# Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
+# Temporary views (and one small table), each after those it reads; every other file of sql/ is a query.
 VIEWS = (
-    "edit_values", "run_pairs", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
+    "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
     "group_errors", "regressions", "layer_correlation", "layer_means",
 )  # fmt: skip
 
@@ -44,13 +44,12 @@ def query(
 ) -> pa.Table:
     """The rows of any query, which may read the store's relations and the views of the analysis."""
     with store.reading() as con:
-        make_views(con)
-        if tracing_window is not None:
-            con.execute("SET VARIABLE tracing_window = ?", [tracing_window])
+        make_views(con, tracing_window)
         return rows_of(con, text, params)
 
 
-def make_views(con: duckdb.DuckDBPyConnection) -> None:
+def make_views(con: duckdb.DuckDBPyConnection, tracing_window: int | None = None) -> None:
     """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
+    con.execute("SET VARIABLE tracing_window = $window", {"window": tracing_window})
     for name in VIEWS:
         con.execute(sql(name)).fetchall()

@@ -13,11 +13,7 @@ lines AS (
         fit.slope
     FROM layer_sums AS layer
     JOIN group_fits AS fit
-        ON fit.edit_run_id = layer.edit_run_id
-        AND fit.trace_run_id IS NOT DISTINCT FROM layer.trace_run_id
-        AND fit.problem = layer.problem
-        AND fit.method = layer.method
-        AND fit.window_size = layer.window_size
+        ON fit.pair = layer.pair
         AND fit.source IS NOT DISTINCT FROM layer.source
         AND fit.score = layer.score
         AND fit.effect_at = layer.effect_at
@@ -25,19 +21,14 @@ lines AS (
 ),
 facts AS (
     SELECT
-        line.edit_run_id, line.trace_run_id, line.problem, line.method, line.window_size, line.source,
-        line.score, line.effect_at, line.subset, edit.fact_id,
+        edit.pair, edit.source, edit.score, edit.effect_at, edit.subset, edit.fact_id,
         count(*) FILTER (WHERE used) AS n,
         sum(abs(y - mean_y)) FILTER (WHERE used) AS off_layer,
         sum(abs(y - grand_y - slope * (x - grand_x))) FILTER (WHERE used) AS off_effect,
         sum(abs(y - mean_y - layer_slope * (x - mean_x))) FILTER (WHERE used) AS off_both
     FROM regression_rows AS edit
     JOIN lines AS line
-        ON line.edit_run_id = edit.edit_run_id
-        AND line.trace_run_id IS NOT DISTINCT FROM edit.trace_run_id
-        AND line.problem = edit.problem
-        AND line.method = edit.method
-        AND line.window_size = edit.window_size
+        ON line.pair = edit.pair
         AND line.source IS NOT DISTINCT FROM edit.source
         AND line.score = edit.score
         AND line.effect_at = edit.effect_at
@@ -46,7 +37,7 @@ facts AS (
     GROUP BY ALL
 )
 SELECT
-    edit_run_id, trace_run_id, problem, method, window_size, source, score, effect_at, subset,
+    pair, source, score, effect_at, subset,
     count(*) FILTER (WHERE n > 0) AS n_facts,
     count(*) FILTER (WHERE n = 0) AS n_facts_left_out,
     sum(off_layer) / sum(n) AS mae_layer,

@@ -17,14 +17,13 @@ centred AS (
         CASE WHEN s_yy - explained > 1e-13 * s_yy THEN s_yy - explained ELSE 0 END AS left_line
     FROM layer_sums
     WINDOW grp AS (
-        PARTITION BY
-            edit_run_id, trace_run_id, problem, method, window_size, source, score, effect_at, subset
+        PARTITION BY pair, source, score, effect_at, subset
     )
 ),
 sums AS (
     SELECT
-        problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source,
-        score, effect_at, subset,
+        problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, pair,
+        source, score, effect_at, subset,
         sum(n)::BIGINT AS rows_used,
         sum(n_rows - n)::BIGINT AS n_left_out,
         count(*) FILTER (WHERE n > 0) AS n_layers,

@@ -31,11 +31,7 @@ SELECT
     CASE WHEN x_varies AND y_varies THEN total_xy / sqrt(total_xx * total_yy) END AS rho
 FROM group_fits AS fit
 JOIN group_errors AS rest
-    ON rest.edit_run_id = fit.edit_run_id
-    AND rest.trace_run_id IS NOT DISTINCT FROM fit.trace_run_id
-    AND rest.problem = fit.problem
-    AND rest.method = fit.method
-    AND rest.window_size = fit.window_size
+    ON rest.pair = fit.pair
     AND rest.source IS NOT DISTINCT FROM fit.source
     AND rest.score = fit.score
     AND rest.effect_at = fit.effect_at
