@@ -9,7 +9,8 @@ import duckdb
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store, rows_of
+from fasttrace.store import Readable, rows_of
+from fasttrace.store.query import add_view
 
 # Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
 VIEWS = (
@@ -27,14 +28,14 @@ def sql(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def relation(store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping)."""
+def relation(store: Readable, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+    """The rows of sql/<name>.sql, over several stores with every row once; params: values for its `$name`."""
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store, sql(name), params)
+    return query(store.once(), sql(name), params)
 
 
-def query(store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+def query(store: Readable, text: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
     """The rows of any query, which may read the store's relations and the views of the analysis."""
     with store.reading() as con:
         make_views(con)
@@ -44,4 +45,4 @@ def query(store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = (
 def make_views(con: duckdb.DuckDBPyConnection) -> None:
     """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
     for name in VIEWS:
-        con.execute(sql(name)).fetchall()
+        add_view(con, sql(name))
