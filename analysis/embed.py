@@ -97,7 +97,7 @@ def embedded(store: Store, names: list[Row]) -> Markup:
     """The JSON the page draws facts from; safe inside <script>, whatever the facts say."""
     wanted = [row["fact_id"] for row in names]
     grids: dict[tuple[str, str, int], pa.Table] = {}
-    cells = relation(store, "fact_cells", [wanted])
+    cells = relation(store, "fact_cells", {"fact_ids": wanted})
     for key, begin, end in _stretches(cells, ("run_id", "fact_id", "window_size")):
         grids[key] = cells.slice(begin, end - begin)
     traces, edits = defaultdict(list), defaultdict(list)
@@ -107,7 +107,7 @@ def embedded(store: Store, names: list[Row]) -> Markup:
         for row in in_group(all_traces, group):
             grid = grids.get((row["trace_run_id"], row["fact_id"], row["window_size"]))
             traces[row["fact_id"]].append({"name": label, **_trace(row, grid)})
-    for row in relation(store, "fact_edits", [wanted]).to_pylist():
+    for row in relation(store, "fact_edits", {"fact_ids": wanted}).to_pylist():
         edits[row.pop("fact_id")].append({key: _short(value) for key, value in row.items()})
     facts = [
         {

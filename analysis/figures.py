@@ -42,7 +42,7 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
             f"there is {', '.join(map(str, sizes))}"
         )
     trace = next(row for row in traces if row["window_size"] == wanted)
-    cells = relation(store, "fact_cells", [[fact_id]])
+    cells = relation(store, "fact_cells", {"fact_ids": [fact_id]})
     mine = pa.Table.from_pylist(
         [
             row
@@ -67,7 +67,7 @@ def mean_effect_curve(store: Store) -> Figure:
 def effect_vs_score(store: Store, score: str = "rewrite") -> Figure:
     """Edit score against tracing effect, a panel an edited layer with its Pearson ρ (Figures 4 and 15)."""
     return draw.draw_effect_vs_score(
-        relation(store, "edit_effects", [score]), layer_correlations(store, score), score
+        relation(store, "edit_effects", {"score": score}), layer_correlations(store, score), score
     )
 
 

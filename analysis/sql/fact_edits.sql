@@ -1,5 +1,5 @@
 -- fact_edits: the edits of the facts asked for.
--- Grain: one row an edit (run, fact, problem, method, layer). Parameter 1: list of fact_ids.
+-- Grain: one row an edit (run, fact, problem, method, layer). Parameter: fact_ids, a list.
 -- Inputs: edits, runs. Units: scores, 1 = wholly successful; p_* are probabilities. Layers count from 0.
 SELECT
     edit.fact_id,
@@ -21,5 +21,5 @@ SELECT
     edit.success
 FROM edits AS edit
 JOIN runs AS run ON run.run_id = edit.run_id
-WHERE edit.fact_id IN (SELECT unnest(?))
+WHERE edit.fact_id IN (SELECT unnest($fact_ids))
 ORDER BY edit.fact_id, run.created_at, edit.problem, edit.method, edit.layer;
