@@ -1,36 +1,20 @@
-"""Verbs that read a store: sql, tables, report."""
+"""Verbs that read a store: tables, report. Any other question is sql's."""
 
 import json
-from pathlib import Path
 
 import click
 
-from fasttrace.errors import UserError
-
-from .options import emit, open_store, options
+from .options import open_store, open_stores, options
 
 
 @click.command()
-@options("store", "json")
-@click.argument("query")
-def sql(store: str | None, as_json: bool, query: str) -> None:
-    """Run a query over the store, read-only. QUERY: SQL, or the name of a file that holds it."""
-    path = Path(query)
-    try:
-        text = path.read_text(encoding="utf-8") if query.endswith(".sql") and path.is_file() else query
-    except UnicodeDecodeError as error:
-        raise UserError(f"query file '{query}' is not UTF-8 text") from error
-    emit(open_store(store).query(text), as_json)
-
-
-@click.command()
-@options("store", "json", "score")
-def tables(store: str | None, as_json: bool, score: str) -> None:
+@options("stores", "json", "score")
+def tables(stores: tuple[str, ...], as_json: bool, score: str) -> None:
     """R² of an edit score by layer, tracing effect and both; mean scores by layer."""
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.tables import summary
 
-    target = open_store(store)
+    target = open_stores(stores)
     if as_json:
         both = {
             "regressions": regressions(target, score).to_pylist(),
