@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ NAME [NAME=VALUE …]   a saved query, or all rows of a relation
 .queries              saved queries
 .help  .quit          this; leave (as Ctrl-D). Ctrl-C clears the line, or stops a query
 """
+PARAM = re.compile(r'(\w+)=(\[[^\]]*\]|"[^"]*"|[^\s;]+)')
+CALL = re.compile(rf"([\w-]+)((?:\s+{PARAM.pattern})*)\s*;?")
 COMMANDS = (".tables", ".schema", ".queries", ".help", ".quit")
 
 
@@ -110,13 +111,11 @@ class Prompt:
         return header + self.show(pa.Table.from_pylist(rows))
 
     def _call(self, line: str) -> list[str] | None:
-        """The words of a line that begins with the name of a saved query; None where it does not."""
-        try:
-            words = shlex.split(line.removesuffix(";"))
-        except ValueError:  # a quote that is not closed: SQL, if anything
+        """[name, NAME=VALUE, …] of a line that calls a saved query; None for any other."""
+        called = CALL.fullmatch(line.strip())
+        if called is None or called[1] not in self.saved:
             return None
-        called = bool(words) and words[0] in self.saved and all("=" in word for word in words[1:])
-        return words if called else None
+        return [called[1], *(name + "=" + value.strip('"') for name, value in PARAM.findall(called[2]))]
 
     def _complete(self, text: str) -> bool:
         """True where Enter runs the text instead of beginning a line."""
@@ -154,12 +153,12 @@ class Words(Completer):
         before = document.text_before_cursor
         command = re.fullmatch(r"\s*(\.\w*)", before)
         typed = command[1] if command else re.split(r"\W", before)[-1]
-        for text, what in self._words(before[: len(before) - len(typed)], typed):
+        for text, what in self._words(before[: len(before) - len(typed)], typed, document.text):
             if text.lower().startswith(typed.lower()) and text.lower() != typed.lower():
                 yield Completion(text, -len(typed), display_meta=what)
 
-    def _words(self, left: str, typed: str) -> Iterable[tuple[str, str]]:
-        """(word, what it is), the likeliest first; left: the text before the word that is being typed."""
+    def _words(self, left: str, typed: str, text: str) -> Iterable[tuple[str, str]]:
+        """(word, what it is), the likeliest first; left: the text before the word being typed; text: all of it."""
         columns = self.prompt.columns
         if typed.startswith("."):
             return [(command, "") for command in COMMANDS]
@@ -173,7 +172,6 @@ class Words(Completer):
         if not left.strip():
             queries = [(name, one.kind) for name, one in self.prompt.saved.items()]
             return [*queries, *((word, "") for word in self.keywords), *((word, "") for word in COMMANDS)]
-        text = self.prompt.session.default_buffer.text  # all of it, for `SELECT la| FROM edits`
         read = [name for name in columns if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
         near = _columns([column for name in read or columns for column in columns[name]])
         return [*near, *((word, "") for word in self.keywords), *relations]
