@@ -97,10 +97,10 @@ def ask(
     Raises UserError, one sentence, for a parameter that is missing or unknown, and for whatever DuckDB refuses.
     """
     text = query if isinstance(query, str) else query.text
-    values = _values(query, dict(params or {}))
     if not isinstance(query, str) and query.kind == "query":
         store = store.once()
     with _opened(store, write) as con:
+        values = _values(query, dict(params or {}))  # after opening: a store that is not there is said first
         make_views(con)
         if not write:
             con.execute("BEGIN TRANSACTION READ ONLY")  # several stores hang on a database in memory, which is not
