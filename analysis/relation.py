@@ -9,7 +9,8 @@ import duckdb
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store, rows_of
+from fasttrace.store import Readable, rows_of
+from fasttrace.store.query import add_view
 
 # Temporary views (and one small table), each after those it reads; every other file of sql/ is a query.
 VIEWS = (
@@ -28,19 +29,19 @@ def sql(name: str) -> str:
 
 
 def relation(
-    store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+    store: Readable, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
 ) -> pa.Table:
-    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping).
+    """The rows of sql/<name>.sql, over several stores with every row once; params: values for its `$name`.
 
     tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
     """
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store, sql(name), params, tracing_window=tracing_window)
+    return query(store.once(), sql(name), params, tracing_window=tracing_window)
 
 
 def query(
-    store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+    store: Readable, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
 ) -> pa.Table:
     """The rows of any query, which may read the store's relations and the views of the analysis."""
     with store.reading() as con:
@@ -52,4 +53,4 @@ def make_views(con: duckdb.DuckDBPyConnection, tracing_window: int | None = None
     """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
     con.execute("SET VARIABLE tracing_window = $window", {"window": tracing_window})
     for name in VIEWS:
-        con.execute(sql(name)).fetchall()
+        add_view(con, sql(name))

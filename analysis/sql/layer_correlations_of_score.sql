@@ -1,6 +1,6 @@
 -- layer_correlations_of_score: the correlations of one score that were asked for, layer by layer.
--- Grain: as layer_correlation. Parameters: score, effect_at, subset; window_size, protocol, source, problem, method,
--- localization, model, each NULL for all. Inputs: layer_correlation. Units: as there.
+-- Grain: as layer_correlation. Parameters: score, effect_at, subset; window_size, or NULL; protocol, or NULL; source, or NULL;
+-- problem, or NULL; method, or NULL; localization, or NULL; model, or NULL: NULL keeps all. Inputs: layer_correlation. Units: as there.
 SELECT *
 FROM layer_correlation
 WHERE score = $score

@@ -1,7 +1,7 @@
 -- regression_input: the raw rows of the regressions asked for, as a check by other means wants them.
 -- Grain: one row an edit and tracing run, with those that have no effect or score. Inputs: regression_rows.
--- Parameters: score, effect_at, subset; window_size, protocol, source, problem, method, localization, model, each NULL
--- for all. Units: x = tracing effect, y = score.
+-- Parameters: score, effect_at, subset; window_size, or NULL; protocol, or NULL; source, or NULL;
+-- problem, or NULL; method, or NULL; localization, or NULL; model, or NULL: NULL keeps all. Units: x = tracing effect, y = score.
 SELECT
     problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source, score,
     effect_at, subset, fact_id, layer, x, y

@@ -1,6 +1,6 @@
 -- regressions_of_score: the regressions of one score that were asked for, in the order tables are read.
--- Grain: as regressions. Parameters: score, effect_at, subset; window_size, protocol, source, problem, method,
--- localization, model, each NULL for all. Inputs: regressions. Units: as regressions.
+-- Grain: as regressions. Parameters: score, effect_at, subset; window_size, or NULL; protocol, or NULL; source, or NULL;
+-- problem, or NULL; method, or NULL; localization, or NULL; model, or NULL: NULL keeps all. Inputs: regressions. Units: as regressions.
 SELECT *
 FROM regressions
 WHERE score = $score
