@@ -307,7 +307,7 @@ def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace
     few = (*COMMON, "--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2", "--set", "steps=2")
     both = ("--export", "full", "--store", "full.duckdb")
     fact = ft.load_facts(workplace / "facts.jsonl")[0].fact_id
-    for words, relation in (
+    for words, table in (
         (("edit", *few, "--fact-id", fact, "--layers", "2", "--essence", "0"), "edits"),
         (("mass", *few, "--layer", "2"), "mass_edits"),
     ):
@@ -315,12 +315,12 @@ def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace
             broken.setattr("fasttrace.editing.delta.tempfile.TemporaryDirectory", full)
             assert "No space left" in run(*words, *both, code=2).stderr
         assert not (workplace / "full").exists()
-        sql = f"SELECT * FROM {relation} ORDER BY ALL"
+        sql = f"SELECT * FROM {table} ORDER BY ALL"
         kept = ft.Store(workplace / "full.duckdb").query(sql).to_pylist()
         assert kept
         run(*words, *both)
         assert ft.Store(workplace / "full.duckdb").query(sql).to_pylist() == kept
-        (workplace / "full").rename(workplace / f"full-{relation}")
+        (workplace / "full").rename(workplace / f"full-{table}")
 
 
 def test_mass_erasure_counts_what_it_leaves_out(workplace, run):

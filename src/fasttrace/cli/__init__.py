@@ -48,7 +48,7 @@ def main() -> None:
 
 def _interrupted() -> None:
     click.echo(
-        "fasttrace: stopped; what was finished is in the store (a mass edit is, or is not, whole), and the same command "
+        "fasttrace: stopped; what was finished is in the store (of a mass edit all or nothing), and the same command "
         "goes on from there",
         err=True,
     )
