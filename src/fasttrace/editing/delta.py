@@ -24,8 +24,8 @@ from fasttrace.ops.rank_one import rank_one_
 class LowRank:
     """W += valueᵀ key: value (w, d), key (w, m), float32, w outer products.
 
-    Scored as it is, also where W is bfloat16 and rounds it when it is written: on SmolLM2-135M p then differs by 0.002 on
-    average, with the rounded change no less, which is the noise of a bfloat16 pass.
+    Scored as it is, also where W is bfloat16 and rounds it when it is written: on SmolLM2-135M p then differs by 0.002
+    on average, with the rounded change no less, which is the noise of a bfloat16 pass.
     """
 
     value: Tensor
