@@ -14,7 +14,7 @@ from scipy import stats
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 
-from .regression import KEYS, regression_rows
+from .regression import KEYS, KINDS, regression_rows
 
 SHARES = ("r2_layer", "r2_effect", "r2_both", "diff")
 TESTED = ("f_clustered", "df_clustered", "p_clustered")
@@ -44,9 +44,8 @@ def certainty(
         fact, layer = (np.unique(group[name], return_inverse=True)[1] for name in ("fact_id", "layer"))
         sample = Sample(fact, layer, group["x"], group["y"])
         rows.append(keys | sample.intervals(resamples, level, seed) | sample.clustered_test())
-    kinds = {name: pa.string() for name in KEYS} | {"window_size": pa.int32()}
     return pa.table(
-        {name: pa.array([row[name] for row in rows], kinds.get(name, pa.float64())) for name in (*KEYS, *COLUMNS)}
+        {name: pa.array([row[name] for row in rows], KINDS.get(name, pa.float64())) for name in (*KEYS, *COLUMNS)}
     )
 
 

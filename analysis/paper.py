@@ -41,11 +41,16 @@ class Rows:
         return {name: getattr(self, name) for name in names}
 
     def kept(self, table: pa.Table) -> pa.Table:
-        """The rows of a table of regressions that are of the wanted data and model, in the paper's order."""
+        """The rows of a table of regressions that are of the wanted data and model, in the paper's order.
+
+        Runs without a fact in common are compared in name only: no row of theirs is used, and they are left out.
+        """
         rows = [
             row
             for row in table.to_pylist()
-            if (row["source"] == ZSRE) == self.zsre and (self.model is None or self.model in row["model"])
+            if (row["source"] == ZSRE) == self.zsre
+            and (self.model is None or self.model in row["model"])
+            and row.get("n", 1) > 0
         ]
         rows.sort(key=lambda row: (_place(PROBLEMS, row["problem"]), _place(METHODS, row["method"])))
         return pa.Table.from_pylist(rows, schema=table.schema)

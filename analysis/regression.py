@@ -1,14 +1,15 @@
 """Does localization inform editing? R² of the edit score by layer, by tracing effect and by both.
 
-Everything but the p values is computed in SQL from sums over the layers (sql/layer_sums.sql and
-sql/regressions.sql). Results are kept apart by what made them: a row belongs to one editing run
-(edit_run_id: its model, seed, protocol, method and settings) and one tracing run (trace_run_id: its noise,
-samples, module, localization method and window size) of the same model weights and the same protocol.
+Everything but the p values is computed in SQL: the fits from sums over the layers (sql/layer_sums.sql and
+sql/group_fits.sql), mean absolute errors in a second pass over the rows (sql/group_errors.sql). Results are kept
+apart by what made them: a row belongs to one editing run (edit_run_id: its model, seed, protocol, method and
+settings), one tracing run (trace_run_id: its noise, samples, module, localization method and window size) of the
+same model weights and the same protocol, and one data set (source).
 """
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -20,40 +21,53 @@ from fasttrace.store import Store
 from .relation import relation
 
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnitude")
-EFFECTS = ("max", "last-subject")
+EFFECTS = ("max", "last-subject", "last-subject-absolute")
+SUBSETS = ("all", "concentrated")
 KEYS = (
     "problem", "method", "protocol", "model", "module", "localization", "window_size", "edit_run_id",
-    "trace_run_id", "score", "effect_at",
+    "trace_run_id", "source", "score", "effect_at", "subset",
 )  # fmt: skip
 """What one regression is of; two rows that differ in any of these are never pooled."""
+KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 
 
 Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
-def regressions(
-    store: Store,
-    score: str = "rewrite",
-    *,
-    window_size: int | None = None,
-    protocol: str | None = None,
-    effect_at: str = "max",
-) -> pa.Table:
-    """R² of a score by edited layer, tracing effect and both, one row a regression (paper, Tables 1 and 3).
+class Choice(TypedDict, total=False):
+    """Which regressions, by keyword; None keeps all there are, each in rows of its own.
+
+    effect_at: the tracing effect is the largest fraction over tokens ("max", the default), that of the last subject
+    token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
+    subset: "all" facts (the default), or those "concentrated" in few layers (paper, Table 2), by
+    sql/concentrated_facts.sql. window_size: of the tracing effects, layers; None takes the one that each edit
+    was made to be compared with. source: the facts' data set, "counterfact" say. localization: the tracing method.
+    """
+
+    effect_at: str
+    subset: str
+    window_size: int | None
+    protocol: str | None
+    source: str | None
+    problem: str | None
+    method: str | None
+    localization: str | None
+    model: str | None
+
+
+def regressions(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
+    """R² of a score by edited layer, tracing effect and both, one row a regression (paper, Tables 1 to 8).
 
     score: rewrite | paraphrase | neighborhood | essence | overall | magnitude.
-    window_size, protocol: keep only these; None keeps all, each in rows of its own.
-    effect_at: the tracing effect is the largest over tokens ('max') or that of the last subject token.
     Columns: KEYS, then n (edits used), n_facts, n_left_out (edits without an effect or a score),
     n_facts_left_out, r2_layer, r2_effect, r2_both, diff = r2_both − r2_layer, f_value (both against layer;
-    edits count as independent), df_num, df_den, rmse_layer, rmse_effect, rmse_both, rho, p_value.
+    edits count as independent), df_num, df_den, rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both
+    (root mean square and mean absolute errors, in units of the score), rho, p_value.
     A number that is not defined is NULL.
-    Raises UserError for an unknown score or effect_at.
+    Raises UserError for an unknown score, effect_at or subset.
     Source: paper, section 4.3 and Appendix B.
     """
-    _check(score, effect_at)
-    params = {"score": score, "effect_at": effect_at, "window_size": window_size, "protocol": protocol}
-    table = relation(store, "regressions_of_score", params)
+    table = _relation(store, "regressions_of_score", score, choice)
     p_values = [_f_tail(row["f_value"], row["df_num"], row["df_den"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
@@ -64,44 +78,40 @@ def layer_means(store: Store, score: str = "rewrite") -> pa.Table:
     Columns: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, n_left_out, mean,
     sd, sem. Raises UserError for an unknown score.
     """
-    _check(score, "max")
+    _check("score", score, SCORES)
     return relation(store, "layer_means_of_score", {"score": score})
 
 
-def layer_correlations(store: Store, score: str = "rewrite", *, effect_at: str = "max") -> pa.Table:
+def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
     """Pearson's ρ of tracing effect and score at each edited layer (paper, Figure 15).
 
     Columns: KEYS, layer, n, n_left_out, rho, p_value (two-sided, Student's t with n − 2 degrees of freedom).
-    Raises UserError for an unknown score or effect_at.
+    Raises UserError for an unknown score, effect_at or subset.
     """
-    _check(score, effect_at)
-    table = relation(store, "layer_correlations_of_score", {"score": score, "effect_at": effect_at})
+    table = _relation(store, "layer_correlations_of_score", score, choice)
     p_values = [_rho_tail(row["rho"], row["n"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
 
-def regression_rows(store: Store, score: str = "rewrite", *, effect_at: str = "max", **choice: Any) -> Iterator[Rows]:
+def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[Rows]:
     """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
 
-    choice: values of KEYS to keep. x = tracing effect, y = score, float64; rows that lack either are left out.
+    x = tracing effect, y = score, float64; rows that lack either are left out.
     """
-    _check(score, effect_at)
-    frame = relation(store, "regression_input", {"score": score, "effect_at": effect_at}).to_pandas()
+    frame = _relation(store, "regression_input", score, choice).to_pandas()
     for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        used = group.dropna(subset=["x", "y"])
         identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
-        if all(value is None or identity[name] == value for name, value in choice.items()):
-            used = group.dropna(subset=["x", "y"])
-            yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
+        yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
 
 
-def check_with_statsmodels(store: Store, score: str = "rewrite", *, effect_at: str = "max") -> pa.Table:
+def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
     """The numbers of `regressions` by statsmodels' least squares on the raw rows: slow, and the check on it.
 
     Columns: KEYS, n, n_left_out, r2_layer, r2_effect, r2_both, diff, f_value, df_num, df_den, p_value,
-    rmse_layer, rmse_effect, rmse_both; rows in the order of `regressions`.
+    rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both; rows in the order of `regressions`.
     """
-    _check(score, effect_at)
-    frame = relation(store, "regression_input", {"score": score, "effect_at": effect_at}).to_pandas()
+    frame = _relation(store, "regression_input", score, choice).to_pandas()
     rows = []
     for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
         used = group.dropna(subset=["x", "y"])
@@ -113,9 +123,9 @@ def check_with_statsmodels(store: Store, score: str = "rewrite", *, effect_at: s
 
 _FITTED = (
     "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",
-    "rmse_effect", "rmse_both",
+    "rmse_effect", "rmse_both", "mae_layer", "mae_effect", "mae_both",
 )  # fmt: skip
-_TYPES = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()} | dict.fromkeys(_FITTED, pa.float64())
+_TYPES = KINDS | dict.fromkeys(_FITTED, pa.float64())
 
 
 def _by_statsmodels(used: Any) -> dict[str, float | None]:
@@ -130,6 +140,7 @@ def _by_statsmodels(used: Any) -> dict[str, float | None]:
     fits = {"layer": layer, "effect": effect, "both": both}
     out: dict[str, float | None] = dict.fromkeys(_FITTED)
     out |= {f"rmse_{name}": float(np.sqrt(np.mean(fit.resid**2))) for name, fit in fits.items()}
+    out |= {f"mae_{name}": float(np.mean(np.abs(fit.resid))) for name, fit in fits.items()}
     out |= {"df_num": float(layer.df_resid - both.df_resid), "df_den": float(both.df_resid)}
     if np.ptp(used["y"]) <= 1e-12 * np.abs(used["y"]).max():  # no variance to explain a share of
         return out
@@ -154,8 +165,22 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
     return float(2 * stats.t.sf(t, n - 2))
 
 
-def _check(score: str, effect_at: str) -> None:
-    if score not in SCORES:
-        raise UserError(f"the score {score!r} is not known: one of {', '.join(SCORES)} was wanted")
-    if effect_at not in EFFECTS:
-        raise UserError(f"effect_at {effect_at!r} is not known: one of {', '.join(EFFECTS)} was wanted")
+def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
+    return relation(store, name, _params(score, choice), tracing_window=choice.get("window_size"))
+
+
+def _params(score: str, choice: Choice) -> dict[str, Any]:
+    """Values for the parameters of regressions_of_score.sql and its like."""
+    params: dict[str, Any] = dict.fromkeys(Choice.__annotations__) | {"effect_at": "max", "subset": "all"}
+    for name in choice.keys() - params.keys():
+        raise TypeError(f"a regression is not chosen by {name!r}: one of {', '.join(params)} was wanted")
+    params |= {"score": score} | choice
+    _check("score", score, SCORES)
+    _check("effect_at", params["effect_at"], EFFECTS)
+    _check("subset", params["subset"], SUBSETS)
+    return params
+
+
+def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:
+    if value not in wanted:
+        raise UserError(f"the {name} {value!r} is not known: one of {', '.join(wanted)} was wanted")

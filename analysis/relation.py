@@ -11,10 +11,10 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Store, rows_of
 
-# Temporary views, each after those it reads; every other file of sql/ is a query, with or without parameters.
+# Temporary views (and one small table), each after those it reads; every other file of sql/ is a query.
 VIEWS = (
-    "edit_scores", "regression_rows", "layer_sums", "group_counts", "regressions", "layer_correlation",
-    "layer_means",
+    "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
+    "group_errors", "regressions", "layer_correlation", "layer_means",
 )  # fmt: skip
 
 
@@ -27,21 +27,29 @@ def sql(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def relation(store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping)."""
+def relation(
+    store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+) -> pa.Table:
+    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping).
+
+    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
+    """
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store, sql(name), params)
+    return query(store, sql(name), params, tracing_window=tracing_window)
 
 
-def query(store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+def query(
+    store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+) -> pa.Table:
     """The rows of any query, which may read the store's relations and the views of the analysis."""
     with store.reading() as con:
-        make_views(con)
+        make_views(con, tracing_window)
         return rows_of(con, text, params)
 
 
-def make_views(con: duckdb.DuckDBPyConnection) -> None:
+def make_views(con: duckdb.DuckDBPyConnection, tracing_window: int | None = None) -> None:
     """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
+    con.execute("SET VARIABLE tracing_window = $window", {"window": tracing_window})
     for name in VIEWS:
         con.execute(sql(name)).fetchall()

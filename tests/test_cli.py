@@ -6,73 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NamedTuple
 
 import pytest
-import torch
+from command_line import FACTS
 from fasttrace.analysis.relation import relation
-from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.cli import main
-
-FACTS = [
-    {
-        "prompt": "The {} is located in the city of",
-        "subject": subject,
-        "target_true": true,
-        "target_false": false,
-        "relation": "city",
-        "paraphrases": [f"{subject} is in the city of"],
-        "neighborhood": ["The France is located in the city of"],
-    }
-    for subject, true, false in [
-        ("Eiffel Tower", "Paris", "Rome"),
-        ("New York", "Rome", "Paris"),
-        ("Tower", "Paris", "France"),
-        ("Paris Tower", "Rome", "York"),
-    ]
-]
-
-
-@pytest.fixture(scope="module")
-def workplace(small_tokenizer, tmp_path_factory):
-    """A folder with a small Llama, facts and a corpus."""
-    folder = tmp_path_factory.mktemp("workplace")
-    model = small_model("llama", small_tokenizer, torch.float32)
-    model.hf.save_pretrained(folder / "model")
-    small_tokenizer.save_pretrained(folder / "model")
-    (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in FACTS))
-    (folder / "text.txt").write_text(" ".join(f"{f['prompt']} {f['subject']} {f['target_true']}" for f in FACTS * 40))
-    return folder
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(workplace, monkeypatch, capfd):
-    """Runs a fasttrace command in the workplace, in this process, and holds it to its exit code."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
-
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
-        found = 0
-        try:
-            main()
-        except SystemExit as error:
-            found = error.code
-        done = Done(*capfd.readouterr())
-        assert found == code, done.stderr
-        return done
-
-    return call
-
 
 COMMON = ("--model", "model", "--facts", "facts.jsonl")
 TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")

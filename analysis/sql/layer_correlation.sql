@@ -3,8 +3,8 @@
 -- Units: n = edits used; rho in [-1, 1], NULL where effect or score does not differ within the layer.
 CREATE OR REPLACE TEMP VIEW layer_correlation AS
 SELECT
-    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id,
-    score, effect_at, layer, n, n_rows - n AS n_left_out,
+    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source,
+    score, effect_at, subset, layer, n, n_rows - n AS n_left_out,
     CASE
         WHEN has_slope AND sqrt(s_yy / n) > 1e-12 * greatest(abs(min_y), abs(max_y))
             THEN greatest(-1, least(1, s_xy / sqrt(s_xx * s_yy)))

@@ -1,24 +1,32 @@
 -- layer_sums: all that the regressions need to know about a layer.
--- Grain: one row a group (problem, method, protocol, model, module, localization, window_size, edit_run_id,
--- trace_run_id, score, effect_at) and layer. Inputs: regression_rows; only rows with both numbers enter the sums.
+-- Grain: one row a group (pair, source, score, effect_at, subset; with the pair go problem, method, protocol, model, module,
+-- localization, window_size, edit_run_id, trace_run_id) and layer. Inputs: regression_rows, run_pairs; only rows with both
+-- numbers enter the sums.
 -- Units: n = rows used of n_rows; s_xx, s_xy, s_yy = sums of squares and products about the layer's own means
 -- (accumulated about a running mean, so that nothing cancels); with n, mean_x, mean_y they are equivalent to
 -- the plain sums of x, y, xx, xy, yy. has_slope = x differs within the layer by more than rounding.
 CREATE OR REPLACE TEMP VIEW layer_sums AS
+WITH sums AS (  -- grouped by numbers and short texts alone
+    SELECT
+        pair, source, score, effect_at, subset, layer,
+        count(*) AS n_rows,
+        count(*) FILTER (WHERE used) AS n,
+        avg(x) FILTER (WHERE used) AS mean_x,
+        avg(y) FILTER (WHERE used) AS mean_y,
+        min(x) FILTER (WHERE used) AS min_x,
+        max(x) FILTER (WHERE used) AS max_x,
+        min(y) FILTER (WHERE used) AS min_y,
+        max(y) FILTER (WHERE used) AS max_y,
+        coalesce(regr_sxx(y, x) FILTER (WHERE used), 0) AS s_xx,
+        coalesce(regr_sxy(y, x) FILTER (WHERE used), 0) AS s_xy,
+        coalesce(regr_syy(y, x) FILTER (WHERE used), 0) AS s_yy
+    FROM regression_rows
+    GROUP BY ALL
+)
 SELECT
-    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id,
-    score, effect_at, layer,
-    count(*) AS n_rows,
-    count(*) FILTER (WHERE used) AS n,
-    avg(x) FILTER (WHERE used) AS mean_x,
-    avg(y) FILTER (WHERE used) AS mean_y,
-    min(x) FILTER (WHERE used) AS min_x,
-    max(x) FILTER (WHERE used) AS max_x,
-    min(y) FILTER (WHERE used) AS min_y,
-    max(y) FILTER (WHERE used) AS max_y,
-    coalesce(regr_sxx(y, x) FILTER (WHERE used), 0) AS s_xx,
-    coalesce(regr_sxy(y, x) FILTER (WHERE used), 0) AS s_xy,
-    coalesce(regr_syy(y, x) FILTER (WHERE used), 0) AS s_yy,
+    pair.problem, pair.method, pair.protocol, pair.model, pair.module, pair.localization, pair.window_size,
+    pair.edit_run_id, pair.trace_run_id,
+    sums.*,
     coalesce(sqrt(s_xx / nullif(n, 0)) > 1e-12 * greatest(abs(min_x), abs(max_x)), FALSE) AS has_slope
-FROM regression_rows
-GROUP BY ALL;
+FROM sums
+JOIN run_pairs AS pair ON pair.pair = sums.pair;

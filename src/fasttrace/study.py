@@ -133,7 +133,7 @@ def load_study(source: str) -> Study:
             wrong = [value for value in one.get(key, []) if value not in known]
             if wrong:
                 raise UserError(
-                    f"study file '{source}': [edit] {key} has {wrong[0]!r}, of {', '.join(known)} was wanted"
+                    f"study file '{source}': [edit] {key} has {wrong[0]!r}, some of {', '.join(known)} were wanted"
                 )
     order = raw.get("facts", {}).get("order", "given")
     if order not in ("given", "interleaved"):
@@ -282,8 +282,10 @@ class Runner:
         return sum(row["fact_id"] in ids and row["layer"] in cell.layers for row in rows)
 
     def _trace(self, facts: Sequence[Fact], trace: dict[str, Any]) -> Any:
-        keep = "all" if self.study.facts.get("known", True) is not False else "known"
-        return prepare_trace(self.model, facts, keep=keep, protocol=self.study.protocol, seed=self.study.seed, **trace)
+        # keep: which facts to study is settled before.
+        return prepare_trace(
+            self.model, facts, keep="all", protocol=self.study.protocol, seed=self.study.seed, **trace
+        )
 
     def _cells(self, one: dict[str, Any]) -> Iterator[EditCell]:
         layers = one.get("layers", self.model.edit_layers())

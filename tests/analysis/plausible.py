@@ -8,6 +8,7 @@ import pyarrow as pa
 from made_results import CELLS, FACTS, PROMPTS, SAMPLES, SCORES, Made, made_run
 
 from fasttrace.facts.record import Fact
+from fasttrace.store.connect import schema_columns
 
 N_LAYERS = 30
 EDITED = (0, 4, 8, 12, 16, 20, 24, 29)
@@ -64,8 +65,11 @@ def _run(run_id: str, kind: str, settings: dict[str, Any], **changes: Any) -> di
     return made_run(run_id, kind, **(about | changes))
 
 
-def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any) -> Made:
-    """Grids with an early site at the last subject token and a late one at the last; one fact left out."""
+def trace_result(
+    facts: list[Fact], windows: tuple[int, ...] = (5,), localization: str = "denoise", width: float = 4.0, **run: Any
+) -> Made:
+    """Grids with an early site at the last subject token and a late one at the last, some layers wide; one fact left
+    out."""
     about, cells = [], []
     for fact in facts:
         rng = np.random.default_rng(list(fact.fact_id.encode()))
@@ -103,7 +107,7 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
             for token, text in enumerate(tokens):
                 height = {end - 1: (0.5, early), len(tokens) - 1: (0.3, late)}.get(token, (0.04, early))
                 for layer in range(N_LAYERS):
-                    shape = height[0] * window / 5 * np.exp(-(((layer - height[1]) / 4.0) ** 2))
+                    shape = height[0] * window / 5 * np.exp(-(((layer - height[1]) / width) ** 2))
                     share = 0.0 if token < begin else min(shape * rng.uniform(0.8, 1.2), 1.0)
                     p = p_noised + share * (p_clean - p_noised)
                     cells.append(
@@ -126,7 +130,7 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
         "noise": "philox",
         "sigma": 0.094,
         "module": "mlp",
-        "method": "denoise",
+        "method": localization,
     }
     return Made(
         _run(run.pop("run_id", "trace-1"), "trace", settings, **run),
@@ -136,8 +140,14 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
     )
 
 
-def edit_result(facts: list[Fact], problem: str = "error-injection", method: str = "rome", **run: Any) -> Made:
-    """Scores that fall with the layer, noisily, whatever tracing said."""
+def edit_result(
+    facts: list[Fact],
+    problem: str = "error-injection",
+    method: str = "rome",
+    essence: float | None = None,
+    **run: Any,
+) -> Made:
+    """Scores that fall with the layer, noisily, whatever tracing said. essence: of every edit."""
     scores, prompts = [], []
     for fact in facts:
         rng = np.random.default_rng(list(f"{fact.fact_id}{problem}".encode()))
@@ -159,7 +169,7 @@ def edit_result(facts: list[Fact], problem: str = "error-injection", method: str
                     "rewrite": rewrite,
                     "paraphrase": paraphrase,
                     "neighborhood": neighborhood,
-                    "essence": None,
+                    "essence": essence,
                     "overall": (rewrite + paraphrase + neighborhood) / 3,
                     "p_before": p_before,
                     "p_after": p_after,
@@ -191,6 +201,43 @@ def edit_result(facts: list[Fact], problem: str = "error-injection", method: str
         scores=_table(scores, SCORES),
         prompts=_table(prompts, PROMPTS),
     )
+
+
+def mass_result(facts: list[Fact], counts: tuple[int, ...] = (4, 8, 12), **run: Any) -> Made:
+    """Facts landing in one model, whose scores sink as more of them land."""
+    rows = []
+    for landed in counts:
+        for place, fact in enumerate(facts[:landed]):
+            rewrite = float(np.clip(1 - 0.03 * landed + np.random.default_rng([landed, place]).normal(0, 0.05), 0, 1))
+            rows.append(
+                {
+                    "landed": landed,
+                    "fact_id": fact.fact_id,
+                    "position": place + 1,
+                    "problem": "error-injection",
+                    "method": "memit",
+                    "layer": 6,
+                    "window_size": 5,
+                    "rewrite": rewrite,
+                    "paraphrase": 0.7 * rewrite,
+                    "neighborhood": 0.9,
+                    "overall": (1.7 * rewrite + 0.9) / 3,
+                    "p_before": 0.01,
+                    "p_after": rewrite,
+                    "success": rewrite > 0.5,
+                }
+            )
+    settings = {
+        "problem": "error-injection",
+        "method": "memit",
+        "layer": 6,
+        "at_once": 4,
+        "score_every": 1,
+        "steps": 25,
+    }
+    columns = schema_columns()["mass_edits"]
+    table = pa.table({name: [row.get(name) for row in rows] for name in columns if name not in ("run_id", "protocol")})
+    return Made(_run(run.pop("run_id", "mass-1"), "mass", settings, **run), scores=table)
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:

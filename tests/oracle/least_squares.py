@@ -15,9 +15,11 @@ def fits(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float | N
         "effect": np.hstack([ones, x[:, None]]),
         "both": np.hstack([dummies, dummies * x[:, None]]),
     }
-    rest = {name: _rest(design, y) for name, design in designs.items()}
+    resid = {name: _resid(design, y) for name, design in designs.items()}
+    rest = {name: float(np.sum(left**2)) for name, left in resid.items()}
     total = float(np.sum((y - y.mean()) ** 2))
     out: dict[str, float | None] = {f"rmse_{name}": np.sqrt(rest[name] / len(y)) for name in rest}
+    out |= {f"mae_{name}": float(np.mean(np.abs(left))) for name, left in resid.items()}
     rank = {name: np.linalg.matrix_rank(design) for name, design in designs.items()}
     out["df_num"] = rank["both"] - rank["layer"]
     out["df_den"] = len(y) - rank["both"]
@@ -33,6 +35,6 @@ def fits(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float | N
     return out
 
 
-def _rest(design: np.ndarray, y: np.ndarray) -> float:
+def _resid(design: np.ndarray, y: np.ndarray) -> np.ndarray:
     beta, *_ = np.linalg.lstsq(design, y, rcond=None)
-    return float(np.sum((y - design @ beta) ** 2))
+    return y - design @ beta

@@ -13,7 +13,7 @@ __all__ = ["cli", "main"]
 
 VERBS = (
     trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.study, study.demo,
-    read.sql, read.tables, read.report, machine.env,
+    read.sql, read.tables, read.figures, read.report, machine.env,
 )  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def main() -> None:
 
 def _interrupted() -> None:
     click.echo(
-        "fasttrace: stopped; what was finished is in the store (of a mass edit all or nothing), and the same command "
-        "goes on from there",
+        "fasttrace: stopped; what was finished is in the store (a mass edit whole, or not at all), and the same "
+        "command goes on from there",
         err=True,
     )
     sys.exit(130)

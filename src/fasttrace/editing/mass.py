@@ -53,8 +53,7 @@ MASS_SCORES = pa.schema(
 @dataclass(frozen=True, eq=False)
 class MassResult:
     """run: the `runs` row. facts: in the order they landed. scores: MASS_SCORES, a row a fact that has landed and time
-    of scoring, and a row with the reason a fact that was left out. updates: layer → the change that carries them
-    all."""
+    of scoring, and one with the reason for each left out. updates: layer → the change that carries them all."""
 
     run: dict[str, Any]
     facts: list[Fact]

@@ -1,7 +1,7 @@
 """The store: one DuckDB file with every run, trace and edit, opened only for the moment it is needed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
+from fasttrace.store import parquet
 from fasttrace.store.connect import SCHEMA_VERSION, check_folder, create, opened, statement
 from fasttrace.store.write import batch_of, facts_table, write, write_facts
 
@@ -22,13 +23,16 @@ class Store:
 
     path: the file; made by the first write (or by `create`), read by everything else.
     timeout_s: seconds a method goes on trying while another process has the file open.
+    memory: what a query may hold before it goes on through a folder beside the file, "2GB" say; None: DuckDB's own
+        rule, four fifths of the machine's.
 
     Raises StoreError, one sentence, where the file or its folder cannot serve.
     """
 
-    def __init__(self, path: str | PathLike[str], *, timeout_s: float = 60.0) -> None:
+    def __init__(self, path: str | PathLike[str], *, timeout_s: float = 60.0, memory: str | None = None) -> None:
         self.path = Path(path)
         self.timeout_s = timeout_s
+        self.memory = memory
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
@@ -36,7 +40,7 @@ class Store:
     def create(self) -> None:
         """Make the file if it is not there and open it for writing once: a bad path shows early."""
         create(self.path)
-        with opened(self.path, read_only=False, timeout_s=self.timeout_s):
+        with self._opened(read_only=False):
             pass
 
     def check(self) -> None:
@@ -44,7 +48,7 @@ class Store:
         if not self.path.exists():
             check_folder(self.path)
             return
-        with opened(self.path, read_only=False, timeout_s=self.timeout_s):
+        with self._opened(read_only=False):
             pass
 
     def add(self, result: Any) -> int:
@@ -58,7 +62,7 @@ class Store:
         """
         run, tables = batch_of(result)
         create(self.path)
-        with opened(self.path, read_only=False, timeout_s=self.timeout_s) as con:
+        with self._opened(read_only=False) as con:
             return write(con, run, tables)
 
     def add_facts(self, facts: Iterable[Fact]) -> int:
@@ -66,8 +70,30 @@ class Store:
         facts = list(facts)
         facts_table(facts)  # complains before the file is made
         create(self.path)
-        with opened(self.path, read_only=False, timeout_s=self.timeout_s) as con:
+        with self._opened(read_only=False) as con:
             return write_facts(con, facts)
+
+    def to_parquet(self, folder: str | PathLike[str]) -> None:
+        """Write the store as folder/<relation>.parquet (zstd), whole or not at all, for other tools or `add_parquet`.
+
+        Raises StoreError where the folder is there already.
+        """
+        with self.reading() as con:
+            parquet.export(con, Path(folder))
+
+    def add_parquet(self, folder: str | PathLike[str]) -> int:
+        """Add a store that `to_parquet` wrote, as one transaction and by the rules of `add`: nothing twice.
+
+        A run that is in both stores goes on here with the facts (edits, …) this one lacks.
+        Returns the number of facts (edits, verdicts, …) added.
+        Raises StoreError where the folder is no such store, a file is damaged, or a run or fact is here as another one;
+        this store is then as it was.
+        """
+        with duckdb.connect(":memory:") as con:
+            parquet.read(con, Path(folder))  # complains before the file is made
+        create(self.path)
+        with self._opened(read_only=False) as con:
+            return parquet.add(con, parquet.read(con, Path(folder)), Path(folder))
 
     def done(self, run_id: str) -> set[str]:
         """fact_ids that a tracing run, or a run over known facts, has finished."""
@@ -88,12 +114,15 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A read-only connection for one `with` block: several queries on one state of the store."""
-        with opened(self.path, read_only=True, timeout_s=self.timeout_s) as con:
+        with self._opened(read_only=True) as con:
             yield con
 
     def relations(self) -> pa.Table:
         """What the file holds: relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
         return self.query(statement("relations"))
+
+    def _opened(self, *, read_only: bool) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return opened(self.path, read_only=read_only, timeout_s=self.timeout_s, memory=self.memory)
 
     def _rows(self, name: str, run_id: str) -> list[tuple[Any, ...]]:
         if not self.path.exists():

@@ -20,13 +20,12 @@ import duckdb
 
 from fasttrace.errors import StoreError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
 
-# Tables before the views that read them.
 RELATIONS = (
-    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "edits", "edit_prompts",
-    "mass_edits", "moments", "benches", "trace_effects",
+    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "trace_effects", "edits",
+    "edit_prompts", "mass_edits", "moments", "benches",
 )  # fmt: skip
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
@@ -91,15 +90,18 @@ def create(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, *, read_only: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(
+    path: Path, *, read_only: bool, timeout_s: float, memory: str | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to an existing store, checked for its schema, closed at the end of the block.
 
     timeout_s: how long, in seconds, a locked file is tried again before giving up.
+    memory: DuckDB's memory_limit, "2GB" say, or None for its own rule.
     Raises StoreError where the file is missing, locked all that time, not DuckDB, not a store of this
     schema version, or (unless read_only) not writable.
     """
     with _turn:
-        con = _connect(path, read_only, timeout_s)
+        con = _connect(path, read_only, timeout_s, memory)
         try:
             _check_schema(con, path)
             yield con
@@ -112,13 +114,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _connect(path: Path, read_only: bool, timeout_s: float) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, read_only: bool, timeout_s: float, memory: str | None) -> duckdb.DuckDBPyConnection:
     _check_file(path, read_only)
+    config: dict[str, str | bool | int | float | list[str]] = {} if memory is None else {"memory_limit": memory}
     deadline = time.monotonic() + timeout_s
     delay = 0.005
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only)
+            return duckdb.connect(str(path), read_only=read_only, config=config)
         except duckdb.Error as error:
             if not _is_lock(error):
                 raise StoreError(_sentence(path, error)) from error

@@ -1,7 +1,7 @@
 """Results into the store: one transaction a batch, nothing twice."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,13 +22,17 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),
 }
+# Relations without an index, which would cost more than the rows: statements/guard_<relation>.sql stands in for it.
+GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts")
 # A later batch of a run must agree with the first on these: every row of the run is read through them.
 IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
+Batch = Sequence[tuple[str, pa.Table | duckdb.DuckDBPyRelation]]
+"""[(relation, rows without what the run gives)], the relation that says "finished" last."""
 _RUN_COLUMNS = (
     "run_id", "kind", "model", "model_hash", "dtype", "device", "seed", "protocol", "settings",
     "fasttrace_version", "torch_version", "created_at",
 )  # fmt: skip
-_GIVEN_BY_RUN = ("run_id", "protocol")
+GIVEN_BY_RUN = ("run_id", "protocol")
 
 
 def batch_of(result: Any) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]]:
@@ -76,7 +80,7 @@ def conform(table: pa.Table, relation: str, name: str) -> pa.Table:
 
     Raises StoreError where a column is missing or unknown.
     """
-    wanted = [column for column in schema_columns()[relation] if column not in _GIVEN_BY_RUN]
+    wanted = [column for column in schema_columns()[relation] if column not in GIVEN_BY_RUN]
     if relation == "facts":
         wanted = list(schema_columns()[relation])
     missing = [column for column in wanted if column not in table.column_names]
@@ -94,20 +98,33 @@ def conform(table: pa.Table, relation: str, name: str) -> pa.Table:
     return pa.table(dict(zip(wanted, columns, strict=True)))
 
 
-def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: list[tuple[str, pa.Table]]) -> int:
+def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) -> int:
     """Add what the store has not, in one transaction; the number of finished things (facts, edits, …) added.
 
     Raises StoreError where the run is in the store under another identity, or a row breaks a rule.
     """
     con.begin()
+    added = add_run(con, run, tables)
+    con.commit()
+    return added
+
+
+def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) -> int:
+    """`write` within a transaction of the caller's."""
     _check_identity(con, run)
     _execute(con, "add_run", run)
-    added = 0
     for relation, table in tables:
-        added = _insert(con, f"add_{relation}", table, run)  # the last relation is the one that counts
+        con.register(f"batch_{relation}", table)
+    for relation, _ in tables:
+        if relation in GUARDED:
+            _check_keys(con, relation, run)
+    added = 0
+    for relation, _ in tables:
+        if relation == "traces":
+            _execute(con, "add_trace_effects", run)
+        added = _execute(con, f"add_{relation}", run)  # the last relation is the one that counts
     if added:
         _execute(con, "add_seconds", run)
-    con.commit()
     return added
 
 
@@ -116,16 +133,19 @@ def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
 
     Raises StoreError where a fact_id stands for two different facts.
     """
-    table = facts_table(facts)
     con.begin()
-    con.register("batch", table)
+    added = add_facts(con, facts_table(facts))
+    con.commit()
+    return added
+
+
+def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyRelation) -> int:
+    """`write_facts` within a transaction of the caller's; table: rows of the relation facts."""
+    con.register("batch_facts", table)
     differ = con.execute(statement("facts_that_differ")).fetchall()
     if differ:
         raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each an id of its own")
-    con.unregister("batch")
-    added = _insert(con, "add_facts", table, {})
-    con.commit()
-    return added
+    return _execute(con, "add_facts", {})
 
 
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
@@ -149,7 +169,7 @@ def _moments_table(result: Any) -> pa.Table:
         return table
     row = {}
     for column in schema_columns()["moments"]:
-        if column in _GIVEN_BY_RUN:
+        if column in GIVEN_BY_RUN:
             continue
         value = getattr(result, column, None)
         row[column] = result.run.get(column) if value is None else value
@@ -182,11 +202,11 @@ def _execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any
     return int(rows[0][0])
 
 
-def _insert(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table, values: Mapping[str, Any]) -> int:
-    con.register("batch", table)
-    added = _execute(con, name, values)
-    con.unregister("batch")
-    return added
+def _check_keys(con: duckdb.DuckDBPyConnection, relation: str, run: Mapping[str, Any]) -> None:
+    for fact_id, reason in con.execute(statement(f"guard_{relation}")).fetchall():
+        raise StoreError(
+            f"a row of the run {run['run_id']} does not fit the store ({relation}): the fact {fact_id!r} {reason}"
+        )
 
 
 def _naive_utc(moment: object) -> datetime:

@@ -4,6 +4,7 @@
 -- Units: p_* are probabilities before and after the edit: of the edit's target, of o_true and of o_false.
 -- target_tokens = tokens of the edit's target; of an essence text p is the whole text's, so its perplexity is
 -- p ** (-1 / target_tokens).
+-- No index: nothing is there twice because statements/add_edit_prompts.sql and guard_edit_prompts.sql see to it.
 CREATE TABLE IF NOT EXISTS edit_prompts (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -21,6 +22,5 @@ CREATE TABLE IF NOT EXISTS edit_prompts (
     p_true_before DOUBLE  CHECK (p_true_before BETWEEN 0 AND 1.001),
     p_true_after  DOUBLE  CHECK (p_true_after BETWEEN 0 AND 1.001),
     p_false_before DOUBLE CHECK (p_false_before BETWEEN 0 AND 1.001),
-    p_false_after DOUBLE  CHECK (p_false_after BETWEEN 0 AND 1.001),
-    PRIMARY KEY (run_id, fact_id, problem, method, layer, kind, prompt_index)
+    p_false_after DOUBLE  CHECK (p_false_after BETWEEN 0 AND 1.001)
 );

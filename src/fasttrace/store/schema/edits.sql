@@ -7,6 +7,7 @@
 -- denominator = u'k of ROME's update; condition = of the second moment solved with; target = the text edited in or out;
 -- reason = why a fact was not edited, its scores then NULL;
 -- window_size = the tracing window the edit is compared with.
+-- No index: nothing is there twice because statements/add_edits.sql and guard_edits.sql see to it.
 CREATE TABLE IF NOT EXISTS edits (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -33,6 +34,5 @@ CREATE TABLE IF NOT EXISTS edits (
     condition     DOUBLE  CHECK (condition >= 1),
     loss          DOUBLE,
     target        VARCHAR,
-    reason        VARCHAR,
-    PRIMARY KEY (run_id, fact_id, problem, method, layer)
+    reason        VARCHAR
 );

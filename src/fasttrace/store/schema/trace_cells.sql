@@ -5,6 +5,7 @@
 -- of p_clean deleted), NULL where the corruption lost none (p_noised >= p_clean). Several tokens at once are named by
 -- the last. approximate = p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
 -- Layers and tokens count from 0.
+-- No index: nothing is there twice because statements/add_trace_cells.sql and guard_trace_cells.sql see to it.
 CREATE TABLE IF NOT EXISTS trace_cells (
     run_id         VARCHAR NOT NULL,
     protocol       VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -17,6 +18,5 @@ CREATE TABLE IF NOT EXISTS trace_cells (
     p_restored_sem DOUBLE  CHECK (p_restored_sem >= 0),
     effect         DOUBLE,
     approximate    BOOLEAN NOT NULL,
-    p_screened     DOUBLE  CHECK (p_screened BETWEEN 0 AND 1.001),
-    PRIMARY KEY (run_id, fact_id, window_size, token_index, layer)
+    p_screened     DOUBLE  CHECK (p_screened BETWEEN 0 AND 1.001)
 );

@@ -1,6 +1,7 @@
 -- trace_samples: every noise sample of the tracing grid, where a run was asked to keep them.
 -- Grain: one row a (run, fact, window size, token, layer, noise sample). Inputs: the `samples` of ft.trace.
 -- Units: p_restored = p(scored) in that sample; trace_cells has the mean.
+-- No index: nothing is there twice because statements/add_trace_samples.sql and guard_trace_samples.sql see to it.
 CREATE TABLE IF NOT EXISTS trace_samples (
     run_id      VARCHAR NOT NULL,
     protocol    VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -9,6 +10,5 @@ CREATE TABLE IF NOT EXISTS trace_samples (
     token_index INTEGER NOT NULL CHECK (token_index >= 0),
     layer       INTEGER NOT NULL CHECK (layer >= 0),
     sample      INTEGER NOT NULL CHECK (sample >= 0),
-    p_restored  DOUBLE  CHECK (p_restored BETWEEN 0 AND 1.001),
-    PRIMARY KEY (run_id, fact_id, window_size, token_index, layer, sample)
+    p_restored  DOUBLE  CHECK (p_restored BETWEEN 0 AND 1.001)
 );

@@ -1,6 +1,6 @@
 INSERT INTO benches BY NAME
 SELECT $run_id AS run_id, batch.*
-FROM batch
+FROM batch_benches AS batch
 WHERE NOT EXISTS (
     FROM benches
     WHERE benches.run_id = $run_id AND benches.benchmark = batch.benchmark AND benches."case" = batch."case"

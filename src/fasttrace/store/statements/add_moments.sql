@@ -1,4 +1,4 @@
 INSERT INTO moments BY NAME
 SELECT $run_id AS run_id, batch.*
-FROM batch
+FROM batch_moments AS batch
 WHERE NOT EXISTS (FROM moments WHERE moments.run_id = $run_id);

@@ -1,5 +1,5 @@
 -- Samples of facts this run has not finished; before add_traces, which marks them finished.
 INSERT INTO trace_samples BY NAME
 SELECT $run_id AS run_id, $protocol AS protocol, batch.*
-FROM batch
+FROM batch_trace_samples AS batch
 WHERE NOT EXISTS (FROM traces WHERE traces.run_id = $run_id AND traces.fact_id = batch.fact_id);

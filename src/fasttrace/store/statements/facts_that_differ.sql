@@ -1,6 +1,6 @@
 -- Facts of the batch whose fact_id the store already uses for something else.
 SELECT batch.fact_id
-FROM batch
+FROM batch_facts AS batch
 JOIN facts ON facts.fact_id = batch.fact_id
 WHERE (facts.prompt, facts.subject, facts.target_true) IS DISTINCT FROM (batch.prompt, batch.subject, batch.target_true)
    OR facts.target_false IS DISTINCT FROM batch.target_false

@@ -1,0 +1,56 @@
+"""What must hold of every store, whoever wrote it: the queries of sql/checks, each of which must return no rows."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from fasttrace.errors import StoreError
+from fasttrace.store import Store
+
+
+@cache
+def checks() -> dict[str, str]:
+    """{name: text} of sql/checks/<name>.sql, by name."""
+    folder = files("fasttrace.analysis") / "sql" / "checks"
+    found = {file.name.removesuffix(".sql"): file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    return dict(sorted(found.items()))
+
+
+def failures(store: Store) -> pa.Table:
+    """The checks a store does not pass: none of a sound store.
+
+    Columns: check (file name in sql/checks, whose header says what is wrong), rows (how many are at fault), example
+    (one of them, as JSON).
+    Raises StoreError where a check cannot be run.
+    """
+    found = []
+    with store.reading() as con:
+        for name, text in checks().items():
+            rows, example = _failing(con, name, text)
+            if rows:
+                found.append({"check": name, "rows": rows, "example": example})
+    return pa.Table.from_pylist(found, schema=_SCHEMA)
+
+
+_SCHEMA = pa.schema([("check", pa.string()), ("rows", pa.int64()), ("example", pa.string())])
+
+
+def _failing(con: duckdb.DuckDBPyConnection, name: str, text: str) -> tuple[int, str | None]:
+    """How many rows a check returns, and the first; they stream by, since all of a large store may be at fault."""
+    rows, first = 0, None
+    try:
+        for batch in con.sql(text).to_arrow_reader():
+            if batch.num_rows and first is None:
+                first = _as_json(batch.slice(0, 1).to_pylist()[0])
+            rows += batch.num_rows
+    except duckdb.Error as error:
+        raise StoreError(f"the check {name} failed: {str(error).strip().splitlines()[0]}") from error
+    return rows, first
+
+
+def _as_json(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str)

@@ -1,0 +1,14 @@
+-- cells_without_a_trace: cells, samples and effects of a fact that its run has not traced, or has left out.
+-- Grain: one row a (relation, run, fact) at fault. Inputs: trace_cells, trace_samples, trace_effects, traces.
+-- Units: none.
+WITH found AS (
+    SELECT DISTINCT 'trace_cells' AS relation, run_id, fact_id FROM trace_cells
+    UNION ALL
+    SELECT DISTINCT 'trace_samples', run_id, fact_id FROM trace_samples
+    UNION ALL
+    SELECT DISTINCT 'trace_effects', run_id, fact_id FROM trace_effects
+)
+SELECT found.*
+FROM found
+ANTI JOIN traces AS trace
+    ON trace.run_id = found.run_id AND trace.fact_id = found.fact_id AND trace.kept;

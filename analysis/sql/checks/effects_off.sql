@@ -1,0 +1,40 @@
+-- effects_off: cells whose effect is not what their probabilities say (paper, section 4.1 and Appendix B).
+-- Grain: one row a cell at fault. Inputs: trace_cells, traces, runs.
+-- Units: probabilities; effect as stored, wanted = what it should be, a fraction: of p_clean - p_noised restored
+-- (protocol released: of the larger of p_clean and the grid's largest p_restored, less p_noised, and at least 0) or lost
+-- (method noise), of p_clean lost (zero); NULL where there is nothing to restore or lose.
+WITH
+largest AS (  -- a grid is one window size
+    SELECT run_id, fact_id, window_size, max(p_restored) AS p_max
+    FROM trace_cells
+    WHERE protocol = 'released'
+    GROUP BY ALL
+),
+found AS (
+    SELECT
+        cell.run_id, cell.fact_id, cell.window_size, cell.token_index, cell.layer, cell.effect, cell.p_restored,
+        trace.p_clean, trace.p_noised,
+        CASE
+            WHEN run.settings ->> '$.method' = 'zero'
+                THEN CASE WHEN trace.p_clean > 0 THEN (trace.p_clean - cell.p_restored) / trace.p_clean END
+            WHEN trace.p_noised >= trace.p_clean
+                THEN NULL
+            WHEN run.settings ->> '$.method' = 'noise'
+                THEN (trace.p_clean - cell.p_restored) / (trace.p_clean - trace.p_noised)
+            WHEN cell.protocol = 'paper'
+                THEN (cell.p_restored - trace.p_noised) / (trace.p_clean - trace.p_noised)
+            ELSE greatest(
+                0, (cell.p_restored - trace.p_noised) / (greatest(trace.p_clean, largest.p_max) - trace.p_noised)
+            )
+        END AS wanted
+    FROM trace_cells AS cell
+    JOIN runs AS run ON run.run_id = cell.run_id
+    JOIN traces AS trace ON trace.run_id = cell.run_id AND trace.fact_id = cell.fact_id
+    LEFT JOIN largest
+        ON largest.run_id = cell.run_id
+        AND largest.fact_id = cell.fact_id
+        AND largest.window_size = cell.window_size
+)
+SELECT *
+FROM found
+WHERE (effect IS NULL) <> (wanted IS NULL) OR abs(effect - wanted) > 1e-9 * greatest(1, abs(wanted));

@@ -1,0 +1,207 @@
+"""The store at size: 100 million trace cells and 10 million edits (5 problems × 4 methods), made up in SQL.
+
+.venv/bin/python bench/bench_store.py [--size 1.0] [--memory 2GB] [--rounds 3] [--folder /tmp] [--store PATH]
+
+What is timed: writing it batch by batch, with the statements `Store.add` uses; the sums of every layer and all R² of
+one score (Table 3); the same of concentrated facts; the effects made anew from the cells, as they would be were they
+not kept; one fact more traced and edited into it (`Store.add`), and the same again; every check; Parquet out, and into
+another store. Then the numbers are held to statsmodels on the rows of one problem and method. Each query opens the file
+anew under DuckDB's memory limit; bytes: the peak resident set less what the process held before. At size 1 it takes
+12 GB of the folder, all removed at the end.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from fasttrace.analysis.checks import failures
+from fasttrace.analysis.regression import check_with_statsmodels, regressions
+from fasttrace.analysis.relation import query
+from harness import Row, about, peak_bytes, seconds, spread, write
+from record import bench_result
+
+from fasttrace.store import Store, rows_of
+from fasttrace.store.connect import opened, statement
+
+SQL = Path(__file__).parent / "big_store"
+FACTS = 50_000  # × 4 windows × 18 tokens (mean) × 28 layers: 100.8 million cells
+BATCH = 500
+LAYERS = 28
+EDITED = list(range(0, LAYERS, 3))
+PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
+METHODS = ("ft-1", "ft-5", "rome", "memit")
+NUMBERS = (
+    "n", "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "rmse_layer", "rmse_effect", "rmse_both", "mae_layer",
+    "mae_effect", "mae_both",
+)  # fmt: skip
+LAYER_SUMS = "FROM layer_sums WHERE score = 'rewrite' AND effect_at = 'max' AND subset = $subset"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tracing (cells, samples, facts) or editing (prompts, scores) result as `Store.add` takes it."""
+
+    run: dict[str, Any]
+    cells: pa.Table | None = None
+    samples: pa.Table | None = None
+    facts: pa.Table | None = None
+    prompts: pa.Table | None = None
+    scores: pa.Table | None = None
+
+
+def run_of(name: str, kind: str) -> dict[str, Any]:
+    """run_id: hashed as a real one is, so that the file's statistics tell runs apart."""
+    return {
+        "run_id": hashlib.sha256(name.encode()).hexdigest()[:16], "kind": kind, "model": "made up", "model_hash": "0",
+        "dtype": "float32", "device": "cpu", "seed": 0, "protocol": "paper", "settings": "{}",
+        "fasttrace_version": "0", "torch_version": "none", "created_at": datetime(2026, 1, 1), "seconds": 0.0,
+        "flops": None,
+    }  # fmt: skip
+
+
+def fill(store: Store, n_facts: int) -> Iterator[float]:
+    """Write the study, a transaction a batch; yields the seconds of each batch of traces."""
+    store.create()
+    with opened(store.path, read_only=False, timeout_s=1, memory=store.memory) as con:
+
+        def make(relation: str, **params: Any) -> None:
+            con.execute((SQL / f"batch_{relation}.sql").read_text(), params)
+
+        def add(relation: str, run: dict[str, Any], *names: str) -> None:
+            con.execute(statement(f"add_{relation}"), {name: run[name] for name in names})
+
+        make("facts", n_facts=n_facts)
+        con.execute(statement("add_facts"))
+        run = run_of("trace", "trace")
+        add("run", run, *(name for name in run if name not in ("seconds", "flops")))
+        for first in range(0, n_facts, BATCH):
+            make("traces", first_fact=first, end_fact=min(first + BATCH, n_facts))
+            make("trace_cells", n_layers=LAYERS)
+            begun = time.perf_counter()
+            con.begin()
+            for relation in ("trace_cells", "trace_effects", "traces"):
+                add(relation, run, "run_id", "protocol")
+            con.commit()
+            yield time.perf_counter() - begun
+        for problem in PROBLEMS:
+            for method in METHODS:
+                run = run_of(f"{problem} {method}", "edit")
+                add("run", run, *(name for name in run if name not in ("seconds", "flops")))
+                make("edits", problem=problem, method=method, n_facts=n_facts, layers=EDITED)
+                add("edits", run, "run_id", "protocol")
+
+
+def one_more(store: Store, number: int) -> tuple[Result, Result]:
+    """The first fact's trace and the edits of one run, under another name."""
+    trace, edit = run_of("trace", "trace"), run_of("fact-forcing rome", "edit")
+
+    def rows(relation: str, run: dict[str, Any]) -> pa.Table:
+        """The rows of the fact, less what the run gives."""
+        with store.reading() as con:
+            made = rows_of(con, (SQL / f"one_fact_{relation}.sql").read_text(), {"run_id": run["run_id"]})
+        return made.set_column(0, "fact_id", pa.array([f"more/{number}"] * len(made), pa.string()))
+
+    traced = {"cells": "trace_cells", "samples": "trace_samples", "facts": "traces"}
+    edited = {"prompts": "edit_prompts", "scores": "edits"}
+    return (
+        Result(trace, **{name: rows(relation, trace) for name, relation in traced.items()}),
+        Result(edit, **{name: rows(relation, edit) for name, relation in edited.items()}),
+    )
+
+
+def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> Row:
+    """Seconds of the rounds after the first, the bytes of the first; cpu_seconds: of both threads, a round's mean."""
+    before, most = peak_bytes(call)
+    begun = time.process_time()
+    row = {"benchmark": "store", "case": case, "impl": impl, **seconds(call, rounds, warm=False)}
+    row |= {"cpu_seconds": (time.process_time() - begun) / rounds, "bytes": most - before}
+    print(f"{impl}: {row['seconds']:.2f} s, CPU {row['cpu_seconds']:.2f} s, {row['bytes'] / 1e6:.0f} MB", flush=True)
+    return row
+
+
+def once(case: str, impl: str, call: Callable[[], object]) -> Row:
+    """One call, cold: what takes minutes."""
+    begun, cpu = time.perf_counter(), time.process_time()
+    before, most = peak_bytes(call)
+    row = {"benchmark": "store", "case": case, "impl": impl, **spread([time.perf_counter() - begun])}
+    row |= {"cpu_seconds": time.process_time() - cpu, "bytes": most - before}
+    print(f"{impl}: {row['seconds']:.1f} s, CPU {row['cpu_seconds']:.1f} s, {row['bytes'] / 1e6:.0f} MB", flush=True)
+    return row
+
+
+def difference(store: Store) -> float:
+    """The largest relative difference from statsmodels' numbers, over one problem and method of each data set."""
+    choice = {"problem": PROBLEMS[0], "method": METHODS[0]}
+    ours, theirs = (call(store, **choice).to_pylist() for call in (regressions, check_with_statsmodels))
+    pairs = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in NUMBERS]
+    return max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=float, default=1.0, help="share of the 50,000 facts")
+    parser.add_argument("--memory", default="2GB", help="DuckDB's memory limit")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where the file is made")
+    parser.add_argument("--store", type=Path, help="rows also into this store's relation benches")
+    parser.add_argument("--out", type=Path, help="instead of bench/results/<machine>/<date>-store.json")
+    options = parser.parse_args()
+    folder = options.folder / "fasttrace-big-store"
+    folder.mkdir()
+    try:
+        told, rows = measure(Store(folder / "big.duckdb", memory=options.memory), folder, options)
+    finally:
+        shutil.rmtree(folder)
+    path = write("store", rows, told, options.out)
+    if options.store:
+        read = json.loads(path.read_text())
+        Store(options.store).add(bench_result(read["about"], read["rows"]))
+
+
+def measure(store: Store, folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+    n_facts = int(FACTS * options.size)
+    batches = list(fill(store, n_facts))
+    counted = "SELECT (SELECT count(*) FROM trace_cells) AS cells, (SELECT count(*) FROM edits) AS edits"
+    [size] = store.query(counted).to_pylist()
+    case = f"{size['cells']:,} cells, {size['edits']:,} edits"
+    print(case, f"{store.path.stat().st_size / 1e9:.2f} GB", flush=True)
+    rows = [{"benchmark": "store", "case": case, "impl": f"a batch of {BATCH} facts written", **spread(batches)}]
+    timed = {
+        "layer_sums": lambda: query(store, LAYER_SUMS, {"subset": "all"}),
+        "layer_sums, concentrated facts": lambda: query(store, LAYER_SUMS, {"subset": "concentrated"}),
+        "regressions": lambda: regressions(store),
+        "regressions, concentrated facts": lambda: regressions(store, subset="concentrated"),
+        "regressions, one problem and method": lambda: regressions(store, problem=PROBLEMS[0], method=METHODS[0]),
+        "the effects from the cells": lambda: store.query((SQL / "effects_from_cells.sql").read_text()),
+        "done": lambda: store.done(run_of("trace", "trace")["run_id"]),
+        "done_edits": lambda: store.done_edits(run_of("fact-forcing rome", "edit")["run_id"]),
+    }
+    rows += [measured(case, impl, call, options.rounds) for impl, call in timed.items()]
+    more = [one_more(store, number) for number in range(options.rounds + 1)]
+    for place, impl in enumerate(("a fact traced", "a fact edited")):
+        results = iter([pair[place] for pair in more])
+        rows.append(measured(case, f"add, {impl}", lambda results=results: store.add(next(results)), options.rounds))
+        again = more[0][place]
+        rows.append(measured(case, f"add, {impl}, again", lambda again=again: store.add(again), options.rounds))
+    rows.append(once(case, "checks", lambda: failures(store)))
+    rows.append(once(case, "to_parquet", lambda: store.to_parquet(folder / "parquet")))
+    other = Store(folder / "other.duckdb", memory=options.memory)
+    rows.append(once(case, "add_parquet", lambda: other.add_parquet(folder / "parquet")))
+    off = difference(store)
+    print(f"largest relative difference from statsmodels: {off:.1e}")
+    told = about(
+        "cpu", memory_limit=options.memory, file_bytes=store.path.stat().st_size, difference_from_statsmodels=off
+    )
+    return told, rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A store as a folder of Parquet files, one a relation, and back."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from duckdb import ColumnExpression, ConstantExpression, StarExpression
+
+from fasttrace.errors import StoreError
+from fasttrace.store.connect import RELATIONS, SCHEMA_VERSION, schema_columns
+from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
+
+Read = Mapping[str, duckdb.DuckDBPyRelation]
+
+
+def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """Every relation of the store on `con` as folder/<relation>.parquet, zstd, all of them or none.
+
+    Raises StoreError where the folder is there already, or cannot be written.
+    """
+    if folder.exists():
+        raise StoreError(f"the folder {folder} is there already: name another, or remove it")
+    # Written beside its place and renamed: a reader finds the whole store or none.
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}.new")
+    try:
+        draft.mkdir()
+        for relation in RELATIONS:
+            con.table(relation).write_parquet(str(draft / f"{relation}.parquet"), compression="zstd")
+        draft.rename(folder)
+    except (duckdb.Error, OSError) as error:
+        raise StoreError(f"the folder {folder} cannot be written: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
+    """The relations of an exported folder, lazily, after all that can be told without reading their rows.
+
+    Raises StoreError where the folder is no export of a store of this schema version, lacks a file or has one too
+    many, or a file is damaged or has other columns.
+    """
+    if not folder.is_dir():
+        raise StoreError(f"there is no folder {folder}: Store.to_parquet makes one")
+    if not (folder / "store_schema.parquet").exists():
+        raise StoreError(f"the folder {folder} is not a store in Parquet: it has no store_schema.parquet")
+    there = {path.stem for path in folder.glob("*.parquet")}
+    for name in sorted(set(RELATIONS) - there):
+        raise StoreError(f"the folder {folder} lacks {name}.parquet")
+    for name in sorted(there - set(RELATIONS)):
+        raise StoreError(f"the folder {folder} holds {name}.parquet, which no store writes: take it out")
+    with _damage_told(folder):
+        files = {name: con.read_parquet(str(folder / f"{name}.parquet")) for name in RELATIONS}
+        version = files["store_schema"].max("version").fetchall()[0][0]
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"the folder {folder} has schema version {version}: this fasttrace reads version {SCHEMA_VERSION}"
+        )
+    for name, columns in schema_columns().items():
+        found = dict(zip(files[name].columns, map(str, files[name].dtypes), strict=True))
+        for column in [*columns, *found]:
+            if found.get(column) != columns.get(column):
+                raise StoreError(
+                    f"the file {name}.parquet of {folder} has {found.get(column, 'nothing')} as '{column}': "
+                    f"{columns.get(column, 'nothing')} was wanted"
+                )
+    return files
+
+
+def add(con: duckdb.DuckDBPyConnection, files: Read, folder: Path) -> int:
+    """Add what the store on `con` has not of an exported one, in one transaction; the number of finished things added.
+
+    trace_effects is made anew from the cells.
+    Raises StoreError where a run or fact is in the store as another one, a row belongs to no run or breaks a rule, or a
+    file is damaged.
+    """
+    with _damage_told(folder):
+        con.begin()
+        runs = [run_row(dict(zip(files["runs"].columns, row, strict=True))) for row in files["runs"].fetchall()]
+        for relation in RELATIONS:
+            if "run_id" in schema_columns()[relation]:
+                _check_runs(files, relation, runs)
+        add_facts(con, files["facts"])
+        added = sum(add_run(con, run, _batch(files, run)) for run in runs)
+        con.commit()
+    return added
+
+
+def _batch(files: Read, run: Mapping[str, Any]) -> list[tuple[str, duckdb.DuckDBPyRelation]]:
+    """[(relation, its rows of the run)] as `Store.add` is given them."""
+    mine = ColumnExpression("run_id") == ConstantExpression(run["run_id"])
+    batch = []
+    for _, relation in TABLES[run["kind"]]:
+        given = [column for column in GIVEN_BY_RUN if column in files[relation].columns]
+        batch.append((relation, files[relation].filter(mine).select(StarExpression(exclude=given))))
+    return batch
+
+
+def _check_runs(files: Read, relation: str, runs: list[dict[str, Any]]) -> None:
+    """Every row belongs to a run of the folder that is of the relation's kind and the row's protocol: any other would
+    be left out without a word."""
+    if relation == "runs":
+        return
+    has_protocol = "protocol" in files[relation].columns
+    written = {run["run_id"]: run["protocol"] for run in runs if _writes(run["kind"], relation)}
+    for run_id, *protocol in files[relation].unique("run_id, protocol" if has_protocol else "run_id").fetchall():
+        if run_id not in written or (has_protocol and written[run_id] != protocol[0]):
+            raise StoreError(
+                f"the file {relation}.parquet has rows of the run {run_id!r}, which runs.parquet does not have, or not "
+                "as one of that kind and protocol"
+            )
+
+
+def _writes(kind: str, relation: str) -> bool:
+    return relation in [name for _, name in TABLES[kind]] or (kind == "trace" and relation == "trace_effects")
+
+
+@contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """Whatever DuckDB says of a file it cannot read, as a StoreError; a row's own fault is told as it is."""
+    try:
+        yield
+    except (duckdb.Error, StoreError) as error:
+        cause = error.__cause__ if isinstance(error, StoreError) else error
+        if isinstance(cause, duckdb.Error) and not isinstance(cause, duckdb.ConstraintException):
+            raise StoreError(f"the folder {folder} holds a damaged file: {_first_line(cause)}") from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

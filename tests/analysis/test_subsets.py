@@ -1,0 +1,138 @@
+"""What a regression is of: data sets, localization methods, concentrated facts and absolute effects, kept apart."""
+
+import json
+
+import numpy as np
+import pytest
+from fasttrace.analysis.regression import check_with_statsmodels, layer_correlations, regressions
+from fasttrace.analysis.relation import query
+from fasttrace.analysis.tables import r2_table
+from made_results import made_edit, made_trace
+
+from fasttrace.errors import UserError
+from fasttrace.facts.record import Fact
+from fasttrace.store import Store
+
+LAYERS = 8
+IDS = [f"f{i}" for i in range(12)]
+CONCENTRATED = IDS[:8]
+SOURCES = {fact_id: "zsre" if place % 2 else "counterfact" for place, fact_id in enumerate(IDS[:10])}
+NUMBERS = ("r2_layer", "r2_effect", "r2_both", "f_value", "rmse_both", "mae_layer", "mae_effect", "mae_both")
+
+
+def peaked(facts, n_high, rng):
+    """Effects whose peak is 0.8, with `n_high` further layers at half of it (to the bit) or above."""
+    effects = {}
+    for fact in facts:
+        high = [0.4, *rng.uniform(0.4, 0.79, n_high - 1)]
+        low = rng.uniform(-0.1, 0.399, LAYERS - 1 - n_high)
+        layers = rng.permutation(LAYERS).tolist()
+        effects |= {(fact, layer): float(value) for layer, value in zip(layers, [0.8, *high, *low], strict=True)}
+    return effects
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Three tracing and two editing runs of 12 facts, 8 of them concentrated, 10 of two data sets and 2 of none."""
+    rng = np.random.default_rng(3)
+    store = Store(tmp_path_factory.mktemp("subsets") / "study.duckdb")
+    store.add_facts([Fact("{} is in", i, "Rome", "Oslo", fact_id=i, source=source) for i, source in SOURCES.items()])
+    effects = peaked(CONCENTRATED, 3, rng) | peaked(IDS[8:], 4, rng)
+    for method, seed in (("denoise", 0), ("zero", 1), ("noise", 2)):
+        settings = json.dumps({"module": "mlp", "method": method})
+        made = {"layers": LAYERS, "effects": effects, "seed": seed, "settings": settings}
+        store.add(made_trace(IDS, run_id=f"t-{method}", **made))
+    store.add(made_edit(IDS, layers=(0, 2, 4, 6)))
+    store.add(made_edit(IDS, run_id="e1", layers=(1, 3), method="memit", problem="fact-erasure", seed=8))
+    return store
+
+
+def test_a_fact_is_concentrated_with_at_most_three_layers_besides_the_peak(store):
+    rows = query(store, "FROM concentrated_facts ORDER BY run_id, fact_id").to_pylist()
+    assert [row["fact_id"] for row in rows] == CONCENTRATED * 3
+    assert {(row["window_size"], row["protocol"], row["n_layers_high"], row["peak_effect"]) for row in rows} == {
+        (5, "paper", 3, 0.8)
+    }
+
+
+def test_a_fact_without_a_positive_effect_is_not_concentrated(tmp_path):
+    store = Store(tmp_path / "none.duckdb")
+    store.add(made_trace(["f0"], effects={("f0", layer): -0.1 * layer for layer in range(4)}))
+    store.add(made_trace(["f1"], no_effect=("f1",)))
+    assert query(store, "FROM concentrated_facts").num_rows == 0
+
+
+def test_data_sets_are_regressed_apart(store):
+    rows = regressions(store, problem="error-injection", localization="denoise").to_pylist()
+    assert [(row["source"], row["n_facts"], row["n"]) for row in rows] == [
+        ("counterfact", 5, 20), ("zsre", 5, 20), (None, 2, 8),
+    ]  # fmt: skip
+    assert len({row["r2_layer"] for row in rows}) == 3
+    assert "source" in r2_table(store, problem="error-injection", localization="denoise").column_names
+
+
+def test_the_subset_is_the_regression_of_those_facts_alone(store):
+    rows = regressions(store, subset="concentrated", problem="error-injection", localization="denoise").to_pylist()
+    assert [(row["source"], row["n_facts"], row["subset"]) for row in rows] == [
+        ("counterfact", 4, "concentrated"), ("zsre", 4, "concentrated"),
+    ]  # fmt: skip
+    sql = "FROM regression_rows WHERE score = 'rewrite' AND effect_at = 'max' AND subset = 'concentrated'"
+    table = query(store, sql)
+    assert set(table["fact_id"].to_pylist()) == set(CONCENTRATED)
+
+
+@pytest.mark.parametrize("subset", ["all", "concentrated"])
+@pytest.mark.parametrize("effect_at", ["max", "last-subject", "last-subject-absolute"])
+def test_every_choice_equals_statsmodels(store, subset, effect_at):
+    choice = {"subset": subset, "effect_at": effect_at}
+    ours, theirs = regressions(store, **choice).to_pylist(), check_with_statsmodels(store, **choice).to_pylist()
+    assert len(ours) == len(theirs) == 2 * 3 * (3 if subset == "all" else 2)
+    for row, wanted in zip(ours, theirs, strict=True):
+        assert (row["edit_run_id"], row["trace_run_id"], row["source"], row["n"]) == (
+            wanted["edit_run_id"], wanted["trace_run_id"], wanted["source"], wanted["n"],
+        )  # fmt: skip
+        for name in NUMBERS:
+            value = None if wanted[name] is None else pytest.approx(wanted[name], rel=1e-9, abs=1e-12)
+            assert row[name] == value, name
+
+
+@pytest.mark.parametrize(
+    ("choice", "count"),
+    [
+        ({}, 18), ({"source": "zsre"}, 6), ({"problem": "fact-erasure"}, 9), ({"method": "rome"}, 9),
+        ({"localization": "noise"}, 6), ({"model": "toy", "window_size": 5, "protocol": "paper"}, 18),
+        ({"model": "other"}, 0), ({"window_size": 3}, 0),
+        ({"source": "zsre", "localization": "zero", "method": "memit"}, 1),
+    ],
+)  # fmt: skip
+def test_choices_keep_only_what_they_name(store, choice, count):
+    rows = regressions(store, **choice).to_pylist()
+    assert len(rows) == count
+    assert all(row[name] == value for row in rows for name, value in choice.items())
+    layers = {"rome": 4, "memit": 2}
+    correlations = layer_correlations(store, **choice).to_pylist()
+    assert len(correlations) == sum(layers[row["method"]] for row in rows)
+    assert all(row[name] == value for row in correlations for name, value in choice.items())
+
+
+def test_the_absolute_effect_is_the_probability_won_or_lost_at_the_last_subject_token(store):
+    sql = "SELECT * FROM trace_cells JOIN traces USING (run_id, fact_id) WHERE token_index = 1"
+    cells = store.query(sql).to_pylist()
+    kept = {
+        (row["run_id"], row["fact_id"], row["layer"]): row["effect_absolute"]
+        for row in store.query("FROM trace_effects").to_pylist()
+    }
+    assert len(kept) == len(cells) == 3 * 12 * LAYERS
+    for cell in cells:
+        found = kept[cell["run_id"], cell["fact_id"], cell["layer"]]
+        won = cell["p_restored"] - cell["p_noised"]
+        assert found == (won if cell["run_id"] == "t-denoise" else cell["p_clean"] - cell["p_restored"])
+
+
+def test_unknown_choices_are_refused(store):
+    with pytest.raises(UserError, match="the subset 'few' is not known: one of all, concentrated"):
+        regressions(store, subset="few")
+    with pytest.raises(UserError, match="the effect_at 'first' is not known: one of max, last-subject"):
+        layer_correlations(store, effect_at="first")
+    with pytest.raises(TypeError, match="not chosen by 'windows'"):
+        regressions(store, windows=5)

@@ -1,0 +1,215 @@
+"""Parquet out and in: the same store again, nothing twice, and bad folders give one sentence."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_results import made_edit, made_run, made_trace
+from real_store import real_store
+
+from fasttrace.errors import StoreError
+from fasttrace.facts.record import Fact
+from fasttrace.store import Store
+from fasttrace.store.connect import RELATIONS
+
+IDS = [f"f{i}" for i in range(4)]
+MOMENTS = pa.table(
+    {"model_hash": ["m0"], "corpus_hash": ["c"], "n_tokens": [9], "layers": [[0, 4]], "path": ["/x"], "corpus": ["t"]}
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, small_tokenizer):
+    store = real_store(tmp_path_factory.mktemp("real") / "real.duckdb", small_tokenizer)
+    store.add(SimpleNamespace(run=made_run("m0", "moments", protocol=None), moments=MOMENTS))
+    return store
+
+
+@pytest.fixture(scope="module")
+def exported(real, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "parquet"
+    real.to_parquet(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy to be spoilt."""
+    return shutil.copytree(exported, tmp_path / "parquet")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "study.duckdb", timeout_s=2)
+
+
+def rows(store, relation):
+    return store.query(f"SELECT * FROM {relation} ORDER BY ALL").to_pylist()
+
+
+def changed(folder, relation, change):
+    """The file of a relation, its table put through `change`."""
+    file = folder / f"{relation}.parquet"
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+def with_column(name, values):
+    def change(table):
+        place = table.column_names.index(name)
+        kind = table.schema.field(place).type
+        return table.set_column(place, name, pa.array([values] * len(table), kind))
+
+    return change
+
+
+def test_there_and_back(real, exported, store):
+    added = store.add_parquet(exported)
+    for relation in RELATIONS:
+        if relation != "store_schema":
+            assert rows(store, relation) == rows(real, relation), relation
+    # facts traced, edits, verdicts and one set of moments
+    counted = "SELECT (SELECT count(*) FROM traces) + (SELECT count(*) FROM edits) + (SELECT count(*) FROM known) + 1"
+    assert added == real.query(counted)[0][0].as_py()
+
+
+def test_again_adds_nothing(exported, store):
+    store.add_parquet(exported)
+    before = {relation: rows(store, relation) for relation in RELATIONS}
+    assert store.add_parquet(exported) == 0
+    assert {relation: rows(store, relation) for relation in RELATIONS} == before
+
+
+def test_one_file_a_relation_and_nothing_else(exported):
+    assert sorted(path.name for path in exported.iterdir()) == sorted(f"{name}.parquet" for name in RELATIONS)
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+    column = pq.ParquetFile(exported / "trace_cells.parquet").metadata.row_group(0).column(0)
+    assert column.compression == "ZSTD"
+
+
+def test_a_run_goes_on_with_what_the_other_store_has(tmp_path, store):
+    other = Store(tmp_path / "other.duckdb")
+    other.add(made_trace(IDS))
+    other.add(made_edit(IDS))
+    other.to_parquet(tmp_path / "parquet")
+    store.add(made_trace(IDS[:3]))
+    store.add(made_edit(IDS[:1], layers=(0, 1)))
+    assert store.add_parquet(tmp_path / "parquet") == 1 + 14
+    for relation in ("traces", "trace_cells", "trace_effects", "edits", "edit_prompts"):
+        assert rows(store, relation) == rows(other, relation)
+    assert {row["seconds"] for row in rows(store, "runs")} == {3.0}  # 1.5 of each of two batches
+
+
+def refused(store, folder, sentence):
+    """The store is left as it was, and the error is one sentence."""
+    there = store.path.exists() and {relation: rows(store, relation) for relation in RELATIONS}
+    with pytest.raises(StoreError, match=sentence) as caught:
+        store.add_parquet(folder)
+    assert "\n" not in str(caught.value)
+    if there:
+        assert {relation: rows(store, relation) for relation in RELATIONS} == there
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (shutil.rmtree, "there is no folder"),
+        (lambda folder: (folder / "store_schema.parquet").unlink(), "is not a store in Parquet"),
+        (lambda folder: (folder / "edits.parquet").unlink(), r"lacks edits\.parquet"),
+        (lambda folder: (folder / "mine.parquet").write_bytes(b""), r"holds mine\.parquet, which no store writes"),
+        (lambda folder: (folder / "edits.parquet").write_bytes(b"no parquet" * 99), "damaged file: .*No magic bytes"),
+        (lambda folder: (folder / "edits.parquet").write_bytes(b""), "damaged file: .*too small"),
+        (lambda folder: changed(folder, "store_schema", with_column("version", 3)), "has schema version 3: this"),
+        (lambda folder: changed(folder, "edits", lambda table: table.drop(["loss"])), "has nothing as 'loss': DOUBLE"),
+        (
+            lambda folder: changed(folder, "edits", lambda table: table.append_column("mine", table["loss"])),
+            "has DOUBLE as 'mine': nothing",
+        ),
+        (
+            lambda folder: changed(folder, "edits", lambda t: t.set_column(0, "run_id", pa.array([1] * len(t)))),
+            "has BIGINT as 'run_id': VARCHAR",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_store_is_refused_before_there_is_a_file(folder, store, spoil, sentence):
+    spoil(folder)
+    refused(store, folder, sentence)
+    assert not store.path.exists()
+
+
+def test_half_a_file_is_damaged(folder, store):
+    file = folder / "trace_cells.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refused(store, folder, "damaged file")
+
+
+def test_a_damaged_page_is_found_when_it_is_read(folder, store):
+    file = folder / "trace_cells.parquet"
+    whole = bytearray(file.read_bytes())
+    column = pq.ParquetFile(file).metadata.row_group(0).column(7)  # p_restored
+    begin = column.dictionary_page_offset or column.data_page_offset
+    whole[begin + 40 : begin + 140] = bytes(100)
+    file.write_bytes(whole)
+    store.add(made_trace(IDS))
+    refused(store, folder, "damaged file")
+
+
+@pytest.mark.parametrize(
+    ("relation", "change", "sentence"),
+    [
+        ("runs", lambda table: table.slice(1), "has rows of the run .* which runs.parquet does not have"),
+        ("edits", with_column("protocol", "released"), "has rows of the run"),
+        ("edits", with_column("p_after", 1.5), "does not fit the store"),
+        ("edits", lambda table: pa.concat_tables([table, table]), "has an edit twice"),
+        ("trace_cells", lambda table: pa.concat_tables([table, table]), "has a cell twice"),
+        ("traces", lambda table: table.slice(1), "has cells but no row of its own"),
+        ("edit_prompts", lambda table: pa.concat_tables([table, table]), "has a prompt twice"),
+        ("runs", with_column("settings", "{no json"), "does not fit the store"),
+        ("runs", with_column("kind", "dance"), "kind 'dance'"),
+    ],
+)
+def test_rows_that_break_a_rule_are_refused_with_the_whole_folder(folder, store, relation, change, sentence):
+    store.add(made_trace(IDS))
+    changed(folder, relation, change)
+    refused(store, folder, sentence)
+
+
+def test_a_run_and_a_fact_keep_their_identity(tmp_path, store):
+    other = Store(tmp_path / "other.duckdb")
+    fact = Fact("{} is in", "s", "Rome", "Oslo", fact_id="f0")
+    other.add_facts([fact])
+    other.add(made_trace(IDS))
+    other.to_parquet(tmp_path / "parquet")
+    store.add(made_trace(IDS[:1], seed=0))
+    changed(tmp_path / "parquet", "runs", with_column("seed", 9))
+    refused(store, tmp_path / "parquet", "with seed 0 and cannot go on with 9")
+    store.add_facts([dataclasses.replace(fact, target_true="Bonn")])
+    changed(tmp_path / "parquet", "runs", with_column("seed", 0))
+    refused(store, tmp_path / "parquet", "another fact with the fact_id 'f0'")
+
+
+def test_a_folder_that_is_there_is_left_alone(real, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(StoreError, match="is there already"):
+        real.to_parquet(tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_nothing_is_left_of_an_export_that_fails(tmp_path, real):
+    with pytest.raises(StoreError, match="cannot be written"):
+        real.to_parquet(tmp_path / "no" / "folder")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        real.to_parquet(tmp_path / "file" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_other_tools_read_the_files(exported):
+    table = pq.read_table(exported / "trace_effects.parquet")
+    with duckdb.connect() as con:
+        found = con.read_parquet(str(exported / "trace_effects.parquet"))
+        assert found.shape == table.shape
