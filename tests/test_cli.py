@@ -153,6 +153,10 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert json.loads(run(*tune).stdout) == rows, "without a store the same"
     few = ("tune", *COMMON, "--method", "ft-1", "--values", "0.01,0.001", "--json", "--layer", "1", "--limit", "2")
     assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of its own layer and facts alone"
+    quick = (*EDIT, *store, "--method", "ft-1", "--essence", "0", "--set", "steps=1", "--json", "--limit", "2")
+    for layer in (1, 2):
+        edited = json.loads(run(*quick, "--layers", str(layer)).stdout)
+        assert [row["layer"] for row in edited] == [layer] * 2
 
 
 def test_too_few_tokens_take_a_ridge(workplace, run):

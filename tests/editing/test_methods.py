@@ -200,6 +200,26 @@ def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokeni
         assert row["p_after"] == pytest.approx(p, rel=0, abs=of_p)
 
 
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-4])
+def test_a_bfloat16_fine_tuning_is_scored_as_it_is_written(epsilon, small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.bfloat16)
+    result = ft.edit(
+        model, FACTS, method="ft-5", window_size=3, layers=[2], essence=0, bias=True, **{**TUNE, "epsilon": epsilon}
+    )
+    for row, edit in zip(result.scores.to_pylist(), result.edits, strict=True):
+        before = {at: (model.blocks[at].down.float(), model.blocks[at].down_bias.float()) for at in edit.updates}
+        moved = 0
+        with ft.apply_delta(model, edit.updates):
+            for at, update in edit.updates.items():
+                torch.testing.assert_close(model.blocks[at].down.float() - before[at][0], update.change, rtol=0, atol=0)
+                torch.testing.assert_close(
+                    model.blocks[at].down_bias.float() - before[at][1], update.bias, rtol=0, atol=0
+                )
+                moved += int((update.change != 0).sum())
+        assert 0 < moved < 3 * model.width * model.key_width, "some of it is lost, and not all"
+        assert row["delta_norm"] == max(float(update.change.abs().max()) for update in edit.updates.values())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_memit_wants_v0_and_the_whole_of_a_small_delta(dtype, small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, dtype)

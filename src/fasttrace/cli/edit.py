@@ -100,6 +100,13 @@ def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, d
         click.echo(f"the change alone is in {delta}", err=True)
 
 
+def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
+    """A plan's edits: its run may also have those that the same settings gave other facts and layers."""
+    mine = [fact.fact.fact_id for fact in plan.encoded]
+    sql = f"SELECT {columns} FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
+    return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
+
+
 def _to_edit(
     decoder: Any, model: str, loaded: list[ft.Fact], store: str | None, protocol: str, known: bool
 ) -> list[ft.Fact]:
@@ -173,7 +180,7 @@ def edit(
         if not as_json:
             click.echo(f"{added} edits added to {store} (run {plan.run['run_id']})", err=True)
         columns = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
-        rows = ft.Store(store).query(f"SELECT {columns} FROM edits WHERE run_id = ?", [plan.run["run_id"]])
+        rows = _stored(ft.Store(store), plan, columns)
     emit(rows, as_json)
 
 
@@ -273,10 +280,7 @@ def tune(
             else:
                 target = ft.Store(store)
                 edit_into(target, plan, memory, done)
-                # A run also has the edits that the same settings gave other facts and layers.
-                mine = [fact.fact.fact_id for fact in plan.encoded]
-                sql = "SELECT * FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
-                scores = target.query(sql, [plan.run["run_id"], list(plan.layers), mine])
+                scores = _stored(target, plan, "*")
         rows.append(mean_scores(candidate, scores))
     best = choose(rows)
     emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), as_json)

@@ -22,7 +22,11 @@ from fasttrace.ops.rank_one import rank_one_
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """W += valueᵀ key: value (w, d), key (w, m), float32, w outer products."""
+    """W += valueᵀ key: value (w, d), key (w, m), float32, w outer products.
+
+    Scored as it is, also where W is bfloat16 and rounds it when it is written: on SmolLM2-135M p then differs by 0.002
+    on average, with the rounded change no less, which is the noise of a bfloat16 pass.
+    """
 
     value: Tensor
     key: Tensor
@@ -35,7 +39,10 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """W += change: (d, m) float32; and the bias, where the method changes it: (d,) float32."""
+    """W += change: (d, m) float32; and the bias, where the method changes it: (d,) float32.
+
+    Of a bfloat16 model an edit is what its weights keep of it (`as_kept`), so that what is scored is what is written.
+    """
 
     change: Tensor
     bias: Tensor | None = None
@@ -101,6 +108,17 @@ def changed_bias(block: Block, update: Update) -> Tensor | None:
     if bias is None or update.bias is None:
         return bias
     return (bias.detach().float() + update.bias.to(bias.device)).to(bias.dtype)
+
+
+def as_kept(weight: Tensor, change: Tensor) -> Tensor:
+    """What a weight keeps of a float32 change when it is written: (W + ΔW in the weight's dtype) − W, float32.
+
+    The change itself for float32 and above. bfloat16 steps in 1/256 to 1/128 of a weight, so that it drops most changes
+    of less than half that and rounds others up: of ε = 1e-4 in SmolLM2-135M one weight in seven moves.
+    """
+    if weight.dtype in (torch.float32, torch.float64):
+        return change
+    return (weight.float() + change).to(weight.dtype).float() - weight.float()
 
 
 def _always(value: Tensor | None) -> property:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Dense, Edit
+from fasttrace.editing.delta import Dense, Edit, as_kept
 from fasttrace.editing.hyperparameters import FineTuneSettings
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact
@@ -123,7 +123,8 @@ class FineTuneBatch:
     def optimise(self, settings: FineTuneSettings, *, minimise: bool = False) -> list[Edit]:
         """Adam for every problem; loss = NLL of the target's tokens, or exp(−NLL) to minimise.
 
-        Returns the edits, in the order of the problems.
+        Returns the edits, in the order of the problems. The steps are float32; of a bfloat16 model an edit is what its
+        weights keep (`delta.as_kept`), which may pass ε by half a step of bfloat16.
         """
         model, count = self.model, len(self.problems)
         self.state: dict[tuple[int, int], _State] = {}
@@ -194,8 +195,11 @@ class FineTuneBatch:
                 updates = {}
                 for at in window:
                     state = self.state[at, first]
-                    bias = None if state.bias is None else state.bias[number - first]
-                    updates[at] = Dense(state.delta[number - first], bias)
+                    block = self.model.blocks[at]
+                    bias = None
+                    if state.bias is not None and block.down_bias is not None:
+                        bias = as_kept(block.down_bias, state.bias[number - first])
+                    updates[at] = Dense(as_kept(block.down, state.delta[number - first]), bias)
                 largest = max(float(u.change.abs().max()) for u in updates.values())
                 edits.append(
                     Edit(self.examples[example].fact.fact.fact_id, layer, updates, largest, float(loss[number]))
