@@ -1,12 +1,14 @@
-"""The figures of a study, each from the store alone: read one relation, hand its table to draw.py.
+"""The figures of a study, each from the store alone: read a relation, hand its table to draw.py.
 
 Every function returns a matplotlib Figure that belongs to nobody else (no pyplot), for `save` or a notebook.
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -14,7 +16,8 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
 from . import draw
-from .regression import layer_correlations, layer_means, regressions
+from .paper import Numbered, figure_numbered, what_is_missing
+from .regression import KINDS, layer_correlations, layer_means, regression_rows, regressions
 from .relation import relation
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -32,9 +35,7 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
         raise StoreError(f"fact {fact_id!r} was not traced in {store.path}")
     sizes = sorted({row["window_size"] for row in traces if row["window_size"] is not None})
     if not sizes:
-        raise StoreError(
-            f"fact {fact_id!r} has no tracing grid in {store.path}: {traces[0]['reason'] or 'no cells'}"
-        )
+        raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.path}: {traces[0]['reason'] or 'no cells'}")
     wanted = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
     if wanted not in sizes:
         raise StoreError(
@@ -44,11 +45,7 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     trace = next(row for row in traces if row["window_size"] == wanted)
     cells = relation(store, "fact_cells", [[fact_id]])
     mine = pa.Table.from_pylist(
-        [
-            row
-            for row in cells.to_pylist()
-            if row["run_id"] == trace["trace_run_id"] and row["window_size"] == wanted
-        ],
+        [row for row in cells.to_pylist() if row["run_id"] == trace["trace_run_id"] and row["window_size"] == wanted],
         schema=cells.schema,
     )
     return draw.draw_heatmap(trace, mine)
@@ -66,9 +63,7 @@ def mean_effect_curve(store: Store) -> Figure:
 
 def effect_vs_score(store: Store, score: str = "rewrite") -> Figure:
     """Edit score against tracing effect, a panel an edited layer with its Pearson ρ (Figures 4 and 15)."""
-    return draw.draw_effect_vs_score(
-        relation(store, "edit_effects", [score]), layer_correlations(store, score), score
-    )
+    return draw.draw_effect_vs_score(relation(store, "edit_effects", [score]), layer_correlations(store, score), score)
 
 
 def r2_bars(store: Store, score: str = "rewrite") -> Figure:
@@ -79,6 +74,85 @@ def r2_bars(store: Store, score: str = "rewrite") -> Figure:
 def score_by_layer(store: Store) -> Figure:
     """Mean rewrite, paraphrase, neighborhood (essence) and overall score by edited layer (Figures 7 to 9)."""
     return draw.draw_score_by_layer(pa.concat_tables([layer_means(store, score) for score in draw.SCORES]))
+
+
+def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
+    """One of the paper's Figures 1, 2, 4 and 6 to 22 for the edits and traces that the store holds.
+
+    fact_id: whose grid Figure 2 is of; None takes the fact that the noise hurt most.
+    layer: the edited layer of Figures 4 and 14; None takes the one with the highest mean score.
+    Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
+    """
+    one = figure_numbered(number)
+    missing = what_is_missing(store, one)
+    if missing:
+        raise StoreError(f"Figure {number} ({one.title}): {missing}")
+    if one.kind == "heatmap":
+        return heatmap(store, fact_id or _most_hurt(store), _largest_window(store, at_most=10))
+    if one.kind == "curve":
+        return draw.draw_mean_effect(_denoised(store, "mean_effect"))
+    if one.kind == "peaks":
+        peaks = _denoised(store, "peak_layers")
+        if number == 1:
+            peaks = peaks.filter(pc.equal(peaks["window_size"], pc.max(peaks["window_size"])))
+        return draw.draw_peak_histogram(peaks)
+    if one.kind == "bars":
+        return draw.draw_r2_bars(one.rows.kept(regressions(store, one.scores[0], **one.rows.choice())))
+    if one.kind == "layers":
+        means = pa.concat_tables([_means(store, score) for score in one.scores])
+        return draw.draw_score_by_layer(means.filter(pc.equal(means["problem"], one.rows.problem)))
+    return _scatter(store, one, layer)
+
+
+def _scatter(store: Store, one: Numbered, layer: int | None) -> Figure:
+    """Score against effect at every edited layer, or (scatter-one) at one."""
+    score = one.scores[0]
+    rhos = one.rows.kept(layer_correlations(store, score, **one.rows.choice()))
+    pairs = one.rows.kept(pairs_table(store, score, **one.rows.choice()))
+    if one.kind == "scatter-one":
+        layers = sorted(set(pairs["layer"].to_pylist()))
+        if layer is None:
+            means = pairs.group_by("layer").aggregate([("score", "mean")]).to_pylist()
+            layer = max(means, key=lambda row: (row["score_mean"], -row["layer"]))["layer"]
+        if layer not in layers:
+            raise StoreError(f"no edit at layer {layer} is in {store.path}: there is {', '.join(map(str, layers))}")
+        rhos, pairs = (table.filter(pc.equal(table["layer"], layer)) for table in (rhos, pairs))
+    return draw.draw_effect_vs_score(pairs, rhos, score)
+
+
+def pairs_table(store: Store, score: str, **choice: Any) -> pa.Table:
+    """Tracing effect and score of every edit that has both: KEYS, fact_id, layer, effect, score."""
+    rows = []
+    for keys, arrays in regression_rows(store, score, **choice):
+        count = len(arrays["x"])
+        columns = {name: pa.array([value] * count, KINDS[name]) for name, value in keys.items() if name != "score"}
+        names = {"fact_id": "fact_id", "layer": "layer", "x": "effect", "y": "score"}
+        rows.append(pa.table(columns | {name: pa.array(arrays[key]) for key, name in names.items()}))
+    return pa.concat_tables(rows, promote_options="permissive")
+
+
+def _means(store: Store, score: str) -> pa.Table:
+    if score == "overall with essence":
+        return relation(store, "layer_means_with_essence")
+    return layer_means(store, score)
+
+
+def _denoised(store: Store, name: str) -> pa.Table:
+    table = relation(store, name)
+    return table.filter(pc.equal(table["localization"], "denoise"))
+
+
+def _largest_window(store: Store, at_most: int) -> int:
+    sizes = sorted(set(_denoised(store, "mean_effect")["window_size"].to_pylist()))
+    return max([size for size in sizes if size <= at_most], default=sizes[0])
+
+
+def _most_hurt(store: Store) -> str:
+    rows = [
+        row for row in relation(store, "fact_traces").to_pylist() if row["kept"] and row["localization"] == "denoise"
+    ]
+    most: str = max(rows, key=lambda row: row["p_clean"] - row["p_noised"])["fact_id"]
+    return most
 
 
 def save(figure: Figure, path: str | Path) -> Path:

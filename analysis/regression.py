@@ -8,6 +8,7 @@ same model weights and the same protocol, and one data set (source).
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -27,6 +28,10 @@ KEYS = (
     "trace_run_id", "source", "score", "effect_at", "subset",
 )  # fmt: skip
 """What one regression is of; two rows that differ in any of these are never pooled."""
+KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
+
+
+Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Choice(TypedDict, total=False):
@@ -35,8 +40,8 @@ class Choice(TypedDict, total=False):
     effect_at: the tracing effect is the largest fraction over tokens ("max", the default), that of the last subject
     token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
     subset: "all" facts (the default), or those "concentrated" in few layers (paper, Table 2), by
-    sql/concentrated_facts.sql. window_size: layers. source: the facts' data set, "counterfact" say. localization: the
-    tracing method.
+    sql/concentrated_facts.sql. window_size: of the tracing effects, layers; None takes the one that each edit
+    was made to be compared with. source: the facts' data set, "counterfact" say. localization: the tracing method.
     """
 
     effect_at: str
@@ -62,7 +67,7 @@ def regressions(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) 
     Raises UserError for an unknown score, effect_at or subset.
     Source: paper, section 4.3 and Appendix B.
     """
-    table = relation(store, "regressions_of_score", _params(score, choice))
+    table = _relation(store, "regressions_of_score", score, choice)
     p_values = [_f_tail(row["f_value"], row["df_num"], row["df_den"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
@@ -83,9 +88,21 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
     Columns: KEYS, layer, n, n_left_out, rho, p_value (two-sided, Student's t with n − 2 degrees of freedom).
     Raises UserError for an unknown score, effect_at or subset.
     """
-    table = relation(store, "layer_correlations_of_score", _params(score, choice))
+    table = _relation(store, "layer_correlations_of_score", score, choice)
     p_values = [_rho_tail(row["rho"], row["n"]) for row in table.to_pylist()]
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
+
+
+def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[Rows]:
+    """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
+
+    x = tracing effect, y = score, float64; rows that lack either are left out.
+    """
+    frame = _relation(store, "regression_input", score, choice).to_pandas()
+    for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        used = group.dropna(subset=["x", "y"])
+        identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
+        yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
 
 
 def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
@@ -94,7 +111,7 @@ def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpac
     Columns: KEYS, n, n_left_out, r2_layer, r2_effect, r2_both, diff, f_value, df_num, df_den, p_value,
     rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both; rows in the order of `regressions`.
     """
-    frame = relation(store, "regression_input", _params(score, choice)).to_pandas()
+    frame = _relation(store, "regression_input", score, choice).to_pandas()
     rows = []
     for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
         used = group.dropna(subset=["x", "y"])
@@ -108,7 +125,7 @@ _FITTED = (
     "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",
     "rmse_effect", "rmse_both", "mae_layer", "mae_effect", "mae_both",
 )  # fmt: skip
-_TYPES = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()} | dict.fromkeys(_FITTED, pa.float64())
+_TYPES = KINDS | dict.fromkeys(_FITTED, pa.float64())
 
 
 def _by_statsmodels(used: Any) -> dict[str, float | None]:
@@ -148,16 +165,22 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
     return float(2 * stats.t.sf(t, n - 2))
 
 
-def _params(score: str, choice: Choice) -> dict[str, Any]:
-    """Values for the parameters of regressions_of_score.sql and its like."""
-    params: dict[str, Any] = dict.fromkeys(Choice.__annotations__) | {"effect_at": "max", "subset": "all"}
-    for name in choice.keys() - params.keys():
-        raise TypeError(f"a regression is not chosen by {name!r}: one of {', '.join(params)} was wanted")
-    params |= {"score": score} | choice
-    _check("score", score, SCORES)
-    _check("effect_at", params["effect_at"], EFFECTS)
-    _check("subset", params["subset"], SUBSETS)
-    return params
+def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
+    """sql/<name>.sql of the regressions chosen."""
+    rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
+    pairs: dict[str, Any] = dict.fromkeys(Choice.__annotations__.keys() - rows.keys())
+    for key, value in choice.items():
+        if key in rows:
+            rows[key] = value
+        elif key in pairs:
+            pairs[key] = value
+        else:
+            raise TypeError(
+                f"a regression is not chosen by {key!r}: one of {', '.join(Choice.__annotations__)} was wanted"
+            )
+    for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
+        _check(key, rows[key], known)
+    return relation(store, name, rows, tracing_window=pairs["window_size"], pairs=pairs)
 
 
 def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:

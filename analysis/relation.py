@@ -11,7 +11,8 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Store, rows_of
 
-# Temporary views (and one small table), each after those it reads; every other file of sql/ is a query, with or without parameters.
+# Temporary views (and a small table, run_pairs), each after those it reads; every other file of sql/ is a query, with or
+# without parameters.
 VIEWS = (
     "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
     "group_errors", "regressions", "layer_correlation", "layer_means",
@@ -27,17 +28,42 @@ def sql(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def relation(store: Store, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping)."""
+def relation(
+    store: Store,
+    name: str,
+    params: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    tracing_window: int | None = None,
+    pairs: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping).
+
+    tracing_window, pairs: as `query` takes them.
+    """
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store, sql(name), params)
+    return query(store, sql(name), params, tracing_window=tracing_window, pairs=pairs)
 
 
-def query(store: Store, text: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-    """The rows of any query, which may read the store's relations and the views of the analysis."""
+def query(
+    store: Store,
+    text: str,
+    params: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    tracing_window: int | None = None,
+    pairs: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """The rows of any query, which may read the store's relations and the views of the analysis.
+
+    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
+    pairs: values for sql/keep_pairs.sql: the views then see only the runs that are named.
+    """
     with store.reading() as con:
+        if tracing_window is not None:
+            con.execute("SET VARIABLE tracing_window = ?", [tracing_window])
         make_views(con)
+        if pairs is not None:
+            con.execute(sql("keep_pairs"), pairs).fetchall()
         return rows_of(con, text, params)
 
 

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 3 from a store, and any table as text, Markdown, CSV, JSON or LaTeX."""
+"""The paper's tables from a store, and any table as text, Markdown, CSV, JSON or LaTeX."""
 
 import csv
 import io
@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fasttrace.errors import UserError
+from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
-from .regression import regressions
+from .certainty import COLUMNS, SHARES, certainty
+from .paper import table_numbered, what_is_missing
+from .regression import KEYS, regressions
 from .relation import relation
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")
@@ -29,16 +31,63 @@ _TELLING = (
 )  # fmt: skip
 
 
-def r2_table(store: Store, score: str = "rewrite", **choice: Any) -> pa.Table:
-    """R² of a score by layer, tracing effect and both, with the F-test's p: the paper's Tables 1 and 3.
+def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
+    """R² of a score by layer, tracing effect and both, with the F-test's p: the paper's Tables 1 to 6.
 
-    choice: window_size, protocol, effect_at as `regressions` takes them.
+    resamples: of the facts, for the intervals (see `certainty`); 0 leaves them out.
+    choice: problem, method, window_size, protocol, effect_at, … as `regressions` takes them.
     Columns: problem, method, whatever else tells the rows apart, n, n_facts, n_left_out, r2_layer, r2_effect,
-    r2_both, diff, p_value.
+    r2_both, diff, each with its 95 % interval as X_low, X_high, p_value (edits independent), p_clustered (by fact).
     """
-    table = regressions(store, score, **choice)
-    numbers = ["n", "n_facts", "n_left_out", "r2_layer", "r2_effect", "r2_both", "diff", "p_value"]
-    return table.select(["problem", "method", *_differing(table), *numbers])
+    return _r2_columns(_fits(store, score, resamples, choice), intervals=resamples > 0)
+
+
+def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table:
+    """One of the paper's Tables 1 to 8 for the edits and traces that the store holds.
+
+    1 to 6: columns as in `r2_table`. 7 and 8: problem, method, whatever else tells the rows apart, n, edit_metric
+    (a score), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both), value.
+    Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
+    """
+    one = table_numbered(number)
+    missing = what_is_missing(store, one)
+    if missing:
+        raise StoreError(f"Table {number} ({one.title}): {missing}")
+    if one.kind == "r2":
+        fits = one.rows.kept(_fits(store, one.scores[0], resamples, one.rows.choice()))
+        return _r2_columns(fits, intervals=resamples > 0)
+    fits = one.rows.kept(pa.concat_tables([regressions(store, score, **one.rows.choice()) for score in one.scores]))
+    apart = ["problem", "method", *_differing(fits)]
+    rows = [
+        {
+            **{name: fit[name] for name in (*apart, "n")},
+            "edit_metric": fit["score"],
+            "regression_metric": metric,
+            "predictor": predictor,
+            "value": fit[f"{column}_{predictor}"],
+        }
+        for fit in fits.to_pylist()
+        for metric, column in (("R2", "r2"), ("RMSE", "rmse"), ("MAE", "mae"))
+        for predictor in ("layer", "effect", "both")
+    ]
+    kinds = [pa.field(name, fits.schema.field(name).type) for name in (*apart, "n")]
+    texts = [pa.field(name, pa.string()) for name in ("edit_metric", "regression_metric", "predictor")]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*kinds, *texts, pa.field("value", pa.float64())]))
+
+
+def _fits(store: Store, score: str, resamples: int, choice: dict[str, Any]) -> pa.Table:
+    """The regressions with their intervals and clustered tests beside them."""
+    fits, sure = regressions(store, score, **choice), certainty(store, score, resamples=resamples, **choice)
+    assert fits.select(KEYS) == sure.select(KEYS), "one query's rows in two orders"
+    for name in COLUMNS:
+        fits = fits.append_column(name, sure[name])
+    return fits
+
+
+def _r2_columns(fits: pa.Table, intervals: bool) -> pa.Table:
+    spread = [f"{name}{end}" for name in SHARES for end in (("", "_low", "_high") if intervals else ("",))]
+    counts = ["n", "n_facts", "n_left_out"]
+    return fits.select(["problem", "method", *_differing(fits), *counts, *spread, "p_value", "p_clustered"])
 
 
 def layer_table(store: Store) -> pa.Table:
@@ -55,7 +104,7 @@ def layer_table(store: Store) -> pa.Table:
 def summary(store: Store, score: str = "rewrite", *, width: int | None = None) -> str:
     """The study's answer as text: R² of the score, then the mean scores by layer."""
     parts = [
-        render(r2_table(store, score), title=f"R² of the {score} score", width=width),
+        render(r2_table(store, score, resamples=0), title=f"R² of the {score} score", width=width),
         render(layer_table(store), title="Mean scores by edited layer", width=width),
     ]
     return "\n".join(parts)
@@ -103,8 +152,19 @@ def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
 
 
-def _cells(table: pa.Table, digits: int) -> list[list[str]]:
-    return [[_shown(name, value, digits) for name, value in row.items()] for row in table.to_pylist()]
+def _cells(table: pa.Table, digits: int) -> tuple[list[str], list[list[str]]]:
+    """(names, rows as text): an interval X_low, X_high stands behind its number, in its column."""
+    ends = {f"{name}{end}" for name in table.column_names for end in ("_low", "_high")}
+    names = [name for name in table.column_names if name not in ends]
+    spread = {name for name in names if f"{name}_low" in table.column_names}
+
+    def text(row: dict[str, Any], name: str) -> str:
+        value = _shown(name, row[name], digits)
+        if name not in spread or row[f"{name}_low"] is None:
+            return value
+        return f"{value} [{_shown(name, row[f'{name}_low'], digits)}, {_shown(name, row[f'{name}_high'], digits)}]"
+
+    return names, [[text(row, name) for name in names] for row in table.to_pylist()]
 
 
 def _shown(name: str, value: Any, digits: int) -> str:
@@ -112,7 +172,7 @@ def _shown(name: str, value: Any, digits: int) -> str:
         return "–"
     if isinstance(value, float):
         least = 10.0**-digits
-        if name == "p_value" and value < least:
+        if name in ("p_value", "p_clustered") and value < least:
             return f"<{least:.{digits}f}"
         text = f"{value:.{digits}f}"
         return text.lstrip("-") if float(text) == 0 else text
@@ -124,15 +184,11 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
-    rows = _cells(table, digits)
-    headings = [
-        name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in table.column_names
-    ]
+    names, rows = _cells(table, digits)
+    headings = [name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in names]
     widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
     if sum(widths) > (Console().width if width is None else width):
-        headings = [
-            heading.replace(" ", "\n") for heading in headings
-        ]  # values are never broken, nor left out
+        headings = [heading.replace(" ", "\n") for heading in headings]  # values are never broken, nor left out
     shown = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
@@ -141,8 +197,9 @@ def _text(table: pa.Table, title: str | None, digits: int, width: int | None) ->
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for heading, field in zip(headings, table.schema, strict=True):
-        shown.add_column(Text(heading), justify="right" if _is_number(field.type) else "left", no_wrap=True)
+    for heading, name in zip(headings, names, strict=True):
+        right = _is_number(table.schema.field(name).type)
+        shown.add_column(Text(heading), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))  # Text: a value like "[b]" is no markup
     console = Console(width=sum(widths) + 3 * len(widths), file=io.StringIO(), color_system=None)
@@ -155,8 +212,9 @@ def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-    rules = ["---:" if _is_number(field.type) else ":---" for field in table.schema]
-    lines = [line(table.column_names), "|" + "|".join(rules) + "|", *map(line, _cells(table, digits))]
+    names, rows = _cells(table, digits)
+    rules = ["---:" if _is_number(table.schema.field(name).type) else ":---" for name in names]
+    lines = [line(names), "|" + "|".join(rules) + "|", *map(line, rows)]
     return "\n".join(([f"**{title}**", ""] if title else []) + lines) + "\n"
 
 
@@ -164,11 +222,12 @@ def _latex(table: pa.Table, title: str | None, digits: int) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join(map(_escape_latex, cells)) + r" \\"
 
-    columns = "".join("r" if _is_number(field.type) else "l" for field in table.schema)
+    names, rows = _cells(table, digits)
+    columns = "".join("r" if _is_number(table.schema.field(name).type) else "l" for name in names)
     lines = [
         *([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-        line(table.column_names), r"\midrule",
-        *map(line, _cells(table, digits)), r"\bottomrule", r"\end{tabular}",
+        line(names), r"\midrule",
+        *map(line, rows), r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

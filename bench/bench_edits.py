@@ -140,7 +140,7 @@ def peak(name: str, budget: str) -> None:
 
 
 def interleaved(count: int) -> list[ft.Fact]:
-    from fasttrace.demo import interleaved as in_turn
+    from fasttrace.study import interleaved as in_turn
 
     return in_turn(ft.load_facts())[:count]
 

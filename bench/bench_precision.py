@@ -12,7 +12,7 @@ import numpy as np
 from harness import about, write
 
 import fasttrace as ft
-from fasttrace.demo import interleaved
+from fasttrace.study import interleaved
 
 KEY = ["fact_id", "window_size", "token_index", "layer"]
 

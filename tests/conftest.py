@@ -1,8 +1,12 @@
-"""Shared fixtures: a small tokenizer and the real model. Small models and oracles are in tests/oracle."""
+"""Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. More is in tests/oracle."""
+
+import json
+import sys
 
 import pytest
 import torch
-from small_models import trained_tokenizer
+from command_line import FACTS, Done
+from small_models import small_model, trained_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,37 @@ def smollm2():
     import fasttrace as ft
 
     return ft.load_model()
+
+
+@pytest.fixture(scope="module")
+def workplace(small_tokenizer, tmp_path_factory):
+    """A folder with a small Llama, facts and a corpus."""
+    folder = tmp_path_factory.mktemp("workplace")
+    model = small_model("llama", small_tokenizer, torch.float32)
+    model.hf.save_pretrained(folder / "model")
+    small_tokenizer.save_pretrained(folder / "model")
+    (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in FACTS))
+    (folder / "text.txt").write_text(" ".join(f"{f['prompt']} {f['subject']} {f['target_true']}" for f in FACTS * 40))
+    return folder
+
+
+@pytest.fixture
+def run(workplace, monkeypatch, capfd):
+    """Runs a fasttrace command in the workplace, in this process, and holds it to its exit code."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+
+    from fasttrace.cli import main
+
+    def call(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
+        found = 0
+        try:
+            main()
+        except SystemExit as error:
+            found = error.code
+        done = Done(*capfd.readouterr())
+        assert found == code, done.stderr
+        return done
+
+    return call

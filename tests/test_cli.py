@@ -6,73 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NamedTuple
 
 import pytest
-import torch
+from command_line import FACTS
 from fasttrace.analysis.relation import relation
-from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.cli import main
-
-FACTS = [
-    {
-        "prompt": "The {} is located in the city of",
-        "subject": subject,
-        "target_true": true,
-        "target_false": false,
-        "relation": "city",
-        "paraphrases": [f"{subject} is in the city of"],
-        "neighborhood": ["The France is located in the city of"],
-    }
-    for subject, true, false in [
-        ("Eiffel Tower", "Paris", "Rome"),
-        ("New York", "Rome", "Paris"),
-        ("Tower", "Paris", "France"),
-        ("Paris Tower", "Rome", "York"),
-    ]
-]
-
-
-@pytest.fixture(scope="module")
-def workplace(small_tokenizer, tmp_path_factory):
-    """A folder with a small Llama, facts and a corpus."""
-    folder = tmp_path_factory.mktemp("workplace")
-    model = small_model("llama", small_tokenizer, torch.float32)
-    model.hf.save_pretrained(folder / "model")
-    small_tokenizer.save_pretrained(folder / "model")
-    (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in FACTS))
-    (folder / "text.txt").write_text(" ".join(f"{f['prompt']} {f['subject']} {f['target_true']}" for f in FACTS * 40))
-    return folder
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(workplace, monkeypatch, capfd):
-    """Runs a fasttrace command in the workplace, in this process, and holds it to its exit code."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
-
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
-        found = 0
-        try:
-            main()
-        except SystemExit as error:
-            found = error.code
-        done = Done(*capfd.readouterr())
-        assert found == code, done.stderr
-        return done
-
-    return call
-
 
 COMMON = ("--model", "model", "--facts", "facts.jsonl")
 TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")
@@ -212,6 +151,24 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert [row["chosen"] for row in rows].count(True) == 1
     assert all(row["setting"] == "epsilon" and row["edits"] == 4 for row in rows)
     assert json.loads(run(*tune).stdout) == rows, "without a store the same"
+    few = ("tune", *COMMON, "--method", "ft-1", "--values", "0.01,0.001", "--json", "--layer", "1", "--limit", "2")
+    assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of its own layer and facts alone"
+
+
+def test_too_few_tokens_take_a_ridge(workplace, run):
+    corpus = ("--corpus", "text.txt", "--corpus-tokens", "60")
+    quick = (*COMMON, *corpus, "--contexts", "0", "--set", "steps=1", "--store", "ridge.duckdb")
+    assert "(ridge=1e-4 or --ridge 1e-4, say)" in run("edit", *quick, "--layers", "1", code=2).stderr
+    for words in (
+        ("stats", "--model", "model", *corpus, "--store", "ridge.duckdb"),
+        ("edit", *quick, "--layers", "1", "--essence", "0"),
+        ("mass", *quick, "--layer", "1"),
+        ("tune", *quick, "--layer", "1", "--values", "0.1"),
+    ):
+        run(*words, "--ridge", "1e-3")
+    sql = "SELECT DISTINCT kind FROM runs WHERE settings ->> 'ridge' = '0.001' ORDER BY kind"
+    kinds = ft.Store(workplace / "ridge.duckdb").query(sql)["kind"].to_pylist()
+    assert kinds == ["edit", "mass", "moments"]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +186,7 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting epsilon"),
         ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "'joke' is not one of 'error-injection'"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
+        (("export", "--model", "model", "model/model.safetensors", "new"), "is no delta"),
         (("mass", *COMMON), "nowhere to put the edits"),
         (("trace", "--nothing"), "No such option"),
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),

@@ -20,7 +20,7 @@ SELECT
     pair.model,
     pair.module,
     pair.localization,
-    edit.window_size,
+    pair.window_size,
     edit.edit_run_id,
     pair.trace_run_id,
     pair.pair,
@@ -37,7 +37,7 @@ JOIN run_pairs AS pair
     ON pair.edit_run_id = edit.edit_run_id
     AND pair.problem = edit.problem
     AND pair.method = edit.method
-    AND pair.window_size = edit.window_size
+    AND pair.edit_window_size = edit.window_size
 LEFT JOIN traced
     ON traced.grid = pair.grid AND traced.fact_id = edit.fact_id AND traced.layer = edit.layer
 LEFT JOIN facts AS fact ON fact.fact_id = edit.fact_id;

@@ -64,8 +64,11 @@ def _run(run_id: str, kind: str, settings: dict[str, Any], **changes: Any) -> di
     return made_run(run_id, kind, **(about | changes))
 
 
-def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any) -> Made:
-    """Grids with an early site at the last subject token and a late one at the last; one fact left out."""
+def trace_result(
+    facts: list[Fact], windows: tuple[int, ...] = (5,), localization: str = "denoise", width: float = 4.0, **run: Any
+) -> Made:
+    """Grids with an early site at the last subject token and a late one at the last, some layers wide; one fact left
+    out."""
     about, cells = [], []
     for fact in facts:
         rng = np.random.default_rng(list(fact.fact_id.encode()))
@@ -103,7 +106,7 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
             for token, text in enumerate(tokens):
                 height = {end - 1: (0.5, early), len(tokens) - 1: (0.3, late)}.get(token, (0.04, early))
                 for layer in range(N_LAYERS):
-                    shape = height[0] * window / 5 * np.exp(-(((layer - height[1]) / 4.0) ** 2))
+                    shape = height[0] * window / 5 * np.exp(-(((layer - height[1]) / width) ** 2))
                     share = 0.0 if token < begin else min(shape * rng.uniform(0.8, 1.2), 1.0)
                     p = p_noised + share * (p_clean - p_noised)
                     cells.append(
@@ -126,7 +129,7 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
         "noise": "philox",
         "sigma": 0.094,
         "module": "mlp",
-        "method": "denoise",
+        "method": localization,
     }
     return Made(
         _run(run.pop("run_id", "trace-1"), "trace", settings, **run),
@@ -136,8 +139,14 @@ def trace_result(facts: list[Fact], windows: tuple[int, ...] = (5,), **run: Any)
     )
 
 
-def edit_result(facts: list[Fact], problem: str = "error-injection", method: str = "rome", **run: Any) -> Made:
-    """Scores that fall with the layer, noisily, whatever tracing said."""
+def edit_result(
+    facts: list[Fact],
+    problem: str = "error-injection",
+    method: str = "rome",
+    essence: float | None = None,
+    **run: Any,
+) -> Made:
+    """Scores that fall with the layer, noisily, whatever tracing said. essence: of every edit."""
     scores, prompts = [], []
     for fact in facts:
         rng = np.random.default_rng(list(f"{fact.fact_id}{problem}".encode()))
@@ -159,7 +168,7 @@ def edit_result(facts: list[Fact], problem: str = "error-injection", method: str
                     "rewrite": rewrite,
                     "paraphrase": paraphrase,
                     "neighborhood": neighborhood,
-                    "essence": None,
+                    "essence": essence,
                     "overall": (rewrite + paraphrase + neighborhood) / 3,
                     "p_before": p_before,
                     "p_after": p_after,

@@ -50,6 +50,36 @@ def test_view_weights_and_export_are_one_model(family, dtype, small_tokenizer, t
     assert changed >= 2
 
 
+def test_an_edited_model_has_a_hash_of_its_own_until_the_edit_is_out(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    before = model.model_hash
+    hashes = []
+    for updates in (random_updates(model), random_updates(model, 1), random_updates(model), {}):
+        with ft.apply_delta(model, updates) as applied:
+            hashes.append(model.model_hash)
+            with ft.apply_delta(model, updates):
+                assert model.model_hash not in (before, hashes[-1])
+            assert model.model_hash == hashes[-1]
+        assert model.model_hash == before
+        with ft.apply_delta(model, updates):
+            applied.remove()  # out already, so it says nothing of the edit that is in now
+            assert model.model_hash == hashes[-1]
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert before not in hashes
+
+
+def test_what_is_kept_of_an_edited_model_is_its_own(small_tokenizer, corpus, tmp_path):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    options = {"tokens": 500, "sequence_length": 32, "cache_dir": tmp_path}
+    plain = ft.second_moments(model, corpus, **options)
+    with ft.apply_delta(model, random_updates(model)):
+        edited = ft.second_moments(model, corpus, **options)
+        assert edited.path != plain.path
+        assert edited.run["run_id"] != plain.run["run_id"]
+        assert not torch.equal(edited.matrix(4), plain.matrix(4))
+    assert ft.second_moments(model, corpus, **options).path == plain.path
+
+
 def test_a_saved_edit_is_the_edit(small_tokenizer, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     result = ft.edit(model, FACTS, method="ft-5", window_size=3, layers=[2], **TUNE)
@@ -72,6 +102,12 @@ def test_what_is_no_delta_of_this_model_is_refused(small_tokenizer, tmp_path):
         load_delta(path, other)
     with pytest.raises(UserError, match="cannot be read"):
         load_delta(tmp_path / "absent.safetensors", model)
+    model.hf.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"model.safetensors' is no delta, a file that `fasttrace edit --delta` wrote"):
+        load_delta(tmp_path / "model" / "model.safetensors", model)
+    narrow = small_model("llama", small_tokenizer, torch.bfloat16)
+    with pytest.raises(UserError, match=r'in float32, and .llama. is loaded in bfloat16: dtype="float32" '):
+        load_delta(path, narrow)
     bits = bytearray(path.read_bytes())
     bits[-1] ^= 1
     path.write_bytes(bits)

@@ -117,6 +117,14 @@ def test_bad_settings_are_sentences(model, moments):
             ft.mass_edit(model, FACTS, **{**shared, **bad})
 
 
+def test_facts_that_share_a_key_need_a_weight(model, moments):
+    twins = [FACTS[0], ft.Fact(FACTS[0].prompt, FACTS[0].subject, "Rome", "France")]
+    options = {**MEMIT, "moments": moments, "contexts": CONTEXTS, "layer": 2}
+    with pytest.raises(UserError, match=r"system of 2 facts at layer 1 is singular with covariance_weight=1e-25"):
+        ft.mass_edit(model, twins, **{**options, "covariance_weight": 1e-25})
+    assert len(ft.mass_edit(model, twins, **options).scores) == 2
+
+
 def test_the_store_keeps_every_landing(model, moments, tmp_path):
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.workflow import mass_into

@@ -1,5 +1,7 @@
 """Every method on every problem, batched, against its one-at-a-time oracle: the changes and the scores they give."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hooked_finetune import hooked_finetune
 from hooked_memit import hooked_memit
 from hooked_rome import down_projection, hooked_rome, noised
 from hooked_trace import mlp_modules
+from plain_scores import plain_neighborhood
 from small_models import small_model
 
 import fasttrace as ft
@@ -25,6 +28,11 @@ LAYERS = [0, 1, 3]
 # Layers 3 and 4 of the small Gemma 2 see four tokens back: a change at the subject there reaches no prediction.
 REACHED = {"gemma2": [0, 1]}
 SIGMA = 0.7
+# Facts that the small models take for likely enough to be erased (p ≥ 0.02); no target of FACTS is.
+LIKELY = {
+    "llama": [ft.Fact("{} is the capital of", "Rome", "Fr"), ft.Fact("{} of", "Eiffel Tower", "York")],
+    "gpt2": [ft.Fact("The {} is located in the city of", "France", "capital"), ft.Fact("{} of", "France", "capital")],
+}
 
 
 def options_of(method):
@@ -118,8 +126,9 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
     ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
     before, layers = model.weights_hash(), REACHED.get(family, LAYERS)
+    facts = LIKELY[family] if PROBLEMS[problem].minimise else FACTS
     plan = prepare_edit(
-        model, FACTS, method=method, problem=problem, layers=layers, moments=moments, contexts=CONTEXTS,
+        model, facts, method=method, problem=problem, layers=layers, moments=moments, contexts=CONTEXTS,
         essence=0, sigma=SIGMA, **options_of(method),
     )  # fmt: skip
     parts = list(plan.batches())
@@ -127,11 +136,9 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
     edits = [edit for part in parts for edit in part.edits]
     assert model.weights_hash() == before
     kind = PROBLEMS[problem]
-    if kind.minimise:
-        assert {row["fact_id"] for row in rows if row["reason"]} == set(plan.left_out), "every one left out says why"
-    assert len(edits) == len(layers) * (len(FACTS) - len(plan.left_out))
+    assert len(edits) == len(layers) * len(facts), "a fact left out would make this test empty"
     for edit in edits:
-        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        fact = next(f for f in facts if f.fact_id == edit.fact_id)
         if method == "memit" and max(edit.updates) == model.n_layers - 1:
             # There δ reaches no prediction: the oracle's Adam would magnify rounding noise.
             assert not any(update.value.any() for update in edit.updates.values())
@@ -150,6 +157,7 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
         assert row["p_before"] == pytest.approx(p_with(model, fact, {}, noise, target), rel=1e-4, abs=1e-8)
         assert row["p_after"] == pytest.approx(p_with(model, fact, wanted, noise, target), rel=5e-3, abs=1e-4)
         largest = max(float(change.abs().max()) for change in wanted.values())
+        assert largest > 0
         for at, change in wanted.items():
             mine = edit.updates[at].matrix()
             if method in ("rome", "memit"):
@@ -159,6 +167,34 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
                 exact = doubled[at]
                 assert off(mine, exact) <= 2 * off(change, exact) + 0.002
                 assert float(mine.abs().max()) <= TUNE["epsilon"] * (1 + 1e-6)
+
+
+# Of ΔW, relative in norm; of p after the edit, absolute. bfloat16's gradients have two digits, of which Adam's first
+# steps keep the signs.
+DTYPE_ERRORS = {torch.float64: (1e-5, 1e-6), torch.bfloat16: (0.3, 0.015)}
+
+
+@pytest.mark.parametrize("method", ["rome", "memit", "ft-1", "ft-5"])
+@pytest.mark.parametrize("dtype", DTYPE_ERRORS, ids=["float64", "bfloat16"])
+def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokenizer, corpus, tmp_path):
+    model = small_model("llama", small_tokenizer, dtype)
+    wide = small_model("llama", small_tokenizer, torch.float64)
+    with torch.no_grad():
+        for weight, rounded in zip(wide.hf.parameters(), model.hf.parameters(), strict=True):
+            weight.copy_(rounded)
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    result = ft.edit(
+        model, FACTS, method=method, layers=[1, 2], moments=moments, contexts=CONTEXTS, essence=0, **options_of(method)
+    )
+    kind = PROBLEMS["error-injection"]
+    of_change, of_p = DTYPE_ERRORS[dtype]
+    for row, edit in zip(result.scores.to_pylist(), result.edits, strict=True):
+        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        wanted = oracle(wide, moments, fact, method, kind, edit.layer, sorted(edit.updates))
+        for at, change in wanted.items():
+            assert float((edit.updates[at].matrix() - change).norm()) < of_change * float(change.norm()), at
+        p = p_with(wide, fact, wanted, None, plain_target(wide, fact, kind))
+        assert row["p_after"] == pytest.approx(p, rel=0, abs=of_p)
 
 
 def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
@@ -176,6 +212,59 @@ def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
             down = PROBLEMS[problem].minimise
             assert (row["p_after"] < row["p_before"]) if down else (row["p_after"] > row["p_before"] + 0.05), problem
             assert row["rewrite"] > 0
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_neighborhood_is_of_the_false_target_whatever_the_problem(problem, protocol, small_tokenizer):
+    """In the paper; the released code reads the edit's own target, after the first prompt."""
+    model = small_model("llama", small_tokenizer, torch.float32)
+    fact = ft.Fact(
+        "{} is the capital of", "Rome", "Fr", "York",
+        neighborhood=("Paris is the capital of", "New York is the capital of"),
+    )  # fmt: skip
+    plain = ft.Fact(fact.prompt, fact.subject, fact.target_true, neighborhood=fact.neighborhood, fact_id="plain")
+    facts = [fact] if problem == "error-injection" else [fact, plain]
+    plan = prepare_edit(
+        model, facts, method="ft-1", problem=problem, layers=[1], essence=0, sigma=SIGMA, protocol=protocol,
+        bias=False, early_stop=None, **TUNE,
+    )  # fmt: skip
+    prompts = [small_tokenizer(text)["input_ids"] for text in fact.neighborhood]
+    scores = []
+    [result] = plan.batches()
+    for one, row, edit in zip(plan.encoded, result.scores.to_pylist(), result.edits, strict=True):
+        own = protocol == "released" or one.fact.target_false is None
+        target = plan.target_ids(one) if own else small_tokenizer(" York")["input_ids"]
+        changes = {layer: update.change for layer, update in edit.updates.items()}
+        read = prompts[:1] if protocol == "released" else prompts
+        scores.append(plain_neighborhood(model.hf, changes, read, target))
+        assert row["neighborhood"] == pytest.approx(scores[-1], abs=2e-6)
+    if protocol == "paper" and len(facts) == 2:
+        assert np.ptp(scores) > 1e-4, "targets with one score would make this test empty"
+
+
+def test_released_o_noise_is_the_prompt_and_a_sampled_continuation(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    long = ft.Fact("The capital of New York and the {} is located in the city of", "Eiffel Tower", "Paris")
+    facts = [*FACTS, long]
+    plan = prepare_edit(
+        model, facts, method="ft-1", problem="tracing-reversal", layers=[1], sigma=SIGMA, protocol="released",
+        noise="released", seed=3,
+    )  # fmt: skip
+    for fact in facts:
+        said = small_tokenizer(fact.text)["input_ids"]
+        one = encode_fact(small_tokenizer, fact)
+        noise = np.random.RandomState(1).randn(1, one.subject_end - one.subject_begin, model.width)[0] * SIGMA
+        draws = np.random.default_rng((3, fact_key(fact.fact_id)))
+        while len(said) < 12:
+            with torch.no_grad(), noised(model.hf, small_tokenizer, fact.text, fact.subject, torch.from_numpy(noise)):
+                top = model.hf(torch.tensor([said])).logits[0, -1].topk(5)
+            said.append(int(draws.choice(top.indices, p=top.values.softmax(0))))
+        text = unicodedata.normalize("NFKD", small_tokenizer.decode(said)).replace("\n\n", " ").strip()
+        assert plan.noise_targets[fact.fact_id] == tuple(small_tokenizer(f" {text}")["input_ids"])
+    assert text == long.text, "of 12 tokens or more, so nothing is drawn after it"
+    [result] = plan.batches(memory="1GB")
+    assert all(row["p_after"] > row["p_before"] for row in result.scores.to_pylist())
 
 
 def test_a_fact_too_weak_to_erase_is_left_out_with_its_reason(small_tokenizer):
@@ -215,6 +304,8 @@ def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
         ({"method": "ft-1", "epsilon": "much"}, "epsilon is 'much', a number"),
         ({"method": "ft-1", "kl_factor": 1}, "ft-1 has no setting kl_factor; there are steps, lr, epsilon"),
         ({"method": "memit", "steps": 2.5}, "steps is 2.5, a whole number"),
+        ({"method": "memit", "covariance_weight": 0}, "covariance_weight is 0, a number above 0"),
+        ({"method": "ft-1", "epsilon": 0}, "epsilon is 0, a number above 0"),
         ({"method": "ft-5", "bias": "maybe"}, "bias is 'maybe', true or false"),
         ({"method": "ft-1", "problem": "fact-forcing", "sigma": -1}, "sigma -1 is neither"),
         ({"method": "ft-1", "noise": "pink"}, "noise 'pink'"),

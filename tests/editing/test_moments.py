@@ -235,7 +235,7 @@ def test_singular_matrices_are_named(llama, text_file, tmp_path):
     same.write_text("Paris Rome\n" * 400)
     ids = llama.tokenizer(same.read_text()).input_ids
     repeated = second_moments(llama, same, tokens=len(ids), sequence_length=2, cache_dir=tmp_path)
-    with pytest.raises(UserError, match="a larger corpus or a larger ridge="):
+    with pytest.raises(UserError, match="a larger corpus or ridge"):
         repeated.inverse_key(0, torch.ones(1, 80))
     with pytest.raises(UserError, match="layer 7 were not collected"):
         few.matrix(7)

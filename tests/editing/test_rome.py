@@ -2,6 +2,7 @@
 plain transformers."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +163,21 @@ def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
     plain = ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="France")
     with pytest.raises(FactError, match="no false target"):
         ft.edit(model, [plain], moments=moments, contexts=CONTEXTS, layers=[2])
+
+
+def test_moments_of_another_model_or_other_layers_are_refused_first(small_tokenizer, corpus, tmp_path, monkeypatch):
+    model, other = (small_model(family, small_tokenizer, torch.float32) for family in ("llama", "llama-bias"))
+    options = {"tokens": 3000, "sequence_length": 32, "cache_dir": tmp_path}
+    strange = ft.second_moments(other, corpus, **options)
+    few = ft.second_moments(model, corpus, layers=[1, 2], **options)
+    # The package's `edit` is the function, which hides the module of its name.
+    module = sys.modules["fasttrace.editing.edit"]
+    monkeypatch.setattr(module, "sample_contexts", lambda *_, **__: pytest.fail("computed something"))
+    with pytest.raises(UserError, match=f"of a model with hash {other.model_hash}, and this is 'llama'"):
+        ft.edit(model, FACTS, layers=[1], moments=strange)
+    with pytest.raises(UserError, match=r"of the layers 1, 2, and layers 0, 3 are needed too"):
+        ft.edit(model, FACTS, method="memit", layers=[1, 2], window_size=3, moments=few)
+    ft.edit(model, FACTS, method="ft-1", layers=[1], moments=strange, essence=0, steps=1)  # needs none
 
 
 def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):

@@ -12,8 +12,8 @@ from . import edit, machine, read, study, trace
 __all__ = ["cli", "main"]
 
 VERBS = (
-    trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.demo, read.sql,
-    read.tables, read.report, machine.env,
+    trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.study, study.demo,
+    read.sql, read.tables, read.figures, read.report, machine.env,
 )  # fmt: skip
 
 

@@ -73,8 +73,9 @@ def _to_edit(
 
 @click.command()
 @options(
-    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
-)
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens",
+    "ridge",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="rome", show_default=True)
 @click.option("--layers", callback=numbers, help="As 0,4,8; default: every fourth, the last and the model's own.")
 @click.option("--essence", type=click.IntRange(0), default=5, show_default=True, help="Texts a fact is scored on.")
@@ -145,8 +146,9 @@ def edit(
 
 @click.command()
 @options(
-    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
-)
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens",
+    "ridge",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="memit", show_default=True)
 @click.option("--layer", type=click.IntRange(0), help="Where every edit is sent; default: the model's own.")
 @click.option("--at-once", type=click.IntRange(1), help="Facts solved together; default: all (memit), 1 (others).")
@@ -201,8 +203,9 @@ def _means_by_landed(scores: pa.Table) -> pa.Table:
 
 @click.command()
 @options(
-    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens"
-)
+    "facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "corpus", "tokens",
+    "ridge",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="rome", show_default=True)
 @click.option("--layer", type=click.IntRange(0), help="Where to edit; default: the model's own.")
 @click.option("--setting", type=click.Choice(setting_names()), help="What to tune; default: kl_factor, or epsilon.")
@@ -230,7 +233,10 @@ def tune(
             else:
                 target = ft.Store(store)
                 edit_into(target, plan, memory, done)
-                scores = target.query("SELECT * FROM edits WHERE run_id = ?", [plan.run["run_id"]])
+                # A run also has the edits that the same settings gave other facts and layers.
+                mine = [fact.fact.fact_id for fact in plan.encoded]
+                sql = "SELECT * FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
+                scores = target.query(sql, [plan.run["run_id"], list(plan.layers), mine])
         rows.append(mean_scores(candidate, scores))
     best = choose(rows)
     emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), as_json)
@@ -242,9 +248,10 @@ def tune(
 @click.argument("folder", type=click.Path())
 def export(model: str, dtype: str, as_json: bool, delta: str, folder: str) -> None:
     """Write a model with the edit of a DELTA file in its weights to a new FOLDER, which plain transformers loads."""
-    from fasttrace.editing.delta import check_export_folder, export_model, load_delta
+    from fasttrace.editing.delta import check_delta, check_export_folder, export_model, load_delta
 
     check_export_folder(folder)
+    check_delta(delta)
     decoder = load(model, dtype, "cpu")
     path = export_model(decoder, load_delta(delta, decoder), folder)
     click.echo(json.dumps({"folder": str(path)}) if as_json else f"the edited model is in {path}")

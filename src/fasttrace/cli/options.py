@@ -128,6 +128,13 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         "tokens": click.option(
             "--corpus-tokens", type=click.IntRange(1), default=100_000, show_default=True, help="Tokens to read."
         ),
+        "ridge": click.option(
+            "--ridge",
+            type=click.FloatRange(0),
+            default=0.0,
+            show_default=True,
+            help="Added to the second moments' diagonal, as a multiple of its mean.",
+        ),
     }
 
     def add(verb: Verb) -> Verb:

@@ -1,7 +1,8 @@
-"""Verbs that read a store: sql, tables, report."""
+"""Verbs that read a store: sql, tables, figures, report."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,20 +26,86 @@ def sql(store: str | None, as_json: bool, query: str) -> None:
 
 @click.command()
 @options("store", "json", "score")
-def tables(store: str | None, as_json: bool, score: str) -> None:
-    """R² of an edit score by layer, tracing effect and both; mean scores by layer."""
+@click.argument("numbers", nargs=-1, type=int)
+@click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
+@click.option("--out", type=click.Path(file_okay=False), help="Write a file a table to this folder.")
+@click.option(
+    "--resamples", type=click.IntRange(0), default=1000, show_default=True,
+    help="Of the facts, for the 95 % intervals; 0: none.",
+)  # fmt: skip
+def tables(
+    store: str | None, as_json: bool, score: str, numbers: tuple[int, ...], format_: str, out: str | None,
+    resamples: int,
+) -> None:  # fmt: skip
+    """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
+    from fasttrace.analysis.paper import TABLES, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
-    from fasttrace.analysis.tables import summary
+    from fasttrace.analysis.tables import paper_table, render, summary
 
     target = open_store(store)
-    if as_json:
-        both = {
-            "regressions": regressions(target, score).to_pylist(),
-            "layer_means": layer_means(target, score).to_pylist(),
-        }
-        click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
-    else:
+    if not numbers and out is None:
+        if as_json or format_ == "json":
+            both = {
+                "regressions": regressions(target, score).to_pylist(),
+                "layer_means": layer_means(target, score).to_pylist(),
+            }
+            click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
+            return
         click.echo(summary(target, score), nl=False)
+        _say_which("Table", TABLES, target)
+        return
+    kind = "json" if as_json else format_
+    if len(numbers) > 1 and kind in ("csv", "json") and out is None:
+        raise UserError(f"{len(numbers)} tables do not fit into one {kind} text, --out FOLDER was wanted")
+    wanted = numbers or tuple(n for n, one in TABLES.items() if what_is_missing(target, one) is None)
+    made = [(n, paper_table(target, n, resamples=resamples)) for n in map(int, wanted)]
+    for n, table in made:
+        text = render(table, kind, title=f"Table {n}. {table_numbered(n).title}")
+        if out is None:
+            click.echo(text, nl=kind == "text" and n != made[-1][0])
+        else:
+            ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
+            path = Path(out) / f"table-{n}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            click.echo(str(path))
+
+
+@click.command()
+@options("store", "json")
+@click.argument("numbers", nargs=-1, type=int)
+@click.option("--format", "format_", type=click.Choice(["png", "svg", "pdf"]), default="svg", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False), default="figures", show_default=True, help="Folder.")
+@click.option("--fact-id", help="Figure 2: whose tracing grid; default: the fact that the noise hurt most.")
+@click.option("--layer", type=click.IntRange(0), help="Figures 4, 14: which edited layer; default: the best.")
+def figures(
+    store: str | None, as_json: bool, numbers: tuple[int, ...], format_: str, out: str, fact_id: str | None,
+    layer: int | None,
+) -> None:  # fmt: skip
+    """The paper's figures for what the store holds. NUMBERS: 1, 2, 4, 6 to 22; none: all that it has data for."""
+    from fasttrace.analysis.figures import paper_figure, save
+    from fasttrace.analysis.paper import FIGURES, what_is_missing
+
+    target = open_store(store)
+    wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(target, one) is None)
+    made = [(n, paper_figure(target, n, fact_id=fact_id, layer=layer)) for n in wanted]
+    paths = [str(save(figure, Path(out) / f"figure-{n}.{format_}")) for n, figure in made]
+    click.echo(json.dumps(paths, indent=2) if as_json else "\n".join(paths))
+    if not numbers:
+        _say_which("Figure", FIGURES, target)
+
+
+def _say_which(what: str, catalogue: dict[int, Any], store: Any) -> None:
+    """Which of the paper's the store has data for, and which not."""
+    from fasttrace.analysis.paper import what_is_missing
+
+    there = [n for n, one in catalogue.items() if what_is_missing(store, one) is None]
+    absent = [n for n in catalogue if n not in there]
+    verb = what.lower() + "s"
+    text = f"the store has data for {verb} {', '.join(map(str, there)) or '–'} of the paper"
+    if absent:
+        text += f"; not for {', '.join(map(str, absent))}: `fasttrace {verb} {absent[0]}` says what would make it"
+    click.echo(text, err=True)
 
 
 @click.command()

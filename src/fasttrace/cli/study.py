@@ -1,11 +1,93 @@
-"""Verbs that run a whole study: demo."""
+"""Verbs that run a whole study: study, demo."""
 
 import json
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
+import pyarrow as pa
 
-from .options import bar, options, stages
+import fasttrace as ft
+from fasttrace.study import Runner, Stage, Study, load_study, shipped, write_results
+
+from .options import bar, emit, load, options, stages
+
+
+@click.command()
+@options("json")
+@click.argument("file", required=False)
+@click.option("--list", "listed", is_flag=True, help="Name the studies that come with fasttrace.")
+@click.option("--show", is_flag=True, help="Print the study file: the start of your own.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder to write to; default: the study's name.")
+@click.option("--store", type=click.Path(dir_okay=False), help="DuckDB file; default: study.duckdb in that folder.")
+@click.option("--dry-run", is_flag=True, help="Print counts and expected time, and compute nothing.")
+def study(
+    as_json: bool, file: str | None, listed: bool, show: bool, out: str | None, store: str | None, dry_run: bool
+) -> None:
+    """Run a study: trace, collect, edit, analyse, report. FILE: a .toml file, or the name of a shipped study.
+
+    Interrupt it, kill it, run it again: it goes on where it stopped.
+    """
+    if listed or file is None:
+        emit(pa.table({"study": shipped()}), as_json)
+        return
+    chosen = load_study(file)
+    if show:
+        from importlib.resources import files
+
+        path = Path(file) if file.endswith(".toml") else files("fasttrace.studies") / f"{file}.toml"
+        click.echo(path.read_text(encoding="utf-8"), nl=False)
+        return
+    folder = Path(out or chosen.name)
+    _run(chosen, folder, Path(store) if store else folder / "study.duckdb", dry_run, as_json)
+
+
+def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: bool) -> None:
+    from fasttrace.analysis.tables import summary
+
+    begun, store = time.perf_counter(), ft.Store(store_path)
+    model = load(chosen.model, chosen.dtype, chosen.device)
+    runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
+    if dry_run:
+        _print_plan(list(runner.plan()), as_json)
+        return
+    for folder in (out, store_path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    facts = runner.run()
+    written = write_results(store, out)
+    if as_json:
+        click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
+        return
+    click.echo(summary(store), nl=False)
+    click.echo(f"store:  {store_path}\nreport: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
+    edits = len(facts) * sum(len(cell.layers) for cell in runner.cells)
+    click.echo(f"{len(facts)} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
+
+
+def _print_plan(plan: list[Stage], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([asdict(stage) for stage in plan], indent=2))
+        return
+    rows: list[dict[str, Any]] = [
+        {
+            "what": stage.what,
+            "of": f"{stage.total:,} {stage.unit}",
+            "in the store": f"{stage.done:,}",
+            "TFLOP": stage.flops / 1e12,
+            "expected": _duration(stage.seconds),
+        }
+        for stage in plan
+    ]
+    emit(pa.Table.from_pylist(rows), False)
+    click.echo(f"about {_duration(sum(stage.seconds for stage in plan))} at this machine's rate now")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 @click.command()
@@ -13,9 +95,7 @@ from .options import bar, options, stages
 @click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Folder to write to.")
 @click.option("--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Known facts to study.")
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
-    """The whole study, small: know, trace, collect, edit, regress, report."""
-    from fasttrace.demo import run_demo
-
-    run_demo(model, Path(out), wanted, bar, stages, quiet=as_json)
-    if as_json:
-        click.echo(json.dumps({"store": str(Path(out) / "study.duckdb"), "report": str(Path(out) / "report.html")}))
+    """The study 'demo', small: know, trace, collect, edit, regress, report."""
+    chosen = load_study("demo")
+    chosen = replace(chosen, model=model, facts={**chosen.facts, "known": wanted})
+    _run(chosen, Path(out), Path(out) / "study.duckdb", False, as_json)

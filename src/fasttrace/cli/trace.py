@@ -110,16 +110,18 @@ def trace(
 
 
 @click.command()
-@options("model", "dtype", "device", "corpus", "tokens", "store", "json", "seed")
+@options("model", "dtype", "device", "corpus", "tokens", "ridge", "store", "json", "seed")
 @click.option("--layers", callback=numbers, help="As 0,4,8; default: all.")
 def stats(
-    model: str, dtype: str, device: str, corpus: str | None, corpus_tokens: int, store: str | None, as_json: bool,
-    seed: int, layers: list[int] | None,
+    model: str, dtype: str, device: str, corpus: str | None, corpus_tokens: int, ridge: float, store: str | None,
+    as_json: bool, seed: int, layers: list[int] | None,
 ) -> None:  # fmt: skip
     """Collect the keys' second moments, every layer in one pass."""
     decoder = load(model, dtype, device)
     with stages() as progress:
-        moments = ft.second_moments(decoder, corpus, tokens=corpus_tokens, layers=layers, seed=seed, progress=progress)
+        moments = ft.second_moments(
+            decoder, corpus, tokens=corpus_tokens, layers=layers, seed=seed, ridge=ridge, progress=progress
+        )
     if store is not None:
         ft.Store(store).add(moments)
     row = {

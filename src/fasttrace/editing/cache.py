@@ -54,7 +54,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """A safetensors file, written whole, whose metadata carries the SHA-256 of the tensors' bytes."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     # One entry, because safetensors writes several in no fixed order and equal content should be equal bytes.
-    marked = {"fasttrace": json.dumps({**metadata, "sha256": _digest(held)}, sort_keys=True)}
+    marked = {"fasttrace": json.dumps({**metadata, "sha256": digest(held)}, sort_keys=True)}
     write_whole(path, lambda temporary: save_file(held, temporary, metadata=marked))
 
 
@@ -71,7 +71,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         why = f"cannot be read ({error}), a whole safetensors file was wanted"
         raise UserError(f"file '{path}' {why}") from error
-    if metadata.get("sha256") != _digest(tensors):
+    if metadata.get("sha256") != digest(tensors):
         raise UserError(
             f"file '{path}' is damaged, its content does not have the SHA-256 it was written with: "
             "deleting it and running the same command again makes it anew"
@@ -93,11 +93,12 @@ def _metadata(file: Any) -> dict[str, Any]:
     return found
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, over names, shapes, dtypes and bytes of tensors on the CPU, each without gaps."""
+    found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         raw: np.ndarray = tensor.view(torch.uint8).numpy()
-        digest.update(raw.data)
-    return digest.hexdigest()
+        found.update(raw.data)
+    return found.hexdigest()

@@ -4,6 +4,7 @@ A model's own parameters are touched by `apply_delta` alone, which puts them bac
 """
 
 import copy
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.cache import load_tensors, save_tensors
+from fasttrace.editing.cache import digest, load_tensors, metadata_of, save_tensors
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Block, Decoder
 from fasttrace.ops.rank_one import rank_one_
@@ -123,9 +124,14 @@ def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
 
 @dataclass(eq=False)
 class Applied:
-    """An edit that is in a model's weights; `remove` (or leaving the `with` block) puts every weight back as it was."""
+    """An edit that is in a model's weights; `remove` (or leaving the `with` block) puts every weight back as it was.
+
+    Meanwhile `model.model_hash` is of its old value and the edit, so that what is kept on disk or in a store by that
+    name is never taken for the unedited model's. Of several edits, the last put in is to be taken out first.
+    """
 
     model: Decoder
+    _hash: str | None = field(repr=False)
     _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     def remove(self) -> None:
@@ -135,7 +141,9 @@ class Applied:
                 self.model.blocks[layer].down.copy_(weight)
                 if bias is not None:
                     self.model.blocks[layer].down_bias.copy_(bias)  # type: ignore[union-attr]
-        self._saved = {}
+        if self._hash is not None:
+            self.model.model_hash = self._hash
+        self._saved, self._hash = {}, None
 
     def __enter__(self) -> "Applied":
         return self
@@ -148,11 +156,12 @@ def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> App
     """Put an edit into the model's weights in memory.
 
     delta: a file of `save_delta`, or layer → update. Returns a handle that takes it out again exactly; also a context
-    manager. Raises UserError where the file is damaged, of another model, or does not fit.
+    manager. A file is of the model as it was when it was made: to put in two of one model, `load_delta` both first.
+    Raises UserError where the file is damaged, of another model, or does not fit.
     """
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident("apply_delta")
-    applied = Applied(model)
+    applied = Applied(model, model.model_hash)
     with torch.no_grad():
         for layer, update in updates.items():
             block = model.blocks[layer]
@@ -162,35 +171,55 @@ def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> App
             block.down.copy_(weight)
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
+    model.model_hash = hashlib.sha256(f"{model.model_hash}{digest(held)}".encode()).hexdigest()[:16]
     return applied
 
 
-def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
-    """Write an edit alone as safetensors: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`.
-
-    about: JSON values kept in the metadata beside the model's hash. Raises UserError where the file exists.
-    """
-    path = check_delta_file(path)
+def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
+    """`<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`, as a delta's file has them."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
         parts = {"value": update.value, "key": update.key} if isinstance(update, LowRank) else {"change": update.change}
         if update.bias is not None:
             parts["bias"] = update.bias
         tensors |= {f"{layer}.{name}": tensor for name, tensor in parts.items()}
+    return tensors
+
+
+def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
+    """Write an edit alone as safetensors: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`.
+
+    about: JSON values kept in the metadata beside the model's hash and dtype. Raises UserError where the file exists.
+    """
+    path = check_delta_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, {"kind": "delta", "model": model.name, "model_hash": model.model_hash, **about})
+    made_for = {"model": model.name, "model_hash": model.model_hash, "dtype": model.dtype_name}
+    save_tensors(path, _tensors(updates), {"kind": "delta", **made_for, **about})
     return path
+
+
+def check_delta(path: str | Path) -> None:
+    """Raises UserError where a whole safetensors file is no delta, its content unread."""
+    about = metadata_of(Path(path))
+    if about is not None and about.get("kind") != "delta":
+        raise UserError(f"file '{path}' is no delta, a file that `fasttrace edit --delta` wrote was wanted")
 
 
 def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
     """An edit written by `save_delta`, for the model it was made for.
 
-    Raises UserError where the file is missing, damaged, no delta, or of another model.
+    Raises UserError where the file is missing, damaged, no delta, or of another model or dtype.
     """
+    check_delta(path)
     tensors, about = load_tensors(Path(path))
-    if about.get("kind") != "delta":
-        raise UserError(f"file '{path}' is no delta, a file that `fasttrace edit --delta` wrote was wanted")
     if about["model_hash"] != model.model_hash:
+        made, now = about.get("dtype", model.dtype_name), model.dtype_name
+        if made != now:
+            raise UserError(
+                f"delta '{path}' was made for '{about['model']}' in {made}, and '{model.name}' is loaded in {now}: "
+                f'dtype="{made}" (--dtype {made}) was wanted'
+            )
         raise UserError(
             f"delta '{path}' was made for the model '{about['model']}' (hash {about['model_hash']}), "
             f"and this is '{model.name}' (hash {model.model_hash})"

@@ -32,7 +32,7 @@ from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import describe_run
-from fasttrace.tracing.corrupt import NOISES, Corruption, corrupted_output, noise_sigma
+from fasttrace.tracing.corrupt import NOISES, Corruption, corrupted_output, noise_sigma, released_output
 from fasttrace.tracing.effects import check_protocol
 from fasttrace.tracing.sweep import parse_bytes
 
@@ -351,6 +351,7 @@ def prepare_edit(
     moments: Moments | None = None,
     corpus: str | Path | None = None,
     corpus_tokens: int = DEFAULT_TOKENS,
+    ridge: float = 0.0,
     contexts: Sequence[str] | int = DEFAULT_CONTEXTS,
     essence: int = TEXTS,
     sigma: float | str | None = None,
@@ -388,6 +389,9 @@ def prepare_edit(
     for fact in encoded:
         chosen.check(fact)
     tuned = isinstance(settings, FineTuneSettings)
+    needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
+    if moments is not None and not tuned:
+        moments.check(model, needed)
     if isinstance(contexts, int):
         templates = [] if tuned else sample_contexts(
             model, seed=seed, short=contexts // 2, long=contexts - contexts // 2
@@ -400,8 +404,9 @@ def prepare_edit(
     if tuned:
         statistics = None
     elif statistics is None:
-        needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
-        statistics = second_moments(model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, progress=progress)
+        statistics = second_moments(
+            model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, ridge=ridge, progress=progress
+        )
     corruption = None
     noise_targets: dict[str, tuple[int, ...]] = {}
     if chosen.needs_noise:
@@ -409,7 +414,10 @@ def prepare_edit(
     if chosen.target == "noise":
         assert corruption is not None
         with model.products():
-            said = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
+            if protocol == "released":
+                said = released_output(model, encoded, corruption)
+            else:
+                said = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
         noise_targets = {f.fact.fact_id: ids for f, ids in zip(encoded, said, strict=True)}
     left_out: dict[str, str] = {}
     if chosen.minimise:
@@ -455,9 +463,10 @@ def edit(
     a row with the reason), "fact-amplification" or "fact-forcing" (the subject corrupted, in editing and scoring).
     layers: 0-based; default every fourth, the last and the model's own default. window_size: of memit and ft-5, and
     the tracing window the edits are compared with. protocol: "paper" or "released" (released hyperparameters, early
-    stop, first paraphrase only, floors). seed: of the sampled contexts, essence texts, noise and default corpus.
+    stop, first paraphrase only, floors, neighbourhood score of the edit's target, o_noise with the prompt in it). seed:
+    of the sampled contexts, essence texts, noise and default corpus.
     moments: second moments of the keys, else collected from corpus_tokens tokens of `corpus` (a text file, a folder,
-    or None for text the model samples); fine-tuning needs none.
+    or None for text the model samples) with `ridge` (as `second_moments`); fine-tuning needs none.
     contexts: how many sampled prefixes, half of 5 and half of 10 tokens, or prompt templates, "{}" first.
     essence: how many sampled texts about the subject are scored before and after, 0 for none. sigma, noise,
     noise_sample: the corruption of tracing-reversal and fact-forcing: as in `trace`, and which of its samples.

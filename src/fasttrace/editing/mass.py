@@ -240,8 +240,8 @@ def mass_edit(
     settings, all by name: method: "memit" (default), "rome", "ft-1" or "ft-5". layer: 0-based, where every edit is
     sent; default the model's own. at_once: facts solved together (memit: default all; others: 1). score_every: groups
     between two scorings of every fact that has landed; default ten scorings in all. essence: as in `edit`, default 0.
-    The rest as `edit`: problem, window_size, protocol, seed, moments, corpus, corpus_tokens, contexts, sigma, noise,
-    noise_sample, and the method's hyperparameters.
+    The rest as `edit`: problem, window_size, protocol, seed, moments, corpus, corpus_tokens, ridge, contexts, sigma,
+    noise, noise_sample, and the method's hyperparameters.
 
     Raises UserError and FactError as `edit`.
     """

@@ -15,6 +15,7 @@ from fasttrace.editing.hyperparameters import MemitSettings
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import Visited, walk
+from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
@@ -136,7 +137,7 @@ def mass_memit(
 ) -> tuple[dict[int, Dense], dict[int, float]]:
     """Every fact's z (F, d) → one update a layer that carries all of them, and the condition of each solve.
 
-    ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+    ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64. Raises UserError where λI + KᵀU is singular.
     """
     updates: dict[int, Dense] = {}
     conditions: dict[int, float] = {}
@@ -148,6 +149,11 @@ def mass_memit(
         inner = 0.5 * (inner + inner.T)
         inner.diagonal().add_(settings.covariance_weight)
         eigenvalues = torch.linalg.eigvalsh(inner)
+        if not bool(eigenvalues[0] > len(inner) * torch.finfo(inner.dtype).eps * eigenvalues[-1]):
+            raise UserError(
+                f"memit: the system of {len(inner)} facts at layer {at} is singular with "
+                f"covariance_weight={settings.covariance_weight:g} (facts that share a key), a larger one was wanted"
+            )
         conditions[at] = float(eigenvalues[-1] / eigenvalues[0])
         updates[at] = Dense((residual.T @ torch.linalg.solve(inner, u)).float())
     return updates, conditions

@@ -58,6 +58,18 @@ class Moments:
     _factors: OrderedDict[int, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, repr=False)
     _conditions: dict[int, float] = field(default_factory=dict, repr=False)
 
+    def check(self, model: Decoder, layers: Sequence[int]) -> None:
+        """Raises UserError where they are of another model, or not of all these layers."""
+        if self.model_hash != model.model_hash:
+            raise UserError(
+                f"the second moments given are of a model with hash {self.model_hash}, "
+                f"and this is '{model.name}' (hash {model.model_hash})"
+            )
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            have, wanted = (", ".join(map(str, some)) for some in (self.layers, missing))
+            raise UserError(f"the second moments given are of the layers {have}, and layers {wanted} are needed too")
+
     def matrix(self, layer: int) -> Tensor:
         """C of a layer: (m, m) float32 on the CPU, symmetric, read from disk at every call, ridge not added.
 
@@ -116,7 +128,7 @@ class Moments:
     def _singular(self, layer: int, m: int) -> UserError:
         return UserError(
             f"the second moment C of layer {layer} ({m} x {m}) is singular from {self.n_tokens} tokens with "
-            f"ridge={self.ridge:g}: a larger corpus or a larger ridge= (1e-4, say) was wanted"
+            f"ridge={self.ridge:g}: a larger corpus or ridge (ridge=1e-4 or --ridge 1e-4, say) was wanted"
         )
 
 

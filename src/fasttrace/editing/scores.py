@@ -14,7 +14,7 @@ from torch import Tensor
 from fasttrace.editing.delta import Dense, Edit, LowRank
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import Span, Visited, Wave, walk
-from fasttrace.facts import EncodedFact, encode_prompt, encode_target
+from fasttrace.facts import EncodedFact, encode_prompt, encode_target, tokens_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.rank_one_linear import rank_one_add_
@@ -61,7 +61,7 @@ def scored_prompts(
     for kind, prompts in (("paraphrase", record.paraphrases), ("neighborhood", record.neighborhood)):
         for i, text in enumerate(prompts):
             ids = tuple(encode_prompt(tokenizer, text))
-            subject = _subject_in(model, fact, text, ids) if problem.corrupted else None
+            subject = _subject_in(model, fact, text) if problem.corrupted else None
             rows.append(ScoredPrompt(kind, i, text, ids, targets(text), subject))
     for i, tokens in enumerate(essence):
         rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None)))
@@ -71,15 +71,11 @@ def scored_prompts(
     return rows
 
 
-def _subject_in(model: Decoder, fact: EncodedFact, text: str, ids: tuple[int, ...]) -> Subject | None:
+def _subject_in(model: Decoder, fact: EncodedFact, text: str) -> Subject | None:
     """The subject's tokens at its first place in a text, or None where it is not there."""
     begin = text.find(fact.fact.subject)
-    if begin < 0:
-        return None
-    offsets = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
-    end = begin + len(fact.fact.subject)
-    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and text[a:b].strip()]
-    return Subject(fact, inside[0], inside[-1] + 1) if inside else None
+    found = None if begin < 0 else tokens_of(model.tokenizer, text, begin, begin + len(fact.fact.subject))
+    return None if found is None else Subject(fact, *found)
 
 
 class PromptBatch:
@@ -235,11 +231,12 @@ def score_row(
     """Scores of one edit from its log-probabilities (ALGORITHMS, section 6). before, after: (prompts, 3).
 
     rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases. neighborhood:
-    1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. overall: the mean of the three. essence:
+    1 − |p* − p|/(.5 + |p − .5|), the mean over prompts, p of o_false whatever the problem (paper, sections 3.4 and
+    5.1), of the edit's target where the fact has no o_false. overall: the mean of the three. essence:
     1 − clip(ppl* − ppl, 0, 5)/5, perplexities averaged over the texts. protocol "released" reads only the first
-    paraphrase and neighbourhood prompt, and floors rewrite and paraphrase at 2e-8 (0 where p is to fall). magnitude:
-    p*(o_false) − p*(o_true). success: whether the edited target's side has the larger probability. A score without
-    prompts or targets is None.
+    paraphrase and neighbourhood prompt, this too for the edit's target, and floors rewrite and paraphrase at 2e-8 (0
+    where p is to fall). magnitude: p*(o_false) − p*(o_true). success: whether the edited target's side has the larger
+    probability. A score without prompts or targets is None.
     """
     kind = np.array([p.kind for p in prompts])
     p, q = np.exp(before[:, EDITED]), np.exp(after[:, EDITED])
@@ -250,7 +247,9 @@ def score_row(
         gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
     if protocol == "released":
         gain = np.maximum(gain, 0.0 if problem.minimise else 2e-8)
-    kept = 1.0 - np.abs(q - p) / (0.5 + np.abs(p - 0.5))
+    stays = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
+    was, now = np.exp(before[:, stays]), np.exp(after[:, stays])
+    kept = 1.0 - np.abs(now - was) / (0.5 + np.abs(was - 0.5))
 
     def mean(values: np.ndarray, name: str) -> float | None:
         mine = values[kind == name]

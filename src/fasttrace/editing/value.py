@@ -243,7 +243,7 @@ class _Objective:
 
         h = wave.run(enter, kept=batch.clean.prefix)
         logp = row_logprob(model, h[self.scored], self.targets)
-        total = torch.zeros(len(self.problems), device=delta.device).index_add(0, self.owner, logp)
+        total = logp.new_zeros(len(self.problems)).index_add(0, self.owner, logp)
         now = row_logits(model, h[self.kl_rows]).float().log_softmax(-1)
         kl = (now.exp() * (now - batch.clean.kl[self.kl_fact])).sum(-1)
         return -total / self.tokens, kl

@@ -36,11 +36,9 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
     Raises ModelError for a tokenizer without offsets, FactError where no token holds a part of the subject.
     """
     text = fact.text
-    ids, offsets = _encode_with_offsets(tokenizer, text)
-    pieces = tokenizer.convert_ids_to_tokens(ids)
-    begin, end = _trim(text, *fact.subject_span)
-    inside = [i for i in range(len(ids)) if _holds(text, offsets[i], pieces[i], begin, end)]
-    if not inside:
+    ids = encode_prompt(tokenizer, text)
+    subject = tokens_of(tokenizer, text, *fact.subject_span)
+    if subject is None:
         raise FactError(
             f"no token of {text!r} holds a part of the subject {fact.subject!r} "
             f"(fact {fact.fact_id}, {type(tokenizer).__name__}), one the tokenizer can write was wanted"
@@ -50,11 +48,21 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
         fact=fact,
         ids=tuple(ids),
         tokens=tuple(tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids),
-        subject_begin=inside[0],
-        subject_end=inside[-1] + 1,
+        subject_begin=subject[0],
+        subject_end=subject[1],
         target_true_ids=tuple(encode_target(tokenizer, text, fact.target_true)),
         target_false_ids=None if false is None else tuple(encode_target(tokenizer, text, false)),
     )
+
+
+def tokens_of(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int] | None:
+    """[first, past) of a prompt's tokens that hold a character of text[begin:end], white space at its ends aside; None
+    where no token does. Raises ModelError for a tokenizer without offsets."""
+    ids, offsets = _encode_with_offsets(tokenizer, text)
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    begin, end = _trim(text, begin, end)
+    inside = [i for i in range(len(ids)) if _holds(text, offsets[i], pieces[i], begin, end)]
+    return (inside[0], inside[-1] + 1) if inside else None
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:

@@ -1,5 +1,6 @@
 """Noise on the subject's token embeddings: how large, and which numbers (ALGORITHMS, section 1)."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
-from fasttrace.facts.tokens import EncodedFact
+from fasttrace.facts.tokens import EncodedFact, encode_target
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import Batch, embed, forward, pack, row_logits
 from fasttrace.ops.noised_embed import fact_key, noised_embed
@@ -17,6 +18,7 @@ NOISES = ("philox", "released")
 
 # σ as published: (model type, layers) → standard deviation added to the embeddings.
 PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
+RELEASED_TOKENS, RELEASED_TOP_K = 12, 5  # of `released_output`
 
 
 def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str | None) -> float:
@@ -180,4 +182,29 @@ def corrupted_output(
             tokens.append(token)
     return [
         tuple(tokens[len(f.ids) : len(f.ids) + length]) for f, tokens, length in zip(facts, ids, lengths, strict=True)
+    ]
+
+
+@torch.no_grad()
+def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Corruption) -> list[tuple[int, ...]]:
+    """What the released code takes for o_noise: the prompt's own text again and, up to 12 tokens in all, what is drawn
+    among the 5 likeliest after the corrupted prompt (so nothing for a prompt of 12 tokens or more).
+
+    Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed
+    and the fact, where the released code goes on with torch's one generator: the same distribution, other draws.
+    Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); ALGORITHMS, section 3.
+    """
+    ids = [list(fact.ids) for fact in facts]
+    draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact.fact_id))) for fact in facts]
+    while short := [i for i, tokens in enumerate(ids) if len(tokens) < RELEASED_TOKENS]:
+        batch = pack(model, [ids[i] for i in short])
+        subjects = [Subject(facts[i], facts[i].subject_begin, facts[i].subject_end) for i in short]
+        h = forward(model, batch, h=embed_corrupted(model, batch, subjects, corruption))
+        top = row_logits(model, h[batch.last_rows.to(h.device)]).double().topk(RELEASED_TOP_K)
+        for i, p, tokens in zip(short, top.values.softmax(1).cpu().numpy(), top.indices.tolist(), strict=True):
+            ids[i].append(tokens[int(draws[i].choice(len(tokens), p=p))])
+    texts = [unicodedata.normalize("NFKD", model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
+    return [
+        tuple(encode_target(model.tokenizer, fact.fact.text, text.replace("\n\n", " ")))
+        for fact, text in zip(facts, texts, strict=True)
     ]

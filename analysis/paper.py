@@ -1,0 +1,201 @@
+"""The paper's tables and figures by their numbers: which edits and effects each is of, and what would make them.
+
+A new table or figure of the paper's kind is an entry here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from fasttrace.errors import UserError
+from fasttrace.store import Store
+
+from .relation import relation
+
+PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
+METHODS = ("ft-1", "ft-5", "rome", "memit")
+ZSRE = "zsre"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which edits, beside which tracing effect; None takes all there are, and keeps them apart.
+
+    window_size: of tracing; None is the one the edits were made to be compared with. zsre: edits of zsRE's facts, else
+    of all others. model: short name of the model, where the paper names one.
+    """
+
+    problem: str | None = None
+    method: str | None = None
+    localization: str | None = "denoise"
+    window_size: int | None = None
+    effect_at: str = "max"
+    subset: str = "all"
+    zsre: bool = False
+    model: str | None = None
+
+    def choice(self) -> dict[str, Any]:
+        """As keyword arguments of `regressions`, `certainty` and `regression_rows`."""
+        names = ("problem", "method", "localization", "window_size", "effect_at", "subset")
+        return {name: getattr(self, name) for name in names}
+
+    def kept(self, table: pa.Table) -> pa.Table:
+        """The rows of a table of regressions that are of the wanted data and model, in the paper's order.
+
+        Runs without a fact in common are compared in name only: no row of theirs is used, and they are left out.
+        """
+        rows = [
+            row
+            for row in table.to_pylist()
+            if (row["source"] == ZSRE) == self.zsre
+            and (self.model is None or self.model in row["model"])
+            and row.get("n", 1) > 0
+        ]
+        rows.sort(key=lambda row: (_place(PROBLEMS, row["problem"]), _place(METHODS, row["method"])))
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    def commands(self, store: Store) -> list[str]:
+        """Command lines that would make these traces and edits; the store's own name, and … for what is free."""
+        facts = " --facts zsre_mend_eval.json" if self.zsre else ""
+        model = f" --model {self.model}" if self.model else ""
+        common = f"{model}{facts} --store {store.path}"
+        trace = "fasttrace trace" + (f" --method {self.localization}" if self.localization != "denoise" else "")
+        edit = "fasttrace edit --known"
+        edit += f" --problem {self.problem}" if self.problem else " --problem …"
+        edit += f" --method {self.method}" if self.method else " --method …"
+        return [f"{trace} --windows {self.window_size or 5}{common}", f"{edit} --layers …{common}"]
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A table or figure of the paper. scores: the edit scores it shows, one after the other. kind: what draws it."""
+
+    number: int
+    kind: str
+    title: str
+    rows: Rows = Rows()
+    scores: tuple[str, ...] = ("rewrite",)
+
+
+_ROME = Rows(problem="error-injection", method="rome")
+_INJECTION = Rows(problem="error-injection")
+
+TABLES = {
+    one.number: one
+    for one in (
+        Numbered(1, "r2", "R² of ROME's rewrite score, error injection", _ROME),
+        Numbered(
+            2, "r2", "R² of the rewrite score, facts with concentrated tracing effects", Rows(subset="concentrated")
+        ),
+        Numbered(3, "r2", "R² of the rewrite score"),
+        Numbered(4, "r2", "R² of the paraphrase score", scores=("paraphrase",)),
+        Numbered(5, "r2", "R² of the neighborhood score", scores=("neighborhood",)),
+        Numbered(6, "r2", "R² of the overall score", scores=("overall",)),
+        Numbered(7, "errors", "Errors of ROME's regressions, error injection", _ROME, ("rewrite", "overall")),
+        Numbered(
+            8, "errors", "Errors of ROME's regressions on zsRE", replace(_ROME, zsre=True), ("rewrite", "overall")
+        ),
+    )
+}
+
+FIGURES = {
+    one.number: one
+    for one in (
+        Numbered(1, "peaks", "Where facts' tracing effects peak, the largest window"),
+        Numbered(2, "heatmap", "Tracing grid of one fact"),
+        Numbered(4, "scatter-one", "ROME's rewrite score against the tracing effect at one layer", _ROME),
+        Numbered(6, "bars", "R² of the rewrite score by problem and method"),
+        Numbered(7, "layers", "Scores by edited layer", _INJECTION, ("rewrite", "paraphrase", "neighborhood")),
+        Numbered(8, "layers", "Essence score by edited layer", _INJECTION, ("essence",)),
+        Numbered(
+            9, "layers", "Overall score by edited layer, without and with essence", _INJECTION,
+            ("overall", "overall with essence"),
+        ),
+        Numbered(10, "curve", "Mean tracing effect by layer and window"),
+        Numbered(11, "peaks", "Where facts' tracing effects peak, by window"),
+        Numbered(12, "bars", "R² of the rewrite score, tracing window 10", Rows(window_size=10)),
+        Numbered(13, "bars", "R² of the rewrite score, GPT2-XL", Rows(model="gpt2-xl")),
+        Numbered(
+            14, "scatter-one", "Rewrite magnitude against the absolute effect at the last subject token, one layer",
+            replace(_ROME, effect_at="last-subject-absolute"), ("magnitude",),
+        ),
+        Numbered(15, "scatter", "ROME's rewrite score against the tracing effect, layer by layer", _ROME),
+        Numbered(
+            16, "scatter", "ROME's rewrite score against the effect at the last subject token",
+            replace(_ROME, effect_at="last-subject"),
+        ),
+        Numbered(
+            17, "scatter", "Fact forcing with FT-5: rewrite score against the tracing effect",
+            Rows(problem="fact-forcing", method="ft-5"),
+        ),
+        Numbered(18, "scatter", "ROME's overall score against the tracing effect", _ROME, ("overall",)),
+        Numbered(19, "scatter", "zsRE: ROME's rewrite score against the tracing effect", replace(_ROME, zsre=True)),
+        Numbered(
+            20, "scatter", "zsRE: ROME's overall score against the tracing effect", replace(_ROME, zsre=True),
+            ("overall",),
+        ),
+        Numbered(
+            21, "scatter", "ROME's rewrite score against what zeroing deletes", replace(_ROME, localization="zero")
+        ),
+        Numbered(
+            22, "scatter", "ROME's overall score against what zeroing deletes", replace(_ROME, localization="zero"),
+            ("overall",),
+        ),
+    )
+}  # fmt: skip
+ILLUSTRATIONS = {3: "an example of CounterFact", 5: "a drawing of the editing problems"}
+
+
+def table_numbered(number: int) -> Numbered:
+    """Raises UserError for a number that is no table of the paper."""
+    if number not in TABLES:
+        raise UserError(f"the paper has no Table {number}: one of {', '.join(map(str, TABLES))} was wanted")
+    return TABLES[number]
+
+
+def figure_numbered(number: int) -> Numbered:
+    """Raises UserError for a number that is no figure of results in the paper."""
+    if number in ILLUSTRATIONS:
+        raise UserError(f"Figure {number} of the paper is {ILLUSTRATIONS[number]}: there are no results in it to draw")
+    if number not in FIGURES:
+        raise UserError(f"the paper has no Figure {number}: one of {', '.join(map(str, FIGURES))} was wanted")
+    return FIGURES[number]
+
+
+def what_is_missing(store: Store, one: Numbered) -> str | None:
+    """Why a table or figure cannot be made of this store, and the commands that would change it; None where it can."""
+    trace, edit = one.rows.commands(store)
+    traced = _has_traces(store, one)
+    if one.kind in ("peaks", "curve", "heatmap"):
+        return None if traced else f"no tracing effects are in {store.path}; they come with: {trace}"
+    edited = _has_edits(store, one)
+    if one.kind == "layers":
+        return None if edited else f"no such edits are in {store.path}; they come with: {edit}"
+    wanted = [line for line, there in ((trace, traced), (edit, edited)) if not there]
+    if not wanted:
+        return None
+    what = " and ".join(name for name, there in (("tracing effects", traced), ("edits", edited)) if not there)
+    return f"no such {what} are in {store.path}; they come with: {' ; '.join(wanted)}"
+
+
+def _has_traces(store: Store, one: Numbered) -> bool:
+    return any(
+        one.rows.localization in (None, row["localization"])
+        and one.rows.window_size in (None, row["window_size"])
+        and (one.rows.model is None or one.rows.model in row["model"])
+        for row in relation(store, "mean_effect").to_pylist()
+    )
+
+
+def _has_edits(store: Store, one: Numbered) -> bool:
+    names = {"overall with essence": "essence"}
+    params = {
+        "problem": one.rows.problem, "method": one.rows.method, "zsre": one.rows.zsre, "model": one.rows.model,
+    }  # fmt: skip
+    counts = relation(store, "edits_there", params).to_pylist()[0]
+    return all(counts[names.get(score, score)] > 0 for score in one.scores)
+
+
+def _place(order: tuple[str, ...], name: str) -> int:
+    return order.index(name) if name in order else len(order)

@@ -1,0 +1,82 @@
+"""What a set of edits will take before it is run: products by their shapes, Adam by its elements."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fasttrace.editing.essence import TOKENS
+from fasttrace.editing.hyperparameters import FineTuneSettings, Settings, window_of
+from fasttrace.facts import EncodedFact
+from fasttrace.models.adapter import Decoder
+from fasttrace.ops import adam_linf_
+from fasttrace.tracing.cost import linear_flops
+
+
+@dataclass(frozen=True)
+class EditCost:
+    """edits; flops of the products, a multiply and an add one each, attention not counted; adam: weights that
+    fine-tuning steps, times steps."""
+
+    edits: int = 0
+    flops: float = 0.0
+    adam: float = 0.0
+
+    def __add__(self, other: "EditCost") -> "EditCost":
+        return EditCost(self.edits + other.edits, self.flops + other.flops, self.adam + other.adam)
+
+
+def edit_cost(
+    model: Decoder,
+    facts: Sequence[EncodedFact],
+    layers: Sequence[int],
+    settings: Settings,
+    *,
+    method: str,
+    window_size: int,
+    contexts: int,
+    essence: int,
+) -> EditCost:
+    """The work of editing every fact at every layer, by the target o_true's length.
+
+    A step goes forward and back to activations through the rows after the edited token and the layers above; scoring
+    through every prompt's tokens and the layers above; "before" and the clean pass through all layers, once a fact.
+    """
+    a_row = sum(sum(linear_flops(model, block)) for block in model.blocks) / model.n_layers
+    a_logit = 2.0 * model.width * model.vocab_size
+    tuned = isinstance(settings, FineTuneSettings)
+    flops = adam = 0.0
+    for fact in facts:
+        extra, record = len(fact.target_true_ids), fact.fact
+        prompts = 1 + len(record.paraphrases) + len(record.neighborhood)
+        scored = prompts * (len(fact.ids) + 2 * extra) + essence * TOKENS
+        logits = 2 * prompts * extra + essence * TOKENS
+        sequences = 1 if tuned else contexts + 2
+        flops += (sequences * len(fact.ids) + scored) * model.n_layers * a_row + logits * a_logit
+        for layer in layers:
+            window = window_of(method, layer, window_size, model.n_layers)
+            entered = window[-1] if method == "memit" else window[0]
+            tail = len(fact.ids) + extra - 1 - (0 if tuned else fact.subject_end - 1)
+            rows = tail if tuned else (contexts + 1) * tail + 1
+            seen = extra if tuned else (contexts + 1) * extra + 1
+            flops += settings.steps * 2 * (rows * (model.n_layers - entered) * a_row + seen * a_logit)
+            flops += scored * (model.n_layers - window[0]) * a_row + logits * a_logit
+            if tuned:
+                adam += settings.steps * len(window) * model.width * model.key_width
+    return EditCost(len(facts) * len(layers), flops, adam)
+
+
+def adam_rate(model: Decoder) -> float:
+    """Weights a second that a step of fine-tuning's Adam takes, from ten rows' factors: the median of five."""
+    d, m, rows = model.width, model.key_width, 10
+    delta, first, second = (torch.zeros(1, d, m, device=model.device) for _ in range(3))
+    g, k = torch.randn(rows, d, device=model.device), torch.randn(rows, m, device=model.device)
+    begin, times = torch.tensor([0, rows]), []
+    for step in range(1, 7):
+        begun = time.perf_counter()
+        adam_linf_(delta, first, second, g, k, begin, step, 1e-3, 1e-3)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        times.append(time.perf_counter() - begun)
+    return d * m / sorted(times[1:])[2]

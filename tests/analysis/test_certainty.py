@@ -1,0 +1,105 @@
+"""Intervals over facts and clustered errors, held to statsmodels and to resampling done the slow way."""
+
+import numpy as np
+import pytest
+from fasttrace.analysis.certainty import SHARES, Sample, certainty, shares
+from fasttrace.analysis.regression import KEYS, check_with_statsmodels, regression_rows, regressions
+
+from fasttrace.errors import UserError
+
+
+def made_rows(seed, facts=30, layers=5, gain=0.5, missing=0.1):
+    """Edits of facts at layers: each fact's errors go together, and some edits are missing."""
+    random = np.random.default_rng(seed)
+    fact, layer = (grid.ravel() for grid in np.meshgrid(np.arange(facts), np.arange(layers), indexing="ij"))
+    kept = random.uniform(size=fact.size) >= missing
+    fact, layer = np.unique(fact[kept], return_inverse=True)[1], layer[kept]
+    x = random.uniform(size=fact.size)
+    y = 0.1 * layer + gain * x * (layer % 2) + random.normal(size=facts)[fact] + 0.3 * random.normal(size=fact.size)
+    return fact, layer, x, y
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clustered_errors_are_those_of_statsmodels(seed):
+    import pandas as pd
+    from statsmodels.formula.api import ols
+
+    fact, layer, x, y = made_rows(seed)
+    frame = pd.DataFrame({"fact": fact, "layer": layer, "x": x, "y": y})
+    fit = ols("y ~ C(layer) + C(layer):x", frame).fit(cov_type="cluster", cov_kwds={"groups": fact}, use_t=True)
+    slopes = [name for name in fit.params.index if name.endswith(":x")]
+    restriction = np.array([[float(name == slope) for name in fit.params.index] for slope in slopes])
+    theirs = fit.f_test(restriction)
+    ours = Sample(fact, layer, x, y).clustered_test()
+    assert ours["f_clustered"] == pytest.approx(float(theirs.fvalue), rel=1e-9)
+    assert ours["p_clustered"] == pytest.approx(float(theirs.pvalue), rel=1e-8)
+    assert ours["df_clustered"] == theirs.df_denom == len(np.unique(fact)) - 1
+
+
+def test_shares_are_r_squared_of_least_squares():
+    fact, layer, x, y = made_rows(7)
+    sample = Sample(fact, layer, x, y)
+    found = {name: float(value[0]) for name, value in shares(sample._sums().sum(0)[None]).items()}
+    dummies = (layer[:, None] == np.arange(5)).astype(float)
+    for name, design in (
+        ("r2_layer", dummies),
+        ("r2_effect", np.stack([np.ones_like(x), x], 1)),
+        ("r2_both", np.hstack([dummies, dummies * x[:, None]])),
+    ):
+        rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        assert found[name] == pytest.approx(1 - rest @ rest / ((y - y.mean()) @ (y - y.mean())), abs=1e-12)
+
+
+def test_a_resample_is_the_regression_of_the_facts_drawn():
+    fact, layer, x, y = made_rows(3, facts=12)
+    sample = Sample(fact, layer, x, y)
+    random, seed, slow = np.random.default_rng(5), 5, {name: [] for name in SHARES}
+    for counts in random.multinomial(sample.n_facts, np.full(sample.n_facts, 1 / sample.n_facts), size=300):
+        drawn = np.repeat(np.arange(sample.n_facts), counts)
+        rows = np.concatenate([np.flatnonzero(fact == one) for one in drawn])
+        again = Sample(np.zeros(len(rows), int), layer[rows], x[rows], y[rows])
+        for name, value in shares(again._sums().sum(0)[None]).items():
+            slow[name].append(float(value[0]))
+    fast = sample.intervals(300, 0.9, seed)
+    for name in SHARES:
+        assert [fast[f"{name}_low"], fast[f"{name}_high"]] == pytest.approx(
+            np.percentile(slow[name], [5, 95]), abs=1e-9
+        )
+
+
+def test_an_interval_covers_what_it_should():
+    """Over many studies drawn from one world, a 90 % interval of the effect's R² mostly holds the world's R²."""
+    world = float(shares(Sample(*made_rows(0, facts=40_000, missing=0))._sums().sum(0)[None])["r2_effect"][0])
+    held = 0
+    for seed in range(100):
+        found = Sample(*made_rows(1000 + seed, facts=60)).intervals(200, 0.9, seed)
+        held += found["r2_effect_low"] <= world <= found["r2_effect_high"]
+    assert 78 <= held <= 99, held
+
+
+def test_too_few_facts_have_no_interval():
+    fact, layer, x, y = made_rows(1, facts=1, missing=0)
+    sample = Sample(fact, layer, x, y)
+    assert set(sample.intervals(100, 0.95, 0).values()) == {None}
+    assert set(sample.clustered_test().values()) == {None}
+    nothing = Sample(*(np.array([], kind) for kind in (int, int, float, float)))
+    assert set(nothing.clustered_test().values()) == {None}
+
+
+def test_store(wide_study):
+    found, fits = certainty(wide_study, resamples=100), regressions(wide_study)
+    assert found.select(KEYS).to_pylist() == fits.select(KEYS).to_pylist()
+    for row, fit in zip(found.to_pylist(), fits.to_pylist(), strict=True):
+        if fit["n"]:
+            assert row["r2_layer_low"] < fit["r2_layer"] < row["r2_layer_high"] + 0.05
+    assert certainty(wide_study, resamples=100, seed=1) != found
+    assert certainty(wide_study, resamples=100) == found
+    chosen = certainty(wide_study, resamples=0, problem="fact-forcing")
+    assert {row["problem"] for row in chosen.to_pylist()} == {"fact-forcing"}
+    assert chosen["r2_layer_low"].null_count == chosen.num_rows
+    rows = {tuple(keys.values()): len(arrays["x"]) for keys, arrays in regression_rows(wide_study)}
+    assert rows == {
+        tuple(row[name] for name in KEYS): row["n"] for row in check_with_statsmodels(wide_study).to_pylist()
+    }
+    with pytest.raises(UserError, match="at least 0 were wanted"):
+        certainty(wide_study, resamples=-1)

@@ -1,0 +1,151 @@
+"""The paper's tables and figures by number, on a store that has data for all of them and on stores that lack some."""
+
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fasttrace.analysis.figures import paper_figure, save
+from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, Rows, what_is_missing
+from fasttrace.analysis.regression import regressions
+from fasttrace.analysis.tables import paper_table, render
+from plausible import N_LAYERS, edit_result, study_facts, trace_result
+
+from fasttrace.errors import StoreError, UserError
+from fasttrace.store import Store
+
+XL = {"model": "openai-community/gpt2-xl", "model_hash": "77aa"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Every problem and method, windows 5 and 10, zeroing, zsRE's facts, another model."""
+    store = Store(tmp_path_factory.mktemp("whole") / "whole.duckdb")
+    facts = study_facts(count=14)
+    store.add_facts(facts)
+    store.add(trace_result(facts[:8], windows=(5, 10)))
+    store.add(trace_result(facts[8:], windows=(5, 10), width=1.2))  # a few layers: concentrated
+    store.add(trace_result(facts, localization="zero", run_id="zeroed"))
+    for problem in PROBLEMS:
+        for method in METHODS:
+            store.add(edit_result(facts, problem=problem, method=method, essence=0.9))
+    asked = [replace(fact, source="zsre") for fact in study_facts("asked", count=10)]
+    store.add_facts(asked)
+    store.add(trace_result(asked, run_id="trace-asked"))
+    store.add(edit_result(asked, run_id="edit-asked"))
+    store.add(trace_result(facts, run_id="trace-xl", **XL))
+    store.add(edit_result(facts, run_id="edit-xl", **XL))
+    return store
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_every_table_is_made(whole, number):
+    table = paper_table(whole, number, resamples=50)
+    assert table.num_rows
+    for format in ("text", "markdown", "latex", "csv", "json"):
+        assert render(table, format, title="x")
+
+
+def test_table_3_is_the_regressions_in_the_papers_order(whole):
+    table = paper_table(whole, 3, resamples=50).to_pylist()
+    first = list(dict.fromkeys((row["problem"], row["method"]) for row in table))
+    assert first == [(problem, method) for problem in PROBLEMS for method in METHODS]
+    fits = {
+        (row["problem"], row["method"]): row
+        for row in regressions(whole).to_pylist()
+        if row["model"].startswith("smol") and row["localization"] == "denoise" and row["source"] != "zsre" and row["n"]
+    }
+    for row in table:
+        if row["model"].startswith("smol"):
+            fit = fits[row["problem"], row["method"]]
+            assert {name: row[name] for name in ("n", "r2_layer", "r2_effect", "r2_both", "p_value")} == {
+                name: fit[name] for name in ("n", "r2_layer", "r2_effect", "r2_both", "p_value")
+            }
+            assert row["r2_effect_low"] <= row["r2_effect_high"]
+            assert 0 <= row["p_clustered"] <= 1
+
+
+def test_a_score_a_table(whole):
+    for number, score in ((4, "paraphrase"), (5, "neighborhood"), (6, "overall")):
+        row = paper_table(whole, number, resamples=0).to_pylist()[0]
+        fit = regressions(whole, score, problem=row["problem"], method=row["method"]).to_pylist()
+        assert any(one["n"] and row["r2_both"] == pytest.approx(one["r2_both"], abs=1e-12) for one in fit)
+
+
+def test_tables_7_and_8_are_of_different_data(whole):
+    seven, eight = (paper_table(whole, number).to_pylist() for number in (7, 8))
+    assert {row["edit_metric"] for row in seven} == {"rewrite", "overall"}
+    assert {(row["regression_metric"], row["predictor"]) for row in seven} == {
+        (metric, by) for metric in ("R2", "RMSE", "MAE") for by in ("layer", "effect", "both")
+    }
+    assert {row["n"] for row in eight} == {8 * 10}
+    assert [row["value"] for row in seven] != [row["value"] for row in eight]
+
+
+def test_table_2_has_fewer_facts(whole):
+    few, all_ = (paper_table(whole, number, resamples=0).to_pylist() for number in (2, 3))
+    assert sum(row["n"] for row in few) < sum(row["n"] for row in all_)
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_every_figure_is_drawn(whole, number, tmp_path):
+    path = save(paper_figure(whole, number), tmp_path / f"figure-{number}.png")
+    assert path.stat().st_size > 5_000
+
+
+def test_figure_4_is_of_one_layer(whole):
+    figure = paper_figure(whole, 4, layer=8)
+    panels = [axes for axes in figure.get_axes() if axes.get_visible()]
+    assert len(panels) == 2, "one for each model"
+    assert all("layer 8" in panel.get_title(loc="left") for panel in panels)
+    with pytest.raises(StoreError, match="no edit at layer 7"):
+        paper_figure(whole, 4, layer=7)
+
+
+def test_figure_16_takes_the_last_subject_token(whole):
+    def xs(number):
+        panels = [axes for axes in paper_figure(whole, number).get_axes() if axes.collections]
+        return np.concatenate([axes.collections[0].get_offsets()[:, 0] for axes in panels])
+
+    largest, last = xs(15), xs(16)
+    assert (last <= largest + 1e-12).all()
+    assert (last < largest - 0.01).any()
+
+
+def test_what_is_missing_says_what_would_make_it(study):
+    for number, words in (
+        (2, None), (3, None), (8, "--facts zsre_mend_eval.json"), (1, None),
+    ):  # fmt: skip
+        missing = what_is_missing(study, TABLES[number])
+        assert missing is None if words is None else words in missing
+    with pytest.raises(StoreError, match=r"Figure 17 .*no such edits .*--problem fact-forcing --method ft-5"):
+        paper_figure(study, 17)
+    with pytest.raises(StoreError, match=r"Figure 21 .*no such tracing effects .*fasttrace trace --method zero"):
+        paper_figure(study, 21)
+    with pytest.raises(StoreError, match=r"Figure 12 .*--windows 10"):
+        paper_figure(study, 12)
+    with pytest.raises(StoreError, match=r"Figure 13 .*--model gpt2-xl"):
+        paper_figure(study, 13)
+
+
+def test_numbers_that_are_none(study):
+    with pytest.raises(UserError, match="the paper has no Table 9"):
+        paper_table(study, 9)
+    with pytest.raises(UserError, match="Figure 5 of the paper is a drawing of the editing problems"):
+        paper_figure(study, 5)
+    with pytest.raises(UserError, match="the paper has no Figure 23"):
+        paper_figure(study, 23)
+
+
+def test_windows_are_compared_with_any_traced(whole):
+    """Edits made beside window 5 are also compared with the effects of window 10, never mixed with them."""
+    own, ten = (regressions(whole, window_size=size, problem="fact-forcing", method="memit") for size in (None, 10))
+    assert set(own["window_size"].to_pylist()) == {5}
+    assert set(ten["window_size"].to_pylist()) == {10}
+    assert own["r2_layer"].to_pylist()[0] == pytest.approx(ten["r2_layer"].to_pylist()[0], abs=1e-12)
+    assert own["r2_effect"].to_pylist()[0] != ten["r2_effect"].to_pylist()[0]
+
+
+def test_rows_in_the_papers_order():
+    assert Rows().choice()["subset"] == "all"
+    assert N_LAYERS == 30

@@ -1,0 +1,40 @@
+"""Which model gets which values."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fasttrace.editing.hyperparameters import METHODS, settings_for
+from fasttrace.editing.problems import PROBLEMS
+
+
+def model(model_type, n_layers, width):
+    return SimpleNamespace(config=SimpleNamespace(model_type=model_type), n_layers=n_layers, width=width)
+
+
+SMOLLM2, GPTJ, GPT2_XL = model("llama", 30, 576), model("gptj", 28, 4096), model("gpt2", 48, 1600)
+ANOTHER = model("qwen3", 36, 2560)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_model_of_as_many_layers_is_another_model(method, problem):
+    default = settings_for(ANOTHER, method, problem, "paper")
+    for stranger in (model("llama", 30, 4096), model("gptj", 28, 64), model("gpt2", 48, 768)):
+        assert settings_for(stranger, method, problem, "paper") == default
+    assert settings_for(SMOLLM2, "ft-1", problem, "paper").epsilon == pytest.approx(
+        50 * settings_for(ANOTHER, "ft-1", problem, "paper").epsilon
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_released_has_no_values_of_ours(method, problem):
+    assert settings_for(SMOLLM2, method, problem, "released") == settings_for(ANOTHER, method, problem, "released")
+
+
+def test_the_papers_models_have_the_papers_values():
+    assert settings_for(GPTJ, "rome", "error-injection", "paper").kl_factor == 1.0
+    assert settings_for(GPT2_XL, "memit", "error-injection", "paper").covariance_weight == 20000.0
+    assert settings_for(GPT2_XL, "ft-1", "error-injection", "paper").epsilon == 1e-3
+    assert settings_for(ANOTHER, "rome", "error-injection", "paper").kl_factor == 0.0625

@@ -1,0 +1,29 @@
+"""What an edit is scored on."""
+
+from types import SimpleNamespace
+
+from fasttrace.editing.problems import PROBLEMS
+from fasttrace.editing.scores import scored_prompts
+from fasttrace.facts import Fact, encode_fact
+
+
+def llama_like():
+    """Writes a space as ▁, and one before the text that stands at the first character's place."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "▁", "Anna", "▁is", "▁a", "▁old", "▁So"]
+    pieces = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=0))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>")
+
+
+def test_a_mark_of_a_border_is_no_part_of_the_subject():
+    tokenizer = llama_like()
+    fact = Fact("{} is", "Anna", "old", paraphrases=("Anna is a", "So Anna is", "So is a"))
+    encoded = encode_fact(tokenizer, fact)
+    assert tokenizer.convert_ids_to_tokens(list(encoded.ids)) == ["▁", "Anna", "▁is"]
+    model = SimpleNamespace(tokenizer=tokenizer, check_length=lambda *_: None)
+    rows = scored_prompts(model, encoded, PROBLEMS["fact-forcing"])
+    places = [row.subject and (row.subject.begin, row.subject.end) for row in rows]
+    assert places == [(1, 2), (1, 2), (2, 3), None]

@@ -1,0 +1,28 @@
+"""What the tests of the command line work on: facts of two words, and what a command left."""
+
+from typing import NamedTuple
+
+FACTS = [
+    {
+        "prompt": "The {} is located in the city of",
+        "subject": subject,
+        "target_true": true,
+        "target_false": false,
+        "relation": "city",
+        "paraphrases": [f"{subject} is in the city of"],
+        "neighborhood": ["The France is located in the city of"],
+    }
+    for subject, true, false in [
+        ("Eiffel Tower", "Paris", "Rome"),
+        ("New York", "Rome", "Paris"),
+        ("Tower", "Paris", "France"),
+        ("Paris Tower", "Rome", "York"),
+    ]
+]
+
+
+class Done(NamedTuple):
+    """What a command left."""
+
+    stdout: str
+    stderr: str

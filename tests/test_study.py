@@ -1,0 +1,145 @@
+"""Studies by file: what is wrong in one is said before anything is computed, and a run goes on where it stopped."""
+
+import json
+from importlib.resources import files
+
+import pytest
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.study import interleaved, load_study, shipped
+
+SMALL = """
+model = "model"
+memory = "4MB"
+seed = 3
+
+[facts]
+file = "facts.jsonl"
+known = false
+order = "interleaved"
+
+[[trace]]
+windows = [3, 1]
+samples = 2
+sigma = 0.4
+
+[[trace]]
+method = "zero"
+windows = [3]
+
+[moments]
+corpus = "text.txt"
+tokens = 1500
+
+[[edit]]
+methods = ["rome", "memit"]
+problems = ["error-injection", "fact-forcing"]
+layers = [1, 2]
+window_size = 3
+contexts = 2
+essence = 0
+sigma = 0.4
+set = { steps = 2 }
+
+[[edit]]
+methods = ["ft-1"]
+layers = 2
+essence = 0
+window_size = 3
+set = { steps = 2, epsilon = 0.01 }
+"""
+
+
+def test_a_study_runs_resumes_and_reports(run, workplace):
+    (workplace / "small.toml").write_text(SMALL)
+    plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
+    assert not (workplace / "small").exists(), "a dry run writes nothing"
+    totals = {stage["what"]: stage["total"] for stage in plan}
+    assert totals["error-injection, rome"] == 8
+    assert totals["error-injection, ft-1"] == 8
+    assert totals["trace denoise mlp window 3, 1"] == 4
+    assert all(stage["seconds"] > 0 for stage in plan)
+
+    written = json.loads(run("study", "small.toml", "--json").stdout)["written"]
+    assert any(path.endswith("table-3.csv") for path in written)
+    assert any(path.endswith("figure-6.svg") for path in written)
+    assert written[-1].endswith("report.html")
+    store = ft.Store(workplace / "small" / "study.duckdb")
+    cells = store.query("SELECT problem, method, count(*) AS n FROM edits GROUP BY ALL ORDER BY ALL").to_pylist()
+    assert [(row["problem"], row["method"], row["n"]) for row in cells] == [
+        ("error-injection", "ft-1", 8), ("error-injection", "memit", 8), ("error-injection", "rome", 8),
+        ("fact-forcing", "memit", 8), ("fact-forcing", "rome", 8),
+    ]  # fmt: skip
+    before = store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id")
+    plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
+    assert all(stage["done"] == stage["total"] for stage in plan if stage["unit"] != "tokens")
+    run("study", "small.toml", "--json")
+    assert store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id") == before
+
+
+def test_the_first_known_facts(run, workplace):
+    """With known = 2 the facts are those the model's own answers say it knows, the first two of the order."""
+    (workplace / "known.toml").write_text(
+        'model = "model"\n[facts]\nfile = "facts.jsonl"\nknown = 2\n[[trace]]\nsamples = 2\nsigma = 0.4\n'
+    )
+    refused = run("study", "known.toml", code=2)
+    assert "none of the 4 facts is known to model" in refused.stderr
+    assert not ft.Store(workplace / "known" / "study.duckdb").query("SELECT * FROM traces").num_rows
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("samples", "sample", r"\[trace\] has no key 'sample'; did you mean samples\?"),
+        ("samples = 2", 'samples = "2"', r"\[trace\] samples is '2', a whole number was wanted"),
+        ("windows = [3, 1]", "windows = []", r"\[trace\] windows is \[\], a list of whole numbers was wanted"),
+        ("seed = 3", "seed = true", r"\[study\] seed is True, a whole number was wanted"),
+        ('"memit"', '"memitt"', r"\[edit\] methods has 'memitt', some of rome"),
+        ('"interleaved"', '"random"', r"\[facts\] order is 'random', given or interleaved was wanted"),
+        ("[moments]", "[moment]", r"\[study\] has no key 'moment'; did you mean moments\?"),
+        ("seed = 3", "seed = ", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, old, new, sentence):
+    path = tmp_path / "own.toml"
+    assert old in SMALL
+    path.write_text(SMALL.replace(old, new))
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_study(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_of_another_method_is_said_before_anything_is_computed(run, workplace):
+    (workplace / "wrong.toml").write_text(SMALL.replace("set = { steps = 2 }", "set = { epsilon = 2 }"))
+    refused = run("study", "wrong.toml", code=2)
+    assert "rome has no setting epsilon" in refused.stderr
+    assert not (workplace / "wrong").exists()
+
+
+def test_unknown_studies():
+    with pytest.raises(UserError, match=r"neither a \.toml file nor a shipped study, demo"):
+        load_study("gpt-5")
+    with pytest.raises(UserError, match=r"there is no study file 'nowhere\.toml'"):
+        load_study("nowhere.toml")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_studies_are_whole(name, run):
+    study = load_study(name)
+    assert study.edits
+    assert study.traces
+    assert run("study", name, "--show").stdout == (files("fasttrace.studies") / f"{name}.toml").read_text()
+
+
+def test_the_papers_studies_have_the_papers_cells():
+    for name in ("gpt-j", "gpt2-xl", "smollm2-135m"):
+        [edits] = load_study(name).edits
+        assert len(edits["methods"]) * len(edits["problems"]) == 20
+    assert load_study("gpt-j").edits[0]["layers"] == [0, 4, 5, 8, 12, 16, 20, 24, 27]
+    assert {window for trace in load_study("gpt-j").traces for window in trace["windows"]} == {10, 5, 3, 1}
+
+
+def test_interleaved_takes_relations_in_turn():
+    facts = [ft.Fact(prompt="{} is", subject=s, target_true="x", relation=s[0]) for s in ("a1", "a2", "a3", "b1", "c1")]
+    assert [fact.subject for fact in interleaved(facts)] == ["a1", "b1", "c1", "a2", "a3"]
