@@ -1,8 +1,7 @@
 """Figures as pure functions of Arrow tables: no store, no global state, nothing drawn on import.
 
-Every figure keeps to one ink and to the series colours below, so that the report can hand them over to the
-reader's light or dark theme; series differ in marker and line or hatch too, never in colour alone
-(the colours are Okabe and Ito's set for the colour-blind).
+Every figure keeps to one ink and to the series colours below; series differ in marker and line or hatch too, never
+in colour alone (the colours are Okabe and Ito's set for the colour-blind). The report's own figures are chart.py's.
 """
 
 import math

@@ -1,135 +1,109 @@
-"""What the report carries inside itself: figures as inline SVG, facts as JSON."""
+"""What the report carries inside itself for its script: facts, points and tables, as JSON, packed."""
 
-import io
+import base64
+import gzip
 import json
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
 import pyarrow as pa
-from markupsafe import Markup
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from fasttrace.store import Store
 
-from . import draw, figures
+from . import draw
+from .exhibits import Exhibit
 from .naming import Row, group_names, in_group
 from .relation import relation
 
-THEME = {
-    draw.INK: "currentColor",
-    draw.FAINT: "var(--line)",
-    **{color: f"var(--s{place})" for place, color in enumerate(draw.SERIES, 1)},
-}
+# Of an edit, in the order of the page's columns; one list each a fact, not one object an edit: a third of the bytes.
+EDIT = (
+    "layer", "rewrite", "paraphrase", "neighborhood", "essence", "overall", "p_before", "p_after", "p_true_before",
+    "p_true_after", "success",
+)  # fmt: skip
+TEXTS = ("subject", "relation", "target_true", "target_false", "prompt", "source")
 
 
-def page_svg(figure: Figure, name: str) -> Markup:
-    """A figure as inline SVG, text as text, in the page's own colours: it follows light and dark."""
-    out = io.StringIO()
-    figure.set_facecolor("none")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(
-            out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    body = svg.split(">", 1)[1]
-    width, height = figure.get_size_inches()
-    body = re.sub(r"#[0-9a-f]{6}", lambda found: THEME.get(found.group(), found.group()), body)
-    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
-    # Ids repeat from figure to figure (matplotlib names them by content); a page wants them once.
-    body = re.sub(r'(id="|url\(#|href="#)', lambda found: f"{found.group()}{_slug(name)}-", body)
-    label = Markup.escape(name)
-    box = f"0 0 {72 * width:g} {72 * height:g}"
-    style = f"max-width:{96 * width:.0f}px;--readable:{min(96 * width, 640):.0f}px"
-    return Markup(f'<svg viewBox="{box}" role="img" aria-label="{label}" style="{style}">{body}')
+def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: int) -> tuple[str, int]:
+    """What the page's script unpacks and reads, and how many facts fitted in.
+
+    names: the facts wanted, in order. max_bytes: about how much their JSON may take; packed it is a third or less.
+    """
+    groups, facts = _facts(store, names, max_bytes)
+    places = {row["fact_id"]: place for place, row in enumerate(names)}
+    labels = [f"{row['subject'] or row['fact_id']} → {row['target_true'] or '?'}" for row in names]
+    points = []
+    for exhibit in shown:
+        for one in exhibit.points:
+            # Points may be of facts that are not among `names`: those are called by their ids.
+            for fact_id in one["fact_ids"]:
+                if fact_id not in places:
+                    places[fact_id] = len(labels)
+                    labels.append(fact_id)
+            points.append(
+                {
+                    "name": one["name"],
+                    "facts": [places[fact_id] for fact_id in one["fact_ids"]],
+                    "x": [short(value) for value in one["effects"]],
+                    "y": [short(value) for value in one["scores"]],
+                }
+            )
+    csv = {exhibit.key: exhibit.csv for exhibit in shown}
+    whole = {"colors": colors(), "groups": groups, "facts": facts, "labels": labels, "points": points, "csv": csv}
+    return packed(whole), len(facts)
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def drawings(store: Store, fits: list[Row], means: list[Row], curve: list[Row]) -> dict[str, Row]:
-    def drawing(figure: Figure, name: str, caption: str) -> Row:
-        return {"svg": page_svg(figure, name), "name": name, "caption": caption}
-
-    made: dict[str, Row] = {key: {} for key in ("r2", "pairs", "scores", "curve", "peaks")}
-    if any(row["n"] for row in fits):
-        made["r2"] = drawing(
-            figures.r2_bars(store),
-            "Bars: R² by layer, tracing effect and both",
-            "Share of the variance of the rewrite score explained by the choice of layer, by the tracing "
-            "effect, and by both together.",
-        )
-        made["pairs"] = drawing(
-            figures.effect_vs_score(store),
-            "Scatter plots: rewrite score against tracing effect at each edited layer",
-            "Each point is one edit. Were localization a guide to editing, the points would follow the "
-            "dashed line.",
-        )
-    if means:
-        made["scores"] = drawing(
-            figures.score_by_layer(store),
-            "Lines: mean edit scores by edited layer",
-            "Mean edit scores with standard errors over facts.",
-        )
-    if curve:
-        made["curve"] = drawing(
-            figures.mean_effect_curve(store),
-            "Line: mean tracing effect by layer",
-            "Mean over facts of the largest tracing effect over tokens; the band is one standard error on "
-            "each side.",
-        )
-        made["peaks"] = drawing(
-            figures.peak_histogram(store),
-            "Histogram: layer of each fact’s largest tracing effect",
-            "How many facts have their largest tracing effect at each layer.",
-        )
-    return made
-
-
-def embedded(store: Store, names: list[Row]) -> Markup:
-    """The JSON the page draws facts from; safe inside <script>, whatever the facts say."""
+def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], list[Row]]:
+    """The editing groups, and each fact with its traces and edits, until the facts take max_bytes."""
     wanted = [row["fact_id"] for row in names]
     grids: dict[tuple[str, str, int], pa.Table] = {}
     cells = relation(store, "fact_cells", [wanted])
     for key, begin, end in _stretches(cells, ("run_id", "fact_id", "window_size")):
         grids[key] = cells.slice(begin, end - begin)
-    traces, edits = defaultdict(list), defaultdict(list)
+    traces: dict[str, list[Row]] = defaultdict(list)
     all_traces = relation(store, "fact_traces").to_pylist()
-    labels = group_names(all_traces, always=("model", "window_size"))
-    for group, label in labels.items():
+    for group, label in group_names(all_traces, always=("window_size",)).items():
         for row in in_group(all_traces, group):
-            grid = grids.get((row["trace_run_id"], row["fact_id"], row["window_size"]))
-            traces[row["fact_id"]].append({"name": label, **_trace(row, grid)})
-    for row in relation(store, "fact_edits", [wanted]).to_pylist():
-        edits[row.pop("fact_id")].append({key: _short(value) for key, value in row.items()})
-    facts = [
-        {
-            "id": row["fact_id"],
-            "traces": traces[row["fact_id"]],
-            "edits": edits[row["fact_id"]],
-            **{
-                key: row[key] or ""
-                for key in ("subject", "relation", "target_true", "target_false", "prompt")
-            },
+            traces[row["fact_id"]].append(row | {"name": label})
+    edits: dict[str, list[Row]] = defaultdict(list)
+    all_edits = relation(store, "fact_edits", [wanted]).to_pylist()
+    keys = ("problem", "method", "protocol", "model", "window_size", "edit_run_id")
+    numbers: dict[tuple[Any, ...], int] = {}
+    for row in all_edits:
+        row["group"] = numbers.setdefault(tuple(row[key] for key in keys), len(numbers))
+        edits[row["fact_id"]].append(row)
+    groups = [dict(zip(keys, key, strict=True)) for key in numbers]
+    labels = {tuple(dict(group).values()): name for group, name in group_names(groups).items()}
+    for one in groups:
+        one["name"] = labels[tuple(one[key] for key in keys)]
+
+    facts: list[Row] = []
+    taken = 0
+    for row in names:
+        fact_id = row["fact_id"]
+        fact = {
+            "id": fact_id,
+            "traces": [
+                _trace(trace, grids.get((trace["trace_run_id"], fact_id, trace["window_size"])))
+                for trace in traces[fact_id]
+            ],
+            "edits": _edits(edits[fact_id]),
+            **{key: row[key] or "" for key in TEXTS},
         }
-        for row in names
-    ]
-    return script_json({"colors": colors(), "facts": facts})
+        taken += len(json.dumps(fact, ensure_ascii=False, separators=(",", ":")))
+        if taken > max_bytes and facts:
+            break
+        facts.append(fact)
+    return groups, facts
 
 
-def script_json(value: Any) -> Markup:
-    """JSON in which no byte can end a <script> element or open a comment."""
+def packed(value: Any) -> str:
+    """JSON, gzipped, in base64: small, and no byte of it can end a <script> element, whatever the facts say."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def colors(steps: int = 32) -> list[str]:
@@ -138,33 +112,42 @@ def colors(steps: int = 32) -> list[str]:
     return [to_hex(ramp(step / (steps - 1))) for step in range(steps)]
 
 
+def short(value: Any) -> Any:
+    """Four significant digits, and more where three decimals would else be other ones; NaN has no JSON."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    rounded = (float(f"{value:.{digits}g}") for digits in range(4, 17))
+    return next((near for near in rounded if f"{near:.3f}" == f"{value:.3f}"), value)
+
+
 def _trace(row: Row, cells: pa.Table | None) -> Row:
     kept = (
-        "trace_run_id",
-        "model",
-        "protocol",
-        "window_size",
-        "p_clean",
-        "p_noised",
-        "sigma",
-        "kept",
-        "reason",
-    )
-    grid = {
+        "name", "trace_run_id", "model", "protocol", "localization", "window_size", "p_clean", "p_noised", "sigma",
+        "kept", "reason",
+    )  # fmt: skip
+    grid: dict[str, list[list[Any]]] = {
         name: []
         if cells is None
-        else [[_short(value) for value in line] for line in draw.grid_of(cells, column).tolist()]
+        else [[short(value) for value in line] for line in draw.grid_of(cells, column).tolist()]
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
     place = {"tokens": row["tokens"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
-    return {**{key: _short(row[key]) for key in kept}, **place, **grid}
+    return {**{key: short(row[key]) for key in kept}, **place, **grid, "by_layer": _largest(grid["effect"])}
 
 
-def _short(value: Any) -> Any:
-    """Six significant digits, so that three decimals on the page are the store's; NaN has no JSON."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:
+    """The largest effect over tokens at each layer, NULL where there is none (trace_effects.effect)."""
+    return [max((value for value in layer if value is not None), default=None) for layer in zip(*effect, strict=True)]
+
+
+def _edits(rows: list[Row]) -> Row:
+    columns: Row = {key: [short(row[key]) for row in rows] for key in ("group", *EDIT)}
+    # Few edits have a reason (for not being made) or a target of their own: they are listed by place.
+    for key in ("reason", "target"):
+        columns[key] = {str(place): row[key] for place, row in enumerate(rows) if row[key]}
+    return columns
 
 
 def _stretches(table: pa.Table, keys: Iterable[str]) -> Iterable[tuple[tuple[Any, ...], int, int]]:

@@ -5,14 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
-
-
 Group = tuple[tuple[str, Any], ...]
-
-
 GROUP = ("problem", "method", "protocol", "model", "module", "localization", "window_size", "source")
-
-
 RUNS = ("edit_run_id", "trace_run_id")  # results of different runs are never pooled (regression.KEYS)
 
 
@@ -34,25 +28,32 @@ def p_text(p: float | None) -> str:
 
 
 def group_names(
-    rows: Iterable[Mapping[str, Any]], always: Sequence[str] = ("problem", "method")
+    rows: Iterable[Mapping[str, Any]],
+    always: Sequence[str] = ("problem", "method"),
+    apart: Sequence[str] = (),
 ) -> dict[Group, str]:
     """A short name for every group among the rows: `always`, and whatever else tells the groups apart.
 
     Runs are named, by the start of their ids, only where nothing else differs.
+    apart: keys that the reader sees elsewhere (as a panel's title, say): groups that differ in them may share a name.
     """
     rows = list(rows)
     keys = [key for key in (*GROUP, *RUNS) if rows and key in rows[0]]
     groups = list(dict.fromkeys(tuple((key, row[key]) for key in keys) for row in rows))
-    shown = [key for key in keys if key in always or (key in GROUP and len({row[key] for row in rows}) > 1)]
+    differing = {key for key in GROUP if key in keys and key not in apart and len({row[key] for row in rows}) > 1}
+    shown = [key for key in keys if key in always or key in differing]
     names = {
         group: " · ".join(_word(key, value) for key, value in group if key in shown and value is not None)
         for group in groups
     }
-    for name in {name for name in names.values() if list(names.values()).count(name) > 1}:
-        alike = [group for group in groups if names[group] == name]
-        told_by = [key for key in keys if key in RUNS and len({dict(group)[key] for group in alike}) > 1]
-        for group in alike:
-            names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in told_by)])
+    alike: dict[tuple[Any, ...], list[Group]] = {}
+    for group in groups:
+        alike.setdefault((names[group], *(dict(group).get(key) for key in apart)), []).append(group)
+    for (name, *_), members in alike.items():
+        if len(members) > 1:
+            told_by = [key for key in keys if key in RUNS and len({dict(group)[key] for group in members}) > 1]
+            for group in members:
+                names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in told_by)])
     return names
 
 

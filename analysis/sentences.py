@@ -1,15 +1,19 @@
 """What the report says in sentences; every number in them comes from the store."""
 
-from .naming import Row, group_names, number, p_text, percent, plural, points
+from collections import Counter
+from typing import Any
+
+from .naming import GROUP, Row, group_names, in_group, number, p_text, percent, plural, points
 
 R2_NOTE = (
     "Layer is a category; in “both” the tracing effect enters as one straight line a layer. The F-test "
-    "compares “both” with the layer alone and takes every edit as independent, although each fact is edited "
-    "at several layers. Left out: edits without a tracing effect or a score."
+    "compares “both” with the layer alone; p takes every edit as independent, as the paper does, although each fact is "
+    "edited at several layers; “p clustered” lets the errors of one fact go together. Intervals hold 95 % of "
+    "resamples of the facts. Left out: edits without a tracing effect or a score."
 )
 
 
-def answer(fits: list[Row], means: list[Row], curve: list[Row]) -> list[str]:
+def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] | None = None) -> list[str]:
     """The study's question answered in sentences whose every number comes from the store."""
     whole = [row for row in fits if row["r2_both"] is not None and row["r2_layer"] is not None]
     said: list[str] = []
@@ -18,56 +22,86 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row]) -> list[str]:
             "The store does not yet hold enough edits of traced facts for a regression, so it does not say "
             "whether localization informs editing."
         )
-    elif len(whole) == 1:
-        said.append(_one_answer(whole[0]))
-    else:
-        names = list(group_names(whole).values())
-        layer = [row["r2_layer"] for row in whole]
-        top = max(range(len(whole)), key=lambda place: whole[place]["diff"])
-        said.append(
-            f"Over {len(whole)} regressions, one a problem and method, choosing the layer explains "
-            f"{percent(sum(layer) / len(layer))} of the variance of the rewrite score on average "
-            f"({percent(min(layer))} to {percent(max(layer))}); adding the tracing effect raises that by at "
-            f"most {points(whole[top]['diff'])} ({names[top]}; {f_text(whole[top])})."
-        )
-        sure = sum(row["p_value"] is not None and row["p_value"] < 0.05 for row in whole)
-        said.append(
-            f"In {sure} of the {len(whole)} the gain is more than chance at the 5\u00a0% level; "
-            "the table below has each."
-        )
-    best = _best_layer(means, curve)
-    if best:
-        said.append(best)
+    for name, members in _ways(whole):
+        lead = f"For {name}: " if name else ""
+        said += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
+    said += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
     return said
+
+
+def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    """The regressions by what they are of, problem, method and runs apart; a set has a name where there are several."""
+    keys = [key for key in GROUP if key not in ("problem", "method") and rows and key in rows[0]]
+    sets: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        sets.setdefault(tuple(row[key] for key in keys), []).append(row)
+    names = group_names([dict(zip(keys, values, strict=True)) for values in sets], always=())
+    named = {tuple(value for _, value in group): name for group, name in names.items()}
+    # Denoising is causal tracing proper: what it says comes first.
+    order = sorted(sets, key=lambda values: dict(zip(keys, values, strict=True)).get("localization") != "denoise")
+    return [(named[values], sets[values]) for values in order]
+
+
+def _many_answers(rows: list[Row], lead: str) -> list[str]:
+    names = list(group_names(rows).values())
+    layer = [row["r2_layer"] for row in rows]
+    top = max(range(len(rows)), key=lambda place: rows[place]["diff"])
+    over = f"{'over' if lead else 'Over'} {len(rows)} regressions"
+    sure = sum(map(_is_sure, rows))
+    counted = "" if all(row.get("p_clustered") is None for row in rows) else ", with errors clustered by fact"
+    return [
+        f"{lead}{over}, one a problem and method, choosing the layer explains "
+        f"{percent(sum(layer) / len(layer))} of the variance of the rewrite score on average "
+        f"({percent(min(layer))} to {percent(max(layer))}); adding the tracing effect raises that by at "
+        f"most {points(rows[top]['diff'])} ({names[top]}; {f_text(rows[top])}{_clustered_text(rows[top])}).",
+        f"In {sure} of the {len(rows)} the gain is more than chance at the 5\u00a0% level{counted}; "
+        "the table below has each.",
+    ]
 
 
 def _one_answer(row: Row) -> str:
     gain = (
         f"Choosing the layer explains {percent(row['r2_layer'])} of the variance of the {row['score']} "
         f"score; adding the tracing effect raises that by {points(row['diff'])}, to "
-        f"{percent(row['r2_both'])} (F-test: {f_text(row)}). "
+        f"{percent(row['r2_both'])} (F-test: {f_text(row)}{_clustered_text(row)}). "
         f"The tracing effect alone explains {percent(row['r2_effect'])}."
     )
-    if row["p_value"] is None:
+    if _p(row) is None:
         return gain
-    if row["p_value"] >= 0.05:
-        return gain + " At the 5\u00a0% level that gain cannot be told from chance."
-    return gain + " At the 5\u00a0% level that gain is more than chance."
+    verdict = "is more than chance" if _is_sure(row) else "cannot be told from chance"
+    return f"{gain} At the 5\u00a0% level that gain {verdict}."
+
+
+def _p(row: Row) -> float | None:
+    """The p value that a verdict is made of: with errors clustered by fact, where there are facts enough for it."""
+    clustered: float | None = row.get("p_clustered")
+    return row["p_value"] if clustered is None else clustered
+
+
+def _is_sure(row: Row) -> bool:
+    p = _p(row)
+    return p is not None and p < 0.05
+
+
+def _clustered_text(row: Row) -> str:
+    if row.get("p_clustered") is None:
+        return ""
+    return f"; with errors clustered by fact {p_text(row['p_clustered'])}".replace(" = ", "\u00a0=\u00a0")
 
 
 def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
     rewrite = [row for row in means if row["score"] == "rewrite" and row["mean"] is not None]
     groups = group_names(rewrite)
-    if len(groups) != 1 or len(rewrite) < 2:
+    if len(groups) > 1:
+        return _best_layers([in_group(rewrite, group) for group in groups])
+    if len(rewrite) < 2:
         return None
     best, worst = (pick(rewrite, key=lambda row: row["mean"]) for pick in (max, min))
     said = (
         f"Of the {len(rewrite)} layers edited, rewriting works best at layer {best['layer']} "
         f"(mean score {number(best['mean'])}) and worst at layer {worst['layer']} ({number(worst['mean'])})"
     )
-    traced = [
-        row for row in curve if all(row[key] == best[key] for key in ("model", "protocol", "window_size"))
-    ]
+    traced = [row for row in curve if all(row[key] == best[key] for key in ("model", "protocol", "window_size"))]
     if len(group_names(traced)) == 1:
         peak = max(traced, key=lambda row: row["mean_effect"])
         said += (
@@ -77,32 +111,62 @@ def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
     return said + "."
 
 
+def _best_layers(groups: list[list[Row]]) -> str:
+    """Where rewriting works best, of many editing runs: the layers, how often, and the range of the best means."""
+    best = [max(members, key=lambda row: row["mean"]) for members in groups]
+    times = sorted(Counter(row["layer"] for row in best).items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"layer {layer} ({count}×)" for layer, count in times)
+    low, high = (pick(row["mean"] for row in best) for pick in (min, max))
+    return (
+        f"Of {len(groups)} combinations of problem and method edited, rewriting works best at {listed}; "
+        f"its mean score there is {number(low)} to {number(high)}."
+    )
+
+
+def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
+    """Where tracing finds most, where _best_layer does not say it."""
+    # Of several windows, that which the edits are compared with.
+    compared = {row["window_size"] for row in means} & {row["window_size"] for row in curve}
+    groups = group_names(
+        [row for row in curve if not compared or row["window_size"] in compared], always=("window_size",)
+    )
+    if not groups or (means and len(group_names([row for row in means if row["score"] == "rewrite"])) == 1):
+        return None
+    found = []
+    for group, name in groups.items():
+        peak = max(in_group(curve, group), key=lambda row: row["mean_effect"])
+        found.append(f"layer {peak['layer']} (mean effect {number(peak['mean_effect'])}, {name}, {peak['n']:,} facts)")
+    return f"Tracing finds most at {', '.join(found)}."
+
+
+def _mass(rows: list[Row]) -> str | None:
+    said = []
+    for group, name in group_names(rows).items():
+        last = max(in_group(rows, group), key=lambda row: row["landed"])
+        said.append(f"{last['landed']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
+    return f"Mean rewrite score of facts edited into one model: after {'; after '.join(said)}." if said else None
+
+
 def f_text(row: Row) -> str:
     if row["f_value"] is None:
         return "no F-test possible"
-    text = (
-        f"F({row['df_num']:.0f}, {row['df_den']:.0f}) = {number(row['f_value'], 2)}, {p_text(row['p_value'])}"
-    )
+    text = f"F({row['df_num']:.0f}, {row['df_den']:.0f}) = {number(row['f_value'], 2)}, {p_text(row['p_value'])}"
     return text.replace(", ", ",\u00a0", 1).replace(" = ", "\u00a0=\u00a0")
 
 
 def byline(runs: list[Row], names: list[Row]) -> str:
-    main = [run for run in runs if run["kind"] in ("trace", "edit")]
+    main = [run for run in runs if run["kind"] in ("trace", "edit", "mass")]
     protocols = sorted({run["protocol"] for run in main})
     days = sorted({run["created_at"].strftime("%Y-%m-%d") for run in main})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    words = [plural(len(names), "fact"), f"{' and '.join(protocols)} protocol", plural(len(main), "run")]
+    facts = [plural(len(names), "fact")] if names else []
+    words = [*facts, f"{' and '.join(protocols)} protocol", plural(len(main), "run")]
     return f"{' · '.join(words)}, {when}"
 
 
 def pick_note(shown: int, there: int) -> str:
-    text = (
-        "Colour is p_restored, the probability of the true target after restoring a window of layers at one "
-        "token. Hover over a cell, or move with the arrow keys, to read it. Add #fact= and a fact’s id to "
-        "this file’s address to open it there."
-    )
-    return (
-        text
-        if shown == there
-        else f"{text} The first {shown} of {there} facts by subject are embedded here; all are in the store."
-    )
+    """What is to be known before picking; shown: facts embedded, of those there are."""
+    text = "Add #fact= and a fact’s id to this file’s address to open it there."
+    if shown == there:
+        return text
+    return f"{text} The first {shown:,} of {there:,} facts by subject are embedded here; all are in the store."

@@ -39,7 +39,7 @@ def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **c
     Columns: problem, method, whatever else tells the rows apart, n, n_facts, n_left_out, r2_layer, r2_effect,
     r2_both, diff, each with its 95 % interval as X_low, X_high, p_value (edits independent), p_clustered (by fact).
     """
-    return _r2_columns(_fits(store, score, resamples, choice), intervals=resamples > 0)
+    return _r2_columns(fits_with_certainty(store, score, resamples=resamples, **choice), intervals=resamples > 0)
 
 
 def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table:
@@ -54,7 +54,7 @@ def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table
     if missing:
         raise StoreError(f"Table {number} ({one.title}): {missing}")
     if one.kind == "r2":
-        fits = one.rows.kept(_fits(store, one.scores[0], resamples, one.rows.choice()))
+        fits = one.rows.kept(fits_with_certainty(store, one.scores[0], resamples=resamples, **one.rows.choice()))
         return _r2_columns(fits, intervals=resamples > 0)
     fits = one.rows.kept(pa.concat_tables([regressions(store, score, **one.rows.choice()) for score in one.scores]))
     apart = ["problem", "method", *_differing(fits)]
@@ -75,8 +75,8 @@ def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table
     return pa.Table.from_pylist(rows, schema=pa.schema([*kinds, *texts, pa.field("value", pa.float64())]))
 
 
-def _fits(store: Store, score: str, resamples: int, choice: dict[str, Any]) -> pa.Table:
-    """The regressions with their intervals and clustered tests beside them."""
+def fits_with_certainty(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
+    """The regressions (see `regressions`) with the columns of `certainty` beside them: intervals, clustered tests."""
     fits, sure = regressions(store, score, **choice), certainty(store, score, resamples=resamples, **choice)
     assert fits.select(KEYS) == sure.select(KEYS), "one query's rows in two orders"
     for name in COLUMNS:

@@ -43,7 +43,7 @@ def plan_of(model: Any, facts: list[ft.Fact], method: str, **changed: Any) -> Ed
 def optimised(plan: EditPlan) -> list[Any]:
     """Every edit of the plan, unscored, within the default budget."""
     todo = [(fact, list(plan.layers)) for fact in plan.encoded]
-    return [edit for group in plan._groups(todo, 1 << 30) for edit in plan._optimise(group)]
+    return [edit for group in plan.groups(todo, 1 << 30) for edit in plan.optimise(group)]
 
 
 def rate(row: Row, edits: int) -> Row:
@@ -67,9 +67,7 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
             **row,
             "case": case,
             "impl": "fasttrace, a call an edit",
-            **rate(
-                seconds(lambda: [plan._optimise([(fact, [layer])]) for fact, layer in few], 1, warm=False), len(few)
-            ),
+            **rate(seconds(lambda: [plan.optimise([(fact, [layer])]) for fact, layer in few], 1, warm=False), len(few)),
         }
         return
     off = []

@@ -204,6 +204,77 @@ def test_a_bad_command_is_one_sentence_and_exit_2(workplace, run, words, sentenc
     assert not (workplace / "x.duckdb").exists()
 
 
+ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # the first thing to fail where it is loaded
+
+
+@pytest.mark.parametrize("verb", ["edit", "mass", "tune"])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--store", "nowhere/x.duckdb"), "the folder nowhere of the store"),
+        (("--store", "text.txt"), "is not a DuckDB file"),
+        (("--memory", "lots"), "memory 'lots'"),
+        (("--method", "ft-1", "--set", "epsilon=0"), "epsilon is '0', a number above 0"),
+        (("--method", "memit", "--set", "steps=0"), "steps is '0', a whole number"),
+        (("--sigma", "-1"), "sigma '-1' is neither"),
+        (("--corpus", "missing.txt"), "'missing.txt' does not exist"),
+    ],
+)
+def test_what_is_wrong_with_an_edit_is_said_before_the_model_is_loaded(workplace, run, verb, words, sentence):
+    store = () if "--store" in words else ("--store", "x.duckdb")
+    assert sentence in run(verb, *ABSENT, *store, *words, code=2).stderr
+    assert not (workplace / "x.duckdb").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("edit", *ABSENT, "--export", "there", "--delta", "./there"), "--export and --delta are both"),
+        (("mass", *ABSENT, "--export", "there", "--delta", "./there"), "--export and --delta are both"),
+        (("mass", *ABSENT, "--store", "there", "--delta", "there"), "--store and --delta are both"),
+        (("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"), "epsilon is 0.0, a number above 0"),
+    ],
+)
+def test_places_and_values_are_looked_at_first(run, words, sentence):
+    assert sentence in run(*words, code=2).stderr
+
+
+def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace, run, monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device", "edited-full")
+
+    few = (*COMMON, "--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2", "--set", "steps=2")
+    both = ("--export", "full", "--store", "full.duckdb")
+    fact = ft.load_facts(workplace / "facts.jsonl")[0].fact_id
+    for words, table in (
+        (("edit", *few, "--fact-id", fact, "--layers", "2", "--essence", "0"), "edits"),
+        (("mass", *few, "--layer", "2"), "mass_edits"),
+    ):
+        with monkeypatch.context() as broken:
+            broken.setattr("fasttrace.editing.delta.tempfile.TemporaryDirectory", full)
+            assert "No space left" in run(*words, *both, code=2).stderr
+        assert not (workplace / "full").exists()
+        sql = f"SELECT * FROM {table} ORDER BY ALL"
+        kept = ft.Store(workplace / "full.duckdb").query(sql).to_pylist()
+        assert kept
+        run(*words, *both)
+        assert ft.Store(workplace / "full.duckdb").query(sql).to_pylist() == kept
+        (workplace / "full").rename(workplace / f"full-{table}")
+
+
+def test_mass_erasure_counts_what_it_leaves_out(workplace, run):
+    facts = [json.loads(line) for line in (workplace / "facts.jsonl").read_text().splitlines()]
+    facts.append({"prompt": "{} is the capital of", "subject": "Rome", "target_true": "Fr"})
+    (workplace / "erase.jsonl").write_text("\n".join(json.dumps(fact) for fact in facts))
+    words = (
+        "mass", "--model", "model", "--facts", "erase.jsonl", "--corpus", "text.txt", "--corpus-tokens", "1500",
+        "--contexts", "2", "--layer", "2", "--problem", "fact-erasure", "--set", "steps=2", "--store", "erase.duckdb",
+    )  # fmt: skip
+    assert "4 of 5 facts left out, one for: p(o_true) = " in run(*words).stderr
+    sql = "SELECT count(reason) AS left_out, count(position) AS landed FROM mass_edits"
+    assert ft.Store(workplace / "erase.duckdb").query(sql).to_pylist() == [{"left_out": 4, "landed": 1}]
+
+
 def test_every_verb_has_help(run):
     verbs = ("facts", "trace", "stats", "edit", "mass", "tune", "export", "sql", "tables", "report", "env", "demo")
     shown = run("--help").stdout

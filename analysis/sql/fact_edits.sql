@@ -1,8 +1,10 @@
 -- fact_edits: the edits of the facts asked for.
 -- Grain: one row an edit (run, fact, problem, method, layer). Parameter 1: list of fact_ids.
--- Inputs: edits, runs. Units: scores, 1 = wholly successful; p_* are probabilities. Layers count from 0.
+-- Inputs: edits, runs. Units: scores, 1 = wholly successful; p_* are probabilities; target = the text edited in or
+-- out, reason = why a fact was not edited. Layers count from 0.
 SELECT
     edit.fact_id,
+    edit.run_id AS edit_run_id,
     run.model,
     edit.protocol,
     edit.problem,
@@ -18,7 +20,9 @@ SELECT
     edit.p_after,
     edit.p_true_before,
     edit.p_true_after,
-    edit.success
+    edit.success,
+    edit.target,
+    edit.reason
 FROM edits AS edit
 JOIN runs AS run ON run.run_id = edit.run_id
 WHERE edit.fact_id IN (SELECT unnest(?))

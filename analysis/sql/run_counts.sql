@@ -1,5 +1,5 @@
 -- run_counts: how much each run did.
--- Grain: one row a run. Inputs: runs, known, traces, trace_cells, edits.
+-- Grain: one row a run. Inputs: runs, known, traces, trace_cells, edits, mass_edits.
 -- Units: counts; facts = facts the run looked at, kept = those that were known, traced or edited, NULL for other
 -- kinds of run; cells = cells of tracing grids, edits = edits scored; layers = edited layers, from 0.
 SELECT
@@ -11,11 +11,13 @@ SELECT
         WHEN 'facts' THEN (SELECT count(*) FROM known WHERE known.run_id = run.run_id)
         WHEN 'trace' THEN (SELECT count(*) FROM traces WHERE traces.run_id = run.run_id)
         WHEN 'edit' THEN (SELECT count(DISTINCT edits.fact_id) FROM edits WHERE edits.run_id = run.run_id)
+        WHEN 'mass' THEN (SELECT count(DISTINCT mass.fact_id) FROM mass_edits AS mass WHERE mass.run_id = run.run_id)
     END AS facts,
     CASE run.kind
         WHEN 'facts' THEN (SELECT count(*) FILTER (WHERE known.known) FROM known WHERE known.run_id = run.run_id)
         WHEN 'trace' THEN (SELECT count(*) FILTER (WHERE traces.kept) FROM traces WHERE traces.run_id = run.run_id)
         WHEN 'edit' THEN (SELECT count(DISTINCT edits.fact_id) FROM edits WHERE edits.run_id = run.run_id)
+        WHEN 'mass' THEN (SELECT count(DISTINCT mass.fact_id) FROM mass_edits AS mass WHERE mass.run_id = run.run_id)
     END AS kept,
     (SELECT count(*) FROM trace_cells WHERE trace_cells.run_id = run.run_id) AS cells,
     (SELECT count(*) FROM edits WHERE edits.run_id = run.run_id) AS edits,

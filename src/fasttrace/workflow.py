@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from fasttrace.editing.edit import EditPlan
-from fasttrace.editing.mass import MassPlan, MassResult
+from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.store import Store
@@ -77,11 +79,20 @@ def edit_into(store: Store, plan: EditPlan, memory: str, progress: Progress) -> 
     return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
 
 
-def mass_into(store: Store, plan: MassPlan, memory: str, progress: Progress) -> MassResult:
-    """Compute a mass edit and commit it whole: one model carries it, so there is nothing to go on from in between."""
-    store.add_facts([encoded.fact for encoded in plan.facts])
+def mass_into(store: Store, plan: MassPlan, memory: str, progress: Progress) -> pa.Table:
+    """The scores of a mass edit (MASS_SCORES), computed where the store lacks them and committed whole.
+
+    One model carries the edits, so there is nothing to go on from in between.
+    """
+    store.add_facts([encoded.fact for encoded in plan.plan.encoded])
     if plan.plan.moments is not None:
         store.add(plan.plan.moments)
+    names = ", ".join(MASS_SCORES.names)
+    sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY landed, position"
+    kept = store.query(sql, [plan.run["run_id"]])
+    if set(kept["fact_id"].to_pylist()) == {encoded.fact.fact_id for encoded in plan.plan.encoded}:
+        progress(len(plan.facts))
+        return kept
     result = plan.compute(memory=memory, progress=progress)
     store.add(result)
-    return result
+    return result.scores

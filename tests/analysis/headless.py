@@ -28,6 +28,10 @@ FLAGS = (
 )
 
 
+KEY_CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36}
+KEY_CODES |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+
 def chromium() -> str | None:
     """The path of a Chromium on this machine, if any."""
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
@@ -111,9 +115,14 @@ class Browser:
     def turn_to(self, fragment: str) -> None:
         """Change the address after its "#" and wait until the page was told."""
         heard = "new Promise(done => addEventListener('hashchange', () => done(true), {once: true}))"
-        self.run(
-            f"(() => {{ const heard = {heard}; location.hash = {json.dumps(fragment)}; return heard; }})()"
-        )
+        self.run(f"(() => {{ const heard = {heard}; location.hash = {json.dumps(fragment)}; return heard; }})()")
+
+    def until(self, condition: str, seconds: float = 15.0) -> None:
+        """Wait until a JavaScript expression is true in the page."""
+        deadline = time.monotonic() + seconds
+        while not self.run(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"still not true in the page: {condition}"
+            time.sleep(0.02)
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -122,8 +131,28 @@ class Browser:
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
+        code = KEY_CODES.get(key, 0)
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def write(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.send("Input.insertText", text=text)
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse to a place of the window."""
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def touch(self, x: float, y: float) -> None:
+        """Tap a place of the window."""
+        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def downloads_to(self, folder: Path) -> None:
+        """Let the page save files, to this folder."""
+        session, self._session = self._session, None  # a command to the browser, not to the page
+        self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self._session = session
 
     def screenshot(self, path: Path, whole: bool = False) -> Path:
         data = self.send(
@@ -145,11 +174,7 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """Errors and exceptions the page reported."""
-        found = [
-            event["params"]["entry"]["text"]
-            for event in self.events
-            if event.get("method") == "Log.entryAdded"
-        ]
+        found = [event["params"]["entry"]["text"] for event in self.events if event.get("method") == "Log.entryAdded"]
         return found + [
             str(event["params"]) for event in self.events if event.get("method") == "Runtime.exceptionThrown"
         ]

@@ -8,6 +8,7 @@ import pyarrow as pa
 from made_results import CELLS, FACTS, PROMPTS, SAMPLES, SCORES, Made, made_run
 
 from fasttrace.facts.record import Fact
+from fasttrace.store.connect import schema_columns
 
 N_LAYERS = 30
 EDITED = (0, 4, 8, 12, 16, 20, 24, 29)
@@ -200,6 +201,43 @@ def edit_result(
         scores=_table(scores, SCORES),
         prompts=_table(prompts, PROMPTS),
     )
+
+
+def mass_result(facts: list[Fact], counts: tuple[int, ...] = (4, 8, 12), **run: Any) -> Made:
+    """Facts landing in one model, whose scores sink as more of them land."""
+    rows = []
+    for landed in counts:
+        for place, fact in enumerate(facts[:landed]):
+            rewrite = float(np.clip(1 - 0.03 * landed + np.random.default_rng([landed, place]).normal(0, 0.05), 0, 1))
+            rows.append(
+                {
+                    "landed": landed,
+                    "fact_id": fact.fact_id,
+                    "position": place + 1,
+                    "problem": "error-injection",
+                    "method": "memit",
+                    "layer": 6,
+                    "window_size": 5,
+                    "rewrite": rewrite,
+                    "paraphrase": 0.7 * rewrite,
+                    "neighborhood": 0.9,
+                    "overall": (1.7 * rewrite + 0.9) / 3,
+                    "p_before": 0.01,
+                    "p_after": rewrite,
+                    "success": rewrite > 0.5,
+                }
+            )
+    settings = {
+        "problem": "error-injection",
+        "method": "memit",
+        "layer": 6,
+        "at_once": 4,
+        "score_every": 1,
+        "steps": 25,
+    }
+    columns = schema_columns()["mass_edits"]
+    table = pa.table({name: [row.get(name) for row in rows] for name in columns if name not in ("run_id", "protocol")})
+    return Made(_run(run.pop("run_id", "mass-1"), "mass", settings, **run), scores=table)
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:

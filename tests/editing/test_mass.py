@@ -125,7 +125,7 @@ def test_facts_that_share_a_key_need_a_weight(model, moments):
     assert len(ft.mass_edit(model, twins, **options).scores) == 2
 
 
-def test_the_store_keeps_every_landing(model, moments, tmp_path):
+def test_the_store_keeps_every_landing_and_is_not_asked_twice(model, moments, tmp_path, monkeypatch):
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.workflow import mass_into
 
@@ -133,8 +133,38 @@ def test_the_store_keeps_every_landing(model, moments, tmp_path):
     plan = prepare_mass_edit(
         model, FACTS, method="rome", layer=1, moments=moments, contexts=CONTEXTS, score_every=1, clamp=4.0, **VALUE
     )
-    for _ in range(2):  # the second time nothing is added
-        mass_into(store, plan, "1GB", lambda n: None)
+    first = mass_into(store, plan, "1GB", lambda n: None)
+    monkeypatch.setattr(type(plan), "compute", lambda *_, **__: pytest.fail("computed again"))
+    landed = []
+    assert mass_into(store, plan, "1GB", landed.append).to_pylist() == first.to_pylist()
+    assert landed == [2]
     rows = store.query("SELECT landed, position FROM mass_edits ORDER BY ALL").to_pylist()
     assert rows == [{"landed": 1, "position": 1}, {"landed": 2, "position": 1}, {"landed": 2, "position": 2}]
     assert store.query("SELECT kind FROM runs WHERE kind = 'mass'").num_rows == 1
+
+
+def test_a_fact_left_out_has_a_row_that_says_why(model, moments, tmp_path):
+    from fasttrace.editing import prepare_mass_edit
+    from fasttrace.workflow import mass_into
+
+    likely = ft.Fact("{} is the capital of", "Rome", "Fr")
+    store = ft.Store(tmp_path / "study.duckdb")
+    plan = prepare_mass_edit(
+        model,
+        [FACTS[0], likely, FACTS[1]],
+        problem="fact-erasure",
+        layer=2,
+        moments=moments,
+        contexts=CONTEXTS,
+        **MEMIT,
+    )
+    for _ in range(2):
+        rows = mass_into(store, plan, "1GB", lambda n: None).to_pylist()
+        assert [(row["landed"], row["position"], row["fact_id"]) for row in rows if row["reason"] is None] == [
+            (1, 1, likely.fact_id)
+        ]
+        left = {row["fact_id"]: row for row in rows if row["reason"] is not None}
+        assert set(left) == {fact.fact_id for fact in FACTS}
+        for row in left.values():
+            assert "is below 0.02, too little to erase" in row["reason"]
+            assert (row["landed"], row["position"], row["rewrite"]) == (1, None, None)

@@ -15,7 +15,10 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
+from fasttrace.editing.hyperparameters import MemitSettings
+from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.problems import PROBLEMS
+from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key, noised_embed
@@ -195,6 +198,18 @@ def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokeni
             assert float((edit.updates[at].matrix() - change).norm()) < of_change * float(change.norm()), at
         p = p_with(wide, fact, wanted, None, plain_target(wide, fact, kind))
         assert row["p_after"] == pytest.approx(p, rel=0, abs=of_p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_memit_wants_v0_and_the_whole_of_a_small_delta(dtype, small_tokenizer, corpus, tmp_path):
+    model = small_model("llama", small_tokenizer, dtype)
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    facts = [contexts_of(model, encode_fact(small_tokenizer, fact), (5,), CONTEXTS) for fact in FACTS]
+    batch = ValueBatch(model, facts, [2], at="block", starts=[2])
+    delta = 1e-4 * torch.randn(2, model.width, generator=torch.Generator().manual_seed(0))
+    edits = spread_memit(batch, [0, 1], 2, (2,), MemitSettings(), moments, delta, torch.zeros(2))
+    for edit, wanted in zip(edits, delta, strict=True):
+        torch.testing.assert_close(edit.updates[2].value[0], wanted, rtol=1e-6, atol=0)
 
 
 def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):

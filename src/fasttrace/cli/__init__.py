@@ -47,5 +47,9 @@ def main() -> None:
 
 
 def _interrupted() -> None:
-    click.echo("fasttrace: stopped; what was finished is in the store, the same command goes on from there", err=True)
+    click.echo(
+        "fasttrace: stopped; what was finished is in the store (a mass edit whole, or not at all), and the same "
+        "command goes on from there",
+        err=True,
+    )
     sys.exit(130)

@@ -1,13 +1,15 @@
 """Verbs that edit: edit, mass, tune, export."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 import pyarrow as pa
 
 import fasttrace as ft
-from fasttrace.editing.hyperparameters import METHODS, setting_names
+from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.hyperparameters import METHODS, TUNED, checked_overrides, setting_names
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import UserError
 from fasttrace.tracing.corrupt import NOISES
@@ -52,6 +54,52 @@ def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ..
     return values
 
 
+def _check_early(
+    store: str | None,
+    memory: str,
+    settings: dict[str, Any],
+    overrides: dict[str, Any],
+    export: str | None = None,
+    delta: str | None = None,
+) -> None:
+    """Raises UserError for what can be known to be wrong before a model is loaded: places and settings."""
+    from fasttrace.editing.delta import check_delta_file, check_export_folder
+    from fasttrace.tracing.corrupt import check_sigma
+    from fasttrace.tracing.sweep import parse_bytes
+
+    checked_overrides(settings["method"], overrides)
+    check_sigma(settings["sigma"])
+    parse_bytes(memory)
+    named = {"--store": store, "--export": export, "--delta": delta}
+    places: dict[Path, str] = {}
+    for option, place in named.items():
+        if place is not None and (other := places.setdefault(Path(place).resolve(), option)) != option:
+            raise UserError(f"{other} and {option} are both '{place}', a place each was wanted")
+    if export is not None:
+        check_export_folder(export)
+    if delta is not None:
+        check_delta_file(delta)
+    if store is not None:
+        ft.Store(store).check()
+
+
+def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, delta: str | None) -> None:
+    """An EditResult or MassResult to the store first: it takes all or nothing, and the same command goes on from it
+    where a file could not be written."""
+    if store is not None:
+        target = ft.Store(store)
+        target.add_facts([encoded.fact for encoded in plan.encoded])
+        if plan.moments is not None:
+            target.add(plan.moments)
+        target.add(result)
+    if export is not None:
+        result.export(export)
+        click.echo(f"the edited model is in {export}", err=True)
+    if delta is not None:
+        result.save_delta(delta)
+        click.echo(f"the change alone is in {delta}", err=True)
+
+
 def _to_edit(
     decoder: Any, model: str, loaded: list[ft.Fact], store: str | None, protocol: str, known: bool
 ) -> list[ft.Fact]:
@@ -91,20 +139,16 @@ def edit(
 ) -> None:  # fmt: skip
     """Edit facts at layers, each edit alone, and score it."""
     from fasttrace.editing import prepare_edit
-    from fasttrace.editing.delta import check_delta_file, check_export_folder
     from fasttrace.workflow import edit_into
 
     if store is None and export is None and delta is None:
         raise UserError("nowhere to put the edits was named, --store FILE, --export FOLDER or --delta FILE was wanted")
+    _check_early(store, memory, settings, overrides, export, delta)
     loaded = ft.load_facts(facts, relation=relation, limit=limit if fact_id is None else None)
     if fact_id is not None:
         loaded = [fact for fact in loaded if fact.fact_id == fact_id]
         if not loaded:
             raise UserError(f"no fact has the fact_id '{fact_id}'")
-    if export is not None:
-        check_export_folder(export)
-    if delta is not None:
-        check_delta_file(delta)
     decoder = load(model, dtype, device)
     loaded = _to_edit(decoder, model, loaded, store, protocol, known)
     chosen = decoder.edit_layers() if layers is None else layers
@@ -119,20 +163,9 @@ def edit(
         )  # fmt: skip
     if written:
         [result] = plan.batches(memory=memory)
-        if result.edits and export is not None:
-            result.export(export)
-            click.echo(f"the edited model is in {export}", err=True)
-        if result.edits and delta is not None:
-            result.save_delta(delta)
-            click.echo(f"the edit alone is in {delta}", err=True)
         if not result.edits:
             raise UserError(f"no edit was made: {result.scores['reason'][0].as_py()}")
-        if store is not None:
-            target = ft.Store(store)
-            target.add_facts(loaded)
-            if plan.moments is not None:
-                target.add(plan.moments)
-            target.add(result)
+        _write(result, plan, store, export, delta)
         rows = result.scores
     elif store is not None:
         with bar("Editing", len(loaded) * len(plan.layers)) as done:
@@ -162,36 +195,39 @@ def mass(
     store: str | None, as_json: bool, protocol: str, corpus: str | None, overrides: dict[str, Any],
     memory: str, known: bool, export: str | None, delta: str | None, **settings: Any,
 ) -> None:  # fmt: skip
-    """Edit many facts into one model, and score them all as they land."""
+    """Edit many facts into one model, and score them all as they land.
+
+    One model carries them, so it is computed whole; once finished it is read from the store, except for --export and
+    --delta.
+    """
     from fasttrace.editing import prepare_mass_edit
-    from fasttrace.editing.delta import check_delta_file, check_export_folder
     from fasttrace.workflow import mass_into
 
     if store is None and export is None and delta is None:
         raise UserError("nowhere to put the edits was named, --store FILE, --export FOLDER or --delta FILE was wanted")
+    _check_early(store, memory, settings, overrides, export, delta)
     loaded = ft.load_facts(facts, relation=relation, limit=limit)
-    if export is not None:
-        check_export_folder(export)
-    if delta is not None:
-        check_delta_file(delta)
     decoder = load(model, dtype, device)
     loaded = _to_edit(decoder, model, loaded, store, protocol, known)
     with stages() as progress:
         plan = prepare_mass_edit(
             decoder, loaded, protocol=protocol, corpus=corpus, progress=progress, **settings, **overrides
         )
+    left_out = plan.plan.left_out
+    if left_out:
+        click.echo(
+            f"{len(left_out)} of {len(loaded)} facts left out, one for: {next(iter(left_out.values()))}", err=True
+        )
     with bar("Editing", len(plan.facts)) as done:
-        if store is None:
-            result = plan.compute(memory=memory, progress=done)
+        if store is not None and export is None and delta is None:
+            scores = mass_into(ft.Store(store), plan, memory, done)
         else:
-            result = mass_into(ft.Store(store), plan, memory, done)
-    if export is not None:
-        result.export(export)
-        click.echo(f"the edited model is in {export}", err=True)
-    if delta is not None:
-        result.save_delta(delta)
-        click.echo(f"the change alone is in {delta}", err=True)
-    emit(_means_by_landed(result.scores), as_json)
+            # What carries the edits is in no store, so it is made again.
+            result = plan.compute(memory=memory, progress=done)
+            scores = result.scores
+    if export is not None or delta is not None:
+        _write(result, plan.plan, store, export, delta)
+    emit(_means_by_landed(scores), as_json)
 
 
 def _means_by_landed(scores: pa.Table) -> pa.Table:
@@ -221,6 +257,10 @@ def tune(
     from fasttrace.editing.tune import candidates, choose, mean_scores
     from fasttrace.workflow import edit_into
 
+    _check_early(store, memory, settings, overrides)
+    name = settings["setting"] or TUNED[settings["method"]][0]
+    for value in settings["values"] or ():
+        checked_overrides(settings["method"], {name: value})
     loaded = ft.load_facts(facts, relation=relation, limit=limit)
     decoder = load(model, dtype, device)
     loaded = _to_edit(decoder, model, loaded, store, protocol, known)

@@ -123,7 +123,9 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         ),
         "score": click.option("--score", default="rewrite", show_default=True, help="Which edit score."),
         "corpus": click.option(
-            "--corpus", type=click.Path(), help="Text file or folder of .txt; default: text the model samples."
+            "--corpus",
+            type=click.Path(exists=True),
+            help="Text file or folder of .txt; default: text the model samples.",
         ),
         "tokens": click.option(
             "--corpus-tokens", type=click.IntRange(1), default=100_000, show_default=True, help="Tokens to read."

@@ -165,14 +165,18 @@ class EditPlan:
                         strict=True,
                     )
                 )
-        for facts in self._groups(todo, budget):
+        for facts in self.groups(todo, budget):
             begun = time.perf_counter()
             with self.model.products():
-                edits = self._optimise(facts)
+                edits = self.optimise(facts)
                 result = self._score([f for f, _ in facts], edits, texts)
             yield replace(result, run={**self.run, "seconds": time.perf_counter() - begun})
             if progress is not None:
                 progress(len(edits))
+
+    def with_model(self, model: Decoder) -> "EditPlan":
+        """The same edits of another view of the model, such as one with earlier edits in it."""
+        return replace(self, model=model)
 
     def target_ids(self, fact: EncodedFact) -> tuple[int, ...]:
         """(K,) ids of what the edit works on."""
@@ -188,7 +192,7 @@ class EditPlan:
         """The layers changed by an edit sent to `layer`."""
         return window_of(self.method, layer, self.window_size, self.model.n_layers)
 
-    def _groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
+    def groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
         """Facts whose problems fit into memory together; one fact's layers are split where they do not."""
         group: list[Todo] = []
         used = 0
@@ -228,7 +232,8 @@ class EditPlan:
         tokens = 2 * prompts * len(fact.ids) + self.essence * TOKENS
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 
-    def _optimise(self, facts: list[Todo]) -> list[Edit]:
+    def optimise(self, facts: list[Todo]) -> list[Edit]:
+        """The edits of facts that go together, unscored: by fact and layer in the order they were solved in."""
         targets = [self.target_ids(f) for f, _ in facts]
         # An edit's rows enter where its first change (of a weight, or of δ) is made.
         problems = [(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
@@ -392,6 +397,9 @@ def prepare_edit(
     needed = sorted({at for layer in wanted for at in window_of(method, layer, window_size, model.n_layers)})
     if moments is not None and not tuned:
         moments.check(model, needed)
+    corruption = None
+    if chosen.needs_noise:
+        corruption = Corruption(noise_sigma(model, encoded, sigma), noise, seed, noise_sample)
     if isinstance(contexts, int):
         templates = [] if tuned else sample_contexts(
             model, seed=seed, short=contexts // 2, long=contexts - contexts // 2
@@ -407,10 +415,7 @@ def prepare_edit(
         statistics = second_moments(
             model, corpus, tokens=corpus_tokens, layers=needed, seed=seed, ridge=ridge, progress=progress
         )
-    corruption = None
     noise_targets: dict[str, tuple[int, ...]] = {}
-    if chosen.needs_noise:
-        corruption = Corruption(noise_sigma(model, encoded, sigma), noise, seed, noise_sample)
     if chosen.target == "noise":
         assert corruption is not None
         with model.products():
@@ -475,7 +480,9 @@ def edit(
 
     memory: bytes for the edits in flight. progress(n): n more edits done.
 
-    Returns an EditResult. Raises UserError for a bad setting, FactError for a fact without the problem's target.
+    Returns an EditResult, which keeps every edit: of fine-tuning 4·d·m bytes a layer changed. For many, take
+    `prepare_edit(…).batches()` and keep of each what is wanted. Raises UserError for a bad setting, FactError for a
+    fact without the problem's target.
     Source: paper, sections 3.3, 3.4 and 5; ALGORITHMS, sections 3, 4 and 6.
     """
     plan = prepare_edit(model, facts, **settings)

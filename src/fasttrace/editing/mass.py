@@ -19,7 +19,7 @@ import torch
 from fasttrace.editing.delta import Update, edited_view, export_model, save_delta, summed
 from fasttrace.editing.edit import DEFAULT_MEMORY, EditPlan, prepare_edit
 from fasttrace.editing.essence import essence_texts
-from fasttrace.editing.hyperparameters import MemitSettings
+from fasttrace.editing.hyperparameters import MemitSettings, check_method
 from fasttrace.editing.memit import mass_memit
 from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row
 from fasttrace.editing.value import ValueBatch, contexts_of
@@ -45,6 +45,7 @@ MASS_SCORES = pa.schema(
         *((name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after", "magnitude")),
         ("success", pa.bool_()),
         *((name, pa.float64()) for name in ("ppl_before", "ppl_after", "condition")),
+        ("reason", pa.string()),
     ]
 )
 
@@ -52,7 +53,7 @@ MASS_SCORES = pa.schema(
 @dataclass(frozen=True, eq=False)
 class MassResult:
     """run: the `runs` row. facts: in the order they landed. scores: MASS_SCORES, a row a fact that has landed and time
-    of scoring. updates: layer → the change that carries them all."""
+    of scoring, and one with the reason for each left out. updates: layer → the change that carries them all."""
 
     run: dict[str, Any]
     facts: list[Fact]
@@ -106,6 +107,7 @@ class MassPlan:
                     rows += self._rows(landed, prompts, before, after, condition)
                 if progress is not None:
                     progress(len(group))
+        rows += self._left_out()
         return MassResult(
             {**self.run, "seconds": time.perf_counter() - begun},
             [f.fact for f in facts],
@@ -118,23 +120,23 @@ class MassPlan:
         self, view: Decoder, group: list[EncodedFact], memory: int
     ) -> tuple[list[dict[int, Update]], float | None]:
         """The updates that edit a group into the model as it now is, and the condition of what was solved."""
-        plan = EditPlan(**{**vars(self.plan), "model": view})
+        plan = self.plan.with_model(view)
         [layer] = plan.layers
         if not isinstance(plan.settings, MemitSettings):
-            edits = [edit for fact in group for edit in plan._optimise([(fact, [layer])])]
+            edits = [edit for fact in group for edit in plan.optimise([(fact, [layer])])]
             return [dict(edit.updates) for edit in edits], edits[0].condition
         assert plan.moments is not None
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
         ready = {f.fact.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
         wanted = []
-        for part in plan._groups([(f, [layer]) for f in group], memory):
+        for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
                 view, [ready[f.fact.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
             )
             problems = [(n, window[-1]) for n in range(len(part))]
             delta, _ = batch.optimise(problems, plan.settings, minimise=plan.problem.minimise)
-            wanted.append(batch.clean.v0[window[-1]] + delta.to(batch.clean.v0[window[-1]]))
+            wanted.append(batch.clean.v0[window[-1]].double() + delta.double())
         updates, conditions = mass_memit(
             view, list(ready.values()), corruption, window, plan.settings, plan.moments, torch.cat(wanted)
         )
@@ -159,17 +161,22 @@ class MassPlan:
         plan = self.plan
         for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
             scores = score_row(prompts[position], before[position], logp, plan.problem, plan.protocol)
-            yield {
-                "landed": landed,
-                "fact_id": fact.fact.fact_id,
-                "position": position + 1,
-                "problem": plan.problem.name,
-                "method": plan.method,
-                "layer": plan.layers[0],
-                "window_size": plan.window_size,
-                "condition": condition,
-                **scores,
-            }
+            yield {**self._name(landed, fact), "position": position + 1, "condition": condition, **scores}
+
+    def _left_out(self) -> list[dict[str, Any]]:
+        why = self.plan.left_out
+        left = [fact for fact in self.plan.encoded if fact.fact.fact_id in why]
+        return [{**self._name(len(self.facts), fact), "reason": why[fact.fact.fact_id]} for fact in left]
+
+    def _name(self, landed: int, fact: EncodedFact) -> dict[str, Any]:
+        return {
+            "landed": landed,
+            "fact_id": fact.fact.fact_id,
+            "problem": self.plan.problem.name,
+            "method": self.plan.method,
+            "layer": self.plan.layers[0],
+            "window_size": self.plan.window_size,
+        }
 
 
 def _log_probabilities(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[np.ndarray]:
@@ -202,20 +209,20 @@ def prepare_mass_edit(
     **settings: Any,
 ) -> MassPlan:
     """Check every setting of a mass edit and fetch what it needs. Arguments and errors: see `mass_edit`."""
+    if at_once is not None and at_once < 1:
+        raise UserError(f"at_once {at_once} is not a whole number from 1")
+    if check_method(method) != "memit" and at_once not in (None, 1):
+        raise UserError(f"at_once is {at_once}, but {method} edits one fact at a time; 1 or method='memit' was wanted")
+    if score_every is not None and score_every < 1:
+        raise UserError(f"score_every {score_every} is not a whole number from 1")
     chosen = model.default_layer() if layer is None else layer
     plan = prepare_edit(model, facts, method=method, layers=[chosen], essence=essence, **settings)
     count = len(plan.encoded) - len(plan.left_out)
     if count == 0:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
     together = (count if method == "memit" else 1) if at_once is None else at_once
-    if together < 1:
-        raise UserError(f"at_once {together} is not a whole number from 1")
-    if method != "memit" and together != 1:
-        raise UserError(f"at_once is {together}, but {method} edits one fact at a time; 1 or method='memit' was wanted")
     groups = -(-count // together)
     every = -(-groups // SCORED_TIMES) if score_every is None else score_every
-    if every < 1:
-        raise UserError(f"score_every {every} is not a whole number from 1")
     described = {
         **json.loads(plan.run["settings"]),
         "layer": chosen,

@@ -44,7 +44,7 @@ def spread_memit(
     model = batch.model
     context = _ContextRows(batch, facts)
     h = batch.clean.start[window[0]][context.kept_rows]
-    target = batch.clean.v0[window[-1]][list(facts)] + delta.to(batch.clean.v0[window[-1]])
+    target = batch.clean.v0[window[-1]][list(facts)].double() + delta.double()
     every = torch.arange(len(facts), device=h.device)
     updates: list[dict[int, Update]] = [{} for _ in facts]
     for at in window:
@@ -53,7 +53,7 @@ def spread_memit(
         value = block.mlp_value(key)
         keys = context.mean(key[context.last]).double()
         reached = context.first_only(at + 1, middle + block.mlp_add(value), window[-1])
-        residual = (target - reached).double() / (window[-1] - at + 1)
+        residual = (target - reached.double()) / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
         scaled = u / (settings.covariance_weight + (u * keys).sum(1, keepdim=True))
         for i in range(len(facts)):
@@ -135,7 +135,7 @@ def mass_memit(
     moments: Moments,
     target: Tensor,
 ) -> tuple[dict[int, Dense], dict[int, float]]:
-    """Every fact's z (F, d) → one update a layer that carries all of them, and the condition of each solve.
+    """Every fact's z (F, d) float64 → one update a layer that carries all of them, and the condition of each solve.
 
     ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64. Raises UserError where λI + KᵀU is singular.
     """
@@ -143,7 +143,7 @@ def mass_memit(
     conditions: dict[int, float] = {}
     for at in window:
         keys, reached = _keys_and_values(edited_view(model, updates), facts, corruption, at, window[-1])
-        residual = (target - reached).double() / (window[-1] - at + 1)
+        residual = (target - reached.double()) / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
         inner = keys.double() @ u.T
         inner = 0.5 * (inner + inner.T)

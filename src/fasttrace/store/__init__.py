@@ -12,7 +12,7 @@ import pyarrow as pa
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import parquet
-from fasttrace.store.connect import SCHEMA_VERSION, create, opened, statement
+from fasttrace.store.connect import SCHEMA_VERSION, check_folder, create, opened, statement
 from fasttrace.store.write import batch_of, facts_table, write, write_facts
 
 __all__ = ["SCHEMA_VERSION", "Store", "rows_of"]
@@ -40,6 +40,14 @@ class Store:
     def create(self) -> None:
         """Make the file if it is not there and open it for writing once: a bad path shows early."""
         create(self.path)
+        with self._opened(read_only=False):
+            pass
+
+    def check(self) -> None:
+        """Raise StoreError where the first write would; a file that is not there is not made."""
+        if not self.path.exists():
+            check_folder(self.path)
+            return
         with self._opened(read_only=False):
             pass
 

@@ -63,7 +63,7 @@ def create(path: Path) -> None:
     """
     if path.exists():
         return
-    _check_folder(path)
+    check_folder(path)
     # Made beside its place and linked into it, so that a killed process never leaves half a store.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
@@ -142,7 +142,8 @@ def _is_lock(error: duckdb.Error) -> bool:
     return isinstance(error, duckdb.IOException) and ("Could not set lock" in text or "used by another process" in text)
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """Raises StoreError where no store can be made at `path`."""
     if not path.parent.is_dir():
         raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist: make it first")
     if not os.access(path.parent, os.W_OK):

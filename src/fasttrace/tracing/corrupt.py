@@ -38,13 +38,20 @@ def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str
             spread = float(model.embed_ids(torch.tensor(ids, device=model.device)).double().std())
         # σ names the run, so it must not hang on the last bits of a sum over threads.
         return float(f"{3.0 * spread:.6g}")
+    check_sigma(sigma)
+    return float(sigma)
+
+
+def check_sigma(sigma: float | str | None) -> None:
+    """Raises UserError where sigma is neither None, "3sd" nor a positive finite number."""
+    if sigma is None or sigma == "3sd":
+        return
     try:
         value = float(sigma)
     except (TypeError, ValueError):
         value = float("nan")
     if not np.isfinite(value) or value <= 0:
         raise UserError(f"sigma {sigma!r} is neither a positive number nor '3sd'")
-    return value
 
 
 def embed_base(

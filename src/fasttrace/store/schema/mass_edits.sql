@@ -1,13 +1,15 @@
 -- mass_edits: how every fact stands after so many have been edited into one model.
--- Grain: one row a (run, number of facts landed, fact that has landed). Inputs: the `scores` of ft.mass_edit.
+-- Grain: one row a (run, number of facts landed, fact that has landed), and one a fact that was left out, at the last
+-- number. Inputs: the `scores` of ft.mass_edit.
 -- Units: landed = facts edited in when this was scored; position = which of them this fact was, from 1; scores, p_*,
--- magnitude, success and ppl_* as in edits, "before" being the model without any edit; condition = of the last solve.
+-- magnitude, success and ppl_* as in edits, "before" being the model without any edit; condition = of the last solve;
+-- reason = why a fact was left out, its position and scores then NULL.
 CREATE TABLE IF NOT EXISTS mass_edits (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
     landed        INTEGER NOT NULL CHECK (landed >= 1),
     fact_id       VARCHAR NOT NULL,
-    position      INTEGER NOT NULL CHECK (position BETWEEN 1 AND landed),
+    position      INTEGER CHECK (position BETWEEN 1 AND landed),
     problem       VARCHAR NOT NULL,
     method        VARCHAR NOT NULL,
     layer         INTEGER NOT NULL CHECK (layer >= 0),
@@ -26,5 +28,7 @@ CREATE TABLE IF NOT EXISTS mass_edits (
     ppl_before    DOUBLE  CHECK (ppl_before >= 1),
     ppl_after     DOUBLE  CHECK (ppl_after >= 1),
     condition     DOUBLE  CHECK (condition >= 1),
-    PRIMARY KEY (run_id, landed, fact_id)
+    reason        VARCHAR,
+    PRIMARY KEY (run_id, landed, fact_id),
+    CHECK ((position IS NULL) = (reason IS NOT NULL))
 );

@@ -1,0 +1,185 @@
+"""Figures for the page, as positions: panels of marks, each mark with its exact numbers in words.
+
+draw.py makes figures for files, by matplotlib. A page needs other ones: a small panel a problem, so that they flow
+into as many columns as the window has, at a size that is read on a phone; and marks that a pointer, a finger, the
+keyboard and a screen reader can reach. templates/chart.svg.j2 writes a Panel as SVG; nothing here knows about HTML.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .naming import number
+
+WIDTH = 320  # of every panel, in units of its view box: about a CSS pixel on a phone
+LEFT, RIGHT, TOP, BELOW = 38, 8, 22, 34
+HEIGHT = 196
+# Outlines of the marks of a line, centred on the origin: series differ in shape and dash, not in colour alone.
+SHAPES = (
+    "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
+    "M-3.2-3.2h6.4v6.4h-6.4z",
+    "M0-4.2L4 3H-4z",
+    "M0-4.4L4.4 0L0 4.4L-4.4 0z",
+    "M0 4.2L4-3H-4z",
+    "M-1.4-4h2.8v2.6h2.6v2.8h-2.6v2.6h-2.8v-2.6h-2.6v-2.8h2.6z",
+)
+DASHES = ("none", "6 3", "1.5 3", "8 3 1.5 3", "3 2", "12 3")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something with a value: a point at (x, y), or a bar whose corner that is."""
+
+    x: float
+    y: float
+    text: str
+    width: float | None = None
+    height: float | None = None
+    label: str | None = None  # written beside a bar
+
+
+@dataclass(frozen=True)
+class Series:
+    name: str
+    place: int  # which of the page's colours, shapes and dashes
+    marks: list[Mark] = field(default_factory=list)
+    line: str = ""
+    errors: str = ""
+    band: str = ""
+
+    @property
+    def shape(self) -> str:
+        # Moved on by one every time the colours begin again, so that no two of 36 look alike.
+        return SHAPES[(self.place + self.place // len(SHAPES)) % len(SHAPES)]
+
+    @property
+    def dash(self) -> str:
+        return DASHES[self.place % len(DASHES)]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of values and the stretch of the view box it is drawn on."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    label: str = ""
+    ticks: tuple[tuple[float, str], ...] = ()
+
+    def at(self, value: float) -> float:
+        return round(self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin), 1)
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    kind: str  # bars | lines | histogram | points
+    x: Axis
+    y: Axis
+    series: list[Series]
+    summary: str  # what a screen reader says of it
+    facets: dict[str, str] = field(default_factory=dict)
+    height: float = HEIGHT
+    headings: tuple[tuple[float, str], ...] = ()  # (y, text) above groups of bars
+    of: str = ""  # what the title leaves to a choice of panels, where there is one
+    points: int | None = None  # which of the page's lists of points the script makes marks of
+
+
+def ticks(low: float, high: float, most: int = 6, least: float = 0.0) -> tuple[tuple[float, str], ...]:
+    """Round values from low to high, at most `most` of them and at least `least` apart, with their labels."""
+    rough = max((high - low) / max(most - 1, 1), least)
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step = next(scale * size for size in (1, 2, 5, 10) if scale * size >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    values = [step * place for place in range(first, math.floor(high / step + 1e-9) + 1)]
+    digits = max(0, -math.floor(math.log10(step)))
+    return tuple((value, number(value, digits)) for value in values)
+
+
+def layer_ticks(layers: Sequence[int], most: int = 10) -> tuple[tuple[float, str], ...]:
+    """The layers themselves where they are few, else round steps."""
+    if len(layers) <= most:
+        return tuple((layer, str(layer)) for layer in layers)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if (layers[-1] - layers[0]) / step < most)
+    return tuple((layer, str(layer)) for layer in range(-(-layers[0] // step) * step, layers[-1] + 1, step))
+
+
+def across(low: float, high: float, label: str, marks: tuple[tuple[float, str], ...], margin: float = 0.03) -> Axis:
+    """The x axis of a panel with room for its marks at both ends."""
+    spare = max(high - low, 1e-9) * margin
+    return Axis(low - spare, high + spare, LEFT, WIDTH - RIGHT, label, marks)
+
+
+def upward(low: float, high: float, label: str) -> Axis:
+    """The y axis of a panel; 0 and 1, where scores end, fit wholly."""
+    spare = (high - low) * 0.03
+    return Axis(low - spare, high + spare, HEIGHT - BELOW, TOP, label, ticks(low, high))
+
+
+def path(x: Axis, y: Axis, points: Iterable[tuple[float, float]]) -> str:
+    return "".join(f"{'L' if place else 'M'}{x.at(a):g} {y.at(b):g}" for place, (a, b) in enumerate(points))
+
+
+def errors(x: Axis, y: Axis, points: Iterable[tuple[float, float, float | None]]) -> str:
+    """A bar of one standard error on each side of every point that has one."""
+    return "".join(f"M{x.at(a):g} {y.at(b - e):g}V{y.at(b + e):g}" for a, b, e in points if e)
+
+
+def band(x: Axis, y: Axis, points: Sequence[tuple[float, float, float | None]]) -> str:
+    """The same as one band along a line; empty where any error is missing."""
+    if len(points) < 2 or any(e is None for _, _, e in points):
+        return ""
+    upper = path(x, y, ((a, b + (e or 0.0)) for a, b, e in points))
+    lower = path(x, y, ((a, b - (e or 0.0)) for a, b, e in reversed(points)))
+    return f"{upper}L{lower[1:]}Z"
+
+
+def dots(x: Axis, y: Axis, points: Iterable[tuple[float, float]]) -> str:
+    """Points as one path of round-capped strokes of no length: a dozen bytes each."""
+    return "".join(f"M{x.at(a):g} {y.at(b):g}h0" for a, b in points)
+
+
+def bars_across(
+    title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float | None, str]]]], x_label: str, summary: str
+) -> Panel:
+    """Horizontal bars from 0 to 1, a heading a group: names of any length fit, and values stand beside their bars.
+
+    groups: (heading, [(series, value, text)]) from the top; every group has the same series in the same order.
+    """
+    thick, gap, head, space = 11.0, 2.0, 15.0, 9.0
+    x = Axis(0.0, 1.0, 4.0, WIDTH - 40.0, x_label, ((0.0, "0"), (0.25, ".25"), (0.5, ".5"), (0.75, ".75"), (1.0, "1")))
+    top, headings = 4.0, []
+    marks: dict[str, list[Mark]] = {}
+    for heading, members in groups:
+        headings.append((top + 10.0, cut(heading)))
+        top += head
+        for name, value, text in members:
+            drawn = min(max(value or 0.0, 0.0), 1.0)
+            mark = Mark(x.begin, top, text, max(x.at(drawn) - x.begin, 1.0), thick, number(value))
+            marks.setdefault(name, []).append(mark)
+            top += thick + gap
+        top += space
+    y = Axis(0.0, 1.0, top, 0.0)
+    series = [Series(name, place, found) for place, (name, found) in enumerate(marks.items())]
+    return Panel(title, "bars", x, y, series, summary, height=top + BELOW, headings=tuple(headings))
+
+
+def histogram(title: str, counts: Sequence[int], texts: Sequence[str], labels: tuple[str, str], summary: str) -> Panel:
+    """Vertical bars at 0, 1, 2, …; labels: of the x and the y axis."""
+    x = Axis(-0.7, len(counts) - 0.3, LEFT, WIDTH - RIGHT, labels[0], layer_ticks(range(len(counts))))
+    most = max(counts)
+    y = Axis(0.0, most * 1.05, HEIGHT - BELOW, TOP, labels[1], ticks(0, most, least=1.0))
+    wide = 0.84 * (x.at(1) - x.at(0))
+    marks = [
+        Mark(x.at(place) - wide / 2, y.at(count), text, wide, y.begin - y.at(count))
+        for place, (count, text) in enumerate(zip(counts, texts, strict=True))
+        if count
+    ]
+    return Panel(title, "histogram", x, y, [Series("", 0, marks)], summary)
+
+
+def cut(text: str, most: int = 46) -> str:
+    """A heading that fits a panel; its marks have the whole of it."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,25 @@
+-- mass_means: how the facts edited into one model stand, as more of them land.
+-- Grain: one row a (mass-editing run, number of facts landed). Inputs: mass_edits, runs.
+-- Units: means over the n facts landed so far, of scores (1 = wholly successful) and of success (a share); sem_rewrite =
+-- standard error of the mean rewrite score, NULL for one fact. Layers count from 0.
+SELECT
+    mass.problem,
+    mass.method,
+    mass.protocol,
+    run.model,
+    mass.window_size,
+    mass.run_id AS edit_run_id,
+    mass.layer,
+    mass.landed,
+    count(*) AS n,
+    avg(mass.rewrite) AS rewrite,
+    stddev_samp(mass.rewrite) / sqrt(count(mass.rewrite)) AS sem_rewrite,
+    avg(mass.paraphrase) AS paraphrase,
+    avg(mass.neighborhood) AS neighborhood,
+    avg(mass.essence) AS essence,
+    avg(mass.overall) AS overall,
+    avg(mass.success::INTEGER) AS success
+FROM mass_edits AS mass
+JOIN runs AS run ON run.run_id = mass.run_id
+GROUP BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.landed
+ORDER BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.landed;

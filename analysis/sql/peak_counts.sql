@@ -1,0 +1,29 @@
+-- peak_counts: how many facts have their largest tracing effect at each layer (paper, Figures 1 and 11).
+-- Grain: one row a (tracing run, window_size, layer), layers without a fact included. Inputs: trace_effects, runs.
+-- Units: facts = those that peak here, the lowest layer of equals; of_facts = those with any effect. Layers count from 0.
+WITH peaks AS (
+    SELECT run_id, window_size, fact_id, first(layer ORDER BY effect DESC, layer) AS layer
+    FROM trace_effects
+    WHERE effect IS NOT NULL
+    GROUP BY run_id, window_size, fact_id
+),
+grids AS (
+    SELECT DISTINCT run_id, protocol, module, method, window_size, layer
+    FROM trace_effects
+    WHERE effect IS NOT NULL
+)
+SELECT
+    run.model,
+    grids.protocol,
+    grids.module,
+    grids.method AS localization,
+    grids.window_size,
+    grids.run_id AS trace_run_id,
+    grids.layer,
+    count(peaks.fact_id) AS facts,
+    sum(count(peaks.fact_id)) OVER (PARTITION BY grids.run_id, grids.window_size)::BIGINT AS of_facts
+FROM grids
+JOIN runs AS run ON run.run_id = grids.run_id
+LEFT JOIN peaks ON peaks.run_id = grids.run_id AND peaks.window_size = grids.window_size AND peaks.layer = grids.layer
+GROUP BY run.model, grids.protocol, grids.module, grids.method, grids.window_size, grids.run_id, grids.layer
+ORDER BY model, grids.protocol, grids.module, localization, grids.window_size, trace_run_id, grids.layer;

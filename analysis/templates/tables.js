@@ -1,0 +1,121 @@
+// Tables: sorted by a click on a heading, filtered by columns that name things, saved as CSV. Code can be copied.
+const tables = (() => {
+  const LONG = 12; // rows; shorter tables need no filter
+
+  // A cell as something to compare: its number, or its text; what has no value comes last.
+  function worth(cell, numeric) {
+    const text = cell.textContent.trim();
+    if (text === "–" || text === "") return null;
+    if (!numeric) return text;
+    const number = parseFloat(text.replace(/−/g, "-").replace(/,/g, "").replace(/^<\s*/, ""));
+    return Number.isNaN(number) ? null : number - (text.startsWith("<") ? 1e-9 : 0);
+  }
+
+  function sortBy(table, column, down) {
+    const body = table.tBodies[0], numeric = table.tHead.rows[0].cells[column].classList.contains("n");
+    const keyed = [...body.rows].map((row) => [worth(row.cells[column], numeric), row]);
+    keyed.sort(([a], [b]) => {
+      if (a === null || b === null) return (a === null) - (b === null);
+      return (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1);
+    });
+    body.append(...keyed.map(([, row]) => row));
+  }
+
+  function headings(table) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = make("button", head.textContent, { type: "button", class: "sort" });
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        for (const one of heads) one.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        sortBy(table, column, down);
+      });
+    });
+  }
+
+  function resort(table) {
+    const heads = [...table.tHead.rows[0].cells], column = heads.findIndex((head) => head.hasAttribute("aria-sort"));
+    if (column >= 0) sortBy(table, column, heads[column].getAttribute("aria-sort") === "descending");
+  }
+
+  function save(name, text) {
+    const address = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    const link = make("a", null, { href: address, download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  }
+
+  const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
+
+  // What is on the page: for tables that are no relation's.
+  function written(table) {
+    const rows = [...table.tHead.rows, ...[...table.tBodies[0].rows].filter((row) => !row.hidden)];
+    const cell = (one) => quoted(one.textContent.replace(/−/g, "-").replace(/^–$/, ""));
+    return rows.map((row) => [...row.cells].map(cell).join(",")).join("\n") + "\n";
+  }
+
+  function filters(table, block, key) {
+    const heads = [...table.tHead.rows[0].cells], rows = [...table.tBodies[0].rows];
+    const columns = heads.map((head, column) => [head, column]).filter(([head]) => "choose" in head.dataset);
+    if (rows.length <= LONG || !columns.length) return;
+    const tools = make("div", null, { class: "tools controls" });
+    const status = make("span", "", { class: "note", role: "status" });
+    const chosen = new Map();
+    for (const [head, column] of columns) {
+      const label = make("label", head.textContent, { for: `${key}-filter-${column}` });
+      const select = make("select", null, { id: `${key}-filter-${column}` });
+      select.append(make("option", "all", { value: "" }));
+      const values = [...new Set(rows.map((row) => row.cells[column].textContent))];
+      for (const value of values) select.append(make("option", value, { value: `=${value}` }));
+      label.append(select);
+      tools.append(label);
+      select.addEventListener("change", () => {
+        chosen.set(column, select.value);
+        for (const row of rows) row.hidden = [...chosen].some(([at, value]) => value && row.cells[at].textContent !== value.slice(1));
+        status.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+      });
+    }
+    tools.append(status);
+    block.prepend(tools);
+  }
+
+  for (const block of document.querySelectorAll(".table")) {
+    const table = block.querySelector("table"), key = block.dataset.key;
+    if (table.classList.contains("plain")) continue;
+    filters(table, block, key);
+    const name = table.caption.textContent;
+    const button = make("button", "Save as CSV", { type: "button", class: "save", "aria-label": `Save as CSV: ${name}` });
+    button.addEventListener("click", () => save(`${key}.csv`, data.csv[key] || written(table)));
+    block.append(button);
+    headings(table);
+    if (table.tBodies[0].rows.length > 24) block.querySelector(".scroll").classList.add("long");
+  }
+
+  for (const block of document.querySelectorAll(".code")) {
+    const button = make("button", "Copy", { type: "button", "aria-label": `Copy: ${block.querySelector("pre").getAttribute("aria-label")}` });
+    button.addEventListener("click", async () => {
+      const code = block.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+      } catch { // a browser that keeps the clipboard from files: what is selected can be copied by hand
+        getSelection().selectAllChildren(code);
+        document.execCommand("copy");
+      }
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+    block.append(button);
+  }
+
+  // A link to something folded opens it.
+  const open = () => {
+    const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const folded = target && target.closest("details");
+    if (folded) { folded.open = true; folded.scrollIntoView(); }
+  };
+  addEventListener("hashchange", open);
+  open();
+  return { resort };
+})();
