@@ -11,8 +11,8 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Store, rows_of
 
-# Temporary views (and a small table, run_pairs), each after those it reads; every other file of sql/ is a query, with or
-# without parameters.
+# Temporary views (and a small table, run_pairs), each after those it reads; every other file of sql/ is a query or
+# statement, with or without parameters.
 VIEWS = (
     "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
     "group_errors", "regressions", "layer_correlation", "layer_means",
