@@ -59,15 +59,14 @@ def query(
     pairs: values for sql/keep_pairs.sql: the views then see only the runs that are named.
     """
     with store.reading() as con:
-        if tracing_window is not None:
-            con.execute("SET VARIABLE tracing_window = ?", [tracing_window])
-        make_views(con)
+        make_views(con, tracing_window)
         if pairs is not None:
             con.execute(sql("keep_pairs"), pairs).fetchall()
         return rows_of(con, text, params)
 
 
-def make_views(con: duckdb.DuckDBPyConnection) -> None:
+def make_views(con: duckdb.DuckDBPyConnection, tracing_window: int | None = None) -> None:
     """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
+    con.execute("SET VARIABLE tracing_window = $window", {"window": tracing_window})
     for name in VIEWS:
         con.execute(sql(name)).fetchall()
