@@ -60,7 +60,7 @@ def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], l
     """The editing groups, and each fact with its traces and edits, until the facts take max_bytes."""
     wanted = [row["fact_id"] for row in names]
     grids: dict[tuple[str, str, int], pa.Table] = {}
-    cells = relation(store, "fact_cells", [wanted])
+    cells = relation(store, "fact_cells", {"fact_ids": wanted})
     for key, begin, end in _stretches(cells, ("run_id", "fact_id", "window_size")):
         grids[key] = cells.slice(begin, end - begin)
     traces: dict[str, list[Row]] = defaultdict(list)
@@ -69,7 +69,7 @@ def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], l
         for row in in_group(all_traces, group):
             traces[row["fact_id"]].append(row | {"name": label})
     edits: dict[str, list[Row]] = defaultdict(list)
-    all_edits = relation(store, "fact_edits", [wanted]).to_pylist()
+    all_edits = relation(store, "fact_edits", {"fact_ids": wanted}).to_pylist()
     keys = ("problem", "method", "protocol", "model", "window_size", "edit_run_id")
     numbers: dict[tuple[Any, ...], int] = {}
     for row in all_edits:

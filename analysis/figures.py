@@ -43,7 +43,7 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
             f"there is {', '.join(map(str, sizes))}"
         )
     trace = next(row for row in traces if row["window_size"] == wanted)
-    cells = relation(store, "fact_cells", [[fact_id]])
+    cells = relation(store, "fact_cells", {"fact_ids": [fact_id]})
     mine = pa.Table.from_pylist(
         [row for row in cells.to_pylist() if row["run_id"] == trace["trace_run_id"] and row["window_size"] == wanted],
         schema=cells.schema,
@@ -63,7 +63,8 @@ def mean_effect_curve(store: Store) -> Figure:
 
 def effect_vs_score(store: Store, score: str = "rewrite") -> Figure:
     """Edit score against tracing effect, a panel an edited layer with its Pearson ρ (Figures 4 and 15)."""
-    return draw.draw_effect_vs_score(relation(store, "edit_effects", [score]), layer_correlations(store, score), score)
+    pairs = relation(store, "edit_effects", {"score": score})
+    return draw.draw_effect_vs_score(pairs, layer_correlations(store, score), score)
 
 
 def r2_bars(store: Store, score: str = "rewrite") -> Figure:

@@ -166,7 +166,7 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
 
 
 def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
-    """sql/<name>.sql of the regressions chosen."""
+    """sql/<name>.sql of the regressions chosen; the runs are chosen before any edit is read, too."""
     rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
     pairs: dict[str, Any] = dict.fromkeys(Choice.__annotations__.keys() - rows.keys())
     for key, value in choice.items():
@@ -180,7 +180,7 @@ def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
             )
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
         _check(key, rows[key], known)
-    return relation(store, name, rows, tracing_window=pairs["window_size"], pairs=pairs)
+    return relation(store, name, rows | pairs, tracing_window=pairs["window_size"], pairs=pairs)
 
 
 def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:

@@ -9,10 +9,10 @@ import duckdb
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store, rows_of
+from fasttrace.store import Readable, rows_of
+from fasttrace.store.query import add_view
 
-# Temporary views (and a small table, run_pairs), each after those it reads; every other file of sql/ is a query or
-# statement, with or without parameters.
+# Temporary views (and one small table), each after those it reads; every other file of sql/ is a query.
 VIEWS = (
     "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
     "group_errors", "regressions", "layer_correlation", "layer_means",
@@ -29,24 +29,24 @@ def sql(name: str) -> str:
 
 
 def relation(
-    store: Store,
+    store: Readable,
     name: str,
     params: Sequence[Any] | Mapping[str, Any] = (),
     *,
     tracing_window: int | None = None,
     pairs: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """The rows of sql/<name>.sql; params: values for its `?` (a sequence) or `$name` (a mapping).
+    """The rows of sql/<name>.sql, over several stores with every row once; params: values for its `$name`.
 
     tracing_window, pairs: as `query` takes them.
     """
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store, sql(name), params, tracing_window=tracing_window, pairs=pairs)
+    return query(store.once(), sql(name), params, tracing_window=tracing_window, pairs=pairs)
 
 
 def query(
-    store: Store,
+    store: Readable,
     text: str,
     params: Sequence[Any] | Mapping[str, Any] = (),
     *,
@@ -56,12 +56,12 @@ def query(
     """The rows of any query, which may read the store's relations and the views of the analysis.
 
     tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
-    pairs: values for sql/keep_pairs.sql: the views then see only the runs that are named.
+    pairs: values for sql/statements/keep_pairs.sql: the views then see only the runs that are named.
     """
     with store.reading() as con:
         make_views(con, tracing_window)
         if pairs is not None:
-            con.execute(sql("keep_pairs"), pairs).fetchall()
+            con.execute(sql("statements/keep_pairs"), pairs).fetchall()
         return rows_of(con, text, params)
 
 
@@ -69,4 +69,4 @@ def make_views(con: duckdb.DuckDBPyConnection, tracing_window: int | None = None
     """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
     con.execute("SET VARIABLE tracing_window = $window", {"window": tracing_window})
     for name in VIEWS:
-        con.execute(sql(name)).fetchall()
+        add_view(con, sql(name))

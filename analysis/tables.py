@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -261,6 +262,10 @@ def _json_row(row: dict[str, Any]) -> dict[str, Any]:
 def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no NaN
-    if value is None or isinstance(value, bool | int | float | str | list):
-        return value
-    return str(value)
+    if isinstance(value, Decimal):  # DuckDB's sum of whole numbers, among others
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, list):
+        return [_json_value(part) for part in value]
+    if isinstance(value, dict):
+        return _json_row(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,6 +1,6 @@
 -- edits_there: how many edits have each score, of those asked for.
--- Grain: one row. Parameters: problem, method, model = what to keep, NULL for all (model: a part of its name);
--- zsre = edits of zsRE's facts (else of all others). Inputs: edits, runs, facts. Units: numbers of edits.
+-- Grain: one row. Parameters: problem, or NULL; method, or NULL; model (a part of its name), or NULL: NULL keeps
+-- all; zsre = edits of zsRE's facts (else of all others). Inputs: edits, runs, facts. Units: numbers of edits.
 SELECT
     count(edit.rewrite) AS rewrite,
     count(edit.paraphrase) AS paraphrase,

@@ -1,5 +1,5 @@
 -- fact_edits: the edits of the facts asked for.
--- Grain: one row an edit (run, fact, problem, method, layer). Parameter 1: list of fact_ids.
+-- Grain: one row an edit (run, fact, problem, method, layer). Parameter: fact_ids, a list.
 -- Inputs: edits, runs. Units: scores, 1 = wholly successful; p_* are probabilities; target = the text edited in or
 -- out, reason = why a fact was not edited. Layers count from 0.
 SELECT
@@ -25,5 +25,5 @@ SELECT
     edit.reason
 FROM edits AS edit
 JOIN runs AS run ON run.run_id = edit.run_id
-WHERE edit.fact_id IN (SELECT unnest(?))
+WHERE edit.fact_id IN (SELECT unnest($fact_ids))
 ORDER BY edit.fact_id, run.created_at, edit.problem, edit.method, edit.layer;

@@ -10,7 +10,7 @@ from fasttrace.runs import VERSION as __version__
 from fasttrace.tracing import check_known, trace
 
 if TYPE_CHECKING:
-    from fasttrace.store import Store
+    from fasttrace.store import Store, Stores
 
 __all__ = [
     "Fact",
@@ -19,6 +19,7 @@ __all__ = [
     "ModelError",
     "Store",
     "StoreError",
+    "Stores",
     "UserError",
     "__version__",
     "apply_delta",
@@ -35,8 +36,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The store needs duckdb, which machines that only trace may lack.
-    if name == "Store":
-        from fasttrace.store import Store
+    if name in ("Store", "Stores"):
+        import fasttrace.store
 
-        return Store
+        return getattr(fasttrace.store, name)
     raise AttributeError(f"module 'fasttrace' has no attribute '{name}'")

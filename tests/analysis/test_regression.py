@@ -272,7 +272,7 @@ def test_choosing_window_protocol_and_token(many):
 
 
 def test_edit_effects_is_what_is_regressed(many):
-    table = relation(many, "edit_effects", ["paraphrase"])
+    table = relation(many, "edit_effects", {"score": "paraphrase"})
     assert table.num_rows == sum(row["n"] for row in regressions(many, "paraphrase").to_pylist())
 
 

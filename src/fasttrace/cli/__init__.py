@@ -1,5 +1,6 @@
 """The command line: verbs that parse, call and print. Tables go to stdout, progress and errors to stderr."""
 
+import os
 import sys
 
 import click
@@ -7,13 +8,13 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 
-from . import edit, machine, read, study, trace
+from . import edit, machine, read, sql, study, trace
 
 __all__ = ["cli", "main"]
 
 VERBS = (
     trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.study, study.demo,
-    read.sql, read.tables, read.figures, read.report, machine.env,
+    sql.sql, read.tables, read.figures, read.report, machine.env,
 )  # fmt: skip
 
 
@@ -34,6 +35,9 @@ def main() -> None:
     except click.ClickException as error:
         click.echo(f"fasttrace: {error.format_message()}", err=True)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+        sys.exit(1)
     except OSError as error:
         click.echo(f"fasttrace: '{error.filename}' could not be read or written: {error.strerror}", err=True)
         sys.exit(2)

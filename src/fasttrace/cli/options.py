@@ -1,7 +1,9 @@
 """What the verbs share: options by name, progress bars on stderr, results on stdout."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -113,6 +115,13 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         "relation": click.option("--relation", help="Only facts of this relation."),
         "limit": click.option("--limit", type=click.IntRange(1), help="At most so many facts."),
         "store": click.option("--store", type=click.Path(dir_okay=False), help="DuckDB file for the results."),
+        "stores": click.option(
+            "--store",
+            "stores",
+            multiple=True,
+            metavar="[NAME=]FILE",
+            help="DuckDB file to read; several times for several, read together as NAME.relation.",
+        ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         "protocol": click.option(
             "--protocol", type=click.Choice(["paper", "released"]), default="paper", show_default=True
@@ -162,3 +171,19 @@ def open_store(path: str | None) -> Any:
     if path is None:
         raise UserError("no store was named, --store FILE was wanted")
     return ft.Store(path)
+
+
+def open_stores(named: Sequence[str], timeout_s: float = 60.0) -> Any:
+    """The store of one FILE; for several, or one with a name, those stores together."""
+    if not named:
+        raise UserError("no store was named, --store FILE was wanted")
+    pairs = [_named(text) for text in named]
+    if len(pairs) == 1 and not pairs[0][0]:
+        return ft.Store(pairs[0][1], timeout_s=timeout_s)
+    return ft.Stores([(name or Path(path).stem, path) for name, path in pairs], timeout_s=timeout_s)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """ "a=runs/a.duckdb" → ("a", "runs/a.duckdb"); a path alone has no name."""
+    named = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", text)
+    return (named[1], named[2]) if named else ("", text)

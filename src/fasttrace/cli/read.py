@@ -1,4 +1,4 @@
-"""Verbs that read a store: sql, tables, figures, report."""
+"""Verbs that read a store: tables, figures, report. Any other question is sql's."""
 
 import json
 from pathlib import Path
@@ -8,24 +8,11 @@ import click
 
 from fasttrace.errors import UserError
 
-from .options import emit, open_store, options
+from .options import open_store, open_stores, options
 
 
 @click.command()
-@options("store", "json")
-@click.argument("query")
-def sql(store: str | None, as_json: bool, query: str) -> None:
-    """Run a query over the store, read-only. QUERY: SQL, or the name of a file that holds it."""
-    path = Path(query)
-    try:
-        text = path.read_text(encoding="utf-8") if query.endswith(".sql") and path.is_file() else query
-    except UnicodeDecodeError as error:
-        raise UserError(f"query file '{query}' is not UTF-8 text") from error
-    emit(open_store(store).query(text), as_json)
-
-
-@click.command()
-@options("store", "json", "score")
+@options("stores", "json", "score")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
 @click.option("--out", type=click.Path(file_okay=False), help="Write a file a table to this folder.")
@@ -34,7 +21,7 @@ def sql(store: str | None, as_json: bool, query: str) -> None:
     help="Of the facts, for the 95 % intervals; 0: none.",
 )  # fmt: skip
 def tables(
-    store: str | None, as_json: bool, score: str, numbers: tuple[int, ...], format_: str, out: str | None,
+    stores: tuple[str, ...], as_json: bool, score: str, numbers: tuple[int, ...], format_: str, out: str | None,
     resamples: int,
 ) -> None:  # fmt: skip
     """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
@@ -42,7 +29,7 @@ def tables(
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.tables import paper_table, render, summary
 
-    target = open_store(store)
+    target = open_stores(stores)
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {

@@ -1,6 +1,6 @@
 """The store: one DuckDB file with every run, trace and edit, opened only for the moment it is needed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -9,16 +9,17 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import parquet
-from fasttrace.store.connect import SCHEMA_VERSION, check_folder, create, opened, statement
+from fasttrace.store.connect import SCHEMA_VERSION, check_folder, check_schema, create, opened, statement
+from fasttrace.store.query import Readable, rows_of
+from fasttrace.store.several import Stores
 from fasttrace.store.write import batch_of, facts_table, write, write_facts
 
-__all__ = ["SCHEMA_VERSION", "Store", "rows_of"]
+__all__ = ["SCHEMA_VERSION", "Readable", "Store", "Stores", "rows_of"]
 
 
-class Store:
+class Store(Readable):
     """A study in one DuckDB file. It holds nothing open: every method opens, does its one thing and closes.
 
     path: the file; made by the first write (or by `create`), read by everything else.
@@ -103,19 +104,27 @@ class Store:
         """(fact_id, layer) of the edits that an editing run has finished."""
         return {(row[0], row[1]) for row in self._rows("done_edits", run_id)}
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-        """The rows of a query, with the file open for reading only.
-
-        params: values for `?` (a sequence) or `$name` (a mapping).
-        """
-        with self.reading() as con:
-            return rows_of(con, sql, params)
-
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A read-only connection for one `with` block: several queries on one state of the store."""
         with self._opened(read_only=True) as con:
             yield con
+
+    @contextmanager
+    def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for one `with` block that is one transaction: all of it, or nothing where the block raises.
+
+        Raises StoreError where the block leaves relations of the store altered or dropped, and undoes it.
+        """
+        with self._opened(read_only=False) as con:
+            con.begin()
+            yield con
+            check_schema(con, self.path)
+            con.commit()
+
+    def once(self) -> "Store":
+        """Itself: one store has every row once."""
+        return self
 
     def relations(self) -> pa.Table:
         """What the file holds: relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
@@ -129,15 +138,3 @@ class Store:
             return []
         with self.reading() as con:
             return con.execute(statement(name), {"run_id": run_id}).fetchall()
-
-
-def rows_of(con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-    """The rows of one query as a pyarrow Table; a statement without rows gives an empty one.
-
-    Raises StoreError with DuckDB's first line where the query fails.
-    """
-    try:
-        relation = con.sql(sql, params=params or None)
-        return pa.table({}) if relation is None else relation.to_arrow_table()
-    except duckdb.Error as error:
-        raise StoreError(f"the query failed: {str(error).strip().splitlines()[0]}") from error

@@ -6,15 +6,17 @@ here outlives its `with` block, and whoever finds the file locked tries again fo
 
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 
@@ -27,6 +29,8 @@ RELATIONS = (
     "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "trace_effects", "edits",
     "edit_prompts", "mass_edits", "moments", "benches",
 )  # fmt: skip
+
+T = TypeVar("T")
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
 _turn = threading.RLock()
@@ -47,11 +51,24 @@ def schema_sql(relation: str) -> str:
 @cache
 def schema_columns() -> dict[str, dict[str, str]]:
     """{relation: {column: DuckDB type}} as schema/ makes them, in order."""
+    with _empty_store() as con:
+        return _columns_found(con)
+
+
+@cache
+def schema_keys() -> dict[str, list[str]]:
+    """{table: columns of its primary key}."""
+    with _empty_store() as con:
+        return dict(con.execute(statement("keys_found")).fetchall())
+
+
+@contextmanager
+def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
     con = duckdb.connect(":memory:")
     try:
         for relation in RELATIONS:
             con.execute(schema_sql(relation))
-        return _columns_found(con)
+        yield con
     finally:
         con.close()
 
@@ -101,12 +118,37 @@ def opened(
     schema version, or (unless read_only) not writable.
     """
     with _turn:
-        con = _connect(path, read_only, timeout_s, memory)
+        con = _patiently(lambda: _connect(path, read_only, memory), timeout_s)
         try:
-            _check_schema(con, path)
+            check_schema(con, path)
             yield con
         finally:
             con.close()  # a transaction still open is rolled back
+
+
+@contextmanager
+def attached(paths: Mapping[str, Path], *, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection on which every store is readable as name.relation, all of them or none.
+
+    paths: {name: file}. timeout_s: as in `opened`, for all of them together.
+    Raises StoreError as `opened` does.
+    """
+    with _turn:
+        con = _patiently(lambda: _attach_all(paths), timeout_s)
+        try:
+            yield con
+        finally:
+            con.close()
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier, for the places where DuckDB takes no parameter."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quoted_if_needed(name: str) -> str:
+    """A name as a query must write it: a word as it is, anything else quoted."""
+    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else quoted(name)
 
 
 def utc_now() -> datetime:
@@ -114,31 +156,72 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _connect(path: Path, read_only: bool, timeout_s: float, memory: str | None) -> duckdb.DuckDBPyConnection:
-    _check_file(path, read_only)
-    config: dict[str, str | bool | int | float | list[str]] = {} if memory is None else {"memory_limit": memory}
+class _Locked(Exception):
+    """Somebody else has the file open; worth trying again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
+    """`connect()`, again and again while it finds a file locked. Raises StoreError after timeout_s seconds."""
     deadline = time.monotonic() + timeout_s
     delay = 0.005
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only, config=config)
-        except duckdb.Error as error:
-            if not _is_lock(error):
-                raise StoreError(_sentence(path, error)) from error
+            return connect()
+        except _Locked as locked:
             if time.monotonic() + delay > deadline:
+                error = locked.__cause__ or locked
                 raise StoreError(
-                    f"the store {path} stayed locked for {timeout_s:g} s: another connection holds it open "
+                    f"the store {locked.path} stayed locked for {timeout_s:g} s: another connection holds it open "
                     f"({_first_line(error)}); close that one and run the same command again"
                 ) from error
         time.sleep(delay * random.uniform(0.5, 1.0))  # so that two waiting processes do not keep step
         delay = min(delay * 1.6, 0.25)
 
 
+def _connect(path: Path, read_only: bool, memory: str | None) -> duckdb.DuckDBPyConnection:
+    _check_file(path, read_only)
+    config: dict[str, str | bool | int | float | list[str]] = {} if memory is None else {"memory_limit": memory}
+    with _said_of(path):
+        return duckdb.connect(str(path), read_only=read_only, config=config)
+
+
+def _attach_all(paths: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
+    """All stores on one connection. A locked one lets go of the others, whose writers are waiting meanwhile."""
+    con = duckdb.connect(":memory:")
+    try:
+        for name, path in paths.items():
+            _check_file(path, read_only=True)
+            file = str(path.resolve()).replace("'", "''")  # DuckDB 1.5 takes no parameter here
+            with _said_of(path):
+                con.execute(f"ATTACH '{file}' AS {quoted(name)} (READ_ONLY)")
+            con.execute(f"USE {quoted(name)}")
+            check_schema(con, path)
+        con.execute("USE memory")
+    except BaseException:
+        con.close()
+        raise
+    return con
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """DuckDB's errors on opening `path` as _Locked or a StoreError."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if _is_lock(error):
+            raise _Locked(path) from error
+        raise StoreError(_sentence(path, error)) from error
+
+
 def _is_lock(error: duckdb.Error) -> bool:
     """True where another process, or another mode in this one, has the file."""
     text = str(error)
-    if isinstance(error, duckdb.ConnectionException):
-        return "different configuration" in text
+    if "different configuration" in text or "already attached by database" in text:
+        return True
     return isinstance(error, duckdb.IOException) and ("Could not set lock" in text or "used by another process" in text)
 
 
@@ -188,7 +271,8 @@ def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
     return found
 
 
-def _check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raises StoreError where the connection's database is no store of this schema version."""
     found = _columns_found(con)
     if "version" not in found.get("store_schema", {}):
         raise StoreError(f"{path} is a DuckDB file but not a fasttrace store: name another path")

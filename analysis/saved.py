@@ -1,0 +1,179 @@
+"""Questions by name: the files of sql/, a folder of one's own, and anything else a store can be asked."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from fasttrace.errors import UserError
+from fasttrace.store import Readable, Store
+from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, statement
+from fasttrace.store.header import Header, header_of
+from fasttrace.store.query import ONCE, parameters_of, run_script
+
+from .relation import VIEWS, make_views, sql
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A query by name.
+
+    kind: 'query' or 'view' of the analysis, 'table' of the store, or 'own', from the user's folder.
+    """
+
+    name: str
+    kind: str
+    text: str
+    header: Header
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of its `$name`, in the order of the text. Raises StoreError where the text is not SQL."""
+        names = parameters_of(self.text)
+        return sorted(names, key=lambda name: self.text.index(f"${name}"))
+
+    def optional(self, name: str) -> bool:
+        """True where the header says "NAME, or NULL …": left out, it is NULL."""
+        return re.search(rf"\b{re.escape(name)}, or NULL\b", self.header.parameters) is not None
+
+
+def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
+    """{name: query}: every relation and view as it is, the queries of the analysis, and the .sql files of `folder`.
+
+    Raises UserError where the folder cannot be read, or a file in it has the name of one of the others.
+    """
+    found = {name: Saved(name, _kind(schema_sql(name)), f"FROM {name}", header_of(schema_sql(name), name))
+             for name in RELATIONS}  # fmt: skip
+    for file in sorted(files("fasttrace.analysis").joinpath("sql").iterdir(), key=lambda file: file.name):
+        name = file.name.removesuffix(".sql")
+        if file.name.endswith(".sql"):
+            text = f"FROM {name}" if name in VIEWS else sql(name)
+            found[name] = Saved(name, "view" if name in VIEWS else "query", text, header_of(sql(name), name))
+    if folder is None:
+        return found
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder '{folder}' of queries")
+    for path in sorted(Path(folder).glob("*.sql")):
+        if path.stem in found:
+            raise UserError(f"the query {path} has the name of one of fasttrace's own: rename the file")
+        text = read_query(path)
+        found[path.stem] = Saved(path.stem, "own", text, header_of(text, path.stem))
+    return found
+
+
+def read_query(path: Path) -> str:
+    """The text of a query file. Raises UserError where it is missing or not UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"query file '{path}' is not UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"query file '{path}' could not be read: {error.strerror}") from error
+
+
+def find(saved: Mapping[str, Saved], name: str) -> Saved:
+    """The query of that name. Raises UserError with the names nearest to it where there is none."""
+    if name in saved:
+        return saved[name]
+    raise UserError(f"there is no saved query '{name}'{nearest(name, saved)}")
+
+
+def ask(
+    store: Readable, query: str | Saved, params: Mapping[str, Any] | None = None, *, write: bool = False
+) -> pa.Table:
+    """The rows of the last statement of a query, which may read the store's relations and the views of the analysis.
+
+    params: values for `$name`; a string is taken as the type it is compared with.
+    write: let the statements change the store: all of them, or none where one fails.
+    Over several stores the analysis' own queries take every row once, all others read what they name.
+    Raises UserError, one sentence, for a parameter that is missing or unknown, and for whatever DuckDB refuses.
+    """
+    text = query if isinstance(query, str) else query.text
+    if not isinstance(query, str) and query.kind == "query":
+        store = store.once()
+    with _opened(store, write) as con:
+        values = _values(query, dict(params or {}))  # after opening: a store that is not there is said first
+        make_views(con)
+        if not write:
+            con.execute("BEGIN TRANSACTION READ ONLY")  # several stores hang on a database in memory, which is not
+        return run_script(con, text, values)
+
+
+def columns_of(store: Readable) -> dict[str, list[tuple[str, str]]]:
+    """{relation, as a query names it: its (column, type)}: the stores' and the analysis' views."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    with store.reading() as con:
+        make_views(con)
+        [(home,)] = con.execute("SELECT current_database()").fetchall()
+        for database, schema, name, column, kind in con.execute(statement("columns")).fetchall():
+            if schema == ONCE and name not in VIEWS:
+                continue  # the relations themselves are read from main
+            plain = database in (home, "temp")
+            found.setdefault(name if plain else f"{quoted_if_needed(database)}.{name}", []).append((column, kind))
+    return found
+
+
+def is_name(text: str) -> bool:
+    """True for one word, which no SQL statement is that reads something."""
+    return re.fullmatch(r"[A-Za-z_][\w-]*", text) is not None
+
+
+def value_of(text: str) -> tuple[str, Any]:
+    """ "name=value" → (name, value): null is NULL, [1, 2] or ["a", "b"] a list, anything else a string.
+
+    Raises UserError for anything else. A string is taken as the type it is compared with; in sums say $name::DOUBLE.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UserError(f"the parameter {text!r} is not NAME=VALUE")
+    if value.lower() == "null":
+        return name, None
+    if not value.startswith("["):
+        return name, value
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise UserError(f'the parameter {text!r} is not a list such as ["a", "b"] or [1, 2]') from error
+
+
+def _opened(store: Readable, write: bool) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    if not write:
+        return store.reading()
+    if not isinstance(store, Store):
+        raise UserError("several stores can only be read: name one store to write to")
+    return store.writing()
+
+
+def _values(query: str | Saved, params: dict[str, Any]) -> dict[str, Any]:
+    """A value for every parameter of the query."""
+    wanted = sorted(parameters_of(query)) if isinstance(query, str) else query.parameters
+    unknown = [name for name in params if name not in wanted]
+    if unknown:
+        has = f"it has {', '.join(wanted)}" if wanted else "it has none"
+        raise UserError(f"the query has no parameter '{unknown[0]}', {has}{nearest(unknown[0], wanted)}")
+    missing = [name for name in wanted if name not in params]
+    if not isinstance(query, str):
+        params |= {name: None for name in missing if query.optional(name)}
+        missing = [name for name in missing if name not in params]
+    if missing:
+        about = "" if isinstance(query, str) or not query.header.parameters else f" ({query.header.parameters})"
+        raise UserError(f"the query wants a value for {', '.join(missing)}{about.replace('.)', ')')}")
+    return params
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ ": a or b perhaps" with the names nearest to one; empty where none is near."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f": {' or '.join(near)} perhaps" if near else ""
+
+
+def _kind(text: str) -> str:
+    return "view" if "CREATE VIEW" in text else "table"

@@ -1,0 +1,202 @@
+"""`fasttrace sql` without a query: a prompt. The store is open only while a query runs, so a sweep may go on."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import duckdb
+import pyarrow as pa
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import PygmentsLexer
+from pygments.lexers.sql import SqlLexer
+
+from fasttrace.errors import UserError
+
+HELP = """\
+SQL, ended by a semicolon or an empty line; it may go over several lines. Tab completes, arrow up is history.
+NAME [NAME=VALUE …]   a saved query, or all rows of a relation
+.tables               relations and views, with rows and columns
+.schema NAME          what a relation is, and its columns
+.queries              saved queries
+.help  .quit          this; leave (as Ctrl-D). Ctrl-C clears the line, or stops a query
+"""
+PARAM = re.compile(r'(\w+)=(\[[^\]]*\]|"[^"]*"|[^\s;]+)')
+CALL = re.compile(rf"([\w-]+)((?:\s+{PARAM.pattern})*)\s*;?")
+COMMANDS = (".tables", ".schema", ".queries", ".help", ".quit")
+
+
+class Prompt:
+    """Reads queries and prints what they answer, until it is left.
+
+    store: what is asked. saved: queries by name. write: whether they may change the store.
+    show: a table as text.
+    """
+
+    def __init__(self, store: Any, saved: Mapping[str, Any], write: bool, show: Callable[[pa.Table], str]) -> None:
+        from fasttrace.analysis.saved import columns_of
+
+        self.store, self.saved, self.write, self.show = store, saved, write, show
+        self.columns = columns_of(store)  # also: a store that cannot be read is said before the first prompt
+        self.session: PromptSession[str] = PromptSession(
+            history=_history(), completer=Words(self), lexer=PygmentsLexer(SqlLexer), multiline=True,
+            key_bindings=self._keys(), prompt_continuation=lambda width, line, wrapped: "... ".rjust(width),
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """Until Ctrl-D or .quit."""
+        click.echo("Ctrl-D leaves, .help helps.", err=True)
+        while True:
+            try:
+                line = self.session.prompt("fasttrace> ").strip()
+                if line in (".quit", ".exit"):
+                    return
+                if line:
+                    click.echo(self.answer(line), nl=False)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                continue
+            except UserError as error:
+                click.echo(f"fasttrace: {error}", err=True)
+
+    def answer(self, line: str) -> str:
+        """What to print for a line. Raises UserError, one sentence, where it cannot be answered."""
+        from fasttrace.analysis.saved import ask, columns_of, value_of
+
+        if line.startswith("."):
+            return self._command(line)
+        call = self._call(line)
+        try:
+            if call is None:
+                table = ask(self.store, line, write=self.write)
+            else:
+                table = ask(
+                    self.store, self.saved[call[0]], dict(value_of(word) for word in call[1:]), write=self.write
+                )
+        except KeyboardInterrupt:
+            raise UserError("the query was stopped") from None
+        if self.write:
+            self.columns = columns_of(self.store)
+        return self.show(table)
+
+    def _command(self, line: str) -> str:
+        from .sql import listed, relations_of, told
+
+        name, _, argument = line.rstrip("; ").partition(" ")
+        if name == ".help":
+            return HELP
+        if name == ".tables":
+            return self.show(relations_of(self.store, self.saved))
+        if name == ".queries":
+            return told(listed(self.saved))
+        if name == ".schema":
+            return self._schema(argument.strip())
+        raise UserError(f"there is no command {name}: one of {', '.join(COMMANDS)} was wanted")
+
+    def _schema(self, name: str) -> str:
+        from fasttrace.analysis.saved import nearest
+
+        if name not in self.columns:
+            raise UserError(f"there is no relation '{name}'{nearest(name, self.columns)}")
+        plain = name.rpartition(".")[2]
+        header = f"{self.saved[plain].header.text}\n" if plain in self.saved else ""
+        rows = [{"column": column, "type": kind} for column, kind in self.columns[name]]
+        return header + self.show(pa.Table.from_pylist(rows))
+
+    def _call(self, line: str) -> list[str] | None:
+        """[name, NAME=VALUE, …] of a line that calls a saved query; None for any other."""
+        called = CALL.fullmatch(line.strip())
+        if called is None or called[1] not in self.saved:
+            return None
+        return [called[1], *(name + "=" + value.strip('"') for name, value in PARAM.findall(called[2]))]
+
+    def _complete(self, text: str) -> bool:
+        """True where Enter runs the text instead of beginning a line."""
+        text = text.strip()
+        return not text or text.startswith(".") or text.endswith(";") or self._call(text) is not None
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            on_empty_line = not buffer.document.current_line.strip() and buffer.document.is_cursor_at_the_end
+            if on_empty_line or self._complete(buffer.text):
+                buffer.validate_and_handle()
+            else:
+                buffer.newline()
+
+        return keys
+
+
+class Words(Completer):
+    """Relations after FROM and JOIN, columns after NAME., else columns of the relations in the text, and the rest."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        con = duckdb.connect(":memory:")
+        try:
+            words = con.execute("SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'")
+            self.keywords = sorted({word.upper() for (word,) in words.fetchall()} | {"OVER", "PARTITION BY", "FILTER"})
+        finally:
+            con.close()
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        before = document.text_before_cursor
+        command = re.fullmatch(r"\s*(\.\w*)", before)
+        typed = command[1] if command else re.split(r"\W", before)[-1]
+        for text, what in self._words(before[: len(before) - len(typed)], typed, document.text):
+            if text.lower().startswith(typed.lower()) and text.lower() != typed.lower():
+                yield Completion(text, -len(typed), display_meta=what)
+
+    def _words(self, left: str, typed: str, text: str) -> Iterable[tuple[str, str]]:
+        """(word, what it is), the likeliest first; left: the text before the word being typed; text: all of it."""
+        columns = self.prompt.columns
+        if typed.startswith("."):
+            return [(command, "") for command in COMMANDS]
+        relations = [(name, "relation") for name in columns]
+        if owner := re.search(r'(\w+|"[^"]+")\.$', left):
+            inside = f"{owner[1]}."
+            tables = [(name.removeprefix(inside), "relation") for name in columns if name.startswith(inside)]
+            return tables + _columns(columns.get(_named(owner[1], left, columns), []))
+        if re.search(r"\b(from|join|\.schema)\s+$|\bfrom\s[^;()]*,\s*$", left, re.IGNORECASE):
+            return relations
+        if not left.strip():
+            queries = [(name, one.kind) for name, one in self.prompt.saved.items()]
+            return [*queries, *((word, "") for word in self.keywords), *((word, "") for word in COMMANDS)]
+        read = [name for name in columns if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+        near = _columns([column for name in read or columns for column in columns[name]])
+        return [*near, *((word, "") for word in self.keywords), *relations]
+
+
+def _columns(columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, kind.lower()) for name, kind in dict(columns).items()]
+
+
+def _named(owner: str, text: str, columns: Mapping[str, Any]) -> str:
+    """The relation that `owner` is, or is an alias of."""
+    if owner in columns:
+        return owner
+    alias = re.search(rf'([\w."]+)\s+(?:AS\s+)?{re.escape(owner)}\b', text, re.IGNORECASE)
+    return alias[1] if alias else owner
+
+
+def _history() -> History:
+    """The lines of earlier prompts, in the user's folder for state; only this prompt's where it cannot be written."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    path = state / "fasttrace" / "sql_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        click.echo(f"fasttrace: no history, '{path}' cannot be written: {error.strerror}", err=True)
+        return InMemoryHistory()
+    return FileHistory(path)

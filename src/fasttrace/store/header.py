@@ -1,0 +1,29 @@
+"""The header of an .sql file: comment lines that say what it is, its grain, inputs, parameters and units."""
+
+import re
+from typing import NamedTuple
+
+_PARTS = re.compile(r"(?:^|(?<=[.:;]) )(Grain|Inputs?|Parameters?|Models|Units)\b(?:, [^:]*)?:")
+
+
+class Header(NamedTuple):
+    """Empty strings where the file does not say. text: all of it, line by line."""
+
+    what: str
+    grain: str
+    parameters: str
+    text: str
+
+
+def header_of(sql: str, name: str) -> Header:
+    """The header of the file `name`.sql; what: its first sentence, without the name before it."""
+    lines = []
+    for line in sql.strip().splitlines():
+        if not line.startswith("--"):
+            break
+        lines.append(line.removeprefix("--").strip())
+    first, *rest = _PARTS.split(" ".join(lines))
+    parts = dict(zip(rest[::2], rest[1::2], strict=True))
+    grain, parameters = parts.get("Grain", ""), parts.get("Parameters", parts.get("Parameter", ""))
+    what = first.strip().removeprefix(f"{name}:").strip()
+    return Header(what, grain.strip(), parameters.strip(), "\n".join(lines))

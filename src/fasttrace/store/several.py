@@ -1,0 +1,138 @@
+"""Several stores read as one: attached side by side, and as views over all of them."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import reduce
+from os import PathLike
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from duckdb import ColumnExpression, ConstantExpression, StarExpression
+
+from fasttrace.errors import StoreError
+from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, schema_sql, statement
+from fasttrace.store.query import ONCE, Readable
+
+File = str | PathLike[str]
+
+# Names that DuckDB, or this file, has given to something else.
+_TAKEN = ("main", "memory", "temp", "system", "pg_catalog", "information_schema", ONCE)
+
+
+class Stores(Readable):
+    """Stores attached to one connection, for reading. It holds nothing open, as `Store`.
+
+    stores: {name: file}, (name, file) pairs, or files, each named by its stem (runs/a.duckdb is a).
+    timeout_s: seconds to go on trying while another process has one of them open.
+
+    A relation of one store is name.relation. A plain relation holds the rows of all, a column `store` before the
+    others, and so a row that two stores have (the same run, say) twice. The views of the analysis, and everything
+    that reads `once()`, take such a row once, from the first store that has it.
+
+    Raises StoreError, one sentence, where a name or a file cannot serve, or two stores contradict each other.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, File] | Iterable[File | tuple[str, File]],
+        *,
+        timeout_s: float = 60.0,
+    ) -> None:
+        given = stores.items() if isinstance(stores, Mapping) else stores
+        self.paths = _checked([one if isinstance(one, tuple) else (Path(one).stem, one) for one in given])
+        self.timeout_s = timeout_s
+        self._search = f"main,{ONCE}"
+
+    def __repr__(self) -> str:
+        return f"Stores({ {name: str(path) for name, path in self.paths.items()} })"
+
+    @property
+    def path(self) -> Path:
+        """For messages: the first store's file."""
+        return next(iter(self.paths.values()))
+
+    @contextmanager
+    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection for one `with` block: several queries on one state of the stores."""
+        with attached(self.paths, timeout_s=self.timeout_s) as con:
+            _make_relations(con, list(self.paths))
+            con.execute("SET search_path = $path", {"path": self._search})
+            yield con
+
+    def once(self) -> "Stores":
+        """The same stores, the plain relations without the column `store` and with every row once."""
+        same = Stores(self.paths, timeout_s=self.timeout_s)
+        same._search = f"{ONCE},main"
+        return same
+
+    def relations(self) -> pa.Table:
+        """What the files hold: store, relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
+        with self.reading() as con:
+            parts = []
+            for name in self.paths:
+                con.execute(f"USE {quoted(name)}")
+                table = con.sql(statement("relations")).to_arrow_table()
+                parts.append(table.add_column(0, "store", pa.array([name] * len(table), pa.string())))
+            return pa.concat_tables(parts)
+
+
+def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
+    """Make every relation over all stores twice: in main with all rows, in `once` with each row once."""
+    con.execute("CREATE SCHEMA once")
+    for relation in RELATIONS:
+        _union([_rows(con, name, relation) for name in names]).create_view(relation)
+    _check_agreement(con)
+    con.execute("SET search_path = 'once'")
+    for relation in RELATIONS:
+        key = schema_keys().get(relation)
+        if key is None:  # a view, over the relations of `once` like any other
+            con.execute(schema_sql(relation))
+            continue
+        rows = [_rows(con, name, relation).select(StarExpression(exclude=["store"])) for name in names]
+        new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
+        _union(new).create_view(relation)
+
+
+def _rows(con: duckdb.DuckDBPyConnection, name: str, relation: str) -> duckdb.DuckDBPyRelation:
+    """The rows of one store's relation, its name before them."""
+    columns = [ColumnExpression(column) for column in schema_columns()[relation]]
+    stored = con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}")
+    return stored.select(ConstantExpression(name).alias("store"), *columns)
+
+
+def _union(parts: list[duckdb.DuckDBPyRelation]) -> duckdb.DuckDBPyRelation:
+    return reduce(lambda first, rest: first.union(rest), parts)
+
+
+def _without(
+    rows: duckdb.DuckDBPyRelation, before: list[duckdb.DuckDBPyRelation], key: list[str]
+) -> duckdb.DuckDBPyRelation:
+    """The rows whose key is not among those of the stores before."""
+    if not before:
+        return rows
+    return rows.set_alias("later").join(_union(before).set_alias("earlier"), key, how="anti")
+
+
+def _check_agreement(con: duckdb.DuckDBPyConnection) -> None:
+    """Raises StoreError where two stores mean different things by one fact_id or run_id."""
+    for what, name, stores in con.execute(statement("stores_that_differ")).fetchall():
+        raise StoreError(f"the stores {' and '.join(stores)} have different {what} {name!r}: read each alone")
+
+
+def _checked(pairs: list[tuple[str, File]]) -> dict[str, Path]:
+    if not pairs:
+        raise StoreError("no store was named, one or more were wanted")
+    paths: dict[str, Path] = {}
+    for name, file in pairs:
+        path = Path(file)
+        if not re.fullmatch(r"[\w .+-]+", name) or name.lower() in _TAKEN:
+            raise StoreError(f"a store cannot be named {name!r}: give {path} another name, as in a={path}")
+        if name.lower() in {other.lower() for other in paths}:  # DuckDB's names have no case
+            raise StoreError(f"two stores are named {name!r}: name them apart, as in a={path}")
+        for other in paths.values():
+            if path.exists() and other.exists() and path.samefile(other):
+                raise StoreError(f"the store {path} is named twice: once is enough")
+        paths[name] = path
+    return paths

@@ -1,0 +1,18 @@
+-- What several stores mean differently by one name: kind of thing, its name, the stores that have it. One row at most.
+SELECT 'facts under the fact_id' AS what, fact_id AS name, list_sort(list_distinct(list(store))) AS stores
+FROM main.facts
+GROUP BY fact_id
+HAVING count(DISTINCT {
+    'prompt': prompt, 'subject': subject, 'target_true': target_true, 'target_false': target_false,
+    'paraphrases': paraphrases, 'neighborhood': neighborhood
+}) > 1
+UNION ALL
+SELECT 'runs under the run_id', run_id, list_sort(list_distinct(list(store)))
+FROM main.runs
+GROUP BY run_id
+HAVING count(DISTINCT {
+    'kind': kind, 'model_hash': model_hash, 'dtype': dtype, 'seed': seed, 'protocol': protocol,
+    'settings': settings, 'fasttrace_version': fasttrace_version
+}) > 1
+ORDER BY ALL
+LIMIT 1;
