@@ -166,19 +166,21 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
 
 
 def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
-    return relation(store, name, _params(score, choice), tracing_window=choice.get("window_size"))
-
-
-def _params(score: str, choice: Choice) -> dict[str, Any]:
-    """Values for the parameters of regressions_of_score.sql and its like."""
-    params: dict[str, Any] = dict.fromkeys(Choice.__annotations__) | {"effect_at": "max", "subset": "all"}
-    for name in choice.keys() - params.keys():
-        raise TypeError(f"a regression is not chosen by {name!r}: one of {', '.join(params)} was wanted")
-    params |= {"score": score} | choice
-    _check("score", score, SCORES)
-    _check("effect_at", params["effect_at"], EFFECTS)
-    _check("subset", params["subset"], SUBSETS)
-    return params
+    """sql/<name>.sql of the regressions chosen; the runs are chosen before any edit is read, too."""
+    rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
+    pairs: dict[str, Any] = dict.fromkeys(Choice.__annotations__.keys() - rows.keys())
+    for key, value in choice.items():
+        if key in rows:
+            rows[key] = value
+        elif key in pairs:
+            pairs[key] = value
+        else:
+            raise TypeError(
+                f"a regression is not chosen by {key!r}: one of {', '.join(Choice.__annotations__)} was wanted"
+            )
+    for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
+        _check(key, rows[key], known)
+    return relation(store, name, rows | pairs, tracing_window=pairs["window_size"], pairs=pairs)
 
 
 def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:

@@ -29,23 +29,39 @@ def sql(name: str) -> str:
 
 
 def relation(
-    store: Readable, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+    store: Readable,
+    name: str,
+    params: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    tracing_window: int | None = None,
+    pairs: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """The rows of sql/<name>.sql, over several stores with every row once; params: values for its `$name`.
 
-    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
+    tracing_window, pairs: as `query` takes them.
     """
     if name in VIEWS:
         raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store.once(), sql(name), params, tracing_window=tracing_window)
+    return query(store.once(), sql(name), params, tracing_window=tracing_window, pairs=pairs)
 
 
 def query(
-    store: Readable, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, tracing_window: int | None = None
+    store: Readable,
+    text: str,
+    params: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    tracing_window: int | None = None,
+    pairs: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """The rows of any query, which may read the store's relations and the views of the analysis."""
+    """The rows of any query, which may read the store's relations and the views of the analysis.
+
+    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
+    pairs: values for sql/statements/keep_pairs.sql: the views then see only the runs that are named.
+    """
     with store.reading() as con:
         make_views(con, tracing_window)
+        if pairs is not None:
+            con.execute(sql("statements/keep_pairs"), pairs).fetchall()
         return rows_of(con, text, params)
 
 

@@ -58,9 +58,9 @@ def test_table_3_is_the_regressions_in_the_papers_order(whole):
     for row in table:
         if row["model"].startswith("smol"):
             fit = fits[row["problem"], row["method"]]
-            assert {name: row[name] for name in ("n", "r2_layer", "r2_effect", "r2_both", "p_value")} == {
-                name: fit[name] for name in ("n", "r2_layer", "r2_effect", "r2_both", "p_value")
-            }
+            # DuckDB's threads add in no fixed order, so two queries may differ in the last bits.
+            for name in ("n", "r2_layer", "r2_effect", "r2_both", "p_value"):
+                assert row[name] == pytest.approx(fit[name], rel=1e-9), name
             assert row["r2_effect_low"] <= row["r2_effect_high"]
             assert 0 <= row["p_clustered"] <= 1
 

@@ -50,27 +50,21 @@ def line(xs, ys, layer=0, name="a"):
 NAMED = {
     "constant-effect-in-a-layer": line([0.1, 0.2, 0.4, 0.9], [0.3, 0.1, 0.5, 0.4])
     | line([0.1] * 4, [0.2, 0.9, 0.3, 0.8], 1),
-    "constant-effect-everywhere": line([0.7] * 5, [0.3, 0.1, 0.5, 0.4, 0.2])
-    | line([0.7] * 5, [0, 1, 1, 0, 1], 2),
+    "constant-effect-everywhere": line([0.7] * 5, [0.3, 0.1, 0.5, 0.4, 0.2]) | line([0.7] * 5, [0, 1, 1, 0, 1], 2),
     "one-fact-in-a-layer": line([0.1, 0.2, 0.4, 0.9], [0.3, 0.1, 0.5, 0.4]) | line([0.6], [0.9], 3),
     "one-fact-in-every-layer": line([0.1], [0.3]) | line([0.6], [0.9], 3),
     "one-edit": line([0.1], [0.3]),
     "constant-score": line([0.1, 0.2, 0.4], [0.1] * 3) | line([0.3, 0.2, 0.4], [0.1] * 3, 1),
     "constant-score-in-a-layer": line([0.1, 0.2, 0.4], [0.1] * 3) | line([0.3, 0.2, 0.4], [0.5, 0.7, 0.1], 1),
-    "null-effects": line([None, 0.2, None, 0.5, 0.1], [0.3, 0.1, 0.5, 0.2, 0.9])
-    | line([None] * 5, [0.1] * 5, 1),
-    "null-scores": line([0.3, 0.2, 0.9, 0.5], [0.3, None, 0.5, 0.1])
-    | line([0.1, 0.3, 0.2, 0.4], [None] * 4, 1),
+    "null-effects": line([None, 0.2, None, 0.5, 0.1], [0.3, 0.1, 0.5, 0.2, 0.9]) | line([None] * 5, [0.1] * 5, 1),
+    "null-scores": line([0.3, 0.2, 0.9, 0.5], [0.3, None, 0.5, 0.1]) | line([0.1, 0.3, 0.2, 0.4], [None] * 4, 1),
     "nothing-left": line([None] * 3, [0.1, 0.2, 0.3]),
-    "an-exact-line": line([0.1, 0.2, 0.4, 0.9], [0.2, 0.4, 0.8, 1.8])
-    | line([0.1, 0.5, 0.2], [0.9, 0.5, 0.8], 1),
+    "an-exact-line": line([0.1, 0.2, 0.4, 0.9], [0.2, 0.4, 0.8, 1.8]) | line([0.1, 0.5, 0.2], [0.9, 0.5, 0.8], 1),
     "no-degree-left": line([0.1, 0.2], [0.5, 0.4]) | line([0.1, 0.5], [0.9, 0.5], 1),
-    "tiny-effects": line([1e-9, 2e-9, 4e-9, 3e-9], [0.3, 0.1, 0.5, 0.4])
-    | line([1e-9, 3e-9, 2e-9], [0.1, 0.6, 0.2], 1),
+    "tiny-effects": line([1e-9, 2e-9, 4e-9, 3e-9], [0.3, 0.1, 0.5, 0.4]) | line([1e-9, 3e-9, 2e-9], [0.1, 0.6, 0.2], 1),
     "scores-far-from-zero": line([0.1, 0.2, 0.4, 0.9], [1e6 + v for v in (0.3, 0.1, 0.5, 0.4)])
     | line([0.3, 0.2, 0.6], [1e6 + v for v in (0.9, 0.1, 0.2)], 1),
-    "one-score-far-out": line([0.1, 0.2, 0.4, 0.9], [0.3, -1e4, 0.5, 0.4])
-    | line([0.3, 0.2, 0.6], [0.9, 0.1, 0.2], 1),
+    "one-score-far-out": line([0.1, 0.2, 0.4, 0.9], [0.3, -1e4, 0.5, 0.4]) | line([0.3, 0.2, 0.6], [0.9, 0.1, 0.2], 1),
 }
 
 
@@ -78,9 +72,7 @@ def write_case(store, problem, case):
     """One editing run and its rows, with effects of their own in the one tracing run."""
     renamed = {(f"{problem}/{fact}", layer): values for (fact, layer), values in case.items()}
     facts = sorted({fact for fact, _ in renamed})
-    trace = made_trace(
-        facts, layers=6, tokens=2, effects={k: x for k, (x, _) in renamed.items() if x is not None}
-    )
+    trace = made_trace(facts, layers=6, tokens=2, effects={k: x for k, (x, _) in renamed.items() if x is not None})
     rows = trace.cells.to_pylist()
     for row in rows:
         if renamed.get((row["fact_id"], row["layer"]), (0, 0))[0] is None:
@@ -264,12 +256,16 @@ def test_runs_are_not_mixed(many):
 
 
 def test_choosing_window_protocol_and_token(many):
-    assert {row["edit_run_id"] for row in regressions(many, window_size=3).to_pylist()} == {"e-3"}
+    narrow = regressions(many, window_size=3).to_pylist()  # every edit beside the effects of that window
+    assert {row["window_size"] for row in narrow} == {3}
+    assert {(row["edit_run_id"], row["trace_run_id"]) for row in narrow if row["n"]} == {
+        ("e-5", "t-5"),
+        ("e-3", "t-5"),
+        ("e-7", "t-5"),
+    }
     assert {row["protocol"] for row in regressions(many, protocol="released").to_pylist()} == {"released"}
     at_max, at_last = (regressions(many, effect_at=choice).to_pylist() for choice in ("max", "last-subject"))
-    assert all(
-        a["r2_layer"] == pytest.approx(b["r2_layer"]) for a, b in zip(at_max, at_last, strict=True) if a["n"]
-    )
+    assert all(a["r2_layer"] == pytest.approx(b["r2_layer"]) for a, b in zip(at_max, at_last, strict=True) if a["n"])
     assert all(a["r2_effect"] != b["r2_effect"] for a, b in zip(at_max, at_last, strict=True) if a["n"])
     last = query(many, "SELECT DISTINCT trace_run_id FROM edit_scores WHERE effect_last_subject IS NOT NULL")
     assert last.num_rows == 5
@@ -296,9 +292,7 @@ def test_unknown_choices_are_refused(store):
 def test_an_empty_store_gives_empty_tables(tmp_path):
     store = Store(tmp_path / "empty.duckdb")
     store.create()
-    assert (
-        regressions(store).num_rows == layer_means(store).num_rows == layer_correlations(store).num_rows == 0
-    )
+    assert regressions(store).num_rows == layer_means(store).num_rows == layer_correlations(store).num_rows == 0
     assert check_with_statsmodels(store).num_rows == 0
 
 

@@ -55,11 +55,21 @@ def schema_columns() -> dict[str, dict[str, str]]:
         return _columns_found(con)
 
 
+# What a row of the relations without an index is known by: statements/guard_<relation>.sql sees to it.
+_UNINDEXED = {
+    "trace_cells": ["run_id", "fact_id", "window_size", "token_index", "layer"],
+    "trace_samples": ["run_id", "fact_id", "window_size", "token_index", "layer", "sample"],
+    "trace_effects": ["run_id", "fact_id", "window_size", "layer"],
+    "edits": ["run_id", "fact_id", "problem", "method", "layer"],
+    "edit_prompts": ["run_id", "fact_id", "problem", "method", "layer", "kind", "prompt_index"],
+}
+
+
 @cache
 def schema_keys() -> dict[str, list[str]]:
-    """{table: columns of its primary key}."""
+    """{table: columns of its key}."""
     with _empty_store() as con:
-        return dict(con.execute(statement("keys_found")).fetchall())
+        return dict(con.execute(statement("keys_found")).fetchall()) | _UNINDEXED
 
 
 @contextmanager

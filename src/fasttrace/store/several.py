@@ -12,7 +12,7 @@ import pyarrow as pa
 from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
-from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, schema_sql, statement
+from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, statement
 from fasttrace.store.query import ONCE, Readable
 
 File = str | PathLike[str]
@@ -86,10 +86,7 @@ def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
     _check_agreement(con)
     con.execute("SET search_path = 'once'")
     for relation in RELATIONS:
-        key = schema_keys().get(relation)
-        if key is None:  # a view, over the relations of `once` like any other
-            con.execute(schema_sql(relation))
-            continue
+        key = schema_keys()[relation]
         rows = [_rows(con, name, relation).select(StarExpression(exclude=["store"])) for name in names]
         new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
         _union(new).create_view(relation)
