@@ -37,7 +37,7 @@ def test_a_study_verb_by_verb(workplace, run):
     assert tables["regressions"][0]["n"] + tables["regressions"][0]["n_left_out"] == 12
     assert "R²" in run("tables", *store).stdout
     run("report", *store, "--out", "report.html")
-    assert "Eiffel Tower" in (workplace / "report.html").read_text()
+    assert "Does localization inform editing?" in (workplace / "report.html").read_text()
     again = run(*TRACE, *store)
     assert "0 facts added" in again.stdout
     assert "0 edits added" in run(*EDIT, "--layers", "0,2,3", *store).stderr

@@ -6,6 +6,7 @@ import json
 
 import pyarrow as pa
 import pytest
+from fasttrace.analysis.certainty import certainty
 from fasttrace.analysis.regression import layer_means, regressions
 from fasttrace.analysis.tables import FORMATS, layer_table, r2_table, render, summary
 from made_results import made_edit, made_trace
@@ -33,7 +34,7 @@ def store(tmp_path_factory):
 
 
 def test_r2_table_is_the_regression(store):
-    table = r2_table(store)
+    table = r2_table(store, resamples=0)
     names = [
         "problem",
         "method",
@@ -46,14 +47,26 @@ def test_r2_table_is_the_regression(store):
         "diff",
         "p_value",
     ]
-    assert table.column_names == names  # one regression: nothing to tell apart
+    assert table.column_names == [*names, "p_clustered"]  # one regression: nothing to tell apart
     row = regressions(store).to_pylist()[0]
     # DuckDB's threads add in no fixed order, so two queries may differ in the last bits.
-    [found] = table.to_pylist()
+    [found] = table.drop(["p_clustered"]).to_pylist()
     about = {name: pytest.approx(row[name], rel=1e-12) for name in names if isinstance(row[name], float)}
     assert len(about) == 5
     assert found == {name: row[name] for name in names} | about
     assert (row["n"], row["n_left_out"]) == (36, 4)
+    [sure] = certainty(store, resamples=50).to_pylist()
+    [wide] = r2_table(store, resamples=50).to_pylist()
+    assert wide["p_clustered"] == table["p_clustered"][0].as_py() == sure["p_clustered"]
+    assert (wide["r2_both_low"], wide["r2_both_high"]) == (sure["r2_both_low"], sure["r2_both_high"])
+
+
+def test_intervals_stand_behind_their_numbers(store):
+    [row] = r2_table(store, resamples=50).to_pylist()
+    shown = f"{row['r2_layer']:.3f} [{row['r2_layer_low']:.3f}, {row['r2_layer_high']:.3f}]"
+    for format in ("text", "markdown", "latex"):
+        assert shown in render(r2_table(store, resamples=50), format), format
+    assert "r2_layer_low" in render(r2_table(store, resamples=50), "csv")
 
 
 def test_what_tells_rows_apart_is_shown(tmp_path):
@@ -86,7 +99,7 @@ def test_text():
 @pytest.mark.parametrize("width", [5, 20, 40, 200])
 def test_no_screen_is_too_narrow_for_a_value(store, width):
     text = summary(store, width=width)
-    for table in (r2_table(store), layer_table(store)):
+    for table in (r2_table(store, resamples=0), layer_table(store)):
         for row in table.to_pylist():
             assert all(
                 f"{value:.3f}" in text for value in row.values() if isinstance(value, float) and value > 1e-3
