@@ -31,6 +31,9 @@ KEYS = (
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 
 
+AT_ONCE = 2_000_000
+"""Edits whose rows are held together: about 1 GB."""
+
 Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
@@ -96,13 +99,28 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
 def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[Rows]:
     """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
 
-    x = tracing effect, y = score, float64; rows that lack either are left out.
+    x = tracing effect, y = score, float64; rows that lack either are left out. Of a large store one problem and method
+    is held at a time.
     """
-    frame = _relation(store, "regression_input", score, choice).to_pandas()
-    for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
-        used = group.dropna(subset=["x", "y"])
-        identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
-        yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
+    for part in _parts(store, choice):
+        frame = _relation(store, "regression_input", score, part).to_pandas()
+        for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+            used = group.dropna(subset=["x", "y"])
+            identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
+            yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
+
+
+def _parts(store: Store, choice: Choice) -> list[Choice]:
+    """The choice as it is, or split by problem and method where their edits are too many to hold together."""
+    cells = relation(store, "edits_by_cell").to_pylist()
+    if sum(cell["edits"] for cell in cells) <= AT_ONCE:
+        return [choice]
+    named = [{name: cell[name] for name in ("problem", "method")} for cell in cells]
+    return [
+        {**choice, "problem": cell["problem"], "method": cell["method"]}
+        for cell in named
+        if all(choice.get(name) in (None, value) for name, value in cell.items())
+    ]
 
 
 def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:

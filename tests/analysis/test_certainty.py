@@ -86,7 +86,7 @@ def test_too_few_facts_have_no_interval():
     assert set(nothing.clustered_test().values()) == {None}
 
 
-def test_store(wide_study):
+def test_store(wide_study, monkeypatch):
     found, fits = certainty(wide_study, resamples=100), regressions(wide_study)
     assert found.select(KEYS).to_pylist() == fits.select(KEYS).to_pylist()
     for row, fit in zip(found.to_pylist(), fits.to_pylist(), strict=True):
@@ -101,5 +101,7 @@ def test_store(wide_study):
     assert rows == {
         tuple(row[name] for name in KEYS): row["n"] for row in check_with_statsmodels(wide_study).to_pylist()
     }
+    monkeypatch.setattr("fasttrace.analysis.regression.AT_ONCE", 10)
+    assert certainty(wide_study, resamples=100) == found, "in parts or at once"
     with pytest.raises(UserError, match="at least 0 were wanted"):
         certainty(wide_study, resamples=-1)
