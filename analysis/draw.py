@@ -27,6 +27,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...")
 COLORMAP = "cividis"
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
+GROUPS_ABREAST = 4  # of three bars: a line of a page
 MAX_VECTOR_POINTS = 4000  # beyond this a scatter is drawn as pixels: an SVG of paths would be megabytes
 
 
@@ -275,13 +276,24 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
     regressions: the keys of a regression, score, r2_layer, r2_effect, r2_both.
     """
     rows = _need_rows(regressions, "edits with a tracing effect")
-    names = list(group_names(rows).values())
-    figure = _figure(max(5.0, 1.6 + 1.9 * len(rows)), 3.4)
-    axes = _dress(figure.subplots(), y=f"R² of the {rows[0]['score']} score")
-    places = np.arange(len(rows))
+    named = list(zip(group_names(rows).values(), rows, strict=True))
+    lines = math.ceil(len(rows) / GROUPS_ABREAST)
+    abreast = math.ceil(len(rows) / lines)
+    figure = _figure(max(5.0, 1.6 + 1.9 * abreast), 0.5 + 2.9 * lines)
+    panels = _panel_grid(figure, lines, 1, sharey=True)
+    for place, axes in enumerate(panels):
+        _r2_panel(_dress(axes), named[abreast * place : abreast * (place + 1)], abreast)
+    figure.supylabel(f"R² of the {rows[0]['score']} score", color=INK, fontsize=10)
+    _legend(panels[0], loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
+    return figure
+
+
+def _r2_panel(axes: Axes, named: list[tuple[str, Row]], abreast: int) -> None:
+    """Three bars for each (name, regression); abreast: groups that the panel has room for."""
+    places = np.arange(len(named))
     series = (("r2_layer", "edited layer"), ("r2_effect", "tracing effect"), ("r2_both", "both"))
     for offset, (column, label) in enumerate(series):
-        values = [math.nan if row[column] is None else row[column] for row in rows]
+        values = [math.nan if row[column] is None else row[column] for _, row in named]
         bars = axes.bar(
             places + 0.27 * (offset - 1),
             np.nan_to_num(values),
@@ -293,14 +305,12 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
             linewidth=0,
         )
         axes.bar_label(bars, [number(value) for value in values], fontsize=9, color=INK, padding=2)
-    axes.set_xticks(places, [name.replace(" · ", "\n") for name in names])
-    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_xticks(places, [name.replace(" · ", "\n") for name, _ in named])
+    axes.set_xlim(-0.6, abreast - 0.4)
     axes.set_ylim(0, 1.08)  # room for the number on a bar that explains everything
     axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     for text in axes.get_xticklabels():
         text.set_parse_math(False)
-    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
-    return figure
 
 
 def draw_score_by_layer(means: pa.Table) -> Figure:

@@ -318,7 +318,7 @@ def _f_and_df(row: Row) -> str:
 
 
 def pairs(store: Store) -> Exhibit | None:
-    points = relation(store, "edit_effects", ["rewrite"])
+    points = relation(store, "edit_effects", {"score": "rewrite"})
     if not points.num_rows:
         return None
     source = Source(layer_correlations, ("rewrite",), "layer_correlations_of_score", _asked("rewrite"))
