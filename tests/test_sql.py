@@ -115,10 +115,14 @@ def test_where_a_query_comes_from(place, run):
 
 def test_the_views_of_the_analysis_are_there(run):
     [row] = json.loads(
-        run("SELECT * FROM regressions WHERE score = 'rewrite' AND effect_at = 'max'", *STORE, "--json").stdout
-    )
+        run(
+            "SELECT * FROM regressions WHERE score = 'rewrite' AND effect_at = 'max' AND subset = 'all'",
+            *STORE, "--json",
+        ).stdout
+    )  # fmt: skip
     assert row["n"] == 60
-    assert len(json.loads(run("regressions", *STORE, "--json").stdout)) == 12
+    fits = json.loads(run("regressions", *STORE, "--json").stdout)
+    assert len([fit for fit in fits if fit["subset"] == "all"]) == 6 * 3, "six scores, three ways of taking the effect"
     assert len(json.loads(run("edits", *STORE, "--json").stdout)) == 60
 
 
@@ -137,7 +141,8 @@ def test_every_saved_query_runs_by_name(run):
 
 
 def test_parameters_said_to_be_null_for_all_may_be_left_out(run):
-    words = ("regressions_of_score", *STORE, "--param", "score=rewrite", "--param", "effect_at=max", "--json")
+    chosen = ("--param", "score=rewrite", "--param", "effect_at=max", "--param", "subset=all")
+    words = ("regressions_of_score", *STORE, *chosen, "--json")
     assert run(*words).stdout == run(*words, "--param", "window_size=5", "--param", "protocol=null").stdout
     assert json.loads(run(*words, "--param", "window_size=3").stdout) == []
 
@@ -165,7 +170,7 @@ def test_relations_say_what_they_are(run):
     rows = {row["relation"]: row for row in json.loads(run("--relations", *STORE, "--json").stdout)}
     assert (rows["edits"]["n_rows"], rows["edits"]["n_columns"]) == (60, 26)
     assert rows["regressions"]["kind"] == "view"
-    assert rows["regressions"]["n_columns"] == 26
+    assert rows["regressions"]["n_columns"] == 31
     assert all(row["what"] for row in rows.values())
 
 

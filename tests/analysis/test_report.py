@@ -642,7 +642,7 @@ def test_panels_are_chosen_and_points_are_the_stores(twenty, tmp_path):
         )
         pairs = [
             row
-            for row in relation(twenty.store, "edit_effects", ["rewrite"]).to_pylist()
+            for row in relation(twenty.store, "edit_effects", {"score": "rewrite"}).to_pylist()
             if (row["problem"], row["method"], row["layer"]) == ("fact-erasure", "ft-5", 8)
         ]
         titles = browser.run(f"[...{shown}[2].querySelectorAll('.mark title')].map(one => one.textContent)")
