@@ -143,7 +143,14 @@ def test_every_saved_query_runs_by_name(run):
 def test_parameters_said_to_be_null_for_all_may_be_left_out(run):
     chosen = ("--param", "score=rewrite", "--param", "effect_at=max", "--param", "subset=all")
     words = ("regressions_of_score", *STORE, *chosen, "--json")
-    assert run(*words).stdout == run(*words, "--param", "window_size=5", "--param", "protocol=null").stdout
+    [left], [given] = (
+        json.loads(run(*words, *more).stdout)
+        for more in ((), ("--param", "window_size=5", "--param", "protocol=null"))
+    )
+    # DuckDB's threads add in no fixed order, so two queries may differ in the last bits.
+    assert left == {
+        name: pytest.approx(value, rel=1e-9) if isinstance(value, float) else value for name, value in given.items()
+    }
     assert json.loads(run(*words, "--param", "window_size=3").stdout) == []
 
 
