@@ -19,8 +19,8 @@ from . import chart
 from .chart import Axis, Panel, Series
 from .draw import SCORES
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell, p_text
-from .paper import FIGURES, TABLES, what_is_missing
-from .regression import Choice, layer_correlations, layer_means
+from .paper import FIGURES, TABLES, held, what_is_missing
+from .regression import layer_correlations, layer_means
 from .relation import VIEWS, relation, sql
 from .tables import fits_with_certainty, render
 
@@ -155,9 +155,9 @@ def _and(numbers: Sequence[int]) -> str:
 
 def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
     """Commands that print and draw the paper's counterparts, as far as the store has what they are of."""
-    lines = []
+    lines, there_is = [], held(store)
     for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
-        there = [str(number) for number in numbers if what_is_missing(store, catalogue[number]) is None]
+        there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
         if there:
             lines.append(f"fasttrace {verb} {' '.join(there)} --store {shlex.quote(str(store.path.resolve()))}")
     return lines
@@ -250,8 +250,8 @@ def keys_of(rows: Sequence[Row]) -> list[Column]:
 
 
 def _asked(score: str) -> dict[str, Any]:
-    """The parameters of regressions_of_score and layer_correlations_of_score that keep everything apart."""
-    return {**dict.fromkeys(Choice.__annotations__), "score": score, "effect_at": "max", "subset": "all"}
+    """The parameters of regressions_of_score and layer_correlations_of_score."""
+    return {"score": score, "effect_at": "max", "subset": "all", "source": None}
 
 
 def r2(store: Store) -> Exhibit | None:

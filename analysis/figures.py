@@ -16,7 +16,7 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
 from . import draw
-from .paper import Numbered, figure_numbered, what_is_missing
+from .paper import WITH_ESSENCE, Numbered, figure_numbered, held, what_is_missing
 from .regression import KINDS, layer_correlations, layer_means, regression_rows, regressions
 from .relation import relation
 
@@ -51,32 +51,6 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     return draw.draw_heatmap(trace, mine)
 
 
-def peak_histogram(store: Store) -> Figure:
-    """Histogram of the layer at which each fact's tracing effect is largest, a panel a window (Figure 1)."""
-    return draw.draw_peak_histogram(relation(store, "peak_layers"))
-
-
-def mean_effect_curve(store: Store) -> Figure:
-    """Mean tracing effect at each layer, with its standard error over facts, a line a window (Figure 10)."""
-    return draw.draw_mean_effect(relation(store, "mean_effect"))
-
-
-def effect_vs_score(store: Store, score: str = "rewrite") -> Figure:
-    """Edit score against tracing effect, a panel an edited layer with its Pearson ρ (Figures 4 and 15)."""
-    pairs = relation(store, "edit_effects", {"score": score})
-    return draw.draw_effect_vs_score(pairs, layer_correlations(store, score), score)
-
-
-def r2_bars(store: Store, score: str = "rewrite") -> Figure:
-    """R² of the score by edited layer, tracing effect and both, for each problem and method (Figure 6)."""
-    return draw.draw_r2_bars(regressions(store, score=score))
-
-
-def score_by_layer(store: Store) -> Figure:
-    """Mean rewrite, paraphrase, neighborhood (essence) and overall score by edited layer (Figures 7 to 9)."""
-    return draw.draw_score_by_layer(pa.concat_tables([layer_means(store, score) for score in draw.SCORES]))
-
-
 def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the edits and traces that the store holds.
 
@@ -85,7 +59,7 @@ def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer
     Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
     """
     one = figure_numbered(number)
-    missing = what_is_missing(store, one)
+    missing = what_is_missing(held(store), one)
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")
     if one.kind == "heatmap":
@@ -133,7 +107,7 @@ def pairs_table(store: Store, score: str, **choice: Any) -> pa.Table:
 
 
 def _means(store: Store, score: str) -> pa.Table:
-    if score == "overall with essence":
+    if score == WITH_ESSENCE:
         return relation(store, "layer_means_with_essence")
     return layer_means(store, score)
 

@@ -11,11 +11,13 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 
+from .naming import Row
 from .relation import relation
 
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
 METHODS = ("ft-1", "ft-5", "rome", "memit")
 ZSRE = "zsre"
+WITH_ESSENCE = "overall with essence"  # the mean of all four scores
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,20 @@ class Rows:
         ]
         rows.sort(key=lambda row: (_place(PROBLEMS, row["problem"]), _place(METHODS, row["method"])))
         return pa.Table.from_pylist(rows, schema=table.schema)
+
+    def of_edits(self, row: Row, scores: tuple[str, ...]) -> bool:
+        """Whether a row of edits_there is of these edits, and has such scores."""
+        wanted = {"problem": self.problem, "method": self.method}
+        return (
+            all(value in (None, row[name]) for name, value in wanted.items())
+            and row["zsre"] == self.zsre
+            and (self.model is None or self.model in row["model"])
+            and all(row["essence" if score == WITH_ESSENCE else score] for score in scores)
+        )
+
+    def of_traces(self, row: Row) -> bool:
+        """Whether a row of traces_there is of these effects, whatever their window."""
+        return self.localization in (None, row["localization"]) and (self.model is None or self.model in row["model"])
 
     def commands(self, store: Store) -> list[str]:
         """Command lines that would make these traces and edits; the store's own name, and … for what is free."""
@@ -110,7 +126,7 @@ FIGURES = {
         Numbered(8, "layers", "Essence score by edited layer", _INJECTION, ("essence",)),
         Numbered(
             9, "layers", "Overall score by edited layer, without and with essence", _INJECTION,
-            ("overall", "overall with essence"),
+            ("overall", WITH_ESSENCE),
         ),
         Numbered(10, "curve", "Mean tracing effect by layer and window"),
         Numbered(11, "peaks", "Where facts' tracing effects peak, by window"),
@@ -163,38 +179,43 @@ def figure_numbered(number: int) -> Numbered:
     return FIGURES[number]
 
 
-def what_is_missing(store: Store, one: Numbered) -> str | None:
-    """Why a table or figure cannot be made of this store, and the commands that would change it; None where it can."""
-    trace, edit = one.rows.commands(store)
-    traced = _has_traces(store, one)
+@dataclass(frozen=True)
+class Held:
+    """What a store holds that tables and figures could be of, read once.
+
+    traces: sql/traces_there.sql; edits: sql/edits_there.sql.
+    """
+
+    store: Store
+    traces: list[Row]
+    edits: list[Row]
+
+
+def held(store: Store) -> Held:
+    """What the store holds."""
+    return Held(store, relation(store, "traces_there").to_pylist(), relation(store, "edits_there").to_pylist())
+
+
+def what_is_missing(there: Held, one: Numbered) -> str | None:
+    """Why a table or figure cannot be made of a store, and the commands that would change it; None where it can."""
+    path, (trace, edit) = there.store.path, one.rows.commands(there.store)
+    edits = [row for row in there.edits if one.rows.of_edits(row, one.scores)]
+    traces = [row for row in there.traces if one.rows.of_traces(row)]
     if one.kind in ("peaks", "curve", "heatmap"):
-        return None if traced else f"no tracing effects are in {store.path}; they come with: {trace}"
-    edited = _has_edits(store, one)
-    if one.kind == "layers":
-        return None if edited else f"no such edits are in {store.path}; they come with: {edit}"
-    wanted = [line for line, there in ((trace, traced), (edit, edited)) if not there]
-    if not wanted:
-        return None
-    what = " and ".join(name for name, there in (("tracing effects", traced), ("edits", edited)) if not there)
-    return f"no such {what} are in {store.path}; they come with: {' ; '.join(wanted)}"
-
-
-def _has_traces(store: Store, one: Numbered) -> bool:
-    return any(
-        one.rows.localization in (None, row["localization"])
-        and one.rows.window_size in (None, row["window_size"])
-        and (one.rows.model is None or one.rows.model in row["model"])
-        for row in relation(store, "mean_effect").to_pylist()
-    )
-
-
-def _has_edits(store: Store, one: Numbered) -> bool:
-    names = {"overall with essence": "essence"}
-    params = {
-        "problem": one.rows.problem, "method": one.rows.method, "zsre": one.rows.zsre, "model": one.rows.model,
-    }  # fmt: skip
-    counts = relation(store, "edits_there", params).to_pylist()[0]
-    return all(counts[names.get(score, score)] > 0 for score in one.scores)
+        needed = [("tracing effects", traces, trace)]
+    elif one.kind == "layers":
+        needed = [("edits", edits, edit)]
+    else:
+        windows = {one.rows.window_size} if one.rows.window_size else {row["window_size"] for row in edits}
+        traces = [row for row in traces if not windows or row["window_size"] in windows]
+        needed = [("tracing effects", traces, trace), ("edits", edits, edit)]
+    absent = [(name, command) for name, found, command in needed if not found]
+    if absent:
+        names, commands = zip(*absent, strict=True)
+        return f"no such {' and '.join(names)} are in {path}; they come with: {' ; '.join(commands)}"
+    if one.rows.subset == "concentrated" and not any(row["concentrated"] for row in traces):
+        return f"no fact traced in {path} has its effect concentrated in few layers; more facts come with: {trace}"
+    return None
 
 
 def _place(order: tuple[str, ...], name: str) -> int:

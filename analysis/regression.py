@@ -198,7 +198,7 @@ def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
             )
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
         _check(key, rows[key], known)
-    return relation(store, name, rows | pairs, tracing_window=pairs["window_size"], pairs=pairs)
+    return relation(store, name, rows, tracing_window=pairs["window_size"], pairs=pairs)
 
 
 def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:

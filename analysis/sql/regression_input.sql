@@ -1,7 +1,7 @@
 -- regression_input: the raw rows of the regressions asked for, as a check by other means wants them.
 -- Grain: one row an edit and tracing run, with those that have no effect or score. Inputs: regression_rows.
--- Parameters: score, effect_at, subset; window_size, or NULL; protocol, or NULL; source, or NULL;
--- problem, or NULL; method, or NULL; localization, or NULL; model, or NULL: NULL keeps all. Units: x = tracing effect, y = score.
+-- Parameters: score, effect_at, subset; source, or NULL: NULL keeps
+-- all (runs are chosen by statements/keep_pairs.sql). Units: x = tracing effect, y = score.
 SELECT
     problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source, score,
     effect_at, subset, fact_id, layer, x, y
@@ -9,13 +9,7 @@ FROM regression_rows
 WHERE score = $score
   AND effect_at = $effect_at
   AND subset = $subset
-  AND ($window_size IS NULL OR window_size = $window_size)
-  AND ($protocol IS NULL OR protocol = $protocol)
   AND ($source IS NULL OR source = $source)
-  AND ($problem IS NULL OR problem = $problem)
-  AND ($method IS NULL OR method = $method)
-  AND ($localization IS NULL OR localization = $localization)
-  AND ($model IS NULL OR model = $model)
 ORDER BY
     problem, method, protocol, model, window_size, module, localization, source, edit_run_id, trace_run_id, layer,
     fact_id;

@@ -323,13 +323,13 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
 def write_results(store: Store, out: Path) -> list[Path]:
     """Every table, figure and the report that the store has data for, under `out`; returns their paths."""
     from fasttrace.analysis.figures import paper_figure, save
-    from fasttrace.analysis.paper import FIGURES, TABLES, what_is_missing
+    from fasttrace.analysis.paper import FIGURES, TABLES, held, what_is_missing
     from fasttrace.analysis.report import write_report
     from fasttrace.analysis.tables import paper_table, render
 
-    written = []
+    written, there = [], held(store)
     for number, one in TABLES.items():
-        if what_is_missing(store, one) is None:
+        if what_is_missing(there, one) is None:
             table = paper_table(store, number)
             for format, ending in (("markdown", "md"), ("csv", "csv")):
                 path = out / "tables" / f"table-{number}.{ending}"
@@ -337,7 +337,7 @@ def write_results(store: Store, out: Path) -> list[Path]:
                 path.write_text(render(table, format, title=f"Table {number}. {one.title}"), encoding="utf-8")
                 written.append(path)
     for number, one in FIGURES.items():
-        if what_is_missing(store, one) is None:
+        if what_is_missing(there, one) is None:
             written.append(save(paper_figure(store, number), out / "figures" / f"figure-{number}.svg"))
     return [*written, write_report(store, out / "report.html")]
 

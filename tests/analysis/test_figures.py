@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 from fasttrace.analysis import draw, figures
 from fasttrace.analysis.naming import group_names, number, p_text, visible
+from fasttrace.analysis.paper import Rows
+from fasttrace.analysis.regression import regressions
 from matplotlib.figure import Figure
 from plausible import EDITED, N_LAYERS, UNHURT, study_facts, trace_result
 from scipy.stats import pearsonr
@@ -14,7 +16,8 @@ from scipy.stats import pearsonr
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
-ALL = ("peak_histogram", "effect_vs_score", "r2_bars", "mean_effect_curve", "score_by_layer")
+PEAKS, SCATTER, BARS, CURVE, LAYERS = 11, 15, 6, 10, 7  # numbers of the paper
+ALL = (PEAKS, SCATTER, BARS, CURVE, LAYERS)
 
 
 def drawn(figure: Figure) -> str:
@@ -27,28 +30,28 @@ def drawn(figure: Figure) -> str:
     )
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_figure_of_a_wide_study_can_be_drawn(name, wide_study):
-    figure = getattr(figures, name)(wide_study)
+@pytest.mark.parametrize("number_there", ALL)
+def test_every_figure_of_a_wide_study_can_be_drawn(number_there, wide_study):
+    figure = figures.paper_figure(wide_study, number_there)
     figure.draw_without_rendering()
     assert figure.get_size_inches().max() < 30
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_figure_has_labels_and_saves_in_every_format(name, study, tmp_path):
-    figure = getattr(figures, name)(study)
+@pytest.mark.parametrize("number_there", ALL)
+def test_every_figure_has_labels_and_saves_in_every_format(number_there, study, tmp_path):
+    figure = figures.paper_figure(study, number_there)
     assert isinstance(figure, Figure)
     labels = drawn(figure)
     assert "layer" in labels
     for ending, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
-        assert figures.save(figure, tmp_path / f"{name}{ending}").read_bytes().startswith(magic)
+        assert figures.save(figure, tmp_path / f"{number_there}{ending}").read_bytes().startswith(magic)
 
 
 def test_drawing_leaves_pyplot_alone(study):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    figures.r2_bars(study)
+    figures.paper_figure(study, BARS)
     figures.heatmap(study, "place-00")
     assert dict(matplotlib.rcParams) == before
     pyplot = __import__("sys").modules.get("matplotlib.pyplot")
@@ -106,7 +109,7 @@ def test_colors_run_from_noised_to_the_highest_cell_but_do_not_magnify_noise():
 
 
 def test_peaks_count_every_fact_with_an_effect_once(study):
-    axes = figures.peak_histogram(study).axes[0]
+    axes = figures.paper_figure(study, PEAKS).axes[0]
     heights = [bar.get_height() for bar in axes.patches]
     told = study.query("SELECT DISTINCT fact_id FROM trace_effects WHERE effect IS NOT NULL")
     facts = set(told["fact_id"].to_pylist())
@@ -123,7 +126,7 @@ def test_peaks_count_every_fact_with_an_effect_once(study):
 
 
 def test_mean_effect_curve_is_the_mean_over_facts_and_its_standard_error(study):
-    axes = figures.mean_effect_curve(study).axes[0]
+    axes = figures.paper_figure(study, CURVE).axes[0]
     rows = study.query("SELECT layer, effect FROM trace_effects WHERE effect IS NOT NULL").to_pylist()
     effects = np.array(
         [[row["effect"] for row in rows if row["layer"] == layer] for layer in range(N_LAYERS)]
@@ -137,9 +140,9 @@ def test_mean_effect_curve_is_the_mean_over_facts_and_its_standard_error(study):
 
 
 def test_scatter_has_a_panel_a_layer_with_its_correlation(study):
-    figure = figures.effect_vs_score(study, "paraphrase")
+    figure = figures.paper_figure(study, SCATTER)
     pairs = study.query(
-        "SELECT edits.layer, effect, paraphrase FROM edits "
+        "SELECT edits.layer, effect, rewrite FROM edits "
         "JOIN trace_effects USING (fact_id, layer, window_size) WHERE effect IS NOT NULL"
     ).to_pylist()
     panels = [
@@ -149,7 +152,7 @@ def test_scatter_has_a_panel_a_layer_with_its_correlation(study):
     for axes, layer in zip(panels, EDITED, strict=True):
         x, y = (
             np.array([pair[key] for pair in pairs if pair["layer"] == layer])
-            for key in ("effect", "paraphrase")
+            for key in ("effect", "rewrite")
         )
         rho, p = pearsonr(x, y)
         assert axes.get_title(loc="left") == f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = 22"
@@ -158,20 +161,18 @@ def test_scatter_has_a_panel_a_layer_with_its_correlation(study):
 
 
 def test_r2_bars_stand_for_the_regressions(wide_study):
-    from fasttrace.analysis.regression import regressions
-
-    axes = figures.r2_bars(wide_study).axes[0]
-    rows = regressions(wide_study).to_pylist()
+    axes = figures.paper_figure(wide_study, BARS).axes[0]
+    rows = Rows().kept(regressions(wide_study)).to_pylist()
     wanted = [row[key] for key in ("r2_layer", "r2_effect", "r2_both") for row in rows]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(wanted)
     assert len({label.get_text() for label in axes.get_xticklabels()}) == len(rows) == 4
 
 
 def test_score_by_layer_draws_the_means(study):
-    figure = figures.score_by_layer(study)
+    figure = figures.paper_figure(study, LAYERS)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels] == [
-        f"{s} score" for s in ("rewrite", "paraphrase", "neighborhood", "overall")
+        f"{s} score" for s in ("rewrite", "paraphrase", "neighborhood")
     ]
     means = study.query("SELECT avg(neighborhood) AS mean FROM edits GROUP BY layer ORDER BY layer")[
         "mean"
@@ -182,19 +183,15 @@ def test_score_by_layer_draws_the_means(study):
 def test_a_store_without_edits_or_cells_says_so(tmp_path):
     store = Store(tmp_path / "empty.duckdb")
     store.create()
-    for name in ALL:
-        with pytest.raises(UserError, match="nothing to draw: the store holds no"):
-            getattr(figures, name)(store)
+    for number_there in ALL:
+        said = rf"Figure {number_there} .* are in .*empty\.duckdb; they come with: fasttrace"
+        with pytest.raises(StoreError, match=said):
+            figures.paper_figure(store, number_there)
 
 
 def test_saving_under_another_ending_is_refused(study, tmp_path):
     with pytest.raises(UserError, match=r"\.png, \.svg, \.pdf, not as 'r2\.gif'"):
-        figures.save(figures.r2_bars(study), tmp_path / "r2.gif")
-
-
-def test_an_unknown_score_is_refused(study):
-    with pytest.raises(UserError, match="rewrite"):
-        figures.effect_vs_score(study, "fluency")
+        figures.save(figures.paper_figure(study, BARS), tmp_path / "r2.gif")
 
 
 def test_a_group_is_named_by_what_tells_it_apart():
@@ -239,13 +236,13 @@ def test_absent_cells_stay_blank():
 
 
 def test_svg_text_stays_text(study, tmp_path):
-    path = figures.save(figures.r2_bars(study), tmp_path / "r2.svg")
+    path = figures.save(figures.paper_figure(study, BARS), tmp_path / "r2.svg")
     assert re.search(r"<text[^>]*>edited layer</text>", path.read_text())
 
 
 def test_a_large_scatter_is_drawn_as_pixels(study, monkeypatch):
     monkeypatch.setattr(draw, "MAX_VECTOR_POINTS", 10)
-    figure = figures.effect_vs_score(study)
+    figure = figures.paper_figure(study, SCATTER)
     assert all(
         axes.collections[0].get_rasterized()
         for axes in figure.findobj(lambda a: hasattr(a, "get_title"))
@@ -258,5 +255,5 @@ def test_two_traces_of_a_fact_are_two_lines_never_one(study, tmp_path):
     facts = study_facts(count=4)
     store.add(trace_result(facts))
     store.add(trace_result(facts, run_id="trace-2", seed=1))
-    labels = [line.get_label() for line in figures.mean_effect_curve(store).axes[0].lines]
+    labels = [line.get_label() for line in figures.paper_figure(store, CURVE).axes[0].lines]
     assert labels == ["window 5 · trace run trace-1 (4 facts)", "window 5 · trace run trace-2 (4 facts)"]

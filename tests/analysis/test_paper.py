@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fasttrace.analysis.figures import paper_figure, save
-from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, Rows, what_is_missing
+from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, held, what_is_missing
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.tables import paper_table, render
-from plausible import N_LAYERS, edit_result, study_facts, trace_result
+from plausible import edit_result, study_facts, trace_result
 
 from fasttrace.errors import StoreError, UserError
-from fasttrace.store import Store
+from fasttrace.store import Store, Stores
 
 XL = {"model": "openai-community/gpt2-xl", "model_hash": "77aa"}
 
@@ -114,10 +114,11 @@ def test_figure_16_takes_the_last_subject_token(whole):
 
 def test_what_is_missing_says_what_would_make_it(study):
     for number, words in (
-        (2, None), (3, None), (8, "--facts zsre_mend_eval.json"), (1, None),
+        (3, None), (8, "--facts zsre_mend_eval.json"), (1, None),
     ):  # fmt: skip
-        missing = what_is_missing(study, TABLES[number])
+        missing = what_is_missing(held(study), TABLES[number])
         assert missing is None if words is None else words in missing
+    assert "no fact traced in" in what_is_missing(held(study), TABLES[2])
     with pytest.raises(StoreError, match=r"Figure 17 .*no such edits .*--problem fact-forcing --method ft-5"):
         paper_figure(study, 17)
     with pytest.raises(StoreError, match=r"Figure 21 .*no such tracing effects .*fasttrace trace --method zero"):
@@ -146,6 +147,21 @@ def test_windows_are_compared_with_any_traced(whole):
     assert own["r2_effect"].to_pylist()[0] != ten["r2_effect"].to_pylist()[0]
 
 
-def test_rows_in_the_papers_order():
-    assert Rows().choice()["subset"] == "all"
-    assert N_LAYERS == 30
+def test_effects_of_another_window_are_not_those_the_edits_need(tmp_path):
+    store, facts = Store(tmp_path / "ten.duckdb"), study_facts(count=4)
+    store.add(trace_result(facts, windows=(10,)))
+    assert what_is_missing(held(store), FIGURES[11]) is None
+    store.add(edit_result(facts))  # to be compared with window 5
+    with pytest.raises(StoreError, match=r"Table 3 .*no such tracing effects are in .*--windows 5"):
+        paper_table(store, 3)
+    assert paper_figure(store, 12).get_axes()
+
+
+def test_tables_of_several_stores_are_those_of_one(tmp_path, study):
+    facts = study_facts()
+    traces, edits = Store(tmp_path / "t.duckdb"), Store(tmp_path / "e.duckdb")
+    traces.add_facts(facts)
+    traces.add(trace_result(facts))
+    edits.add(edit_result([fact for fact in facts if not fact.fact_id.endswith("-21")]))
+    [one], [both] = (paper_table(where, 1).to_pylist() for where in (study, Stores([traces.path, edits.path])))
+    assert both == {name: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for name, v in one.items()}

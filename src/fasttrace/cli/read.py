@@ -25,11 +25,12 @@ def tables(
     resamples: int,
 ) -> None:  # fmt: skip
     """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
-    from fasttrace.analysis.paper import TABLES, table_numbered, what_is_missing
+    from fasttrace.analysis.paper import TABLES, held, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.tables import paper_table, render, summary
 
     target = open_stores(stores)
+    there = held(target)
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
@@ -39,12 +40,12 @@ def tables(
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
         click.echo(summary(target, score), nl=False)
-        _say_which("Table", TABLES, target)
+        _say_which("Table", TABLES, there)
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"{len(numbers)} tables do not fit into one {kind} text, --out FOLDER was wanted")
-    wanted = numbers or tuple(n for n, one in TABLES.items() if what_is_missing(target, one) is None)
+    wanted = numbers or tuple(n for n, one in TABLES.items() if what_is_missing(there, one) is None)
     made = [(n, paper_table(target, n, resamples=resamples)) for n in map(int, wanted)]
     for n, table in made:
         text = render(table, kind, title=f"Table {n}. {table_numbered(n).title}")
@@ -71,22 +72,23 @@ def figures(
 ) -> None:  # fmt: skip
     """The paper's figures for what the store holds. NUMBERS: 1, 2, 4, 6 to 22; none: all that it has data for."""
     from fasttrace.analysis.figures import paper_figure, save
-    from fasttrace.analysis.paper import FIGURES, what_is_missing
+    from fasttrace.analysis.paper import FIGURES, held, what_is_missing
 
     target = open_store(store)
-    wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(target, one) is None)
+    there = held(target)
+    wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(there, one) is None)
     made = [(n, paper_figure(target, n, fact_id=fact_id, layer=layer)) for n in wanted]
     paths = [str(save(figure, Path(out) / f"figure-{n}.{format_}")) for n, figure in made]
     click.echo(json.dumps(paths, indent=2) if as_json else "\n".join(paths))
     if not numbers:
-        _say_which("Figure", FIGURES, target)
+        _say_which("Figure", FIGURES, there)
 
 
-def _say_which(what: str, catalogue: dict[int, Any], store: Any) -> None:
+def _say_which(what: str, catalogue: dict[int, Any], held: Any) -> None:
     """Which of the paper's the store has data for, and which not."""
     from fasttrace.analysis.paper import what_is_missing
 
-    there = [n for n, one in catalogue.items() if what_is_missing(store, one) is None]
+    there = [n for n, one in catalogue.items() if what_is_missing(held, one) is None]
     absent = [n for n in catalogue if n not in there]
     verb = what.lower() + "s"
     text = f"the store has data for {verb} {', '.join(map(str, there)) or '–'} of the paper"

@@ -1,0 +1,16 @@
+-- traces_there: which tracing effects there are.
+-- Grain: one row a (model, localization, window_size) with an effect. Inputs: trace_effects, concentrated_facts, runs.
+-- Units: effects = effects of layers; concentrated = facts whose effect is concentrated in few layers.
+SELECT
+    run.model,
+    effect.method AS localization,
+    effect.window_size,
+    count(effect.effect) AS effects,
+    count(DISTINCT few.fact_id) AS concentrated
+FROM trace_effects AS effect
+JOIN runs AS run ON run.run_id = effect.run_id
+LEFT JOIN concentrated_facts AS few
+    ON few.run_id = effect.run_id AND few.fact_id = effect.fact_id AND few.window_size = effect.window_size
+WHERE effect.effect IS NOT NULL
+GROUP BY ALL
+ORDER BY ALL;
