@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from fasttrace.store import Store
 
 from . import draw
-from .exhibits import Exhibit
+from .exhibit import Exhibit
 from .naming import Row, group_names, in_group
 from .relation import relation
 

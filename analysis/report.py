@@ -16,7 +16,8 @@ from fasttrace.store import Store
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
-from .exhibits import COUNT, Column, Exhibit, Table, exhibits, paper_commands, said
+from .exhibit import COUNT, Column, Exhibit, Table, paper_commands, said
+from .exhibits import exhibits
 from .naming import Row
 from .relation import relation, sql
 from .sentences import R2_NOTE, answer, byline, pick_note

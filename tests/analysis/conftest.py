@@ -1,5 +1,6 @@
 """Stores of plausible studies (see plausible.py)."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for plausible.py and headless.py
 
-from plausible import edit_result, study_facts, trace_result
+from plausible import edit_result, mass_result, study_facts, trace_result
+from reports import METHODS, PROBLEMS, written
 
 from fasttrace.store import Store
 
@@ -37,3 +39,36 @@ def wide_study(tmp_path_factory):
     store.add(trace_result(facts, run_id="trace-gpt2", **other))
     store.add(edit_result(facts, run_id="edit-gpt2", **other))
     return store
+
+
+@pytest.fixture(scope="session")
+def report(study, tmp_path_factory):
+    return written(study, tmp_path_factory.mktemp("report") / "sub" / "report.html")
+
+
+@pytest.fixture(scope="session")
+def twenty(tmp_path_factory):
+    """The paper's twenty cells, four windows and a mass edit."""
+    folder = tmp_path_factory.mktemp("twenty")
+    store = Store(folder / "study.duckdb")
+    facts = study_facts(count=12)
+    store.add_facts(facts)
+    store.add(trace_result(facts, windows=(1, 3, 5, 10)))
+    for problem, method in itertools.product(PROBLEMS, METHODS):
+        store.add(edit_result(facts, problem=problem, method=method))
+    store.add(mass_result(facts))
+    return written(store, folder / "report.html")
+
+
+@pytest.fixture(scope="session")
+def two_ways(tmp_path_factory):
+    """A study traced by denoising and by zeroing."""
+    folder = tmp_path_factory.mktemp("ways")
+    store = Store(folder / "study.duckdb")
+    facts = study_facts(count=6)
+    store.add_facts(facts)
+    store.add(trace_result(facts))
+    store.add(trace_result(facts, localization="zero", run_id="trace-zero"))
+    store.add(edit_result(facts))
+    store.add(edit_result(facts, method="memit"))
+    return written(store, folder / "report.html")

@@ -1,0 +1,226 @@
+"""What an exhibit of the report is: its numbers, where they come from, and how its rows are named and shown."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from fasttrace.store import Store
+
+from .chart import Panel, Series
+from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
+from .paper import FIGURES, TABLES, held, what_is_missing
+from .relation import VIEWS, sql
+from .tables import render
+
+
+@dataclass(frozen=True)
+class Source:
+    """The call that read an exhibit's numbers, so that the page can print just that call.
+
+    function: of the store and `args`; relation: the sql/ file behind it; params: its parameters.
+    """
+
+    function: Callable[..., pa.Table]
+    args: tuple[Any, ...]
+    relation: str
+    params: dict[str, Any] = field(default_factory=dict)
+    note: str = ""  # what the query does not say
+
+    def table(self, store: Store) -> pa.Table:
+        return self.function(store, *self.args)
+
+    def code(self, store_path: str) -> str:
+        """Python that prints the numbers as CSV, every digit."""
+        name, module = self.function.__name__, self.function.__module__
+        call = ", ".join([f"fasttrace.Store({store_path!r})", *map(repr, self.args)])
+        return (
+            f"import fasttrace\nfrom {module} import {name}\nfrom fasttrace.analysis.tables import render\n"
+            f'print(render({name}({call}), "csv"), end="")'
+        )
+
+    def query(self) -> str:
+        """The relation's SQL with its parameters written in."""
+        text = sql(self.relation)
+        for name, value in self.params.items():
+            written = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+            text = re.sub(rf"\${name}\b", written, text)
+        return text.strip()
+
+    def views(self) -> list[str]:
+        """The analysis' views that the relation reads, and those they read."""
+        return [name for name in VIEWS if name in _read_by(self.relation)]
+
+
+def _read_by(name: str) -> set[str]:
+    """Names of the views below a relation; a name in a comment counts, and does no harm."""
+    here = {view for view in VIEWS if view != name and re.search(rf"\b(FROM|JOIN) {view}\b", sql(name))}
+    return here.union(*(_read_by(view) for view in here))
+
+
+@dataclass(frozen=True)
+class Column:
+    """key: of the rows; text: how a value is shown; numbers are right-aligned and sorted as numbers."""
+
+    key: str
+    name: str
+    text: Callable[[Any], str] = str
+    numeric: bool = False
+    wrap: bool = False
+    choose: bool = False  # the page offers its values as a filter
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    columns: list[Column]
+    rows: list[Row]
+    folded: bool = False  # beside a figure of the same numbers
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [[column.text(row[column.key]) for column in self.columns] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Facet:
+    """Something the reader can choose; start: the value shown first, "" for all."""
+
+    key: str
+    name: str
+    values: list[str]
+    start: str
+    all: bool
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """Numbers of the study as a table, as a figure or as both. tables, figures: their counterparts' numbers there."""
+
+    key: str
+    section: str
+    title: str
+    tables: tuple[int, ...]
+    figures: tuple[int, ...]
+    caption: str
+    source: Source
+    data: pa.Table  # what the source gave, all of it
+    runs: list[str]
+    table: Table | None = None
+    panels: list[Panel] = field(default_factory=list)
+    facets: list[Facet] = field(default_factory=list)
+    points: list[Row] = field(default_factory=list)  # lists of points, by Panel.points
+
+    @cached_property
+    def legend(self) -> list[Series]:
+        """One of each series that has a name, as the panels show them."""
+        found = {one.name: one for panel in self.panels for one in panel.series if one.name}
+        return list(found.values()) if len(found) > 1 else []
+
+    @property
+    def paper(self) -> str:
+        """Their names in the paper, "" for none."""
+        both = (("Table", self.tables), ("Figure", self.figures))
+        return ", ".join(f"{word}{'s' * (len(n) > 1)} {_and(n)}" for word, n in both if n)
+
+    @cached_property
+    def csv(self) -> str:
+        return render(self.data, "csv")
+
+    @property
+    def kind(self) -> str:
+        return self.panels[0].kind if self.panels else ""
+
+
+def _and(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
+    """Commands that print and draw the paper's counterparts, as far as the store has what they are of."""
+    lines, there_is = [], held(store)
+    for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
+        there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
+        if there:
+            lines.append(f"fasttrace {verb} {' '.join(there)} --store {shlex.quote(str(store.path.resolve()))}")
+    return lines
+
+
+def named(rows: Iterable[Row]) -> list[Row]:
+    """The rows, problem by problem, with `series_name`, which says what the panel's and the choices' names do not.
+
+    A panel is of one problem, and of one way of tracing: `traced` names it where there are several.
+    """
+    rows = list(rows)
+    apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
+    names = group_names(rows, always=("method",), apart=apart)
+    ways = "localization" in apart and bool(several(rows, "localization"))
+    labelled = [
+        row | {"series_name": name, "traced": row["localization"] if ways else ""}
+        for group, name in names.items()
+        for row in in_group(rows, group)
+    ]
+    problems = list(dict.fromkeys(row["problem"] for row in labelled))
+    # Denoising is causal tracing proper; what is added to it comes after it.
+    return sorted(labelled, key=lambda row: (row["traced"] != "denoise", row["traced"], problems.index(row["problem"])))
+
+
+def places(rows: Iterable[Row], key: str) -> dict[str, int]:
+    """A colour and shape for every name, the same in every panel."""
+    return {name: place for place, name in enumerate(dict.fromkeys(row[key] for row in rows))}
+
+
+def run_ids(rows: Iterable[Row]) -> list[str]:
+    """The runs behind the rows, tracing first."""
+    rows = list(rows)
+    return list(
+        dict.fromkeys(row[key] for key in reversed(RUNS) for row in rows if key in row and row[key] is not None)
+    )
+
+
+def several(rows: Sequence[Row], *keys: str) -> list[str]:
+    """Of the keys, those in which the rows differ."""
+    return [key for key in keys if len({row[key] for row in rows}) > 1]
+
+
+def whole(value: Any) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def three(value: Any) -> str:
+    return number(value)
+
+
+def two(value: Any) -> str:
+    return number(value, 2)
+
+
+def said(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+COUNT: dict[str, Any] = {"text": whole, "numeric": True}
+VALUE: dict[str, Any] = {"text": three, "numeric": True}
+P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
+
+
+def keys_of(rows: Sequence[Row]) -> list[Column]:
+    """Columns that name a row: problem and method, and whatever else tells rows apart."""
+    names = {"window_size": "window", "edit_run_id": "edit run", "trace_run_id": "trace run"}
+    lead = [key for key in ("problem", "method") if key in rows[0]]
+    rest = several(rows, *(key for key in (*GROUP, *RUNS) if key in rows[0] and key not in lead))
+    # Runs differ wherever anything does; they are named only where nothing else tells the rows apart.
+    others = [key for key in rest if key not in RUNS]
+    labels = [key for key in ("layer", "landed") if key in rows[0]]
+    told = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
+    if len(told) == len(rows):
+        rest = others
+    return [
+        Column(key, names.get(key, key), said, numeric=key == "window_size", choose=bool(several(rows, key)))
+        for key in (*lead, *rest)
+    ]

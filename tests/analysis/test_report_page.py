@@ -1,0 +1,444 @@
+"""The report alive in a real browser: picked, read, filtered, on a phone, in the dark, without script."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from click.testing import CliRunner
+from fasttrace.analysis.embed import short
+from fasttrace.analysis.regression import regressions
+from fasttrace.analysis.relation import relation
+from headless import Browser, chromium
+from plausible import (
+    EDITED,
+    HOSTILE,
+    HOSTILE_ID,
+    N_LAYERS,
+    UNHURT,
+    edit_result,
+    mass_result,
+    study_facts,
+    trace_result,
+)
+from reports import codes, written
+
+from fasttrace.cli import cli
+from fasttrace.facts.record import Fact
+from fasttrace.store import Store
+
+needs_chromium = pytest.mark.skipif(chromium() is None, reason="no chromium on this machine to open the report in")
+
+READY = "document.documentElement.classList.contains('ready')"
+CHECKS = (Path(__file__).parent / "page_checks.js").read_text(encoding="utf-8")
+READOUT = "document.getElementById('readout').textContent"
+TIP = "document.querySelector('.tip').hidden ? null : document.querySelector('.tip').textContent"
+
+
+@contextlib.contextmanager
+def opened(url: str, tmp_path, **window):
+    """The page in a browser, its script done; afterwards nothing was fetched and nothing complained of."""
+    with Browser(tmp_path / "profile", **window) as browser:
+        browser.open(url)
+        browser.until(READY)
+        browser.run(CHECKS)
+        yield browser
+        assert {address.partition("#")[0] for address in browser.requests()} == {url.partition("#")[0]}
+        assert browser.complaints() == []
+
+
+def wrong(browser: Browser) -> dict[str, list[str]]:
+    """What is not accessible, by kind."""
+    return {what: found for what, found in browser.run("accessible()").items() if found}
+
+
+def centre(browser: Browser, element: str) -> tuple[float, float]:
+    """The middle of an element in the window, which is scrolled there."""
+    browser.run(f"({element}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    # Two frames later it is scrolled, and the page was told.
+    browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    box = browser.run(
+        f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(({element}).getBoundingClientRect())"
+    )
+    return tuple(box)
+
+
+def choose(browser: Browser, select: str, label: str) -> None:
+    """Choose an option by its label, as a reader does."""
+    browser.run(
+        f"(() => {{ const list = document.querySelector({json.dumps(select)});"
+        f"list.value = [...list.options].find(one => one.text === {json.dumps(label)}).value;"
+        "list.dispatchEvent(new Event('change')); })()"
+    )
+
+
+@needs_chromium
+def test_a_fact_is_picked_by_address_by_search_and_in_the_list(report, study, tmp_path):
+    with opened(f"{report.url}#fact=place-05", tmp_path) as browser:
+        row = study.query("SELECT * FROM traces WHERE fact_id = 'place-05'").to_pylist()[0]
+        shown = browser.run("document.getElementById('fact-numbers').textContent")
+        assert f"clean {row['p_clean']:.4g}, noised {row['p_noised']:.4g}" in shown
+        assert browser.run("document.getElementById('fact-name').textContent") == "Sagrada Família → Barcelona"
+
+        # the cell under the pointer is read out with its standard error and effect
+        cell = study.query(
+            "SELECT * FROM trace_cells WHERE fact_id = 'place-05' AND token_index = 2 AND layer = 4"
+        ).to_pylist()[0]
+        browser.point(*centre(browser, "document.querySelectorAll('#grid tbody tr')[2].cells[5]"))
+        assert browser.run(READOUT) == (
+            f"token “Família” (subject), layer 4: p_restored {cell['p_restored']:.4g} ± {cell['p_restored_sem']:.4g}, "
+            f"effect {cell['effect']:.4g}"
+        )
+        # the keyboard moves from there
+        browser.run("document.querySelector('#grid td[tabindex=\"0\"]').focus()")
+        browser.press("ArrowRight")
+        assert "layer 5:" in browser.run(READOUT)
+
+        # a search finds accents without accents; Enter takes the first found, and the address says so
+        browser.run("document.getElementById('search').focus()")
+        browser.write("familia barc")
+        assert browser.run("document.getElementById('matches').textContent") == "1 of 24 facts match"
+        browser.run("document.getElementById('search').select()")
+        browser.write("kremlin")
+        browser.press("Enter")
+        assert browser.run("location.hash") == "#fact=place-03"
+        assert browser.run("document.getElementById('fact-name').textContent") == "Kremlin → Moscow"
+
+        # the arrow key goes from the search to the list, and along it
+        browser.run("document.getElementById('search').select()")
+        browser.write("paris")
+        browser.press("ArrowDown")
+        assert browser.run("document.activeElement.id") == "fact"
+        first = browser.run("document.getElementById('fact-name').textContent")
+        browser.press("ArrowDown")
+        both = {first, browser.run("document.getElementById('fact-name').textContent")}
+        assert both == {"Eiffel Tower → Paris", "Louvre → Paris"}
+
+        # nothing found is said, and what is shown stays
+        browser.run("document.getElementById('search').focus(); document.getElementById('search').select()")
+        browser.write("no such fact")
+        assert browser.run("document.getElementById('matches').textContent") == "0 of 24 facts match"
+        assert browser.run("document.getElementById('fact-name').textContent") in both
+
+
+@needs_chromium
+def test_edits_of_a_fact_are_filtered_sorted_and_beside_its_effects(twenty, tmp_path):
+    with opened(f"{twenty.url}#fact=place-01", tmp_path) as browser:
+        rows = (
+            "[...document.querySelectorAll('#edits tbody tr')].map(row => [...row.cells].map(one => one.textContent))"
+        )
+        assert browser.run("document.getElementById('edits-shown').textContent") == "32 of 160 edits shown"
+        choose(browser, "#edit-problem", "fact-forcing")
+        choose(browser, "#edit-method", "memit")
+        shown = browser.run(rows)
+        edits = twenty.store.query(
+            "SELECT edits.*, effect FROM edits JOIN trace_effects USING (fact_id, layer, window_size) "
+            "WHERE fact_id = 'place-01' AND problem = 'fact-forcing' AND edits.method = 'memit' ORDER BY layer"
+        ).to_pylist()
+        keys = ("effect", "rewrite", "paraphrase", "neighborhood")
+        later = ("overall", "p_before", "p_after", "p_true_before", "p_true_after")
+        assert [row[:3] for row in shown] == [["fact-forcing", "memit", str(edit["layer"])] for edit in edits]
+        for row, edit in zip(shown, edits, strict=True):
+            assert row[3:7] == [f"{edit[key]:.3f}" for key in keys]
+            assert row[7] == "–"
+            assert row[8:13] == [f"{edit[key]:.3f}" for key in later]
+            assert row[13] == ("yes" if edit["success"] else "no")
+
+        # by layer: the effect above the score
+        lines = browser.run(
+            "[...document.querySelectorAll('#by-layer tr')].map(row => [...row.cells].map(one => one.textContent))"
+        )
+        assert lines[0] == ["layer", *map(str, EDITED)]
+        assert lines[1] == ["tracing effect, window 5", *(f"{edit['effect']:.3f}" for edit in edits)]
+        assert lines[2][1:] == [f"{edit['rewrite']:.3f}" for edit in edits]
+
+        # sorted by a heading, there and back, by keyboard; the order stays when the filter changes
+        browser.run("document.querySelectorAll('#edits thead button')[4].focus()")
+        browser.press("Enter")
+        browser.run("document.activeElement.click()")
+        assert browser.run("document.querySelectorAll('#edits thead th')[4].getAttribute('aria-sort')") is not None
+        values = [float(row[4]) for row in browser.run(rows)]
+        assert values in (sorted(values), sorted(values, reverse=True))
+        choose(browser, "#edit-method", "all")
+        assert len(browser.run(rows)) == 32
+        values = [float(row[4]) for row in browser.run(rows)]
+        assert values in (sorted(values), sorted(values, reverse=True))
+
+        # what was chosen is kept from fact to fact; a window of another size has its own grid
+        browser.turn_to("fact=place-02")
+        assert browser.run("document.getElementById('edits-shown').textContent") == "32 of 160 edits shown"
+        p = browser.run("document.querySelector('#grid tbody td:nth-of-type(5)').getAttribute('aria-label')")
+        choose(browser, "#trace", "window 10")
+        assert browser.run("document.querySelector('#grid tbody tr:nth-child(3) td:nth-of-type(5)').ariaLabel") != p
+        assert "window 10" in browser.run("document.getElementById('fact-numbers').textContent")
+
+
+@needs_chromium
+def test_a_facts_own_commands_read_its_numbers(report, study, tmp_path):
+    with opened(f"{report.url}#fact={HOSTILE_ID}", tmp_path) as browser:
+        lines = browser.run("document.getElementById('fact-code').textContent").splitlines()
+    counts = []
+    for line in lines:
+        _, *words = shlex.split(line)
+        result = CliRunner().invoke(cli, words, catch_exceptions=False)
+        counts.append(len(json.loads(result.stdout)))
+    tokens = len(study.query("SELECT tokens FROM traces WHERE fact_id = ?", [HOSTILE_ID])["tokens"].to_pylist()[0])
+    assert counts == [len(EDITED), N_LAYERS, tokens * N_LAYERS]
+
+
+@needs_chromium
+def test_marks_are_read_by_pointer_touch_and_keyboard(twenty, tmp_path):
+    with opened(twenty.url, tmp_path) as browser:
+        for figure in ("r2", "pairs", "layers", "curve", "peaks", "mass"):
+            first = browser.run(
+                f"document.querySelector('#figure-{figure} .panel:not([hidden]) .mark title').textContent"
+            )
+            mark = f"document.querySelector('#figure-{figure} .panel:not([hidden]) .mark')"
+            browser.point(*centre(browser, mark))
+            assert browser.run(TIP) == first
+            assert browser.run("inWindow('.tip')")
+            assert re.search(r"\d", first)
+        browser.press("Escape")
+        assert browser.run(TIP) is None
+
+        # one stop a figure for the tab key; from there the arrows move, and the numbers follow
+        stops = "[...document.querySelectorAll('#figure-layers [tabindex=\"0\"]')].length"
+        assert browser.run(stops) == 1
+        browser.run("document.getElementById('layers-problem').focus()")
+        browser.press("Tab")
+        assert browser.run("document.activeElement.classList.contains('mark')")
+        assert browser.run(TIP).startswith("error-injection · ft-1, layer 0: mean rewrite score")
+        browser.press("ArrowRight")
+        assert browser.run(TIP).startswith("error-injection · ft-1, layer 4: mean rewrite score")
+        browser.press("ArrowDown")
+        assert browser.run(TIP).startswith("error-injection · ft-5, layer 4: mean rewrite score")
+        browser.press("PageDown")
+        assert browser.run(TIP).startswith("fact-amplification · ft-1, layer 0")
+        browser.press("End")
+        assert browser.run(TIP).startswith("tracing-reversal · rome, layer 29")
+        assert browser.run(stops) == 1
+    with opened(twenty.url, tmp_path / "phone", width=390) as browser:
+        mark = "document.querySelectorAll('#figure-curve .mark')[3]"
+        browser.touch(*centre(browser, mark))
+        assert browser.run(TIP) == browser.run(f"{mark}.querySelector('title').textContent")
+
+
+@needs_chromium
+def test_panels_are_chosen_and_points_are_the_stores(twenty, tmp_path):
+    with opened(twenty.url, tmp_path) as browser:
+        shown = "[...document.querySelectorAll('#figure-pairs .panel:not([hidden])')]"
+        assert browser.run(f"{shown}.length") == len(EDITED)
+        choose(browser, "#pairs-problem", "fact-erasure")
+        choose(browser, "#pairs-method", "ft-5")
+        assert browser.run(f"{shown}.length") == len(EDITED)
+        assert browser.run(
+            f"{shown}.every(one => one.querySelector('svg').ariaLabel.startsWith('fact-erasure · ft-5'))"
+        )
+        pairs = [
+            row
+            for row in relation(twenty.store, "edit_effects", {"score": "rewrite"}).to_pylist()
+            if (row["problem"], row["method"], row["layer"]) == ("fact-erasure", "ft-5", 8)
+        ]
+        titles = browser.run(f"[...{shown}[2].querySelectorAll('.mark title')].map(one => one.textContent)")
+        subjects = {fact.fact_id: f"{fact.subject} → {fact.target_true}" for fact in study_facts()}
+        for row in pairs:
+            name, effect = subjects[row["fact_id"]], short(row["effect"])
+            told = [title for title in titles if title.startswith(f"{name}: ")]
+            assert len(told) == 1
+            numbers = re.findall(r"(?:effect|score) ([\d.e−]+)", told[0])
+            found = [float(number.replace("−", "-")) for number in numbers]
+            assert found == pytest.approx([effect, row["score"]], rel=5e-4)
+        assert len(titles) == len(pairs) == 12
+        # only what is shown has marks: the others are dots until they are chosen
+        hidden = "document.querySelectorAll('#figure-pairs .panel[hidden] .mark').length"
+        assert browser.run(hidden) == 0
+
+
+@needs_chromium
+def test_tables_are_filtered_and_saved(twenty, tmp_path):
+    with opened(twenty.url, tmp_path) as browser:
+        choose(browser, "#table-r2 select", "fact-erasure")
+        shown = "[...document.querySelectorAll('#table-r2 tbody tr')].filter(row => !row.hidden).length"
+        assert browser.run(shown) == 4
+        assert browser.run("document.querySelector('#table-r2 [role=status]').textContent") == "4 of 20 rows"
+        browser.downloads_to(tmp_path)
+        browser.run("document.querySelector('#table-r2 button.save').click()")
+        browser.run("document.querySelector('#table-edits button.save').click()")
+        for _ in range(200):
+            if (tmp_path / "r2.csv").exists() and (tmp_path / "edits.csv").exists():
+                break
+            browser.run("new Promise(done => setTimeout(done, 25))")
+        rows = list(csv.DictReader((tmp_path / "r2.csv").open(encoding="utf-8")))
+        for row, there in zip(rows, regressions(twenty.store).to_pylist(), strict=True):
+            assert float(row["r2_both"]) == pytest.approx(there["r2_both"], rel=1e-9)
+        edits = list(csv.reader((tmp_path / "edits.csv").open(encoding="utf-8")))
+        assert len(edits) == 1 + 32
+        assert edits[0][:5] == ["problem", "method", "layer", "tracing effect", "rewrite"]
+        # code is copied: into the clipboard, or where the browser keeps it from files, as the selection
+        browser.run("document.querySelector('#run-mass-1').open = true")
+        block = "document.querySelector('#run-mass-1 .code')"
+        browser.run(f"{block}.querySelector('button').click()")
+        browser.until(f"{block}.querySelector('button').textContent === 'Copied'")
+        browser.run("document.querySelector('#run-mass-1').open = false")
+        # a link to a folded run opens it
+        browser.turn_to("run-mass-1")
+        assert browser.run("document.getElementById('run-mass-1').open")
+
+
+@needs_chromium
+def test_a_choice_that_leaves_nothing_takes_what_was_run(wide_study, tmp_path):
+    """MEMIT was run for error injection only: choosing fact forcing goes on to ROME."""
+    page = written(wide_study, tmp_path / "wide.html")
+    with opened(page.url, tmp_path) as browser:
+        chosen = "[...document.querySelectorAll('#figure-pairs select')].map(list => list.selectedOptions[0].text)"
+        assert browser.run(chosen) == ["error-injection", "memit · smollm2-135m"]
+        choose(browser, "#pairs-problem", "fact-forcing")
+        assert browser.run(chosen) == ["fact-forcing", "rome · smollm2-135m"]
+        shown = "document.querySelectorAll('#figure-pairs .panel:not([hidden]) .mark').length"
+        assert browser.run(shown) == 12 * len(EDITED)
+        # a series has one colour in every panel, and the legend names each once
+        legend = browser.run("[...document.querySelectorAll('#figure-layers .legend li')].map(one => one.textContent)")
+        assert sorted(legend) == ["memit · smollm2-135m", "rome · gpt2", "rome · smollm2-135m"]
+
+
+@needs_chromium
+def test_ways_of_tracing_are_chosen_between(two_ways, tmp_path):
+    with opened(two_ways.url, tmp_path) as browser:
+        bars = (
+            "[...document.querySelectorAll('#figure-r2 .panel:not([hidden]) .mark title')].map(one => one.textContent)"
+        )
+        assert browser.run("document.querySelector('#r2-localization').selectedOptions[0].text") == "denoise"
+        assert all(" · denoise · " in title for title in browser.run(bars))
+        choose(browser, "#r2-localization", "zero")
+        assert len(browser.run(bars)) == 2 * 3
+        assert all(" · zero · " in title for title in browser.run(bars))
+        choose(browser, "#pairs-localization", "zero")
+        shown = "[...document.querySelectorAll('#figure-pairs .panel:not([hidden]) svg')].map(one => one.ariaLabel)"
+        assert len(browser.run(shown)) == len(EDITED)
+        assert all(" · zero, layer" in label for label in browser.run(shown))
+
+
+@needs_chromium
+def test_without_script_everything_but_the_picker_can_be_read(twenty, tmp_path):
+    with Browser(tmp_path / "profile") as browser:
+        browser.send("Emulation.setScriptExecutionDisabled", value=True)
+        browser.open(twenty.url)
+        browser.run(CHECKS)
+        marks = "[...document.querySelectorAll('.dots, .mark, .panel-title, table')]"
+        assert browser.run(f"{marks}.filter(one => !one.closest('details, .picker') && !visible(one)).length") == 0
+        assert browser.run("[...document.querySelectorAll('.controls, .tip')].filter(visible).length") == 0
+        titles = browser.run("[...document.querySelectorAll('#figure-pairs .panel-title')].map(one => one.textContent)")
+        assert len(set(titles)) == len(titles) == 20 * len(EDITED)
+        assert titles[0].startswith("error-injection · ft-1, layer 0: ρ = ")
+        assert "needs JavaScript" in browser.run("document.querySelector('#pick').parentNode.textContent")
+
+
+AWKWARD = "a<b>&\"q\" 'r' $x$ {y}\nnext, line"
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """Names of every kind of harm, in every place a name can be."""
+    folder = tmp_path_factory.mktemp("awkward")
+    store = Store(folder / 'it\'s "a" $study.duckdb')
+    facts = [
+        Fact(
+            "The {} is\nin",
+            f"{AWKWARD} {place}",
+            AWKWARD,
+            f"no {AWKWARD}",
+            relation=AWKWARD,
+            fact_id=f"{AWKWARD}-{place}",
+        )
+        for place in range(8)
+    ]
+    store.add_facts(facts)
+    store.add(trace_result(facts, model=AWKWARD))
+    for method in (AWKWARD, "rome"):
+        store.add(edit_result(facts, problem=AWKWARD, method=method, model=AWKWARD))
+    return written(store, folder / "report.html")
+
+
+@needs_chromium
+def test_a_hostile_fact_is_only_text(report, tmp_path):
+    with opened(f"{report.url}#fact={HOSTILE_ID}", tmp_path) as browser:
+        assert HOSTILE in browser.run("document.getElementById('fact-prompt').textContent")
+        assert browser.run("typeof window.broken") == "undefined"
+        assert browser.run("document.images.length") == 0
+        browser.turn_to(f"fact={UNHURT}")
+        assert "no effect defined" in browser.run(READOUT)
+        browser.turn_to("fact=place-21")
+        assert "36 greedy tokens" in browser.run("document.getElementById('fact-numbers').textContent")
+        assert browser.run("document.getElementById('tracing-grid').hidden")
+
+
+@needs_chromium
+def test_awkward_names_are_text_everywhere(awkward, tmp_path):
+    with opened(awkward.url, tmp_path) as browser:
+        assert browser.run("document.querySelectorAll('b').length") == 0
+        assert AWKWARD.replace("\n", " ") in browser.run("document.title")
+        assert AWKWARD in browser.run("document.getElementById('fact-prompt').textContent")
+        choose(browser, "#pairs-method", AWKWARD.replace("\n", " "))
+        shown = "document.querySelectorAll('#figure-pairs .panel:not([hidden])').length"
+        assert browser.run(shown) == len(EDITED)
+        assert AWKWARD in browser.run("document.querySelector('#figure-r2 .mark title').textContent")
+        browser.turn_to("fact=" + quote(f"{AWKWARD}-3"))
+        assert browser.run("document.getElementById('fact-name').textContent").startswith(f"{AWKWARD} 3 → ")
+        lines = browser.run("document.getElementById('fact-code').textContent")
+        _, *words = shlex.split(lines)[: shlex.split(lines).index("--json") + 1]
+        assert len(json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)) == 2 * len(EDITED)
+    pythons = [text for name, text in codes(awkward.text) if name == "Python"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(pythons[0], {})
+    assert AWKWARD in next(iter(csv.DictReader(io.StringIO(out.getvalue()))))["problem"]
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_it_fits_the_window_and_can_be_read(twenty, tmp_path, width, dark):
+    with opened(twenty.url, tmp_path, width=width, dark=dark) as browser:
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+        page = [
+            int(part) for part in re.findall(r"\d+", browser.run("getComputedStyle(document.body).backgroundColor"))
+        ]
+        assert (max(page) < 60) is dark
+        assert browser.run("smallestText()") > 10
+        assert browser.run("overlaps()") == []
+        assert browser.run("cutOff()") == []
+        found = browser.run("contrast()")
+        assert found["poor"] == []
+        assert found["looked"] > 500
+        browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert wrong(browser) == {}
+        assert browser.run("contrast().poor") == []
+        assert browser.run("unseenFocus()") == []
+        picture = browser.screenshot(tmp_path / "page.png")
+        assert picture.stat().st_size > 20_000
+
+
+@needs_chromium
+@pytest.mark.parametrize("kind", ["trace", "edit", "mass", "awkward"])
+def test_partial_studies_are_whole_pages(kind, awkward, tmp_path):
+    facts = study_facts(count=3)
+    if kind == "awkward":
+        url = awkward.url
+    else:
+        store = Store(tmp_path / "part.duckdb")
+        store.add_facts(facts)
+        store.add(
+            {"trace": trace_result, "edit": edit_result, "mass": lambda facts: mass_result(facts, (3,))}[kind](facts)
+        )
+        url = written(store, tmp_path / "part.html").url
+    with opened(url, tmp_path, width=390) as browser:
+        browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert browser.run("document.documentElement.scrollWidth") <= 390
+        assert wrong(browser) == {}
+        assert browser.run("Boolean(document.getElementById('edits-part')?.hidden)") is (kind == "trace")
