@@ -32,7 +32,7 @@ def certainty(
     choice: as `regressions` takes it. resamples: how often as many facts are drawn with replacement; 0 leaves the
     intervals NULL. level: of the interval between percentiles.
     Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, p_clustered (the slopes of
-    "both" tested jointly with df_num and df_clustered = facts − 1 degrees of freedom, covariance with the usual
+    "both" tested jointly, layers whose score does not vary left out, with slopes and df_clustered = facts − 1 degrees of freedom, covariance with the usual
     correction facts / (facts − 1) · (rows − 1) / (rows − parameters)).
     NULL where there are too few facts.
     Raises UserError for a level outside (0, 1) or a negative number of resamples.
@@ -89,10 +89,12 @@ class Sample:
         none: Numbers = dict.fromkeys(TESTED)
         if not self.n:
             return none
-        count, sx, _, sxx, _, _ = self._sums().sum(0).T
+        count, sx, sy, sxx, _, syy = self._sums().sum(0).T
         within = sxx - sx**2 / count
-        sloped = np.flatnonzero(within > _NOISE * max(float(sxx.sum()), 1e-300))
-        free = self.n - self.n_layers - len(sloped)
+        sloped = within > _NOISE * max(float(sxx.sum()), 1e-300)
+        free = self.n - self.n_layers - int(sloped.sum())
+        # A layer whose score never varies has the slope 0 without any error, and there is nothing to test.
+        sloped = np.flatnonzero(sloped & (syy - sy**2 / count > _NOISE * float(syy.sum())))
         if not len(sloped) or free <= 0 or self.n_facts - 1 < len(sloped):
             return none
         apart = self.x - (sx / count)[self.layer]  # x without its layer's mean: what a slope sees

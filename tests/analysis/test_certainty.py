@@ -19,15 +19,18 @@ def made_rows(seed, facts=30, layers=5, gain=0.5, missing=0.1):
     return fact, layer, x, y
 
 
+@pytest.mark.parametrize("dead", [None, 3], ids=["all layers vary", "layer 3 does not"])
 @pytest.mark.parametrize("seed", range(4))
-def test_clustered_errors_are_those_of_statsmodels(seed):
+def test_clustered_errors_are_those_of_statsmodels(seed, dead):
     import pandas as pd
     from statsmodels.formula.api import ols
 
     fact, layer, x, y = made_rows(seed)
+    y = np.where(layer == dead, 0.0, y)
     frame = pd.DataFrame({"fact": fact, "layer": layer, "x": x, "y": y})
     fit = ols("y ~ C(layer) + C(layer):x", frame).fit(cov_type="cluster", cov_kwds={"groups": fact}, use_t=True)
-    slopes = [name for name in fit.params.index if name.endswith(":x")]
+    slopes = [name for name in fit.params.index if name.endswith(":x") and f"[{dead}]" not in name]
+    assert len(slopes) == (5 if dead is None else 4)
     restriction = np.array([[float(name == slope) for name in fit.params.index] for slope in slopes])
     theirs = fit.f_test(restriction)
     ours = Sample(fact, layer, x, y).clustered_test()

@@ -23,9 +23,6 @@ class EditCost:
     flops: float = 0.0
     adam: float = 0.0
 
-    def __add__(self, other: "EditCost") -> "EditCost":
-        return EditCost(self.edits + other.edits, self.flops + other.flops, self.adam + other.adam)
-
 
 def edit_cost(
     model: Decoder,
