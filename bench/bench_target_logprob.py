@@ -27,7 +27,7 @@ def op(h: torch.Tensor, weight: torch.Tensor, unembed: torch.Tensor, target: tor
 
 
 def reference(h: torch.Tensor, weight: torch.Tensor, unembed: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return target_logprob_reference(h, weight, None, EPS, "rms", unembed, None, target)[0]
+    return target_logprob_reference(h, weight, None, EPS, "rms", unembed, None, target, None)[0]
 
 
 def gradient(function: Op) -> Op:

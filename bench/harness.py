@@ -157,6 +157,7 @@ def measure(
     gigabyte: what it reads and writes at the least. gigaflop: its arithmetic. grad: not in inference mode.
     Skips, with the reason, where torch.compile cannot take the function.
     """
+    plain = function
     if impl.startswith("compiled"):
         torch.compiler.reset()  # shapes of other cases would count against the limit of recompilations
         function = torch.compile(function, dynamic=False)
@@ -173,6 +174,7 @@ def measure(
         except Exception as error:
             if not impl.startswith("compiled"):
                 raise
+            plain(*args)  # what fails uncompiled too is no fault of the compiler's
             pytest.skip(f"torch.compile: {str(error).strip().splitlines()[0]}")
         benchmark.pedantic(run, rounds=rounds, iterations=iterations, warmup_rounds=1)
 
