@@ -32,8 +32,8 @@ def certainty(
     choice: as `regressions` takes it. resamples: how often as many facts are drawn with replacement; 0 leaves the
     intervals NULL. level: of the interval between percentiles.
     Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, p_clustered (the slopes of
-    "both" tested jointly, layers whose score does not vary left out, with slopes and df_clustered = facts − 1 degrees of freedom, covariance with the usual
-    correction facts / (facts − 1) · (rows − 1) / (rows − parameters)).
+    "both" tested jointly, layers whose score does not vary left out, with as many and df_clustered = facts − 1 degrees
+    of freedom, covariance with the usual correction facts / (facts − 1) · (rows − 1) / (rows − parameters)).
     NULL where there are too few facts.
     Raises UserError for a level outside (0, 1) or a negative number of resamples.
     """

@@ -21,8 +21,7 @@ from typing import Any
 
 import released_edits as released
 import torch
-from harness import Row, about, peak_bytes, seconds, write
-from record import bench_result
+from harness import Row, about, bench_result, peak_bytes, seconds, write
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit

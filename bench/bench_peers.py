@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import ROOT, Row, about, seconds, spread, write
+from harness import ROOT, Row, about, bench_result, seconds, spread, write
 from one_fact import FACT, SETTINGS, fast_grid
-from record import bench_result
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import fasttrace as ft

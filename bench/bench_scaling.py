@@ -18,8 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import Row, about, peak_bytes, seconds, write
-from record import bench_result
+from harness import Row, about, bench_result, peak_bytes, seconds, write
 from transformers import AutoModelForCausalLM
 
 import fasttrace as ft

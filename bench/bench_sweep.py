@@ -3,7 +3,7 @@ GEMM peak measured in the same run.
 
 The load: SmolLM2-135M, "The Eiffel Tower is located in the city of", window 5, 10 samples, released noise.
 Run: .venv/bin/python bench/bench_sweep.py [--out FILE] (medians of several; one round of the slow rival).
---device cuda --random: a Llama of GPT-J's size with random weights, made on the device.
+The standard load of a GPU is bench_gptj.py's.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
 
@@ -25,21 +24,6 @@ import fasttrace as ft
 from fasttrace.facts import encode_fact
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import gemm_peak
-
-
-def random_llama(dtype, device):
-    """28 layers, d = 4096, m = 16384, 16 heads: GPT-J's sizes in Llama's layout."""
-    from small_models import trained_tokenizer
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    tokenizer = trained_tokenizer()
-    config = LlamaConfig(
-        vocab_size=50400, hidden_size=4096, intermediate_size=16384, num_hidden_layers=28, num_attention_heads=16,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    with torch.device(device):
-        hf = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    return ft.wrap_model(hf, tokenizer, "random-llama")
 
 
 def hooked(model, encoded, tokens):
@@ -55,14 +39,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--random", action="store_true", help="random weights of GPT-J's size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-rival", action="store_true", help="leave out the hooked forwards")
     options = parser.parse_args()
     rows = []
     for dtype in ("float32", "bfloat16"):
-        load = random_llama if options.random else lambda dtype, device: ft.load_model(dtype=dtype, device=device)
-        model = load(dtype, options.device)
+        model = ft.load_model(dtype=dtype, device=options.device)
         encoded = encode_fact(model.tokenizer, FACT)
         for tokens in ("subject", "all"):
             flops = prepare_trace(model, [FACT], tokens=tokens, **SETTINGS).cost("8GB").flops
@@ -80,7 +62,7 @@ def main():
             row["GFLOP/s"] = flops / row["seconds"] / 1e9
             row["fraction_of_peak"] = flops / row["seconds"] / peak
             rows.append(row)
-            if dtype == "float32" and not (options.no_rival or options.random):
+            if dtype == "float32" and not options.no_rival:
                 place = range(encoded.subject_begin, encoded.subject_end if tokens == "subject" else len(encoded.ids))
                 begun = time.perf_counter()
                 _, _, restored = hooked(model, encoded, place)

@@ -1,4 +1,4 @@
-"""prefix_attention: reference and native against a float64 loop over every query."""
+"""prefix_attention: reference, native and Triton against a float64 loop over every query."""
 
 import numpy as np
 import pytest
@@ -69,6 +69,48 @@ def test_against_float64(impl, dtype, hd, window, extra):
     assert found.dtype == dtype
     limit = 1e-5 if dtype == torch.float32 else 3e-2
     assert float((found.double() - expected).abs().max()) < limit
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: "+".join(extra) or "plain")
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("hd", [20, 64])
+def test_triton_against_float64(triton_device, hd, window, extra, poisoned_memory):
+    # A tail of more queries than one program takes, and more keys than one block.
+    q, k, v, table = example([*SHAPES, (9, 20, 9, 30)], hd=hd)
+    expected = plain(q, k, v, table, 0.3, window, **extra)
+    moved = {name: x.to(triton_device) if name == "alibi" else x for name, x in extra.items()}
+    q, k, v = (x.to(triton_device) for x in (q, k, v))
+    found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=window, impl="triton", **moved)
+    assert float((found.cpu().double() - expected).abs().max()) < 1e-5
+
+
+def test_triton_of_no_rows(triton_device):
+    q, k, v, _ = example(SHAPES)
+    nothing = prefix_attention(
+        q[:0].to(triton_device), k.to(triton_device), v.to(triton_device), Sequences(np.zeros((0, 8), np.int64)), 1.0,
+        impl="triton",
+    )  # fmt: skip
+    assert nothing.shape == (0, H * HD)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("hd", [20, 64, 128, 256])
+def test_triton_on_a_gpu_at_the_size_of_a_wave(hd, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    rng = np.random.default_rng(hd)
+    shapes = [(int(q), int(a), int(b), int(q)) for q, a, b in rng.integers(1, 12, (4000, 3))]
+    q, k, v, table = (x.to(dtype) if isinstance(x, torch.Tensor) else x for x in example(shapes, hd=hd))
+    expected = prefix_attention(q.double(), k.double(), v.double(), Sequences(table), 0.1)
+    own = prefix_attention(q.cuda(), k.cuda(), v.cuda(), Sequences(table), 0.1, impl="reference")
+    found = prefix_attention(q.cuda(), k.cuda(), v.cuda(), Sequences(table), 0.1, impl="triton")
+    limit = 2 * (own.cpu().double() - expected).abs().max() + 4 * torch.finfo(dtype).eps
+    assert (found.cpu().double() - expected).abs().max() <= limit
+
+
+def test_in_the_interpreter(in_the_interpreter):
+    assert in_the_interpreter(__file__) == 17
 
 
 @settings(max_examples=30, deadline=None)

@@ -65,6 +65,7 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, mod
     layers = len(modules)
     added = torch.zeros((n + 1, len(ids) + len(targets) - 1, noise.shape[2]), dtype=torch.float64)
     added[1:, begin:end] = sigma * torch.as_tensor(noise, dtype=torch.float64)
+    added = added.to(hf.device)
     # Which rows of (clean, corrupted …) are run, those whose outputs are taken, those that they are given to.
     if method == "denoise":
         run, source, given = range(n + 1), [0] * n, range(1, n + 1)
@@ -83,12 +84,12 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, mod
         handles = [hf.get_input_embeddings().register_forward_hook(corrupt)]
         handles += [m.register_forward_hook(hook) for m, hook in hooks]
         try:
-            logits = hf(torch.tensor([[*ids, *targets[:-1]]]).repeat(len(rows), 1)).logits
+            logits = hf(torch.tensor([[*ids, *targets[:-1]]], device=hf.device).repeat(len(rows), 1)).logits
         finally:
             for handle in handles:
                 handle.remove()
         logp = logits.double().log_softmax(-1)
-        return sum(logp[:, len(ids) - 1 + k, t] for k, t in enumerate(targets)).exp().numpy()
+        return sum(logp[:, len(ids) - 1 + k, t] for k, t in enumerate(targets)).exp().cpu().numpy()
 
     base = probability(range(n + 1))
     values = np.zeros((len(tokens), layers, len(given)))

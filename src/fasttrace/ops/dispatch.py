@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from fasttrace.errors import UserError
@@ -87,3 +88,11 @@ def triton_launcher(op: str) -> Callable[..., Any]:
     """`<op>_triton` of fasttrace.kernels.<op>, imported only now: CPU users never load Triton."""
     launcher: Callable[..., Any] = getattr(importlib.import_module(f"fasttrace.kernels.{op}"), f"{op}_triton")
     return launcher
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on a device. To a GPU by way of pinned memory, so that the host waits for nothing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

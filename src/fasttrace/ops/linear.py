@@ -101,6 +101,8 @@ def _onednn(x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None = 
     assert _onednn_op is not None
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     name, algorithm = ("none", "") if activation is None else ("gelu", "tanh")
+    if bias is not None:
+        bias = bias.contiguous()  # oneDNN reads it as if it were
     return _onednn_op(rows, w, bias, name, [], algorithm).view(*x.shape[:-1], w.shape[0])
 
 

@@ -9,7 +9,7 @@ Its queries are the last rows of its tail.
     s_ij = cap(scale · q_i·k_j) − slope · (i − j),   cap(x) = softcap · tanh(x / softcap) where one is given
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, triton_launcher, upload
 
 COLUMNS = ("q_begin", "q_len", "first_begin", "first_len", "second_begin", "second_len", "k_begin", "k_len")
 
@@ -32,6 +32,7 @@ class Sequences:
     """
 
     table: np.ndarray
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def whole(cls, lengths: list[int]) -> "Sequences":
@@ -48,6 +49,17 @@ class Sequences:
     def n_queries(self) -> int:
         """Rows of q."""
         return int(self.table[:, 1].sum())
+
+    @cached_property
+    def longest(self) -> tuple[int, int]:
+        """The most queries and the most keys of a sequence."""
+        return int(self.table[:, 1].max(initial=0)), int(self.table[:, 3::2].sum(1).max(initial=0))
+
+    def on(self, device: torch.device) -> Tensor:
+        """The table on a device, copied once."""
+        if device not in self._tables:
+            self._tables[device] = upload(self.table, device)
+        return self._tables[device]
 
     @cached_property
     def groups(self) -> list["Group"]:
@@ -110,8 +122,8 @@ def prefix_attention(
     scores. sliding_window: tokens a query sees, itself included. softcap: scores are kept within ± this, None for
     as they are (Gemma 2). alibi: (H,) float32 slopes, None for none; a score falls by its head's slope with every
     token between key and query (BLOOM). impl: "reference" is torch and differentiable w.r.t. q, k and v; "native"
-    is the compiled CPU kernel (float32 and bfloat16, softmax in float32, no gradient); "auto" takes native where
-    it applies. Returns (Nq, H·head_dim).
+    is the compiled CPU kernel and "triton" the GPU's (softmax in float32, no float64, no gradient); "auto" takes the
+    device's own where it applies. Returns (Nq, H·head_dim).
 
     Raises UserError where shapes do not fit, and for an impl that cannot be had here.
     """
@@ -120,6 +132,9 @@ def prefix_attention(
             f"prefix_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit, "
             "(Nq, H, hd) and twice (N, Hkv, hd) with H a multiple of Hkv were wanted"
         )
+    if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
+        found = f"q {q.dtype}, k {k.dtype} and v {v.dtype}"
+        raise UserError(f"prefix_attention: {found} were given, one floating point dtype was wanted")
     if sequences.n_queries != q.shape[0]:
         raise UserError(f"prefix_attention: sequences name {sequences.n_queries} query rows, q has {q.shape[0]}")
     if softcap is not None and softcap <= 0:
@@ -127,17 +142,21 @@ def prefix_attention(
     if alibi is not None and (alibi.shape != q.shape[1:2] or alibi.dtype != torch.float32):
         found = f"{tuple(alibi.shape)} {alibi.dtype}"
         raise UserError(f"prefix_attention: alibi is {found}, ({q.shape[1]},) torch.float32 was wanted")
-    if choose("prefix_attention", impl, _available(q, k, v), q, k, v, alibi) == "reference":
+    impl = choose("prefix_attention", impl, _available(q, k, v), q, k, v, alibi)
+    if impl == "reference":
         return prefix_attention_reference(
             q, k, v, sequences, scale, sliding_window=sliding_window, softcap=softcap, alibi=alibi
         )
+    if impl == "triton":
+        table, launch = sequences.on(q.device), triton_launcher("prefix_attention")
+        mixed: Tensor = launch(q, k, v, table, sequences.longest, scale, sliding_window or 0, softcap, alibi)
+        return mixed
     out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
-    table = torch.from_numpy(np.ascontiguousarray(sequences.table))
     torch.ops.fasttrace.prefix_attention_(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
-        table,
+        sequences.on(q.device),
         scale,
         sliding_window or 0,
         softcap or 0.0,
@@ -148,12 +167,18 @@ def prefix_attention(
 
 
 def _available(q: Tensor, k: Tensor, v: Tensor) -> dict[str, str | None]:
+    either = None
+    if q.dtype == torch.float64:
+        either = "the compiled kernels have no float64"
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        either = "the compiled kernels have no gradient and one is asked for"
     why = native.problem() if q.device.type == "cpu" else f"the compiled kernel is the CPU's, q is on {q.device}"
     if why is None and q.dtype not in (torch.float32, torch.bfloat16):
         why = f"the compiled kernel takes float32 and bfloat16, q is {q.dtype}"
-    if why is None and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        why = "the compiled kernel has no gradient and one is asked for"
-    return {"reference": None, "native": why}
+    interpreted = None
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        interpreted = "Triton's CPU interpreter multiplies bfloat16 bit patterns as integers"
+    return {"reference": None, "native": either or why, "triton": either or interpreted}
 
 
 def prefix_attention_reference(

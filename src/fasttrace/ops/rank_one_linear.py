@@ -64,6 +64,8 @@ def rank_one_add_(y: Tensor, x: Tensor, edit: Tensor, key: Tensor, value: Tensor
         why = "the compiled kernel takes float32 and bfloat16, y is torch.float64"
     if choose("rank_one_add_", impl, {"reference": None, "native": why}, y, x, edit, key, value) == "reference":
         return rank_one_add_reference(y, x, edit, key, value)
+    if not len(y):
+        return y  # of no rows torch makes no contiguous copy
     rows = x if x.stride(1) == 1 else x.contiguous()
     torch.ops.fasttrace.rank_one_add_(y, rows, edit.contiguous(), key.contiguous(), value.contiguous())
     return y

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.packed import attend, bring, mlp, rotary_rows, row_logprob
+from fasttrace.ops.dispatch import upload
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
@@ -126,7 +127,7 @@ def _through(places: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+    return upload(array, like.device)
 
 
 def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult:

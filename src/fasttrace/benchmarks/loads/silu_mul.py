@@ -1,0 +1,17 @@
+"""silu_mul_ of a gated MLP."""
+
+import torch
+from torch.nn import functional
+
+from fasttrace.benchmarks.load import Draw, Load, traffic
+from fasttrace.ops.gated import silu_mul_, silu_mul_reference
+
+SHAPES: list[dict[str, int]] = [{}]
+
+
+def load(draw: Draw, rows: int = 4096, m: int = 1536) -> Load:
+    """gate, up (rows, m)."""
+    # A gate of 1 stays there under the op, which writes over its input: no subnormal numbers, no overflow.
+    gate = torch.ones(rows, m, dtype=draw.dtype, device=draw.device)
+    up = 1 / functional.silu(gate)
+    return Load(silu_mul_, (gate, up), silu_mul_reference, gigabyte=traffic(gate, gate, up))

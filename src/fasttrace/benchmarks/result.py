@@ -1,0 +1,144 @@
+"""Benchmark results: where, when and of what they are, and their rows in the store's relation `benches`.
+
+A row is {"benchmark", "case", "impl", "n", "seconds" (the median), "quartiles" (of the seconds), …}, what else was
+measured under the names of `METRICS`.
+"""
+
+import datetime
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# What a row may hold: its key → (metric, unit) in the store.
+METRICS = {
+    "seconds": ("time", "seconds"),
+    "GB/s": ("rate", "GB/s"),
+    "GFLOP/s": ("rate", "GFLOP/s"),
+    "bytes": ("memory", "bytes"),
+    "difference": ("difference", "probability"),
+    "relative_difference": ("relative difference", "ratio"),
+    "fraction_of_ceiling": ("fraction of ceiling", "ratio"),
+}
+
+Row = dict[str, Any]
+SCHEMA = pa.schema(
+    [(key, pa.string()) for key in ("benchmark", "case", "impl", "metric")]
+    + [(key, pa.float64()) for key in ("value", "low", "high")]
+    + [("unit", pa.string()), ("n", pa.int32()), ("machine", pa.string()), ("commit", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """run: the `runs` row, of kind "bench". benches: one row a (benchmark, case, impl, metric)."""
+
+    run: dict[str, Any]
+    benches: pa.Table
+
+
+def bench_result(told: dict[str, Any], rows: list[Row]) -> BenchResult:
+    """`about(…)` and rows as `Store.add` takes them. Its `about` names the run: the same told twice adds nothing."""
+    settings = json.dumps(told, sort_keys=True)
+    run = {
+        "run_id": hashlib.sha256(settings.encode()).hexdigest()[:16],
+        "kind": "bench",
+        "device": told["device"],
+        "settings": settings,
+        "fasttrace_version": told["versions"]["fasttrace"],
+        "torch_version": told["versions"]["torch"],
+        "created_at": told["at"],
+        "seconds": sum(row["seconds"] * row["n"] for row in rows if row.get("seconds")),
+    }
+    where = {"machine": told["machine"], "commit": told["commit"]}
+    long = [{**one, **where} for row in rows for one in metrics(row)]
+    return BenchResult(run, pa.Table.from_pylist(long, schema=SCHEMA))
+
+
+def metrics(row: Row) -> list[dict[str, Any]]:
+    """A row in long form. low and high are the quartiles: of a rate, those of the seconds turned round."""
+    found = []
+    for key in METRICS.keys() & row.keys():
+        metric, unit = METRICS[key]
+        value, low, high = row[key], None, None
+        if value is not None and "quartiles" in row and metric == "time":
+            low, high = row["quartiles"]
+        elif value is not None and "quartiles" in row and metric == "rate":
+            high, low = (value * row["seconds"] / bound for bound in row["quartiles"])
+        names = {name: row[name] for name in ("benchmark", "case", "impl")}
+        found.append(
+            {**names, "metric": metric, "value": value, "low": low, "high": high, "unit": unit, "n": row.get("n", 1)}
+        )
+    return found
+
+
+def spread(taken: Sequence[float]) -> Row:
+    """The part of a row that says how long it took: seconds, quartiles, n."""
+    low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
+    return {"seconds": median, "quartiles": [low, high], "n": len(taken)}
+
+
+def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
+    """Where, when, of what and how a benchmark ran; more: what else the reader must know."""
+    return {
+        "machine": machine(device),
+        "processor": processor(device),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "commit": commit(),
+        "versions": {name: _version(name) for name in ("fasttrace", "torch", "triton", "transformers", "numpy")},
+        "python": sys.version.split()[0],
+        "at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **more,
+    }
+
+
+def processor(device: str = DEVICE) -> str:
+    """The CUDA device's name, or the model name in /proc/cpuinfo ("cpu" where there is none)."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else "cpu"
+
+
+def machine(device: str = DEVICE) -> str:
+    """A folder's name for the processor: cpu-amd-epyc, cuda-nvidia-h100-80gb-hbm3."""
+    kind = device.partition(":")[0]
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|@.*|\bcpu\b", " ", processor(device).lower()))
+    return "-".join([kind, *words])
+
+
+def commit() -> str:
+    """The commit this tree is at, with -dirty where tracked files differ from it; of an installed package "unknown"."""
+    if not (ROOT / "pyproject.toml").is_file():
+        return "unknown"
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return "unknown"
+    return told.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,102 @@
+"""The verb bench: any op at any shape, on this machine."""
+
+import json
+import re
+from typing import Any
+
+import click
+import pyarrow as pa
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+
+from .options import bar, emit, options
+
+
+@click.command()
+@click.argument("ops", nargs=-1, metavar="[OP]...")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=NUMBER", help="Of the load, as rows=8192; repeatable.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--impl", "only", multiple=True, metavar="WAY", help="Only this way: auto, native, triton…; repeatable.")
+@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes longest.")
+@click.option("--list", "listing", is_flag=True, help="Name the ops and the sizes of their loads.")
+@options("device", "store", "json")
+def bench(
+    ops: tuple[str, ...], sizes: tuple[str, ...], dtype: str, only: tuple[str, ...], no_compile: bool, listing: bool,
+    device: str, store: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Time ops beside their reference, torch.compile and torch's own.
+
+    Without OP every op, at the sizes of SmolLM2-135M. A result is compared with the reference's before it is timed. "of
+    ceiling" is the least time at the copy bandwidth and product rate of this machine, measured in the same run, over
+    the time taken: more than 1 where caches hold the data.
+    """
+    from fasttrace import benchmarks
+
+    if listing:
+        named = [{"op": op, "sizes": _words(benchmarks.sizes_of(op))} for op in benchmarks.OPS]
+        emit(pa.Table.from_pylist(named), as_json)
+        return
+    given, chosen = dict(_size(text) for text in sizes), ops or tuple(benchmarks.OPS)
+    for op in chosen:
+        benchmarks.checked(op, given)
+    rows: list[dict[str, Any]] = []
+    with bar("Timing", None) as done:
+        for op in chosen:
+            for row in benchmarks.bench(op, given, dtype=dtype, device=device, only=only, compiled=not no_compile):
+                rows.append(row)
+                done(1)
+    peak = benchmarks.ceilings(dtype, device)
+    told = benchmarks.about(device, dtype=dtype, ceilings={"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop})
+    if store is not None:
+        ft.Store(store).add(benchmarks.bench_result(told, [row for row in rows if "seconds" in row]))
+    if as_json:
+        click.echo(json.dumps({"about": told, "rows": rows}, indent=2, ensure_ascii=False))
+        return
+    where = told["processor"] if device.startswith("cuda") else f"{told['processor']}, {told['threads']} threads"
+    copied, product = f"copies {peak.gigabyte:.1f} GB/s", f"products {peak.gigaflop / 1e3:.3f} TFLOP/s"
+    click.echo(f"{where}, {dtype}: {copied}, {product}", err=True)
+    for op in chosen:
+        mine = [row for row in rows if row["benchmark"] == op]
+        emit(_table(mine), False, title=f"{op}: {mine[0]['case']}")
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    reference = next((row["seconds"] for row in rows if row["impl"] == "reference"), None)
+    shown = []
+    for row in rows:
+        if "error" in row:
+            shown.append({"way": row["impl"], "note": row["error"]})
+            continue
+        low, high = row["quartiles"]
+        columns = {
+            "way": row["impl"],
+            "µs": 1e6 * row["seconds"],
+            "quartiles": f"{1e6 * low:.1f} … {1e6 * high:.1f}",
+            "times the reference's speed": reference / row["seconds"] if reference else None,
+            "GB/s": row.get("GB/s"),
+            "TFLOP/s": row["GFLOP/s"] / 1e3 if "GFLOP/s" in row else None,
+            "of ceiling": row["fraction_of_ceiling"],
+            "largest relative difference": _short(row["relative_difference"]),
+            "MB allocated": row["bytes"] / 1e6 if "bytes" in row else None,
+            "note": "does less" if row["relative_difference"] is None else None,
+        }
+        shown.append(columns)
+    names = list(dict.fromkeys(name for row in shown for name in row))
+    filled = [name for name in names if any(row.get(name) is not None for row in shown)]
+    return pa.Table.from_pylist([{name: row.get(name) for name in filled} for row in shown])
+
+
+def _short(difference: float | None) -> str | None:
+    return None if difference is None else f"{difference:.0e}" if difference else "0"
+
+
+def _words(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sizes.items())
+
+
+def _size(text: str) -> tuple[str, int]:
+    found = re.fullmatch(r"([a-z_]+)=(\d+)", text)
+    if found is None:
+        raise UserError(f"--size is '{text}', NAME=NUMBER such as rows=8192 was wanted")
+    return found[1], int(found[2])

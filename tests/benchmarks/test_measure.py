@@ -1,0 +1,119 @@
+"""Benchmarks: what is timed computes what it says, and a result says where it is from and goes into a store."""
+
+import json
+
+import pytest
+import torch
+
+import fasttrace as ft
+from fasttrace.benchmarks import OPS, bench, sizes_of
+from fasttrace.benchmarks.load import Draw
+from fasttrace.benchmarks.measure import DTYPES, ways
+from fasttrace.cli import main
+from fasttrace.errors import UserError
+
+# Small enough to be timed in moments.
+SMALL = {
+    "rows": 24, "d": 16, "m": 32, "k": 16, "vocab": 50, "facts": 2, "samples": 2, "length": 4, "cells": 2, "tokens": 20,
+    "items": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "prompt": 4, "subject": 2,
+}  # fmt: skip
+VARIANTS = ("columns", "gradient_too", "by_index", "single")
+
+
+def small(op):
+    return {name: SMALL[name] for name in sizes_of(op) if name in SMALL}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """One call a way is enough to see that it is one."""
+    monkeypatch.setattr("fasttrace.benchmarks.measure.ENOUGH", 0.0)
+
+
+def loads():
+    for op in OPS:
+        variants = [name for name in sizes_of(op) if name in VARIANTS]
+        for variant in [{}, *({name: 1} for name in variants)]:
+            yield pytest.param(op, variant, id=" ".join([op, *variant]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("op", "variant"), loads())
+def test_what_is_timed_computes_the_same(op, variant, dtype):
+    rows = list(bench(op, {**small(op), **variant}, dtype=dtype, compiled=False))
+    assert [row["impl"] for row in rows][:2] == ["auto", "reference"]
+    # Of sums of products in the dtype, written in another order.
+    limit = 32 * torch.finfo(DTYPES[dtype]).eps
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["fraction_of_ceiling"] > 0
+        assert row["relative_difference"] is None or row["relative_difference"] <= limit, row
+
+
+def test_a_library_call_that_computes_something_else_is_seen(monkeypatch):
+    monkeypatch.setattr("fasttrace.benchmarks.loads.rank_one._addr", lambda W, u, v, alpha: W.addr_(u, v, alpha=-alpha))
+    [row] = bench("rank_one_", small("rank_one_"), only=["torch addr_"])
+    assert row["relative_difference"] == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_recorded_shapes_are_loads(op):
+    for sizes in OPS[op].SHAPES:
+        load = OPS[op].load(Draw.on(torch.float32, "meta"), **sizes)
+        assert load.gigabyte or load.gigaflop
+        assert set(ways(load)) >= {"auto", "reference"}
+
+
+def test_torch_compile_is_one_of_the_ways():
+    [row] = bench("window_restore", small("window_restore"), only=["torch.compile"])
+    assert row["relative_difference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rank_two_"], "there is no op 'rank_two_' to time; there are noised_embed"),
+        (["rank_one_", "--size", "rows=3"], "rank_one_ has no size 'rows'; there are d, m, columns"),
+        (["rank_one_", "--size", "d=0"], "rank_one_: size d is 0, a positive number was wanted"),
+        (["rank_one_", "--size", "d:3"], "--size is 'd:3', NAME=NUMBER such as rows=8192 was wanted"),
+        (["rank_one_", "--impl", "cublas"], "rank_one_ has no way 'cublas'; there are auto, reference"),
+        (["rank_one_", "--impl", "triton"], "impl='triton' was asked for, but this op has no such implementation"),
+        (["rank_one_", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+    ],
+)
+def test_bad_requests_are_sentences(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fasttrace", "bench", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_unknown_dtype():
+    with pytest.raises(UserError, match="dtype 'int8' is not one of float32"):
+        next(bench("rank_one_", dtype="int8"))
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["fasttrace", "bench", *arguments])
+    main()
+    return capsys.readouterr()
+
+
+def test_the_verb(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "store.duckdb"
+    sizes = ("--size", "d=16", "--size", "m=32")
+    told = run(monkeypatch, capsys, "rank_one_", *sizes, "--no-compile", "--json", "--store", str(path)).out
+    result = json.loads(told)
+    assert result["about"]["device"] == "cpu"
+    assert result["about"]["ceilings"]["GB/s"] > 0
+    assert [row["impl"] for row in result["rows"]] == ["auto", "reference", "torch addr_"]
+    stored = ft.Store(path).query("SELECT impl, metric, value, unit, n FROM benches WHERE metric = 'time'").to_pylist()
+    assert {row["impl"]: row["value"] for row in stored} == {
+        row["impl"]: pytest.approx(row["seconds"]) for row in result["rows"]
+    }
+    text = run(monkeypatch, capsys, "rank_one_", *sizes, "--no-compile")
+    assert "rank_one_: d 16, m 32, columns 0, float32" in text.out
+    assert "copies" in text.err
+    listing = json.loads(run(monkeypatch, capsys, "--list", "--json").out)
+    assert [row["op"] for row in listing] == list(OPS)
