@@ -1,5 +1,7 @@
 """The wavefront against one hooked forward per cell: every cell, several families, both noises."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,18 @@ def test_grid_equals_hooked_forwards(family, noise, windows, small_tokenizer):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_grid_equals_hooked_forwards_float32(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float32)
+    settings = {"windows": [5], "samples": 4, "sigma": 0.4, "noise": "released", "seed": 0}
+    result = ft.trace(model, FACTS, keep="all", **settings)
+    check_every_cell(model, FACTS, result, **settings, tolerance=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_grid_on_a_gpu_equals_hooked_forwards(family, small_tokenizer):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    hf = copy.deepcopy(small_model(family, small_tokenizer, torch.float32).hf).cuda()
+    model = ft.wrap_model(hf, small_tokenizer)
     settings = {"windows": [5], "samples": 4, "sigma": 0.4, "noise": "released", "seed": 0}
     result = ft.trace(model, FACTS, keep="all", **settings)
     check_every_cell(model, FACTS, result, **settings, tolerance=1e-4)
