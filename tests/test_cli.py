@@ -196,6 +196,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),
         (("edit", *COMMON, "--export", "model", "--layers", "2"), "exists"),
         (("report", "--store", "no.duckdb"), "no.duckdb"),
+        (("report", "--store", "a.duckdb", "--store", "x.duckdb"), "2 were given and one was wanted"),
         (("sql", "SELECT 1 +", "--store", "no.duckdb"), "no.duckdb"),
         (("tables",), "no store was named"),
     ],

@@ -82,6 +82,13 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
         raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 5 or 10,5,1") from None
 
 
+def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The one value of an option that other verbs take several of; a second does not silently replace the first."""
+    if len(values) > 1:
+        raise click.BadParameter(f"{len(values)} were given and one was wanted; sql and tables read several stores")
+    return values[0] if values else None
+
+
 def floats(_: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
     """ "0.0625,0.9" → [0.0625, 0.9]."""
     if text is None:
@@ -114,7 +121,14 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         ),
         "relation": click.option("--relation", help="Only facts of this relation."),
         "limit": click.option("--limit", type=click.IntRange(1), help="At most so many facts."),
-        "store": click.option("--store", type=click.Path(dir_okay=False), help="DuckDB file for the results."),
+        "store": click.option(
+            "--store",
+            type=click.Path(dir_okay=False),
+            multiple=True,
+            callback=only_one,
+            metavar="FILE",
+            help="DuckDB file for the results.",
+        ),
         "stores": click.option(
             "--store",
             "stores",
