@@ -6,6 +6,9 @@ place; an output that a window replaces is not computed but taken from where it 
 window starts here enter. Nothing is kept from one layer to the next but the residual.
 """
 
+import ctypes
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +22,22 @@ from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
 from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's, where it is the allocator."""
+    try:
+        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+def give_back() -> None:
+    """Freed memory goes back to the system: the pack grows from layer to layer, so freed pieces never fit the next."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +66,8 @@ def run_wave(
     for layer, block in model.layers():
         h, rotary = h.to(block.device), bring(rotary, block.device)
         h = _Layer(layout, layer).advance(block, h, rotary_rows(rotary, slice(h.shape[0])))
+        if h.device.type == "cpu":
+            give_back()
     return _scores(model, layout, wave, h)
 
 
