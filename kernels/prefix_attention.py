@@ -45,7 +45,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         mixed = tl.zeros((ROWS, DIMS), tl.float32)
-        oldest = tl.zeros_like(end)
+        oldest = end - end
         if window > 0:
             oldest = tl.maximum(oldest, end - q_len + block * ROWS // share - window + 1)
         newest = tl.minimum(end, end - q_len + ((block + 1) * ROWS - 1) // share + 1)
