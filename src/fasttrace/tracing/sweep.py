@@ -161,8 +161,9 @@ class TracePlan:
         values: dict[int, dict[Cell, np.ndarray]] = {}
         for i, wave in enumerate(waves):
             result: WaveResult = run_wave(
-                self.model, items, wave, self.intervention, self.sigma or 0.0, self.noise, self.seed
-            )
+                self.model, items, wave, self.intervention, self.sigma or 0.0, self.noise, self.seed,
+                tidy=len(waves) > 1,
+            )  # fmt: skip
             for (number, cell), p in result.cells.items():
                 values.setdefault(number, {})[cell] = p
             done = [number for number, _ in wave.items if last_wave[number] == i]

@@ -24,17 +24,21 @@ from fasttrace.tracing.corrupt import embed_base
 from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
 
 
+TIDY_LAYERS = 4  # after every layer it would take 10 % of the time (bench/LOG.md)
+
+
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's, where it is the allocator."""
+    """glibc's, where that is the allocator."""
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):
         return None
+    return trim
 
 
 def give_back() -> None:
-    """Freed memory goes back to the system: the pack grows from layer to layer, so freed pieces never fit the next."""
+    """Freed CPU memory goes back: the pack grows from layer to layer, so freed pieces never fit the next."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -54,9 +58,11 @@ class WaveResult:
 
 @torch.no_grad()
 def run_wave(
-    model: Decoder, items: list[TraceItem], wave: Wave, intervention: Intervention, sigma: float, noise: str, seed: int
-) -> WaveResult:
-    """Compute one wave exactly. sigma, noise, seed: see `embed_base`."""
+    model: Decoder, items: list[TraceItem], wave: Wave, intervention: Intervention, sigma: float, noise: str, seed: int,
+    *, tidy: bool = False,
+) -> WaveResult:  # fmt: skip
+    """Compute one wave exactly. sigma, noise, seed: see `embed_base`. tidy: give freed memory back on the way, as a
+    sweep of several waves must to stay near its budget."""
     layout = Layout(items, wave, intervention, model.n_layers)
     encoded, ids = [item.encoded for item in layout.items], [item.ids for item in layout.items]
     with model.entry():
@@ -66,7 +72,7 @@ def run_wave(
     for layer, block in model.layers():
         h, rotary = h.to(block.device), bring(rotary, block.device)
         h = _Layer(layout, layer).advance(block, h, rotary_rows(rotary, slice(h.shape[0])))
-        if h.device.type == "cpu":
+        if tidy and layer % TIDY_LAYERS == 0:
             give_back()
     return _scores(model, layout, wave, h)
 
