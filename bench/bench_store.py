@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from harness import Row, about, bench_result, peak_bytes, seconds, spread, write
-
 from fasttrace.analysis.checks import failures
 from fasttrace.analysis.regression import check_with_statsmodels, regressions
 from fasttrace.analysis.relation import query
+from harness import Row, about, bench_result, peak_bytes, seconds, spread, write
+
 from fasttrace.store import Store, rows_of
 from fasttrace.store.connect import opened, statement
 

@@ -23,7 +23,6 @@ from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.corrupt import embed_base
 from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
 
-
 TIDY_LAYERS = 4  # after every layer it would take 10 % of the time (bench/LOG.md)
 
 
