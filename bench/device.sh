@@ -34,9 +34,9 @@ PY
 for part in $parts; do
     echo "== $part ($SECONDS s)"
     case "$part" in
-        build) timeout 150 "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index -e . || failed=1 ;;
-        tests) timeout 150 "$python" -m pytest -q tests/ops tests/tracing/test_wavefront.py -m gpu --junitxml "$out/tests.xml" || failed=1 ;;
-        ops) timeout 100 "$python" bench/device_ops.py --out "$out/$(date +%F)-ops.json" || failed=1 ;;
+        build) timeout 110 "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index -e . || failed=1 ;;
+        tests) timeout 120 "$python" -m pytest -q tests/ops tests/tracing/test_wavefront.py -m gpu --junitxml "$out/tests.xml" || failed=1 ;;
+        ops) timeout 150 "$python" bench/device_ops.py --out "$out/$(date +%F)-ops.json" || failed=1 ;;
         gptj) timeout 150 "$python" bench/bench_gptj.py --device cuda --out "$out/$(date +%F)-gptj.json" || failed=1 ;;
         table) "$python" bench/device_ops.py --table "$out" || failed=1 ;;
     esac

@@ -6,6 +6,7 @@ python bench/device_ops.py --table FOLDER         a line a case: fasttrace, the 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from harness import DEVICE, Row, about, write
@@ -28,14 +29,22 @@ SHAPES: dict[str, dict[str, int]] = {
 COMPILED_IN = "bfloat16"
 
 
-def timed() -> list[Row]:
-    rows = []
+def timed(out: Path | None) -> list[str]:
+    """Times and writes what there is after every op; returns what failed, which takes nothing from the others."""
+    rows: list[Row] = []
+    failed: list[str] = []
+    told: dict[str, dict[str, float]] = {}
     for dtype in ("bfloat16", "float32"):
+        peak = ceilings(dtype, DEVICE)
+        told[dtype] = {"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop}
         for op, sizes in SHAPES.items():
-            for row in bench(op, sizes, dtype=dtype, device=DEVICE, compiled=dtype == COMPILED_IN):
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-    return rows
+            try:
+                rows += bench(op, sizes, dtype=dtype, device=DEVICE, compiled=dtype == COMPILED_IN)
+            except Exception as error:
+                failed.append(f"{op} in {dtype}: {error}")
+                print(failed[-1], flush=True)
+            write("device-ops", rows, about(DEVICE, ceilings=told, failed=failed), out)
+    return failed
 
 
 def line(rows: list[Row]) -> str:
@@ -69,10 +78,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.table:
         return table(options.table)
-    rows = timed()
-    peak = {dtype: ceilings(dtype, DEVICE) for dtype in ("bfloat16", "float32")}
-    told = {dtype: {"GB/s": one.gigabyte, "GFLOP/s": one.gigaflop} for dtype, one in peak.items()}
-    write("device-ops", rows, about(DEVICE, ceilings=told), options.out)
+    if failed := timed(options.out):
+        sys.exit(f"{len(failed)} could not be timed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -317,6 +317,7 @@ def test_in_the_interpreter(in_the_interpreter: Callable[[str], int]) -> None:
 NAMES = {"rank_one_linear": "rank_one_linear|rank_one_add_|linear"}
 
 
+# adam_linf_ copies its state at every call, so its refusals are in test_adam_linf.py.
 @pytest.mark.parametrize("op", [op for op in OPS if op != "adam_linf_"])
 @FUZZ
 @given(data=st.data())

@@ -71,7 +71,7 @@ def run_wave(
     for layer, block in model.layers():
         h, rotary = h.to(block.device), bring(rotary, block.device)
         h = _Layer(layout, layer).advance(block, h, rotary_rows(rotary, slice(h.shape[0])))
-        if tidy and layer % TIDY_LAYERS == 0:
+        if tidy and h.device.type == "cpu" and layer % TIDY_LAYERS == 0:
             give_back()
     return _scores(model, layout, wave, h)
 
