@@ -1,4 +1,4 @@
-// What every CUDA kernel here needs from the host side: the stream in use, and a launch's error as a sentence.
+// What every CUDA kernel here needs from the host side: the stream in use, a launch, and its error as a sentence.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "checks.h"
+#include "device.cuh"
 
 namespace fasttrace {
 
@@ -17,9 +18,17 @@ inline cudaStream_t stream_of(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
+inline void check_cuda(const char* op, cudaError_t error) {
   check(error == cudaSuccess, op, ": the CUDA kernel did not start (", cudaGetErrorString(error), ")");
+}
+
+// Starts a kernel as planned; over 48 KiB of shared memory must be asked for.
+template <class... Parameters, class... Arguments>
+void start(const char* op, void (*kernel)(Parameters...), Launch plan, cudaStream_t stream, Arguments... arguments) {
+  if (plan.shared > 48 * 1024)
+    check_cuda(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared)));
+  kernel<<<dim3(plan.across, plan.down), plan.threads, plan.shared, stream>>>(Parameters(arguments)...);
+  check_cuda(op, cudaGetLastError());
 }
 
 inline void check_same_cuda(const char* op, const char* names, const Tensor& a, const Tensor& b) {

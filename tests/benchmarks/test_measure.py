@@ -112,6 +112,13 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
     assert {row["impl"]: row["value"] for row in stored} == {
         row["impl"]: pytest.approx(row["seconds"]) for row in result["rows"]
     }
+    # An op that has both rates.
+    small = ("--size", "m=32", "--size", "tokens=9", "--no-compile", "--store", str(path))
+    run(monkeypatch, capsys, "second_moment_", *small)
+    rates = ft.Store(path).query(
+        "SELECT DISTINCT metric, unit FROM benches WHERE benchmark = 'second_moment_' AND unit LIKE '%/s'"
+    )
+    assert {tuple(row.values()) for row in rates.to_pylist()} == {("bandwidth", "GB/s"), ("rate", "GFLOP/s")}
     text = run(monkeypatch, capsys, "rank_one_", *sizes, "--no-compile")
     assert "rank_one_: d 16, m 32, columns 0, float32" in text.out
     assert "copies" in text.err

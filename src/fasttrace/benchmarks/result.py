@@ -26,7 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What a row may hold: its key → (metric, unit) in the store.
 METRICS = {
     "seconds": ("time", "seconds"),
-    "GB/s": ("rate", "GB/s"),
+    "GB/s": ("bandwidth", "GB/s"),
     "GFLOP/s": ("rate", "GFLOP/s"),
     "bytes": ("memory", "bytes"),
     "difference": ("difference", "probability"),
@@ -76,7 +76,7 @@ def metrics(row: Row) -> list[dict[str, Any]]:
         value, low, high = row[key], None, None
         if value is not None and "quartiles" in row and metric == "time":
             low, high = row["quartiles"]
-        elif value is not None and "quartiles" in row and metric == "rate":
+        elif value is not None and "quartiles" in row and metric in ("bandwidth", "rate"):
             high, low = (value * row["seconds"] / bound for bound in row["quartiles"])
         names = {name: row[name] for name in ("benchmark", "case", "impl")}
         found.append(

@@ -1,0 +1,152 @@
+// second_moment_ on CUDA: C += Kᵀ K on the matrix units, one half of it multiplied, both halves stored.
+//
+// One block makes a 128 x 128 tile, a warp 64 x 32 of it. Products of bfloat16 are exact in TF32; float32 takes three:
+// with x = hi - under, hi the nearest TF32, x x' is hi hi' - under hi' - hi under' to 2^-24 of it. The matrix units
+// round sums towards zero, so they make those of 32 rows only; Kahan's sum takes these further, and the two small
+// products go into its correction. The error does not grow with n, and C is touched once.
+//
+// Floor: 3 n m (m + 1) TF32 operations in float32, a third in bfloat16; n m and 2 m² elements of K and C. At 494
+// TFLOP/s, 4.8 TB/s (H200), n = 8192, m = 16384: float32 13 ms, bfloat16 4.5 ms, C in float32 0.5 ms of traffic.
+#pragma once
+
+#include "device.cuh"
+
+namespace fasttrace::second_moment {
+
+constexpr int tile = 128, padded = tile + 8;  // 8: the 32 lanes of a fragment then read 32 banks
+constexpr int rows = 32, stages = 2;  // of K in shared memory: one that arrives, one that is multiplied
+constexpr int threads = 256;
+constexpr int group = 8;  // tiles a side of what is worked on together, to share the panels of K in L2
+
+template <class TK>
+struct Stage {
+  TK left[rows][padded], right[rows][padded];
+};
+
+template <class TK>
+Launch plan(int64_t m) {
+  const int64_t groups = (m + tile * group - 1) / (tile * group);
+  return {unsigned(groups * (groups + 1) / 2 * group * group), 1, threads, stages * sizeof(Stage<TK>)};
+}
+
+// Whether rows of K can be read 16 bytes at a time.
+template <class TK>
+bool reads_packs(const TK* K, int64_t row_stride, int64_t column_stride) {
+  return column_stride == 1 && row_stride * int64_t(sizeof(TK)) % 16 == 0 && uintptr_t(K) % 16 == 0;
+}
+
+// Rows `start` on and columns `from` on of K (n, m) into a panel, 0 beyond K's edges.
+template <class TK>
+__device__ inline void fetch(TK (&panel)[rows][padded], const TK* K, int64_t n, int64_t m, int64_t row_stride,
+                             int64_t column_stride, int64_t start, int64_t from, bool packs) {
+  if (packs) {
+    constexpr int width = 16 / sizeof(TK), across = tile / width;
+#pragma unroll 1
+    for (int at = threadIdx.x; at < rows * across; at += threads) {
+      const int64_t row = start + at / across, column = from + at % across * width;
+      const int64_t there = row >= n || column >= m ? 0 : m - column < width ? m - column : width;
+      // A copy of nothing still names an address.
+      const TK* source = there ? K + row * row_stride + column : K;
+      copy_async(&panel[at / across][at % across * width], source, int(there * sizeof(TK)));
+    }
+  } else {
+#pragma unroll 1
+    for (int at = threadIdx.x; at < rows * tile; at += threads) {
+      const int64_t row = start + at / tile, column = from + at % tile;
+      const bool inside = row < n && column < m;
+      store(&panel[at / tile][at % tile], inside ? widen(K[row * row_stride + column * column_stride]) : 0.0f);
+    }
+  }
+}
+
+// x = hi - under, hi the nearest TF32; the matrix units leave out what of `under` is below 2^-23 of x. bfloat16 is hi.
+template <class TK, int N>
+__device__ inline void split(const float (&x)[N], float (&hi)[N], float (&under)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    hi[i] = sizeof(TK) == 4 ? nearest_tf32(x[i]) : x[i];
+    under[i] = hi[i] - x[i];
+  }
+}
+
+template <class TC, class TK>
+__global__ void __launch_bounds__(threads, 1)
+    kernel(TC* C, const TK* K, int64_t n, int64_t m, int64_t row_stride, int64_t column_stride, bool packs) {
+  // Group b of the upper triangle, counted down its columns, is (b - J (J + 1) / 2, J).
+  const int64_t b = blockIdx.x / (group * group);
+  int64_t J = int64_t((sqrt(8.0 * double(b) + 1.0) - 1.0) / 2.0);
+  while (J * (J + 1) / 2 > b) --J;
+  while ((J + 1) * (J + 2) / 2 <= b) ++J;
+  const int within = blockIdx.x % (group * group);
+  const int64_t row = ((b - J * (J + 1) / 2) * group + within / group) * tile, column = (J * group + within % group) * tile;
+  if (row > column || column >= m) return;
+
+  auto* stage = reinterpret_cast<Stage<TK>*>(shared_memory());
+  const int64_t count = (n + rows - 1) / rows;
+  const auto request = [&](int64_t s) {
+    if (s < count) {
+      fetch(stage[s % stages].left, K, n, m, row_stride, column_stride, s * rows, row, packs);
+      fetch(stage[s % stages].right, K, n, m, row_stride, column_stride, s * rows, column, packs);
+    }
+    end_group();  // an empty group too, so that the number of groups under way is always the same
+  };
+  for (int s = 0; s < stages - 1; ++s) request(s);
+
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
+  const int top = warp / 4 * 64, side = warp % 4 * 32;
+  float total[4][4][4] = {}, lost[4][4][4] = {};
+  for (int64_t s = 0; s < count; ++s) {
+    wait_copies<stages - 2>();
+    __syncthreads();
+    request(s + stages - 1);  // into the stage that every thread had left before the barrier
+    const Stage<TK>& now = stage[s % stages];
+    float part[4][4][4] = {};
+#pragma unroll 1  // as one piece, its loads would stand in more registers than there are
+    for (int k = 0; k < rows; k += 8) {
+      float hi[4][2], under[4][2];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int c = side + j * 8 + g;
+        const float x[2] = {widen(now.right[k + t][c]), widen(now.right[k + t + 4][c])};
+        split<TK>(x, hi[j], under[j]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = top + i * 16 + g;
+        const float x[4] = {widen(now.left[k + t][r]), widen(now.left[k + t][r + 8]), widen(now.left[k + t + 4][r]),
+                            widen(now.left[k + t + 4][r + 8])};
+        float high[4], below[4];
+        split<TK>(x, high, below);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) multiply_add(part[i][j], high, hi[j]);
+        if constexpr (sizeof(TK) == 4) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) multiply_add(lost[i][j], below, hi[j]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) multiply_add(lost[i][j], high, under[j]);
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 64; ++e) {
+      const int i = e / 16, j = e / 4 % 4, x = e % 4;
+      float &sum = total[i][j][x], &c = lost[i][j][x];
+      const float y = part[i][j][x] - c, next = sum + y;
+      c = (next - sum) - y;
+      sum = next;
+    }
+  }
+
+  // Above the diagonal only, and mirrored: the two halves of a product may differ in their last bit.
+#pragma unroll
+  for (int e = 0; e < 64; ++e) {
+    const int i = e / 16, j = e / 4 % 4, x = e % 4;
+    const int64_t r = row + top + i * 16 + g + x / 2 * 8, c = column + side + j * 8 + 2 * t + x % 2;
+    if (r > c || c >= m) continue;
+    const double sum = double(total[i][j][x]) - double(lost[i][j][x]);
+    C[r * m + c] = TC(double(C[r * m + c]) + sum);
+    if (r != c) C[c * m + r] = TC(double(C[c * m + r]) + sum);
+  }
+}
+
+}  // namespace fasttrace::second_moment
