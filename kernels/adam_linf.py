@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = (32, 128)  # rows and columns of a weight a program
+from .tiles import each, tile
+
+# Rows and columns of a weight a program.
+TILES = {4: each("rows columns num_warps", (32, 128, 8), (16, 128, 4), (32, 64, 4), (16, 256, 8))}
 ROWS = 16  # rows of the factors multiplied at once: the least that tl.dot takes
 
 
@@ -66,10 +69,12 @@ def adam_linf_triton(
     """Launch for delta, m, v (P, d, n), g (R, d), k (R, n), begin (P + 1,); limit is infinite for none."""
     items = torch.arange(len(delta)) if active is None else active.nonzero()[:, 0]
     _, d, n = delta.shape
-    tiles = triton.cdiv(d, TILE[0]) * triton.cdiv(n, TILE[1])
+    taken = tile("adam_linf", TILES, delta)
+    tiles = triton.cdiv(d, taken["rows"]) * triton.cdiv(n, taken["columns"])
     if len(items) * tiles == 0:
         return
     named = (delta, m, v, g, k, begin.to(delta.device), items.to(delta.device))
     numbers = (1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), math.sqrt(1 - beta2**step), eps, limit)
     sizes = (d, n, g.stride(0), k.stride(0))
-    _kernel[(len(items) * tiles,)](*named, *sizes, *numbers, D=TILE[0], N=TILE[1], R=ROWS, num_warps=8)
+    across = {"D": taken["rows"], "N": taken["columns"], "num_warps": taken["num_warps"]}
+    _kernel[(len(items) * tiles,)](*named, *sizes, *numbers, R=ROWS, **across)

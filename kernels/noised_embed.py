@@ -13,6 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiles import each, tile
+
+# Calls of the generator, four values each, a program.
+TILES = {4: each("quads num_warps", (256, 4), (128, 4), (256, 8), (64, 2))}
+
 TWO_PI = tl.constexpr(6.283185307179586)
 
 
@@ -69,16 +74,17 @@ def noised_embed_triton(
     token: Tensor,
     seed: int,
 ) -> Tensor:
-    """Launch for weight (V, d), everything else (R,); one program for a row's 1024 dimensions."""
+    """Launch for weight (V, d), everything else (R,); one program for a tile of a row's dimensions."""
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     ids, sigma, fact_key, sample, token = (t.contiguous() for t in (ids, sigma, fact_key, sample, token))
     rows, d = ids.shape[0], weight.shape[1]
     out = torch.empty(rows, d, dtype=weight.dtype, device=weight.device)
     if out.numel():
-        quads = min(256, triton.next_power_of_2(-(-d // 4)))
+        taken = tile("noised_embed", TILES, weight)
+        quads = min(taken["quads"], triton.next_power_of_2(-(-d // 4)))
         grid = (rows, triton.cdiv(d, 4 * quads))
         names = (ids, sigma, fact_key, sample, token)
         halves = (seed & 0xFFFFFFFF, seed >> 32)
-        _kernel[grid](weight, weight.stride(0), *names, out, *halves, d, QUADS=quads, num_warps=4)
+        _kernel[grid](weight, weight.stride(0), *names, out, *halves, d, QUADS=quads, num_warps=taken["num_warps"])
     return out

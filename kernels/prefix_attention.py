@@ -15,7 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 16  # (query, head) rows a program: the least that tl.dot takes; the tails of a sweep are as short
+from .tiles import each, tile
+
+# (query, head) rows a program, 16 the least that tl.dot takes, and the most keys a step. A fact's prompt is one step,
+# so a pipeline (num_stages above 1) only takes shared memory, until prompts are long.
+TILES = {
+    4: each(
+        "rows keys num_warps num_stages",
+        (16, 32, 4, 1), (16, 64, 4, 1), (16, 64, 4, 2), (32, 32, 8, 1),
+    )
+}  # fmt: skip
 
 
 @triton.jit
@@ -101,13 +110,14 @@ def prefix_attention_triton(
     if out.numel() == 0:
         return out
     share, dims = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
+    taken = tile("prefix_attention", TILES, q)
     # 16 KB of keys at the most: with queries and values they stay in registers.
-    keys = max(16, min(triton.next_power_of_2(longest[1]), 64, 16384 // (dims * q.element_size())))
-    blocks = triton.cdiv(longest[0] * share, ROWS)
+    keys = max(16, min(triton.next_power_of_2(longest[1]), taken["keys"], 16384 // (dims * q.element_size())))
+    blocks = triton.cdiv(longest[0] * share, taken["rows"])
     _kernel[(len(table) * blocks, kv_heads)](
         q, k, v, table, q if alibi is None else alibi, out,
         share, kv_heads, head_dim, blocks, window, scale, softcap or 0.0,
-        CAPPED=softcap is not None, SLOPED=alibi is not None, ROWS=ROWS, KEYS=keys, DIMS=dims,
-        num_warps=4 if dims >= 128 else 2,
+        CAPPED=softcap is not None, SLOPED=alibi is not None, ROWS=taken["rows"], KEYS=keys, DIMS=dims,
+        num_warps=taken["num_warps"] if dims >= 128 else 2, num_stages=taken["num_stages"],
     )  # fmt: skip
     return out

@@ -15,6 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiles import each, tile
+
+# Rows, words and dimensions of a product: in float32 they take twice the shared memory, and no matrix unit.
+SIZES = "rows vocab dims num_warps num_stages"
+TILES = {
+    2: each(SIZES, (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (64, 256, 64, 8, 3), (64, 128, 64, 4, 4)),
+    4: each(SIZES, (64, 64, 32, 4, 3), (64, 128, 16, 8, 3), (128, 64, 16, 8, 3), (32, 64, 32, 4, 3)),
+}
+
 
 @triton.jit
 def _norm_kernel(  # type: ignore[no-untyped-def]
@@ -136,9 +145,9 @@ def target_logprob_triton(
         num_warps=8 if columns > 2048 else 4,
     )  # fmt: skip
 
-    # Half the tile in float32, whose operands take twice the shared memory.
-    row_block = min(128 if h.element_size() == 2 else 64, max(16, triton.next_power_of_2(rows)))
-    vocab_block, dims = (128, 64) if h.element_size() == 2 else (64, 32)
+    taken = tile("target_logprob", TILES, h)
+    row_block = min(taken["rows"], max(16, triton.next_power_of_2(rows)))
+    vocab_block = taken["vocab"]
     row_blocks, tiles = triton.cdiv(rows, row_block), triton.cdiv(vocab, vocab_block)
     processors = torch.cuda.get_device_properties(h.device).multi_processor_count if h.is_cuda else 2
     # Two programs a multiprocessor, at least two tiles each.
@@ -149,8 +158,8 @@ def target_logprob_triton(
     _blocks_kernel[(row_blocks, shares)](
         x, unembed, unembed if bias is None else bias.contiguous(), target, *parts,
         rows, vocab, d, unembed.stride(0), share, softcap or 0.0,
-        HAS_BIAS=bias is not None, CAPPED=softcap is not None, ROWS=row_block, VOCAB=vocab_block, DIMS=dims,
-        num_warps=8 if row_block == 128 else 4, num_stages=3,
+        HAS_BIAS=bias is not None, CAPPED=softcap is not None, ROWS=row_block, VOCAB=vocab_block, DIMS=taken["dims"],
+        num_warps=taken["num_warps"] if row_block == taken["rows"] else 4, num_stages=taken["num_stages"],
     )  # fmt: skip
     _merge_kernel[(triton.cdiv(rows, 128),)](*parts, logprob, lse, rows, shares, ROWS=128)
     return logprob, lse

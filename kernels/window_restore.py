@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiles import each, tile
+
+# Elements a program: at 2048, 16 bytes a thread and load at four warps in bfloat16.
+TILES = {4: each("elements num_warps", (2048, 4), (1024, 4), (4096, 8), (8192, 8))}
+
 
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
@@ -40,11 +45,11 @@ def window_restore_triton(h: Tensor, out: Tensor, base: Tensor, source: Tensor) 
     p, d = base.shape[0], h.shape[1]
     result = torch.empty(p, d, dtype=h.dtype, device=h.device)
     if result.numel():
+        taken = tile("window_restore", TILES, h)
         columns = min(1024, triton.next_power_of_2(d))
-        # 2048 elements a program: 16 bytes a thread and load at four warps in bfloat16.
-        rows = max(1, 2048 // columns)
+        rows = max(1, taken["elements"] // columns)
         grid = (triton.cdiv(p, rows), triton.cdiv(d, columns))
         named = (h, out, base.contiguous(), source.contiguous(), result)
         sizes = (h.shape[0], out.shape[0], p, d, h.stride(0), out.stride(0))
-        _kernel[grid](*named, *sizes, ROWS=rows, COLUMNS=columns, num_warps=4)
+        _kernel[grid](*named, *sizes, ROWS=rows, COLUMNS=columns, num_warps=taken["num_warps"])
     return result

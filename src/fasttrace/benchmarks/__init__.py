@@ -2,5 +2,9 @@
 
 from fasttrace.benchmarks.measure import OPS, Ceilings, bench, ceilings, checked, sizes_of
 from fasttrace.benchmarks.result import BenchResult, about, bench_result
+from fasttrace.benchmarks.tuning import TILED, fastest, record, tune
 
-__all__ = ["OPS", "BenchResult", "Ceilings", "about", "bench", "bench_result", "ceilings", "checked", "sizes_of"]
+__all__ = [
+    "OPS", "TILED", "BenchResult", "Ceilings", "about", "bench", "bench_result", "ceilings", "checked", "fastest",
+    "record", "sizes_of", "tune",
+]  # fmt: skip

@@ -19,17 +19,19 @@ from .options import bar, emit, options
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--impl", "only", multiple=True, metavar="WAY", help="Only this way: auto, native, triton…; repeatable.")
 @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes longest.")
+@click.option("--tune", "tuning", is_flag=True, help="Try every tile of a Triton kernel; record the fastest.")
 @click.option("--list", "listing", is_flag=True, help="Name the ops and the sizes of their loads.")
 @options("device", "store", "json")
 def bench(
-    ops: tuple[str, ...], sizes: tuple[str, ...], dtype: str, only: tuple[str, ...], no_compile: bool, listing: bool,
-    device: str, store: str | None, as_json: bool,
+    ops: tuple[str, ...], sizes: tuple[str, ...], dtype: str, only: tuple[str, ...], no_compile: bool, tuning: bool,
+    listing: bool, device: str, store: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Time ops beside their reference, torch.compile and torch's own.
 
     Without OP every op, at the sizes of SmolLM2-135M. A result is compared with the reference's before it is timed. "of
     ceiling" is the least time at the copy bandwidth and product rate of this machine, measured in the same run, over
-    the time taken: more than 1 where caches hold the data.
+    the time taken: more than 1 where caches hold the data. What --tune records, in the cache folder, every later
+    launch on this device takes.
     """
     from fasttrace import benchmarks
 
@@ -37,15 +39,23 @@ def bench(
         named = [{"op": op, "sizes": _words(benchmarks.sizes_of(op))} for op in benchmarks.OPS]
         emit(pa.Table.from_pylist(named), as_json)
         return
-    given, chosen = dict(_size(text) for text in sizes), ops or tuple(benchmarks.OPS)
+    given, chosen = dict(_size(text) for text in sizes), ops or (benchmarks.TILED if tuning else tuple(benchmarks.OPS))
+    if tuning and only:
+        raise UserError("--tune tries tiles of Triton kernels alone: --impl cannot be given with it")
     for op in chosen:
         benchmarks.checked(op, given)
     rows: list[dict[str, Any]] = []
     with bar("Timing", None) as done:
         for op in chosen:
-            for row in benchmarks.bench(op, given, dtype=dtype, device=device, only=only, compiled=not no_compile):
+            if tuning:
+                found = benchmarks.tune(op, given, dtype=dtype, device=device)
+            else:
+                found = benchmarks.bench(op, given, dtype=dtype, device=device, only=only, compiled=not no_compile)
+            for row in found:
                 rows.append(row)
                 done(1)
+    if tuning:
+        _record([[row for row in rows if row["benchmark"] == op] for op in chosen], dtype, device)
     peak = benchmarks.ceilings(dtype, device)
     told = benchmarks.about(device, dtype=dtype, ceilings={"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop})
     if store is not None:
@@ -59,6 +69,17 @@ def bench(
     for op in chosen:
         mine = [row for row in rows if row["benchmark"] == op]
         emit(_table(mine), False, title=f"{op}: {mine[0]['case']}")
+
+
+def _record(tried: list[list[dict[str, Any]]], dtype: str, device: str) -> None:
+    """The fastest tile of each op's rows into this user's record."""
+    from fasttrace import benchmarks
+    from fasttrace.kernels.tiles import records
+
+    path = records()[1]
+    for best in filter(None, map(benchmarks.fastest, tried)):
+        benchmarks.record(path, best, dtype, device)
+        click.echo(f"{best['benchmark']} in {dtype}: {best['impl']}, recorded in {path}", err=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -12,8 +12,8 @@ def second_moment_(C: torch.Tensor, K: torch.Tensor, impl: str = "auto") -> torc
 
     C: (m, m) float32 or float64, contiguous; need not be symmetric ("native" keeps a symmetric C so).
     K: (n, m) float32 or bfloat16, any strides; one key a row.
-    impl: "auto", "reference" (float64 product) or "native" (fasttrace._C: half of the product is computed, sums of at
-        most 32 rows in float32; beyond, float64 on the CPU, and on CUDA, whose matrix units make the products, Kahan's).
+    impl: "auto", "reference" (float64 product) or "native" (fasttrace._C: half of the product is computed, sums of
+        at most 32 rows in float32; beyond, float64 on the CPU and, on CUDA, where matrix units multiply, Kahan's).
 
     Error of the native version, entry (i, j), relative to sqrt(sum_r K[r,i]² · sum_r K[r,j]²): below 4e-7 in
     every test and falling with n; the bound is 32 · 2⁻²⁴ = 1.9e-6, which takes rows chosen to round one way.

@@ -1,0 +1,142 @@
+"""What the compilers make of every GPU kernel: registers, spills, shared memory, blocks a multiprocessor. Needs no GPU.
+
+python bench/compile_kernels.py [--capability 90] [--json]
+
+Triton's kernels are compiled by way of their launchers, at the shapes of device_ops.py and with every tile of their
+sets; the CUDA sources by nvcc, where it is there.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import runpy
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import triton
+from device_ops import SHAPES
+from fasttrace.kernels import tiles
+from harness import ROOT
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import GPUDriver
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from fasttrace.benchmarks import OPS, TILED
+from fasttrace.benchmarks.load import Draw
+from fasttrace.benchmarks.measure import DTYPES
+from fasttrace.ops import dispatch
+
+Row = dict[str, Any]
+REGISTERS, THREADS, SHARED, BLOCKS = 65536, 2048, 227 * 1024, 32  # of a multiprocessor of capability 9.0
+# What no tile and no compiled constant depends on; the operands are really made.
+SMALLER = {"noised_embed": {"vocab": 1024}, "target_logprob": {"vocab": 1024}, "adam_linf_": {"items": 1}}
+# cuobjdump's words. The stack holds what spilled, and arrays whose index is known only as the kernel runs.
+RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+CUDA_THREADS = 256
+STAGE = {"moments float": 69632, "moments bfloat16": 34816}  # what moments.cuh asks for at the launch, in bytes
+
+
+class NoDevice(GPUDriver):
+    """A Triton driver that knows only what to compile for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    is_active = classmethod(lambda cls: True)
+    get_active_torch_device = get_benchmarker = map_python_to_cpp_type = None
+
+
+def resources(cubin: Path) -> list[tuple[str, int, int, int]]:
+    """(function, registers a thread, bytes of stack a thread, bytes of static shared memory) of machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    told = subprocess.run([tool, "-res-usage", str(cubin)], check=True, capture_output=True, text=True).stdout
+    return [(name, *map(int, numbers)) for name, *numbers in RESOURCES.findall(told)]
+
+
+def row(kernel: str, case: str, registers: int, stack: int, shared: int, threads: int) -> Row:
+    room = (REGISTERS // (-(-registers // 8) * 8 * threads), THREADS // threads, SHARED // max(shared, 1), BLOCKS)
+    numbers = {"registers": registers, "stack": stack, "shared": shared, "threads": threads, "blocks": min(room)}
+    return {"kernel": kernel, "case": case, **numbers}
+
+
+def triton_kernels(capability: int) -> Iterator[Row]:
+    """Every kernel that a launcher starts, once a (dtype, tile)."""
+    driver.set_active(NoDevice(capability))
+    compiled: list[Any] = []
+
+    def compile_only(self: JITFunction[Any], grid: Any) -> Any:
+        return lambda *args, **kwargs: compiled.append(self.run(*args, grid=grid, warmup=True, **kwargs))
+
+    def no_obstacle(*_: Any) -> None:
+        """Nothing is run, so everything may be."""
+
+    launch, refuse = (JITFunction, "__getitem__", compile_only), (dispatch, "_obstacle", no_obstacle)
+    for op in TILED:
+        module = importlib.import_module(f"fasttrace.kernels.{op.removesuffix('_')}")
+        for dtype in ("bfloat16", "float32"):
+            for tile in tiles.tiles_of(module.TILES, DTYPES[dtype]):
+                with patch.object(*launch), patch.object(*refuse), tiles.trying(op.removesuffix("_"), tile):
+                    for device in ("meta", "cpu"):  # a custom op launches nothing for tensors without memory
+                        if not compiled:
+                            load = OPS[op].load(Draw.on(DTYPES[dtype], device), **SHAPES[op] | SMALLER.get(op, {}))
+                            load.op(*load.args, impl="triton")
+                for kernel in compiled:
+                    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                        Path(file.name).write_bytes(kernel.asm["cubin"])
+                        [(name, registers, stack, _)] = resources(Path(file.name))
+                    case = " ".join([dtype, *(f"{part}={value}" for part, value in tile.items())])
+                    shared, threads = kernel.metadata.shared, 32 * kernel.metadata.num_warps
+                    yield row(op if len(compiled) == 1 else f"{op} {name}", case, registers, stack, shared, threads)
+                compiled.clear()
+
+
+def cuda_kernels(capability: int) -> Iterator[Row]:
+    """Every instance of the kernels in csrc; none where there is no nvcc."""
+    build = runpy.run_path(str(ROOT / "csrc" / "build_ext.py"))
+    if build["nvcc"]() is None:
+        return
+    build["INCLUDES"].append(sysconfig.get_path("include"))
+    for source in build["cuda_sources"]():
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            command = build["nvcc_command"](source, file.name, (str(capability),))
+            subprocess.run([*command, "-cubin"], check=True)
+            stem = Path(source).stem
+            for name, registers, stack, shared in resources(Path(file.name)):
+                plain = subprocess.run(["c++filt", name], check=True, capture_output=True, text=True).stdout
+                [types] = re.findall(r"<(.*?)>", plain.replace("__nv_", ""))
+                shared += STAGE.get(f"{stem} {types.split(', ')[-1]}", 0)
+                yield row(f"{stem}.cu", types, registers, stack, shared, CUDA_THREADS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = [*triton_kernels(options.capability), *cuda_kernels(options.capability)]
+    if options.json:
+        return print(json.dumps(rows, indent=1))
+    line = "{kernel:30}{case:60}{registers:>9}{stack:>7}{shared:>8}{threads:>8}{blocks:>7}"
+    print(line.format(**{name: name for name in rows[0]}))
+    for one in rows:
+        print(line.format(**one))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Every GPU kernel compiles for the GPU, with every tile, on a machine that has none; and what the compiler says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fasttrace.benchmarks import TILED
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = 227 * 1024  # what a block may have at capability 9.0
+# float64's sine and cosine of any angle keep their table on the stack.
+ON_THE_STACK = {"noised_embed": 64}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-W", "ignore", "bench/compile_kernels.py", "--json"]
+    told = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr[-3000:]
+    return json.loads(told.stdout)
+
+
+def test_every_kernel_is_there_in_both_dtypes(rows):
+    for op in TILED:
+        for dtype in ("float32", "bfloat16"):
+            tiles = {row["case"] for row in rows if row["kernel"].startswith(op) and row["case"].startswith(dtype)}
+            assert len(tiles) >= 4
+    if shutil.which("nvcc"):
+        assert {row["kernel"] for row in rows if ".cu" in row["kernel"]} == {
+            path.name for path in (ROOT / "csrc").glob("*.cu")
+        }
+
+
+def test_nothing_spills_and_every_block_fits(rows):
+    for row in rows:
+        assert row["stack"] <= ON_THE_STACK.get(row["kernel"], 0), row
+        assert row["shared"] <= SHARED, row
+        assert row["blocks"] >= 1, row

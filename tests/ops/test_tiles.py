@@ -1,0 +1,124 @@
+"""Tiles: every one of every set computes the same, and a launch takes the one recorded for its device."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fasttrace.benchmarks import OPS, TILED, fastest, record, tune
+from fasttrace.benchmarks.load import Draw
+from fasttrace.errors import UserError
+
+pytest.importorskip("triton")
+from fasttrace.kernels import tiles
+from fasttrace.kernels.tiles import each
+
+# Past one tile of each set along each axis, and nowhere whole.
+SIZES = {
+    "noised_embed": {"facts": 2, "samples": 2, "tokens": 5, "subject": 2, "vocab": 40, "d": 1100},
+    "window_restore": {"rows": 140, "d": 70},
+    "prefix_attention": {"facts": 2, "length": 9, "cells": 3, "samples": 2, "heads": 6, "kv_heads": 2, "head_dim": 24},
+    "target_logprob": {"rows": 70, "d": 70, "vocab": 530},
+    "adam_linf_": {"items": 2, "d": 40, "m": 270, "rows": 9},
+}
+SET = each("rows num_warps", (16, 4), (32, 8))
+
+
+def copies(load):
+    return [x.clone() if isinstance(x, torch.Tensor) else x for x in load.args]
+
+
+@pytest.mark.parametrize("op", TILED)
+def test_every_tile_computes_the_same(op, triton_device):
+    kernel = op.removesuffix("_")
+    known = importlib.import_module(f"fasttrace.kernels.{kernel}").TILES
+    for dtype in (torch.float32,) if triton_device == "cpu" else (torch.float32, torch.bfloat16):
+        load = OPS[op].load(Draw.on(dtype, triton_device), **SIZES[op])
+        wanted = load.op(*copies(load), impl="reference").double()
+        assert len(tiles.tiles_of(known, dtype)) >= 4
+        for one in tiles.tiles_of(known, dtype):
+            with tiles.trying(kernel, one):
+                found = load.op(*copies(load), impl="triton").double()
+            gap = (found - wanted).abs().max() / wanted.abs().max()
+            assert gap <= 32 * torch.finfo(dtype).eps, (one, gap)
+
+
+def test_in_the_interpreter(in_the_interpreter):
+    assert in_the_interpreter(__file__) == len(TILED)
+
+
+def of(dtype=torch.float32, device="cuda"):
+    return SimpleNamespace(dtype=dtype, device=torch.device(device))
+
+
+@pytest.fixture
+def two_records(tmp_path, monkeypatch):
+    """The paths that stand for fasttrace's record and the user's, read as on a card of this name."""
+    paths = tmp_path / "shipped.json", tmp_path / "cache" / "own.json"
+    monkeypatch.setattr(tiles, "records", lambda: paths)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H0")
+    tiles._recorded.cache_clear()
+    yield paths
+    tiles._recorded.cache_clear()
+
+
+def row(tile, seconds, difference=1e-7):
+    return {"benchmark": "adam_linf_", "tile": tile, "seconds": seconds, "relative_difference": difference}
+
+
+def test_the_first_until_one_is_recorded_and_the_users_own_before_the_shipped(two_records):
+    shipped, own = two_records
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
+    record(shipped, row(SET[1], 1.0), "float32", "cuda")
+    assert json.loads(shipped.read_text()) == {"NVIDIA H0": {"adam_linf float32": SET[1]}}
+    tiles._recorded.cache_clear()
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[1]
+    assert tiles.tile("adam_linf", {4: SET}, of(torch.bfloat16)) == SET[0]
+    assert tiles.tile("noised_embed", {4: SET}, of()) == SET[0]
+    assert tiles.tile("adam_linf", {4: SET}, of(device="cpu")) == SET[0]
+    record(own, row(SET[0], 1.0), "float32", "cuda")
+    record(own, row(SET[1], 1.0), "bfloat16", "cuda")
+    tiles._recorded.cache_clear()
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
+    assert tiles.tile("adam_linf", {4: SET}, of(torch.bfloat16)) == SET[1]
+    with tiles.trying("adam_linf", {"rows": 3, "num_warps": 1}):
+        assert tiles.tile("adam_linf", {4: SET}, of())["rows"] == 3
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
+
+
+def test_a_tile_that_its_set_no_longer_has_is_passed_over(two_records):
+    record(two_records[0], row({"rows": 64, "num_warps": 4}, 1.0), "float32", "cuda")
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
+
+
+def test_a_set_is_taken_by_the_width_of_an_element():
+    sets = {2: SET[:1], 4: SET[1:]}
+    widths = (torch.bfloat16, torch.float32, torch.float64)
+    assert [tiles.tiles_of(sets, dtype)[0] for dtype in widths] == [SET[0], SET[1], SET[1]]
+    assert tiles.tiles_of({4: SET}, torch.float16) == SET
+
+
+def test_the_fastest_of_those_that_are_right():
+    rows = [row(SET[0], 3.0), row(SET[1], 1.0, 1e-3), row(SET[1], 2.0), {"error": "out of shared memory"}]
+    assert fastest(rows) is rows[2]
+    assert fastest(rows[3:]) is None
+
+
+def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
+    """A device without room for a tile gets a row that says so."""
+
+    def timed(op, sizes, **_):
+        taken = tiles._tried["window_restore"]["elements"]
+        if taken > 4096:
+            raise RuntimeError("out of resources: shared memory")
+        yield {"benchmark": op, "seconds": float(taken), "relative_difference": 0.0}
+
+    monkeypatch.setattr("fasttrace.benchmarks.tuning.bench", timed)
+    rows = list(tune("window_restore", {}))
+    assert [row.get("seconds") for row in rows] == [2048.0, 1024.0, 4096.0, None]
+    assert rows[0]["impl"] == "triton elements=2048 num_warps=4"
+    assert rows[3]["error"] == "out of resources: shared memory"
+    with pytest.raises(UserError, match="rms_norm has no tiles to choose from; there are noised_embed"):
+        next(tune("rms_norm", {}))
