@@ -15,8 +15,9 @@ from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
 
-# Rows of one MLP product: large enough for the matrix units, small enough that keys stay in cache.
+# Rows of one MLP product: on a CPU few enough that keys stay in cache, elsewhere as many as have this much of them.
 MLP_ROWS = 2048
+KEY_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +97,15 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
-    """What the MLP adds for residual rows h (or h[rows]), in runs of MLP_ROWS so that keys stay small."""
-    n = h.shape[0] if rows is None else rows.shape[0]
-    if n <= MLP_ROWS:
+    """What the MLP adds for residual rows h (or h[rows]), in runs of rows so that keys stay small."""
+    n, most = h.shape[0] if rows is None else rows.shape[0], MLP_ROWS
+    if h.device.type != "cpu":
+        most = max(most, KEY_BYTES // (block.down.shape[1] * h.element_size()))
+    if n <= most:
         return _mlp_part(block, h, rows)
     out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)
-    for i in range(0, n, MLP_ROWS):
-        run = slice(i, i + MLP_ROWS)
+    for i in range(0, n, most):
+        run = slice(i, i + most)
         out[run] = _mlp_part(block, h[run], None) if rows is None else _mlp_part(block, h, rows[run])
     return out
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.gpt_neox import HeadwiseBlock
 from fasttrace.ops.linear import linear
@@ -28,6 +29,7 @@ class BloomBlock(HeadwiseBlock):
     def __init__(self, layer: Any, alibi: Tensor) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.self_attention, layer.mlp
+        self.act = activation(self.mlp.gelu_impl)
         self.fused = self.attn.query_key_value
         self.n_heads = self.n_kv_heads = self.attn.num_heads
         self.head_dim = self.attn.head_dim
@@ -51,7 +53,7 @@ class BloomBlock(HeadwiseBlock):
         return self.layer.post_attention_layernorm(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.gelu_impl(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
+        return self.act(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
 
     @property
     def down(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.families.bloom import alibi_slopes
 from fasttrace.ops.linear import linear
@@ -24,6 +25,7 @@ class FalconBlock(Block):
     def __init__(self, layer: Any, config: Any) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.self_attention, layer.mlp
+        self.act = activation(self.mlp.act)
         self.n_heads, self.n_kv_heads = self.attn.num_heads, self.attn.num_kv_heads
         self.head_dim = self.attn.head_dim
         self.scale = self.attn.inv_norm_factor
@@ -63,7 +65,7 @@ class FalconBlock(Block):
         return self.mlp_layernorm(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.act(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
+        return self.act(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
 
     @property
     def down(self) -> Tensor:

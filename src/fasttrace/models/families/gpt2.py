@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 
@@ -14,6 +15,7 @@ class GPT2Block(Block):
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.attn, layer.mlp
+        self.act = activation(self.mlp.act)
         self.n_heads = self.n_kv_heads = self.attn.num_heads
         self.head_dim = self.attn.head_dim
         self.scale = self.attn.scaling
@@ -40,7 +42,7 @@ class GPT2Block(Block):
         return self.layer.ln_2(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.act(linear(x, self.mlp.c_fc.weight.t(), self.mlp.c_fc.bias))
+        return self.act(linear(x, self.mlp.c_fc.weight.t(), self.mlp.c_fc.bias))
 
     @property
     def down(self) -> Tensor:

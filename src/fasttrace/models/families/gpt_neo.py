@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 
@@ -16,6 +17,7 @@ class GPTNeoBlock(Block):
     def __init__(self, layer: Any, config: Any) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.attn.attention, layer.mlp
+        self.act = activation(self.mlp.act)
         self.n_heads = self.n_kv_heads = self.attn.num_heads
         self.head_dim = self.attn.head_dim
         self.sliding_window = config.window_size if layer.attn.attention_type == "local" else None
@@ -37,7 +39,7 @@ class GPTNeoBlock(Block):
         return self.layer.ln_2(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.act(linear(x, self.mlp.c_fc.weight, self.mlp.c_fc.bias))
+        return self.act(linear(x, self.mlp.c_fc.weight, self.mlp.c_fc.bias))
 
     @property
     def down(self) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import partial_rotary_
@@ -35,6 +36,7 @@ class GPTNeoXBlock(HeadwiseBlock):
     def __init__(self, layer: Any, config: Any) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.attention, layer.mlp
+        self.act = activation(self.mlp.act)
         self.fused = self.attn.query_key_value
         self.n_heads = self.n_kv_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -58,7 +60,7 @@ class GPTNeoXBlock(HeadwiseBlock):
         return self.layer.post_attention_layernorm(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.act(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
+        return self.act(linear(x, self.mlp.dense_h_to_4h.weight, self.mlp.dense_h_to_4h.bias))
 
     @property
     def down(self) -> Tensor:

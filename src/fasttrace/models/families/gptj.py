@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 
@@ -17,6 +18,7 @@ class GPTJBlock(Block):
     def __init__(self, layer: Any, config: Any) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.attn, layer.mlp
+        self.act = activation(self.mlp.act)
         self.n_heads = self.n_kv_heads = config.n_head
         self.head_dim = config.n_embd // config.n_head
         self.scale = self.head_dim**-0.5
@@ -47,7 +49,7 @@ class GPTJBlock(Block):
         return self.layer.ln_1(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.act(linear(x, self.mlp.fc_in.weight, self.mlp.fc_in.bias))
+        return self.act(linear(x, self.mlp.fc_in.weight, self.mlp.fc_in.bias))
 
     @property
     def down(self) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 
@@ -13,6 +14,7 @@ class OPTBlock(Block):
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.attn = layer, layer.self_attn
+        self.act = activation(layer.activation_fn)
         self.n_heads = self.n_kv_heads = self.attn.num_heads
         self.head_dim = self.attn.head_dim
         self.scale = self.attn.scaling
@@ -36,7 +38,7 @@ class OPTBlock(Block):
         return self.layer.final_layer_norm(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.layer.activation_fn(linear(x, self.layer.fc1.weight, self.layer.fc1.bias))
+        return self.act(linear(x, self.layer.fc1.weight, self.layer.fc1.bias))
 
     @property
     def down(self) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import partial_rotary_
@@ -17,6 +18,7 @@ class PhiBlock(Block):
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.self_attn, layer.mlp
+        self.act = activation(self.mlp.activation_fn)
         self.head_dim = self.attn.head_dim
         self.n_heads = self.attn.q_proj.weight.shape[0] // self.head_dim
         self.n_kv_heads = self.attn.k_proj.weight.shape[0] // self.head_dim
@@ -44,7 +46,7 @@ class PhiBlock(Block):
         return self.layer.input_layernorm(h)
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        return self.mlp.activation_fn(linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        return self.act(linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias))
 
     @property
     def down(self) -> Tensor:

@@ -1,0 +1,95 @@
+"""The wavefront as a GPU would run it, on tensors without memory: between layers nothing is read back (of such a tensor
+nothing can be), and the host starts as much for twenty facts as for two.
+"""
+
+import importlib
+from collections import Counter
+
+import pytest
+import torch
+from small_models import small_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fasttrace as ft
+from fasttrace.facts import encode_fact
+from fasttrace.tracing import wavefront
+from fasttrace.tracing.plan import METHODS, MODULES, Intervention, make_item, split_waves
+
+FAMILIES = ("gptj", "gpt2", "llama", "gemma2")
+OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "gated")
+
+
+class Started(TorchDispatchMode):
+    """The operations of torch's that the host started."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.ops.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Ops choose as they do there, and Triton's kernels are started without being run."""
+    pytest.importorskip("triton")
+    from triton.runtime.jit import JITFunction
+
+    def choose(op, impl, available, *tensors):
+        return "triton" if "triton" in available else "reference"
+
+    for name in OPS:
+        monkeypatch.setattr(importlib.import_module(f"fasttrace.ops.{name}"), "choose", choose)
+    launches = []
+    monkeypatch.setattr(JITFunction, "__getitem__", lambda kernel, grid: lambda *args, **how: launches.append(kernel))
+    return launches
+
+
+def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
+    """What `run_wave` had the host start for this many facts of one length, all in one wave."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_config(small_config(family, len(tokenizer)), dtype=torch.bfloat16)
+    model = ft.wrap_model(hf, tokenizer, family)
+    hf.to("meta")
+    subjects = [f"Tower {chr(65 + n)}" for n in range(n_facts)]
+    facts = [ft.Fact(prompt="The {} is in the city of", subject=subject, target_true="Paris") for subject in subjects]
+    encoded = [encode_fact(tokenizer, fact) for fact in facts]
+    assert len({(len(e.ids), e.subject_begin, e.subject_end) for e in encoded}) == 1
+    intervention = Intervention(module, method, 3)
+    items = [make_item(e, [3, 1], model.n_layers, "all", method, e.target_true_ids[:1]) for e in encoded]
+    [wave] = split_waves(items, intervention, 10**9)
+    rows = sum(item.base_rows(intervention.corrupted) for item in items)
+    with torch.device("meta"):
+        entered = torch.empty(rows, model.width, dtype=torch.bfloat16), torch.empty(rows, dtype=torch.int64)
+    monkeypatch.setattr(wavefront, "embed_base", lambda *_: entered)
+    monkeypatch.setattr(wavefront, "_scores", lambda model, layout, wave, h: h)
+    launches.clear()
+    with Started() as host:
+        h = wavefront.run_wave(model, items, wave, intervention, 0.1, "philox", 0)
+    assert h.device.type == "meta"
+    assert launches
+    return host.ops + [kernel.fn.__module__ for kernel in launches]
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_comes_back_between_layers(family, module, small_tokenizer, as_on_a_gpu, monkeypatch):
+    for method in METHODS:
+        few, many = (started(family, small_tokenizer, module, method, n, as_on_a_gpu, monkeypatch) for n in (2, 20))
+        assert Counter(few) == Counter(many)
+
+
+@pytest.mark.parametrize("look", [lambda t: t.cpu(), lambda t: t[t >= 0], lambda t: t.max().item()])
+def test_what_would_wait_is_seen(look, small_tokenizer, as_on_a_gpu, monkeypatch):
+    through = wavefront.window_restore
+
+    def looked_at(h, out, base, source):
+        look(base)
+        return through(h, out, base, source)
+
+    monkeypatch.setattr(wavefront, "window_restore", looked_at)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        started("gptj", small_tokenizer, "mlp", "denoise", 2, as_on_a_gpu, monkeypatch)
