@@ -1,7 +1,8 @@
 """Every op on a GPU at the shapes that its kernel is for, JSON; and the short table of a folder of such JSON.
 
-python bench/device_ops.py --out FILE.json        times
-python bench/device_ops.py --table FOLDER         a line a case: fasttrace, the best other way, the part of the ceiling
+python bench/device_ops.py --tune FOLDER       tries every tile; FOLDER/tiles.json is what kernels/tiles.json is to be
+python bench/device_ops.py --out FILE.json     times, with the tiles that were recorded
+python bench/device_ops.py --table FOLDER      a line a case: fasttrace, the best other way, the part of the ceiling
 """
 
 import argparse
@@ -9,9 +10,10 @@ import json
 import sys
 from pathlib import Path
 
+from fasttrace.kernels.tiles import records
 from harness import DEVICE, Row, about, write
 
-from fasttrace.benchmarks import bench, ceilings
+from fasttrace.benchmarks import TILED, bench, ceilings, fastest, record, tune
 
 GPTJ = {"rows": 8192, "d": 4096}
 SHAPES: dict[str, dict[str, int]] = {
@@ -47,6 +49,30 @@ def timed(out: Path | None) -> list[str]:
     return failed
 
 
+def tuned(folder: Path) -> list[str]:
+    """Every tile of every kernel, the fastest into the folder's record and this user's; returns what failed."""
+    rows: list[Row] = []
+    failed: list[str] = []
+    for dtype in ("bfloat16", "float32"):
+        for op in TILED:
+            tried: list[Row] = []
+            try:
+                tried += tune(op, SHAPES[op], dtype=dtype, device=DEVICE)
+            except Exception as error:
+                failed.append(f"{op} in {dtype}: {error}")
+                print(failed[-1], flush=True)
+            rows += tried
+            best = fastest(tried)
+            if best is not None:
+                for path in (folder / "tiles.json", records()[1]):
+                    record(path, best, dtype, DEVICE)
+                slowest = max(row["seconds"] for row in tried if "seconds" in row)
+                gain = f"{slowest / best['seconds']:.2f} times as fast as the slowest"
+                print(f"{op} in {dtype}: {best['impl']}, {gain}", flush=True)
+            write("tiles", rows, about(DEVICE, failed=failed), folder / "tried.json")
+    return failed
+
+
 def line(rows: list[Row]) -> str:
     """fasttrace against the fastest other way that computes the same."""
     [own] = [row for row in rows if row["impl"] == "auto"]
@@ -73,12 +99,13 @@ def table(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     if options.table:
         return table(options.table)
-    if failed := timed(options.out):
+    if failed := tuned(options.tune) if options.tune else timed(options.out):
         sys.exit(f"{len(failed)} could not be timed: {'; '.join(failed)}")
 
 

@@ -76,7 +76,7 @@ def nvcc_command(source: str, target: str, architectures: tuple[str, ...]) -> li
     if len(architectures) == 1:
         command.append(f"-arch=sm_{architectures[0]}")
     else:
-        command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        command += ["--threads", "0", *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures)]
     command += [f"-D{name}={value}" for name, value in MACROS]
     command += [f"-I{path}" for path in INCLUDES]
     return [*command, "-Xcompiler", "-fPIC,-fvisibility=hidden"]

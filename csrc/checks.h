@@ -24,6 +24,8 @@ void check(bool holds, const Parts&... parts) {
   throw std::runtime_error(sentence.str());
 }
 
+inline bool rows_without_gaps(const Tensor& t) { return t.stride(1) == 1 || t.size(1) <= 1 || t.size(0) == 0; }
+
 inline std::string shape_of(const Tensor& t) {
   std::ostringstream out;
   out << '(';
@@ -151,11 +153,11 @@ inline void check_rank_one_add(const Tensor& y, const Tensor& x, const Tensor& e
   check(is_float32(key) && is_float32(value), "rank_one_add_: key and value must be float32");
   check(edit.is_contiguous() && key.is_contiguous() && value.is_contiguous(),
         "rank_one_add_: edit, key and value must be contiguous");
-  check(y.stride(1) == 1 || y.size(1) <= 1, "rank_one_add_: y has strides (", y.stride(0), ", ", y.stride(1),
+  check(rows_without_gaps(y), "rank_one_add_: y has strides (", y.stride(0), ", ", y.stride(1),
         "), rows without gaps were wanted");
   check(y.stride(0) >= y.size(1) || y.size(0) <= 1, "rank_one_add_: y has strides (", y.stride(0), ", ", y.stride(1),
         "), rows apart were wanted");
-  check(x.stride(1) == 1 || x.size(1) <= 1, "rank_one_add_: x has strides (", x.stride(0), ", ", x.stride(1),
+  check(rows_without_gaps(x), "rank_one_add_: x has strides (", x.stride(0), ", ", x.stride(1),
         "), rows without gaps were wanted");
 }
 
@@ -170,7 +172,7 @@ inline void check_adam_linf(const Tensor& delta, const Tensor& m, const Tensor& 
         "adam_linf_: g has shape ", shape_of(g), " and k ", shape_of(k), ", (R, ", delta.size(1), ") and (R, ",
         delta.size(2), ") were wanted to match delta");
   for (const Tensor* t : {&g, &k})
-    check((is_float32(*t) || is_bfloat16(*t)) && (t->stride(1) == 1 || t->size(1) <= 1) && t->is_cpu(),
+    check((is_float32(*t) || is_bfloat16(*t)) && rows_without_gaps(*t) && t->is_cpu(),
           "adam_linf_: g and k must be float32 or bfloat16, rows without gaps, on the CPU");
   check_row_numbers("adam_linf_", "begin", begin);
   check(begin.size(0) == delta.size(0) + 1, "adam_linf_: begin has shape ", shape_of(begin), ", (",

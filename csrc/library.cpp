@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def("rms_norm_(Tensor x, Tensor weight, float eps, Tensor? rows, Tensor(a!) out) -> ()");
   library.def("rotary_(Tensor(a!) x, Tensor cos, Tensor sin) -> ()");
   library.def("silu_mul_(Tensor(a!) gate, Tensor up) -> ()");
+  library.def("gelu_tanh_(Tensor(a!) x) -> ()");
   library.def("window_restore_(Tensor h, Tensor out, Tensor base, Tensor source, Tensor(a!) result) -> ()");
 }
 
@@ -31,6 +32,7 @@ STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
   library.impl("rms_norm_", TORCH_BOX(&fasttrace::rms_norm_cpu));
   library.impl("rotary_", TORCH_BOX(&fasttrace::rotary_cpu));
   library.impl("silu_mul_", TORCH_BOX(&fasttrace::silu_mul_cpu));
+  library.impl("gelu_tanh_", TORCH_BOX(&fasttrace::gelu_tanh_cpu));
   library.impl("window_restore_", TORCH_BOX(&fasttrace::window_restore_cpu));
 }
 

@@ -37,6 +37,9 @@ void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin);
 // gate = silu(gate) · up, both contiguous and alike.
 void silu_mul_cpu(Tensor gate, const Tensor up);
 
+// x = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), contiguous.
+void gelu_tanh_cpu(Tensor x);
+
 // result[i] = h[base[i]] + out[source[i]], or h[base[i]] where source[i] is -1.
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result);
 

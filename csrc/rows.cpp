@@ -91,6 +91,18 @@ struct SiluMul {
   }
 };
 
+// x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3), which is x (1 + tanh u) / 2 without the cancellation.
+struct GeluTanh {
+  template <class T>
+  FT_INLINE void operator()(T* __restrict__ at, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const float x = widen(at[i]);
+      const float u = 0.79788456080286536f * x * (1.0f + 0.044715f * x * x);
+      store(at + i, x / (1.0f + vector_exp(-2.0f * u)));
+    }
+  }
+};
+
 struct WindowRestore {
   int64_t width;
   const int64_t *base, *source;
@@ -191,6 +203,14 @@ void silu_mul_cpu(Tensor gate, const Tensor up) {
     over(SiluMul{}, gate.numel(), 1, read<uint16_t>(up), write<uint16_t>(gate));
   else
     over(SiluMul{}, gate.numel(), 1, read<float>(up), write<float>(gate));
+}
+
+void gelu_tanh_cpu(Tensor x) {
+  check_alike("gelu_tanh_", "x", {&x});
+  if (is_bfloat16(x))
+    over(GeluTanh{}, x.numel(), 1, write<uint16_t>(x));
+  else
+    over(GeluTanh{}, x.numel(), 1, write<float>(x));
 }
 
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result) {

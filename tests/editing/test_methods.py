@@ -146,12 +146,12 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
             # There δ reaches no prediction: the oracle's Adam would magnify rounding noise.
             assert not any(update.value.any() for update in edit.updates.values())
             continue
-        wanted = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates))
-        doubled = {}
-        if method.startswith("ft"):
-            model.hf.double()
-            doubled = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates))
-            model.hf.float()
+        # In float64: a neuron in the tail of a GELU is rounding noise in transformers' float32, and C⁻¹ makes it large.
+        model.hf.double()
+        exact = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates))
+        model.hf.float()
+        tuned = method.startswith("ft")
+        wanted = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates)) if tuned else exact
         assert set(wanted) == set(edit.updates)
         noise = noise_of(model, fact) if kind.corrupted else None
         target = plain_target(model, fact, kind)
@@ -163,12 +163,11 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
         assert largest > 0
         for at, change in wanted.items():
             mine = edit.updates[at].matrix()
-            if method in ("rome", "memit"):
-                assert float((mine - change).abs().max()) < 5e-3 * largest, (at, largest)
+            if not tuned:
+                assert float((mine - change).abs().max()) < 2e-3 * largest, (at, largest)
             else:
                 # A weight whose gradient is rounding noise goes the noise's way, in plain float32 Adam too.
-                exact = doubled[at]
-                assert off(mine, exact) <= 2 * off(change, exact) + 0.002
+                assert off(mine, exact[at]) <= 2 * off(change, exact[at]) + 0.002
                 assert float(mine.abs().max()) <= TUNE["epsilon"] * (1 + 1e-6)
 
 
@@ -325,12 +324,13 @@ def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
     )
     [edit] = result.edits
     target = small_tokenizer(" " + FACTS[0].target_false)["input_ids"]
+    model.hf.double()
     change, shift = hooked_finetune(
         model.hf, small_tokenizer, FACTS[0].text, FACTS[0].subject, target, [2], 5, 5e-3, 1e-2, bias=True
     )[2]
     mine = edit.updates[2]
     assert float(((mine.change - change).abs() < 1e-5).double().mean()) > 0.995
-    torch.testing.assert_close(mine.bias, shift, rtol=0, atol=1e-5)
+    torch.testing.assert_close(mine.bias.double(), shift, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 from fasttrace.errors import UserError
 from fasttrace.ops import (
     adam_linf_,
+    gelu_tanh_,
     linear,
     noised_embed,
     rank_one_,
@@ -170,6 +171,12 @@ def of_silu_mul(drawn: Drawn) -> tuple[Call, Tensor]:
     return lambda impl: silu_mul_(gate.clone(), up, impl=impl), exact
 
 
+def of_gelu_tanh(drawn: Drawn) -> tuple[Call, Tensor]:
+    x = drawn.normal(drawn.size(0, 20), drawn.size(1, 90))
+    exact = double(x) * torch.sigmoid(1.5957691216057308 * (double(x) + 0.044715 * double(x) ** 3))
+    return lambda impl: gelu_tanh_(x.clone(), impl=impl), exact
+
+
 def of_second_moment(drawn: Drawn) -> tuple[Call, Tensor]:
     n, m = drawn.size(1, 60), drawn.size(1, 60)
     K = drawn.normal(n, m)
@@ -250,6 +257,7 @@ OPS: dict[str, tuple[Callable[[Drawn], tuple[Call, Tensor]], list[torch.dtype]]]
     "rms_norm": (of_rms_norm, HALF),
     "rotary_": (of_rotary, HALF),
     "silu_mul_": (of_silu_mul, HALF),
+    "gelu_tanh_": (of_gelu_tanh, HALF),
     "second_moment_": (of_second_moment, HALF),
     "rank_one_": (of_rank_one, HALF),
     "rank_one_linear": (of_rank_one_linear, HALF),
@@ -329,7 +337,7 @@ def test_wrong_arguments_are_sentences(op: str, data: st.DataObject) -> None:
     cells = [cell for cell in getattr(call, "__closure__", ()) if isinstance(cell.cell_contents, Tensor)]
     cell = data.draw(st.sampled_from(cells))
     right = cell.cell_contents
-    deeper = op not in ("linear", "rotary_", "silu_mul_") and data.draw(st.booleans())
+    deeper = op not in ("linear", "rotary_", "silu_mul_", "gelu_tanh_") and data.draw(st.booleans())
     cell.cell_contents = right[None] if deeper else right.to(torch.complex64)
     try:
         with pytest.raises(UserError, match=f"^({NAMES.get(op, op)}): "):

@@ -16,7 +16,7 @@ from fasttrace.tracing import wavefront
 from fasttrace.tracing.plan import METHODS, MODULES, Intervention, make_item, split_waves
 
 FAMILIES = ("gptj", "gpt2", "llama", "gemma2")
-OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "gated")
+OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "gated", "gelu_tanh")
 
 
 class Started(TorchDispatchMode):

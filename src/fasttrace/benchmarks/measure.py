@@ -13,6 +13,7 @@ from torch import Tensor
 from fasttrace.benchmarks.load import Draw, Load, Way
 from fasttrace.benchmarks.loads import (
     adam_linf,
+    gelu_tanh,
     linear,
     noised_embed,
     prefix_attention,
@@ -33,6 +34,7 @@ from fasttrace.ops.dispatch import IMPLEMENTATIONS
 OPS = {
     "noised_embed": noised_embed, "window_restore": window_restore, "prefix_attention": prefix_attention,
     "target_logprob": target_logprob, "linear": linear, "rms_norm": rms_norm, "rotary_": rotary, "silu_mul_": silu_mul,
+    "gelu_tanh_": gelu_tanh,
     "second_moment_": second_moment, "rank_one_": rank_one, "rank_one_linear": rank_one_linear,
     "rank_one_add_": rank_one_add, "adam_linf_": adam_linf,
 }  # fmt: skip

@@ -5,6 +5,7 @@ Importing this loads no Triton and needs no compiled extension: implementations 
 
 from fasttrace.ops.adam_linf import adam_linf_
 from fasttrace.ops.gated import silu_mul_
+from fasttrace.ops.gelu_tanh import gelu_tanh_
 from fasttrace.ops.linear import linear
 from fasttrace.ops.noised_embed import fact_key, noised_embed
 from fasttrace.ops.rank_one import rank_one_
@@ -18,6 +19,7 @@ from fasttrace.ops.window_restore import window_restore
 __all__ = [
     "adam_linf_",
     "fact_key",
+    "gelu_tanh_",
     "linear",
     "noised_embed",
     "rank_one_",

@@ -1,0 +1,20 @@
+"""gelu_tanh_ of an MLP's keys, beside transformers' eight steps."""
+
+import torch
+from torch import Tensor
+
+from fasttrace.benchmarks.load import Draw, Load, traffic
+from fasttrace.ops.gelu_tanh import gelu_tanh_, gelu_tanh_reference
+
+SHAPES: list[dict[str, int]] = [{}]
+
+
+def load(draw: Draw, rows: int = 2048, m: int = 3072) -> Load:
+    """x (rows, m)."""
+    # From 8 on a number stays as it is under the op, which writes over its input: no subnormal numbers.
+    x = 8 + draw.normal(rows, m).abs()
+    return Load(gelu_tanh_, (x,), gelu_tanh_reference, {"eight steps": _steps}, gigabyte=traffic(x, x))
+
+
+def _steps(x: Tensor) -> Tensor:
+    return 0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * (x + 0.044715 * torch.pow(x, 3.0))))
