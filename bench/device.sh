@@ -19,10 +19,18 @@ for part in $parts; do
     esac
 done
 
+if [ "$parts" = table ]; then
+    exec "$python" bench/device_ops.py --table "$out"
+fi
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     echo "There is no GPU here: every kernel is compiled for one, and nothing is run."
     command -v nvcc >/dev/null 2>&1 || echo "nvcc is not here either, so the CUDA sources are left out."
-    "$python" -W ignore bench/compile_kernels.py || exit 1
+    if "$python" -c 'import triton' 2>/dev/null; then
+        "$python" -W ignore bench/compile_kernels.py || exit 1
+    else
+        echo "Triton is not here, so its kernels are left out."
+        "$python" csrc/build_ext.py check-cuda || exit 1
+    fi
     exit 0
 fi
 

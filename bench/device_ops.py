@@ -25,8 +25,11 @@ SHAPES: dict[str, dict[str, int]] = {
     "rank_one_": {"d": 4096, "m": 16384},
     "rank_one_linear": {"rows": 2048, "d": 4096, "m": 16384},
     "rank_one_add_": {"rows": 2048, "d": 4096, "m": 16384},
+    "gelu_tanh_": {"rows": 16384, "m": 16384},
     "adam_linf_": {"items": 8, "d": 4096, "m": 16384},
 }
+# So that tiles of keys differ: at 8 tokens every one is a single step of 16.
+LONGER = {"prefix_attention": {"facts": 20, "length": 40}}
 # torch.compile takes most of the time, so it is asked for in one dtype.
 COMPILED_IN = "bfloat16"
 
@@ -57,15 +60,15 @@ def tuned(folder: Path) -> list[str]:
         for op in TILED:
             tried: list[Row] = []
             try:
-                tried += tune(op, SHAPES[op], dtype=dtype, device=DEVICE)
+                tried += tune(op, SHAPES[op] | LONGER.get(op, {}), dtype=dtype, device=DEVICE)
             except Exception as error:
                 failed.append(f"{op} in {dtype}: {error}")
                 print(failed[-1], flush=True)
             rows += tried
-            best = fastest(tried)
+            best = fastest(tried, dtype)
             if best is not None:
                 for path in (folder / "tiles.json", records()[1]):
-                    record(path, best, dtype, DEVICE)
+                    record(path, best, DEVICE)
                 slowest = max(row["seconds"] for row in tried if "seconds" in row)
                 gain = f"{slowest / best['seconds']:.2f} times as fast as the slowest"
                 print(f"{op} in {dtype}: {best['impl']}, {gain}", flush=True)

@@ -1,7 +1,7 @@
 // second_moment_ on CUDA: the launch. The kernel is in moments.cuh.
 #include "moments.cuh"
 
-#include "cuda_stream.h"
+#include "cuda_launch.h"
 #include "ops.h"
 
 namespace fasttrace {

@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(threads, 1)
 
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
   const int top = warp / 4 * 64, side = warp % 4 * 32;
+  // K'K is total - lost: lost holds Kahan's correction and the two small products, whose sign `under` turned.
   float total[4][4][4] = {}, lost[4][4][4] = {};
   for (int64_t s = 0; s < count; ++s) {
     wait_copies<stages - 2>();

@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "cuda_stream.h"
+#include "cuda_launch.h"
 #include "ops.h"
 
 namespace fasttrace {

@@ -1,7 +1,7 @@
 // rank_one_add_ on CUDA: the launch. The kernel is in rank_one_linear.cuh.
 #include "rank_one_linear.cuh"
 
-#include "cuda_stream.h"
+#include "cuda_launch.h"
 #include "ops.h"
 
 namespace fasttrace {

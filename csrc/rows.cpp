@@ -206,7 +206,8 @@ void silu_mul_cpu(Tensor gate, const Tensor up) {
 }
 
 void gelu_tanh_cpu(Tensor x) {
-  check_alike("gelu_tanh_", "x", {&x});
+  check(is_float32(x) || is_bfloat16(x), "gelu_tanh_: x must be float32 or bfloat16");
+  check(x.is_contiguous() && x.is_cpu(), "gelu_tanh_: x must be contiguous, on the CPU");
   if (is_bfloat16(x))
     over(GeluTanh{}, x.numel(), 1, write<uint16_t>(x));
   else

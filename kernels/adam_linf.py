@@ -69,7 +69,7 @@ def adam_linf_triton(
     """Launch for delta, m, v (P, d, n), g (R, d), k (R, n), begin (P + 1,); limit is infinite for none."""
     items = torch.arange(len(delta)) if active is None else active.nonzero()[:, 0]
     _, d, n = delta.shape
-    taken = tile("adam_linf", TILES, delta)
+    taken = tile("adam_linf", TILES, delta, f"of {str(g.dtype).removeprefix('torch.')}")
     tiles = triton.cdiv(d, taken["rows"]) * triton.cdiv(n, taken["columns"])
     if len(items) * tiles == 0:
         return

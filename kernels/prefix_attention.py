@@ -22,7 +22,7 @@ from .tiles import each, tile
 TILES = {
     4: each(
         "rows keys num_warps num_stages",
-        (16, 32, 4, 1), (16, 64, 4, 1), (16, 64, 4, 2), (32, 32, 8, 1),
+        (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 4, 2), (32, 32, 8, 1),
     )
 }  # fmt: skip
 
@@ -110,7 +110,7 @@ def prefix_attention_triton(
     if out.numel() == 0:
         return out
     share, dims = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    taken = tile("prefix_attention", TILES, q)
+    taken = tile("prefix_attention", TILES, q, dims)
     # 16 KB of keys at the most: with queries and values they stay in registers.
     keys = max(16, min(triton.next_power_of_2(longest[1]), taken["keys"], 16384 // (dims * q.element_size())))
     blocks = triton.cdiv(longest[0] * share, taken["rows"])
@@ -118,6 +118,6 @@ def prefix_attention_triton(
         q, k, v, table, q if alibi is None else alibi, out,
         share, kv_heads, head_dim, blocks, window, scale, softcap or 0.0,
         CAPPED=softcap is not None, SLOPED=alibi is not None, ROWS=taken["rows"], KEYS=keys, DIMS=dims,
-        num_warps=taken["num_warps"] if dims >= 128 else 2, num_stages=taken["num_stages"],
+        num_warps=taken["num_warps"], num_stages=taken["num_stages"],
     )  # fmt: skip
     return out

@@ -7,6 +7,7 @@ nothing is timed during a sweep, and one device always takes the same tile.
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import torch
 Tile = dict[str, int]
 Tiles = Mapping[int, Sequence[Tile]]  # by the bytes of an element up to which a set is
 
-_tried: dict[str, Tile] = {}
+log = logging.getLogger("fasttrace.kernels")
+_tried: dict[str, tuple[Tile, set[str]]] = {}
 
 
 def each(names: str, *values: tuple[int, ...]) -> list[Tile]:
@@ -30,35 +32,47 @@ def tiles_of(tiles: Tiles, dtype: torch.dtype) -> Sequence[Tile]:
     return tiles[min((size for size in tiles if size >= dtype.itemsize), default=max(tiles))]
 
 
-def tile(kernel: str, tiles: Tiles, of: torch.Tensor) -> Tile:
-    """The tile to launch `kernel` with for a tensor's dtype and device."""
+def tile(kernel: str, tiles: Tiles, of: torch.Tensor, *more: object) -> Tile:
+    """The tile to launch `kernel` with for a tensor's dtype and device; more: what else the choice hangs on."""
+    key = " ".join([kernel, str(of.dtype).removeprefix("torch."), *map(str, more)])
     if kernel in _tried:
-        return _tried[kernel]
+        tried, asked = _tried[kernel]
+        asked.add(key)
+        return tried
     known = tiles_of(tiles, of.dtype)
-    recorded = _recorded(of.device).get(key(kernel, of.dtype)) if of.device.type == "cuda" else None
+    recorded = _recorded(of.device).get(key) if of.device.type == "cuda" else None
     # A set may have changed since a tile of it was recorded.
     return recorded if recorded is not None and recorded in known else known[0]
 
 
 @contextmanager
-def trying(kernel: str, one: Tile) -> Iterator[None]:
-    """Launches `kernel` with this tile, whatever is recorded."""
-    _tried[kernel] = one
+def trying(kernel: str, one: Tile) -> Iterator[set[str]]:
+    """Launches `kernel` with this tile, whatever is recorded; gives what its launches would look up in a record."""
+    asked: set[str] = set()
+    _tried[kernel] = one, asked
     try:
-        yield
+        yield asked
     finally:
         del _tried[kernel]
 
 
-def key(kernel: str, dtype: torch.dtype) -> str:
-    """What a tile is recorded under, of a device."""
-    return f"{kernel} {str(dtype).removeprefix('torch.')}"
-
-
 def records() -> tuple[Path, Path]:
     """The record that comes with fasttrace, and this user's own."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    # Not expanduser, which fails for a user without a home.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return Path(__file__).with_name("tiles.json"), cache / "fasttrace" / "tiles.json"
+
+
+def read(path: Path) -> dict[str, dict[str, Tile]]:
+    """A record: device → key → tile. One that cannot be read holds nothing: a sweep must not fail for it."""
+    try:
+        held = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("the record of tiles '%s' is passed over: %s", path, error)
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 @functools.cache
@@ -66,6 +80,5 @@ def _recorded(device: torch.device) -> dict[str, Tile]:
     name = torch.cuda.get_device_name(device)
     found: dict[str, Tile] = {}
     for path in records():
-        if path.exists():
-            found |= json.loads(path.read_text()).get(name, {})
+        found |= read(path).get(name, {})
     return found

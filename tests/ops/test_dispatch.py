@@ -78,7 +78,7 @@ def test_triton_on_cpu_only_in_the_interpreter():
 
 
 def test_triton_that_does_not_import_is_said_and_passed_over(monkeypatch):
-    monkeypatch.setattr(dispatch, "_triton_problem", lambda: "Triton cannot be imported here (gone)")
+    monkeypatch.setattr(dispatch, "triton_problem", lambda: "Triton cannot be imported here (gone)")
     with pytest.raises(UserError, match="gone"):
         choose("op", "triton", ("reference", "triton"), CPU)
     assert choose("op", "auto", ("reference", "triton"), CPU) == "reference"

@@ -264,7 +264,7 @@ OPS: dict[str, tuple[Callable[[Drawn], tuple[Call, Tensor]], list[torch.dtype]]]
     "rank_one_add_": (of_rank_one_add, HALF),
     "adam_linf_": (of_adam_linf, HALF),
 }
-TRITON = ["noised_embed", "window_restore", "target_logprob", "prefix_attention", "adam_linf_"]
+TRITON = ["noised_embed", "window_restore", "target_logprob", "prefix_attention", "gelu_tanh_", "adam_linf_"]
 
 
 def check(call: Call, exact: Tensor, impl: str) -> None:

@@ -83,9 +83,9 @@ def test_opcheck(dtype):
 def test_refusals_name_the_argument():
     with pytest.raises(UserError, match=r"gelu_tanh_: x is torch.int32"):
         gelu_tanh_(torch.ones(3, dtype=torch.int32))
-    with pytest.raises(UserError, match="no such implementation"):
+    with pytest.raises(UserError, match="Triton needs CUDA tensors"):
         gelu_tanh_(torch.ones(3), impl="triton")
     with pytest.raises(UserError, match="no gradient"):
         gelu_tanh_(torch.ones(3, requires_grad=True), impl="native")
-    with pytest.raises(RuntimeError, match=r"^gelu_tanh_: x must all be float32 or all bfloat16"):
+    with pytest.raises(RuntimeError, match=r"^gelu_tanh_: x must be float32 or bfloat16"):
         torch.ops.fasttrace.gelu_tanh_(torch.ones(3).double())

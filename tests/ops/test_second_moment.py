@@ -148,6 +148,18 @@ def test_any_shape(n: int, m: int, seed: int, bfloat16: bool) -> None:
     assert relative_error(native, reference) < 1e-6
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("key_dtype", [torch.float32, torch.bfloat16], ids=["K32", "K16"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (33, 49), (2100, 1300)])  # the last past one group of tiles
+def test_on_a_gpu(n: int, m: int, key_dtype: torch.dtype) -> None:
+    for K in (keys(n, m, key_dtype), keys(n, m, key_dtype) * 0.1 + 0.7, torch.full((n, m), 1 / 3, dtype=key_dtype)):
+        C = torch.zeros(m, m, dtype=torch.float64, device="cuda")
+        second_moment_(C, K.cuda(), impl="native")
+        assert relative_error(C.cpu(), oracle(K)) < 6e-7
+        assert torch.equal(C, C.T)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(dtype: torch.dtype) -> None:
     for key_dtype in (torch.float32, torch.bfloat16):

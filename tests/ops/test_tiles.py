@@ -9,6 +9,7 @@ import torch
 
 from fasttrace.benchmarks import OPS, TILED, fastest, record, tune
 from fasttrace.benchmarks.load import Draw
+from fasttrace.cli import main
 from fasttrace.errors import UserError
 
 pytest.importorskip("triton")
@@ -19,8 +20,9 @@ from fasttrace.kernels.tiles import each
 SIZES = {
     "noised_embed": {"facts": 2, "samples": 2, "tokens": 5, "subject": 2, "vocab": 40, "d": 1100},
     "window_restore": {"rows": 140, "d": 70},
-    "prefix_attention": {"facts": 2, "length": 9, "cells": 3, "samples": 2, "heads": 6, "kv_heads": 2, "head_dim": 24},
-    "target_logprob": {"rows": 70, "d": 70, "vocab": 530},
+    "prefix_attention": {"facts": 2, "length": 37, "cells": 1, "samples": 2, "heads": 6, "kv_heads": 2, "head_dim": 24},
+    "target_logprob": {"rows": 140, "d": 140, "vocab": 530},
+    "gelu_tanh_": {"rows": 9, "m": 1000},
     "adam_linf_": {"items": 2, "d": 40, "m": 270, "rows": 9},
 }
 SET = each("rows num_warps", (16, 4), (32, 8))
@@ -32,15 +34,17 @@ def copies(load):
 
 @pytest.mark.parametrize("op", TILED)
 def test_every_tile_computes_the_same(op, triton_device):
+    """In the interpreter, which has no bfloat16 products, the tiles of every dtype on float32."""
     kernel = op.removesuffix("_")
     known = importlib.import_module(f"fasttrace.kernels.{kernel}").TILES
     for dtype in (torch.float32,) if triton_device == "cpu" else (torch.float32, torch.bfloat16):
         load = OPS[op].load(Draw.on(dtype, triton_device), **SIZES[op])
         wanted = load.op(*copies(load), impl="reference").double()
-        assert len(tiles.tiles_of(known, dtype)) >= 4
-        for one in tiles.tiles_of(known, dtype):
-            with tiles.trying(kernel, one):
+        taken = known.values() if triton_device == "cpu" else [tiles.tiles_of(known, dtype)]
+        for one in [one for each_of in taken for one in each_of]:
+            with tiles.trying(kernel, one) as asked:
                 found = load.op(*copies(load), impl="triton").double()
+            assert len(asked) == 1
             gap = (found - wanted).abs().max() / wanted.abs().max()
             assert gap <= 32 * torch.finfo(dtype).eps, (one, gap)
 
@@ -64,33 +68,46 @@ def two_records(tmp_path, monkeypatch):
     tiles._recorded.cache_clear()
 
 
-def row(tile, seconds, difference=1e-7):
-    return {"benchmark": "adam_linf_", "tile": tile, "seconds": seconds, "relative_difference": difference}
+def row(tile, seconds, difference=1e-7, key="adam_linf float32"):
+    measured = {"seconds": seconds, "relative_difference": difference}
+    return {"benchmark": "adam_linf_", "tile": tile, **measured, "keys": [key]}
 
 
 def test_the_first_until_one_is_recorded_and_the_users_own_before_the_shipped(two_records):
     shipped, own = two_records
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
-    record(shipped, row(SET[1], 1.0), "float32", "cuda")
+    record(shipped, row(SET[1], 1.0), "cuda")
     assert json.loads(shipped.read_text()) == {"NVIDIA H0": {"adam_linf float32": SET[1]}}
-    tiles._recorded.cache_clear()
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[1]
     assert tiles.tile("adam_linf", {4: SET}, of(torch.bfloat16)) == SET[0]
     assert tiles.tile("noised_embed", {4: SET}, of()) == SET[0]
     assert tiles.tile("adam_linf", {4: SET}, of(device="cpu")) == SET[0]
-    record(own, row(SET[0], 1.0), "float32", "cuda")
-    record(own, row(SET[1], 1.0), "bfloat16", "cuda")
-    tiles._recorded.cache_clear()
+    record(own, row(SET[0], 1.0), "cuda")
+    record(own, row(SET[1], 1.0, key="adam_linf bfloat16 256"), "cuda")
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
-    assert tiles.tile("adam_linf", {4: SET}, of(torch.bfloat16)) == SET[1]
-    with tiles.trying("adam_linf", {"rows": 3, "num_warps": 1}):
-        assert tiles.tile("adam_linf", {4: SET}, of())["rows"] == 3
+    assert tiles.tile("adam_linf", {4: SET}, of(torch.bfloat16), 256) == SET[1]
+    assert tiles.tile("adam_linf", {4: SET}, of(torch.bfloat16), 128) == SET[0]
+    with tiles.trying("adam_linf", {"rows": 3, "num_warps": 1}) as asked:
+        assert tiles.tile("adam_linf", {4: SET}, of(), 7)["rows"] == 3
+    assert asked == {"adam_linf float32 7"}
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
 
 
 def test_a_tile_that_its_set_no_longer_has_is_passed_over(two_records):
-    record(two_records[0], row({"rows": 64, "num_warps": 4}, 1.0), "float32", "cuda")
+    record(two_records[0], row({"rows": 64, "num_warps": 4}, 1.0), "cuda")
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
+
+
+def test_a_damaged_record_stops_nothing_and_is_written_anew(two_records, caplog):
+    two_records[0].write_text('{"NVIDIA H0": ')
+    two_records[1].parent.mkdir()
+    two_records[1].mkdir()  # cannot be read as a file
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
+    assert "shipped.json' is passed over" in caplog.text
+    record(two_records[0], row(SET[1], 1.0), "cuda")
+    assert tiles.tile("adam_linf", {4: SET}, of()) == SET[1]
+    with pytest.raises(UserError, match=r"own\.json' cannot be written: Is a directory"):
+        record(two_records[1], row(SET[1], 1.0), "cuda")
 
 
 def test_a_set_is_taken_by_the_width_of_an_element():
@@ -102,15 +119,17 @@ def test_a_set_is_taken_by_the_width_of_an_element():
 
 def test_the_fastest_of_those_that_are_right():
     rows = [row(SET[0], 3.0), row(SET[1], 1.0, 1e-3), row(SET[1], 2.0), {"error": "out of shared memory"}]
-    assert fastest(rows) is rows[2]
-    assert fastest(rows[3:]) is None
+    assert fastest(rows, "float32") is rows[2]
+    assert fastest(rows, "bfloat16") is rows[1]
+    assert fastest([row(SET[0], 1.0, float("nan"))], "float32") is None
+    assert fastest(rows[3:], "float32") is None
 
 
 def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
     """A device without room for a tile gets a row that says so."""
 
     def timed(op, sizes, **_):
-        taken = tiles._tried["window_restore"]["elements"]
+        taken = tiles._tried["window_restore"][0]["elements"]
         if taken > 4096:
             raise RuntimeError("out of resources: shared memory")
         yield {"benchmark": op, "seconds": float(taken), "relative_difference": 0.0}
@@ -122,3 +141,25 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
     assert rows[3]["error"] == "out of resources: shared memory"
     with pytest.raises(UserError, match="rms_norm has no tiles to choose from; there are noised_embed"):
         next(tune("rms_norm", {}))
+    monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_problem", lambda: "Triton cannot be imported here")
+    with pytest.raises(UserError, match="window_restore: Triton cannot be imported here"):
+        next(tune("window_restore", {}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rms_norm"], "rms_norm has no tiles to choose from"),
+        (["window_restore", "--impl", "triton"], "--impl cannot be given with it"),
+        (["window_restore"], "device 'cuda' cannot be used"),
+        (["window_restore", "--device", "cpu"], "Triton needs CUDA tensors"),
+    ],
+)
+def test_the_verb_refuses_in_a_sentence(arguments, words, monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("says what a machine without a GPU says")
+    monkeypatch.setattr("sys.argv", ["fasttrace", "bench", "--tune", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err

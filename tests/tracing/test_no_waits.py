@@ -1,5 +1,6 @@
 """The wavefront as a GPU would run it, on tensors without memory: between layers nothing is read back (of such a tensor
-nothing can be), and the host starts as much for twenty facts as for two.
+nothing can be), and the host starts as much for twenty facts as for two. That an upload does not wait (it is pinned)
+is not seen here.
 """
 
 import importlib

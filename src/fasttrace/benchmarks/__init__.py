@@ -2,9 +2,9 @@
 
 from fasttrace.benchmarks.measure import OPS, Ceilings, bench, ceilings, checked, sizes_of
 from fasttrace.benchmarks.result import BenchResult, about, bench_result
-from fasttrace.benchmarks.tuning import TILED, fastest, record, tune
+from fasttrace.benchmarks.tuning import TILED, check_tiled, fastest, record, tune
 
 __all__ = [
-    "OPS", "TILED", "BenchResult", "Ceilings", "about", "bench", "bench_result", "ceilings", "checked", "fastest",
-    "record", "sizes_of", "tune",
+    "OPS", "TILED", "BenchResult", "Ceilings", "about", "bench", "bench_result", "ceilings", "check_tiled", "checked",
+    "fastest", "record", "sizes_of", "tune",
 ]  # fmt: skip

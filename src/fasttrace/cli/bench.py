@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import pyarrow as pa
+from click.core import ParameterSource
 
 import fasttrace as ft
 from fasttrace.errors import UserError
@@ -39,11 +40,16 @@ def bench(
         named = [{"op": op, "sizes": _words(benchmarks.sizes_of(op))} for op in benchmarks.OPS]
         emit(pa.Table.from_pylist(named), as_json)
         return
+    context = click.get_current_context()
+    if tuning and context.get_parameter_source("device") is ParameterSource.DEFAULT:
+        device = "cuda"  # where there are tiles to choose from
     given, chosen = dict(_size(text) for text in sizes), ops or (benchmarks.TILED if tuning else tuple(benchmarks.OPS))
     if tuning and only:
         raise UserError("--tune tries tiles of Triton kernels alone: --impl cannot be given with it")
     for op in chosen:
         benchmarks.checked(op, given)
+        if tuning:
+            benchmarks.check_tiled(op)
     rows: list[dict[str, Any]] = []
     with bar("Timing", None) as done:
         for op in chosen:
@@ -54,8 +60,8 @@ def bench(
             for row in found:
                 rows.append(row)
                 done(1)
-    if tuning:
-        _record([[row for row in rows if row["benchmark"] == op] for op in chosen], dtype, device)
+            if tuning:
+                _record([row for row in rows if row["benchmark"] == op], dtype, device)
     peak = benchmarks.ceilings(dtype, device)
     told = benchmarks.about(device, dtype=dtype, ceilings={"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop})
     if store is not None:
@@ -71,15 +77,20 @@ def bench(
         emit(_table(mine), False, title=f"{op}: {mine[0]['case']}")
 
 
-def _record(tried: list[list[dict[str, Any]]], dtype: str, device: str) -> None:
-    """The fastest tile of each op's rows into this user's record."""
+def _record(tried: list[dict[str, Any]], dtype: str, device: str) -> None:
+    """The fastest tile of an op's rows into this user's record, of a GPU."""
     from fasttrace import benchmarks
     from fasttrace.kernels.tiles import records
 
-    path = records()[1]
-    for best in filter(None, map(benchmarks.fastest, tried)):
-        benchmarks.record(path, best, dtype, device)
-        click.echo(f"{best['benchmark']} in {dtype}: {best['impl']}, recorded in {path}", err=True)
+    what = f"{tried[0]['benchmark']} in {dtype}"
+    best = benchmarks.fastest(tried, dtype)
+    if best is None:
+        click.echo(f"{what}: no tile could be run and was right; nothing is recorded", err=True)
+    elif not device.startswith("cuda"):
+        click.echo(f"{what}: {best['impl']}; nothing is recorded for {device}, where Triton interprets", err=True)
+    else:
+        benchmarks.record(records()[1], best, device)
+        click.echo(f"{what}: {best['impl']}, recorded in {records()[1]}", err=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -96,11 +96,16 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
     )
 
 
+def mlp_rows(block: Block, like: Tensor) -> int:
+    """Rows of one MLP product on the device and in the dtype of `like`."""
+    if like.device.type == "cpu":
+        return MLP_ROWS
+    return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
+
+
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
     """What the MLP adds for residual rows h (or h[rows]), in runs of rows so that keys stay small."""
-    n, most = h.shape[0] if rows is None else rows.shape[0], MLP_ROWS
-    if h.device.type != "cpu":
-        most = max(most, KEY_BYTES // (block.down.shape[1] * h.element_size()))
+    n, most = h.shape[0] if rows is None else rows.shape[0], mlp_rows(block, h)
     if n <= most:
         return _mlp_part(block, h, rows)
     out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)

@@ -17,7 +17,7 @@ _announced: set[tuple[str, str, str]] = set()
 
 
 @functools.cache
-def _triton_problem() -> str | None:
+def triton_problem() -> str | None:
     """Why Triton cannot be imported in this process, or None where it can."""
     try:
         importlib.import_module("triton")
@@ -38,7 +38,7 @@ def _obstacle(impl: str, available: Collection[str], device: torch.device) -> st
     if isinstance(available, Mapping) and available[impl] is not None:
         return str(available[impl])
     if impl == "triton":
-        if (problem := _triton_problem()) is not None:
+        if (problem := triton_problem()) is not None:
             return problem
         if device.type != "cuda" and not _triton_interprets():
             return f"Triton needs CUDA tensors and these are on {device}"

@@ -15,8 +15,9 @@ def second_moment_(C: torch.Tensor, K: torch.Tensor, impl: str = "auto") -> torc
     impl: "auto", "reference" (float64 product) or "native" (fasttrace._C: half of the product is computed, sums of
         at most 32 rows in float32; beyond, float64 on the CPU and, on CUDA, where matrix units multiply, Kahan's).
 
-    Error of the native version, entry (i, j), relative to sqrt(sum_r K[r,i]² · sum_r K[r,j]²): below 4e-7 in
-    every test and falling with n; the bound is 32 · 2⁻²⁴ = 1.9e-6, which takes rows chosen to round one way.
+    Error of the native version, entry (i, j), relative to sqrt(sum_r K[r,i]² · sum_r K[r,j]²): on the CPU below 4e-7 in
+    every test and falling with n; the bound is 32 · 2⁻²⁴ = 1.9e-6, which takes rows chosen to round one way. On CUDA,
+    whose matrix units round towards zero, expected below 6e-7, some 2e-7 of it low whatever n (not yet measured).
     It does not grow with rows or calls. A float32 C adds one rounding a call, at most 2⁻²⁴ = 6e-8 of the
     entry each, so a sum over many calls belongs in a float64 C. On CUDA an infinite key makes NaN.
 

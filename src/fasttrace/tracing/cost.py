@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fasttrace.models.adapter import Block, Decoder
-from fasttrace.models.packed import MLP_ROWS, Batch, attend, mlp, pack
+from fasttrace.models.packed import Batch, attend, mlp, mlp_rows, pack
 from fasttrace.ops.linear import linear
 from fasttrace.tracing.plan import Cell, Intervention, TraceItem, bytes_per_row, split_waves
 
@@ -119,7 +119,7 @@ def sweep_cost(model: Decoder, items: list[TraceItem], intervention: Interventio
     size = model.embed_weight.element_size()
     weights = weight_bytes(model)
     largest = max((wave.rows for wave in waves), default=0)
-    keys = 2 * min(MLP_ROWS, largest) * model.key_width * size
+    keys = 2 * min(mlp_rows(model.blocks[0], model.embed_weight), largest) * model.key_width * size
     return Cost(
         facts=len(items),
         cells=cells,

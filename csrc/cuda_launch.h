@@ -19,6 +19,7 @@ inline cudaStream_t stream_of(const Tensor& t) {
 }
 
 inline void check_cuda(const char* op, cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();  // or the next op of torch's would report it as its own
   check(error == cudaSuccess, op, ": the CUDA kernel did not start (", cudaGetErrorString(error), ")");
 }
 
