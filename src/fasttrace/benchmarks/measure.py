@@ -68,6 +68,8 @@ def prepare(op: str, sizes: Mapping[str, int], dtype: str, device: str) -> tuple
     shape = checked(op, sizes)
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device '{device}' cannot be used: torch sees no GPU here")
     try:
         draw = Draw.on(DTYPES[dtype], device)
     except (RuntimeError, AssertionError) as error:
