@@ -40,7 +40,6 @@ SMALLER = {"noised_embed": {"vocab": 1024}, "target_logprob": {"vocab": 1024}, "
 # cuobjdump's words. The stack holds what spilled, and arrays whose index is known only as the kernel runs.
 RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 CUDA_THREADS = 256
-STAGE = {"moments float": 69632, "moments bfloat16": 34816}  # what moments.cuh asks for at the launch, in bytes
 
 
 class NoDevice(GPUDriver):
@@ -106,6 +105,15 @@ def triton_kernels(capability: int) -> Iterator[Row]:
                 compiled.clear()
 
 
+def staged(size: int) -> int:
+    """Bytes of shared memory that second_moment_ asks for at its launch, for keys of `size` bytes."""
+    text = (ROOT / "csrc" / "moments.cuh").read_text()
+    [(tile, pad, rows, stages)] = re.findall(
+        r"tile = (\d+), padded = tile \+ (\d+);.*?rows = (\d+), stages = (\d+);", text, re.S
+    )
+    return int(stages) * 2 * int(rows) * (int(tile) + int(pad)) * size
+
+
 def cuda_kernels(capability: int) -> Iterator[Row]:
     """Every instance of the kernels in csrc; none where there is no nvcc."""
     build = runpy.run_path(str(ROOT / "csrc" / "build_ext.py"))
@@ -120,7 +128,8 @@ def cuda_kernels(capability: int) -> Iterator[Row]:
             for name, registers, stack, shared in resources(Path(file.name)):
                 plain = subprocess.run(["c++filt", name], check=True, capture_output=True, text=True).stdout
                 [types] = re.findall(r"<(.*?)>", plain.replace("__nv_", ""))
-                shared += STAGE.get(f"{stem} {types.split(', ')[-1]}", 0)
+                if stem == "moments":
+                    shared += staged(2 if types.endswith("bfloat16") else 4)
                 yield row(f"{stem}.cu", types, registers, stack, shared, CUDA_THREADS)
 
 

@@ -40,7 +40,7 @@ def tile(kernel: str, tiles: Tiles, of: torch.Tensor, *more: object) -> Tile:
         asked.add(key)
         return tried
     known = tiles_of(tiles, of.dtype)
-    recorded = _recorded(of.device).get(key) if of.device.type == "cuda" else None
+    recorded = recorded_on(of.device).get(key) if of.device.type == "cuda" else None
     # A set may have changed since a tile of it was recorded.
     return recorded if recorded is not None and recorded in known else known[0]
 
@@ -76,7 +76,8 @@ def read(path: Path) -> dict[str, dict[str, Tile]]:
 
 
 @functools.cache
-def _recorded(device: torch.device) -> dict[str, Tile]:
+def recorded_on(device: torch.device) -> dict[str, Tile]:
+    """Key → tile on a device, the user's own record before the one that comes with fasttrace."""
     name = torch.cuda.get_device_name(device)
     found: dict[str, Tile] = {}
     for path in records():

@@ -63,9 +63,9 @@ def two_records(tmp_path, monkeypatch):
     paths = tmp_path / "shipped.json", tmp_path / "cache" / "own.json"
     monkeypatch.setattr(tiles, "records", lambda: paths)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H0")
-    tiles._recorded.cache_clear()
+    tiles.recorded_on.cache_clear()
     yield paths
-    tiles._recorded.cache_clear()
+    tiles.recorded_on.cache_clear()
 
 
 def row(tile, seconds, difference=1e-7, key="adam_linf float32"):

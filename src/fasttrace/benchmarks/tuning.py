@@ -74,4 +74,4 @@ def record(path: Path, row: Row, device: str) -> None:
         raise UserError(f"the record of tiles '{path}' cannot be written: {error.strerror}") from error
     finally:
         whole.unlink(missing_ok=True)
-    tiles._recorded.cache_clear()
+    tiles.recorded_on.cache_clear()
