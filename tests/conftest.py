@@ -1,5 +1,6 @@
 """Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. More is in tests/oracle."""
 
+import importlib
 import json
 import sys
 
@@ -15,16 +16,30 @@ def small_tokenizer():
     return trained_tokenizer()
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("fasttrace", "compute as another processor would (tests/processors.py)")
+    group.addoption("--threads", type=int, help="of every product, whatever the test would take")
+    group.addoption("--linear", choices=("reference", "native"), help="ops.linear's product, not measured")
+
+
 @pytest.fixture(autouse=True)
-def _one_thread_for_small_models(request):
+def _threads(request):
     """Products of 48 x 48 gain nothing from threads and lose much to each other's waiting."""
-    if "small_tokenizer" not in request.fixturenames:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before, wanted = torch.get_num_threads(), request.config.getoption("--threads")
+    if wanted is None and "small_tokenizer" in request.fixturenames:
+        wanted = 1
+    torch.set_num_threads(wanted or before)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _linear(request, monkeypatch):
+    """One product for ops.linear, but in the tests of how it chooses."""
+    wanted = request.config.getoption("--linear")
+    if wanted is not None and request.path.name != "test_linear.py":
+        module = importlib.import_module("fasttrace.ops.linear")
+        monkeypatch.setattr(module, "_onednn_is_faster", lambda dtype, threads: wanted == "native")
 
 
 @pytest.fixture(scope="session")

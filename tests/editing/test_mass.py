@@ -74,10 +74,10 @@ def test_the_joint_solve_is_the_normal_equation(model, moments):
 
     facts = [contexts_of(model, encode_fact(model.tokenizer, f), (5,), CONTEXTS) for f in MORE]
     settings = MemitSettings(covariance_weight=0.05)
-    wanted = torch.randn(len(facts), model.width, generator=torch.Generator().manual_seed(0))
-    updates, _ = mass_memit(model, facts, None, [1, 2, 3], settings, moments, wanted)
-    keys, reached = _keys_and_values(model, facts, None, 1, 3)
-    K, R = keys.double().T, ((wanted - reached).double() / 3).T
+    keys, v0 = _keys_and_values(model, facts, None, 1, 3)
+    delta = torch.randn(len(facts), model.width, generator=torch.Generator().manual_seed(0))
+    updates, _ = mass_memit(model, facts, None, [1, 2, 3], settings, moments, v0, delta)
+    K, R = keys.double().T, (delta.double() / 3).T
     exact = R @ K.T @ torch.linalg.inv(0.05 * moments.matrix(1).double() + K @ K.T)
     difference = float((updates[1].matrix() - exact).abs().max())
     assert difference < 1e-4 * float(exact.abs().max())
@@ -168,3 +168,34 @@ def test_a_fact_left_out_has_a_row_that_says_why(model, moments, tmp_path):
         for row in left.values():
             assert "is below 0.02, too little to erase" in row["reason"]
             assert (row["landed"], row["position"], row["rewrite"]) == (1, None, None)
+
+
+@pytest.mark.parametrize("method", ["memit", "rome"])
+def test_where_no_prediction_sees_the_change_the_mass_edit_is_zero_and_says_so(method, model, moments, tmp_path):
+    options = MEMIT if method == "memit" else {**VALUE, "clamp": 4.0}
+    result = ft.mass_edit(model, MORE, method=method, layer=4, moments=moments, contexts=CONTEXTS, **options)
+    assert not any(update.changes() for update in result.updates.values())
+    rows = result.scores.to_pylist()
+    assert {row["fact_id"] for row in rows} == {fact.fact_id for fact in MORE}
+    for row in rows:
+        assert row["reason"].endswith("sees the last subject token after layer 4: the edit is zero")
+        assert (row["p_after"], row["p_true_after"], row["rewrite"]) == (row["p_before"], row["p_true_before"], 0.0)
+    store = ft.Store(tmp_path / "study.duckdb")
+    store.add(result)
+    [counted] = store.query("SELECT count(*) AS n FROM mass_edits WHERE reason IS NOT NULL").to_pylist()
+    assert counted["n"] == len(rows)
+
+
+def test_facts_seen_and_unseen_share_a_solve(small_tokenizer, corpus, tmp_path):
+    """Above layer 3 the small Gemma 2 sees four tokens back: one fact's prediction sees its subject, one's does not."""
+    gemma = small_model("gemma2", small_tokenizer, torch.float32)
+    shared = {"layer": 2, "contexts": CONTEXTS, **MEMIT}  # its window ends at 3
+    shared["moments"] = ft.second_moments(
+        gemma, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=1e-3
+    )
+    near = ft.Fact("The city of {} is in", "Rome", "Paris", "France")
+    both = ft.mass_edit(gemma, [FACTS[0], near], **shared)
+    far_row, near_row = both.scores.to_pylist()
+    assert far_row["reason"].endswith("after layer 3: the edit is zero")
+    assert near_row["reason"] is None
+    assert near_row["p_after"] > near_row["p_before"] * 1.001

@@ -70,6 +70,27 @@ def test_parts_are_the_outputs_of_the_modules_hooked_by_the_oracles(family, smal
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_reach_is_as_far_as_transformers_gradients_go(family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    ids = torch.tensor([[5, 9, 2, 7, 11, 3, 8, 250, 4, 17, 6, 1]])
+    after = []
+    handles = [m.register_forward_hook(lambda m, args, out: after.append(_first(out))) for m in block_modules(model.hf)]
+    model.hf.requires_grad_(True)
+    logits = model.hf(ids).logits[0]
+    for handle in handles:
+        handle.remove()
+    for token in range(ids.shape[1]):
+        gradients = torch.autograd.grad(logits[token].square().sum(), after, retain_graph=True)
+        for layer, gradient in enumerate(gradients):
+            seen = gradient[0].any(-1).tolist()
+            assert seen == [model.reach(layer, t) >= token >= t for t in range(ids.shape[1])], (layer, token)
+
+
+def _first(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_plan_counts_the_products_of_a_block(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float32)
     matrices = sum(w.numel() for w in block_modules(model.hf)[0].parameters() if w.ndim == 2)

@@ -21,3 +21,16 @@ FACTS = [
     ),
 ]
 CONTEXTS = ["{}", "The city. {}", "of New York is the. {}"]
+
+
+def check_zero(edit, row):
+    """The edit is zero to the bit, was never optimised and says so; its scores are the unedited model's to the bit."""
+    assert not any(update.matrix().any() for update in edit.updates.values())
+    assert "no token that predicts the target sees the last subject token after layer" in edit.reason
+    assert row["reason"] == edit.reason
+    assert (edit.loss, edit.delta_norm, row["loss"], row["delta_norm"]) == (None, 0.0, None, 0.0)
+    for name in ("p", "p_true", "ppl"):
+        assert row[f"{name}_after"] == row[f"{name}_before"]
+    assert row["rewrite"] == 0.0
+    assert row["paraphrase"] in (0.0, None)
+    assert row["neighborhood"] in (1.0, None)

@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from hooked_trace import hooked_trace
@@ -282,3 +283,37 @@ def test_a_prompt_longer_than_the_models_positions_is_refused(small_tokenizer):
     long = ft.Fact(prompt="{} is" + " the city of" * 60, subject="Paris", target_true="Rome")
     with pytest.raises(UserError, match="at most 160 were wanted"):
         ft.trace(model, [long], keep="all")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_no_scored_token_sees_is_the_base_pass_to_the_bit(method, small_tokenizer):
+    """Rows of one value round apart where a product's rounding depends on a row's place, as MKL's does."""
+    from fasttrace.tracing.plan import Cell, TraceItem
+
+    model = small_model("mistral", small_tokenizer, torch.float32)  # every layer sees four tokens
+    result = ft.trace(model, FACTS, keep="all", windows=[1], samples=3, sigma=0.5, method=method)
+    unseen = 0
+    for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
+        encoded = encode_fact(small_tokenizer, fact)
+        item = TraceItem(encoded, encoded.ids, encoded.target_true_ids, ())
+        base = row["p_noised"] if method == "denoise" else row["p_clean"]
+        for cell in result.cells.filter(pc.field("fact_id") == fact.fact_id).to_pylist():
+            if not item.sees(model, Cell(cell["token_index"], cell["layer"], cell["layer"] + 1)):
+                unseen += 1
+                assert cell["p_restored"] == base
+                if method != "denoise":
+                    assert cell["p_restored_sem"] in (0.0, None)
+    assert unseen > 10
+
+
+@pytest.mark.parametrize("method", ["denoise", "noise", "attribution"])
+def test_noise_that_no_scored_token_sees_leaves_nothing_to_restore(method, small_tokenizer):
+    model = small_model("mistral", small_tokenizer, torch.float32)  # five layers, each of four tokens: 15 on
+    prompt = "The {} is located in the city of Paris is the capital of France of Rome and New York is the city of"
+    fact = ft.Fact(prompt=prompt, subject="Eiffel Tower", target_true="Paris")
+    encoded = encode_fact(small_tokenizer, fact)
+    assert model.reach(-1, encoded.subject_end - 1) < len(encoded.ids) - 1
+    result = ft.trace(model, [fact], keep="all", windows=[1], samples=3, sigma=0.5, method=method)
+    [row] = result.facts.to_pylist()
+    assert row["p_noised"] == row["p_clean"]
+    assert result.cells["effect"].null_count == len(result.cells)

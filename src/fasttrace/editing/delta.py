@@ -32,6 +32,16 @@ class LowRank:
     key: Tensor
     bias: None = None
 
+    @classmethod
+    def zero(cls, block: Block) -> "LowRank":
+        """The update of rank one that leaves a block's down-projection as it is."""
+        d, m = block.down.shape
+        return cls(torch.zeros(1, d, device=block.device), torch.zeros(1, m, device=block.device))
+
+    def changes(self) -> bool:
+        """Whether it is not zero."""
+        return bool(self.value.any())
+
     def matrix(self) -> Tensor:
         """(d, m) float64."""
         return self.value.double().T @ self.key.double()
@@ -47,6 +57,10 @@ class Dense:
     change: Tensor
     bias: Tensor | None = None
 
+    def changes(self) -> bool:
+        """Whether it is not zero."""
+        return bool(self.change.any()) or (self.bias is not None and bool(self.bias.any()))
+
     def matrix(self) -> Tensor:
         """(d, m) float64."""
         return self.change.double()
@@ -61,21 +75,32 @@ class Edit:
 
     updates: layer → its update. delta_norm: ‖δ‖/‖v0‖ (ROME, MEMIT) or the largest |ΔW| (fine-tuning). denominator: uᵀk
     with ‖u‖ = 1 (ROME). condition: of C, its diagonal scaled to 1, at `layer` (ROME, MEMIT). loss: before the last
-    update.
+    update. reason: why it is zero, where nothing was there to optimise; it then has no loss, denominator or condition.
     """
 
     fact_id: str
     layer: int
     updates: Mapping[int, Update]
     delta_norm: float | None
-    loss: float
+    loss: float | None
     denominator: float | None = None
     condition: float | None = None
+    reason: str | None = None
 
     @property
     def first_layer(self) -> int:
         """The lowest layer it changes."""
         return min(self.updates)
+
+    def changes(self) -> bool:
+        """Whether any weight is not what it was."""
+        return any(update.changes() for update in self.updates.values())
+
+
+def zero_edit(model: Decoder, fact_id: str, layer: int, window: Sequence[int], reason: str) -> Edit:
+    """An edit of a window's layers that changes nothing, and why."""
+    updates = {at: LowRank.zero(model.blocks[at]) for at in window}
+    return Edit(fact_id, layer, updates, 0.0, None, reason=reason)
 
 
 def summed(edits: Sequence[Mapping[int, Update]]) -> dict[int, Dense]:

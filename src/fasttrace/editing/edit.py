@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from fasttrace.editing.contexts import sample_contexts
-from fasttrace.editing.delta import Edit, export_model, save_delta
+from fasttrace.editing.delta import Edit, export_model, save_delta, zero_edit
 from fasttrace.editing.essence import TEXTS, TOKENS, essence_texts
 from fasttrace.editing.finetune import Example, FineTuneBatch
 from fasttrace.editing.hyperparameters import (
@@ -25,7 +24,7 @@ from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.moments import DEFAULT_TOKENS, Moments, second_moments
 from fasttrace.editing.problems import ERASURE_FLOOR, Problem, problem_named
 from fasttrace.editing.rome import solve_rome
-from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row, scored_prompts
+from fasttrace.editing.scores import ScoredPrompt, Scorer, prompt_row, score_row, scored_prompts
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
@@ -247,17 +246,23 @@ class EditPlan:
         ready = [
             contexts_of(self.model, f, target, self.contexts) for (f, _), target in zip(facts, targets, strict=True)
         ]
+        edits: list[Edit] = []
+        for n, layer, window in list(problems):
+            if why := ready[n].unseen(self.model, window[-1]):
+                edits.append(zero_edit(self.model, ready[n].fact.fact.fact_id, layer, window, why))
+                problems.remove((n, layer, window))
+        if not problems:
+            return edits
         problems.sort(key=lambda x: (x[2][-1], x[1], x[0]))
         where = [(n, window[-1]) for n, _, window in problems]
         layers = [layer for _, layer in where]
         if isinstance(self.settings, RomeSettings):
             batch = ValueBatch(self.model, ready, layers, corruption=corruption)
             delta, loss = batch.optimise(where, self.settings, minimise=minimise)
-            return solve_rome(batch, where, self.settings, self.moments, delta, loss)
+            return edits + solve_rome(batch, where, self.settings, self.moments, delta, loss)
         starts = [window[0] for _, _, window in problems]
         batch = ValueBatch(self.model, ready, layers, at="block", starts=starts, corruption=corruption)
         delta, loss = batch.optimise(where, self.settings, minimise=minimise)
-        edits: list[Edit] = []
         for layer in sorted({layer for _, layer, _ in problems}):
             here = [i for i, (_, at, _) in enumerate(problems) if at == layer]
             mine = [problems[i][0] for i in here]
@@ -287,6 +292,7 @@ class EditPlan:
                     "denominator": edit.denominator,
                     "condition": edit.condition,
                     "loss": edit.loss,
+                    "reason": edit.reason,
                     "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }
             )
@@ -328,19 +334,6 @@ class EditPlan:
             edits,
             self.model,
         )
-
-
-def prompt_row(prompt: ScoredPrompt, before: np.ndarray, after: np.ndarray) -> dict[str, object]:
-    """A PROMPTS row, less the edit's name, from (3,) log-probabilities before and after."""
-    p = [None if np.isnan(x) else float(np.exp(x)) for pair in zip(before, after, strict=True) for x in pair]
-    names = ("p_before", "p_after", "p_true_before", "p_true_after", "p_false_before", "p_false_after")
-    return {
-        "kind": prompt.kind,
-        "prompt_index": prompt.index,
-        "prompt": prompt.text,
-        "target_tokens": len(prompt.targets[0] or ()),
-        **dict(zip(names, p, strict=True)),
-    }
 
 
 def prepare_edit(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fasttrace.editing.delta import Update, edited_view, export_model, save_delta, summed
+from fasttrace.editing.delta import LowRank, Update, edited_view, export_model, save_delta, summed
 from fasttrace.editing.edit import DEFAULT_MEMORY, EditPlan, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.hyperparameters import MemitSettings, check_method
@@ -53,7 +53,8 @@ MASS_SCORES = pa.schema(
 @dataclass(frozen=True, eq=False)
 class MassResult:
     """run: the `runs` row. facts: in the order they landed. scores: MASS_SCORES, a row a fact that has landed and time
-    of scoring, and one with the reason for each left out. updates: layer → the change that carries them all."""
+    of scoring, and one with the reason for each left out; a fact whose own δ no scored token sees has a reason too.
+    updates: layer → the change that carries them all."""
 
     run: dict[str, Any]
     facts: list[Fact]
@@ -94,17 +95,20 @@ class MassPlan:
             prompts = self._prompts(facts)
             before = _log_probabilities(model, plan, prompts)
             updates: dict[int, Update] = {}
+            unseen: dict[str, str] = {}
             rows: list[dict[str, Any]] = []
             groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
             landed = 0
             for number, group in enumerate(groups, 1):
                 view = edited_view(model, updates)
-                more, condition = self._solve(view, group, parse_bytes(memory))
-                updates = {**summed([updates, *more])}
+                more, condition, why = self._solve(view, group, parse_bytes(memory))
+                updates, unseen = {**summed([updates, *more])}, unseen | why
                 landed += len(group)
                 if number % self.score_every == 0 or number == len(groups):
-                    after = _log_probabilities(edited_view(model, updates), plan, prompts[:landed])
-                    rows += self._rows(landed, prompts, before, after, condition)
+                    after = before[:landed]
+                    if any(update.changes() for update in updates.values()):
+                        after = _log_probabilities(edited_view(model, updates), plan, prompts[:landed])
+                    rows += self._rows(landed, prompts, before, after, condition, unseen)
                 if progress is not None:
                     progress(len(group))
         rows += self._left_out()
@@ -118,29 +122,38 @@ class MassPlan:
 
     def _solve(
         self, view: Decoder, group: list[EncodedFact], memory: int
-    ) -> tuple[list[dict[int, Update]], float | None]:
-        """The updates that edit a group into the model as it now is, and the condition of what was solved."""
+    ) -> tuple[list[dict[int, Update]], float | None, dict[str, str]]:
+        """The updates that edit a group into the model as it now is, the condition of what was solved, and of the facts
+        whose δ nothing can see, why."""
         plan = self.plan.with_model(view)
         [layer] = plan.layers
         if not isinstance(plan.settings, MemitSettings):
             edits = [edit for fact in group for edit in plan.optimise([(fact, [layer])])]
-            return [dict(edit.updates) for edit in edits], edits[0].condition
+            unseen = {edit.fact_id: edit.reason for edit in edits if edit.reason is not None}
+            return [dict(edit.updates) for edit in edits], edits[0].condition, unseen
         assert plan.moments is not None
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
         ready = {f.fact.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
-        wanted = []
+        found = [one.unseen(view, window[-1]) for one in ready.values()]
+        unseen = {fact_id: why for fact_id, why in zip(ready, found, strict=True) if why is not None}
+        if len(unseen) == len(group):
+            return [{at: LowRank.zero(view.blocks[at]) for at in window}], None, unseen
+        v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
                 view, [ready[f.fact.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
             )
-            problems = [(n, window[-1]) for n in range(len(part))]
-            delta, _ = batch.optimise(problems, plan.settings, minimise=plan.problem.minimise)
-            wanted.append(batch.clean.v0[window[-1]].double() + delta.double())
-        updates, conditions = mass_memit(
-            view, list(ready.values()), corruption, window, plan.settings, plan.moments, torch.cat(wanted)
-        )
-        return [dict(updates)], max(conditions.values())
+            v0.append(batch.clean.v0[window[-1]])
+            delta = torch.zeros_like(v0[-1], dtype=torch.float32)
+            seen = [n for n, (fact, _) in enumerate(part) if fact.fact.fact_id not in unseen]
+            if seen:
+                problems = [(n, window[-1]) for n in seen]
+                delta[seen], _ = batch.optimise(problems, plan.settings, minimise=plan.problem.minimise)
+            deltas.append(delta)
+        contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
+        updates, conditions = mass_memit(view, contexts, corruption, window, plan.settings, plan.moments, *z)
+        return [dict(updates)], max(conditions.values()), unseen
 
     def _prompts(self, facts: Sequence[EncodedFact]) -> list[list[ScoredPrompt]]:
         texts: dict[str, list[tuple[int, ...]]] = {}
@@ -157,11 +170,13 @@ class MassPlan:
         before: list[np.ndarray],
         after: list[np.ndarray],
         condition: float | None,
+        unseen: dict[str, str],
     ) -> Iterator[dict[str, Any]]:
         plan = self.plan
         for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
             scores = score_row(prompts[position], before[position], logp, plan.problem, plan.protocol)
-            yield {**self._name(landed, fact), "position": position + 1, "condition": condition, **scores}
+            about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact.fact_id)}
+            yield {**self._name(landed, fact), **about, **scores}
 
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out

@@ -39,12 +39,13 @@ def spread_memit(
     """δ (F, d) of some facts at one window → an edit each: a rank-one update at every layer of the window.
 
     Each fact is edited alone, so K is one column and the solution ΔW = r uᵀ / (λ + uᵀk), u = C⁻¹k, in float64. layer:
-    where the edit was sent.
+    where the edit was sent. What is missing of z is δ less what the edits below have moved, so that at the first layer
+    it is δ to the bit.
     """
     model = batch.model
     context = _ContextRows(batch, facts)
     h = batch.clean.start[window[0]][context.kept_rows]
-    target = batch.clean.v0[window[-1]][list(facts)].double() + delta.double()
+    v0, missing = batch.clean.v0[window[-1]][list(facts)].double(), delta.double()
     every = torch.arange(len(facts), device=h.device)
     updates: list[dict[int, Update]] = [{} for _ in facts]
     for at in window:
@@ -52,8 +53,10 @@ def spread_memit(
         middle, key = context.step(at, h)
         value = block.mlp_value(key)
         keys = context.mean(key[context.last]).double()
-        reached = context.first_only(at + 1, middle + block.mlp_add(value), window[-1])
-        residual = (target - reached.double()) / (window[-1] - at + 1)
+        if at > window[0]:
+            reached = context.first_only(at + 1, middle + block.mlp_add(value), window[-1])
+            missing = delta.double() - (reached.double() - v0)
+        residual = missing / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
         scaled = u / (settings.covariance_weight + (u * keys).sum(1, keepdim=True))
         for i in range(len(facts)):
@@ -61,7 +64,7 @@ def spread_memit(
         wide = torch.promote_types(h.dtype, torch.float32)
         rank_one_add_(value, key, every[context.owner], scaled[:, None].to(wide), residual[:, None].to(wide))
         h = middle + block.mlp_add(value)
-    norms = delta.norm(dim=1) / batch.clean.v0[window[-1]][list(facts)].float().norm(dim=1)
+    norms = delta.norm(dim=1) / v0.float().norm(dim=1)
     ids = [batch.facts[fact].fact.fact.fact_id for fact in facts]
     return [
         Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer))
@@ -133,17 +136,20 @@ def mass_memit(
     window: Sequence[int],
     settings: MemitSettings,
     moments: Moments,
-    target: Tensor,
+    v0: Tensor,
+    delta: Tensor,
 ) -> tuple[dict[int, Dense], dict[int, float]]:
-    """Every fact's z (F, d) float64 → one update a layer that carries all of them, and the condition of each solve.
+    """Every fact's z = v0 + δ → one update a layer that carries all of them, and the condition of each solve.
 
-    ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64. Raises UserError where λI + KᵀU is singular.
+    v0, delta: (F, d), at the window's last layer. ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+    Raises UserError where λI + KᵀU is singular.
     """
     updates: dict[int, Dense] = {}
     conditions: dict[int, float] = {}
     for at in window:
         keys, reached = _keys_and_values(edited_view(model, updates), facts, corruption, at, window[-1])
-        residual = (target - reached.double()) / (window[-1] - at + 1)
+        moved = reached.double() - v0.double() if updates else torch.zeros_like(v0, dtype=torch.float64)
+        residual = (delta.double() - moved) / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
         inner = keys.double() @ u.T
         inner = 0.5 * (inner + inner.T)

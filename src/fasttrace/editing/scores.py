@@ -149,8 +149,15 @@ class Scorer:
 
     @torch.no_grad()
     def after(self, edits: Sequence[tuple[int, Edit]]) -> list[np.ndarray]:
-        """(fact number, edit) → the edit's (prompts, 3) log-probabilities, in the order given."""
-        order = sorted(range(len(edits)), key=lambda i: (edits[i][1].first_layer, edits[i][0]))
+        """(fact number, edit) → the edit's (prompts, 3) log-probabilities, in the order given.
+
+        An edit that changes nothing has those of `before`: the same rows in another batch may round apart.
+        """
+        result = [self.before[fact] for fact, _ in edits]
+        order = [i for i, (_, edit) in enumerate(edits) if edit.changes()]
+        if not order:
+            return result
+        order.sort(key=lambda i: (edits[i][1].first_layer, edits[i][0]))
         spans = []
         for problem, number in enumerate(order):
             for s in self.batch.of_fact[edits[number][0]]:
@@ -168,7 +175,6 @@ class Scorer:
             return add_updates(layer, key, value, chosen[: len(begin) - 1], begin)
 
         read = self._read(wave.run(enter, change), [edits[number][0] for number in order])
-        result: list[np.ndarray] = [np.empty(0)] * len(edits)
         for number, logp in zip(order, read, strict=True):
             result[number] = logp
         return result
@@ -285,4 +291,17 @@ def score_row(
         "success": bool(ahead > behind) if known else None,
         "ppl_before": ppl_before,
         "ppl_after": ppl_after,
+    }
+
+
+def prompt_row(prompt: ScoredPrompt, before: np.ndarray, after: np.ndarray) -> dict[str, object]:
+    """A row of `edit.PROMPTS`, less the edit's name, from (3,) log-probabilities before and after."""
+    p = [None if np.isnan(x) else float(np.exp(x)) for pair in zip(before, after, strict=True) for x in pair]
+    names = ("p_before", "p_after", "p_true_before", "p_true_after", "p_false_before", "p_false_after")
+    return {
+        "kind": prompt.kind,
+        "prompt_index": prompt.index,
+        "prompt": prompt.text,
+        "target_tokens": len(prompt.targets[0] or ()),
+        **dict(zip(names, p, strict=True)),
     }

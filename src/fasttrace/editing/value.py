@@ -41,6 +41,16 @@ class FactContexts:
             None,
         ]
 
+    def unseen(self, model: Decoder, layer: int) -> str | None:
+        """Why no δ at the last subject token after `layer` can change the target's probability, or None where it can.
+
+        The loss is then least at δ = 0, and Adam would magnify the rounding of products that ought to be equal.
+        """
+        contexts = zip(self.ids[:-1], self.last[:-1], strict=True)
+        if any(model.reach(layer, last) >= len(ids) - len(self.target) for ids, last in contexts):
+            return None
+        return f"no token that predicts the target sees the last subject token after layer {layer}: the edit is zero"
+
 
 def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:
     """Encode a fact in every context template. contexts: the first is "{}"."""
@@ -152,7 +162,7 @@ class ValueBatch:
     def optimise(
         self, problems: Sequence[tuple[int, int]], settings: RomeSettings | MemitSettings, *, minimise: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Adam on δ for every (fact number, layer), problems in order of layer.
+        """Adam on δ for every (fact number, layer), problems in order of layer, none of them `unseen`.
 
         Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL to minimise.
         Returns (δ (P, d) float32, each problem's last loss (P,)).
@@ -162,15 +172,13 @@ class ValueBatch:
         delta = torch.zeros_like(v0, requires_grad=True)
         adam = torch.optim.Adam([delta], lr=settings.lr)
         objective = _Objective(self, problems)
-        # A change at the last layer before the predicting token reaches no score: the loss is least at δ = 0, and
-        # Adam would only magnify rounding noise.
-        running = torch.tensor([self._reaches(*problem) for problem in problems], device=v0.device)
+        running = torch.ones(len(problems), dtype=torch.bool, device=v0.device)
         last = torch.zeros(len(problems), device=v0.device)
         for step in range(settings.steps):
             nll, kl = objective.losses(delta)
             decay = delta.norm(dim=1) / v0.norm(dim=1).square()
             loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
-            last = torch.where(running | (step == 0), loss.detach(), last)
+            last = torch.where(running, loss.detach(), last)
             if settings.early_stop is not None and not minimise:
                 # The released loop also leaves out the update after its last loss.
                 running = running & (last >= settings.early_stop) & (step + 1 < settings.steps)
@@ -184,12 +192,6 @@ class ValueBatch:
                 delta.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
                 delta.copy_(torch.where(running[:, None], delta, before))
         return delta.detach(), last
-
-    def _reaches(self, fact: int, layer: int) -> bool:
-        """Whether a change at the last subject token of a layer can change the target's probability."""
-        contexts = self.facts[fact]
-        at_the_end = contexts.last[0] == len(contexts.ids[0]) - len(contexts.target)
-        return layer < self.model.n_layers - 1 or at_the_end
 
     def v0(self, layer: int, settings: RomeSettings | MemitSettings) -> Tensor:
         """(facts, d) what δ is added to and measured by."""

@@ -22,7 +22,7 @@ import duckdb
 
 from fasttrace.errors import StoreError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
 
 RELATIONS = (

@@ -109,13 +109,14 @@ class _Rows:
     order: (N,) the base row (as `embed_base` numbers them) at each place; the first n_corrupted are corrupted.
     table: (S, 8) every sequence, the n_noised corrupted ones first. twin: (n_corrupted,) place of each row's
     clean one. begin: (items, n) place of each sample's first row. scored, targets, sequence: (R,) the rows that
-    predict a target token, that token, and the sequence it belongs to.
+    predict a target token, that token, and the sequence it belongs to. sees_noise: (items,) as `TraceItem.sees_noise`.
     """
 
     def __init__(self, items: Sequence[TraceItem], samples: int, model: Decoder) -> None:
         self.items, self.samples = list(items), samples
+        self.sees_noise = [item.sees_noise(model) for item in items]
         wave = Wave([(i, []) for i in range(len(items))])
-        base = Layout(items, wave, Intervention(samples=samples), model.n_layers).sequences
+        base = Layout(model, items, wave, Intervention(samples=samples)).sequences
         is_clean = np.arange(len(base)) % (1 + samples) == 0
         noised, clean = base[~is_clean], base[is_clean]
         rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, 6:8].tolist()]) for part in (noised, clean)]
@@ -206,9 +207,11 @@ def _estimate(
 ) -> None:
     """Write one item's probabilities into the result."""
     n = rows.samples
-    base = np.minimum(log_p[place * n : (place + 1) * n], 0.0)
-    result.clean[number] = float(np.exp(min(log_p[rows.n_noised + place], 0.0)))
-    result.noised[number] = np.exp(base)
+    p = np.exp(np.minimum(log_p, 0.0))
+    result.clean[number] = float(p[rows.n_noised + place])
+    result.noised[number] = p[place * n : (place + 1) * n]
+    if not rows.sees_noise[place]:
+        result.noised[number] = np.full(n, result.clean[number])
     estimates: dict[Cell, np.ndarray] = {}
     for cell in item.cells:
         first = cell.stop - 1 if module == "block" else cell.start

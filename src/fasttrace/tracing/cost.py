@@ -71,11 +71,7 @@ def pass_work(
     passes: list[tuple[int, int, int, int, int]] = []
     if base:
         passes = [(0, 1, -1, 0, 0), (item.encoded.subject_begin, intervention.corrupted, -1, 0, 0)]
-    passes += [
-        (c.token, intervention.runs, c.start, c.stop, c.tokens)
-        for c in cells
-        if c.start < n_layers - 1 or c.token + c.tokens >= item.length
-    ]
+    passes += [(c.token, intervention.runs, c.start, c.stop, c.tokens) for c in cells if item.sees(model, c)]
     if not passes:
         return Work(0, 0, 0, 0)
     first, runs, start, stop, lead = (np.array(x, dtype=np.int64) for x in zip(*passes, strict=True))

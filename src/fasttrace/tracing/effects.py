@@ -88,9 +88,15 @@ def fractional_effect(
     return np.maximum(0.0, (p - p_noised) / abs(original - p_noised))
 
 
+def sample_mean(samples: np.ndarray) -> float:
+    """Mean over noise samples (n,); of equal ones that value to the bit, which a sum and a division may miss."""
+    return float(samples[0] + (samples - samples[0]).mean())
+
+
 def standard_error(samples: np.ndarray) -> float | None:
-    """Standard error of the mean over noise samples (n - 1 in the denominator); None for one sample."""
-    return float(samples.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else None
+    """Standard error of the mean over noise samples (n - 1 in the denominator): 0 of equal ones, None for one."""
+    spread = samples - samples[0]
+    return float(spread.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else None
 
 
 def fact_row(
@@ -167,11 +173,11 @@ class Grid:
         places: list[Cell | None] = [cell for _, _, row in rows for cell in row]
         # Several layers may share one clipped interval; its samples are read once.
         known = {cell: self._value(cell) for cell in set(places)}
-        stat = {cell: (float(p.mean()), standard_error(p)) for cell, p in known.items()}
+        stat = {cell: (sample_mean(p), standard_error(p)) for cell, p in known.items()}
         p = np.array([stat[cell][0] for cell in places])
         effect = fractional_effect(p, self.p_clean, self.p_noised, protocol, method)
         index, layer = np.repeat([r[0] for r in rows], n_layers), np.tile(np.arange(n_layers), len(rows))
-        screened = None if self.screened is None else [self.screened[c].mean() if c else None for c in places]
+        screened = None if self.screened is None else [sample_mean(self.screened[c]) if c else None for c in places]
         count = len(places)
         common = [
             pa.array([self.encoded.fact.fact_id] * count, pa.string()),

@@ -88,6 +88,14 @@ class TraceItem:
         """Rows a cell adds to the pack."""
         return runs * (len(self.ids) - cell.token)
 
+    def sees(self, model: Decoder, cell: Cell) -> bool:
+        """Whether a scored token can see what the cell replaces. Its p is else the base pass's, and is not computed."""
+        return model.reach(cell.start, cell.token + cell.tokens - 1) >= self.length - 1
+
+    def sees_noise(self, model: Decoder) -> bool:
+        """Whether a scored token can see the corrupted subject. The corrupted passes' p is else the clean one's."""
+        return model.reach(-1, self.encoded.subject_end - 1) >= self.length - 1
+
 
 def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[tuple[int, int]]:
     """(first token, how many) of every intervention that is computed.
@@ -197,7 +205,8 @@ class Layout:
     and sequences are in the pack at each layer.
     """
 
-    def __init__(self, items: Sequence[TraceItem], wave: Wave, intervention: Intervention, n_layers: int) -> None:
+    def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: Wave, intervention: Intervention) -> None:
+        n_layers = model.n_layers
         self.items = [items[number] for number, _ in wave.items]
         self.intervention = intervention
         length = np.array([len(item.ids) for item in self.items])
@@ -208,9 +217,8 @@ class Layout:
         corrupted_begin = clean_begin + length
         self.n_base = int(base_rows.sum())
 
-        # Cells whose window opens at the last layer change only their own tokens, which may not be scored.
         cells = [(fact, cell) for fact, (_, mine) in enumerate(wave.items) for cell in mine]
-        seen = [c.start < n_layers - 1 or c.token + c.tokens >= self.items[f].length for f, c in cells]
+        seen = [self.items[fact].sees(model, cell) for fact, cell in cells]
         self.unseen = [x for x, can in zip(cells, seen, strict=True) if not can]
         self.cells = sorted((x for x, can in zip(cells, seen, strict=True) if can), key=lambda x: x[1].start)
 

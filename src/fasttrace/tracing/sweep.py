@@ -17,7 +17,7 @@ from fasttrace.runs import describe_run
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
 from fasttrace.tracing.corrupt import NOISES, noise_sigma
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
-from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, check_protocol, fact_row
+from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, check_protocol, fact_row, sample_mean
 from fasttrace.tracing.known import BATCH, check_known
 from fasttrace.tracing.plan import (
     METHODS,
@@ -220,7 +220,7 @@ class TracePlan:
             self._spots(item.encoded),
             values,
             p_clean,
-            float(noised.mean()) if len(noised) else None,
+            sample_mean(noised) if len(noised) else None,
             untouched if report_all else None,
             screened,
         )

@@ -62,7 +62,7 @@ def run_wave(
 ) -> WaveResult:  # fmt: skip
     """Compute one wave exactly. sigma, noise, seed: see `embed_base`. tidy: give freed memory back on the way, as a
     sweep of several waves must to stay near its budget."""
-    layout = Layout(items, wave, intervention, model.n_layers)
+    layout = Layout(model, items, wave, intervention)
     encoded, ids = [item.encoded for item in layout.items], [item.ids for item in layout.items]
     with model.entry():
         x, positions = embed_base(model, encoded, ids, intervention.corrupted, sigma, noise, seed)
@@ -167,7 +167,9 @@ def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult
     numbers = [number for number, _ in wave.items]
     base = p[: len(numbers) * passes].reshape(len(numbers), passes)
     clean = dict(zip(numbers, base[:, 0].tolist(), strict=True))
-    noised = dict(zip(numbers, base[:, 1:], strict=True))
+    # Two rows of one value may round apart, so what cannot differ is taken and not compared.
+    hurt = [item.sees_noise(model) for item in layout.items]
+    noised = {n: p[1:] if seen else np.full_like(p[1:], p[0]) for n, p, seen in zip(numbers, base, hurt, strict=True)}
     rest = p[len(numbers) * passes :].reshape(-1, runs)
     cells = {(numbers[fact], cell): x for (fact, cell), x in zip(layout.cells, rest, strict=True)}
     for fact, cell in layout.unseen:

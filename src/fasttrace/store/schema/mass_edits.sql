@@ -3,7 +3,8 @@
 -- number. Inputs: the `scores` of ft.mass_edit.
 -- Units: landed = facts edited in when this was scored; position = which of them this fact was, from 1; scores, p_*,
 -- magnitude, success and ppl_* as in edits, "before" being the model without any edit; condition = of the last solve;
--- reason = why a fact was left out, its position and scores then NULL.
+-- reason = why a fact was left out, its position and scores then NULL; or why nothing was there to optimise for one that
+-- landed.
 CREATE TABLE IF NOT EXISTS mass_edits (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -30,5 +31,5 @@ CREATE TABLE IF NOT EXISTS mass_edits (
     condition     DOUBLE  CHECK (condition >= 1),
     reason        VARCHAR,
     PRIMARY KEY (run_id, landed, fact_id),
-    CHECK ((position IS NULL) = (reason IS NOT NULL))
+    CHECK (position IS NOT NULL OR reason IS NOT NULL)
 );
