@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fasttrace.editing import prepare_edit, second_moments
 from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
@@ -24,12 +24,14 @@ from fasttrace.errors import UserError
 from fasttrace.facts import Fact, distinct, encode_fact, load_facts
 from fasttrace.models import DEFAULT_MODEL
 from fasttrace.models.adapter import Decoder
-from fasttrace.store import Store
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate, linear_flops
 from fasttrace.tracing.known import known_run
 from fasttrace.tracing.sweep import DEFAULT_MEMORY
 from fasttrace.workflow import edit_into, known_into, trace_into
+
+if TYPE_CHECKING:
+    from fasttrace.store import Store
 
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
@@ -175,7 +177,7 @@ def _is(value: Any, kind: str) -> bool:
 class Runner:
     """A study on a model and a store. bar, stages: progress; say: one line for the user."""
 
-    def __init__(self, study: Study, store: Store, model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
+    def __init__(self, study: Study, store: "Store", model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
         self.study, self.store, self.model = study, store, model
         self.bar, self.stages, self.say = bar, stages, say
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
@@ -320,12 +322,13 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
     return [fact for turn in zip_longest(*by_relation.values()) for fact in turn if fact is not None]
 
 
-def write_results(store: Store, out: Path) -> list[Path]:
+def write_results(store: "Store", out: Path) -> list[Path]:
     """Every table, figure and the report that the store has data for, under `out`; returns their paths."""
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, TABLES, held, what_is_missing
+    from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
-    from fasttrace.analysis.tables import paper_table, render
+    from fasttrace.analysis.tables import paper_table
 
     written, there = [], held(store)
     for number, one in TABLES.items():

@@ -28,7 +28,7 @@ def deliver(table: pa.Table, form: str, file: str | None, text: Callable[[], str
 
     text: makes the table of text. Raises UserError where the file cannot be written; it is then as it was.
     """
-    from fasttrace.analysis.tables import render
+    from fasttrace.analysis.render import render
 
     if file is None:
         click.echo(text() if form == "text" else render(table, form), nl=False)

@@ -176,7 +176,7 @@ def load(model: str, dtype: str, device: str) -> Any:
 
 
 def emit(table: pa.Table, as_json: bool, title: str | None = None) -> None:
-    from fasttrace.analysis.tables import render
+    from fasttrace.analysis.render import render
 
     click.echo(render(table, "json" if as_json else "text", title=title), nl=False)
 

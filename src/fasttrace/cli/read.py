@@ -27,7 +27,8 @@ def tables(
     """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
     from fasttrace.analysis.paper import TABLES, held, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
-    from fasttrace.analysis.tables import paper_table, render, summary
+    from fasttrace.analysis.render import render
+    from fasttrace.analysis.tables import paper_table, summary
 
     target = open_stores(stores)
     there = held(target)

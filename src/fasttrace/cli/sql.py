@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from fasttrace.errors import UserError
+from fasttrace.optional import require
 
 from .deliver import deliver, format_of
 from .fit import fit
@@ -74,6 +75,7 @@ def sql(
     if query is None and sys.stdin.isatty():
         if form != "text" or out or not sys.stdout.isatty():
             raise UserError("no query was given: SQL, a saved query's name, a file ending in .sql, or - was wanted")
+        require("prompt_toolkit")
         from .prompt import Prompt
 
         Prompt(store, saved, write, lambda table: shown(table, max_rows)).run()
