@@ -24,6 +24,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import Fact, distinct, encode_fact, load_facts
 from fasttrace.models import DEFAULT_MODEL
 from fasttrace.models.adapter import Decoder
+from fasttrace.places import check_file, check_folder
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate, linear_flops
 from fasttrace.tracing.known import known_run
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
 Say = Callable[[str], None]
+
+SOLVED = ("rome", "memit")  # methods that solve with second moments, which the cache folder keeps
 
 _TEXT, _TEXTS, _FLAG = "a text", "a list of texts", "true or false"
 _NUMBER, _NUMBERS, _SHARE = "a whole number", "a list of whole numbers", "a number"
@@ -75,6 +78,11 @@ class Study:
     moments: dict[str, Any] = field(default_factory=dict)
     traces: tuple[dict[str, Any], ...] = ()
     edits: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def uses_cache(self) -> bool:
+        """True where some edit needs second moments, sampled contexts or essence texts: the cache folder keeps them."""
+        return any({*one.get("methods", ["rome"])} & {*SOLVED} or one.get("essence", TEXTS) for one in self.edits)
 
 
 @dataclass(frozen=True)
@@ -301,7 +309,7 @@ class Runner:
                 yield EditCell(method, problem, tuple(layers), options, one.get("set", {}))
 
     def _solved_layers(self) -> list[int]:
-        solved = [cell for cell in self.cells if cell.method in ("rome", "memit")]
+        solved = [cell for cell in self.cells if cell.method in SOLVED]
         return sorted(
             {
                 at
@@ -320,6 +328,13 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
     for fact in facts:
         by_relation.setdefault(fact.relation, []).append(fact)
     return [fact for turn in zip_longest(*by_relation.values()) for fact in turn if fact is not None]
+
+
+def check_results(out: Path) -> None:
+    """Raises UserError where `write_results` could not write."""
+    for folder in (out, out / "tables", out / "figures"):
+        check_folder(folder)
+    check_file(out / "report.html", makes_folder=True)
 
 
 def write_results(store: "Store", out: Path) -> list[Path]:

@@ -13,9 +13,9 @@ from rich.console import Console
 from fasttrace.errors import UserError
 from fasttrace.optional import require
 
-from .deliver import deliver, format_of
+from .deliver import FILE, check_apart, deliver, format_of
 from .fit import fit
-from .options import open_stores, options
+from .options import named_store, open_stores, options
 
 ON_A_TERMINAL = 40
 
@@ -24,10 +24,10 @@ ON_A_TERMINAL = 40
 @options("stores", "json")
 @click.argument("query", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--parquet", type=click.Path(dir_okay=False), metavar="FILE", help="Write the rows as Parquet.")
+@click.option("--parquet", type=FILE, metavar="FILE", help="Write the rows as Parquet.")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Write to FILE instead: as --json or --csv say, else by its ending (.json, .csv, .parquet), else as text.",
 )
@@ -63,6 +63,8 @@ def sql(
     from fasttrace.analysis.saved import ask, saved_queries
 
     form = format_of(as_json, as_csv, parquet, out)
+    read = [("--store", named_store(text)[1]) for text in stores]
+    check_apart(*read, ("--out", out), ("--parquet", parquet))
     saved = saved_queries(folder)
     if listing:
         table = listed(saved)
