@@ -5,10 +5,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from fasttrace.errors import StoreError
+from fasttrace.optional import duckdb
 from fasttrace.store import Store
 
 

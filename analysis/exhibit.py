@@ -15,7 +15,7 @@ from .chart import Panel, Series
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
 from .paper import FIGURES, TABLES, held, what_is_missing
 from .relation import VIEWS, sql
-from .tables import render
+from .render import render
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Source:
         name, module = self.function.__name__, self.function.__module__
         call = ", ".join([f"fasttrace.Store({store_path!r})", *map(repr, self.args)])
         return (
-            f"import fasttrace\nfrom {module} import {name}\nfrom fasttrace.analysis.tables import render\n"
+            f"import fasttrace\nfrom {module} import {name}\nfrom fasttrace.analysis.render import render\n"
             f'print(render({name}({call}), "csv"), end="")'
         )
 

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from fasttrace.errors import UserError
+from fasttrace.optional import duckdb
 from fasttrace.store import Readable, Store
 from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, statement
 from fasttrace.store.header import Header, header_of

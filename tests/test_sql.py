@@ -239,8 +239,9 @@ def test_writing_is_asked_for_by_name(place, run):
         (("SELECT 1", *STORE, *STORE), "two stores are named 's'"),
         (("SELECT 1", *STORE, "--store", "b=none.duckdb"), "there is no store at none.duckdb"),
         (("SELECT 1", *STORE, "--json", "--csv"), "one of them was wanted"),
-        (("SELECT 1", *STORE, "--out", "no/x.csv"), "'no/x.csv' could not be written"),
-        (("SELECT 1", *STORE, "--out", "."), "is a directory"),
+        (("SELECT 1", *STORE, "--out", "no/x.csv"), "'no/x.csv' cannot be written: there is no folder 'no'"),
+        (("SELECT 1", *STORE, "--out", "."), "'.' cannot be written: expected a file, got a folder"),
+        (("SELECT 1", *STORE, "--out", "s.duckdb"), "--store and --out are both 's.duckdb'"),
         (("SELECT 1", *STORE, "--queries", "no"), "there is no folder 'no'"),
     ],
 )  # fmt: skip

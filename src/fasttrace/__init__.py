@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fasttrace.editing import apply_delta, edit, mass_edit, second_moments
-from fasttrace.errors import FactError, FasttraceError, ModelError, StoreError, UserError
+from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
 from fasttrace.facts import Fact, load_facts
 from fasttrace.models import load_model, wrap_model
 from fasttrace.runs import VERSION as __version__
@@ -17,6 +17,7 @@ __all__ = [
     "FactError",
     "FasttraceError",
     "ModelError",
+    "PackageError",
     "Store",
     "StoreError",
     "Stores",

@@ -19,3 +19,7 @@ class ModelError(UserError):
 
 class StoreError(UserError):
     """A store that cannot be opened, read or written."""
+
+
+class PackageError(UserError, ImportError):
+    """A package that is needed here and not installed."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fasttrace.editing import prepare_edit, second_moments
 from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
@@ -24,16 +24,21 @@ from fasttrace.errors import UserError
 from fasttrace.facts import Fact, distinct, encode_fact, load_facts
 from fasttrace.models import DEFAULT_MODEL
 from fasttrace.models.adapter import Decoder
-from fasttrace.store import Store
+from fasttrace.places import check_file, check_folder
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate, linear_flops
 from fasttrace.tracing.known import known_run
 from fasttrace.tracing.sweep import DEFAULT_MEMORY
 from fasttrace.workflow import edit_into, known_into, trace_into
 
+if TYPE_CHECKING:
+    from fasttrace.store import Store
+
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
 Say = Callable[[str], None]
+
+SOLVED = ("rome", "memit")  # methods that solve with second moments, which the cache folder keeps
 
 _TEXT, _TEXTS, _FLAG = "a text", "a list of texts", "true or false"
 _NUMBER, _NUMBERS, _SHARE = "a whole number", "a list of whole numbers", "a number"
@@ -73,6 +78,11 @@ class Study:
     moments: dict[str, Any] = field(default_factory=dict)
     traces: tuple[dict[str, Any], ...] = ()
     edits: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def uses_cache(self) -> bool:
+        """True where some edit needs second moments, sampled contexts or essence texts: the cache folder keeps them."""
+        return any({*one.get("methods", ["rome"])} & {*SOLVED} or one.get("essence", TEXTS) for one in self.edits)
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ def _is(value: Any, kind: str) -> bool:
 class Runner:
     """A study on a model and a store. bar, stages: progress; say: one line for the user."""
 
-    def __init__(self, study: Study, store: Store, model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
+    def __init__(self, study: Study, store: "Store", model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
         self.study, self.store, self.model = study, store, model
         self.bar, self.stages, self.say = bar, stages, say
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
@@ -299,7 +309,7 @@ class Runner:
                 yield EditCell(method, problem, tuple(layers), options, one.get("set", {}))
 
     def _solved_layers(self) -> list[int]:
-        solved = [cell for cell in self.cells if cell.method in ("rome", "memit")]
+        solved = [cell for cell in self.cells if cell.method in SOLVED]
         return sorted(
             {
                 at
@@ -320,12 +330,20 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
     return [fact for turn in zip_longest(*by_relation.values()) for fact in turn if fact is not None]
 
 
-def write_results(store: Store, out: Path) -> list[Path]:
+def check_results(out: Path) -> None:
+    """Raises UserError where `write_results` could not write."""
+    for folder in (out, out / "tables", out / "figures"):
+        check_folder(folder)
+    check_file(out / "report.html", makes_folder=True)
+
+
+def write_results(store: "Store", out: Path) -> list[Path]:
     """Every table, figure and the report that the store has data for, under `out`; returns their paths."""
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, TABLES, held, what_is_missing
+    from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
-    from fasttrace.analysis.tables import paper_table, render
+    from fasttrace.analysis.tables import paper_table
 
     written, there = [], held(store)
     for number, one in TABLES.items():

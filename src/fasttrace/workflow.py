@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -10,15 +10,17 @@ from fasttrace.editing.edit import EditPlan
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
-from fasttrace.store import Store
 from fasttrace.tracing.known import BATCH, check_known, known_run
 from fasttrace.tracing.sweep import TracePlan
+
+if TYPE_CHECKING:
+    from fasttrace.store import Store
 
 Progress = Callable[[int], None]
 
 
 def known_into(
-    store: Store, model: Decoder, facts: Sequence[Fact], protocol: str, progress: Progress, enough: int | None = None
+    store: "Store", model: Decoder, facts: Sequence[Fact], protocol: str, progress: Progress, enough: int | None = None
 ) -> list[dict[str, Any]]:
     """Verdicts of the facts, in their order, computed where the store lacks them.
 
@@ -53,7 +55,7 @@ class Effort:
     flops: float = 0.0
 
 
-def trace_into(store: Store, plan: TracePlan, memory: str, progress: Progress) -> Effort:
+def trace_into(store: "Store", plan: TracePlan, memory: str, progress: Progress) -> Effort:
     """Run what the store lacks of a sweep, committing every batch."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
     mine = {encoded.fact.fact_id for encoded in plan.encoded}
@@ -68,7 +70,7 @@ def trace_into(store: Store, plan: TracePlan, memory: str, progress: Progress) -
     return effort
 
 
-def edit_into(store: Store, plan: EditPlan, memory: str, progress: Progress) -> int:
+def edit_into(store: "Store", plan: EditPlan, memory: str, progress: Progress) -> int:
     """Run what the store lacks of a set of edits; returns how many edits were added."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
@@ -79,7 +81,7 @@ def edit_into(store: Store, plan: EditPlan, memory: str, progress: Progress) -> 
     return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
 
 
-def mass_into(store: Store, plan: MassPlan, memory: str, progress: Progress) -> pa.Table:
+def mass_into(store: "Store", plan: MassPlan, memory: str, progress: Progress) -> pa.Table:
     """The scores of a mass edit (MASS_SCORES), computed where the store lacks them and committed whole.
 
     One model carries the edits, so there is nothing to go on from in between.

@@ -8,7 +8,8 @@ import pytest
 from fasttrace.analysis.figures import paper_figure, save
 from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, held, what_is_missing
 from fasttrace.analysis.regression import regressions
-from fasttrace.analysis.tables import paper_table, render
+from fasttrace.analysis.render import render
+from fasttrace.analysis.tables import paper_table
 from plausible import edit_result, study_facts, trace_result
 
 from fasttrace.errors import StoreError, UserError

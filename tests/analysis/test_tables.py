@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from fasttrace.analysis.certainty import certainty
 from fasttrace.analysis.regression import layer_means, regressions
-from fasttrace.analysis.tables import FORMATS, layer_table, r2_table, render, summary
+from fasttrace.analysis.render import FORMATS, render
+from fasttrace.analysis.tables import layer_table, r2_table, summary
 from made_results import made_edit, made_trace
 
 from fasttrace.errors import UserError

@@ -10,6 +10,8 @@ from click.core import ParameterSource
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.kernels import tiles
+from fasttrace.places import check_file
 
 from .options import bar, emit, options
 
@@ -50,6 +52,8 @@ def bench(
         benchmarks.checked(op, given)
         if tuning:
             benchmarks.check_tiled(op)
+    if tuning and device.startswith("cuda"):
+        check_file(tiles.records()[1], makes_folder=True)
     rows: list[dict[str, Any]] = []
     with bar("Timing", None) as done:
         for op in chosen:
@@ -80,7 +84,6 @@ def bench(
 def _record(tried: list[dict[str, Any]], dtype: str, device: str) -> None:
     """The fastest tile of an op's rows into this user's record, of a GPU."""
     from fasttrace import benchmarks
-    from fasttrace.kernels.tiles import records
 
     what = f"{tried[0]['benchmark']} in {dtype}"
     best = benchmarks.fastest(tried, dtype)
@@ -89,8 +92,8 @@ def _record(tried: list[dict[str, Any]], dtype: str, device: str) -> None:
     elif not device.startswith("cuda"):
         click.echo(f"{what}: {best['impl']}; nothing is recorded for {device}, where Triton interprets", err=True)
     else:
-        benchmarks.record(records()[1], best, device)
-        click.echo(f"{what}: {best['impl']}, recorded in {records()[1]}", err=True)
+        benchmarks.record(tiles.records()[1], best, device)
+        click.echo(f"{what}: {best['impl']}, recorded in {tiles.records()[1]}", err=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -1,7 +1,6 @@
 """Verbs that edit: edit, mass, tune, export."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,8 +11,10 @@ from fasttrace.editing.edit import EditPlan
 from fasttrace.editing.hyperparameters import METHODS, TUNED, checked_overrides, setting_names
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import UserError
+from fasttrace.study import SOLVED
 from fasttrace.tracing.corrupt import NOISES
 
+from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache
 from .options import Verb, bar, emit, floats, load, numbers, options, stages
 
 
@@ -62,25 +63,16 @@ def _check_early(
     export: str | None = None,
     delta: str | None = None,
 ) -> None:
-    """Raises UserError for what can be known to be wrong before a model is loaded: places and settings."""
-    from fasttrace.editing.delta import check_delta_file, check_export_folder
+    """Raises UserError for what can be known to be wrong before a model is loaded: settings, and places together."""
     from fasttrace.tracing.corrupt import check_sigma
     from fasttrace.tracing.sweep import parse_bytes
 
     checked_overrides(settings["method"], overrides)
     check_sigma(settings["sigma"])
     parse_bytes(memory)
-    named = {"--store": store, "--export": export, "--delta": delta}
-    places: dict[Path, str] = {}
-    for option, place in named.items():
-        if place is not None and (other := places.setdefault(Path(place).resolve(), option)) != option:
-            raise UserError(f"{other} and {option} are both '{place}', a place each was wanted")
-    if export is not None:
-        check_export_folder(export)
-    if delta is not None:
-        check_delta_file(delta)
-    if store is not None:
-        ft.Store(store).check()
+    check_apart(("--store", store), ("--export", export), ("--delta", delta))
+    if settings["method"] in SOLVED or settings["essence"]:
+        check_cache()
 
 
 def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, delta: str | None) -> None:
@@ -136,8 +128,8 @@ def _to_edit(
 @click.option("--essence", type=click.IntRange(0), default=5, show_default=True, help="Texts a fact is scored on.")
 @_edit_options
 @click.option("--fact-id", help="Edit only this fact.")
-@click.option("--export", type=click.Path(), help="Write the model with the one edit in its weights to this folder.")
-@click.option("--delta", type=click.Path(dir_okay=False), help="Write the one edit alone to this safetensors file.")
+@click.option("--export", type=NEW_FOLDER, help="Write the model with the one edit in its weights to this folder.")
+@click.option("--delta", type=NEW_FILE, help="Write the one edit alone to this safetensors file.")
 def edit(
     facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
     store: str | None, as_json: bool, protocol: str, seed: int, corpus: str | None, corpus_tokens: int,
@@ -195,8 +187,8 @@ def edit(
 @click.option("--score-every", type=click.IntRange(1), help="Groups between two scorings; default: ten scorings.")
 @click.option("--essence", type=click.IntRange(0), default=0, show_default=True, help="Texts a fact is scored on.")
 @_edit_options
-@click.option("--export", type=click.Path(), help="Write the model with every edit in its weights to this folder.")
-@click.option("--delta", type=click.Path(dir_okay=False), help="Write the change alone to this safetensors file.")
+@click.option("--export", type=NEW_FOLDER, help="Write the model with every edit in its weights to this folder.")
+@click.option("--delta", type=NEW_FILE, help="Write the change alone to this safetensors file.")
 def mass(
     facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
     store: str | None, as_json: bool, protocol: str, corpus: str | None, overrides: dict[str, Any],
@@ -288,13 +280,12 @@ def tune(
 
 @click.command()
 @options("model", "dtype", "json")
-@click.argument("delta", type=click.Path())
-@click.argument("folder", type=click.Path())
+@click.argument("delta", type=click.Path(exists=True, dir_okay=False))
+@click.argument("folder", type=NEW_FOLDER)
 def export(model: str, dtype: str, as_json: bool, delta: str, folder: str) -> None:
     """Write a model with the edit of a DELTA file in its weights to a new FOLDER, which plain transformers loads."""
-    from fasttrace.editing.delta import check_delta, check_export_folder, export_model, load_delta
+    from fasttrace.editing.delta import check_delta, export_model, load_delta
 
-    check_export_folder(folder)
     check_delta(delta)
     decoder = load(model, dtype, "cpu")
     path = export_model(decoder, load_delta(delta, decoder), folder)

@@ -17,7 +17,10 @@ def env(as_json: bool) -> None:
 
     from fasttrace.ops.native import problem
 
-    names = ("fasttrace", "torch", "transformers", "triton", "duckdb", "numpy", "pyarrow", "statsmodels", "accelerate")
+    names = (
+        "fasttrace", "torch", "transformers", "triton", "duckdb", "gguf", "numpy", "pyarrow", "statsmodels",
+        "accelerate", "prompt_toolkit",
+    )  # fmt: skip
     rows = [{"what": name, "value": _version(name)} for name in names]
     rows.append({"what": "python", "value": sys.version.split()[0]})
     rows.append({"what": "extension", "value": problem() or "loaded"})

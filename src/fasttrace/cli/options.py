@@ -26,6 +26,8 @@ from fasttrace.errors import UserError
 from fasttrace.models import DEFAULT_MODEL
 from fasttrace.tracing.sweep import DEFAULT_MEMORY
 
+from .deliver import STORE
+
 Verb = Callable[..., None]
 
 
@@ -123,11 +125,19 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         "limit": click.option("--limit", type=click.IntRange(1), help="At most so many facts."),
         "store": click.option(
             "--store",
-            type=click.Path(dir_okay=False),
+            type=STORE,
             multiple=True,
             callback=only_one,
             metavar="FILE",
             help="DuckDB file for the results.",
+        ),
+        "store to read": click.option(
+            "--store",
+            type=click.Path(dir_okay=False),
+            multiple=True,
+            callback=only_one,
+            metavar="FILE",
+            help="DuckDB file to read.",
         ),
         "stores": click.option(
             "--store",
@@ -176,7 +186,7 @@ def load(model: str, dtype: str, device: str) -> Any:
 
 
 def emit(table: pa.Table, as_json: bool, title: str | None = None) -> None:
-    from fasttrace.analysis.tables import render
+    from fasttrace.analysis.render import render
 
     click.echo(render(table, "json" if as_json else "text", title=title), nl=False)
 
@@ -191,13 +201,13 @@ def open_stores(named: Sequence[str], timeout_s: float = 60.0) -> Any:
     """The store of one FILE; for several, or one with a name, those stores together."""
     if not named:
         raise UserError("no store was named, --store FILE was wanted")
-    pairs = [_named(text) for text in named]
+    pairs = [named_store(text) for text in named]
     if len(pairs) == 1 and not pairs[0][0]:
         return ft.Store(pairs[0][1], timeout_s=timeout_s)
     return ft.Stores([(name or Path(path).stem, path) for name, path in pairs], timeout_s=timeout_s)
 
 
-def _named(text: str) -> tuple[str, str]:
+def named_store(text: str) -> tuple[str, str]:
     """ "a=runs/a.duckdb" → ("a", "runs/a.duckdb"); a path alone has no name."""
     named = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", text)
     return (named[1], named[2]) if named else ("", text)

@@ -8,6 +8,7 @@ import click
 
 from fasttrace.errors import UserError
 
+from .deliver import FILE_AND_FOLDER, FOLDER, check_apart
 from .options import open_store, open_stores, options
 
 
@@ -15,7 +16,7 @@ from .options import open_store, open_stores, options
 @options("stores", "json", "score")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
-@click.option("--out", type=click.Path(file_okay=False), help="Write a file a table to this folder.")
+@click.option("--out", type=FOLDER, help="Write a file a table to this folder.")
 @click.option(
     "--resamples", type=click.IntRange(0), default=1000, show_default=True,
     help="Of the facts, for the 95 % intervals; 0: none.",
@@ -27,7 +28,8 @@ def tables(
     """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
     from fasttrace.analysis.paper import TABLES, held, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
-    from fasttrace.analysis.tables import paper_table, render, summary
+    from fasttrace.analysis.render import render
+    from fasttrace.analysis.tables import paper_table, summary
 
     target = open_stores(stores)
     there = held(target)
@@ -60,10 +62,10 @@ def tables(
 
 
 @click.command()
-@options("store", "json")
+@options("store to read", "json")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option("--format", "format_", type=click.Choice(["png", "svg", "pdf"]), default="svg", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False), default="figures", show_default=True, help="Folder.")
+@click.option("--out", type=FOLDER, default="figures", show_default=True, help="Folder.")
 @click.option("--fact-id", help="Figure 2: whose tracing grid; default: the fact that the noise hurt most.")
 @click.option("--layer", type=click.IntRange(0), help="Figures 4, 14: which edited layer; default: the best.")
 def figures(
@@ -98,11 +100,12 @@ def _say_which(what: str, catalogue: dict[int, Any], held: Any) -> None:
 
 
 @click.command()
-@options("store", "json")
-@click.option("--out", type=click.Path(dir_okay=False), default="report.html", show_default=True)
+@options("store to read", "json")
+@click.option("--out", type=FILE_AND_FOLDER, default="report.html", show_default=True)
 def report(store: str | None, as_json: bool, out: str) -> None:
     """Write everything the store holds as one self-contained HTML file."""
     from fasttrace.analysis.report import write_report
 
+    check_apart(("--store", store), ("--out", out))
     path = write_report(open_store(store), out)
     click.echo(json.dumps({"report": str(path)}) if as_json else f"report: {path}")

@@ -11,10 +11,11 @@ import pyarrow as pa
 from rich.console import Console
 
 from fasttrace.errors import UserError
+from fasttrace.optional import require
 
-from .deliver import deliver, format_of
+from .deliver import FILE, check_apart, deliver, format_of
 from .fit import fit
-from .options import open_stores, options
+from .options import named_store, open_stores, options
 
 ON_A_TERMINAL = 40
 
@@ -23,10 +24,10 @@ ON_A_TERMINAL = 40
 @options("stores", "json")
 @click.argument("query", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--parquet", type=click.Path(dir_okay=False), metavar="FILE", help="Write the rows as Parquet.")
+@click.option("--parquet", type=FILE, metavar="FILE", help="Write the rows as Parquet.")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Write to FILE instead: as --json or --csv say, else by its ending (.json, .csv, .parquet), else as text.",
 )
@@ -62,6 +63,8 @@ def sql(
     from fasttrace.analysis.saved import ask, saved_queries
 
     form = format_of(as_json, as_csv, parquet, out)
+    read = [("--store", named_store(text)[1]) for text in stores]
+    check_apart(*read, ("--out", out), ("--parquet", parquet))
     saved = saved_queries(folder)
     if listing:
         table = listed(saved)
@@ -74,6 +77,7 @@ def sql(
     if query is None and sys.stdin.isatty():
         if form != "text" or out or not sys.stdout.isatty():
             raise UserError("no query was given: SQL, a saved query's name, a file ending in .sql, or - was wanted")
+        require("prompt_toolkit")
         from .prompt import Prompt
 
         Prompt(store, saved, write, lambda table: shown(table, max_rows)).run()

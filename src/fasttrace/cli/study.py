@@ -10,8 +10,9 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
-from fasttrace.study import Runner, Stage, Study, load_study, shipped, write_results
+from fasttrace.study import Runner, Stage, Study, check_results, load_study, shipped, write_results
 
+from .deliver import check_apart, check_cache, check_store
 from .options import bar, emit, load, options, stages
 
 
@@ -20,8 +21,8 @@ from .options import bar, emit, load, options, stages
 @click.argument("file", required=False)
 @click.option("--list", "listed", is_flag=True, help="Name the studies that come with fasttrace.")
 @click.option("--show", is_flag=True, help="Print the study file: the start of your own.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder to write to; default: the study's name.")
-@click.option("--store", type=click.Path(dir_okay=False), help="DuckDB file; default: study.duckdb in that folder.")
+@click.option("--out", metavar="DIRECTORY", help="Folder to write to; default: the study's name.")
+@click.option("--store", metavar="FILE", help="DuckDB file; default: study.duckdb in that folder.")
 @click.option("--dry-run", is_flag=True, help="Print counts and expected time, and compute nothing.")
 def study(
     as_json: bool, file: str | None, listed: bool, show: bool, out: str | None, store: str | None, dry_run: bool
@@ -48,6 +49,12 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
     from fasttrace.analysis.tables import summary
 
     begun, store = time.perf_counter(), ft.Store(store_path)
+    if not dry_run:
+        check_apart(("--out", str(out)), ("--store", str(store_path)))
+        check_results(out)
+        check_store(store_path, makes_folder=True)
+        if chosen.uses_cache:
+            check_cache()
     model = load(chosen.model, chosen.dtype, chosen.device)
     runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
     if dry_run:
@@ -92,7 +99,7 @@ def _duration(seconds: float) -> str:
 
 @click.command()
 @options("model", "json")
-@click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Folder to write to.")
+@click.option("--out", metavar="DIRECTORY", default="demo", show_default=True, help="Folder to write to.")
 @click.option("--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Known facts to study.")
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
     """The study 'demo', small: know, trace, collect, edit, regress, report."""

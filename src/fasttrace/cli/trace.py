@@ -11,6 +11,7 @@ import fasttrace as ft
 from fasttrace.tracing.plan import METHODS, MODULES, TOKENS
 from fasttrace.tracing.sweep import SCREEN, TARGETS
 
+from .deliver import check_cache
 from .options import bar, emit, load, numbers, open_store, options, stages
 
 
@@ -117,6 +118,7 @@ def stats(
     as_json: bool, seed: int, layers: list[int] | None,
 ) -> None:  # fmt: skip
     """Collect the keys' second moments, every layer in one pass."""
+    check_cache()
     decoder = load(model, dtype, device)
     with stages() as progress:
         moments = ft.second_moments(

@@ -12,6 +12,7 @@ import torch
 from fasttrace.errors import ModelError
 from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.optional import require
 
 DTYPES = {
     "float32": torch.float32,
@@ -46,7 +47,8 @@ def load_model(
     cannot be read from the source's safetensors (GGUF, converted layouts) are written when they go to disk.
 
     Raises ModelError where the source cannot be found or read, holds no safetensors/GGUF weights, is of a
-    family without an adapter, or dtype and device do not go together.
+    family without an adapter, or dtype and device do not go together; PackageError where GGUF is asked for and
+    the package gguf is not installed.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
@@ -58,6 +60,7 @@ def load_model(
     where, gguf = _resolve(str(source))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf is not None:
+        require("gguf")
         options["gguf_file"] = gguf
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -6,10 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from fasttrace.facts.record import Fact
+from fasttrace.optional import duckdb  # before all that imports it: where it is missing, this says so
 from fasttrace.store import parquet
 from fasttrace.store.connect import SCHEMA_VERSION, check_folder, check_schema, create, opened, statement
 from fasttrace.store.query import Readable, rows_of

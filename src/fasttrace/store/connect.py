@@ -21,6 +21,7 @@ from typing import TypeVar
 import duckdb
 
 from fasttrace.errors import StoreError
+from fasttrace.places import why_unwritable
 
 SCHEMA_VERSION = 5
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
@@ -237,9 +238,11 @@ def _is_lock(error: duckdb.Error) -> bool:
 
 def check_folder(path: Path) -> None:
     """Raises StoreError where no store can be made at `path`."""
-    if not path.parent.is_dir():
+    if not path.parent.exists():
         raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist: make it first")
-    if not os.access(path.parent, os.W_OK):
+    if not path.parent.is_dir():
+        raise StoreError(f"the folder {path.parent} of the store {path.name} is not one: choose another")
+    if why_unwritable(path.parent) is not None:
         raise StoreError(f"the folder {path.parent} of the store {path.name} is read-only: choose another")
     if path.with_name(f"{path.name}.wal").exists() and not path.exists():
         # DuckDB would play the old log into the new file.

@@ -1,0 +1,164 @@
+"""Any table as text, Markdown, CSV, JSON or LaTeX. Imports no store: verbs that need none print with it."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fasttrace.errors import UserError
+
+FORMATS = ("text", "markdown", "csv", "json", "latex")
+
+
+def render(
+    table: pa.Table,
+    format: str = "text",
+    *,
+    title: str | None = None,
+    digits: int = 3,
+    width: int | None = None,
+) -> str:
+    """A table as a string that ends in a newline.
+
+    format: 'text' (headings wrapped to the terminal, or to `width` characters), 'markdown', 'csv', 'json' (a
+    list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit, and NULL as an
+    empty field or null; the others show `digits` decimals, and an en dash for NULL.
+    Raises UserError for another format.
+    """
+    if format not in FORMATS:
+        raise UserError(f"the table format {format!r} is not known: one of {', '.join(FORMATS)} was wanted")
+    if format == "text":
+        return _text(table, title, digits, width)
+    if format == "csv":
+        return _csv(table)
+    if format == "json":
+        return json.dumps([_json_row(row) for row in table.to_pylist()], ensure_ascii=False, indent=2) + "\n"
+    return (_markdown if format == "markdown" else _latex)(table, title, digits)
+
+
+def _cells(table: pa.Table, digits: int) -> tuple[list[str], list[list[str]]]:
+    """(names, rows as text): an interval X_low, X_high stands behind its number, in its column."""
+    ends = {f"{name}{end}" for name in table.column_names for end in ("_low", "_high")}
+    names = [name for name in table.column_names if name not in ends]
+    spread = {name for name in names if f"{name}_low" in table.column_names}
+
+    def text(row: dict[str, Any], name: str) -> str:
+        value = _shown(name, row[name], digits)
+        if name not in spread or row[f"{name}_low"] is None:
+            return value
+        return f"{value} [{_shown(name, row[f'{name}_low'], digits)}, {_shown(name, row[f'{name}_high'], digits)}]"
+
+    return names, [[text(row, name) for name in names] for row in table.to_pylist()]
+
+
+def _shown(name: str, value: Any, digits: int) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        least = 10.0**-digits
+        if name in ("p_value", "p_clustered") and value < least:
+            return f"<{least:.{digits}f}"
+        text = f"{value:.{digits}f}"
+        return text.lstrip("-") if float(text) == 0 else text
+    return str(value)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
+    names, rows = _cells(table, digits)
+    headings = [name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in names]
+    widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+    if sum(widths) > (Console().width if width is None else width):
+        headings = [heading.replace(" ", "\n") for heading in headings]  # values are never broken, nor left out
+    shown = Table(
+        title=Text(title) if title else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading, name in zip(headings, names, strict=True):
+        right = _is_number(table.schema.field(name).type)
+        shown.add_column(Text(heading), justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))  # Text: a value like "[b]" is no markup
+    console = Console(width=sum(widths) + 3 * len(widths), file=io.StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+
+
+def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    names, rows = _cells(table, digits)
+    rules = ["---:" if _is_number(table.schema.field(name).type) else ":---" for name in names]
+    lines = [line(names), "|" + "|".join(rules) + "|", *map(line, rows)]
+    return "\n".join(([f"**{title}**", ""] if title else []) + lines) + "\n"
+
+
+def _latex(table: pa.Table, title: str | None, digits: int) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(_escape_latex, cells)) + r" \\"
+
+    names, rows = _cells(table, digits)
+    columns = "".join("r" if _is_number(table.schema.field(name).type) else "l" for name in names)
+    lines = [
+        *([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+        line(names), r"\midrule",
+        *map(line, rows), r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+        "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$",
+        "–": "--",
+    }
+)  # fmt: skip
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def _csv(table: pa.Table) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.column_names)
+
+    writer.writerows(row.values() for row in table.to_pylist())
+    return out.getvalue()
+
+
+def _json_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _json_value(value) for name, value in row.items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN
+    if isinstance(value, Decimal):  # DuckDB's sum of whole numbers, among others
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, list):
+        return [_json_value(part) for part in value]
+    if isinstance(value, dict):
+        return _json_row(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

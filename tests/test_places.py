@@ -1,0 +1,221 @@
+"""Where a verb is to write is looked at before anything is read, loaded or computed."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import fasttrace as ft
+from fasttrace.cli.deliver import check_cache
+from fasttrace.errors import UserError
+from fasttrace.places import check_file, check_folder
+
+# The first thing that each verb does with good places fails: what it would read, load or time on is not there.
+MODEL = ("--model", "nowhere/model.gguf")
+FACTS = ("--facts", "nowhere.jsonl")
+UNREAD = ("--store", "nowhere.duckdb")
+STUDY = ("study", "absent.toml")
+ABSENT = ("nowhere.jsonl", "nowhere/model.gguf", "no store at nowhere.duckdb", "device 'nowhere'", "device 'cuda'")
+
+# What cannot be written to, and the sentence about it.
+NOT_A_FILE = {
+    "model": "'model' cannot be written: expected a file, got a folder",
+    "/dev/null": "'/dev/null' cannot be written: expected a file, got neither file nor folder",
+    "text.txt/new": "'text.txt/new' cannot be written: 'text.txt' is not a folder",
+    "/proc/new": "'/proc/new' cannot be written: '/proc' takes no file",
+}
+NOT_A_FILE_THERE = {**NOT_A_FILE, "none/new": "'none/new' cannot be written: there is no folder 'none'"}
+NOT_A_FOLDER = {
+    "text.txt": "the folder 'text.txt' cannot be written to: 'text.txt' is not a folder",
+    "text.txt/a/b": "the folder 'text.txt/a/b' cannot be written to: 'text.txt' is not a folder",
+    "/proc/a/b": "the folder '/proc/a/b' cannot be written to: '/proc' takes no file",
+}
+NOT_A_STORE = {
+    "text.txt": "the store text.txt is not a DuckDB file",
+    "old.duckdb": "the store old.duckdb has schema version 1, made by an older fasttrace",
+    "other.duckdb": "other.duckdb is a DuckDB file but not a fasttrace store",
+    "model": "the store model is a folder: a file was wanted",
+    "none/new": "the folder none of the store new does not exist: make it first",
+    "text.txt/new": "the folder text.txt of the store new is not one: choose another",
+    "/proc/new": "the folder /proc of the store new is read-only: choose another",
+}
+NOT_A_NEW_FILE = {
+    "text.txt": "delta file 'text.txt' exists, a new file was wanted",
+    "text.txt/new": NOT_A_FILE["text.txt/new"],
+    "/proc/new": NOT_A_FILE["/proc/new"],
+}
+NOT_A_NEW_FOLDER = {
+    "model": "export: 'model' exists and is not an empty folder, a new folder was wanted",
+    "text.txt": "export: 'text.txt' exists and is not an empty folder",
+    "text.txt/new": "the folder 'text.txt' cannot be written to: 'text.txt' is not a folder",
+    "/proc/a/b": "the folder '/proc/a' cannot be written to: '/proc' takes no file",
+}
+NOT_A_STUDY = {
+    **NOT_A_FOLDER,
+    "tables-taken": "the folder 'tables-taken/tables' cannot be written to: 'tables-taken/tables' is not a folder",
+    "figures-taken": "the folder 'figures-taken/figures' cannot be written to: 'figures-taken/figures' is not a folder",
+    "report-taken": "'report-taken/report.html' cannot be written: expected a file, got a folder",
+}
+NOT_A_STUDYS_STORE = {
+    **{place: sentence for place, sentence in NOT_A_STORE.items() if place != "none/new"},
+    "/proc/a/b": "the folder '/proc/a' cannot be written to: '/proc' takes no file",
+}
+NOT_A_CACHE = {
+    "text.txt": "cache folder 'text.txt/fasttrace' cannot be made",
+    "/proc": "cache folder '/proc/fasttrace' cannot be made",
+}
+NOT_A_RECORD = {
+    "text.txt": "'text.txt/fasttrace/tiles.json' cannot be written: 'text.txt' is not a folder",
+    "/proc": "'/proc/fasttrace/tiles.json' cannot be written: '/proc' takes no file",
+}
+
+CACHE = "XDG_CACHE_HOME"
+EDITS = [
+    (("edit", *MODEL, *FACTS), ("--delta", "new")),
+    (("mass", *MODEL, *FACTS), ("--delta", "new")),
+    (("tune", *MODEL, *FACTS), ()),
+]
+# (the verb with what else it is given; the option, "" for an argument; what cannot be written to)
+PLACES = [
+    (("facts", *FACTS), "--store", NOT_A_STORE),
+    (("facts", "--check", *MODEL, *FACTS), "--store", NOT_A_STORE),
+    (("trace", *MODEL, *FACTS), "--store", NOT_A_STORE),
+    (("stats", *MODEL), "--store", NOT_A_STORE),
+    (("stats", *MODEL), CACHE, NOT_A_CACHE),
+    *((verb, "--store", NOT_A_STORE) for verb, _ in EDITS),
+    *(((*verb, *to), CACHE, NOT_A_CACHE) for verb, to in EDITS),
+    *(((*verb, *to, "--method", "ft-1", "--essence", "1"), CACHE, NOT_A_CACHE) for verb, to in EDITS),
+    *((verb, "--export", NOT_A_NEW_FOLDER) for verb, _ in EDITS[:2]),
+    *((verb, "--delta", NOT_A_NEW_FILE) for verb, _ in EDITS[:2]),
+    (("export", *MODEL, "text.txt"), "", NOT_A_NEW_FOLDER),
+    (STUDY, "--out", NOT_A_STUDY),
+    (STUDY, "--store", NOT_A_STUDYS_STORE),
+    (STUDY, CACHE, NOT_A_CACHE),
+    (("demo", *MODEL), "--out", NOT_A_STUDY),
+    (("demo", *MODEL), CACHE, NOT_A_CACHE),
+    (("sql", "FROM edits", *UNREAD), "--out", NOT_A_FILE_THERE),
+    (("sql", "FROM edits", *UNREAD), "--parquet", NOT_A_FILE_THERE),
+    (("tables", *UNREAD), "--out", NOT_A_FOLDER),
+    (("figures", *UNREAD), "--out", NOT_A_FOLDER),
+    (("report", *UNREAD), "--out", NOT_A_FILE),
+    (("bench", "rms_norm", "--device", "nowhere"), "--store", NOT_A_STORE),
+    (("bench", "window_restore", "--tune"), CACHE, NOT_A_RECORD),
+]
+named = pytest.mark.parametrize(
+    ("words", "option", "bad"), PLACES, ids=[" ".join((words[0], option)).strip() for words, option, _ in PLACES]
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(workplace):
+    """With every kind of place that is none, and a study of a model that is not there."""
+    for folder in ("tables-taken", "figures-taken", "report-taken/report.html", "cache"):
+        (workplace / folder).mkdir(parents=True)
+    (workplace / "tables-taken" / "tables").touch()
+    (workplace / "figures-taken" / "figures").touch()
+    (workplace / "absent.toml").write_text('model = "nowhere/model.gguf"\n[[edit]]\nlayers = [1]\n')
+    ft.Store(workplace / "old.duckdb").create()
+    for name, change in (("old", "UPDATE store_schema SET version = 1"), ("other", "CREATE TABLE t (a INT)")):
+        with duckdb.connect(str(workplace / f"{name}.duckdb")) as con:
+            con.execute(change)
+    return workplace
+
+
+def given(words, option, place, monkeypatch):
+    """The command with this place."""
+    if option == CACHE:
+        monkeypatch.setenv(CACHE, place)
+        return words
+    return (*words, *filter(None, [option]), place)
+
+
+def all_of(folder):
+    """{path: when it was last written to, None for a folder}."""
+    return {path: path.stat().st_mtime_ns if path.is_file() else None for path in folder.rglob("*")}
+
+
+@named
+def test_a_bad_place_is_said_before_any_work(workplace, run, monkeypatch, words, option, bad):
+    before = all_of(workplace)
+    for place, sentence in bad.items():
+        done = run(*given(words, option, place, monkeypatch), code=2)
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1, "one sentence, and no bar or spinner before it"
+        assert done.stdout == ""
+    assert all_of(workplace) == before
+
+
+@named
+def test_with_a_good_place_the_work_is_what_fails(workplace, run, monkeypatch, words, option, bad):
+    place = str(workplace / "cache") if option == CACHE else "good"
+    done = run(*given(words, option, place, monkeypatch), code=2)
+    assert any(sentence in done.stderr for sentence in ABSENT), done.stderr
+    assert not (workplace / "good").exists()
+
+
+def test_results_do_not_take_the_place_of_the_store(workplace, run):
+    ft.Store(workplace / "kept.duckdb").create()
+    done = run("report", "--store", "kept.duckdb", "--out", "./kept.duckdb", code=2)
+    assert "--store and --out are both './kept.duckdb'" in done.stderr
+    done = run(*STUDY, "--store", "good", "--out", "./good", code=2)
+    assert "--out and --store are both 'good'" in done.stderr
+
+
+def test_a_folder_without_the_right_to_write():
+    """In a child that is nobody, since root may write anywhere. A cache that holds something may hold all it needs."""
+    folder = Path(tempfile.mkdtemp())  # not tmp_path, whose parents are closed to others
+    try:
+        for name in ("empty", "full"):
+            (folder / name / "fasttrace").mkdir(parents=True)
+        (folder / "full" / "fasttrace" / "contexts").mkdir()
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o555)
+        tried = [
+            lambda: check_folder(folder / "a" / "b"),
+            lambda: check_file(folder / "a"),
+            lambda: check_cache_at(folder / "empty"),
+            lambda: check_cache_at(folder / "full"),
+        ]
+        said = [as_nobody(one) for one in tried]
+    finally:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+    assert said == [
+        f"the folder '{folder}/a/b' cannot be written to: '{folder}' takes no file (Permission denied)",
+        f"'{folder}/a' cannot be written: '{folder}' takes no file (Permission denied)",
+        f"the folder '{folder}/empty/fasttrace' cannot be written to: '{folder}/empty/fasttrace' takes no file "
+        "(Permission denied)",
+        "",
+    ]
+
+
+def check_cache_at(home):
+    os.environ[CACHE] = str(home)
+    check_cache()
+
+
+def as_nobody(call):
+    """The sentence of the UserError that a call raises in a child process without rights; "" where it raises none."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            try:
+                call()
+            except UserError as error:
+                os.write(writer, str(error).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        text = said.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return text
