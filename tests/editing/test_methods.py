@@ -23,7 +23,8 @@ from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key, noised_embed
 
-FAMILIES = ["llama", "gpt2", "gptj", "gemma2"]
+CASES = [(family, problem) for family in ("llama", "gpt2") for problem in PROBLEMS]
+CASES += [(family, problem) for family in ("gptj", "gemma2") for problem in ("error-injection", "fact-forcing")]
 VALUE = {"steps": 4, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5}
 # Larger than the paper's, for a model whose probabilities hardly move otherwise.
 TUNE = {"steps": 5, "lr": 5e-3, "epsilon": 1e-2}
@@ -71,10 +72,10 @@ def plain_target(model, fact, problem):
     return tokenizer(" " + (fact.target_true if problem.target == "true" else fact.target_false))["input_ids"]
 
 
-def oracle(model, moments, fact, method, problem, layer, window):
+def oracle(model, moments, fact, method, problem, layer, window, options=None, history=None):
     noise = noise_of(model, fact) if problem.corrupted else None
     target = plain_target(model, fact, problem)
-    options = options_of(method)
+    options = options or options_of(method)
     if method == "rome":
         value, key = hooked_rome(
             model.hf, model.tokenizer, fact.prompt, fact.subject, target, layer, CONTEXTS,
@@ -93,14 +94,32 @@ def oracle(model, moments, fact, method, problem, layer, window):
             4, 0.5, 0.0625, 0.5, 0.75, options["covariance_weight"], noise, problem.minimise,
         )  # fmt: skip
     changes = hooked_finetune(
-        model.hf, model.tokenizer, fact.text, fact.subject, target, window, 5, 5e-3, 1e-2, noise, problem.minimise
-    )
+        model.hf, model.tokenizer, fact.text, fact.subject, target, window, options["steps"], options["lr"],
+        options["epsilon"], noise, problem.minimise, history=history,
+    )  # fmt: skip
     return {at: change.double() for at, (change, _) in changes.items()}
 
 
-def off(change, exact):
-    """Share of the weights that are not where they should be, to a thousandth of ε."""
-    return float(((change - exact).abs() >= 1e-3 * TUNE["epsilon"]).double().mean())
+def clear_of_rounding(history, part):
+    """layer → (d, m) bool: the weights whose gradient is at least `part` of the layer's largest at every step.
+
+    Adam's first step is lr · g/|g|: where g is rounding noise the weight goes the noise's way, in plain float32 too.
+    """
+    clear = {}
+    for _, gradients in history:
+        for layer, g in gradients.items():
+            clear[layer] = (g.abs() >= part * g.abs().max()) & clear.get(layer, torch.ones_like(g, dtype=torch.bool))
+    return clear
+
+
+def check_tuned(edit, wanted, history, options, part, slack):
+    """The loss is the oracle's, and so is every weight clear of rounding, to slack · ε; all weights are within ε."""
+    assert edit.loss == pytest.approx(history[-1][0], rel=1e-3)
+    for at, clear in clear_of_rounding(history, part).items():
+        assert float(clear.double().mean()) > 0.15, "a mask that is nearly empty would make this test empty"
+        mine = edit.updates[at].matrix()
+        assert float((mine - wanted[at]).abs()[clear].max()) < slack * options["epsilon"], at
+        assert float(mine.abs().max()) <= options["epsilon"] * (1 + 1e-6)
 
 
 def p_with(model, fact, changes, noise, target):
@@ -120,12 +139,9 @@ def p_with(model, fact, changes, noise, target):
     return float(np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target))))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("method", ["rome", "memit", "ft-1", "ft-5"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "problem"), CASES)
 def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, corpus, tmp_path):
-    if family in FAMILIES[2:] and problem not in ("error-injection", "fact-forcing"):
-        pytest.skip("two problems do on the families beyond the first two")
     model = small_model(family, small_tokenizer, torch.float32)
     ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
@@ -150,26 +166,43 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
         assert row["reason"] is None
         # In float64: a neuron in the tail of a GELU is rounding noise in transformers' float32, and C⁻¹ makes it large.
         model.hf.double()
-        exact = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates))
+        history = []
+        wanted = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates), history=history)
         model.hf.float()
-        tuned = method.startswith("ft")
-        wanted = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates)) if tuned else exact
         assert set(wanted) == set(edit.updates)
         noise = noise_of(model, fact) if kind.corrupted else None
         target = plain_target(model, fact, kind)
         assert row["target"] == small_tokenizer.decode(target).strip()
         assert row["p_before"] == pytest.approx(p_with(model, fact, {}, noise, target), rel=1e-4, abs=1e-8)
-        assert row["p_after"] == pytest.approx(p_with(model, fact, wanted, noise, target), rel=5e-3, abs=1e-4)
+        tuned = method.startswith("ft")
+        within = {"rel": 1e-3, "abs": 5e-6} if tuned else {"rel": 5e-3, "abs": 1e-4}
+        assert row["p_after"] == pytest.approx(p_with(model, fact, wanted, noise, target), **within)
         largest = max(float(change.abs().max()) for change in wanted.values())
         assert largest > 0
+        if tuned:
+            # One weight that goes the noise's way moves all later gradients a little: of 6 roundings of every case the
+            # largest error was 4e-3 ε (GPT-2, ft-5, fact-forcing), 3e-4 ε elsewhere.
+            check_tuned(edit, wanted, history, TUNE, part=1e-2, slack=1e-2)
+            continue
         for at, change in wanted.items():
-            mine = edit.updates[at].matrix()
-            if not tuned:
-                assert float((mine - change).abs().max()) < 2e-3 * largest, (at, largest)
-            else:
-                # A weight whose gradient is rounding noise goes the noise's way, in plain float32 Adam too.
-                assert off(mine, exact[at]) <= 2 * off(change, exact[at]) + 0.002
-                assert float(mine.abs().max()) <= TUNE["epsilon"] * (1 + 1e-6)
+            assert float((edit.updates[at].matrix() - change).abs().max()) < 2e-3 * largest, (at, largest)
+
+
+@pytest.mark.parametrize("method", ["ft-1", "ft-5"])
+@pytest.mark.parametrize(("family", "problem"), CASES)
+def test_one_step_of_fine_tuning_is_exact(family, method, problem, small_tokenizer):
+    model, kind = small_model(family, small_tokenizer, torch.float32), PROBLEMS[problem]
+    facts = LIKELY[family] if kind.minimise else FACTS
+    options = {**options_of(method), "steps": 1}
+    shared = {"method": method, "problem": problem, "layers": LAYERS, "contexts": CONTEXTS, "sigma": SIGMA}
+    result = ft.edit(model, facts, essence=0, **shared, **options)
+    assert len(result.edits) == len(LAYERS) * len(facts)
+    model.hf.double()
+    for edit in result.edits:
+        fact, history = next(f for f in facts if f.fact_id == edit.fact_id), []
+        window = sorted(edit.updates)
+        wanted = oracle(model, None, fact, method, kind, edit.layer, window, options, history)
+        check_tuned(edit, wanted, history, options, part=1e-3, slack=1e-5)
 
 
 # Of ΔW, relative in norm; of p after the edit, absolute. bfloat16's gradients have two digits, of which Adam's first
@@ -187,11 +220,14 @@ def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokeni
             weight.copy_(rounded)
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
     result = ft.edit(
-        model, FACTS, method=method, layers=[1, 2], moments=moments, contexts=CONTEXTS, essence=0, **options_of(method)
+        model, FACTS, method=method, layers=[1, 2, 4], moments=moments, contexts=CONTEXTS, essence=0, **options_of(method)
     )
     kind = PROBLEMS["error-injection"]
     of_change, of_p = DTYPE_ERRORS[dtype]
     for row, edit in zip(result.scores.to_pylist(), result.edits, strict=True):
+        if method in ("rome", "memit") and edit.layer == 4:
+            check_zero(edit, row)
+            continue
         fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
         wanted = oracle(wide, moments, fact, method, kind, edit.layer, sorted(edit.updates))
         for at, change in wanted.items():

@@ -11,9 +11,13 @@ from hooked_trace import mlp_modules
 
 
 def hooked_finetune(
-    hf, tokenizer, text, subject, target_ids, layers, steps, lr, epsilon, noise=None, minimise=False, bias=False
+    hf, tokenizer, text, subject, target_ids, layers, steps, lr, epsilon, noise=None, minimise=False, bias=False,
+    history=None,
 ):  # fmt: skip
-    """layer → (ΔW (d, m), Δb (d,) or None), the weights after less the weights before."""
+    """layer → (ΔW (d, m), Δb (d,) or None), the weights after less the weights before.
+
+    history: a list that takes every step's loss and {layer: its gradient of W (d, m)}.
+    """
     mine = copy.deepcopy(hf)
     modules = {layer: down_projection(mlp_modules(mine)[layer]) for layer in layers}
     tuned = [m.weight for m in modules.values()]
@@ -29,8 +33,12 @@ def hooked_finetune(
         with noised(mine, tokenizer, text, subject, noise):
             logp = mine(torch.tensor([ids])).logits[0].log_softmax(-1)
         nll = -sum(logp[first + k, t] for k, t in enumerate(target_ids)) / len(target_ids)
+        loss = torch.exp(-nll) if minimise else nll
         adam.zero_grad()
-        (torch.exp(-nll) if minimise else nll).backward()
+        loss.backward()
+        if history is not None:
+            gradients = {layer: upright(module, module.weight.grad.clone()) for layer, module in modules.items()}
+            history.append((float(loss.detach()), gradients))
         adam.step()
         with torch.no_grad():
             for weight, old in zip(tuned, before, strict=True):
@@ -39,10 +47,14 @@ def hooked_finetune(
     for layer, module in modules.items():
         place = next(i for i, w in enumerate(tuned) if w is module.weight)
         change = (module.weight - before[place]).detach()
-        across = type(module).__name__ == "Conv1D"
         shift = None
         if bias and module.bias is not None:
             place = next(i for i, w in enumerate(tuned) if w is module.bias)
             shift = (module.bias - before[place]).detach()
-        changes[layer] = (change.T if across else change, shift)
+        changes[layer] = (upright(module, change), shift)
     return changes
+
+
+def upright(module, weight):
+    """(d, m), whichever way the module keeps its weight."""
+    return weight.T if type(module).__name__ == "Conv1D" else weight
