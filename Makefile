@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make bench-peers · make check: each first makes .venv and installs what it needs, once.
+# make demo · make test · make test-all · make bench · make bench-peers · make check: each first makes .venv and installs what it needs, once.
 #
 # PYTHON  the interpreter that makes .venv (3.11 or later)
 # TORCH   what pip installs as torch, e.g. TORCH="torch==2.11.0"; a plain `torch` pulls gigabytes of CUDA
@@ -11,11 +11,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PEERS_READY := .venv-peers/ready
 READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
-.PHONY: help setup demo test bench bench-peers check clean
+.PHONY: help setup demo test test-all bench bench-peers check clean
 
 help:
 	@echo "make demo    trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
 	@echo "make test    every test"
+	@echo "make test-all  and the numerical ones again as other processors compute them (tests/processors.py)"
 	@echo "make bench   every op against its reference and torch.compile: JSON under bench/results, rows in build/bench.duckdb"
 	@echo "make bench-peers   one sweep by fasttrace and by its peers, in an environment of their own (.venv-peers)"
 	@echo "make check   lint, types, and the CUDA sources where nvcc is there"
@@ -23,8 +24,12 @@ help:
 demo: setup
 	$(BIN)/fasttrace demo --out demo
 
+# Test processes share the cores, and more than eight their memory.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10
+
+test-all: test
+	$(BIN)/python tests/processors.py
 
 bench: setup
 	@mkdir -p build

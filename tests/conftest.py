@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 
 import pytest
@@ -14,6 +15,14 @@ from small_models import small_model, trained_tokenizer
 def small_tokenizer():
     """A byte-level BPE tokenizer of at most 400 tokens, trained here."""
     return trained_tokenizer()
+
+
+def pytest_configure(config):
+    """Several test processes share the cores: their products, and those of the processes that they start."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torch.set_num_threads(threads)
 
 
 def pytest_addoption(parser):

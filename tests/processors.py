@@ -1,0 +1,85 @@
+"""The numerical tests as other processors compute them: what passes here by luck of rounding fails here too.
+
+python tests/processors.py [-k EXPRESSION] [--cases N …] [TEST …]      (make test-all; without tests, all of NUMERICAL)
+
+The settings: oneDNN's and torch's instruction sets, MKL's kernels, threads, and which product ops.linear takes. Any two
+values of two settings meet in one case. Where this processor lacks a value, oneDNN and torch take the best it has.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMERICAL = ("tests/ops", "tests/models", "tests/tracing", "tests/editing")
+# They run under sanitizers, in Triton's interpreter or without memory, where these settings say nothing.
+ELSEWHERE = ("tests/ops/test_twin.py", "tests/ops/test_tiles.py", "tests/ops/test_dispatch.py")
+ELSEWHERE += ("tests/ops/test_instruction_sets.py", "tests/tracing/test_no_waits.py")
+
+
+class Case(NamedTuple):
+    """onednn: ONEDNN_MAX_CPU_ISA. aten: ATEN_CPU_CAPABILITY. mkl: MKL_CBWR. None: not set. The rest: conftest.py's."""
+
+    onednn: str | None
+    aten: str | None
+    mkl: str | None
+    threads: int
+    linear: str
+
+    def environment(self) -> dict[str, str]:
+        named = {"ONEDNN_MAX_CPU_ISA": self.onednn, "ATEN_CPU_CAPABILITY": self.aten}
+        if torch.backends.mkl.is_available():
+            named["MKL_CBWR"] = self.mkl
+        plain = {name: value for name, value in os.environ.items() if name not in named}
+        return plain | {name: value for name, value in named.items() if value is not None}
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value or 'default'}" for name, value in self._asdict().items())
+
+
+CASES = (
+    Case("AVX2", "avx2", "COMPATIBLE", 1, "reference"),
+    Case("AVX2", None, None, 2, "native"),
+    Case("AVX512_CORE", "avx2", None, 2, "reference"),
+    Case("AVX512_CORE", None, "COMPATIBLE", 1, "native"),
+    Case(None, "avx2", "COMPATIBLE", 2, "native"),
+    Case(None, None, None, 1, "reference"),
+)
+
+
+def run(case: Case, tests: list[str], rest: list[str]) -> bool:
+    """Whether the tests pass as the case's processor would compute them."""
+    workers = max(1, len(os.sched_getaffinity(0)) // case.threads)
+    command = [
+        sys.executable, "-m", "pytest", *tests, *(f"--ignore={path}" for path in ELSEWHERE), "-p", "no:cacheprovider",
+        "-n", str(workers), "--dist", "worksteal", "--threads", str(case.threads), "--linear", case.linear, *rest,
+    ]  # fmt: skip
+    begun = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=case.environment(), capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines() or ["nothing was printed"]
+    if done.returncode:
+        print(done.stdout[-20000:], done.stderr[-2000:], sep="\n")
+    took = f"{'failed' if done.returncode else 'passed'} in {time.monotonic() - begun:4.0f} s"
+    print(f"{took}  {case}  {lines[-1]}", flush=True)
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-k", help="pytest's")
+    parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)))
+    parser.add_argument("tests", nargs="*", default=list(NUMERICAL))
+    options = parser.parse_args()
+    rest = ["-k", options.k] if options.k else []
+    passed = [run(CASES[number], options.tests, rest) for number in options.cases]
+    sys.exit(0 if all(passed) else 1)
+
+
+if __name__ == "__main__":
+    main()
