@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fasttrace.benchmarks.measure import DTYPES, bench, prepare
-from fasttrace.benchmarks.result import Row
+from fasttrace.benchmarks.result import Row, processor
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import triton_problem
 
@@ -64,7 +64,7 @@ def record(path: Path, row: Row, device: str) -> None:
     tiles = importlib.import_module("fasttrace.kernels.tiles")
     held = tiles.read(path)
     for key in row["keys"]:
-        held.setdefault(torch.cuda.get_device_name(device), {})[key] = row["tile"]
+        held.setdefault(processor(device), {})[key] = row["tile"]
     whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
