@@ -31,7 +31,8 @@ def test_weights_are_read_once_for_all_runs(small_tokenizer, reads):
 
 def test_stated_weights_are_not_read_and_name_the_model(small_tokenizer, reads):
     hf = small_model("gpt2", small_tokenizer, torch.float32).hf
-    plain, *stated = (ft.wrap_model(hf, small_tokenizer, weights=words) for words in (None, "seed 0", "seed 0", "seed 1"))
+    given = (None, "seed 0", "seed 0", "seed 1")
+    plain, *stated = (ft.wrap_model(hf, small_tokenizer, weights=words) for words in given)
     ids = [run_id(model) for model in stated]
     assert reads == []
     assert ids[0] == ids[1] != ids[2]
