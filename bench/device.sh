@@ -27,7 +27,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 all="unbuilt build tests tune ops gptj fuzz compiled table"
 python=${PYTHON:-python3}
-[ -x .venv/bin/python ] && ! command -v nvidia-smi >/dev/null 2>&1 && python=.venv/bin/python
+[ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && ! command -v nvidia-smi >/dev/null 2>&1 && python=.venv/bin/python
 
 mode=run small="" parts=""
 for word in "$@"; do
@@ -43,13 +43,14 @@ for word in "$@"; do
 done
 [ -n "$parts" ] || parts=" $all"
 
-# limited SECONDS COMMAND…: the command, and what it started, for so long at most.
+# limited SECONDS COMMAND…: the command, and what it started, for so long at most; where all is small, which is where
+# cores are few and shared, for three times as long.
 total=0 failed=""
 limited() {
     total=$((total + $1))
     [ "$mode" = run ] || return 0
     # pytest sums up what it has when it is interrupted; a process that hears nothing is killed.
-    timeout --signal INT --kill-after 5 $(($1 - 5)) "${@:2}" || failed+=" $part"
+    timeout --signal INT --kill-after 5 $((${small:+3 *} $1 - 5)) "${@:2}" || failed+=" $part"
 }
 
 # The package as links, so that nothing need be installed: once as it lies, once with the extension built into it.
