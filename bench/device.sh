@@ -50,7 +50,7 @@ limited() {
     total=$((total + $1))
     [ "$mode" = run ] || return 0
     # pytest sums up what it has when it is interrupted; a process that hears nothing is killed.
-    timeout --signal INT --kill-after 5 $((${small:+3 *} $1 - 5)) "${@:2}" || failed+=" $part"
+    timeout --signal INT --kill-after 10 $((${small:+3 *} $1 - 10)) "${@:2}" || failed+=" $part"
 }
 
 # The package as links, so that nothing need be installed: once as it lies, once with the extension built into it.
@@ -96,8 +96,8 @@ run_part() {
             gptj 110 bfloat16 "$out/$day-gptj-bfloat16.json"
             gptj 100 float32 "$out/$day-gptj-float32.json" ;;
         fuzz) gpu_tests 70 tests/ops/test_fuzz.py --junitxml "$out/fuzz.xml" ;;
-        compiled) ops 80 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
-        table) ops 10 --table "$out" ;;
+        compiled) ops 70 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
+        table) ops 20 --table "$out" ;;
     esac
 }
 
@@ -120,6 +120,10 @@ if [ "$mode" = budget ]; then
     echo "all: at most $total s"
     exit
 fi
+lay_out
+# Small products gain nothing from threads, and lose much to each other's waiting.
+[ -n "$small" ] && export OMP_NUM_THREADS=1
+export PYTHONPATH=$paths PYTHONUNBUFFERED=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
 if [ "$parts" != " table" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     device=cpu
     if [ -z "$small" ]; then
@@ -135,11 +139,7 @@ if [ "$parts" != " table" ] && ! "$python" -c 'import sys, torch; sys.exit(not t
     fi
 fi
 
-lay_out
 mkdir -p "$out"
-# Small products gain nothing from threads, and lose much to each other's waiting.
-[ -n "$small" ] && export OMP_NUM_THREADS=1
-export PYTHONPATH=$paths PYTHONUNBUFFERED=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
 "$python" - "$device" <<'PY'
 import sys
 

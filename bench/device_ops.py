@@ -100,7 +100,7 @@ def rows_of(task: Task) -> Iterator[Row]:
 
 
 def measured(options: argparse.Namespace) -> list[str]:
-    """Writes what there is after every op; returns what failed or is wrong, which takes nothing from the others."""
+    """Writes what there is after every op, and says what failed or is wrong, which takes nothing from the others."""
     kind, out = ("tiles", options.tune / "tried.json") if options.tune else ("device-ops", options.out)
     rows: list[Row] = []
     failed: list[str] = []
@@ -110,26 +110,29 @@ def measured(options: argparse.Namespace) -> list[str]:
             peaks[task.dtype] = found[0]
         mine = found[1:]
         rows += mine
-        failed += [] if why is None else [f"{task}: {why}"]
+        wrong = [] if why is None else [why]
         if task.way == "tiles":
-            keep_fastest(task, mine, options)
+            wrong += kept(task, mine, options.tune)
         else:
-            wrong = [row for row in mine if row["impl"] in ("auto", "triton") and not is_right(row, task.dtype)]
-            failed += [f"{task}: off by {row['relative_difference']:.1e} of the largest value" for row in wrong]
+            ours = [row for row in mine if row["impl"] in ("auto", "triton") and not is_right(row, task.dtype)]
+            wrong += [f"off by {row['relative_difference']:.1e} of the largest value" for row in ours]
+        for words in wrong:
+            failed.append(f"{task}: {words}")
+            print(failed[-1], flush=True)
         write(kind, rows, about(DEVICE, ceilings=peaks, failed=failed), out)
     return failed
 
 
-def keep_fastest(task: Task, tried: list[Row], options: argparse.Namespace) -> None:
-    """An op's fastest tile into the folder's record and this user's."""
+def kept(task: Task, tried: list[Row], folder: Path) -> list[str]:
+    """An op's fastest tile into the folder's record and this user's; or why not."""
     best = fastest(tried, task.dtype)
     if best is None:
-        print(f"{task}: no tile is right", flush=True)
-        return
-    for path in (options.tune / "tiles.json", records()[1]):
+        return ["no tile is right"]
+    for path in (folder / "tiles.json", records()[1]):
         record(path, best, DEVICE)
     slowest = max(row["seconds"] for row in tried if "seconds" in row)
     print(f"{task}: {best['impl']}, {slowest / best['seconds']:.2f} times as fast as the slowest", flush=True)
+    return []
 
 
 def line(rows: list[Row]) -> str:
@@ -186,7 +189,7 @@ def main() -> None:
     if options.table:
         return table(options.table)
     if failed := measured(options):
-        sys.exit("\n".join(failed))
+        sys.exit(f"{len(failed)} failed")
 
 
 if __name__ == "__main__":
