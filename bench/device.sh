@@ -1,55 +1,154 @@
 #!/usr/bin/env bash
-# Everything a GPU is for, in one command and under nine minutes: build, GPU tests, benchmarks, a short table.
+# Everything a GPU is for, part by part, what is worth most first. A part that fails or runs out of time takes nothing
+# from the others. JSON goes to $OUT as it comes.
 #
-#   bash bench/device.sh [build] [tests] [tune] [ops] [gptj] [table]     (all without arguments; JSON goes to $OUT)
+# Where a command may take ten minutes, these two (of 540 s at most; `--budget` adds the limits up):
 #
-# Wants Python 3.12, torch with CUDA, triton, transformers, pyarrow, pytest; needs no network. Where there is no
-# GPU it compiles every kernel for one, says so and exits 0. $OUT/tiles/tiles.json is to become kernels/tiles.json.
+#   bash bench/device.sh unbuilt build tests
+#   bash bench/device.sh tune ops gptj fuzz compiled table
+#
+#   unbuilt   a sweep of GPT-J-6B in bfloat16 and every Triton kernel, which need no extension
+#   build     the extension for $TORCH_CUDA_ARCH_LIST, 9.0 if that is not set
+#   tests     the GPU tests, over processes
+#   tune      every tile of every Triton kernel; $OUT/tiles/tiles.json is to become kernels/tiles.json
+#   ops       every op at GPT-J's sizes, beside its reference and what torch has
+#   gptj      sweeps of GPT-J-6B in bfloat16, then in float32
+#   fuzz      the GPU's ops on drawn shapes
+#   compiled  torch.compile of every op's definition
+#   table     a line a case of what is in $OUT
+#
+# Without a part all of them, in this order. Wants Python 3.12, torch with CUDA, triton, transformers, pyarrow, pytest,
+# pytest-xdist; needs no network and installs nothing. Where .git is not at hand, COMMIT says which commit this is.
+# Where there is no GPU it compiles every kernel for one, says so and exits 0.
+#
+# --small: every part at sizes that take moments, on the CPU too (Triton's kernels in its interpreter), without the
+# packages that a lent GPU machine lacks (bench/bare).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+all="unbuilt build tests tune ops gptj fuzz compiled table"
 python=${PYTHON:-python3}
-[ -x .venv/bin/python ] && ! command -v nvidia-smi >/dev/null 2>&1 && python=.venv/bin/python
-out=${OUT:-bench/results/device}
-parts=${*:-build tests tune ops gptj table}
-failed=0
-for part in $parts; do
-    case "$part" in
-        build | tests | tune | ops | gptj | table) ;;
-        *) echo "unknown part '$part': build, tests, tune, ops, gptj and table were wanted"; exit 2 ;;
+[ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && ! command -v nvidia-smi >/dev/null 2>&1 && python=.venv/bin/python
+
+mode=run small="" parts=""
+for word in "$@"; do
+    case " $all --small --budget " in
+        *" $word "*) ;;
+        *) echo "unknown part '$word': expected some of $all, --small or --budget"; exit 2 ;;
+    esac
+    case "$word" in
+        --small) small=--small ;;
+        --budget) mode=budget ;;
+        *) parts+=" $word" ;;
     esac
 done
+[ -n "$parts" ] || parts=" $all"
 
-if [ "$parts" = table ]; then
-    exec "$python" bench/device_ops.py --table "$out"
+# limited SECONDS COMMAND…: the command, and what it started, for so long at most; where all is small, which is where
+# cores are few and shared, for three times as long.
+total=0 failed=""
+limited() {
+    total=$((total + $1))
+    [ "$mode" = run ] || return 0
+    # pytest sums up what it has when it is interrupted; a process that hears nothing is killed.
+    timeout --signal INT --kill-after 10 $((${small:+3 *} $1 - 10)) "${@:2}" || failed+=" $part"
+}
+
+# The package as links, so that nothing need be installed: once as it lies, once with the extension built into it.
+# build/ stays on the machine between commands.
+home=$PWD/build/device${small:+-small}
+lay_out() {
+    for folder in plain built; do
+        mkdir -p "$home/$folder/fasttrace"
+        find "$home/$folder/fasttrace" -type l -delete
+        for entry in src/fasttrace/*; do
+            case "$entry" in *.so | */__pycache__) ;; *) ln -s "$PWD/$entry" "$home/$folder/fasttrace/" ;; esac
+        done
+        ln -s "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"
+    done
+}
+
+ops() { limited "$1" "${env[@]}" "$python" -W ignore bench/device_ops.py $small "${@:2}"; }
+gptj() { limited "$1" "${env[@]}" "$python" bench/bench_gptj.py --dtype "$2" $small --out "$3"; }
+gpu_tests() { limited "$1" env OMP_NUM_THREADS=1 "$python" -m pytest -p apart -n "$workers" --timeout 60 -m gpu "${@:2}"; }
+
+run_part() {
+    local env=(env "PYTHONPATH=$paths") interpreted=()
+    [ "$device" = cpu ] && interpreted=(TRITON_INTERPRET=1)
+    case "$1" in
+        unbuilt)
+            env=(env "PYTHONPATH=$home/plain:$more_paths")
+            gptj 110 bfloat16 "$out/unbuilt/$day-gptj-bfloat16.json"
+            env+=("${interpreted[@]}")
+            ops 70 --only triton --out "$out/unbuilt/$day-triton.json" ;;
+        # By force: of what a source includes setuptools knows little.
+        build)
+            limited 230 "$python" -W ignore -c 'import setuptools; setuptools.setup()' -q \
+                build_ext --force --build-lib "$home/built" --build-temp "$home/objects"
+            limited 20 "${env[@]}" "$python" -c "from fasttrace.ops.native import problem; exit(problem('$device'))" ;;
+        tests) gpu_tests 110 tests/ops tests/tracing/test_wavefront.py --ignore tests/ops/test_fuzz.py \
+            --junitxml "$out/tests.xml" ;;
+        tune)
+            # What is fastest at small sizes is no record to keep.
+            env+=("${interpreted[@]}" ${small:+"XDG_CACHE_HOME=$out/cache"})
+            ops 90 --tune "$out/tiles" ;;
+        ops) ops 80 --out "$out/$day-ops.json" ;;
+        gptj)
+            gptj 110 bfloat16 "$out/$day-gptj-bfloat16.json"
+            gptj 100 float32 "$out/$day-gptj-float32.json" ;;
+        fuzz) gpu_tests 70 tests/ops/test_fuzz.py --junitxml "$out/fuzz.xml" ;;
+        compiled) ops 70 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
+        table) ops 20 --table "$out" ;;
+    esac
+}
+
+all_parts() {
+    for part in $parts; do
+        [ "$mode" = budget ] || echo "== $part ($SECONDS s)"
+        before=$total
+        run_part "$part"
+        [ "$mode" = run ] || echo "$part: at most $((total - before)) s"
+    done
+}
+
+out=${OUT:-bench/results/device}
+[ -n "$small" ] && out=${OUT:-$home/out}
+day=$(date +%F) workers=$(($(nproc) < 12 ? $(nproc) : 12)) device=cuda
+more_paths="${small:+$PWD/bench/bare:}$PWD/bench${PYTHONPATH:+:$PYTHONPATH}"
+paths="$home/built:$more_paths"
+if [ "$mode" = budget ]; then
+    all_parts
+    echo "all: at most $total s"
+    exit
 fi
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    echo "There is no GPU here: every kernel is compiled for one, and nothing is run."
-    command -v nvcc >/dev/null 2>&1 || echo "nvcc is not here either, so the CUDA sources are left out."
-    if "$python" -c 'import triton' 2>/dev/null; then
-        "$python" -W ignore bench/compile_kernels.py || exit 1
-    else
-        echo "Triton is not here, so its kernels are left out."
-        "$python" csrc/build_ext.py check-cuda || exit 1
+lay_out
+# Small products gain nothing from threads, and lose much to each other's waiting.
+[ -n "$small" ] && export OMP_NUM_THREADS=1
+export PYTHONPATH=$paths PYTHONUNBUFFERED=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
+if [ "$parts" != " table" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    device=cpu
+    if [ -z "$small" ]; then
+        echo "There is no GPU here: every kernel is compiled for one, and nothing is run."
+        command -v nvcc >/dev/null 2>&1 || echo "nvcc is not here either, so the CUDA sources are left out."
+        if "$python" -c 'import triton' 2>/dev/null; then
+            "$python" -W ignore bench/compile_kernels.py || exit 1
+        else
+            echo "Triton is not here, so its kernels are left out."
+            "$python" csrc/build_ext.py check-cuda || exit 1
+        fi
+        exit 0
     fi
-    exit 0
 fi
 
 mkdir -p "$out"
-"$python" - <<'PY'
+"$python" - "$device" <<'PY'
+import sys
+
 import torch
-print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuda", torch.version.cuda)
+
+name = torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "no GPU"
+print(f"{name}, torch {torch.__version__}, cuda {torch.version.cuda}, python {sys.version.split()[0]}")
 PY
-# A part that hangs must not take the time of those after it.
-for part in $parts; do
-    echo "== $part ($SECONDS s)"
-    case "$part" in
-        build) timeout 110 "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index -e . || failed=1 ;;
-        tests) timeout 110 "$python" -m pytest -q tests/ops tests/tracing/test_wavefront.py -m gpu --junitxml "$out/tests.xml" || failed=1 ;;
-        tune) timeout 80 "$python" bench/device_ops.py --tune "$out/tiles" || failed=1 ;;
-        ops) timeout 110 "$python" bench/device_ops.py --out "$out/$(date +%F)-ops.json" || failed=1 ;;
-        gptj) timeout 120 "$python" bench/bench_gptj.py --device cuda --out "$out/$(date +%F)-gptj.json" || failed=1 ;;
-        table) "$python" bench/device_ops.py --table "$out" || failed=1 ;;
-    esac
-done
-echo "== done ($SECONDS s)"
-exit "$failed"
+bash bench/device.sh --budget $parts | tail -n 1
+all_parts
+echo "== done ($SECONDS s)${failed:+; failed:$failed}"
+[ -z "$failed" ]

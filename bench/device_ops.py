@@ -1,19 +1,28 @@
 """Every op on a GPU at the shapes that its kernel is for, JSON; and the short table of a folder of such JSON.
 
+python bench/device_ops.py --out FILE.json                      every way but torch.compile, with the tiles recorded
+python bench/device_ops.py --out FILE.json --only triton        one way; triton: every kernel, without the extension
+python bench/device_ops.py --out FILE.json --only torch.compile
 python bench/device_ops.py --tune FOLDER       tries every tile; FOLDER/tiles.json is what kernels/tiles.json is to be
-python bench/device_ops.py --out FILE.json     times, with the tiles that were recorded
 python bench/device_ops.py --table FOLDER      a line a case: fasttrace, the best other way, the part of the ceiling
+
+--ops NAME … for some ops; --small for sizes that take moments anywhere (Triton's kernels then need TRITON_INTERPRET=1).
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from apart import apart
 from fasttrace.kernels.tiles import records
 from harness import DEVICE, Row, about, write
 
-from fasttrace.benchmarks import TILED, bench, ceilings, fastest, record, tune
+from fasttrace.benchmarks import TILED, bench, ceilings, fastest, measure, record, tune
+from fasttrace.benchmarks.measure import COMPILED
+from fasttrace.benchmarks.tuning import is_right
 
 GPTJ = {"rows": 8192, "d": 4096}
 SHAPES: dict[str, dict[str, int]] = {
@@ -28,76 +37,144 @@ SHAPES: dict[str, dict[str, int]] = {
     "gelu_tanh_": {"rows": 16384, "m": 16384},
     "adam_linf_": {"items": 8, "d": 4096, "m": 16384},
 }
+SMALL: dict[str, dict[str, int]] = {
+    "noised_embed": {"facts": 2, "samples": 2, "tokens": 5, "subject": 2, "vocab": 40, "d": 70},
+    "window_restore": {"rows": 24, "d": 70},
+    "prefix_attention": {"facts": 1, "length": 5, "cells": 1, "samples": 2, "heads": 2, "kv_heads": 1, "head_dim": 24},
+    "target_logprob": {"rows": 20, "d": 40, "vocab": 300},
+    "second_moment_": {"tokens": 24, "m": 48, "single": 1},
+    "rank_one_": {"d": 16, "m": 48},
+    "rank_one_linear": {"rows": 24, "d": 16, "m": 48},
+    "rank_one_add_": {"rows": 24, "d": 16, "m": 48},
+    "gelu_tanh_": {"rows": 9, "m": 300},
+    "adam_linf_": {"items": 2, "d": 16, "m": 48},
+}
 # So that tiles of keys differ: at 8 tokens every one is a single step of 16.
 LONGER = {"prefix_attention": {"facts": 20, "length": 40}}
-# torch.compile takes most of the time, so it is asked for in one dtype.
-COMPILED_IN = "bfloat16"
+PATIENCE = 60.0  # seconds without a row, after which an op is given up
 
 
-def timed(out: Path | None) -> list[str]:
-    """Times and writes what there is after every op; returns what failed, which takes nothing from the others."""
+@dataclass(frozen=True)
+class Task:
+    """An op in a dtype. way: one of `bench`'s, "tiles" for every tile, "" for every way but torch.compile."""
+
+    op: str
+    dtype: str
+    way: str
+    small: bool
+
+    def __str__(self) -> str:
+        return f"{self.op} in {self.dtype}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of its load."""
+        if self.small:
+            return SMALL[self.op]
+        return SHAPES[self.op] | (LONGER.get(self.op, {}) if self.way == "tiles" else {})
+
+
+def tasks(options: argparse.Namespace) -> list[Task]:
+    """What is asked for, one dtype after the other, so that no op has both before every op has one."""
+    way, chosen, dtypes = "tiles" if options.tune else options.only or "", options.ops, ["bfloat16", "float32"]
+    if way in ("tiles", "triton"):
+        chosen = chosen or TILED
+        # Triton's interpreter has no products of bfloat16.
+        dtypes = dtypes if DEVICE == "cuda" else ["float32"]
+    if way == COMPILED:
+        dtypes = ["bfloat16"]  # it takes longest of all
+    return [Task(op, dtype, way, options.small) for dtype in dtypes for op in chosen or SHAPES]
+
+
+def rows_of(task: Task) -> Iterator[Row]:
+    """The ceilings of the dtype, then a row a way or a tile."""
+    if task.small:
+        measure.ENOUGH = 0.0  # seconds: a call or two is enough to see that all is there
+    peak = ceilings(task.dtype, DEVICE)
+    yield {"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop}
+    if task.way == "tiles":
+        yield from tune(task.op, task.sizes, dtype=task.dtype, device=DEVICE)
+    else:
+        only = [task.way] if task.way else []
+        yield from bench(task.op, task.sizes, dtype=task.dtype, device=DEVICE, only=only, compiled=False)
+
+
+def measured(options: argparse.Namespace) -> list[str]:
+    """Writes what there is after every op, and says what failed or is wrong, which takes nothing from the others."""
+    kind, out = ("tiles", options.tune / "tried.json") if options.tune else ("device-ops", options.out)
     rows: list[Row] = []
     failed: list[str] = []
-    told: dict[str, dict[str, float]] = {}
-    for dtype in ("bfloat16", "float32"):
-        peak = ceilings(dtype, DEVICE)
-        told[dtype] = {"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop}
-        for op, sizes in SHAPES.items():
-            try:
-                rows += bench(op, sizes, dtype=dtype, device=DEVICE, compiled=dtype == COMPILED_IN)
-            except Exception as error:
-                failed.append(f"{op} in {dtype}: {error}")
-                print(failed[-1], flush=True)
-            write("device-ops", rows, about(DEVICE, ceilings=told, failed=failed), out)
+    peaks: dict[str, Row] = {}
+    for task, found, why in apart(rows_of, tasks(options), PATIENCE):
+        if found:
+            peaks[task.dtype] = found[0]
+        mine = found[1:]
+        rows += mine
+        wrong = [] if why is None else [why]
+        if task.way == "tiles":
+            wrong += kept(task, mine, options.tune)
+        else:
+            ours = [row for row in mine if row["impl"] in ("auto", "triton") and not is_right(row, task.dtype)]
+            wrong += [f"off by {row['relative_difference']:.1e} of the largest value" for row in ours]
+        for words in wrong:
+            failed.append(f"{task}: {words}")
+            print(failed[-1], flush=True)
+        write(kind, rows, about(DEVICE, ceilings=peaks, failed=failed), out)
     return failed
 
 
-def tuned(folder: Path) -> list[str]:
-    """Every tile of every kernel, the fastest into the folder's record and this user's; returns what failed."""
-    rows: list[Row] = []
-    failed: list[str] = []
-    for dtype in ("bfloat16", "float32"):
-        for op in TILED:
-            tried: list[Row] = []
-            try:
-                tried += tune(op, SHAPES[op] | LONGER.get(op, {}), dtype=dtype, device=DEVICE)
-            except Exception as error:
-                failed.append(f"{op} in {dtype}: {error}")
-                print(failed[-1], flush=True)
-            rows += tried
-            best = fastest(tried, dtype)
-            if best is not None:
-                for path in (folder / "tiles.json", records()[1]):
-                    record(path, best, DEVICE)
-                slowest = max(row["seconds"] for row in tried if "seconds" in row)
-                gain = f"{slowest / best['seconds']:.2f} times as fast as the slowest"
-                print(f"{op} in {dtype}: {best['impl']}, {gain}", flush=True)
-            write("tiles", rows, about(DEVICE, failed=failed), folder / "tried.json")
-    return failed
+def kept(task: Task, tried: list[Row], folder: Path) -> list[str]:
+    """An op's fastest tile into the folder's record and this user's; or why not."""
+    best = fastest(tried, task.dtype)
+    if best is None:
+        return ["no tile is right"]
+    for path in (folder / "tiles.json", records()[1]):
+        record(path, best, DEVICE)
+    slowest = max(row["seconds"] for row in tried if "seconds" in row)
+    print(f"{task}: {best['impl']}, {slowest / best['seconds']:.2f} times as fast as the slowest", flush=True)
+    return []
 
 
 def line(rows: list[Row]) -> str:
     """fasttrace against the fastest other way that computes the same."""
     [own] = [row for row in rows if row["impl"] == "auto"]
     others = [row for row in rows if row["impl"] != "auto" and row.get("relative_difference") is not None]
-    best = min(others, key=lambda row: row["seconds"])
     part = f"{100 * own['fraction_of_ceiling']:.0f} % of ceiling"
-    against = f"{best['seconds'] / own['seconds']:.2f} times {best['impl']}"
+    against = ""
+    if others:
+        best = min(others, key=lambda row: row["seconds"])
+        against = f"{best['seconds'] / own['seconds']:.2f} times {best['impl']}"
     dtype, taken = own["case"].rpartition(", ")[2], f"{1e6 * own['seconds']:.0f} µs"
     return f"{own['benchmark']:18}{dtype:10}{taken:>12}  {part:18}{against:32}{own['relative_difference']:.0e}"
 
 
+def sweep_line(rows: list[Row]) -> str:
+    """A sweep: seconds a fact, the part of the product peak, and what the rows after it say."""
+    parts = []
+    for row in rows:
+        if "seconds_a_fact" in row:
+            parts += [f"{row['seconds_a_fact']:.3f} s a fact", f"{100 * row['fraction_of_peak']:.0f} % of GEMM peak"]
+        if "times_slower" in row:
+            parts += [f"hooked forwards {row['times_slower']:.1f} times slower"]
+            parts += [f"{row['relative_difference']:.0e} from them"]
+        if "fasttrace_off" in row:
+            parts += [f"{row['fasttrace_off']:.0e} from float32", f"they {row['hooked_off']:.0e}"]
+    return f"{rows[0]['case']}: {', '.join(parts)}"
+
+
 def table(folder: Path) -> None:
+    """A line a case of all the JSON in a folder."""
+    cases: dict[tuple[str, str], list[Row]] = {}
     for path in sorted(folder.glob("*.json")):
-        rows = json.loads(path.read_text())["rows"]
-        for key in dict.fromkeys((row["benchmark"], row["case"]) for row in rows):
-            mine = [row for row in rows if (row["benchmark"], row["case"]) == key]
-            if key[0] != "sweep":
-                print(line(mine))
-            for row in mine:
-                if "seconds_a_fact" in row:
-                    told = f"{row['seconds_a_fact']:.3f} s a fact, {100 * row['fraction_of_peak']:.0f} % of GEMM peak"
-                    print(f"{row['case']}: {told}, {row['times_faster']:.1f} times one hooked forward a cell")
+        for row in json.loads(path.read_text())["rows"]:
+            cases.setdefault((row["benchmark"], row["case"]), []).append(row)
+    for (benchmark, case), rows in cases.items():
+        if benchmark == "sweep":
+            print(sweep_line(rows))
+        elif any(row["impl"] == "auto" for row in rows):
+            print(line(rows))
+        else:
+            print(f"{benchmark}, {case}: fasttrace's own row is missing")
 
 
 def main() -> None:
@@ -105,11 +182,14 @@ def main() -> None:
     parser.add_argument("--tune", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--only", metavar="WAY")
+    parser.add_argument("--ops", nargs="+", choices=SHAPES)
+    parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     if options.table:
         return table(options.table)
-    if failed := tuned(options.tune) if options.tune else timed(options.out):
-        sys.exit(f"{len(failed)} could not be timed: {'; '.join(failed)}")
+    if failed := measured(options):
+        sys.exit(f"{len(failed)} failed")
 
 
 if __name__ == "__main__":

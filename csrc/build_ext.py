@@ -1,9 +1,13 @@
 """Builds the compiled extension: flags for the stable ABI, and the CUDA module where nvcc and torch agree.
 
 pyproject.toml names this class in [tool.setuptools.cmdclass] and lists fasttrace._C; fasttrace._C_cuda is
-added here. `python csrc/build_ext.py check-cuda` compiles every .cu file to an object and links nothing.
+added here. `python csrc/build_ext.py check-cuda` compiles the sources of fasttrace._C_cuda and links nothing.
+
+Two settings are torch's own. TORCH_CUDA_ARCH_LIST="9.0" compiles for these architectures only. MAX_JOBS is the number
+of sources compiled at once, by default the number of cores.
 """
 
+import os
 import re
 import runpy
 import shutil
@@ -11,11 +15,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
+from setuptools.errors import CompileError
 
 
 def find_torch() -> Path:
@@ -34,7 +41,7 @@ MACROS = [
     ("Py_LIMITED_API", "0x030b0000"),  # Python 3.11
 ]
 INCLUDES = [str(TORCH / "include")]
-CUDA_ARCHITECTURES = ("80", "90", "100", "120")
+CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0"
 OLDEST_TORCH = (2, 11)
 
 
@@ -70,16 +77,45 @@ def cuda_sources() -> list[str]:
     return [str(path) for path in sorted(HERE.glob("*.cu"))]
 
 
-def nvcc_command(source: str, target: str, architectures: tuple[str, ...]) -> list[str]:
-    """The command that compiles one .cu file to an object."""
+def cuda_architectures() -> list[str]:
+    """What TORCH_CUDA_ARCH_LIST names, "8.0;9.0+PTX" or "9.0 9.0a", as nvcc has it: "80", "90+PTX", "90a"."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    found = []
+    for one in re.split(r"[;\s]+", given.strip("; ")):
+        parts = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", one)
+        if parts is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected architectures such as 9.0 or 8.0;9.0+PTX, got '{given}'")
+        found.append(f"{parts[1]}{parts[2]}{parts[3] or ''}")
+    return found
+
+
+def jobs() -> int:
+    """How many sources are compiled at once."""
+    given = os.environ.get("MAX_JOBS", "")
+    if given and not given.isdecimal():
+        raise SystemExit(f"MAX_JOBS: expected a number of sources to compile at once, got '{given}'")
+    return int(given or 0) or os.cpu_count() or 1
+
+
+def nvcc_command(source: str, target: str, architectures: Sequence[str]) -> list[str]:
+    """The command that compiles one source to an object, for architectures as of `cuda_architectures`."""
     command = [nvcc() or "nvcc", "-c", source, "-o", target, "-std=c++20", "-O3", "-DUSE_CUDA"]
-    if len(architectures) == 1:
-        command.append(f"-arch=sm_{architectures[0]}")
-    else:
-        command += ["--threads", "0", *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures)]
-    command += [f"-D{name}={value}" for name, value in MACROS]
+    for one in architectures:
+        number = one.removesuffix("+PTX")
+        code = f"sm_{number}" if number == one else f"[sm_{number},compute_{number}]"
+        command.append(f"-gencode=arch=compute_{number},code={code}")
+    command += ["--threads", "0", *(f"-D{name}={value}" for name, value in MACROS)]
     command += [f"-I{path}" for path in INCLUDES]
     return [*command, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+def compile_cuda(sources: Sequence[str], folder: Path, architectures: Sequence[str], pool: Executor) -> dict[str, str]:
+    """Source → object, or "" where nvcc failed (it has said why); all of them at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [str(folder / (Path(source).name + ".o")) for source in sources]
+    commands = [nvcc_command(*one, architectures) for one in zip(sources, targets, strict=True)]
+    codes = pool.map(lambda command: subprocess.run(command).returncode, commands)
+    return {source: "" if code else target for source, target, code in zip(sources, targets, codes, strict=True)}
 
 
 class build_ext(_build_ext):
@@ -109,6 +145,19 @@ class build_ext(_build_ext):
             else:
                 module.extra_compile_args += ["-std=c++20", "-O3", "-fvisibility=hidden"]
 
+    def build_extensions(self) -> None:
+        """Compiles all sources of all extensions at once, where setuptools would take them one after another."""
+        compile_several: Callable[..., list[str]] = self.compiler.compile
+
+        def compile_each(sources: list[str], **how: object) -> list[str]:
+            made = self.pool.map(lambda source: compile_several([source], **how), sources)
+            return [target for targets in made for target in targets]
+
+        self.parallel = max(len(self.extensions), 1)
+        with ThreadPoolExecutor(jobs()) as self.pool:
+            self.compiler.compile = compile_each
+            super().build_extensions()
+
     def build_extension(self, ext: Extension) -> None:
         """Compiles .cu sources with nvcc, then leaves the rest to setuptools."""
         kernels = [source for source in ext.sources if source.endswith(".cu")]
@@ -118,28 +167,25 @@ class build_ext(_build_ext):
             ext.include_dirs.append(str(toolkit() / "include"))
             ext.library_dirs += [str(toolkit() / "lib64"), str(toolkit() / "lib")]
             ext.libraries += ["torch_cuda", "c10_cuda", "cudart"]
-            for source in kernels:
-                target = Path(self.build_temp) / (Path(source).name + ".o")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                subprocess.run(nvcc_command(source, str(target), CUDA_ARCHITECTURES), check=True)
-                ext.extra_objects.append(str(target))
+            made = compile_cuda(kernels, Path(self.build_temp), cuda_architectures(), self.pool)
+            if "" in made.values():
+                raise CompileError("nvcc failed on " + ", ".join(s for s, target in made.items() if not target))
+            ext.extra_objects += made.values()
         super().build_extension(ext)
 
 
 def check_cuda() -> int:
-    """Compiles every CUDA source to an object and throws it away; 0 also where there is no nvcc."""
+    """Compiles the sources of fasttrace._C_cuda to objects and throws them away; 0 also where there is no nvcc."""
     if nvcc() is None:
         print("no nvcc on the path: CUDA sources not compiled")
         return 0
     INCLUDES.append(sysconfig.get_path("include"))
-    with tempfile.TemporaryDirectory() as folder:
-        for source in cuda_sources():
-            target = str(Path(folder) / (Path(source).name + ".o"))
-            failed = subprocess.run(nvcc_command(source, target, ("90",))).returncode
-            print(f"{Path(source).name}: {'failed' if failed else 'compiled'} for sm_90")
-            if failed:
-                return 1
-    return 0
+    sources = [*cuda_sources(), str(HERE / "library_cuda.cpp")]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs()) as pool:
+        made = compile_cuda(sources, Path(folder), ["90"], pool)
+    for source, target in made.items():
+        print(f"{Path(source).name}: {'compiled' if target else 'failed'} for sm_90")
+    return int("" in made.values())
 
 
 if __name__ == "__main__":

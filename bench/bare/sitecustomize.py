@@ -1,14 +1,20 @@
 """Python started with this folder on PYTHONPATH finds no package that a lent GPU machine lacks.
 
-So a run here fails where a run there would: `.ci/run` tries the parts of bench/device.sh this way.
+So a run here fails where a run there would: `.ci/run` tries the parts of bench/device.sh this way. Nor is fasttrace
+installed there: where PYTHONPATH has it as a folder, what is installed here is not found.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
-LACKING = frozenset({"duckdb", "gguf", "prompt_toolkit", "pydantic", "ray"})
+LACKING = {"duckdb", "gguf", "prompt_toolkit", "pydantic", "ray"}
+PATHS = [Path(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+AS_A_FOLDER = any((path / "fasttrace").is_dir() for path in PATHS)
+UNINSTALLED = LACKING | {"fasttrace"} if AS_A_FOLDER else LACKING
 
 
 class Bare:
@@ -22,10 +28,12 @@ class Bare:
 
     def find_distributions(self, *context: Any) -> Iterator[Any]:
         found = getattr(self.finder, "find_distributions", lambda *_: ())(*context)
-        return (one for one in found if one.name.replace("-", "_") not in LACKING)
+        return (one for one in found if one.name.replace("-", "_") not in UNINSTALLED)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.finder, name)
 
 
-sys.meta_path[:] = map(Bare, sys.meta_path)
+# An editable installation has a finder of its own.
+kept = [one for one in sys.meta_path if not (AS_A_FOLDER and "editable" in getattr(one, "__module__", ""))]
+sys.meta_path[:] = map(Bare, kept)

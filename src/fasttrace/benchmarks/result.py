@@ -7,6 +7,7 @@ measured under the names of `METRICS`.
 import datetime
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,8 +21,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fasttrace.runs import VERSION
+
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BENEATH = ("torch", "triton", "transformers", "numpy")  # whose versions a result names beside fasttrace's
 
 # What a row may hold: its key → (metric, unit) in the store.
 METRICS = {
@@ -100,7 +104,8 @@ def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "commit": commit(),
-        "versions": {name: _version(name) for name in ("fasttrace", "torch", "triton", "transformers", "numpy")},
+        # fasttrace's from its source: it may run from a folder, with nothing installed.
+        "versions": {"fasttrace": VERSION, **{name: _version(name) for name in BENEATH}},
         "python": sys.version.split()[0],
         "at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -111,7 +116,7 @@ def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
 def processor(device: str = DEVICE) -> str:
     """The CUDA device's name, or the model name in /proc/cpuinfo ("cpu" where there is none)."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
     return found[1].strip() if found else "cpu"
@@ -125,16 +130,17 @@ def machine(device: str = DEVICE) -> str:
 
 
 def commit() -> str:
-    """The commit this tree is at, with -dirty where tracked files differ from it; of an installed package "unknown"."""
+    """The commit this tree is at, with -dirty where tracked files differ from it. Of a copy without its repository what
+    the variable COMMIT says, else "unknown"; of an installed package "unknown"."""
     if not (ROOT / "pyproject.toml").is_file():
         return "unknown"
     try:
         told = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-        )
+        ).stdout.strip()
     except FileNotFoundError:
-        return "unknown"
-    return told.stdout.strip() or "unknown"
+        told = ""
+    return told or os.environ.get("COMMIT") or "unknown"
 
 
 def _version(package: str) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from fasttrace.benchmarks.measure import DTYPES, bench, prepare
-from fasttrace.benchmarks.result import Row
+from fasttrace.benchmarks.result import Row, processor
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import triton_problem
 
 TILED = ("noised_embed", "window_restore", "prefix_attention", "target_logprob", "gelu_tanh_", "adam_linf_")
-ROUNDINGS = 64  # of the dtype: a tile whose result is further off the reference is not recorded
+ROUNDINGS = 64  # of the dtype: a result that is further off the reference is wrong, and its tile is not recorded
 
 
 def check_tiled(op: str) -> None:
@@ -51,10 +51,14 @@ def tune(
         yield {**row, "impl": name, "tile": one, "keys": sorted(asked)}
 
 
+def is_right(row: Row, dtype: str) -> bool:
+    """Whether a row's result was the reference's, but for roundings; NaN never is."""
+    return "error" not in row and bool(row["relative_difference"] <= ROUNDINGS * torch.finfo(DTYPES[dtype]).eps)
+
+
 def fastest(rows: list[Row], dtype: str) -> Row | None:
     """Of one op's rows the one to record: the fastest that is right. None where there is none."""
-    bound = ROUNDINGS * torch.finfo(DTYPES[dtype]).eps
-    right = [row for row in rows if "error" not in row and row["relative_difference"] <= bound]
+    right = [row for row in rows if is_right(row, dtype)]
     return min(right, key=lambda row: float(row["seconds"]), default=None)
 
 
@@ -64,7 +68,7 @@ def record(path: Path, row: Row, device: str) -> None:
     tiles = importlib.import_module("fasttrace.kernels.tiles")
     held = tiles.read(path)
     for key in row["keys"]:
-        held.setdefault(torch.cuda.get_device_name(device), {})[key] = row["tile"]
+        held.setdefault(processor(device), {})[key] = row["tile"]
     whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

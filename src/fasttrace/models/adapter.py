@@ -116,6 +116,7 @@ class Decoder(ABC):
     embed_scale: float | None = None  # what the embedding module multiplies its rows by
     logit_softcap: float | None = None  # logits stay within ± this
     tf32: bool = False  # float32 weights, their products on CUDA in TF32 while fasttrace computes
+    stated_weights: str | None = None  # what the weights are, in the words of whoever wrapped them
 
     def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
         self.hf = hf.eval().requires_grad_(False)
@@ -294,13 +295,15 @@ class Decoder(ABC):
 
     @cached_property
     def model_hash(self) -> str:
-        """The model's identity in runs, moments and the store: 16 hex digits over its weights as first read,
-        its config (what it computes, not where it lay) and its tokenizer."""
+        """The model's identity in runs, moments and the store: 16 hex digits over its weights as first read (or as
+        stated to `wrap_model`), its config (what it computes, not where it lay) and its tokenizer."""
         passing = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
         config = {k: v for k, v in self.config.to_dict().items() if k not in passing}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
-        parts = [self.weights_hash(), json.dumps(config, sort_keys=True, default=str), tokenizer]
+        # A hash has no spaces, so words are never taken for one.
+        weights = self.weights_hash() if self.stated_weights is None else f"stated: {self.stated_weights}"
+        parts = [weights, json.dumps(config, sort_keys=True, default=str), tokenizer]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
     def check_length(self, tokens: int, what: str) -> None:

@@ -109,9 +109,18 @@ def load_model(
     return model
 
 
-def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory") -> Decoder:
-    """Adapter for a transformers model already in memory. Raises ModelError for a family without one."""
-    return adapter_for(hf.config)(hf, tokenizer, name)
+def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None) -> Decoder:
+    """Adapter for a transformers model already in memory.
+
+    weights: what the weights are, in words true of these alone ("EleutherAI/gpt-j-6b at 47e1693"). They stand for the
+        weights' bytes in `model_hash`, the model's identity in runs and stores, so that the bytes need not be read
+        (12 GB: ten seconds). The words are believed: to a store, models with the same words, config and tokenizer are
+        one. None: the weights are hashed, once, when the identity is first asked for.
+    Raises ModelError for a family without an adapter.
+    """
+    model = adapter_for(hf.config)(hf, tokenizer, name)
+    model.stated_weights = weights
+    return model
 
 
 def _resolve(source: str) -> tuple[str, str | None]:

@@ -1,0 +1,48 @@
+"""Without the extension, and without an installation: fasttrace from a folder on PYTHONPATH."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fasttrace
+
+ROOT = Path(__file__).resolve().parents[2]
+# Of those that the extension has; the others have no such implementation at all, or are oneDNN's.
+NATIVE = ("window_restore", "prefix_attention", "second_moment_", "rank_one_", "rank_one_linear", "rank_one_add_")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    places = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    (folder / "fasttrace").mkdir()
+    for entry in (ROOT / places.pop("fasttrace")).iterdir():
+        if entry.suffix != ".so" and entry.name != "__pycache__":
+            (folder / "fasttrace" / entry.name).symlink_to(entry)
+    for package, place in places.items():
+        (folder / package.replace(".", "/")).symlink_to(ROOT / place)
+    paths = [folder, ROOT / "bench" / "bare", ROOT / "bench", ROOT / "tests" / "oracle"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, ROOT / "tests" / "oracle" / "unbuilt.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["file"] == str(folder / "fasttrace" / "__init__.py")
+    return answer
+
+
+def test_auto_takes_the_reference_and_native_says_what_is_missing(told):
+    assert set(told["off"].values()) == {0.0}
+    for op in NATIVE:
+        assert "impl='native' was asked for, but fasttrace._C is not built in this installation" in told["native"][op]
+
+
+def test_a_sweep_runs_and_results_name_the_version(told):
+    assert told["cells"] > 0
+    assert not told["installed"]
+    assert told["version"] == fasttrace.__version__
