@@ -276,8 +276,12 @@ def test_mass_erasure_counts_what_it_leaves_out(workplace, run):
         "--contexts", "2", "--layer", "2", "--problem", "fact-erasure", "--set", "steps=2", "--store", "erase.duckdb",
     )  # fmt: skip
     assert "4 of 5 facts left out, one for: p(o_true) = " in run(*words).stderr
-    sql = "SELECT count(reason) AS left_out, count(position) AS landed FROM mass_edits"
-    assert ft.Store(workplace / "erase.duckdb").query(sql).to_pylist() == [{"left_out": 4, "landed": 1}]
+    rows = ft.Store(workplace / "erase.duckdb").query("SELECT position, reason FROM mass_edits ORDER BY position")
+    landed, *left_out = rows.to_pylist()
+    assert landed["position"] == 1
+    assert landed["reason"].endswith("after layer 4: the edit is zero"), "the window of layer 2 ends at the last"
+    assert [row["position"] for row in left_out] == [None] * 4
+    assert all("is below 0.02, too little to erase" in row["reason"] for row in left_out)
 
 
 def test_every_verb_has_help(run):
