@@ -2,6 +2,9 @@
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,10 +16,9 @@ from fasttrace.ops.linear import linear, linear_reference
 linear_module = importlib.import_module("fasttrace.ops.linear")  # the attribute of that name is the function
 SHAPES = [(1, 1, 1), (3, 7, 5), (64, 576, 192), (210, 33, 129), (17, 1536, 576)]
 DTYPES = [torch.float32, torch.bfloat16]
-needs_onednn = pytest.mark.skipif(
-    linear_module._obstacle(torch.ones(1, 1), torch.ones(1, 1), None) is not None,
-    reason="this torch has no oneDNN",
-)
+OBSTACLES = {dtype: linear_module._obstacle(*torch.ones(2, 1, 1, dtype=dtype), None) for dtype in DTYPES}
+TAKEN = [dtype for dtype in DTYPES if OBSTACLES[dtype] is None]
+needs_onednn = pytest.mark.skipif(not TAKEN, reason=f"{OBSTACLES[torch.float32]}")
 
 
 def draw(n, k, m, dtype, bias=True, seed=0):
@@ -35,7 +37,7 @@ def assert_as_exact_as_the_reference(got, reference, exact, slack=4.0):
 @needs_onednn
 @pytest.mark.parametrize("activation", [None, "gelu_tanh"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TAKEN, ids=str)
 @pytest.mark.parametrize(("n", "k", "m"), SHAPES)
 def test_native_equals_float64(n, k, m, dtype, bias, activation):
     x, w, b = draw(n, k, m, dtype, bias)
@@ -62,7 +64,7 @@ def test_transposed_strided_and_higher_rank_operands():
 
 @needs_onednn
 @pytest.mark.parametrize("activation", [None, "gelu_tanh"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TAKEN, ids=str)
 def test_gradient_wrt_x_equals_float64(dtype, activation):
     x, w, b = draw(19, 48, 72, dtype)
     upstream = torch.randn(19, 72, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -156,3 +158,24 @@ def test_a_weight_with_gaps_is_not_given_to_onednn():
     with pytest.raises(UserError, match="contiguous without gaps was wanted"):
         linear(x, part, impl="native")
     torch.testing.assert_close(linear(x, part), x @ whole[:, 10:])
+
+
+@needs_onednn
+def test_a_dtype_without_a_product_on_this_processor_is_a_sentence_and_takes_the_reference():
+    """oneDNN has bfloat16 from AVX-512 on: a process told of no more than AVX2 computes as a lesser processor."""
+    script = """
+import torch
+from fasttrace.errors import UserError
+from fasttrace.ops.linear import linear
+x, w = torch.randn(3, 8).bfloat16(), torch.randn(5, 8).bfloat16()
+assert torch.equal(linear(x, w), x @ w.T)
+try:
+    linear(x, w, impl="native")
+except UserError as error:
+    print(error)
+"""
+    lesser = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", script], env=lesser, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "impl='native' was asked for, but oneDNN has no torch.bfloat16 product on this processor" in done.stdout
+    assert len(done.stdout.splitlines()) == 1

@@ -37,7 +37,8 @@ def told(tmp_path_factory):
 
 
 def test_auto_takes_the_reference_and_native_says_what_is_missing(told):
-    assert set(told["off"].values()) == {0.0}
+    # Not 0: within an op, ops.linear takes whichever product is faster here.
+    assert max(told["off"].values()) < 1e-6
     for op in NATIVE:
         assert "impl='native' was asked for, but fasttrace._C is not built in this installation" in told["native"][op]
 

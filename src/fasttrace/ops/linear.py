@@ -94,6 +94,20 @@ def _obstacle(x: Tensor, w: Tensor, bias: Tensor | None) -> str | None:
     # Fake and wrapped tensors carry no memory for oneDNN to read.
     if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return "x is not a plain tensor"
+    if (refusal := _onednn_refusal(x.dtype)) is not None:
+        return f"oneDNN has no {x.dtype} product on this processor ({refusal})"
+    return None
+
+
+@functools.cache
+def _onednn_refusal(dtype: torch.dtype) -> str | None:
+    """What oneDNN says where it has no product of the dtype (bfloat16 without AVX-512, say), or None."""
+    one = torch.ones(1, 1, dtype=dtype)
+    with torch.inference_mode():
+        try:
+            _onednn(one, one, None)
+        except RuntimeError as error:
+            return str(error).partition(".")[0]
     return None
 
 
@@ -135,11 +149,7 @@ def _onednn_is_faster(dtype: torch.dtype, threads: int) -> bool:
         return time.perf_counter() - start
 
     with torch.inference_mode():
-        try:
-            times = [(seconds(functional.linear), seconds(_onednn)) for _ in range(_ROUNDS)]
-        except RuntimeError as error:
-            log.info("linear on cpu, %s: functional.linear, as oneDNN refuses (%s)", dtype, error)
-            return False
+        times = [(seconds(functional.linear), seconds(_onednn)) for _ in range(_ROUNDS)]
     reference, onednn = (min(column) for column in zip(*times[2:], strict=True))
     gain = reference / onednn
     taken = "oneDNN" if gain > _WORTH else "functional.linear"
