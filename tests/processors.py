@@ -53,12 +53,13 @@ CASES = (
 )
 
 
-def run(case: Case, tests: list[str], rest: list[str]) -> bool:
+def run(case: Case, tests: list[str], expression: str) -> bool:
     """Whether the tests pass as the case's processor would compute them."""
     workers = max(1, len(os.sched_getaffinity(0)) // case.threads)
     command = [
         sys.executable, "-m", "pytest", *tests, *(f"--ignore={path}" for path in ELSEWHERE), "-p", "no:cacheprovider",
-        "-n", str(workers), "--dist", "worksteal", "--threads", str(case.threads), "--linear", case.linear, *rest,
+        "-n", str(workers), "--dist", "worksteal", "--threads", str(case.threads), "--linear", case.linear,
+        "-k", expression,
     ]  # fmt: skip
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=case.environment(), capture_output=True, text=True)
@@ -72,12 +73,11 @@ def run(case: Case, tests: list[str], rest: list[str]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-k", help="pytest's")
+    parser.add_argument("-k", help="pytest's", default="not in_the_interpreter")
     parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("tests", nargs="*", default=list(NUMERICAL))
     options = parser.parse_args()
-    rest = ["-k", options.k] if options.k else []
-    passed = [run(CASES[number], options.tests, rest) for number in options.cases]
+    passed = [run(CASES[number], options.tests, options.k) for number in options.cases]
     sys.exit(0 if all(passed) else 1)
 
 
