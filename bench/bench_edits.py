@@ -1,7 +1,7 @@
 """Editing in batches against the released way, one edit at a time: edits a second, equal before they are timed.
 
 .venv/bin/python bench/bench_edits.py [--parts rome memit ft-1 ft-5 scoring memory] [--facts 8] [--layers 3 9 15 21 27]
-    [--contexts 20] [--apart 2] [--rounds 3] [--store PATH]
+    [--contexts 20] [--apart 1] [--rounds 3] [--out FILE] [--store FILE]
 
 SmolLM2-135M, float32, error injection, the default hyperparameters. "released": bench/released_edits.py, of which only
 --apart edits a layer are timed. memit and ft-5 have no such rival here: theirs are the same edits, a call each.
@@ -13,15 +13,12 @@ import ctypes
 import gc
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import released_edits as released
 import torch
-from harness import Row, about, bench_result, peak_bytes, seconds, write
+from harness import Results, Row, about, command, fresh, peak_bytes, positive, seconds, writes
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
@@ -121,9 +118,8 @@ def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterat
 
 def memory(name: str) -> Iterator[Row]:
     for budget in BUDGETS:
-        done = subprocess.run([sys.executable, __file__, "--peak", name, budget], capture_output=True, text=True)
         row = {"benchmark": f"editing: memory of {name}", "case": f"memory {budget}", "impl": "fasttrace", "n": 1}
-        yield {**row, **json.loads(done.stdout.splitlines()[-1])}
+        yield {**row, **fresh(__file__, "--peak", name, budget)}
 
 
 def peak(name: str, budget: str) -> None:
@@ -142,36 +138,36 @@ def interleaved(count: int) -> list[ft.Fact]:
     return in_turn(ft.load_facts())[:count]
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--facts", type=int, default=8)
+    parser.add_argument("--facts", type=positive, default=8)
     parser.add_argument("--layers", type=int, nargs="+", default=SETTINGS["layers"])
     parser.add_argument("--contexts", type=int, default=SETTINGS["contexts"])
-    parser.add_argument("--apart", type=int, default=1, help="facts that are edited one at a time")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--apart", type=positive, default=1, help="facts that are edited one at a time")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--peak", nargs=2, metavar=("METHOD", "BUDGET"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--store", type=Path)
+    writes(parser.add_argument)
     options = parser.parse_args()
     if options.peak:
         return peak(*options.peak)
     SETTINGS.update(layers=options.layers, contexts=options.contexts)
-    model, facts = ft.load_model(), interleaved(options.facts)
-    parts = {
-        **{name: lambda name=name: method(model, facts, name, options.rounds, options.apart) for name in PARTS[:4]},
-        "scoring": lambda: scoring(model, facts, options.rounds, options.apart),
-        "memory": lambda: itertools.chain(*(memory(name) for name in ("rome", "ft-1"))),
-    }
-    rows = []
-    for part in options.parts:
-        for row in parts[part]():
-            rows.append(row)
-            print(json.dumps(row, ensure_ascii=False), flush=True)
     told = about("cpu", settings=SETTINGS, dtype="float32")
-    write("edits", rows, told, options.out)
-    if options.store:
-        ft.Store(options.store).add(bench_result(told, rows))
+    with Results("edits", told, options.out, options.store) as results:
+        model, facts = ft.load_model(), interleaved(options.facts)
+        for part in options.parts:
+            for row in rows_of(part, model, facts, options):
+                results.add(row)
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def rows_of(part: str, model: Any, facts: list[ft.Fact], options: argparse.Namespace) -> Iterator[Row]:
+    if part == "scoring":
+        return scoring(model, facts, options.rounds, options.apart)
+    if part == "memory":
+        return itertools.chain(*(memory(name) for name in ("rome", "ft-1")))
+    return method(model, facts, part, options.rounds, options.apart)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One whole sweep by fasttrace and by its peers: the released way, honest hooks, TransformerLens, nnsight, pyvene.
 
-make bench-peers, or .venv/bin/python bench/bench_peers.py [--models …] [--peers …] [--rounds 1] [--store PATH]
+make bench-peers [ARGS="--models smollm2-135m --peers hooks"], which makes .venv-peers and then runs
+.venv/bin/python bench/bench_peers.py --store build/bench.duckdb [--models …] [--peers …] [--rounds 1] [--out FILE]
 
 The load: "The Eiffel Tower is located in the city of" → " Paris", the subject's tokens × all layers, window 5, 10
 samples of released noise; SmolLM2-135M, and GPT-2's size with random weights. Every peer runs in a process of
@@ -10,19 +11,22 @@ default. Its grid is compared with fasttrace's first; one that differs, or does 
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from harness import ROOT, Row, about, bench_result, seconds, spread, write
+from harness import ROOT, Results, Row, about, command, positive, seconds, spread, writes
 from one_fact import FACT, SETTINGS, fast_grid
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import fasttrace as ft
+from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.models import Decoder
 
@@ -118,11 +122,16 @@ def fasttrace_row(model: Decoder, expected: np.ndarray, rounds: int) -> Row:
 
 
 def pinned() -> dict[str, str]:
-    """The versions installed in .venv-peers of what its requirements name."""
+    """The versions installed in .venv-peers of what its requirements name. Raises UserError where one is missing."""
+    if not PYTHON.exists():
+        raise UserError(f"expected the peers' Python at {PYTHON}, which is not there: `make bench-peers` sets it up")
     requirements = (ROOT / "bench/peers/requirements.txt").read_text().splitlines()
     wanted = [line.split("==")[0] for line in requirements if not line.startswith("#")]
     told = subprocess.run([PYTHON, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
-    return {one["name"]: one["version"] for one in json.loads(told.stdout) if one["name"] in wanted}
+    found = {one["name"]: one["version"] for one in json.loads(told.stdout) if one["name"] in wanted}
+    if missing := [name for name in wanted if name not in found]:
+        raise UserError(f"expected {', '.join(missing)} in .venv-peers, got none: `make bench-peers` installs them")
+    return found
 
 
 def show(row: Row, fast: Row) -> None:
@@ -135,39 +144,41 @@ def show(row: Row, fast: Row) -> None:
         print(f"  {row['impl']:58} {difference}  {row['seconds']:8.2f} s  {times:6.1f} ×  n={row['n']}", flush=True)
 
 
+def compared(name: str, options: argparse.Namespace) -> Iterator[Row]:
+    """The rows of one model, shown as they come: fasttrace's and its peers', a dtype after the other."""
+    with tempfile.TemporaryDirectory(prefix="fasttrace-peers-") as place:
+        folder = Path(place)
+        export(MODELS[name](), folder)
+        expected = fast_grid(ft.load_model(folder), "subject")
+        np.save(folder / "expected.npy", expected)
+        for dtype in options.dtypes:
+            case = f"{name} {dtype}, {expected.shape[0]} subject tokens × {expected.shape[1]} layers"
+            print(f"{case}\n  {'':58} max |Δp|   median")
+            fast = fasttrace_row(ft.load_model(folder, dtype=dtype), expected, options.fast_rounds)
+            peers = [peer for peer in options.peers if peer in PEERS[dtype]]
+            asked = (ask(peer, folder, dtype, options.rounds, expected, options.timeout) for peer in peers)
+            for row in itertools.chain([fast], itertools.chain.from_iterable(asked)):
+                show(row, fast)
+                yield {"benchmark": BENCHMARK, "case": case, **row}
+
+
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--peers", nargs="*", choices=PEERS["float32"], default=PEERS["float32"])
     parser.add_argument("--dtypes", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=1, help="of a peer, after the sweep compared (0: its own time)")
-    parser.add_argument("--fast-rounds", type=int, default=5, help="of fasttrace")
+    parser.add_argument("--fast-rounds", type=positive, default=5, help="of fasttrace")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for a peer, all ways of using it")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--store", type=Path)
+    writes(parser.add_argument)
     options = parser.parse_args()
-    rows: list[Row] = []
-    for name in options.models:
-        with tempfile.TemporaryDirectory(prefix="fasttrace-peers-") as place:
-            folder = Path(place)
-            export(MODELS[name](), folder)
-            expected = fast_grid(ft.load_model(folder), "subject")
-            np.save(folder / "expected.npy", expected)
-            for dtype in options.dtypes:
-                case = f"{name} {dtype}, {expected.shape[0]} subject tokens × {expected.shape[1]} layers"
-                print(f"{case}\n  {'':58} max |Δp|   median")
-                fast = fasttrace_row(ft.load_model(folder, dtype=dtype), expected, options.fast_rounds)
-                show(fast, fast)
-                found = [fast]
-                for peer in (p for p in options.peers if p in PEERS[dtype]):
-                    for row in ask(peer, folder, dtype, options.rounds, expected, options.timeout):
-                        show(row, fast)
-                        found.append(row)
-                rows += [{"benchmark": BENCHMARK, "case": case, **row} for row in found]
-    told = about("cpu", peers=pinned(), settings=SETTINGS, fact=FACT.prompt.format(FACT.subject))
-    write("peers", rows, told, options.out)
-    if options.store:
-        ft.Store(options.store).add(bench_result(told, rows))
+    peers = pinned() if options.peers else {}
+    told = about("cpu", peers=peers, settings=SETTINGS, fact=FACT.prompt.format(FACT.subject))
+    with Results("peers", told, options.out, options.store) as results:
+        for name in options.models:
+            for row in compared(name, options):
+                results.add(row)
 
 
 if __name__ == "__main__":

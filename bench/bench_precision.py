@@ -1,19 +1,20 @@
 """What bfloat16 (or, on a GPU, tf32) costs in exactness: the same grids as in float32, cell by cell.
 
-Run: .venv/bin/python bench/bench_precision.py [--facts 12] [--dtype bfloat16] [--device cpu] [--out FILE]
+Run: .venv/bin/python bench/bench_precision.py [--facts 12] [--dtype bfloat16] [--device cpu]
+    [--out FILE] [--store FILE]
 The load: built-in facts that the float32 model knows, window 5, 10 samples, subject tokens, one σ for both.
 """
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
-from harness import about, write
+from harness import Results, about, command, device, positive, writes
 
 import fasttrace as ft
 from fasttrace.study import interleaved
 
+SETTINGS = {"tokens": "subject", "keep": "all", "sigma": 0.375}  # σ near what 3sd of these facts is
 KEY = ["fact_id", "window_size", "token_index", "layer"]
 
 
@@ -51,26 +52,24 @@ def compare(exact, other):
     }
 
 
-def main():
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=int, default=12)
+    parser.add_argument("--facts", type=positive, default=12)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", type=device, default="cpu")
+    writes(parser.add_argument)
     options = parser.parse_args()
-    exact = ft.load_model(device=options.device)
-    facts = known_facts(exact, options.facts)
-    settings = {"tokens": "subject", "keep": "all", "sigma": 0.375}  # near what 3sd of these facts is
-    one = ft.trace(exact, facts, **settings)
-    two = ft.trace(ft.load_model(dtype=options.dtype, device=options.device), facts, **settings)
-    row = {
-        "benchmark": "precision",
-        "case": f"{exact.name} against float32",
-        "impl": options.dtype,
-        **compare(one, two),
-    }
-    print(json.dumps(row, indent=2))
-    write(f"precision-{options.dtype}", [row], about(options.device, settings=settings), options.out)
+    told = about(options.device, settings=SETTINGS)
+    with Results(f"precision-{options.dtype}", told, options.out, options.store) as results:
+        exact = ft.load_model(device=options.device)
+        other = ft.load_model(dtype=options.dtype, device=options.device)
+        facts = known_facts(exact, options.facts)
+        one, two = (ft.trace(model, facts, **SETTINGS) for model in (exact, other))
+        case = f"{exact.name} against float32"
+        row = {"benchmark": "precision", "case": case, "impl": options.dtype, "n": 1, **compare(one, two)}
+        print(json.dumps(row, indent=2))
+        results.add(row)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How ft.trace grows: with cells, facts, layers and window sizes; and what memory it takes against its budget.
 
 .venv/bin/python bench/bench_scaling.py [--curves cells facts layers windows memory] [--rounds 3] [--facts 1 50]
-    [--tokens last-subject] [--store PATH]
+    [--tokens last-subject] [--out FILE] [--store FILE]
 
 SmolLM2-135M in float32, 10 samples; "layers" has its sizes with random weights and other numbers of blocks. GFLOP/s:
 those of the plan (tracing.cost) over the median. Memory: the peak resident set of a fresh process less what it held
@@ -13,12 +13,9 @@ import copy
 import ctypes
 import gc
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from harness import Row, about, bench_result, peak_bytes, seconds, write
+from harness import Results, Row, about, command, fresh, peak_bytes, positive, seconds, writes
 from transformers import AutoModelForCausalLM
 
 import fasttrace as ft
@@ -91,12 +88,8 @@ def memory(model: Decoder, rounds: int) -> Iterator[Row]:
     """Peak memory of a fresh process for each budget and number of facts."""
     for budget in BUDGETS:
         for n in (1, 5):
-            command = [sys.executable, __file__, "--peak", budget, str(n)]
-            done = subprocess.run(command, capture_output=True, text=True)
             row = {"case": f"{n} facts, memory {budget}", "impl": "fasttrace", "n": 1}
-            lines = done.stdout.splitlines() if done.returncode == 0 else []
-            # A budget that cannot hold one fact is refused with a sentence, which is a result.
-            yield {**row, **json.loads(lines[-1])} if lines else {**row, "error": done.stderr.strip().splitlines()[-1]}
+            yield {**row, **fresh(__file__, "--peak", budget, str(n))}
 
 
 def peak(budget: str, n: int) -> None:
@@ -111,28 +104,26 @@ def peak(budget: str, n: int) -> None:
 CURVES = {"cells": cells, "facts": facts, "layers": layers, "windows": windows, "memory": memory}
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", nargs="+", choices=CURVES, default=list(CURVES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--facts", type=int, nargs="+", default=COUNTS, help="of the curve of facts")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--facts", type=positive, nargs="+", default=COUNTS, help="of the curve of facts")
     parser.add_argument("--tokens", default=SETTINGS["tokens"], help="that are traced")
     parser.add_argument("--peak", nargs=2, metavar=("BUDGET", "FACTS"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--store", type=Path)
+    writes(parser.add_argument)
     options = parser.parse_args()
     if options.peak:
         return peak(options.peak[0], int(options.peak[1]))
     COUNTS[:], SETTINGS["tokens"] = options.facts, options.tokens
-    model, rows = ft.load_model(), []
-    for curve in options.curves:
-        for row in CURVES[curve](model, options.rounds):
-            rows.append({"benchmark": f"scaling with {curve}", **row})
-            print(json.dumps(rows[-1]), flush=True)
     told = about("cpu", settings=SETTINGS, dtype="float32")
-    write("scaling", rows, told, options.out)
-    if options.store:
-        ft.Store(options.store).add(bench_result(told, rows))
+    with Results("scaling", told, options.out, options.store) as results:
+        model = ft.load_model()
+        for curve in options.curves:
+            for row in CURVES[curve](model, options.rounds):
+                results.add({"benchmark": f"scaling with {curve}", **row})
+                print(json.dumps(results.rows[-1]), flush=True)
 
 
 if __name__ == "__main__":

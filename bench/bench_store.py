@@ -1,19 +1,20 @@
 """The store at size: 100 million trace cells and 10 million edits (5 problems × 4 methods), made up in SQL.
 
-.venv/bin/python bench/bench_store.py [--size 1.0] [--memory 2GB] [--rounds 3] [--folder /tmp] [--store PATH]
+.venv/bin/python bench/bench_store.py [--size 1.0] [--memory 2GB] [--rounds 3] [--folder /tmp]
+    [--out FILE] [--store FILE]
 
 What is timed: writing it batch by batch, with the statements `Store.add` uses; the sums of every layer and all R² of
 one score (Table 3); the same of concentrated facts; the effects made anew from the cells, as they would be were they
 not kept; one fact more traced and edited into it (`Store.add`), and the same again; every check; Parquet out, and into
 another store. Then the numbers are held to statsmodels on the rows of one problem and method. Each query opens the file
 anew under DuckDB's memory limit; bytes: the peak resident set less what the process held before. At size 1 it takes
-12 GB of the folder, all removed at the end.
+12 GB of the folder, in a folder of its own that is removed at the end.
 """
 
 import argparse
 import hashlib
-import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,14 +26,16 @@ import pyarrow as pa
 from fasttrace.analysis.checks import failures
 from fasttrace.analysis.regression import check_with_statsmodels, regressions
 from fasttrace.analysis.relation import query
-from harness import Row, about, bench_result, peak_bytes, seconds, spread, write
+from harness import Results, Row, about, check_folder, command, peak_bytes, positive, seconds, spread, writes
 
+from fasttrace.errors import UserError
 from fasttrace.store import Store, rows_of
 from fasttrace.store.connect import opened, statement
 
 SQL = Path(__file__).parent / "big_store"
 FACTS = 50_000  # × 4 windows × 18 tokens (mean) × 28 layers: 100.8 million cells
 BATCH = 500
+ROOM = 12e9  # bytes that the whole takes
 LAYERS = 28
 EDITED = list(range(0, LAYERS, 3))
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
@@ -144,35 +147,16 @@ def difference(store: Store) -> float:
     return max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=float, default=1.0, help="share of the 50,000 facts")
-    parser.add_argument("--memory", default="2GB", help="DuckDB's memory limit")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where the file is made")
-    parser.add_argument("--store", type=Path, help="rows also into this store's relation benches")
-    parser.add_argument("--out", type=Path, help="instead of bench/results/<machine>/<date>-store.json")
-    options = parser.parse_args()
-    folder = options.folder / "fasttrace-big-store"
-    folder.mkdir()
-    try:
-        told, rows = measure(Store(folder / "big.duckdb", memory=options.memory), folder, options)
-    finally:
-        shutil.rmtree(folder)
-    path = write("store", rows, told, options.out)
-    if options.store:
-        read = json.loads(path.read_text())
-        Store(options.store).add(bench_result(read["about"], read["rows"]))
-
-
-def measure(store: Store, folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
-    n_facts = int(FACTS * options.size)
+def measure(store: Store, folder: Path, n_facts: int, rounds: int) -> Iterator[Row]:
+    """Fills the store; a row of everything timed."""
     batches = list(fill(store, n_facts))
     counted = "SELECT (SELECT count(*) FROM trace_cells) AS cells, (SELECT count(*) FROM edits) AS edits"
     [size] = store.query(counted).to_pylist()
     case = f"{size['cells']:,} cells, {size['edits']:,} edits"
     print(case, f"{store.path.stat().st_size / 1e9:.2f} GB", flush=True)
-    rows = [{"benchmark": "store", "case": case, "impl": f"a batch of {BATCH} facts written", **spread(batches)}]
+    row = {"benchmark": "store", "case": case}
+    yield {**row, "impl": "the file", "bytes": store.path.stat().st_size}
+    yield {**row, "impl": f"a batch of {BATCH} facts written", **spread(batches)}
     timed = {
         "layer_sums": lambda: query(store, LAYER_SUMS, {"subset": "all"}),
         "layer_sums, concentrated facts": lambda: query(store, LAYER_SUMS, {"subset": "concentrated"}),
@@ -183,23 +167,48 @@ def measure(store: Store, folder: Path, options: argparse.Namespace) -> tuple[di
         "done": lambda: store.done(run_of("trace", "trace")["run_id"]),
         "done_edits": lambda: store.done_edits(run_of("fact-forcing rome", "edit")["run_id"]),
     }
-    rows += [measured(case, impl, call, options.rounds) for impl, call in timed.items()]
-    more = [one_more(store, number) for number in range(options.rounds + 1)]
+    yield from (measured(case, impl, call, rounds) for impl, call in timed.items())
+    more = [one_more(store, number) for number in range(rounds + 1)]
     for place, impl in enumerate(("a fact traced", "a fact edited")):
         results = iter([pair[place] for pair in more])
-        rows.append(measured(case, f"add, {impl}", lambda results=results: store.add(next(results)), options.rounds))
+        yield measured(case, f"add, {impl}", lambda results=results: store.add(next(results)), rounds)
         again = more[0][place]
-        rows.append(measured(case, f"add, {impl}, again", lambda again=again: store.add(again), options.rounds))
-    rows.append(once(case, "checks", lambda: failures(store)))
-    rows.append(once(case, "to_parquet", lambda: store.to_parquet(folder / "parquet")))
-    other = Store(folder / "other.duckdb", memory=options.memory)
-    rows.append(once(case, "add_parquet", lambda: other.add_parquet(folder / "parquet")))
+        yield measured(case, f"add, {impl}, again", lambda again=again: store.add(again), rounds)
+    yield once(case, "checks", lambda: failures(store))
+    yield once(case, "to_parquet", lambda: store.to_parquet(folder / "parquet"))
+    other = Store(folder / "other.duckdb", memory=store.memory)
+    yield once(case, "add_parquet", lambda: other.add_parquet(folder / "parquet"))
     off = difference(store)
     print(f"largest relative difference from statsmodels: {off:.1e}")
-    told = about(
-        "cpu", memory_limit=options.memory, file_bytes=store.path.stat().st_size, difference_from_statsmodels=off
-    )
-    return told, rows
+    yield {**row, "impl": "regressions against statsmodels", "relative_difference": off}
+
+
+def check_room(folder: Path, size: float) -> None:
+    """Raises UserError where the store cannot be made in the folder, or would not fit."""
+    check_folder("--folder", folder)
+    free = shutil.disk_usage(folder).free
+    if free < ROOM * size:
+        raise UserError(f"--folder: expected {ROOM * size / 1e9:.1f} GB free in {folder}, got {free / 1e9:.1f}")
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=float, default=1.0, help="share of the 50,000 facts")
+    parser.add_argument("--memory", default="2GB", help="DuckDB's memory limit")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where the file is made")
+    writes(parser.add_argument)
+    options = parser.parse_args()
+    if not FACTS * options.size >= 1:
+        raise UserError(f"--size: expected at least {1 / FACTS:g}, which is one fact, got {options.size:g}")
+    check_room(options.folder, options.size)
+    told = about("cpu", memory_limit=options.memory)
+    made = tempfile.TemporaryDirectory(dir=options.folder, prefix="fasttrace-big-store-")
+    with Results("store", told, options.out, options.store) as results, made as folder:
+        store = Store(Path(folder) / "big.duckdb", memory=options.memory)
+        for row in measure(store, Path(folder), int(FACTS * options.size), options.rounds):
+            results.add(row)
 
 
 if __name__ == "__main__":

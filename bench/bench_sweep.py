@@ -2,7 +2,7 @@
 GEMM peak measured in the same run.
 
 The load: SmolLM2-135M, "The Eiffel Tower is located in the city of", window 5, 10 samples, released noise.
-Run: .venv/bin/python bench/bench_sweep.py [--out FILE] (medians of several; one round of the slow rival).
+Run: .venv/bin/python bench/bench_sweep.py [--out FILE] [--store FILE] (medians of several; one round of the rival).
 The standard load of a GPU is bench_gptj.py's.
 """
 
@@ -10,13 +10,14 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
 
-from harness import about, seconds, spread, write
+from harness import Results, Row, about, command, device, positive, seconds, spread, writes
 from hooked_trace import hooked_trace
 from one_fact import FACT, SETTINGS, fast_grid
 
@@ -35,14 +36,8 @@ def hooked(model, encoded, tokens):
     )  # fmt: skip
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-rival", action="store_true", help="leave out the hooked forwards")
-    options = parser.parse_args()
-    rows = []
+def swept(options: argparse.Namespace) -> Iterator[Row]:
+    """A row of each dtype and choice of tokens, and one of the rival's where it is held against it."""
     for dtype in ("float32", "bfloat16"):
         model = ft.load_model(dtype=dtype, device=options.device)
         encoded = encode_fact(model.tokenizer, FACT)
@@ -61,7 +56,6 @@ def main():
             row["gemm_peak_gflops"] = peak / 1e9
             row["GFLOP/s"] = flops / row["seconds"] / 1e9
             row["fraction_of_peak"] = flops / row["seconds"] / peak
-            rows.append(row)
             if dtype == "float32" and not options.no_rival:
                 place = range(encoded.subject_begin, encoded.subject_end if tokens == "subject" else len(encoded.ids))
                 begun = time.perf_counter()
@@ -70,9 +64,22 @@ def main():
                 row["times_faster"] = rival["seconds"] / row["seconds"]
                 row["difference"] = float(np.abs(fast_grid(model, tokens) - restored.mean(-1)).max())
                 assert row["difference"] < 1e-5
-                rows.append({"benchmark": "sweep", "case": row["case"], "impl": "one hooked forward a cell", **rival})
+                yield {"benchmark": "sweep", "case": row["case"], "impl": "one hooked forward a cell", **rival}
+            yield row
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", type=device, default="cpu")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--no-rival", action="store_true", help="leave out the hooked forwards")
+    writes(parser.add_argument)
+    options = parser.parse_args()
+    with Results("sweep", about(options.device), options.out, options.store) as results:
+        for row in swept(options):
+            results.add(row)
             print(json.dumps(row), flush=True)
-    write("sweep", rows, about(options.device), options.out)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,173 @@
-"""What every benchmark script shares: medians, peak memory, JSON under results/.
+"""What every benchmark script shares: rows that are written as they come, places checked before, medians, peak memory.
 
 Rows, and the machine and commit they are of, are fasttrace.benchmarks.result's.
 """
 
+import argparse
+import functools
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
 
 from fasttrace.benchmarks.result import DEVICE, ROOT, Row, about, bench_result, spread
+from fasttrace.editing.cache import write_whole
+from fasttrace.errors import UserError
 
-__all__ = ["DEVICE", "ROOT", "Row", "about", "bench_result", "peak_bytes", "seconds", "spread", "write"]
+__all__ = [
+    "DEVICE", "ROOT", "Results", "Row", "about", "bench_result", "check_folder", "check_outputs", "command", "device",
+    "fresh", "peak_bytes", "positive", "seconds", "spread", "write", "writes",
+]  # fmt: skip
 
 RESULTS = ROOT / "bench" / "results"
+MADE = (ROOT / "build", RESULTS)  # the project's own folders, which a fresh clone may lack
+PATIENCE = 5.0  # seconds that a locked store is waited for: whoever writes into one holds it for a moment
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """`main` as a command: what its user did wrong is one sentence on stderr and exit code 2, as of the verbs."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except UserError as error:
+            _leave(2, str(error))
+        except KeyboardInterrupt:
+            _leave(130, "stopped; the rows that were done are kept")
+        except RuntimeError as error:
+            if str(error) != "Query interrupted":  # DuckDB's word for Ctrl-C
+                raise
+            _leave(130, "stopped; the rows that were done are kept")
+
+    return run
+
+
+def _leave(code: int, why: str) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {why}", file=sys.stderr)
+    sys.exit(code)
+
+
+def writes(add: Callable[..., object]) -> None:
+    """Adds --out and --store. add: `add_argument` of the script's parser."""
+    add("--out", type=Path, metavar="FILE", help="JSON, instead of bench/results/MACHINE/DATE-KIND.json")
+    add("--store", type=Path, metavar="FILE", help="the rows into this store's relation benches too")
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """The type of --device."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a device that torch has here, got {text!r}") from error
+    return text
+
+
+class Results:
+    """The rows of one run of a benchmark, in its file and its store as they come: a run that is killed keeps them.
+
+    kind: names the file where `out` is None. told: `about(…)`, which is what the store knows the run by.
+    Raises UserError where the file or the store cannot be written: make it before anything is measured.
+    """
+
+    def __init__(self, kind: str, told: dict[str, Any], out: Path | None, store: Path | None = None) -> None:
+        # Rounded here, so that the file put into a store later is the same run.
+        self.told: dict[str, Any] = _rounded(told)
+        self.rows: list[Row] = []
+        self.out, self.store = out or _default(kind, told), store
+        check_outputs(self.out, store)
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.rows:
+            print(self)
+
+    def __str__(self) -> str:
+        return f"{len(self.rows)} rows in {self.out}" + (f" and {self.store}" if self.store else "")
+
+    def add(self, *rows: Row) -> None:
+        """Adds rows to both. Raises UserError where one cannot be written any longer."""
+        new = [_rounded(row) for row in rows]
+        self.rows += new
+        _save(self.out, self.told, self.rows)
+        if self.store is not None:
+            from fasttrace.store import Store
+
+            Store(self.store).add(bench_result(self.told, new))
+
+
+def check_outputs(out: Path | None, store: Path | None = None) -> None:
+    """Makes folders below build/ and bench/results where the two are to be there and have none.
+
+    Raises UserError, one sentence, where `out` could not be written or a result not be added to `store`; neither is
+    made or changed.
+    """
+    for option, path in (("--out", out), ("--store", store)):
+        if path is not None:
+            _check_place(option, path)
+    if store is None:
+        return
+    if out is not None and _place(out) == _place(store):
+        raise UserError(f"--out and --store: expected two files, got {out} for both")
+    try:
+        from fasttrace.store import Store
+    except ModuleNotFoundError as error:
+        raise UserError(f"--store: expected the package {error.name}, which is not installed here") from error
+    Store(store, timeout_s=PATIENCE).check()
+
+
+def _check_place(option: str, path: Path) -> None:
+    place = _place(path)
+    try:
+        if place.is_dir():
+            raise UserError(f"{option}: expected a file, got the folder {path}")
+        if place.exists() and not (place.is_file() and os.access(place, os.W_OK)):
+            raise UserError(f"{option}: expected a file that can be replaced, got {path}")
+    except OSError as error:
+        raise UserError(f"{option}: expected a file that can be written, got {path} ({error.strerror})") from error
+    check_folder(option, place.parent, place.name)
+
+
+def check_folder(option: str, folder: Path, name: str = "file") -> None:
+    """Makes a folder below build/ or bench/results where it is missing.
+
+    Raises UserError, one sentence, where no file `name` can be made in the folder, which is then as it was.
+    """
+    try:
+        above = next(one for one in (folder, *folder.parents) if one.exists())
+        if not above.is_dir():
+            raise UserError(f"{option}: expected a folder, got the file {above}")
+        if any(folder.resolve().is_relative_to(own) for own in MADE):
+            folder.mkdir(parents=True, exist_ok=True)
+        elif above != folder:
+            raise UserError(f"{option}: expected a folder that is there, got {folder}")
+        # Permissions say too little (of the superuser, or a read-only disk), so a file is made.
+        draft = folder / f".{name}.{os.getpid()}.tmp"
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise UserError(f"{option}: expected a folder that can be written, got {folder} ({error.strerror})") from error
+
+
+def _place(path: Path) -> Path:
+    """Where a link leads, so that the link stays when the file is replaced."""
+    return Path(os.path.realpath(path))
 
 
 def seconds(call: Callable[[], object], rounds: int, *, warm: bool = True) -> Row:
@@ -52,15 +204,38 @@ def peak_bytes(call: Callable[[], object]) -> tuple[int, int]:
     return before, most
 
 
+def fresh(script: str, *arguments: str) -> Row:
+    """What a script printed last, as JSON, in a process of its own; where that failed, its last words as `error`: a
+    budget that cannot hold one fact is refused with a sentence, which is a result."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+    if done.returncode == 0:
+        row: Row = json.loads(done.stdout.splitlines()[-1])
+        return row
+    return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+
+
 def write(kind: str, rows: list[Row], told: dict[str, Any], out: Path | None = None) -> Path:
-    """{"about", "rows"} as JSON, a row a line, to `out` or bench/results/<machine>/<date>-<kind>.json."""
-    path = out or RESULTS / told["machine"] / f"{told['at'][:10]}-{kind}.json"
+    """All rows so far, for a run whose `told` grows as it goes; else see `Results`. Returns the file."""
+    path = out or _default(kind, told)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("    " + json.dumps(_rounded(row), ensure_ascii=False) for row in rows)
-    head = json.dumps(told, indent=2, ensure_ascii=False).replace("\n", "\n  ")
-    path.write_text(f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n')
+    _save(path, told, rows)
     print(f"{len(rows)} rows in {path}")
     return path
+
+
+def _default(kind: str, told: dict[str, Any]) -> Path:
+    return RESULTS / str(told["machine"]) / f"{told['at'][:10]}-{kind}.json"
+
+
+def _save(path: Path, told: dict[str, Any], rows: list[Row]) -> None:
+    """{"about", "rows"} as JSON, a row a line; the file that was there is replaced whole."""
+    lines = ",\n".join("    " + json.dumps(_rounded(row), ensure_ascii=False) for row in rows)
+    head = json.dumps(told, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+    text = f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n'
+    try:
+        write_whole(_place(path), lambda draft: draft.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _rounded(value: Any) -> Any:

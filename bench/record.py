@@ -1,7 +1,6 @@
-"""Benchmark results into JSON and into a store's relation `benches`.
+"""Result files, such as those under bench/results, into a store's relation `benches`.
 
-python bench/record.py FILE…                  pytest-benchmark's JSON → bench/results/<machine>/<date>-ops.json
-python bench/record.py FILE… --store PATH     and the rows of any result file under bench/results into a store
+python bench/record.py FILE… --store FILE     the same file again adds nothing
 """
 
 import argparse
@@ -9,40 +8,34 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness import Row, about, bench_result, write
+from harness import bench_result, check_outputs, command
 
 import fasttrace as ft
+from fasttrace.benchmarks import BenchResult
+from fasttrace.errors import UserError
 
 
-def compact(measured: dict[str, Any]) -> list[Row]:
-    """pytest-benchmark's JSON as rows: of each benchmark its median, quartiles and rate."""
-    rows = []
-    for one in measured["benchmarks"]:
-        told, stats = dict(one["extra_info"]), one["stats"]
-        gigabyte, gigaflop = told.pop("gigabyte", None), told.pop("gigaflop", None)
-        row = {**told, "seconds": stats["median"], "quartiles": [stats["q1"], stats["q3"]], "n": stats["rounds"]}
-        if gigabyte is not None:
-            row["GB/s"] = gigabyte / stats["median"]
-        if gigaflop is not None:
-            row["GFLOP/s"] = gigaflop / stats["median"]
-        rows.append(row)
-    return rows
+def result_of(path: Path) -> BenchResult:
+    """Raises UserError where the file is none that a benchmark wrote."""
+    try:
+        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return bench_result(read["about"], read["rows"])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected a benchmark's JSON of 'about' and 'rows', got another file") from error
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, help="instead of bench/results/<machine>/<date>-ops.json")
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--store", type=Path, required=True, metavar="FILE")
     options = parser.parse_args()
-    for path in options.files:
-        read = json.loads(path.read_text())
-        if "benchmarks" in read:
-            told = about(at=read["datetime"][:19], command="make bench")
-            read = json.loads(write("ops", compact(read), told, options.out).read_text())
-        if options.store:
-            added = ft.Store(options.store).add(bench_result(read["about"], read["rows"]))
-            print(f"{added} rows into {options.store}")
+    check_outputs(None, options.store)
+    results = [result_of(path) for path in options.files]
+    for path, result in zip(options.files, results, strict=True):
+        print(f"{ft.Store(options.store).add(result)} rows of {path} into {options.store}")
 
 
 if __name__ == "__main__":

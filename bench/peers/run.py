@@ -8,6 +8,7 @@ seconds of each round (none where the grid differs by more than `limit`), second
 
 import argparse
 import importlib
+import os
 import time
 import traceback
 from pathlib import Path
@@ -45,13 +46,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if not options.out.is_dir():
+        parser.exit(2, f"{parser.prog}: --out: expected a folder, got {options.out}\n")
     torch.set_num_threads(options.threads)
     peer = importlib.import_module(f"peers.{options.peer}")
     task = Task.read(options.folder, options.dtype)
     model = peer.wrap(task)
     for number, way in enumerate(peer.WAYS):
         found = attempt(peer, model, task, way, options.rounds, options.limit)
-        np.savez(options.out / f"{number}.npz", way=way, **found)
+        # Renamed when it is whole: this process may be stopped at any moment, and its folder is read then.
+        draft = options.out / f"{number}.tmp"
+        with draft.open("wb") as file:
+            np.savez(file, way=way, **found)
+        os.replace(draft, options.out / f"{number}.npz")
 
 
 if __name__ == "__main__":
