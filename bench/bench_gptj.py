@@ -23,13 +23,14 @@ from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
 
-from harness import DEVICE, Row, about, seconds, spread, write
+from harness import DEVICE, Row, about, command, seconds, spread, write
 from hooked_trace import hooked_trace
 from one_fact import first_grid
 
 import fasttrace as ft
 from fasttrace.facts import encode_fact
 from fasttrace.models import Decoder
+from fasttrace.places import check_file
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import gemm_peak
 
@@ -147,6 +148,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         }  # fmt: skip
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=LOADS, required=True)
@@ -157,6 +159,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="4 layers of 64 dimensions: to try this file anywhere")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.out is not None:
+        check_file(options.out, makes_folder=True)
     facts, rounds = LOADS[options.dtype]
     options.facts, options.rounds = options.facts or facts, options.rounds or rounds
     rows: list[Row] = []

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from apart import apart
 from fasttrace.kernels.tiles import records
-from harness import DEVICE, Row, about, write
+from harness import DEVICE, Row, about, command, write
 
 from fasttrace.benchmarks import TILED, bench, ceilings, fastest, measure, record, tune
 from fasttrace.benchmarks.measure import COMPILED
 from fasttrace.benchmarks.tuning import is_right
+from fasttrace.places import check_file
 
 GPTJ = {"rows": 8192, "d": 4096}
 SHAPES: dict[str, dict[str, int]] = {
@@ -177,6 +178,7 @@ def table(folder: Path) -> None:
             print(f"{benchmark}, {case}: fasttrace's own row is missing")
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", type=Path)
@@ -186,6 +188,9 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", choices=SHAPES)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
+    for path in (options.out, options.tune and options.tune / "tried.json"):
+        if path:
+            check_file(path, makes_folder=True)
     if options.table:
         return table(options.table)
     if failed := measured(options):

@@ -20,10 +20,11 @@ import torch
 from fasttrace.benchmarks.result import DEVICE, ROOT, Row, about, bench_result, spread
 from fasttrace.editing.cache import write_whole
 from fasttrace.errors import UserError
+from fasttrace.places import check_file
 
 __all__ = [
-    "DEVICE", "ROOT", "Results", "Row", "about", "bench_result", "check_folder", "check_outputs", "command", "device",
-    "fresh", "peak_bytes", "positive", "seconds", "spread", "write", "writes",
+    "DEVICE", "ROOT", "Results", "Row", "about", "bench_result", "check_outputs", "command", "device", "fresh",
+    "peak_bytes", "positive", "seconds", "spread", "write", "writes",
 ]  # fmt: skip
 
 RESULTS = ROOT / "bench" / "results"
@@ -118,51 +119,24 @@ def check_outputs(out: Path | None, store: Path | None = None) -> None:
     Raises UserError, one sentence, where `out` could not be written or a result not be added to `store`; neither is
     made or changed.
     """
-    for option, path in (("--out", out), ("--store", store)):
-        if path is not None:
-            _check_place(option, path)
-    if store is None:
-        return
-    if out is not None and _place(out) == _place(store):
-        raise UserError(f"--out and --store: expected two files, got {out} for both")
-    try:
+    if out is not None:
+        check_file(_place(out), makes_folder=_is_ours(out))
+    if store is not None:
+        if out is not None and _place(out) == _place(store):
+            raise UserError(f"--out and --store: expected two files, got {out} for both")
         from fasttrace.store import Store
-    except ModuleNotFoundError as error:
-        raise UserError(f"--store: expected the package {error.name}, which is not installed here") from error
-    Store(store, timeout_s=PATIENCE).check()
+
+        if _is_ours(store):
+            check_file(_place(store), makes_folder=True)
+            store.parent.mkdir(parents=True, exist_ok=True)
+        Store(store, timeout_s=PATIENCE).check()
+    if out is not None and _is_ours(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _check_place(option: str, path: Path) -> None:
-    place = _place(path)
-    try:
-        if place.is_dir():
-            raise UserError(f"{option}: expected a file, got the folder {path}")
-        if place.exists() and not (place.is_file() and os.access(place, os.W_OK)):
-            raise UserError(f"{option}: expected a file that can be replaced, got {path}")
-    except OSError as error:
-        raise UserError(f"{option}: expected a file that can be written, got {path} ({error.strerror})") from error
-    check_folder(option, place.parent, place.name)
-
-
-def check_folder(option: str, folder: Path, name: str = "file") -> None:
-    """Makes a folder below build/ or bench/results where it is missing.
-
-    Raises UserError, one sentence, where no file `name` can be made in the folder, which is then as it was.
-    """
-    try:
-        above = next(one for one in (folder, *folder.parents) if one.exists())
-        if not above.is_dir():
-            raise UserError(f"{option}: expected a folder, got the file {above}")
-        if any(folder.resolve().is_relative_to(own) for own in MADE):
-            folder.mkdir(parents=True, exist_ok=True)
-        elif above != folder:
-            raise UserError(f"{option}: expected a folder that is there, got {folder}")
-        # Permissions say too little (of the superuser, or a read-only disk), so a file is made.
-        draft = folder / f".{name}.{os.getpid()}.tmp"
-        draft.touch()
-        draft.unlink()
-    except OSError as error:
-        raise UserError(f"{option}: expected a folder that can be written, got {folder} ({error.strerror})") from error
+def _is_ours(path: Path) -> bool:
+    """Whether its folder is the project's own, to be made where it is missing."""
+    return any(_place(path).is_relative_to(own) for own in MADE)
 
 
 def _place(path: Path) -> Path:

@@ -26,7 +26,11 @@ def check_file(path: str | os.PathLike[str], *, makes_folder: bool = False) -> N
     makes_folder: its folder and their parents are made where they are missing.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
+    try:
+        there = path.exists()
+    except OSError as error:  # of a name that is too long, say
+        raise UserError(f"'{path}' cannot be written: {error.strerror}") from error
+    if there and not path.is_file():
         found = "a folder" if path.is_dir() else "neither file nor folder"
         raise UserError(f"'{path}' cannot be written: expected a file, got {found}")
     if not makes_folder and not os.path.lexists(path.parent):

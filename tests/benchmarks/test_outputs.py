@@ -20,12 +20,12 @@ from fasttrace.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path.stem: path.read_text() for path in (ROOT / "bench").glob("*.py")}
 PRINT = {"compile_kernels"}
-GPU = {"bench_gptj", "device_ops"}  # bench/device.sh makes the folder that these write into before it starts them
+GPU = {"bench_gptj", "device_ops"}  # they make the folder that they write into
 SCRIPTS = sorted(name for name, text in TEXTS.items() if "def main(" in text and name not in PRINT | GPU)
 RECORDED = sorted((ROOT / "bench/results/cpu-amd-epyc").glob("*.json"))
 OLD = ROOT / "bench/results/cpu-epyc/2026-11-22.json"
 # What a script needs besides; and bench_peers without peers, which are not installed here.
-GIVEN = {"record": [str(RECORDED[0])], "bench_peers": ["--peers"]}
+GIVEN = {"record": [str(RECORDED[0])], "bench_peers": ["--peers"], "bench_gptj": ["--dtype", "float32"]}
 ROW = {"benchmark": "b", "case": "c", "impl": "i", "n": 3, "seconds": 0.123456789, "quartiles": [0.1, 0.2]}
 
 
@@ -37,7 +37,22 @@ def options(script):
     return [name for name in ("--out", "--store") if "writes(parser" in TEXTS[script] or f'"{name}"' in TEXTS[script]]
 
 
-CASES = [(script, option) for script in SCRIPTS for option in options(script)]
+BAD = {
+    "a folder": ("folder", "folder"),
+    "below a file": ("text/x", "text"),
+    "no folder": ("none/x", "none"),
+    "nobody's": ("/proc/x", "/proc"),
+}
+BAD_OUT = BAD | {"a device": ("/dev/null", "/dev/null")}
+BAD_STORE = BAD | {
+    "a text": ("text", "not a DuckDB file"),
+    "another database": ("other.duckdb", "not a fasttrace store"),
+    "another schema": ("old.duckdb", "schema version"),
+}
+PLACES = {"--out": BAD_OUT, "--store": BAD_STORE}
+
+CASES = [(script, option, place) for script in SCRIPTS for option in options(script) for place in PLACES[option]]
+CASES += [(script, "--out", place) for script in sorted(GPU) for place in PLACES["--out"] if place != "no folder"]
 
 
 def run(script, *arguments, monkeypatch, capsys):
@@ -80,26 +95,11 @@ def places(made, tmp_path):
     return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
-BAD = {
-    "a folder": ("folder", "folder"),
-    "below a file": ("text/x", "text"),
-    "no folder": ("none/x", "none"),
-    "nobody's": ("/proc/x", "/proc"),
-}
-BAD_OUT = BAD | {"a device": ("/dev/null", "/dev/null")}
-BAD_STORE = BAD | {
-    "a text": ("text", "not a DuckDB file"),
-    "another database": ("other.duckdb", "not a fasttrace store"),
-    "another schema": ("old.duckdb", "schema version"),
-}
-
-
 @pytest.mark.parametrize(
     ("script", "option", "place", "words"),
     [
-        pytest.param(script, option, *bad, id=f"{script} {option} {name}")
-        for script, option in CASES
-        for name, bad in (BAD_OUT if option == "--out" else BAD_STORE).items()
+        pytest.param(script, option, *PLACES[option][name], id=f"{script} {option} {name}")
+        for script, option, name in CASES
     ],
 )
 def test_a_bad_place_is_a_sentence_before_anything_is_measured(
@@ -154,9 +154,10 @@ def test_no_script_is_forgotten():
 
 def test_the_place_of_its_own(places, monkeypatch, capsys):
     monkeypatch.setattr(harness, "RESULTS", places / "text")
+    monkeypatch.setattr(harness, "MADE", (places / "text",))
     code, _, err = run("bench_sweep", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
-    assert f"expected a folder, got the file {places / 'text'}" in err
+    assert f"'{places / 'text'}' is not a folder" in err
 
 
 def test_one_place_for_both(places, monkeypatch):
@@ -167,7 +168,7 @@ def test_one_place_for_both(places, monkeypatch):
 
 def test_a_name_that_is_too_long(tmp_path):
     with pytest.raises(UserError, match="File name too long"):
-        check_outputs(tmp_path / ("x" * 250))
+        check_outputs(tmp_path / ("x" * 300))
 
 
 def test_as_a_process(tmp_path):
@@ -175,7 +176,7 @@ def test_as_a_process(tmp_path):
         [sys.executable, ROOT / "bench/bench_sweep.py", "--out", tmp_path], capture_output=True, text=True
     )
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr == f"bench_sweep.py: --out: expected a file, got the folder {tmp_path}\n"
+    assert told.stderr == f"bench_sweep.py: '{tmp_path}' cannot be written: expected a file, got a folder\n"
 
 
 def pytest_in_bench(*arguments):
@@ -188,7 +189,7 @@ def pytest_in_bench(*arguments):
 def test_pytest_looks_first_too(tmp_path):
     told = pytest_in_bench("--out", tmp_path / "x.json", "--store", tmp_path / "none" / "x.duckdb")
     assert told.returncode == 2
-    assert told.stderr == f"Exit: --store: expected a folder that is there, got {tmp_path / 'none'}\n"
+    assert told.stderr == f"Exit: the folder {tmp_path}/none of the store x.duckdb does not exist: make it first\n"
 
 
 def test_pytest_writes_a_row_a_benchmark(tmp_path):
