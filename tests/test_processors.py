@@ -1,10 +1,14 @@
-"""The cases of processors.py: which settings meet, and what a failure does."""
+"""The cases of processors.py: which settings meet, that they reach the tests, and what a failure does."""
 
 import itertools
+import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 SCRIPT = Path(__file__).with_name("processors.py")
 CASES = runpy.run_path(str(SCRIPT))["CASES"]
@@ -17,21 +21,21 @@ def test_any_two_values_of_two_settings_meet_in_one_case():
         assert {(case[i], case[j]) for case in CASES} == set(itertools.product(settings[i], settings[j]))
 
 
-def test_settings_reach_the_tests_and_a_failure_is_the_exit_code(tmp_path):
-    """The first case on a test that passes only as it asks for, and on one that fails."""
-    seen = tmp_path / "test_seen.py"
-    seen.write_text(
-        "import os, torch\n"
-        "def test_it(request):\n"
-        "    assert os.environ['ONEDNN_MAX_CPU_ISA'] == 'AVX2' and os.environ['ATEN_CPU_CAPABILITY'] == 'avx2'\n"
-        "    assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
-        "    assert os.environ.get('MKL_CBWR') == ('COMPATIBLE' if torch.backends.mkl.is_available() else None)\n"
-        "    assert torch.get_num_threads() == int(os.environ['OMP_NUM_THREADS'])\n"
-    )
-    wrong = tmp_path / "test_wrong.py"
-    wrong.write_text("def test_it():\n    assert False\n")
-    for file, code, words in ((seen, 0, "1 passed"), (wrong, 1, "1 failed")):
-        command = [sys.executable, str(SCRIPT), "--cases", "0", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_inside_the_first_case(request):
+    """Run by the test below."""
+    if os.environ.get("ONEDNN_MAX_CPU_ISA") != CASES[0].onednn:
+        pytest.skip("only processors.py sets what this looks at")
+    assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+    assert os.environ.get("MKL_CBWR") == ("COMPATIBLE" if torch.backends.mkl.is_available() else None)
+    assert torch.get_num_threads() == CASES[0].threads
+    module = sys.modules["fasttrace.ops.linear"]
+    assert not module._onednn_is_faster(torch.float32, 1)
+
+
+def test_settings_reach_the_tests_and_a_failure_is_the_exit_code():
+    inside = "tests/test_processors.py::test_inside_the_first_case"
+    for test, code, words in ((inside, 0, "1 passed"), (f"{inside}_that_is_not_there", 1, "FAILED  onednn=AVX2")):
+        command = [sys.executable, str(SCRIPT), "--cases", "0", "-k", "", test]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         assert words in done.stdout
