@@ -144,7 +144,7 @@ def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:
 
 def _edits(rows: list[Row]) -> Row:
     columns: Row = {key: [short(row[key]) for row in rows] for key in ("group", *EDIT)}
-    # Few edits have a reason (for not being made) or a target of their own: they are listed by place.
+    # Few edits have a reason (for not being made, or being zero) or a target of their own: they are listed by place.
     for key in ("reason", "target"):
         columns[key] = {str(place): row[key] for place, row in enumerate(rows) if row[key]}
     return columns

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
 
-from harness import DEVICE, Row, about, command, seconds, spread, write
+from harness import DEVICE, Row, about, command, device, positive, seconds, spread, write
 from hooked_trace import hooked_trace
 from one_fact import first_grid
 
@@ -152,9 +152,9 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=LOADS, required=True)
-    parser.add_argument("--device", default=DEVICE)
-    parser.add_argument("--facts", type=int)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--device", type=device, default=DEVICE)
+    parser.add_argument("--facts", type=positive)
+    parser.add_argument("--rounds", type=positive)
     parser.add_argument("--memory", default="16GB", help="for activations")
     parser.add_argument("--small", action="store_true", help="4 layers of 64 dimensions: to try this file anywhere")
     parser.add_argument("--out", type=Path)

@@ -106,7 +106,8 @@ def measured(options: argparse.Namespace) -> list[str]:
     rows: list[Row] = []
     failed: list[str] = []
     peaks: dict[str, Row] = {}
-    for task, found, why in apart(rows_of, tasks(options), PATIENCE):
+    patience = 3 * PATIENCE if options.small else PATIENCE  # as device.sh: small is where cores are few and shared
+    for task, found, why in apart(rows_of, tasks(options), patience):
         if found:
             peaks[task.dtype] = found[0]
         mine = found[1:]
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--tune", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
-    parser.add_argument("--only", metavar="WAY")
+    parser.add_argument("--only", choices=("triton", COMPILED))
     parser.add_argument("--ops", nargs="+", choices=SHAPES)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """The numerical tests as other processors compute them: what passes here by luck of rounding fails here too.
 
-python tests/processors.py [-k EXPRESSION] [--cases N …] [TEST …]      (make test-all; without tests, all of NUMERICAL)
+python tests/processors.py [-k EXPRESSION] [--case N …] [TEST …]      (make test-all; without tests, all of NUMERICAL)
 
 The settings: oneDNN's and torch's instruction sets, MKL's kernels, threads, and which product ops.linear takes. Any two
 values of two settings meet in one case. Where this processor lacks a value, oneDNN and torch take the best it has.
@@ -69,10 +69,11 @@ def run(case: Case, tests: list[str], expression: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-k", help="pytest's", default="not in_the_interpreter")
-    parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)))
+    parser.add_argument("--case", type=int, action="append", choices=range(len(CASES)), help="again for another")
     parser.add_argument("tests", nargs="*", default=list(NUMERICAL))
     options = parser.parse_args()
-    passed = {CASES[number]: run(CASES[number], options.tests, options.k) for number in options.cases}
+    chosen = [CASES[number] for number in options.case or range(len(CASES))]
+    passed = {case: run(case, options.tests, options.k) for case in chosen}
     for case, well in passed.items():
         print(f"{'passed' if well else 'FAILED'}  {case}")
     sys.exit(0 if all(passed.values()) else 1)

@@ -279,7 +279,7 @@ def test_mass_erasure_counts_what_it_leaves_out(workplace, run):
     rows = ft.Store(workplace / "erase.duckdb").query("SELECT position, reason FROM mass_edits ORDER BY position")
     landed, *left_out = rows.to_pylist()
     assert landed["position"] == 1
-    assert landed["reason"].endswith("after layer 4: the edit is zero"), "the window of layer 2 ends at the last"
+    assert landed["reason"].endswith("after layer 4: its δ is zero"), "the window of layer 2 ends at the last"
     assert [row["position"] for row in left_out] == [None] * 4
     assert all("is below 0.02, too little to erase" in row["reason"] for row in left_out)
 

@@ -1,7 +1,7 @@
 -- fact_edits: the edits of the facts asked for.
 -- Grain: one row an edit (run, fact, problem, method, layer). Parameter: fact_ids, a list.
 -- Inputs: edits, runs. Units: scores, 1 = wholly successful; p_* are probabilities; target = the text edited in or
--- out, reason = why a fact was not edited. Layers count from 0.
+-- out, reason = why a fact was not edited (its scores are NULL) or its edit is zero. Layers count from 0.
 SELECT
     edit.fact_id,
     edit.run_id AS edit_run_id,

@@ -170,7 +170,9 @@
         line.append(make("td", three(edits[key][place]), { class: "n" }));
       }
       const success = edits.success[place];
-      line.append(make("td", reason ? `not edited: ${reason}` : success === null ? "–" : success ? "yes" : "no"));
+      const told = success === null ? "–" : success ? "yes" : "no";
+      // An edit with a reason and scores is zero; one without scores was not made.
+      line.append(make("td", !reason ? told : `${edits.p_before[place] === null ? "not edited" : told}: ${reason}`));
       line.append(make("td", edits.target[place] === undefined ? "–" : seen(edits.target[place])));
       return line;
     }));

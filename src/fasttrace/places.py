@@ -9,6 +9,10 @@ from fasttrace.errors import UserError
 
 def why_unwritable(folder: Path) -> str | None:
     """Why no file can be made in a folder, or in one that is made there with its parents; None where one can."""
+    try:
+        folder.exists()
+    except OSError as error:  # of a name that is too long, say
+        return error.strerror
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():
         return f"'{there}' is not a folder"

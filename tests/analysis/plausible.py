@@ -180,6 +180,7 @@ def edit_result(
                     "delta_norm": 1.3,
                     "denominator": 0.8,
                     "loss": 0.1,
+                    "reason": "its δ is zero" if layer == max(EDITED) and method in ("rome", "memit") else None,
                 }
             )
             prompts.append(

@@ -147,7 +147,7 @@ def test_edits_of_a_fact_are_filtered_sorted_and_beside_its_effects(twenty, tmp_
             assert row[3:7] == [f"{edit[key]:.3f}" for key in keys]
             assert row[7] == "–"
             assert row[8:13] == [f"{edit[key]:.3f}" for key in later]
-            assert row[13] == ("yes" if edit["success"] else "no")
+            assert row[13] == ("yes" if edit["success"] else "no") + (f": {edit['reason']}" if edit["reason"] else "")
 
         # by layer: the effect above the score
         lines = browser.run(

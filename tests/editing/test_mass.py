@@ -178,7 +178,7 @@ def test_where_no_prediction_sees_the_change_the_mass_edit_is_zero_and_says_so(m
     rows = result.scores.to_pylist()
     assert {row["fact_id"] for row in rows} == {fact.fact_id for fact in MORE}
     for row in rows:
-        assert row["reason"].endswith("sees the last subject token after layer 4: the edit is zero")
+        assert row["reason"].endswith("sees the last subject token after layer 4: its δ is zero")
         assert (row["p_after"], row["p_true_after"], row["rewrite"]) == (row["p_before"], row["p_true_before"], 0.0)
     store = ft.Store(tmp_path / "study.duckdb")
     store.add(result)
@@ -196,6 +196,6 @@ def test_facts_seen_and_unseen_share_a_solve(small_tokenizer, corpus, tmp_path):
     near = ft.Fact("The city of {} is in", "Rome", "Paris", "France")
     both = ft.mass_edit(gemma, [FACTS[0], near], **shared)
     far_row, near_row = both.scores.to_pylist()
-    assert far_row["reason"].endswith("after layer 3: the edit is zero")
+    assert far_row["reason"].endswith("after layer 3: its δ is zero")
     assert near_row["reason"] is None
     assert near_row["p_after"] > near_row["p_before"] * 1.001

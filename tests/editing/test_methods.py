@@ -398,3 +398,19 @@ def test_bad_settings_are_sentences(settings, sentence, small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
     with pytest.raises(UserError, match=sentence):
         ft.edit(model, FACTS, layers=[1], **settings)
+
+
+def test_a_delta_of_zero_is_an_edit_of_zero_whatever_products_round_to(small_tokenizer, corpus, tmp_path):
+    """The early stop leaves δ at 0; above the window's first layer what the model computes again may round apart."""
+    model = small_model("gpt2", small_tokenizer, torch.float32)
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    shared = {"method": "memit", "moments": moments, "contexts": CONTEXTS, "protocol": "released", "early_stop": 1e9}
+    shared |= options_of("memit")
+    result = ft.edit(model, FACTS, layers=[1, 2], essence=0, **shared)
+    for edit, row in zip(result.edits, result.scores.to_pylist(), strict=True):
+        assert edit.reason is None
+        assert not edit.changes()
+        assert (row["delta_norm"], row["p_after"]) == (0.0, row["p_before"])
+    mass = ft.mass_edit(model, FACTS, layer=1, **shared)
+    assert not any(update.changes() for update in mass.updates.values())
+    assert all(row["p_after"] == row["p_before"] for row in mass.scores.to_pylist())

@@ -22,8 +22,9 @@ SETTINGS = {"steps": 6, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5, "cl
 
 def edited(family, tokenizer, corpus, tmp_path, **options):
     model = small_model(family, tokenizer, torch.float32)
-    # Of so few different tokens, a parallel block's first keys and a ReLU's have no moment of full rank.
-    ridge = 0.0 if family in ("llama", "gpt2") else 1e-3
+    # Of so few different tokens, a parallel block's first keys and a ReLU's have no moment of full rank. With a ridge a
+    # tenth of this one, C's condition is 1.5e5, and what float32 rounds of a key moves C⁻¹k by the test's 1e-4.
+    ridge = 0.0 if family in ("llama", "gpt2") else 1e-2
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
     return model, moments, ft.edit(
         model, FACTS, layers=[0, 2, 4], moments=moments, contexts=CONTEXTS, essence=0, **{**SETTINGS, **options}
@@ -39,14 +40,16 @@ def test_batched_edits_equal_one_at_a_time(family, small_tokenizer, corpus, tmp_
         if edit.layer == model.n_layers - 1:
             check_zero(edit, row)
             continue
+        model.hf.double()  # in transformers' float32 a neuron in a GELU's tail is noise, which C⁻¹ makes large
         value, key = hooked_rome(
             model.hf, small_tokenizer, fact.prompt, fact.subject, fact.target_false, edit.layer, CONTEXTS,
             lambda k, layer=edit.layer: moments.inverse_key(layer, k[None])[0],
             SETTINGS["steps"], SETTINGS["lr"], SETTINGS["kl_factor"], SETTINGS["weight_decay"], SETTINGS["clamp"],
         )  # fmt: skip
+        model.hf.float()
         [update] = edit.updates.values()
         torch.testing.assert_close(update.key[0].double(), key, rtol=0, atol=1e-4)
-        assert float((update.value[0].double() - value).norm() / value.norm()) < 2e-3
+        assert float((update.value[0].double() - value).norm() / value.norm()) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -288,7 +288,7 @@ def test_a_prompt_longer_than_the_models_positions_is_refused(small_tokenizer):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_no_scored_token_sees_is_the_base_pass_to_the_bit(method, small_tokenizer):
     """Rows of one value round apart where a product's rounding depends on a row's place, as MKL's does."""
-    from fasttrace.tracing.plan import Cell, TraceItem
+    from fasttrace.tracing.plan import Cell, Intervention, TraceItem
 
     model = small_model("mistral", small_tokenizer, torch.float32)  # every layer sees four tokens
     result = ft.trace(model, FACTS, keep="all", windows=[1], samples=3, sigma=0.5, method=method)
@@ -298,7 +298,8 @@ def test_what_no_scored_token_sees_is_the_base_pass_to_the_bit(method, small_tok
         item = TraceItem(encoded, encoded.ids, encoded.target_true_ids, ())
         base = row["p_noised"] if method == "denoise" else row["p_clean"]
         for cell in result.cells.filter(pc.field("fact_id") == fact.fact_id).to_pylist():
-            if not item.sees(model, Cell(cell["token_index"], cell["layer"], cell["layer"] + 1)):
+            place = Cell(cell["token_index"], cell["layer"], cell["layer"] + 1)
+            if not item.sees(model, place, Intervention(method=method)):
                 unseen += 1
                 assert cell["p_restored"] == base
                 if method != "denoise":
@@ -316,4 +317,6 @@ def test_noise_that_no_scored_token_sees_leaves_nothing_to_restore(method, small
     result = ft.trace(model, [fact], keep="all", windows=[1], samples=3, sigma=0.5, method=method)
     [row] = result.facts.to_pylist()
     assert row["p_noised"] == row["p_clean"]
+    assert set(result.cells["p_restored"].to_pylist()) == {row["p_clean"]}
+    assert set(result.cells["p_restored_sem"].to_pylist()) == {0.0}
     assert result.cells["effect"].null_count == len(result.cells)

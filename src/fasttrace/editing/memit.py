@@ -39,8 +39,8 @@ def spread_memit(
     """δ (F, d) of some facts at one window → an edit each: a rank-one update at every layer of the window.
 
     Each fact is edited alone, so K is one column and the solution ΔW = r uᵀ / (λ + uᵀk), u = C⁻¹k, in float64. layer:
-    where the edit was sent. What is missing of z is δ less what the edits below have moved, so that at the first layer
-    it is δ to the bit.
+    where the edit was sent. What is missing of z is δ less what the edits below have moved: at the first layer δ to the
+    bit, and nothing anywhere where δ is 0.
     """
     model = batch.model
     context = _ContextRows(batch, facts)
@@ -55,7 +55,7 @@ def spread_memit(
         keys = context.mean(key[context.last]).double()
         if at > window[0]:
             reached = context.first_only(at + 1, middle + block.mlp_add(value), window[-1])
-            missing = delta.double() - (reached.double() - v0)
+            missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
         residual = missing / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
         scaled = u / (settings.covariance_weight + (u * keys).sum(1, keepdim=True))
@@ -147,8 +147,11 @@ def mass_memit(
     updates: dict[int, Dense] = {}
     conditions: dict[int, float] = {}
     for at in window:
-        keys, reached = _keys_and_values(edited_view(model, updates), facts, corruption, at, window[-1])
-        moved = reached.double() - v0.double() if updates else torch.zeros_like(v0, dtype=torch.float64)
+        # Where nothing is edited below, v0 is what is reached: computed again it may round apart.
+        edited = any(update.changes() for update in updates.values())
+        view, top = edited_view(model, updates), window[-1] if edited else at
+        keys, reached = _keys_and_values(view, facts, corruption, at, top)
+        moved = reached.double() - v0.double() if edited else 0.0
         residual = (delta.double() - moved) / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
         inner = keys.double() @ u.T

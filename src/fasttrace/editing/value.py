@@ -49,7 +49,7 @@ class FactContexts:
         contexts = zip(self.ids[:-1], self.last[:-1], strict=True)
         if any(model.reach(layer, last) >= len(ids) - len(self.target) for ids, last in contexts):
             return None
-        return f"no token that predicts the target sees the last subject token after layer {layer}: the edit is zero"
+        return f"no token that predicts the target sees the last subject token after layer {layer}: its δ is zero"
 
 
 def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:

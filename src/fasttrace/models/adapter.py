@@ -268,14 +268,16 @@ class Decoder(ABC):
         """Device of the embedding, where packed rows begin."""
         return device_of(self.hf.get_input_embeddings())
 
-    def reach(self, layer: int, token: float) -> float:
+    def reach(self, layer: int, token: int) -> float:
         """Last token whose final residual can depend on the residual after `layer` at `token`, or infinity.
 
         layer: 0-based, or −1 for the input of block 0. A block without a sliding window carries a change to every later
         token, one of w tokens to the w − 1 after it; past the last block it stays where it is.
         """
         for block in self.blocks[layer + 1 :]:
-            token += math.inf if block.sliding_window is None else block.sliding_window - 1
+            if block.sliding_window is None:
+                return math.inf
+            token += block.sliding_window - 1
         return token
 
     def check_resident(self, what: str) -> None:

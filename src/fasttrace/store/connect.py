@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +21,7 @@ import duckdb
 
 from fasttrace.errors import StoreError
 from fasttrace.places import why_unwritable
+from fasttrace.runs import VERSION
 
 SCHEMA_VERSION = 5
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
@@ -100,7 +100,7 @@ def create(path: Path) -> None:
             con.begin()
             for relation in RELATIONS:
                 con.execute(schema_sql(relation))
-            made_by = {"fasttrace_version": version("fasttrace"), "created_at": utc_now()}
+            made_by = {"fasttrace_version": VERSION, "created_at": utc_now()}
             con.execute(statement("add_schema_version"), {"version": SCHEMA_VERSION, **made_by})
             con.commit()
         finally:

@@ -216,7 +216,8 @@ def _estimate(
     for cell in item.cells:
         first = cell.stop - 1 if module == "block" else cell.start
         at = rows.begin[place] + cell.token - item.encoded.subject_begin
-        change = slopes[first : cell.stop, at].sum(0) if cell.token >= item.encoded.subject_begin else 0.0
+        reached = cell.token >= item.encoded.subject_begin and rows.sees_noise[place]
+        change = slopes[first : cell.stop, at].sum(0) if reached else 0.0
         # ∂p = p ∂ log p
         estimates[cell] = np.clip(result.noised[number] * (1.0 + change), 0.0, 1.0)
     result.estimates[number] = estimates

@@ -71,7 +71,8 @@ def pass_work(
     passes: list[tuple[int, int, int, int, int]] = []
     if base:
         passes = [(0, 1, -1, 0, 0), (item.encoded.subject_begin, intervention.corrupted, -1, 0, 0)]
-    passes += [(c.token, intervention.runs, c.start, c.stop, c.tokens) for c in cells if item.sees(model, c)]
+    seen = [c for c in cells if item.sees(model, c, intervention)]
+    passes += [(c.token, intervention.runs, c.start, c.stop, c.tokens) for c in seen]
     if not passes:
         return Work(0, 0, 0, 0)
     first, runs, start, stop, lead = (np.array(x, dtype=np.int64) for x in zip(*passes, strict=True))

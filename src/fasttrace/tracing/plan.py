@@ -88,9 +88,10 @@ class TraceItem:
         """Rows a cell adds to the pack."""
         return runs * (len(self.ids) - cell.token)
 
-    def sees(self, model: Decoder, cell: Cell) -> bool:
-        """Whether a scored token can see what the cell replaces. Its p is else the base pass's, and is not computed."""
-        return model.reach(cell.start, cell.token + cell.tokens - 1) >= self.length - 1
+    def sees(self, model: Decoder, cell: Cell, intervention: Intervention) -> bool:
+        """Whether a scored token can see what the cell changes. Its p is else the base pass's, and is not computed."""
+        seen = model.reach(cell.start, cell.token + cell.tokens - 1) >= self.length - 1
+        return seen and (intervention.method == "zero" or self.sees_noise(model))
 
     def sees_noise(self, model: Decoder) -> bool:
         """Whether a scored token can see the corrupted subject. The corrupted passes' p is else the clean one's."""
@@ -218,7 +219,7 @@ class Layout:
         self.n_base = int(base_rows.sum())
 
         cells = [(fact, cell) for fact, (_, mine) in enumerate(wave.items) for cell in mine]
-        seen = [self.items[fact].sees(model, cell) for fact, cell in cells]
+        seen = [self.items[fact].sees(model, cell, intervention) for fact, cell in cells]
         self.unseen = [x for x, can in zip(cells, seen, strict=True) if not can]
         self.cells = sorted((x for x, can in zip(cells, seen, strict=True) if can), key=lambda x: x[1].start)
 

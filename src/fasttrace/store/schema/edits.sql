@@ -5,8 +5,8 @@
 -- probabilities (of the edit's target; p_true_* of o_true); magnitude = p*(o_false) - p*(o_true); ppl_* = mean
 -- perplexity of the essence texts; delta_norm = |delta| / |v0|, or the largest |change| of a weight (fine-tuning);
 -- denominator = u'k of ROME's update; condition = of the second moment solved with; target = the text edited in or out;
--- reason = why a fact was not edited, its scores then NULL; or why its edit is zero (no scored token sees the change), its
--- scores then those of the unedited model and loss, denominator and condition NULL;
+-- reason = why a fact was not edited, its scores then NULL; or why its edit is zero (no token that predicts the target sees
+-- the change), its scores then those of the unedited model and loss, denominator and condition NULL;
 -- window_size = the tracing window the edit is compared with.
 -- No index: nothing is there twice because statements/add_edits.sql and guard_edits.sql see to it.
 CREATE TABLE IF NOT EXISTS edits (
