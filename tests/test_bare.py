@@ -119,7 +119,10 @@ def test_what_needs_one_of_them_says_so(workplace, run_bare):
 def test_the_prompt_says_what_it_needs(workplace):
     """On a terminal, in a process that prompt_toolkit alone is hidden from."""
     ft.Store(workplace / "empty.duckdb").create()
-    alone = "import sitecustomize; sitecustomize.LACKING = {'prompt_toolkit'}; from fasttrace.cli import main; main()"
+    alone = (
+        "import sitecustomize as bare; bare.LACKING = bare.UNINSTALLED = {'prompt_toolkit'}; "
+        "from fasttrace.cli import main; main()"
+    )
     command = [sys.executable, "-c", alone, "sql", "--store", "empty.duckdb"]
     ours, terminal = pty.openpty()
     try:
