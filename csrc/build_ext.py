@@ -141,7 +141,9 @@ class build_ext(_build_ext):
                 module.extra_compile_args += ["-fno-math-errno"]
                 # GCC says how 64-byte vectors are passed; none are, every kernel body is inlined.
                 module.extra_compile_args += ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-                module.extra_link_args += ["-Wl,--as-needed"]
+                # Where g++ links its own libstdc++ into the module, that copy must not meet the process's: they number
+                # their locale facets differently, and writing a number to a stream crashed.
+                module.extra_link_args += ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
             else:
                 module.extra_compile_args += ["-std=c++20", "-O3", "-fvisibility=hidden"]
 

@@ -140,14 +140,15 @@ def _float64_where_it_says_float32(hf):
 
 def small_model(family: str, tokenizer, dtype: torch.dtype):
     """A random model of `family` whose every parameter, biases and norms too, is far from its default."""
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     from fasttrace.models import wrap_model
 
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
-    # transformers' eager attention takes its softmax in float32 even in a float64 model; sdpa does not.
-    eager = config.model_type in ("gemma2", "gpt_neo", "bloom")
+    # transformers' eager attention takes its softmax in float32 even in a float64 model; sdpa, where it has it, does not.
+    family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
     hf = AutoModelForCausalLM.from_config(config).to(dtype)
     gemma = config.model_type.startswith("gemma")
