@@ -1,7 +1,6 @@
 """`write_report`: a study as one HTML file, to be read without network, other files or fasttrace."""
 
 import json
-import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fasttrace.errors import StoreError
+from fasttrace.places import replacing
 from fasttrace.store import Store
 
 from .commands import AGAIN, commands, run_commands
@@ -97,13 +97,8 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed: a reader finds the whole report or none.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

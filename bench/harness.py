@@ -18,9 +18,8 @@ from typing import Any, NoReturn
 import torch
 
 from fasttrace.benchmarks.result import DEVICE, ROOT, Row, about, bench_result, spread
-from fasttrace.editing.cache import write_whole
 from fasttrace.errors import UserError
-from fasttrace.places import check_file
+from fasttrace.places import check_file, replacing
 
 __all__ = [
     "DEVICE", "ROOT", "Results", "Row", "about", "bench_result", "check_outputs", "command", "device", "fresh",
@@ -207,7 +206,8 @@ def _save(path: Path, told: dict[str, Any], rows: list[Row]) -> None:
     head = json.dumps(told, indent=2, ensure_ascii=False).replace("\n", "\n  ")
     text = f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n'
     try:
-        write_whole(_place(path), lambda draft: draft.write_text(text, encoding="utf-8"))
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

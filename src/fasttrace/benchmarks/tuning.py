@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fasttrace.benchmarks.measure import DTYPES, bench, prepare
 from fasttrace.benchmarks.result import Row, processor
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import triton_problem
+from fasttrace.places import replacing
 
 TILED = ("noised_embed", "window_restore", "prefix_attention", "target_logprob", "gelu_tanh_", "adam_linf_")
 ROUNDINGS = 64  # of the dtype: a result that is further off the reference is wrong, and its tile is not recorded
@@ -69,13 +69,10 @@ def record(path: Path, row: Row, device: str) -> None:
     held = tiles.read(path)
     for key in row["keys"]:
         held.setdefault(processor(device), {})[key] = row["tile"]
-    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
-        whole.replace(path)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"the record of tiles '{path}' cannot be written: {error.strerror}") from error
-    finally:
-        whole.unlink(missing_ok=True)
     tiles.recorded_on.cache_clear()
