@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing
 from fasttrace.store import Store
+from fasttrace.version import VERSION
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
@@ -89,7 +89,7 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
                 }
                 for run in runs
             ],
-            version=version("fasttrace"),
+            version=VERSION,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             store_path=store_path,
             style=_own("style.css"),

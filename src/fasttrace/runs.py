@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from fasttrace.models.adapter import Decoder
-
-VERSION = "0.1.0"
+from fasttrace.version import VERSION
 
 
 def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: int, protocol: str) -> dict[str, Any]:

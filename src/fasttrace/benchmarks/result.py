@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fasttrace.runs import VERSION
+from fasttrace.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

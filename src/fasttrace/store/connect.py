@@ -21,7 +21,7 @@ import duckdb
 
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing, why_unwritable
-from fasttrace.runs import VERSION
+from fasttrace.version import VERSION
 
 SCHEMA_VERSION = 5
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
