@@ -20,9 +20,9 @@ from fasttrace.editing.hyperparameters import FineTuneSettings
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
-from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import Visited, walk
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, embed_corrupted
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
-from fasttrace.tracing.corrupt import Corruption, embed_corrupted
 
 PASS_ROWS = 4096  # tokens of one pass over many facts' contexts
 

@@ -16,9 +16,9 @@ from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact, encode_prompt, encode_target, tokens_of
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.rank_one_linear import rank_one_add_
-from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
 
 KINDS = ("rewrite", "paraphrase", "neighborhood", "essence")
 EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities

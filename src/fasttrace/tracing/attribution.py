@@ -27,9 +27,9 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, row_logprob
 from fasttrace.ops.prefix_attention import Sequences
-from fasttrace.tracing.corrupt import embed_base
 from fasttrace.tracing.plan import MODULES, Cell, Intervention, Layout, TraceItem, Wave
 
 MEMORY_ROWS = 4096

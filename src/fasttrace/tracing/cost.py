@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.flops import linear_flops
 from fasttrace.models.packed import Batch, attend, mlp, mlp_rows, pack
 from fasttrace.ops.linear import linear
 from fasttrace.tracing.plan import Cell, Intervention, TraceItem, bytes_per_row, split_waves
@@ -52,14 +53,6 @@ class Work(NamedTuple):
     def flops(self) -> int:
         """All of them."""
         return self.products + self.attention + self.unembed
-
-
-def linear_flops(model: Decoder, block: Block) -> tuple[int, int, int]:
-    """FLOPs a row of (key and value products, query and attention-output products, MLP products)."""
-    d, m = model.width, model.key_width
-    key_value = 2 * d * 2 * block.n_kv_heads * block.head_dim
-    query_out = 2 * 2 * d * block.n_heads * block.head_dim
-    return key_value, query_out, 2 * d * m * (block.mlp_products + 1)
 
 
 def pass_work(

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
-from fasttrace.tracing.plan import Cell, window_interval
-
-PROTOCOLS = ("paper", "released")
+from fasttrace.protocols import check_protocol  # noqa: F401
+from fasttrace.tracing.plan import Cell
+from fasttrace.windows import window_interval
 
 TRACED_FACTS = pa.schema(
     [
@@ -56,13 +55,6 @@ SAMPLES = pa.schema(
         ("p_restored", pa.float64()),
     ]
 )
-
-
-def check_protocol(protocol: str) -> str:
-    """The protocol itself. Raises UserError where it is neither "paper" nor "released"."""
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol '{protocol}' is not one of {', '.join(PROTOCOLS)}")
-    return protocol
 
 
 def fractional_effect(

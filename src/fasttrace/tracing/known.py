@@ -11,8 +11,8 @@ from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
+from fasttrace.protocols import check_protocol
 from fasttrace.runs import describe_run
-from fasttrace.tracing.effects import check_protocol
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02

@@ -15,6 +15,7 @@ import numpy as np
 from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.windows import window_interval
 
 MODULES = ("mlp", "attn", "block")
 METHODS = ("denoise", "noise", "zero")
@@ -53,14 +54,6 @@ class Cell(NamedTuple):
     start: int
     stop: int
     tokens: int = 1
-
-
-def window_interval(layer: int, window: int, n_layers: int) -> tuple[int, int]:
-    """Layers [start, stop) of the window of size w at `layer`: max(0, ℓ - w//2) to min(L, ℓ - (-w//2)).
-
-    Source: the released code's rule (ALGORITHMS, section 1): w = 5 is ℓ±2, w = 10 is ℓ-5 … ℓ+4, clipped.
-    """
-    return max(0, layer - window // 2), min(n_layers, layer - (-window // 2))
 
 
 @dataclass(frozen=True)

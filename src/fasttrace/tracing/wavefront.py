@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, rotary_rows, row_logprob
 from fasttrace.ops.dispatch import upload
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
-from fasttrace.tracing.corrupt import embed_base
 from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
 
 TIDY_LAYERS = 4  # after every layer it would take 10 % of the time (bench/LOG.md)
