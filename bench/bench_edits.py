@@ -70,7 +70,7 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
 
     def one_at_a_time() -> None:
         for fact, layer in few:
-            mine = edits[fact.fact.fact_id, layer]
+            mine = edits[fact.fact_id, layer]
             if name == "rome":
                 contexts = contexts_of(model, fact, plan.target_ids(fact), plan.contexts)
                 delta = released.value(model.hf, contexts, layer, plan.settings)
@@ -91,7 +91,7 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
 def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterator[Row]:
     plan = plan_of(model, facts, "rome", contexts=0)
     edits = optimised(plan)
-    number = {f.fact.fact_id: i for i, f in enumerate(plan.encoded)}
+    number = {f.fact_id: i for i, f in enumerate(plan.encoded)}
     work = [(number[e.fact_id], e) for e in edits]
     prompts = [plan.prompts(f) for f in plan.encoded]
 

@@ -90,7 +90,7 @@ class FineTuneBatch:
         self.model, self.examples, self.problems = model, list(examples), list(problems)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):
-            model.check_length(len(tokens), f"fact '{e.fact.fact.fact_id}'")
+            model.check_length(len(tokens), f"fact '{e.fact.fact_id}'")
         batch = pack(model, ids)
         begin = np.cumsum(batch.lengths) - batch.lengths
         starts = {window[0] for _, _, window in self.problems}
@@ -202,7 +202,7 @@ class FineTuneBatch:
                     updates[at] = Dense(as_kept(block.down, state.delta[number - first]), bias)
                 largest = max(float(u.change.abs().max()) for u in updates.values())
                 edits.append(
-                    Edit(self.examples[example].fact.fact.fact_id, layer, updates, largest, float(loss[number]))
+                    Edit(self.examples[example].fact.fact_id, layer, updates, largest, float(loss[number]))
                 )
         return edits
 

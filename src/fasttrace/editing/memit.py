@@ -65,7 +65,7 @@ def spread_memit(
         rank_one_add_(value, key, every[context.owner], scaled[:, None].to(wide), residual[:, None].to(wide))
         h = middle + block.mlp_add(value)
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
-    ids = [batch.facts[fact].fact.fact.fact_id for fact in facts]
+    ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
         Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer))
         for i in range(len(facts))

@@ -37,7 +37,7 @@ def solve_rome(
         value = (delta[row].double() / denominator).float()
         edits.append(
             Edit(
-                batch.facts[fact].fact.fact.fact_id,
+                batch.facts[fact].fact.fact_id,
                 layer,
                 {layer: LowRank(value[None], direction.float()[None])},
                 float(delta[row].norm() / batch.v0(layer, settings)[fact].float().norm()),

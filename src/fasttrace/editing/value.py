@@ -59,7 +59,7 @@ def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contex
         prompt = template.replace("{}", fact.fact.prompt, 1)
         one = encode_fact(model.tokenizer, Fact(prompt, fact.fact.subject, fact.fact.target_true))
         ids.append([*one.ids, *target[:-1]])
-        model.check_length(len(ids[-1]), f"fact '{fact.fact.fact_id}' in the context {template!r}")
+        model.check_length(len(ids[-1]), f"fact '{fact.fact_id}' in the context {template!r}")
         first.append(one.subject_begin)
         last.append(one.subject_end - 1)
     essence = encode_fact(model.tokenizer, Fact("{} is a", fact.fact.subject, fact.fact.target_true))

@@ -82,7 +82,7 @@ def embed_base(
         row_ids.append(np.asarray(tokens)[place])
         sample.append(which)
         token.append(place)
-        key.append(np.full(length, fact_key(fact.fact.fact_id)))
+        key.append(np.full(length, fact_key(fact.fact_id)))
         noised.append((which >= 0) & (place >= b) & (place < e))
     to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
     positions = to(token)
@@ -159,7 +159,7 @@ def embed_corrupted(
         if subject is None:
             continue
         rows, count = slice(first + subject.begin, first + subject.end), subject.end - subject.begin
-        hit[rows], key[rows] = True, fact_key(subject.fact.fact.fact_id)
+        hit[rows], key[rows] = True, fact_key(subject.fact.fact_id)
         token[rows] = subject.fact.subject_begin + np.arange(count)
         if corruption.noise == "released":
             drawn.append(np.random.RandomState(1).randn(corruption.sample + 1, count, model.width)[-1])
@@ -202,7 +202,7 @@ def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Co
     Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); ALGORITHMS, section 3.
     """
     ids = [list(fact.ids) for fact in facts]
-    draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact.fact_id))) for fact in facts]
+    draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact_id))) for fact in facts]
     while short := [i for i, tokens in enumerate(ids) if len(tokens) < RELEASED_TOKENS]:
         batch = pack(model, [ids[i] for i in short])
         subjects = [Subject(facts[i], facts[i].subject_begin, facts[i].subject_end) for i in short]

@@ -91,7 +91,7 @@ def _batches(items: Sequence[TraceItem], samples: int, memory_rows: int) -> Iter
         own = item.base_rows(samples)
         if own > memory_rows:
             raise UserError(
-                f"memory: fact '{item.encoded.fact.fact_id}' needs {own} rows at once and the budget holds "
+                f"memory: fact '{item.encoded.fact_id}' needs {own} rows at once and the budget holds "
                 f"{memory_rows}; a larger --memory or fewer --samples were wanted"
             )
         if batch and rows + own > memory_rows:

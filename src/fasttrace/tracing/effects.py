@@ -172,7 +172,7 @@ class Grid:
         screened = None if self.screened is None else [sample_mean(self.screened[c]) if c else None for c in places]
         count = len(places)
         common = [
-            pa.array([self.encoded.fact.fact_id] * count, pa.string()),
+            pa.array([self.encoded.fact_id] * count, pa.string()),
             pa.array(np.full(count, window), pa.int32()),
             pa.array(index, pa.int32()),
         ]

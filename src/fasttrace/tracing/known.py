@@ -84,7 +84,7 @@ def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> li
             reason = f"p(o_true) = {p:.4f} is below {RELEASED_FLOOR}"
         rows.append(
             {
-                "fact_id": fact.fact.fact_id,
+                "fact_id": fact.fact_id,
                 "known": reason is None,
                 "p_true": p,
                 "p_first_token_top": bool(tokens) and tokens[0] == fact.target_true_ids[0],

@@ -158,7 +158,7 @@ def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows
         largest = max((item.cell_rows(cell, runs) for cell in item.cells), default=0)
         if base + largest > max_rows:
             raise UserError(
-                f"memory: fact '{item.encoded.fact.fact_id}' needs {base + largest} rows at once and the budget "
+                f"memory: fact '{item.encoded.fact_id}' needs {base + largest} rows at once and the budget "
                 f"holds {max_rows}; a larger --memory or fewer --samples were wanted"
             )
         whole = base + sum(item.cell_rows(cell, runs) for cell in item.cells)
