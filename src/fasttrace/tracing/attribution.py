@@ -29,7 +29,7 @@ from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, row_logprob
-from fasttrace.ops.prefix_attention import Sequences
+from fasttrace.ops.prefix_attention import Column, Sequences
 from fasttrace.tracing.plan import MODULES, Cell, Intervention, Layout, TraceItem, Wave
 
 MEMORY_ROWS = 4096
@@ -119,27 +119,29 @@ class _Rows:
         base = Layout(model, items, wave, Intervention(samples=samples)).sequences
         is_clean = np.arange(len(base)) % (1 + samples) == 0
         noised, clean = base[~is_clean], base[is_clean]
-        rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, 6:8].tolist()]) for part in (noised, clean)]
+        tails = [Column.K_BEGIN, Column.K_LEN]
+        rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, tails].tolist()]) for part in (noised, clean)]
         self.order = np.concatenate(rows)
         self.n_corrupted = len(rows[0])
         place = np.empty_like(self.order)
         place[self.order] = np.arange(len(self.order))
         self.table = np.concatenate((noised, clean))
-        for column in (0, 2, 6):
+        for column in (Column.Q_BEGIN, Column.FIRST_BEGIN, Column.K_BEGIN):
             self.table[:, column] = place[self.table[:, column]]
         self.n_noised = len(noised)
-        self.begin = self.table[: self.n_noised, 6].reshape(len(self.items), samples)
+        self.begin = self.table[: self.n_noised, Column.K_BEGIN].reshape(len(self.items), samples)
         first_token = np.repeat([item.encoded.subject_begin for item in self.items], samples)
+        clean_begin = np.repeat(clean[:, Column.K_BEGIN], samples)
         self.twin = np.concatenate(
             [
                 np.arange(n) + place[begin] + b
-                for n, begin, b in zip(noised[:, 7], np.repeat(clean[:, 6], samples), first_token, strict=True)
+                for n, begin, b in zip(noised[:, Column.K_LEN], clean_begin, first_token, strict=True)
             ]
         )
         # Each sequence's last K rows predict the target's K tokens.
         owner = [*np.repeat(np.arange(len(self.items)), samples).tolist(), *range(len(self.items))]
         count = [len(self.items[i].targets) for i in owner]
-        ends = self.table[:, 6] + self.table[:, 7]
+        ends = self.table[:, Column.K_BEGIN] + self.table[:, Column.K_LEN]
         self.scored = np.concatenate([np.arange(end - k, end) for end, k in zip(ends, count, strict=True)])
         self.targets = np.concatenate([self.items[i].targets for i in owner])
         self.sequence = np.repeat(np.arange(len(owner)), count)

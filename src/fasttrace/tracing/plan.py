@@ -15,6 +15,7 @@ import numpy as np
 from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.ops.prefix_attention import Column, sequence_table
 from fasttrace.windows import window_interval
 
 MODULES = ("mlp", "attn", "block")
@@ -194,9 +195,9 @@ class Layout:
 
     Of every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose
     module output it takes inside its window, or OWN, or ZERO; stop (N,) first layer past that window, 0 without
-    one; position (N,) its token; scored (N,) bool, whether a target token is predicted there. sequences: (S, 8) as
-    ops.prefix_attention; fact: (S,) the sequence's fact in this wave. rows_at, sequences_at: (L + 1,) how many rows
-    and sequences are in the pack at each layer.
+    one; position (N,) its token; scored (N,) bool, whether a target token is predicted there. sequences: (S, 8), the
+    table of ops.prefix_attention; fact: (S,) the sequence's fact in this wave. rows_at, sequences_at: (L + 1,) how
+    many rows and sequences are in the pack at each layer.
     """
 
     def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: Wave, intervention: Intervention) -> None:
@@ -247,12 +248,17 @@ class Layout:
         self.fact, self.token_begin = fact, token
         first_len = np.where(is_cell & ~np.array(denoise), token, np.minimum(token, subject[fact]))
         second = np.where(is_cell & denoise, token - first_len, 0)
-        zero = np.zeros_like(begin)
-        self.sequences = np.stack(
-            (begin, tail, np.where(first_len > 0, clean_begin[fact], 0), first_len,
-             np.where(second > 0, of_sample, 0), second, begin, tail), axis=1,
-        )  # fmt: skip
-        within = _ranges(zero, tail)
+        self.sequences = sequence_table(
+            q_begin=begin,
+            q_len=tail,
+            first_begin=np.where(first_len > 0, clean_begin[fact], 0),
+            first_len=first_len,
+            second_begin=np.where(second > 0, of_sample, 0),
+            second_len=second,
+            k_begin=begin,
+            k_len=tail,
+        )
+        within = _ranges(np.zeros_like(tail), tail)
         lead = within < np.repeat(leading, tail)
         patch = np.repeat(patch_begin, tail)
         self.base = _ranges(base_begin, tail)
@@ -267,6 +273,6 @@ class Layout:
     def queried(self, wanted: np.ndarray, n_sequences: int) -> np.ndarray:
         """The first n_sequences with only the rows wanted (a suffix of each) as queries, one after another."""
         table = self.sequences[:n_sequences].copy()
-        counts = np.add.reduceat(wanted.astype(np.int64), table[:, 6])
-        table[:, 0], table[:, 1] = np.cumsum(counts) - counts, counts
+        counts = np.add.reduceat(wanted.astype(np.int64), table[:, Column.K_BEGIN])
+        table[:, Column.Q_BEGIN], table[:, Column.Q_LEN] = np.cumsum(counts) - counts, counts
         return table
