@@ -18,7 +18,7 @@ So no more than one layer's activations are ever kept, each layer's weights are 
 itself runs on the compiled kernels, which have no gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
+from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, row_logprob
@@ -74,33 +75,19 @@ def attribute(
     """
     if module not in MODULES:
         raise UserError(f"attribution: module '{module}' is not one of {', '.join(MODULES)}")
+    for item in items:
+        if (own := item.base_rows(samples)) > memory_rows:
+            raise UserError(
+                f"memory: fact '{item.encoded.fact_id}' needs {own} rows at once and the budget holds "
+                f"{memory_rows}; a larger --memory or fewer --samples were wanted"
+            )
     result = AttributionResult()
-    for numbers in _batches(items, samples, memory_rows):
+    for numbers in pack_by_budget(range(len(items)), lambda i: items[i].base_rows(samples), memory_rows):
         rows = _Rows([items[i] for i in numbers], samples, model)
         log_p, slopes = _slopes(model, rows, sigma, noise, seed, module)
         for place, number in enumerate(numbers):
             _estimate(result, number, items[number], log_p, slopes, rows, place, module)
     return result
-
-
-def _batches(items: Sequence[TraceItem], samples: int, memory_rows: int) -> Iterator[list[int]]:
-    """Runs of item numbers of at most memory_rows base rows."""
-    batch: list[int] = []
-    rows = 0
-    for number, item in enumerate(items):
-        own = item.base_rows(samples)
-        if own > memory_rows:
-            raise UserError(
-                f"memory: fact '{item.encoded.fact_id}' needs {own} rows at once and the budget holds "
-                f"{memory_rows}; a larger --memory or fewer --samples were wanted"
-            )
-        if batch and rows + own > memory_rows:
-            yield batch
-            batch, rows = [], 0
-        batch.append(number)
-        rows += own
-    if batch:
-        yield batch
 
 
 class _Rows:
@@ -115,7 +102,7 @@ class _Rows:
     def __init__(self, items: Sequence[TraceItem], samples: int, model: Decoder) -> None:
         self.items, self.samples = list(items), samples
         self.sees_noise = [item.sees_noise(model) for item in items]
-        wave = Wave([(i, []) for i in range(len(items))])
+        wave = Wave([(i, []) for i in range(len(items))], sum(item.base_rows(samples) for item in items))
         base = Layout(model, items, wave, Intervention(samples=samples)).sequences
         is_clean = np.arange(len(base)) % (1 + samples) == 0
         noised, clean = base[~is_clean], base[is_clean]

@@ -6,14 +6,16 @@ tokens from there on, in every noise sample) enter the pack after layer `start` 
 computes (ALGORITHMS, section 8).
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
+from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
 from fasttrace.ops.prefix_attention import Column, sequence_table
 from fasttrace.windows import window_interval
@@ -129,12 +131,23 @@ def make_item(
     return TraceItem(encoded, (*encoded.ids, *scored[:-1]), scored, cells)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wave:
-    """Cells of one or more facts that advance together; a fact larger than memory is spread over waves."""
+    """Cells of one or more facts that advance together; a fact larger than memory is spread over waves.
 
-    items: list[tuple[int, list[Cell]]] = field(default_factory=list)
-    rows: int = 0
+    items: (number of the item, its cells). rows: of the base passes and the cells.
+    """
+
+    items: list[tuple[int, list[Cell]]]
+    rows: int
+
+
+class _Piece(NamedTuple):
+    """Cells of one fact that fit into a wave with the fact's base passes. rows: of both."""
+
+    number: int
+    cells: list[Cell]
+    rows: int
 
 
 def bytes_per_row(model: Decoder) -> int:
@@ -151,33 +164,26 @@ def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows
 
     Raises UserError where max_rows cannot hold one fact's base passes and its largest cell.
     """
-    corrupted, runs = intervention.corrupted, intervention.runs
-    waves: list[Wave] = []
-    wave = Wave()
+    runs = intervention.runs
+    pieces: list[_Piece] = []
     for number, item in enumerate(items):
-        base = item.base_rows(corrupted)
-        largest = max((item.cell_rows(cell, runs) for cell in item.cells), default=0)
+        base = item.base_rows(intervention.corrupted)
+        rows_of = functools.partial(item.cell_rows, runs=runs)
+        largest = max(map(rows_of, item.cells), default=0)
         if base + largest > max_rows:
             raise UserError(
                 f"memory: fact '{item.encoded.fact_id}' needs {base + largest} rows at once and the budget "
                 f"holds {max_rows}; a larger --memory or fewer --samples were wanted"
             )
-        whole = base + sum(item.cell_rows(cell, runs) for cell in item.cells)
-        if wave.items and wave.rows + min(whole, max_rows) > max_rows:
-            waves.append(wave)
-            wave = Wave()
-        wave.items.append((number, []))
-        wave.rows += base
-        for cell in item.cells:
-            rows = item.cell_rows(cell, runs)
-            if wave.rows + rows > max_rows:
-                waves.append(wave)
-                wave = Wave(items=[(number, [])], rows=base)
-            wave.items[-1][1].append(cell)
-            wave.rows += rows
-    if wave.items:
-        waves.append(wave)
-    return waves
+        for cells in pack_by_budget(item.cells, rows_of, max_rows - base) if item.cells else [[]]:
+            pieces.append(_Piece(number, cells, base + sum(map(rows_of, cells))))
+    last = {piece.number: piece for piece in pieces}
+    # The first pieces of a fact that is split get waves of their own; what is left after its last is shared.
+    size_of = lambda piece: piece.rows if piece is last[piece.number] else max_rows  # noqa: E731
+    return [
+        Wave([(piece.number, piece.cells) for piece in wave], sum(piece.rows for piece in wave))
+        for wave in pack_by_budget(pieces, size_of, max_rows)
+    ]
 
 
 def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
