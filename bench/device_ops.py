@@ -50,7 +50,7 @@ SMALL: dict[str, dict[str, int]] = {
     "gelu_tanh_": {"rows": 9, "m": 300},
     "adam_linf_": {"items": 2, "d": 16, "m": 48},
 }
-# So that tiles of keys differ: at 8 tokens every one is a single step of 16. Each fact takes 0.6 GB a tensor in float32.
+# So that tiles of keys differ: at 8 tokens every one is a single step of 16. A fact takes 0.6 GB a tensor in float32.
 LONGER = {"prefix_attention": {"facts": 2, "length": 40}}
 PATIENCE = 60.0  # seconds without a row, after which an op is given up
 

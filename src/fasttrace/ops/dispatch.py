@@ -46,7 +46,11 @@ def _obstacle(impl: str, available: Collection[str], device: torch.device) -> st
 
 
 def choose(
-    op: str, impl: str, available: Collection[str] | Mapping[str, str | None], *tensors: torch.Tensor | None
+    op: str,
+    impl: str,
+    available: Collection[str] | Mapping[str, str | None],
+    *tensors: torch.Tensor | None,
+    worthwhile: Callable[[str], bool] = lambda name: True,
 ) -> str:
     """The implementation of `op` to run: "reference", "triton" or "native".
 
@@ -56,6 +60,8 @@ def choose(
         Any other name is taken as asked or refused: there is no fallback.
     available: the implementations this op has here; as a mapping, name -> None, or why it cannot be used.
     tensors: the op's tensors (None is passed over), which must share one device.
+    worthwhile: whether "auto" should take an implementation that can run; for an op whose fastest implementation
+        differs from processor to processor. Called only for those.
 
     Raises UserError for an unknown name, an implementation that cannot run here, tensors on several devices.
     """
@@ -75,13 +81,18 @@ def choose(
 
     order = ("triton", "native", "reference") if device.type == "cuda" else ("native", "reference")
     for name in order:
-        if _obstacle(name, available, device) is None:
-            if (op, device.type, name) not in _announced:
-                _announced.add((op, device.type, name))
-                log.info("%s on %s: impl='auto' takes '%s'", op, device.type, name)
+        if _obstacle(name, available, device) is None and worthwhile(name):
+            _announce(op, device.type, name)
             return name
     found = ", ".join(available) or "none"
     raise UserError(f"{op}: no implementation can run on {device}; available: {found}")
+
+
+def _announce(op: str, kind: str, name: str) -> None:
+    # torch.compile has no place for a log in its graph.
+    if not torch.compiler.is_compiling() and (op, kind, name) not in _announced:
+        _announced.add((op, kind, name))
+        log.info("%s on %s: impl='auto' takes '%s'", op, kind, name)
 
 
 def triton_launcher(op: str) -> Callable[..., Any]:
