@@ -59,6 +59,20 @@ class Cell(NamedTuple):
     tokens: int = 1
 
 
+class Tail(NamedTuple):
+    """Rows of a fact that advance together: its tokens from `token` on, in each of `passes` passes.
+
+    They enter the pack after layer `entered`, −1 for the rows that are there from the start. At their first `replaced`
+    tokens the module's output is taken from elsewhere in the layers below `stop`, 0 where it never is.
+    """
+
+    token: int
+    passes: int
+    entered: int = -1
+    stop: int = 0
+    replaced: int = 0
+
+
 @dataclass(frozen=True)
 class TraceItem:
     """A fact ready to be traced: its row tokens (prompt and all but the last scored token) and its cells.
@@ -76,13 +90,24 @@ class TraceItem:
         """Prompt tokens T."""
         return len(self.encoded.ids)
 
+    def base_tails(self, corrupted: int) -> tuple[Tail, Tail]:
+        """The clean pass and the corrupted passes, which the cells start from. Before the subject they are the same."""
+        return Tail(0, passes=1), Tail(self.encoded.subject_begin, passes=corrupted)
+
+    def cell_tail(self, cell: Cell, runs: int) -> Tail:
+        """What a cell can change: nothing before its token and nothing below its window."""
+        return Tail(cell.token, runs, cell.start, cell.stop, cell.tokens)
+
     def base_rows(self, corrupted: int) -> int:
-        """Rows of the clean pass and the corrupted passes, which the cells start from."""
-        return len(self.ids) + corrupted * (len(self.ids) - self.encoded.subject_begin)
+        """Rows of `base_tails`."""
+        return sum(map(self._rows, self.base_tails(corrupted)))
 
     def cell_rows(self, cell: Cell, runs: int) -> int:
         """Rows a cell adds to the pack."""
-        return runs * (len(self.ids) - cell.token)
+        return self._rows(self.cell_tail(cell, runs))
+
+    def _rows(self, tail: Tail) -> int:
+        return tail.passes * (len(self.ids) - tail.token)
 
     def sees(self, model: Decoder, cell: Cell, intervention: Intervention) -> bool:
         """Whether a scored token can see what the cell changes. Its p is else the base pass's, and is not computed."""
@@ -213,7 +238,7 @@ class Layout:
         length = np.array([len(item.ids) for item in self.items])
         subject = np.array([item.encoded.subject_begin for item in self.items])
         k = np.array([len(item.targets) for item in self.items])
-        base_rows = length + intervention.corrupted * (length - subject)
+        base_rows = np.array([item.base_rows(intervention.corrupted) for item in self.items])
         clean_begin = np.cumsum(base_rows) - base_rows
         corrupted_begin = clean_begin + length
         self.n_base = int(base_rows.sum())
@@ -224,21 +249,15 @@ class Layout:
         self.cells = sorted((x for x, can in zip(cells, seen, strict=True) if can), key=lambda x: x[1].start)
 
         # One row a sequence, base sequences first.
-        passes = 1 + intervention.corrupted
-        n_facts = len(self.items)
-        fact = np.repeat(np.arange(n_facts), passes)
-        sample = np.tile(np.arange(-1, intervention.corrupted), n_facts)
-        token = np.where(sample < 0, 0, subject[fact])
-        entering, stops, leading = (np.full(len(fact), x) for x in (-1, 0, 0))
-        if self.cells:
-            runs = intervention.runs
-            named = np.array([(f, *cell) for f, cell in self.cells]).repeat(runs, axis=0)
-            drawn = np.tile(np.arange(runs), len(self.cells))
-            columns = (fact, token, entering, stops, leading)
-            fact, token, entering, stops, leading = (
-                np.concatenate((base, column)) for base, column in zip(columns, named.T, strict=True)
-            )
-            sample = np.concatenate((sample, drawn))
+        base = [(f, tail) for f, item in enumerate(self.items) for tail in item.base_tails(intervention.corrupted)]
+        changed = [(f, self.items[f].cell_tail(cell, intervention.runs)) for f, cell in self.cells]
+        fact = np.array([f for f, _ in base + changed])
+        token, passes, entering, stops, leading = np.array([tail for _, tail in base + changed]).T
+        fact, token, entering, stops, leading = (
+            column.repeat(passes) for column in (fact, token, entering, stops, leading)
+        )
+        of_base = np.tile(np.arange(-1, intervention.corrupted), len(self.items))  # −1: the clean pass
+        sample = np.concatenate((of_base, np.tile(np.arange(intervention.runs), len(self.cells))))
         tail = length[fact] - token
         begin = np.cumsum(tail) - tail
         of_sample = corrupted_begin[fact] + sample * (length - subject)[fact]
