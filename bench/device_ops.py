@@ -18,7 +18,7 @@ from pathlib import Path
 
 from apart import apart
 from fasttrace.kernels.tiles import records
-from harness import DEVICE, Row, about, command, write
+from harness import DEVICE, BenchRow, about, command, write
 
 from fasttrace.benchmarks import TILED, bench, ceilings, fastest, measure, record, tune
 from fasttrace.benchmarks.measure import COMPILED
@@ -87,7 +87,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     return [Task(op, dtype, way, options.small) for dtype in dtypes for op in chosen or SHAPES]
 
 
-def rows_of(task: Task) -> Iterator[Row]:
+def rows_of(task: Task) -> Iterator[BenchRow]:
     """The ceilings of the dtype, then a row a way or a tile."""
     if task.small:
         measure.ENOUGH = 0.0  # seconds: a call or two is enough to see that all is there
@@ -103,9 +103,9 @@ def rows_of(task: Task) -> Iterator[Row]:
 def measured(options: argparse.Namespace) -> list[str]:
     """Writes what there is after every op, and says what failed or is wrong, which takes nothing from the others."""
     kind, out = ("tiles", options.tune / "tried.json") if options.tune else ("device-ops", options.out)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     failed: list[str] = []
-    peaks: dict[str, Row] = {}
+    peaks: dict[str, BenchRow] = {}
     patience = 3 * PATIENCE if options.small else PATIENCE  # as device.sh: small is where cores are few and shared
     for task, found, why in apart(rows_of, tasks(options), patience):
         if found:
@@ -125,7 +125,7 @@ def measured(options: argparse.Namespace) -> list[str]:
     return failed
 
 
-def kept(task: Task, tried: list[Row], folder: Path) -> list[str]:
+def kept(task: Task, tried: list[BenchRow], folder: Path) -> list[str]:
     """An op's fastest tile into the folder's record and this user's; or why not."""
     best = fastest(tried, task.dtype)
     if best is None:
@@ -138,7 +138,7 @@ def kept(task: Task, tried: list[Row], folder: Path) -> list[str]:
     return []
 
 
-def line(rows: list[Row]) -> str:
+def line(rows: list[BenchRow]) -> str:
     """fasttrace against the fastest other way that computes the same."""
     [own] = [row for row in rows if row["impl"] == "auto"]
     others = [row for row in rows if row["impl"] != "auto" and row.get("relative_difference") is not None]
@@ -151,7 +151,7 @@ def line(rows: list[Row]) -> str:
     return f"{own['benchmark']:18}{dtype:10}{taken:>12}  {part:18}{against:32}{own['relative_difference']:.0e}"
 
 
-def sweep_line(rows: list[Row]) -> str:
+def sweep_line(rows: list[BenchRow]) -> str:
     """A sweep: seconds a fact, the part of the product peak, and what the rows after it say."""
     parts = []
     for row in rows:
@@ -167,7 +167,7 @@ def sweep_line(rows: list[Row]) -> str:
 
 def table(folder: Path) -> None:
     """A line a case of all the JSON in a folder."""
-    cases: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[tuple[str, str], list[BenchRow]] = {}
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text())["rows"]:
             cases.setdefault((row["benchmark"], row["case"]), []).append(row)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fasttrace.benchmarks.measure import DTYPES, bench, prepare
-from fasttrace.benchmarks.result import Row, processor
+from fasttrace.benchmarks.result import BenchRow, processor
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import triton_problem
 from fasttrace.places import replacing
@@ -27,7 +27,7 @@ def check_tiled(op: str) -> None:
 
 def tune(
     op: str, sizes: Mapping[str, int] | None = None, *, dtype: str = "float32", device: str = "cuda"
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Time an op with every tile of its kernel's set; a row a tile, as of `bench`, with the tile in "tile" and what its
     launches look up in "keys".
 
@@ -51,18 +51,19 @@ def tune(
         yield {**row, "impl": name, "tile": one, "keys": sorted(asked)}
 
 
-def is_right(row: Row, dtype: str) -> bool:
+def is_right(row: BenchRow, dtype: str) -> bool:
     """Whether a row's result was the reference's, but for roundings; NaN never is."""
-    return "error" not in row and bool(row["relative_difference"] <= ROUNDINGS * torch.finfo(DTYPES[dtype]).eps)
+    difference = row.get("relative_difference")
+    return difference is not None and difference <= ROUNDINGS * torch.finfo(DTYPES[dtype]).eps
 
 
-def fastest(rows: list[Row], dtype: str) -> Row | None:
+def fastest(rows: list[BenchRow], dtype: str) -> BenchRow | None:
     """Of one op's rows the one to record: the fastest that is right. None where there is none."""
     right = [row for row in rows if is_right(row, dtype)]
-    return min(right, key=lambda row: float(row["seconds"]), default=None)
+    return min(right, key=lambda row: row["seconds"], default=None)
 
 
-def record(path: Path, row: Row, device: str) -> None:
+def record(path: Path, row: BenchRow, device: str) -> None:
     """Adds a row's tile to a record, {device name: {key: tile}}, beside what is there. Raises UserError where the file
     cannot be written."""
     tiles = importlib.import_module("fasttrace.kernels.tiles")

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
-from fasttrace.runs import describe_run
+from fasttrace.runs import Run, describe_run
 
 DEFAULT_TOKENS = 100_000
 CHECKPOINT_SECONDS = 20.0
@@ -44,7 +43,7 @@ class Moments:
     of the diagonal's mean. source: the corpus's path as given, None for sampled text.
     """
 
-    run: dict[str, Any]
+    run: Run
     key: str
     model_hash: str
     corpus: str

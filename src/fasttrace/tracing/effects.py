@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from fasttrace.facts.tokens import EncodedFact
 from fasttrace.protocols import check_protocol  # noqa: F401
-from fasttrace.tracing.plan import Cell
+from fasttrace.tracing.plan import Cell, Spot
 from fasttrace.windows import window_interval
 
 TRACED_FACTS = pa.schema(
@@ -126,13 +126,13 @@ def fact_row(
 class Grid:
     """What was found out about one fact.
 
-    spots: (first token, how many) of every intervention. values: cell → (runs,) p. unreached: (runs,) p of a cell that
+    spots: where the interventions are made. values: cell → (runs,) p. unreached: (runs,) p of a cell that
     nothing can reach, where tokens before the spots are reported too, else None. screened: cell → (runs,) estimate
     where the grid is approximate; `values` then holds the exact values of the cells that were verified.
     """
 
     encoded: EncodedFact
-    spots: Sequence[tuple[int, int]]
+    spots: Sequence[Spot]
     values: Mapping[Cell, np.ndarray]
     p_clean: float
     p_noised: float | None
@@ -156,7 +156,7 @@ class Grid:
     ) -> tuple[pa.Table, Callable[[], pa.Table]]:
         names = self.encoded.tokens
         runs = [window_interval(layer, window, n_layers) for layer in range(n_layers)]
-        before = range(self.spots[0][0]) if self.unreached is not None else range(0)
+        before = range(self.spots[0].token) if self.unreached is not None else range(0)
         rows: list[tuple[int, str, list[Cell | None]]] = [(t, names[t], [None] * n_layers) for t in before]
         for first, count in self.spots:
             # Several tokens at once are named by the last of them.

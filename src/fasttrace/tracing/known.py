@@ -12,7 +12,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.protocols import check_protocol
-from fasttrace.runs import describe_run
+from fasttrace.runs import Run, describe_run
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
@@ -34,11 +34,11 @@ VERDICTS = pa.schema(
 class KnownResult:
     """run: the `runs` row. verdicts: one row a fact (VERDICTS): known, p(o_true), the 36 greedy tokens, and why not."""
 
-    run: dict[str, Any]
+    run: Run
     verdicts: pa.Table
 
 
-def known_run(model: Decoder, protocol: str) -> dict[str, Any]:
+def known_run(model: Decoder, protocol: str) -> Run:
     """The `runs` row of a known-facts check."""
     return describe_run("facts", model, {"greedy_tokens": GREEDY_TOKENS}, seed=0, protocol=protocol)
 

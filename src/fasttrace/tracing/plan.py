@@ -59,6 +59,13 @@ class Cell(NamedTuple):
     tokens: int = 1
 
 
+class Spot(NamedTuple):
+    """Where an intervention is made: `tokens` tokens from `token` on."""
+
+    token: int
+    tokens: int
+
+
 class Tail(NamedTuple):
     """Rows of a fact that advance together: its tokens from `token` on, in each of `passes` passes.
 
@@ -119,21 +126,21 @@ class TraceItem:
         return model.reach(-1, self.encoded.subject_end - 1) >= self.length - 1
 
 
-def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[tuple[int, int]]:
-    """(first token, how many) of every intervention that is computed.
+def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[Spot]:
+    """Where every intervention that is computed is made.
 
     Noise cannot reach a token before the subject, so there only zeros change anything.
     Raises UserError for an unknown choice.
     """
     begin, end = encoded.subject_begin, encoded.subject_end
     if tokens == "all":
-        return [(t, 1) for t in range(0 if method == "zero" else begin, len(encoded.ids))]
+        return [Spot(t, 1) for t in range(0 if method == "zero" else begin, len(encoded.ids))]
     if tokens == "subject":
-        return [(t, 1) for t in range(begin, end)]
+        return [Spot(t, 1) for t in range(begin, end)]
     if tokens == "last-subject":
-        return [(end - 1, 1)]
+        return [Spot(end - 1, 1)]
     if tokens == "whole-subject":
-        return [(begin, end - begin)]
+        return [Spot(begin, end - begin)]
     raise UserError(f"tokens '{tokens}' is not one of {', '.join(TOKENS)}")
 
 
@@ -151,7 +158,7 @@ def make_item(
     """
     intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
     spots = traced_spots(encoded, tokens, method)
-    cells = tuple(Cell(t, a, c, count) for a, c in intervals for t, count in spots)
+    cells = tuple(Cell(spot.token, a, c, spot.tokens) for a, c in intervals for spot in spots)
     scored = tuple(encoded.target_true_ids if targets is None else targets)
     return TraceItem(encoded, (*encoded.ids, *scored[:-1]), scored, cells)
 
