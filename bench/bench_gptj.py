@@ -19,13 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFast
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
-
 from harness import DEVICE, BenchRow, about, command, device, positive, seconds, spread, write
 from hooked_trace import hooked_trace
 from one_fact import first_grid
+from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFast
 
 import fasttrace as ft
 from fasttrace.facts import encode_fact

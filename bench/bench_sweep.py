@@ -8,15 +8,10 @@ The standard load of a GPU is bench_gptj.py's.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
-
 from harness import BenchRow, Results, about, command, device, positive, seconds, spread, writes
 from hooked_trace import hooked_trace
 from one_fact import FACT, SETTINGS, fast_grid
