@@ -47,7 +47,7 @@ def target_logprob(
 
     Raises UserError for arguments unlike these, and for a norm_weight, norm_bias, unembed or bias that
     requires grad while grad is enabled.
-    Source: ALGORITHMS section 1 (score) and 8 (logits at the scored positions only).
+    Source: docs/algorithms.md, sections 4 (score) and 9 (logits at the scored positions only).
     """
     if h.dim() != 2 or h.dtype not in DTYPES or 0 in h.shape[1:]:
         raise UserError(f"target_logprob: h is {tuple(h.shape)} {h.dtype}, (R, d) floating point was wanted")

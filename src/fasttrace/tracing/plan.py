@@ -3,7 +3,7 @@
 A cell takes a module's outputs at some tokens over the layers [start, stop) of a window from elsewhere. In a
 causal model that changes nothing below `start` and nothing before the token, so the cell's rows (its tail: the
 tokens from there on, in every noise sample) enter the pack after layer `start` and are all the cell ever
-computes (ALGORITHMS, section 8).
+computes (docs/algorithms.md, section 9).
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Cell(NamedTuple):
 def window_interval(layer: int, window: int, n_layers: int) -> tuple[int, int]:
     """Layers [start, stop) of the window of size w at `layer`: max(0, ℓ - w//2) to min(L, ℓ - (-w//2)).
 
-    Source: the released code's rule (ALGORITHMS, section 1): w = 5 is ℓ±2, w = 10 is ℓ-5 … ℓ+4, clipped.
+    Source: the released code's rule (docs/algorithms.md, section 5): w = 5 is ℓ±2, w = 10 is ℓ-5 … ℓ+4, clipped.
     """
     return max(0, layer - window // 2), min(n_layers, layer - (-window // 2))
 

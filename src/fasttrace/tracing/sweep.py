@@ -358,8 +358,8 @@ def trace(
 
     Returns a TraceResult; probabilities are of the scored tokens together, means over samples.
     Raises UserError for a bad setting.
-    Source: paper, section 3.2 and Appendix B; ALGORITHMS, sections 1, 2 and 8; Meng et al. 2022 (arXiv 2202.05262) for
-    "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
+    Source: paper, section 3.2 and Appendix B; docs/algorithms.md, sections 3 to 9; Meng et al. 2022 (arXiv 2202.05262)
+    for "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
     """
     plan = prepare_trace(model, facts, **settings)
     parts = list(plan.batches(memory=memory, progress=progress))
