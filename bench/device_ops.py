@@ -30,11 +30,14 @@ SHAPES: dict[str, dict[str, int]] = {
     "noised_embed": {"facts": 100, "tokens": 8, "subject": 2, "vocab": 50400, "d": 4096},
     "window_restore": GPTJ,
     "prefix_attention": {"facts": 50, "length": 8, "heads": 16, "kv_heads": 16, "head_dim": 256},
-    "target_logprob": {"rows": 512, "d": 4096, "vocab": 50400},
+    "target_logprob": {"rows": 20000, "d": 4096, "vocab": 50400},
     "second_moment_": {"tokens": 8192, "m": 16384, "single": 1},
     "rank_one_": {"d": 4096, "m": 16384},
     "rank_one_linear": {"rows": 2048, "d": 4096, "m": 16384},
     "rank_one_add_": {"rows": 2048, "d": 4096, "m": 16384},
+    "rms_norm": {"rows": 40000, "d": 4096},
+    "rotary_": {"rows": 40000, "heads": 32, "head_dim": 128},
+    "silu_mul_": {"rows": 16384, "m": 14336},
     "gelu_tanh_": {"rows": 16384, "m": 16384},
     "adam_linf_": {"items": 8, "d": 4096, "m": 16384},
 }
@@ -47,11 +50,14 @@ SMALL: dict[str, dict[str, int]] = {
     "rank_one_": {"d": 16, "m": 48},
     "rank_one_linear": {"rows": 24, "d": 16, "m": 48},
     "rank_one_add_": {"rows": 24, "d": 16, "m": 48},
+    "rms_norm": {"rows": 9, "d": 70},
+    "rotary_": {"rows": 9, "heads": 2, "head_dim": 24},
+    "silu_mul_": {"rows": 9, "m": 300},
     "gelu_tanh_": {"rows": 9, "m": 300},
     "adam_linf_": {"items": 2, "d": 16, "m": 48},
 }
-# So that tiles of keys differ: at 8 tokens every one is a single step of 16. A fact takes 0.6 GB a tensor in float32.
-LONGER = {"prefix_attention": {"facts": 2, "length": 40}}
+# So that tiles of keys differ: at 8 tokens every one is a single step of 16. A fact's tensors take 0.15 GB in float32.
+LONGER = {"prefix_attention": {"facts": 8, "length": 20}}
 PATIENCE = 60.0  # seconds without a row, after which an op is given up
 
 

@@ -13,7 +13,10 @@ from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import triton_problem
 from fasttrace.places import replacing
 
-TILED = ("noised_embed", "window_restore", "prefix_attention", "target_logprob", "gelu_tanh_", "adam_linf_")
+TILED = (
+    "noised_embed", "window_restore", "prefix_attention", "target_logprob", "rms_norm", "rotary_", "silu_mul_",
+    "gelu_tanh_", "adam_linf_",
+)  # fmt: skip
 ROUNDINGS = 64  # of the dtype: a result that is further off the reference is wrong, and its tile is not recorded
 
 

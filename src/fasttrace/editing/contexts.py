@@ -34,7 +34,7 @@ def sample_contexts(
 
     Raises UserError for a negative count or seed, a damaged cache file, and where the model's vocabulary has
     no token to draw.
-    Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; ALGORITHMS section 4, Contexts.
+    Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; docs/algorithms.md, section 12, Contexts.
     """
     if short < 0 or long < 0 or seed < 0:
         raise UserError(

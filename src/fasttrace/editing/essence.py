@@ -1,7 +1,7 @@
 """Essence texts: what the unedited model says about a subject, by which an edit's side effects are measured.
 
 Five continuations of "{subject} is a" a subject, sampled once for (model, seed) and kept on disk, so that every method,
-problem and layer is scored on the same ones (ALGORITHMS, section 6).
+problem and layer is scored on the same ones (docs/algorithms.md, section 18).
 """
 
 import json

@@ -3,7 +3,7 @@
 Each problem has weights of its own, kept as their change D = W − W0. The gradient of D is gᵀk, with g the gradient at
 the MLP's output rows and k its input rows: the backward pass stops at these two factors, and `adam_linf_` makes the
 step from them without the matrix. Below the window nothing changes, so a step runs only the window and what is above
-(ALGORITHMS, section 4; Zhu et al. 2020, arXiv 2012.00363).
+(docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.00363).
 """
 
 from collections.abc import Sequence

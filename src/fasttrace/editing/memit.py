@@ -1,7 +1,8 @@
 """MEMIT: the wanted block output z at a window's last layer, spread over the window's down-projections.
 
 Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with R the part of z still missing divided by the layers left, and
-K the keys as the edits below have made them (ALGORITHMS, section 4; Meng et al. 2022, arXiv 2210.07229, section 4).
+K the keys as the edits below have made them (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229,
+section 4).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """ROME: one rank-one update of one down-projection, ΔW = δ uᵀ / (uᵀk).
 
-u = C⁻¹k*, with k* the mean key over contexts at the last subject token; δ: see `value` (ALGORITHMS, section 4; Meng et
-al. 2022, arXiv 2202.05262, section 3.1).
+u = C⁻¹k*, with k* the mean key over contexts at the last subject token; δ: see `value` (docs/algorithms.md, section 13;
+Meng et al. 2022, arXiv 2202.05262, section 3.1).
 """
 
 from collections.abc import Sequence

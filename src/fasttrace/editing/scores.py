@@ -245,7 +245,7 @@ def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], b
 def score_row(
     prompts: Sequence[ScoredPrompt], before: np.ndarray, after: np.ndarray, problem: Problem, protocol: str
 ) -> dict[str, float | bool | None]:
-    """Scores of one edit from its log-probabilities (ALGORITHMS, section 6). before, after: (prompts, 3).
+    """Scores of one edit from its log-probabilities (docs/algorithms.md, section 18). before, after: (prompts, 3).
 
     rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases. neighborhood:
     1 − |p* − p|/(.5 + |p − .5|), the mean over prompts, p of o_false whatever the problem (paper, sections 3.4 and

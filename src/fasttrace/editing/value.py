@@ -2,7 +2,7 @@
 
 Found by Adam, for every (fact, layer) of a batch in one graph. Everything below the layer and every token before the
 last subject token is constant over all steps, so it is computed once: a step runs only the tail tokens, only through
-the layers above (ALGORITHMS, section 4 and the end of section 8).
+the layers above (docs/algorithms.md, sections 12 and 17).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What optimising and scoring edits share: one clean pass, and rows of many problems that enter above it together.
 
 An edit at layer ℓ leaves everything below ℓ constant, so a problem's rows are taken from the clean pass at ℓ and run
-only through the layers above, with the rows of every other problem (ALGORITHMS, section 8, last paragraph).
+only through the layers above, with the rows of every other problem (docs/algorithms.md, section 17).
 """
 
 from collections.abc import Callable, Sequence

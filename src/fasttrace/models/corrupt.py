@@ -1,4 +1,4 @@
-"""Noise on the subject's token embeddings: how large, and which numbers (ALGORITHMS, section 1)."""
+"""Noise on the subject's token embeddings: how large, and which numbers (docs/algorithms.md, section 3)."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -178,7 +178,7 @@ def corrupted_output(
     model: Decoder, facts: Sequence[EncodedFact], lengths: Sequence[int], corruption: Corruption
 ) -> list[tuple[int, ...]]:
     """The likeliest `lengths` tokens after each fact's corrupted prompt, an end-of-text token included: o_noise
-    (ALGORITHMS, section 3)."""
+    (docs/algorithms.md, section 11)."""
     ids = [list(fact.ids) for fact in facts]
     subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
     for _ in range(max(lengths, default=0)):
@@ -199,7 +199,7 @@ def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Co
 
     Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed
     and the fact, where the released code goes on with torch's one generator: the same distribution, other draws.
-    Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); ALGORITHMS, section 3.
+    Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); docs/algorithms.md, section 11.
     """
     ids = [list(fact.ids) for fact in facts]
     draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact_id))) for fact in facts]

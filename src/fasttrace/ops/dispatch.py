@@ -95,6 +95,15 @@ def _announce(op: str, kind: str, name: str) -> None:
         log.info("%s on %s: impl='auto' takes '%s'", op, kind, name)
 
 
+def narrow_triton_problem(*tensors: torch.Tensor) -> str | None:
+    """Why a Triton kernel that computes in float32 and has no gradient cannot take these tensors, or None."""
+    if tensors[0].dtype == torch.float64:
+        return "Triton's kernel computes in float32 and these are float64"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "Triton's kernel has no gradient and one is asked for"
+    return None
+
+
 def triton_launcher(op: str) -> Callable[..., Any]:
     """`<op>_triton` of fasttrace.kernels.<op>, imported only now: CPU users never load Triton."""
     launcher: Callable[..., Any] = getattr(importlib.import_module(f"fasttrace.kernels.{op}"), f"{op}_triton")
@@ -107,3 +116,19 @@ def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """What waits for the tensor and returns it as an array. From a GPU the copy is queued now, so that it comes before
+    whatever is started later."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return copy.numpy()
+
+    return wait

@@ -155,7 +155,7 @@ def prefix_attention(
     alibi: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Attention of every sequence's queries over its prefixes and tail (ALGORITHMS section 8, step 2).
+    """Attention of every sequence's queries over its prefixes and tail (docs/algorithms.md, section 9).
 
     q: (Nq, H, head_dim) float32, bfloat16 or float64. k, v: (N, Hkv, head_dim), same dtype; H a multiple of
     Hkv (query head h reads key head h // (H / Hkv)). sequences: which rows belong together. scale: of the

@@ -55,7 +55,7 @@ def check_known(
 
     protocol "paper": o_true appears in the text of the first 36 greedy tokens; "released" additionally wants
     p(o_true) ≥ 0.02. batch: prompts generated together. progress(n) is called after n more facts.
-    Source: paper, Appendix A; ALGORITHMS, section 1 ("Facts kept").
+    Source: paper, Appendix A; docs/algorithms.md, section 2 ("Known facts").
     """
     begun = time.perf_counter()
     check_protocol(protocol)

@@ -3,7 +3,7 @@
 A cell takes a module's outputs at some tokens over the layers [start, stop) of a window from elsewhere. In a
 causal model that changes nothing below `start` and nothing before the token, so the cell's rows (its tail: the
 tokens from there on, in every noise sample) enter the pack after layer `start` and are all the cell ever
-computes (ALGORITHMS, section 8).
+computes (docs/algorithms.md, section 9).
 """
 
 import functools
