@@ -11,7 +11,7 @@ import torch
 from fasttrace.benchmarks.measure import DTYPES, bench, prepare
 from fasttrace.benchmarks.result import Row, processor
 from fasttrace.errors import UserError
-from fasttrace.ops.dispatch import triton_problem
+from fasttrace.ops.dispatch import triton_reason
 
 TILED = ("noised_embed", "window_restore", "prefix_attention", "target_logprob", "gelu_tanh_", "adam_linf_")
 ROUNDINGS = 64  # of the dtype: a result that is further off the reference is wrong, and its tile is not recorded
@@ -21,8 +21,8 @@ def check_tiled(op: str) -> None:
     """Raises UserError for an op whose kernel has no tiles, and where Triton cannot be imported."""
     if op not in TILED:
         raise UserError(f"{op} has no tiles to choose from; there are {', '.join(TILED)}")
-    if (why := triton_problem()) is not None:
-        raise UserError(f"{op}: {why}, and tiles are of Triton's kernels")
+    if (reason := triton_reason()) is not None:
+        raise UserError(f"{op}: {reason}, and only Triton's kernels have tiles")
 
 
 def tune(

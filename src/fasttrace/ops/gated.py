@@ -25,7 +25,7 @@ def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     if up.shape != gate.shape or up.dtype != gate.dtype:
         found, wanted = f"{tuple(up.shape)} {up.dtype}", f"{tuple(gate.shape)} {gate.dtype}"
         raise UserError(f"silu_mul_: up is {found}, {wanted} as gate was wanted")
-    why = native.row_op_problem(gate, up)
+    why = native.row_op_reason(gate, up)
     if why is None and not gate.is_contiguous():
         why = f"the compiled kernel takes gate contiguous, and its strides are {gate.stride()}"
     if choose("silu_mul_", impl, {"reference": None, "native": why}, gate, up) == "native":
@@ -45,5 +45,5 @@ def _fake(gate: Tensor, up: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::silu_mul_")(_fake)

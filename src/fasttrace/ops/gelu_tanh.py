@@ -22,7 +22,7 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
     """
     if not x.dtype.is_floating_point:
         raise UserError(f"gelu_tanh_: x is {x.dtype}, floating point was wanted")
-    why = native.row_op_problem(x)
+    why = native.row_op_reason(x)
     no_triton = None
     if x.dtype == torch.float64:
         no_triton = "Triton's kernel computes in float32 and x is float64"
@@ -52,5 +52,5 @@ def _fake(x: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::gelu_tanh_")(_fake)

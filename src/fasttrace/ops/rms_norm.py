@@ -30,7 +30,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = Non
         raise UserError(f"rms_norm: weight is {found}, ({x.shape[1]},) {x.dtype} was wanted")
     if rows is not None:
         _check_rows(rows, x.shape[0])
-    available = {"reference": None, "native": native.row_op_problem(x, weight)}
+    available = {"reference": None, "native": native.row_op_reason(x, weight)}
     if choose("rms_norm", impl, available, x, weight, rows) == "reference":
         return rms_norm_reference(x, weight, eps, rows=rows)
     out = x.new_empty((x.shape[0] if rows is None else rows.shape[0], x.shape[1]))
@@ -61,5 +61,5 @@ def _fake(x: Tensor, weight: Tensor, eps: float, rows: Tensor | None, out: Tenso
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rms_norm_")(_fake)

@@ -29,7 +29,7 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, impl: str = "auto") -> Tensor:
         if table.shape != (x.shape[0], x.shape[2]) or table.dtype != x.dtype:
             found, wanted = f"{tuple(table.shape)} {table.dtype}", f"({x.shape[0]}, {x.shape[2]}) {x.dtype}"
             raise UserError(f"rotary_: {name} is {found}, {wanted} was wanted")
-    why = native.row_op_problem(x, cos, sin)
+    why = native.row_op_reason(x, cos, sin)
     if why is None and not x.is_contiguous():
         why = f"the compiled kernel takes x contiguous, and its strides are {x.stride()}"
     if choose("rotary_", impl, {"reference": None, "native": why}, x, cos, sin) == "native":
@@ -62,5 +62,5 @@ def _fake(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rotary_")(_fake)
