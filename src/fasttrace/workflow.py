@@ -58,7 +58,7 @@ class Effort:
 def trace_into(store: "Store", plan: TracePlan, memory: str, progress: Progress) -> Effort:
     """Run the part of a sweep that the store lacks, committing every batch."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
-    planned = {encoded.fact.fact_id for encoded in plan.encoded}
+    planned = {encoded.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & planned
     progress(len(done))
     effort = Effort()
@@ -75,7 +75,7 @@ def edit_into(store: "Store", plan: EditPlan, memory: str, progress: Progress) -
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
         store.add(plan.moments)
-    planned = {(encoded.fact.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
+    planned = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
     done = store.done_edits(plan.run["run_id"]) & planned
     progress(len(done))
     return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
@@ -92,7 +92,7 @@ def mass_into(store: "Store", plan: MassPlan, memory: str, progress: Progress) -
     names = ", ".join(MASS_SCORES.names)
     sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY landed, position"
     stored = store.query(sql, [plan.run["run_id"]])
-    if set(stored["fact_id"].to_pylist()) == {encoded.fact.fact_id for encoded in plan.plan.encoded}:
+    if set(stored["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
         progress(len(plan.facts))
         return stored
     result = plan.compute(memory=memory, progress=progress)

@@ -123,7 +123,10 @@ def refused(store, folder, sentence):
         (lambda folder: (folder / "edits.parquet").write_bytes(b"no parquet" * 99), "damaged file: .*No magic bytes"),
         (lambda folder: (folder / "edits.parquet").write_bytes(b""), "damaged file: .*too small"),
         (lambda folder: changed(folder, "store_schema", with_column("version", 3)), "has schema version 3: this"),
-        (lambda folder: changed(folder, "edits", lambda table: table.drop(["loss"])), "column 'loss': expected DOUBLE, got none"),
+        (
+            lambda folder: changed(folder, "edits", lambda table: table.drop(["loss"])),
+            "column 'loss': expected DOUBLE, got none",
+        ),
         (
             lambda folder: changed(folder, "edits", lambda table: table.append_column("mine", table["loss"])),
             "column 'mine': expected none, got DOUBLE",

@@ -10,8 +10,8 @@ from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.hyperparameters import FineTuneSettings, Settings, window_of
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.flops import linear_flops
 from fasttrace.ops import adam_linf_
-from fasttrace.tracing.cost import linear_flops
 
 
 @dataclass(frozen=True)

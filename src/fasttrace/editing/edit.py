@@ -36,7 +36,7 @@ from fasttrace.tracing.effects import check_protocol
 from fasttrace.tracing.sweep import parse_bytes
 
 DEFAULT_MEMORY = "1GB"
-DEFAULT_CONTEXTS = 20  # 10 prefixes of 5 tokens and 10 of 10 (ALGORITHMS, section 4)
+DEFAULT_CONTEXTS = 20  # 10 prefixes of 5 tokens and 10 of 10 (docs/algorithms.md, section 12)
 DEFAULT_WINDOW = 5
 
 _EDIT = [
@@ -476,7 +476,7 @@ def edit(
     Returns an EditResult, which keeps every edit: of fine-tuning 4·d·m bytes a layer changed. For many, take
     `prepare_edit(…).batches()` and keep of each what is wanted. Raises UserError for a bad setting, FactError for a
     fact without the problem's target.
-    Source: paper, sections 3.3, 3.4 and 5; ALGORITHMS, sections 3, 4 and 6.
+    Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
     plan = prepare_edit(model, facts, **settings)
     parts = list(plan.batches(memory=memory, progress=progress))

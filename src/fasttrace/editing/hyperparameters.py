@@ -11,7 +11,7 @@ from typing import Any
 
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
-from fasttrace.tracing.plan import window_interval
+from fasttrace.windows import window_interval
 
 METHODS = ("rome", "memit", "ft-1", "ft-5")
 

@@ -31,7 +31,7 @@ def rank_one_linear(
     Returns (N, d), the dtype of x.
 
     Raises UserError for arguments that differ from these, and where a gradient is required.
-    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; ALGORITHMS section 8, last paragraph.
+    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 17.
     """
     if W.dim() != 2 or x.dim() != 2 or W.shape[1] != x.shape[1]:
         found = f"x {tuple(x.shape)} and W {tuple(W.shape)}"
@@ -56,7 +56,7 @@ def rank_one_add_(y: Tensor, x: Tensor, edit: Tensor, key: Tensor, value: Tensor
 
     Raises UserError for arguments that differ from these, and where a gradient is required. An edit out of range is a
     UserError on the CPU. On other devices, where checking would stall every layer, its rows become NaN.
-    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; ALGORITHMS section 8, last paragraph.
+    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 17.
     """
     _check(y, x, edit, key, value)
     reason = native.unavailable_reason(y.device)

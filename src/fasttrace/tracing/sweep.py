@@ -25,12 +25,13 @@ from fasttrace.tracing.plan import (
     Cell,
     Intervention,
     TraceItem,
+    Wave,
     bytes_per_row,
     make_item,
     split_waves,
     traced_spots,
 )
-from fasttrace.tracing.wavefront import WaveResult, run_wave
+from fasttrace.tracing.wavefront import WaveResult, start_wave
 
 DEFAULT_MEMORY = "512MB"
 SCREEN = "attribution"
@@ -159,17 +160,25 @@ class TracePlan:
         waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model))
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
-        for i, wave in enumerate(waves):
-            result: WaveResult = run_wave(
-                self.model, items, wave, self.intervention, self.sigma or 0.0, self.noise, self.seed,
-                tidy=len(waves) > 1,
-            )  # fmt: skip
+        for i, wave, result in self._results(items, waves):
             for (number, cell), p in result.cells.items():
                 values.setdefault(number, {})[cell] = p
             done = [number for number, _ in wave.items if last_wave[number] == i]
             if done:
                 mine = {n: values.pop(n, {}) for n in done}
                 yield done, result.clean, result.noised, mine
+
+    def _results(self, items: list[TraceItem], waves: list[Wave]) -> Iterator[tuple[int, Wave, WaveResult]]:
+        """(number, wave, result) of every wave; on a GPU the next wave is started before a result is waited for."""
+        ahead = 1 if self.model.device.type == "cuda" else 0
+        tidy = len(waves) > 1
+        started: list[Callable[[], WaveResult]] = []
+        for i in range(len(waves) + ahead):
+            if i < len(waves):
+                settings = (self.intervention, self.sigma or 0.0, self.noise, self.seed)
+                started.append(start_wave(self.model, items, waves[i], *settings, tidy=tidy))
+            if i >= ahead:
+                yield i - ahead, waves[i - ahead], started.pop(0)()
 
     def _screened(
         self, items: list[TraceItem], budget: int
@@ -349,8 +358,8 @@ def trace(
 
     Returns a TraceResult; probabilities are of the scored tokens together, means over samples.
     Raises UserError for a bad setting.
-    Source: paper, section 3.2 and Appendix B; ALGORITHMS, sections 1, 2 and 8; Meng et al. 2022 (arXiv 2202.05262) for
-    "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
+    Source: paper, section 3.2 and Appendix B; docs/algorithms.md, sections 3 to 9; Meng et al. 2022 (arXiv 2202.05262)
+    for "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
     """
     plan = prepare_trace(model, facts, **settings)
     parts = list(plan.batches(memory=memory, progress=progress))

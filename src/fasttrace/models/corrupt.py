@@ -1,0 +1,217 @@
+"""Noise on the subject's token embeddings: how large, and which numbers (docs/algorithms.md, section 3)."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttrace.errors import UserError
+from fasttrace.facts.tokens import EncodedFact, encode_target
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.packed import Batch, embed, forward, pack, row_logits
+from fasttrace.ops.noised_embed import fact_key, noised_embed
+
+NOISES = ("philox", "released")
+
+# σ as published: (model type, layers) → standard deviation added to the embeddings.
+PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
+RELEASED_TOKENS, RELEASED_TOP_K = 12, 5  # of `released_output`
+
+
+def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str | None) -> float:
+    """σ of a sweep: the number given, "3sd", or None for the published value where there is one, else 3sd.
+
+    3sd = 3 × the standard deviation of the embedding entries of every subject token of the facts, to 6 digits.
+
+    Raises UserError where sigma is neither, not finite or not positive.
+    """
+    if sigma is None:
+        sigma = PUBLISHED_SIGMA.get((model.config.model_type, model.n_layers), "3sd")
+    if sigma == "3sd":
+        ids = [i for fact in facts for i in fact.ids[fact.subject_begin : fact.subject_end]]
+        if not ids:
+            raise UserError("sigma '3sd' needs at least one fact with a subject token")
+        with model.entry():
+            spread = float(model.embed_ids(torch.tensor(ids, device=model.device)).double().std())
+        # σ names the run, so it must not hang on the last bits of a sum over threads.
+        return float(f"{3.0 * spread:.6g}")
+    check_sigma(sigma)
+    return float(sigma)
+
+
+def check_sigma(sigma: float | str | None) -> None:
+    """Raises UserError where sigma is neither None, "3sd" nor a positive finite number."""
+    if sigma is None or sigma == "3sd":
+        return
+    try:
+        value = float(sigma)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not np.isfinite(value) or value <= 0:
+        raise UserError(f"sigma {sigma!r} is neither a positive number nor '3sd'")
+
+
+def embed_base(
+    model: Decoder,
+    facts: Sequence[EncodedFact],
+    ids: Sequence[Sequence[int]],
+    samples: int,
+    sigma: float,
+    noise: str,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Token embeddings of the base rows: for each fact its clean pass, then the corrupted tokens b … T'-1 of
+    every sample.
+
+    Returns (embeddings (N, d) before position embeddings, positions (N,)). "philox" noise depends on (seed,
+    fact, sample, token, dimension) only; "released" is numpy's RandomState(1) made afresh for every fact.
+
+    Raises UserError for an unknown noise.
+    """
+    if noise not in NOISES:
+        raise UserError(f"noise '{noise}' is not one of {', '.join(NOISES)}")
+    row_ids, sample, token, key, noised = [], [], [], [], []
+    for fact, tokens in zip(facts, ids, strict=True):
+        t, b, e = len(tokens), fact.subject_begin, fact.subject_end
+        length = t + samples * (t - b)
+        place = np.concatenate((np.arange(t), np.tile(np.arange(b, t), samples)))
+        which = np.concatenate((np.full(t, -1), np.repeat(np.arange(samples), t - b)))
+        row_ids.append(np.asarray(tokens)[place])
+        sample.append(which)
+        token.append(place)
+        key.append(np.full(length, fact_key(fact.fact_id)))
+        noised.append((which >= 0) & (place >= b) & (place < e))
+    to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
+    positions = to(token)
+    drawn = None
+    if noise == "released":
+        shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
+        drawn = np.concatenate([np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes])
+    x = _noised(model, to(row_ids), to(noised), to(key), to(sample).clamp_min(0), positions, sigma, seed, drawn)
+    return x, positions
+
+
+def _noised(
+    model: Decoder,
+    ids: Tensor,
+    hit: Tensor,
+    key: Tensor,
+    sample: Tensor,
+    token: Tensor,
+    sigma: float,
+    seed: int,
+    drawn: np.ndarray | None,
+) -> Tensor:
+    """Embeddings (N, d) of ids (N,) with noise on the rows `hit`: drawn (hits, d), or philox's where that is None."""
+    with model.entry():
+        if drawn is not None:
+            x = model.embed_ids(ids)
+            x[hit] = (x[hit].double() + sigma * torch.from_numpy(drawn).to(model.device)).to(x.dtype)
+            return x
+        weight, row = model.embed_weight, ids
+        if model.embed_scale is not None:
+            used, row = row.unique(return_inverse=True)
+            weight = model.embed_ids(used)
+        return noised_embed(weight, row, torch.where(hit, sigma, 0.0).float(), key, sample, token, seed)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One corrupted input a fact, for the editing problems that use it.
+
+    sigma: of the noise on the subject's token embeddings. noise, seed: as `embed_base`. sample: which of tracing's
+    noise samples.
+    """
+
+    sigma: float
+    noise: str = "philox"
+    seed: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Where a packed sequence's subject stands, [begin, end) in its own tokens, and whose noise it takes."""
+
+    fact: EncodedFact
+    begin: int
+    end: int
+
+
+def embed_corrupted(
+    model: Decoder, batch: Batch, subjects: Sequence[Subject | None], corruption: Corruption | None
+) -> Tensor:
+    """(N, d) input of block 0 for a packed batch whose subjects carry noise; None leaves a sequence (or all) clean.
+
+    The subject's i-th token takes the noise that tracing gives the i-th subject token of the fact's own prompt,
+    wherever it stands here.
+    """
+    if corruption is None or not any(subjects):
+        return embed(model, batch.ids, batch.positions)
+    n = len(batch.ids)
+    hit, key, token = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    drawn = []
+    begin = np.cumsum(batch.lengths) - batch.lengths
+    for first, subject in zip(begin, subjects, strict=True):
+        if subject is None:
+            continue
+        rows, count = slice(first + subject.begin, first + subject.end), subject.end - subject.begin
+        hit[rows], key[rows] = True, fact_key(subject.fact.fact_id)
+        token[rows] = subject.fact.subject_begin + np.arange(count)
+        if corruption.noise == "released":
+            drawn.append(np.random.RandomState(1).randn(corruption.sample + 1, count, model.width)[-1])
+    to = lambda values: torch.from_numpy(values).to(model.device)  # noqa: E731
+    sample = to(np.full(n, corruption.sample, dtype=np.int64))
+    x = _noised(
+        model, batch.ids, to(hit), to(key), sample, to(token), corruption.sigma, corruption.seed,
+        np.concatenate(drawn) if drawn else None,
+    )  # fmt: skip
+    with model.entry():
+        return model.enter(x, batch.positions)
+
+
+@torch.no_grad()
+def corrupted_output(
+    model: Decoder, facts: Sequence[EncodedFact], lengths: Sequence[int], corruption: Corruption
+) -> list[tuple[int, ...]]:
+    """The likeliest `lengths` tokens after each fact's corrupted prompt, an end-of-text token included: o_noise
+    (docs/algorithms.md, section 11)."""
+    ids = [list(fact.ids) for fact in facts]
+    subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
+    for _ in range(max(lengths, default=0)):
+        batch = pack(model, ids)
+        h = forward(model, batch, h=embed_corrupted(model, batch, subjects, corruption))
+        best = row_logits(model, h[batch.last_rows.to(h.device)]).argmax(1).tolist()
+        for tokens, token in zip(ids, best, strict=True):
+            tokens.append(token)
+    return [
+        tuple(tokens[len(f.ids) : len(f.ids) + length]) for f, tokens, length in zip(facts, ids, lengths, strict=True)
+    ]
+
+
+@torch.no_grad()
+def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Corruption) -> list[tuple[int, ...]]:
+    """What the released code takes for o_noise: the prompt's own text again and, up to 12 tokens in all, what is drawn
+    among the 5 likeliest after the corrupted prompt (so nothing for a prompt of 12 tokens or more).
+
+    Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed
+    and the fact, where the released code goes on with torch's one generator: the same distribution, other draws.
+    Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); docs/algorithms.md, section 11.
+    """
+    ids = [list(fact.ids) for fact in facts]
+    draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact_id))) for fact in facts]
+    while short := [i for i, tokens in enumerate(ids) if len(tokens) < RELEASED_TOKENS]:
+        batch = pack(model, [ids[i] for i in short])
+        subjects = [Subject(facts[i], facts[i].subject_begin, facts[i].subject_end) for i in short]
+        h = forward(model, batch, h=embed_corrupted(model, batch, subjects, corruption))
+        top = row_logits(model, h[batch.last_rows.to(h.device)]).double().topk(RELEASED_TOP_K)
+        for i, p, tokens in zip(short, top.values.softmax(1).cpu().numpy(), top.indices.tolist(), strict=True):
+            ids[i].append(tokens[int(draws[i].choice(len(tokens), p=p))])
+    texts = [unicodedata.normalize("NFKD", model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
+    return [
+        tuple(encode_target(model.tokenizer, fact.fact.text, text.replace("\n\n", " ")))
+        for fact, text in zip(facts, texts, strict=True)
+    ]
