@@ -82,10 +82,10 @@ def triton_kernels(capability: int) -> Iterator[Row]:
     def compile_only(self: JITFunction[Any], grid: Any) -> Any:
         return lambda *args, **kwargs: compiled.append(self.run(*args, grid=grid, warmup=True, **kwargs))
 
-    def no_obstacle(*_: Any) -> None:
+    def no_reason(*_: Any) -> None:
         """Nothing is run, so everything may be."""
 
-    launch, refuse = (JITFunction, "__getitem__", compile_only), (dispatch, "_obstacle", no_obstacle)
+    launch, refuse = (JITFunction, "__getitem__", compile_only), (dispatch, "_unusable_reason", no_reason)
     for op in TILED:
         module = importlib.import_module(f"fasttrace.kernels.{op.removesuffix('_')}")
         for dtype in ("bfloat16", "float32"):

@@ -84,7 +84,8 @@ run_part() {
         build)
             limited 230 "$python" -W ignore -c 'import setuptools; setuptools.setup()' -q \
                 build_ext --force --build-lib "$home/built" --build-temp "$home/objects"
-            limited 20 "${env[@]}" "$python" -c "from fasttrace.ops.native import problem; exit(problem('$device'))" ;;
+            limited 20 "${env[@]}" "$python" -c \
+                "from fasttrace.ops.native import unavailable_reason; exit(unavailable_reason('$device'))" ;;
         tests) gpu_tests 110 tests/ops tests/tracing/test_wavefront.py --ignore tests/ops/test_fuzz.py \
             --junitxml "$out/tests.xml" ;;
         tune)
