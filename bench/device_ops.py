@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apart import apart
-from fasttrace.kernels.tiles import records
 from harness import DEVICE, BenchRow, about, command, write
 
 from fasttrace.benchmarks import TILED, bench, ceilings, fastest, measure, record, tune
 from fasttrace.benchmarks.measure import COMPILED
 from fasttrace.benchmarks.tuning import is_right
+from fasttrace.kernels.tiles import records
 from fasttrace.places import check_file
 
 GPTJ = {"rows": 8192, "d": 4096}

@@ -19,7 +19,6 @@ import other_process
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fasttrace.analysis.saved import saved_queries
 from made_results import made_edit, made_known, made_trace
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
@@ -27,6 +26,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from fasttrace.analysis.saved import saved_queries
 from fasttrace.cli import main
 from fasttrace.cli.fit import fit
 from fasttrace.cli.prompt import Prompt

@@ -8,11 +8,11 @@ import duckdb
 import other_process
 import pyarrow.compute as pc
 import pytest
+from made_results import made_edit, made_known, made_trace
+
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import VIEWS, query, relation
 from fasttrace.analysis.tables import layer_table, r2_table
-from made_results import made_edit, made_known, made_trace
-
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store, Stores
