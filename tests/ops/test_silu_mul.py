@@ -117,8 +117,8 @@ def test_triton_equals_float64_in_place(triton_device, rounded_dtypes, shape, po
         gate, up = (t.to(triton_device) for t in draw(*shape, dtype=dtype))
         wanted, given = oracle(gate, up), gate.double().abs()
         assert silu_mul_(gate, up, impl="triton") is gate
-        # Rounded twice: silu(gate), then its product. A GPU's exp(x) is 2^(x log2 e), and rounding the exponent of a large
-        # x costs |x| half-units of float32, 6e-8 each.
+        # Rounded twice: silu(gate), then its product. A GPU's exp(x) is 2^(x log2 e), whose exponent is rounded: a
+        # large x costs |x| half-units of float32, 6e-8 each.
         relative = 1.01 * torch.finfo(dtype).eps + 4e-7 + 6e-8 * given
         limit = relative * wanted.abs() + (1e-7 if dtype == torch.float16 else 0)
         assert ((gate.double() - wanted).abs() <= limit).all()
