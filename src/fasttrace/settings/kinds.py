@@ -118,8 +118,9 @@ def _number(bounds: Bounds) -> Callable[[Any], float]:
 
 def _whole(bounds: Bounds) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
-        number = _number(bounds)(value)
-        if number != (whole := int(value)):
+        whole = int(value)
+        exact = isinstance(value, str) or whole == value
+        if isinstance(value, bool) or not exact or not bounds.admit(whole):
             raise ValueError
         return whole
 

@@ -50,7 +50,8 @@ class RomeSettings(ValueSettings):
         default="rome",
         tabled=True,
         names_run="always",
-        help="rome divides by uᵀ of the key without a prefix, r-rome takes the averaged key everywhere",
+        help="Key of the update: rome divides by uᵀ of the key without a prefix, r-rome takes the averaged key "
+        "everywhere",
     )
     steps: int = setting(default=20)
 

@@ -27,9 +27,9 @@ class TraceSettings(NoiseSettings, RunSettings):
     method: TraceMethod = setting(
         default="denoise",
         names_run="always",
-        help="denoise puts the clean pass's outputs into the corrupted passes, noise the corrupted passes' into the "
-        "clean one, zero puts zeros into the clean one; attribution estimates denoise from one forward and one "
-        "backward pass",
+        help="What a cell does: denoise puts the clean pass's outputs into the corrupted passes, noise the corrupted "
+        "passes' into the clean one, zero puts zeros into the clean one; attribution estimates denoise from one "
+        "forward and one backward pass",
     )
     tokens: Tokens = setting(
         default="all", names_run="always", help="Where to intervene: one token a cell, or the whole subject at once"
