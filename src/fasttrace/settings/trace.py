@@ -48,7 +48,6 @@ class TraceSettings(NoiseSettings, RunSettings):
         least=0,
         help="With attribution: so many cells of every fact, those of the largest estimates, are computed exactly",
     )
-    toy: int = setting(default=3, least=0, unit="pieces", help="An option that shows what one line makes")
     memory: Size = setting(default="512MB")
 
     def __attrs_post_init__(self) -> None:
