@@ -26,7 +26,7 @@ import pyarrow as pa
 from fasttrace.analysis.checks import failures
 from fasttrace.analysis.regression import check_with_statsmodels, regressions
 from fasttrace.analysis.relation import query
-from harness import Results, Row, about, command, peak_bytes, positive, seconds, spread, writes
+from harness import BenchRow, Results, about, command, peak_bytes, positive, seconds, spread, writes
 
 from fasttrace.errors import UserError
 from fasttrace.places import check_file
@@ -120,7 +120,7 @@ def one_more(store: Store, number: int) -> tuple[Result, Result]:
     )
 
 
-def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> Row:
+def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> BenchRow:
     """Seconds of the rounds after the first, the bytes of the first; cpu_seconds: of both threads, a round's mean."""
     before, most = peak_bytes(call)
     begun = time.process_time()
@@ -130,7 +130,7 @@ def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> R
     return row
 
 
-def once(case: str, impl: str, call: Callable[[], object]) -> Row:
+def once(case: str, impl: str, call: Callable[[], object]) -> BenchRow:
     """One call, cold: what takes minutes."""
     begun, cpu = time.perf_counter(), time.process_time()
     before, most = peak_bytes(call)
@@ -148,7 +148,7 @@ def difference(store: Store) -> float:
     return max(abs(a - b) / max(abs(b), 1e-3) for a, b in pairs)
 
 
-def measure(store: Store, folder: Path, n_facts: int, rounds: int) -> Iterator[Row]:
+def measure(store: Store, folder: Path, n_facts: int, rounds: int) -> Iterator[BenchRow]:
     """Fills the store; a row of everything timed."""
     batches = list(fill(store, n_facts))
     counted = "SELECT (SELECT count(*) FROM trace_cells) AS cells, (SELECT count(*) FROM edits) AS edits"

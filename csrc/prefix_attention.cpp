@@ -22,7 +22,7 @@ typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(
 
 constexpr float kUnseen = -1e38f;  // the score of a key that a query may not see: finite, so that NaN is told apart
 
-// One row of the table of sequences (ops/prefix_attention.py, COLUMNS).
+// One row of the table of sequences (ops/prefix_attention.py, Column).
 struct Sequence {
   int64_t q_begin, q_len, first_begin, first_len, second_begin, second_len, k_begin, k_len;
 };

@@ -6,8 +6,8 @@ from fasttrace.editing import apply_delta, edit, mass_edit, second_moments
 from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
 from fasttrace.facts import Fact, load_facts
 from fasttrace.models import load_model, wrap_model
-from fasttrace.runs import VERSION as __version__
 from fasttrace.tracing import check_known, trace
+from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fasttrace.store import Store, Stores

@@ -1,8 +1,11 @@
-"""Places to write, looked at before there is anything to write. Nothing is made, and what is there stays as it is."""
+"""Places to write: whether something can be written there, and writing it whole or not at all."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from fasttrace.errors import UserError
 
@@ -37,9 +40,10 @@ def check_file(path: str | os.PathLike[str], *, makes_folder: bool = False) -> N
     if there and not path.is_file():
         found = "a folder" if path.is_dir() else "neither file nor folder"
         raise UserError(f"'{path}' cannot be written: expected a file, got {found}")
-    if not makes_folder and not os.path.lexists(path.parent):
-        raise UserError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
-    if (why := why_unwritable(path.parent)) is not None:
+    folder = _followed(path).parent
+    if not makes_folder and not os.path.lexists(folder):
+        raise UserError(f"'{path}' cannot be written: there is no folder '{folder}'")
+    if (why := why_unwritable(folder)) is not None:
         raise UserError(f"'{path}' cannot be written: {why}")
 
 
@@ -47,3 +51,49 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     """Raises UserError where no file can be put into a folder, which is made with its parents where it is missing."""
     if (why := why_unwritable(Path(path))) is not None:
         raise UserError(f"the folder '{path}' cannot be written to: {why}")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, keep: bool = False) -> Iterator[Path]:
+    """Yields a path to write a new file or folder to, which takes the place of `path` when the block ends.
+
+    Other processes see the old content or the new, never a part of it, and the new content is on the disk before it
+    is seen. Where the block raises, `path` stays as it was and nothing is left beside it. A symbolic link stays a
+    link, and a file keeps its permissions.
+
+    keep: a file that is at `path` by the end of the block stays, and the new one is dropped.
+    Raises OSError where the file system refuses.
+    """
+    place = _followed(Path(path))
+    # Beside its place, because a rename is atomic only within one file system.
+    with TemporaryDirectory(dir=place.parent, prefix=".fasttrace-") as folder:
+        draft = Path(folder) / place.name
+        yield draft
+        for file in (draft, *draft.rglob("*")):
+            if file.is_file():
+                _flush(file)
+        if not keep:
+            if place.exists():
+                shutil.copymode(place, draft)
+            draft.replace(place)
+        elif not place.exists():
+            _put_if_absent(draft, place)
+
+
+def _followed(path: Path) -> Path:
+    """Where a symbolic link leads; any other path itself."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _put_if_absent(draft: Path, place: Path) -> None:
+    try:
+        os.link(draft, place)
+    except FileExistsError:  # another process was first
+        pass
+    except (NotImplementedError, PermissionError):  # a file system without hard links
+        draft.rename(place)

@@ -58,7 +58,7 @@ class Effort:
 def trace_into(store: "Store", plan: TracePlan, progress: Progress) -> Effort:
     """Run what the store lacks of a sweep, committing every batch."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
-    mine = {encoded.fact.fact_id for encoded in plan.encoded}
+    mine = {encoded.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & mine
     progress(len(done))
     effort = Effort()
@@ -75,7 +75,7 @@ def edit_into(store: "Store", plan: EditPlan, progress: Progress) -> int:
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
         store.add(plan.moments)
-    mine = {(encoded.fact.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
+    mine = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
     done = store.done_edits(plan.run["run_id"]) & mine
     progress(len(done))
     return sum(store.add(batch) for batch in plan.batches(skip=done, progress=progress))
@@ -92,7 +92,7 @@ def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
     names = ", ".join(MASS_SCORES.names)
     sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY landed, position"
     kept = store.query(sql, [plan.run["run_id"]])
-    if set(kept["fact_id"].to_pylist()) == {encoded.fact.fact_id for encoded in plan.plan.encoded}:
+    if set(kept["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
         progress(len(plan.facts))
         return kept
     result = plan.compute(progress=progress)

@@ -286,7 +286,7 @@ def test_sampling_one_candidate_is_greedy_generation(family, small_tokenizer):
 
 SCRIPT = """
 import sys, time
-sys.path[:0] = [{tests!r}, {tests!r} + "/oracle"]
+sys.path[:0] = [{tests!r}, {tests!r} + "/support"]
 import torch
 from importlib import import_module
 from small_models import small_model, trained_tokenizer

@@ -10,7 +10,7 @@ from small_models import FAMILIES, small_config, small_model
 from fasttrace.errors import ModelError
 from fasttrace.models import packed, wrap_model
 from fasttrace.models.adapter import adapter_for
-from fasttrace.tracing.cost import linear_flops
+from fasttrace.models.flops import linear_flops
 
 
 def transformers_logits(model, sequences):

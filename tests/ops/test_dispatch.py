@@ -31,6 +31,20 @@ def test_auto_passes_over_an_implementation_with_an_obstacle():
     assert choose("op", "auto", UNBUILT, CPU) == "reference"
 
 
+def test_auto_passes_over_what_is_not_worthwhile_and_a_name_does_not():
+    asked = []
+
+    def worthwhile(name):
+        asked.append(name)
+        return name != "native"
+
+    assert choose("op", "auto", ("reference", "native"), CPU, worthwhile=worthwhile) == "reference"
+    assert asked == ["native", "reference"]
+    assert choose("op", "auto", UNBUILT, CPU, worthwhile=worthwhile) == "reference"
+    assert choose("op", "native", ("reference", "native"), CPU, worthwhile=worthwhile) == "native"
+    assert asked == ["native", "reference", "reference"], "what cannot run, or is asked for, is not measured"
+
+
 def test_auto_says_once_which_it_took(caplog):
     with caplog.at_level(logging.INFO, logger="fasttrace.ops"):
         for _ in range(3):

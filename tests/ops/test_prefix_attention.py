@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttrace.errors import UserError
-from fasttrace.ops.prefix_attention import Sequences, prefix_attention
+from fasttrace.ops.prefix_attention import Column, Sequences, prefix_attention
 
 H, HKV, HD = 6, 2, 20
 
@@ -163,7 +163,7 @@ def test_bad_arguments_are_sentences():
     with pytest.raises(UserError, match="no gradient"):
         prefix_attention(q.requires_grad_(True), k, v, Sequences(table), 1.0, impl="native")
     wrong = table.copy()
-    wrong[2, 6] = 10_000
+    wrong[2, Column.K_BEGIN] = 10_000
     with pytest.raises(RuntimeError, match="sequence 2 names rows outside"):
         prefix_attention(q.detach(), k, v, Sequences(wrong), 1.0, impl="native")
 

@@ -26,9 +26,9 @@ def told(tmp_path_factory):
             (folder / "fasttrace" / entry.name).symlink_to(entry)
     for package, place in places.items():
         (folder / package.replace(".", "/")).symlink_to(ROOT / place)
-    paths = [folder, ROOT / "bench" / "bare", ROOT / "bench", ROOT / "tests" / "oracle"]
+    paths = [folder, ROOT / "bench" / "bare", ROOT / "bench", ROOT / "tests" / "support"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, ROOT / "tests" / "oracle" / "unbuilt.py"]
+    command = [sys.executable, ROOT / "tests" / "support" / "unbuilt.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

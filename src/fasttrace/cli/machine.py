@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 import pyarrow as pa
 
+from fasttrace.version import VERSION
+
 from .options import emit, options
 
 
@@ -18,10 +20,11 @@ def env(as_json: bool) -> None:
     from fasttrace.ops.native import problem
 
     names = (
-        "fasttrace", "torch", "transformers", "triton", "duckdb", "gguf", "numpy", "pyarrow", "statsmodels",
+        "torch", "transformers", "triton", "duckdb", "gguf", "numpy", "pyarrow", "statsmodels",
         "accelerate", "prompt_toolkit",
     )  # fmt: skip
-    rows = [{"what": name, "value": _version(name)} for name in names]
+    rows = [{"what": "fasttrace", "value": VERSION}]
+    rows += [{"what": name, "value": _version(name)} for name in names]
     rows.append({"what": "python", "value": sys.version.split()[0]})
     rows.append({"what": "extension", "value": problem() or "loaded"})
     capability = torch.backends.cpu.get_cpu_capability()

@@ -10,9 +10,9 @@ from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.flops import linear_flops
 from fasttrace.ops import adam_linf_
 from fasttrace.settings.methods import FineTuneSettings, MethodSettings
-from fasttrace.tracing.cost import linear_flops
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, corrupted_output, noise_sigma, released_output
 from fasttrace.models.packed import sequence_logprob
-from fasttrace.runs import describe_run
+from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings
 from fasttrace.settings.edit import EditSettings
@@ -36,7 +37,6 @@ from fasttrace.settings.methods import (
     hyperparameters,
     method_settings,
 )
-from fasttrace.tracing.corrupt import Corruption, corrupted_output, noise_sigma, released_output
 
 _EDIT = [
     ("fact_id", pa.string()),
@@ -79,7 +79,7 @@ class EditResult:
     """run: the `runs` row. facts: what was edited. scores: SCORES, a row an edit. prompts: PROMPTS, a row a
     scored prompt of an edit. edits: the changes of the weights themselves."""
 
-    run: dict[str, Any]
+    run: Run
     facts: list[Fact]
     scores: pa.Table
     prompts: pa.Table
@@ -130,7 +130,7 @@ class EditPlan:
     corruption: Corruption | None
     noise_targets: dict[str, tuple[int, ...]]
     left_out: dict[str, str]
-    run: dict[str, Any]
+    run: Run
 
     def batches(
         self,
@@ -498,7 +498,7 @@ def _run(
     templates: list[str],
     moments: Moments | None,
     corruption: Corruption | None,
-) -> dict[str, Any]:
+) -> Run:
     """The `runs` row: settings that the method and the problem do not read are left out."""
     unread: tuple[str, ...] = () if corruption is not None else ("sigma", "noise", "noise_sample")
     fetched: dict[str, Any] = {}
@@ -524,7 +524,7 @@ def edit(model: Decoder, facts: Sequence[Fact], given: EditArguments) -> EditRes
     `prepare_edit(…).batches()` and keep of each what is wanted.
 
     Raises UserError for a bad setting, FactError for a fact without the problem's target.
-    Source: paper, sections 3.3, 3.4 and 5; ALGORITHMS, sections 3, 4 and 6.
+    Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
     asked = carried(EditSettings, given, hyperparameters=own_settings(given))
     plan = prepare_edit(model, facts, settings=asked, moments=given.moments)

@@ -11,7 +11,7 @@ from typing import Any
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.base import given_by
 from fasttrace.settings.methods import MethodSettings, method_settings
-from fasttrace.tracing.plan import window_interval
+from fasttrace.windows import window_interval
 
 # (model type, layers, width): many a model has the layers of another.
 GPTJ, GPT2_XL, SMOLLM2_135M = ("gptj", 28, 4096), ("gpt2", 48, 1600), ("llama", 30, 576)

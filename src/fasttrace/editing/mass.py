@@ -27,7 +27,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder
-from fasttrace.runs import describe_run
+from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
@@ -61,7 +61,7 @@ class MassResult:
     of scoring, and one with the reason for each left out; a fact whose own δ no scored token sees has a reason too.
     updates: layer → the change that carries them all."""
 
-    run: dict[str, Any]
+    run: Run
     facts: list[Fact]
     scores: pa.Table
     updates: dict[int, Update] = field(repr=False)
@@ -83,7 +83,7 @@ class MassPlan:
     plan: EditPlan
     at_once: int
     score_every: int
-    run: dict[str, Any]
+    run: Run
 
     @property
     def facts(self) -> list[EncodedFact]:

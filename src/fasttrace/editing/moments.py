@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
-from fasttrace.runs import describe_run
+from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings
 from fasttrace.settings.moments import MomentSettings
@@ -46,7 +45,7 @@ class Moments:
     of the diagonal's mean. source: the corpus's path as given, None for sampled text.
     """
 
-    run: dict[str, Any]
+    run: Run
     key: str
     model_hash: str
     corpus: str
@@ -90,7 +89,7 @@ class Moments:
         scaled to 1 first, since C's entries are as exact as float32 relative to their own rows and columns.
 
         Raises UserError where C is singular to that precision (fewer tokens than m, a unit that never fires).
-        Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; ALGORITHMS section 4, u = C⁻¹k*.
+        Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 13, u = C⁻¹k*.
         """
         scale, factor = self._factor(layer)
         if keys.ndim != 2 or keys.shape[1] != len(scale):
@@ -149,7 +148,7 @@ class MomentArguments(MomentSettings):
 
 @takes(MomentArguments)
 def second_moments(model: Decoder, given: MomentArguments) -> Moments:
-    """C_l = Σ k kᵀ / N over a corpus, for every layer asked for, in one pass (ALGORITHMS section 5).
+    """C_l = Σ k kᵀ / N over a corpus, for every layer asked for, in one pass (docs/algorithms.md, section 10).
 
     What is in the cache is not computed again. A call that was killed goes on from its last checkpoint (one every
     20 s) with the same sums, to the bit where the process takes the same matrix products (ops.linear), and to 1e-6

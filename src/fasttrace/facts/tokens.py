@@ -27,6 +27,11 @@ class EncodedFact:
     target_true_ids: tuple[int, ...]
     target_false_ids: tuple[int, ...] | None
 
+    @property
+    def fact_id(self) -> str:
+        """The fact's."""
+        return self.fact.fact_id
+
 
 def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
     """Token ids of a fact and its subject's tokens: every token that holds a character of the subject.

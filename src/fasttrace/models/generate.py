@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
-from fasttrace.ops.prefix_attention import Sequences
+from fasttrace.ops.prefix_attention import Sequences, sequence_table
 
 BLOCK = 256  # tokens whose probabilities are added up together when one is drawn
 
@@ -155,11 +155,10 @@ class _Kept:
     def step(self, ids: Tensor) -> Tensor:
         """ids: (rows,), the next token of every text → (rows, d) residual there."""
         begin = np.arange(len(ids)) * self.room
-        zero = np.zeros_like(begin)
         positions = torch.from_numpy(self.length).to(ids.device)
         place = torch.from_numpy(begin + self.length).to(ids.device)
         self.length = self.length + 1
-        table = np.stack((np.arange(len(ids)), zero + 1, zero, zero, zero, zero, begin, self.length), axis=1)
+        table = sequence_table(q_begin=np.arange(len(ids)), q_len=1, k_begin=begin, k_len=self.length)
         return self._blocks(embed(self.model, ids, positions), positions, place, Sequences(table), whole=True)
 
     def _blocks(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
@@ -45,14 +46,8 @@ def pack(model: Decoder, sequences: Sequence[Sequence[int]]) -> Batch:
 
 def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice]:
     """Consecutive runs of sequences of at most max_rows tokens together (one sequence at least)."""
-    begin, rows = 0, 0
-    for i, sequence in enumerate(sequences):
-        if i > begin and rows + len(sequence) > max_rows:
-            yield slice(begin, i)
-            begin, rows = i, 0
-        rows += len(sequence)
-    if begin < len(sequences):
-        yield slice(begin, len(sequences))
+    for numbers in pack_by_budget(range(len(sequences)), lambda i: len(sequences[i]), max_rows):
+        yield slice(numbers[0], numbers[-1] + 1)
 
 
 def embed(model: Decoder, ids: Tensor, positions: Tensor) -> Tensor:

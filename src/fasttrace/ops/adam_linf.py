@@ -52,7 +52,7 @@ def adam_linf_(
 
     Raises UserError for arguments unlike these, and where a gradient is wanted.
     Source: Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1; Zhu et al. 2020 (arXiv 2012.00363), the constraint;
-    ALGORITHMS section 4 (constrained fine-tuning). The order of operations is torch.optim.Adam's.
+    docs/algorithms.md, section 15 (constrained fine-tuning). The order of operations is torch.optim.Adam's.
     """
     _check(delta, m, v, g, k, begin, active)
     if step < 1:

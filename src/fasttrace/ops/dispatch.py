@@ -46,7 +46,11 @@ def _obstacle(impl: str, available: Collection[str], device: torch.device) -> st
 
 
 def choose(
-    op: str, impl: str, available: Collection[str] | Mapping[str, str | None], *tensors: torch.Tensor | None
+    op: str,
+    impl: str,
+    available: Collection[str] | Mapping[str, str | None],
+    *tensors: torch.Tensor | None,
+    worthwhile: Callable[[str], bool] = lambda name: True,
 ) -> str:
     """The implementation of `op` to run: "reference", "triton" or "native".
 
@@ -56,6 +60,8 @@ def choose(
         Any other name is taken as asked or refused: there is no fallback.
     available: the implementations this op has here; as a mapping, name -> None, or why it cannot be used.
     tensors: the op's tensors (None is passed over), which must share one device.
+    worthwhile: whether "auto" should take an implementation that can run; for an op whose fastest implementation
+        differs from processor to processor. Called only for those.
 
     Raises UserError for an unknown name, an implementation that cannot run here, tensors on several devices.
     """
@@ -75,13 +81,27 @@ def choose(
 
     order = ("triton", "native", "reference") if device.type == "cuda" else ("native", "reference")
     for name in order:
-        if _obstacle(name, available, device) is None:
-            if (op, device.type, name) not in _announced:
-                _announced.add((op, device.type, name))
-                log.info("%s on %s: impl='auto' takes '%s'", op, device.type, name)
+        if _obstacle(name, available, device) is None and worthwhile(name):
+            _announce(op, device.type, name)
             return name
     found = ", ".join(available) or "none"
     raise UserError(f"{op}: no implementation can run on {device}; available: {found}")
+
+
+def _announce(op: str, kind: str, name: str) -> None:
+    # torch.compile has no place for a log in its graph.
+    if not torch.compiler.is_compiling() and (op, kind, name) not in _announced:
+        _announced.add((op, kind, name))
+        log.info("%s on %s: impl='auto' takes '%s'", op, kind, name)
+
+
+def narrow_triton_problem(*tensors: torch.Tensor) -> str | None:
+    """Why a Triton kernel that computes in float32 and has no gradient cannot take these tensors, or None."""
+    if tensors[0].dtype == torch.float64:
+        return "Triton's kernel computes in float32 and these are float64"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "Triton's kernel has no gradient and one is asked for"
+    return None
 
 
 def triton_launcher(op: str) -> Callable[..., Any]:
@@ -96,3 +116,19 @@ def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """What waits for the tensor and returns it as an array. From a GPU the copy is queued now, so that it comes before
+    whatever is started later."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return copy.numpy()
+
+    return wait

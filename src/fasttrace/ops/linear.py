@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fasttrace.errors import UserError
+from fasttrace.ops.dispatch import choose
 
 log = logging.getLogger("fasttrace.ops")
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
@@ -54,15 +55,9 @@ def linear(
         raise UserError(f"linear: x is {x.dtype} and w or bias is {found}, one dtype was wanted")
     if activation not in (None, "gelu_tanh"):
         raise UserError(f"linear: activation is {activation!r}, None or 'gelu_tanh' was wanted")
-    if impl not in ("auto", "reference", "native"):
-        raise UserError(f"linear: impl is {impl!r}, one of auto, reference, native was wanted")
-
-    if impl == "reference":
-        return linear_reference(x, w, bias, activation)
-    why = _obstacle(x, w, bias)
-    if impl == "native" and why is not None:
-        raise UserError(f"linear: impl='native' was asked for, but {why}; possible: reference")
-    if why is not None or (impl == "auto" and not _onednn_is_faster(x.dtype, torch.get_num_threads())):
+    available = {"reference": None, "native": _obstacle(x, w, bias)}
+    faster = lambda name: name == "reference" or _onednn_is_faster(x.dtype, torch.get_num_threads())  # noqa: E731
+    if choose("linear", impl, available, x, w, bias, worthwhile=faster) == "reference":
         return linear_reference(x, w, bias, activation)
     if x.requires_grad and torch.is_grad_enabled():
         y: Tensor = _OneDnnLinear.apply(x, w, bias)
@@ -80,8 +75,8 @@ def _obstacle(x: Tensor, w: Tensor, bias: Tensor | None) -> str | None:
     """Why oneDNN's product cannot take these, or None where it can."""
     if _onednn_op is None:
         return "this torch has no oneDNN"
-    if x.device.type != "cpu" or w.device.type != "cpu":
-        return f"oneDNN takes CPU tensors and these are on {x.device} and {w.device}"
+    if x.device.type != "cpu":
+        return f"oneDNN takes CPU tensors and these are on {x.device}"
     if x.dtype not in ONEDNN_DTYPES:
         return f"oneDNN takes float32 and bfloat16 and these are {x.dtype}"
     if torch.is_grad_enabled() and (w.requires_grad or (bias is not None and bias.requires_grad)):

@@ -10,22 +10,60 @@ Its queries are the last rows of its tail.
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
 from fasttrace.ops.dispatch import choose, triton_launcher, upload
 
-COLUMNS = ("q_begin", "q_len", "first_begin", "first_len", "second_begin", "second_len", "k_begin", "k_len")
+
+class Column(IntEnum):
+    """The columns of `Sequences.table`, in the order in which the compiled kernels read them."""
+
+    Q_BEGIN = 0
+    Q_LEN = 1
+    FIRST_BEGIN = 2
+    FIRST_LEN = 3
+    SECOND_BEGIN = 4
+    SECOND_LEN = 5
+    K_BEGIN = 6
+    K_LEN = 7
+
+
+def sequence_table(
+    *,
+    q_begin: ArrayLike,
+    q_len: ArrayLike,
+    k_begin: ArrayLike,
+    k_len: ArrayLike,
+    first_begin: ArrayLike = 0,
+    first_len: ArrayLike = 0,
+    second_begin: ArrayLike = 0,
+    second_len: ArrayLike = 0,
+) -> np.ndarray:
+    """`Sequences.table` from its columns: each (S,) integers, or one integer for all sequences."""
+    columns = {
+        Column.Q_BEGIN: q_begin,
+        Column.Q_LEN: q_len,
+        Column.FIRST_BEGIN: first_begin,
+        Column.FIRST_LEN: first_len,
+        Column.SECOND_BEGIN: second_begin,
+        Column.SECOND_LEN: second_len,
+        Column.K_BEGIN: k_begin,
+        Column.K_LEN: k_len,
+    }
+    return np.stack(np.broadcast_arrays(*(columns[one] for one in Column)), axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """table: (S, 8) int64 on the CPU, a row a sequence, columns as named in COLUMNS.
+    """table: (S, 8) int64 on the CPU, a row a sequence, columns as named by `Column` (see `sequence_table`).
 
     Query rows are [q_begin, q_begin + q_len) of q and are the last q_len of the k_len tail rows
     [k_begin, k_begin + k_len) of k and v; query ranges follow one another and cover q.
@@ -39,8 +77,7 @@ class Sequences:
         """Sequences without prefixes, one after another."""
         length = np.asarray(lengths, dtype=np.int64)
         begin = np.cumsum(length) - length
-        zero = np.zeros_like(length)
-        return cls(np.stack((begin, length, zero, zero, zero, zero, begin, length), axis=1))
+        return cls(sequence_table(q_begin=begin, q_len=length, k_begin=begin, k_len=length))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -48,12 +85,13 @@ class Sequences:
     @cached_property
     def n_queries(self) -> int:
         """Rows of q."""
-        return int(self.table[:, 1].sum())
+        return int(self.table[:, Column.Q_LEN].sum())
 
     @cached_property
     def longest(self) -> tuple[int, int]:
         """The most queries and the most keys of a sequence."""
-        return int(self.table[:, 1].max(initial=0)), int(self.table[:, 3::2].sum(1).max(initial=0))
+        keys = self.table[:, [Column.FIRST_LEN, Column.SECOND_LEN, Column.K_LEN]].sum(1)
+        return int(self.table[:, Column.Q_LEN].max(initial=0)), int(keys.max(initial=0))
 
     def on(self, device: torch.device) -> Tensor:
         """The table on a device, copied once."""
@@ -64,7 +102,7 @@ class Sequences:
     @cached_property
     def groups(self) -> list["Group"]:
         """Sequences whose tails and queries have the same lengths, together."""
-        shapes, which = np.unique(self.table[:, [1, 7]], axis=0, return_inverse=True)
+        shapes, which = np.unique(self.table[:, [Column.Q_LEN, Column.K_LEN]], axis=0, return_inverse=True)
         return [
             _group(self.table[which.reshape(-1) == number], int(q_len), int(k_len))
             for number, (q_len, k_len) in enumerate(shapes)
@@ -83,16 +121,18 @@ class Group:
 
 
 def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
-    first, second = table[:, 3], table[:, 5]
-    prefix = first + second
+    first = table[:, Column.FIRST_LEN]
+    prefix = first + table[:, Column.SECOND_LEN]
+    # (S, 1) each.
+    q_begin, first_begin, second_begin, k_begin = (
+        table[:, [column]] for column in (Column.Q_BEGIN, Column.FIRST_BEGIN, Column.SECOND_BEGIN, Column.K_BEGIN)
+    )
     longest = int(prefix.max())
     # Prefixes are padded on the left, so that a key's column tells its distance from every query.
     column = np.arange(longest)[None, :] - (longest - prefix)[:, None]
-    rows = np.where(
-        column < first[:, None], table[:, 2:3] + column, table[:, 4:5] + column - first[:, None]
-    )
-    rows = np.where(column >= 0, rows, table[:, 6:7])
-    key_rows = np.concatenate((rows, table[:, 6:7] + np.arange(k_len)), axis=1)
+    rows = np.where(column < first[:, None], first_begin + column, second_begin + column - first[:, None])
+    rows = np.where(column >= 0, rows, k_begin)
+    key_rows = np.concatenate((rows, k_begin + np.arange(k_len)), axis=1)
     keys = longest + k_len
     distance = np.arange(keys - q_len, keys)[:, None] - np.arange(keys)[None, :]
     if (prefix == longest).all():
@@ -100,7 +140,7 @@ def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
     else:
         padded = np.concatenate((column < 0, np.zeros((len(table), k_len), dtype=bool)), axis=1)
         distance = np.where(padded[:, None, :], -1, distance[None])
-    return Group(*(torch.from_numpy(x) for x in (table[:, 0:1] + np.arange(q_len), key_rows, distance)))
+    return Group(*(torch.from_numpy(x) for x in (q_begin + np.arange(q_len), key_rows, distance)))
 
 
 def prefix_attention(
@@ -115,7 +155,7 @@ def prefix_attention(
     alibi: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Attention of every sequence's queries over its prefixes and tail (ALGORITHMS section 8, step 2).
+    """Attention of every sequence's queries over its prefixes and tail (docs/algorithms.md, section 9).
 
     q: (Nq, H, head_dim) float32, bfloat16 or float64. k, v: (N, Hkv, head_dim), same dtype; H a multiple of
     Hkv (query head h reads key head h // (H / Hkv)). sequences: which rows belong together. scale: of the

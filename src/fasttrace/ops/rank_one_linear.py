@@ -31,7 +31,7 @@ def rank_one_linear(
     Returns (N, d), the dtype of x.
 
     Raises UserError for arguments unlike these, and where a gradient is wanted.
-    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; ALGORITHMS section 8, last paragraph.
+    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 17.
     """
     if W.dim() != 2 or x.dim() != 2 or W.shape[1] != x.shape[1]:
         shapes = f"x is {tuple(x.shape)} and W is {tuple(W.shape)}"
@@ -56,7 +56,7 @@ def rank_one_add_(y: Tensor, x: Tensor, edit: Tensor, key: Tensor, value: Tensor
 
     Raises UserError for arguments unlike these, and where a gradient is wanted. Edits out of range are a UserError on
     the CPU; elsewhere, where looking would hold up every layer, their rows are NaN.
-    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; ALGORITHMS section 8, last paragraph.
+    Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 17.
     """
     _check(y, x, edit, key, value)
     why = native.problem(y.device)

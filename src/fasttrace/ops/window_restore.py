@@ -29,7 +29,7 @@ def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: s
 
     Raises UserError for shapes and dtypes unlike these. Rows out of range are a UserError for the reference
     and the native op on the CPU; elsewhere, where looking would hold up every layer, their result is NaN.
-    Source: ALGORITHMS sections 1 and 2 (a cell; zeroing), section 8 step 2.
+    Source: docs/algorithms.md, sections 5 and 7 (a cell; zeroing) and 9.
     """
     if h.dim() != 2 or h.dtype not in DTYPES:
         raise UserError(f"window_restore: h is {tuple(h.shape)} {h.dtype}, (N, d) floating point was wanted")

@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+from fasttrace.protocols import Protocol
+
 from .base import setting, settings
 from .kinds import Size
 
-Protocol = Literal["paper", "released"]
 Noise = Literal["philox", "released"]
 
 

@@ -14,9 +14,9 @@ from fasttrace.store import parquet
 from fasttrace.store.connect import SCHEMA_VERSION, check_folder, check_schema, create, opened, statement
 from fasttrace.store.query import Readable, rows_of
 from fasttrace.store.several import Stores
-from fasttrace.store.write import batch_of, facts_table, write, write_facts
+from fasttrace.store.write import Result, batch_of, facts_table, write, write_facts
 
-__all__ = ["SCHEMA_VERSION", "Readable", "Store", "Stores", "rows_of"]
+__all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stores", "rows_of"]
 
 
 class Store(Readable):
@@ -52,11 +52,11 @@ class Store(Readable):
         with self._opened(read_only=False):
             pass
 
-    def add(self, result: Any) -> int:
+    def add(self, result: Result) -> int:
         """Add a result (trace, edit, known facts, moments, benchmark) as one transaction.
 
-        result: anything with `run` (dict) and the pyarrow tables of its kind; `run["seconds"]` is the compute
-        time of this batch, and is summed over the batches that add rows.
+        result: its `run` and the pyarrow tables of its kind; `run["seconds"]` is the compute time of this batch,
+        and is summed over the batches that add rows.
         Rows whose (run_id, fact_id), for edits (run_id, fact_id, layer, problem, method), is in the store
         already are left as they are. A process killed in here leaves the store as it was before.
         Returns the number of facts (edits, verdicts, …) added.

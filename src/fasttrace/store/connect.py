@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -20,8 +20,8 @@ from typing import TypeVar
 import duckdb
 
 from fasttrace.errors import StoreError
-from fasttrace.places import why_unwritable
-from fasttrace.runs import VERSION
+from fasttrace.places import replacing, why_unwritable
+from fasttrace.version import VERSION
 
 SCHEMA_VERSION = 5
 """Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
@@ -92,29 +92,16 @@ def create(path: Path) -> None:
     if path.exists():
         return
     check_folder(path)
-    # Made beside its place and linked into it, so that a killed process never leaves half a store.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
-        con = duckdb.connect(str(draft))
-        try:
+        with replacing(path, keep=True) as draft, closing(duckdb.connect(str(draft))) as con:
             con.begin()
             for relation in RELATIONS:
                 con.execute(schema_sql(relation))
             made_by = {"fasttrace_version": VERSION, "created_at": utc_now()}
             con.execute(statement("add_schema_version"), {"version": SCHEMA_VERSION, **made_by})
             con.commit()
-        finally:
-            con.close()
-        with suppress(FileExistsError):  # another process was first: its store is as good
-            try:
-                os.link(draft, path)
-            except (NotImplementedError, PermissionError):  # a file system without hard links
-                if not path.exists():
-                    os.rename(draft, path)
     except (duckdb.Error, OSError) as error:
         raise StoreError(f"cannot make the store {path}: {_first_line(error)}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextmanager

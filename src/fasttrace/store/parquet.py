@@ -1,8 +1,5 @@
 """A store as a folder of Parquet files, one a relation, and back."""
 
-import os
-import shutil
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +9,7 @@ import duckdb
 from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
+from fasttrace.places import replacing
 from fasttrace.store.connect import RELATIONS, SCHEMA_VERSION, schema_columns
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
 
@@ -25,17 +23,13 @@ def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """
     if folder.exists():
         raise StoreError(f"the folder {folder} is there already: name another, or remove it")
-    # Written beside its place and renamed: a reader finds the whole store or none.
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
-        draft.mkdir()
-        for relation in RELATIONS:
-            con.table(relation).write_parquet(str(draft / f"{relation}.parquet"), compression="zstd")
-        draft.rename(folder)
+        with replacing(folder) as draft:
+            draft.mkdir()
+            for relation in RELATIONS:
+                con.table(relation).write_parquet(str(draft / f"{relation}.parquet"), compression="zstd")
     except (duckdb.Error, OSError) as error:
         raise StoreError(f"the folder {folder} cannot be written: {_first_line(error)}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:

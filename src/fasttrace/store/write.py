@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
+from fasttrace.runs import Run
 from fasttrace.store.connect import schema_columns, statement, utc_now
 
 # By kind of run: (attribute of the result, relation), the relation whose rows say "finished" last.
@@ -35,7 +36,16 @@ _RUN_COLUMNS = (
 GIVEN_BY_RUN = ("run_id", "protocol")
 
 
-def batch_of(result: Any) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]]:
+class Result(Protocol):
+    """What `Store.add` takes: a run, and as attributes the pyarrow tables that `TABLES` names for the run's kind."""
+
+    @property
+    def run(self) -> Run:
+        """Its row of `runs`; seconds are the compute time of this batch."""
+        ...
+
+
+def batch_of(result: Result) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]]:
     """The run row and [(relation, its rows)] of a result, checked against the schema.
 
     Raises StoreError where the run lacks a field, or a table lacks a column or has one too many.
@@ -162,12 +172,12 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
     )
 
 
-def _moments_table(result: Any) -> pa.Table:
+def _moments_table(result: Result) -> pa.Table:
     """The one row of moments, from the fields of the result or of its run."""
     table = getattr(result, "moments", None)
     if isinstance(table, pa.Table):
         return table
-    row = {}
+    row: dict[str, Any] = {}
     for column in schema_columns()["moments"]:
         if column in GIVEN_BY_RUN:
             continue

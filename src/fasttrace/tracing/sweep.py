@@ -12,26 +12,28 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import noise_sigma
 from fasttrace.models.generate import greedy_tokens
-from fasttrace.runs import describe_run
+from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
-from fasttrace.tracing.corrupt import noise_sigma
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
 from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, fact_row, sample_mean
 from fasttrace.tracing.known import BATCH, check_known
 from fasttrace.tracing.plan import (
     Cell,
     Intervention,
+    Spot,
     TraceItem,
+    Wave,
     bytes_per_row,
     make_item,
     split_waves,
     traced_spots,
 )
-from fasttrace.tracing.wavefront import WaveResult, run_wave
+from fasttrace.tracing.wavefront import WaveResult, start_wave
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class TraceResult:
     cell and noise sample where keep_samples was asked for.
     """
 
-    run: dict[str, Any]
+    run: Run
     facts: pa.Table
     cells: pa.Table
     samples: pa.Table
@@ -61,7 +63,7 @@ class TracePlan:
     settings: TraceSettings
     intervention: Intervention
     sigma: float | None
-    run: dict[str, Any]
+    run: Run
 
     def cost(self, memory: str | int | None = None) -> Cost:
         """FLOPs, bytes, waves and peak memory, should every fact be traced; nothing is computed.
@@ -121,7 +123,7 @@ class TracePlan:
         method = self.intervention.method
         return [make_item(f, windows, n_layers, tokens, method, t) for f, t in zip(facts, targets, strict=True)]
 
-    def _spots(self, encoded: EncodedFact) -> list[tuple[int, int]]:
+    def _spots(self, encoded: EncodedFact) -> list[Spot]:
         return traced_spots(encoded, self.settings.tokens, self.intervention.method)
 
     def _traced(self, todo: list[EncodedFact], budget: int, report: Callable[[int], None]) -> Iterator[TraceResult]:
@@ -150,23 +152,25 @@ class TracePlan:
         waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model))
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
-        for i, wave in enumerate(waves):
-            result: WaveResult = run_wave(
-                self.model,
-                items,
-                wave,
-                self.intervention,
-                self.sigma or 0.0,
-                self.settings.noise,
-                self.settings.seed,
-                tidy=len(waves) > 1,
-            )
+        for i, wave, result in self._results(items, waves):
             for (number, cell), p in result.cells.items():
                 values.setdefault(number, {})[cell] = p
             done = [number for number, _ in wave.items if last_wave[number] == i]
             if done:
                 mine = {n: values.pop(n, {}) for n in done}
                 yield done, result.clean, result.noised, mine
+
+    def _results(self, items: list[TraceItem], waves: list[Wave]) -> Iterator[tuple[int, Wave, WaveResult]]:
+        """(number, wave, result) of every wave; on a GPU the next wave is started before a result is waited for."""
+        ahead = 1 if self.model.device.type == "cuda" else 0
+        tidy = len(waves) > 1
+        started: list[Callable[[], WaveResult]] = []
+        for i in range(len(waves) + ahead):
+            if i < len(waves):
+                drawn = (self.sigma or 0.0, self.settings.noise, self.settings.seed)
+                started.append(start_wave(self.model, items, waves[i], self.intervention, *drawn, tidy=tidy))
+            if i >= ahead:
+                yield i - ahead, waves[i - ahead], started.pop(0)()
 
     def _screened(
         self, items: list[TraceItem], budget: int
@@ -299,17 +303,17 @@ def trace(model: Decoder, facts: Sequence[Fact], given: TraceArguments) -> Trace
     waves and returns the same values. Facts that keep="known" leaves out are in the result with the reason.
 
     Raises UserError for a bad setting.
-    Source: paper, section 3.2 and Appendix B; ALGORITHMS, sections 1, 2 and 8; Meng et al. 2022 (arXiv 2202.05262) for
-    "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
+    Source: paper, section 3.2 and Appendix B; docs/algorithms.md, sections 3 to 9; Meng et al. 2022 (arXiv 2202.05262)
+    for "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
     """
     plan = prepare_trace(model, facts, settings=carried(TraceSettings, given))
     parts = list(plan.batches(progress=given.progress))
     order = {f.fact.fact_id: i for i, f in enumerate(plan.encoded)}
     table = pa.concat_tables([TRACED_FACTS.empty_table(), *(p.facts for p in parts)])
     place = np.argsort([order[i] for i in table["fact_id"].to_pylist()], kind="stable")
-    effort = {name: sum(p.run[name] for p in parts) for name in ("seconds", "flops")}
+    seconds, flops = (sum(p.run[name] for p in parts) for name in ("seconds", "flops"))
     return TraceResult(
-        {**plan.run, **effort},
+        {**plan.run, "seconds": seconds, "flops": flops},
         table.take(pa.array(place, pa.int64())),
         pa.concat_tables([CELLS.empty_table(), *(p.cells for p in parts)]),
         pa.concat_tables([SAMPLES.empty_table(), *(p.samples for p in parts)]),

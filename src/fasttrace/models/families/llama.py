@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
-from fasttrace.ops.gated import silu_mul_
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rms_norm import rms_norm
 from fasttrace.ops.rotary import rotary_
+from fasttrace.ops.silu_mul import silu_mul_
 
 
 class LlamaBlock(Block):

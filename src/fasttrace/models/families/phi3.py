@@ -4,9 +4,9 @@ from torch import Tensor
 
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
-from fasttrace.ops.gated import silu_mul_
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import partial_rotary_
+from fasttrace.ops.silu_mul import silu_mul_
 
 
 class Phi3Block(LlamaBlock):
