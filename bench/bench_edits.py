@@ -22,7 +22,7 @@ from harness import BenchRow, Results, about, command, fresh, peak_bytes, positi
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
-from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import Scorer
 from fasttrace.editing.value import contexts_of
 

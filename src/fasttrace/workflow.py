@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from fasttrace.editing.edit import EditPlan
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.tracing.known import BATCH, check_known, known_run

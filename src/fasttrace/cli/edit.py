@@ -8,7 +8,7 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
-from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.settings.edit import EditingSettings, EditSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings

@@ -17,10 +17,11 @@ import pyarrow as pa
 import torch
 
 from fasttrace.editing.delta import LowRank, Update, edited_view, export_model, save_delta, summed
-from fasttrace.editing.edit import EditPlan, own_settings, prepare_edit
+from fasttrace.editing.edit import own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.memit import mass_memit
 from fasttrace.editing.moments import Moments
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError

@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fasttrace.editing.edit import EditPlan, prepare_edit
+from fasttrace.editing.edit import prepare_edit
 from fasttrace.editing.hyperparameters import TUNED
+from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
