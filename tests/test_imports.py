@@ -20,6 +20,7 @@ FOLDERS = {
 ORDER = [
     ("errors", "version"),
     ("memory", "optional", "places", "protocols", "windows"),
+    ("settings",),
     ("facts", "kernels"),
     ("ops",),
     ("models",),

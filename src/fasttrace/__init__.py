@@ -6,6 +6,15 @@ from fasttrace.editing import apply_delta, edit, mass_edit, second_moments
 from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
 from fasttrace.facts import Fact, load_facts
 from fasttrace.models import load_model, wrap_model
+from fasttrace.settings import (
+    EditSettings,
+    FineTuneSettings,
+    MassSettings,
+    MemitSettings,
+    MomentSettings,
+    RomeSettings,
+    TraceSettings,
+)
 from fasttrace.tracing import check_known, trace
 from fasttrace.version import VERSION as __version__
 
@@ -13,14 +22,21 @@ if TYPE_CHECKING:
     from fasttrace.store import Store, Stores
 
 __all__ = [
+    "EditSettings",
     "Fact",
     "FactError",
     "FasttraceError",
+    "FineTuneSettings",
+    "MassSettings",
+    "MemitSettings",
     "ModelError",
+    "MomentSettings",
     "PackageError",
+    "RomeSettings",
     "Store",
     "StoreError",
     "Stores",
+    "TraceSettings",
     "UserError",
     "__version__",
     "apply_delta",

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, as_kept
-from fasttrace.editing.hyperparameters import FineTuneSettings
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
+from fasttrace.settings.methods import FineTuneSettings
 
 
 @dataclass(frozen=True)
