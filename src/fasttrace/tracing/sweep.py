@@ -130,7 +130,7 @@ class TracePlan:
         """The facts' grids, wave by wave. budget: bytes."""
         targets = None
         if self.settings.target == "argmax-first":
-            targets = greedy_tokens(self.model, [f.ids for f in todo], 1) if todo else []
+            targets = greedy_tokens(self.model, [f.ids for f in todo], 1, keep_end=True) if todo else []
         items = self.items(todo, targets)
         begun = time.perf_counter()
         screened = self.settings.verify_top is not None
