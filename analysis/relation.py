@@ -14,8 +14,8 @@ from fasttrace.store.query import add_view
 
 # Temporary views (and one small table), each after those it reads; every other file of sql/ is a query.
 VIEWS = (
-    "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
-    "group_errors", "regressions", "layer_correlation", "layer_means",
+    "run_pairs", "traced_edits", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums",
+    "group_fits", "group_errors", "regressions", "layer_correlation", "layer_means",
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def render(
     if format == "csv":
         return _csv(table)
     if format == "json":
-        return json.dumps([_json_row(row) for row in table.to_pylist()], ensure_ascii=False, indent=2) + "\n"
+        return json.dumps(json_rows(table), ensure_ascii=False, indent=2) + "\n"
     return (_markdown if format == "markdown" else _latex)(table, title, digits)
 
 
@@ -146,6 +146,11 @@ def _csv(table: pa.Table) -> str:
 
     writer.writerows(row.values() for row in table.to_pylist())
     return out.getvalue()
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as JSON has them: NULL for a number that is not finite, numbers for decimals, text for the rest."""
+    return [_json_row(row) for row in table.to_pylist()]
 
 
 def _json_row(row: dict[str, Any]) -> dict[str, Any]:
