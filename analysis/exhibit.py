@@ -1,6 +1,5 @@
 """What an exhibit of the report is: its numbers, where they come from, and how its rows are named and shown."""
 
-import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from fasttrace.store import Store
 from .chart import Panel, Series
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
 from .paper import FIGURES, TABLES, held, what_is_missing
-from .relation import VIEWS, sql
+from .relation import CHAIN, read_by, sql, written
 from .render import render
 
 
@@ -45,21 +44,11 @@ class Source:
 
     def query(self) -> str:
         """The relation's SQL with its parameters written in."""
-        text = sql(self.relation)
-        for name, value in self.params.items():
-            written = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
-            text = re.sub(rf"\${name}\b", written, text)
-        return text.strip()
+        return written(sql(self.relation), self.params)
 
     def views(self) -> list[str]:
         """The analysis' views that the relation reads, and those they read."""
-        return [name for name in VIEWS if name in _read_by(self.relation)]
-
-
-def _read_by(name: str) -> set[str]:
-    """Names of the views below a relation; a name in a comment counts, and does no harm."""
-    here = {view for view in VIEWS if view != name and re.search(rf"\b(FROM|JOIN) {view}\b", sql(name))}
-    return here.union(*(_read_by(view) for view in here))
+        return [name for name in CHAIN if name in read_by(self.relation)]
 
 
 @dataclass(frozen=True)

@@ -184,23 +184,21 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
 
 
 def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
-    """sql/<name>.sql of the regressions chosen; the runs are chosen before any edit is read, too."""
+    """The query sql/<name>.sql of the regressions chosen. Runs are chosen before any edit is read."""
     rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
-    pairs: dict[str, Any] = dict.fromkeys(Choice.__annotations__.keys() - rows.keys())
+    runs: dict[str, Any] = {}
     for key, value in choice.items():
         if key in rows:
             rows[key] = value
-        elif key in pairs:
-            pairs[key] = value
+        elif key in Choice.__annotations__:
+            runs["tracing_window" if key == "window_size" else key] = value
         else:
-            raise TypeError(
-                f"a regression is not chosen by {key!r}: one of {', '.join(Choice.__annotations__)} was wanted"
-            )
+            raise TypeError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
         _check(key, rows[key], known)
-    return relation(store, name, rows, tracing_window=pairs["window_size"], pairs=pairs)
+    return relation(store, name, rows, runs=runs)
 
 
-def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:
-    if value not in wanted:
-        raise UserError(f"the {name} {value!r} is not known: one of {', '.join(wanted)} was wanted")
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"expected one of {', '.join(known)} as {name}, got {value!r}")

@@ -19,7 +19,7 @@ from .embed import embedded
 from .exhibit import COUNT, Column, Exhibit, Table, paper_commands, said
 from .exhibits import exhibits
 from .naming import Row
-from .relation import relation, sql
+from .relation import definition, relation
 from .sentences import R2_NOTE, answer, byline, pick_note
 
 SCRIPTS = ("figures.js", "tables.js", "facts.js")
@@ -123,8 +123,8 @@ def _own(name: str) -> Markup:
 
 
 def views(shown: list[Exhibit]) -> dict[str, str]:
-    """The text of every view that an exhibit's query reads, once."""
-    return {name: sql(name).strip() for exhibit in shown for name in exhibit.source.views()}
+    """SQL that makes every view that an exhibit's query reads, once."""
+    return {name: definition(name) for exhibit in shown for name in exhibit.source.views()}
 
 
 def about(run: Row) -> str:

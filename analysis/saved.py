@@ -19,7 +19,7 @@ from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, sta
 from fasttrace.store.header import Header, header_of
 from fasttrace.store.query import ONCE, parameters_of, run_script
 
-from .relation import VIEWS, make_views, sql
+from .relation import CHAIN, make_chain, sql
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
     for file in sorted(files("fasttrace.analysis").joinpath("sql").iterdir(), key=lambda file: file.name):
         name = file.name.removesuffix(".sql")
         if file.name.endswith(".sql"):
-            text = f"FROM {name}" if name in VIEWS else sql(name)
-            found[name] = Saved(name, "view" if name in VIEWS else "query", text, header_of(sql(name), name))
+            text = f"FROM {name}" if name in CHAIN else sql(name)
+            found[name] = Saved(name, "view" if name in CHAIN else "query", text, header_of(sql(name), name))
     if folder is None:
         return found
     if not Path(folder).is_dir():
@@ -101,7 +101,7 @@ def ask(
         store = store.once()
     with _opened(store, write) as con:
         values = _values(query, dict(params or {}))  # after opening: a store that is not there is said first
-        make_views(con)
+        make_chain(con)
         if not write:
             con.execute("BEGIN TRANSACTION READ ONLY")  # several stores hang on a database in memory, which is not
         return run_script(con, text, values)
@@ -111,10 +111,10 @@ def columns_of(store: Readable) -> dict[str, list[tuple[str, str]]]:
     """{relation, as a query names it: its (column, type)}: the stores' and the analysis' views."""
     found: dict[str, list[tuple[str, str]]] = {}
     with store.reading() as con:
-        make_views(con)
+        make_chain(con)
         [(home,)] = con.execute("SELECT current_database()").fetchall()
         for database, schema, name, column, kind in con.execute(statement("columns")).fetchall():
-            if schema == ONCE and name not in VIEWS:
+            if schema == ONCE and name not in CHAIN:
                 continue  # the relations themselves are read from main
             plain = database in (home, "temp")
             found.setdefault(name if plain else f"{quoted_if_needed(database)}.{name}", []).append((column, kind))

@@ -11,7 +11,7 @@ from fasttrace.optional import duckdb
 from fasttrace.store import Readable
 from fasttrace.store.query import said
 
-from .relation import make_views
+from .relation import make_chain
 from .saved import nearest
 
 TRACED_EDITS = "traced_edits"
@@ -69,7 +69,7 @@ def select(
     Raises UserError for an unknown column, a condition that DuckDB refuses, and where no row is left.
     """
     with store.once().reading() as con:
-        make_views(con, tracing_window)
+        make_chain(con, {"tracing_window": tracing_window})
         rows = con.sql(f"FROM {TRACED_EDITS}")
         check_columns(names, rows.columns)
         try:

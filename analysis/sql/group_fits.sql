@@ -6,7 +6,6 @@
 -- Units: n = rows used, n_left_out = rows without an effect or a score; n_layers and n_slopes = parameters of "both";
 -- grand_x, grand_y = means; total_* = sums of squares and products about them; left_* = sums of squares left by the
 -- models, explained = left_layer - left_both; slope = of the model "effect".
-CREATE OR REPLACE TEMP VIEW group_fits AS
 WITH
 centred AS (
     SELECT

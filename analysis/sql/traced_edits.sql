@@ -6,7 +6,6 @@
 -- restored; pair = number of the two runs. effect, effect_last_subject, effect_absolute, peak_token_index,
 -- p_restored_max, approximate, p_clean and p_noised as in trace_effects; effect_reason = why effect is NULL.
 -- source, relation and subject are the fact's, NULL where the store was not given the fact.
-CREATE OR REPLACE TEMP VIEW traced_edits AS
 WITH traced AS (  -- only the grids that some edit is compared with
     SELECT compared.grid, trace.*
     FROM trace_effects AS trace

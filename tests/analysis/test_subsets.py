@@ -130,7 +130,7 @@ def test_the_absolute_effect_is_the_probability_won_or_lost_at_the_last_subject_
 
 
 def test_unknown_choices_are_refused(store):
-    with pytest.raises(UserError, match="the subset 'few' is not known: one of all, concentrated"):
+    with pytest.raises(UserError, match="expected one of all, concentrated as subset, got 'few'"):
         regressions(store, subset="few")
     with pytest.raises(UserError, match="the effect_at 'first' is not known: one of max, last-subject"):
         layer_correlations(store, effect_at="first")

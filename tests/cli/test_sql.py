@@ -71,7 +71,7 @@ def test_the_views_of_the_analysis_are_there(ask):
 def test_every_saved_query_runs_by_name(ask):
     values = {"score": "rewrite", "effect_at": "max", "fact_ids": '["f1", "f2"]', "run_id": "t0"}
     listed = json.loads(ask("--list", "--json").stdout)
-    assert {"scores_by_layer", "edit_scores", "success_rates"} <= {row["name"] for row in listed}
+    assert {"scores_by_layer", "traced_edits", "success_rates"} <= {row["name"] for row in listed}
     for row in listed:
         assert row["answers"], f"{row['name']} does not say what it answers"
         assert row["grain"], f"{row['name']} does not say its grain"

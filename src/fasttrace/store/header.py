@@ -7,10 +7,11 @@ _PARTS = re.compile(r"(?:^|(?<=[.:;]) )(Grain|Inputs?|Parameters?|Models|Units)\
 
 
 class Header(NamedTuple):
-    """Empty strings where the file does not say. text: all of it, line by line."""
+    """Empty where the file does not say. inputs: names of the relations it reads. text: all of it, line by line."""
 
     what: str
     grain: str
+    inputs: tuple[str, ...]
     parameters: str
     text: str
 
@@ -26,4 +27,6 @@ def header_of(sql: str, name: str) -> Header:
     parts = dict(zip(rest[::2], rest[1::2], strict=True))
     grain, parameters = parts.get("Grain", ""), parts.get("Parameters", parts.get("Parameter", ""))
     what = first.strip().removeprefix(f"{name}:").strip()
-    return Header(what, grain.strip(), parameters.strip(), "\n".join(lines))
+    inputs, _, _ = parts.get("Inputs", parts.get("Input", "")).partition(".")  # what follows the sentence is prose
+    names = tuple(one.strip() for one in inputs.split(",") if one.strip())
+    return Header(what, grain.strip(), names, parameters.strip(), "\n".join(lines))

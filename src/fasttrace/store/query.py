@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
@@ -105,19 +105,21 @@ def parameters_of(text: str) -> set[str]:
     return names
 
 
-def add_view(con: duckdb.DuckDBPyConnection, text: str) -> None:
-    """Make the view, or small table, of a `CREATE OR REPLACE TEMP …` on a connection of a `Readable`.
+def define(
+    con: duckdb.DuckDBPyConnection, kind: Literal["TABLE", "VIEW"], name: str, select: str, params: Params = ()
+) -> None:
+    """Make a table or view of a SELECT on a connection of a `Readable`. params: for a table, values for its `$name`.
 
-    Temporary on one store, which is read-only. A temporary view looks its relations up where the query that reads it
-    does; over several stores that would be the plain ones, in which a row may be twice. So there it is a view of the
-    schema `once`, which looks them up beside itself.
+    On one store it is temporary, since the store is read-only. A temporary view looks its relations up where the query
+    that reads it does; over several stores those would be the plain ones, in which a row may be twice. So there it is
+    made in the schema `once`, whose relations have every row once.
     """
     [(path, schemas)] = con.execute("SELECT current_setting('search_path'), current_schemas(FALSE)").fetchall()
     if ONCE not in schemas:
-        con.execute(text).fetchall()
+        con.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS\n{select}", params or None).fetchall()
         return
     con.execute("SET search_path = 'once'")
-    con.execute(text.replace(" TEMP ", " ", 1)).fetchall()
+    con.execute(f"CREATE OR REPLACE {kind} {name} AS\n{select}", params or None).fetchall()
     con.execute("SET search_path = $path", {"path": path})
 
 
