@@ -16,6 +16,8 @@ from .paper import FIGURES, TABLES, held, what_is_missing
 from .relation import CHAIN, read_by, sql, written
 from .render import render
 
+AT_ONCE = 12  # panels; where a figure has more, the page lets the reader choose
+
 
 @dataclass(frozen=True)
 class Source:
@@ -86,15 +88,18 @@ class Facet:
     all: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """Numbers of the study as a table, as a figure or as both. tables, figures: their counterparts' numbers there."""
+    """Numbers of the study as a table, as a figure or as both.
+
+    tables, figures: the numbers of their counterparts in the paper.
+    """
 
     key: str
     section: str
     title: str
-    tables: tuple[int, ...]
-    figures: tuple[int, ...]
+    tables: tuple[int, ...] = ()
+    figures: tuple[int, ...] = ()
     caption: str
     source: Source
     data: pa.Table  # what the source gave, all of it
@@ -123,6 +128,22 @@ class Exhibit:
     @property
     def kind(self) -> str:
         return self.panels[0].kind if self.panels else ""
+
+
+def facets(
+    panels: Sequence[Panel], keys: Sequence[str], start_all: Sequence[str] = (), at_once: int = AT_ONCE
+) -> list[Facet]:
+    """What to choose panels by, where there are too many to show at once."""
+    if len(panels) <= at_once:
+        return []
+    names = {"localization": "traced by"}
+    out = []
+    for key in keys:
+        values = list(dict.fromkeys(panel.facets[key] for panel in panels))
+        if len(values) > 1:
+            start = "" if key in start_all else values[0]
+            out.append(Facet(key, names.get(key, key), values, start, all=key in start_all))
+    return out
 
 
 def _and(numbers: Sequence[int]) -> str:

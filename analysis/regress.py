@@ -13,6 +13,7 @@ from fasttrace.errors import UserError
 from fasttrace.store import Readable
 
 from .selection import Selection, select
+from .terminal import is_number
 
 MODELS = {
     "layer": "{score} ~ C(layer)",
@@ -137,7 +138,7 @@ def regress(
     needed = list(dict.fromkeys([*variables, *([grouping] if grouping else [])]))
     conditions = [where] if isinstance(where, str) else list(where)
     selection = select(store, needed, conditions, tracing_window=tracing_window)
-    if not _is_number(selection.columns.schema.field(variables[0]).type):
+    if not is_number(selection.columns.schema.field(variables[0]).type):
         raise UserError(f"expected a number to the left of ~, got {variables[0]}, which is text")
     with _quiet() as warned:
         fit = _fit(formula, selection, robust, cluster, groups)
@@ -257,10 +258,6 @@ def _dependent(design: np.ndarray, names: Sequence[str]) -> list[str]:
 
 def _df_of_tests(fit: Any) -> float:
     return getattr(fit, "df_resid_inference", None) or fit.df_resid
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _number(value: Any) -> float | None:

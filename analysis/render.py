@@ -9,13 +9,12 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fasttrace.errors import UserError
+
+from .terminal import grid, is_number
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 
@@ -36,7 +35,7 @@ def render(
     Raises UserError for another format.
     """
     if format not in FORMATS:
-        raise UserError(f"the table format {format!r} is not known: one of {', '.join(FORMATS)} was wanted")
+        raise UserError(f"expected a table format of {', '.join(FORMATS)}, got {format!r}")
     if format == "text":
         return _text(table, title, digits, width)
     if format == "csv":
@@ -73,33 +72,15 @@ def _shown(name: str, value: Any, digits: int) -> str:
     return str(value)
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
 def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
     names, rows = _cells(table, digits)
     headings = [name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in names]
     widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
     if sum(widths) > (Console().width if width is None else width):
         headings = [heading.replace(" ", "\n") for heading in headings]  # values are never broken, nor left out
-    shown = Table(
-        title=Text(title) if title else None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for heading, name in zip(headings, names, strict=True):
-        right = _is_number(table.schema.field(name).type)
-        shown.add_column(Text(heading), justify="right" if right else "left", no_wrap=True)
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))  # Text: a value like "[b]" is no markup
-    console = Console(width=sum(widths) + 3 * len(widths), file=io.StringIO(), color_system=None)
-    with console.capture() as capture:
-        console.print(shown)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+    numeric = [is_number(table.schema.field(name).type) for name in names]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+    return grid(headings, columns, numeric, title=title)
 
 
 def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
@@ -107,7 +88,7 @@ def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     names, rows = _cells(table, digits)
-    rules = ["---:" if _is_number(table.schema.field(name).type) else ":---" for name in names]
+    rules = ["---:" if is_number(table.schema.field(name).type) else ":---" for name in names]
     lines = [line(names), "|" + "|".join(rules) + "|", *map(line, rows)]
     return "\n".join(([f"**{title}**", ""] if title else []) + lines) + "\n"
 
@@ -117,7 +98,7 @@ def _latex(table: pa.Table, title: str | None, digits: int) -> str:
         return " & ".join(map(_escape_latex, cells)) + r" \\"
 
     names, rows = _cells(table, digits)
-    columns = "".join("r" if _is_number(table.schema.field(name).type) else "l" for name in names)
+    columns = "".join("r" if is_number(table.schema.field(name).type) else "l" for name in names)
     lines = [
         *([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
         line(names), r"\midrule",

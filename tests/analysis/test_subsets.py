@@ -132,7 +132,7 @@ def test_the_absolute_effect_is_the_probability_won_or_lost_at_the_last_subject_
 def test_unknown_choices_are_refused(store):
     with pytest.raises(UserError, match="expected one of all, concentrated as subset, got 'few'"):
         regressions(store, subset="few")
-    with pytest.raises(UserError, match="the effect_at 'first' is not known: one of max, last-subject"):
+    with pytest.raises(UserError, match="expected one of max, last-subject, last-subject-absolute as effect_at"):
         layer_correlations(store, effect_at="first")
-    with pytest.raises(TypeError, match="not chosen by 'windows'"):
+    with pytest.raises(TypeError, match=r"expected one of effect_at, .*, got 'windows'"):
         regressions(store, windows=5)

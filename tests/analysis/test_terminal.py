@@ -3,8 +3,7 @@
 import re
 
 import pyarrow as pa
-
-from fasttrace.cli.fit import fit
+from fasttrace.analysis.terminal import fit
 
 
 def wide(rows=3):
