@@ -21,7 +21,7 @@ AT_ONCE = 12  # panels; where a figure has more, the page lets the reader choose
 
 @dataclass(frozen=True)
 class Source:
-    """The call that read an exhibit's numbers, so that the page can print just that call.
+    """The call that read an exhibit's numbers, which the page prints.
 
     function: of the store and `args`; relation: the sql/ file behind it; params: its parameters.
     """
@@ -30,7 +30,7 @@ class Source:
     args: tuple[Any, ...]
     relation: str
     params: dict[str, Any] = field(default_factory=dict)
-    note: str = ""  # what the query does not say
+    note: str = ""  # what the query does not show
 
     def table(self, store: Store) -> pa.Table:
         return self.function(store, *self.args)
@@ -152,7 +152,7 @@ def _and(numbers: Sequence[int]) -> str:
 
 
 def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
-    """Commands that print and draw the paper's counterparts, as far as the store has what they are of."""
+    """Commands that print and draw the paper's counterparts, of those that the store has data for."""
     lines, there_is = [], held(store)
     for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
         there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
@@ -162,9 +162,9 @@ def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
 
 
 def named(rows: Iterable[Row]) -> list[Row]:
-    """The rows, problem by problem, with `series_name`, which says what the panel's and the choices' names do not.
+    """The rows, problem by problem, with a `series_name` of what the names of panel and choices leave open.
 
-    A panel is of one problem, and of one way of tracing: `traced` names it where there are several.
+    A panel is of one problem and of one tracing method: `traced` names the method where there are several.
     """
     rows = list(rows)
     apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
@@ -210,7 +210,7 @@ def two(value: Any) -> str:
     return number(value, 2)
 
 
-def said(value: Any) -> str:
+def or_dash(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
@@ -220,17 +220,17 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 
 
 def keys_of(rows: Sequence[Row]) -> list[Column]:
-    """Columns that name a row: problem and method, and whatever else tells rows apart."""
+    """Columns that name a row: problem and method, and those in which rows differ."""
     names = {"window_size": "window", "edit_run_id": "edit run", "trace_run_id": "trace run"}
     lead = [key for key in ("problem", "method") if key in rows[0]]
     rest = several(rows, *(key for key in (*GROUP, *RUNS) if key in rows[0] and key not in lead))
     # Runs differ wherever anything does; they are named only where nothing else tells the rows apart.
     others = [key for key in rest if key not in RUNS]
     labels = [key for key in ("layer", "landed") if key in rows[0]]
-    told = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
-    if len(told) == len(rows):
+    distinct = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
+    if len(distinct) == len(rows):
         rest = others
     return [
-        Column(key, names.get(key, key), said, numeric=key == "window_size", choose=bool(several(rows, key)))
+        Column(key, names.get(key, key), or_dash, numeric=key == "window_size", choose=bool(several(rows, key)))
         for key in (*lead, *rest)
     ]

@@ -136,8 +136,8 @@ def mass(store: Store) -> Exhibit | None:
         key="mass",
         section="mass",
         title="Mean scores by facts landed",
-        caption="Mean scores of the facts that have landed, after so many of them were edited into one model; success is "
-        "the share of them whose new target is the likelier one.",
+        caption="Mean scores of the facts that have landed, after so many of them were edited into one model; success "
+        "is the share of them whose new target is the likelier one.",
         source=source,
         data=table,
         runs=run_ids(rows),

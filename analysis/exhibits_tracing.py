@@ -30,8 +30,8 @@ def curve(store: Store) -> Exhibit | None:
         section="tracing",
         title="Mean tracing effect by layer",
         figures=(10,),
-        caption="Mean over facts of the largest tracing effect over tokens, as a fraction of p_clean − p_noised; the band "
-        "is one standard error on each side.",
+        caption="Mean over facts of the largest tracing effect over tokens, as a fraction of p_clean − p_noised; "
+        "the band is one standard error on each side.",
         source=source,
         data=table,
         runs=run_ids(rows),

@@ -1,4 +1,4 @@
-"""Any table as text, Markdown, CSV, JSON or LaTeX. Imports no store: verbs that need none print with it."""
+"""Any table as text, Markdown, CSV, JSON or LaTeX. Imports no store, so that commands without one can print too."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def render(
 
 
 def _cells(table: pa.Table, digits: int) -> tuple[list[str], list[list[str]]]:
-    """(names, rows as text): an interval X_low, X_high stands behind its number, in its column."""
+    """(names, rows as text). An interval X_low, X_high is written in the column of X, after the number."""
     ends = {f"{name}{end}" for name in table.column_names for end in ("_low", "_high")}
     names = [name for name in table.column_names if name not in ends]
     spread = {name for name in names if f"{name}_low" in table.column_names}

@@ -16,7 +16,7 @@ from fasttrace.store import Store
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
-from .exhibit import COUNT, Column, Exhibit, Table, paper_commands, said
+from .exhibit import COUNT, Column, Exhibit, Table, or_dash, paper_commands
 from .exhibits import exhibits
 from .naming import Row
 from .relation import definition, relation
@@ -164,7 +164,7 @@ def count_table(names: list[Row], runs: list[Row], counts: dict[str, Row], means
 def left_out_table(left_out: list[Row]) -> Table:
     columns = [
         Column("step", "step"), Column("reason", "reason", wrap=True), Column("model", "model"),
-        Column("protocol", "protocol", said), Column("facts", "facts", **COUNT),
+        Column("protocol", "protocol", or_dash), Column("facts", "facts", **COUNT),
     ]  # fmt: skip
     return Table("Facts left out, and why.", columns, left_out)
 
@@ -194,4 +194,4 @@ def _run_text(key: str) -> Any:
         return lambda value: value.strftime("%Y-%m-%d %H:%M")
     if key in ("facts", "kept", "cells", "edits"):
         return lambda value: f"{value:,}" if value else "–"
-    return said
+    return or_dash

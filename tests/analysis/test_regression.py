@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from fasttrace.analysis.regression import (
     KEYS,
-    check_with_statsmodels,
     layer_correlations,
     layer_means,
     regressions,
@@ -16,6 +15,7 @@ from fasttrace.analysis.regression import (
 from fasttrace.analysis.relation import CHAIN, make_chain, query, read_by, relation, sql, written
 from made_results import made_edit, made_trace
 from scipy import stats
+from statsmodels_fits import check_with_statsmodels
 
 from fasttrace.errors import UserError
 from fasttrace.store import Store

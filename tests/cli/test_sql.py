@@ -109,8 +109,8 @@ def test_queries_of_ones_own(place, ask):
     found = json.loads(ask("best", *own, "--param", "least=0.5", "--param", "layer=2", "--json").stdout)
     assert found
     assert all(row["rewrite"] > 0.5 and row["layer"] == 2 for row in found)
-    assert "wants a value for layer" in ask("best", *own, "--param", "least=0.5", code=2).stderr
-    assert "no parameter 'leest'" in ask("best", *own, "--param", "leest=0.5", code=2).stderr
+    assert "expected a value for layer" in ask("best", *own, "--param", "least=0.5", code=2).stderr
+    assert "got 'leest': least" in ask("best", *own, "--param", "leest=0.5", code=2).stderr
     (place / "mine" / "edits.sql").write_text("SELECT 1")
     assert "rename the file" in ask("best", *own, code=2).stderr
 
@@ -139,7 +139,7 @@ def test_several_stores(place, ask):
     assert {row["store"] for row in listed} == {"s", "other", None}
     scratch = ask("CREATE TABLE mine AS FROM edits", *both, code=2).stderr
     assert "the query writes" in scratch
-    assert "several stores can only be read" in ask("DELETE FROM s.edits", *both, "--write", code=2).stderr
+    assert "expected one store to write to, got several" in ask("DELETE FROM s.edits", *both, "--write", code=2).stderr
 
 
 def test_writing_is_asked_for_by_name(place, ask):
@@ -166,11 +166,11 @@ def test_writing_is_asked_for_by_name(place, ask):
     [
         (("SELEC 1", *STORE), 'syntax error at or near "SELEC"'),
         (("SELECT * FROM edit", *STORE), 'Table with name edit does not exist! Did you mean "edits"?'),
-        (("SELECT $a", *STORE), "the query wants a value for a"),
+        (("SELECT $a", *STORE), "expected a value for a, got none"),
         (("SELECT ?", *STORE), "$name was wanted"),
-        (("SELECT 1", *STORE, "--param", "a"), "is not NAME=VALUE"),
-        (("SELECT $a", *STORE, "--param", "a=[x"), "is not a list"),
-        (("scores_by_layr", *STORE), "no saved query 'scores_by_layr': scores_by_layer"),
+        (("SELECT 1", *STORE, "--param", "a"), "expected a parameter as NAME=VALUE, got 'a'"),
+        (("SELECT $a", *STORE, "--param", "a=[x"), "expected a list such as"),
+        (("scores_by_layr", *STORE), "expected SQL or the name of a saved query, got 'scores_by_layr': scores_by_layer"),
         (("no.sql", *STORE), "query file 'no.sql' could not be read"),
         (("latin.sql", *STORE), "is not UTF-8 text"),
         (("", *STORE), "the query is empty"),
@@ -184,7 +184,7 @@ def test_writing_is_asked_for_by_name(place, ask):
         (("SELECT 1", *STORE, "--out", "no/x.csv"), "'no/x.csv' cannot be written: there is no folder 'no'"),
         (("SELECT 1", *STORE, "--out", "."), "'.' cannot be written: expected a file, got a folder"),
         (("SELECT 1", *STORE, "--out", "s.duckdb"), "--store and --out are both 's.duckdb'"),
-        (("SELECT 1", *STORE, "--queries", "no"), "there is no folder 'no'"),
+        (("SELECT 1", *STORE, "--queries", "no"), "expected a folder of queries, got 'no'"),
     ],
 )  # fmt: skip
 def test_a_bad_question_is_one_sentence_and_exit_2(place, ask, words, sentence):
