@@ -1,10 +1,10 @@
 """Does localization inform editing? R² of the edit score by layer, by tracing effect and by both.
 
 Everything but the p values is computed in SQL, from the edits beside their effects (sql/traced_edits.sql) to sums over
-layers (sql/layer_sums.sql), fits (sql/group_fits.sql) and regressions (sql/regressions.sql). Runs are never pooled: a row
-belongs to one editing run (edit_run_id: its model, seed, protocol, method and settings), one tracing run (trace_run_id:
-its noise, samples, module, localization method and window size) of the same model weights and protocol, and one data
-set (source). Any other regression is a formula: see regress.py.
+layers (sql/layer_sums.sql), fits (sql/group_fits.sql) and regressions (sql/regressions.sql). Runs are never pooled: a
+row belongs to one editing run (edit_run_id: its model, seed, protocol, method and settings), one tracing run
+(trace_run_id: its noise, samples, module, localization method and window size) of the same model weights and protocol,
+and one data set (source). Any other regression is a formula: see regress.py.
 """
 
 from collections.abc import Iterator

@@ -170,7 +170,7 @@ def test_writing_is_asked_for_by_name(place, ask):
         (("SELECT ?", *STORE), "$name was wanted"),
         (("SELECT 1", *STORE, "--param", "a"), "expected a parameter as NAME=VALUE, got 'a'"),
         (("SELECT $a", *STORE, "--param", "a=[x"), "expected a list such as"),
-        (("scores_by_layr", *STORE), "expected SQL or the name of a saved query, got 'scores_by_layr': scores_by_layer"),
+        (("scores_by_layr", *STORE), "saved query, got 'scores_by_layr': scores_by_layer"),
         (("no.sql", *STORE), "query file 'no.sql' could not be read"),
         (("latin.sql", *STORE), "is not UTF-8 text"),
         (("", *STORE), "the query is empty"),
