@@ -1,9 +1,7 @@
 """`write_report`: a study as one HTML file, to be read without network, other files or fasttrace."""
 
 import json
-import os
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fasttrace.errors import StoreError
+from fasttrace.places import replacing
 from fasttrace.store import Store
+from fasttrace.version import VERSION
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
@@ -89,7 +89,7 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
                 }
                 for run in runs
             ],
-            version=version("fasttrace"),
+            version=VERSION,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             store_path=store_path,
             style=_own("style.css"),
@@ -97,13 +97,8 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed: a reader finds the whole report or none.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.optional import duckdb
 from fasttrace.store import Readable
-from fasttrace.store.query import said
+from fasttrace.store.query import message_of
 
 from .relation import make_chain
 from .saved import nearest
@@ -108,7 +108,7 @@ def check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
 def _bad_condition(where: Sequence[str], columns: Sequence[str], error: duckdb.Error) -> str:
     what = f"expected a SQL condition over the columns of {TRACED_EDITS}, got {' AND '.join(where)!r}"
     names = f"; it has {', '.join(columns)}" if isinstance(error, duckdb.BinderException) else ""
-    return f"{what}: {said(error)}{names}"
+    return f"{what}: {message_of(error)}{names}"
 
 
 def _first_missing(names: Sequence[str], kinds: dict[str, str]) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 
 import released_edits as released
 import torch
-from harness import Results, Row, about, command, fresh, peak_bytes, positive, seconds, writes
+from harness import BenchRow, Results, about, command, fresh, peak_bytes, positive, seconds, writes
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
-from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import Scorer
 from fasttrace.editing.value import contexts_of
 
@@ -42,11 +42,11 @@ def optimised(plan: EditPlan) -> list[Any]:
     return [edit for group in plan.groups(todo, 1 << 30) for edit in plan.optimise(group)]
 
 
-def rate(row: Row, edits: int) -> Row:
+def rate(row: BenchRow, edits: int) -> BenchRow:
     return {**row, "edits": edits, "edits/s": edits / row["seconds"]}
 
 
-def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int) -> Iterator[Row]:
+def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int) -> Iterator[BenchRow]:
     plan = plan_of(model, facts, name)
     few = [(fact, layer) for fact in plan.encoded[:apart] for layer in plan.layers]
     edits = {(e.fact_id, e.layer): e for e in optimised(plan)}
@@ -70,17 +70,16 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
 
     def one_at_a_time() -> None:
         for fact, layer in few:
-            mine = edits[fact.fact.fact_id, layer]
+            mine = edits[fact.fact_id, layer]
             if name == "rome":
                 contexts = contexts_of(model, fact, plan.target_ids(fact), plan.contexts)
-                delta = released.value(model.hf, contexts, layer, plan.settings)
+                delta = released.value(model.hf, contexts, layer, plan.hyperparameters)
                 found = mine.updates[layer].value[0] * mine.denominator
                 off.append(float((found - delta).norm() / delta.norm()))
             else:
-                change = released.tuned(model.hf, fact, plan.target_ids(fact), layer, plan.settings)
-                off.append(
-                    float(((mine.updates[layer].change - change).abs() > 1e-3 * plan.settings.epsilon).float().mean())
-                )
+                change = released.tuned(model.hf, fact, plan.target_ids(fact), layer, plan.hyperparameters)
+                apart = (mine.updates[layer].change - change).abs() > 1e-3 * plan.hyperparameters.epsilon
+                off.append(float(apart.float().mean()))
 
     taken = seconds(one_at_a_time, 1, warm=False)
     what = "relative distance of δ" if name == "rome" else "share of weights that differ"
@@ -88,10 +87,10 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
     yield {**row, "case": case, "impl": "released", **rate(taken, len(few)), **told}
 
 
-def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterator[Row]:
+def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterator[BenchRow]:
     plan = plan_of(model, facts, "rome", contexts=0)
     edits = optimised(plan)
-    number = {f.fact.fact_id: i for i, f in enumerate(plan.encoded)}
+    number = {f.fact_id: i for i, f in enumerate(plan.encoded)}
     work = [(number[e.fact_id], e) for e in edits]
     prompts = [plan.prompts(f) for f in plan.encoded]
 
@@ -116,7 +115,7 @@ def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterat
     yield {**row, "impl": "released", **rate(taken, len(few)), "difference": off[0]}
 
 
-def memory(name: str) -> Iterator[Row]:
+def memory(name: str) -> Iterator[BenchRow]:
     for budget in BUDGETS:
         row = {"benchmark": f"editing: memory of {name}", "case": f"memory {budget}", "impl": "fasttrace", "n": 1}
         yield {**row, **fresh(__file__, "--peak", name, budget)}
@@ -162,7 +161,7 @@ def main() -> None:
                 print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
-def rows_of(part: str, model: Any, facts: list[ft.Fact], options: argparse.Namespace) -> Iterator[Row]:
+def rows_of(part: str, model: Any, facts: list[ft.Fact], options: argparse.Namespace) -> Iterator[BenchRow]:
     if part == "scoring":
         return scoring(model, facts, options.rounds, options.apart)
     if part == "memory":

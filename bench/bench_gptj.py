@@ -19,13 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFast
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
-
-from harness import DEVICE, Row, about, command, device, positive, seconds, spread, write
+from harness import DEVICE, BenchRow, about, command, device, positive, seconds, spread, write
 from hooked_trace import hooked_trace
 from one_fact import first_grid
+from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFast
 
 import fasttrace as ft
 from fasttrace.facts import encode_fact
@@ -88,7 +85,7 @@ def off(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.abs(found - exact).max() / exact.mean())
 
 
-def swept(model: Decoder, facts: list[ft.Fact], options: argparse.Namespace) -> tuple[Row, np.ndarray]:
+def swept(model: Decoder, facts: list[ft.Fact], options: argparse.Namespace) -> tuple[BenchRow, np.ndarray]:
     """The row of the sweep of all facts in one call, and the first fact's grid."""
     traced = [ft.trace(model, facts, memory=options.memory, **SETTINGS)]  # not timed: kernels are compiled
     flops = prepare_trace(model, facts, **SETTINGS).cost(options.memory).wave_flops
@@ -117,7 +114,7 @@ def swept(model: Decoder, facts: list[ft.Fact], options: argparse.Namespace) -> 
     return row, first_grid(model, traced[0])
 
 
-def measured(options: argparse.Namespace) -> Iterator[Row]:
+def measured(options: argparse.Namespace) -> Iterator[BenchRow]:
     """The sweep's row, the rival's on one fact, and for bfloat16 that of float32, from which both are off."""
     facts = made_facts(options.facts)
     model = random_gptj(word_tokenizer(facts), options.dtype, options.device, options.small)
@@ -163,7 +160,7 @@ def main() -> None:
         check_file(options.out, makes_folder=True)
     facts, rounds = LOADS[options.dtype]
     options.facts, options.rounds = options.facts or facts, options.rounds or rounds
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     for row in measured(options):
         rows.append(row)
         print(json.dumps(row), flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import ROOT, Results, Row, about, command, positive, seconds, spread, writes
+from harness import ROOT, BenchRow, Results, about, command, positive, seconds, spread, writes
 from one_fact import FACT, SETTINGS, fast_grid
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -78,7 +78,7 @@ def limit(dtype: str, expected: np.ndarray) -> float:
     return min(1e-5, 1e-4 * largest) if dtype == "float32" else 0.1 * largest
 
 
-def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, timeout: float) -> list[Row]:
+def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, timeout: float) -> list[BenchRow]:
     """A row for each way of using the peer; `error` in it where there is no time."""
     threads = str(torch.get_num_threads())
     most = limit(dtype, expected)
@@ -100,9 +100,9 @@ def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, 
     return [*rows, {"impl": peer, "error": failed}] if failed else rows
 
 
-def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: float) -> Row:
+def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: float) -> BenchRow:
     """What a peer wrote, compared once more with what was expected of it."""
-    row: Row = {"impl": f"{peer}: {found['way']}"}
+    row: BenchRow = {"impl": f"{peer}: {found['way']}"}
     grid = found["grid"]
     if str(found["error"]):
         return {**row, "error": str(found["error"])}
@@ -116,7 +116,7 @@ def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: fl
     return {**row, **spread(timed), "cold": not len(found["seconds"])}
 
 
-def fasttrace_row(model: Decoder, expected: np.ndarray, rounds: int) -> Row:
+def fasttrace_row(model: Decoder, expected: np.ndarray, rounds: int) -> BenchRow:
     difference = float(np.abs(fast_grid(model, "subject") - expected).max())
     return {"impl": "fasttrace", "difference": difference, **seconds(lambda: fast_grid(model, "subject"), rounds)}
 
@@ -134,7 +134,7 @@ def pinned() -> dict[str, str]:
     return found
 
 
-def show(row: Row, fast: Row) -> None:
+def show(row: BenchRow, fast: BenchRow) -> None:
     """A line of the table."""
     difference = f"{row['difference']:.1e}" if "difference" in row else "      –"
     if "error" in row:
@@ -144,7 +144,7 @@ def show(row: Row, fast: Row) -> None:
         print(f"  {row['impl']:58} {difference}  {row['seconds']:8.2f} s  {times:6.1f} ×  n={row['n']}", flush=True)
 
 
-def compared(name: str, options: argparse.Namespace) -> Iterator[Row]:
+def compared(name: str, options: argparse.Namespace) -> Iterator[BenchRow]:
     """The rows of one model, shown as they come: fasttrace's and its peers', a dtype after the other."""
     with tempfile.TemporaryDirectory(prefix="fasttrace-peers-") as place:
         folder = Path(place)

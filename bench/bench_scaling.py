@@ -15,7 +15,7 @@ import gc
 import json
 from collections.abc import Iterator
 
-from harness import Results, Row, about, command, fresh, peak_bytes, positive, seconds, writes
+from harness import BenchRow, Results, about, command, fresh, peak_bytes, positive, seconds, writes
 from transformers import AutoModelForCausalLM
 
 import fasttrace as ft
@@ -33,7 +33,7 @@ LAYERS = (5, 10, 20, 30, 60)
 BUDGETS = ("128MB", "256MB", "512MB", "1GB")
 
 
-def timed(model: Decoder, facts: list[ft.Fact], rounds: int, case: str, **changed) -> Row:
+def timed(model: Decoder, facts: list[ft.Fact], rounds: int, case: str, **changed) -> BenchRow:
     """One call of ft.trace on the facts, its FLOPs and its cells."""
     settings = {**SETTINGS, **changed}
     plan = prepare_trace(model, facts, **settings)
@@ -43,7 +43,7 @@ def timed(model: Decoder, facts: list[ft.Fact], rounds: int, case: str, **change
     return {**row, "GFLOP/s": flops / row["seconds"] / 1e9, "cells": cells, "gigaflop": flops / 1e9}
 
 
-def cells(model: Decoder, rounds: int) -> Iterator[Row]:
+def cells(model: Decoder, rounds: int) -> Iterator[BenchRow]:
     """One fact, from one traced token to prompts of some fifty."""
     for number in range(len(CLAUSES) + 1):
         prompt = "The {}" + "".join(CLAUSES[:number]) + " is located in the city of"
@@ -53,7 +53,7 @@ def cells(model: Decoder, rounds: int) -> Iterator[Row]:
             yield timed(model, [fact], rounds, f"prompt of {length} tokens, {tokens}", tokens=tokens)
 
 
-def facts(model: Decoder, rounds: int) -> Iterator[Row]:
+def facts(model: Decoder, rounds: int) -> Iterator[BenchRow]:
     """Facts in one call, and the same facts in a call each."""
     built_in = ft.load_facts()
     for n in COUNTS:
@@ -64,7 +64,7 @@ def facts(model: Decoder, rounds: int) -> Iterator[Row]:
             yield {"case": f"{n} facts", "impl": "fasttrace, a call a fact", **single}
 
 
-def layers(model: Decoder, rounds: int) -> Iterator[Row]:
+def layers(model: Decoder, rounds: int) -> Iterator[BenchRow]:
     """The same blocks, fewer and more of them."""
     for n in LAYERS:
         config = copy.deepcopy(model.hf.config)
@@ -75,7 +75,7 @@ def layers(model: Decoder, rounds: int) -> Iterator[Row]:
         yield timed(made, ft.load_facts()[:1], rounds, f"{n} layers")
 
 
-def windows(model: Decoder, rounds: int) -> Iterator[Row]:
+def windows(model: Decoder, rounds: int) -> Iterator[BenchRow]:
     """One window size, four (whose equal intervals are computed once), and the four one after another."""
     few = ft.load_facts()[:4]
     for sizes in ([5], [10, 5, 3, 1]):
@@ -84,7 +84,7 @@ def windows(model: Decoder, rounds: int) -> Iterator[Row]:
     yield {"case": "windows [10, 5, 3, 1]", "impl": "fasttrace, a call a size", **apart}
 
 
-def memory(model: Decoder, rounds: int) -> Iterator[Row]:
+def memory(model: Decoder, rounds: int) -> Iterator[BenchRow]:
     """Peak memory of a fresh process for each budget and number of facts."""
     for budget in BUDGETS:
         for n in (1, 5):

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from harness import BenchRow, Results, about, command, peak_bytes, positive, seconds, spread, writes
+
 from fasttrace.analysis.checks import failures
 from fasttrace.analysis.regress import MODELS, regress
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import query
-from harness import Results, Row, about, command, peak_bytes, positive, seconds, spread, writes
-
 from fasttrace.errors import UserError
 from fasttrace.places import check_file
 from fasttrace.store import Store, rows_of
@@ -122,7 +122,7 @@ def one_more(store: Store, number: int) -> tuple[Result, Result]:
     )
 
 
-def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> Row:
+def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> BenchRow:
     """Seconds of the rounds after the first, the bytes of the first; cpu_seconds: of both threads, a round's mean."""
     before, most = peak_bytes(call)
     begun = time.process_time()
@@ -132,7 +132,7 @@ def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> R
     return row
 
 
-def once(case: str, impl: str, call: Callable[[], object]) -> Row:
+def once(case: str, impl: str, call: Callable[[], object]) -> BenchRow:
     """One call, cold: what takes minutes."""
     begun, cpu = time.perf_counter(), time.process_time()
     before, most = peak_bytes(call)
@@ -160,7 +160,7 @@ def by_statsmodels(store: Store, row: dict[str, Any]) -> dict[str, float]:
     return found | {"f_value": fits["both"].fit.compare_f_test(fits["layer"].fit)[0]}
 
 
-def measure(store: Store, folder: Path, n_facts: int, rounds: int) -> Iterator[Row]:
+def measure(store: Store, folder: Path, n_facts: int, rounds: int) -> Iterator[BenchRow]:
     """Fills the store; a row of everything timed."""
     batches = list(fill(store, n_facts))
     counted = "SELECT (SELECT count(*) FROM trace_cells) AS cells, (SELECT count(*) FROM edits) AS edits"

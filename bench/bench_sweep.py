@@ -8,16 +8,11 @@ The standard load of a GPU is bench_gptj.py's.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracle"))
-
-from harness import Results, Row, about, command, device, positive, seconds, spread, writes
+from harness import BenchRow, Results, about, command, device, positive, seconds, spread, writes
 from hooked_trace import hooked_trace
 from one_fact import FACT, SETTINGS, fast_grid
 
@@ -36,7 +31,7 @@ def hooked(model, encoded, tokens):
     )  # fmt: skip
 
 
-def swept(options: argparse.Namespace) -> Iterator[Row]:
+def swept(options: argparse.Namespace) -> Iterator[BenchRow]:
     """A row of each dtype and choice of tokens, and one of the rival's where it is held against it."""
     for dtype in ("float32", "bfloat16"):
         model = ft.load_model(dtype=dtype, device=options.device)

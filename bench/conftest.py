@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from harness import Results, Row, about, writes
+from harness import BenchRow, Results, about, writes
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fasttrace.errors import UserError
@@ -53,7 +53,7 @@ def _in_a_sentence() -> Iterator[None]:
         pytest.exit(str(error), returncode=2)
 
 
-def row_of(benchmark: BenchmarkFixture) -> Row:
+def row_of(benchmark: BenchmarkFixture) -> BenchRow:
     """Its median, quartiles and rates."""
     told, stats = dict(benchmark.extra_info), benchmark.stats.stats
     gigabyte, gigaflop = told.pop("gigabyte", None), told.pop("gigaflop", None)

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apart import apart
-from fasttrace.kernels.tiles import records
-from harness import DEVICE, Row, about, command, write
+from harness import DEVICE, BenchRow, about, command, write
 
 from fasttrace.benchmarks import TILED, bench, ceilings, fastest, measure, record, tune
 from fasttrace.benchmarks.measure import COMPILED
 from fasttrace.benchmarks.tuning import is_right
+from fasttrace.kernels.tiles import records
 from fasttrace.places import check_file
 
 GPTJ = {"rows": 8192, "d": 4096}
@@ -30,11 +30,14 @@ SHAPES: dict[str, dict[str, int]] = {
     "noised_embed": {"facts": 100, "tokens": 8, "subject": 2, "vocab": 50400, "d": 4096},
     "window_restore": GPTJ,
     "prefix_attention": {"facts": 50, "length": 8, "heads": 16, "kv_heads": 16, "head_dim": 256},
-    "target_logprob": {"rows": 512, "d": 4096, "vocab": 50400},
+    "target_logprob": {"rows": 20000, "d": 4096, "vocab": 50400},
     "second_moment_": {"tokens": 8192, "m": 16384, "single": 1},
     "rank_one_": {"d": 4096, "m": 16384},
     "rank_one_linear": {"rows": 2048, "d": 4096, "m": 16384},
     "rank_one_add_": {"rows": 2048, "d": 4096, "m": 16384},
+    "rms_norm": {"rows": 40000, "d": 4096},
+    "rotary_": {"rows": 40000, "heads": 32, "head_dim": 128},
+    "silu_mul_": {"rows": 16384, "m": 14336},
     "gelu_tanh_": {"rows": 16384, "m": 16384},
     "adam_linf_": {"items": 8, "d": 4096, "m": 16384},
 }
@@ -47,11 +50,14 @@ SMALL: dict[str, dict[str, int]] = {
     "rank_one_": {"d": 16, "m": 48},
     "rank_one_linear": {"rows": 24, "d": 16, "m": 48},
     "rank_one_add_": {"rows": 24, "d": 16, "m": 48},
+    "rms_norm": {"rows": 9, "d": 70},
+    "rotary_": {"rows": 9, "heads": 2, "head_dim": 24},
+    "silu_mul_": {"rows": 9, "m": 300},
     "gelu_tanh_": {"rows": 9, "m": 300},
     "adam_linf_": {"items": 2, "d": 16, "m": 48},
 }
-# So that tiles of keys differ: at 8 tokens every one is a single step of 16. Each fact takes 0.6 GB a tensor in float32.
-LONGER = {"prefix_attention": {"facts": 2, "length": 40}}
+# Where tiles are tried, also prompts that are several steps of keys. A fact's tensors take 0.15 GB in float32.
+LONGER = {"prefix_attention": {"facts": 8, "length": 20}}
 PATIENCE = 60.0  # seconds without a row, after which an op is given up
 
 
@@ -63,16 +69,17 @@ class Task:
     dtype: str
     way: str
     small: bool
+    longer: bool = False
 
     def __str__(self) -> str:
-        return f"{self.op} in {self.dtype}"
+        return f"{self.op} in {self.dtype}{', longer prompts' if self.longer else ''}"
 
     @property
     def sizes(self) -> dict[str, int]:
         """Of its load."""
         if self.small:
             return SMALL[self.op]
-        return SHAPES[self.op] | (LONGER.get(self.op, {}) if self.way == "tiles" else {})
+        return SHAPES[self.op] | (LONGER[self.op] if self.longer else {})
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
@@ -84,10 +91,11 @@ def tasks(options: argparse.Namespace) -> list[Task]:
         dtypes = dtypes if DEVICE == "cuda" else ["float32"]
     if way == COMPILED:
         dtypes = ["bfloat16"]  # it takes longest of all
-    return [Task(op, dtype, way, options.small) for dtype in dtypes for op in chosen or SHAPES]
+    both = [(op, longer) for op in chosen or SHAPES for longer in (False, way == "tiles" and op in LONGER)]
+    return [Task(op, dtype, way, options.small, longer) for dtype in dtypes for op, longer in dict.fromkeys(both)]
 
 
-def rows_of(task: Task) -> Iterator[Row]:
+def rows_of(task: Task) -> Iterator[BenchRow]:
     """The ceilings of the dtype, then a row a way or a tile."""
     if task.small:
         measure.ENOUGH = 0.0  # seconds: a call or two is enough to see that all is there
@@ -103,9 +111,9 @@ def rows_of(task: Task) -> Iterator[Row]:
 def measured(options: argparse.Namespace) -> list[str]:
     """Writes what there is after every op, and says what failed or is wrong, which takes nothing from the others."""
     kind, out = ("tiles", options.tune / "tried.json") if options.tune else ("device-ops", options.out)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     failed: list[str] = []
-    peaks: dict[str, Row] = {}
+    peaks: dict[str, BenchRow] = {}
     patience = 3 * PATIENCE if options.small else PATIENCE  # as device.sh: small is where cores are few and shared
     for task, found, why in apart(rows_of, tasks(options), patience):
         if found:
@@ -125,7 +133,7 @@ def measured(options: argparse.Namespace) -> list[str]:
     return failed
 
 
-def kept(task: Task, tried: list[Row], folder: Path) -> list[str]:
+def kept(task: Task, tried: list[BenchRow], folder: Path) -> list[str]:
     """An op's fastest tile into the folder's record and this user's; or why not."""
     best = fastest(tried, task.dtype)
     if best is None:
@@ -138,7 +146,7 @@ def kept(task: Task, tried: list[Row], folder: Path) -> list[str]:
     return []
 
 
-def line(rows: list[Row]) -> str:
+def line(rows: list[BenchRow]) -> str:
     """fasttrace against the fastest other way that computes the same."""
     [own] = [row for row in rows if row["impl"] == "auto"]
     others = [row for row in rows if row["impl"] != "auto" and row.get("relative_difference") is not None]
@@ -151,7 +159,7 @@ def line(rows: list[Row]) -> str:
     return f"{own['benchmark']:18}{dtype:10}{taken:>12}  {part:18}{against:32}{own['relative_difference']:.0e}"
 
 
-def sweep_line(rows: list[Row]) -> str:
+def sweep_line(rows: list[BenchRow]) -> str:
     """A sweep: seconds a fact, the part of the product peak, and what the rows after it say."""
     parts = []
     for row in rows:
@@ -167,7 +175,7 @@ def sweep_line(rows: list[Row]) -> str:
 
 def table(folder: Path) -> None:
     """A line a case of all the JSON in a folder."""
-    cases: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[tuple[str, str], list[BenchRow]] = {}
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text())["rows"]:
             cases.setdefault((row["benchmark"], row["case"]), []).append(row)

@@ -17,13 +17,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from fasttrace.benchmarks.result import DEVICE, ROOT, Row, about, bench_result, spread
-from fasttrace.editing.cache import write_whole
+from fasttrace.benchmarks.result import DEVICE, ROOT, BenchRow, about, bench_result, spread
 from fasttrace.errors import UserError
-from fasttrace.places import check_file
+from fasttrace.places import check_file, replacing
 
 __all__ = [
-    "DEVICE", "ROOT", "Results", "Row", "about", "bench_result", "check_outputs", "command", "device", "fresh",
+    "DEVICE", "ROOT", "BenchRow", "Results", "about", "bench_result", "check_outputs", "command", "device", "fresh",
     "peak_bytes", "positive", "seconds", "spread", "write", "writes",
 ]  # fmt: skip
 
@@ -88,7 +87,7 @@ class Results:
     def __init__(self, kind: str, told: dict[str, Any], out: Path | None, store: Path | None = None) -> None:
         # Rounded here, so that the file put into a store later is the same run.
         self.told: dict[str, Any] = _rounded(told)
-        self.rows: list[Row] = []
+        self.rows: list[BenchRow] = []
         self.out, self.store = out or _default(kind, told), store
         check_outputs(self.out, store)
 
@@ -102,7 +101,7 @@ class Results:
     def __str__(self) -> str:
         return f"{len(self.rows)} rows in {self.out}" + (f" and {self.store}" if self.store else "")
 
-    def add(self, *rows: Row) -> None:
+    def add(self, *rows: BenchRow) -> None:
         """Adds rows to both. Raises UserError where one cannot be written any longer."""
         new = [_rounded(row) for row in rows]
         self.rows += new
@@ -144,7 +143,7 @@ def _place(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def seconds(call: Callable[[], object], rounds: int, *, warm: bool = True) -> Row:
+def seconds(call: Callable[[], object], rounds: int, *, warm: bool = True) -> BenchRow:
     """Median and quartiles of `rounds` calls; warm: after one that is not counted."""
     if warm:
         call()
@@ -178,17 +177,17 @@ def peak_bytes(call: Callable[[], object]) -> tuple[int, int]:
     return before, most
 
 
-def fresh(script: str, *arguments: str) -> Row:
+def fresh(script: str, *arguments: str) -> BenchRow:
     """What a script printed last, as JSON, in a process of its own; where that failed, its last words as `error`: a
     budget that cannot hold one fact is refused with a sentence, which is a result."""
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     if done.returncode == 0:
-        row: Row = json.loads(done.stdout.splitlines()[-1])
+        row: BenchRow = json.loads(done.stdout.splitlines()[-1])
         return row
     return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
 
 
-def write(kind: str, rows: list[Row], told: dict[str, Any], out: Path | None = None) -> Path:
+def write(kind: str, rows: list[BenchRow], told: dict[str, Any], out: Path | None = None) -> Path:
     """All rows so far, for a run whose `told` grows as it goes; else see `Results`. Returns the file."""
     path = out or _default(kind, told)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,13 +200,14 @@ def _default(kind: str, told: dict[str, Any]) -> Path:
     return RESULTS / str(told["machine"]) / f"{told['at'][:10]}-{kind}.json"
 
 
-def _save(path: Path, told: dict[str, Any], rows: list[Row]) -> None:
+def _save(path: Path, told: dict[str, Any], rows: list[BenchRow]) -> None:
     """{"about", "rows"} as JSON, a row a line; the file that was there is replaced whole."""
     lines = ",\n".join("    " + json.dumps(_rounded(row), ensure_ascii=False) for row in rows)
     head = json.dumps(told, indent=2, ensure_ascii=False).replace("\n", "\n  ")
     text = f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n'
     try:
-        write_whole(_place(path), lambda draft: draft.write_text(text, encoding="utf-8"))
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

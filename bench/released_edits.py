@@ -3,8 +3,8 @@
 Each step runs every padded context through every layer and to logits at every token; fine-tuning forms the gradient as
 a matrix; scoring writes the update into the weights, runs each prompt with both targets, and takes it out again;
 second moments take one pass over the text a layer. Source: google/belief-localization, rome/compute_v.py,
-baselines/ft/ft_main.py, experiments/py/eval_utils_counterfact.py and rome/layer_stats.py, as described in ALGORITHMS
-sections 4 to 6.
+baselines/ft/ft_main.py, experiments/py/eval_utils_counterfact.py and rome/layer_stats.py, as described in
+docs/algorithms.md, sections 10 to 18.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.value import FactContexts
 from fasttrace.facts import EncodedFact
 

@@ -22,7 +22,7 @@ from .tiles import each, tile
 TILES = {
     4: each(
         "rows keys num_warps num_stages",
-        (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 4, 2), (32, 32, 8, 1),
+        (16, 32, 4, 1), (16, 32, 4, 2), (16, 16, 1, 1), (16, 16, 2, 1),
     )
 }  # fmt: skip
 
@@ -63,7 +63,9 @@ def _kernel(  # type: ignore[no-untyped-def]
             key = tl.where(j < n_first, first + j, tl.where(j < before, second + j - n_first, tail + j - before))
             place = (key * kv_heads + group) * head_dim
             there = (j < newest)[:, None] & inside[None, :]
+            # Keys and values are asked for together: a program waits for memory once a step.
             b = tl.load(k + place[:, None] + dim[None, :], mask=there, other=0.0)
+            c = tl.load(v + place[:, None] + dim[None, :], mask=there, other=0.0)
             # "ieee": TF32 would leave a float32 model with 10-bit products.
             s = scale * tl.dot(a, tl.trans(b), input_precision="ieee")
             if CAPPED:
@@ -83,7 +85,6 @@ def _kernel(  # type: ignore[no-untyped-def]
             level = tl.where(new_top == float("-inf"), 0.0, new_top)
             weight = tl.exp(s - level[:, None])
             shrink = tl.exp(top - level)
-            c = tl.load(v + place[:, None] + dim[None, :], mask=there, other=0.0)
             mixed = mixed * shrink[:, None] + tl.dot(weight.to(c.dtype), c, input_precision="ieee")
             total = total * shrink + tl.sum(weight, 1)
             top = new_top
@@ -110,7 +111,8 @@ def prefix_attention_triton(
     if out.numel() == 0:
         return out
     share, dims = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    taken = tile("prefix_attention", TILES, q, dims)
+    # A prompt that is one step of keys is another load than one of several.
+    taken = tile("prefix_attention", TILES, q, dims, "short" if longest[1] <= 16 else "long")
     # 16 KB of keys at the most: with queries and values they stay in registers.
     keys = max(16, min(triton.next_power_of_2(longest[1]), taken["keys"], 16384 // (dims * q.element_size())))
     blocks = triton.cdiv(longest[0] * share, taken["rows"])

@@ -1,13 +1,12 @@
-"""log p(t_i) = a[t_i] − log Σ_v exp(a[v]),  a = cap(x_i Uᵀ + b),  x = norm(h), in three launches.
+"""log p(t_i) = a[t_i] − log Σ_v exp(a[v]),  a = cap(x_i Uᵀ + b),  x = norm(h), in runs of rows.
 
-    norm:   x[i] = norm(h[i]), statistics in float32, one program a row
-    blocks: one program a (block of rows, share of the vocabulary); over its tiles of logits a = cap(x Uᵀ + b):
-            m' = max(m, max a),  s' = s exp(m − m') + Σ exp(a − m'),  hit += Σ a [v = t]
-    merge:  log Σ = M + log Σ_share s exp(m − M),  M = max m
+    norm:     x[i] = norm(h[i]), statistics in float32, one program a row
+    products: x Uᵀ of a run of rows by the GPU's own library, float32
+    reduce:   one program a row of products: bias, cap, log Σ exp and the target's logit in one reading
 
-Floor: 2·R·V·d floating-point operations and (R + V)·d·itemsize bytes, as long as the rows fit in L2: for
-R = 512, V = 50400, d = 4096 in bfloat16 211 GFLOP (0.21 ms at 990 TFLOP/s) and 417 MB (0.09 ms at 4.8 TB/s).
-No logit is written: 3 · shares · R floats are.
+Floor: 2·R·V·d floating-point operations, beside which the products are written and read once, 8·R·V bytes. For
+R = 20,000, V = 50400, d = 4096 in bfloat16: 8.3 TFLOP (11 ms at 750 TFLOP/s) and 8.1 GB (2.7 ms at 3.0 TB/s, H100).
+A run's products are all that is kept of the (R, V) logits, 256 MB.
 """
 
 import torch
@@ -17,12 +16,9 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-# Rows, words and dimensions of a product: in float32 they take twice the shared memory, and no matrix unit.
-SIZES = "rows vocab dims num_warps num_stages"
-TILES = {
-    2: each(SIZES, (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (64, 256, 64, 8, 3), (64, 128, 64, 4, 4)),
-    4: each(SIZES, (64, 64, 32, 4, 3), (64, 128, 16, 8, 3), (128, 64, 16, 8, 3), (32, 64, 32, 4, 3)),
-}
+LOGIT_BYTES = 256 * 2**20  # of a run's products: enough rows for the matrix units, a fraction of all logits
+# Words a step of a row's program.
+TILES = {4: each("vocab num_warps", (2048, 8), (4096, 8), (1024, 4), (4096, 16))}
 
 
 @triton.jit
@@ -51,69 +47,57 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _blocks_kernel(  # type: ignore[no-untyped-def]
-    x, unembed, bias, target, part_max, part_sum, part_hit, rows, vocab, d, u_stride, share, softcap,
-    HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, ROWS: tl.constexpr, VOCAB: tl.constexpr, DIMS: tl.constexpr,
-):  # fmt: skip
-    # Axis 0 is the rows: programs that run together then read the same share of U, once from memory.
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_inside = row < rows
-    t = tl.load(target + row, mask=row_inside, other=-1)
-    x_row = x + row.to(tl.int64)[:, None] * d
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    hit = tl.zeros((ROWS,), tl.float32)
-    begin = tl.program_id(1) * share
-    for first in range(begin, tl.minimum(begin + share, vocab), VOCAB):
-        v = first + tl.arange(0, VOCAB)
-        v_inside = v < vocab
-        u_row = unembed + v.to(tl.int64)[None, :] * u_stride
-        logits = tl.zeros((ROWS, VOCAB), tl.float32)
-        for k in range(0, d, DIMS):
-            dim = k + tl.arange(0, DIMS)
-            dim_inside = dim < d
-            a = tl.load(x_row + dim[None, :], mask=row_inside[:, None] & dim_inside[None, :], other=0.0)
-            b = tl.load(u_row + dim[:, None], mask=dim_inside[:, None] & v_inside[None, :], other=0.0)
-            # "ieee": TF32 would leave a float32 model with 10-bit products.
-            logits = tl.dot(a, b, logits, input_precision="ieee")
-        if HAS_BIAS:
-            logits += tl.load(bias + v, mask=v_inside, other=0.0).to(tl.float32)[None, :]
-        if CAPPED:
-            # tanh by an exponential that cannot overflow: Triton's own tanh is CUDA's alone.
-            shrunk = tl.exp(-2.0 * tl.abs(logits) / softcap)
-            capped = softcap * (1.0 - shrunk) / (1.0 + shrunk)
-            logits = tl.where(logits < 0.0, -capped, capped)
-        hit += tl.sum(tl.where(v[None, :] == t[:, None], logits, 0.0), 1)
-        logits = tl.where(v_inside[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(logits - new_top[:, None]), 1)
-        top = new_top
-    place = tl.program_id(1).to(tl.int64) * rows + row
-    tl.store(part_max + place, top, mask=row_inside)
-    tl.store(part_sum + place, total, mask=row_inside)
-    tl.store(part_hit + place, hit, mask=row_inside)
+def _capped(a, softcap):  # type: ignore[no-untyped-def]
+    """softcap · tanh(a / softcap), by an exponential that cannot overflow: Triton's own tanh is CUDA's alone."""
+    shrunk = tl.exp(-2.0 * tl.abs(a) / softcap)
+    size = softcap * (1.0 - shrunk) / (1.0 + shrunk)
+    return tl.where(a < 0.0, -size, size)
 
 
 @triton.jit
-def _merge_kernel(  # type: ignore[no-untyped-def]
-    part_max, part_sum, part_hit, logprob, lse, rows, shares, ROWS: tl.constexpr
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    hit = tl.zeros((ROWS,), tl.float32)
-    for share in range(0, shares):
-        place = tl.cast(share, tl.int64) * rows + row
-        m = tl.load(part_max + place, mask=inside, other=0.0)
-        s = tl.load(part_sum + place, mask=inside, other=1.0)
-        hit += tl.load(part_hit + place, mask=inside, other=0.0)
-        new_top = tl.maximum(top, m)
-        total = total * tl.exp(top - new_top) + s * tl.exp(m - new_top)
+def _reduce_kernel(  # type: ignore[no-untyped-def]
+    products, bias, target, logprob, lse, vocab, softcap,
+    HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, VOCAB: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start = products + row * vocab
+    # One exponential a logit: the largest is the program's, the sums are each lane's own.
+    top = float("-inf")
+    total = tl.zeros((VOCAB,), tl.float32)
+    for first in range(0, vocab, VOCAB):
+        v = first + tl.arange(0, VOCAB)
+        inside = v < vocab
+        a = tl.load(start + v, mask=inside, other=0.0)
+        if HAS_BIAS:
+            a += tl.load(bias + v, mask=inside, other=0.0).to(tl.float32)
+        if CAPPED:
+            a = _capped(a, softcap)
+        a = tl.where(inside, a, float("-inf"))
+        new_top = tl.maximum(top, tl.max(a, 0))
+        # Where every logit is −inf, exp(−inf − −inf) would be NaN.
+        level = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp(top - level) + tl.exp(a - level)
         top = new_top
-    sum_log = top + tl.log(total)
-    tl.store(logprob + row, hit - sum_log, mask=inside)
-    tl.store(lse + row, sum_log, mask=inside)
+    sum_log = top + tl.log(tl.sum(total, 0))
+    # A target outside the vocabulary gives NaN: checking it on the host would hold up the sweep.
+    t = tl.load(target + row)
+    inside = (t >= 0) & (t < vocab)
+    hit = tl.load(start + t, mask=inside, other=0.0)
+    if HAS_BIAS:
+        hit += tl.load(bias + t, mask=inside, other=0.0).to(tl.float32)
+    if CAPPED:
+        hit = _capped(hit, softcap)
+    tl.store(logprob + row, tl.where(inside, hit - sum_log, float("nan")))
+    tl.store(lse + row, sum_log)
+
+
+def products_of(x: Tensor, unembed: Tensor) -> Tensor:
+    """x Uᵀ for x (R, d), unembed (V, d) of one dtype: (R, V) float32, not rounded to their dtype on the way."""
+    if x.dtype == torch.float32:
+        return x @ unembed.T
+    if x.device.type == "cuda":
+        return torch.mm(x, unembed.T, out_dtype=torch.float32)
+    return x.float() @ unembed.T.float()  # in Triton's interpreter
 
 
 def target_logprob_triton(
@@ -146,20 +130,14 @@ def target_logprob_triton(
     )  # fmt: skip
 
     taken = tile("target_logprob", TILES, h)
-    row_block = min(taken["rows"], max(16, triton.next_power_of_2(rows)))
-    vocab_block = taken["vocab"]
-    row_blocks, tiles = triton.cdiv(rows, row_block), triton.cdiv(vocab, vocab_block)
-    processors = torch.cuda.get_device_properties(h.device).multi_processor_count if h.is_cuda else 2
-    # Two programs a multiprocessor, at least two tiles each.
-    shares = max(1, min(triton.cdiv(2 * processors, row_blocks), tiles // 2))
-    share = triton.cdiv(tiles, shares) * vocab_block
-    shares = triton.cdiv(vocab, share)
-    parts = torch.empty(3, shares, rows, dtype=torch.float32, device=h.device)
-    _blocks_kernel[(row_blocks, shares)](
-        x, unembed, unembed if bias is None else bias.contiguous(), target, *parts,
-        rows, vocab, d, unembed.stride(0), share, softcap or 0.0,
-        HAS_BIAS=bias is not None, CAPPED=softcap is not None, ROWS=row_block, VOCAB=vocab_block, DIMS=taken["dims"],
-        num_warps=taken["num_warps"] if row_block == taken["rows"] else 4, num_stages=taken["num_stages"],
-    )  # fmt: skip
-    _merge_kernel[(triton.cdiv(rows, 128),)](*parts, logprob, lse, rows, shares, ROWS=128)
+    run = max(128, LOGIT_BYTES // (4 * vocab) // 128 * 128)
+    for begin in range(0, rows, run):
+        part = slice(begin, begin + run)
+        products = products_of(x[part], unembed)
+        _reduce_kernel[(len(products),)](
+            products, unembed if bias is None else bias.contiguous(), target[part], logprob[part], lse[part],
+            vocab, softcap or 0.0,
+            HAS_BIAS=bias is not None, CAPPED=softcap is not None,
+            VOCAB=taken["vocab"], num_warps=taken["num_warps"],
+        )  # fmt: skip
     return logprob, lse

@@ -1,4 +1,4 @@
-"""Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. More is in tests/oracle."""
+"""Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. More is in tests/support."""
 
 import importlib
 import json

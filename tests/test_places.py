@@ -11,7 +11,7 @@ import pytest
 import fasttrace as ft
 from fasttrace.cli.deliver import check_cache
 from fasttrace.errors import UserError
-from fasttrace.places import check_file, check_folder
+from fasttrace.places import check_file, check_folder, replacing
 
 # The first thing that each verb does with good places fails: what it would read, load or time on is not there.
 MODEL = ("--model", "nowhere/model.gguf")
@@ -37,7 +37,7 @@ NOT_A_STORE = {
     "text.txt": "the store text.txt is not a DuckDB file",
     "old.duckdb": "the store old.duckdb has schema version 1, made by an older fasttrace",
     "other.duckdb": "other.duckdb is a DuckDB file but not a fasttrace store",
-    "model": "the store model is a folder: a file was wanted",
+    "model": "the store model: expected a file, got a folder",
     "none/new": "the folder none of the store new does not exist: make it first",
     "text.txt/new": "the folder text.txt of the store new is not one: choose another",
     "/proc/new": "the folder /proc of the store new is read-only: choose another",
@@ -219,3 +219,110 @@ def as_nobody(call):
         text = said.read()
     assert os.waitpid(child, 0)[1] == 0
     return text
+
+
+def contents(folder):
+    """{path below the folder: its text, where it is a file}."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_and_fail(path, write, **how):
+    with replacing(path, **how) as draft:
+        write(draft)
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, keep):
+    old = tmp_path / "results.csv"
+    old.write_text("old")
+    for place in (old, tmp_path / "new.csv"):
+        with pytest.raises(ZeroDivisionError):
+            write_and_fail(place, lambda draft: draft.write_text("half a fi"), keep=keep)
+        assert place.exists() == (place == old)
+    assert contents(tmp_path) == {"results.csv": "old"}
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_write_that_succeeds_is_seen_at_its_end(tmp_path):
+    path = tmp_path / "results.csv"
+    for text in ("first", "second"):
+        before = contents(tmp_path).get("results.csv")
+        with replacing(path) as draft:
+            assert draft.name == path.name, "writers that look at the ending find it"
+            draft.write_text(text)
+            assert contents(tmp_path).get("results.csv") == before
+        assert contents(tmp_path) == {"results.csv": text}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("")
+    old.chmod(0o604)
+    before = os.umask(0o027)
+    try:
+        for path in (old, new):
+            with replacing(path) as draft:
+                draft.write_text("text")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (old, new)] == [0o604, 0o640]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    elsewhere, link = tmp_path / "elsewhere" / "results.csv", tmp_path / "link.csv"
+    elsewhere.parent.mkdir()
+    link.symlink_to(elsewhere)
+    for text in ("through a link that leads to nothing yet", "again"):
+        check_file(link)
+        with replacing(link) as draft:
+            draft.write_text(text)
+        assert link.is_symlink()
+        assert contents(elsewhere.parent) == {"results.csv": text}
+    link.unlink()
+    link.symlink_to(tmp_path / "missing" / "results.csv")
+    with pytest.raises(UserError, match=r"there is no folder '.*missing'"):
+        check_file(link)
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    def write(draft):
+        (draft / "below").mkdir(parents=True)
+        (draft / "below" / "a").write_text("a")
+        assert not path.exists()
+
+    path = tmp_path / "export"
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail(path, write)
+    assert list(tmp_path.iterdir()) == []
+    with replacing(path) as draft:
+        write(draft)
+    assert contents(tmp_path) == {"export/below/a": "a"}
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_where_another_was_first_its_file_is_kept(tmp_path, monkeypatch, linked):
+    def no_links(*paths):
+        raise PermissionError
+
+    if not linked:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "study.duckdb"
+    with replacing(path, keep=True) as draft:
+        draft.write_text("ours")
+        path.write_text("theirs")
+    assert contents(tmp_path) == {"study.duckdb": "theirs"}
+    path.unlink()
+    with replacing(path, keep=True) as draft:
+        draft.write_text("ours")
+    assert contents(tmp_path) == {"study.duckdb": "ours"}
+
+
+def test_a_place_without_its_folder_or_with_another_thing_at_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="No such file"), replacing(tmp_path / "no" / "file") as draft:
+        draft.write_text("")
+    with pytest.raises(OSError, match="directory"), replacing(tmp_path / "folder") as draft:
+        draft.write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -6,22 +6,38 @@ from fasttrace.editing import apply_delta, edit, mass_edit, second_moments
 from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
 from fasttrace.facts import Fact, load_facts
 from fasttrace.models import load_model, wrap_model
-from fasttrace.runs import VERSION as __version__
+from fasttrace.settings import (
+    EditSettings,
+    FineTuneSettings,
+    MassSettings,
+    MemitSettings,
+    MomentSettings,
+    RomeSettings,
+    TraceSettings,
+)
 from fasttrace.tracing import check_known, trace
+from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fasttrace.analysis.regress import regress
     from fasttrace.store import Store, Stores
 
 __all__ = [
+    "EditSettings",
     "Fact",
     "FactError",
     "FasttraceError",
+    "FineTuneSettings",
+    "MassSettings",
+    "MemitSettings",
     "ModelError",
+    "MomentSettings",
     "PackageError",
+    "RomeSettings",
     "Store",
     "StoreError",
     "Stores",
+    "TraceSettings",
     "UserError",
     "__version__",
     "apply_delta",

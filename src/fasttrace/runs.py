@@ -4,16 +4,37 @@ where it stopped and different settings never share rows."""
 import datetime
 import hashlib
 import json
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from fasttrace.models.adapter import Decoder
+from fasttrace.version import VERSION
 
-VERSION = "0.1.0"
+
+class Run(TypedDict):
+    """A row of the store's relation `runs`: schema/runs.sql says what each column is.
+
+    A benchmark has no model, seed or protocol. flops are of a tracing sweep alone.
+    """
+
+    run_id: str
+    kind: str
+    model: NotRequired[str]
+    model_hash: NotRequired[str]
+    dtype: NotRequired[str]
+    device: str
+    seed: NotRequired[int]
+    protocol: NotRequired[str]
+    settings: str
+    fasttrace_version: str
+    torch_version: str
+    created_at: datetime.datetime | str
+    seconds: float
+    flops: NotRequired[float]
 
 
-def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: int, protocol: str) -> dict[str, Any]:
+def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: int, protocol: str) -> Run:
     """The `runs` row of a computation.
 
     run_id: first 16 hex digits of SHA-256 over kind, model hash, dtype, protocol, seed, settings and fasttrace's

@@ -1,13 +1,8 @@
 """Stores of plausible studies (see plausible.py)."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for plausible.py and headless.py
-
 from plausible import edit_result, mass_result, study_facts, trace_result
 from reports import METHODS, PROBLEMS, written
 

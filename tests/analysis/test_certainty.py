@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from fasttrace.analysis.certainty import SHARES, Sample, certainty, shares
-from fasttrace.analysis.regression import KEYS, regression_rows, regressions
 from statsmodels_fits import check_with_statsmodels
 
+from fasttrace.analysis.certainty import SHARES, Sample, certainty, shares
+from fasttrace.analysis.regression import KEYS, regression_rows, regressions
 from fasttrace.errors import UserError
 
 

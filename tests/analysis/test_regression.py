@@ -6,6 +6,10 @@ import duckdb
 import least_squares
 import numpy as np
 import pytest
+from made_results import made_edit, made_trace
+from scipy import stats
+from statsmodels_fits import check_with_statsmodels
+
 from fasttrace.analysis.regression import (
     KEYS,
     layer_correlations,
@@ -13,10 +17,6 @@ from fasttrace.analysis.regression import (
     regressions,
 )
 from fasttrace.analysis.relation import CHAIN, make_chain, query, read_by, relation, sql, written
-from made_results import made_edit, made_trace
-from scipy import stats
-from statsmodels_fits import check_with_statsmodels
-
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 from fasttrace.store.connect import RELATIONS, schema_sql

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from fasttrace.analysis.regression import layer_correlations, regressions
-from fasttrace.analysis.relation import query
-from fasttrace.analysis.tables import r2_table
 from made_results import made_edit, made_trace
 from statsmodels_fits import check_with_statsmodels
 
+from fasttrace.analysis.regression import layer_correlations, regressions
+from fasttrace.analysis.relation import query
+from fasttrace.analysis.tables import r2_table
 from fasttrace.errors import UserError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store

@@ -35,7 +35,7 @@ def test_a_worker_of_pytest_ends_with_the_test_that_lost_the_gpu(tmp_path):
         "def test_faults(): bad_work.break_the_gpu(); bad_work.a_fault()\n"
         "def test_after(): assert not bad_work.gpu_is_broken()\n"
     )
-    paths = os.pathsep.join([str(ROOT / "bench"), str(ROOT / "tests" / "oracle")])
+    paths = os.pathsep.join([str(ROOT / "bench"), str(ROOT / "tests" / "support")])
     command = [sys.executable, "-m", "pytest", "-p", "apart", "-n", "1", "-v", "test_three.py"]
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -24,6 +24,12 @@ def triton_device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def rounded_dtypes(triton_device: str) -> list[torch.dtype]:
+    """The dtypes that Triton rounds to on its device: its interpreter cuts bfloat16 off."""
+    return [torch.float32, torch.float16] if triton_device == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture
 def in_the_interpreter() -> Callable[[str], int]:
     """Run a test file's interpreter tests in their own process; how many passed (none may fail or skip)."""
 

@@ -76,6 +76,35 @@ def test_only_the_rows_named_are_read(impl, poisoned_memory):
     assert rms_norm(x, weight, EPS, rows=rows[:0], impl=impl).shape == (0, 40)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), *SHAPES], ids=str)
+@pytest.mark.parametrize("by_index", [False, True])
+def test_triton_equals_float64(triton_device, rounded_dtypes, by_index, shape, poisoned_memory):
+    for dtype in rounded_dtypes:
+        x, weight = (t.to(triton_device) for t in draw(*shape, dtype))
+        rows = torch.arange(len(x) * 2, device=triton_device) // 2 if by_index else None
+        got, wanted = rms_norm(x, weight, EPS, rows=rows, impl="triton"), oracle(x, weight, EPS, rows)
+        assert got.dtype == dtype
+        assert got.shape == wanted.shape
+        # Rounded twice: the scaled row, then its product with the weight; float16 also where it has no digits left.
+        limit = 4e-7 if dtype == torch.float32 else torch.finfo(dtype).eps
+        assert ((got.double() - wanted).abs() <= limit * wanted.abs() + (1e-7 if dtype == torch.float16 else 0)).all()
+
+
+def test_triton_rows_apart_and_rows_that_are_not_there(triton_device):
+    x, weight = (t.to(triton_device) for t in draw(6, 40))
+    wide = torch.cat((x, x * float("nan")), 1)[:, :40]
+    rows = torch.tensor([5, 6, 0, -1], device=triton_device)
+    if triton_device == "cpu":
+        rows = rows[::2]  # the others are an error on a CPU
+    got = rms_norm(wide, weight, EPS, rows=rows, impl="triton")
+    torch.testing.assert_close(got[rows % 6 == rows].double(), oracle(x, weight, EPS, rows[rows % 6 == rows]))
+    assert got[rows % 6 != rows].isnan().all()
+
+
+def test_in_the_interpreter(in_the_interpreter):
+    assert in_the_interpreter(__file__) == 17
+
+
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(0, 40), d=st.integers(1, 200), seed=st.integers(0, 99), dtype=st.sampled_from(DTYPES))
 def test_any_shape(n, d, seed, dtype):
@@ -136,7 +165,7 @@ def test_opcheck(dtype):
         ({}, {"rows": torch.tensor([0, 3])}, "rows has values 0 … 3, 0 … 2 was wanted"),
         ({}, {"rows": torch.tensor([-1])}, "rows has values -1"),
         ({0: torch.ones(3, 4, requires_grad=True)}, {"impl": "native"}, "no gradient"),
-        ({}, {"impl": "triton"}, "no such implementation"),
+        ({}, {"impl": "triton"}, "Triton needs CUDA tensors"),
     ],
 )
 def test_refusals_name_the_argument(change, options, words):
@@ -154,7 +183,7 @@ def test_native_refuses_float64():
 
 def test_the_op_itself_never_reads_outside():
     x, weight = draw(3, 4)
-    with pytest.raises(RuntimeError, match=r"^rms_norm: rows\[1\] is 3, 0 … 2 was wanted"):
+    with pytest.raises(RuntimeError, match=r"^rms_norm: expected rows\[1\] in 0 … 2, got 3"):
         torch.ops.fasttrace.rms_norm_(x, weight, EPS, torch.tensor([0, 3]), torch.empty(2, 4))
 
 

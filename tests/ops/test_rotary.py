@@ -78,6 +78,54 @@ def test_both_halves_of_the_tables_are_read():
     torch.testing.assert_close(rotary_(x.clone(), *other, impl="native"), rotary_reference(x, *other))
 
 
+def neighbours(x, cos, sin):
+    """The dimensions 2i and 2i + 1 as complex numbers times cos + i sin."""
+    pairs = torch.view_as_complex(x.double().unflatten(2, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos.double(), sin.double())[:, None]).flatten(2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_neighbours_are_turned(shape, dtype, poisoned_memory):
+    x, cos, sin = draw(*shape, dtype)
+    cos, sin = cos[:, : shape[2] // 2], sin[:, : shape[2] // 2]
+    wanted, scale = neighbours(x, cos, sin), x.double().abs().max()
+    assert rotary_(x, cos, sin, interleaved=True) is x
+    assert ((x.double() - wanted).abs() <= 1.5 * torch.finfo(dtype).eps * scale).all()
+
+
+def test_neighbours_round_as_transformers_does():
+    from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as of_gptj
+
+    for dtype in DTYPES:
+        x, cos, sin = draw(30, 3, 16, dtype)
+        cos, sin = cos[:, :8], sin[:, :8]
+        theirs = of_gptj(x[None], sin[None], cos[None])[0]
+        assert torch.equal(rotary_(x, cos, sin, interleaved=True), theirs)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("shape", [(0, 2, 4), *SHAPES], ids=str)
+def test_triton_rounds_as_the_reference(triton_device, rounded_dtypes, shape, interleaved, poisoned_memory):
+    for dtype in rounded_dtypes:
+        x, cos, sin = (t.to(triton_device) for t in draw(*shape, dtype))
+        if interleaved:
+            cos, sin = (t[:, : shape[2] // 2] for t in (cos, sin))
+        wanted = rotary_reference(x, cos, sin, interleaved=interleaved)
+        # Part of every head, in a tensor whose other part must stay.
+        wide = torch.cat((x, torch.ones_like(x)), 2)
+        part = wide[..., : shape[2]]
+        assert rotary_(part, cos, sin, interleaved=interleaved, impl="triton") is part
+        assert rotary_(x, cos, sin, interleaved=interleaved, impl="triton") is x
+        assert torch.equal(x, wanted)
+        assert torch.equal(part, wanted)
+        assert (wide[..., shape[2] :] == 1).all()
+
+
+def test_in_the_interpreter(in_the_interpreter):
+    assert in_the_interpreter(__file__) == 12
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 50), st.integers(0, 99))
 def test_any_shape(n, heads, half, seed):
@@ -119,12 +167,12 @@ def test_opcheck(dtype):
 @pytest.mark.parametrize(
     ("change", "impl", "words"),
     [
-        ({0: torch.ones(3, 4)}, "auto", r"x is \(3, 4\)"),
-        ({0: torch.ones(3, 2, 5)}, "auto", "hd even was wanted"),
-        ({1: torch.ones(3, 2)}, "auto", r"cos is \(3, 2\) torch.float32, \(3, 4\)"),
-        ({2: torch.ones(3, 4).double()}, "auto", "sin is .*float64"),
+        ({0: torch.ones(3, 4)}, "auto", r"got \(3, 4\)"),
+        ({0: torch.ones(3, 2, 5)}, "auto", "hd even, got"),
+        ({1: torch.ones(3, 2)}, "auto", r"expected cos \(3, 4\) torch.float32, got \(3, 2\)"),
+        ({2: torch.ones(3, 4).double()}, "auto", "expected sin .*float64"),
         ({0: torch.ones(3, 2, 4, requires_grad=True)}, "native", "no gradient"),
-        ({}, "triton", "no such implementation"),
+        ({}, "triton", "Triton needs CUDA tensors"),
     ],
 )
 def test_refusals_name_the_argument(change, impl, words):
@@ -136,5 +184,5 @@ def test_refusals_name_the_argument(change, impl, words):
 
 
 def test_the_op_itself_refuses_in_a_sentence():
-    with pytest.raises(RuntimeError, match=r"^rotary_: cos or sin has shape \(3, 2\), \(3, 4\) was wanted"):
+    with pytest.raises(RuntimeError, match=r"^rotary_: expected cos and sin of shape \(3, 4\), got \(3, 2\)"):
         torch.ops.fasttrace.rotary_(torch.ones(3, 2, 4), torch.ones(3, 4), torch.ones(3, 2))

@@ -21,7 +21,10 @@ SIZES = {
     "noised_embed": {"facts": 2, "samples": 2, "tokens": 5, "subject": 2, "vocab": 40, "d": 1100},
     "window_restore": {"rows": 140, "d": 70},
     "prefix_attention": {"facts": 2, "length": 37, "cells": 1, "samples": 2, "heads": 6, "kv_heads": 2, "head_dim": 24},
-    "target_logprob": {"rows": 140, "d": 140, "vocab": 530},
+    "target_logprob": {"rows": 140, "d": 140, "vocab": 4200},
+    "rms_norm": {"rows": 30, "d": 1100},
+    "rotary_": {"rows": 30, "heads": 3, "head_dim": 70},
+    "silu_mul_": {"rows": 9, "m": 1000},
     "gelu_tanh_": {"rows": 9, "m": 1000},
     "adam_linf_": {"items": 2, "d": 40, "m": 270, "rows": 9},
 }
@@ -141,7 +144,7 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
     assert rows[3]["error"] == "out of resources: shared memory"
     with pytest.raises(UserError, match="rms_norm has no tiles to choose from; there are noised_embed"):
         next(tune("rms_norm", {}))
-    monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_problem", lambda: "Triton cannot be imported here")
+    monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_reason", lambda: "Triton cannot be imported here")
     with pytest.raises(UserError, match="window_restore: Triton cannot be imported here"):
         next(tune("window_restore", {}))
 

@@ -1,6 +1,6 @@
 """Constrained fine-tuning the obvious way: a copy's own weights, torch.optim.Adam, a clamp after every step.
 
-Source: Zhu et al. 2020 (arXiv 2012.00363); paper, section 5.2; ALGORITHMS, section 4.
+Source: Zhu et al. 2020 (arXiv 2012.00363); paper, section 5.2; docs/algorithms.md, section 15.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """MEMIT for one fact the obvious way: plain transformers, hooks, weights written layer by layer.
 
-Knows nothing of fasttrace's engine. Source: Meng et al. 2022 (arXiv 2210.07229), section 4; ALGORITHMS, section 4.
+Knows nothing of fasttrace's engine. Source: Meng et al. 2022 (arXiv 2210.07229), section 4; docs/algorithms.md,
+sections 12 and 14.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """ROME the obvious way: one fact, one layer, plain transformers, hooks, torch.optim and a loop.
 
-Knows nothing of fasttrace's engine. Source: Meng et al. 2022, section 3.1; ALGORITHMS, section 4.
+Knows nothing of fasttrace's engine. Source: Meng et al. 2022, section 3.1; docs/algorithms.md, sections 12 and 13.
 noise: (subject tokens, d) added to the embeddings of the subject's tokens of every context, or None.
 """
 

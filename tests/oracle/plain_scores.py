@@ -1,6 +1,6 @@
 """An edit's neighbourhood score the obvious way: the changes written into the weights, one forward a prompt and target.
 
-Source: paper, sections 3.4 and 5.1; ALGORITHMS, section 6.
+Source: paper, sections 3.4 and 5.1; docs/algorithms.md, section 18.
 """
 
 import contextlib

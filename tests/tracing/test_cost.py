@@ -9,7 +9,7 @@ import fasttrace as ft
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate, gemm_peak, item_flops, pass_work
 from fasttrace.tracing.plan import METHODS, MODULES, Intervention, split_waves
-from fasttrace.tracing.wavefront import run_wave
+from fasttrace.tracing.wavefront import start_wave
 
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="New York")
 
@@ -25,7 +25,7 @@ def test_products_are_those_that_torch_counts(module, method, tokens, family, sm
     [item] = plan.items(plan.encoded)
     [wave] = split_waves([item], plan.intervention, 10**6)
     with FlopCounterMode(display=False) as counter:
-        run_wave(model, [item], wave, plan.intervention, 0.4, "philox", 0)
+        start_wave(model, [item], wave, plan.intervention, 0.4, "philox", 0)()
     counted = counter.get_flop_counts()["Global"]
     products = sum(n for op, n in counted.items() if op.__name__ in ("mm", "addmm"))
     # The unembedding is inside an op of fasttrace's own, where torch does not look.

@@ -17,7 +17,7 @@ from fasttrace.tracing import wavefront
 from fasttrace.tracing.plan import METHODS, MODULES, Intervention, make_item, split_waves
 
 FAMILIES = ("gptj", "gpt2", "llama", "gemma2")
-OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "gated", "gelu_tanh")
+OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "silu_mul", "gelu_tanh")
 
 
 class Started(TorchDispatchMode):
@@ -49,7 +49,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
-    """What `run_wave` had the host start for this many facts of one length, all in one wave."""
+    """What `start_wave` had the host start for this many facts of one length, all in one wave."""
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_config(small_config(family, len(tokenizer)), dtype=torch.bfloat16)
@@ -66,10 +66,10 @@ def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
     with torch.device("meta"):
         entered = torch.empty(rows, model.width, dtype=torch.bfloat16), torch.empty(rows, dtype=torch.int64)
     monkeypatch.setattr(wavefront, "embed_base", lambda *_: entered)
-    monkeypatch.setattr(wavefront, "_scores", lambda model, layout, wave, h: h)
+    monkeypatch.setattr(wavefront, "_scores", lambda model, layout, wave, h: lambda: h)
     launches.clear()
     with Started() as host:
-        h = wavefront.run_wave(model, items, wave, intervention, 0.1, "philox", 0)
+        h = wavefront.start_wave(model, items, wave, intervention, 0.1, "philox", 0)()
     assert h.device.type == "meta"
     assert launches
     return host.ops + [kernel.fn.__module__ for kernel in launches]

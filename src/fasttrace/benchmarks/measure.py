@@ -27,7 +27,7 @@ from fasttrace.benchmarks.loads import (
     target_logprob,
     window_restore,
 )
-from fasttrace.benchmarks.result import Row, spread
+from fasttrace.benchmarks.result import BenchRow, spread
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import IMPLEMENTATIONS
 
@@ -121,7 +121,7 @@ def bench(
     device: str = "cpu",
     only: Collection[str] = (),
     compiled: bool = True,
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Time every way of computing an op, its result first compared with the reference's; a row a way, as it is done.
 
     sizes: of the load, by name, the others as `sizes_of`. dtype: "float32", "bfloat16" or "float16". only: ways, by
@@ -146,7 +146,7 @@ def bench(
     with torch.inference_mode(not load.grad):
         expected = _result(there["reference"], load)
         for name in wanted:
-            row: Row = {"benchmark": op, "case": case, "impl": name}
+            row: BenchRow = {"benchmark": op, "case": case, "impl": name}
             way = there[name]
             if name == COMPILED:
                 torch.compiler.reset()  # shapes of other loads would count against the limit of recompilations
@@ -193,7 +193,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float(gap / expected.double().abs().max().clamp_min(1e-300))
 
 
-def _timed(call: Callable[[], object], device: str) -> Row:
+def _timed(call: Callable[[], object], device: str) -> BenchRow:
     """Seconds, quartiles and n of a call; on a GPU by events, with a cold L2 cache (triton.testing.do_bench)."""
     call()
     if torch.device(device).type == "cuda":

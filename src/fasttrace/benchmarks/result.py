@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from fasttrace.runs import VERSION
+from fasttrace.runs import Run
+from fasttrace.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,7 +39,27 @@ METRICS = {
     "fraction_of_ceiling": ("fraction of ceiling", "ratio"),
 }
 
-Row = dict[str, Any]
+BenchRow = TypedDict(
+    "BenchRow",
+    {
+        "benchmark": str,
+        "case": str,
+        "impl": str,
+        "n": int,
+        "seconds": float,
+        "quartiles": list[float],
+        "GB/s": float,
+        "GFLOP/s": float,
+        "bytes": int,
+        "difference": float,
+        "relative_difference": float | None,
+        "fraction_of_ceiling": float,
+        "error": str,
+        "tile": dict[str, int],
+        "keys": list[str],
+    },
+    total=False,
+)
 SCHEMA = pa.schema(
     [(key, pa.string()) for key in ("benchmark", "case", "impl", "metric")]
     + [(key, pa.float64()) for key in ("value", "low", "high")]
@@ -50,14 +71,14 @@ SCHEMA = pa.schema(
 class BenchResult:
     """run: the `runs` row, of kind "bench". benches: one row a (benchmark, case, impl, metric)."""
 
-    run: dict[str, Any]
+    run: Run
     benches: pa.Table
 
 
-def bench_result(told: dict[str, Any], rows: list[Row]) -> BenchResult:
+def bench_result(told: dict[str, Any], rows: list[BenchRow]) -> BenchResult:
     """`about(…)` and rows as `Store.add` takes them. Its `about` names the run: the same told twice adds nothing."""
     settings = json.dumps(told, sort_keys=True)
-    run = {
+    run: Run = {
         "run_id": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "kind": "bench",
         "device": told["device"],
@@ -72,24 +93,25 @@ def bench_result(told: dict[str, Any], rows: list[Row]) -> BenchResult:
     return BenchResult(run, pa.Table.from_pylist(long, schema=SCHEMA))
 
 
-def metrics(row: Row) -> list[dict[str, Any]]:
+def metrics(row: BenchRow) -> list[dict[str, Any]]:
     """A row in long form. low and high are the quartiles: of a rate, those of the seconds turned round."""
     found = []
-    for key in METRICS.keys() & row.keys():
+    held = cast(dict[str, Any], row)
+    for key in METRICS.keys() & held.keys():
         metric, unit = METRICS[key]
-        value, low, high = row[key], None, None
+        value, low, high = held[key], None, None
         if value is not None and "quartiles" in row and metric == "time":
-            low, high = row["quartiles"]
+            low, high = held["quartiles"]
         elif value is not None and "quartiles" in row and metric in ("bandwidth", "rate"):
-            high, low = (value * row["seconds"] / bound for bound in row["quartiles"])
-        names = {name: row[name] for name in ("benchmark", "case", "impl")}
+            high, low = (value * held["seconds"] / bound for bound in held["quartiles"])
+        names = {name: held[name] for name in ("benchmark", "case", "impl")}
         found.append(
-            {**names, "metric": metric, "value": value, "low": low, "high": high, "unit": unit, "n": row.get("n", 1)}
+            {**names, "metric": metric, "value": value, "low": low, "high": high, "unit": unit, "n": held.get("n", 1)}
         )
     return found
 
 
-def spread(taken: Sequence[float]) -> Row:
+def spread(taken: Sequence[float]) -> BenchRow:
     """The part of a row that says how long it took: seconds, quartiles, n."""
     low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
     return {"seconds": median, "quartiles": [low, high], "n": len(taken)}

@@ -2,18 +2,21 @@
 
 import importlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from fasttrace.benchmarks.measure import DTYPES, bench, prepare
-from fasttrace.benchmarks.result import Row, processor
+from fasttrace.benchmarks.result import BenchRow, processor
 from fasttrace.errors import UserError
-from fasttrace.ops.dispatch import triton_problem
+from fasttrace.ops.dispatch import triton_reason
+from fasttrace.places import replacing
 
-TILED = ("noised_embed", "window_restore", "prefix_attention", "target_logprob", "gelu_tanh_", "adam_linf_")
+TILED = (
+    "noised_embed", "window_restore", "prefix_attention", "target_logprob", "rms_norm", "rotary_", "silu_mul_",
+    "gelu_tanh_", "adam_linf_",
+)  # fmt: skip
 ROUNDINGS = 64  # of the dtype: a result that is further off the reference is wrong, and its tile is not recorded
 
 
@@ -21,13 +24,13 @@ def check_tiled(op: str) -> None:
     """Raises UserError for an op whose kernel has no tiles, and where Triton cannot be imported."""
     if op not in TILED:
         raise UserError(f"{op} has no tiles to choose from; there are {', '.join(TILED)}")
-    if (why := triton_problem()) is not None:
-        raise UserError(f"{op}: {why}, and tiles are of Triton's kernels")
+    if (reason := triton_reason()) is not None:
+        raise UserError(f"{op}: {reason}, and only Triton's kernels have tiles")
 
 
 def tune(
     op: str, sizes: Mapping[str, int] | None = None, *, dtype: str = "float32", device: str = "cuda"
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Time an op with every tile of its kernel's set; a row a tile, as of `bench`, with the tile in "tile" and what its
     launches look up in "keys".
 
@@ -51,31 +54,29 @@ def tune(
         yield {**row, "impl": name, "tile": one, "keys": sorted(asked)}
 
 
-def is_right(row: Row, dtype: str) -> bool:
+def is_right(row: BenchRow, dtype: str) -> bool:
     """Whether a row's result was the reference's, but for roundings; NaN never is."""
-    return "error" not in row and bool(row["relative_difference"] <= ROUNDINGS * torch.finfo(DTYPES[dtype]).eps)
+    difference = row.get("relative_difference")
+    return difference is not None and difference <= ROUNDINGS * torch.finfo(DTYPES[dtype]).eps
 
 
-def fastest(rows: list[Row], dtype: str) -> Row | None:
+def fastest(rows: list[BenchRow], dtype: str) -> BenchRow | None:
     """Of one op's rows the one to record: the fastest that is right. None where there is none."""
     right = [row for row in rows if is_right(row, dtype)]
-    return min(right, key=lambda row: float(row["seconds"]), default=None)
+    return min(right, key=lambda row: row["seconds"], default=None)
 
 
-def record(path: Path, row: Row, device: str) -> None:
+def record(path: Path, row: BenchRow, device: str) -> None:
     """Adds a row's tile to a record, {device name: {key: tile}}, beside what is there. Raises UserError where the file
     cannot be written."""
     tiles = importlib.import_module("fasttrace.kernels.tiles")
     held = tiles.read(path)
     for key in row["keys"]:
         held.setdefault(processor(device), {})[key] = row["tile"]
-    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
-        whole.replace(path)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"the record of tiles '{path}' cannot be written: {error.strerror}") from error
-    finally:
-        whole.unlink(missing_ok=True)
     tiles.recorded_on.cache_clear()

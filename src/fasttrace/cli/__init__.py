@@ -30,6 +30,9 @@ for verb in VERBS:
 
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 2; Ctrl-C keeps what was committed."""
+    # On a GPU a sweep's rows grow from layer to layer: with blocks of fixed size torch reserves three times what is in
+    # use (bench/LOG.md).
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pyarrow as pa
@@ -14,6 +14,9 @@ from fasttrace.kernels import tiles
 from fasttrace.places import check_file
 
 from .options import bar, emit, options
+
+if TYPE_CHECKING:
+    from fasttrace.benchmarks.result import BenchRow
 
 
 @click.command()
@@ -54,7 +57,7 @@ def bench(
             benchmarks.check_tiled(op)
     if tuning and device.startswith("cuda"):
         check_file(tiles.records()[1], makes_folder=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[BenchRow] = []
     with bar("Timing", None) as done:
         for op in chosen:
             if tuning:
@@ -81,7 +84,7 @@ def bench(
         emit(_table(mine), False, title=f"{op}: {mine[0]['case']}")
 
 
-def _record(tried: list[dict[str, Any]], dtype: str, device: str) -> None:
+def _record(tried: "list[BenchRow]", dtype: str, device: str) -> None:
     """The fastest tile of an op's rows into this user's record, of a GPU."""
     from fasttrace import benchmarks
 
@@ -96,9 +99,9 @@ def _record(tried: list[dict[str, Any]], dtype: str, device: str) -> None:
         click.echo(f"{what}: {best['impl']}, recorded in {tiles.records()[1]}", err=True)
 
 
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
+def _table(rows: "list[BenchRow]") -> pa.Table:
     reference = next((row["seconds"] for row in rows if row["impl"] == "reference"), None)
-    shown = []
+    shown: list[dict[str, Any]] = []
     for row in rows:
         if "error" in row:
             shown.append({"way": row["impl"], "note": row["error"]})

@@ -1,7 +1,6 @@
 """Where results go: places are looked at while the command line is read, before a model is loaded; rows go to stdout or
-to a file, which is written beside its place and renamed: whole, or not there."""
+to a file, which is written whole or not at all."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import fasttrace as ft
 from fasttrace.editing.cache import cache_root
 from fasttrace.editing.delta import check_delta_file, check_export_folder
 from fasttrace.errors import UserError
-from fasttrace.places import check_file, check_folder
+from fasttrace.places import check_file, check_folder, replacing
 
 
 class Place(click.ParamType):
@@ -106,12 +105,9 @@ def _parquet(table: pa.Table, draft: Path) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        write(draft)
-        draft.replace(path)
+        with replacing(path) as draft:
+            write(draft)
     except (OSError, pa.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise UserError(f"'{path}' could not be written: {reason}") from error
-    finally:
-        draft.unlink(missing_ok=True)

@@ -19,6 +19,8 @@ from pygments.lexers.sql import SqlLexer
 
 from fasttrace.errors import UserError
 
+from .catalogue import listed, relations_of, told
+
 HELP = """\
 SQL, ended by a semicolon or an empty line; it may go over several lines. Tab completes, arrow up is history.
 NAME [NAME=VALUE …]   a saved query, or all rows of a relation
@@ -87,8 +89,6 @@ class Prompt:
         return self.show(table)
 
     def _command(self, line: str) -> str:
-        from .sql import listed, relations_of, told
-
         name, _, argument = line.rstrip("; ").partition(" ")
         if name == ".help":
             return HELP

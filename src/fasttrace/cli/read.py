@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fasttrace.errors import UserError
+from fasttrace.places import replacing
 
 from .deliver import FILE_AND_FOLDER, FOLDER, check_apart
 from .options import open_store, open_stores, options
@@ -57,7 +58,8 @@ def tables(
             ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
             path = Path(out) / f"table-{n}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            with replacing(path) as draft:
+                draft.write_text(text, encoding="utf-8")
             click.echo(str(path))
 
 

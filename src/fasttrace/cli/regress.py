@@ -1,6 +1,7 @@
 """The verb that fits a formula to a store: regress."""
 
 import json
+from typing import Any
 
 import click
 
@@ -54,7 +55,7 @@ def regress(
     if kind == "text":
         text = str(result)
     elif kind == "json":
-        whole = {"formula": result.formula, "errors": result.errors, **result.statistics}
+        whole: dict[str, Any] = {"formula": result.formula, "errors": result.errors, **result.statistics}
         whole |= {"coefficients": json_rows(table), "dropped": json_rows(result.selection.dropped)}
         text = json.dumps(whole | {"notes": list(result.notes)}, ensure_ascii=False, indent=2) + "\n"
     else:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fasttrace.errors import UserError
+from fasttrace.places import replacing
 
 
 def cache_root(cache_dir: str | Path | None) -> Path:
@@ -38,24 +39,13 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """write(temporary path beside `path`), flushed to disk, then renamed: a reader sees all of it or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """A safetensors file, written whole, whose metadata carries the SHA-256 of the tensors' bytes."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     # One entry, because safetensors writes several in no fixed order and equal content should be equal bytes.
     marked = {"fasttrace": json.dumps({**metadata, "sha256": digest(held)}, sort_keys=True)}
-    write_whole(path, lambda temporary: save_file(held, temporary, metadata=marked))
+    with replacing(path) as draft:
+        save_file(held, draft, metadata=marked)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

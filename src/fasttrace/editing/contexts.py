@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.cache import cache_root, content_key, write_whole
+from fasttrace.editing.cache import cache_root, content_key
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import sample_tokens, start_ids
+from fasttrace.places import replacing
 
 SHORT_TOKENS, LONG_TOKENS = 5, 10
 TOP_K = 5
@@ -33,7 +34,7 @@ def sample_contexts(
 
     Raises UserError for a negative count or seed, a damaged cache file, and where the model's vocabulary has
     no token to draw.
-    Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; ALGORITHMS section 4, Contexts.
+    Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; docs/algorithms.md, section 12, Contexts.
     """
     if short < 0 or long < 0 or seed < 0:
         raise UserError(
@@ -58,7 +59,8 @@ def sample_contexts(
     contexts = ["{}", *(f"{prefix}. {{}}" for prefix in prefixes)]
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"settings": settings, "contexts": contexts}, ensure_ascii=False, indent=1)
-    write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
+    with replacing(path) as draft:
+        draft.write_bytes(text.encode())
     return contexts
 
 

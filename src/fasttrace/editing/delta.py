@@ -5,7 +5,6 @@ A model's own parameters are touched by `apply_delta` alone, which puts them bac
 
 import copy
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from fasttrace.editing.cache import digest, load_tensors, metadata_of, save_tens
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Block, Decoder
 from fasttrace.ops.rank_one import rank_one_
+from fasttrace.places import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,13 +305,10 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
         del hf.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         hf.__dict__.pop(name, None)
-    # Written beside its place and renamed: a reader finds the whole model or none.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
-        whole = Path(draft) / path.name
-        hf.save_pretrained(whole, state_dict=state)
-        model.tokenizer.save_pretrained(whole)
-        whole.replace(path)
+    with replacing(path) as draft:
+        hf.save_pretrained(draft, state_dict=state)
+        model.tokenizer.save_pretrained(draft)
     return path
 
 

@@ -1,22 +1,22 @@
 """Essence texts: what the unedited model says about a subject, by which an edit's side effects are measured.
 
 Five continuations of "{subject} is a" a subject, sampled once for (model, seed) and kept on disk, so that every method,
-problem and layer is scored on the same ones (ALGORITHMS, section 6).
+problem and layer is scored on the same ones (docs/algorithms.md, section 18).
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from fasttrace.editing.cache import cache_root, content_key, write_whole
+from fasttrace.editing.cache import cache_root, content_key
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_prompt
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import continue_tokens
 from fasttrace.ops.noised_embed import fact_key
+from fasttrace.places import replacing
 
 TEXTS, TOKENS, TOP_K = 5, 100, 5
 BATCH = 16  # subjects sampled together
@@ -62,13 +62,9 @@ def essence_texts(
         )
         for number, subject in enumerate(part):
             mine = [[*prompts[number], *drawn[number * texts + t]][:tokens] for t in range(texts)]
-            text = json.dumps({"subject": subject, "ids": mine})
-            write_whole(paths[subject], functools.partial(_write, text))
+            with replacing(paths[subject]) as draft:
+                draft.write_text(json.dumps({"subject": subject, "ids": mine}))
     return [_read(paths[subject], texts) for subject in subjects]
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text)
 
 
 def _read(path: Path, texts: int) -> list[tuple[int, ...]]:

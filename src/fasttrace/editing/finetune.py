@@ -3,7 +3,7 @@
 Each problem has weights of its own, kept as their change D = W − W0. The gradient of D is gᵀk, with g the gradient at
 the MLP's output rows and k its input rows: the backward pass stops at these two factors, and `adam_linf_` makes the
 step from them without the matrix. Below the window nothing changes, so a step runs only the window and what is above
-(ALGORITHMS, section 4; Zhu et al. 2020, arXiv 2012.00363).
+(docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.00363).
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, as_kept
-from fasttrace.editing.hyperparameters import FineTuneSettings
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
-from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
+from fasttrace.settings.methods import FineTuneSettings
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class FineTuneBatch:
         self.model, self.examples, self.problems = model, list(examples), list(problems)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):
-            model.check_length(len(tokens), f"fact '{e.fact.fact.fact_id}'")
+            model.check_length(len(tokens), f"fact '{e.fact.fact_id}'")
         batch = pack(model, ids)
         begin = np.cumsum(batch.lengths) - batch.lengths
         starts = {window[0] for _, _, window in self.problems}
@@ -202,7 +202,7 @@ class FineTuneBatch:
                     updates[at] = Dense(as_kept(block.down, state.delta[number - first]), bias)
                 largest = max(float(u.change.abs().max()) for u in updates.values())
                 edits.append(
-                    Edit(self.examples[example].fact.fact.fact_id, layer, updates, largest, float(loss[number]))
+                    Edit(self.examples[example].fact.fact_id, layer, updates, largest, float(loss[number]))
                 )
         return edits
 

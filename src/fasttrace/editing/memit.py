@@ -1,7 +1,8 @@
 """MEMIT: the wanted block output z at a window's last layer, spread over the window's down-projections.
 
 Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with R the part of z still missing divided by the layers left, and
-K the keys as the edits below have made them (ALGORITHMS, section 4; Meng et al. 2022, arXiv 2210.07229, section 4).
+K the keys as the edits below have made them (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229,
+section 4).
 """
 
 from collections.abc import Sequence
@@ -11,16 +12,16 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
-from fasttrace.editing.hyperparameters import MemitSettings
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import Visited, walk
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, embed_corrupted
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
-from fasttrace.tracing.corrupt import Corruption, embed_corrupted
+from fasttrace.settings.methods import MemitSettings
 
 PASS_ROWS = 4096  # tokens of one pass over many facts' contexts
 
@@ -65,7 +66,7 @@ def spread_memit(
         rank_one_add_(value, key, every[context.owner], scaled[:, None].to(wide), residual[:, None].to(wide))
         h = middle + block.mlp_add(value)
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
-    ids = [batch.facts[fact].fact.fact.fact_id for fact in facts]
+    ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
         Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer))
         for i in range(len(facts))

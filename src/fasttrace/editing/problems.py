@@ -25,7 +25,7 @@ class Problem:
         """Raises FactError where the fact lacks the target."""
         if self.target == "false" and fact.target_false_ids is None:
             raise FactError(
-                f"fact '{fact.fact.fact_id}' has no false target, which problem '{self.name}' edits in; "
+                f"fact '{fact.fact_id}' has no false target, which problem '{self.name}' edits in; "
                 "field 'target_false' was wanted"
             )
 

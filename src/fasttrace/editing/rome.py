@@ -1,7 +1,7 @@
 """ROME: one rank-one update of one down-projection, ΔW = δ uᵀ / (uᵀk).
 
-u = C⁻¹k*, with k* the mean key over contexts at the last subject token; δ: see `value` (ALGORITHMS, section 4; Meng et
-al. 2022, arXiv 2202.05262, section 3.1).
+u = C⁻¹k*, with k* the mean key over contexts at the last subject token; δ: see `value` (docs/algorithms.md, section 13;
+Meng et al. 2022, arXiv 2202.05262, section 3.1).
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Edit, LowRank
-from fasttrace.editing.hyperparameters import RomeSettings
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.value import ValueBatch
+from fasttrace.settings.methods import RomeSettings
 
 
 def solve_rome(
@@ -37,7 +37,7 @@ def solve_rome(
         value = (delta[row].double() / denominator).float()
         edits.append(
             Edit(
-                batch.facts[fact].fact.fact.fact_id,
+                batch.facts[fact].fact.fact_id,
                 layer,
                 {layer: LowRank(value[None], direction.float()[None])},
                 float(delta[row].norm() / batch.v0(layer, settings)[fact].float().norm()),

@@ -6,6 +6,7 @@ output is W k + Λ (u·k), or W k + D k. Edits of a batch share each layer's pro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact, encode_prompt, encode_target, tokens_of
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.rank_one_linear import rank_one_add_
-from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
 
 KINDS = ("rewrite", "paraphrase", "neighborhood", "essence")
 EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities
@@ -78,6 +79,16 @@ def _subject_in(model: Decoder, fact: EncodedFact, text: str) -> Subject | None:
     return None if found is None else Subject(fact, *found)
 
 
+class Read(NamedTuple):
+    """A target that is read off a sequence: prompt, the number of its prompt; which of the prompt's targets it is;
+    sequence, the number among the fact's own; target, its ids."""
+
+    prompt: int
+    which: int
+    sequence: int
+    target: tuple[int, ...]
+
+
 class PromptBatch:
     """The distinct row sequences of several facts' prompts; targets that share a sequence are read off it together."""
 
@@ -86,8 +97,7 @@ class PromptBatch:
         self.subjects: list[Subject | None] = []
         self.read: list[int] = []  # last rows of each sequence that are read
         self.of_fact: list[range] = []  # sequences of each fact, one after another
-        # Every fact's (prompt, which target): its sequence among the fact's own, and the target's ids.
-        self.reads: list[list[tuple[int, int, int, tuple[int, ...]]]] = []
+        self.reads: list[list[Read]] = []  # of each fact
         for prompts in facts:
             seen: dict[tuple[object, ...], int] = {}
             first = len(self.sequences)
@@ -105,7 +115,7 @@ class PromptBatch:
                         self.read.append(0)
                     at = seen[ids, where]
                     self.read[first + at] = max(self.read[first + at], len(target))
-                    mine.append((number, which, at, target))
+                    mine.append(Read(number, which, at, target))
             self.reads.append(mine)
             self.of_fact.append(range(first, len(self.sequences)))
 
@@ -187,10 +197,11 @@ class Scorer:
         place = 0
         for fact in facts:
             ends = place + np.cumsum([self.batch.read[s] for s in self.batch.of_fact[fact]])
-            for _, _, at, target in self.batch.reads[fact]:
-                rows.append(np.arange(ends[at] - len(target), ends[at]))
-                targets += target
-                count.append(len(target))
+            for read in self.batch.reads[fact]:
+                end = ends[read.sequence]
+                rows.append(np.arange(end - len(read.target), end))
+                targets += read.target
+                count.append(len(read.target))
             place = int(ends[-1])
         where = torch.from_numpy(np.concatenate(rows)).to(h.device)
         logp = row_logprob(self.model, h[where], torch.tensor(targets, device=h.device)).double().cpu().numpy()
@@ -198,8 +209,8 @@ class Scorer:
         result, at = [], 0
         for fact in facts:
             table = np.full((len(self.facts[fact]), 3), np.nan)
-            for number, which, _, _ in self.batch.reads[fact]:
-                table[number, which] = sums[at]
+            for read in self.batch.reads[fact]:
+                table[read.prompt, read.which] = sums[at]
                 at += 1
             result.append(table)
         return result
@@ -234,7 +245,7 @@ def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], b
 def score_row(
     prompts: Sequence[ScoredPrompt], before: np.ndarray, after: np.ndarray, problem: Problem, protocol: str
 ) -> dict[str, float | bool | None]:
-    """Scores of one edit from its log-probabilities (ALGORITHMS, section 6). before, after: (prompts, 3).
+    """Scores of one edit from its log-probabilities (docs/algorithms.md, section 18). before, after: (prompts, 3).
 
     rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases. neighborhood:
     1 − |p* − p|/(.5 + |p − .5|), the mean over prompts, p of o_false whatever the problem (paper, sections 3.4 and

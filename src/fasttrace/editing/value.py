@@ -2,7 +2,7 @@
 
 Found by Adam, for every (fact, layer) of a batch in one graph. Everything below the layer and every token before the
 last subject token is constant over all steps, so it is computed once: a step runs only the tail tokens, only through
-the layers above (ALGORITHMS, section 4 and the end of section 8).
+the layers above (docs/algorithms.md, sections 12 and 17).
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.hyperparameters import MemitSettings, RomeSettings
 from fasttrace.editing.wave import Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logits, row_logprob
-from fasttrace.tracing.corrupt import Corruption, Subject, embed_corrupted
+from fasttrace.settings.methods import MemitSettings, RomeSettings
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contex
         prompt = template.replace("{}", fact.fact.prompt, 1)
         one = encode_fact(model.tokenizer, Fact(prompt, fact.fact.subject, fact.fact.target_true))
         ids.append([*one.ids, *target[:-1]])
-        model.check_length(len(ids[-1]), f"fact '{fact.fact.fact_id}' in the context {template!r}")
+        model.check_length(len(ids[-1]), f"fact '{fact.fact_id}' in the context {template!r}")
         first.append(one.subject_begin)
         last.append(one.subject_end - 1)
     essence = encode_fact(model.tokenizer, Fact("{} is a", fact.fact.subject, fact.fact.target_true))

@@ -1,7 +1,7 @@
 """What optimising and scoring edits share: one clean pass, and rows of many problems that enter above it together.
 
 An edit at layer ℓ leaves everything below ℓ constant, so a problem's rows are taken from the clean pass at ℓ and run
-only through the layers above, with the rows of every other problem (ALGORITHMS, section 8, last paragraph).
+only through the layers above, with the rows of every other problem (docs/algorithms.md, section 17).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder
 from fasttrace.models.packed import Batch, mix, rotary_rows
-from fasttrace.ops.prefix_attention import Sequences
+from fasttrace.ops.prefix_attention import Column, Sequences, sequence_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +85,10 @@ class Wave:
         as_array = lambda name: np.array([getattr(s, name) for s in spans], dtype=np.int64)  # noqa: E731
         length, self.read_len, problem = as_array("length"), as_array("read"), as_array("problem")
         begin = np.cumsum(length) - length
-        self.table = np.stack(
-            (begin, length, as_array("prefix_begin"), as_array("prefix_len"), begin * 0, begin * 0, begin, length),
-            axis=1,
-        )
+        self.table = sequence_table(
+            q_begin=begin, q_len=length, k_begin=begin, k_len=length,
+            first_begin=as_array("prefix_begin"), first_len=as_array("prefix_len"),
+        )  # fmt: skip
         offset = np.arange(length.sum()) - np.repeat(begin, length)
         to = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device)  # noqa: E731
         self.source = to(np.repeat(as_array("source"), length) + offset)
@@ -148,16 +148,16 @@ class Wave:
         rotary = rotary_rows(self.rotary, slice(n))
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
-        table = self.table[: int(np.searchsorted(self.table[:, 0], n))].copy()
+        table = self.table[: int(np.searchsorted(self.table[:, Column.Q_BEGIN], n))].copy()
         begin = self.row_begin[: present + 1]
         if layer == self.model.n_layers - 1:
             begin = self.read_begin[: present + 1]
             read, length = self.read[: int(begin[-1])], self.read_len[: len(table)]
-            table[:, 0], table[:, 1] = np.cumsum(length) - length, length
+            table[:, Column.Q_BEGIN], table[:, Column.Q_LEN] = np.cumsum(length) - length, length
             h, x, rotary = h[read], x[read], rotary_rows(rotary, read)
         q = block.query(x, rotary)
         if kept is not None:
-            table[:, 2] += n  # kept prefixes stand behind the rows in flight
+            table[:, Column.FIRST_BEGIN] += n  # kept prefixes stand behind the rows in flight
             k, v = torch.cat((k, kept[layer][0])), torch.cat((v, kept[layer][1]))
         middle = h + block.attn_out(mix(block, q, k, v, Sequences(table)))
         key = block.mlp_key(block.mlp_norm(h if block.parallel else middle))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
@@ -15,9 +15,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = Non
     computes it, so that logits stay its own.
 
     x: (N, d) float32, bfloat16, float16 or float64. weight: (d,) dtype of x. eps: added to the mean square.
-    rows: (n,) int64, 0 … N−1, or None for all.
+    rows: (n,) int64, 0 … N−1, or None for all. Outside of that a UserError on the CPU, a row of NaN on a GPU.
     impl: "reference" is torch, on any device and differentiable w.r.t. x and weight; "native" is the CPU's
-    (float32 and bfloat16, no gradient, reads the rows where they lie); "auto" takes native where it applies.
+    (float32 and bfloat16), "triton" the GPU's (float16 too): both have no gradient and read the rows where they lie;
+    "auto" takes what applies.
     Returns (n or N, d), the dtype of x.
 
     Raises UserError for shapes, dtypes and row numbers unlike these, and an impl that cannot be had here.
@@ -30,9 +31,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = Non
         raise UserError(f"rms_norm: weight is {found}, ({x.shape[1]},) {x.dtype} was wanted")
     if rows is not None:
         _check_rows(rows, x.shape[0])
-    available = {"reference": None, "native": native.row_op_problem(x, weight)}
-    if choose("rms_norm", impl, available, x, weight, rows) == "reference":
+    available = {
+        "reference": None,
+        "triton": narrow_triton_reason(x, weight),
+        "native": native.row_op_reason(x, weight),
+    }
+    taken = choose("rms_norm", impl, available, x, weight, rows)
+    if taken == "reference":
         return rms_norm_reference(x, weight, eps, rows=rows)
+    if taken == "triton":
+        normed: Tensor = triton_launcher("rms_norm")(x, weight, eps, rows)
+        return normed
     out = x.new_empty((x.shape[0] if rows is None else rows.shape[0], x.shape[1]))
     named = None if rows is None else rows.contiguous()
     torch.ops.fasttrace.rms_norm_(x.contiguous(), weight.contiguous(), eps, named, out)
@@ -61,5 +70,5 @@ def _fake(x: Tensor, weight: Tensor, eps: float, rows: Tensor | None, out: Tenso
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rms_norm_")(_fake)

@@ -5,62 +5,88 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
-def rotary_(x: Tensor, cos: Tensor, sin: Tensor, impl: str = "auto") -> Tensor:
-    """Each head's dimension i with dimension i + hd/2, turned by the row's angle.
+def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl: str = "auto") -> Tensor:
+    """Each pair (a, b) of a head's dimensions turned by the row's angle: a cos − b sin, b cos + a sin.
 
-        y[i] = x[i] cos[i] − x[i + hd/2] sin[i],   y[i + hd/2] = x[i + hd/2] cos[i + hd/2] + x[i] sin[i + hd/2]
+    The pairs are the dimensions (i, i + hd/2), as in the Llama family; with interleaved (2i, 2i + 1), as in GPT-J.
 
-    x: (N, H, hd) float32, bfloat16, float16 or float64, hd even. cos, sin: (N, hd) dtype of x. Products and sum
-    are each rounded to that dtype, as transformers rounds them.
-    impl: "reference" is torch, on any device; "native" is the CPU's (float32 and bfloat16, x contiguous);
-    "auto" takes native where it applies.
+    x: (N, H, hd) float32, bfloat16, float16 or float64, hd even. cos, sin: the dtype of x; (N, hd), an entry for each
+    dimension, or with interleaved (N, hd/2), an entry for each pair. Products and sum are each rounded to that dtype,
+    as transformers rounds them.
+    impl: "reference" is torch, on any device; "native" is the CPU's (float32 and bfloat16, halves, x contiguous);
+    "triton" is the GPU's (float16 too, x's last dimension contiguous); "auto" takes what applies.
     Returns x itself, written; where autograd records a gradient, a new tensor, by the reference, and x stays.
 
     Raises UserError for shapes and dtypes unlike these, and for an impl that cannot be had here.
-    Source: Su et al. 2021 (arXiv 2104.09864), section 3.4.2; halves paired as the Llama family pairs them.
+    Source: Su et al. 2021 (arXiv 2104.09864), section 3.4.2.
     """
     if x.dim() != 3 or x.shape[2] % 2 or not x.dtype.is_floating_point:
-        found = f"{tuple(x.shape)} {x.dtype}"
-        raise UserError(f"rotary_: x is {found}, (N, H, hd) floating point with hd even was wanted")
+        raise UserError(f"rotary_: expected x (N, H, hd) floating point with hd even, got {tuple(x.shape)} {x.dtype}")
+    entries = x.shape[2] // 2 if interleaved else x.shape[2]
     for name, table in (("cos", cos), ("sin", sin)):
-        if table.shape != (x.shape[0], x.shape[2]) or table.dtype != x.dtype:
-            found, wanted = f"{tuple(table.shape)} {table.dtype}", f"({x.shape[0]}, {x.shape[2]}) {x.dtype}"
-            raise UserError(f"rotary_: {name} is {found}, {wanted} was wanted")
-    why = native.row_op_problem(x, cos, sin)
-    if why is None and not x.is_contiguous():
-        why = f"the compiled kernel takes x contiguous, and its strides are {x.stride()}"
-    if choose("rotary_", impl, {"reference": None, "native": why}, x, cos, sin) == "native":
+        if table.shape != (x.shape[0], entries) or table.dtype != x.dtype:
+            found, wanted = f"{tuple(table.shape)} {table.dtype}", f"({x.shape[0]}, {entries}) {x.dtype}"
+            raise UserError(f"rotary_: expected {name} {wanted}, got {found}")
+    available = {
+        "reference": None,
+        "triton": _triton_reason(x, cos, sin),
+        "native": _native_reason(x, cos, sin, interleaved),
+    }
+    taken = choose("rotary_", impl, available, x, cos, sin)
+    if taken == "native":
         torch.ops.fasttrace.rotary_(x, cos.contiguous(), sin.contiguous())
         return x
-    turned = rotary_reference(x, cos, sin)
+    if taken == "triton":
+        triton_launcher("rotary")(x, cos, sin, interleaved)
+        return x
+    turned = rotary_reference(x, cos, sin, interleaved=interleaved)
     return turned if turned.requires_grad else x.copy_(turned)
 
 
-def partial_rotary_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotary_` of the first dimensions of every head, as many as cos and sin (N, r) have; the others stay.
+def _native_reason(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> str | None:
+    if interleaved:
+        return "the compiled kernel pairs the halves of a head, not neighbours"
+    if (why := native.row_op_reason(x, cos, sin)) is not None:
+        return why
+    return None if x.is_contiguous() else f"the compiled kernel takes x contiguous, and its strides are {x.stride()}"
 
-    x: (N, H, hd), r ≤ hd. Returns x itself, written; where autograd records a gradient, a new tensor.
+
+def _triton_reason(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+    if (why := narrow_triton_reason(x, cos, sin)) is not None:
+        return why
+    return None if x.stride(2) == 1 else f"Triton's kernel takes a head's dimensions in order, and x has {x.stride()}"
+
+
+def partial_rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """`rotary_` of the first dimensions of every head, as many as cos and sin are for; the others stay.
+
+    x: (N, H, hd). cos, sin: (N, r), or (N, r/2) with interleaved, r ≤ hd. Returns x itself, written; where autograd
+    records a gradient, a new tensor.
     """
-    turned = cos.shape[-1]
+    turned = cos.shape[-1] * (2 if interleaved else 1)
     if turned == x.shape[-1]:
-        return rotary_(x, cos, sin)
-    first = rotary_(x[..., :turned], cos, sin)
+        return rotary_(x, cos, sin, interleaved=interleaved)
+    first = rotary_(x[..., :turned], cos, sin, interleaved=interleaved)
     return torch.cat((first, x[..., turned:]), dim=-1) if first.requires_grad else x
 
 
-def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
     """The definition of `rotary_`, into a new tensor; same arguments."""
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    if interleaved:
+        even, odd = x[..., ::2], x[..., 1::2]
+        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
     half = x.shape[-1] // 2
     crossed = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos[:, None, :] + crossed * sin[:, None, :]
+    return x * cos + crossed * sin
 
 
 def _fake(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rotary_")(_fake)

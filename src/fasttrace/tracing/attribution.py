@@ -18,7 +18,7 @@ So no more than one layer's activations are ever kept, each layer's weights are 
 itself runs on the compiled kernels, which have no gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
+from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, row_logprob
-from fasttrace.ops.prefix_attention import Sequences
-from fasttrace.tracing.corrupt import embed_base
+from fasttrace.ops.prefix_attention import Column, Sequences
 from fasttrace.tracing.plan import MODULES, Cell, Intervention, Layout, TraceItem, Wave
 
 MEMORY_ROWS = 4096
@@ -74,33 +75,19 @@ def attribute(
     """
     if module not in MODULES:
         raise UserError(f"attribution: module '{module}' is not one of {', '.join(MODULES)}")
+    for item in items:
+        if (own := item.base_rows(samples)) > memory_rows:
+            raise UserError(
+                f"memory: fact '{item.encoded.fact_id}' needs {own} rows at once and the budget holds "
+                f"{memory_rows}; a larger --memory or fewer --samples were wanted"
+            )
     result = AttributionResult()
-    for numbers in _batches(items, samples, memory_rows):
+    for numbers in pack_by_budget(range(len(items)), lambda i: items[i].base_rows(samples), memory_rows):
         rows = _Rows([items[i] for i in numbers], samples, model)
         log_p, slopes = _slopes(model, rows, sigma, noise, seed, module)
         for place, number in enumerate(numbers):
             _estimate(result, number, items[number], log_p, slopes, rows, place, module)
     return result
-
-
-def _batches(items: Sequence[TraceItem], samples: int, memory_rows: int) -> Iterator[list[int]]:
-    """Runs of item numbers of at most memory_rows base rows."""
-    batch: list[int] = []
-    rows = 0
-    for number, item in enumerate(items):
-        own = item.base_rows(samples)
-        if own > memory_rows:
-            raise UserError(
-                f"memory: fact '{item.encoded.fact.fact_id}' needs {own} rows at once and the budget holds "
-                f"{memory_rows}; a larger --memory or fewer --samples were wanted"
-            )
-        if batch and rows + own > memory_rows:
-            yield batch
-            batch, rows = [], 0
-        batch.append(number)
-        rows += own
-    if batch:
-        yield batch
 
 
 class _Rows:
@@ -115,31 +102,33 @@ class _Rows:
     def __init__(self, items: Sequence[TraceItem], samples: int, model: Decoder) -> None:
         self.items, self.samples = list(items), samples
         self.sees_noise = [item.sees_noise(model) for item in items]
-        wave = Wave([(i, []) for i in range(len(items))])
+        wave = Wave([(i, []) for i in range(len(items))], sum(item.base_rows(samples) for item in items))
         base = Layout(model, items, wave, Intervention(samples=samples)).sequences
         is_clean = np.arange(len(base)) % (1 + samples) == 0
         noised, clean = base[~is_clean], base[is_clean]
-        rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, 6:8].tolist()]) for part in (noised, clean)]
+        tails = [Column.K_BEGIN, Column.K_LEN]
+        rows = [np.concatenate([np.arange(r, r + n) for r, n in part[:, tails].tolist()]) for part in (noised, clean)]
         self.order = np.concatenate(rows)
         self.n_corrupted = len(rows[0])
         place = np.empty_like(self.order)
         place[self.order] = np.arange(len(self.order))
         self.table = np.concatenate((noised, clean))
-        for column in (0, 2, 6):
+        for column in (Column.Q_BEGIN, Column.FIRST_BEGIN, Column.K_BEGIN):
             self.table[:, column] = place[self.table[:, column]]
         self.n_noised = len(noised)
-        self.begin = self.table[: self.n_noised, 6].reshape(len(self.items), samples)
+        self.begin = self.table[: self.n_noised, Column.K_BEGIN].reshape(len(self.items), samples)
         first_token = np.repeat([item.encoded.subject_begin for item in self.items], samples)
+        clean_begin = np.repeat(clean[:, Column.K_BEGIN], samples)
         self.twin = np.concatenate(
             [
                 np.arange(n) + place[begin] + b
-                for n, begin, b in zip(noised[:, 7], np.repeat(clean[:, 6], samples), first_token, strict=True)
+                for n, begin, b in zip(noised[:, Column.K_LEN], clean_begin, first_token, strict=True)
             ]
         )
         # Each sequence's last K rows predict the target's K tokens.
         owner = [*np.repeat(np.arange(len(self.items)), samples).tolist(), *range(len(self.items))]
         count = [len(self.items[i].targets) for i in owner]
-        ends = self.table[:, 6] + self.table[:, 7]
+        ends = self.table[:, Column.K_BEGIN] + self.table[:, Column.K_LEN]
         self.scored = np.concatenate([np.arange(end - k, end) for end, k in zip(ends, count, strict=True)])
         self.targets = np.concatenate([self.items[i].targets for i in owner])
         self.sequence = np.repeat(np.arange(len(owner)), count)

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.flops import linear_flops
 from fasttrace.models.packed import Batch, attend, mlp, mlp_rows, pack
 from fasttrace.ops.linear import linear
-from fasttrace.tracing.plan import Cell, Intervention, TraceItem, bytes_per_row, split_waves
+from fasttrace.tracing.plan import Cell, Intervention, Tail, TraceItem, bytes_per_row, split_waves
 
 ROWS = 2048  # rows of the products and of the block that are timed
 
@@ -54,28 +55,16 @@ class Work(NamedTuple):
         return self.products + self.attention + self.unembed
 
 
-def linear_flops(model: Decoder, block: Block) -> tuple[int, int, int]:
-    """FLOPs a row of (key and value products, query and attention-output products, MLP products)."""
-    d, m = model.width, model.key_width
-    key_value = 2 * d * 2 * block.n_kv_heads * block.head_dim
-    query_out = 2 * 2 * d * block.n_heads * block.head_dim
-    return key_value, query_out, 2 * d * m * (block.mlp_products + 1)
-
-
 def pass_work(
     model: Decoder, item: TraceItem, intervention: Intervention, cells: tuple[Cell, ...] | list[Cell], *, base: bool
 ) -> Work:
     """The work of some cells of a fact, and of its clean and corrupted passes where `base`."""
     n_layers, k, length = model.n_layers, len(item.targets), len(item.ids)
-    # Tails as (first token, passes, layer entered after, first layer past the window, tokens replaced).
-    passes: list[tuple[int, int, int, int, int]] = []
-    if base:
-        passes = [(0, 1, -1, 0, 0), (item.encoded.subject_begin, intervention.corrupted, -1, 0, 0)]
-    seen = [c for c in cells if item.sees(model, c, intervention)]
-    passes += [(c.token, intervention.runs, c.start, c.stop, c.tokens) for c in seen]
-    if not passes:
+    tails: list[Tail] = [*item.base_tails(intervention.corrupted)] if base else []
+    tails += [item.cell_tail(cell, intervention.runs) for cell in cells if item.sees(model, cell, intervention)]
+    if not tails:
         return Work(0, 0, 0, 0)
-    first, runs, start, stop, lead = (np.array(x, dtype=np.int64) for x in zip(*passes, strict=True))
+    first, runs, start, stop, lead = np.array(tails, dtype=np.int64).T
     tail = length - first
     products = attention = moved = 0
     for layer, block in enumerate(model.blocks):

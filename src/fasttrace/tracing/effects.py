@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
-from fasttrace.tracing.plan import Cell, window_interval
-
-PROTOCOLS = ("paper", "released")
+from fasttrace.tracing.plan import Cell, Spot
+from fasttrace.windows import window_interval
 
 TRACED_FACTS = pa.schema(
     [
@@ -56,13 +54,6 @@ SAMPLES = pa.schema(
         ("p_restored", pa.float64()),
     ]
 )
-
-
-def check_protocol(protocol: str) -> str:
-    """The protocol itself. Raises UserError where it is neither "paper" nor "released"."""
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol '{protocol}' is not one of {', '.join(PROTOCOLS)}")
-    return protocol
 
 
 def fractional_effect(
@@ -134,13 +125,13 @@ def fact_row(
 class Grid:
     """What was found out about one fact.
 
-    spots: (first token, how many) of every intervention. values: cell → (runs,) p. unreached: (runs,) p of a cell that
+    spots: where the interventions are made. values: cell → (runs,) p. unreached: (runs,) p of a cell that
     nothing can reach, where tokens before the spots are reported too, else None. screened: cell → (runs,) estimate
     where the grid is approximate; `values` then holds the exact values of the cells that were verified.
     """
 
     encoded: EncodedFact
-    spots: Sequence[tuple[int, int]]
+    spots: Sequence[Spot]
     values: Mapping[Cell, np.ndarray]
     p_clean: float
     p_noised: float | None
@@ -164,7 +155,7 @@ class Grid:
     ) -> tuple[pa.Table, Callable[[], pa.Table]]:
         names = self.encoded.tokens
         runs = [window_interval(layer, window, n_layers) for layer in range(n_layers)]
-        before = range(self.spots[0][0]) if self.unreached is not None else range(0)
+        before = range(self.spots[0].token) if self.unreached is not None else range(0)
         rows: list[tuple[int, str, list[Cell | None]]] = [(t, names[t], [None] * n_layers) for t in before]
         for first, count in self.spots:
             # Several tokens at once are named by the last of them.
@@ -180,7 +171,7 @@ class Grid:
         screened = None if self.screened is None else [sample_mean(self.screened[c]) if c else None for c in places]
         count = len(places)
         common = [
-            pa.array([self.encoded.fact.fact_id] * count, pa.string()),
+            pa.array([self.encoded.fact_id] * count, pa.string()),
             pa.array(np.full(count, window), pa.int32()),
             pa.array(index, pa.int32()),
         ]

@@ -11,8 +11,8 @@ from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
-from fasttrace.runs import describe_run
-from fasttrace.tracing.effects import check_protocol
+from fasttrace.protocols import check_protocol
+from fasttrace.runs import Run, describe_run
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
@@ -34,11 +34,11 @@ VERDICTS = pa.schema(
 class KnownResult:
     """run: the `runs` row. verdicts: one row a fact (VERDICTS): known, p(o_true), the 36 greedy tokens, and why not."""
 
-    run: dict[str, Any]
+    run: Run
     verdicts: pa.Table
 
 
-def known_run(model: Decoder, protocol: str) -> dict[str, Any]:
+def known_run(model: Decoder, protocol: str) -> Run:
     """The `runs` row of a known-facts check."""
     return describe_run("facts", model, {"greedy_tokens": GREEDY_TOKENS}, seed=0, protocol=protocol)
 
@@ -55,7 +55,7 @@ def check_known(
 
     protocol "paper": o_true appears in the text of the first 36 greedy tokens; "released" additionally wants
     p(o_true) ≥ 0.02. batch: prompts generated together. progress(n) is called after n more facts.
-    Source: paper, Appendix A; ALGORITHMS, section 1 ("Facts kept").
+    Source: paper, Appendix A; docs/algorithms.md, section 2 ("Known facts").
     """
     begun = time.perf_counter()
     check_protocol(protocol)
@@ -84,7 +84,7 @@ def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> li
             reason = f"p(o_true) = {p:.4f} is below {RELEASED_FLOOR}"
         rows.append(
             {
-                "fact_id": fact.fact.fact_id,
+                "fact_id": fact.fact_id,
                 "known": reason is None,
                 "p_true": p,
                 "p_first_token_top": bool(tokens) and tokens[0] == fact.target_true_ids[0],

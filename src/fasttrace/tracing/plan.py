@@ -3,22 +3,27 @@
 A cell takes a module's outputs at some tokens over the layers [start, stop) of a window from elsewhere. In a
 causal model that changes nothing below `start` and nothing before the token, so the cell's rows (its tail: the
 tokens from there on, in every noise sample) enter the pack after layer `start` and are all the cell ever
-computes (ALGORITHMS, section 8).
+computes (docs/algorithms.md, section 9).
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
+from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
+from fasttrace.ops.prefix_attention import Column, sequence_table
+from fasttrace.settings.trace import Module, Tokens
+from fasttrace.windows import window_interval
 
-MODULES = ("mlp", "attn", "block")
+MODULES = get_args(Module)
 METHODS = ("denoise", "noise", "zero")
-TOKENS = ("all", "subject", "last-subject", "whole-subject")
+TOKENS = get_args(Tokens)
 OWN, ZERO = -1, -2  # a row whose module output is its own, or nothing
 
 
@@ -55,12 +60,25 @@ class Cell(NamedTuple):
     tokens: int = 1
 
 
-def window_interval(layer: int, window: int, n_layers: int) -> tuple[int, int]:
-    """Layers [start, stop) of the window of size w at `layer`: max(0, ℓ - w//2) to min(L, ℓ - (-w//2)).
+class Spot(NamedTuple):
+    """Where an intervention is made: `tokens` tokens from `token` on."""
 
-    Source: the released code's rule (ALGORITHMS, section 1): w = 5 is ℓ±2, w = 10 is ℓ-5 … ℓ+4, clipped.
+    token: int
+    tokens: int
+
+
+class Tail(NamedTuple):
+    """Rows of a fact that advance together: its tokens from `token` on, in each of `passes` passes.
+
+    They enter the pack after layer `entered`, −1 for the rows that are there from the start. At their first `replaced`
+    tokens the module's output is taken from elsewhere in the layers below `stop`, 0 where it never is.
     """
-    return max(0, layer - window // 2), min(n_layers, layer - (-window // 2))
+
+    token: int
+    passes: int
+    entered: int = -1
+    stop: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,13 +98,24 @@ class TraceItem:
         """Prompt tokens T."""
         return len(self.encoded.ids)
 
+    def base_tails(self, corrupted: int) -> tuple[Tail, Tail]:
+        """The clean pass and the corrupted passes, which the cells start from. Before the subject they are the same."""
+        return Tail(0, passes=1), Tail(self.encoded.subject_begin, passes=corrupted)
+
+    def cell_tail(self, cell: Cell, runs: int) -> Tail:
+        """What a cell can change: nothing before its token and nothing below its window."""
+        return Tail(cell.token, runs, cell.start, cell.stop, cell.tokens)
+
     def base_rows(self, corrupted: int) -> int:
-        """Rows of the clean pass and the corrupted passes, which the cells start from."""
-        return len(self.ids) + corrupted * (len(self.ids) - self.encoded.subject_begin)
+        """Rows of `base_tails`."""
+        return sum(map(self._rows, self.base_tails(corrupted)))
 
     def cell_rows(self, cell: Cell, runs: int) -> int:
         """Rows a cell adds to the pack."""
-        return runs * (len(self.ids) - cell.token)
+        return self._rows(self.cell_tail(cell, runs))
+
+    def _rows(self, tail: Tail) -> int:
+        return tail.passes * (len(self.ids) - tail.token)
 
     def sees(self, model: Decoder, cell: Cell, intervention: Intervention) -> bool:
         """Whether a scored token can see what the cell changes. Its p is else the base pass's, and is not computed."""
@@ -98,21 +127,21 @@ class TraceItem:
         return model.reach(-1, self.encoded.subject_end - 1) >= self.length - 1
 
 
-def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[tuple[int, int]]:
-    """(first token, how many) of every intervention that is computed.
+def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[Spot]:
+    """Where every intervention that is computed is made.
 
     Noise cannot reach a token before the subject, so there only zeros change anything.
     Raises UserError for an unknown choice.
     """
     begin, end = encoded.subject_begin, encoded.subject_end
     if tokens == "all":
-        return [(t, 1) for t in range(0 if method == "zero" else begin, len(encoded.ids))]
+        return [Spot(t, 1) for t in range(0 if method == "zero" else begin, len(encoded.ids))]
     if tokens == "subject":
-        return [(t, 1) for t in range(begin, end)]
+        return [Spot(t, 1) for t in range(begin, end)]
     if tokens == "last-subject":
-        return [(end - 1, 1)]
+        return [Spot(end - 1, 1)]
     if tokens == "whole-subject":
-        return [(begin, end - begin)]
+        return [Spot(begin, end - begin)]
     raise UserError(f"tokens '{tokens}' is not one of {', '.join(TOKENS)}")
 
 
@@ -130,17 +159,28 @@ def make_item(
     """
     intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
     spots = traced_spots(encoded, tokens, method)
-    cells = tuple(Cell(t, a, c, count) for a, c in intervals for t, count in spots)
+    cells = tuple(Cell(spot.token, a, c, spot.tokens) for a, c in intervals for spot in spots)
     scored = tuple(encoded.target_true_ids if targets is None else targets)
     return TraceItem(encoded, (*encoded.ids, *scored[:-1]), scored, cells)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wave:
-    """Cells of one or more facts that advance together; a fact larger than memory is spread over waves."""
+    """Cells of one or more facts that advance together; a fact larger than memory is spread over waves.
 
-    items: list[tuple[int, list[Cell]]] = field(default_factory=list)
-    rows: int = 0
+    items: (number of the item, its cells). rows: of the base passes and the cells.
+    """
+
+    items: list[tuple[int, list[Cell]]]
+    rows: int
+
+
+class _Piece(NamedTuple):
+    """Cells of one fact that fit into a wave with the fact's base passes. rows: of both."""
+
+    number: int
+    cells: list[Cell]
+    rows: int
 
 
 def bytes_per_row(model: Decoder) -> int:
@@ -157,33 +197,26 @@ def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows
 
     Raises UserError where max_rows cannot hold one fact's base passes and its largest cell.
     """
-    corrupted, runs = intervention.corrupted, intervention.runs
-    waves: list[Wave] = []
-    wave = Wave()
+    runs = intervention.runs
+    pieces: list[_Piece] = []
     for number, item in enumerate(items):
-        base = item.base_rows(corrupted)
-        largest = max((item.cell_rows(cell, runs) for cell in item.cells), default=0)
+        base = item.base_rows(intervention.corrupted)
+        rows_of = functools.partial(item.cell_rows, runs=runs)
+        largest = max(map(rows_of, item.cells), default=0)
         if base + largest > max_rows:
             raise UserError(
-                f"memory: fact '{item.encoded.fact.fact_id}' needs {base + largest} rows at once and the budget "
+                f"memory: fact '{item.encoded.fact_id}' needs {base + largest} rows at once and the budget "
                 f"holds {max_rows}; a larger --memory or fewer --samples were wanted"
             )
-        whole = base + sum(item.cell_rows(cell, runs) for cell in item.cells)
-        if wave.items and wave.rows + min(whole, max_rows) > max_rows:
-            waves.append(wave)
-            wave = Wave()
-        wave.items.append((number, []))
-        wave.rows += base
-        for cell in item.cells:
-            rows = item.cell_rows(cell, runs)
-            if wave.rows + rows > max_rows:
-                waves.append(wave)
-                wave = Wave(items=[(number, [])], rows=base)
-            wave.items[-1][1].append(cell)
-            wave.rows += rows
-    if wave.items:
-        waves.append(wave)
-    return waves
+        for cells in pack_by_budget(item.cells, rows_of, max_rows - base) if item.cells else [[]]:
+            pieces.append(_Piece(number, cells, base + sum(map(rows_of, cells))))
+    last = {piece.number: piece for piece in pieces}
+    # The first pieces of a fact that is split get waves of their own; what is left after its last is shared.
+    size_of = lambda piece: piece.rows if piece is last[piece.number] else max_rows  # noqa: E731
+    return [
+        Wave([(piece.number, piece.cells) for piece in wave], sum(piece.rows for piece in wave))
+        for wave in pack_by_budget(pieces, size_of, max_rows)
+    ]
 
 
 def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -201,9 +234,9 @@ class Layout:
 
     Of every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose
     module output it takes inside its window, or OWN, or ZERO; stop (N,) first layer past that window, 0 without
-    one; position (N,) its token; scored (N,) bool, whether a target token is predicted there. sequences: (S, 8) as
-    ops.prefix_attention; fact: (S,) the sequence's fact in this wave. rows_at, sequences_at: (L + 1,) how many rows
-    and sequences are in the pack at each layer.
+    one; position (N,) its token; scored (N,) bool, whether a target token is predicted there. sequences: (S, 8), the
+    table of ops.prefix_attention; fact: (S,) the sequence's fact in this wave. rows_at, sequences_at: (L + 1,) how
+    many rows and sequences are in the pack at each layer.
     """
 
     def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: Wave, intervention: Intervention) -> None:
@@ -213,7 +246,7 @@ class Layout:
         length = np.array([len(item.ids) for item in self.items])
         subject = np.array([item.encoded.subject_begin for item in self.items])
         k = np.array([len(item.targets) for item in self.items])
-        base_rows = length + intervention.corrupted * (length - subject)
+        base_rows = np.array([item.base_rows(intervention.corrupted) for item in self.items])
         clean_begin = np.cumsum(base_rows) - base_rows
         corrupted_begin = clean_begin + length
         self.n_base = int(base_rows.sum())
@@ -224,21 +257,15 @@ class Layout:
         self.cells = sorted((x for x, can in zip(cells, seen, strict=True) if can), key=lambda x: x[1].start)
 
         # One row a sequence, base sequences first.
-        passes = 1 + intervention.corrupted
-        n_facts = len(self.items)
-        fact = np.repeat(np.arange(n_facts), passes)
-        sample = np.tile(np.arange(-1, intervention.corrupted), n_facts)
-        token = np.where(sample < 0, 0, subject[fact])
-        entering, stops, leading = (np.full(len(fact), x) for x in (-1, 0, 0))
-        if self.cells:
-            runs = intervention.runs
-            named = np.array([(f, *cell) for f, cell in self.cells]).repeat(runs, axis=0)
-            drawn = np.tile(np.arange(runs), len(self.cells))
-            columns = (fact, token, entering, stops, leading)
-            fact, token, entering, stops, leading = (
-                np.concatenate((base, column)) for base, column in zip(columns, named.T, strict=True)
-            )
-            sample = np.concatenate((sample, drawn))
+        base = [(f, tail) for f, item in enumerate(self.items) for tail in item.base_tails(intervention.corrupted)]
+        changed = [(f, self.items[f].cell_tail(cell, intervention.runs)) for f, cell in self.cells]
+        fact = np.array([f for f, _ in base + changed])
+        token, passes, entering, stops, leading = np.array([tail for _, tail in base + changed]).T
+        fact, token, entering, stops, leading = (
+            column.repeat(passes) for column in (fact, token, entering, stops, leading)
+        )
+        of_base = np.tile(np.arange(-1, intervention.corrupted), len(self.items))  # −1: the clean pass
+        sample = np.concatenate((of_base, np.tile(np.arange(intervention.runs), len(self.cells))))
         tail = length[fact] - token
         begin = np.cumsum(tail) - tail
         of_sample = corrupted_begin[fact] + sample * (length - subject)[fact]
@@ -254,12 +281,17 @@ class Layout:
         self.fact, self.token_begin = fact, token
         first_len = np.where(is_cell & ~np.array(denoise), token, np.minimum(token, subject[fact]))
         second = np.where(is_cell & denoise, token - first_len, 0)
-        zero = np.zeros_like(begin)
-        self.sequences = np.stack(
-            (begin, tail, np.where(first_len > 0, clean_begin[fact], 0), first_len,
-             np.where(second > 0, of_sample, 0), second, begin, tail), axis=1,
-        )  # fmt: skip
-        within = _ranges(zero, tail)
+        self.sequences = sequence_table(
+            q_begin=begin,
+            q_len=tail,
+            first_begin=np.where(first_len > 0, clean_begin[fact], 0),
+            first_len=first_len,
+            second_begin=np.where(second > 0, of_sample, 0),
+            second_len=second,
+            k_begin=begin,
+            k_len=tail,
+        )
+        within = _ranges(np.zeros_like(tail), tail)
         lead = within < np.repeat(leading, tail)
         patch = np.repeat(patch_begin, tail)
         self.base = _ranges(base_begin, tail)
@@ -274,6 +306,6 @@ class Layout:
     def queried(self, wanted: np.ndarray, n_sequences: int) -> np.ndarray:
         """The first n_sequences with only the rows wanted (a suffix of each) as queries, one after another."""
         table = self.sequences[:n_sequences].copy()
-        counts = np.add.reduceat(wanted.astype(np.int64), table[:, 6])
-        table[:, 0], table[:, 1] = np.cumsum(counts) - counts, counts
+        counts = np.add.reduceat(wanted.astype(np.int64), table[:, Column.K_BEGIN])
+        table[:, Column.Q_BEGIN], table[:, Column.Q_LEN] = np.cumsum(counts) - counts, counts
         return table

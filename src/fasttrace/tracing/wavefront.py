@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, rotary_rows, row_logprob
-from fasttrace.ops.dispatch import upload
+from fasttrace.ops.dispatch import download, upload
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
-from fasttrace.tracing.corrupt import embed_base
 from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
 
 TIDY_LAYERS = 4  # after every layer it would take 10 % of the time (bench/LOG.md)
@@ -56,12 +56,16 @@ class WaveResult:
 
 
 @torch.no_grad()
-def run_wave(
+def start_wave(
     model: Decoder, items: list[TraceItem], wave: Wave, intervention: Intervention, sigma: float, noise: str, seed: int,
     *, tidy: bool = False,
-) -> WaveResult:  # fmt: skip
-    """Compute one wave exactly. sigma, noise, seed: see `embed_base`. tidy: give freed memory back on the way, as a
-    sweep of several waves must to stay near its budget."""
+) -> Callable[[], WaveResult]:  # fmt: skip
+    """Compute one wave exactly; returns what waits for its result. A GPU is still computing when this returns, so that
+    the host can prepare the next wave meanwhile.
+
+    sigma, noise, seed: see `embed_base`. tidy: give freed memory back on the way, as a sweep of several waves must to
+    stay near its budget.
+    """
     layout = Layout(model, items, wave, intervention)
     encoded, ids = [item.encoded for item in layout.items], [item.ids for item in layout.items]
     with model.entry():
@@ -156,12 +160,17 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
     return upload(array, like.device)
 
 
-def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> WaveResult:
+def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> Callable[[], WaveResult]:
     """Read p off the scored rows h, in the order of the pack: each sequence's K rows together."""
     targets = [np.asarray(item.targets) for item in layout.items]
     wanted = np.concatenate([targets[fact] for fact in layout.fact])
     count = np.array([len(t) for t in targets])[layout.fact]
-    logp = row_logprob(model, h, _tensor(wanted, h)).double().cpu().numpy()
+    logp = download(row_logprob(model, h, _tensor(wanted, h)))
+    return lambda: _result(model, layout, wave, logp().astype(np.float64), count)
+
+
+def _result(model: Decoder, layout: Layout, wave: Wave, logp: np.ndarray, count: np.ndarray) -> WaveResult:
+    """logp: (rows,) log p of every scored row; count: (sequences,) how many of them are a sequence's."""
     p = np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
     passes, runs = 1 + layout.intervention.corrupted, layout.intervention.runs
     numbers = [number for number, _ in wave.items]

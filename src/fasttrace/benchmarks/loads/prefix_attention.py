@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.benchmarks.load import Draw, Load, Way
-from fasttrace.ops.prefix_attention import Sequences, prefix_attention, prefix_attention_reference
+from fasttrace.ops.prefix_attention import Column, Sequences, prefix_attention, prefix_attention_reference
 
 SHAPES = [{"facts": 1}, {"facts": 8}]
 BEGIN = 1
@@ -25,7 +25,7 @@ def load(
     assert sequences.groups  # made once a layer for all calls, and not to be seen by the compiler
     q = draw.normal(sequences.n_queries, heads, head_dim)
     k, v = draw.normal(rows, kv_heads, head_dim), draw.normal(rows, kv_heads, head_dim)
-    tail = sequences.table[:, 1]
+    tail = sequences.table[:, Column.Q_LEN]
     pairs = int((tail * length - tail * (tail - 1) // 2).sum())
     size = q.element_size()
     return Load(
@@ -49,7 +49,7 @@ def layer(facts: int, length: int, cells: int, samples: int) -> tuple[Sequences,
                 second = fact * kept + length + sample * (length - BEGIN)
                 table.append((queries, tail, fact * kept, BEGIN, second, token - BEGIN, rows, tail))
                 queries, rows = queries + tail, rows + tail
-    return Sequences(np.array(table, dtype=np.int64)), rows
+    return Sequences(np.array(table, dtype=np.int64)), rows  # columns in the order of Column
 
 
 def _copied(length: int) -> Way:

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from fasttrace.benchmarks.load import Draw, Load, traffic
-from fasttrace.ops.gated import silu_mul_, silu_mul_reference
+from fasttrace.ops.silu_mul import silu_mul_, silu_mul_reference
 
 SHAPES: list[dict[str, int]] = [{}]
 

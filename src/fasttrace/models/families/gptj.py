@@ -1,13 +1,13 @@
-"""GPT-J: attention and MLP in parallel from one LayerNorm, part of each head turned in interleaved pairs."""
+"""GPT-J: attention and MLP in parallel from one LayerNorm; part of each head is rotated in interleaved pairs."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fasttrace.models.activations import activation
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
+from fasttrace.ops.rotary import partial_rotary_
 
 
 class GPTJBlock(Block):
@@ -27,20 +27,15 @@ class GPTJBlock(Block):
         return self.layer.ln_1(h)
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return self._turn(linear(x, self.attn.q_proj.weight), *rotary)
+        return self._rotate(linear(x, self.attn.q_proj.weight), rotary)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        k = self._turn(linear(x, self.attn.k_proj.weight), *rotary)
+        k = self._rotate(linear(x, self.attn.k_proj.weight), rotary)
         return k, linear(x, self.attn.v_proj.weight).view(-1, self.n_heads, self.head_dim)
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: (N, d), cos, sin: (N, r/2) → (N, H, hd), of each head dimension 2i turned with 2i + 1 up to r."""
-        x = x.view(-1, self.n_heads, self.head_dim)
-        turned = 2 * cos.shape[1]
-        even, odd = x[..., :turned:2], x[..., 1:turned:2]
-        cos, sin = cos[:, None], sin[:, None]
-        pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-        return torch.cat((pairs.flatten(-2), x[..., turned:]), dim=-1)
+    def _rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """x: (N, d) queries or keys, overwritten → (N, H, hd), with the first 2·rotary dims of each head rotated."""
+        return partial_rotary_(x.view(-1, self.n_heads, self.head_dim), *rotary, interleaved=True)
 
     def attn_out(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.out_proj.weight)
@@ -76,7 +71,7 @@ class GPTJDecoder(Decoder):
 
     def rotary(self, positions: Tensor) -> Rotary:
         base = self.hf.transformer
-        # Older releases of transformers keep the table in every attention.
+        # Older releases of transformers keep the table in every attention module.
         table = (base.rotary_emb if hasattr(base, "rotary_emb") else base.h[0].attn).embed_positions
         sin, cos = table.to(positions.device, self.dtype)[positions].chunk(2, dim=-1)
         return cos, sin

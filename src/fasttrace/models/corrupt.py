@@ -1,8 +1,9 @@
-"""Noise on the subject's token embeddings: how large, and which numbers (ALGORITHMS, section 1)."""
+"""Noise on the subject's token embeddings: how large, and which numbers (docs/algorithms.md, section 3)."""
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from fasttrace.facts.tokens import EncodedFact, encode_target
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import Batch, embed, forward, pack, row_logits
 from fasttrace.ops.noised_embed import fact_key, noised_embed
+from fasttrace.settings.common import Noise
 
-NOISES = ("philox", "released")
+NOISES = get_args(Noise)
 
 # σ as published: (model type, layers) → standard deviation added to the embeddings.
 PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
@@ -72,7 +74,7 @@ def embed_base(
     Raises UserError for an unknown noise.
     """
     if noise not in NOISES:
-        raise UserError(f"noise '{noise}' is not one of {', '.join(NOISES)}")
+        raise UserError(f"noise: expected one of {', '.join(NOISES)}, got '{noise}'")
     row_ids, sample, token, key, noised = [], [], [], [], []
     for fact, tokens in zip(facts, ids, strict=True):
         t, b, e = len(tokens), fact.subject_begin, fact.subject_end
@@ -82,7 +84,7 @@ def embed_base(
         row_ids.append(np.asarray(tokens)[place])
         sample.append(which)
         token.append(place)
-        key.append(np.full(length, fact_key(fact.fact.fact_id)))
+        key.append(np.full(length, fact_key(fact.fact_id)))
         noised.append((which >= 0) & (place >= b) & (place < e))
     to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
     positions = to(token)
@@ -159,7 +161,7 @@ def embed_corrupted(
         if subject is None:
             continue
         rows, count = slice(first + subject.begin, first + subject.end), subject.end - subject.begin
-        hit[rows], key[rows] = True, fact_key(subject.fact.fact.fact_id)
+        hit[rows], key[rows] = True, fact_key(subject.fact.fact_id)
         token[rows] = subject.fact.subject_begin + np.arange(count)
         if corruption.noise == "released":
             drawn.append(np.random.RandomState(1).randn(corruption.sample + 1, count, model.width)[-1])
@@ -178,7 +180,7 @@ def corrupted_output(
     model: Decoder, facts: Sequence[EncodedFact], lengths: Sequence[int], corruption: Corruption
 ) -> list[tuple[int, ...]]:
     """The likeliest `lengths` tokens after each fact's corrupted prompt, an end-of-text token included: o_noise
-    (ALGORITHMS, section 3)."""
+    (docs/algorithms.md, section 11)."""
     ids = [list(fact.ids) for fact in facts]
     subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
     for _ in range(max(lengths, default=0)):
@@ -199,10 +201,10 @@ def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Co
 
     Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed
     and the fact, where the released code goes on with torch's one generator: the same distribution, other draws.
-    Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); ALGORITHMS, section 3.
+    Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); docs/algorithms.md, section 11.
     """
     ids = [list(fact.ids) for fact in facts]
-    draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact.fact_id))) for fact in facts]
+    draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact_id))) for fact in facts]
     while short := [i for i, tokens in enumerate(ids) if len(tokens) < RELEASED_TOKENS]:
         batch = pack(model, [ids[i] for i in short])
         subjects = [Subject(facts[i], facts[i].subject_begin, facts[i].subject_end) for i in short]

@@ -2,7 +2,7 @@
 
 It knows nothing of fasttrace's engine: prompts are encoded with the tokenizer, noise is handed in as numbers,
 and a hook replaces module outputs: an MLP's (as its down-projection makes it), what attention adds to the residual
-stream, or the stream after a block. Source: paper, section 3.2; ALGORITHMS, section 1.
+stream, or the stream after a block. Source: paper, section 3.2; docs/algorithms.md, sections 3 to 7.
 """
 
 import numpy as np

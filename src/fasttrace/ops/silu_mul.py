@@ -5,15 +5,15 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     """gate ← round(silu(gate)) · up, with silu(x) = x / (1 + e^(−x)) and `round` to the dtype of gate.
 
     gate, up: one shape, usually (N, m), one dtype of float32, bfloat16, float16 and float64.
-    impl: "reference" is torch, on any device; "native" is the CPU's (float32 and bfloat16, gate contiguous);
-    "auto" takes native where it applies.
+    impl: "reference" is torch, on any device; "native" is the CPU's (float32 and bfloat16), "triton" the GPU's (float16
+    too), both for a contiguous gate; "auto" takes what applies.
     Returns gate itself, written; where autograd records a gradient, a new tensor, by the reference, and gate
     stays.
 
@@ -25,11 +25,17 @@ def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     if up.shape != gate.shape or up.dtype != gate.dtype:
         found, wanted = f"{tuple(up.shape)} {up.dtype}", f"{tuple(gate.shape)} {gate.dtype}"
         raise UserError(f"silu_mul_: up is {found}, {wanted} as gate was wanted")
-    why = native.row_op_problem(gate, up)
-    if why is None and not gate.is_contiguous():
-        why = f"the compiled kernel takes gate contiguous, and its strides are {gate.stride()}"
-    if choose("silu_mul_", impl, {"reference": None, "native": why}, gate, up) == "native":
+    why = native.row_op_reason(gate, up)
+    no_triton = narrow_triton_reason(gate, up)
+    if not gate.is_contiguous():
+        gaps = f"the compiled kernel takes gate contiguous, and its strides are {gate.stride()}"
+        why, no_triton = why or gaps, no_triton or gaps
+    taken = choose("silu_mul_", impl, {"reference": None, "triton": no_triton, "native": why}, gate, up)
+    if taken == "native":
         torch.ops.fasttrace.silu_mul_(gate, up.contiguous())
+        return gate
+    if taken == "triton":
+        triton_launcher("silu_mul")(gate, up.contiguous())
         return gate
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         return silu_mul_reference(gate, up)
@@ -45,5 +51,5 @@ def _fake(gate: Tensor, up: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::silu_mul_")(_fake)

@@ -146,7 +146,7 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
 
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
-    # transformers' eager attention takes its softmax in float32 even in a float64 model; sdpa, where it has it, does not.
+    # transformers' eager attention takes its softmax in float32 even in a float64 model; its sdpa does not.
     family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"

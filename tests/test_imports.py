@@ -1,0 +1,110 @@
+"""The import graph of the package, read from its source: no circles, and every import points upstream.
+
+Imports inside functions count as those at the top of a module do; those for type checking alone are left out.
+"""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "fasttrace": ROOT / "src/fasttrace",
+    "fasttrace.kernels": ROOT / "kernels",
+    "fasttrace.analysis": ROOT / "analysis",
+}
+
+# From upstream to downstream: a part imports only from itself and from the lines above its own. "fasttrace" is the
+# package's __init__, the public functions.
+ORDER = [
+    ("errors", "version"),
+    ("memory", "optional", "places", "protocols", "windows"),
+    ("settings",),
+    ("facts", "kernels"),
+    ("ops",),
+    ("models",),
+    ("runs",),
+    ("tracing",),
+    ("editing",),
+    ("workflow",),
+    ("store",),
+    ("fasttrace",),
+    ("analysis", "benchmarks"),
+    ("study", "studies"),
+    ("cli",),
+]
+LINE = {part: number for number, line in enumerate(ORDER) for part in line}
+
+
+def module_files() -> dict[str, Path]:
+    """{a module's name: its file}; a package goes by its own name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+FILES = module_files()
+
+
+def imports_of(name: str) -> set[str]:
+    """The package's own modules that a module imports, itself aside."""
+    path = FILES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            # What is imported from a package is a module of it, or something in its __init__.
+            found |= {inner if (inner := f"{source}.{alias.name}") in FILES else source for alias in node.names}
+    return {one for one in found if one in FILES} - {name}
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING:`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from executed(other)
+        else:
+            yield from executed(child)
+
+
+GRAPH = {name: imports_of(name) for name in FILES}
+
+
+def part_of(name: str) -> str:
+    """facts, ops, cli, …"""
+    return name.split(".")[1] if "." in name else name
+
+
+def test_what_counts_as_an_import():
+    assert "fasttrace.store" in GRAPH["fasttrace"], "an import in a function"
+    assert "fasttrace.cli.deliver" in GRAPH["fasttrace.cli.sql"], "a relative import"
+    assert "fasttrace.ops.native" in GRAPH["fasttrace.ops.rank_one"], "a module imported from its package"
+    assert "fasttrace.facts" in GRAPH["fasttrace.workflow"], "what a package's __init__ offers"
+    assert "if TYPE_CHECKING:\n    from fasttrace.store" in FILES["fasttrace.study"].read_text()
+    assert not {name for name in GRAPH["fasttrace.study"] if part_of(name) == "store"}, "an import for types alone"
+
+
+def test_there_are_no_circles():
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError with the circle
+
+
+def test_imports_point_upstream():
+    unplaced = {part_of(name) for name in GRAPH} - set(LINE)
+    assert not unplaced, "expected every part of the package in ORDER"
+    downstream = {
+        f"{name} imports {imported}"
+        for name, imports in GRAPH.items()
+        for imported in imports
+        if part_of(name) != part_of(imported) and LINE[part_of(imported)] >= LINE[part_of(name)]
+    }
+    assert not downstream

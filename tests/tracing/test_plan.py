@@ -1,0 +1,69 @@
+"""Waves: which cells go together. The oracle packs them one after another, as it is told in `split_waves`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fasttrace.errors import UserError
+from fasttrace.facts import EncodedFact, Fact
+from fasttrace.tracing.plan import Intervention, make_item, split_waves
+
+N_LAYERS = 4
+
+
+def item(length, begin, targets):
+    ids = tuple(range(length))
+    fact = Fact("{} is", f"subject {length} {begin} {targets}", "true")
+    encoded = EncodedFact(fact, ids, tuple(map(str, ids)), begin, begin + 1, tuple(range(targets)), None)
+    return make_item(encoded, [3], N_LAYERS, "all")
+
+
+def one_after_another(items, intervention, max_rows):
+    """[(cells by item, rows)]: a fact that does not fit into what is left of a wave begins a new one, and so does each
+    cell of it that does not."""
+    waves, cells, rows = [], [], 0
+    for number, one in enumerate(items):
+        base = one.base_rows(intervention.corrupted)
+        sizes = [one.cell_rows(cell, intervention.runs) for cell in one.cells]
+        if cells and rows + min(base + sum(sizes), max_rows) > max_rows:
+            waves.append((cells, rows))
+            cells, rows = [], 0
+        cells.append((number, []))
+        rows += base
+        for cell, size in zip(one.cells, sizes, strict=True):
+            if rows + size > max_rows:
+                waves.append((cells, rows))
+                cells, rows = [(number, [])], base
+            cells[-1][1].append(cell)
+            rows += size
+    return [*waves, (cells, rows)]
+
+
+shapes = st.tuples(st.integers(2, 9), st.integers(0, 8), st.integers(1, 3)).map(lambda x: (x[0], x[1] % x[0], x[2]))
+
+
+@given(st.lists(shapes, min_size=1, max_size=8), st.sampled_from([("denoise", 2), ("zero", 0)]), st.integers(0, 300))
+def test_waves_are_packed_in_order(drawn, how, more):
+    items, intervention = [item(*shape) for shape in drawn], Intervention("mlp", how[0], how[1])
+    least = max(
+        one.base_rows(intervention.corrupted) + max(one.cell_rows(cell, intervention.runs) for cell in one.cells)
+        for one in items
+    )
+    found = split_waves(items, intervention, least + more)
+    assert [(wave.items, wave.rows) for wave in found] == one_after_another(items, intervention, least + more)
+    assert max(wave.rows for wave in found) <= least + more
+    with pytest.raises(UserError, match=rf"needs {least} rows at once and the budget holds {least - 1}"):
+        split_waves(items, intervention, least - 1)
+
+
+def test_what_is_left_after_a_fact_that_is_split_is_shared():
+    """Of budgets drawn at random few leave a whole fact's room behind the last piece."""
+    large, small = item(9, 0, 1), item(2, 1, 1)
+    intervention = Intervention("mlp", "zero", 0)
+    budget = next(
+        budget
+        for budget in range(20, 400)
+        if len(waves := split_waves([large, small], intervention, budget)) > 1 and len(waves[-1].items) == 2
+    )
+    found = split_waves([large, small], intervention, budget)
+    assert [(wave.items, wave.rows) for wave in found] == one_after_another([large, small], intervention, budget)
