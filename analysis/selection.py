@@ -92,7 +92,8 @@ def _selected(rows: duckdb.DuckDBPyRelation, names: Sequence[str], where: Sequen
     n_selected = n + sum(table["rows"].to_pylist())
     if not n:
         raise UserError(_nothing(names, where, n_selected, table))
-    columns = kept.project(", ".join(_as_number(name, kinds[name]) for name in names)).to_arrow_table()
+    ordered = kept.order("edit_run_id, trace_run_id, problem, method, fact_id, layer")  # sums then repeat to the bit
+    columns = ordered.project(", ".join(_as_number(name, kinds[name]) for name in names)).to_arrow_table()
     describes = {name: sorted(values) for name, values in zip(DESCRIBES, found, strict=True) if values}
     return Selection(columns, n_facts, n_selected, table, describes)
 

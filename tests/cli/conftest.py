@@ -3,22 +3,15 @@
 import io
 import shutil
 import sys
-from typing import NamedTuple
 
 import pytest
+from command_line import Done
 from made_results import made_edit, made_known, made_trace
 
 from fasttrace.cli import main
 from fasttrace.store import Store
 
 IDS = [f"f{i}" for i in range(15)]
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="module")
