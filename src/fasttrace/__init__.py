@@ -19,6 +19,7 @@ from fasttrace.tracing import check_known, trace
 from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from fasttrace.analysis.regress import regress
     from fasttrace.store import Store, Stores
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "load_facts",
     "load_model",
     "mass_edit",
+    "regress",
     "second_moments",
     "trace",
     "wrap_model",
@@ -52,9 +54,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The store needs duckdb, which machines that only trace may lack.
+    # The store and what reads it need duckdb, which machines that only trace may lack.
     if name in ("Store", "Stores"):
         import fasttrace.store
 
         return getattr(fasttrace.store, name)
+    if name == "regress":
+        from fasttrace.analysis.regress import regress
+
+        return regress
     raise AttributeError(f"module 'fasttrace' has no attribute '{name}'")

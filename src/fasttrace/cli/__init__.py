@@ -8,13 +8,13 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 
-from . import bench, edit, machine, read, sql, study, trace
+from . import bench, edit, machine, read, regress, sql, study, trace
 
 __all__ = ["cli", "main"]
 
 VERBS = (
     trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.study, study.demo,
-    sql.sql, read.tables, read.figures, read.report, bench.bench, machine.env,
+    sql.sql, regress.regress, read.tables, read.figures, read.report, bench.bench, machine.env,
 )  # fmt: skip
 
 
