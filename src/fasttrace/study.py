@@ -19,7 +19,8 @@ from fasttrace.editing.moments import Moments
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact, load_facts
 from fasttrace.models.adapter import Decoder
-from fasttrace.places import check_file, check_folder
+from fasttrace.models.flops import linear_flops
+from fasttrace.places import check_file, check_folder, replacing
 from fasttrace.settings.base import carried, check_names, replaced
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import SOLVED, method_settings
@@ -27,7 +28,7 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, EditTable, FactSettings, StudySettings, keys
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
-from fasttrace.tracing.cost import block_rate, linear_flops
+from fasttrace.tracing.cost import block_rate
 from fasttrace.tracing.known import known_run
 from fasttrace.workflow import edit_into, known_into, trace_into
 
@@ -300,7 +301,8 @@ def write_results(store: "Store", out: Path) -> list[Path]:
             for format, ending in (("markdown", "md"), ("csv", "csv")):
                 path = out / "tables" / f"table-{number}.{ending}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(render(table, format, title=f"Table {number}. {one.title}"), encoding="utf-8")
+                with replacing(path) as draft:
+                    draft.write_text(render(table, format, title=f"Table {number}. {one.title}"), encoding="utf-8")
                 written.append(path)
     for number, one in FIGURES.items():
         if what_is_missing(there, one) is None:

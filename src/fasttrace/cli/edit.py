@@ -86,7 +86,7 @@ def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, d
 
 def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
     """A plan's edits: its run may also have those that the same settings gave other facts and layers."""
-    mine = [fact.fact.fact_id for fact in plan.encoded]
+    mine = [fact.fact_id for fact in plan.encoded]
     sql = f"SELECT {columns} FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
     return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
 

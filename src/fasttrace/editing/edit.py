@@ -159,7 +159,7 @@ def _noise_targets(
             outputs = released_output(model, encoded, corruption)
         else:
             outputs = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
-    return {f.fact.fact_id: ids for f, ids in zip(encoded, outputs, strict=True)}
+    return {f.fact_id: ids for f, ids in zip(encoded, outputs, strict=True)}
 
 
 def _too_unlikely(model: Decoder, encoded: list[EncodedFact]) -> dict[str, str]:
@@ -167,7 +167,7 @@ def _too_unlikely(model: Decoder, encoded: list[EncodedFact]) -> dict[str, str]:
     with model.products():
         p = sequence_logprob(model, [f.ids for f in encoded], [f.target_true_ids for f in encoded]).exp().tolist()
     return {
-        f.fact.fact_id: f"p(o_true) = {value:.4f} is below {ERASURE_FLOOR}, too little to erase"
+        f.fact_id: f"p(o_true) = {value:.4f} is below {ERASURE_FLOOR}, too little to erase"
         for f, value in zip(encoded, p, strict=True)
         if value < ERASURE_FLOOR
     }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, as_kept
-from fasttrace.editing.wave import Span, Visited, Wave, walk
+from fasttrace.editing.wave import Job, Span, Visited, Wave, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
@@ -83,10 +83,10 @@ class FineTuneBatch:
         self,
         model: Decoder,
         examples: Sequence[Example],
-        problems: Sequence[tuple[int, int, tuple[int, ...]]],
+        problems: Sequence[Job],
         corruption: Corruption | None = None,
     ) -> None:
-        """problems: (example number, layer it is sent to, the window it changes)."""
+        """problems: whose facts are numbers of examples."""
         self.model, self.examples, self.problems = model, list(examples), list(problems)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):

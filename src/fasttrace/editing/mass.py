@@ -26,7 +26,7 @@ from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact
-from fasttrace.memory import parse_bytes
+from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
@@ -89,7 +89,7 @@ class MassPlan:
     @property
     def facts(self) -> list[EncodedFact]:
         """What is edited, in order; facts the problem leaves out are not."""
-        return [f for f in self.plan.encoded if f.fact.fact_id not in self.plan.left_out]
+        return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
 
     def compute(self, *, memory: str | int | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
         """Edit and score. memory: bytes for what is in flight; None: the settings'. progress(n): n more facts have
@@ -140,7 +140,7 @@ class MassPlan:
         assert plan.moments is not None
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
-        ready = {f.fact.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
+        ready = {f.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
         found = [one.unseen(view, window[-1]) for one in ready.values()]
         unseen = {fact_id: why for fact_id, why in zip(ready, found, strict=True) if why is not None}
         if len(unseen) == len(group):
@@ -148,11 +148,11 @@ class MassPlan:
         v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
-                view, [ready[f.fact.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
+                view, [ready[f.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
             )
             v0.append(batch.clean.v0[window[-1]])
             delta = torch.zeros_like(v0[-1], dtype=torch.float32)
-            seen = [n for n, (fact, _) in enumerate(part) if fact.fact.fact_id not in unseen]
+            seen = [n for n, (fact, _) in enumerate(part) if fact.fact_id not in unseen]
             if seen:
                 problems = [(n, window[-1]) for n in seen]
                 delta[seen], _ = batch.optimise(problems, plan.hyperparameters, minimise=plan.problem.minimise)
@@ -182,18 +182,18 @@ class MassPlan:
         plan = self.plan
         for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
             scores = score_row(prompts[position], before[position], logp, plan.problem, plan.settings.protocol)
-            about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact.fact_id)}
+            about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact_id)}
             yield {**self._name(landed, fact), **about, **scores}
 
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
-        left = [fact for fact in self.plan.encoded if fact.fact.fact_id in why]
-        return [{**self._name(len(self.facts), fact), "reason": why[fact.fact.fact_id]} for fact in left]
+        left = [fact for fact in self.plan.encoded if fact.fact_id in why]
+        return [{**self._name(len(self.facts), fact), "reason": why[fact.fact_id]} for fact in left]
 
     def _name(self, landed: int, fact: EncodedFact) -> dict[str, Any]:
         return {
             "landed": landed,
-            "fact_id": fact.fact.fact_id,
+            "fact_id": fact.fact_id,
             "problem": self.plan.problem.name,
             "method": self.plan.settings.method,
             "layer": self.plan.layers[0],
@@ -204,19 +204,12 @@ class MassPlan:
 def _log_probabilities(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[np.ndarray]:
     """Each fact's (prompts, 3) log-probabilities in the model as it now is."""
     corruption = plan.corruption if plan.problem.corrupted else None
-    result: list[np.ndarray] = []
-    part: list[list[ScoredPrompt]] = []
-    rows = 0
-    for fact in prompts:
-        tokens = sum(2 * len(p.ids) + len(p.targets[0] or ()) for p in fact)
-        if part and rows + tokens > SCORE_ROWS:
-            result += Scorer(model, part, (), corruption).before
-            part, rows = [], 0
-        part.append(fact)
-        rows += tokens
-    if part:
-        result += Scorer(model, part, (), corruption).before
-    return result
+    parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
+    return [table for part in parts for table in Scorer(model, part, (), corruption).before]
+
+
+def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
+    return sum(2 * len(prompt.ids) + len(prompt.targets[0] or ()) for prompt in prompts)
 
 
 @settings("mass")
@@ -271,7 +264,7 @@ def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassA
     of_edits = json.loads(plan.run["settings"])
     unread = settings_of(EditSettings).keys() - of_edits.keys()
     described = {**run_settings(settled, without=unread), **of_edits}
-    described["facts"] = [f.fact.fact_id for f in plan.encoded]
+    described["facts"] = [f.fact_id for f in plan.encoded]
     run = describe_run("mass", model, described, seed=asked.seed, protocol=asked.protocol)
     return MassPlan(plan, at_once, score_every, run)
 

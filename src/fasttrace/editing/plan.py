@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from fasttrace.editing.problems import Problem
 from fasttrace.editing.rome import solve_rome
 from fasttrace.editing.scores import ScoredPrompt, Scorer, prompt_row, score_row, scored_prompts
 from fasttrace.editing.value import ValueBatch, contexts_of
+from fasttrace.editing.wave import Job
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact
-from fasttrace.memory import parse_bytes
+from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption
 from fasttrace.runs import Run
@@ -137,11 +140,9 @@ class EditPlan:
         memory: bytes for the edits in flight; None: the settings'.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
-        todo = [
-            (fact, [layer for layer in self.layers if (fact.fact.fact_id, layer) not in skip]) for fact in self.encoded
-        ]
-        left = [(f, layers) for f, layers in todo if layers and f.fact.fact_id in self.left_out]
-        todo = [(f, layers) for f, layers in todo if layers and f.fact.fact_id not in self.left_out]
+        todo = [(fact, [layer for layer in self.layers if (fact.fact_id, layer) not in skip]) for fact in self.encoded]
+        left = [(f, layers) for f, layers in todo if layers and f.fact_id in self.left_out]
+        todo = [(f, layers) for f, layers in todo if layers and f.fact_id not in self.left_out]
         if left:
             yield self._left_out(left)
             if progress is not None:
@@ -170,7 +171,7 @@ class EditPlan:
         ids = {
             "true": fact.target_true_ids,
             "false": fact.target_false_ids,
-            "noise": self.noise_targets.get(fact.fact.fact_id),
+            "noise": self.noise_targets.get(fact.fact_id),
         }[self.problem.target]
         assert ids is not None
         return ids
@@ -181,23 +182,9 @@ class EditPlan:
 
     def groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
         """Facts whose problems fit into memory together; one fact's layers are split where they do not."""
-        group: list[Todo] = []
-        used = 0
-        for fact, layers in todo:
-            part: list[int] = []
-            for layer in layers:
-                need = self._bytes(fact, layer)
-                if used and used + need > memory:
-                    if part:
-                        group.append((fact, part))
-                    yield group
-                    group, part, used = [], [], 0
-                part.append(layer)
-                used += need
-            if part:
-                group.append((fact, part))
-        if group:
-            yield group
+        single = [(fact, layer) for fact, layers in todo for layer in layers]
+        for group in pack_by_budget(single, lambda job: self._bytes(*job), memory):
+            yield [(fact, [layer for _, layer in mine]) for fact, mine in groupby(group, key=itemgetter(0))]
 
     def _bytes(self, fact: EncodedFact, layer: int) -> int:
         """Bytes of one problem in flight, at the larger of its two stages.
@@ -223,13 +210,13 @@ class EditPlan:
         """The edits of facts that go together, unscored: by fact and layer in the order they were solved in."""
         targets = [self.target_ids(f) for f, _ in facts]
         # An edit's rows enter where its first change (of a weight, or of δ) is made.
-        problems = [(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
+        jobs = [Job(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
         minimise = self.problem.minimise
         corruption = self.corruption if self.problem.corrupted else None
         if isinstance(self.hyperparameters, FineTuneSettings):
-            problems.sort(key=lambda x: (x[2], x[1], x[0]))
+            jobs.sort(key=lambda job: (job.window, job.layer, job.fact))
             examples = [Example(f, target) for (f, _), target in zip(facts, targets, strict=True)]
-            return FineTuneBatch(self.model, examples, problems, corruption).optimise(
+            return FineTuneBatch(self.model, examples, jobs, corruption).optimise(
                 self.hyperparameters, minimise=minimise
             )
         assert self.moments is not None
@@ -237,25 +224,25 @@ class EditPlan:
             contexts_of(self.model, f, target, self.contexts) for (f, _), target in zip(facts, targets, strict=True)
         ]
         edits: list[Edit] = []
-        for n, layer, window in list(problems):
-            if why := ready[n].unseen(self.model, window[-1]):
-                edits.append(zero_edit(self.model, ready[n].fact.fact.fact_id, layer, window, why))
-                problems.remove((n, layer, window))
-        if not problems:
+        for job in list(jobs):
+            if why := ready[job.fact].unseen(self.model, job.window[-1]):
+                edits.append(zero_edit(self.model, ready[job.fact].fact.fact_id, job.layer, job.window, why))
+                jobs.remove(job)
+        if not jobs:
             return edits
-        problems.sort(key=lambda x: (x[2][-1], x[1], x[0]))
-        where = [(n, window[-1]) for n, _, window in problems]
+        jobs.sort(key=lambda job: (job.window[-1], job.layer, job.fact))
+        where = [(job.fact, job.window[-1]) for job in jobs]
         layers = [layer for _, layer in where]
         if isinstance(self.hyperparameters, RomeSettings):
             batch = ValueBatch(self.model, ready, layers, corruption=corruption)
             delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
             return edits + solve_rome(batch, where, self.hyperparameters, self.moments, delta, loss)
-        starts = [window[0] for _, _, window in problems]
+        starts = [job.window[0] for job in jobs]
         batch = ValueBatch(self.model, ready, layers, at="block", starts=starts, corruption=corruption)
         delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
-        for layer in sorted({layer for _, layer, _ in problems}):
-            here = [i for i, (_, at, _) in enumerate(problems) if at == layer]
-            mine = [problems[i][0] for i in here]
+        for layer in sorted({job.layer for job in jobs}):
+            here = [i for i, job in enumerate(jobs) if job.layer == layer]
+            mine = [jobs[i].fact for i in here]
             window = self.window(layer)
             edits += spread_memit(
                 batch, mine, layer, window, self.hyperparameters, self.moments, delta[here], loss[here]
@@ -265,7 +252,7 @@ class EditPlan:
     def _score(
         self, facts: list[EncodedFact], edits: list[Edit], texts: dict[str, list[tuple[int, ...]]]
     ) -> EditResult:
-        number = {f.fact.fact_id: i for i, f in enumerate(facts)}
+        number = {f.fact_id: i for i, f in enumerate(facts)}
         prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
         corruption = self.corruption if self.problem.corrupted else None
         scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], corruption)
@@ -294,11 +281,11 @@ class EditPlan:
 
     def prompts(self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = ()) -> list[ScoredPrompt]:
         """What the fact's edits are scored on."""
-        return scored_prompts(self.model, fact, self.problem, self.noise_targets.get(fact.fact.fact_id), essence)
+        return scored_prompts(self.model, fact, self.problem, self.noise_targets.get(fact.fact_id), essence)
 
     def _left_out(self, facts: list[Todo]) -> EditResult:
         rows = [
-            {**self._name(f.fact.fact_id, layer), "reason": self.left_out[f.fact.fact_id]}
+            {**self._name(f.fact_id, layer), "reason": self.left_out[f.fact_id]}
             for f, layers in facts
             for layer in layers
         ]

@@ -6,6 +6,7 @@ only through the layers above, with the rows of every other problem (docs/algori
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +46,14 @@ def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], Non
         visit(Visited(layer, h, k, v, middle, key, value, out))
         h = out
     return h
+
+
+class Job(NamedTuple):
+    """An edit to compute: the number of its fact, the layer it is sent to, and the layers that it changes."""
+
+    fact: int
+    layer: int
+    window: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +89,7 @@ class TracePlan:
 
         memory: bytes for activations, weights not counted; None: the settings'. progress(n): called after n more facts.
         """
-        todo = [f for f in self.encoded if f.fact.fact_id not in skip]
+        todo = [f for f in self.encoded if f.fact_id not in skip]
         report, budget = progress or (lambda n: None), self._budget(memory)
         if self.settings.keep == "all":
             yield from self._traced(todo, budget, report)
@@ -147,8 +147,8 @@ class TracePlan:
             rows = [self._row(items[n], grid) for n, grid in zip(done, grids, strict=True)]
             yield rows, grids, sum(item_flops(self.model, items[n], self.intervention) for n in done)
 
-    def _waves(self, items: list[TraceItem], budget: int) -> Iterator[tuple[list[int], Any, Any, Any]]:
-        """(finished facts, clean p, noised p, cells) after each wave that finishes facts."""
+    def _waves(self, items: list[TraceItem], budget: int) -> Iterator["_Finished"]:
+        """After each wave that finishes facts, their values."""
         waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model))
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
@@ -158,7 +158,7 @@ class TracePlan:
             done = [number for number, _ in wave.items if last_wave[number] == i]
             if done:
                 mine = {n: values.pop(n, {}) for n in done}
-                yield done, result.clean, result.noised, mine
+                yield _Finished(done, result.clean, result.noised, mine)
 
     def _results(self, items: list[TraceItem], waves: list[Wave]) -> Iterator[tuple[int, Wave, WaveResult]]:
         """(number, wave, result) of every wave; on a GPU the next wave is started before a result is waited for."""
@@ -248,9 +248,21 @@ class TracePlan:
         )
 
 
-def _unverified(found: AttributionResult, count: int) -> Iterator[tuple[list[int], Any, Any, Any]]:
+class _Finished(NamedTuple):
+    """Facts, by number, whose cells are all computed.
+
+    clean, noised: as in WaveResult. cells: fact → cell → (runs,) p.
+    """
+
+    facts: list[int]
+    clean: dict[int, float]
+    noised: dict[int, np.ndarray]
+    cells: dict[int, dict[Cell, np.ndarray]]
+
+
+def _unverified(found: AttributionResult, count: int) -> Iterator[_Finished]:
     """What `_waves` would yield, had no cell to be computed."""
-    yield list(range(count)), found.clean, found.noised, {n: {} for n in range(count)}
+    yield _Finished(list(range(count)), found.clean, found.noised, {n: {} for n in range(count)})
 
 
 @settings("trace")
@@ -278,7 +290,7 @@ def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArgu
         raise UserError("trace: facts: expected at least one, got none")
     encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
     for fact in encoded:
-        model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact.fact_id}'")
+        model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact_id}'")
     screened = asked.method == "attribution"
     intervention = Intervention(asked.module, "denoise" if screened else asked.method, asked.samples)
     sigma = noise_sigma(model, encoded, asked.sigma) if intervention.corrupted else None
@@ -308,7 +320,7 @@ def trace(model: Decoder, facts: Sequence[Fact], given: TraceArguments) -> Trace
     """
     plan = prepare_trace(model, facts, settings=carried(TraceSettings, given))
     parts = list(plan.batches(progress=given.progress))
-    order = {f.fact.fact_id: i for i, f in enumerate(plan.encoded)}
+    order = {f.fact_id: i for i, f in enumerate(plan.encoded)}
     table = pa.concat_tables([TRACED_FACTS.empty_table(), *(p.facts for p in parts)])
     place = np.argsort([order[i] for i in table["fact_id"].to_pylist()], kind="stable")
     seconds, flops = (sum(p.run[name] for p in parts) for name in ("seconds", "flops"))
