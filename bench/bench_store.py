@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from harness import BenchRow, Results, about, command, peak_bytes, positive, seconds, spread, writes
+
 from fasttrace.analysis.checks import failures
 from fasttrace.analysis.regression import check_with_statsmodels, regressions
 from fasttrace.analysis.relation import query
-from harness import BenchRow, Results, about, command, peak_bytes, positive, seconds, spread, writes
-
 from fasttrace.errors import UserError
 from fasttrace.places import check_file
 from fasttrace.store import Store, rows_of

@@ -21,7 +21,6 @@ from unittest.mock import patch
 
 import triton
 from device_ops import SHAPES
-from fasttrace.kernels import tiles
 from harness import ROOT
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
@@ -31,6 +30,7 @@ from triton.runtime.jit import JITFunction
 from fasttrace.benchmarks import OPS, TILED
 from fasttrace.benchmarks.load import Draw
 from fasttrace.benchmarks.measure import DTYPES
+from fasttrace.kernels import tiles
 from fasttrace.ops import dispatch
 
 Row = dict[str, Any]
@@ -82,10 +82,10 @@ def triton_kernels(capability: int) -> Iterator[Row]:
     def compile_only(self: JITFunction[Any], grid: Any) -> Any:
         return lambda *args, **kwargs: compiled.append(self.run(*args, grid=grid, warmup=True, **kwargs))
 
-    def no_obstacle(*_: Any) -> None:
+    def no_reason(*_: Any) -> None:
         """Nothing is run, so everything may be."""
 
-    launch, refuse = (JITFunction, "__getitem__", compile_only), (dispatch, "_obstacle", no_obstacle)
+    launch, refuse = (JITFunction, "__getitem__", compile_only), (dispatch, "_unusable_reason", no_reason)
     for op in TILED:
         module = importlib.import_module(f"fasttrace.kernels.{op.removesuffix('_')}")
         for dtype in ("bfloat16", "float32"):

@@ -63,7 +63,7 @@ lay_out() {
         for entry in src/fasttrace/*; do
             case "$entry" in *.so | */__pycache__) ;; *) ln -s "$PWD/$entry" "$home/$folder/fasttrace/" ;; esac
         done
-        ln -s "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"
+        ln -sf "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"  # links in src/ may have been left behind
     done
 }
 
@@ -84,7 +84,8 @@ run_part() {
         build)
             limited 230 "$python" -W ignore -c 'import setuptools; setuptools.setup()' -q \
                 build_ext --force --build-lib "$home/built" --build-temp "$home/objects"
-            limited 20 "${env[@]}" "$python" -c "from fasttrace.ops.native import problem; exit(problem('$device'))" ;;
+            limited 20 "${env[@]}" "$python" -c \
+                "from fasttrace.ops.native import unavailable_reason; exit(unavailable_reason('$device'))" ;;
         tests) gpu_tests 110 tests/ops tests/tracing/test_wavefront.py --ignore tests/ops/test_fuzz.py \
             --junitxml "$out/tests.xml" ;;
         tune)

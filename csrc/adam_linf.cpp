@@ -1,5 +1,5 @@
-// adam_linf_ on the CPU: a step of Adam and the clamp in one pass over delta, m and v. The gradient of a tile is made
-// from its factors in registers and is never stored for more than that tile.
+// adam_linf_ on the CPU: a step of Adam and the clamp in one pass over delta, m and v. The gradient is computed from
+// its factors tile by tile, in registers, and never exists as a whole.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -13,9 +13,9 @@
 namespace fasttrace {
 namespace {
 
-constexpr int group = 4;              // rows of a weight whose gradient is made at once: all read the same keys
-constexpr int64_t block = 8 * group;  // rows a task
-constexpr int64_t span = 2048;        // columns that a block's rows take in turn, so that their keys stay in cache
+constexpr int group = 4;              // rows whose gradients are computed together, because they read the same keys
+constexpr int64_t block = 8 * group;  // rows per task
+constexpr int64_t span = 2048;        // columns that a block finishes for all its rows, so that the keys stay in cache
 
 struct Step {
   float first, beta2, second;  // 1 - beta1, beta2, 1 - beta2
@@ -23,13 +23,13 @@ struct Step {
   float eps, limit;            // limit: infinite for none
 };
 
-// One item's factors: `count` rows of g (·, d) and of k (·, n).
+// The factors of one item: `count` rows of g (·, d) and of k (·, n).
 struct Factors {
   const float *g, *k;
   int64_t g_stride, k_stride, count;
 };
 
-// One item's weight change and moments, (d, n) each.
+// The weight change and the moments of one item, (d, n) each.
 struct State {
   float *delta, *m, *v;
   int64_t n;
@@ -44,7 +44,7 @@ FT_INLINE void update(const Step& step, const float* gradient, const State& to, 
     const float mean = m[j] + step.first * (G - m[j]);
     const float square = step.beta2 * v[j] + step.second * G * G;
     const float moved = delta[j] - step.size * mean / (std::sqrt(square) / step.root + step.eps);
-    // Written so that a NaN stays one.
+    // Written so that a NaN stays NaN.
     const float above = moved < -step.limit ? -step.limit : moved;
     m[j] = mean;
     v[j] = square;
@@ -52,7 +52,7 @@ FT_INLINE void update(const Step& step, const float* gradient, const State& to, 
   }
 }
 
-// Rows i to i + MR and columns j to `end` of one item, V floats a vector.
+// Updates rows i to i + MR and columns j to `end` of one item. A vector has V floats.
 template <int V, int MR>
 FT_INLINE void rows(const Step& step, const Factors& from, const State& to, int64_t i, int64_t j, int64_t end) {
   typedef float Vector __attribute__((vector_size(V * 4), aligned(4), may_alias));
@@ -113,7 +113,7 @@ FT_AVX512 void rows_avx512(const Step& step, const Factors& from, const State& t
 }
 #endif
 
-// A factor's rows as float32: where they lie, or in `copy` where they are bfloat16.
+// The rows of a factor as float32: in place, or in `copy` where they are bfloat16.
 const float* widened(const Tensor& t, int64_t& stride, std::vector<float>& copy) {
   if (is_float32(t)) {
     stride = t.stride(0);
@@ -139,14 +139,14 @@ void adam_linf_cpu(Tensor delta, Tensor m, Tensor v, const Tensor g, const Tenso
   const int64_t items = delta.size(0), d = delta.size(1), n = delta.size(2);
   if (delta.numel() == 0) return;
   const auto* first = static_cast<const int64_t*>(begin.const_data_ptr());
-  check(first[0] == 0 && first[items] == g.size(0), "adam_linf_: begin goes from ", first[0], " to ", first[items],
-        ", 0 to ", g.size(0), " was wanted");
-  const bool* wanted = active ? static_cast<const bool*>(active->const_data_ptr()) : nullptr;
+  check(first[0] == 0 && first[items] == g.size(0), "adam_linf_: expected begin to go from 0 to ", g.size(0),
+        ", got ", first[0], " to ", first[items]);
+  const bool* is_active = active ? static_cast<const bool*>(active->const_data_ptr()) : nullptr;
   std::vector<int64_t> chosen;
   for (int64_t p = 0; p < items; ++p) {
-    check(first[p] <= first[p + 1], "adam_linf_: begin falls from ", first[p], " to ", first[p + 1],
-          ", ascending was wanted");
-    if (wanted == nullptr || wanted[p]) chosen.push_back(p);
+    check(first[p] <= first[p + 1], "adam_linf_: expected begin to ascend, got ", first[p], " followed by ",
+          first[p + 1]);
+    if (is_active == nullptr || is_active[p]) chosen.push_back(p);
   }
   const double t = double(step);
   const Step numbers{float(1 - beta1), float(beta2), float(1 - beta2), float(lr / (1 - std::pow(beta1, t))),

@@ -3,8 +3,8 @@
 pyproject.toml names this class in [tool.setuptools.cmdclass] and lists fasttrace._C; fasttrace._C_cuda is
 added here. `python csrc/build_ext.py check-cuda` compiles the sources of fasttrace._C_cuda and links nothing.
 
-Two settings are torch's own. TORCH_CUDA_ARCH_LIST="9.0" compiles for these architectures only. MAX_JOBS is the number
-of sources compiled at once, by default the number of cores.
+Two environment variables are read as torch reads them. TORCH_CUDA_ARCH_LIST="9.0" compiles for those architectures
+only. MAX_JOBS is the number of sources compiled at once, by default the number of cores.
 """
 
 import os
@@ -26,7 +26,7 @@ from setuptools.errors import CompileError
 
 
 def find_torch() -> Path:
-    """torch's folder, found without importing it: a build needs its headers, not its drivers."""
+    """The folder of torch, found without importing it: a build needs its headers, not its drivers."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         raise SystemExit("fasttrace builds against torch, which is not installed: pip install torch==2.13.0")
@@ -51,24 +51,24 @@ def nvcc() -> str | None:
 
 
 def cuda_builds() -> bool:
-    """Whether nvcc is there and of the CUDA major version that torch was built with."""
-    wanted = VERSION["cuda"]
-    if wanted is None or nvcc() is None:
+    """Whether nvcc is installed and has the CUDA major version that torch was built with."""
+    torch_cuda = VERSION["cuda"]
+    if torch_cuda is None or nvcc() is None:
         return False
     text = subprocess.run([str(nvcc()), "--version"], check=True, capture_output=True, text=True).stdout
     found = re.search(r"release (\d+)\.", text)
-    if found is None or found[1] != wanted.split(".")[0]:
-        print(f"nvcc is not of CUDA {wanted}, which torch was built with: fasttrace._C_cuda is left out")
+    if found is None or found[1] != torch_cuda.split(".")[0]:
+        print(f"nvcc is not of CUDA {torch_cuda}, which torch was built with: fasttrace._C_cuda is left out")
         return False
     return True
 
 
 def toolkit() -> Path:
-    """CUDA's folder as nvcc itself names it: the nvcc on the path may be a script elsewhere."""
+    """The folder of the CUDA toolkit, as nvcc itself reports it: the nvcc on the path may be a script elsewhere."""
     plan = subprocess.run([str(nvcc()), "--dryrun", "-c", cuda_sources()[0]], capture_output=True, text=True)
     found = re.search(r"TOP=(.+)", plan.stderr)
     if found is None:
-        raise SystemExit("nvcc --dryrun does not say where its CUDA toolkit is (a line with TOP= was wanted)")
+        raise SystemExit("nvcc --dryrun: expected a line with TOP=, the folder of its CUDA toolkit, got none")
     return Path(found[1].strip()).resolve()
 
 
@@ -78,7 +78,7 @@ def cuda_sources() -> list[str]:
 
 
 def cuda_architectures() -> list[str]:
-    """What TORCH_CUDA_ARCH_LIST names, "8.0;9.0+PTX" or "9.0 9.0a", as nvcc has it: "80", "90+PTX", "90a"."""
+    """The architectures in TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX" or "9.0 9.0a") in nvcc's form: "80", "90+PTX", "90a"."""
     given = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
     found = []
     for one in re.split(r"[;\s]+", given.strip("; ")):
@@ -98,7 +98,7 @@ def jobs() -> int:
 
 
 def nvcc_command(source: str, target: str, architectures: Sequence[str]) -> list[str]:
-    """The command that compiles one source to an object, for architectures as of `cuda_architectures`."""
+    """The command that compiles one source to an object, for architectures as `cuda_architectures` returns them."""
     command = [nvcc() or "nvcc", "-c", source, "-o", target, "-std=c++20", "-O3", "-DUSE_CUDA"]
     for one in architectures:
         number = one.removesuffix("+PTX")
@@ -110,7 +110,7 @@ def nvcc_command(source: str, target: str, architectures: Sequence[str]) -> list
 
 
 def compile_cuda(sources: Sequence[str], folder: Path, architectures: Sequence[str], pool: Executor) -> dict[str, str]:
-    """Source → object, or "" where nvcc failed (it has said why); all of them at once."""
+    """Compiles all sources at once. Returns source → object, or "" where nvcc failed and has printed why."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = [str(folder / (Path(source).name + ".o")) for source in sources]
     commands = [nvcc_command(*one, architectures) for one in zip(sources, targets, strict=True)]
@@ -125,7 +125,7 @@ class build_ext(_build_ext):
         """Gives every extension torch's paths, and adds fasttrace._C_cuda where it can be built."""
         version = VERSION["__version__"]
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
-            raise SystemExit(f"fasttrace builds against torch 2.11 or later, and here is {version}")
+            raise SystemExit(f"fasttrace: expected torch 2.11 or later to build against, got {version}")
         modules = self.distribution.ext_modules
         if not any(m.name == "fasttrace._C_cuda" for m in modules) and cuda_builds():
             sources = ["csrc/library_cuda.cpp", *(f"csrc/{Path(s).name}" for s in cuda_sources())]
@@ -139,16 +139,16 @@ class build_ext(_build_ext):
             if sys.platform.startswith("linux"):
                 # A square root that must set errno is never vectorised.
                 module.extra_compile_args += ["-fno-math-errno"]
-                # GCC says how 64-byte vectors are passed; none are, every kernel body is inlined.
+                # -Wno-psabi: GCC warns about passing 64-byte vectors; kernel bodies are inlined, so none is passed.
                 module.extra_compile_args += ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-                # Where g++ links its own libstdc++ into the module, that copy must not meet the process's: they number
-                # their locale facets differently, and writing a number to a stream crashed.
+                # Where g++ links its own libstdc++ into the module, the symbols of that copy must stay hidden from the
+                # process's: the two number their locale facets differently, and writing a number to a stream crashed.
                 module.extra_link_args += ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
             else:
                 module.extra_compile_args += ["-std=c++20", "-O3", "-fvisibility=hidden"]
 
     def build_extensions(self) -> None:
-        """Compiles all sources of all extensions at once, where setuptools would take them one after another."""
+        """Compiles all sources of all extensions at once; setuptools would compile them one after another."""
         compile_several: Callable[..., list[str]] = self.compiler.compile
 
         def compile_each(sources: list[str], **how: object) -> list[str]:
@@ -177,7 +177,7 @@ class build_ext(_build_ext):
 
 
 def check_cuda() -> int:
-    """Compiles the sources of fasttrace._C_cuda to objects and throws them away; 0 also where there is no nvcc."""
+    """Compiles the sources of fasttrace._C_cuda and discards the objects. Returns 0 also where there is no nvcc."""
     if nvcc() is None:
         print("no nvcc on the path: CUDA sources not compiled")
         return 0

@@ -1,4 +1,4 @@
-// What every CUDA kernel here needs from the host side: the stream in use, a launch, and its error as a sentence.
+// What every CUDA kernel needs on the host side: the current stream, the launch, and its error as a sentence.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,11 +19,11 @@ inline cudaStream_t stream_of(const Tensor& t) {
 }
 
 inline void check_cuda(const char* op, cudaError_t error) {
-  if (error != cudaSuccess) cudaGetLastError();  // or the next op of torch's would report it as its own
+  if (error != cudaSuccess) cudaGetLastError();  // clears it, or torch's next op would report it as its own
   check(error == cudaSuccess, op, ": the CUDA kernel did not start (", cudaGetErrorString(error), ")");
 }
 
-// Starts a kernel as planned; over 48 KiB of shared memory must be asked for.
+// Starts a kernel as planned. CUDA grants more than 48 KiB of shared memory only on request.
 template <class... Parameters, class... Arguments>
 void start(const char* op, void (*kernel)(Parameters...), Launch plan, cudaStream_t stream, Arguments... arguments) {
   if (plan.shared > 48 * 1024)
@@ -33,8 +33,8 @@ void start(const char* op, void (*kernel)(Parameters...), Launch plan, cudaStrea
 }
 
 inline void check_same_cuda(const char* op, const char* names, const Tensor& a, const Tensor& b) {
-  check(a.is_cuda() && b.is_cuda() && a.get_device_index() == b.get_device_index(), op, ": ", names,
-        " must be on one CUDA device");
+  check(a.is_cuda() && b.is_cuda() && a.get_device_index() == b.get_device_index(), op, ": expected ", names,
+        " to be on one CUDA device");
 }
 
 }  // namespace fasttrace

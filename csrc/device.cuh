@@ -1,5 +1,5 @@
-// What the CUDA kernels take from the device, in one place. Compiled by a C++ compiler, the same names are those of
-// the CPU twin (tests/ops/twin), which runs the kernels as they are written under sanitizers.
+// What the CUDA kernels take from the device, in one place. Under a plain C++ compiler the same names come from the CPU
+// twin (tests/ops/twin), which runs the unchanged kernels under sanitizers.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ __device__ inline unsigned char* shared_memory() {
   return memory;
 }
 
-// 16 bytes from global to shared memory, both aligned so: the first `bytes` are read, the rest become 0. They are there
-// for this thread once wait_copies<N> returns with at most N later groups under way, for others after a barrier too.
+// Copies 16 bytes, 16-byte aligned, from global to shared memory: the first `bytes` are read, the rest become 0. This
+// thread sees them once wait_copies<N> returns with at most N later groups in flight; others need a barrier as well.
 __device__ inline void copy_async(void* to, const void* from, int bytes) {
   const auto target = uint32_t(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes) : "memory");
@@ -37,11 +37,12 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
 }
 
-// x to the 11 significant bits of TF32, ties away from zero; a NaN may become another number, an infinity stays.
+// x rounded to the 11 significant bits of TF32, ties away from zero. A NaN may become a number; an infinity stays.
 __device__ inline float nearest_tf32(float x) { return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u); }
 
-// d (16, 8) += a (16, 8) b (8, 8) by a warp; of a and b the low 13 bits are not read (TF32). Lane 4g + t holds a[g][t], a[g + 8][t], a[g][t + 4],
-// a[g + 8][t + 4]; b[t][g], b[t + 4][g]; d[g][2t], d[g][2t + 1], d[g + 8][2t], d[g + 8][2t + 1] (PTX ISA, m16n8k8).
+// d (16, 8) += a (16, 8) b (8, 8) by a warp. The low 13 bits of a and b are ignored (TF32). Lane 4g + t holds
+// a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4]; b[t][g], b[t + 4][g];
+// d[g][2t], d[g][2t + 1], d[g + 8][2t], d[g + 8][2t + 1] (PTX ISA, m16n8k8).
 __device__ inline void multiply_add(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -62,14 +63,14 @@ __device__ inline float warp_sum(float x) {
 
 namespace fasttrace {
 
-// How a kernel is started, the same on the device and in the twin.
+// A kernel's launch configuration, the same on the device and in the twin.
 struct Launch {
   unsigned across, down;  // blocks
   unsigned threads;
   size_t shared;  // bytes
 };
 
-// N values that are loaded and stored as one.
+// N values that are loaded and stored together.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T at[N];

@@ -5,7 +5,7 @@
 
 #include "ops.h"
 
-// A fragment, because the ops written in Python define theirs in the same namespace.
+// A fragment, because the ops written in Python define their schemas in the same namespace.
 STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def("second_moment_(Tensor(a!) C, Tensor K) -> ()");
   library.def("rank_one_(Tensor(a!) W, Tensor u, Tensor v, float alpha) -> ()");

@@ -1,4 +1,4 @@
-// fasttrace._C_cuda: the CUDA registrations, apart from fasttrace._C so that that one loads without CUDA.
+// fasttrace._C_cuda: the CUDA registrations. They are separate so that fasttrace._C loads without CUDA.
 #include "module.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,8 +1,8 @@
-// second_moment_ on the CPU: C += Kᵀ K as a packed symmetric product, one half of it multiplied, both halves stored.
+// second_moment_ on the CPU: C += Kᵀ K as a packed symmetric product. One half of C is multiplied, both are stored.
 //
-// K's columns are cut into panels of W = 3 vectors, packed row by row, so that one copy serves as either factor.
-// A tile (p, q), p <= q, is the W x W product of two panels. Its sums run in float32 registers for `flush` rows,
-// then join a float64 tile, so the error does not grow with n; C is touched once per tile and block of rows.
+// The columns of K are cut into panels of W = 3 vectors, packed row by row, so that one copy serves as either factor.
+// A tile (p, q), p <= q, is the W x W product of two panels. Its sums stay in float32 registers for `flush` rows and
+// are then added to a float64 tile, so the error does not grow with n. C is touched once per tile and block of rows.
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -18,7 +18,7 @@
 namespace fasttrace {
 namespace {
 
-constexpr int64_t flush = 32;         // rows summed in float32 before they join the float64 tile
+constexpr int64_t flush = 32;         // rows summed in float32 before they are added to the float64 tile
 constexpr int64_t block_rows = 1024;  // rows packed at once: one panel fits the second-level cache
 constexpr int max_panel = 48;
 
@@ -34,7 +34,7 @@ std::unique_ptr<T[], Free> aligned(int64_t count) {
   return std::unique_ptr<T[], Free>(static_cast<T*>(p));
 }
 
-// tile (3V, 3V) float64 += aᵀ b for packed panels a, b (rows, 3V); V floats a vector, MR rows of registers.
+// tile (3V, 3V) float64 += aᵀ b for packed panels a, b (rows, 3V). A vector has V floats; MR rows are in registers.
 template <int V, int MR>
 FT_INLINE void multiply(const float* a, const float* b, int64_t rows, double* tile) {
   typedef float Vector __attribute__((vector_size(V * 4)));
@@ -78,7 +78,7 @@ FT_AVX512 void multiply_avx512(const float* a, const float* b, int64_t n, double
 }
 #endif
 
-// Copies `rows` rows of K, as float32, into panels of `width` columns; columns past m are zero.
+// Copies `rows` rows of K, widened to float32, into panels of `width` columns; columns past m are zero.
 template <class T>
 void pack(const T* K, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t m, int64_t width,
           float* packed) {
@@ -127,7 +127,7 @@ void accumulate(TC* C, const TK* K, int64_t n, int64_t m, int64_t row_stride, in
   const int64_t panels = (m + width - 1) / width, tiles = panels * (panels + 1) / 2, area = width * width;
   const auto packed = aligned<float>(panels * width * (n < block_rows ? n : block_rows));
 
-  // A float32 C is rounded once a call, however many blocks the call has: the tiles wait in float64.
+  // A float32 C is rounded once per call: where a call has several blocks of rows, the tiles wait in float64.
   const bool waits = sizeof(TC) == 4 && n > block_rows;
   const auto waiting = aligned<double>(waits ? tiles * area : 0);
 
@@ -139,7 +139,7 @@ void accumulate(TC* C, const TK* K, int64_t n, int64_t m, int64_t row_stride, in
   for (int64_t start = 0; start < n; start += block_rows) {
     const int64_t rows = n - start < block_rows ? n - start : block_rows;
     pack(K + start * row_stride, row_stride, column_stride, rows, m, width, packed.get());
-    // Threads draw tiles from one counter, so a slow core delays only its own tile; the sums do not depend on it.
+    // Threads take tiles from one counter, so a slow core delays only its own tile. No sum depends on the order.
     std::atomic<int64_t> next{0};
     torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
       alignas(64) double local[max_panel * max_panel];
@@ -168,7 +168,7 @@ void accumulate_into(Tensor& C, const Tensor& K) {
 
 void second_moment_cpu(Tensor C, const Tensor K) {
   check_second_moment(C, K);
-  check(C.is_cpu() && K.is_cpu(), "second_moment_: C and K must both be on the CPU");
+  check(C.is_cpu() && K.is_cpu(), "second_moment_: expected C and K to be on the CPU");
   if (K.size(0) == 0 || K.size(1) == 0) return;
   if (is_float64(C))
     accumulate_into<double>(C, K);

@@ -1,9 +1,9 @@
-// second_moment_ on CUDA: C += Kᵀ K on the matrix units, one half of it multiplied, both halves stored.
+// second_moment_ on CUDA: C += Kᵀ K on the matrix units. One half of C is multiplied, both halves are stored.
 //
-// One block makes a 128 x 128 tile, a warp 64 x 32 of it. Products of bfloat16 are exact in TF32; float32 takes three:
-// with x = hi - under, hi the nearest TF32, x x' is hi hi' - under hi' - hi under' to 2^-24 of it. The matrix units
-// round sums towards zero, so they make those of 32 rows only; Kahan's sum takes these further, and the two small
-// products go into its correction. The error does not grow with n, and C is touched once.
+// A block computes a 128 x 128 tile, each warp 64 x 32 of it. Products of bfloat16 are exact in TF32. A float32 product
+// takes three: with x = hi - under, hi the nearest TF32, x x' is hi hi' - under hi' - hi under' to 2^-24 of itself. The
+// matrix units round sums towards zero, so they sum only 32 rows at a time. Kahan summation adds these partial sums,
+// and the two small products go into its correction. The error does not grow with n, and C is touched once.
 //
 // Floor: 3 n m (m + 1) TF32 operations in float32, a third in bfloat16; n m and 2 m² elements of K and C. At 494
 // TFLOP/s, 4.8 TB/s (H200), n = 8192, m = 16384: float32 13 ms, bfloat16 4.5 ms, C in float32 0.5 ms of traffic.
@@ -13,10 +13,10 @@
 
 namespace fasttrace::second_moment {
 
-constexpr int tile = 128, padded = tile + 8;  // 8: the 32 lanes of a fragment then read 32 banks
-constexpr int rows = 32, stages = 2;  // of K in shared memory: one that arrives, one that is multiplied
+constexpr int tile = 128, padded = tile + 8;  // with 8 more, the 32 lanes of a fragment read 32 different banks
+constexpr int rows = 32, stages = 2;  // stages of K in shared memory: one arrives while one is multiplied
 constexpr int threads = 256;
-constexpr int group = 8;  // tiles a side of what is worked on together, to share the panels of K in L2
+constexpr int group = 8;  // neighbouring blocks work on group x group tiles, to share the panels of K in L2
 
 template <class TK>
 struct Stage {
@@ -35,7 +35,7 @@ bool reads_packs(const TK* K, int64_t row_stride, int64_t column_stride) {
   return column_stride == 1 && row_stride * int64_t(sizeof(TK)) % 16 == 0 && uintptr_t(K) % 16 == 0;
 }
 
-// Rows `start` on and columns `from` on of K (n, m) into a panel, 0 beyond K's edges.
+// Loads a panel of K (n, m) that begins at row `start` and column `from`; it is 0 beyond the edges of K.
 template <class TK>
 __device__ inline void fetch(TK (&panel)[rows][padded], const TK* K, int64_t n, int64_t m, int64_t row_stride,
                              int64_t column_stride, int64_t start, int64_t from, bool packs) {
@@ -44,10 +44,10 @@ __device__ inline void fetch(TK (&panel)[rows][padded], const TK* K, int64_t n, 
 #pragma unroll 1
     for (int at = threadIdx.x; at < rows * across; at += threads) {
       const int64_t row = start + at / across, column = from + at % across * width;
-      const int64_t there = row >= n || column >= m ? 0 : m - column < width ? m - column : width;
-      // A copy of nothing still names an address.
-      const TK* source = there ? K + row * row_stride + column : K;
-      copy_async(&panel[at / across][at % across * width], source, int(there * sizeof(TK)));
+      const int64_t valid = row >= n || column >= m ? 0 : m - column < width ? m - column : width;
+      // A copy of 0 bytes still needs a valid address.
+      const TK* source = valid ? K + row * row_stride + column : K;
+      copy_async(&panel[at / across][at % across * width], source, int(valid * sizeof(TK)));
     }
   } else {
 #pragma unroll 1
@@ -59,7 +59,8 @@ __device__ inline void fetch(TK (&panel)[rows][padded], const TK* K, int64_t n, 
   }
 }
 
-// x = hi - under, hi the nearest TF32; the matrix units leave out what of `under` is below 2^-23 of x. bfloat16 is hi.
+// x = hi - under with hi the nearest TF32. The matrix units drop the part of `under` below 2^-23 of x. For bfloat16,
+// hi is x itself.
 template <class TK, int N>
 __device__ inline void split(const float (&x)[N], float (&hi)[N], float (&under)[N]) {
 #pragma unroll
@@ -88,21 +89,21 @@ __global__ void __launch_bounds__(threads, 1)
       fetch(stage[s % stages].left, K, n, m, row_stride, column_stride, s * rows, row, packs);
       fetch(stage[s % stages].right, K, n, m, row_stride, column_stride, s * rows, column, packs);
     }
-    end_group();  // an empty group too, so that the number of groups under way is always the same
+    end_group();  // even an empty group, so that the number of groups in flight is always the same
   };
   for (int s = 0; s < stages - 1; ++s) request(s);
 
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
   const int top = warp / 4 * 64, side = warp % 4 * 32;
-  // K'K is total - lost: lost holds Kahan's correction and the two small products, whose sign `under` turned.
+  // KᵀK is total - lost. lost holds Kahan's correction and the two small products, negated because x = hi - under.
   float total[4][4][4] = {}, lost[4][4][4] = {};
   for (int64_t s = 0; s < count; ++s) {
     wait_copies<stages - 2>();
     __syncthreads();
-    request(s + stages - 1);  // into the stage that every thread had left before the barrier
+    request(s + stages - 1);  // into the stage that every thread had finished with before the barrier
     const Stage<TK>& now = stage[s % stages];
     float part[4][4][4] = {};
-#pragma unroll 1  // as one piece, its loads would stand in more registers than there are
+#pragma unroll 1  // unrolled, its loads would need more registers than there are
     for (int k = 0; k < rows; k += 8) {
       float hi[4][2], under[4][2];
 #pragma unroll
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(threads, 1)
     }
   }
 
-  // Above the diagonal only, and mirrored: the two halves of a product may differ in their last bit.
+  // Only the upper half is used, and mirrored: the two halves of a product may differ in the last bit.
 #pragma unroll
   for (int e = 0; e < 64; ++e) {
     const int i = e / 16, j = e / 4 % 4, x = e % 4;

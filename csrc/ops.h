@@ -1,4 +1,4 @@
-// Every kernel of the extension, by device: what library.cpp and library_cuda.cpp register.
+// Every kernel of the extension, by device. library.cpp and library_cuda.cpp register them.
 #pragma once
 
 #include <optional>
@@ -17,24 +17,24 @@ void second_moment_cuda(Tensor C, const Tensor K);
 void rank_one_cpu(Tensor W, const Tensor u, const Tensor v, double alpha);
 void rank_one_cuda(Tensor W, const Tensor u, const Tensor v, double alpha);
 
-// y (N, d) float32 or bfloat16: row r += Σ_j value[e, j] · (key[e, j] · x[r]), e = edit[r] (N,) int64, nothing where -1;
-// x (N, m) as y, key (E, w, m) and value (E, w, d) float32.
+// y[r] += Σ_j value[e, j] · (key[e, j] · x[r]) with e = edit[r]; rows whose e is -1 do not change.
+// y (N, d) and x (N, m) float32 or bfloat16, edit (N,) int64, key (E, w, m) and value (E, w, d) float32.
 void rank_one_add_cpu(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value);
 void rank_one_add_cuda(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value);
 
-// Causal attention of sequences of rows (table (S, 8) int64) of q (Nq, H, hd) over k, v (N, Hkv, hd) into
-// out (Nq, H · hd); float32 or bfloat16. window: tokens a query sees, 0 for all. softcap: of the scores, 0 for none.
-// alibi: (H,) float32 slopes by which a score falls with distance.
+// Causal attention of the sequences in table (S, 8) int64: queries q (Nq, H, hd) over keys and values k, v (N, Hkv, hd)
+// into out (Nq, H · hd), all float32 or all bfloat16. window: tokens a query sees, 0 for all. softcap: bound of the
+// scores, 0 for none. alibi: (H,) float32, how much a score falls per token of distance.
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
                           int64_t window, double softcap, std::optional<Tensor> alibi, Tensor out);
 
-// out (n, d) = weight (d,) · rounded(x · rsqrt(mean x² + eps)) of the rows of x (N, d) named by rows (n,), or of all.
+// out (n, d) = weight (d,) · rounded(x · rsqrt(mean x² + eps)) for the rows of x (N, d) in rows (n,), or for all rows.
 void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out);
 
-// x (N, H, hd) turned in place by its rows' cos and sin (N, hd), dimension i with i + hd/2.
+// Rotates x (N, H, hd) in place by cos and sin (N, hd), pairing dimension i with i + hd/2.
 void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin);
 
-// gate = silu(gate) · up, both contiguous and alike.
+// gate = silu(gate) · up, both contiguous, of one shape and dtype.
 void silu_mul_cpu(Tensor gate, const Tensor up);
 
 // x = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), contiguous.
@@ -43,8 +43,8 @@ void gelu_tanh_cpu(Tensor x);
 // result[i] = h[base[i]] + out[source[i]], or h[base[i]] where source[i] is -1.
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result);
 
-// Step `step` of Adam on delta (P, d, n) with its moments m and v, then the clamp to ± limit (infinite for none); item
-// p's gradient is gᵀ k over rows begin[p] to begin[p + 1] of g (R, d) and k (R, n). active: (P,) bool, null for all.
+// Step `step` of Adam on delta (P, d, n) with moments m and v, then the clamp to ± limit (infinite for none). The
+// gradient of item p is gᵀ k over rows begin[p] to begin[p + 1] of g (R, d) and k (R, n). active: (P,) bool, null: all.
 void adam_linf_cpu(Tensor delta, Tensor m, Tensor v, const Tensor g, const Tensor k, const Tensor begin,
                    std::optional<Tensor> active, int64_t step, double lr, double limit, double beta1, double beta2,
                    double eps);

@@ -1,5 +1,5 @@
-// prefix_attention on the CPU: each sequence's keys and values are read where they lie (or, where they are no
-// whole lanes of float32, widened once a key head into a scratch that stays in cache), softmax in float32.
+// prefix_attention on the CPU: keys and values are read in place, and softmax is computed in float32. Rows that are not
+// whole vectors of float32 are widened, once per key head, into a scratch buffer that stays in cache.
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -20,23 +20,23 @@ namespace {
 constexpr int64_t kLanes = 16;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
-constexpr float kUnseen = -1e38f;  // the score of a key that a query may not see: finite, so that NaN is told apart
+constexpr float kUnseen = -1e38f;  // the score of a key that a query may not see: finite, so that only NaN gives NaN
 
-// One row of the table of sequences (ops/prefix_attention.py, Column).
+// One row of the sequence table (ops/prefix_attention.py, Column).
 struct Sequence {
   int64_t q_begin, q_len, first_begin, first_len, second_begin, second_len, k_begin, k_len;
 };
 
 struct Shape {
-  int64_t heads, kv_heads, head_dim, padded;  // padded: head_dim up to whole lanes
+  int64_t heads, kv_heads, head_dim, padded;  // padded: head_dim rounded up to whole vectors
   float scale;
   int64_t window;       // tokens a query sees, itself included; 0: all
-  float softcap;        // scores are softcap * tanh(score / softcap); 0: as they are
-  const float* slopes;  // one a head: a score falls by it with every token of distance; null: none
+  float softcap;        // scores are softcap * tanh(score / softcap); 0: uncapped
+  const float* slopes;  // (heads,): a score falls by its head's slope per token of distance; null: none
 };
 
 struct Scratch {
-  std::vector<const float*> keys, values;  // one a key, in the order of tokens
+  std::vector<const float*> keys, values;  // one pointer per key, in token order
   std::vector<float> widened, query, scores;
 };
 
@@ -54,7 +54,7 @@ FT_INLINE Lanes fold(Lanes a, Lanes b) {
   return fold<step>(a, b, std::make_index_sequence<kLanes>());
 }
 
-// Sixteen vectors → the sum of each, in 15 folds: no vector is ever added up lane by lane.
+// Sixteen vectors → the sum of each, in 15 folds instead of lane by lane.
 FT_INLINE Lanes sums(const Lanes* v) {
   Lanes pairs[8], fours[4], eights[2];
   for (int64_t i = 0; i < 8; ++i) pairs[i] = fold<1>(v[2 * i], v[2 * i + 1]);
@@ -78,7 +78,7 @@ FT_INLINE float largest(Lanes v) {
   return lanes[0];
 }
 
-// Where each row of a sequence lies; rows that cannot be read in place are widened to `copy`.
+// Writes a pointer to each row of a sequence to `to`; rows that cannot be read in place are widened into `copy`.
 template <class T>
 FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, const Shape& s, float* copy,
                       const float** to) {
@@ -102,14 +102,14 @@ FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, c
   }
 }
 
-// width: head_dim where it is known to the compiler and whole lanes, else 0.
+// width: head_dim where the compiler knows it and it is whole vectors, else 0.
 template <class T, int64_t width>
 FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Sequence& sequence, const Shape& s,
                             Scratch& scratch) {
   const int64_t keys = sequence.first_len + sequence.second_len + sequence.k_len, padded = width ? width : s.padded;
   const int64_t whole = (keys + kLanes - 1) / kLanes * kLanes;
   const int64_t share = s.heads / s.kv_heads, q_row = s.heads * s.head_dim;
-  // Zeroed once when it grows; the lanes past head_dim are never written, so they stay zero.
+  // Zeroed once when it grows. The lanes past head_dim are never written, so they stay zero.
   if (int64_t(scratch.keys.size()) < whole) {
     scratch.keys.resize(size_t(whole));
     scratch.values.resize(size_t(whole));
@@ -129,7 +129,7 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
         float* scores = scratch.scores.data();
         const int64_t first = from / kLanes * kLanes, end = (last / kLanes + 1) * kLanes;
         for (int64_t block = first; block < end; block += kLanes) {
-          // All sixteen, whatever they are: those that the query may not see are left out below.
+          // All sixteen keys are scored; those that the query may not see are masked below.
           Lanes products[kLanes];
           const float* a = scratch.query.data();
           for (int64_t j = 0; j < kLanes; ++j) {
@@ -156,13 +156,13 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
           float* weight = scores + block;
           for (int64_t j = 0; j < kLanes; ++j) {
             const float x = weight[j] - top;
-            weight[j] = vector_exp(x) + (x - x);  // a NaN stays one
+            weight[j] = vector_exp(x) + (x - x);  // a NaN stays NaN
           }
           total += load_lanes(weight);
         }
         const float inverse = 1.0f / sum(total);
         T* result = out + (sequence.q_begin + i) * q_row + head * s.head_dim;
-        // Four vectors of the head at a time, so that no sum waits for the one before.
+        // Four vectors of the head at a time, so that four independent sums are in flight.
         for (int64_t d = 0; d < padded; d += 4 * kLanes) {
           const int64_t vectors = std::min<int64_t>(4, (padded - d) / kLanes);
           Lanes mixed[4] = {};
@@ -192,7 +192,7 @@ FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Se
   }
 }
 
-// The widths that most models have are compiled for themselves.
+// The two most common head widths are compiled separately.
 template <class T>
 FT_INLINE void any_width(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s,
                          Scratch& scratch) {
@@ -252,14 +252,15 @@ void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const 
   static_assert(sizeof(Sequence) == 8 * sizeof(int64_t));
   const auto* sequences = static_cast<const Sequence*>(table.const_data_ptr());
   const int64_t count = table.size(0), rows = k.size(0);
-  // Rows are named by number, so a wrong number would read outside k and v.
+  // Rows are given by index, so a wrong index would read outside k and v.
   for (int64_t i = 0; i < count; ++i) {
     const Sequence& s = sequences[i];
     const bool inside = s.q_begin >= 0 && s.q_len >= 0 && s.q_begin + s.q_len <= q.size(0) && s.first_begin >= 0 &&
                         s.first_len >= 0 && s.first_begin + s.first_len <= rows && s.second_begin >= 0 &&
                         s.second_len >= 0 && s.second_begin + s.second_len <= rows && s.k_begin >= 0 &&
                         s.k_len >= s.q_len && s.k_begin + s.k_len <= rows;
-    check(inside, "prefix_attention: sequence ", i, " names rows outside q's ", q.size(0), " or k's ", rows);
+    check(inside, "prefix_attention: expected rows of sequence ", i, " within the ", q.size(0), " of q and the ", rows,
+          " of k, got rows outside");
   }
   const int64_t head_dim = q.size(2);
   const float* slopes = alibi ? static_cast<const float*>(alibi->const_data_ptr()) : nullptr;

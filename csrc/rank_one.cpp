@@ -1,4 +1,4 @@
-// rank_one_ on the CPU: W += alpha · u vᵀ in one pass over W, in float32 arithmetic whatever W stores.
+// rank_one_ on the CPU: W += alpha · u vᵀ in one pass over W. The arithmetic is float32 for every dtype of W.
 #include <utility>
 #include <vector>
 
@@ -67,11 +67,11 @@ void add(T* W, int64_t stride, const std::vector<float>& u, const std::vector<fl
 
 void rank_one_cpu(Tensor W, const Tensor u, const Tensor v, double alpha) {
   check_rank_one(W, u, v);
-  check(W.is_cpu() && u.is_cpu() && v.is_cpu(), "rank_one_: W, u and v must all be on the CPU");
+  check(W.is_cpu() && u.is_cpu() && v.is_cpu(), "rank_one_: expected W, u and v to be on the CPU");
   if (W.size(0) == 0 || W.size(1) == 0) return;
   auto along_rows = scaled(u, alpha), along_columns = scaled(v, 1.0);
   int64_t stride = W.stride(0);
-  // Wᵀ += alpha · v uᵀ is the same update, so the axis in memory order always runs innermost.
+  // Wᵀ += alpha · v uᵀ is the same update, so the contiguous axis always runs innermost.
   if (W.size(1) > 1 && W.stride(1) != 1) {
     std::swap(along_rows, along_columns);
     stride = W.stride(1);

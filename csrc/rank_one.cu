@@ -1,4 +1,4 @@
-// rank_one_ on CUDA: the launch, along the axis of W that is in memory order. The kernel is in rank_one.cuh.
+// rank_one_ on CUDA: the launch, along the contiguous axis of W. The kernel is in rank_one.cuh.
 #include "rank_one.cuh"
 
 #include <utility>

@@ -1,4 +1,4 @@
-// rank_one_ on CUDA: W += alpha u vᵀ in one pass, a thread 16 bytes wide and `rows` rows high.
+// rank_one_ on CUDA: W += alpha u vᵀ in one pass. A thread updates 16 bytes across and `rows` rows down.
 //
 // Floor: 2 a b elements of W, read and written once (u and v come from cache). At 4.8 TB/s (H200), 4096 x 16384:
 // float32 112 µs, bfloat16 56 µs.
@@ -8,7 +8,7 @@
 
 namespace fasttrace::rank_one {
 
-constexpr int threads = 256, rows = 4;   // four loads of a thread are under way before the first is used
+constexpr int threads = 256, rows = 4;   // a thread issues four loads before it uses the first
 constexpr int64_t most_down = 65535;     // CUDA's limit on a grid's second extent
 
 inline Launch plan(int64_t height, int64_t columns, int width) {
@@ -23,8 +23,8 @@ bool takes_packs(const TW* W, int64_t stride, int64_t height, int64_t columns) {
   return uintptr_t(W) % 16 == 0 && columns % width == 0 && (stride % width == 0 || height == 1);
 }
 
-// W (height, columns), unit column stride; with `along_v`, v runs along the rows and u along the columns (W is stored
-// transposed), and alpha still scales u.
+// W: (height, columns) with column stride 1. With `along_v`, W is stored transposed: v runs along the rows and u along
+// the columns, and alpha still scales u.
 template <int width, class TW, class TU, class TV>
 __global__ void __launch_bounds__(threads)
     kernel(TW* W, int64_t stride, const TU* u, int64_t u_stride, const TV* v, int64_t v_stride, float alpha,

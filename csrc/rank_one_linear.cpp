@@ -1,4 +1,4 @@
-// rank_one_add_ on the CPU: each row of y gets its own edit's update, in float32 arithmetic, and is rounded once.
+// rank_one_add_ on the CPU: each row of y gets the update of its own edit, in float32 arithmetic, and is rounded once.
 #include <algorithm>
 #include <vector>
 
@@ -12,7 +12,7 @@ namespace fasttrace {
 namespace {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t tile = 64;  // columns of y whose sum over the updates stays at hand
+constexpr int64_t tile = 64;  // columns of y that are summed over the updates at a time
 
 // Every edit's keys (width, m) and values (width, d), float32.
 struct Edits {
@@ -93,12 +93,12 @@ void add(Tensor& y, const Tensor& x, const int64_t* edit, const Edits& edits) {
 void rank_one_add_cpu(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value) {
   check_rank_one_add(y, x, edit, key, value);
   check(y.is_cpu() && x.is_cpu() && edit.is_cpu() && key.is_cpu() && value.is_cpu(),
-        "rank_one_add_: y, x, edit, key and value must all be on the CPU");
-  // Edits are named by number, so a wrong number would read outside the tensor.
+        "rank_one_add_: expected y, x, edit, key and value to be on the CPU");
+  // Edits are given by index, so a wrong index would read outside the tensor.
   const auto* number = static_cast<const int64_t*>(edit.const_data_ptr());
   for (int64_t r = 0; r < edit.size(0); ++r)
-    check(number[r] >= -1 && number[r] < key.size(0), "rank_one_add_: edit[", r, "] is ", number[r], ", -1 … ",
-          key.size(0) - 1, " was wanted");
+    check(number[r] >= -1 && number[r] < key.size(0), "rank_one_add_: expected edit[", r, "] in -1 … ",
+          key.size(0) - 1, ", got ", number[r]);
   if (y.numel() == 0) return;
   const Edits edits{static_cast<const float*>(key.const_data_ptr()), static_cast<const float*>(value.const_data_ptr()),
                     key.size(1), key.size(2), value.size(2)};

@@ -25,9 +25,9 @@ void rank_one_add_cuda(Tensor y, const Tensor x, const Tensor edit, const Tensor
   check_same_cuda("rank_one_add_", "y and edit", y, edit);
   check_same_cuda("rank_one_add_", "y and key", y, key);
   check_same_cuda("rank_one_add_", "y and value", y, value);
-  check(key.size(1) <= rank_one_add::max_width, "rank_one_add_: key has ", key.size(1), " updates an edit, at most ",
-        rank_one_add::max_width, " were wanted on CUDA");
-  check(y.size(0) < int64_t(1) << 31, "rank_one_add_: y has ", y.size(0), " rows, less than 2^31 were wanted on CUDA");
+  check(key.size(1) <= rank_one_add::max_width, "rank_one_add_: expected key with at most ", rank_one_add::max_width,
+        " updates per edit on CUDA, got ", key.size(1));
+  check(y.size(0) < int64_t(1) << 31, "rank_one_add_: expected y with fewer than 2^31 rows on CUDA, got ", y.size(0));
   if (y.numel() == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(y.get_device_index());
   if (is_bfloat16(y))

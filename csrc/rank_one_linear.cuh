@@ -1,7 +1,7 @@
-// rank_one_add_ on CUDA: one block a row of y; its warps share the dot products, then its threads the columns.
+// rank_one_add_ on CUDA: one block per row of y. Its warps share the dot products, then its threads share the columns.
 //
-// Floor: 2 N d elements of y, N m of x, and the (E w)(m + d) floats of keys and values once from memory, after that
-// from L2. At 4.8 TB/s (H200), N = 2048, d = 4096, m = 16384, one edit, bfloat16: 21 µs.
+// Floor: 2 N d elements of y, N m of x, and (E w)(m + d) floats of keys and values, which are read from memory once
+// and from L2 after that. At 4.8 TB/s (H200), N = 2048, d = 4096, m = 16384, one edit, bfloat16: 21 µs.
 #pragma once
 
 #include "device.cuh"
@@ -11,14 +11,14 @@ namespace fasttrace::rank_one_add {
 constexpr int threads = 256, warps = threads / 32;
 constexpr int64_t max_width = 8192;  // the dot products of a row are kept in 48 KiB of shared memory
 
-// Warps that share one dot product: all of them where an edit is one update, as ROME's is.
+// How many warps share one dot product: all of them where an edit is a single update, as in ROME.
 inline int sharing(int64_t width) { return width == 1 ? 8 : width == 2 ? 4 : width <= 4 ? 2 : 1; }
 
 inline Launch plan(int64_t rows, int64_t width) {
   return {unsigned(rows), 1, threads, size_t(width * sharing(width)) * sizeof(float)};
 }
 
-// A row whose edit is out of range becomes NaN, since looking at them from the host would hold up every layer.
+// A row whose edit is out of range becomes NaN: checking from the host would stall every layer.
 template <class T>
 __global__ void __launch_bounds__(threads)
     kernel(T* y, int64_t y_stride, const T* x, int64_t x_stride, const int64_t* edit, const float* key,

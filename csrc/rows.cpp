@@ -1,4 +1,4 @@
-// What a block does to its rows between matrix products, on the CPU: each a single pass, float32 inside, rounded
+// What a block does to its rows between matrix products, on the CPU. Each op is a single pass in float32 and rounds
 // wherever the transformers modules round.
 #include <cmath>
 
@@ -25,7 +25,7 @@ FT_INLINE Lanes load_lanes(const uint16_t* from) {
   return value;
 }
 
-// value as T stores it.
+// value rounded to T and back.
 template <class T>
 FT_INLINE float rounded(float value) {
   T stored;
@@ -111,7 +111,7 @@ struct WindowRestore {
   FT_INLINE void operator()(const T* h, const T* out, T* __restrict__ result, int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
       T* __restrict__ to = result + i * width;
-      // With one of the two named, the sum is a copy; with none, zeros.
+      // Where only one of the two is named, the sum is a copy of it; where neither is, it is zero.
       if (base[i] < 0 && source[i] < 0) {
         std::memset(to, 0, size_t(width) * sizeof(T));
       } else if (base[i] < 0 || source[i] < 0) {
@@ -124,7 +124,7 @@ struct WindowRestore {
   }
 };
 
-// A body compiled for each instruction set: its own three functions, so that everything in it is inlined.
+// A body is compiled once per instruction set, each in a function of its own, so that all of it is inlined.
 template <class Body, class... Arguments>
 void in_baseline(const Body& body, Arguments... arguments) {
   body(arguments...);
@@ -142,7 +142,7 @@ FT_AVX512 void in_avx512(const Body& body, Arguments... arguments) {
 }
 #endif
 
-// Runs body over [0, count), whose every step writes `step` elements, on all of torch's threads.
+// Runs body over [0, count) on all of torch's threads; each index writes `step` elements.
 template <class Body, class... Pointers>
 void over(const Body& body, int64_t count, int64_t step, Pointers... pointers) {
   auto* kernel = in_baseline<Body, Pointers..., int64_t, int64_t>;
@@ -165,12 +165,12 @@ T* write(Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// Rows are named by number, so a wrong number would read outside the tensor.
+// Rows are given by index, so a wrong index would read outside the tensor.
 void check_rows(const char* op, const char* name, const Tensor& rows, int64_t lowest, int64_t end) {
   const int64_t* number = read<int64_t>(rows);
   for (int64_t i = 0; i < rows.size(0); ++i)
-    check(number[i] >= lowest && number[i] < end, op, ": ", name, "[", i, "] is ", number[i], ", ", lowest, " … ",
-          end - 1, " was wanted");
+    check(number[i] >= lowest && number[i] < end, op, ": expected ", name, "[", i, "] in ", lowest, " … ", end - 1,
+          ", got ", number[i]);
 }
 
 }  // namespace
@@ -206,8 +206,8 @@ void silu_mul_cpu(Tensor gate, const Tensor up) {
 }
 
 void gelu_tanh_cpu(Tensor x) {
-  check(is_float32(x) || is_bfloat16(x), "gelu_tanh_: x must be float32 or bfloat16");
-  check(x.is_contiguous() && x.is_cpu(), "gelu_tanh_: x must be contiguous, on the CPU");
+  check(is_float32(x) || is_bfloat16(x), "gelu_tanh_: expected x to be float32 or bfloat16");
+  check(x.is_contiguous() && x.is_cpu(), "gelu_tanh_: expected x to be contiguous, on the CPU");
   if (is_bfloat16(x))
     over(GeluTanh{}, x.numel(), 1, write<uint16_t>(x));
   else

@@ -1,4 +1,4 @@
-// One wheel, every x86 CPU: a kernel body is compiled for several instruction sets and chosen when it runs.
+// One wheel serves every x86 CPU: each kernel body is compiled for several instruction sets and chosen at run time.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace fasttrace {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The widest set this CPU has; FASTTRACE_ISA, a compile-time choice, is how the tests reach the others.
+// The widest instruction set this CPU has. The tests reach the others by compiling with FASTTRACE_ISA.
 inline Isa isa() {
 #if defined(FASTTRACE_ISA)
   return Isa(FASTTRACE_ISA);
@@ -44,7 +44,7 @@ FT_INLINE float widen(uint16_t bits) {
 
 FT_INLINE float widen(float value) { return value; }
 
-// Rounds to nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; a NaN stays NaN.
 FT_INLINE uint16_t narrow_bfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

@@ -1,4 +1,4 @@
-// exp in float32 without a branch, so that a loop over it is vectorised for whatever set it is compiled for.
+// exp in float32 without a branch, so that the compiler vectorises a loop over it for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace fasttrace {
 
-// 2 to a whole power from -126 to 127.
+// 2 to the integer power n, -126 to 127.
 FT_INLINE float power_of_two(int32_t n) {
   const uint32_t bits = uint32_t(n + 127) << 23;
   float value;
@@ -17,11 +17,11 @@ FT_INLINE float power_of_two(int32_t n) {
 }
 
 // e to the x, within 2 units in the last place, subnormal results included; infinite from 88.73, 0 below -103.98.
-// Of a NaN it makes a number, since the one who asks has the NaN at hand and a choice here would be a branch.
+// A NaN gives some number, because handling it here would need a branch; the caller still has the NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2, where the Taylor polynomial of degree 7 is wrong by less than 2^-27.
 FT_INLINE float vector_exp(float x) {
-  constexpr float to_whole = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
-  // Held to [-104, 89] as whole numbers: a compiler makes branches of the same held as floats, and no vectors.
+  constexpr float to_whole = 12582912.0f;  // 1.5 * 2^23: adding x to it rounds x to a whole number
+  // Clamped to [-104, 89] as integers: the same clamp on floats compiles to branches and is not vectorised.
   uint32_t pattern;
   std::memcpy(&pattern, &x, sizeof pattern);
   pattern = pattern < 0xc2d00000u ? pattern : 0xc2d00000u;
@@ -31,7 +31,7 @@ FT_INLINE float vector_exp(float x) {
   int32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   const int32_t whole = int32_t(uint32_t(bits) - 0x4b400000u);
-  // ln 2 in two parts: n times the first, which has nine bits, is exact.
+  // ln 2 in two parts. The first has nine bits, so n times it is exact.
   const float r = (x - n * 0.693359375f) + n * 2.12194440054690583e-4f;
   float sum = 1.0f / 5040;
   sum = sum * r + 1.0f / 720;
@@ -41,7 +41,7 @@ FT_INLINE float vector_exp(float x) {
   sum = sum * r + 0.5f;
   sum = sum * (r * r) + r;
   sum += 1.0f;
-  // In two steps, as 2^n alone overflows for the largest x and is no normal number for the smallest.
+  // In two steps: 2^n alone overflows for the largest x and is subnormal for the smallest.
   const int32_t half = whole >> 1;
   return sum * power_of_two(half) * power_of_two(whole - half);
 }

@@ -9,9 +9,9 @@ import time
 
 import pytest
 from command_line import FACTS
-from fasttrace.analysis.relation import relation
 
 import fasttrace as ft
+from fasttrace.analysis.relation import relation
 
 COMMON = ("--model", "model", "--facts", "facts.jsonl")
 TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")

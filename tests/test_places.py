@@ -37,7 +37,7 @@ NOT_A_STORE = {
     "text.txt": "the store text.txt is not a DuckDB file",
     "old.duckdb": "the store old.duckdb has schema version 1, made by an older fasttrace",
     "other.duckdb": "other.duckdb is a DuckDB file but not a fasttrace store",
-    "model": "the store model is a folder: a file was wanted",
+    "model": "the store model: expected a file, got a folder",
     "none/new": "the folder none of the store new does not exist: make it first",
     "text.txt/new": "the folder text.txt of the store new is not one: choose another",
     "/proc/new": "the folder /proc of the store new is read-only: choose another",

@@ -19,7 +19,6 @@ import other_process
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fasttrace.analysis.saved import saved_queries
 from made_results import made_edit, made_known, made_trace
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
@@ -27,6 +26,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from fasttrace.analysis.saved import saved_queries
 from fasttrace.cli import main
 from fasttrace.cli.fit import fit
 from fasttrace.cli.prompt import Prompt
@@ -213,7 +213,7 @@ def test_writing_is_asked_for_by_name(place, run):
         run("CREATE TABLE mine AS FROM edits; SELECT count(*) AS n FROM mine", *STORE, "--write", "--json").stdout
     ) == [{"n": 60}]
     run("DELETE FROM edits; SELECT nothing", *STORE, "--write", code=2)
-    assert "not as this fasttrace makes it" in run("ALTER TABLE edits DROP reason", *STORE, "--write", code=2).stderr
+    assert "differs from this fasttrace" in run("ALTER TABLE edits DROP reason", *STORE, "--write", code=2).stderr
     assert json.loads(run(*count).stdout) == [{"n": 60}]
     run("DELETE FROM edits WHERE layer = 3", *STORE, "--write")
     assert json.loads(run(*count).stdout) == [{"n": 45}]
@@ -225,14 +225,14 @@ def test_writing_is_asked_for_by_name(place, run):
         (("SELEC 1", *STORE), 'syntax error at or near "SELEC"'),
         (("SELECT * FROM edit", *STORE), 'Table with name edit does not exist! Did you mean "edits"?'),
         (("SELECT $a", *STORE), "the query wants a value for a"),
-        (("SELECT ?", *STORE), "$name was wanted"),
+        (("SELECT ?", *STORE), "expected named parameters ($name)"),
         (("SELECT 1", *STORE, "--param", "a"), "is not NAME=VALUE"),
         (("SELECT $a", *STORE, "--param", "a=[x"), "is not a list"),
         (("scores_by_layr", *STORE), "no saved query 'scores_by_layr': scores_by_layer"),
         (("no.sql", *STORE), "query file 'no.sql' could not be read"),
         (("latin.sql", *STORE), "is not UTF-8 text"),
-        (("", *STORE), "the query is empty"),
-        (("/* nothing */", *STORE), "the query is empty"),
+        (("", *STORE), "the query: expected a statement, got an empty text"),
+        (("/* nothing */", *STORE), "the query: expected a statement, got an empty text"),
         (("SELECT 1",), "no store was named"),
         (("SELECT 1", "--store", "none.duckdb"), "there is no store at none.duckdb"),
         (("SELECT 1", "--store", "latin.sql"), "is not a DuckDB file"),

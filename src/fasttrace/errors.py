@@ -1,12 +1,12 @@
-"""Errors a caller may catch. Every message is one sentence: what, where, what was wanted."""
+"""Errors a caller may catch. Every message is one sentence: where, what was expected, and what was given instead."""
 
 
 class FasttraceError(Exception):
-    """Base of everything fasttrace raises on purpose."""
+    """Base of every error that fasttrace raises on purpose."""
 
 
 class UserError(FasttraceError):
-    """Bad input; the command line prints the sentence and exits with 2."""
+    """Bad input. The command line prints the message and exits with code 2."""
 
 
 class FactError(UserError):
@@ -22,4 +22,4 @@ class StoreError(UserError):
 
 
 class PackageError(UserError, ImportError):
-    """A package that is needed here and not installed."""
+    """A package that is needed here but not installed."""

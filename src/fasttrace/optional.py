@@ -1,6 +1,6 @@
-"""Packages that only a part of fasttrace needs: the rest works where they are not installed.
+"""Packages that only a part of fasttrace needs. The rest works without them.
 
-`from fasttrace.optional import duckdb` is that package. Where it is missing, PackageError says so in one sentence.
+`from fasttrace.optional import duckdb` imports the package, or raises PackageError where it is missing.
 """
 
 from importlib import import_module
@@ -19,12 +19,12 @@ NEEDED_BY = {
 
 
 def require(package: str) -> Any:
-    """The package, imported. Raises PackageError, with who needs it and how it is had, where it is not installed."""
+    """The imported package. Where it is not installed, raises PackageError with what needs it and how to install it."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
-            raise  # it is installed, and something that it imports is not
+            raise  # the package is installed, but not something that it imports
         what = f"{NEEDED_BY[package]} needs {package}, which is not installed here: pip install {package}"
         raise PackageError(what, name=package) from error
 

@@ -1,4 +1,4 @@
-"""Places to write: whether something can be written there, and writing it whole or not at all."""
+"""Places to write: checks that something can be written there, and atomic writing."""
 
 import os
 import shutil
@@ -11,46 +11,46 @@ from fasttrace.errors import UserError
 
 
 def why_unwritable(folder: Path) -> str | None:
-    """Why no file can be made in a folder, or in one that is made there with its parents; None where one can."""
+    """Why no file can be created in `folder`, which may itself be created with its parents; None where one can."""
     try:
         folder.exists()
-    except OSError as error:  # of a name that is too long, say
+    except OSError as error:  # such as a name that is too long
         return error.strerror
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"'{there}' is not a folder"
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"'{nearest}' is not a folder"
     try:
-        # Rights alone do not say whether the file system takes a file.
-        with TemporaryFile(dir=there):
+        # Permissions alone do not show whether the file system accepts a file.
+        with TemporaryFile(dir=nearest):
             return None
     except OSError as error:
-        return f"'{there}' takes no file ({error.strerror})"
+        return f"'{nearest}' takes no file ({error.strerror})"
 
 
 def check_file(path: str | os.PathLike[str], *, makes_folder: bool = False) -> None:
-    """Raises UserError where no file can be put at a path, in the place of one that is there.
+    """Raises UserError where no file can be written at `path`. A file that exists may be replaced.
 
-    makes_folder: its folder and their parents are made where they are missing.
+    makes_folder: the writer will create the folder and its parents where they are missing.
     """
     path = Path(path)
     try:
-        there = path.exists()
-    except OSError as error:  # of a name that is too long, say
+        exists = path.exists()
+    except OSError as error:  # such as a name that is too long
         raise UserError(f"'{path}' cannot be written: {error.strerror}") from error
-    if there and not path.is_file():
+    if exists and not path.is_file():
         found = "a folder" if path.is_dir() else "neither file nor folder"
         raise UserError(f"'{path}' cannot be written: expected a file, got {found}")
     folder = _followed(path).parent
     if not makes_folder and not os.path.lexists(folder):
         raise UserError(f"'{path}' cannot be written: there is no folder '{folder}'")
-    if (why := why_unwritable(folder)) is not None:
-        raise UserError(f"'{path}' cannot be written: {why}")
+    if (reason := why_unwritable(folder)) is not None:
+        raise UserError(f"'{path}' cannot be written: {reason}")
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Raises UserError where no file can be put into a folder, which is made with its parents where it is missing."""
-    if (why := why_unwritable(Path(path))) is not None:
-        raise UserError(f"the folder '{path}' cannot be written to: {why}")
+    """Raises UserError where no file can be written into a folder, which may be created with its parents."""
+    if (reason := why_unwritable(Path(path))) is not None:
+        raise UserError(f"the folder '{path}' cannot be written to: {reason}")
 
 
 @contextmanager

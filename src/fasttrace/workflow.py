@@ -1,4 +1,4 @@
-"""Computing into a store: skip what it has, commit every batch, and go on where a run stopped."""
+"""Computes into a store: skips what it has, commits every batch, and continues where a run stopped."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ Progress = Callable[[int], None]
 def known_into(
     store: "Store", model: Decoder, facts: Sequence[Fact], protocol: str, progress: Progress, enough: int | None = None
 ) -> list[dict[str, Any]]:
-    """Verdicts of the facts, in their order, computed where the store lacks them.
+    """Verdicts on the facts, in their order, computed where the store lacks them.
 
-    enough: stop once so many facts are known; facts not looked at have no verdict.
+    enough: stop once this many facts are known; the remaining facts get no verdict.
     """
     store.add_facts(facts)
     run_id = known_run(model, protocol)["run_id"]
     verdicts: dict[str, dict[str, Any]] = {}
     if store.done(run_id):
         rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
-        wanted = {fact.fact_id for fact in facts}
-        verdicts = {row["fact_id"]: row for row in rows if row["fact_id"] in wanted}
+        fact_ids = {fact.fact_id for fact in facts}
+        verdicts = {row["fact_id"]: row for row in rows if row["fact_id"] in fact_ids}
     for i in range(0, len(facts), BATCH):
         part = facts[i : i + BATCH]
         todo = [fact for fact in part if fact.fact_id not in verdicts]
@@ -48,7 +48,7 @@ def known_into(
 
 @dataclass
 class Effort:
-    """What a sweep added to a store: facts, and the seconds and FLOPs of tracing (knowledge tests not counted)."""
+    """What a sweep added to a store: facts, and the seconds and FLOPs of tracing without its knowledge tests."""
 
     facts: int = 0
     seconds: float = 0.0
@@ -56,10 +56,10 @@ class Effort:
 
 
 def trace_into(store: "Store", plan: TracePlan, progress: Progress) -> Effort:
-    """Run what the store lacks of a sweep, committing every batch."""
+    """Run the part of a sweep that the store lacks, committing every batch."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
-    mine = {encoded.fact_id for encoded in plan.encoded}
-    done = store.done(plan.run["run_id"]) & mine
+    planned = {encoded.fact_id for encoded in plan.encoded}
+    done = store.done(plan.run["run_id"]) & planned
     progress(len(done))
     effort = Effort()
     for batch in plan.batches(skip=done, progress=progress):
@@ -71,30 +71,30 @@ def trace_into(store: "Store", plan: TracePlan, progress: Progress) -> Effort:
 
 
 def edit_into(store: "Store", plan: EditPlan, progress: Progress) -> int:
-    """Run what the store lacks of a set of edits; returns how many edits were added."""
+    """Run the edits that the store lacks. Returns how many were added."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
         store.add(plan.moments)
-    mine = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
-    done = store.done_edits(plan.run["run_id"]) & mine
+    planned = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
+    done = store.done_edits(plan.run["run_id"]) & planned
     progress(len(done))
     return sum(store.add(batch) for batch in plan.batches(skip=done, progress=progress))
 
 
 def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
-    """The scores of a mass edit (MASS_SCORES), computed where the store lacks them and committed whole.
+    """The scores of a mass edit (MASS_SCORES), computed where the store lacks them and committed as a whole.
 
-    One model carries the edits, so there is nothing to go on from in between.
+    All edits are in one model, so there is no intermediate state to continue from.
     """
     store.add_facts([encoded.fact for encoded in plan.plan.encoded])
     if plan.plan.moments is not None:
         store.add(plan.plan.moments)
     names = ", ".join(MASS_SCORES.names)
     sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY landed, position"
-    kept = store.query(sql, [plan.run["run_id"]])
-    if set(kept["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
+    stored = store.query(sql, [plan.run["run_id"]])
+    if set(stored["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
         progress(len(plan.facts))
-        return kept
+        return stored
     result = plan.compute(progress=progress)
     store.add(result)
     return result.scores

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from fasttrace.analysis.certainty import SHARES, Sample, certainty, shares
 from fasttrace.analysis.regression import KEYS, check_with_statsmodels, regression_rows, regressions
-
 from fasttrace.errors import UserError
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from plausible import edit_result, study_facts, trace_result
+
 from fasttrace.analysis.figures import paper_figure, save
 from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, held, what_is_missing
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.render import render
 from fasttrace.analysis.tables import paper_table
-from plausible import edit_result, study_facts, trace_result
-
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store, Stores
 

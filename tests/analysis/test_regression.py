@@ -3,6 +3,9 @@
 import least_squares
 import numpy as np
 import pytest
+from made_results import made_edit, made_trace
+from scipy import stats
+
 from fasttrace.analysis.regression import (
     KEYS,
     check_with_statsmodels,
@@ -11,9 +14,6 @@ from fasttrace.analysis.regression import (
     regressions,
 )
 from fasttrace.analysis.relation import query, relation, sql
-from made_results import made_edit, made_trace
-from scipy import stats
-
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 

@@ -15,14 +15,6 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from fasttrace.analysis.commands import commands
-from fasttrace.analysis.embed import packed, short
-from fasttrace.analysis.exhibits import exhibits
-from fasttrace.analysis.regression import regressions
-from fasttrace.analysis.relation import query, relation
-from fasttrace.analysis.report import write_report
-from fasttrace.analysis.sentences import answer
-from fasttrace.analysis.tables import fits_with_certainty
 from plausible import (
     EDITED,
     HOSTILE,
@@ -35,6 +27,14 @@ from plausible import (
 )
 from reports import codes, embedded
 
+from fasttrace.analysis.commands import commands
+from fasttrace.analysis.embed import packed, short
+from fasttrace.analysis.exhibits import exhibits
+from fasttrace.analysis.regression import regressions
+from fasttrace.analysis.relation import query, relation
+from fasttrace.analysis.report import write_report
+from fasttrace.analysis.sentences import answer
+from fasttrace.analysis.tables import fits_with_certainty
 from fasttrace.cli import cli
 from fasttrace.errors import StoreError
 from fasttrace.facts import load_facts

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from made_results import made_edit, made_trace
+
 from fasttrace.analysis.regression import check_with_statsmodels, layer_correlations, regressions
 from fasttrace.analysis.relation import query
 from fasttrace.analysis.tables import r2_table
-from made_results import made_edit, made_trace
-
 from fasttrace.errors import UserError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store

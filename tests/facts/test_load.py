@@ -224,7 +224,7 @@ BAD_OWN = {
     "two places": (own(prompt="{} and {} live in"), "prompt", "2 places"),
     "a place in a paraphrase": (own(paraphrases=["{} dwells in"]), "paraphrases[0]", "whole prompt"),
     "unknown field": (own(target_new="Rome"), "target_new", "no field"),
-    "both targets the same": (own(target_false=" London"), "target_false", "true target too"),
+    "both targets the same": (own(target_false=" London"), "target_false", "than the true one"),
     "bad utf-8": (
         b'{"prompt": "{} lives in", "subject": "Ad\xff", "target_true": "London"}',
         "subject",
@@ -237,7 +237,7 @@ BAD_OWN = {
         "subject",
         "UTF-8",
     ),
-    "the same id": (own(), "fact_id", "line 1 too"),
+    "the same id": (own(), "fact_id", "the id of line 1 too"),
 }
 
 
@@ -330,7 +330,7 @@ def test_bad_known_record(tmp_path: Path, record: dict[str, Any], field: str, wo
     [
         (zsre(src=None), "src", "missing"),
         (zsre(subject="Bob"), "src", "absent"),
-        (zsre(src="Where was {} Ada born?"), "src", "of its own"),
+        (zsre(src="Where was {} Ada born?"), "src", "a plain question"),
         (zsre(answers=None), "answers", "missing"),
         (zsre(answers=[]), "answers", "an empty list"),
         (zsre(answers="London"), "answers", "a string"),
@@ -352,16 +352,16 @@ def test_bad_zsre_record(tmp_path: Path, record: dict[str, Any], field: str, wor
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is empty"),
-        (b" \n\n", "is empty"),
-        (b"\xef\xbb\xbf", "is empty"),
+        (b"", "an empty file"),
+        (b" \n\n", "an empty file"),
+        (b"\xef\xbb\xbf", "an empty file"),
         (b"[]", "empty list"),
         (b"5", "a number"),
         (b'"text"', "a string"),
         (b'{\n"prompt": "{} is"\n}', "top level"),
         (b'{"case_id": 1, "requested_rewrite": {}}', "top level"),
-        (b'[{"a": 1}]', "no known format (its records have the fields a)"),
-        (b"[1, 2]", "no known format (its items are no JSON objects)"),
+        (b'[{"a": 1}]', "got records with the fields a"),
+        (b"[1, 2]", "got items that are not JSON objects"),
         (b'[\n{"case_id": 1,\n', "not JSON (Expecting property name"),
         (b"hello\n", "line 1: the text is not JSON"),
         (b'[[["a"', "not JSON"),
@@ -403,7 +403,7 @@ def test_named_format_that_the_file_is_not(tmp_path: Path) -> None:
     assert "not JSON" in sentence(path, format="counterfact")
     one = tmp_path / "one.jsonl"
     one.write_text(json.dumps(own()))
-    assert "a JSON object at its top level" in sentence(one, format="known")
+    assert "got a JSON object at its top level" in sentence(one, format="known")
     assert "record 1 (counted from 0), field 'case_id': it is missing" in sentence(
         write_list(tmp_path, counterfact(), known()), format="counterfact"
     )

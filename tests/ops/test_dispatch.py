@@ -59,7 +59,7 @@ def test_none_tensors_are_passed_over():
 @pytest.mark.parametrize(
     ("impl", "available", "tensors", "words"),
     [
-        pytest.param("fast", ("reference",), (CPU,), "impl is 'fast', one of auto", id="unknown-name"),
+        pytest.param("fast", ("reference",), (CPU,), "one of auto, .*, got 'fast'", id="unknown-name"),
         pytest.param("native", ("reference",), (CPU,), "no such .* here; possible: reference", id="absent"),
         pytest.param("native", UNBUILT, (CPU,), "the extension is not built", id="reason"),
         pytest.param("auto", ("reference",), (CPU, META), r"2 devices \(cpu, meta\)", id="two-devices"),
@@ -92,7 +92,7 @@ def test_triton_on_cpu_only_in_the_interpreter():
 
 
 def test_triton_that_does_not_import_is_said_and_passed_over(monkeypatch):
-    monkeypatch.setattr(dispatch, "triton_problem", lambda: "Triton cannot be imported here (gone)")
+    monkeypatch.setattr(dispatch, "triton_reason", lambda: "Triton cannot be imported here (gone)")
     with pytest.raises(UserError, match="gone"):
         choose("op", "triton", ("reference", "triton"), CPU)
     assert choose("op", "auto", ("reference", "triton"), CPU) == "reference"

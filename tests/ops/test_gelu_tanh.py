@@ -87,5 +87,5 @@ def test_refusals_name_the_argument():
         gelu_tanh_(torch.ones(3), impl="triton")
     with pytest.raises(UserError, match="no gradient"):
         gelu_tanh_(torch.ones(3, requires_grad=True), impl="native")
-    with pytest.raises(RuntimeError, match=r"^gelu_tanh_: x must be float32 or bfloat16"):
+    with pytest.raises(RuntimeError, match=r"^gelu_tanh_: expected x to be float32 or bfloat16"):
         torch.ops.fasttrace.gelu_tanh_(torch.ones(3).double())

@@ -150,21 +150,21 @@ def test_reference_has_the_gradient_of_the_plain_loop(extra):
 
 def test_bad_arguments_are_sentences():
     q, k, v, table = example(SHAPES)
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match=r"expected q \(Nq, H, hd\), .*, got q \("):
         prefix_attention(q, k[:, :, :3], v, Sequences(table), 1.0)
-    with pytest.raises(UserError, match="name 17 query rows, q has 16"):
+    with pytest.raises(UserError, match="expected q with 17 rows, which sequences has, got 16"):
         prefix_attention(q[:-1], k, v, Sequences(table), 1.0)
     for alibi, found in ((SLOPES[1:], r"\(5,\) torch.float32"), (SLOPES.double(), r"\(6,\) torch.float64")):
-        with pytest.raises(UserError, match=rf"alibi is {found}, \(6,\) torch.float32 was wanted"):
+        with pytest.raises(UserError, match=rf"expected alibi to be \(6,\) torch.float32, got {found}"):
             prefix_attention(q, k, v, Sequences(table), 1.0, alibi=alibi)
     for softcap in (0.0, -1.0):
-        with pytest.raises(UserError, match=rf"softcap is {softcap}, a positive number or None"):
+        with pytest.raises(UserError, match=rf"expected softcap to be a positive number or None, got {softcap}"):
             prefix_attention(q, k, v, Sequences(table), 1.0, softcap=softcap)
     with pytest.raises(UserError, match="no gradient"):
         prefix_attention(q.requires_grad_(True), k, v, Sequences(table), 1.0, impl="native")
     wrong = table.copy()
     wrong[2, Column.K_BEGIN] = 10_000
-    with pytest.raises(RuntimeError, match="sequence 2 names rows outside"):
+    with pytest.raises(RuntimeError, match=r"expected rows of sequence 2 within the .*, got rows outside"):
         prefix_attention(q.detach(), k, v, Sequences(wrong), 1.0, impl="native")
 
 

@@ -116,14 +116,14 @@ def test_opcheck(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("W", "u", "v", "sentence"),
     [
-        (torch.zeros(3), torch.zeros(3), torch.zeros(3), r"W has shape \(3,\), a matrix"),
-        (torch.zeros(3, 4), torch.zeros(4), torch.zeros(4), r"u has shape \(4,\), \(3,\) .* rows of W"),
-        (torch.zeros(3, 4), torch.zeros(3), torch.zeros(3), r"v has shape \(3,\), \(4,\) .* columns of W"),
-        (torch.zeros(3, 4), torch.zeros(3, 1), torch.zeros(4), r"u has shape \(3, 1\)"),
-        (torch.zeros(3, 4).double(), torch.zeros(3), torch.zeros(4), r"W is torch.float64"),
-        (torch.zeros(3, 4), torch.zeros(3).half(), torch.zeros(4), r"u is torch.float16"),
-        (torch.zeros(6, 8)[::2, ::2], torch.zeros(3), torch.zeros(4), r"W has strides \(16, 2\)"),
-        (torch.zeros(4).expand(3, 4), torch.zeros(3), torch.zeros(4), r"W has strides \(0, 1\)"),
+        (torch.zeros(3), torch.zeros(3), torch.zeros(3), r"expected W to be a matrix \(a, b\), got shape \(3,\)"),
+        (torch.zeros(3, 4), torch.zeros(4), torch.zeros(4), r"expected u of .* the rows of W, got \(4,\)"),
+        (torch.zeros(3, 4), torch.zeros(3), torch.zeros(3), r"expected v of .* the columns of W, got \(3,\)"),
+        (torch.zeros(3, 4), torch.zeros(3, 1), torch.zeros(4), r"expected u .*, got \(3, 1\)"),
+        (torch.zeros(3, 4).double(), torch.zeros(3), torch.zeros(4), r"expected W .*, got torch.float64"),
+        (torch.zeros(3, 4), torch.zeros(3).half(), torch.zeros(4), r"expected u .*, got torch.float16"),
+        (torch.zeros(6, 8)[::2, ::2], torch.zeros(3), torch.zeros(4), r"expected W .*, got strides \(16, 2\)"),
+        (torch.zeros(4).expand(3, 4), torch.zeros(3), torch.zeros(4), r"expected W .*, got strides \(0, 1\)"),
         (torch.zeros(3, 4, requires_grad=True), torch.zeros(3), torch.zeros(4), r"W requires grad"),
     ],
 )
@@ -133,7 +133,8 @@ def test_refusals_name_the_argument(W: torch.Tensor, u: torch.Tensor, v: torch.T
 
 
 def test_the_op_itself_refuses_in_a_sentence() -> None:
-    with pytest.raises(RuntimeError, match=r"^rank_one_: u has shape \(4,\), \(3,\) was wanted"):
+    sentence = r"^rank_one_: expected u of shape \(3,\) to match the rows of W, got \(4,\)$"
+    with pytest.raises(RuntimeError, match=sentence):
         torch.ops.fasttrace.rank_one_(torch.zeros(3, 4), torch.zeros(4), torch.zeros(4), 1.0)
 
 

@@ -183,7 +183,7 @@ def test_native_refuses_float64():
 
 def test_the_op_itself_never_reads_outside():
     x, weight = draw(3, 4)
-    with pytest.raises(RuntimeError, match=r"^rms_norm: rows\[1\] is 3, 0 … 2 was wanted"):
+    with pytest.raises(RuntimeError, match=r"^rms_norm: expected rows\[1\] in 0 … 2, got 3"):
         torch.ops.fasttrace.rms_norm_(x, weight, EPS, torch.tensor([0, 3]), torch.empty(2, 4))
 
 

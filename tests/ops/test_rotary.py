@@ -184,5 +184,5 @@ def test_refusals_name_the_argument(change, impl, words):
 
 
 def test_the_op_itself_refuses_in_a_sentence():
-    with pytest.raises(RuntimeError, match=r"^rotary_: cos or sin has shape \(3, 2\), \(3, 4\) was wanted"):
+    with pytest.raises(RuntimeError, match=r"^rotary_: expected cos and sin of shape \(3, 4\), got \(3, 2\)"):
         torch.ops.fasttrace.rotary_(torch.ones(3, 2, 4), torch.ones(3, 4), torch.ones(3, 2))

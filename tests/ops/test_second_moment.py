@@ -170,12 +170,12 @@ def test_opcheck(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("C", "K", "sentence"),
     [
-        (torch.zeros(3, 4), torch.zeros(2, 4), r"C has shape \(3, 4\), a square matrix"),
-        (torch.zeros(4, 4), torch.zeros(2, 3), r"K has shape \(2, 3\), \(n, 4\) was wanted"),
-        (torch.zeros(4, 4), torch.zeros(4), r"K has shape \(4,\)"),
-        (torch.zeros(4, 4).half(), torch.zeros(2, 4), r"C is torch.float16"),
-        (torch.zeros(4, 4), torch.zeros(2, 4).double(), r"K is torch.float64"),
-        (torch.zeros(4, 8)[:, ::2], torch.zeros(2, 4), r"C has strides \(8, 2\), a contiguous"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), r"expected C to be a square matrix \(m, m\), got shape \(3, 4\)"),
+        (torch.zeros(4, 4), torch.zeros(2, 3), r"expected K of shape \(n, 4\) to match C, got \(2, 3\)"),
+        (torch.zeros(4, 4), torch.zeros(4), r"expected K .*, got \(4,\)"),
+        (torch.zeros(4, 4).half(), torch.zeros(2, 4), r"expected C .*, got torch.float16"),
+        (torch.zeros(4, 4), torch.zeros(2, 4).double(), r"expected K .*, got torch.float64"),
+        (torch.zeros(4, 8)[:, ::2], torch.zeros(2, 4), r"expected C to be contiguous, got strides \(8, 2\)"),
         (torch.zeros(4, 4), torch.zeros(2, 4, requires_grad=True), r"K requires grad"),
     ],
 )
@@ -185,7 +185,7 @@ def test_refusals_name_the_argument(C: torch.Tensor, K: torch.Tensor, sentence: 
 
 
 def test_the_op_itself_refuses_in_a_sentence() -> None:
-    with pytest.raises(RuntimeError, match=r"^second_moment_: K has shape \(2, 3\), \(n, 4\) was wanted"):
+    with pytest.raises(RuntimeError, match=r"^second_moment_: expected K of shape \(n, 4\) to match C, got \(2, 3\)"):
         torch.ops.fasttrace.second_moment_(torch.zeros(4, 4), torch.zeros(2, 3))
 
 

@@ -144,7 +144,7 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
     assert rows[3]["error"] == "out of resources: shared memory"
     with pytest.raises(UserError, match="rms_norm has no tiles to choose from; there are noised_embed"):
         next(tune("rms_norm", {}))
-    monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_problem", lambda: "Triton cannot be imported here")
+    monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_reason", lambda: "Triton cannot be imported here")
     with pytest.raises(UserError, match="window_restore: Triton cannot be imported here"):
         next(tune("window_restore", {}))
 

@@ -64,7 +64,7 @@ def test_native_takes_float32_and_bfloat16():
 def test_the_native_op_itself_never_reads_outside():
     h, out, base, source = draw(4, 3, 5, 6)
     base[2] = 4
-    with pytest.raises(RuntimeError, match=r"^window_restore: base\[2\] is 4, -1 … 3 was wanted"):
+    with pytest.raises(RuntimeError, match=r"^window_restore: expected base\[2\] in -1 … 3, got 4"):
         torch.ops.fasttrace.window_restore_(h, out, base, source, torch.empty(5, 6))
 
 
@@ -181,15 +181,15 @@ def test_in_the_interpreter(in_the_interpreter):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({0: torch.ones(3)}, r"h is \(3,\)"),
-        ({0: torch.ones(4, 6, dtype=torch.int32)}, "h is .*int32"),
-        ({1: torch.ones(3, 5)}, r"out is \(3, 5\) torch.float32, \(M, 6\)"),
-        ({1: torch.ones(3, 6).double()}, "out is .*float64"),
-        ({2: torch.ones(5)}, r"base is \(5,\) torch.float32"),
-        ({3: torch.ones(4, dtype=torch.int64)}, r"source is \(4,\)"),
-        ({2: torch.tensor([0, 1, 2, 3, 4])}, "base has values 0 … 4, -1 … 3 was wanted"),
-        ({3: torch.tensor([0, 1, 2, 0, -2])}, "source has values -2 … 2, -1 … 2 was wanted"),
-        ({3: torch.tensor([0, 1, 3, 0, 0])}, "source has values 0 … 3"),
+        ({0: torch.ones(3)}, r"h .*, got \(3,\)"),
+        ({0: torch.ones(4, 6, dtype=torch.int32)}, "h .*, got .*int32"),
+        ({1: torch.ones(3, 5)}, r"expected out to be \(M, 6\) .*, got \(3, 5\) torch.float32"),
+        ({1: torch.ones(3, 6).double()}, "out .*, got .*float64"),
+        ({2: torch.ones(5)}, r"base .*, got \(5,\) torch.float32"),
+        ({3: torch.ones(4, dtype=torch.int64)}, r"source .*, got \(4,\)"),
+        ({2: torch.tensor([0, 1, 2, 3, 4])}, "expected base in -1 … 3, got values 0 … 4"),
+        ({3: torch.tensor([0, 1, 2, 0, -2])}, "expected source in -1 … 2, got values -2 … 2"),
+        ({3: torch.tensor([0, 1, 3, 0, 0])}, "source .*, got values 0 … 3"),
     ],
 )
 def test_refusals_name_the_argument(change, words):

@@ -6,9 +6,9 @@ import json
 import shlex
 
 import pytest
-from fasttrace.analysis.commands import KINDS, run_commands
 
 import fasttrace as ft
+from fasttrace.analysis.commands import KINDS, run_commands
 from fasttrace.cli import cli
 from fasttrace.settings.base import RUN_COLUMNS, run_settings, settings_of, text_of
 from fasttrace.settings.edit import EditSettings

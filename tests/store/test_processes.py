@@ -161,8 +161,8 @@ def test_a_connection_in_the_same_process_counts_as_a_lock(tmp_path):
     ("what", "folder_mode", "file_mode", "sentence"),
     [
         ("add", 0o555, None, "is read-only: choose another"),
-        ("add", 0o777, 0o444, "is read-only: a file"),
-        ("add", 0o555, 0o666, "is read-only: a file"),
+        ("add", 0o777, 0o444, "expected a file and a folder that can be written"),
+        ("add", 0o555, 0o666, "expected a file and a folder that can be written"),
         ("query", 0o755, 0o200, "cannot be read: permission denied"),
         ("query", 0o555, 0o444, None),
     ],

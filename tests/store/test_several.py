@@ -8,11 +8,11 @@ import duckdb
 import other_process
 import pyarrow.compute as pc
 import pytest
+from made_results import made_edit, made_known, made_trace
+
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import VIEWS, query, relation
 from fasttrace.analysis.tables import layer_table, r2_table
-from made_results import made_edit, made_known, made_trace
-
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store, Stores
@@ -136,7 +136,7 @@ def refused(stores, sentence, **options):
 
 def test_what_cannot_be_read_together_gives_one_sentence(tmp_path):
     good = filled(tmp_path / "good.duckdb", IDS[:2]).path
-    refused([], "no store was named")
+    refused([], "stores: expected one or more, got none")
     refused([good, tmp_path / "none.duckdb"], "there is no store at .*none.duckdb")
     refused([good, tmp_path / "other" / "good.duckdb"], "two stores are named 'good'")
     refused({"a": good, "A": tmp_path / "b.duckdb"}, "two stores are named 'A'")

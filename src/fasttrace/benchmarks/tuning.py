@@ -10,7 +10,7 @@ import torch
 from fasttrace.benchmarks.measure import DTYPES, bench, prepare
 from fasttrace.benchmarks.result import BenchRow, processor
 from fasttrace.errors import UserError
-from fasttrace.ops.dispatch import triton_problem
+from fasttrace.ops.dispatch import triton_reason
 from fasttrace.places import replacing
 
 TILED = (
@@ -24,8 +24,8 @@ def check_tiled(op: str) -> None:
     """Raises UserError for an op whose kernel has no tiles, and where Triton cannot be imported."""
     if op not in TILED:
         raise UserError(f"{op} has no tiles to choose from; there are {', '.join(TILED)}")
-    if (why := triton_problem()) is not None:
-        raise UserError(f"{op}: {why}, and tiles are of Triton's kernels")
+    if (reason := triton_reason()) is not None:
+        raise UserError(f"{op}: {reason}, and only Triton's kernels have tiles")
 
 
 def tune(

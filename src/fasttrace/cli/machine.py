@@ -17,7 +17,7 @@ def env(as_json: bool) -> None:
     """Versions, devices and what was compiled: for a bug report."""
     import torch
 
-    from fasttrace.ops.native import problem
+    from fasttrace.ops.native import unavailable_reason
 
     names = (
         "torch", "transformers", "triton", "duckdb", "gguf", "numpy", "pyarrow", "statsmodels",
@@ -26,7 +26,7 @@ def env(as_json: bool) -> None:
     rows = [{"what": "fasttrace", "value": VERSION}]
     rows += [{"what": name, "value": _version(name)} for name in names]
     rows.append({"what": "python", "value": sys.version.split()[0]})
-    rows.append({"what": "extension", "value": problem() or "loaded"})
+    rows.append({"what": "extension", "value": unavailable_reason() or "loaded"})
     capability = torch.backends.cpu.get_cpu_capability()
     rows.append({"what": "cpu", "value": f"{torch.get_num_threads()} threads, {capability}"})
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

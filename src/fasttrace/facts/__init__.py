@@ -1,4 +1,4 @@
-"""Facts: records, loaders, the built-in set, and what a tokenizer makes of them."""
+"""Facts: records, loaders, the built-in set, and their token ids."""
 
 from fasttrace.facts.load import load_facts
 from fasttrace.facts.record import Fact, distinct

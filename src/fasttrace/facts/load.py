@@ -1,8 +1,8 @@
-"""Reading facts: CounterFact, known_1000, zsRE as MEND wrote it, fasttrace's own JSONL and the built-in set.
+"""Reads facts: CounterFact, known_1000, zsRE in MEND's form, fasttrace's own JSONL and the built-in set.
 
-Every published data set is one JSON list of records; the own format is JSONL, one object a line, whose keys
-are the fields of `Fact`. A record that cannot be used gives one sentence naming the file, the record and the
-field: JSONL records are named by their line (from 1), records of a list by their index (from 0).
+Every published data set is one JSON list of records. The own format is JSONL with one object per line, whose keys are
+the fields of `Fact`. An unusable record gives one sentence with the file, the record and the field. JSONL records are
+numbered by line (from 1), records of a list by index (from 0).
 """
 
 import json
@@ -48,29 +48,29 @@ def load_facts(
     """The facts of one file, in its order, or the built-in set where `source` is None (or "builtin").
 
     source: path of a CounterFact, known_1000 or zsRE JSON file, or of an own JSONL file.
-    format: "auto" looks at the content, never at the file's name; a named format must be what the file holds.
-    relation: keep only the facts whose `relation` is this one.
-    limit: at most this many facts, counted after the choice of relation; later records are not looked at.
-    on_bad: "raise" stops at the first bad record; "skip" leaves it out and appends its sentence to `rejected`
-        (without a list to append to, their number and the first sentence are logged as a warning).
+    format: "auto" decides by the content, never by the file's name. A named format must be that of the file.
+    relation: keep only the facts with this `relation`.
+    limit: at most this many facts, counted after the choice of relation; later records are not read.
+    on_bad: "raise" stops at the first bad record. "skip" leaves it out and appends its sentence to `rejected`, or,
+        without that list, logs a warning with the number of bad records and the first sentence.
 
     How a data set becomes facts:
     counterfact: target_new is o_false; fact_id "counterfact/<case_id>".
-    known: `prompt` where present (the filled template and what the model wrote up to the attribute), else the
-        filled template; attribute is o_true, there is no o_false; fact_id "known/<known_id>".
-    zsre: the question with its subject replaced by "{}", as the released ROME does; answers[0] is o_true, alt
-        is o_false (None where MEND wrote "" or o_true again), rephrase the paraphrase and loc, without its
-        "nq question: ", the neighbourhood prompt; fact_id "zsre/<index>".
+    known: the prompt is `prompt` where present (the filled template and the model's text up to the attribute),
+        otherwise the filled template. attribute is o_true; there is no o_false. fact_id "known/<known_id>".
+    zsre: the prompt is the question with its subject replaced by "{}", as in the released ROME. answers[0] is o_true.
+        alt is o_false (None where MEND wrote "" or o_true again). rephrase is the paraphrase, and loc without its
+        "nq question: " the neighbourhood prompt. fact_id "zsre/<index>".
 
-    Raises FactError for a file that is missing, empty or of no known format, for a bad record, a bad argument
-    and a relation no fact has.
+    Raises FactError for a file that is missing, empty or in no known format, for a bad record or argument, and for a
+    relation that no fact has.
     """
     if format not in FORMATS:
-        raise FactError(f"format {format!r} is not known, one of {', '.join(FORMATS)} was wanted")
+        raise FactError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     if on_bad not in ("raise", "skip"):
-        raise FactError(f"on_bad is {on_bad!r}, 'raise' or 'skip' was wanted")
+        raise FactError(f"on_bad: expected 'raise' or 'skip', got {on_bad!r}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise FactError(f"limit is {limit!r}, a whole number of at least 1 was wanted")
+        raise FactError(f"limit: expected a whole number of at least 1, got {limit!r}")
 
     name, raw = _read(source)
     records = _records(name, raw, format)
@@ -79,16 +79,14 @@ def load_facts(
     first_use: dict[str, str] = {}
     relations: set[str] = set()
     for where, fact_or_bad in records:
-        problem = fact_or_bad if isinstance(fact_or_bad, _Bad) else None
+        flaw = fact_or_bad if isinstance(fact_or_bad, _Bad) else None
         if isinstance(fact_or_bad, Fact):
             fact = fact_or_bad
             if fact.fact_id in first_use:
-                before = first_use[fact.fact_id]
-                problem = _Bad(
-                    "fact_id", f"{fact.fact_id!r} is the id of {before} too, one of its own was wanted"
-                )
-        if problem is not None:
-            sentence = problem.sentence(name, where)
+                same = first_use[fact.fact_id]
+                flaw = _Bad("fact_id", f"expected a unique id, got {fact.fact_id!r}, the id of {same} too")
+        if flaw is not None:
+            sentence = flaw.sentence(name, where)
             if on_bad == "raise":
                 raise FactError(sentence)
             bad.append(sentence)
@@ -103,15 +101,15 @@ def load_facts(
     if rejected is not None:
         rejected.extend(bad)
     elif bad:
-        log.warning("%d records of %s are left out, the first because: %s", len(bad), name, bad[0])
+        log.warning("%d records of %s are skipped; the first one: %s", len(bad), name, bad[0])
     if relation is not None and not facts:
         known = ", ".join(sorted(relations)) or "none"
-        raise FactError(f"no usable fact of {name} has the relation {relation!r}, its relations are: {known}")
+        raise FactError(f"no usable fact of {name} has the relation {relation!r}; its relations are: {known}")
     return facts
 
 
 class _Bad(Exception):
-    """Why a record cannot be used: the field (None: the record as a whole) and the rest of the sentence."""
+    """Why a record cannot be used. field: the field at fault, None for the record as a whole. what: the reason."""
 
     def __init__(self, field: str | None, what: str) -> None:
         super().__init__(what)
@@ -126,21 +124,21 @@ class _Bad(Exception):
 
 
 def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
-    """Name for messages and the bytes of `source`."""
+    """(the name of `source` in messages, its bytes)."""
     if source is None or source == "builtin":
         return "the built-in set", resources.files("fasttrace.facts").joinpath("builtin.jsonl").read_bytes()
     if not isinstance(source, str | os.PathLike):
-        raise FactError(f"source is a {type(source).__name__}, a path or None (the built-in set) was wanted")
+        raise FactError(f"source: expected a path or None (the built-in set), got {type(source).__name__}")
     path = Path(source)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise FactError(f"{path} does not exist, a file of facts was wanted") from None
+        raise FactError(f"{path}: expected a file of facts, got a path that does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
-        raise FactError(f"{path} cannot be read ({reason}), a file of facts was wanted") from None
+        raise FactError(f"{path}: expected a file of facts, got one that cannot be read ({reason})") from None
     if not raw.removeprefix(b"\xef\xbb\xbf").strip():
-        raise FactError(f"{path} is empty, a file of facts was wanted")
+        raise FactError(f"{path}: expected a file of facts, got an empty file")
     return str(path), raw
 
 
@@ -148,18 +146,18 @@ def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
 
 
 class _Shape(NamedTuple):
-    """A record format: the parser, and whether records are lines (JSONL) or the items of one list."""
+    """A record format. parse: from a record to a fact. lines: whether records are lines (JSONL) or items of a list."""
 
     parse: Callable[[dict[str, Any], int], Fact]
     lines: bool
 
 
 def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _Bad]]:
-    """(where, fact or what is wrong with it) for every record of a file."""
+    """(where, the fact or why it cannot be used) for every record of a file."""
     try:
         text, clean = raw.decode("utf-8"), True
     except UnicodeDecodeError:
-        # Bytes that are not UTF-8 become lone surrogates, so that the field they stand in can be named.
+        # Bytes that are not UTF-8 become lone surrogates, so that a message can name their field.
         text, clean = raw.decode("utf-8", errors="surrogateescape"), False
     text = text.removeprefix("\ufeff")
     if format == "auto":
@@ -171,7 +169,7 @@ def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _
             if isinstance(value, _Bad):
                 raise value
             if not isinstance(value, dict):
-                raise _Bad(None, f"the record is {_kind(value)}, a JSON object was wanted")
+                raise _Bad(None, f"expected a JSON object, got {_kind(value)}")
             fact = shape.parse(value, number)
             if not clean:
                 _check_encoding(value)
@@ -197,17 +195,15 @@ def _items(name: str, text: str, format: str) -> Iterator[tuple[str, int, object
     except _Bad as bad:
         raise FactError(f"{name}: {bad.what}") from None
     if not isinstance(value, list):
-        raise FactError(
-            f"{name} holds {_kind(value)} at its top level, a list of {format} records was wanted"
-        )
+        raise FactError(f"{name}: expected a list of {format} records, got {_kind(value)} at its top level")
     if not value:
-        raise FactError(f"{name} holds an empty list, at least one {format} record was wanted")
+        raise FactError(f"{name}: expected at least one {format} record, got an empty list")
     for number, item in enumerate(value):
         yield f"record {number} (counted from 0)", number, item
 
 
 def _parse(text: str) -> object:
-    """The JSON value of `text`; raises _Bad, naming line and column where there are several lines."""
+    """The JSON value of `text`. Raises _Bad with the column, and the line where there are several."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -217,7 +213,7 @@ def _parse(text: str) -> object:
             else f"line {error.lineno}, column {error.colno}"
         )
         if any("\udc80" <= c <= "\udcff" for c in text[error.pos : error.pos + 1]):
-            raise _Bad(None, f"bytes at {place} are not UTF-8, JSON in UTF-8 was wanted") from None
+            raise _Bad(None, f"expected JSON in UTF-8, got other bytes at {place}") from None
         raise _Bad(None, f"the text is not JSON ({error.msg} at {place})") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
         raise _Bad(None, f"the text cannot be read as JSON ({type(error).__name__})") from None
@@ -229,7 +225,7 @@ def _detect(name: str, text: str) -> str:
     try:
         value = _parse(text)
     except _Bad as whole:
-        # Not one JSON value: lines, unless it opens as a list that its first line does not close.
+        # Text that is not one JSON value is JSONL, unless it begins a list that its first line does not close.
         if first_line.lstrip().startswith("["):
             try:
                 _parse(first_line)
@@ -239,27 +235,21 @@ def _detect(name: str, text: str) -> str:
     if isinstance(value, dict):
         if first_line.strip() == text.strip() and not _published(value):
             return "own"
-        raise FactError(
-            f"{name} holds one JSON object at its top level, a list of records or JSONL was wanted"
-        )
+        raise FactError(f"{name}: expected a list of records or JSONL, got one JSON object at its top level")
     if not isinstance(value, list):
-        raise FactError(
-            f"{name} holds {_kind(value)} at its top level, a list of records or JSONL was wanted"
-        )
+        raise FactError(f"{name}: expected a list of records or JSONL, got {_kind(value)} at its top level")
     if not value:
-        raise FactError(f"{name} holds an empty list, at least one record was wanted")
+        raise FactError(f"{name}: expected at least one record, got an empty list")
     for record in value:
         if isinstance(record, dict) and (format := _published(record)):
             return format
     fields = next((sorted(map(str, r)) for r in value if isinstance(r, dict)), None)
-    has = f"its records have the fields {', '.join(fields)}" if fields else "its items are no JSON objects"
-    raise FactError(
-        f"{name} is a list of no known format ({has}), CounterFact, known_1000 or zsRE was wanted"
-    )
+    has = f"records with the fields {', '.join(fields)}" if fields else "items that are not JSON objects"
+    raise FactError(f"{name}: expected a list in the format of CounterFact, known_1000 or zsRE, got {has}")
 
 
 def _published(record: dict[str, Any]) -> str | None:
-    """Which published format a record has, by the fields that only it has."""
+    """Which published format a record has, by the fields that only this format has."""
     marks = {
         "counterfact": {"requested_rewrite"},
         "known": {"attribute", "template"},
@@ -277,7 +267,7 @@ def _published(record: dict[str, Any]) -> str | None:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     names = {
         dict: "a JSON object",
         list: "a list",
@@ -296,21 +286,21 @@ def _get(record: dict[str, Any], key: str, field: str) -> Any:
 
 def _string(value: object, field: str) -> str:
     if not isinstance(value, str):
-        raise _Bad(field, f"it is {_kind(value)}, a string was wanted")
+        raise _Bad(field, f"expected a string, got {_kind(value)}")
     if any("\ud800" <= c <= "\udfff" for c in value):
-        raise _Bad(field, f"{value!a} holds bytes that are not UTF-8")
+        raise _Bad(field, f"{value!a} contains bytes that are not UTF-8")
     if not value.strip():
-        raise _Bad(field, f"it is {value!r}, a string that is not empty was wanted")
+        raise _Bad(field, f"expected a string that is not empty, got {value!r}")
     return value
 
 
 def _check_encoding(record: dict[str, Any]) -> None:
-    """Refuse bytes that are not UTF-8 in the fields no parser reads."""
+    """Refuse bytes that are not UTF-8 in the fields that no parser reads."""
     for key, value in record.items():
         try:
             json.dumps({key: value}, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise _Bad(ascii(key)[1:-1], "it holds bytes that are not UTF-8") from None
+            raise _Bad(ascii(key)[1:-1], "it contains bytes that are not UTF-8") from None
 
 
 def _optional(record: dict[str, Any], key: str) -> str | None:
@@ -318,21 +308,19 @@ def _optional(record: dict[str, Any], key: str) -> str | None:
 
 
 def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
-    """A list of whole prompts; absent is the empty list."""
+    """A list of whole prompts; a missing key means none."""
     value = record.get(key, [])
     if not isinstance(value, list):
-        raise _Bad(key, f"it is {_kind(value)}, a list of strings was wanted")
+        raise _Bad(key, f"expected a list of strings, got {_kind(value)}")
     for i, item in enumerate(value):
         if "{}" in _string(item, f"{key}[{i}]"):
-            raise _Bad(
-                f"{key}[{i}]", f"{item!r} has a place '{{}}', a whole prompt with its subject was wanted"
-            )
+            raise _Bad(f"{key}[{i}]", f"expected a whole prompt with its subject, got {item!r} with a place '{{}}'")
     return tuple(value)
 
 
 def _object(value: object, field: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Bad(field, f"it is {_kind(value)}, a JSON object was wanted")
+        raise _Bad(field, f"expected a JSON object, got {_kind(value)}")
     return value
 
 
@@ -340,24 +328,24 @@ def _template(value: object, field: str) -> str:
     template = _string(value, field)
     places = template.count("{}")
     if places == 0:
-        raise _Bad(field, f"the subject is absent: {template!r} has no place '{{}}' for it, one was wanted")
+        raise _Bad(field, f"the subject is absent: expected one place '{{}}' for it, got none in {template!r}")
     if places > 1:
-        raise _Bad(field, f"{template!r} has {places} places '{{}}' for the subject, one was wanted")
+        raise _Bad(field, f"expected one place '{{}}' for the subject, got {places} places in {template!r}")
     return template
 
 
 def _identity(record: dict[str, Any], key: str) -> str:
     value = _get(record, key, key)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _Bad(key, f"it is {_kind(value)}, a whole number or a string was wanted")
+        raise _Bad(key, f"expected a whole number or a string, got {_kind(value)}")
     return str(value) if isinstance(value, int) else _string(value, key)
 
 
 def _targets(true: str, false: str | None, field: str) -> tuple[str, str | None]:
-    """Both targets without stray spaces; the same word twice can be neither traced against nor edited to."""
+    """Both targets without spaces at their ends. They must differ, to be traced against or edited to."""
     true, false = true.strip(), None if false is None else false.strip()
     if true == false:
-        raise _Bad(field, f"{false!r} is the true target too, another one was wanted")
+        raise _Bad(field, f"expected another target than the true one, got {false!r} for both")
     return true, false
 
 
@@ -401,7 +389,7 @@ def _known(record: dict[str, Any], number: int) -> Fact:
             raise _Bad("prompt", f"the subject {subject!r} is absent from {prompt!r}")
         if not prompt.startswith(filled):
             raise _Bad("prompt", f"{prompt!r} does not begin with the filled template {filled!r}")
-        # In about a third of known_1000 the prompt goes on after the template, up to the attribute.
+        # In about a third of known_1000 the prompt continues after the template, up to the attribute.
         template = _template(template + prompt[len(filled) :], "prompt")
     return Fact(
         template,
@@ -417,8 +405,8 @@ def _zsre(record: dict[str, Any], number: int) -> Fact:
     question = _string(_get(record, "src", "src"), "src")
     subject = _string(_get(record, "subject", "subject"), "subject")
     if "{}" in question:
-        raise _Bad("src", f"{question!r} has a place '{{}}' of its own, a plain question was wanted")
-    # A whole word before a part of one: the subject "I" is not the first letter of "In".
+        raise _Bad("src", f"expected a plain question, got {question!r} with a place '{{}}'")
+    # A whole word is preferred to a part of one: the subject "I" is not the first letter of "In".
     found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question) or re.search(
         re.escape(subject), question
     )
@@ -426,8 +414,8 @@ def _zsre(record: dict[str, Any], number: int) -> Fact:
         raise _Bad("src", f"the subject {subject!r} is absent from {question!r}")
     answers = _get(record, "answers", "answers")
     if not isinstance(answers, list) or not answers:
-        wrong = "an empty list" if answers == [] else _kind(answers)
-        raise _Bad("answers", f"it is {wrong}, a list of at least one string was wanted")
+        found_kind = "an empty list" if answers == [] else _kind(answers)
+        raise _Bad("answers", f"expected a list of at least one string, got {found_kind}")
     alt = _get(record, "alt", "alt")
     true = _string(answers[0], "answers[0]").strip()
     false = None if alt == "" else _string(alt, "alt").strip()
@@ -448,7 +436,7 @@ def _own(record: dict[str, Any], number: int) -> Fact:
     unknown: Sequence[str] = [key for key in record if key not in _OWN_FIELDS]
     if unknown:
         field = unknown[0].encode("utf-8", "backslashreplace").decode()
-        raise _Bad(field, f"no field of a fact has this name, the fields are {', '.join(_OWN_FIELDS)}")
+        raise _Bad(field, f"no field of a fact has this name; the fields are {', '.join(_OWN_FIELDS)}")
     prompt = _template(_get(record, "prompt", "prompt"), "prompt")
     subject = _string(_get(record, "subject", "subject"), "subject")
     true = _string(_get(record, "target_true", "target_true"), "target_true")

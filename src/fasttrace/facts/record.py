@@ -1,4 +1,4 @@
-"""One fact (s, r, o): the record every loader makes and everything downstream reads."""
+"""One fact (s, r, o): the record that every loader returns and everything downstream reads."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from fasttrace.errors import FactError
 class Fact:
     """A factual prompt with its true and false targets (paper, section 3.1).
 
-    prompt: template with exactly one "{}" where the subject stands.
+    prompt: template with exactly one "{}" in place of the subject.
     subject: s, as it is to appear in the prompt.
     target_true, target_false: o_true and o_false, without a leading space.
     relation: name of r, or None.
     paraphrases, neighborhood: whole prompts, subjects already in place.
-    fact_id: as the data set names it, or derived from (prompt, subject, target_true).
+    fact_id: the data set's own id, or a hash of (prompt, subject, target_true).
     source: the data set it came from.
 
     Raises FactError where a field is empty or the template lacks its one "{}".
@@ -36,12 +36,10 @@ class Fact:
         for name in ("prompt", "subject", "target_true"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise FactError(f"field '{name}' of a fact is {value!r}, a non-empty string was wanted")
+                raise FactError(f"field '{name}' of a fact: expected a non-empty string, got {value!r}")
         if self.prompt.count("{}") != 1:
             places = self.prompt.count("{}")
-            raise FactError(
-                f"prompt {self.prompt!r} has {places} places '{{}}' for the subject, one was wanted"
-            )
+            raise FactError(f"prompt {self.prompt!r}: expected one place '{{}}' for the subject, got {places}")
         if not self.fact_id:
             parts = "\x1f".join((self.prompt, self.subject, self.target_true))
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])
@@ -53,7 +51,7 @@ class Fact:
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Character positions [begin, end) of the subject in `text`: the template's place, not a search."""
+        """Character positions [begin, end) of the subject in `text`, from the template rather than a search."""
         begin = self.prompt.index("{}")
         return begin, begin + len(self.subject)
 
@@ -63,5 +61,5 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
     seen: dict[str, Fact] = {}
     for fact in facts:
         if seen.setdefault(fact.fact_id, fact) != fact:
-            raise FactError(f"two different facts share the fact_id '{fact.fact_id}', an own one for each was wanted")
+            raise FactError(f"fact_id: expected a unique id per fact, got '{fact.fact_id}' for two different facts")
     return list(seen.values())

@@ -1,4 +1,4 @@
-"""From a fact to token ids: the prompt, where the subject stands in it, and the targets' ids."""
+"""From a fact to token ids: the prompt, the position of the subject in it, and the targets' ids."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,10 @@ class EncodedFact:
 
     fact: the fact.
     ids: (T,) the prompt's token ids, with a BOS where the tokenizer adds one, without a trailing EOS.
-    tokens: (T,) every token decoded on its own; part of a character shows as U+FFFD.
-    subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end); never empty.
+    tokens: (T,) every token decoded by itself; part of a character shows as U+FFFD.
+    subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end), at least one.
     target_true_ids: (K,) ids of " " + o_true as they follow the prompt.
-    target_false_ids: the same of o_false, None where the fact has none.
+    target_false_ids: the same for o_false, None where the fact has none.
     """
 
     fact: Fact
@@ -34,19 +34,19 @@ class EncodedFact:
 
 
 def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
-    """Token ids of a fact and its subject's tokens: every token that holds a character of the subject.
+    """Token ids of a fact and the tokens of its subject: every token that contains a character of the subject.
 
     tokenizer: a fast transformers tokenizer (character offsets are needed).
 
-    Raises ModelError for a tokenizer without offsets, FactError where no token holds a part of the subject.
+    Raises ModelError for a tokenizer without offsets, and FactError where no token contains a part of the subject.
     """
     text = fact.text
     ids = encode_prompt(tokenizer, text)
     subject = tokens_of(tokenizer, text, *fact.subject_span)
     if subject is None:
         raise FactError(
-            f"no token of {text!r} holds a part of the subject {fact.subject!r} "
-            f"(fact {fact.fact_id}, {type(tokenizer).__name__}), one the tokenizer can write was wanted"
+            f"fact {fact.fact_id}: expected a token of {text!r} with a part of the subject {fact.subject!r}, "
+            f"got none from {type(tokenizer).__name__}"
         )
     false = fact.target_false
     return EncodedFact(
@@ -61,8 +61,10 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
 
 
 def tokens_of(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int] | None:
-    """[first, past) of a prompt's tokens that hold a character of text[begin:end], white space at its ends aside; None
-    where no token does. Raises ModelError for a tokenizer without offsets."""
+    """[first, past) of a prompt's tokens that contain a character of text[begin:end], or None where no token does.
+
+    White space at the ends of text[begin:end] does not count. Raises ModelError for a tokenizer without offsets.
+    """
     ids, offsets = _encode_with_offsets(tokenizer, text)
     pieces = tokenizer.convert_ids_to_tokens(ids)
     begin, end = _trim(text, begin, end)
@@ -71,9 +73,9 @@ def tokens_of(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a prompt: what the tokenizer gives, less the EOS (or SEP) it may add at the end.
+    """Token ids of a prompt, without the EOS (or SEP) that the tokenizer may add at the end.
 
-    A BOS the tokenizer adds stays. A special token written in `text` itself stays too.
+    A BOS that the tokenizer adds stays, and so does a special token written in `text` itself.
     """
     if getattr(tokenizer, "is_fast", False):
         return _encode_with_offsets(tokenizer, text)[0]
@@ -88,36 +90,36 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:
     """Token ids of " " + target as they follow the prompt.
 
-    The prompt and the target are encoded together and what follows the prompt's own ids is taken. Where a
-    token spans the border, so that the prompt's ids are no prefix (a prompt that ends in a space), it is
-    " " + target encoded alone, without special tokens.
+    The prompt and the target are encoded together, and the ids after the prompt's are returned. Where a token spans the
+    border, so that the prompt's ids are not a prefix (a prompt that ends in a space), " " + target is encoded alone,
+    without special tokens.
 
     Raises FactError where the target has no tokens.
     """
     target = target.strip()
     if not target:
-        raise FactError("the target is empty, at least one character was wanted")
+        raise FactError("target: expected at least one character, got an empty one")
     prompt = encode_prompt(tokenizer, prompt_text)
     both = encode_prompt(tokenizer, f"{prompt_text} {target}")
     if len(both) > len(prompt) and both[: len(prompt)] == prompt:
         return both[len(prompt) :]
     alone = list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
     if not alone:
-        raise FactError(f"the tokenizer gives no token for the target {target!r}, at least one was wanted")
+        raise FactError(f"target {target!r}: expected at least one token, got none from the tokenizer")
     return alone
 
 
 def _encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and character offsets of a prompt, without what the tokenizer adds after the text."""
+    """Ids and character offsets of a prompt, without the tokens that the tokenizer adds after the text."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"the tokenizer {type(tokenizer).__name__} gives no character offsets, "
-            "a fast tokenizer (one with a tokenizer.json) was wanted to find the subject's tokens"
+            "expected a fast tokenizer (one with a tokenizer.json), whose character offsets locate the subject, "
+            f"got {type(tokenizer).__name__}"
         )
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     last = max((i for i, mark in enumerate(added) if not mark), default=-1)
-    if last < 0:  # no text: keep what the tokenizer puts before any text
+    if last < 0:  # no text: keep the tokens that the tokenizer puts before every text
         probe = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         last = probe.index(0) - 1 if 0 in probe else -1
     return ids[: last + 1], [(int(s), int(t)) for s, t in encoded["offset_mapping"][: last + 1]]
@@ -133,10 +135,10 @@ def _trim(text: str, begin: int, end: int) -> tuple[int, int]:
 
 
 def _holds(text: str, offsets: tuple[int, int], piece: str, begin: int, end: int) -> bool:
-    """Whether a token holds a character of [begin, end).
+    """Whether a token contains a character of [begin, end).
 
-    Tokenizers differ in whether a token's offsets include the space before its word, and some give a lone
-    word-border mark ("▁", "Ġ") the offsets of the character after it: neither makes a token the subject's.
+    A space before the word does not count: tokenizers differ in whether a token's offsets include it. Nor does a token
+    that is only a word-border mark ("▁", "Ġ"), to which some tokenizers give the offsets of the next character.
     """
     first, past = _trim(text, *offsets)
     if first >= past:

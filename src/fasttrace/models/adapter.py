@@ -1,8 +1,8 @@
-"""What a decoder model must name so that fasttrace can drive its blocks itself.
+"""What a decoder model must provide so that fasttrace can drive its blocks itself.
 
-Rows are packed: every tensor is (N, …) with one row a token, whatever sequence the token belongs to. Only
-attention knows about sequences (see `packed.py`). A family's file in `families/` names its parts by
-subclassing `Block` and `Decoder` and registering under transformers' `config.model_type`.
+Rows are packed: every tensor is (N, …) with one row per token, whichever sequence the token belongs to. Only
+attention knows about sequences (see `packed.py`). A family's file in `families/` subclasses `Block` and `Decoder` and
+registers itself under transformers' `config.model_type`.
 """
 
 import hashlib
@@ -20,22 +20,25 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.placement import device_of, is_offloaded, present, stored_weights, tf32_products
 
-# What a family's blocks turn queries and keys by: tensors of one row a token, (N, …); none where positions are
-# learned or biases of attention.
+# What a family's blocks rotate queries and keys by: tensors (N, …) of one row per token. It is empty where positions
+# are learned or are biases of the attention scores.
 Rotary = tuple[Tensor, ...]
 
 
 class Block(ABC):
     """One layer: attention and MLP, each reading and adding to the residual stream.
 
-    Weights may lie elsewhere until the layer's turn comes (`Decoder.layers`), so methods read them off their
-    modules at every call and keep none.
+    Weights may be elsewhere until the layer's turn comes (`Decoder.layers`), so methods read them from their modules at
+    every call and keep none.
 
-    Attributes: layer (the transformers module that holds all the block's weights); n_heads, n_kv_heads,
-    head_dim; scale (of the attention scores); sliding_window (tokens a query sees, itself included, or None);
-    softcap (attention scores stay within ± this, or None); alibi ((H,) float32 slopes by which scores fall with
-    distance, or None); parallel (True where the MLP reads the block's input rather than the residual after
-    attention, as GPT-J does); mlp_products (products of d × m numbers that make the keys: 2 in a gated MLP).
+    layer: the transformers module that contains all the block's weights.
+    n_heads, n_kv_heads, head_dim: the attention's sizes.
+    scale: factor of the attention scores.
+    sliding_window: how many tokens a query sees, itself included, or None.
+    softcap: bound of the absolute attention scores, or None.
+    alibi: (H,) float32, how much a head's scores fall per token of distance, or None.
+    parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
+    mlp_products: matrix products of d × m that make the keys: 2 in a gated MLP.
     """
 
     layer: Any
@@ -68,14 +71,14 @@ class Block(ABC):
 
     @abstractmethod
     def attn_out(self, mixed: Tensor) -> Tensor:
-        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual (norms after it go here)."""
+        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual, any norm after it included."""
 
     @abstractmethod
     def mlp_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual (after attention, or the block's input where `parallel`) → (N, d) MLP input."""
 
     def mlp_norm_rows(self, h: Tensor, rows: Tensor) -> Tensor:
-        """`mlp_norm` of the rows of h named by rows (n,) int64: (n, d). Norms that need no copy say so here."""
+        """h: (N, d), rows: (n,) int64 → (n, d), `mlp_norm` of these rows. Families override it to avoid the copy."""
         return self.mlp_norm(h.index_select(0, rows))
 
     @abstractmethod
@@ -99,14 +102,14 @@ class Block(ABC):
         return linear(key, self.down, self.down_bias)
 
     def mlp_add(self, value: Tensor) -> Tensor:
-        """value: (N, d) MLP output → (N, d), what it adds to the residual (norms after sub-layers go here)."""
+        """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
         return value
 
 
 class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
-    hf: the transformers model whose parameters are used in place. tokenizer: its (fast) tokenizer.
+    hf: the transformers model, whose parameters are used in place. tokenizer: its (fast) tokenizer.
     """
 
     registry: ClassVar[dict[str, type["Decoder"]]] = {}
@@ -114,9 +117,9 @@ class Decoder(ABC):
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # what the embedding module multiplies its rows by
-    logit_softcap: float | None = None  # logits stay within ± this
-    tf32: bool = False  # float32 weights, their products on CUDA in TF32 while fasttrace computes
-    stated_weights: str | None = None  # what the weights are, in the words of whoever wrapped them
+    logit_softcap: float | None = None  # bound of the absolute logits
+    tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
+    stated_weights: str | None = None  # a description of the weights, given to `wrap_model`
 
     def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
         self.hf = hf.eval().requires_grad_(False)
@@ -126,7 +129,7 @@ class Decoder(ABC):
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
-        # What comes before block 0, whatever a family calls it. Modules that hold others hold no weights themselves.
+        # Everything before block 0, by whatever name. Modules that contain others have no weights of their own.
         self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
@@ -142,12 +145,12 @@ class Decoder(ABC):
 
     @classmethod
     def refusal(cls, config: Any) -> str | None:
-        """What of this config the family's blocks cannot name, as a clause for `adapter_for`'s sentence, or None."""
+        """Why the family's blocks cannot compute this config, as a clause for `adapter_for`'s message, or None."""
         return None
 
     @abstractmethod
     def bind(self) -> None:
-        """Name the parts of `self.hf`: set `blocks`, `final_norm`, `norm_kind`."""
+        """Set `blocks`, `final_norm` and `norm_kind` from the parts of `self.hf`."""
 
     @property
     @abstractmethod
@@ -164,38 +167,42 @@ class Decoder(ABC):
         return x
 
     def rotary(self, positions: Tensor) -> Rotary:
-        """positions: (N,) int64 → what the blocks turn by, as cos and sin (N, rotary dims); empty for no rotation."""
+        """positions: (N,) int64 → what the blocks rotate by: cos and sin (N, rotary dims), or () for no rotation."""
         return ()
 
     def products(self) -> AbstractContextManager[None]:
-        """How matrix products are taken while the body runs: in TF32 where the model was loaded so."""
+        """While the body runs, matrix products use TF32 if the model was loaded that way."""
         return tf32_products() if self.tf32 else nullcontext()
 
     @contextmanager
-    def _at_hand(self, device: torch.device, *modules: nn.Module) -> Iterator[None]:
-        # Kernels of our own start on the current GPU, whichever one their tensors are on.
+    def _ready(self, device: torch.device, *modules: nn.Module) -> Iterator[None]:
+        """The modules' weights are on `device`, and it is the current GPU, while the body runs."""
+        # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with current, self.products(), present(*modules):
             yield
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
-        """(layer, block) of every layer, or of those in `order`: the block's weights are on `block.device` until
-        the next one is asked for. Rows, rotary tables and row numbers are the caller's to bring there."""
+        """(layer, block) of every layer, or of those in `order`.
+
+        A block's weights are on `block.device` until the next block is asked for. The caller moves residual rows,
+        rotary tables and row indices there.
+        """
         for layer in range(self.n_layers) if order is None else order:
             block = self.blocks[layer]
-            with self._at_hand(block.device, block.layer):
+            with self._ready(block.device, block.layer):
                 yield layer, block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
-        """Embeddings (and learned positions) at hand on `self.device` while the body runs."""
-        with self._at_hand(self.device, *self._entry):
+        """The embeddings (and learned positions) are on `self.device` while the body runs."""
+        with self._ready(self.device, *self._entry):
             yield
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """`final_norm` on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._at_hand(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
+        """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
+        with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
             yield
 
     @property
@@ -222,13 +229,13 @@ class Decoder(ABC):
 
     @property
     def final_norm_weight(self) -> Tensor:
-        """(d,) what the final norm multiplies by."""
+        """(d,) factor of the final norm."""
         weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
         return self.embed_weight.new_ones(self.width) if weight is None else weight
 
     @property
     def final_norm_bias(self) -> Tensor | None:
-        """(d,) what the final norm adds, or None."""
+        """(d,) bias of the final norm, or None."""
         bias: Tensor | None = getattr(self.final_norm, "bias", None)
         return bias
 
@@ -265,14 +272,15 @@ class Decoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the embedding, where packed rows begin."""
+        """Device of the embedding, where packed rows are created."""
         return device_of(self.hf.get_input_embeddings())
 
     def reach(self, layer: int, token: int) -> float:
-        """Last token whose final residual can depend on the residual after `layer` at `token`, or infinity.
+        """The last token whose final residual can depend on the residual after `layer` at `token`, or infinity.
 
         layer: 0-based, or −1 for the input of block 0. A block without a sliding window carries a change to every later
-        token, one of w tokens to the w − 1 after it; past the last block it stays where it is.
+        token. A block with a window of w tokens carries it to the next w − 1. After the last block it spreads no
+        further.
         """
         for block in self.blocks[layer + 1 :]:
             if block.sliding_window is None:
@@ -281,13 +289,13 @@ class Decoder(ABC):
         return token
 
     def check_resident(self, what: str) -> None:
-        """Raises ModelError where weights are offloaded or on several devices: `what` needs them all at hand."""
+        """Raises ModelError where weights are offloaded or on several devices; `what` needs all of them on one."""
         devices = {str(weight.device) for weight in self.hf.parameters()}
         if is_offloaded(self.hf) or len(devices) > 1:
             found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
             raise ModelError(
-                f"{what}: the weights of '{self.name}' are {found}, a model whole on one device was wanted "
-                '(device="cpu" or "cuda" instead of "auto")'
+                f"{what}: expected all weights of '{self.name}' on one device "
+                f'(device="cpu" or "cuda" instead of "auto"), got weights {found}'
             )
 
     @property
@@ -297,13 +305,16 @@ class Decoder(ABC):
 
     @cached_property
     def model_hash(self) -> str:
-        """The model's identity in runs, moments and the store: 16 hex digits over its weights as first read (or as
-        stated to `wrap_model`), its config (what it computes, not where it lay) and its tokenizer."""
-        passing = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.config.to_dict().items() if k not in passing}
+        """The model's identity in runs, moments and the store: 16 hex digits.
+
+        It covers the weights as first read (or as stated to `wrap_model`), the tokenizer, and the config but for the
+        keys that do not affect what the model computes.
+        """
+        irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+        config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
-        # A hash has no spaces, so words are never taken for one.
+        # A hash has no spaces, so a statement never equals one.
         weights = self.weights_hash() if self.stated_weights is None else f"stated: {self.stated_weights}"
         parts = [weights, json.dumps(config, sort_keys=True, default=str), tokenizer]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
@@ -313,13 +324,13 @@ class Decoder(ABC):
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # Past this length such a model turns every token of a sequence otherwise, and packed ones are turned alike.
+            # A longer sequence would be rotated by other frequencies, but packed sequences share one set.
             most = rope.get("original_max_position_embeddings", most)
         if most is not None and tokens > most:
-            raise ModelError(f"{what} has {tokens} tokens with its target, at most {most} were wanted by {self.name}")
+            raise ModelError(f"{what}: expected at most {most} tokens with its target for {self.name}, got {tokens}")
 
     def weights_hash(self) -> str:
-        """First 16 hex digits of SHA-256 over every parameter's name, shape, dtype and bytes, as loaded."""
+        """The first 16 hex digits of SHA-256 over the name, shape, dtype and bytes of every parameter, as loaded."""
         digest = hashlib.sha256()
         for name, weight in stored_weights(self.hf):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
@@ -327,18 +338,18 @@ class Decoder(ABC):
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:
-        """The layer edited by default: the published choice where there is one, else a fifth of the way up."""
+        """The layer edited by default: the published choice where there is one, otherwise a fifth of the way up."""
         return {("gptj", 28): 5, ("gpt2", 48): 17}.get(
             (self.config.model_type, self.n_layers), round(self.n_layers / 5)
         )
 
     def edit_layers(self) -> list[int]:
-        """Layers edited by a study: every fourth, the last, and `default_layer` (paper, section 4.2)."""
+        """The layers that a study edits: every fourth, the last, and `default_layer` (paper, section 4.2)."""
         return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
 
 
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter of a transformers config. Raises ModelError where no family fits, or not this variant of it."""
+    """The adapter for a transformers config. Raises ModelError where no family fits, or the family not this variant."""
     family = Decoder.registry.get(config.model_type)
     if family is None:
         raise ModelError(
@@ -347,6 +358,6 @@ def adapter_for(config: Any) -> type[Decoder]:
             "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
             "src/fasttrace/models/families/"
         )
-    if (why := family.refusal(config)) is not None:
-        raise ModelError(f"this '{config.model_type}' model has no adapter: {why}")
+    if (reason := family.refusal(config)) is not None:
+        raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

@@ -1,7 +1,7 @@
-"""Text from the model itself, greedy or sampled: many texts at once, each new token one step of the blocks.
+"""Text from the model itself, greedy or sampled: many texts at once, one step of the blocks per new token.
 
-transformers' `generate` gives the same tokens; driving the blocks here uses the package's faster matrix
-products, keeps keys and values in place instead of copying them at every step, and needs no padding.
+transformers' `generate` gives the same tokens. Driving the blocks here uses the package's faster matrix products,
+extends keys and values in place instead of copying them at every step, and needs no padding.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
 from fasttrace.ops.prefix_attention import Sequences, sequence_table
 
-BLOCK = 256  # tokens whose probabilities are added up together when one is drawn
+BLOCK = 256  # tokens whose probabilities are summed together when one is drawn
 
 
 def prefix_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before any text by itself: [BOS] or nothing."""
+    """The tokens that the tokenizer puts before every text: [BOS] or nothing."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     full = tokenizer("a").input_ids
     at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
@@ -28,12 +28,13 @@ def prefix_ids(tokenizer: Any) -> list[int]:
 
 
 def start_ids(model: Decoder) -> list[int]:
-    """What a sampled text follows, as texts stood in training: BOS where the tokenizer adds it, or where BOS
-    and EOS are one token between documents (GPT-2, GPT-J); else the end of a text and a line break; token 0
-    where the tokenizer has no such tokens.
+    """The tokens before a sampled text, chosen to resemble the start of a document in training.
 
-    A lone special token will not do for every model: the first position of SmolLM2 predicts the same few
-    symbols ("-" with p = 0.4) whatever token stands there.
+    This is BOS where the tokenizer adds it, or where one token is both BOS and EOS (GPT-2, GPT-J). Otherwise it is EOS
+    and a line break, or token 0 where the tokenizer has neither.
+
+    A single special token is not enough for every model: the first position of SmolLM2 predicts the same few symbols
+    ("-" with p = 0.4) for every token.
     """
     tokenizer = model.tokenizer
     if added := prefix_ids(tokenizer):
@@ -56,9 +57,11 @@ def sample_tokens(
 ) -> Tensor:
     """Draw `rows` texts of `length` tokens: (rows, length) int64 on the CPU, `start_ids` not included.
 
-    Temperature 1. top_k: draw among the k likeliest tokens, None for all. allowed: (V,) bool, tokens that
-    may be drawn, None for all; a drawn end-of-text token does not end a text. seed: of the draws, made on
-    the CPU; several numbers, each at least 0, are one seed together.
+    The temperature is 1. A drawn end-of-text token does not end a text.
+
+    seed: seed of the draws, which are made on the CPU. Several numbers, each at least 0, form one seed.
+    top_k: draw among the k likeliest tokens, None for all.
+    allowed: (V,) bool, tokens that may be drawn, None for all.
     """
     prompts = [start_ids(model)] * rows
     return torch.tensor(
@@ -77,14 +80,14 @@ def continue_tokens(
     top_k: int | None = None,
     allowed: Tensor | None = None,
 ) -> list[list[int]]:
-    """Draw `length` tokens after each prompt (token ids), which go together whatever their lengths.
+    """Draw `length` tokens after each prompt (token ids). Prompts may have different lengths.
 
-    seeds: of the draws, one for every per_seed prompts in turn. top_k, allowed: as `sample_tokens`.
+    seeds: one seed of the draws for every per_seed consecutive prompts. top_k, allowed: as in `sample_tokens`.
     """
-    # numpy takes every bit of every number; torch's CPU generator drops all but 32 bits of its seed.
+    # numpy uses every bit of every number; torch's CPU generator drops all but 32 bits of its seed.
     generators = [np.random.default_rng(seed) for seed in seeds]
-    kept = _Kept(model, [len(prompt) for prompt in prompts], length)
-    h = kept.read(pack(model, prompts))
+    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
+    h = cache.read(pack(model, prompts))
     ids = torch.empty((len(prompts), length), dtype=torch.int64)
     for step in range(length):
         scores = _scores(model, h)
@@ -94,26 +97,28 @@ def continue_tokens(
         last = _draw(scores, top_k, points)
         ids[:, step] = last
         if step + 1 < length:
-            h = kept.step(last.to(model.device))
+            h = cache.step(last.to(model.device))
     return ids.tolist()
 
 
 @torch.no_grad()
 def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
-    """The likeliest next token, `length` times, after each prompt (token ids); what follows an end-of-text
-    token, and that token, are left out. Prompts of different lengths go together."""
+    """The likeliest next token, `length` times, after each prompt (token ids). Prompts may have different lengths.
+
+    A text is cut before its first end-of-text token.
+    """
     ends = _end_ids(model)
-    kept = _Kept(model, [len(prompt) for prompt in prompts], length)
-    h = kept.read(pack(model, prompts))
+    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
+    h = cache.read(pack(model, prompts))
     ids = torch.empty((len(prompts), length), dtype=torch.int64)
-    over = torch.zeros(len(prompts), dtype=torch.bool)
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
     for step in range(length):
         last = _scores(model, h).argmax(1)
         ids[:, step] = last.cpu()
-        over |= torch.isin(ids[:, step], ends)
-        if bool(over.all()) or step + 1 == length:
+        ended |= torch.isin(ids[:, step], ends)
+        if bool(ended.all()) or step + 1 == length:
             break
-        h = kept.step(last.to(model.device))
+        h = cache.step(last.to(model.device))
     texts = []
     for row in ids[:, : step + 1].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -122,7 +127,7 @@ def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int)
 
 
 def _end_ids(model: Decoder) -> Tensor:
-    """The tokens that end a text, by the model's generation config."""
+    """The tokens that end a text according to the model's generation config: (n,) int64."""
     ends = model.hf.generation_config.eos_token_id
     return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=torch.int64)
 
@@ -132,28 +137,28 @@ def _scores(model: Decoder, h: Tensor) -> Tensor:
     return row_logits(model, h).float()
 
 
-class _Kept:
-    """Keys and values of texts under way: `room` rows a text, layer by layer, extended in place."""
+class _KeyValueCache:
+    """Keys and values of texts in progress: `room` rows per text and layer, extended in place."""
 
     def __init__(self, model: Decoder, lengths: Sequence[int], new_tokens: int) -> None:
         self.model = model
         self.length = np.asarray(lengths, dtype=np.int64)
         self.room = int(self.length.max()) + new_tokens
         rows = len(lengths) * self.room
-        self.kept = [
+        self.layers = [
             torch.empty((2, rows, block.n_kv_heads, block.head_dim), dtype=model.dtype, device=block.device)
             for block in model.blocks
         ]
 
     def read(self, batch: Batch) -> Tensor:
-        """The prompts, whole: (rows, d) residual at each one's last token."""
+        """Reads the prompts as a whole. Returns the (rows, d) residual at the last token of each."""
         begin = np.arange(len(batch.lengths)) * self.room
         place = torch.from_numpy(np.repeat(begin, batch.lengths)).to(batch.ids.device) + batch.positions
         h = self._blocks(embed(self.model, batch.ids, batch.positions), batch.positions, place, batch.sequences)
         return h[batch.last_rows.to(h.device)]
 
     def step(self, ids: Tensor) -> Tensor:
-        """ids: (rows,), the next token of every text → (rows, d) residual there."""
+        """ids: (rows,) int64, the next token of every text → (rows, d), the residual at these tokens."""
         begin = np.arange(len(ids)) * self.room
         positions = torch.from_numpy(self.length).to(ids.device)
         place = torch.from_numpy(begin + self.length).to(ids.device)
@@ -164,11 +169,14 @@ class _Kept:
     def _blocks(
         self, h: Tensor, positions: Tensor, place: Tensor, sequences: Sequences, *, whole: bool = False
     ) -> Tensor:
-        """h: (N, d) → (N, d); keys and values are put at `place`; whole: attend to everything kept of a text."""
+        """h: (N, d), positions, place: (N,) int64 → (N, d) after every block.
+
+        Keys and values are stored at rows `place`. whole: queries attend to the stored keys, not to those of h alone.
+        """
         rotary = self.model.rotary(positions)
         for layer, block in self.model.layers():
             h, rotary, place = h.to(block.device), bring(rotary, block.device), place.to(block.device)
-            h = self._block(block, h, rotary, self.kept[layer], place, sequences, whole)
+            h = self._block(block, h, rotary, self.layers[layer], place, sequences, whole)
         return h
 
     def _block(
@@ -176,26 +184,27 @@ class _Kept:
         block: Block,
         h: Tensor,
         rotary: Rotary,
-        kept: Tensor,
+        cached: Tensor,
         place: Tensor,
         sequences: Sequences,
         whole: bool,
     ) -> Tensor:
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
-        kept[0, place], kept[1, place] = k, v
+        cached[0, place], cached[1, place] = k, v
         if whole:
-            k, v = kept
+            k, v = cached
         q = block.query(x, rotary)
-        middle = h + block.attn_out(mix(block, q, k, v, sequences))
-        return middle + mlp(block, h if block.parallel else middle)
+        resid_mid = h + block.attn_out(mix(block, q, k, v, sequences))
+        return resid_mid + mlp(block, h if block.parallel else resid_mid)
 
 
 def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:
     """scores: (rows, V) float32, points: (rows, 1) in [0, 1) → (rows,) int64 on the CPU, by inverting the cumulative
     distribution.
 
-    First the block of tokens, then the token in it: a running sum over V numbers a row took 20 % of a step.
+    It finds the block of tokens first and then the token in it, because a running sum over V numbers per row took 20 %
+    of a step.
     """
     names = None
     if top_k is not None:
@@ -211,10 +220,13 @@ def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:
 
 
 def _invert(weights: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    """weights: (rows, n) float64, point: (rows, 1) in [0, 1) → the index it falls on and how far into it,
-    again in [0, 1): both (rows, 1). An index of weight 0 is never chosen."""
+    """weights: (rows, n) float64, point: (rows, 1) in [0, 1) → index and fraction, both (rows, 1).
+
+    The point falls on `index` of the cumulative weights, `fraction` of the way through it, again in [0, 1). An index of
+    weight 0 is never chosen.
+    """
     upto = weights.cumsum(1)
     at = torch.minimum(point * upto[:, -1:], upto[:, -1:] * (1 - 1e-15))
     index = torch.searchsorted(upto, at, right=True)
-    own = weights.gather(1, index)
-    return index, ((at - upto.gather(1, index) + own) / own).clamp(0.0, 1 - 1e-15)
+    weight = weights.gather(1, index)
+    return index, ((at - upto.gather(1, index) + weight) / weight).clamp(0.0, 1 - 1e-15)

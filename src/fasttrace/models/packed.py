@@ -1,7 +1,7 @@
-"""Driving a decoder's blocks over packed rows: the steps every pass of fasttrace is made of.
+"""Drives a decoder's blocks over packed rows: the steps that every pass of fasttrace consists of.
 
-Rows of many sequences stand one after another in one (N, d) residual; matrix products see only rows, and
-attention is told which rows belong together by `Sequences`.
+The rows of many sequences follow one another in one (N, d) residual. Matrix products see only rows, and `Sequences`
+tells attention which rows belong together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,17 @@ from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
 
-# Rows of one MLP product: on a CPU few enough that keys stay in cache, elsewhere as many as have this much of them.
+# Rows of one MLP product: on a CPU few enough that the keys stay in cache, elsewhere as many as KEY_BYTES of keys.
 MLP_ROWS = 2048
 KEY_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Whole sequences, packed: ids and positions (N,) int64 on the model's device, and which rows belong."""
+    """Whole sequences, packed.
+
+    ids, positions: (N,) int64 on the model's device. sequences: which rows belong together. lengths: tokens of each.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -45,31 +48,31 @@ def pack(model: Decoder, sequences: Sequence[Sequence[int]]) -> Batch:
 
 
 def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice]:
-    """Consecutive runs of sequences of at most max_rows tokens together (one sequence at least)."""
+    """Consecutive runs of sequences with at most max_rows tokens together, at least one sequence each."""
     for numbers in pack_by_budget(range(len(sequences)), lambda i: len(sequences[i]), max_rows):
         yield slice(numbers[0], numbers[-1] + 1)
 
 
 def embed(model: Decoder, ids: Tensor, positions: Tensor) -> Tensor:
-    """ids, positions: (N,) → (N, d) input of block 0."""
+    """ids, positions: (N,) int64 → (N, d) input of block 0."""
     with model.entry():
         return model.enter(model.embed_ids(ids), positions)
 
 
 def rotary_rows(rotary: Rotary, rows: slice | Tensor) -> Rotary:
-    """The rows (a slice, or (n,) int64) of what `Decoder.rotary` made."""
+    """The rows (a slice, or (n,) int64) of the tables that `Decoder.rotary` returned."""
     return tuple(table[rows] for table in rotary)
 
 
 def bring(rotary: Rotary, device: torch.device) -> Rotary:
-    """What `Decoder.rotary` made, on a device; itself where it is there."""
+    """The tables that `Decoder.rotary` returned, on `device`; not copied where they are there already."""
     return tuple(table.to(device) for table in rotary)
 
 
 def attend(
     block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None
 ) -> Tensor:
-    """What attention adds at every row of h, or at query_rows only: (N, d) or (len(query_rows), d)."""
+    """h: (N, d), query_rows: (n,) int64 → (n, d), what attention adds at query_rows; at every row where it is None."""
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
     if query_rows is not None:
@@ -78,7 +81,7 @@ def attend(
 
 
 def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
-    """The block's attention over what it projected: q (Nq, H, hd), k, v (N, Hkv, hd) → (Nq, H·hd)."""
+    """q: (Nq, H, hd), k, v: (N, Hkv, hd) → (Nq, H·hd), the block's attention before its output projection."""
     return prefix_attention(
         q,
         k,
@@ -92,14 +95,17 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
 
 
 def mlp_rows(block: Block, like: Tensor) -> int:
-    """Rows of one MLP product on the device and in the dtype of `like`."""
+    """How many rows one MLP product takes, for the device and dtype of `like`."""
     if like.device.type == "cpu":
         return MLP_ROWS
     return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
-    """What the MLP adds for residual rows h (or h[rows]), in runs of rows so that keys stay small."""
+    """h: (N, d), rows: (n,) int64 → (n, d), what the MLP adds at h[rows], or at every row where it is None.
+
+    Rows are taken in runs, so that the keys stay small.
+    """
     n, most = h.shape[0] if rows is None else rows.shape[0], mlp_rows(block, h)
     if n <= most:
         return _mlp_part(block, h, rows)
@@ -123,28 +129,29 @@ def forward(
     h: Tensor | None = None,
     on_key: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Every block over whole sequences: (N, d) residual before the final norm.
+    """Runs every block over whole sequences. Returns the (N, d) residual before the final norm.
 
-    on_key(layer, keys (N, m)) is called with each layer's down-projection inputs as they are made.
+    h: (N, d) input of block 0, or None for the batch's embeddings.
+    on_key(layer, keys (N, m)) is called with each layer's down-projection inputs as they are computed.
     """
     h = embed(model, batch.ids, batch.positions) if h is None else h
     rotary = model.rotary(batch.positions)
     for layer, block in model.layers():
         h, rotary = h.to(block.device), bring(rotary, block.device)
-        middle = h + attend(block, h, rotary, batch.sequences)
-        source = h if block.parallel else middle
+        resid_mid = h + attend(block, h, rotary, batch.sequences)
+        mlp_input = h if block.parallel else resid_mid
         if on_key is None:
-            h = middle + mlp(block, source)
+            h = resid_mid + mlp(block, mlp_input)
         else:
-            key = block.mlp_key(block.mlp_norm(source))
+            key = block.mlp_key(block.mlp_norm(mlp_input))
             on_key(layer, key)
-            h = middle + block.mlp_add(block.mlp_value(key))
+            h = resid_mid + block.mlp_add(block.mlp_value(key))
     return h
 
 
 @torch.no_grad()
 def logits(model: Decoder, batch: Batch) -> Tensor:
-    """(N, V) logits of every row: for tests and for reading a model; scoring uses `row_logprob`."""
+    """(N, V) logits of every row, for tests and for reading a model. Scoring uses `row_logprob`."""
     return row_logits(model, forward(model, batch))
 
 
@@ -158,7 +165,7 @@ def row_logits(model: Decoder, h: Tensor) -> Tensor:
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
-    """h: (R, d) residual before the final norm; target: (R,) ids → (R,) float32 log p(target), on
+    """h: (R, d) residual before the final norm, target: (R,) int64 → (R,) float32 log p(target), on
     `model.unembed_device`."""
     device = model.unembed_device
     with model.head():
@@ -182,7 +189,7 @@ def sequence_logprob(
 ) -> Tensor:
     """log p(target | prompt), summed over each target's tokens: (S,) float64 on the CPU.
 
-    prompts, targets: token ids; one forward a sequence, targets teacher-forced.
+    prompts, targets: token ids. Targets are teacher-forced, so each sequence takes one forward.
     """
     whole = [[*p, *t[:-1]] for p, t in zip(prompts, targets, strict=True)]
     result = torch.zeros(len(whole), dtype=torch.float64)
@@ -191,9 +198,9 @@ def sequence_logprob(
         h = forward(model, batch)
         ends = batch.last_rows.tolist()
         rows = [end - len(t) + 1 + j for end, t in zip(ends, targets[part], strict=True) for j in range(len(t))]
-        wanted = [i for t in targets[part] for i in t]
+        tokens = [i for t in targets[part] for i in t]
         owner = [s for s, t in enumerate(targets[part]) for _ in t]
-        logp = row_logprob(model, h[rows], torch.tensor(wanted, device=h.device)).double().cpu()
+        logp = row_logprob(model, h[rows], torch.tensor(tokens, device=h.device)).double().cpu()
         sums = torch.zeros(len(ends), dtype=torch.float64).index_add_(0, torch.tensor(owner), logp)
         result[part] = sums
     return result

@@ -1,8 +1,8 @@
-"""Weights that lie elsewhere: on several devices, in CPU memory or on disk, as accelerate's hooks say.
+"""Weights on several devices, in CPU memory or on disk, as placed by accelerate's hooks.
 
-accelerate brings an offloaded module's weights to its device when the module's `forward` is called. fasttrace
-drives blocks through their parameters and calls no `forward`, so it asks the same hooks itself, for a whole block
-at a time: a wave reads each layer once.
+accelerate loads an offloaded module's weights onto its device when the module's `forward` is called. fasttrace drives
+blocks through their parameters and calls no `forward`, so it calls the same hooks itself, for a whole block at a time:
+a wave reads each layer once.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ META = torch.device("meta")
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    """The accelerate hooks of a module that bring weights and take them away."""
+    """The accelerate hooks of a module that load and unload weights."""
     hook = getattr(module, "_hf_hook", None)
-    # Several hooks of one module stand in a SequentialHook.
+    # A SequentialHook contains several hooks of one module.
     return [h for h in getattr(hook, "hooks", (hook,)) if getattr(h, "offload", False)]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: its hook's execution device where its weights are offloaded, else theirs."""
+    """Where a module computes: the device of its weights, or its hook's execution device where they are offloaded."""
     first = next(module.parameters(), None)
     if first is None or first.device != META:
         return torch.device("cpu") if first is None else first.device
@@ -35,40 +35,40 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def is_offloaded(root: nn.Module) -> bool:
-    """Whether any weight lies in CPU memory or on disk and must be brought to a device before use."""
+    """Whether any weight is in CPU memory or on disk and must be loaded onto a device before use."""
     return any(_hooks(part) for part in root.modules())
 
 
 @contextmanager
 def present(*roots: nn.Module) -> Iterator[None]:
-    """The weights of these modules, and of all they hold, on their devices while the body runs.
+    """The weights of these modules and their submodules are on their devices while the body runs.
 
-    Nothing happens to weights that are there already, an outer `present`'s among them.
+    Weights that are there already, such as those of an outer `present`, are left alone.
     """
-    brought = []
+    loaded = []
     try:
         for root in roots:
             for part in root.modules():
                 for hook in _hooks(part):
                     if any(weight.device == META for weight in part.parameters(recurse=hook.place_submodules)):
-                        brought.append((hook, part))
+                        loaded.append((hook, part))
                         hook.pre_forward(part)
         yield
     finally:
-        for hook, part in brought:
+        for hook, part in loaded:
             hook.post_forward(part, None)
 
 
 def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter's name and value, sorted by name, wherever it lies: one at a time, none is kept.
+    """The name and value of every parameter, sorted by name, wherever it is stored. Values are read one at a time.
 
-    Names are those that the model has with all its weights in memory: of weights tied to one another the first.
+    The names are those of a model with all its weights in memory: of tied weights only the first appears.
     """
     tied: dict[str, str] = getattr(root, "all_tied_weights_keys", {})
     seen: set[str] = set()
     names = []
     offloaded = is_offloaded(root)
-    # Bringing and releasing weights unties them, so identity no longer tells which are one.
+    # Loading and unloading weights unties them, so object identity no longer shows which are tied.
     for name, _ in root.named_parameters(remove_duplicate=not offloaded):
         group = tied.get(name, name) if offloaded else name
         if group not in seen:
@@ -79,7 +79,7 @@ def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _stored(root: nn.Module, name: str) -> Tensor:
-    """The value of one parameter, from the nearest hook that keeps it where the parameter itself is empty."""
+    """The value of one parameter. Where the parameter is empty, the nearest hook that stores it provides it."""
     weight = root.get_parameter(name)
     if weight.device != META:
         return weight
@@ -95,10 +95,10 @@ def _stored(root: nn.Module, name: str) -> Tensor:
 
 @contextmanager
 def tf32_products() -> Iterator[None]:
-    """float32 matrix products on CUDA in TF32 while the body runs; afterwards as they were."""
+    """float32 matrix products on CUDA use TF32 while the body runs; the earlier setting is restored afterwards."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    # Unlike allow_tf32, this setting can be put back to "never set".
+    # Unlike allow_tf32, this setting can be restored to "never set".
     matmul.fp32_precision = "tf32"
     try:
         yield

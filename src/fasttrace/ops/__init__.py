@@ -1,6 +1,6 @@
-"""The compiled steps of tracing and editing: one module an op, each with its definition in plain torch.
+"""The compiled steps of tracing and editing: one module per op, each with its definition in plain torch.
 
-Importing this loads no Triton and needs no compiled extension: implementations are looked for when called.
+Importing this loads no Triton and needs no compiled extension: an op looks for its implementation when it is called.
 """
 
 from fasttrace.ops.adam_linf import adam_linf_

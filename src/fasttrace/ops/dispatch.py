@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: one rule for every op, said once and never bent."""
+"""Which implementation of an op runs: one rule for every op."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ _announced: set[tuple[str, str, str]] = set()
 
 
 @functools.cache
-def triton_problem() -> str | None:
+def triton_reason() -> str | None:
     """Why Triton cannot be imported in this process, or None where it can."""
     try:
         importlib.import_module("triton")
@@ -31,17 +31,17 @@ def _triton_interprets() -> bool:
     return bool(importlib.import_module("triton").knobs.runtime.interpret)
 
 
-def _obstacle(impl: str, available: Collection[str], device: torch.device) -> str | None:
+def _unusable_reason(impl: str, available: Collection[str], device: torch.device) -> str | None:
     """Why `impl` cannot run on `device`, or None where it can."""
     if impl not in available:
         return "this op has no such implementation here"
     if isinstance(available, Mapping) and available[impl] is not None:
         return str(available[impl])
     if impl == "triton":
-        if (problem := triton_problem()) is not None:
-            return problem
+        if (reason := triton_reason()) is not None:
+            return reason
         if device.type != "cuda" and not _triton_interprets():
-            return f"Triton needs CUDA tensors and these are on {device}"
+            return f"Triton needs CUDA tensors, these are on {device}"
     return None
 
 
@@ -56,32 +56,33 @@ def choose(
 
     op: the op's name, for messages.
     impl: "auto" takes Triton for CUDA tensors where Triton imports, then native where `available` has it,
-        then the reference, and says once per op and device which it took (logger "fasttrace.ops", INFO).
-        Any other name is taken as asked or refused: there is no fallback.
-    available: the implementations this op has here; as a mapping, name -> None, or why it cannot be used.
-    tensors: the op's tensors (None is passed over), which must share one device.
-    worthwhile: whether "auto" should take an implementation that can run; for an op whose fastest implementation
-        differs from processor to processor. Called only for those.
+        then the reference. It logs its choice once per op and device (logger "fasttrace.ops", INFO).
+        Any other name is used as given or refused: there is no fallback.
+    available: the implementations this op has here. As a mapping: name -> the reason it cannot be used, or None.
+    tensors: the op's tensors, which must share one device; None is ignored.
+    worthwhile: whether "auto" should take an implementation that can run, for an op whose fastest implementation
+        differs from processor to processor. It is called only for implementations that can run.
 
-    Raises UserError for an unknown name, an implementation that cannot run here, tensors on several devices.
+    Raises UserError for an unknown name, an implementation that cannot run here, and tensors on several devices.
     """
     if impl not in IMPLEMENTATIONS:
-        raise UserError(f"{op}: impl is {impl!r}, one of {', '.join(IMPLEMENTATIONS)} was wanted")
+        raise UserError(f"{op}: expected impl to be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "none"
-        raise UserError(f"{op}: the tensors are on {len(devices)} devices ({found}), one was wanted")
+        raise UserError(f"{op}: expected all tensors on one device, got {len(devices)} devices ({found})")
     device = devices.pop()
 
     if impl != "auto":
-        if (why := _obstacle(impl, available, device)) is not None:
-            possible = ", ".join(n for n in IMPLEMENTATIONS[1:] if _obstacle(n, available, device) is None)
-            raise UserError(f"{op}: impl={impl!r} was asked for, but {why}; possible: {possible or 'none'}")
+        if (reason := _unusable_reason(impl, available, device)) is not None:
+            usable = (name for name in IMPLEMENTATIONS[1:] if _unusable_reason(name, available, device) is None)
+            possible = ", ".join(usable) or "none"
+            raise UserError(f"{op}: impl={impl!r} was asked for, but {reason}; possible: {possible}")
         return impl
 
     order = ("triton", "native", "reference") if device.type == "cuda" else ("native", "reference")
     for name in order:
-        if _obstacle(name, available, device) is None and worthwhile(name):
+        if _unusable_reason(name, available, device) is None and worthwhile(name):
             _announce(op, device.type, name)
             return name
     found = ", ".join(available) or "none"
@@ -95,7 +96,7 @@ def _announce(op: str, kind: str, name: str) -> None:
         log.info("%s on %s: impl='auto' takes '%s'", op, kind, name)
 
 
-def narrow_triton_problem(*tensors: torch.Tensor) -> str | None:
+def narrow_triton_reason(*tensors: torch.Tensor) -> str | None:
     """Why a Triton kernel that computes in float32 and has no gradient cannot take these tensors, or None."""
     if tensors[0].dtype == torch.float64:
         return "Triton's kernel computes in float32 and these are float64"
@@ -105,13 +106,13 @@ def narrow_triton_problem(*tensors: torch.Tensor) -> str | None:
 
 
 def triton_launcher(op: str) -> Callable[..., Any]:
-    """`<op>_triton` of fasttrace.kernels.<op>, imported only now: CPU users never load Triton."""
+    """`<op>_triton` of fasttrace.kernels.<op>. It is imported only now, so that CPU users never load Triton."""
     launcher: Callable[..., Any] = getattr(importlib.import_module(f"fasttrace.kernels.{op}"), f"{op}_triton")
     return launcher
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array on a device. To a GPU by way of pinned memory, so that the host waits for nothing."""
+    """The array on a device. The copy to a GPU goes through pinned memory, so that the host does not wait for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type != "cuda":
         return tensor.to(device)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose, narrow_triton_problem, triton_launcher
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
@@ -22,8 +22,8 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
     """
     if not x.dtype.is_floating_point:
         raise UserError(f"gelu_tanh_: x is {x.dtype}, floating point was wanted")
-    why = native.row_op_problem(x)
-    no_triton = narrow_triton_problem(x)
+    why = native.row_op_reason(x)
+    no_triton = narrow_triton_reason(x)
     if not x.is_contiguous():
         gaps = f"the compiled kernel takes x contiguous, and its strides are {x.stride()}"
         why, no_triton = why or gaps, no_triton or gaps
@@ -48,5 +48,5 @@ def _fake(x: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::gelu_tanh_")(_fake)

@@ -1,8 +1,8 @@
-"""linear: x wᵀ + b, through oneDNN's matrix product on CPUs where that is the faster one.
+"""linear: x wᵀ + b, through oneDNN's matrix product on CPUs where it is the faster one.
 
 PyTorch's float32 product on a CPU is MKL's, which reaches less than half of oneDNN's rate on AMD processors
-(183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores); in bfloat16 both are oneDNN already.
-So the first product of a dtype in a process times both for a moment and keeps the faster one.
+(183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). In bfloat16 PyTorch uses oneDNN already.
+So the first product of a dtype in a process times both briefly and keeps the faster one.
 """
 
 import functools
@@ -32,30 +32,30 @@ def linear(
     """y[..., j] = f(Σ_i x[..., i] w[j, i] + bias[j]).
 
     x: (..., k) floating point.
-    w: (m, k) dtype of x; whole rows or columns (a transposed view of a (k, m) matrix is as fast; a slice of one is not
-        for oneDNN, and goes to the reference).
+    w: (m, k) dtype of x; whole rows or columns. A transposed view of a (k, m) matrix is as fast. A slice of such a view
+        is slow in oneDNN and goes to the reference.
     bias: (m,) dtype of x, or None.
-    activation: f, None or "gelu_tanh": the one that oneDNN applies for less than a pass over y costs
-        (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing, and are left out.
-    impl: "reference" is torch.nn.functional.linear, "native" is oneDNN, "auto" is whichever this process
-        measured to be faster for the dtype, and the reference where oneDNN does not apply: other devices and
-        dtypes, a weight or bias that requires grad, tensor subclasses, under torch.compile.
-    Returns (..., m), the dtype of x; both equal up to that dtype's rounding. Differentiable once w.r.t. x.
+    activation: f, None or "gelu_tanh", which oneDNN applies for less than the cost of a pass over y
+        (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing and are not offered.
+    impl: "reference" is torch.nn.functional.linear, "native" is oneDNN. "auto" is whichever this process measured to
+        be faster for the dtype, and the reference where oneDNN does not apply: other devices and dtypes, a weight or
+        bias that requires grad, tensor subclasses, under torch.compile.
+    Returns (..., m), the dtype of x; both implementations agree up to its rounding. Differentiable once w.r.t. x.
 
     Raises UserError for shapes and dtypes that do not match, an unknown activation or impl, and impl="native"
     where oneDNN does not apply.
     """
     if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
-        shapes = f"x is {tuple(x.shape)} and w is {tuple(w.shape)}"
-        raise UserError(f"linear: {shapes}, (..., k) and (m, k) were wanted")
+        found = f"x {tuple(x.shape)} and w {tuple(w.shape)}"
+        raise UserError(f"linear: expected x of shape (..., k) and w (m, k), got {found}")
     if bias is not None and bias.shape != w.shape[:1]:
-        raise UserError(f"linear: bias is {tuple(bias.shape)}, ({w.shape[0]},) was wanted")
+        raise UserError(f"linear: expected bias of shape ({w.shape[0]},), got {tuple(bias.shape)}")
     if w.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
-        found = w.dtype if w.dtype != x.dtype or bias is None else bias.dtype
-        raise UserError(f"linear: x is {x.dtype} and w or bias is {found}, one dtype was wanted")
+        name, dtype = ("w", w.dtype) if w.dtype != x.dtype or bias is None else ("bias", bias.dtype)
+        raise UserError(f"linear: expected {name} to be {x.dtype} to match x, got {dtype}")
     if activation not in (None, "gelu_tanh"):
-        raise UserError(f"linear: activation is {activation!r}, None or 'gelu_tanh' was wanted")
-    available = {"reference": None, "native": _obstacle(x, w, bias)}
+        raise UserError(f"linear: expected activation to be None or 'gelu_tanh', got {activation!r}")
+    available = {"reference": None, "native": _onednn_reason(x, w, bias)}
     faster = lambda name: name == "reference" or _onednn_is_faster(x.dtype, torch.get_num_threads())  # noqa: E731
     if choose("linear", impl, available, x, w, bias, worthwhile=faster) == "reference":
         return linear_reference(x, w, bias, activation)
@@ -71,22 +71,22 @@ def linear_reference(x: Tensor, w: Tensor, bias: Tensor | None, activation: str 
     return y if activation is None else functional.gelu(y, approximate="tanh")
 
 
-def _obstacle(x: Tensor, w: Tensor, bias: Tensor | None) -> str | None:
-    """Why oneDNN's product cannot take these, or None where it can."""
+def _onednn_reason(x: Tensor, w: Tensor, bias: Tensor | None) -> str | None:
+    """Why oneDNN's product cannot take these tensors, or None where it can."""
     if _onednn_op is None:
         return "this torch has no oneDNN"
     if x.device.type != "cpu":
-        return f"oneDNN takes CPU tensors and these are on {x.device}"
+        return f"oneDNN takes CPU tensors, these are on {x.device}"
     if x.dtype not in ONEDNN_DTYPES:
-        return f"oneDNN takes float32 and bfloat16 and these are {x.dtype}"
+        return f"oneDNN takes float32 and bfloat16, these are {x.dtype}"
     if torch.is_grad_enabled() and (w.requires_grad or (bias is not None and bias.requires_grad)):
         return "w or bias requires grad"
-    # With gaps between rows or columns (a slice of GPT-2's c_attn) oneDNN takes a loop hundreds of times slower.
+    # With gaps between rows or columns (a slice of GPT-2's c_attn) oneDNN uses a loop that is hundreds of times slower.
     if not (w.is_contiguous() or w.t().is_contiguous()):
-        return f"w has strides {w.stride()}, contiguous without gaps was wanted"
+        return f"oneDNN needs w without gaps between rows or columns, its strides are {w.stride()}"
     if x.numel() == 0 or w.numel() == 0:
         return "there is nothing to multiply"
-    # Fake and wrapped tensors carry no memory for oneDNN to read.
+    # Fake and wrapped tensors have no memory for oneDNN to read.
     if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return "x is not a plain tensor"
     if (refusal := _onednn_refusal(x.dtype)) is not None:
@@ -96,7 +96,7 @@ def _obstacle(x: Tensor, w: Tensor, bias: Tensor | None) -> str | None:
 
 @functools.cache
 def _onednn_refusal(dtype: torch.dtype) -> str | None:
-    """What oneDNN says where it has no product of the dtype (bfloat16 without AVX-512, say), or None."""
+    """oneDNN's message where it has no product of the dtype (such as bfloat16 without AVX-512), or None."""
     one = torch.ones(1, 1, dtype=dtype)
     with torch.inference_mode():
         try:
@@ -111,12 +111,12 @@ def _onednn(x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None = 
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     name, algorithm = ("none", "") if activation is None else ("gelu", "tanh")
     if bias is not None:
-        bias = bias.contiguous()  # oneDNN reads it as if it were
+        bias = bias.contiguous()  # oneDNN reads it as if it were contiguous
     return _onednn_op(rows, w, bias, name, [], algorithm).view(*x.shape[:-1], w.shape[0])
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """Weights and biases here never need grad: only ∂/∂x = gy w is formed."""
+    """Computes only ∂/∂x = gy w, because weights and biases never need a gradient here."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,15 +127,15 @@ class _OneDnnLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
         (w,) = ctx.saved_tensors
-        # A transposed view is read as it lies: 1.57 ms against 1.84 with a copy (1024 x 576 x 576).
+        # oneDNN reads the transposed view in place: 1.57 ms against 1.84 with a copy (1024 x 576 x 576).
         return _onednn(gy, w.t(), None), None, None
 
 
 @functools.cache
 def _onednn_is_faster(dtype: torch.dtype, threads: int) -> bool:
-    """Whether oneDNN beats functional.linear here: the best of a few alternated runs, some 0.1 s."""
-    # Not drawn: the caller's random stream must not depend on a measurement.
-    # Large, since MKL keeps up in small products (203 to 185 GFLOP/s here) where it does not in a sweep's (207 to 151).
+    """Whether oneDNN beats functional.linear here: the best of a few alternating runs, some 0.1 s."""
+    # Ones, not random numbers: a measurement must not advance the caller's random stream.
+    # Large, because MKL keeps up in small products (203 to 185 GFLOP/s) but not in a sweep's (207 to 151).
     x, w = torch.ones(1024, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
 
     def seconds(product: Callable[[Tensor, Tensor, None], Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""noised_embed: token embeddings plus Gaussian noise that depends on what a row is, not where it stands."""
+"""noised_embed: token embeddings plus Gaussian noise that depends on what a row stands for, not on its position."""
 
 import hashlib
 import math
@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
+from fasttrace.ops import native
 from fasttrace.ops.dispatch import choose, triton_launcher
 
 IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-POSITIONS = 1 << 16  # token and sample share one 32-bit counter word
+POSITIONS = 1 << 16  # tokens and samples: the two share one 32-bit counter word
 _MASK = 0xFFFFFFFF
-_BLOCK = 1 << 15  # counters worked on at once: an int64 word of each stays in the L2 cache
+_BLOCK = 1 << 15  # counters processed at once, so that one int64 word of each stays in the L2 cache
 
 
 def fact_key(fact_id: str) -> int:
-    """The 63-bit number by which a fact keys its noise: the same in every process, on every machine."""
+    """The 63-bit number that keys a fact's noise. It is the same in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(fact_id.encode()).digest()[:8], "little") >> 1
 
 
@@ -33,12 +34,12 @@ def noised_embed(
 ) -> Tensor:
     """result[i] = weight[ids[i]] + sigma[i] · z(seed, fact_key[i], sample[i], token[i]), z ~ N(0, 1)^d.
 
-    z is made by Philox4x32-10 with the key (low, high half of seed) and, for the dimensions 4c … 4c+3, the
-    counter (c, token + 2^16 sample, low, high half of fact_key): a value never depends on the number or order
-    of rows, the device or the process. Box-Muller turns the four words, as u = (word + 1/2) / 2^32, into
-    √(-2 ln u0) (cos, sin)(2π u1), √(-2 ln u2) (cos, sin)(2π u3), in float64 rounded once to float32; the sum
-    too is made in float64 and rounded through float32 to the weight's dtype. Rows with sigma = 0 are the
-    embeddings, bit for bit. Rows may repeat ids, so replication over samples costs no other pass.
+    z comes from Philox4x32-10 with the key (low, high half of seed) and, for the dimensions 4c … 4c+3, the counter
+    (c, token + 2^16 sample, low, high half of fact_key). So a value never depends on the number or order of rows, the
+    device or the process. Box-Muller turns the four words, as u = (word + 1/2) / 2^32, into
+    √(-2 ln u0) (cos, sin)(2π u1), √(-2 ln u2) (cos, sin)(2π u3), in float64 rounded once to float32. The sum is also
+    computed in float64 and rounded through float32 to the weight's dtype. Rows with sigma = 0 are the embeddings, bit
+    for bit. ids may repeat, so samples need no pass of their own.
 
     weight: (V, d) float32, bfloat16, float16 or float64, d ≤ 262144.
     ids: (R,) int64, 0 … V-1.
@@ -48,13 +49,13 @@ def noised_embed(
     seed: 0 … 2^63-1.
     Returns (R, d), the dtype of weight.
 
-    Raises UserError for arguments unlike these, and for a weight that requires grad while grad is enabled:
-    noise is made for tracing, which differentiates nothing.
+    Raises UserError for arguments that differ from these, and for a weight that requires grad while grad is enabled:
+    noise is for tracing, which does not differentiate the embedding.
     Source: paper, section 3.1 (corruption); Salmon et al. 2011 (Philox).
     """
     if weight.dim() != 2 or weight.dtype not in DTYPES or weight.shape[1] > 4 * POSITIONS:
         found = f"{tuple(weight.shape)} {weight.dtype}"
-        raise UserError(f"noised_embed: weight is {found}, (V, d) floating point with d ≤ 262144 was wanted")
+        raise UserError(f"noised_embed: expected weight to be (V, d) floating point with d ≤ 262144, got {found}")
     rows = ids.shape[0] if ids.dim() == 1 else -1
     for name, value, dtype in (
         ("ids", ids, torch.int64),
@@ -64,13 +65,12 @@ def noised_embed(
         ("token", token, torch.int64),
     ):
         if value.dim() != 1 or value.shape[0] != rows or value.dtype != dtype:
-            wanted = f"({rows if rows >= 0 else 'R'},) {dtype}"
+            expected = f"({rows if rows >= 0 else 'R'},) {dtype}"
             found = f"{tuple(value.shape)} {value.dtype}"
-            raise UserError(f"noised_embed: {name} is {found}, {wanted} was wanted")
+            raise UserError(f"noised_embed: expected {name} to be {expected}, got {found}")
     if not 0 <= seed < 1 << 63:
-        raise UserError(f"noised_embed: seed is {seed}, 0 … 2^63-1 was wanted")
-    if weight.requires_grad and torch.is_grad_enabled():
-        raise UserError("noised_embed: weight requires grad, which this op has not; wanted: torch.no_grad()")
+        raise UserError(f"noised_embed: expected seed in 0 … 2^63-1, got {seed}")
+    native.refuse_gradients("noised_embed", weight=weight)
     impl = choose("noised_embed", impl, IMPLEMENTATIONS, weight, ids, sigma, fact_key, sample, token)
     result: Tensor = _op(weight, ids, sigma, fact_key, sample, token, seed, impl)
     return result
@@ -87,7 +87,7 @@ def _op(
     seed: int,
     impl: str,
 ) -> Tensor:
-    # Values are looked at here, where tensors are never fake; the one wait for the device is once a wave.
+    # Values are checked here, where tensors are never fake. This waits for the device, but only once per wave.
     limits = (
         ("ids", ids, weight.shape[0]),
         ("fact_key", fact_key, 1 << 63),
@@ -98,7 +98,7 @@ def _op(
         ends = torch.stack([end for _, value, _ in limits for end in value.aminmax()]).tolist()
         for (name, _, limit), low, high in zip(limits, ends[::2], ends[1::2], strict=True):
             if low < 0 or high >= limit:
-                raise UserError(f"noised_embed: {name} has values {low} … {high}, 0 … {limit - 1} was wanted")
+                raise UserError(f"noised_embed: expected {name} in 0 … {limit - 1}, got values {low} … {high}")
     if impl == "triton":
         result: Tensor = triton_launcher("noised_embed")(weight, ids, sigma, fact_key, sample, token, seed)
         return result
@@ -156,14 +156,14 @@ def normals(fact_key: Tensor, sample: Tensor, token: Tensor, seed: int, d: int) 
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32 on counters of one shape: int64 words 0 … 2^32-1, four in, four out.
+    """Ten rounds of Philox4x32. Four counter words in, four words out: int64 0 … 2^32-1, all of one shape.
 
     Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # Signed int64 products wrap modulo 2^64, so both halves of the unsigned product are still there.
+        # Signed int64 products wrap modulo 2^64, so they still contain both halves of the unsigned product.
         product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             (product1 >> 32) & _MASK ^ c1 ^ k0,

@@ -1,9 +1,9 @@
-"""Causal attention of packed tails against kept prefixes, which are read in place and never copied per row.
+"""Causal attention of packed tails over stored prefixes, which are read in place and never copied per row.
 
-A sequence is up to three runs of consecutive rows of k and v, in the order of their tokens: a first prefix
-(shared by every sequence of a fact: the clean tokens before the subject), a second prefix (shared by the
-cells of one noise sample: its corrupted tokens before the restored one) and the tail, the sequence's own.
-Its queries are the last rows of its tail.
+A sequence is up to three runs of consecutive rows of k and v, in token order: a first prefix (the clean tokens before
+the subject, shared by every sequence of a fact), a second prefix (the corrupted tokens before the restored one, shared
+by the cells of one noise sample) and a tail, which belongs to this sequence alone. Its queries are the last rows of
+its tail.
 
     out[i] = Σ_j softmax_j(s_ij) v_j     over every key j at or before query i in its sequence
     s_ij = cap(scale · q_i·k_j) − slope · (i − j),   cap(x) = softcap · tanh(x / softcap) where one is given
@@ -63,10 +63,10 @@ def sequence_table(
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """table: (S, 8) int64 on the CPU, a row a sequence, columns as named by `Column` (see `sequence_table`).
+    """table: (S, 8) int64 on the CPU, one row per sequence, columns as named by `Column` (see `sequence_table`).
 
-    Query rows are [q_begin, q_begin + q_len) of q and are the last q_len of the k_len tail rows
-    [k_begin, k_begin + k_len) of k and v; query ranges follow one another and cover q.
+    The tail is rows [k_begin, k_begin + k_len) of k and v. The queries are rows [q_begin, q_begin + q_len) of q, and
+    belong to the last q_len tokens of the tail. The query ranges follow one another and cover q.
     """
 
     table: np.ndarray
@@ -89,7 +89,7 @@ class Sequences:
 
     @cached_property
     def longest(self) -> tuple[int, int]:
-        """The most queries and the most keys of a sequence."""
+        """The largest number of queries and the largest number of keys in one sequence."""
         keys = self.table[:, [Column.FIRST_LEN, Column.SECOND_LEN, Column.K_LEN]].sum(1)
         return int(self.table[:, Column.Q_LEN].max(initial=0)), int(keys.max(initial=0))
 
@@ -101,7 +101,7 @@ class Sequences:
 
     @cached_property
     def groups(self) -> list["Group"]:
-        """Sequences whose tails and queries have the same lengths, together."""
+        """The sequences, grouped by the lengths of their queries and tails."""
         shapes, which = np.unique(self.table[:, [Column.Q_LEN, Column.K_LEN]], axis=0, return_inverse=True)
         return [
             _group(self.table[which.reshape(-1) == number], int(q_len), int(k_len))
@@ -111,8 +111,10 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Sequences to be stacked: query_rows (G, q_len), key_rows (G, keys) with prefixes padded to the longest,
-    distance (G or 1, q_len, keys): how many tokens a key lies before a query; negative where it may not look.
+    """Sequences to be stacked.
+
+    query_rows: (G, q_len) int64. key_rows: (G, keys) int64, prefixes padded to the longest. distance: (G or 1, q_len,
+    keys) int64, how many tokens a key lies before a query; negative where the query may not attend to it.
     """
 
     query_rows: Tensor
@@ -128,7 +130,7 @@ def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
         table[:, [column]] for column in (Column.Q_BEGIN, Column.FIRST_BEGIN, Column.SECOND_BEGIN, Column.K_BEGIN)
     )
     longest = int(prefix.max())
-    # Prefixes are padded on the left, so that a key's column tells its distance from every query.
+    # Prefixes are padded on the left, so that the column of a key determines its distance from every query.
     column = np.arange(longest)[None, :] - (longest - prefix)[:, None]
     rows = np.where(column < first[:, None], first_begin + column, second_begin + column - first[:, None])
     rows = np.where(column >= 0, rows, k_begin)
@@ -157,31 +159,35 @@ def prefix_attention(
 ) -> Tensor:
     """Attention of every sequence's queries over its prefixes and tail (docs/algorithms.md, section 9).
 
-    q: (Nq, H, head_dim) float32, bfloat16 or float64. k, v: (N, Hkv, head_dim), same dtype; H a multiple of
-    Hkv (query head h reads key head h // (H / Hkv)). sequences: which rows belong together. scale: of the
-    scores. sliding_window: tokens a query sees, itself included. softcap: scores are kept within ± this, None for
-    as they are (Gemma 2). alibi: (H,) float32 slopes, None for none; a score falls by its head's slope with every
-    token between key and query (BLOOM). impl: "reference" is torch and differentiable w.r.t. q, k and v; "native"
-    is the compiled CPU kernel and "triton" the GPU's (softmax in float32, no float64, no gradient); "auto" takes the
-    device's own where it applies. Returns (Nq, H·head_dim).
+    q: (Nq, H, head_dim) float32, bfloat16 or float64.
+    k, v: (N, Hkv, head_dim), same dtype; H a multiple of Hkv (query head h reads key head h // (H / Hkv)).
+    sequences: which rows belong together.
+    scale: factor of the scores.
+    sliding_window: how many tokens a query sees, itself included; None for all.
+    softcap: bound of the absolute scores, None for no bound (Gemma 2).
+    alibi: (H,) float32 slopes, or None. A score falls by its head's slope per token between key and query (BLOOM).
+    impl: "reference" is torch and differentiable w.r.t. q, k and v. "native" is the compiled CPU kernel and "triton"
+        the GPU's: softmax in float32, no float64, no gradient. "auto" takes the one for the device where it applies.
+    Returns (Nq, H·head_dim), the dtype of q.
 
-    Raises UserError where shapes do not fit, and for an impl that cannot be had here.
+    Raises UserError for shapes and dtypes that differ from these, and for an impl that cannot run here.
     """
     if q.ndim != 3 or k.shape != v.shape or k.shape[2] != q.shape[2] or q.shape[1] % k.shape[1]:
         raise UserError(
-            f"prefix_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit, "
-            "(Nq, H, hd) and twice (N, Hkv, hd) with H a multiple of Hkv were wanted"
+            "prefix_attention: expected q (Nq, H, hd), k and v (N, Hkv, hd), with H a multiple of Hkv, "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
         found = f"q {q.dtype}, k {k.dtype} and v {v.dtype}"
-        raise UserError(f"prefix_attention: {found} were given, one floating point dtype was wanted")
+        raise UserError(f"prefix_attention: expected q, k and v of one floating point dtype, got {found}")
     if sequences.n_queries != q.shape[0]:
-        raise UserError(f"prefix_attention: sequences name {sequences.n_queries} query rows, q has {q.shape[0]}")
+        rows = f"{sequences.n_queries} rows, which sequences has"
+        raise UserError(f"prefix_attention: expected q with {rows}, got {q.shape[0]}")
     if softcap is not None and softcap <= 0:
-        raise UserError(f"prefix_attention: softcap is {softcap}, a positive number or None was wanted")
+        raise UserError(f"prefix_attention: expected softcap to be a positive number or None, got {softcap}")
     if alibi is not None and (alibi.shape != q.shape[1:2] or alibi.dtype != torch.float32):
         found = f"{tuple(alibi.shape)} {alibi.dtype}"
-        raise UserError(f"prefix_attention: alibi is {found}, ({q.shape[1]},) torch.float32 was wanted")
+        raise UserError(f"prefix_attention: expected alibi to be ({q.shape[1]},) torch.float32, got {found}")
     impl = choose("prefix_attention", impl, _available(q, k, v), q, k, v, alibi)
     if impl == "reference":
         return prefix_attention_reference(
@@ -211,14 +217,15 @@ def _available(q: Tensor, k: Tensor, v: Tensor) -> dict[str, str | None]:
     if q.dtype == torch.float64:
         either = "the compiled kernels have no float64"
     elif torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        either = "the compiled kernels have no gradient and one is asked for"
-    why = native.problem() if q.device.type == "cpu" else f"the compiled kernel is the CPU's, q is on {q.device}"
-    if why is None and q.dtype not in (torch.float32, torch.bfloat16):
-        why = f"the compiled kernel takes float32 and bfloat16, q is {q.dtype}"
+        either = "the compiled kernels have no gradient, and one is required"
+    on_cpu = q.device.type == "cpu"
+    reason = native.unavailable_reason() if on_cpu else f"the compiled kernel is for the CPU, q is on {q.device}"
+    if reason is None and q.dtype not in (torch.float32, torch.bfloat16):
+        reason = f"the compiled kernel takes float32 and bfloat16, q is {q.dtype}"
     interpreted = None
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
         interpreted = "Triton's CPU interpreter multiplies bfloat16 bit patterns as integers"
-    return {"reference": None, "native": either or why, "triton": either or interpreted}
+    return {"reference": None, "native": either or reason, "triton": either or interpreted}
 
 
 def prefix_attention_reference(
@@ -232,7 +239,7 @@ def prefix_attention_reference(
     softcap: float | None = None,
     alibi: Tensor | None = None,
 ) -> Tensor:
-    """Sequences of equal shape stacked, then torch's scaled_dot_product_attention with an explicit mask."""
+    """The definition: sequences of equal shape are stacked and go through torch's scaled_dot_product_attention."""
     parts, order = [], []
     for group in sequences.groups:
         distance = group.distance
@@ -246,7 +253,7 @@ def prefix_attention_reference(
                 *stacked, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         else:
-            mixed = _written_out(*stacked, distance.to(q.device), seen.to(q.device), scale, softcap, alibi)
+            mixed = _explicit(*stacked, distance.to(q.device), seen.to(q.device), scale, softcap, alibi)
         parts.append(mixed.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
         order.append(group.query_rows.reshape(-1))
     if len(parts) == 1:
@@ -256,7 +263,7 @@ def prefix_attention_reference(
     return torch.cat(parts).index_select(0, place.to(q.device))
 
 
-def _written_out(
+def _explicit(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -266,9 +273,10 @@ def _written_out(
     softcap: float | None,
     alibi: Tensor | None,
 ) -> Tensor:
-    """Attention with a cap or slopes, which torch's own has no place for: scores and softmax in float32 or wider.
+    """Attention with a cap or slopes, which torch's does not take: scores and softmax in float32 or wider.
 
-    q: (G, H, q_len, hd), k, v: (G, Hkv, keys, hd), distance, seen: (G or 1, q_len, keys) → (G, H, q_len, hd).
+    q: (G, H, q_len, hd). k, v: (G, Hkv, keys, hd). distance: (G or 1, q_len, keys) int64. seen: the same, bool.
+    Returns (G, H, q_len, hd), the dtype of q.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     heads = (k.shape[1], q.shape[1] // k.shape[1])
@@ -282,5 +290,5 @@ def _written_out(
 
 
 def _stack(x: Tensor, rows: Tensor) -> Tensor:
-    """x: (N, heads, hd), rows: (G, n) → (G, heads, n, hd)."""
+    """x: (N, heads, hd). rows: (G, n) int64. Returns (G, heads, n, hd)."""
     return x.index_select(0, rows.reshape(-1).to(x.device)).view(*rows.shape, *x.shape[1:]).transpose(1, 2)

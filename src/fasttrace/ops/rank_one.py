@@ -1,4 +1,4 @@
-"""rank_one_: W += alpha · u vᵀ in place, the shape of every ROME update."""
+"""rank_one_: W += alpha · u vᵀ in place, the form of every ROME update."""
 
 import torch
 
@@ -14,16 +14,16 @@ def rank_one_(
 ) -> torch.Tensor:
     """W += alpha · u vᵀ in place, in float32 arithmetic, rounded once to W's dtype; returns W.
 
-    W: (a, b) float32 or bfloat16; one stride is 1, so a matrix, a row slice and their transposes all do.
+    W: (a, b) float32 or bfloat16; one stride is 1: a matrix, a slice of its rows, or a transpose of either.
     u: (a,) float32 or bfloat16, any stride.
     v: (b,) float32 or bfloat16, any stride.
     impl: "auto", "reference" or "native" (fasttrace._C: one pass, no (a, b) temporary).
 
-    Raises UserError for a wrong shape, dtype, device, layout or impl, or where a gradient is wanted.
+    Raises UserError for a wrong shape, dtype, device, layout or impl, and where a gradient is required.
     Source: Meng et al. 2022 (arXiv 2202.05262), equation 2, W + Λ(C⁻¹k)ᵀ.
     """
     _check(W, u, v)
-    available = {"reference": None, "native": native.problem(W.device)}
+    available = {"reference": None, "native": native.unavailable_reason(W.device)}
     if choose("rank_one_", impl, available, W, u, v) == "native":
         torch.ops.fasttrace.rank_one_(W, u, v, alpha)
         return W
@@ -38,22 +38,22 @@ def rank_one_reference(W: torch.Tensor, u: torch.Tensor, v: torch.Tensor, alpha:
 def _check(W: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> None:
     op = "rank_one_"
     if W.ndim != 2:
-        raise UserError(f"{op}: W has shape {tuple(W.shape)}, a matrix (a, b) was wanted")
+        raise UserError(f"{op}: expected W to be a matrix (a, b), got shape {tuple(W.shape)}")
     for name, tensor in (("W", W), ("u", u), ("v", v)):
         if tensor.dtype not in _FLOATS:
-            raise UserError(f"{op}: {name} is {tensor.dtype}, torch.float32 or torch.bfloat16 was wanted")
+            raise UserError(f"{op}: expected {name} to be torch.float32 or torch.bfloat16, got {tensor.dtype}")
     for name, tensor, axis, count in (("u", u, "rows", W.shape[0]), ("v", v, "columns", W.shape[1])):
         if tensor.shape != (count,):
             found = tuple(tensor.shape)
-            raise UserError(f"{op}: {name} has shape {found}, ({count},) was wanted to match the {axis} of W")
+            raise UserError(f"{op}: expected {name} of shape ({count},) to match the {axis} of W, got {found}")
     if not _one_axis_is_dense(W):
-        wanted = "one of 1 and the other not less than its row were wanted"
-        raise UserError(f"{op}: W has strides {W.stride()}, {wanted}")
+        expected = "W with one stride of 1 and the other at least the length of that axis"
+        raise UserError(f"{op}: expected {expected}, got strides {W.stride()}")
     native.refuse_gradients(op, W=W, u=u, v=v)
 
 
 def _one_axis_is_dense(W: torch.Tensor) -> bool:
-    """Whether W is a matrix in memory, row by row or column by column, no element shared."""
+    """Whether W lies in memory row by row or column by column, with no element shared."""
     if W.numel() == 0:
         return True
     (rows, columns), (down, across) = W.shape, W.stride()
@@ -63,8 +63,8 @@ def _one_axis_is_dense(W: torch.Tensor) -> bool:
 
 
 def _fake(W: torch.Tensor, u: torch.Tensor, v: torch.Tensor, alpha: float) -> None:
-    """An in-place op makes nothing, so tracing needs nothing from it."""
+    """An in-place op returns nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rank_one_")(_fake)

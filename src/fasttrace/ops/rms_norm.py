@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose, narrow_triton_problem, triton_launcher
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
@@ -33,8 +33,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = Non
         _check_rows(rows, x.shape[0])
     available = {
         "reference": None,
-        "triton": narrow_triton_problem(x, weight),
-        "native": native.row_op_problem(x, weight),
+        "triton": narrow_triton_reason(x, weight),
+        "native": native.row_op_reason(x, weight),
     }
     taken = choose("rms_norm", impl, available, x, weight, rows)
     if taken == "reference":
@@ -70,5 +70,5 @@ def _fake(x: Tensor, weight: Tensor, eps: float, rows: Tensor | None, out: Tenso
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rms_norm_")(_fake)

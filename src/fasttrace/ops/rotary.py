@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose, narrow_triton_problem, triton_launcher
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl: str = "auto") -> Tensor:
@@ -32,8 +32,8 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
             raise UserError(f"rotary_: expected {name} {wanted}, got {found}")
     available = {
         "reference": None,
-        "triton": _triton_problem(x, cos, sin),
-        "native": _native_problem(x, cos, sin, interleaved),
+        "triton": _triton_reason(x, cos, sin),
+        "native": _native_reason(x, cos, sin, interleaved),
     }
     taken = choose("rotary_", impl, available, x, cos, sin)
     if taken == "native":
@@ -46,16 +46,16 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
     return turned if turned.requires_grad else x.copy_(turned)
 
 
-def _native_problem(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> str | None:
+def _native_reason(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> str | None:
     if interleaved:
         return "the compiled kernel pairs the halves of a head, not neighbours"
-    if (why := native.row_op_problem(x, cos, sin)) is not None:
+    if (why := native.row_op_reason(x, cos, sin)) is not None:
         return why
     return None if x.is_contiguous() else f"the compiled kernel takes x contiguous, and its strides are {x.stride()}"
 
 
-def _triton_problem(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
-    if (why := narrow_triton_problem(x, cos, sin)) is not None:
+def _triton_reason(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+    if (why := narrow_triton_reason(x, cos, sin)) is not None:
         return why
     return None if x.stride(2) == 1 else f"Triton's kernel takes a head's dimensions in order, and x has {x.stride()}"
 
@@ -88,5 +88,5 @@ def _fake(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::rotary_")(_fake)

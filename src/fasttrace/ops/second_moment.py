@@ -10,23 +10,23 @@ from fasttrace.ops.dispatch import choose
 def second_moment_(C: torch.Tensor, K: torch.Tensor, impl: str = "auto") -> torch.Tensor:
     """C += Kᵀ K in place; returns C.
 
-    C: (m, m) float32 or float64, contiguous; need not be symmetric ("native" keeps a symmetric C so).
-    K: (n, m) float32 or bfloat16, any strides; one key a row.
-    impl: "auto", "reference" (float64 product) or "native" (fasttrace._C: half of the product is computed, sums of
-        at most 32 rows in float32; beyond, float64 on the CPU and, on CUDA, where matrix units multiply, Kahan's).
+    C: (m, m) float32 or float64, contiguous. It need not be symmetric; "native" keeps a symmetric C symmetric.
+    K: (n, m) float32 or bfloat16, any strides; one key per row.
+    impl: "auto", "reference" (float64 product) or "native" (fasttrace._C: half of the product is computed. At most 32
+        rows are summed in float32; beyond that the CPU sums in float64, and CUDA's matrix units use Kahan summation).
 
-    Error of the native version, entry (i, j), relative to sqrt(sum_r K[r,i]² · sum_r K[r,j]²): on the CPU below 4e-7 in
-    every test and falling with n; the bound is 32 · 2⁻²⁴ = 1.9e-6, which takes rows chosen to round one way. On CUDA,
-    whose matrix units round towards zero, expected below 6e-7, some 2e-7 of it low whatever n (not yet measured).
-    It does not grow with rows or calls. A float32 C adds one rounding a call, at most 2⁻²⁴ = 6e-8 of the
-    entry each, so a sum over many calls belongs in a float64 C. On CUDA an infinite key makes NaN.
+    Error of the native version in entry (i, j), relative to sqrt(sum_r K[r,i]² · sum_r K[r,j]²): on the CPU it is below
+    4e-7 in every test and falls with n. The bound is 32 · 2⁻²⁴ = 1.9e-6, for rows chosen to round in one direction. On
+    CUDA, whose matrix units round towards zero, it should be below 6e-7, of which some 2e-7 is a bias downwards for
+    every n (not yet measured). The error does not grow with rows or calls. A float32 C adds one rounding per call, at
+    most 2⁻²⁴ = 6e-8 of the entry, so a sum over many calls needs a float64 C. On CUDA an infinite key gives NaN.
 
-    Raises UserError for a wrong shape, dtype, device, layout or impl, or where a gradient is wanted.
+    Raises UserError for a wrong shape, dtype, device, layout or impl, and where a gradient is required.
     Source: Meng et al. 2022 (arXiv 2202.05262), the matrix C of equation 2.
     """
     _check(C, K)
-    taken = choose("second_moment_", impl, {"reference": None, "native": native.problem(C.device)}, C, K)
-    if taken == "native":
+    available = {"reference": None, "native": native.unavailable_reason(C.device)}
+    if choose("second_moment_", impl, available, C, K) == "native":
         torch.ops.fasttrace.second_moment_(C, K)
         return C
     return second_moment_reference(C, K)
@@ -41,21 +41,21 @@ def second_moment_reference(C: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
 def _check(C: torch.Tensor, K: torch.Tensor) -> None:
     op = "second_moment_"
     if C.ndim != 2 or C.shape[0] != C.shape[1]:
-        raise UserError(f"{op}: C has shape {tuple(C.shape)}, a square matrix (m, m) was wanted")
+        raise UserError(f"{op}: expected C to be a square matrix (m, m), got shape {tuple(C.shape)}")
     if C.dtype not in (torch.float32, torch.float64):
-        raise UserError(f"{op}: C is {C.dtype}, torch.float32 or torch.float64 was wanted")
+        raise UserError(f"{op}: expected C to be torch.float32 or torch.float64, got {C.dtype}")
     if not C.is_contiguous():
-        raise UserError(f"{op}: C has strides {C.stride()}, a contiguous matrix was wanted")
+        raise UserError(f"{op}: expected C to be contiguous, got strides {C.stride()}")
     if K.ndim != 2 or K.shape[1] != C.shape[0]:
-        raise UserError(f"{op}: K has shape {tuple(K.shape)}, (n, {C.shape[0]}) was wanted to match C")
+        raise UserError(f"{op}: expected K of shape (n, {C.shape[0]}) to match C, got {tuple(K.shape)}")
     if K.dtype not in (torch.float32, torch.bfloat16):
-        raise UserError(f"{op}: K is {K.dtype}, torch.float32 or torch.bfloat16 was wanted")
+        raise UserError(f"{op}: expected K to be torch.float32 or torch.bfloat16, got {K.dtype}")
     native.refuse_gradients(op, C=C, K=K)
 
 
 def _fake(C: torch.Tensor, K: torch.Tensor) -> None:
-    """An in-place op makes nothing, so tracing needs nothing from it."""
+    """An in-place op returns nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::second_moment_")(_fake)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose, narrow_triton_problem, triton_launcher
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
@@ -25,8 +25,8 @@ def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     if up.shape != gate.shape or up.dtype != gate.dtype:
         found, wanted = f"{tuple(up.shape)} {up.dtype}", f"{tuple(gate.shape)} {gate.dtype}"
         raise UserError(f"silu_mul_: up is {found}, {wanted} as gate was wanted")
-    why = native.row_op_problem(gate, up)
-    no_triton = narrow_triton_problem(gate, up)
+    why = native.row_op_reason(gate, up)
+    no_triton = narrow_triton_reason(gate, up)
     if not gate.is_contiguous():
         gaps = f"the compiled kernel takes gate contiguous, and its strides are {gate.stride()}"
         why, no_triton = why or gaps, no_triton or gaps
@@ -51,5 +51,5 @@ def _fake(gate: Tensor, up: Tensor) -> None:
     """An in-place op makes nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::silu_mul_")(_fake)

@@ -1,4 +1,4 @@
-"""window_restore: the residual sum of a block in which a window's module outputs are restored or zeroed."""
+"""window_restore: the residual sum of a block in which a window restores or zeroes module outputs."""
 
 from typing import Any
 
@@ -16,40 +16,41 @@ NATIVE_DTYPES = DTYPES[:2]
 def window_restore(h: Tensor, out: Tensor, base: Tensor, source: Tensor, impl: str = "auto") -> Tensor:
     """result[i] = (h[base[i]] if base[i] ≥ 0 else 0) + (out[source[i]] if source[i] ≥ 0 else 0), rounded once.
 
-    `base` names the residual row, `source` the module output that is added to it: the row's own, the clean
-    run's where a window restores it, −1 where a window zeroes it; both are −1 where a whole block is zeroed. Rows
-    that enter the wave are named alike.
+    `base` is the residual row. `source` is the module output added to it: the row's own output, the clean run's where
+    a window restores it, or −1 where a window zeroes it. Both are −1 where a whole block is zeroed. Rows that enter the
+    wave are given in the same way.
 
     h: (N, d) float32, bfloat16, float16 or float64.
     out: (M, d) dtype of h; M may be 0 where every source is −1.
     base: (P,) int64, −1 … N−1.
     source: (P,) int64, −1 … M−1.
-    impl: "auto", "reference", "triton" or "native" (the CPU's: float32 and bfloat16, one pass).
+    impl: "auto", "reference", "triton" or "native" (CPU, float32 and bfloat16, one pass).
     Returns (P, d), the dtype of h. Linear in h and out, and differentiable w.r.t. both.
 
-    Raises UserError for shapes and dtypes unlike these. Rows out of range are a UserError for the reference
-    and the native op on the CPU; elsewhere, where looking would hold up every layer, their result is NaN.
+    Raises UserError for shapes and dtypes that differ from these. Rows out of range are a UserError for the reference
+    and the native op on the CPU. On other devices, where checking would stall every layer, their result is NaN.
     Source: docs/algorithms.md, sections 5 and 7 (a cell; zeroing) and 9.
     """
     if h.dim() != 2 or h.dtype not in DTYPES:
-        raise UserError(f"window_restore: h is {tuple(h.shape)} {h.dtype}, (N, d) floating point was wanted")
+        raise UserError(f"window_restore: expected h to be (N, d) floating point, got {tuple(h.shape)} {h.dtype}")
     if out.dim() != 2 or out.shape[1] != h.shape[1] or out.dtype != h.dtype:
-        found, wanted = f"{tuple(out.shape)} {out.dtype}", f"(M, {h.shape[1]}) {h.dtype}"
-        raise UserError(f"window_restore: out is {found}, {wanted} was wanted")
+        found, expected = f"{tuple(out.shape)} {out.dtype}", f"(M, {h.shape[1]}) {h.dtype}"
+        raise UserError(f"window_restore: expected out to be {expected} to match h, got {found}")
     for name, rows in (("base", base), ("source", source)):
         if rows.dim() != 1 or rows.dtype != torch.int64 or rows.shape != base.shape:
             found = f"{tuple(rows.shape)} {rows.dtype}"
-            raise UserError(f"window_restore: {name} is {found}, (P,) torch.int64 as base was wanted")
+            raise UserError(f"window_restore: expected {name} to be (P,) torch.int64, as long as base, got {found}")
     impl = choose("window_restore", impl, _available(h), h, out, base, source)
     result: Tensor = _op(h, out, base, source, impl)
     return result
 
 
 def _available(h: Tensor) -> dict[str, str | None]:
-    why = native.problem() if h.device.type == "cpu" else f"the compiled kernel is the CPU's, h is on {h.device}"
-    if why is None and h.dtype not in NATIVE_DTYPES:
-        why = f"the compiled kernel takes float32 and bfloat16, h is {h.dtype}"
-    return {"reference": None, "triton": None, "native": why}
+    on_cpu = h.device.type == "cpu"
+    reason = native.unavailable_reason() if on_cpu else f"the compiled kernel is for the CPU, h is on {h.device}"
+    if reason is None and h.dtype not in NATIVE_DTYPES:
+        reason = f"the compiled kernel takes float32 and bfloat16, h is {h.dtype}"
+    return {"reference": None, "triton": None, "native": reason}
 
 
 @torch.library.custom_op("fasttrace::window_restore", mutates_args=())
@@ -89,8 +90,7 @@ def _check_rows(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> None:
     for name, rows, end in (("base", base, len(h)), ("source", source, len(out))):
         low, high = (int(value) for value in rows.aminmax())
         if low < -1 or high >= end:
-            found, wanted = f"values {low} … {high}", f"-1 … {end - 1}"
-            raise UserError(f"window_restore: {name} has {found}, {wanted} was wanted")
+            raise UserError(f"window_restore: expected {name} in -1 … {end - 1}, got values {low} … {high}")
 
 
 def _sum(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def _sum(h: Tensor, out: Tensor, base: Tensor, source: Tensor) -> Tensor:
         result = h.index_select(0, base)
     zeroed = source < 0
     if bool(zeroed.any()):
-        # Not 0 · out: a zeroed output may hold anything, infinities too.
+        # Not 0 · out, because a zeroed output may contain infinities.
         added = (~zeroed).nonzero()[:, 0]
         return result.index_add_(0, added, out.index_select(0, source[added]))
     return result.add_(out.index_select(0, source))
@@ -125,7 +125,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gathered(grad: Tensor, rows: Tensor, count: int) -> Tensor:
-    """(count, d) sums of grad's rows by the row they came from; those of −1 fall into one that is cut off."""
+    """(count, d): the rows of grad (P, d) summed by the row they came from. Those from −1 are dropped."""
     rows = torch.where(rows < 0, count, rows)
     return grad.new_zeros(count + 1, grad.shape[1]).index_add(0, rows, grad)[:count]
 
@@ -134,8 +134,8 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _fake_native(h: Tensor, out: Tensor, base: Tensor, source: Tensor, result: Tensor) -> None:
-    """An in-place op makes nothing, so tracing needs nothing from it."""
+    """An in-place op returns nothing, so tracing needs nothing from it."""
 
 
-if native.problem() is None:
+if native.unavailable_reason() is None:
     torch.library.register_fake("fasttrace::window_restore_")(_fake_native)

@@ -1,4 +1,4 @@
-"""The store: one DuckDB file with every run, trace and edit, opened only for the moment it is needed."""
+"""The store: one DuckDB file with every run, trace and edit, opened only for as long as it is needed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.facts.record import Fact
-from fasttrace.optional import duckdb  # before all that imports it: where it is missing, this says so
+from fasttrace.optional import duckdb  # before anything that imports it, so that a missing package gives this error
 from fasttrace.store import parquet
 from fasttrace.store.connect import SCHEMA_VERSION, check_folder, check_schema, create, opened, statement
 from fasttrace.store.query import Readable, rows_of
@@ -20,14 +20,14 @@ __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stores", "rows_of"]
 
 
 class Store(Readable):
-    """A study in one DuckDB file. It holds nothing open: every method opens, does its one thing and closes.
+    """A study in one DuckDB file. It stays closed: every method opens the file, does one thing and closes it.
 
-    path: the file; made by the first write (or by `create`), read by everything else.
-    timeout_s: seconds a method goes on trying while another process has the file open.
-    memory: what a query may hold before it goes on through a folder beside the file, "2GB" say; None: DuckDB's own
-        rule, four fifths of the machine's.
+    path: the file. The first write (or `create`) creates it.
+    timeout_s: for how many seconds a method retries while another process has the file open.
+    memory: DuckDB's memory_limit for a query, such as "2GB"; beyond it, data go to a folder beside the file. None is
+        DuckDB's default, 80 % of the machine's memory.
 
-    Raises StoreError, one sentence, where the file or its folder cannot serve.
+    Raises StoreError where the file or its folder cannot be used.
     """
 
     def __init__(self, path: str | PathLike[str], *, timeout_s: float = 60.0, memory: str | None = None) -> None:
@@ -39,13 +39,13 @@ class Store(Readable):
         return f"Store({str(self.path)!r})"
 
     def create(self) -> None:
-        """Make the file if it is not there and open it for writing once: a bad path shows early."""
+        """Create the file if it does not exist and open it once for writing, so that a bad path shows early."""
         create(self.path)
         with self._opened(read_only=False):
             pass
 
     def check(self) -> None:
-        """Raise StoreError where the first write would; a file that is not there is not made."""
+        """Raise StoreError where the first write would, without creating a file."""
         if not self.path.exists():
             check_folder(self.path)
             return
@@ -55,10 +55,11 @@ class Store(Readable):
     def add(self, result: Result) -> int:
         """Add a result (trace, edit, known facts, moments, benchmark) as one transaction.
 
-        result: its `run` and the pyarrow tables of its kind; `run["seconds"]` is the compute time of this batch,
-        and is summed over the batches that add rows.
-        Rows whose (run_id, fact_id), for edits (run_id, fact_id, layer, problem, method), is in the store
-        already are left as they are. A process killed in here leaves the store as it was before.
+        result: its `run` and the pyarrow tables of its kind. `run["seconds"]` is the compute time of this batch, and is
+            summed over the batches that add rows.
+
+        Rows whose (run_id, fact_id), or for edits (run_id, fact_id, layer, problem, method), is already in the store do
+        not change. A process that is killed here leaves the store as it was.
         Returns the number of facts (edits, verdicts, …) added.
         """
         run, tables = batch_of(result)
@@ -67,17 +68,17 @@ class Store(Readable):
             return write(con, run, tables)
 
     def add_facts(self, facts: Iterable[Fact]) -> int:
-        """Add facts by fact_id as one transaction; returns how many were new."""
+        """Add facts by fact_id as one transaction. Returns how many were new."""
         facts = list(facts)
-        facts_table(facts)  # complains before the file is made
+        facts_table(facts)  # raises before the file is created
         create(self.path)
         with self._opened(read_only=False) as con:
             return write_facts(con, facts)
 
     def to_parquet(self, folder: str | PathLike[str]) -> None:
-        """Write the store as folder/<relation>.parquet (zstd), whole or not at all, for other tools or `add_parquet`.
+        """Write the store as folder/<relation>.parquet (zstd), all of it or nothing, for other tools or `add_parquet`.
 
-        Raises StoreError where the folder is there already.
+        Raises StoreError where the folder exists.
         """
         with self.reading() as con:
             parquet.export(con, Path(folder))
@@ -85,19 +86,19 @@ class Store(Readable):
     def add_parquet(self, folder: str | PathLike[str]) -> int:
         """Add a store that `to_parquet` wrote, as one transaction and by the rules of `add`: nothing twice.
 
-        A run that is in both stores goes on here with the facts (edits, …) this one lacks.
+        A run that is in both stores gets the facts (edits, …) that it lacks here.
         Returns the number of facts (edits, verdicts, …) added.
-        Raises StoreError where the folder is no such store, a file is damaged, or a run or fact is here as another one;
-        this store is then as it was.
+        Raises StoreError where the folder is not such a store, a file is damaged, or a run_id or fact_id means
+        something else here. This store then stays as it was.
         """
         with duckdb.connect(":memory:") as con:
-            parquet.read(con, Path(folder))  # complains before the file is made
+            parquet.read(con, Path(folder))  # raises before the file is created
         create(self.path)
         with self._opened(read_only=False) as con:
             return parquet.add(con, parquet.read(con, Path(folder)), Path(folder))
 
     def done(self, run_id: str) -> set[str]:
-        """fact_ids that a tracing run, or a run over known facts, has finished."""
+        """The fact_ids that a tracing run, or a knowledge test, has finished."""
         return {row[0] for row in self._rows("done", run_id)}
 
     def done_edits(self, run_id: str) -> set[tuple[str, int]]:
@@ -112,9 +113,9 @@ class Store(Readable):
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection for one `with` block that is one transaction: all of it, or nothing where the block raises.
+        """A connection for one `with` block, which is one transaction. It is undone where the block raises.
 
-        Raises StoreError where the block leaves relations of the store altered or dropped, and undoes it.
+        Raises StoreError, and undoes the block, where it alters or drops relations of the store.
         """
         with self._opened(read_only=False) as con:
             con.begin()
@@ -123,11 +124,11 @@ class Store(Readable):
             con.commit()
 
     def once(self) -> "Store":
-        """Itself: one store has every row once."""
+        """This store itself, because one store has every row once."""
         return self
 
     def relations(self) -> pa.Table:
-        """What the file holds: relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
+        """The relations of the file: relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
         return self.query(statement("relations"))
 
     def _opened(self, *, read_only: bool) -> AbstractContextManager[duckdb.DuckDBPyConnection]:

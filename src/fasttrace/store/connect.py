@@ -1,7 +1,7 @@
-"""Open the store's file, do one thing, close it again.
+"""Opens the store's file, does one thing, and closes it again.
 
-A process that holds a DuckDB file open for writing locks every other process out, readers too. So nothing
-here outlives its `with` block, and whoever finds the file locked tries again for a while.
+A process that has a DuckDB file open for writing locks out every other process, readers included. So no connection
+outlives its `with` block, and a process that finds the file locked retries for a while.
 """
 
 import os
@@ -24,7 +24,7 @@ from fasttrace.places import replacing, why_unwritable
 from fasttrace.version import VERSION
 
 SCHEMA_VERSION = 5
-"""Raised by one whenever a relation of schema/ changes; a store of another version is refused."""
+"""Increased by one whenever a relation of schema/ changes. A store of another version is refused."""
 
 RELATIONS = (
     "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "trace_effects", "edits",
@@ -51,12 +51,12 @@ def schema_sql(relation: str) -> str:
 
 @cache
 def schema_columns() -> dict[str, dict[str, str]]:
-    """{relation: {column: DuckDB type}} as schema/ makes them, in order."""
+    """{relation: {column: DuckDB type}} as schema/ defines them, in order."""
     with _empty_store() as con:
         return _columns_found(con)
 
 
-# What a row of the relations without an index is known by: statements/guard_<relation>.sql sees to it.
+# The keys of the relations without an index. statements/guard_<relation>.sql enforces them.
 _UNINDEXED = {
     "trace_cells": ["run_id", "fact_id", "window_size", "token_index", "layer"],
     "trace_samples": ["run_id", "fact_id", "window_size", "token_index", "layer", "sample"],
@@ -68,7 +68,7 @@ _UNINDEXED = {
 
 @cache
 def schema_keys() -> dict[str, list[str]]:
-    """{table: columns of its key}."""
+    """{relation: columns of its key}."""
     with _empty_store() as con:
         return dict(con.execute(statement("keys_found")).fetchall()) | _UNINDEXED
 
@@ -85,7 +85,7 @@ def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def create(path: Path) -> None:
-    """Make an empty store at `path`, whole or not at all; leave a file that is already there as it is.
+    """Create an empty store at `path`, all of it or nothing. An existing file does not change.
 
     Raises StoreError where the folder is missing or cannot be written.
     """
@@ -110,10 +110,10 @@ def opened(
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to an existing store, checked for its schema, closed at the end of the block.
 
-    timeout_s: how long, in seconds, a locked file is tried again before giving up.
-    memory: DuckDB's memory_limit, "2GB" say, or None for its own rule.
-    Raises StoreError where the file is missing, locked all that time, not DuckDB, not a store of this
-    schema version, or (unless read_only) not writable.
+    timeout_s: for how many seconds a locked file is retried.
+    memory: DuckDB's memory_limit, such as "2GB", or None for its default.
+    Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, not a store of this schema
+    version, or (unless read_only) not writable.
     """
     with _turn:
         con = _patiently(lambda: _connect(path, read_only, memory), timeout_s)
@@ -126,9 +126,9 @@ def opened(
 
 @contextmanager
 def attached(paths: Mapping[str, Path], *, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection on which every store is readable as name.relation, all of them or none.
+    """A connection on which every store is readable as name.relation: all stores or none.
 
-    paths: {name: file}. timeout_s: as in `opened`, for all of them together.
+    paths: {name: file}. timeout_s: as in `opened`, for all stores together.
     Raises StoreError as `opened` does.
     """
     with _turn:
@@ -140,29 +140,29 @@ def attached(paths: Mapping[str, Path], *, timeout_s: float) -> Iterator[duckdb.
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier, for the places where DuckDB takes no parameter."""
+    """A name as an SQL identifier, for places where DuckDB takes no parameter."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def quoted_if_needed(name: str) -> str:
-    """A name as a query must write it: a word as it is, anything else quoted."""
+    """A name as a query must write it: quoted unless it is a plain word."""
     return name if re.fullmatch(r"[A-Za-z_]\w*", name) else quoted(name)
 
 
 def utc_now() -> datetime:
-    """The time in UTC, without a zone, as TIMESTAMP columns hold it."""
+    """The time in UTC without a zone, as TIMESTAMP columns store it."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 class _Locked(Exception):
-    """Somebody else has the file open; worth trying again."""
+    """Another connection has the file open, so a retry may succeed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
 
 def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
-    """`connect()`, again and again while it finds a file locked. Raises StoreError after timeout_s seconds."""
+    """`connect()`, retried while it finds a file locked. Raises StoreError after timeout_s seconds."""
     deadline = time.monotonic() + timeout_s
     delay = 0.005
     while True:
@@ -175,25 +175,25 @@ def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
                     f"the store {locked.path} stayed locked for {timeout_s:g} s: another connection holds it open "
                     f"({_first_line(error)}); close that one and run the same command again"
                 ) from error
-        time.sleep(delay * random.uniform(0.5, 1.0))  # so that two waiting processes do not keep step
+        time.sleep(delay * random.uniform(0.5, 1.0))  # random, so that two waiting processes do not stay in step
         delay = min(delay * 1.6, 0.25)
 
 
 def _connect(path: Path, read_only: bool, memory: str | None) -> duckdb.DuckDBPyConnection:
     _check_file(path, read_only)
     config: dict[str, str | bool | int | float | list[str]] = {} if memory is None else {"memory_limit": memory}
-    with _said_of(path):
+    with _opening(path):
         return duckdb.connect(str(path), read_only=read_only, config=config)
 
 
 def _attach_all(paths: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
-    """All stores on one connection. A locked one lets go of the others, whose writers are waiting meanwhile."""
+    """All stores on one connection. Where one is locked, the others are released, because their writers may wait."""
     con = duckdb.connect(":memory:")
     try:
         for name, path in paths.items():
             _check_file(path, read_only=True)
             file = str(path.resolve()).replace("'", "''")  # DuckDB 1.5 takes no parameter here
-            with _said_of(path):
+            with _opening(path):
                 con.execute(f"ATTACH '{file}' AS {quoted(name)} (READ_ONLY)")
             con.execute(f"USE {quoted(name)}")
             check_schema(con, path)
@@ -205,8 +205,8 @@ def _attach_all(paths: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
 
 
 @contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """DuckDB's errors on opening `path` as _Locked or a StoreError."""
+def _opening(path: Path) -> Iterator[None]:
+    """Turns DuckDB's errors on opening `path` into _Locked or StoreError."""
     try:
         yield
     except duckdb.Error as error:
@@ -216,7 +216,7 @@ def _said_of(path: Path) -> Iterator[None]:
 
 
 def _is_lock(error: duckdb.Error) -> bool:
-    """True where another process, or another mode in this one, has the file."""
+    """Whether another process, or another mode in this one, has the file open."""
     text = str(error)
     if "different configuration" in text or "already attached by database" in text:
         return True
@@ -232,19 +232,19 @@ def check_folder(path: Path) -> None:
     if why_unwritable(path.parent) is not None:
         raise StoreError(f"the folder {path.parent} of the store {path.name} is read-only: choose another")
     if path.with_name(f"{path.name}.wal").exists() and not path.exists():
-        # DuckDB would play the old log into the new file.
+        # DuckDB would replay the old log into the new file.
         raise StoreError(f"the store {path} is gone but not its log {path.name}.wal: remove that too")
 
 
 def _check_file(path: Path, read_only: bool) -> None:
     if path.is_dir():
-        raise StoreError(f"the store {path} is a folder: a file was wanted")
+        raise StoreError(f"the store {path}: expected a file, got a folder")
     if not path.exists():
         raise StoreError(f"there is no store at {path}: trace or edit something into it first")
     if not os.access(path, os.R_OK):
         raise StoreError(f"the store {path} cannot be read: permission denied")
     if not read_only and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        raise StoreError(f"the store {path} is read-only: a file and folder that can be written were wanted")
+        raise StoreError(f"the store {path}: expected a file and a folder that can be written, got read-only ones")
 
 
 def _sentence(path: Path, error: duckdb.Error) -> str:
@@ -272,7 +272,7 @@ def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
 
 
 def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raises StoreError where the connection's database is no store of this schema version."""
+    """Raises StoreError where the connection's database is not a store of this schema version."""
     found = _columns_found(con)
     if "version" not in found.get("store_schema", {}):
         raise StoreError(f"{path} is a DuckDB file but not a fasttrace store: name another path")
@@ -286,6 +286,6 @@ def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     for relation, columns in schema_columns().items():
         if found.get(relation) != columns:
             raise StoreError(
-                f"the relation {relation} of the store {path} is not as this fasttrace makes it: it was "
+                f"the relation {relation} of the store {path} differs from this fasttrace's schema: it was "
                 "altered or dropped by hand"
             )

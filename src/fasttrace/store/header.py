@@ -1,4 +1,4 @@
-"""The header of an .sql file: comment lines that say what it is, its grain, inputs, parameters and units."""
+"""The header of an .sql file: comment lines with its purpose, grain, inputs, parameters and units."""
 
 import re
 from typing import NamedTuple
@@ -7,7 +7,7 @@ _PARTS = re.compile(r"(?:^|(?<=[.:;]) )(Grain|Inputs?|Parameters?|Models|Units)\
 
 
 class Header(NamedTuple):
-    """Empty strings where the file does not say. text: all of it, line by line."""
+    """The parts of a header, empty where the file has none. text: the whole header, line by line."""
 
     what: str
     grain: str
@@ -16,7 +16,7 @@ class Header(NamedTuple):
 
 
 def header_of(sql: str, name: str) -> Header:
-    """The header of the file `name`.sql; what: its first sentence, without the name before it."""
+    """The header of the file `name`.sql. Its `what` is the first sentence, without the name before it."""
     lines = []
     for line in sql.strip().splitlines():
         if not line.startswith("--"):

@@ -1,4 +1,4 @@
-"""A store as a folder of Parquet files, one a relation, and back."""
+"""A store as a folder of Parquet files, one per relation, and back."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ Read = Mapping[str, duckdb.DuckDBPyRelation]
 
 
 def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """Every relation of the store on `con` as folder/<relation>.parquet, zstd, all of them or none.
+    """Write every relation of the store on `con` as folder/<relation>.parquet (zstd), all of them or none.
 
-    Raises StoreError where the folder is there already, or cannot be written.
+    Raises StoreError where the folder exists or cannot be written.
     """
     if folder.exists():
         raise StoreError(f"the folder {folder} is there already: name another, or remove it")
@@ -33,21 +33,21 @@ def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
 
 
 def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
-    """The relations of an exported folder, lazily, after all that can be told without reading their rows.
+    """The relations of an exported folder, lazily, after every check that does not need their rows.
 
-    Raises StoreError where the folder is no export of a store of this schema version, lacks a file or has one too
-    many, or a file is damaged or has other columns.
+    Raises StoreError where the folder is not an export of this schema version, lacks a file or has an unknown one, or
+    where a file is damaged or has other columns.
     """
     if not folder.is_dir():
         raise StoreError(f"there is no folder {folder}: Store.to_parquet makes one")
     if not (folder / "store_schema.parquet").exists():
         raise StoreError(f"the folder {folder} is not a store in Parquet: it has no store_schema.parquet")
-    there = {path.stem for path in folder.glob("*.parquet")}
-    for name in sorted(set(RELATIONS) - there):
+    found_names = {path.stem for path in folder.glob("*.parquet")}
+    for name in sorted(set(RELATIONS) - found_names):
         raise StoreError(f"the folder {folder} lacks {name}.parquet")
-    for name in sorted(there - set(RELATIONS)):
+    for name in sorted(found_names - set(RELATIONS)):
         raise StoreError(f"the folder {folder} holds {name}.parquet, which no store writes: take it out")
-    with _damage_told(folder):
+    with _damage_reported(folder):
         files = {name: con.read_parquet(str(folder / f"{name}.parquet")) for name in RELATIONS}
         version = files["store_schema"].max("version").fetchall()[0][0]
     if version != SCHEMA_VERSION:
@@ -59,20 +59,20 @@ def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
         for column in [*columns, *found]:
             if found.get(column) != columns.get(column):
                 raise StoreError(
-                    f"the file {name}.parquet of {folder} has {found.get(column, 'nothing')} as '{column}': "
-                    f"{columns.get(column, 'nothing')} was wanted"
+                    f"the file {name}.parquet of {folder}, column '{column}': "
+                    f"expected {columns.get(column, 'none')}, got {found.get(column, 'none')}"
                 )
     return files
 
 
 def add(con: duckdb.DuckDBPyConnection, files: Read, folder: Path) -> int:
-    """Add what the store on `con` has not of an exported one, in one transaction; the number of finished things added.
+    """Add the rows of an exported store that the store on `con` lacks, in one transaction.
 
-    trace_effects is made anew from the cells.
-    Raises StoreError where a run or fact is in the store as another one, a row belongs to no run or breaks a rule, or a
-    file is damaged.
+    trace_effects is computed again from the cells. Returns the number of facts (edits, verdicts, …) added.
+    Raises StoreError where a run_id or fact_id means something else in the store, a row belongs to no run or breaks a
+    constraint, or a file is damaged.
     """
-    with _damage_told(folder):
+    with _damage_reported(folder):
         con.begin()
         runs = [run_row(dict(zip(files["runs"].columns, row, strict=True))) for row in files["runs"].fetchall()]
         for relation in RELATIONS:
@@ -85,7 +85,7 @@ def add(con: duckdb.DuckDBPyConnection, files: Read, folder: Path) -> int:
 
 
 def _batch(files: Read, run: Mapping[str, Any]) -> list[tuple[str, duckdb.DuckDBPyRelation]]:
-    """[(relation, its rows of the run)] as `Store.add` is given them."""
+    """[(relation, its rows of the run)] in the form that `Store.add` takes."""
     mine = ColumnExpression("run_id") == ConstantExpression(run["run_id"])
     batch = []
     for _, relation in TABLES[run["kind"]]:
@@ -95,8 +95,10 @@ def _batch(files: Read, run: Mapping[str, Any]) -> list[tuple[str, duckdb.DuckDB
 
 
 def _check_runs(files: Read, relation: str, runs: list[dict[str, Any]]) -> None:
-    """Every row belongs to a run of the folder that is of the relation's kind and the row's protocol: any other would
-    be left out without a word."""
+    """Raises StoreError where a row belongs to no run of the folder with the relation's kind and the row's protocol.
+
+    Such a row would be left out silently.
+    """
     if relation == "runs":
         return
     has_protocol = "protocol" in files[relation].columns
@@ -114,8 +116,8 @@ def _writes(kind: str, relation: str) -> bool:
 
 
 @contextmanager
-def _damage_told(folder: Path) -> Iterator[None]:
-    """Whatever DuckDB says of a file it cannot read, as a StoreError; a row's own fault is told as it is."""
+def _damage_reported(folder: Path) -> Iterator[None]:
+    """Turns DuckDB's errors on an unreadable file into a StoreError; constraint errors of a row stay as they are."""
     try:
         yield
     except (duckdb.Error, StoreError) as error:

@@ -1,4 +1,4 @@
-"""What one store and several have in common: to be read, with SQL."""
+"""What one store and several stores have in common: SQL can read them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from fasttrace.errors import StoreError
 Params = Sequence[Any] | Mapping[str, Any]
 
 ONCE = "once"
-"""The schema in which several stores' relations have each row once (see several.py)."""
+"""The schema in which the relations of several stores have each row once (see several.py)."""
 
 
 class Readable(ABC):
-    """A store, or several: what analysis functions take."""
+    """A store or several stores. Analysis functions take one."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -27,11 +27,11 @@ class Readable(ABC):
 
     @abstractmethod
     def relations(self) -> pa.Table:
-        """What there is to read, a row a relation."""
+        """The relations that can be read, one row per relation."""
 
     @abstractmethod
     def once(self) -> "Readable":
-        """The same, every row of a relation taken once; itself where it is one store."""
+        """The same data with every row of a relation once. One store returns itself."""
 
     def query(self, sql: str, params: Params = ()) -> pa.Table:
         """The rows of a query, with the file open for reading only.
@@ -43,24 +43,24 @@ class Readable(ABC):
 
 
 def rows_of(con: duckdb.DuckDBPyConnection, sql: str, params: Params = ()) -> pa.Table:
-    """The rows of one query as a pyarrow Table; a statement without rows gives an empty one.
+    """The rows of one query as a pyarrow Table, empty for a statement without rows.
 
-    Raises StoreError, one sentence, where the query fails.
+    Raises StoreError where the query fails.
     """
     try:
         relation = con.sql(sql, params=params or None)
         return pa.table({}) if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
-        raise StoreError(f"the query failed: {said(error)}") from error
+        raise StoreError(f"the query failed: {message_of(error)}") from error
 
 
 def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -> pa.Table:
-    """Run statements separated by `;` in the transaction that is open; the rows of the last, each column's name once.
+    """Run statements separated by `;` in the open transaction. Returns the rows of the last, with unique column names.
 
-    params: values for `$name`, each for the statements that have it. Ctrl-C stops it.
+    params: values for `$name`, passed to the statements that contain it. Ctrl-C stops the script.
     Raises StoreError where there is no statement or one fails.
     """
-    # DuckDB does not look for signals while it makes a result; a thread that waits for it does.
+    # DuckDB does not check for signals while it computes a result, but a thread that waits for it does.
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(_run, con, text, params)
         try:
@@ -74,10 +74,10 @@ def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -
     try:
         statements = con.extract_statements(text)
         if not statements:
-            raise StoreError("the query is empty: a statement was wanted")
+            raise StoreError("the query: expected a statement, got an empty text")
         *first, last = [(one, {name: params[name] for name in one.named_parameters} or None) for one in statements]
-        for one, taken in first:
-            con.execute(one, taken).fetchall()  # DuckDB 2 wants a result read before the next
+        for one, values in first:
+            con.execute(one, values).fetchall()  # DuckDB 2 requires a result to be read before the next statement
         relation = con.sql(last[0], params=last[1])
         rows = pa.table({}) if relation is None else _named_once(relation.to_arrow_table())
         # DuckDB 2 answers CREATE and SET with an empty table that says Success.
@@ -86,31 +86,31 @@ def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -
     except duckdb.Error as error:
         if "read-only" in str(error):
             raise StoreError(
-                "the query writes, and the store is open for reading only: --write on one store allows it"
+                "the query writes, but the store is open for reading only: --write on one store allows it"
             ) from error
-        raise StoreError(f"the query failed: {said(error)}") from error
+        raise StoreError(f"the query failed: {message_of(error)}") from error
 
 
 def parameters_of(text: str) -> set[str]:
-    """Names of the `$name` in a script. Raises StoreError where it is not SQL, or has `?`."""
+    """The names of all `$name` in a script. Raises StoreError where it is not SQL or contains `?`."""
     con = duckdb.connect(":memory:")
     try:
         names = {name for statement in con.extract_statements(text) for name in statement.named_parameters}
     except duckdb.Error as error:
-        raise StoreError(f"the query failed: {said(error)}") from error
+        raise StoreError(f"the query failed: {message_of(error)}") from error
     finally:
         con.close()
     if any(name.isdigit() for name in names):
-        raise StoreError("the query has a parameter without a name: $name was wanted, not ? or $1")
+        raise StoreError("the query: expected named parameters ($name), got one without a name (? or $1)")
     return names
 
 
 def add_view(con: duckdb.DuckDBPyConnection, text: str) -> None:
-    """Make the view, or small table, of a `CREATE OR REPLACE TEMP …` on a connection of a `Readable`.
+    """Create the view, or small table, of a `CREATE OR REPLACE TEMP …` on a connection of a `Readable`.
 
-    Temporary on one store, which is read-only. A temporary view looks its relations up where the query that reads it
-    does; over several stores that would be the plain ones, in which a row may be twice. So there it is a view of the
-    schema `once`, which looks them up beside itself.
+    On one store, which is read-only, it is temporary. A temporary view resolves its relations in the search path of the
+    query that reads it. Over several stores that would find the plain relations, in which a row may occur twice. There
+    it is a view in the schema `once`, which resolves its relations in that schema.
     """
     [(path, schemas)] = con.execute("SELECT current_setting('search_path'), current_schemas(FALSE)").fetchall()
     if ONCE not in schemas:
@@ -121,18 +121,18 @@ def add_view(con: duckdb.DuckDBPyConnection, text: str) -> None:
     con.execute("SET search_path = $path", {"path": path})
 
 
-def said(error: duckdb.Error) -> str:
-    """DuckDB's message as one sentence, with what it thinks was meant; without the line it points at."""
+def message_of(error: duckdb.Error) -> str:
+    """DuckDB's message as one sentence, with its suggestion but without the line that it points at."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     pointed = next((i for i, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
     kept = [line for line in lines[:pointed] if line]
-    if len(kept) > 2:  # a list of functions that might have been meant
+    if len(kept) > 2:  # a list of candidate functions
         kept = kept[:1]
     return " ".join(kept).removesuffix(".") or type(error).__name__
 
 
 def _named_once(table: pa.Table) -> pa.Table:
-    """Columns x, x as x, x_1: rows are also printed as objects, whose names must differ."""
+    """Renames columns x, x to x, x_1, because rows are also printed as JSON objects, whose names must differ."""
     names: list[str] = []
     for name in table.column_names:
         new, n = name, 0

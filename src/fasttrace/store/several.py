@@ -1,4 +1,4 @@
-"""Several stores read as one: attached side by side, and as views over all of them."""
+"""Several stores read as one: attached side by side, with views over all of them."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,21 +17,21 @@ from fasttrace.store.query import ONCE, Readable
 
 File = str | PathLike[str]
 
-# Names that DuckDB, or this file, has given to something else.
-_TAKEN = ("main", "memory", "temp", "system", "pg_catalog", "information_schema", ONCE)
+# Names that DuckDB, or this module, uses for something else.
+_RESERVED = ("main", "memory", "temp", "system", "pg_catalog", "information_schema", ONCE)
 
 
 class Stores(Readable):
-    """Stores attached to one connection, for reading. It holds nothing open, as `Store`.
+    """Several stores attached to one connection, for reading. Like `Store`, they stay closed between methods.
 
     stores: {name: file}, (name, file) pairs, or files, each named by its stem (runs/a.duckdb is a).
-    timeout_s: seconds to go on trying while another process has one of them open.
+    timeout_s: for how many seconds a method retries while another process has one of them open.
 
-    A relation of one store is name.relation. A plain relation holds the rows of all, a column `store` before the
-    others, and so a row that two stores have (the same run, say) twice. The views of the analysis, and everything
-    that reads `once()`, take such a row once, from the first store that has it.
+    A relation of one store is name.relation. A plain relation has the rows of all stores, with the column `store`
+    before the others. A row that two stores have, such as one of a run in both, occurs there twice. The views of the
+    analysis, and everything that reads `once()`, have such a row once, from the first store that has it.
 
-    Raises StoreError, one sentence, where a name or a file cannot serve, or two stores contradict each other.
+    Raises StoreError where a name or a file cannot be used, or two stores contradict each other.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Stores(Readable):
 
     @property
     def path(self) -> Path:
-        """For messages: the first store's file."""
+        """The file of the first store, for messages."""
         return next(iter(self.paths.values()))
 
     @contextmanager
@@ -62,13 +62,13 @@ class Stores(Readable):
             yield con
 
     def once(self) -> "Stores":
-        """The same stores, the plain relations without the column `store` and with every row once."""
+        """The same stores. Their plain relations have no column `store` and every row once."""
         same = Stores(self.paths, timeout_s=self.timeout_s)
         same._search = f"{ONCE},main"
         return same
 
     def relations(self) -> pa.Table:
-        """What the files hold: store, relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
+        """The files' relations: store, relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
         with self.reading() as con:
             parts = []
             for name in self.paths:
@@ -79,7 +79,7 @@ class Stores(Readable):
 
 
 def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
-    """Make every relation over all stores twice: in main with all rows, in `once` with each row once."""
+    """Create every relation over all stores twice: in main with all rows, in `once` with each row once."""
     con.execute("CREATE SCHEMA once")
     for relation in RELATIONS:
         _union([_rows(con, name, relation) for name in names]).create_view(relation)
@@ -93,7 +93,7 @@ def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, name: str, relation: str) -> duckdb.DuckDBPyRelation:
-    """The rows of one store's relation, its name before them."""
+    """The rows of a relation of one store, with the column `store` first."""
     columns = [ColumnExpression(column) for column in schema_columns()[relation]]
     stored = con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}")
     return stored.select(ConstantExpression(name).alias("store"), *columns)
@@ -106,27 +106,27 @@ def _union(parts: list[duckdb.DuckDBPyRelation]) -> duckdb.DuckDBPyRelation:
 def _without(
     rows: duckdb.DuckDBPyRelation, before: list[duckdb.DuckDBPyRelation], key: list[str]
 ) -> duckdb.DuckDBPyRelation:
-    """The rows whose key is not among those of the stores before."""
+    """The rows whose key is not among those of the earlier stores."""
     if not before:
         return rows
     return rows.set_alias("later").join(_union(before).set_alias("earlier"), key, how="anti")
 
 
 def _check_agreement(con: duckdb.DuckDBPyConnection) -> None:
-    """Raises StoreError where two stores mean different things by one fact_id or run_id."""
+    """Raises StoreError where one fact_id or run_id means different things in two stores."""
     for what, name, stores in con.execute(statement("stores_that_differ")).fetchall():
         raise StoreError(f"the stores {' and '.join(stores)} have different {what} {name!r}: read each alone")
 
 
 def _checked(pairs: list[tuple[str, File]]) -> dict[str, Path]:
     if not pairs:
-        raise StoreError("no store was named, one or more were wanted")
+        raise StoreError("stores: expected one or more, got none")
     paths: dict[str, Path] = {}
     for name, file in pairs:
         path = Path(file)
-        if not re.fullmatch(r"[\w .+-]+", name) or name.lower() in _TAKEN:
+        if not re.fullmatch(r"[\w .+-]+", name) or name.lower() in _RESERVED:
             raise StoreError(f"a store cannot be named {name!r}: give {path} another name, as in a={path}")
-        if name.lower() in {other.lower() for other in paths}:  # DuckDB's names have no case
+        if name.lower() in {other.lower() for other in paths}:  # DuckDB's names are case-insensitive
             raise StoreError(f"two stores are named {name!r}: name them apart, as in a={path}")
         for other in paths.values():
             if path.exists() and other.exists() and path.samefile(other):

@@ -1,4 +1,4 @@
-"""Results into the store: one transaction a batch, nothing twice."""
+"""Writes results to the store: one transaction per batch, nothing twice."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from fasttrace.facts.record import Fact
 from fasttrace.runs import Run
 from fasttrace.store.connect import schema_columns, statement, utc_now
 
-# By kind of run: (attribute of the result, relation), the relation whose rows say "finished" last.
+# Kind of run → (attribute of the result, relation). The last relation is the one whose rows mark things as finished.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
@@ -23,12 +23,12 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),
 }
-# Relations without an index, which would cost more than the rows: statements/guard_<relation>.sql stands in for it.
+# Relations without an index, which would be larger than the rows: statements/guard_<relation>.sql replaces it.
 GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts")
-# A later batch of a run must agree with the first on these: every row of the run is read through them.
+# Later batches of a run must agree with the first on these, because they describe every row of the run.
 IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
 Batch = Sequence[tuple[str, pa.Table | duckdb.DuckDBPyRelation]]
-"""[(relation, rows without what the run gives)], the relation that says "finished" last."""
+"""[(relation, its rows without the columns of GIVEN_BY_RUN)], in the order of TABLES."""
 _RUN_COLUMNS = (
     "run_id", "kind", "model", "model_hash", "dtype", "device", "seed", "protocol", "settings",
     "fasttrace_version", "torch_version", "created_at",
@@ -46,9 +46,9 @@ class Result(Protocol):
 
 
 def batch_of(result: Result) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]]:
-    """The run row and [(relation, its rows)] of a result, checked against the schema.
+    """(the run's row, [(relation, its rows)]) of a result, checked against the schema.
 
-    Raises StoreError where the run lacks a field, or a table lacks a column or has one too many.
+    Raises StoreError where the run lacks a field, or a table lacks a column or has an unknown one.
     """
     run = run_row(getattr(result, "run", None))
     tables = []
@@ -56,8 +56,8 @@ def batch_of(result: Result) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]
         table = _moments_table(result) if relation == "moments" else getattr(result, attribute, None)
         if not isinstance(table, pa.Table):
             raise StoreError(
-                f"a result of kind '{run['kind']}' has {type(table).__name__} as its '{attribute}': "
-                "a pyarrow Table was wanted"
+                f"a result of kind '{run['kind']}': expected a pyarrow Table as its '{attribute}', "
+                f"got {type(table).__name__}"
             )
         tables.append((relation, conform(table, relation, attribute)))
     return run, tables
@@ -66,13 +66,13 @@ def batch_of(result: Result) -> tuple[dict[str, Any], list[tuple[str, pa.Table]]
 def run_row(run: object) -> dict[str, Any]:
     """The `run` of a result as a row of runs.
 
-    Raises StoreError where it is no dict, lacks a field, or is of no known kind.
+    Raises StoreError where it is not a dict, lacks a field, or has an unknown kind.
     """
     if not isinstance(run, Mapping):
-        raise StoreError(f"a result's 'run' is {type(run).__name__}: a dict was wanted")
+        raise StoreError(f"a result's 'run': expected a dict, got {type(run).__name__}")
     kind = run.get("kind")
     if kind not in TABLES:
-        raise StoreError(f"a result's run has the kind {kind!r}: one of {', '.join(TABLES)} was wanted")
+        raise StoreError(f"a result's run: expected its kind to be one of {', '.join(TABLES)}, got {kind!r}")
     missing = [name for name in ("run_id", "settings", "fasttrace_version") if not run.get(name)]
     if missing:
         raise StoreError(f"a result's run of kind '{kind}' lacks {', '.join(missing)}")
@@ -86,32 +86,32 @@ def run_row(run: object) -> dict[str, Any]:
 
 
 def conform(table: pa.Table, relation: str, name: str) -> pa.Table:
-    """`table` with the columns of `relation` (less those the run gives); NaN becomes NULL: undefined.
+    """`table` with the columns of `relation`, without those in GIVEN_BY_RUN. NaN becomes NULL, which means undefined.
 
     Raises StoreError where a column is missing or unknown.
     """
-    wanted = [column for column in schema_columns()[relation] if column not in GIVEN_BY_RUN]
+    expected = [column for column in schema_columns()[relation] if column not in GIVEN_BY_RUN]
     if relation == "facts":
-        wanted = list(schema_columns()[relation])
-    missing = [column for column in wanted if column not in table.column_names]
-    unknown = [column for column in table.column_names if column not in wanted]
+        expected = list(schema_columns()[relation])
+    missing = [column for column in expected if column not in table.column_names]
+    unknown = [column for column in table.column_names if column not in expected]
     if missing or unknown:
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"has the unknown {', '.join(unknown)}"] if unknown else []
         raise StoreError(f"the table '{name}' for the relation {relation} {' and '.join(parts)}")
     columns = []
-    for column in wanted:
+    for column in expected:
         values = table[column]
         if pa.types.is_floating(values.type):
             values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
         columns.append(values)
-    return pa.table(dict(zip(wanted, columns, strict=True)))
+    return pa.table(dict(zip(expected, columns, strict=True)))
 
 
 def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) -> int:
-    """Add what the store has not, in one transaction; the number of finished things (facts, edits, …) added.
+    """Add the rows that the store lacks, in one transaction. Returns the number of facts (edits, …) added.
 
-    Raises StoreError where the run is in the store under another identity, or a row breaks a rule.
+    Raises StoreError where the run is in the store under another identity, or a row breaks a constraint.
     """
     con.begin()
     added = add_run(con, run, tables)
@@ -120,7 +120,7 @@ def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) ->
 
 
 def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) -> int:
-    """`write` within a transaction of the caller's."""
+    """`write` within the caller's transaction."""
     _check_identity(con, run)
     _execute(con, "add_run", run)
     for relation, table in tables:
@@ -132,16 +132,16 @@ def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) 
     for relation, _ in tables:
         if relation == "traces":
             _execute(con, "add_trace_effects", run)
-        added = _execute(con, f"add_{relation}", run)  # the last relation is the one that counts
+        added = _execute(con, f"add_{relation}", run)  # only the last relation's number is returned
     if added:
         _execute(con, "add_seconds", run)
     return added
 
 
 def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
-    """Add the facts the store has not, in one transaction; their number.
+    """Add the facts that the store lacks, in one transaction. Returns their number.
 
-    Raises StoreError where a fact_id stands for two different facts.
+    Raises StoreError where one fact_id means two different facts.
     """
     con.begin()
     added = add_facts(con, facts_table(facts))
@@ -150,21 +150,21 @@ def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
 
 
 def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyRelation) -> int:
-    """`write_facts` within a transaction of the caller's; table: rows of the relation facts."""
+    """`write_facts` within the caller's transaction. table: rows of the relation facts."""
     con.register("batch_facts", table)
     differ = con.execute(statement("facts_that_differ")).fetchall()
     if differ:
-        raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each an id of its own")
+        raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each fact a unique id")
     return _execute(con, "add_facts", {})
 
 
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
-    """Facts as rows of the relation facts; the same fact given twice is one row."""
+    """Facts as rows of the relation facts. A fact that occurs twice is one row."""
     rows: dict[str, Fact] = {}
     for fact in facts:
         other = rows.setdefault(fact.fact_id, fact)
         if other != fact:
-            raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each an id of its own")
+            raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
     types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
     columns = schema_columns()["facts"]
     return pa.table(
@@ -173,7 +173,7 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
 
 
 def _moments_table(result: Result) -> pa.Table:
-    """The one row of moments, from the fields of the result or of its run."""
+    """The row of the relation moments, from the fields of the result or of its run."""
     table = getattr(result, "moments", None)
     if isinstance(table, pa.Table):
         return table
@@ -192,19 +192,19 @@ def _moments_table(result: Result) -> pa.Table:
 
 def _check_identity(con: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> None:
     stored = con.execute(statement("run_identity"), {"run_id": run["run_id"]}).fetchall()
-    for name, was in zip(IDENTITY, stored[0] if stored else (), strict=bool(stored)):
-        if was != run[name]:
+    for name, value in zip(IDENTITY, stored[0] if stored else (), strict=bool(stored)):
+        if value != run[name]:
             raise StoreError(
-                f"the run {run['run_id']} is in the store with {name} {was!r} and cannot go on with "
+                f"the run {run['run_id']} is in the store with {name} {value!r} and cannot continue with "
                 f"{run[name]!r}: use another store for it"
             )
 
 
 def _execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any]) -> int:
     sql = statement(name)
-    wanted = set(re.findall(r"\$(\w+)", sql))
+    names = set(re.findall(r"\$(\w+)", sql))
     try:
-        rows = con.execute(sql, {key: value for key, value in values.items() if key in wanted}).fetchall()
+        rows = con.execute(sql, {key: value for key, value in values.items() if key in names}).fetchall()
     except duckdb.Error as error:
         run = f" of the run {values['run_id']}" if "run_id" in values else ""
         reason = str(error).strip().splitlines()[0]
@@ -226,7 +226,7 @@ def _naive_utc(moment: object) -> datetime:
         try:
             moment = datetime.fromisoformat(moment)
         except ValueError as error:
-            raise StoreError(f"a run's created_at is {moment!r}: YYYY-MM-DDTHH:MM:SS was wanted") from error
+            raise StoreError(f"a run's created_at: expected YYYY-MM-DDTHH:MM:SS, got {moment!r}") from error
     if not isinstance(moment, datetime):
-        raise StoreError(f"a run's created_at is {type(moment).__name__}: a datetime was wanted")
+        raise StoreError(f"a run's created_at: expected a datetime, got {type(moment).__name__}")
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment

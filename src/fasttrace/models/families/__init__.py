@@ -1,4 +1,4 @@
-"""One file a model family; every file here is imported, and registers itself, when the package is."""
+"""One file per model family. Importing the package imports every file, and each registers itself."""
 
 from importlib import import_module
 from pkgutil import iter_modules

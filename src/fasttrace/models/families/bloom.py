@@ -1,4 +1,4 @@
-"""BLOOM: ALiBi instead of positions, a LayerNorm after the embedding, one matrix of q, k and v head by head."""
+"""BLOOM: ALiBi instead of positions, a LayerNorm after the embedding, one matrix with q, k and v head by head."""
 
 import math
 from typing import Any
@@ -13,12 +13,12 @@ from fasttrace.ops.linear import linear
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """(heads,) float32: 2^(−8i/n) for the n heads up to a power of two, then every other one of twice as many.
+    """(heads,) float32: 2^(−8i/n) for the first n heads, n the largest power of two; then every other slope of 2n.
 
-    Source: Press et al. 2022 (arXiv 2108.12409), section 3; its code for numbers of heads that are no power of two.
+    Source: Press et al. 2022 (arXiv 2108.12409), section 3, and its code where heads is not a power of two.
     """
     n = 2 ** math.floor(math.log2(heads))
-    # Powers of a base rounded to float32, as transformers raises them: a last digit of the base is many of a power.
+    # The base is rounded to float32 before it is raised, as in transformers: its rounding error grows with the power.
     base, between = (torch.tensor(2.0 ** (-8.0 / m), dtype=torch.float32) for m in (n, 2 * n))
     return torch.cat((base ** torch.arange(1, n + 1), between ** (1 + 2 * torch.arange(heads - n))))
 
@@ -73,7 +73,7 @@ class BloomDecoder(Decoder):
     @classmethod
     def refusal(cls, config: Any) -> str | None:
         if config.apply_residual_connection_post_layernorm:
-            return "its sub-layers are added to norms of the residual stream (apply_residual_connection_post_layernorm)"
+            return "it adds its sub-layers to the normed residual stream (apply_residual_connection_post_layernorm)"
         return None
 
     def bind(self) -> None:

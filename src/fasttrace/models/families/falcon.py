@@ -1,7 +1,7 @@
-"""Falcon: rotary with queries that share keys (7B, 40B, 180B), or ALiBi with a head's own (falcon-rw).
+"""Falcon: rotary positions with heads that share keys (7B, 40B, 180B), or ALiBi with one key per head (falcon-rw).
 
-The fused matrix has, group after group, the rows of the group's queries, its key and its value; with
-`multi_query` there is one group, in falcon-rw as many as heads.
+The fused matrix contains, for one group after another, the rows of the group's queries, its key and its value. With
+`multi_query` there is one group; in falcon-rw there is one per head.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from fasttrace.ops.rotary import rotary_
 class FalconBlock(Block):
     """norm → q/k/v, rotary → dense; norm → act(dense_h_to_4h) → dense_4h_to_h.
 
-    Where `parallel`, both norms are of the block's input, and may be one and the same.
+    Where `parallel`, both norms take the block's input, and they may be one module.
     """
 
     def __init__(self, layer: Any, config: Any) -> None:
@@ -48,9 +48,9 @@ class FalconBlock(Block):
         return rotary_(k, cos, sin), v
 
     def _project(self, x: Tensor, parts: slice) -> Tensor:
-        """x: (N, d) → (N, groups, len(parts), hd), with parts of (a group's queries, key, value).
+        """x: (N, d) → (N, groups, len(parts), hd), with `parts` a slice of (queries of a group, key, value).
 
-        With one group the rows lie together and are read in place; else they are gathered (see `HeadwiseBlock`).
+        With one group the rows are contiguous and read in place; otherwise they are gathered (see `HeadwiseBlock`).
         """
         fused, hd = self.attn.query_key_value, self.attn.head_dim
         groups = (self.n_kv_heads, -1, hd)
@@ -77,9 +77,10 @@ class FalconBlock(Block):
 
 
 class FalconAlibiBlock(FalconBlock):
-    """The same with ALiBi, whose bias transformers rounds to bfloat16 (as Falcon was trained): it no longer falls
-    evenly with distance, so `Block.alibi` cannot say it. It depends on the key alone, so it is one more dimension
-    of every key, read by a 1 in every query; values have a 0 there.
+    """The same with ALiBi. transformers rounds its bias to bfloat16, as Falcon was trained.
+
+    A rounded bias does not fall linearly with distance, so `Block.alibi` cannot express it. It depends on the key
+    alone, so it becomes one more dimension of every key, which a 1 in every query reads; values have a 0 there.
     """
 
     def __init__(self, layer: Any, config: Any) -> None:
@@ -108,7 +109,7 @@ class FalconDecoder(Decoder):
     @classmethod
     def refusal(cls, config: Any) -> str | None:
         if config.alibi and (config.new_decoder_architecture or config.multi_query):
-            return "it has ALiBi and heads that share keys, and ALiBi with a key for every head was wanted"
+            return "expected one key per head with ALiBi, got heads that share keys"
         return None
 
     def bind(self) -> None:
@@ -124,7 +125,7 @@ class FalconDecoder(Decoder):
     def rotary(self, positions: Tensor) -> Rotary:
         if self.config.alibi:
             slopes = alibi_slopes(self.config.num_attention_heads).to(positions.device)
-            # Slopes and products are bfloat16 whatever the model is.
+            # Slopes and products are bfloat16 for every dtype of the model.
             return ((positions[:, None] * slopes.bfloat16()).to(self.dtype),)
         cos, sin = self.hf.transformer.rotary_emb(self.embed_weight[:1], positions[None])
         return cos[0], sin[0]

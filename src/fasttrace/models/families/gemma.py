@@ -1,5 +1,5 @@
 """Gemma 2 and Gemma 3 (text): norms before and after both sub-layers, with weights 1 + w; scaled embeddings;
-sliding windows by layer. Gemma 2 caps scores and logits, Gemma 3 norms heads and has a rotation for each kind of layer.
+sliding windows by layer. Gemma 2 caps scores and logits. Gemma 3 norms heads and has one rotation per kind of layer.
 """
 
 from typing import Any
@@ -13,7 +13,10 @@ from fasttrace.ops.rms_norm import rms_norm
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """x · (1 + w) / rms(x): in float32 whatever x is, as the module does, by the op where that is the same."""
+    """x: (N, d) → (N, d), x · (1 + w) / rms(x) in float32 for every dtype of x, as in the module.
+
+    The op gives the same only for float32.
+    """
     if x.dtype == torch.float32:
         return rms_norm(x, 1.0 + module.weight, module.eps)
     normed: Tensor = module(x)
@@ -57,7 +60,8 @@ class Gemma2Decoder(LlamaDecoder):
 
     def bind(self) -> None:
         super().bind()
-        # The module rounds its scale to the model's dtype; in older releases of transformers the model scales after it.
+        # The embedding module rounds its scale to the model's dtype. In older releases of transformers the model scales
+        # the embeddings itself.
         scale = getattr(self.hf.model.embed_tokens, "embed_scale", None)
         self.embed_scale = None if scale is None else float(scale.to(self.dtype))
         self.logit_softcap = self.config.final_logit_softcapping
@@ -74,11 +78,11 @@ class Gemma2Decoder(LlamaDecoder):
 
 
 class Gemma3Block(Gemma2Block):
-    """Gemma 2's block without caps, every head of q and k normed, turned as its kind of layer is."""
+    """Gemma 2's block without caps. It norms every head of q and k and rotates them as its kind of layer does."""
 
     def __init__(self, layer: Any, sliding_window: int | None, kind: int) -> None:
         super().__init__(layer, sliding_window)
-        self.softcap = None  # transformers' attention has the setting and does not read it
+        self.softcap = None  # transformers' attention has the setting but does not read it
         self.tables = slice(2 * kind, 2 * kind + 2)
 
     def norm_query(self, q: Tensor) -> Tensor:
@@ -87,8 +91,8 @@ class Gemma3Block(Gemma2Block):
     def norm_key(self, k: Tensor) -> Tensor:
         return _norm(self.attn.k_norm, k.view(-1, self.head_dim)).view(k.shape)
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return super().turn(x, rotary[self.tables])
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return super().rotate(x, rotary[self.tables])
 
 
 @Decoder.register("gemma3_text")
@@ -104,6 +108,6 @@ class Gemma3Decoder(Gemma2Decoder):
         return Gemma3Block(layer, self._sliding_window(number), self.kinds.index(self.config.layer_types[number]))
 
     def rotary(self, positions: Tensor) -> Rotary:
-        turn = self.hf.model.rotary_emb
-        tables = [turn(self.embed_weight[:1], positions[None], kind) for kind in self.kinds]
+        rotary_emb = self.hf.model.rotary_emb
+        tables = [rotary_emb(self.embed_weight[:1], positions[None], kind) for kind in self.kinds]
         return tuple(table[0] for pair in tables for table in pair)

@@ -1,4 +1,4 @@
-"""GPT-Neo: GPT-2's order with unscaled scores, every other layer seeing a window of tokens only."""
+"""GPT-Neo: GPT-2's order with unscaled scores; every other layer attends to a window of tokens only."""
 
 from typing import Any
 

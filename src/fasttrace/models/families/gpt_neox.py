@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: two LayerNorms of the block's input, q, k and v in one matrix, head by head, partly turned."""
+"""GPT-NeoX and Pythia: two LayerNorms of the block's input; q, k and v in one matrix head by head; partial rotation."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from fasttrace.ops.rotary import partial_rotary_
 
 
 class HeadwiseBlock(Block):
-    """A block whose fused matrix has, head after head, the rows of its query, its key and its value.
+    """A block whose fused matrix contains, for one head after another, the rows of its query, its key and its value.
 
-    Those of all queries are no view that a product could read, so each product gathers its rows first: a copy of
-    d × d numbers, little beside the product from a few hundred rows on, where a gathered copy kept for good would
-    be a fourth more weights. Subclasses set `fused` (the Linear), n_heads and head_dim.
+    The rows of all queries are not a view that a product could read, so each product gathers them first. That copies
+    d × d numbers, which is little beside the product from a few hundred rows on. A permanent copy would add a fourth to
+    the weights. Subclasses set `fused` (the Linear), n_heads and head_dim.
     """
 
     fused: Any
 
     def project(self, x: Tensor, parts: slice) -> Tensor:
-        """x: (N, d) → (N, H, len(parts), hd), with parts of (query, key, value)."""
+        """x: (N, d) → (N, H, len(parts), hd), with `parts` a slice of (query, key, value)."""
         heads = (self.n_heads, 3, self.head_dim)
         weight = self.fused.weight.unflatten(0, heads)[:, parts].flatten(0, 2)
         bias = self.fused.bias

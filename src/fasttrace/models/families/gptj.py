@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP in parallel from one LayerNorm, part of each head turned in interleaved pairs."""
+"""GPT-J: attention and MLP in parallel from one LayerNorm; part of each head is rotated in interleaved pairs."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ class GPTJBlock(Block):
         return self.layer.ln_1(h)
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return self._turned(linear(x, self.attn.q_proj.weight), rotary)
+        return self._rotate(linear(x, self.attn.q_proj.weight), rotary)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        k = self._turned(linear(x, self.attn.k_proj.weight), rotary)
+        k = self._rotate(linear(x, self.attn.k_proj.weight), rotary)
         return k, linear(x, self.attn.v_proj.weight).view(-1, self.n_heads, self.head_dim)
 
-    def _turned(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """x: (N, d) queries or keys, just made; cos, sin: (N, r/2) → (N, H, hd), the first r of each head turned."""
+    def _rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """x: (N, d) queries or keys, overwritten → (N, H, hd), with the first 2·rotary dims of each head rotated."""
         return partial_rotary_(x.view(-1, self.n_heads, self.head_dim), *rotary, interleaved=True)
 
     def attn_out(self, mixed: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class GPTJDecoder(Decoder):
 
     def rotary(self, positions: Tensor) -> Rotary:
         base = self.hf.transformer
-        # Older releases of transformers keep the table in every attention.
+        # Older releases of transformers keep the table in every attention module.
         table = (base.rotary_emb if hasattr(base, "rotary_emb") else base.h[0].attn).embed_positions
         sin, cos = table.to(positions.device, self.dtype)[positions].chunk(2, dim=-1)
         return cos, sin

@@ -1,4 +1,4 @@
-"""Llama and its kin: rotary positions, RMS norms, gated MLP. SmolLM2, Llama 1–3, Mistral, Qwen2."""
+"""Llama and similar models: rotary positions, RMS norms, gated MLP. SmolLM2, Llama 1–3, Mistral, Qwen2."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from fasttrace.ops.silu_mul import silu_mul_
 class LlamaBlock(Block):
     """attention norm → q/k/v, rotary → o_proj; MLP norm → act(gate) · up → down_proj.
 
-    Families that differ in a step override it: `norm_query` and `norm_key` before the heads are turned, `turn`,
-    the norms, the two halves of the MLP.
+    Families that differ in a step override it: `norm_query` and `norm_key` before the rotation, `rotate`, the norms,
+    or the two halves of the MLP.
     """
 
     mlp_products = 2
@@ -41,24 +41,24 @@ class LlamaBlock(Block):
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         q = self.norm_query(linear(x, self.attn.q_proj.weight, self.attn.q_proj.bias))
-        return self.turn(q.view(-1, self.n_heads, self.head_dim), rotary)
+        return self.rotate(q.view(-1, self.n_heads, self.head_dim), rotary)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         k = self.norm_key(linear(x, self.attn.k_proj.weight, self.attn.k_proj.bias))
         v = linear(x, self.attn.v_proj.weight, self.attn.v_proj.bias)
         shape = (-1, self.n_kv_heads, self.head_dim)
-        return self.turn(k.view(shape), rotary), v.view(shape)
+        return self.rotate(k.view(shape), rotary), v.view(shape)
 
     def norm_query(self, q: Tensor) -> Tensor:
-        """q: (N, n_heads * head_dim), as projected → the same shape, normed where the family norms queries."""
+        """q: (N, n_heads * head_dim), as projected → the same shape, normed in families that norm queries."""
         return q
 
     def norm_key(self, k: Tensor) -> Tensor:
-        """k: (N, n_kv_heads * head_dim), as projected → the same shape, normed where the family norms keys."""
+        """k: (N, n_kv_heads * head_dim), as projected → the same shape, normed in families that norm keys."""
         return k
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """x: (N, H, head_dim) queries or keys → the same, positions applied."""
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """x: (N, H, head_dim) queries or keys → the same shape, positions applied."""
         cos, sin = rotary
         return rotary_(x, cos, sin)
 
@@ -114,7 +114,7 @@ class LlamaDecoder(Decoder):
         return self.hf.model.embed_tokens.weight
 
     def rotary(self, positions: Tensor) -> Rotary:
-        # Only its dtype and device are read; the embedding itself may lie elsewhere.
+        # Only its dtype and device are read; the embedding itself may be on another device.
         like = torch.empty(0, dtype=self.dtype, device=positions.device)
         cos, sin = self.hf.model.rotary_emb(like, positions[None])
         return cos[0], sin[0]

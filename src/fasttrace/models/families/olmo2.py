@@ -1,4 +1,4 @@
-"""OLMo 2: norms after the sub-layers instead of before, and over whole projections of queries and keys."""
+"""OLMo 2: norms after the sub-layers instead of before them, and norms of whole query and key projections."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from fasttrace.ops.rms_norm import rms_norm
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """OLMo's RMS norm rounds once, after the weight: the op is the same only where nothing is rounded before."""
+    """x: (N, d) → (N, d). OLMo's RMS norm rounds once, after the weight; the op does the same only without rounding."""
     if x.dtype in (torch.float32, torch.float64):
         return rms_norm(x, module.weight, module.variance_epsilon)
     normed: Tensor = module(x)
@@ -30,8 +30,8 @@ class Olmo2Block(LlamaBlock):
     def norm_key(self, k: Tensor) -> Tensor:
         return _norm(self.attn.k_norm, k)
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return super().turn(x.to(rotary[0].dtype), rotary).to(x.dtype)
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return super().rotate(x.to(rotary[0].dtype), rotary).to(x.dtype)
 
     def attn_out(self, mixed: Tensor) -> Tensor:
         return _norm(self.layer.post_attention_layernorm, super().attn_out(mixed))
@@ -54,6 +54,6 @@ class Olmo2Decoder(LlamaDecoder):
 
     def rotary(self, positions: Tensor) -> Rotary:
         cos, sin = super().rotary(positions)
-        # transformers leaves these in float32, and turns bfloat16 heads in float32.
+        # transformers leaves these in float32 and rotates bfloat16 heads in float32.
         wide = torch.promote_types(self.dtype, torch.float32)
         return cos.to(wide), sin.to(wide)

@@ -1,4 +1,4 @@
-"""OPT: learned positions from the third on, LayerNorms before the sub-layers, a ReLU between fc1 and fc2."""
+"""OPT: learned positions that begin at the table's third row, LayerNorms before the sub-layers, a ReLU in the MLP."""
 
 from typing import Any
 
@@ -61,8 +61,8 @@ class OPTDecoder(Decoder):
             return "it norms the residual stream itself after every sub-layer, or not at the end (as opt-350m)"
         if config.word_embed_proj_dim != config.hidden_size:
             return (
-                f"its embeddings of {config.word_embed_proj_dim} dimensions are projected to {config.hidden_size}, "
-                "and embeddings as wide as the residual stream were wanted"
+                f"expected embeddings as wide as the residual stream ({config.hidden_size}), "
+                f"got {config.word_embed_proj_dim} projected to that"
             )
         return None
 

@@ -1,4 +1,4 @@
-"""Phi-1 and Phi-2: attention and MLP in parallel from one LayerNorm, biases everywhere, part of each head turned."""
+"""Phi-1 and Phi-2: attention and MLP in parallel from one LayerNorm, biases everywhere, part of each head rotated."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Phi-3: Llama's layout with q, k and v in one matrix, gate and up in another, and rotation of part of a head."""
+"""Phi-3: Llama's layout with q, k and v in one matrix, gate and up in another, and part of each head rotated."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from fasttrace.ops.silu_mul import silu_mul_
 
 
 class Phi3Block(LlamaBlock):
-    """qkv_proj's rows are queries, keys, values; gate_up_proj's are gates, ups."""
+    """The rows of qkv_proj are queries, keys and values; those of gate_up_proj are gates and ups."""
 
     def count_heads(self) -> None:
         self.n_heads = self.attn.config.num_attention_heads
@@ -19,14 +19,14 @@ class Phi3Block(LlamaBlock):
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         q = linear(x, self.attn.qkv_proj.weight[: self.queries])
-        return self.turn(q.view(-1, self.n_heads, self.head_dim), rotary)
+        return self.rotate(q.view(-1, self.n_heads, self.head_dim), rotary)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         kv = linear(x, self.attn.qkv_proj.weight[self.queries :])
         k, v = kv.view(-1, 2, self.n_kv_heads, self.head_dim).unbind(1)
-        return self.turn(k, rotary), v
+        return self.rotate(k, rotary), v
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         return partial_rotary_(x, *rotary)
 
     def mlp_key(self, x: Tensor) -> Tensor:

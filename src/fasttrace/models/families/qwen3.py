@@ -1,4 +1,4 @@
-"""Qwen 3: Llama's layout, every head of the queries and keys normed before it is turned."""
+"""Qwen 3: Llama's layout; every head of the queries and keys is normed before it is rotated."""
 
 from torch import Tensor
 

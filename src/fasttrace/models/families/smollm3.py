@@ -1,4 +1,4 @@
-"""SmolLM3: Llama's layout, some of whose layers turn nothing (NoPE)."""
+"""SmolLM3: Llama's layout; some layers apply no rotation (NoPE)."""
 
 from torch import Tensor
 
@@ -7,10 +7,10 @@ from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 
 
 class SmolLM3Block(LlamaBlock):
-    """`config.no_rope_layers` holds 1 for the layers that do turn; the attention module knows its own."""
+    """Each attention module knows whether it rotates; `config.no_rope_layers` is 1 for the layers that do."""
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return super().turn(x, rotary) if self.attn.use_rope else x
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return super().rotate(x, rotary) if self.attn.use_rope else x
 
 
 @Decoder.register("smollm3")
