@@ -18,6 +18,7 @@ from torch import Tensor
 from fasttrace.editing.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.errors import UserError
+from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
@@ -182,7 +183,8 @@ def second_moments(model: Decoder, given: MomentArguments) -> Moments:
     missing = [layer for layer in layers if metadata_of(layer_file(folder, layer)) is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        _collect(model, text, missing, folder, asked.batch_rows, asked.memory, given.progress)
+        budget = None if asked.memory is None else parse_bytes(asked.memory)
+        _collect(model, text, missing, folder, asked.batch_rows, budget, given.progress)
     run["seconds"] = time.perf_counter() - begun
     return Moments(
         run=run,

@@ -34,12 +34,13 @@ class Bounds:
 @attrs.frozen
 class Kind:
     """One sort of value. expected: what an error says was expected. convert: a value or its text → the value, or one of
-    REFUSALS. metavar: what stands for it in a command's help. choices: the words to choose from, where there are some.
-    """
+    REFUSALS. metavar: what stands for it in a command's help. sql_type: of its column. choices: the words to choose
+    from, where there are some."""
 
     expected: str
     convert: Callable[[Any], Any]
     metavar: str = "TEXT"
+    sql_type: str = "VARCHAR"
     choices: tuple[str, ...] = ()
     is_flag: bool = False
     is_path: bool = False
@@ -58,17 +59,17 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
         return _union([kind_of(one, bounds) for one in inside])
     if origin is Literal:
         expected = f"one of {', '.join(inside)}" if len(inside) > 1 else inside[0]
-        return Kind(expected, _choice(inside), f"[{'|'.join(inside)}]", inside)
+        return Kind(expected, _choice(inside), f"[{'|'.join(inside)}]", choices=inside)
     if origin is Sequence:
         return _sequence(kind_of(inside[0], bounds))
     if origin is Mapping:
         return Kind("a table", _instance(Mapping))
     if annotation is int:
-        return Kind(f"a whole number{bounds}", _whole(bounds), "INTEGER")
+        return Kind(f"a whole number{bounds}", _whole(bounds), "INTEGER", "BIGINT")
     if annotation is float:
-        return Kind(f"a number{bounds}", _number(bounds), "NUMBER")
+        return Kind(f"a number{bounds}", _number(bounds), "NUMBER", "DOUBLE")
     if annotation is bool:
-        return Kind("true or false", _flag, is_flag=True)
+        return Kind("true or false", _flag, sql_type="BOOLEAN", is_flag=True)
     if annotation is types.NoneType:
         return Kind("none", _none)
     if annotation is str:
@@ -134,7 +135,7 @@ def _sequence(item: Kind) -> Kind:
             raise ValueError
         return tuple(map(item.convert, parts))
 
-    return Kind(f"a list in which each is {item.expected}", convert, f"{item.metavar},…")
+    return Kind(f"a list in which each is {item.expected}", convert, f"{item.metavar},…", f"{item.sql_type}[]")
 
 
 def _union(kinds: list[Kind]) -> Kind:
@@ -153,6 +154,7 @@ def _union(kinds: list[Kind]) -> Kind:
         " or ".join(kind.expected for kind in named),
         convert,
         named[0].metavar if len(named) == 1 else "PATH" if any(kind.is_path for kind in named) else "TEXT",
+        named[0].sql_type,
         choices=named[0].choices if len(named) == 1 else (),
         is_path=any(kind.is_path for kind in named),
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import setting, settings
+from .kinds import Size
 
 CORPUS_TOKENS = 100_000  # of `tokens` here, and of `corpus_tokens` where an edit collects its own
 
@@ -47,10 +48,8 @@ class MomentSettings(CorpusSettings):
     batch_rows: int = setting(
         default=4096, least=1, unit="tokens", names_run="never", help="How much one forward pass takes"
     )
-    memory: int | None = setting(
+    memory: Size | None = setting(
         default=None,
-        least=1,
-        unit="bytes",
         names_run="never",
         help="Memory for the running sums, m² · 4 bytes a layer (8 beyond 256 batches); by default half of what is "
         "free. Layers that do not fit together are collected one group after another, with the same values",
