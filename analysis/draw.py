@@ -1,7 +1,7 @@
 """Figures as pure functions of Arrow tables: no store, no global state, nothing drawn on import.
 
 Every figure has one colour for text and the series colours below. Series differ in marker and line or hatch too, never
-in colour alone; the colours are Okabe and Ito's set for the colour-blind. The report's own figures are made by chart.py.
+in colour alone; the colours are Okabe and Ito's set for the colour-blind. The report's figures are made by chart.py.
 """
 
 import math
