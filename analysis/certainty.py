@@ -1,8 +1,8 @@
-"""How sure a regression is when every fact gives several rows: intervals over facts, and errors clustered by fact.
+"""How certain a regression is when every fact gives several rows: intervals over facts, and errors clustered by fact.
 
-The paper's F-test takes every edit as independent, although each fact is edited at several layers. Here whole facts
-are drawn again (bootstrap), and the same slopes are tested with a covariance that lets the errors of one fact go
-together. Both are least squares on sums over (fact, layer), so that a resample is one matrix product.
+The paper's F-test takes all edits as independent, although each fact is edited at several layers. Here whole facts are
+resampled (bootstrap), and the same slopes are tested with a covariance that allows the errors of one fact to correlate.
+Both are least squares on sums over (fact, layer), so that a resample is one matrix product.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ SHARES = ("r2_layer", "r2_effect", "r2_both", "diff")
 TESTED = ("f_clustered", "df_clustered", "p_clustered")
 COLUMNS = (*(f"{name}_{end}" for name in SHARES for end in ("low", "high")), *TESTED)
 DRAWS = 50_000_000  # resamples × facts: beyond it fewer resamples are drawn, never fewer than 200
-_NOISE = 1e-13  # a variance below this share of the whole is rounding
+_NOISE = 1e-13  # a variance below this share of the whole counts as zero
 Numbers = dict[str, float | None]
 
 
@@ -29,8 +29,8 @@ def certainty(
 ) -> pa.Table:
     """Bootstrap intervals of every R², and the F-test with errors clustered by fact, one row a regression.
 
-    choice: as `regressions` takes it. resamples: how often as many facts are drawn with replacement; 0 leaves the
-    intervals NULL. level: of the interval between percentiles.
+    choice: as `regressions` takes it. resamples: of the facts, drawn with replacement, as many as there are; 0 leaves
+    the intervals NULL. level: of the percentile interval.
     Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, p_clustered (the slopes of
     "both" tested jointly, layers whose score does not vary left out, with as many and df_clustered = facts − 1 degrees
     of freedom, covariance with the usual correction facts / (facts − 1) · (rows − 1) / (rows − parameters)).
@@ -38,7 +38,7 @@ def certainty(
     Raises UserError for a level outside (0, 1) or a negative number of resamples.
     """
     if not 0 < level < 1 or resamples < 0:
-        raise UserError(f"level {level} and {resamples} resamples: a level in (0, 1) and at least 0 were wanted")
+        raise UserError(f"expected a level in (0, 1) and at least 0 resamples, got {level} and {resamples}")
     rows = []
     for keys, group in regression_rows(store, score, **choice):
         fact, layer = (np.unique(group[name], return_inverse=True)[1] for name in ("fact_id", "layer"))
@@ -93,7 +93,7 @@ class Sample:
         within = sxx - sx**2 / count
         sloped = within > _NOISE * max(float(sxx.sum()), 1e-300)
         free = self.n - self.n_layers - int(sloped.sum())
-        # A layer whose score never varies has the slope 0 without any error, and there is nothing to test.
+        # A layer whose score never varies has slope 0 with no error: there is nothing to test.
         sloped = np.flatnonzero(sloped & (syy - sy**2 / count > _NOISE * float(syy.sum())))
         if not len(sloped) or free <= 0 or self.n_facts - 1 < len(sloped):
             return none
@@ -101,11 +101,11 @@ class Sample:
         mean_y = np.bincount(self.layer, self.y, self.n_layers) / count
         slope = np.zeros(self.n_layers)
         slope[sloped] = np.bincount(self.layer, apart * self.y, self.n_layers)[sloped] / within[sloped]
-        rest = self.y - mean_y[self.layer] - slope[self.layer] * apart
-        if float(rest @ rest) <= 1e-12 * float(self.y @ self.y):
+        residual = self.y - mean_y[self.layer] - slope[self.layer] * apart
+        if float(residual @ residual) <= 1e-12 * float(self.y @ self.y):
             return none
         pull = np.zeros((self.n_facts, self.n_layers))
-        np.add.at(pull, (self.fact, self.layer), apart * rest)
+        np.add.at(pull, (self.fact, self.layer), apart * residual)
         pull = pull[:, sloped] / within[sloped]
         correction = self.n_facts / (self.n_facts - 1) * (self.n - 1) / free
         covariance = correction * pull.T @ pull

@@ -141,6 +141,26 @@ def dots(x: Axis, y: Axis, points: Iterable[tuple[float, float]]) -> str:
     return "".join(f"M{x.at(a):g} {y.at(b):g}h0" for a, b in points)
 
 
+def line(
+    name: str,
+    place: int,
+    x: Axis,
+    y: Axis,
+    points: Sequence[tuple[float, float, float | None, str]],
+    as_band: bool = False,
+) -> Series:
+    """A line through points (x, y, standard error, text), the errors as bars or as one band."""
+    with_errors = [(a, b, error) for a, b, error, _ in points]
+    return Series(
+        name,
+        place,
+        marks=[Mark(x.at(a), y.at(b), text) for a, b, _, text in points],
+        line=path(x, y, ((a, b) for a, b, _ in with_errors)),
+        errors="" if as_band else errors(x, y, with_errors),
+        band=band(x, y, with_errors) if as_band else "",
+    )
+
+
 def bars_across(
     title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float | None, str]]]], x_label: str, summary: str
 ) -> Panel:

@@ -1,4 +1,4 @@
-"""What must hold of every store, whoever wrote it: the queries of sql/checks, each of which must return no rows."""
+"""Checks that every sound store passes: the queries of sql/checks, each of which returns the rows at fault."""
 
 import json
 from functools import cache
@@ -21,7 +21,7 @@ def checks() -> dict[str, str]:
 
 
 def failures(store: Store) -> pa.Table:
-    """The checks a store does not pass: none of a sound store.
+    """The checks that a store does not pass, one row each.
 
     Columns: check (file name in sql/checks, whose header says what is wrong), rows (how many are at fault), example
     (one of them, as JSON).
@@ -40,7 +40,7 @@ _SCHEMA = pa.schema([("check", pa.string()), ("rows", pa.int64()), ("example", p
 
 
 def _failing(con: duckdb.DuckDBPyConnection, name: str, text: str) -> tuple[int, str | None]:
-    """How many rows a check returns, and the first; they stream by, since all of a large store may be at fault."""
+    """(number of rows at fault, the first of them). Rows are streamed, since all of a large store may be at fault."""
     rows, first = 0, None
     try:
         for batch in con.sql(text).to_arrow_reader():

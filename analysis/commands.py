@@ -4,6 +4,13 @@ import json
 import shlex
 from typing import Any
 
+from fasttrace.settings.base import RUN_COLUMNS, settings_of, text_of
+from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.mass import MassSettings
+from fasttrace.settings.methods import hyperparameters
+from fasttrace.settings.study import StudySettings
+from fasttrace.settings.trace import TraceSettings
+
 from .naming import Row
 
 AGAIN_STORE = "again.duckdb"
@@ -15,66 +22,45 @@ EXPORT = """import json, fasttrace
 from fasttrace.analysis.relation import relation
 for fact in relation(fasttrace.Store({store}), "facts_of_run", {{"run_id": {run}}}).to_pylist():
     print(json.dumps(fact))"""
-COMMON = ("model", "dtype", "protocol", "seed")
-_EDITING = (
-    "method",
-    "problem",
-    "window_size",
-    "contexts",
-    "essence",
-    "noise",
-    "noise_sample",
-    "sigma",
-    "corpus",
-    "ridge",
-)
-OPTIONS = {
-    "trace": (
-        "windows", "samples", "noise", "sigma", "module", "method", "verify_top", "tokens", "target", "keep",
-    ),
-    "edit": (*_EDITING, "corpus_tokens", "layers"),
-    "mass": (*_EDITING, "corpus_tokens", "layer", "at_once", "score_every"),
-}  # fmt: skip
-# Hyperparameters of the editing methods, which `--set` takes (fasttrace.editing.hyperparameters, not imported here:
-# a report needs no torch; tests compare the two).
-SETTINGS = (
-    "steps", "lr", "kl_factor", "weight_decay", "clamp", "key_mode", "early_stop", "covariance_weight", "epsilon",
-    "bias",
-)  # fmt: skip
+# The kinds of runs that a command repeats, and the settings of each.
+KINDS = {"trace": TraceSettings, "edit": EditSettings, "mass": MassSettings}
 
 
 def run_commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> dict[str, list[str]]:
     """run_id → its two command lines: the facts out of the store, the run on them."""
     out = {}
     for run in runs:
-        if run["kind"] not in OPTIONS:
+        if run["kind"] not in KINDS:
             continue
-        described = json.loads(run["settings"])
-        settings = {key: run[key] for key in COMMON} | described
-        settings["layers"] = counts[run["run_id"]]["layers"]
         file = f"facts-{run['run_id'][:8]}.jsonl"
         script = EXPORT.format(store=json.dumps(store_path), run=json.dumps(run["run_id"]))
-        words = ["fasttrace", run["kind"]]
-        for key in (*COMMON, *OPTIONS[run["kind"]]):
-            if settings.get(key) is not None:
-                words += [f"--{key.replace('_', '-')}", shlex.quote(_text(settings[key]))]
-        if described.get("keep_samples"):
-            words.append("--keep-samples")
-        for name in SETTINGS:
-            if run["kind"] != "trace" and name in described:
-                words += ["--set", shlex.quote(f"{name}={_text(described[name])}")]
+        words = ["fasttrace", run["kind"], *_options(run, counts[run["run_id"]]["layers"])]
         export = f"python -c {shlex.quote(script)} > {shlex.quote(file)}"
         out[run["run_id"]] = [export, " ".join([*words, "--facts", shlex.quote(file), "--store", AGAIN_STORE])]
     return out
+
+
+def _options(run: Row, layers: Any) -> list[str]:
+    """The options that give a run its settings again."""
+    named = json.loads(run["settings"])
+    columns = ("model", "dtype", *RUN_COLUMNS)
+    values = {name: run[name] for name in columns} | named | {"layers": layers}
+    asked = {name: settings_of(StudySettings)[name] for name in columns} | settings_of(KINDS[run["kind"]])
+    words: list[str] = []
+    for name, one in asked.items():
+        value = values.get(name)
+        if one.kind is not None and one.kind.is_flag:
+            words += [one.option] if value else []
+        elif value is not None:
+            words += [one.option, shlex.quote(text_of(value))]
+    if run["kind"] != "trace":
+        for name in hyperparameters():
+            if name in named:
+                words += ["--set", shlex.quote(f"{name}={text_of(named[name])}")]
+    return words
 
 
 def commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> list[str]:
     """Command lines that do every run of the store again, and the report of them."""
     lines = [line for both in run_commands(runs, counts, store_path).values() for line in both]
     return [*lines, f"fasttrace report --store {AGAIN_STORE} --out again.html"]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

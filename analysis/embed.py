@@ -1,4 +1,4 @@
-"""What the report carries inside itself for its script: facts, points and tables, as JSON, packed."""
+"""The data that the report's script reads: facts, points and tables, as JSON, compressed."""
 
 import base64
 import gzip
@@ -28,9 +28,9 @@ TEXTS = ("subject", "relation", "target_true", "target_false", "prompt", "source
 
 
 def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: int) -> tuple[str, int]:
-    """What the page's script unpacks and reads, and how many facts fitted in.
+    """(what the page's script decompresses and reads, how many facts fitted in).
 
-    names: the facts wanted, in order. max_bytes: about how much their JSON may take; packed it is a third or less.
+    names: the facts to embed, in order. max_bytes: of their JSON, roughly; compressed it is a third or less.
     """
     groups, facts = _facts(store, names, max_bytes)
     places = {row["fact_id"]: place for place, row in enumerate(names)}
@@ -38,7 +38,7 @@ def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: in
     points = []
     for exhibit in shown:
         for one in exhibit.points:
-            # Points may be of facts that are not among `names`: those are called by their ids.
+            # Facts of points that are not among `names` are labelled by their ids.
             for fact_id in one["fact_ids"]:
                 if fact_id not in places:
                     places[fact_id] = len(labels)
@@ -58,9 +58,9 @@ def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: in
 
 def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], list[Row]]:
     """The editing groups, and each fact with its traces and edits, until the facts take max_bytes."""
-    wanted = [row["fact_id"] for row in names]
+    fact_ids = [row["fact_id"] for row in names]
     grids: dict[tuple[str, str, int], pa.Table] = {}
-    cells = relation(store, "fact_cells", {"fact_ids": wanted})
+    cells = relation(store, "fact_cells", {"fact_ids": fact_ids})
     for key, begin, end in _stretches(cells, ("run_id", "fact_id", "window_size")):
         grids[key] = cells.slice(begin, end - begin)
     traces: dict[str, list[Row]] = defaultdict(list)
@@ -69,7 +69,7 @@ def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], l
         for row in in_group(all_traces, group):
             traces[row["fact_id"]].append(row | {"name": label})
     edits: dict[str, list[Row]] = defaultdict(list)
-    all_edits = relation(store, "fact_edits", {"fact_ids": wanted}).to_pylist()
+    all_edits = relation(store, "fact_edits", {"fact_ids": fact_ids}).to_pylist()
     keys = ("problem", "method", "protocol", "model", "window_size", "edit_run_id")
     numbers: dict[tuple[Any, ...], int] = {}
     for row in all_edits:
@@ -101,7 +101,7 @@ def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], l
 
 
 def packed(value: Any) -> str:
-    """JSON, gzipped, in base64: small, and no byte of it can end a <script> element, whatever the facts say."""
+    """Gzipped JSON in base64: small, and nothing in the facts can end the <script> element it stands in."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
@@ -113,7 +113,7 @@ def colors(steps: int = 32) -> list[str]:
 
 
 def short(value: Any) -> Any:
-    """Four significant digits, and more where three decimals would else be other ones; NaN has no JSON."""
+    """Four significant digits, or more where its three decimals need them. None for NaN, which JSON does not have."""
     if not isinstance(value, float):
         return value
     if not math.isfinite(value):
@@ -138,13 +138,13 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
 
 
 def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:
-    """The largest effect over tokens at each layer, NULL where there is none (trace_effects.effect)."""
+    """The largest effect over tokens at each layer, NULL where no token has one (trace_effects.effect)."""
     return [max((value for value in layer if value is not None), default=None) for layer in zip(*effect, strict=True)]
 
 
 def _edits(rows: list[Row]) -> Row:
     columns: Row = {key: [short(row[key]) for row in rows] for key in ("group", *EDIT)}
-    # Few edits have a reason (for not being made, or being zero) or a target of their own: they are listed by place.
+    # Few edits have a reason or a target of their own: those are listed by position.
     for key in ("reason", "target"):
         columns[key] = {str(place): row[key] for place, row in enumerate(rows) if row[key]}
     return columns

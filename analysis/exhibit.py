@@ -1,6 +1,5 @@
 """What an exhibit of the report is: its numbers, where they come from, and how its rows are named and shown."""
 
-import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,15 @@ from fasttrace.store import Store
 from .chart import Panel, Series
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
 from .paper import FIGURES, TABLES, held, what_is_missing
-from .relation import VIEWS, sql
+from .relation import CHAIN, read_by, sql, written
 from .render import render
+
+AT_ONCE = 12  # panels; where a figure has more, the page lets the reader choose
 
 
 @dataclass(frozen=True)
 class Source:
-    """The call that read an exhibit's numbers, so that the page can print just that call.
+    """The call that read an exhibit's numbers, which the page prints.
 
     function: of the store and `args`; relation: the sql/ file behind it; params: its parameters.
     """
@@ -29,7 +30,7 @@ class Source:
     args: tuple[Any, ...]
     relation: str
     params: dict[str, Any] = field(default_factory=dict)
-    note: str = ""  # what the query does not say
+    note: str = ""  # what the query does not show
 
     def table(self, store: Store) -> pa.Table:
         return self.function(store, *self.args)
@@ -45,21 +46,11 @@ class Source:
 
     def query(self) -> str:
         """The relation's SQL with its parameters written in."""
-        text = sql(self.relation)
-        for name, value in self.params.items():
-            written = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
-            text = re.sub(rf"\${name}\b", written, text)
-        return text.strip()
+        return written(sql(self.relation), self.params)
 
     def views(self) -> list[str]:
         """The analysis' views that the relation reads, and those they read."""
-        return [name for name in VIEWS if name in _read_by(self.relation)]
-
-
-def _read_by(name: str) -> set[str]:
-    """Names of the views below a relation; a name in a comment counts, and does no harm."""
-    here = {view for view in VIEWS if view != name and re.search(rf"\b(FROM|JOIN) {view}\b", sql(name))}
-    return here.union(*(_read_by(view) for view in here))
+        return [name for name in CHAIN if name in read_by(self.relation)]
 
 
 @dataclass(frozen=True)
@@ -97,15 +88,18 @@ class Facet:
     all: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """Numbers of the study as a table, as a figure or as both. tables, figures: their counterparts' numbers there."""
+    """Numbers of the study as a table, as a figure or as both.
+
+    tables, figures: the numbers of their counterparts in the paper.
+    """
 
     key: str
     section: str
     title: str
-    tables: tuple[int, ...]
-    figures: tuple[int, ...]
+    tables: tuple[int, ...] = ()
+    figures: tuple[int, ...] = ()
     caption: str
     source: Source
     data: pa.Table  # what the source gave, all of it
@@ -136,13 +130,29 @@ class Exhibit:
         return self.panels[0].kind if self.panels else ""
 
 
+def facets(
+    panels: Sequence[Panel], keys: Sequence[str], start_all: Sequence[str] = (), at_once: int = AT_ONCE
+) -> list[Facet]:
+    """What to choose panels by, where there are too many to show at once."""
+    if len(panels) <= at_once:
+        return []
+    names = {"localization": "traced by"}
+    out = []
+    for key in keys:
+        values = list(dict.fromkeys(panel.facets[key] for panel in panels))
+        if len(values) > 1:
+            start = "" if key in start_all else values[0]
+            out.append(Facet(key, names.get(key, key), values, start, all=key in start_all))
+    return out
+
+
 def _and(numbers: Sequence[int]) -> str:
     *most, last = map(str, numbers)
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
-    """Commands that print and draw the paper's counterparts, as far as the store has what they are of."""
+    """Commands that print and draw the paper's counterparts, of those that the store has data for."""
     lines, there_is = [], held(store)
     for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
         there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
@@ -152,9 +162,9 @@ def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
 
 
 def named(rows: Iterable[Row]) -> list[Row]:
-    """The rows, problem by problem, with `series_name`, which says what the panel's and the choices' names do not.
+    """The rows, problem by problem, with a `series_name` of what the names of panel and choices leave open.
 
-    A panel is of one problem, and of one way of tracing: `traced` names it where there are several.
+    A panel is of one problem and of one tracing method: `traced` names the method where there are several.
     """
     rows = list(rows)
     apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
@@ -200,7 +210,7 @@ def two(value: Any) -> str:
     return number(value, 2)
 
 
-def said(value: Any) -> str:
+def or_dash(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
@@ -210,17 +220,17 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 
 
 def keys_of(rows: Sequence[Row]) -> list[Column]:
-    """Columns that name a row: problem and method, and whatever else tells rows apart."""
+    """Columns that name a row: problem and method, and those in which rows differ."""
     names = {"window_size": "window", "edit_run_id": "edit run", "trace_run_id": "trace run"}
     lead = [key for key in ("problem", "method") if key in rows[0]]
     rest = several(rows, *(key for key in (*GROUP, *RUNS) if key in rows[0] and key not in lead))
     # Runs differ wherever anything does; they are named only where nothing else tells the rows apart.
     others = [key for key in rest if key not in RUNS]
     labels = [key for key in ("layer", "landed") if key in rows[0]]
-    told = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
-    if len(told) == len(rows):
+    distinct = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
+    if len(distinct) == len(rows):
         rest = others
     return [
-        Column(key, names.get(key, key), said, numeric=key == "window_size", choose=bool(several(rows, key)))
+        Column(key, names.get(key, key), or_dash, numeric=key == "window_size", choose=bool(several(rows, key)))
         for key in (*lead, *rest)
     ]

@@ -137,7 +137,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"a figure is saved as {', '.join(FORMATS)}, not as {path.name!r}")
+        raise UserError(f"expected a file that ends in {', '.join(FORMATS)}, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
         FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""How numbers, tokens and groups of results are called, in figures and in prose."""
+"""How numbers, tokens and groups of results are written, in figures and in prose."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,10 +32,10 @@ def group_names(
     always: Sequence[str] = ("problem", "method"),
     apart: Sequence[str] = (),
 ) -> dict[Group, str]:
-    """A short name for every group among the rows: `always`, and whatever else tells the groups apart.
+    """A short name for every group among the rows, of the keys `always` and of those in which the groups differ.
 
     Runs are named, by the start of their ids, only where nothing else differs.
-    apart: keys that the reader sees elsewhere (as a panel's title, say): groups that differ in them may share a name.
+    apart: keys that the reader sees elsewhere, such as in a panel's title. Groups that differ in them may share a name.
     """
     rows = list(rows)
     keys = [key for key in (*GROUP, *RUNS) if rows and key in rows[0]]
@@ -51,9 +51,9 @@ def group_names(
         alike.setdefault((names[group], *(dict(group).get(key) for key in apart)), []).append(group)
     for (name, *_), members in alike.items():
         if len(members) > 1:
-            told_by = [key for key in keys if key in RUNS and len({dict(group)[key] for group in members}) > 1]
+            run_keys = [key for key in keys if key in RUNS and len({dict(group)[key] for group in members}) > 1]
             for group in members:
-                names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in told_by)])
+                names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in run_keys)])
     return names
 
 

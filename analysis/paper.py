@@ -1,6 +1,6 @@
-"""The paper's tables and figures by their numbers: which edits and effects each is of, and what would make them.
+"""The paper's tables and figures by number: the edits and effects that each needs, and the commands that make those.
 
-A new table or figure of the paper's kind is an entry here.
+To add a table or figure of the same kinds, add an entry here.
 """
 
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ WITH_ESSENCE = "overall with essence"  # the mean of all four scores
 
 @dataclass(frozen=True)
 class Rows:
-    """Which edits, beside which tracing effect; None takes all there are, and keeps them apart.
+    """Which edits, beside which tracing effect. None takes every value, each in rows of its own.
 
-    window_size: of tracing; None is the one the edits were made to be compared with. zsre: edits of zsRE's facts, else
-    of all others. model: short name of the model, where the paper names one.
+    window_size: of the tracing effects; None takes the window that each edit was made for. zsre: only edits of zsRE's
+    facts, or only edits of others. model: short name of the model, where the paper names one.
     """
 
     problem: str | None = None
@@ -43,9 +43,9 @@ class Rows:
         return {name: getattr(self, name) for name in names}
 
     def kept(self, table: pa.Table) -> pa.Table:
-        """The rows of a table of regressions that are of the wanted data and model, in the paper's order.
+        """The rows of a table of regressions that are of this data set and model, in the paper's order.
 
-        Runs without a fact in common are compared in name only: no row of theirs is used, and they are left out.
+        Two runs without a fact in common give a regression without a row: it is left out.
         """
         rows = [
             row
@@ -58,7 +58,7 @@ class Rows:
         return pa.Table.from_pylist(rows, schema=table.schema)
 
     def of_edits(self, row: Row, scores: tuple[str, ...]) -> bool:
-        """Whether a row of edits_there is of these edits, and has such scores."""
+        """Whether a row of edit_coverage is of these edits, and has such scores."""
         wanted = {"problem": self.problem, "method": self.method}
         return (
             all(value in (None, row[name]) for name, value in wanted.items())
@@ -68,11 +68,11 @@ class Rows:
         )
 
     def of_traces(self, row: Row) -> bool:
-        """Whether a row of traces_there is of these effects, whatever their window."""
+        """Whether a row of trace_coverage is of these effects, whatever their window."""
         return self.localization in (None, row["localization"]) and (self.model is None or self.model in row["model"])
 
     def commands(self, store: Store) -> list[str]:
-        """Command lines that would make these traces and edits; the store's own name, and … for what is free."""
+        """Command lines that would make these traces and edits in this store, with … for what may be chosen."""
         facts = " --facts zsre_mend_eval.json" if self.zsre else ""
         model = f" --model {self.model}" if self.model else ""
         common = f"{model}{facts} --store {store.path}"
@@ -85,7 +85,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Numbered:
-    """A table or figure of the paper. scores: the edit scores it shows, one after the other. kind: what draws it."""
+    """A table or figure of the paper. kind: which function makes it. scores: the edit scores it shows, in order."""
 
     number: int
     kind: str
@@ -166,7 +166,7 @@ ILLUSTRATIONS = {3: "an example of CounterFact", 5: "a drawing of the editing pr
 def table_numbered(number: int) -> Numbered:
     """Raises UserError for a number that is no table of the paper."""
     if number not in TABLES:
-        raise UserError(f"the paper has no Table {number}: one of {', '.join(map(str, TABLES))} was wanted")
+        raise UserError(f"expected a table of the paper, one of {', '.join(map(str, TABLES))}, got {number}")
     return TABLES[number]
 
 
@@ -175,15 +175,15 @@ def figure_numbered(number: int) -> Numbered:
     if number in ILLUSTRATIONS:
         raise UserError(f"Figure {number} of the paper is {ILLUSTRATIONS[number]}: there are no results in it to draw")
     if number not in FIGURES:
-        raise UserError(f"the paper has no Figure {number}: one of {', '.join(map(str, FIGURES))} was wanted")
+        raise UserError(f"expected a figure of the paper, one of {', '.join(map(str, FIGURES))}, got {number}")
     return FIGURES[number]
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a store holds that tables and figures could be of, read once.
+    """What a store holds for tables and figures, read once.
 
-    traces: sql/traces_there.sql; edits: sql/edits_there.sql.
+    traces: sql/trace_coverage.sql; edits: sql/edit_coverage.sql.
     """
 
     store: Store
@@ -193,7 +193,7 @@ class Held:
 
 def held(store: Store) -> Held:
     """What the store holds."""
-    return Held(store, relation(store, "traces_there").to_pylist(), relation(store, "edits_there").to_pylist())
+    return Held(store, relation(store, "trace_coverage").to_pylist(), relation(store, "edit_coverage").to_pylist())
 
 
 def what_is_missing(there: Held, one: Numbered) -> str | None:

@@ -1,13 +1,12 @@
 """Does localization inform editing? R² of the edit score by layer, by tracing effect and by both.
 
-Everything but the p values is computed in SQL: the fits from sums over the layers (sql/layer_sums.sql and
-sql/group_fits.sql), mean absolute errors in a second pass over the rows (sql/group_errors.sql). Results are kept
-apart by what made them: a row belongs to one editing run (edit_run_id: its model, seed, protocol, method and
-settings), one tracing run (trace_run_id: its noise, samples, module, localization method and window size) of the
-same model weights and the same protocol, and one data set (source).
+Everything but the p values is computed in SQL, from the edits beside their effects (sql/traced_edits.sql) to sums over
+layers (sql/layer_sums.sql), fits (sql/group_fits.sql) and regressions (sql/regressions.sql). Runs are never pooled: a
+row belongs to one editing run (edit_run_id: its model, seed, protocol, method and settings), one tracing run
+(trace_run_id: its noise, samples, module, localization method and window size) of the same model weights and protocol,
+and one data set (source). Any other regression is a formula: see regress.py.
 """
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, TypedDict, Unpack
 
@@ -27,24 +26,22 @@ KEYS = (
     "problem", "method", "protocol", "model", "module", "localization", "window_size", "edit_run_id",
     "trace_run_id", "source", "score", "effect_at", "subset",
 )  # fmt: skip
-"""What one regression is of; two rows that differ in any of these are never pooled."""
+"""What identifies a regression: rows that differ in any of these are never pooled."""
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
-
-
 AT_ONCE = 2_000_000
-"""Edits whose rows are held together: about 1 GB."""
+"""Edits whose rows may be in memory together: about 1 GB."""
 
 Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Choice(TypedDict, total=False):
-    """Which regressions, by keyword; None keeps all there are, each in rows of its own.
+    """Which regressions, by keyword. None keeps every value, each in rows of its own.
 
     effect_at: the tracing effect is the largest fraction over tokens ("max", the default), that of the last subject
     token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
-    subset: "all" facts (the default), or those "concentrated" in few layers (paper, Table 2), by
-    sql/concentrated_facts.sql. window_size: of the tracing effects, layers; None takes the one that each edit
-    was made to be compared with. source: the facts' data set, "counterfact" say. localization: the tracing method.
+    subset: "all" facts (the default), or those whose effect is "concentrated" in few layers (paper, Table 2;
+    sql/concentrated_facts.sql). window_size: of the tracing effects, in layers; None takes the window that each edit
+    was made for. source: the facts' data set, such as "counterfact". localization: the tracing method.
     """
 
     effect_at: str
@@ -99,19 +96,27 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
 def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[Rows]:
     """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
 
-    x = tracing effect, y = score, float64; rows that lack either are left out. Of a large store one problem and method
-    is held at a time.
+    x = tracing effect, y = score, float64; rows that lack either are left out.
+    """
+    for identity, group in chosen_rows(store, score, **choice):
+        used = group.dropna(subset=["x", "y"])
+        yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
+
+
+def chosen_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """(KEYS of a regression, a pandas frame of all its rows), in the order of `regressions`.
+
+    Columns: those of sql/regression_input.sql; x or y is NaN where an edit lacks it. A large store is read one problem
+    and method at a time.
     """
     for part in _parts(store, choice):
         frame = _relation(store, "regression_input", score, part).to_pandas()
         for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
-            used = group.dropna(subset=["x", "y"])
-            identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
-            yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
+            yield {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}, group
 
 
 def _parts(store: Store, choice: Choice) -> list[Choice]:
-    """The choice as it is, or split by problem and method where their edits are too many to hold together."""
+    """The choice itself, or one for each problem and method where there are more than AT_ONCE edits."""
     cells = relation(store, "edits_by_cell").to_pylist()
     if sum(cell["edits"] for cell in cells) <= AT_ONCE:
         return [choice]
@@ -121,53 +126,6 @@ def _parts(store: Store, choice: Choice) -> list[Choice]:
         for cell in named
         if all(choice.get(name) in (None, value) for name, value in cell.items())
     ]
-
-
-def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
-    """The numbers of `regressions` by statsmodels' least squares on the raw rows: slow, and the check on it.
-
-    Columns: KEYS, n, n_left_out, r2_layer, r2_effect, r2_both, diff, f_value, df_num, df_den, p_value,
-    rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both; rows in the order of `regressions`.
-    """
-    frame = _relation(store, "regression_input", score, choice).to_pandas()
-    rows = []
-    for keys, group in frame.groupby(list(KEYS), sort=False, dropna=False):
-        used = group.dropna(subset=["x", "y"])
-        identity = {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}
-        rows.append(identity | {"n": len(used), "n_left_out": len(group) - len(used)} | _by_statsmodels(used))
-    columns = [*KEYS, "n", "n_left_out", *_FITTED]
-    return pa.table({name: pa.array([row[name] for row in rows], _TYPES.get(name)) for name in columns})
-
-
-_FITTED = (
-    "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",
-    "rmse_effect", "rmse_both", "mae_layer", "mae_effect", "mae_both",
-)  # fmt: skip
-_TYPES = KINDS | dict.fromkeys(_FITTED, pa.float64())
-
-
-def _by_statsmodels(used: Any) -> dict[str, float | None]:
-    """The three fits of one group; used: frame with layer, x, y."""
-    if not len(used):
-        return dict.fromkeys(_FITTED)
-    from statsmodels.formula.api import ols  # seconds to import, and only this check needs it
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a layer without a slope makes the design singular: its rank is used
-        layer, effect, both = (ols(f"y ~ {terms}", used).fit() for terms in ("C(layer)", "x", "C(layer) * x"))
-    fits = {"layer": layer, "effect": effect, "both": both}
-    out: dict[str, float | None] = dict.fromkeys(_FITTED)
-    out |= {f"rmse_{name}": float(np.sqrt(np.mean(fit.resid**2))) for name, fit in fits.items()}
-    out |= {f"mae_{name}": float(np.mean(np.abs(fit.resid))) for name, fit in fits.items()}
-    out |= {"df_num": float(layer.df_resid - both.df_resid), "df_den": float(both.df_resid)}
-    if np.ptp(used["y"]) <= 1e-12 * np.abs(used["y"]).max():  # no variance to explain a share of
-        return out
-    out |= {f"r2_{name}": float(fit.rsquared) for name, fit in fits.items()}
-    out["diff"] = float(both.rsquared - layer.rsquared)
-    if both.df_resid > 0 and layer.df_resid > both.df_resid and both.ssr > 1e-12 * both.centered_tss:
-        f_value, p_value, _ = both.compare_f_test(layer)
-        out |= {"f_value": float(f_value), "p_value": float(p_value)}
-    return out
 
 
 def _f_tail(f_value: float | None, df_num: float, df_den: float) -> float | None:
@@ -184,23 +142,21 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
 
 
 def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
-    """sql/<name>.sql of the regressions chosen; the runs are chosen before any edit is read, too."""
+    """The query sql/<name>.sql of the regressions chosen. Runs are chosen before any edit is read."""
     rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
-    pairs: dict[str, Any] = dict.fromkeys(Choice.__annotations__.keys() - rows.keys())
+    runs: dict[str, Any] = {}
     for key, value in choice.items():
         if key in rows:
             rows[key] = value
-        elif key in pairs:
-            pairs[key] = value
+        elif key in Choice.__annotations__:
+            runs["tracing_window" if key == "window_size" else key] = value
         else:
-            raise TypeError(
-                f"a regression is not chosen by {key!r}: one of {', '.join(Choice.__annotations__)} was wanted"
-            )
+            raise TypeError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
         _check(key, rows[key], known)
-    return relation(store, name, rows, tracing_window=pairs["window_size"], pairs=pairs)
+    return relation(store, name, rows, runs=runs)
 
 
-def _check(name: str, value: str, wanted: tuple[str, ...]) -> None:
-    if value not in wanted:
-        raise UserError(f"the {name} {value!r} is not known: one of {', '.join(wanted)} was wanted")
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"expected one of {', '.join(known)} as {name}, got {value!r}")

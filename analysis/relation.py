@@ -1,5 +1,10 @@
-"""The relations of sql/, over a store opened for reading."""
+"""The relations of sql/, over a store opened for reading.
 
+Every file of sql/ is one SELECT under a header. Those in CHAIN are relations that others read, from the store's own
+(edits, trace_effects, …) to the regressions; every other file is a query. A header's `Inputs` declares what it reads.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -10,13 +15,27 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.optional import duckdb
 from fasttrace.store import Readable, rows_of
-from fasttrace.store.query import add_view
+from fasttrace.store.header import header_of
+from fasttrace.store.query import define
 
-# Temporary views (and one small table), each after those it reads; every other file of sql/ is a query.
-VIEWS = (
-    "run_pairs", "edit_values", "edit_scores", "concentrated_facts", "regression_rows", "layer_sums", "group_fits",
-    "group_errors", "regressions", "layer_correlation", "layer_means",
-)  # fmt: skip
+CHAIN = (
+    "run_pairs",
+    "traced_edits",
+    "concentrated_facts",
+    "regression_rows",
+    "layer_sums",
+    "group_fits",
+    "regressions",
+    "layer_correlation",
+    "layer_means",
+)
+"""Each after those it reads. `run_pairs` is a small table, since which runs are compared is a parameter; the others are
+views."""
+
+ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
+    ("tracing_window", "protocol", "problem", "method", "localization", "model")
+)
+"""Values for the parameters of sql/run_pairs.sql that keep every run."""
 
 
 @cache
@@ -24,49 +43,60 @@ def sql(name: str) -> str:
     """The text of sql/<name>.sql. Raises UserError where there is none."""
     file = files("fasttrace.analysis") / "sql" / f"{name}.sql"
     if not file.is_file():
-        raise UserError(f"there is no relation '{name}' in the analysis")
+        raise UserError(f"expected a relation of the analysis, got '{name}'")
     return file.read_text(encoding="utf-8")
 
 
-def relation(
-    store: Readable,
-    name: str,
-    params: Sequence[Any] | Mapping[str, Any] = (),
-    *,
-    tracing_window: int | None = None,
-    pairs: Mapping[str, Any] | None = None,
-) -> pa.Table:
-    """The rows of sql/<name>.sql, over several stores with every row once; params: values for its `$name`.
+@cache
+def read_by(name: str) -> frozenset[str]:
+    """Names of the CHAIN that a relation of sql/ reads, directly or through others."""
+    here = [one for one in header_of(sql(name), name).inputs if one in CHAIN]
+    return frozenset(here).union(*map(read_by, here))
 
-    tracing_window, pairs: as `query` takes them.
+
+def written(text: str, params: Mapping[str, Any]) -> str:
+    """SQL with the values of its parameters written in."""
+    for name, value in params.items():
+        literal = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+        text = re.sub(rf"\${name}\b", literal, text)
+    return text.strip()
+
+
+def definition(name: str) -> str:
+    """SQL that makes a relation of the CHAIN by hand, over all runs."""
+    kind = "TABLE" if name == "run_pairs" else "VIEW"
+    return f"CREATE OR REPLACE TEMP {kind} {name} AS\n{written(sql(name), ALL_RUNS)}"
+
+
+def relation(
+    store: Readable, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, runs: Mapping[str, Any] = ALL_RUNS
+) -> pa.Table:
+    """The rows of the query sql/<name>.sql, over several stores with every row once.
+
+    params: values for its `$name`. runs: as `query` takes them.
     """
-    if name in VIEWS:
-        raise UserError(f"'{name}' is a view: read it with fasttrace.analysis.query")
-    return query(store.once(), sql(name), params, tracing_window=tracing_window, pairs=pairs)
+    if name in CHAIN:
+        raise UserError(f"expected a query, got the view '{name}': read it with fasttrace.analysis.relation.query")
+    return query(store.once(), sql(name), params, runs=runs)
 
 
 def query(
-    store: Readable,
-    text: str,
-    params: Sequence[Any] | Mapping[str, Any] = (),
-    *,
-    tracing_window: int | None = None,
-    pairs: Mapping[str, Any] | None = None,
+    store: Readable, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, runs: Mapping[str, Any] = ALL_RUNS
 ) -> pa.Table:
-    """The rows of any query, which may read the store's relations and the views of the analysis.
+    """The rows of any query, which may read the store's relations and those of the CHAIN.
 
-    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
-    pairs: values for sql/statements/keep_pairs.sql: the views then see only the runs that are named.
+    params: values for its `?` or `$name`. runs: which runs are compared, values for the parameters of
+    sql/run_pairs.sql; None keeps all.
     """
     with store.reading() as con:
-        make_views(con, tracing_window)
-        if pairs is not None:
-            con.execute(sql("statements/keep_pairs"), pairs).fetchall()
+        make_chain(con, runs)
         return rows_of(con, text, params)
 
 
-def make_views(con: duckdb.DuckDBPyConnection, tracing_window: int | None = None) -> None:
-    """Make the analysis' views on a connection; temporary, so that a read-only store is enough."""
-    con.execute("SET VARIABLE tracing_window = $window", {"window": tracing_window})
-    for name in VIEWS:
-        add_view(con, sql(name))
+def make_chain(con: duckdb.DuckDBPyConnection, runs: Mapping[str, Any] = ALL_RUNS) -> None:
+    """Make the CHAIN on a connection; it is temporary, so that a read-only store is enough."""
+    for name in CHAIN:
+        if name == "run_pairs":
+            define(con, "TABLE", name, sql(name), {**ALL_RUNS, **runs})
+        else:
+            define(con, "VIEW", name, sql(name))

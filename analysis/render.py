@@ -1,4 +1,4 @@
-"""Any table as text, Markdown, CSV, JSON or LaTeX. Imports no store: verbs that need none print with it."""
+"""Any table as text, Markdown, CSV, JSON or LaTeX. Imports no store, so that commands without one can print too."""
 
 import csv
 import io
@@ -9,13 +9,12 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fasttrace.errors import UserError
+
+from .terminal import grid, is_number
 
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 
@@ -36,18 +35,18 @@ def render(
     Raises UserError for another format.
     """
     if format not in FORMATS:
-        raise UserError(f"the table format {format!r} is not known: one of {', '.join(FORMATS)} was wanted")
+        raise UserError(f"expected a table format of {', '.join(FORMATS)}, got {format!r}")
     if format == "text":
         return _text(table, title, digits, width)
     if format == "csv":
         return _csv(table)
     if format == "json":
-        return json.dumps([_json_row(row) for row in table.to_pylist()], ensure_ascii=False, indent=2) + "\n"
+        return json.dumps(json_rows(table), ensure_ascii=False, indent=2) + "\n"
     return (_markdown if format == "markdown" else _latex)(table, title, digits)
 
 
 def _cells(table: pa.Table, digits: int) -> tuple[list[str], list[list[str]]]:
-    """(names, rows as text): an interval X_low, X_high stands behind its number, in its column."""
+    """(names, rows as text). An interval X_low, X_high is written in the column of X, after the number."""
     ends = {f"{name}{end}" for name in table.column_names for end in ("_low", "_high")}
     names = [name for name in table.column_names if name not in ends]
     spread = {name for name in names if f"{name}_low" in table.column_names}
@@ -73,33 +72,15 @@ def _shown(name: str, value: Any, digits: int) -> str:
     return str(value)
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
 def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
     names, rows = _cells(table, digits)
     headings = [name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in names]
     widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
     if sum(widths) > (Console().width if width is None else width):
         headings = [heading.replace(" ", "\n") for heading in headings]  # values are never broken, nor left out
-    shown = Table(
-        title=Text(title) if title else None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for heading, name in zip(headings, names, strict=True):
-        right = _is_number(table.schema.field(name).type)
-        shown.add_column(Text(heading), justify="right" if right else "left", no_wrap=True)
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))  # Text: a value like "[b]" is no markup
-    console = Console(width=sum(widths) + 3 * len(widths), file=io.StringIO(), color_system=None)
-    with console.capture() as capture:
-        console.print(shown)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+    numeric = [is_number(table.schema.field(name).type) for name in names]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+    return grid(headings, columns, numeric, title=title)
 
 
 def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
@@ -107,7 +88,7 @@ def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     names, rows = _cells(table, digits)
-    rules = ["---:" if _is_number(table.schema.field(name).type) else ":---" for name in names]
+    rules = ["---:" if is_number(table.schema.field(name).type) else ":---" for name in names]
     lines = [line(names), "|" + "|".join(rules) + "|", *map(line, rows)]
     return "\n".join(([f"**{title}**", ""] if title else []) + lines) + "\n"
 
@@ -117,7 +98,7 @@ def _latex(table: pa.Table, title: str | None, digits: int) -> str:
         return " & ".join(map(_escape_latex, cells)) + r" \\"
 
     names, rows = _cells(table, digits)
-    columns = "".join("r" if _is_number(table.schema.field(name).type) else "l" for name in names)
+    columns = "".join("r" if is_number(table.schema.field(name).type) else "l" for name in names)
     lines = [
         *([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
         line(names), r"\midrule",
@@ -146,6 +127,11 @@ def _csv(table: pa.Table) -> str:
 
     writer.writerows(row.values() for row in table.to_pylist())
     return out.getvalue()
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as JSON has them: NULL for a number that is not finite, numbers for decimals, text for the rest."""
+    return [_json_row(row) for row in table.to_pylist()]
 
 
 def _json_row(row: dict[str, Any]) -> dict[str, Any]:

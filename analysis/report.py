@@ -16,10 +16,10 @@ from fasttrace.version import VERSION
 
 from .commands import AGAIN, commands, run_commands
 from .embed import embedded
-from .exhibit import COUNT, Column, Exhibit, Table, paper_commands, said
+from .exhibit import COUNT, Column, Exhibit, Table, or_dash, paper_commands
 from .exhibits import exhibits
 from .naming import Row
-from .relation import relation, sql
+from .relation import definition, relation
 from .sentences import R2_NOTE, answer, byline, pick_note
 
 SCRIPTS = ("figures.js", "tables.js", "facts.js")
@@ -118,8 +118,8 @@ def _own(name: str) -> Markup:
 
 
 def views(shown: list[Exhibit]) -> dict[str, str]:
-    """The text of every view that an exhibit's query reads, once."""
-    return {name: sql(name).strip() for exhibit in shown for name in exhibit.source.views()}
+    """SQL that makes every view that an exhibit's query reads, once."""
+    return {name: definition(name) for exhibit in shown for name in exhibit.source.views()}
 
 
 def about(run: Row) -> str:
@@ -159,7 +159,7 @@ def count_table(names: list[Row], runs: list[Row], counts: dict[str, Row], means
 def left_out_table(left_out: list[Row]) -> Table:
     columns = [
         Column("step", "step"), Column("reason", "reason", wrap=True), Column("model", "model"),
-        Column("protocol", "protocol", said), Column("facts", "facts", **COUNT),
+        Column("protocol", "protocol", or_dash), Column("facts", "facts", **COUNT),
     ]  # fmt: skip
     return Table("Facts left out, and why.", columns, left_out)
 
@@ -189,4 +189,4 @@ def _run_text(key: str) -> Any:
         return lambda value: value.strftime("%Y-%m-%d %H:%M")
     if key in ("facts", "kept", "cells", "edits"):
         return lambda value: f"{value:,}" if value else "–"
-    return said
+    return or_dash

@@ -1,4 +1,4 @@
-"""Questions by name: the files of sql/, a folder of one's own, and anything else a store can be asked."""
+"""Queries by name: the files of sql/ and those of a folder of the user's. And any other SQL over a store."""
 
 import difflib
 import json
@@ -19,7 +19,7 @@ from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, sta
 from fasttrace.store.header import Header, header_of
 from fasttrace.store.query import ONCE, parameters_of, run_script
 
-from .relation import VIEWS, make_views, sql
+from .relation import CHAIN, make_chain, sql
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Saved:
         return sorted(names, key=lambda name: self.text.index(f"${name}"))
 
     def optional(self, name: str) -> bool:
-        """True where the header says "NAME, or NULL …": left out, it is NULL."""
+        """Whether the header says "NAME, or NULL …": the parameter is NULL where it is not given."""
         return re.search(rf"\b{re.escape(name)}, or NULL\b", self.header.parameters) is not None
 
 
@@ -55,12 +55,12 @@ def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
     for file in sorted(files("fasttrace.analysis").joinpath("sql").iterdir(), key=lambda file: file.name):
         name = file.name.removesuffix(".sql")
         if file.name.endswith(".sql"):
-            text = f"FROM {name}" if name in VIEWS else sql(name)
-            found[name] = Saved(name, "view" if name in VIEWS else "query", text, header_of(sql(name), name))
+            text = f"FROM {name}" if name in CHAIN else sql(name)
+            found[name] = Saved(name, "view" if name in CHAIN else "query", text, header_of(sql(name), name))
     if folder is None:
         return found
     if not Path(folder).is_dir():
-        raise UserError(f"there is no folder '{folder}' of queries")
+        raise UserError(f"expected a folder of queries, got '{folder}', which is none")
     for path in sorted(Path(folder).glob("*.sql")):
         if path.stem in found:
             raise UserError(f"the query {path} has the name of one of fasttrace's own: rename the file")
@@ -83,7 +83,7 @@ def find(saved: Mapping[str, Saved], name: str) -> Saved:
     """The query of that name. Raises UserError with the names nearest to it where there is none."""
     if name in saved:
         return saved[name]
-    raise UserError(f"there is no saved query '{name}'{nearest(name, saved)}")
+    raise UserError(f"expected SQL or the name of a saved query, got '{name}'{nearest(name, saved)}")
 
 
 def ask(
@@ -100,21 +100,22 @@ def ask(
     if not isinstance(query, str) and query.kind == "query":
         store = store.once()
     with _opened(store, write) as con:
-        values = _values(query, dict(params or {}))  # after opening: a store that is not there is said first
-        make_views(con)
+        values = _values(query, dict(params or {}))  # after opening: a missing store is reported first
+        make_chain(con)
         if not write:
-            con.execute("BEGIN TRANSACTION READ ONLY")  # several stores hang on a database in memory, which is not
+            # Several stores are attached to a database in memory, which is not read-only by itself.
+            con.execute("BEGIN TRANSACTION READ ONLY")
         return run_script(con, text, values)
 
 
 def columns_of(store: Readable) -> dict[str, list[tuple[str, str]]]:
-    """{relation, as a query names it: its (column, type)}: the stores' and the analysis' views."""
+    """{relation, as a query names it: its (column, type)}, of the store or stores and of the analysis."""
     found: dict[str, list[tuple[str, str]]] = {}
     with store.reading() as con:
-        make_views(con)
+        make_chain(con)
         [(home,)] = con.execute("SELECT current_database()").fetchall()
         for database, schema, name, column, kind in con.execute(statement("columns")).fetchall():
-            if schema == ONCE and name not in VIEWS:
+            if schema == ONCE and name not in CHAIN:
                 continue  # the relations themselves are read from main
             plain = database in (home, "temp")
             found.setdefault(name if plain else f"{quoted_if_needed(database)}.{name}", []).append((column, kind))
@@ -122,7 +123,7 @@ def columns_of(store: Readable) -> dict[str, list[tuple[str, str]]]:
 
 
 def is_name(text: str) -> bool:
-    """True for one word, which no SQL statement is that reads something."""
+    """Whether text is a bare name rather than SQL."""
     return re.fullmatch(r"[A-Za-z_][\w-]*", text) is not None
 
 
@@ -133,7 +134,7 @@ def value_of(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UserError(f"the parameter {text!r} is not NAME=VALUE")
+        raise UserError(f"expected a parameter as NAME=VALUE, got {text!r}")
     if value.lower() == "null":
         return name, None
     if not value.startswith("["):
@@ -141,31 +142,31 @@ def value_of(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except ValueError as error:
-        raise UserError(f'the parameter {text!r} is not a list such as ["a", "b"] or [1, 2]') from error
+        raise UserError(f'expected a list such as ["a", "b"] or [1, 2], got {text!r}') from error
 
 
 def _opened(store: Readable, write: bool) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     if not write:
         return store.reading()
     if not isinstance(store, Store):
-        raise UserError("several stores can only be read: name one store to write to")
+        raise UserError("expected one store to write to, got several, which can only be read")
     return store.writing()
 
 
 def _values(query: str | Saved, params: dict[str, Any]) -> dict[str, Any]:
     """A value for every parameter of the query."""
-    wanted = sorted(parameters_of(query)) if isinstance(query, str) else query.parameters
-    unknown = [name for name in params if name not in wanted]
+    names = sorted(parameters_of(query)) if isinstance(query, str) else query.parameters
+    unknown = [name for name in params if name not in names]
     if unknown:
-        has = f"it has {', '.join(wanted)}" if wanted else "it has none"
-        raise UserError(f"the query has no parameter '{unknown[0]}', {has}{nearest(unknown[0], wanted)}")
-    missing = [name for name in wanted if name not in params]
+        has = f"a parameter of the query, {', '.join(names)}" if names else "no parameter, since the query has none"
+        raise UserError(f"expected {has}, got '{unknown[0]}'{nearest(unknown[0], names)}")
+    missing = [name for name in names if name not in params]
     if not isinstance(query, str):
         params |= {name: None for name in missing if query.optional(name)}
         missing = [name for name in missing if name not in params]
     if missing:
         about = "" if isinstance(query, str) or not query.header.parameters else f" ({query.header.parameters})"
-        raise UserError(f"the query wants a value for {', '.join(missing)}{about.replace('.)', ')')}")
+        raise UserError(f"expected a value for {', '.join(missing)}{about.replace('.)', ')')}, got none")
     return params
 
 

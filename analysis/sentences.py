@@ -16,17 +16,17 @@ R2_NOTE = (
 def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] | None = None) -> list[str]:
     """The study's question answered in sentences whose every number comes from the store."""
     whole = [row for row in fits if row["r2_both"] is not None and row["r2_layer"] is not None]
-    said: list[str] = []
+    sentences: list[str] = []
     if not whole:
-        said.append(
+        sentences.append(
             "The store does not yet hold enough edits of traced facts for a regression, so it does not say "
             "whether localization informs editing."
         )
     for name, members in _ways(whole):
         lead = f"For {name}: " if name else ""
-        said += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
-    said += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
-    return said
+        sentences += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
+    sentences += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
+    return sentences
 
 
 def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
@@ -97,18 +97,18 @@ def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
     if len(rewrite) < 2:
         return None
     best, worst = (pick(rewrite, key=lambda row: row["mean"]) for pick in (max, min))
-    said = (
+    text = (
         f"Of the {len(rewrite)} layers edited, rewriting works best at layer {best['layer']} "
         f"(mean score {number(best['mean'])}) and worst at layer {worst['layer']} ({number(worst['mean'])})"
     )
     traced = [row for row in curve if all(row[key] == best[key] for key in ("model", "protocol", "window_size"))]
     if len(group_names(traced)) == 1:
         peak = max(traced, key=lambda row: row["mean_effect"])
-        said += (
+        text += (
             f"; tracing finds most at layer {peak['layer']} "
             f"(mean effect {number(peak['mean_effect'])}, window {peak['window_size']})"
         )
-    return said + "."
+    return text + "."
 
 
 def _best_layers(groups: list[list[Row]]) -> str:
@@ -140,11 +140,11 @@ def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
 
 
 def _mass(rows: list[Row]) -> str | None:
-    said = []
+    parts = []
     for group, name in group_names(rows).items():
         last = max(in_group(rows, group), key=lambda row: row["landed"])
-        said.append(f"{last['landed']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
-    return f"Mean rewrite score of facts edited into one model: after {'; after '.join(said)}." if said else None
+        parts.append(f"{last['landed']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
+    return f"Mean rewrite score of facts edited into one model: after {'; after '.join(parts)}." if parts else None
 
 
 def f_text(row: Row) -> str:

@@ -14,8 +14,8 @@ from .regression import KEYS, regressions
 from .relation import relation
 from .render import render
 
-# Shown only where rows differ in them: what tells runs apart.
-_TELLING = (
+# Columns that tell runs apart: shown only where rows differ in them.
+_DISTINGUISHING = (
     "protocol", "model", "module", "localization", "window_size", "source", "effect_at", "subset", "edit_run_id",
     "trace_run_id",
 )  # fmt: skip
@@ -26,7 +26,7 @@ def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **c
 
     resamples: of the facts, for the intervals (see `certainty`); 0 leaves them out.
     choice: problem, method, window_size, protocol, effect_at, … as `regressions` takes them.
-    Columns: problem, method, whatever else tells the rows apart, n, n_facts, n_left_out, r2_layer, r2_effect,
+    Columns: problem, method, whatever else distinguishes the rows, n, n_facts, n_left_out, r2_layer, r2_effect,
     r2_both, diff, each with its 95 % interval as X_low, X_high, p_value (edits independent), p_clustered (by fact).
     """
     return _r2_columns(fits_with_certainty(store, score, resamples=resamples, **choice), intervals=resamples > 0)
@@ -35,7 +35,7 @@ def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **c
 def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table:
     """One of the paper's Tables 1 to 8 for the edits and traces that the store holds.
 
-    1 to 6: columns as in `r2_table`. 7 and 8: problem, method, whatever else tells the rows apart, n, edit_metric
+    1 to 6: columns as in `r2_table`. 7 and 8: problem, method, whatever else distinguishes the rows, n, edit_metric
     (a score), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both), value.
     Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
     """
@@ -68,7 +68,7 @@ def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table
 def fits_with_certainty(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
     """The regressions (see `regressions`) with the columns of `certainty` beside them: intervals, clustered tests."""
     fits, sure = regressions(store, score, **choice), certainty(store, score, resamples=resamples, **choice)
-    assert fits.select(KEYS) == sure.select(KEYS), "one query's rows in two orders"
+    assert fits.select(KEYS) == sure.select(KEYS), "expected one query's rows in one order"
     for name in COLUMNS:
         fits = fits.append_column(name, sure[name])
     return fits
@@ -83,7 +83,7 @@ def _r2_columns(fits: pa.Table, intervals: bool) -> pa.Table:
 def layer_table(store: Store) -> pa.Table:
     """Mean rewrite, paraphrase, neighborhood and overall score at each edited layer (paper, Figures 7 and 9).
 
-    Columns: problem, method, whatever else tells the rows apart, layer, n, rewrite, paraphrase,
+    Columns: problem, method, whatever else distinguishes the rows, layer, n, rewrite, paraphrase,
     neighborhood, overall.
     """
     table = relation(store, "scores_by_layer")
@@ -92,7 +92,7 @@ def layer_table(store: Store) -> pa.Table:
 
 
 def summary(store: Store, score: str = "rewrite", *, width: int | None = None) -> str:
-    """The study's answer as text: R² of the score, then the mean scores by layer."""
+    """R² of the score, then the mean scores by layer, as text."""
     parts = [
         render(r2_table(store, score, resamples=0), title=f"R² of the {score} score", width=width),
         render(layer_table(store), title="Mean scores by edited layer", width=width),
@@ -101,10 +101,10 @@ def summary(store: Store, score: str = "rewrite", *, width: int | None = None) -
 
 
 def _differing(table: pa.Table) -> list[str]:
-    """The fewest of _TELLING, in order, that tell apart all rows that can be told apart."""
+    """The first columns of _DISTINGUISHING that together distinguish as many rows as all of them do."""
     taken: list[str] = []
     classes = len(set(_rows(table, ["problem", "method"])))
-    for name in _TELLING:
+    for name in _DISTINGUISHING:
         if name in table.column_names:
             finer = len(set(_rows(table, ["problem", "method", *taken, name])))
             if finer > classes:

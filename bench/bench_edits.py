@@ -22,7 +22,7 @@ from harness import BenchRow, Results, about, command, fresh, peak_bytes, positi
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
-from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import Scorer
 from fasttrace.editing.value import contexts_of
 
@@ -73,14 +73,13 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
             mine = edits[fact.fact_id, layer]
             if name == "rome":
                 contexts = contexts_of(model, fact, plan.target_ids(fact), plan.contexts)
-                delta = released.value(model.hf, contexts, layer, plan.settings)
+                delta = released.value(model.hf, contexts, layer, plan.hyperparameters)
                 found = mine.updates[layer].value[0] * mine.denominator
                 off.append(float((found - delta).norm() / delta.norm()))
             else:
-                change = released.tuned(model.hf, fact, plan.target_ids(fact), layer, plan.settings)
-                off.append(
-                    float(((mine.updates[layer].change - change).abs() > 1e-3 * plan.settings.epsilon).float().mean())
-                )
+                change = released.tuned(model.hf, fact, plan.target_ids(fact), layer, plan.hyperparameters)
+                apart = (mine.updates[layer].change - change).abs() > 1e-3 * plan.hyperparameters.epsilon
+                off.append(float(apart.float().mean()))
 
     taken = seconds(one_at_a_time, 1, warm=False)
     what = "relative distance of δ" if name == "rome" else "share of weights that differ"

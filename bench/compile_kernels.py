@@ -21,7 +21,6 @@ from unittest.mock import patch
 
 import triton
 from device_ops import SHAPES
-from fasttrace.kernels import tiles
 from harness import ROOT
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
@@ -31,6 +30,7 @@ from triton.runtime.jit import JITFunction
 from fasttrace.benchmarks import OPS, TILED
 from fasttrace.benchmarks.load import Draw
 from fasttrace.benchmarks.measure import DTYPES
+from fasttrace.kernels import tiles
 from fasttrace.ops import dispatch
 
 Row = dict[str, Any]

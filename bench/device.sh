@@ -63,7 +63,7 @@ lay_out() {
         for entry in src/fasttrace/*; do
             case "$entry" in *.so | */__pycache__) ;; *) ln -s "$PWD/$entry" "$home/$folder/fasttrace/" ;; esac
         done
-        ln -s "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"
+        ln -sf "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"  # links in src/ may have been left behind
     done
 }
 

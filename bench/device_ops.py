@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apart import apart
-from fasttrace.kernels.tiles import records
 from harness import DEVICE, BenchRow, about, command, write
 
 from fasttrace.benchmarks import TILED, bench, ceilings, fastest, measure, record, tune
 from fasttrace.benchmarks.measure import COMPILED
 from fasttrace.benchmarks.tuning import is_right
+from fasttrace.kernels.tiles import records
 from fasttrace.places import check_file
 
 GPTJ = {"rows": 8192, "d": 4096}
@@ -56,7 +56,7 @@ SMALL: dict[str, dict[str, int]] = {
     "gelu_tanh_": {"rows": 9, "m": 300},
     "adam_linf_": {"items": 2, "d": 16, "m": 48},
 }
-# So that tiles of keys differ: at 8 tokens every one is a single step of 16. A fact's tensors take 0.15 GB in float32.
+# Where tiles are tried, also prompts that are several steps of keys. A fact's tensors take 0.15 GB in float32.
 LONGER = {"prefix_attention": {"facts": 8, "length": 20}}
 PATIENCE = 60.0  # seconds without a row, after which an op is given up
 
@@ -69,16 +69,17 @@ class Task:
     dtype: str
     way: str
     small: bool
+    longer: bool = False
 
     def __str__(self) -> str:
-        return f"{self.op} in {self.dtype}"
+        return f"{self.op} in {self.dtype}{', longer prompts' if self.longer else ''}"
 
     @property
     def sizes(self) -> dict[str, int]:
         """Of its load."""
         if self.small:
             return SMALL[self.op]
-        return SHAPES[self.op] | (LONGER.get(self.op, {}) if self.way == "tiles" else {})
+        return SHAPES[self.op] | (LONGER[self.op] if self.longer else {})
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
@@ -90,7 +91,8 @@ def tasks(options: argparse.Namespace) -> list[Task]:
         dtypes = dtypes if DEVICE == "cuda" else ["float32"]
     if way == COMPILED:
         dtypes = ["bfloat16"]  # it takes longest of all
-    return [Task(op, dtype, way, options.small) for dtype in dtypes for op in chosen or SHAPES]
+    both = [(op, longer) for op in chosen or SHAPES for longer in (False, way == "tiles" and op in LONGER)]
+    return [Task(op, dtype, way, options.small, longer) for dtype in dtypes for op, longer in dict.fromkeys(both)]
 
 
 def rows_of(task: Task) -> Iterator[BenchRow]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.edit import EditPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.value import FactContexts
 from fasttrace.facts import EncodedFact
 

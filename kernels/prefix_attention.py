@@ -22,7 +22,7 @@ from .tiles import each, tile
 TILES = {
     4: each(
         "rows keys num_warps num_stages",
-        (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 4, 2), (16, 16, 2, 1), (16, 32, 2, 1),
+        (16, 32, 4, 1), (16, 32, 4, 2), (16, 16, 1, 1), (16, 16, 2, 1),
     )
 }  # fmt: skip
 
@@ -111,7 +111,8 @@ def prefix_attention_triton(
     if out.numel() == 0:
         return out
     share, dims = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    taken = tile("prefix_attention", TILES, q, dims)
+    # A prompt that is one step of keys is another load than one of several.
+    taken = tile("prefix_attention", TILES, q, dims, "short" if longest[1] <= 16 else "long")
     # 16 KB of keys at the most: with queries and values they stay in registers.
     keys = max(16, min(triton.next_power_of_2(longest[1]), taken["keys"], 16384 // (dims * q.element_size())))
     blocks = triton.cdiv(longest[0] * share, taken["rows"])

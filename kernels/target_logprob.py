@@ -61,8 +61,8 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     start = products + row * vocab
-    # Every lane keeps the largest logit it has seen and the sum relative to it.
-    top = tl.full((VOCAB,), float("-inf"), tl.float32)
+    # One exponential a logit: the largest is the program's, the sums are each lane's own.
+    top = float("-inf")
     total = tl.zeros((VOCAB,), tl.float32)
     for first in range(0, vocab, VOCAB):
         v = first + tl.arange(0, VOCAB)
@@ -73,13 +73,12 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
         if CAPPED:
             a = _capped(a, softcap)
         a = tl.where(inside, a, float("-inf"))
-        new_top = tl.maximum(top, a)
-        # For a lane without a logit yet, exp(−inf − −inf) would be NaN.
+        new_top = tl.maximum(top, tl.max(a, 0))
+        # Where every logit is −inf, exp(−inf − −inf) would be NaN.
         level = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp(top - level) + tl.exp(a - level)
         top = new_top
-    highest = tl.max(top, 0)
-    sum_log = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
+    sum_log = top + tl.log(tl.sum(total, 0))
     # A target outside the vocabulary gives NaN: checking it on the host would hold up the sweep.
     t = tl.load(target + row)
     inside = (t >= 0) & (t < vocab)

@@ -9,9 +9,9 @@ import time
 
 import pytest
 from command_line import FACTS
-from fasttrace.analysis.relation import relation
 
 import fasttrace as ft
+from fasttrace.analysis.relation import relation
 
 COMMON = ("--model", "model", "--facts", "facts.jsonl")
 TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")
@@ -181,19 +181,19 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         (("trace", *COMMON), "no store was named"),
         (("trace", "--facts", "missing.jsonl", "--store", "x.duckdb"), "missing.jsonl"),
         (("trace", "--model", "nowhere/model.gguf", "--store", "x.duckdb"), "model.gguf"),
-        ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma 'loud'"),
-        ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "not a list of whole numbers"),
-        ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top is for method 'attribution'"),
+        ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma: expected a number above 0 or 3sd, got 'loud'"),
+        ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "windows: expected a list in which each is"),
+        ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top: expected method attribution, got"),
         ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "'tf32' needs a CUDA device"),
-        ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "'mend' is not one of 'rome', 'memit', 'ft-1', 'ft-5'"),
-        ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "'stepz=3' is not NAME=VALUE"),
-        ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting epsilon"),
-        ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "'joke' is not one of 'error-injection'"),
+        ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method: expected one of rome, memit, ft-1, ft-5, got"),
+        ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "--set: expected NAME=VALUE with a NAME among"),
+        ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting 'epsilon'"),
+        ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "edit: problem: expected one of error-injection"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
         (("export", "--model", "model", "model/model.safetensors", "new"), "is no delta"),
-        (("mass", *COMMON), "nowhere to put the edits"),
+        (("mass", *COMMON), "expected a place for the edits"),
         (("trace", "--nothing"), "No such option"),
-        (("edit", *COMMON, "--layers", "77", "--corpus", "text.txt", "--store", "x.duckdb"), "layer 77"),
+        ((*EDIT, "--layers", "77", "--store", "x.duckdb"), "layers: expected some of 0 to 4, got 77"),
         (("edit", *COMMON, "--export", "model", "--layers", "2"), "exists"),
         (("report", "--store", "no.duckdb"), "no.duckdb"),
         (("report", "--store", "a.duckdb", "--store", "x.duckdb"), "2 were given and one was wanted"),
@@ -218,10 +218,10 @@ ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # the firs
     [
         (("--store", "nowhere/x.duckdb"), "the folder nowhere of the store"),
         (("--store", "text.txt"), "is not a DuckDB file"),
-        (("--memory", "lots"), "memory 'lots'"),
-        (("--method", "ft-1", "--set", "epsilon=0"), "epsilon is '0', a number above 0"),
-        (("--method", "memit", "--set", "steps=0"), "steps is '0', a whole number"),
-        (("--sigma", "-1"), "sigma '-1' is neither"),
+        (("--memory", "lots"), "memory: expected a size such as 512MB or 8GB, got 'lots'"),
+        (("--method", "ft-1", "--set", "epsilon=0"), "epsilon: expected a number above 0, got '0'"),
+        (("--method", "memit", "--set", "steps=0"), "steps: expected a whole number of at least 1, got '0'"),
+        (("--sigma", "-1"), "sigma: expected a number above 0 or 3sd, got '-1'"),
         (("--corpus", "missing.txt"), "'missing.txt' does not exist"),
     ],
 )
@@ -237,7 +237,7 @@ def test_what_is_wrong_with_an_edit_is_said_before_the_model_is_loaded(workplace
         (("edit", *ABSENT, "--export", "there", "--delta", "./there"), "--export and --delta are both"),
         (("mass", *ABSENT, "--export", "there", "--delta", "./there"), "--export and --delta are both"),
         (("mass", *ABSENT, "--store", "there", "--delta", "there"), "--store and --delta are both"),
-        (("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"), "epsilon is 0.0, a number above 0"),
+        (("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"), "epsilon: expected a number above 0, got 0.0"),
     ],
 )
 def test_places_and_values_are_looked_at_first(run, words, sentence):

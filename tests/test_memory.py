@@ -20,7 +20,7 @@ def test_sizes(text, expected):
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "0MB", "8 G", "8XB", "1e9", "1,5GB", "MB"])
 def test_what_is_no_size(text):
-    with pytest.raises(UserError, match="is not a size such as 512MB or 8GB"):
+    with pytest.raises(UserError, match="expected a size such as 512MB or 8GB"):
         parse_bytes(text)
 
 

@@ -91,13 +91,15 @@ def test_the_first_known_facts(run, workplace):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("samples", "sample", r"\[trace\] has no key 'sample'; did you mean samples\?"),
-        ("samples = 2", 'samples = "2"', r"\[trace\] samples is '2', a whole number was wanted"),
-        ("windows = [3, 1]", "windows = []", r"\[trace\] windows is \[\], a list of whole numbers was wanted"),
-        ("seed = 3", "seed = true", r"\[study\] seed is True, a whole number was wanted"),
-        ('"memit"', '"memitt"', r"\[edit\] methods has 'memitt', some of rome"),
-        ('"interleaved"', '"random"', r"\[facts\] order is 'random', given or interleaved was wanted"),
-        ("[moments]", "[moment]", r"\[study\] has no key 'moment'; did you mean moments\?"),
+        ("samples", "sample", r"\[trace\] has no setting 'sample'; did you mean 'samples'\?"),
+        ("samples = 2", 'samples = "two"', r"\[trace\] samples: expected a whole number of at least 1, got 'two'"),
+        ("windows = [3, 1]", "windows = []", r"\[trace\] windows: expected a list .* of at least 1, got \[\]"),
+        ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number of at least 0, got True"),
+        ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each is one of rome, .*, got .*'memitt'"),
+        ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, got 'random'"),
+        ("[moments]", "[moment]", r"\[study\] has no setting 'moment'; did you mean 'moments'\?"),
+        ("[moments]", "[[moments]]", r"\[moments\]: expected a table, got \["),
+        ("[[trace]]", "[trace]", "is not TOML"),
         ("seed = 3", "seed = ", "is not TOML"),
     ],
 )
@@ -113,7 +115,7 @@ def test_what_is_wrong_is_said(tmp_path, old, new, sentence):
 def test_a_setting_of_another_method_is_said_before_anything_is_computed(run, workplace):
     (workplace / "wrong.toml").write_text(SMALL.replace("set = { steps = 2 }", "set = { epsilon = 2 }"))
     refused = run("study", "wrong.toml", code=2)
-    assert "rome has no setting epsilon" in refused.stderr
+    assert "rome has no setting 'epsilon'" in refused.stderr
     assert not (workplace / "wrong").exists()
 
 
@@ -135,9 +137,9 @@ def test_shipped_studies_are_whole(name, run):
 def test_the_papers_studies_have_the_papers_cells():
     for name in ("gpt-j", "gpt2-xl", "smollm2-135m"):
         [edits] = load_study(name).edits
-        assert len(edits["methods"]) * len(edits["problems"]) == 20
-    assert load_study("gpt-j").edits[0]["layers"] == [0, 4, 5, 8, 12, 16, 20, 24, 27]
-    assert {window for trace in load_study("gpt-j").traces for window in trace["windows"]} == {10, 5, 3, 1}
+        assert len(edits.methods) * len(edits.problems) == 20
+    assert load_study("gpt-j").edits[0].layers == (0, 4, 5, 8, 12, 16, 20, 24, 27)
+    assert {window for trace in load_study("gpt-j").traces for window in trace.windows} == {10, 5, 3, 1}
 
 
 def test_interleaved_takes_relations_in_turn():

@@ -3,7 +3,6 @@
 -- have at least half of it. Facts without a positive effect are not. Inputs: trace_effects.
 -- Units: effect = the largest over tokens, a fraction of the lost probability; peak_effect = the largest over layers;
 -- n_layers_high = layers besides that one with at least half of it.
-CREATE OR REPLACE TEMP VIEW concentrated_facts AS
 WITH peaks AS (
     SELECT run_id, protocol, fact_id, window_size, max(effect) AS peak_effect, list(effect) AS effects
     FROM trace_effects

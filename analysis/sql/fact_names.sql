@@ -13,20 +13,20 @@ WITH traced AS (
     FROM traces
     GROUP BY fact_id
 ),
-wanted AS (
+named AS (
     SELECT fact_id FROM traces
     UNION
     SELECT fact_id FROM edits
 )
 SELECT
-    wanted.fact_id,
+    named.fact_id,
     coalesce(traced.prompt, replace(facts.prompt, '{}', facts.subject)) AS prompt,
     coalesce(traced.subject, facts.subject) AS subject,
     coalesce(traced.relation, facts.relation) AS relation,
     coalesce(traced.target_true, facts.target_true) AS target_true,
     coalesce(traced.target_false, facts.target_false) AS target_false,
     facts.source
-FROM wanted
-LEFT JOIN traced ON traced.fact_id = wanted.fact_id
-LEFT JOIN facts ON facts.fact_id = wanted.fact_id
-ORDER BY subject, wanted.fact_id;
+FROM named
+LEFT JOIN traced ON traced.fact_id = named.fact_id
+LEFT JOIN facts ON facts.fact_id = named.fact_id
+ORDER BY subject, named.fact_id;

@@ -1,12 +1,12 @@
 -- group_fits: the three least-squares fits of every group, from its layers' sums.
--- Grain: one row a group as in layer_sums. Inputs: layer_sums.
+-- Grain: one row a group as in layer_sums.
+-- Inputs: layer_sums.
 -- Models: layer: y ~ C(layer); effect: y ~ x; both: y ~ C(layer) * x, one straight line a layer.
--- A layer whose x does not differ (one fact, say) has a mean and no slope, as the rank of the design says.
--- A rest below 1e-13 of what it is a rest of is rounding, and counts as 0.
+-- A layer whose x does not vary (one fact, say) has a mean and no slope: the design has that much less rank.
+-- Residuals below 1e-13 of the total count as zero.
 -- Units: n = rows used, n_left_out = rows without an effect or a score; n_layers and n_slopes = parameters of "both";
 -- grand_x, grand_y = means; total_* = sums of squares and products about them; left_* = sums of squares left by the
 -- models, explained = left_layer - left_both; slope = of the model "effect".
-CREATE OR REPLACE TEMP VIEW group_fits AS
 WITH
 centred AS (
     SELECT

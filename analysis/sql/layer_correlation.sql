@@ -1,7 +1,6 @@
 -- layer_correlation: Pearson's correlation of tracing effect and score at each edited layer (paper, Figure 15).
 -- Grain: one row a group as in layer_sums, and layer. Inputs: layer_sums.
 -- Units: n = edits used; rho in [-1, 1], NULL where effect or score does not differ within the layer.
-CREATE OR REPLACE TEMP VIEW layer_correlation AS
 SELECT
     problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source,
     score, effect_at, subset, layer, n, n_rows - n AS n_left_out,

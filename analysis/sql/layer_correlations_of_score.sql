@@ -1,6 +1,6 @@
 -- layer_correlations_of_score: the correlations of one score that were asked for, layer by layer.
--- Grain: as layer_correlation. Parameters: score, effect_at, subset; source, or NULL: NULL keeps
--- all (runs are chosen by statements/keep_pairs.sql). Inputs: layer_correlation. Units: as there.
+-- Grain: as layer_correlation. Parameters: score, effect_at, subset, and source, or NULL for all. Runs are chosen by the
+-- parameters of run_pairs. Inputs: layer_correlation. Units: as there.
 SELECT *
 FROM layer_correlation
 WHERE score = $score

@@ -1,15 +1,36 @@
 -- layer_means: the mean of each score at each edited layer, whether the fact has a tracing effect or not.
 -- Grain: one row a (problem, method, protocol, model, window_size, editing run, score, layer).
--- Inputs: edit_values, runs. Units: mean in units of the score over the n edits that have it; sd = standard deviation
--- (n - 1), sem = sd / sqrt(n), both NULL for n < 2; n_left_out = edits without this score.
-CREATE OR REPLACE TEMP VIEW layer_means AS
+-- Inputs: edits, runs.
+-- Units: mean in units of the score over the n edits that have it; sd = standard deviation (n - 1), sem = sd / sqrt(n), both
+-- NULL for n < 2; n_left_out = edits without this score.
+-- Every score is a branch with its name as a constant: DuckDB then reads only the scores a query asks for.
+WITH scored AS NOT MATERIALIZED (
+    SELECT *, 'rewrite' AS score, rewrite AS y FROM edits
+    UNION ALL
+    SELECT *, 'paraphrase' AS score, paraphrase AS y FROM edits
+    UNION ALL
+    SELECT *, 'neighborhood' AS score, neighborhood AS y FROM edits
+    UNION ALL
+    SELECT *, 'essence' AS score, essence AS y FROM edits
+    UNION ALL
+    SELECT *, 'overall' AS score, overall AS y FROM edits
+    UNION ALL
+    SELECT *, 'magnitude' AS score, magnitude AS y FROM edits
+)
 SELECT
-    edit.problem, edit.method, edit.protocol, run.model, edit.window_size, edit.edit_run_id, edit.score, edit.layer,
-    count(edit.value) AS n,
+    edit.problem,
+    edit.method,
+    edit.protocol,
+    run.model,
+    edit.window_size,
+    edit.run_id AS edit_run_id,
+    edit.score,
+    edit.layer,
+    count(edit.y) FILTER (WHERE isfinite(edit.y)) AS n,
     count(*) - n AS n_left_out,
-    avg(edit.value) AS mean,
-    stddev_samp(edit.value) AS sd,
+    avg(edit.y) FILTER (WHERE isfinite(edit.y)) AS mean,
+    stddev_samp(edit.y) FILTER (WHERE isfinite(edit.y)) AS sd,
     sd / sqrt(n) AS sem
-FROM edit_values AS edit
-JOIN runs AS run ON run.run_id = edit.edit_run_id
+FROM scored AS edit
+JOIN runs AS run ON run.run_id = edit.run_id
 GROUP BY ALL;

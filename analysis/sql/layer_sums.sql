@@ -1,11 +1,11 @@
 -- layer_sums: all that the regressions need to know about a layer.
 -- Grain: one row a group (pair, source, score, effect_at, subset; with the pair go problem, method, protocol, model, module,
--- localization, window_size, edit_run_id, trace_run_id) and layer. Inputs: regression_rows, run_pairs; only rows with both
--- numbers enter the sums.
--- Units: n = rows used of n_rows; s_xx, s_xy, s_yy = sums of squares and products about the layer's own means
--- (accumulated about a running mean, so that nothing cancels); with n, mean_x, mean_y they are equivalent to
--- the plain sums of x, y, xx, xy, yy. has_slope = x differs within the layer by more than rounding.
-CREATE OR REPLACE TEMP VIEW layer_sums AS
+-- localization, window_size, edit_run_id, trace_run_id) and layer.
+-- Inputs: regression_rows, run_pairs.
+-- Units: n = rows used of n_rows, those with both numbers, which alone enter the sums; s_xx, s_xy, s_yy = sums of squares
+-- and products about the layer's own means (accumulated about a running mean, so that nothing cancels). With n, mean_x and
+-- mean_y they are equivalent to the plain sums of x, y, xx, xy, yy. has_slope = x differs within the layer by more than
+-- rounding.
 WITH sums AS (  -- grouped by numbers and short texts alone
     SELECT
         pair, source, score, effect_at, subset, layer,

@@ -1,7 +1,7 @@
 -- left_out: why facts were left out, how many for each reason.
 -- Grain: one row a (model, protocol, step, reason).
--- Inputs: traces, known, runs; step 'effect' = traced, but without a fractional effect.
--- Units: facts = number of different facts.
+-- Inputs: traces, known, runs.
+-- Units: facts = number of different facts; step 'effect' = traced, but without a fractional effect.
 WITH reasons AS (
     SELECT run_id, fact_id, 'tracing' AS step, reason FROM traces WHERE NOT kept
     UNION ALL

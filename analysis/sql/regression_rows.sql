@@ -1,24 +1,39 @@
--- regression_rows: the two numbers a regression sees, for each choice of facts and of the token of the effect.
--- Grain: one row an edit, tracing run, score, subset ('all' facts, or the 'concentrated' ones of that tracing run) and
--- effect_at ('max' over tokens, 'last-subject', or 'last-subject-absolute', which is no fraction: paper, Figure 14).
--- Inputs: edit_scores, concentrated_facts. A branch a subset, so that all facts are read without asking which are
--- concentrated. Units: x = tracing effect, y = score; used = both are defined.
-CREATE OR REPLACE TEMP VIEW regression_rows AS
-WITH chosen AS (
-    SELECT edit.*, 'all' AS subset FROM edit_scores AS edit
+-- regression_rows: the two numbers that a regression sees, for each score, choice of facts and way of taking the effect.
+-- Grain: one row an edit and tracing run (traced_edits), score, subset and effect_at. subset: 'all' facts, or those that are
+-- 'concentrated' in the tracing run. effect_at: 'max' over tokens, 'last-subject', or 'last-subject-absolute', which is no
+-- fraction (paper, Figure 14).
+-- Inputs: traced_edits, concentrated_facts.
+-- Units: x = tracing effect, y = score, 1 = wholly successful (magnitude = p*(o_false) - p*(o_true)); used = both are defined.
+-- Every score and subset is a branch with its name as a constant: DuckDB then reads only the branches a query asks for.
+WITH
+scored AS NOT MATERIALIZED (
+    SELECT *, 'rewrite' AS score, rewrite AS y FROM traced_edits
     UNION ALL
-    SELECT edit.*, 'concentrated' AS subset
-    FROM edit_scores AS edit
-    SEMI JOIN concentrated_facts AS fact
-        ON fact.run_id = edit.trace_run_id
-        AND fact.fact_id = edit.fact_id
-        AND fact.window_size = edit.window_size
+    SELECT *, 'paraphrase' AS score, paraphrase AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'neighborhood' AS score, neighborhood AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'essence' AS score, essence AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'overall' AS score, overall AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'magnitude' AS score, magnitude AS y FROM traced_edits
+),
+chosen AS NOT MATERIALIZED (
+    SELECT *, 'all' AS subset FROM scored
+    UNION ALL
+    SELECT *, 'concentrated' AS subset
+    FROM scored
+    SEMI JOIN concentrated_facts AS few
+        ON few.run_id = scored.trace_run_id
+        AND few.fact_id = scored.fact_id
+        AND few.window_size = scored.window_size
 )
 SELECT
-    chosen.* EXCLUDE (value, effect, effect_last_subject, effect_absolute),
-    choice.effect_at,
-    CASE choice.effect_at WHEN 'max' THEN effect WHEN 'last-subject' THEN effect_last_subject ELSE effect_absolute END AS x,
-    value AS y,
+    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, pair, source,
+    score, subset, effect_at, fact_id, layer,
+    CASE effect_at WHEN 'max' THEN effect WHEN 'last-subject' THEN effect_last_subject ELSE effect_absolute END AS x,
+    y,
     x IS NOT NULL AND y IS NOT NULL AS used
 FROM chosen
 CROSS JOIN (VALUES ('max'), ('last-subject'), ('last-subject-absolute')) AS choice (effect_at);

@@ -1,17 +1,63 @@
 -- regressions: how much of a score the edited layer explains, the tracing effect, and both (paper, Tables 1 to 8).
--- Grain: one row a group as in layer_sums. Inputs: group_fits, group_errors. Models: as in group_fits.
--- Units: n, n_left_out, n_facts, n_facts_left_out: as there; r2_* = share of the variance of the score, NULL where the
--- score does not vary; diff = r2_both - r2_layer; f_value with df_num and df_den tests both against layer, NULL where no
--- degree of freedom is left or 1 - r2_both < 1e-12 (its relative error is about 1e-16 / (1 - r2_both)); rmse_* and
--- mae_* in units of the score; rho = Pearson's correlation of x and y over all layers.
-CREATE OR REPLACE TEMP VIEW regressions AS
+-- Grain: one row a group as in layer_sums.
+-- Inputs: group_fits, layer_sums, regression_rows.
+-- Models: as in group_fits, whose fits are sums over layers. A second look at the rows counts facts and absolute errors.
+-- Units: n, n_left_out as there; n_facts = facts with a row used, n_facts_left_out = facts with none; r2_* = share of the
+-- variance of the score, NULL where the score does not vary; diff = r2_both - r2_layer; f_value with df_num and df_den tests
+-- both against layer, NULL where no degree of freedom is left or 1 - r2_both < 1e-12 (its relative error is about
+-- 1e-16 / (1 - r2_both)); rmse_* and mae_* = root mean square and mean absolute errors in units of the score; rho = Pearson's
+-- correlation of x and y over all layers.
+WITH
+lines AS NOT MATERIALIZED (  -- what each model predicts at a layer: means and slopes
+    SELECT
+        layer.*,
+        CASE WHEN has_slope THEN s_xy / s_xx ELSE 0 END AS layer_slope,
+        fit.grand_x,
+        fit.grand_y,
+        fit.slope
+    FROM layer_sums AS layer
+    JOIN group_fits AS fit
+        ON fit.pair = layer.pair
+        AND fit.source IS NOT DISTINCT FROM layer.source
+        AND fit.score = layer.score
+        AND fit.effect_at = layer.effect_at
+        AND fit.subset = layer.subset
+),
+fact_errors AS NOT MATERIALIZED (
+    SELECT
+        edit.pair, edit.source, edit.score, edit.effect_at, edit.subset, edit.fact_id,
+        count(*) FILTER (WHERE used) AS n,
+        sum(abs(y - mean_y)) FILTER (WHERE used) AS layer_error,
+        sum(abs(y - grand_y - slope * (x - grand_x))) FILTER (WHERE used) AS effect_error,
+        sum(abs(y - mean_y - layer_slope * (x - mean_x))) FILTER (WHERE used) AS both_error
+    FROM regression_rows AS edit
+    JOIN lines AS line
+        ON line.pair = edit.pair
+        AND line.source IS NOT DISTINCT FROM edit.source
+        AND line.score = edit.score
+        AND line.effect_at = edit.effect_at
+        AND line.subset = edit.subset
+        AND line.layer = edit.layer
+    GROUP BY ALL
+),
+errors AS NOT MATERIALIZED (
+    SELECT
+        pair, source, score, effect_at, subset,
+        count(*) FILTER (WHERE n > 0) AS n_facts,
+        count(*) FILTER (WHERE n = 0) AS n_facts_left_out,
+        sum(layer_error) / sum(n) AS mae_layer,
+        sum(effect_error) / sum(n) AS mae_effect,
+        sum(both_error) / sum(n) AS mae_both
+    FROM fact_errors
+    GROUP BY ALL
+)
 SELECT
     fit.problem, fit.method, fit.protocol, fit.model, fit.module, fit.localization, fit.window_size,
     fit.edit_run_id, fit.trace_run_id, fit.source, fit.score, fit.effect_at, fit.subset,
     fit.n,
-    rest.n_facts,
+    errors.n_facts,
     fit.n_left_out,
-    rest.n_facts_left_out,
+    errors.n_facts_left_out,
     CASE WHEN y_varies THEN greatest(1 - left_layer / total_yy, 0) END AS r2_layer,
     CASE WHEN y_varies THEN explained_effect / total_yy END AS r2_effect,
     CASE WHEN y_varies THEN greatest(1 - left_both / total_yy, 0) END AS r2_both,
@@ -25,14 +71,14 @@ SELECT
     CASE WHEN fit.n > 0 THEN sqrt(left_layer / fit.n) END AS rmse_layer,
     CASE WHEN fit.n > 0 THEN sqrt(left_effect / fit.n) END AS rmse_effect,
     CASE WHEN fit.n > 0 THEN sqrt(left_both / fit.n) END AS rmse_both,
-    rest.mae_layer,
-    rest.mae_effect,
-    rest.mae_both,
+    errors.mae_layer,
+    errors.mae_effect,
+    errors.mae_both,
     CASE WHEN x_varies AND y_varies THEN total_xy / sqrt(total_xx * total_yy) END AS rho
 FROM group_fits AS fit
-JOIN group_errors AS rest
-    ON rest.pair = fit.pair
-    AND rest.source IS NOT DISTINCT FROM fit.source
-    AND rest.score = fit.score
-    AND rest.effect_at = fit.effect_at
-    AND rest.subset = fit.subset;
+JOIN errors
+    ON errors.pair = fit.pair
+    AND errors.source IS NOT DISTINCT FROM fit.source
+    AND errors.score = fit.score
+    AND errors.effect_at = fit.effect_at
+    AND errors.subset = fit.subset;

@@ -1,6 +1,6 @@
 -- regressions_of_score: the regressions of one score that were asked for, in the order tables are read.
--- Grain: as regressions. Parameters: score, effect_at, subset; source, or NULL: NULL keeps
--- all (runs are chosen by statements/keep_pairs.sql). Inputs: regressions. Units: as regressions.
+-- Grain: as regressions. Parameters: score, effect_at, subset, and source, or NULL for all. Runs are chosen by the
+-- parameters of run_pairs. Inputs: regressions. Units: as regressions.
 SELECT *
 FROM regressions
 WHERE score = $score

@@ -1,12 +1,15 @@
 """The two protocols: the paper's text, and what its released code does where the two differ."""
 
+from typing import Literal, get_args
+
 from fasttrace.errors import UserError
 
-PROTOCOLS = ("paper", "released")
+Protocol = Literal["paper", "released"]
+PROTOCOLS = get_args(Protocol)
 
 
 def check_protocol(protocol: str) -> str:
     """The protocol itself. Raises UserError where it is neither "paper" nor "released"."""
     if protocol not in PROTOCOLS:
-        raise UserError(f"protocol '{protocol}' is not one of {', '.join(PROTOCOLS)}")
+        raise UserError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got '{protocol}'")
     return protocol

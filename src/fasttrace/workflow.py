@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from fasttrace.editing.edit import EditPlan
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
+from fasttrace.editing.plan import EditPlan
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.tracing.known import BATCH, check_known, known_run
@@ -55,14 +55,14 @@ class Effort:
     flops: float = 0.0
 
 
-def trace_into(store: "Store", plan: TracePlan, memory: str, progress: Progress) -> Effort:
+def trace_into(store: "Store", plan: TracePlan, progress: Progress) -> Effort:
     """Run the part of a sweep that the store lacks, committing every batch."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
     planned = {encoded.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & planned
     progress(len(done))
     effort = Effort()
-    for batch in plan.batches(memory=memory, skip=done, progress=progress):
+    for batch in plan.batches(skip=done, progress=progress):
         effort.facts += store.add(batch)
         if batch.run["flops"]:
             effort.seconds += batch.run["seconds"]
@@ -70,7 +70,7 @@ def trace_into(store: "Store", plan: TracePlan, memory: str, progress: Progress)
     return effort
 
 
-def edit_into(store: "Store", plan: EditPlan, memory: str, progress: Progress) -> int:
+def edit_into(store: "Store", plan: EditPlan, progress: Progress) -> int:
     """Run the edits that the store lacks. Returns how many were added."""
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
@@ -78,10 +78,10 @@ def edit_into(store: "Store", plan: EditPlan, memory: str, progress: Progress) -
     planned = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
     done = store.done_edits(plan.run["run_id"]) & planned
     progress(len(done))
-    return sum(store.add(batch) for batch in plan.batches(memory=memory, skip=done, progress=progress))
+    return sum(store.add(batch) for batch in plan.batches(skip=done, progress=progress))
 
 
-def mass_into(store: "Store", plan: MassPlan, memory: str, progress: Progress) -> pa.Table:
+def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
     """The scores of a mass edit (MASS_SCORES), computed where the store lacks them and committed as a whole.
 
     All edits are in one model, so there is no intermediate state to continue from.
@@ -95,6 +95,6 @@ def mass_into(store: "Store", plan: MassPlan, memory: str, progress: Progress) -
     if set(stored["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
         progress(len(plan.facts))
         return stored
-    result = plan.compute(memory=memory, progress=progress)
+    result = plan.compute(progress=progress)
     store.add(result)
     return result.scores

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from fasttrace.analysis.certainty import SHARES, Sample, certainty, shares
-from fasttrace.analysis.regression import KEYS, check_with_statsmodels, regression_rows, regressions
+from statsmodels_fits import check_with_statsmodels
 
+from fasttrace.analysis.certainty import SHARES, Sample, certainty, shares
+from fasttrace.analysis.regression import KEYS, regression_rows, regressions
 from fasttrace.errors import UserError
 
 
@@ -106,5 +107,5 @@ def test_store(wide_study, monkeypatch):
     }
     monkeypatch.setattr("fasttrace.analysis.regression.AT_ONCE", 10)
     assert certainty(wide_study, resamples=100) == found, "in parts or at once"
-    with pytest.raises(UserError, match="at least 0 were wanted"):
+    with pytest.raises(UserError, match="at least 0 resamples, got"):
         certainty(wide_study, resamples=-1)

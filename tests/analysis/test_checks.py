@@ -5,11 +5,11 @@ import shutil
 
 import duckdb
 import pytest
-from fasttrace.analysis.checks import checks, failures
 from made_results import made_known
 from plausible import edit_result, study_facts, trace_result
 from real_store import real_store
 
+from fasttrace.analysis.checks import checks, failures
 from fasttrace.errors import StoreError
 from fasttrace.store import Store
 

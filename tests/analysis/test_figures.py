@@ -5,14 +5,14 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from fasttrace.analysis import draw, figures
-from fasttrace.analysis.naming import group_names, number, p_text, visible
-from fasttrace.analysis.paper import Rows
-from fasttrace.analysis.regression import regressions
 from matplotlib.figure import Figure
 from plausible import EDITED, N_LAYERS, UNHURT, study_facts, trace_result
 from scipy.stats import pearsonr
 
+from fasttrace.analysis import draw, figures
+from fasttrace.analysis.naming import group_names, number, p_text, visible
+from fasttrace.analysis.paper import Rows
+from fasttrace.analysis.regression import regressions
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 

@@ -1,21 +1,27 @@
 """The SQL regressions against statsmodels and against numpy's lstsq, on data made to be awkward."""
 
+from importlib.resources import files
+
+import duckdb
 import least_squares
 import numpy as np
 import pytest
+from made_results import made_edit, made_trace
+from scipy import stats
+from statsmodels_fits import check_with_statsmodels
+
 from fasttrace.analysis.regression import (
     KEYS,
-    check_with_statsmodels,
     layer_correlations,
     layer_means,
     regressions,
 )
-from fasttrace.analysis.relation import query, relation, sql
-from made_results import made_edit, made_trace
-from scipy import stats
-
+from fasttrace.analysis.relation import CHAIN, make_chain, query, read_by, relation, sql, written
 from fasttrace.errors import UserError
 from fasttrace.store import Store
+from fasttrace.store.connect import RELATIONS, schema_sql
+from fasttrace.store.header import header_of
+from fasttrace.store.query import parameters_of
 
 NUMBERS = (
     "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",
@@ -267,7 +273,7 @@ def test_choosing_window_protocol_and_token(many):
     at_max, at_last = (regressions(many, effect_at=choice).to_pylist() for choice in ("max", "last-subject"))
     assert all(a["r2_layer"] == pytest.approx(b["r2_layer"]) for a, b in zip(at_max, at_last, strict=True) if a["n"])
     assert all(a["r2_effect"] != b["r2_effect"] for a, b in zip(at_max, at_last, strict=True) if a["n"])
-    last = query(many, "SELECT DISTINCT trace_run_id FROM edit_scores WHERE effect_last_subject IS NOT NULL")
+    last = query(many, "SELECT DISTINCT trace_run_id FROM traced_edits WHERE effect_last_subject IS NOT NULL")
     assert last.num_rows == 5
 
 
@@ -278,14 +284,14 @@ def test_edit_effects_is_what_is_regressed(many):
 
 @pytest.mark.parametrize("call", [regressions, layer_means, layer_correlations, check_with_statsmodels])
 def test_an_unknown_score_is_refused(store, call):
-    with pytest.raises(UserError, match="'beauty' is not known: one of rewrite"):
+    with pytest.raises(UserError, match=r"expected one of rewrite, .* as score, got 'beauty'"):
         call(store, "beauty")
 
 
 def test_unknown_choices_are_refused(store):
-    with pytest.raises(UserError, match="the effect_at 'first'"):
+    with pytest.raises(UserError, match=r"expected one of max, .* as effect_at, got 'first'"):
         regressions(store, effect_at="first")
-    with pytest.raises(UserError, match="no relation 'nothing'"):
+    with pytest.raises(UserError, match="expected a relation of the analysis, got 'nothing'"):
         relation(store, "nothing")
 
 
@@ -296,13 +302,39 @@ def test_an_empty_store_gives_empty_tables(tmp_path):
     assert check_with_statsmodels(store).num_rows == 0
 
 
-def test_every_relation_says_what_it_is():
-    from importlib.resources import files
+def relation_names():
+    """Of every file of sql/; checks/ has a test of its own."""
+    folder = files("fasttrace.analysis") / "sql"
+    return [file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql")]
 
-    for file in (files("fasttrace.analysis") / "sql").iterdir():
-        if file.is_dir():  # checks, which have a test of their own
-            continue
-        name = file.name.removesuffix(".sql")
+
+def test_every_relation_says_what_it_is():
+    for name in relation_names():
         header = " ".join(line for line in sql(name).splitlines() if line.startswith("--"))
         assert header.startswith(f"-- {name}: ")
         assert all(word in header for word in ("Grain:", "Inputs:", "Units:"))
+
+
+def test_every_relation_declares_what_it_reads():
+    """The header's Inputs are those that DuckDB finds, and the chain's stand before it."""
+    with duckdb.connect() as con:
+        for name in RELATIONS:
+            con.execute(schema_sql(name))
+        make_chain(con)
+        columns = {name: con.sql(f"FROM {name} LIMIT 0") for name in CHAIN}
+        schema = {name: dict(zip(rows.columns, rows.types, strict=True)) for name, rows in columns.items()}
+    with duckdb.connect() as con:
+        for name in RELATIONS:
+            con.execute(schema_sql(name))
+        for name, kinds in schema.items():  # tables, since DuckDB would look through views
+            con.execute(f"CREATE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind in kinds.items())})")
+        for name in relation_names():
+            declared = header_of(sql(name), name).inputs
+            text = written(sql(name), {one: [] if one == "fact_ids" else None for one in parameters_of(sql(name))})
+            assert set(declared) == con.get_table_names(text), name
+            if name in CHAIN:
+                before = CHAIN[: CHAIN.index(name)]
+                assert set(declared) <= {*RELATIONS, *before}, f"{name} stands before what it reads"
+    assert read_by("regressions_of_score") == {
+        "run_pairs", "traced_edits", "concentrated_facts", "regression_rows", "layer_sums", "group_fits", "regressions",
+    }  # fmt: skip

@@ -11,9 +11,6 @@ from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
-from fasttrace.analysis.embed import short
-from fasttrace.analysis.regression import regressions
-from fasttrace.analysis.relation import relation
 from headless import Browser, chromium
 from plausible import (
     EDITED,
@@ -28,6 +25,9 @@ from plausible import (
 )
 from reports import codes, written
 
+from fasttrace.analysis.embed import short
+from fasttrace.analysis.regression import regressions
+from fasttrace.analysis.relation import relation
 from fasttrace.cli import cli
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from fasttrace.analysis.relation import relation
 from made_results import made_trace
 from scipy import stats
 
+from fasttrace.analysis.relation import relation
 from fasttrace.store import Store
 
 IDS = ["f0", "f1"]

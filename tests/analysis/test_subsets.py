@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from fasttrace.analysis.regression import check_with_statsmodels, layer_correlations, regressions
+from made_results import made_edit, made_trace
+from statsmodels_fits import check_with_statsmodels
+
+from fasttrace.analysis.regression import layer_correlations, regressions
 from fasttrace.analysis.relation import query
 from fasttrace.analysis.tables import r2_table
-from made_results import made_edit, made_trace
-
 from fasttrace.errors import UserError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
@@ -130,9 +131,9 @@ def test_the_absolute_effect_is_the_probability_won_or_lost_at_the_last_subject_
 
 
 def test_unknown_choices_are_refused(store):
-    with pytest.raises(UserError, match="the subset 'few' is not known: one of all, concentrated"):
+    with pytest.raises(UserError, match="expected one of all, concentrated as subset, got 'few'"):
         regressions(store, subset="few")
-    with pytest.raises(UserError, match="the effect_at 'first' is not known: one of max, last-subject"):
+    with pytest.raises(UserError, match="expected one of max, last-subject, last-subject-absolute as effect_at"):
         layer_correlations(store, effect_at="first")
-    with pytest.raises(TypeError, match="not chosen by 'windows'"):
+    with pytest.raises(TypeError, match=r"expected one of effect_at, .*, got 'windows'"):
         regressions(store, windows=5)

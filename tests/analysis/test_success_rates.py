@@ -1,8 +1,8 @@
 """Success rates: of one run and window each."""
 
-from fasttrace.analysis.relation import relation
 from made_results import made_edit
 
+from fasttrace.analysis.relation import relation
 from fasttrace.store import Store
 
 

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fasttrace.editing.hyperparameters import METHODS, settings_for
+from fasttrace.editing.hyperparameters import settings_for
 from fasttrace.editing.problems import PROBLEMS
+from fasttrace.settings.methods import METHOD_SETTINGS
 
 
 def model(model_type, n_layers, width):
@@ -16,7 +17,7 @@ SMOLLM2, GPTJ, GPT2_XL = model("llama", 30, 576), model("gptj", 28, 4096), model
 ANOTHER = model("qwen3", 36, 2560)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_model_of_as_many_layers_is_another_model(method, problem):
     default = settings_for(ANOTHER, method, problem, "paper")
@@ -27,7 +28,7 @@ def test_a_model_of_as_many_layers_is_another_model(method, problem):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_released_has_no_values_of_ours(method, problem):
     assert settings_for(SMOLLM2, method, problem, "released") == settings_for(ANOTHER, method, problem, "released")

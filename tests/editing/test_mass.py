@@ -67,10 +67,10 @@ def test_one_fact_at_once_is_the_single_edit(model, moments):
 
 def test_the_joint_solve_is_the_normal_equation(model, moments):
     """At the window's first layer nothing is edited below, so K and R can be had from the unedited model."""
-    from fasttrace.editing.hyperparameters import MemitSettings
     from fasttrace.editing.memit import _keys_and_values, mass_memit
     from fasttrace.editing.value import contexts_of
     from fasttrace.facts import encode_fact
+    from fasttrace.settings.methods import MemitSettings
 
     facts = [contexts_of(model, encode_fact(model.tokenizer, f), (5,), CONTEXTS) for f in MORE]
     settings = MemitSettings(covariance_weight=0.05)
@@ -109,9 +109,9 @@ def test_bad_settings_are_sentences(model, moments):
     shared = {"moments": moments, "contexts": CONTEXTS, "layer": 1}
     for bad, sentence in (
         ({"method": "rome", "at_once": 2}, "rome edits one fact at a time"),
-        ({"at_once": 0}, "at_once 0"),
-        ({"score_every": 0}, "score_every 0"),
-        ({"layer": 9}, "layer 9 is not in the model"),
+        ({"at_once": 0}, "mass: at_once: expected a whole number of at least 1, got 0"),
+        ({"score_every": 0}, "mass: score_every: expected a whole number of at least 1, got 0"),
+        ({"layer": 9}, "layers: expected some of 0 to 4, got 9"),
     ):
         with pytest.raises(UserError, match=sentence):
             ft.mass_edit(model, FACTS, **{**shared, **bad})
@@ -133,10 +133,10 @@ def test_the_store_keeps_every_landing_and_is_not_asked_twice(model, moments, tm
     plan = prepare_mass_edit(
         model, FACTS, method="rome", layer=1, moments=moments, contexts=CONTEXTS, score_every=1, clamp=4.0, **VALUE
     )
-    first = mass_into(store, plan, "1GB", lambda n: None)
+    first = mass_into(store, plan, lambda n: None)
     monkeypatch.setattr(type(plan), "compute", lambda *_, **__: pytest.fail("computed again"))
     landed = []
-    assert mass_into(store, plan, "1GB", landed.append).to_pylist() == first.to_pylist()
+    assert mass_into(store, plan, landed.append).to_pylist() == first.to_pylist()
     assert landed == [2]
     rows = store.query("SELECT landed, position FROM mass_edits ORDER BY ALL").to_pylist()
     assert rows == [{"landed": 1, "position": 1}, {"landed": 2, "position": 1}, {"landed": 2, "position": 2}]
@@ -159,7 +159,7 @@ def test_a_fact_left_out_has_a_row_that_says_why(model, moments, tmp_path):
         **MEMIT,
     )
     for _ in range(2):
-        rows = mass_into(store, plan, "1GB", lambda n: None).to_pylist()
+        rows = mass_into(store, plan, lambda n: None).to_pylist()
         assert [(row["landed"], row["position"], row["fact_id"]) for row in rows if row["reason"] is None] == [
             (1, 1, likely.fact_id)
         ]

@@ -15,13 +15,13 @@ from small_models import FAMILIES, small_model
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
-from fasttrace.editing.hyperparameters import MemitSettings
 from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key, noised_embed
+from fasttrace.settings.methods import MemitSettings
 
 CASES = [(family, problem) for family in ("llama", "gpt2") for problem in PROBLEMS]
 CASES += [(family, problem) for family in ("gptj", "gemma2") for problem in ("error-injection", "fact-forcing")]
@@ -384,14 +384,14 @@ def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"method": "ft-1", "epsilon": "much"}, "epsilon is 'much', a number"),
-        ({"method": "ft-1", "kl_factor": 1}, "ft-1 has no setting kl_factor; there are steps, lr, epsilon"),
-        ({"method": "memit", "steps": 2.5}, "steps is 2.5, a whole number"),
-        ({"method": "memit", "covariance_weight": 0}, "covariance_weight is 0, a number above 0"),
-        ({"method": "ft-1", "epsilon": 0}, "epsilon is 0, a number above 0"),
-        ({"method": "ft-5", "bias": "maybe"}, "bias is 'maybe', true or false"),
-        ({"method": "ft-1", "problem": "fact-forcing", "sigma": -1}, "sigma -1 is neither"),
-        ({"method": "ft-1", "noise": "pink"}, "noise 'pink'"),
+        ({"method": "ft-1", "epsilon": "much"}, "edit: epsilon: expected a number above 0, got 'much'"),
+        ({"method": "ft-1", "kl_factor": 1}, "ft-1 has no setting 'kl_factor'; expected one of epsilon, bias, lr"),
+        ({"method": "memit", "steps": 2.5}, "edit: steps: expected a whole number of at least 1, got 2.5"),
+        ({"method": "memit", "covariance_weight": 0}, "edit: covariance_weight: expected a number above 0, got 0"),
+        ({"method": "ft-1", "epsilon": 0}, "edit: epsilon: expected a number above 0, got 0"),
+        ({"method": "ft-5", "bias": "maybe"}, "edit: bias: expected true or false, got 'maybe'"),
+        ({"method": "ft-1", "problem": "fact-forcing", "sigma": -1}, "sigma: expected a number above 0 or 3sd, got -1"),
+        ({"method": "ft-1", "noise": "pink"}, "edit: noise: expected one of philox, released, got 'pink'"),
     ],
 )
 def test_bad_settings_are_sentences(settings, sentence, small_tokenizer):

@@ -285,8 +285,7 @@ def test_sampling_one_candidate_is_greedy_generation(family, small_tokenizer):
 
 
 SCRIPT = """
-import sys, time
-sys.path[:0] = [{tests!r}, {tests!r} + "/support"]
+import time
 import torch
 from importlib import import_module
 from small_models import small_model, trained_tokenizer
@@ -309,8 +308,8 @@ print(seen[0][1])
 
 def test_resumes_after_a_kill_with_the_same_bits(text_file, tmp_path):
     def start(cache, slow):
-        script = SCRIPT.format(tests=str(HERE.parent), slow=slow, text=str(text_file), cache=str(tmp_path / cache))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        script = SCRIPT.format(slow=slow, text=str(text_file), cache=str(tmp_path / cache))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent / "support")}
         return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
 
     whole = start("whole", 0)
@@ -350,13 +349,13 @@ def test_user_errors(llama, tmp_path):
     with pytest.raises(UserError, match=r"at least one \.txt file, got none"):
         second_moments(llama, tmp_path / "folder", **cache)
     for wrong, sentence in (
-        ({"tokens": 0}, "tokens is 0"),
-        ({"layers": [2, 5]}, r"layers are \[5\]"),
-        ({"layers": []}, r"layers are \[\]"),
-        ({"sequence_length": longest + 1}, f"sequence_length is {longest + 1}, 2 to {longest} was"),
-        ({"seed": -1}, "seed is -1"),
-        ({"ridge": -0.1}, "ridge is -0.1"),
-        ({"batch_rows": 0}, "batch_rows is 0"),
+        ({"tokens": 0}, "second_moments: tokens: expected a whole number of at least 1, got 0"),
+        ({"layers": [2, 5]}, "second_moments: layers: expected some of 0 to 4, got 5"),
+        ({"layers": []}, r"second_moments: layers: expected a list .*, got \[\]"),
+        ({"sequence_length": longest + 1}, f"sequence_length: expected 2 to {longest}, got {longest + 1}"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"ridge": -0.1}, "ridge: expected a number of at least 0, got -0.1"),
+        ({"batch_rows": 0}, "batch_rows: expected a whole number of at least 1, got 0"),
     ):
         with pytest.raises(UserError, match=sentence):
             second_moments(llama, None, **{**cache, **wrong})

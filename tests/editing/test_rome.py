@@ -153,13 +153,13 @@ def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
     for bad, message in (
-        ({"method": "mend"}, "method 'mend'"),
-        ({"problem": "joke"}, "problem 'joke'"),
-        ({"layers": [9]}, "layer 9 is not in the model, 0 to 4"),
-        ({"layers": []}, "no layers"),
-        ({"key_mode": "x"}, "key_mode 'x'"),
-        ({"stepz": 3}, "no setting stepz"),
-        ({"contexts": ["Hi. {}"]}, "begins with the bare template"),
+        ({"method": "mend"}, "edit: method: expected one of rome, memit, ft-1, ft-5, got 'mend'"),
+        ({"problem": "joke"}, "edit: problem: expected one of .*, got 'joke'"),
+        ({"layers": [9]}, "edit: layers: expected some of 0 to 4, got 9"),
+        ({"layers": []}, r"edit: layers: expected a list .*, got \[\]"),
+        ({"key_mode": "x"}, "edit: key_mode: expected one of rome, r-rome, got 'x'"),
+        ({"stepz": 3}, "edit has no setting 'stepz'; did you mean 'steps'"),
+        ({"contexts": ["Hi. {}"]}, r"edit: contexts: expected templates of which the first is '\{\}', got 'Hi. \{\}'"),
     ):
         with pytest.raises(UserError, match=message):
             ft.edit(model, FACTS, **{"moments": moments, "contexts": CONTEXTS, "layers": [2], **bad})

@@ -8,11 +8,11 @@ import duckdb
 import other_process
 import pyarrow.compute as pc
 import pytest
-from fasttrace.analysis.regression import regressions
-from fasttrace.analysis.relation import VIEWS, query, relation
-from fasttrace.analysis.tables import layer_table, r2_table
 from made_results import made_edit, made_known, made_trace
 
+from fasttrace.analysis.regression import regressions
+from fasttrace.analysis.relation import CHAIN, query, relation
+from fasttrace.analysis.tables import layer_table, r2_table
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store, Stores
@@ -79,7 +79,7 @@ def assert_same(found, wanted):
             assert found[name].astype(str).to_list() == wanted[name].astype(str).to_list()
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", CHAIN)
 def test_views_of_the_analysis_take_every_row_once(parts, name):
     stores, whole = parts
     assert_same(query(stores, f"SELECT * FROM {name}"), query(whole, f"SELECT * FROM {name}"))

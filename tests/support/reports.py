@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 from fasttrace.analysis.report import write_report
-
 from fasttrace.store import Store
 
 

@@ -171,5 +171,5 @@ def test_a_screening_run_marks_estimates_and_verifies_the_largest(small_tokenize
 
 def test_verify_top_is_for_screening_only(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
-    with pytest.raises(UserError, match="verify_top is for method 'attribution'"):
+    with pytest.raises(UserError, match="verify_top: expected method attribution, got method denoise"):
         ft.trace(model, FACTS, verify_top=3)

@@ -32,7 +32,7 @@ def test_the_released_protocol_wants_probability_too(smollm2):
     assert paper["p_true"] < 0.02
     assert not released["known"]
     assert "below 0.02" in released["reason"]
-    with pytest.raises(UserError, match="protocol 'mine'"):
+    with pytest.raises(UserError, match="protocol: expected one of paper, released, got 'mine'"):
         ft.check_known(smollm2, [fact], protocol="mine")
 
 

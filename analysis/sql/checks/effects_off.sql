@@ -1,6 +1,6 @@
 -- effects_off: cells whose effect is not what their probabilities say (paper, section 4.1 and Appendix B).
 -- Grain: one row a cell at fault. Inputs: trace_cells, traces, runs.
--- Units: probabilities; effect as stored, wanted = what it should be, a fraction: of p_clean - p_noised restored
+-- Units: probabilities; effect as stored, expected = what it should be, a fraction: of p_clean - p_noised restored
 -- (protocol released: of the larger of p_clean and the grid's largest p_restored, less p_noised, and at least 0) or lost
 -- (method noise), of p_clean lost (zero); NULL where there is nothing to restore or lose.
 WITH
@@ -26,7 +26,7 @@ found AS (
             ELSE greatest(
                 0, (cell.p_restored - trace.p_noised) / (greatest(trace.p_clean, largest.p_max) - trace.p_noised)
             )
-        END AS wanted
+        END AS expected
     FROM trace_cells AS cell
     JOIN runs AS run ON run.run_id = cell.run_id
     JOIN traces AS trace ON trace.run_id = cell.run_id AND trace.fact_id = cell.fact_id
@@ -37,4 +37,4 @@ found AS (
 )
 SELECT *
 FROM found
-WHERE (effect IS NULL) <> (wanted IS NULL) OR abs(effect - wanted) > 1e-9 * greatest(1, abs(wanted));
+WHERE (effect IS NULL) <> (expected IS NULL) OR abs(effect - expected) > 1e-9 * greatest(1, abs(expected));

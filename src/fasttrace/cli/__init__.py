@@ -8,13 +8,13 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 
-from . import bench, edit, machine, read, sql, study, trace
+from . import bench, edit, machine, read, regress, sql, study, trace
 
 __all__ = ["cli", "main"]
 
 VERBS = (
     trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.study, study.demo,
-    sql.sql, read.tables, read.figures, read.report, bench.bench, machine.env,
+    sql.sql, regress.regress, read.tables, read.figures, read.report, bench.bench, machine.env,
 )  # fmt: skip
 
 
@@ -30,6 +30,9 @@ for verb in VERBS:
 
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 2; Ctrl-C keeps what was committed."""
+    # On a GPU a sweep's rows grow from layer to layer: with blocks of fixed size torch reserves three times what is in
+    # use (bench/LOG.md).
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

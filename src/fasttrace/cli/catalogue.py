@@ -42,13 +42,13 @@ def told(table: pa.Table) -> str:
 
 def relations_of(store: Any, saved: Mapping[str, Any]) -> pa.Table:
     """Every relation of the store and view of the analysis: kind, rows (NULL for a view), columns, what it is."""
-    from fasttrace.analysis.relation import VIEWS
+    from fasttrace.analysis.relation import CHAIN
     from fasttrace.analysis.saved import columns_of
 
     table = store.relations()
     rows = table.to_pylist()
     columns = columns_of(store)
-    rows += [{"relation": name, "kind": "view", "n_columns": len(columns[name])} for name in VIEWS]
+    rows += [{"relation": name, "kind": "view", "n_columns": len(columns[name])} for name in CHAIN]
     kinds = {field.name: field.type for field in table.schema} | {"what": pa.string()}
     for row in rows:
         row["what"] = saved[row["relation"]].header.what if row["relation"] in saved else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pyarrow as pa
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,8 +24,8 @@ from rich.text import Text
 
 import fasttrace as ft
 from fasttrace.errors import UserError
-from fasttrace.models import DEFAULT_MODEL
-from fasttrace.tracing.sweep import DEFAULT_MEMORY
+from fasttrace.settings.base import Setting, settings_of, text_of
+from fasttrace.settings.study import FactSettings, StudySettings
 
 from .deliver import STORE
 
@@ -74,16 +75,6 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
-    """ "0,4,8" → [0, 4, 8]."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 5 or 10,5,1") from None
-
-
 def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
     """The one value of an option that other verbs take several of; a second does not silently replace the first."""
     if len(values) > 1:
@@ -91,38 +82,64 @@ def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...])
     return values[0] if values else None
 
 
-def floats(_: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
-    """ "0.0625,0.9" → [0.0625, 0.9]."""
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.0625,0.9") from None
+class SettingType(click.ParamType):
+    """A value of a setting: what it admits and how its text is read are the setting's own."""
+
+    def __init__(self, setting: Setting) -> None:
+        assert setting.kind is not None
+        self.setting, self.kind, self.name = setting, setting.kind, setting.kind.metavar
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help: [one|other] for words to choose from."""
+        return self.kind.metavar
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The words that a value may be, in a shell that asks for them."""
+        return [CompletionItem(word) for word in self.kind.choices if word.startswith(incomplete)]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The setting's value. Raises UserError, as in Python, and click's error for a path that does not exist."""
+        converted = self.setting.convert(value)
+        if self.kind.is_path and converted is not None:
+            click.Path(exists=True).convert(converted, param, ctx)
+        return converted
+
+
+def setting_options(kind: type, *, without: Sequence[str] = (), only: Sequence[str] = ()) -> Callable[[Verb], Verb]:
+    """An option for every setting of a type, in the order of the settings; each arrives by the setting's name.
+
+    without: settings that have no option. only: where given, the settings that have one.
+    """
+    chosen = [one for name, one in settings_of(kind).items() if name in (only or settings_of(kind))]
+
+    def add(verb: Verb) -> Verb:
+        for one in reversed(chosen):
+            if one.name not in without:
+                verb = _option(one)(verb)
+        return verb
+
+    return add
+
+
+def _option(one: Setting) -> Callable[[Verb], Verb]:
+    if one.kind is not None and one.kind.is_flag:
+        return click.option(one.option, one.name, is_flag=True, default=one.default, help=one.description)
+    default = None if one.default is None else text_of(one.default)
+    return click.option(
+        one.option, one.name, type=SettingType(one), default=default, show_default=True, help=one.description
+    )
 
 
 def options(*names: str) -> Callable[[Verb], Verb]:
     """The options that verbs share, by name, in the order given."""
-    known = {
-        "model": click.option(
-            "--model", default=DEFAULT_MODEL, show_default=True, help="Short name, hub id, folder or .gguf file."
-        ),
-        "dtype": click.option(
-            "--dtype",
-            type=click.Choice(["float32", "tf32", "bfloat16", "float64"]),
-            default="float32",
-            show_default=True,
-        ),
-        "device": click.option(
-            "--device", default="cpu", show_default=True, help="As torch names it, or auto: over GPUs, CPU and disk."
-        ),
+    known: dict[str, Callable[[Verb], Verb]] = {
+        **{name: _option(settings_of(StudySettings)[name]) for name in ("model", "dtype", "device")},
+        **{name: _option(settings_of(FactSettings)[name]) for name in ("relation", "limit")},
         "facts": click.option(
             "--facts",
             type=click.Path(),
             help="CounterFact, known_1000 or zsRE JSON, or own JSONL; default: the built-in facts.",
         ),
-        "relation": click.option("--relation", help="Only facts of this relation."),
-        "limit": click.option("--limit", type=click.IntRange(1), help="At most so many facts."),
         "store": click.option(
             "--store",
             type=STORE,
@@ -147,29 +164,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             help="DuckDB file to read; several times for several, read together as NAME.relation.",
         ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        "protocol": click.option(
-            "--protocol", type=click.Choice(["paper", "released"]), default="paper", show_default=True
-        ),
-        "seed": click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        "memory": click.option(
-            "--memory", default=DEFAULT_MEMORY, show_default=True, help="For activations, weights not counted."
-        ),
         "score": click.option("--score", default="rewrite", show_default=True, help="Which edit score."),
-        "corpus": click.option(
-            "--corpus",
-            type=click.Path(exists=True),
-            help="Text file or folder of .txt; default: text the model samples.",
-        ),
-        "tokens": click.option(
-            "--corpus-tokens", type=click.IntRange(1), default=100_000, show_default=True, help="Tokens to read."
-        ),
-        "ridge": click.option(
-            "--ridge",
-            type=click.FloatRange(0),
-            default=0.0,
-            show_default=True,
-            help="Added to the second moments' diagonal, as a multiple of its mean.",
-        ),
     }
 
     def add(verb: Verb) -> Verb:

@@ -14,7 +14,6 @@ from fasttrace.optional import require
 
 from .catalogue import listed, relations_of, told
 from .deliver import FILE, check_apart, deliver, format_of
-from .fit import fit
 from .options import named_store, open_stores, options
 
 ON_A_TERMINAL = 40
@@ -88,6 +87,8 @@ def sql(
 
 def shown(table: pa.Table, max_rows: int | None, *, screen: bool = True) -> str:
     """A table of text: for a terminal no wider than it and no longer than 40 rows, else whole."""
+    from fasttrace.analysis.terminal import fit
+
     screen = screen and sys.stdout.isatty()
     if max_rows is None and screen:
         max_rows = ON_A_TERMINAL

@@ -10,6 +10,7 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
+from fasttrace.settings.base import replaced
 from fasttrace.study import Runner, Stage, Study, check_results, load_study, shipped, write_results
 
 from .deliver import check_apart, check_cache, check_store
@@ -55,7 +56,8 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
         check_store(store_path, makes_folder=True)
         if chosen.uses_cache:
             check_cache()
-    model = load(chosen.model, chosen.dtype, chosen.device)
+    asked = chosen.settings
+    model = load(asked.model, asked.dtype, asked.device)
     runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
     if dry_run:
         _print_plan(list(runner.plan()), as_json)
@@ -69,7 +71,7 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
         return
     click.echo(summary(store), nl=False)
     click.echo(f"store:  {store_path}\nreport: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
-    edits = len(facts) * sum(len(cell.layers) for cell in runner.cells)
+    edits = len(facts) * sum(len(cell.layers or ()) for cell in runner.cells)
     click.echo(f"{len(facts)} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
 
 
@@ -104,5 +106,7 @@ def _duration(seconds: float) -> str:
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
     """The study 'demo', small: know, trace, collect, edit, regress, report."""
     chosen = load_study("demo")
-    chosen = replace(chosen, model=model, facts={**chosen.facts, "known": wanted})
+    chosen = replace(
+        chosen, settings=replaced(chosen.settings, model=model), facts=replaced(chosen.facts, known=wanted)
+    )
     _run(chosen, Path(out), Path(out) / "study.duckdb", False, as_json)

@@ -8,15 +8,16 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
-from fasttrace.tracing.plan import METHODS, MODULES, TOKENS
-from fasttrace.tracing.sweep import SCREEN, TARGETS
+from fasttrace.settings.moments import MomentSettings
+from fasttrace.settings.trace import TraceSettings
 
 from .deliver import check_cache
-from .options import bar, emit, load, numbers, open_store, options, stages
+from .options import bar, emit, load, open_store, options, setting_options, stages
 
 
 @click.command()
-@options("facts", "relation", "limit", "model", "dtype", "device", "protocol", "store", "json")
+@options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")
+@setting_options(TraceSettings, only=["protocol"])
 @click.option("--check", is_flag=True, help="Test which facts the model knows: first 36 greedy tokens, p(o_true).")
 def facts(
     facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str, protocol: str,
@@ -53,47 +54,30 @@ def facts(
 
 
 @click.command()
-@options("facts", "relation", "limit", "model", "dtype", "device", "store", "json", "protocol", "seed", "memory")
-@click.option("--windows", default="5", show_default=True, callback=numbers, help="Window sizes, as 10,5,1.")
-@click.option("--samples", type=click.IntRange(1), default=10, show_default=True, help="Noise samples.")
-@click.option("--noise", type=click.Choice(["philox", "released"]), default="philox", show_default=True)
-@click.option("--sigma", help="A number or 3sd; default: published for the model, else 3sd.")
-@click.option(
-    "--module", type=click.Choice(MODULES), default="mlp", show_default=True, help="Whose output is replaced."
-)
-@click.option(
-    "--method",
-    type=click.Choice([*METHODS, SCREEN]),
-    default="denoise",
-    show_default=True,
-    help=f"Restore, corrupt or zero it; {SCREEN} estimates denoise from one forward and backward.",
-)
-@click.option("--verify-top", type=click.IntRange(0), help=f"With {SCREEN}: cells of a fact to compute exactly.")
-@click.option("--tokens", type=click.Choice(TOKENS), default="all", show_default=True)
-@click.option("--target", type=click.Choice(TARGETS), default="sequence", show_default=True, help="What is scored.")
-@click.option("--keep", type=click.Choice(["known", "all"]), default="known", show_default=True)
-@click.option("--keep-samples", is_flag=True, help="Also store every noise sample (trace_samples).")
+@options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")
+@setting_options(TraceSettings)
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(
     facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
-    store: str | None, as_json: bool, protocol: str, seed: int, memory: str, dry_run: bool, **settings: Any,
+    store: str | None, as_json: bool, dry_run: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Trace facts: the probability each restored window gives back."""
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak
     from fasttrace.workflow import trace_into
 
+    settings = TraceSettings(**given)
     target = None if dry_run else open_store(store)
     loaded = ft.load_facts(facts, relation=relation, limit=limit)
     decoder = load(model, dtype, device)
-    plan = prepare_trace(decoder, loaded, protocol=protocol, seed=seed, **settings)
+    plan = prepare_trace(decoder, loaded, settings=settings)
     if target is None:
-        cost = plan.cost(memory)
+        cost = plan.cost()
         row = asdict(cost) | {"seconds": cost.wave_flops / block_rate(decoder), "gemm_peak": gemm_peak(decoder)}
         click.echo(json.dumps(row, indent=2) if as_json else cost_lines(row), nl=as_json)
         return
     with bar("Tracing", len(loaded)) as done:
-        effort = trace_into(target, plan, memory, done)
+        effort = trace_into(target, plan, done)
     rows = target.query(
         "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?",
         [plan.run["run_id"]],
@@ -111,19 +95,15 @@ def trace(
 
 
 @click.command()
-@options("model", "dtype", "device", "corpus", "tokens", "ridge", "store", "json", "seed")
-@click.option("--layers", callback=numbers, help="As 0,4,8; default: all.")
-def stats(
-    model: str, dtype: str, device: str, corpus: str | None, corpus_tokens: int, ridge: float, store: str | None,
-    as_json: bool, seed: int, layers: list[int] | None,
-) -> None:  # fmt: skip
+@options("model", "dtype", "device", "store", "json")
+@setting_options(MomentSettings)
+def stats(model: str, dtype: str, device: str, store: str | None, as_json: bool, **given: Any) -> None:
     """Collect the keys' second moments, every layer in one pass."""
+    settings = MomentSettings(**given)
     check_cache()
     decoder = load(model, dtype, device)
     with stages() as progress:
-        moments = ft.second_moments(
-            decoder, corpus, tokens=corpus_tokens, layers=layers, seed=seed, ridge=ridge, progress=progress
-        )
+        moments = ft.second_moments(decoder, settings=settings, progress=progress)
     if store is not None:
         ft.Store(store).add(moments)
     row = {

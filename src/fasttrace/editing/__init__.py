@@ -1,9 +1,10 @@
 """Editing: change what a model says about a fact, and score the change."""
 
 from fasttrace.editing.delta import apply_delta, load_delta
-from fasttrace.editing.edit import EditResult, edit, prepare_edit
+from fasttrace.editing.edit import edit, prepare_edit
 from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
 from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.plan import EditResult
 
 __all__ = [
     "EditResult",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from fasttrace.editing.essence import TOKENS
-from fasttrace.editing.hyperparameters import FineTuneSettings, Settings, window_of
+from fasttrace.editing.hyperparameters import window_of
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import linear_flops
 from fasttrace.ops import adam_linf_
+from fasttrace.settings.methods import FineTuneSettings, MethodSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def edit_cost(
     model: Decoder,
     facts: Sequence[EncodedFact],
     layers: Sequence[int],
-    settings: Settings,
+    settings: MethodSettings,
     *,
     method: str,
     window_size: int,

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, as_rounded
-from fasttrace.editing.hyperparameters import FineTuneSettings
-from fasttrace.editing.wave import EditWave, Span, Visited, walk
+from fasttrace.editing.wave import EditWave, Job, Span, Visited, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
+from fasttrace.settings.methods import FineTuneSettings
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class FineTuneBatch:
         self,
         model: Decoder,
         examples: Sequence[Example],
-        jobs: Sequence[tuple[int, int, tuple[int, ...]]],
+        jobs: Sequence[Job],
         corruption: Corruption | None = None,
     ) -> None:
-        """jobs: (number of the example, layer of the edit, window of layers that it changes)."""
+        """jobs: their facts are numbers of examples."""
         self.model, self.examples, self.jobs = model, list(examples), list(jobs)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):

@@ -17,17 +17,23 @@ import pyarrow as pa
 import torch
 
 from fasttrace.editing.delta import LowRank, Update, edited_view, export_model, save_delta, summed
-from fasttrace.editing.edit import DEFAULT_MEMORY, EditPlan, prepare_edit
+from fasttrace.editing.edit import own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
-from fasttrace.editing.hyperparameters import MemitSettings, check_method
 from fasttrace.editing.memit import mass_memit
+from fasttrace.editing.moments import Moments
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact
+from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
-from fasttrace.runs import describe_run
-from fasttrace.tracing.sweep import parse_bytes
+from fasttrace.runs import Run, describe_run
+from fasttrace.settings.arguments import takes
+from fasttrace.settings.base import argument, carried, replaced, run_settings, settings, settings_of
+from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.mass import MassSettings
+from fasttrace.settings.methods import FineTuneSettings, MemitSettings, RomeSettings
 
 SCORED_TIMES = 10
 SCORE_ROWS = 4096  # tokens of one pass of scoring
@@ -56,7 +62,7 @@ class MassResult:
     of scoring, and one with the reason for each left out; a fact whose own δ no scored token sees has a reason too.
     updates: layer → the change that carries them all."""
 
-    run: dict[str, Any]
+    run: Run
     facts: list[Fact]
     scores: pa.Table
     updates: dict[int, Update] = field(repr=False)
@@ -78,18 +84,18 @@ class MassPlan:
     plan: EditPlan
     at_once: int
     score_every: int
-    run: dict[str, Any]
+    run: Run
 
     @property
     def facts(self) -> list[EncodedFact]:
         """What is edited, in order; facts the problem leaves out are not."""
-        return [f for f in self.plan.encoded if f.fact.fact_id not in self.plan.left_out]
+        return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
 
-    def compute(
-        self, *, memory: str | int = DEFAULT_MEMORY, progress: Callable[[int], None] | None = None
-    ) -> MassResult:
-        """Edit and score. memory: bytes for what is in flight. progress(n): n more facts have landed."""
+    def compute(self, *, memory: str | int | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
+        """Edit and score. memory: bytes for what is in flight; None: the settings'. progress(n): n more facts have
+        landed."""
         begun = time.perf_counter()
+        budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
         plan, model, facts = self.plan, self.plan.model, self.facts
         with model.products():
             prompts = self._prompts(facts)
@@ -101,7 +107,7 @@ class MassPlan:
             landed = 0
             for number, group in enumerate(groups, 1):
                 view = edited_view(model, updates)
-                more, condition, why = self._solve(view, group, parse_bytes(memory))
+                more, condition, why = self._solve(view, group, budget)
                 updates, unseen = {**summed([updates, *more])}, unseen | why
                 landed += len(group)
                 if number % self.score_every == 0 or number == len(groups):
@@ -127,14 +133,14 @@ class MassPlan:
         whose δ nothing can see, why."""
         plan = self.plan.with_model(view)
         [layer] = plan.layers
-        if not isinstance(plan.settings, MemitSettings):
+        if not isinstance(plan.hyperparameters, MemitSettings):
             edits = [edit for fact in group for edit in plan.optimise([(fact, [layer])])]
             unseen = {edit.fact_id: edit.reason for edit in edits if edit.reason is not None}
             return [dict(edit.updates) for edit in edits], edits[0].condition, unseen
         assert plan.moments is not None
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
-        ready = {f.fact.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
+        ready = {f.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
         found = [one.unseen(view, window[-1]) for one in ready.values()]
         unseen = {fact_id: why for fact_id, why in zip(ready, found, strict=True) if why is not None}
         if len(unseen) == len(group):
@@ -142,24 +148,25 @@ class MassPlan:
         v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
-                view, [ready[f.fact.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
+                view, [ready[f.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
             )
             v0.append(batch.clean.v0[window[-1]])
             delta = torch.zeros_like(v0[-1], dtype=torch.float32)
-            seen = [n for n, (fact, _) in enumerate(part) if fact.fact.fact_id not in unseen]
+            seen = [n for n, (fact, _) in enumerate(part) if fact.fact_id not in unseen]
             if seen:
-                problems = [(n, window[-1]) for n in seen]
-                delta[seen], _ = batch.optimise(problems, plan.settings, minimise=plan.problem.minimise)
+                jobs = [(n, window[-1]) for n in seen]
+                delta[seen], _ = batch.optimise(jobs, plan.hyperparameters, minimise=plan.problem.minimise)
             deltas.append(delta)
         contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
-        updates, conditions = mass_memit(view, contexts, corruption, window, plan.settings, plan.moments, *z)
+        updates, conditions = mass_memit(view, contexts, corruption, window, plan.hyperparameters, plan.moments, *z)
         return [dict(updates)], max(conditions.values()), unseen
 
     def _prompts(self, facts: Sequence[EncodedFact]) -> list[list[ScoredPrompt]]:
         texts: dict[str, list[tuple[int, ...]]] = {}
-        if self.plan.essence:
+        asked = self.plan.settings
+        if asked.essence:
             subjects = list(dict.fromkeys(f.fact.subject for f in facts))
-            found = essence_texts(self.plan.model, subjects, seed=self.run["seed"], texts=self.plan.essence)
+            found = essence_texts(self.plan.model, subjects, seed=asked.seed, texts=asked.essence)
             texts = dict(zip(subjects, found, strict=True))
         return [self.plan.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
 
@@ -174,97 +181,100 @@ class MassPlan:
     ) -> Iterator[dict[str, Any]]:
         plan = self.plan
         for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
-            scores = score_row(prompts[position], before[position], logp, plan.problem, plan.protocol)
-            about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact.fact_id)}
+            scores = score_row(prompts[position], before[position], logp, plan.problem, plan.settings.protocol)
+            about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact_id)}
             yield {**self._name(landed, fact), **about, **scores}
 
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
-        left = [fact for fact in self.plan.encoded if fact.fact.fact_id in why]
-        return [{**self._name(len(self.facts), fact), "reason": why[fact.fact.fact_id]} for fact in left]
+        left = [fact for fact in self.plan.encoded if fact.fact_id in why]
+        return [{**self._name(len(self.facts), fact), "reason": why[fact.fact_id]} for fact in left]
 
     def _name(self, landed: int, fact: EncodedFact) -> dict[str, Any]:
         return {
             "landed": landed,
-            "fact_id": fact.fact.fact_id,
+            "fact_id": fact.fact_id,
             "problem": self.plan.problem.name,
-            "method": self.plan.method,
+            "method": self.plan.settings.method,
             "layer": self.plan.layers[0],
-            "window_size": self.plan.window_size,
+            "window_size": self.plan.settings.window_size,
         }
 
 
 def _log_probabilities(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[np.ndarray]:
     """Each fact's (prompts, 3) log-probabilities in the model as it now is."""
     corruption = plan.corruption if plan.problem.corrupted else None
-    result: list[np.ndarray] = []
-    part: list[list[ScoredPrompt]] = []
-    rows = 0
-    for fact in prompts:
-        tokens = sum(2 * len(p.ids) + len(p.targets[0] or ()) for p in fact)
-        if part and rows + tokens > SCORE_ROWS:
-            result += Scorer(model, part, (), corruption).before
-            part, rows = [], 0
-        part.append(fact)
-        rows += tokens
-    if part:
-        result += Scorer(model, part, (), corruption).before
-    return result
+    parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
+    return [table for part in parts for table in Scorer(model, part, (), corruption).before]
 
 
-def prepare_mass_edit(
-    model: Decoder,
-    facts: Sequence[Fact],
-    *,
-    method: str = "memit",
-    layer: int | None = None,
-    at_once: int | None = None,
-    score_every: int | None = None,
-    essence: int = 0,
-    **settings: Any,
-) -> MassPlan:
-    """Check every setting of a mass edit and fetch what it needs. Arguments and errors: see `mass_edit`."""
-    if at_once is not None and at_once < 1:
-        raise UserError(f"at_once {at_once} is not a whole number from 1")
-    if check_method(method) != "memit" and at_once not in (None, 1):
-        raise UserError(f"at_once is {at_once}, but {method} edits one fact at a time; 1 or method='memit' was wanted")
-    if score_every is not None and score_every < 1:
-        raise UserError(f"score_every {score_every} is not a whole number from 1")
-    chosen = model.default_layer() if layer is None else layer
-    plan = prepare_edit(model, facts, method=method, layers=[chosen], essence=essence, **settings)
+def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
+    return sum(2 * len(prompt.ids) + len(prompt.targets[0] or ()) for prompt in prompts)
+
+
+@settings("mass")
+class _MassKeywords(MassSettings, RomeSettings, MemitSettings, FineTuneSettings):
+    """The settings of a mass edit, its method's own among them by name."""
+
+    settings: MassSettings | None = argument(default=None, help="Settings made before; a keyword adds what they lack")
+    moments: Moments | None = argument(
+        default=None, help="Second moments of the keys; by default they are collected, and fine-tuning needs none"
+    )
+
+
+@settings("mass")
+class PrepareMassArguments(_MassKeywords):
+    """Keywords of `prepare_mass_edit`."""
+
+    progress: Callable[[str, int, int], None] | None = argument(
+        default=None, help="Called as progress(stage, done, total) while second moments are collected"
+    )
+
+
+@settings("mass")
+class MassArguments(_MassKeywords):
+    """Keywords of `mass_edit`."""
+
+    progress: Callable[[int], None] | None = argument(
+        default=None, help="Called as progress(n) after n more facts have landed"
+    )
+
+
+@takes(PrepareMassArguments)
+def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassArguments) -> MassPlan:
+    """Check the settings of a mass edit and fetch what it needs. Raises UserError and FactError as `edit`."""
+    asked = carried(MassSettings, given)
+    layer = model.default_layer() if asked.layer is None else asked.layer
+    # Method and essence have other defaults than in single edits.
+    same = {"method": asked.method, "essence": asked.essence, "hyperparameters": own_settings(given)}
+    plan = prepare_edit(
+        model,
+        facts,
+        settings=carried(EditSettings, asked, layers=[layer], **same),
+        moments=given.moments,
+        progress=given.progress,
+    )
     count = len(plan.encoded) - len(plan.left_out)
     if count == 0:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
-    together = (count if method == "memit" else 1) if at_once is None else at_once
-    groups = -(-count // together)
-    every = -(-groups // SCORED_TIMES) if score_every is None else score_every
-    described = {
-        **json.loads(plan.run["settings"]),
-        "layer": chosen,
-        "at_once": together,
-        "score_every": every,
-        "facts": [f.fact.fact_id for f in plan.encoded],
-    }
-    run = describe_run("mass", model, described, seed=plan.run["seed"], protocol=plan.protocol)
-    return MassPlan(plan, together, every, run)
+    at_once = asked.at_once or (count if asked.method == "memit" else 1)
+    groups = -(-count // at_once)
+    score_every = asked.score_every or -(-groups // SCORED_TIMES)
+    settled = replaced(asked, layer=layer, at_once=at_once, score_every=score_every)
+    of_edits = json.loads(plan.run["settings"])
+    unread = settings_of(EditSettings).keys() - of_edits.keys()
+    described = {**run_settings(settled, without=unread), **of_edits}
+    described["facts"] = [f.fact_id for f in plan.encoded]
+    run = describe_run("mass", model, described, seed=asked.seed, protocol=asked.protocol)
+    return MassPlan(plan, at_once, score_every, run)
 
 
-def mass_edit(
-    model: Decoder,
-    facts: Sequence[Fact],
-    *,
-    memory: str | int = DEFAULT_MEMORY,
-    progress: Callable[[int], None] | None = None,
-    **settings: Any,
-) -> MassResult:
+@takes(MassArguments)
+def mass_edit(model: Decoder, facts: Sequence[Fact], given: MassArguments) -> MassResult:
     """Edit all the facts into one model, in their order, and score them as they land; no weight is touched.
-
-    settings, all by name: method: "memit" (default), "rome", "ft-1" or "ft-5". layer: 0-based, where every edit is
-    sent; default the model's own. at_once: facts solved together (memit: default all; others: 1). score_every: groups
-    between two scorings of every fact that has landed; default ten scorings in all. essence: as in `edit`, default 0.
-    The rest as `edit`: problem, window_size, protocol, seed, moments, corpus, corpus_tokens, ridge, contexts, sigma,
-    noise, noise_sample, and the method's hyperparameters.
 
     Raises UserError and FactError as `edit`.
     """
-    return prepare_mass_edit(model, facts, **settings).compute(memory=memory, progress=progress)
+    asked = carried(MassSettings, given, hyperparameters=own_settings(given))
+    plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments)
+    return plan.compute(progress=given.progress)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
-from fasttrace.editing.hyperparameters import MemitSettings
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import Visited, walk
@@ -22,6 +21,7 @@ from fasttrace.models.corrupt import Corruption, embed_corrupted
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
+from fasttrace.settings.methods import MemitSettings
 
 PASS_ROWS = 4096  # tokens per pass over the contexts of many facts
 

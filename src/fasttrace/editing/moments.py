@@ -18,12 +18,15 @@ from torch import Tensor
 from fasttrace.editing.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.errors import UserError
+from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
 from fasttrace.runs import Run, describe_run
+from fasttrace.settings.arguments import takes
+from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings
+from fasttrace.settings.moments import MomentSettings
 
-DEFAULT_TOKENS = 100_000
 CHECKPOINT_SECONDS = 20.0
 # A float32 sum is rounded once a batch, each time by 2⁻²⁴ of the entry at most: over n batches about
 # 3.4e-8 · sqrt(n / 3) in all. 256 batches stay at 3e-7; longer sums are kept in float64.
@@ -131,34 +134,27 @@ class Moments:
         )
 
 
-def second_moments(
-    model: Decoder,
-    corpus: str | Path | None = None,
-    *,
-    tokens: int = DEFAULT_TOKENS,
-    layers: Sequence[int] | None = None,
-    cache_dir: str | Path | None = None,
-    sequence_length: int = 128,
-    seed: int = 0,
-    batch_rows: int = 4096,
-    ridge: float = 0.0,
-    memory: int | None = None,
-    progress: Progress | None = None,
-) -> Moments:
+@settings("second_moments")
+class MomentArguments(MomentSettings):
+    """Keywords of `second_moments`."""
+
+    settings: MomentSettings | None = argument(default=None, help="Settings made before; a keyword adds what they lack")
+    cache_dir: str | Path | None = argument(
+        default=None, help="Where they are kept; by default $XDG_CACHE_HOME/fasttrace or ~/.cache/fasttrace"
+    )
+    progress: Progress | None = argument(
+        default=None, help="Called as progress(stage, done, total), in tokens; the stages are sampling and moments"
+    )
+
+
+@takes(MomentArguments)
+def second_moments(model: Decoder, given: MomentArguments) -> Moments:
     """C_l = Σ k kᵀ / N over a corpus, for every layer asked for, in one pass (docs/algorithms.md, section 10).
 
-    corpus: a UTF-8 text file, a folder of .txt files (in order of name), or None for text the model samples
-        itself (temperature 1, from `seed`; nothing else here is random).
-    tokens: N wanted; a corpus with fewer is used whole, and `n_tokens` and `corpus` of the result say so.
-    layers: 0-based, None for all. sequence_length: tokens a forward sees together, no padding.
-    cache_dir: default $XDG_CACHE_HOME/fasttrace or ~/.cache/fasttrace. What is there is not computed again;
-        a call that was killed goes on from its last checkpoint (one every 20 s) with the same sums, to the
-        bit where the process takes the same matrix products (ops.linear), and to 1e-6 otherwise.
-    batch_rows: tokens of one forward. ridge: see `Moments.inverse_key`; it does not touch what is on disk.
-    memory: bytes for the running sums, None for half of what is free; m² · 4 bytes a layer (8 beyond 256
-        batches). Where the layers asked for need more, they are taken in groups, one pass over the corpus
-        each, a layer at a time at least: the values are the same.
-    progress(stage, done, total): in tokens; stage "sampling" or "moments" (total counts every pass).
+    What is in the cache is not computed again. A call that was killed goes on from its last checkpoint (one every
+    20 s) with the same sums, to the bit where the process takes the same matrix products (ops.linear), and to 1e-6
+    otherwise. `n_tokens` and `corpus` of the result say where a corpus had fewer tokens than were asked for. The
+    ridge does not touch what is on disk (`Moments.inverse_key`).
 
     Relative error of C (Frobenius) against float64 sums of the same keys: below 1e-6. Keys of a float64 model
     are rounded to float32 first.
@@ -166,28 +162,29 @@ def second_moments(
     Raises UserError for a missing, empty or non-UTF-8 corpus, a layer the model lacks, a number out of range.
     """
     begun = time.perf_counter()
-    wanted = _checked(model, tokens, layers, sequence_length, seed, batch_rows, ridge)
-    root = cache_root(cache_dir)
-    if corpus is None:
-        text = sampled_corpus(model, tokens, sequence_length, seed, root)
+    asked = replaced(carried(MomentSettings, given), layers=_layers(model, given))
+    layers = list(asked.layers or ())
+    root = cache_root(given.cache_dir)
+    if asked.corpus is None:
+        text = sampled_corpus(model, asked.tokens, asked.sequence_length, asked.seed, root)
     else:
-        text = text_corpus(model, Path(corpus).expanduser(), tokens, sequence_length)
+        text = text_corpus(model, Path(asked.corpus).expanduser(), asked.tokens, asked.sequence_length)
     identity = {
         **text.identity,
         "format": FORMAT,
         "model": model.model_hash,
         "n_tokens": text.n_tokens,
-        "sequence_length": sequence_length,
+        "sequence_length": asked.sequence_length,
         "dtype": model.dtype_name,
     }
     key = content_key(identity)
     folder = root / "moments" / key
-    settings = {**identity, "layers": wanted, "ridge": ridge}
-    run = describe_run("moments", model, settings, seed=seed, protocol="paper")
-    missing = [layer for layer in wanted if metadata_of(layer_file(folder, layer)) is None]
+    run = describe_run("moments", model, {**identity, **run_settings(asked)}, seed=asked.seed, protocol="paper")
+    missing = [layer for layer in layers if metadata_of(layer_file(folder, layer)) is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        _collect(model, text, missing, folder, batch_rows, memory, progress)
+        budget = None if asked.memory is None else parse_bytes(asked.memory)
+        _collect(model, text, missing, folder, asked.batch_rows, budget, given.progress)
     run["seconds"] = time.perf_counter() - begun
     return Moments(
         run=run,
@@ -196,11 +193,11 @@ def second_moments(
         corpus=text.description,
         corpus_hash=text.corpus_hash,
         n_tokens=text.n_tokens,
-        requested_tokens=tokens,
-        layers=wanted,
+        requested_tokens=asked.tokens,
+        layers=layers,
         path=folder,
-        ridge=ridge,
-        source=None if corpus is None else str(corpus),
+        ridge=asked.ridge,
+        source=None if asked.corpus is None else str(asked.corpus),
     )
 
 
@@ -209,25 +206,15 @@ def layer_file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:05d}.safetensors"
 
 
-def _checked(
-    model: Decoder, tokens: int, layers: Sequence[int] | None, length: int, seed: int, rows: int, ridge: float
-) -> list[int]:
-    """The layers asked for, ascending. Raises UserError where any number is out of range."""
-    for name, value in (("tokens", tokens), ("batch_rows", rows)):
-        if value < 1:
-            raise UserError(f"second_moments: {name} is {value}, at least 1 was wanted")
+def _layers(model: Decoder, asked: MomentSettings) -> list[int]:
+    """The layers asked for, ascending. Raises UserError for one that the model lacks, and for too long a sequence."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    if length < 2 or (longest is not None and length > longest):
-        raise UserError(f"second_moments: sequence_length is {length}, 2 to {longest} was wanted")
-    if seed < 0:
-        raise UserError(f"second_moments: seed is {seed}, at least 0 was wanted")
-    if not 0.0 <= ridge < float("inf"):
-        raise UserError(f"second_moments: ridge is {ridge}, a finite number of at least 0 was wanted")
-    wanted = sorted(set(range(model.n_layers) if layers is None else layers))
-    outside = [layer for layer in wanted if not 0 <= layer < model.n_layers]
-    if outside or not wanted:
-        last = model.n_layers - 1
-        raise UserError(f"second_moments: layers are {outside or wanted}, some of 0 to {last} were wanted")
+    if longest is not None and asked.sequence_length > longest:
+        raise refusal(asked, "sequence_length", f"2 to {longest}", asked.sequence_length)
+    wanted = sorted(set(range(model.n_layers) if asked.layers is None else asked.layers))
+    outside = [layer for layer in wanted if layer >= model.n_layers]
+    if outside:
+        raise refusal(asked, "layers", f"some of 0 to {model.n_layers - 1}", ", ".join(map(str, outside)))
     return wanted
 
 

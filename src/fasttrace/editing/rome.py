@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Edit, LowRank
-from fasttrace.editing.hyperparameters import RomeSettings
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.value import ValueBatch
+from fasttrace.settings.methods import RomeSettings
 
 
 def solve_rome(

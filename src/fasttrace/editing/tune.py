@@ -12,11 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fasttrace.editing.edit import EditPlan, prepare_edit
-from fasttrace.editing.hyperparameters import TUNED, check_method
+from fasttrace.editing.edit import prepare_edit
+from fasttrace.editing.hyperparameters import TUNED
+from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
+from fasttrace.settings.base import carried, given_by
+from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.mass import TuneSettings
+from fasttrace.settings.methods import method_settings
 
 TUNING_FACTS = 100
 MOST_REWRITE = 0.99
@@ -32,30 +37,24 @@ class Candidate:
     plan: EditPlan
 
 
-def candidates(
-    model: Decoder,
-    facts: Sequence[Fact],
-    *,
-    method: str,
-    layer: int | None = None,
-    setting: str | None = None,
-    values: Sequence[float] | None = None,
-    **settings: Any,
-) -> Iterator[Candidate]:
-    """The edits of every value, one after another, on the first 100 facts.
+def candidates(model: Decoder, facts: Sequence[Fact], asked: TuneSettings) -> Iterator[Candidate]:
+    """The edits of every value, one after another, on the first 100 facts. Raises UserError as `edit`."""
+    layer = model.default_layer() if asked.layer is None else asked.layer
+    for name, value in tuned_values(asked):
+        own = method_settings(asked.method, {**given_by(asked.hyperparameters), name: value})
+        same = {"layers": [layer], "essence": asked.essence, "hyperparameters": own}
+        yield Candidate(
+            name, value, prepare_edit(model, facts[:TUNING_FACTS], settings=carried(EditSettings, asked, **same))
+        )
 
-    layer: default the model's own. setting, values: default the paper's. settings: the rest, as `edit`.
-    Raises UserError as `edit`, and for an empty list of values.
-    """
-    name, defaults = TUNED[check_method(method)]
-    chosen = list(defaults if values is None else values)
-    if not chosen:
-        raise UserError("tune was given no values, at least one was wanted")
-    where = model.default_layer() if layer is None else layer
-    for value in chosen:
-        own = {**settings, setting or name: value}
-        plan = prepare_edit(model, facts[:TUNING_FACTS], method=method, layers=[where], **own)
-        yield Candidate(setting or name, value, plan)
+
+def tuned_values(asked: TuneSettings) -> list[tuple[str, float]]:
+    """(hyperparameter, value) to try. Raises UserError for one that the method does not take."""
+    name, values = TUNED[asked.method]
+    tried = [(asked.hyperparameter or name, value) for value in asked.values or values]
+    for one in tried:
+        method_settings(asked.method, dict([one]))
+    return tried
 
 
 def mean_scores(candidate: Candidate, scores: pa.Table) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.hyperparameters import MemitSettings, RomeSettings
 from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logits, row_logprob
+from fasttrace.settings.methods import MemitSettings, RomeSettings
 
 
 @dataclass(eq=False)

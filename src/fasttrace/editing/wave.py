@@ -7,6 +7,7 @@ jobs (docs/algorithms.md, section 17).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +50,14 @@ def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], Non
         visit(Visited(layer, h, k, v, resid_mid, key, value, resid_post))
         h = resid_post
     return h
+
+
+class Job(NamedTuple):
+    """An edit to compute. fact: number of the fact. layer: the layer it is requested for. window: layers it changes."""
+
+    fact: int
+    layer: int
+    window: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from fasttrace.facts.tokens import EncodedFact, encode_target
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import Batch, embed, forward, pack, row_logits
 from fasttrace.ops.noised_embed import fact_key, noised_embed
+from fasttrace.settings.common import Noise
 
-NOISES = ("philox", "released")
+NOISES = get_args(Noise)
 
 # σ as published: (model type, layers) → standard deviation added to the embeddings.
 PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
@@ -73,7 +75,7 @@ def embed_base(
     Raises UserError for an unknown noise.
     """
     if noise not in NOISES:
-        raise UserError(f"noise '{noise}' is not one of {', '.join(NOISES)}")
+        raise UserError(f"noise: expected one of {', '.join(NOISES)}, got '{noise}'")
     row_ids, sample, token, key, noised = [], [], [], [], []
     for fact, tokens in zip(facts, ids, strict=True):
         t, b, e = len(tokens), fact.subject_begin, fact.subject_end

@@ -102,10 +102,12 @@ def continue_tokens(
 
 
 @torch.no_grad()
-def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
+def greedy_tokens(
+    model: Decoder, prompts: Sequence[Sequence[int]], length: int, *, keep_end: bool = False
+) -> list[list[int]]:
     """The likeliest next token, `length` times, after each prompt (token ids). Prompts may have different lengths.
 
-    A text is cut before its first end-of-text token.
+    A text is cut before its first end-of-text token, or after it with keep_end.
     """
     ends = _end_ids(model)
     cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
@@ -122,7 +124,7 @@ def greedy_tokens(model: Decoder, prompts: Sequence[Sequence[int]], length: int)
     texts = []
     for row in ids[:, : step + 1].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[:stop])
+        texts.append(row[: stop + keep_end])
     return texts
 
 

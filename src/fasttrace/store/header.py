@@ -7,10 +7,14 @@ _PARTS = re.compile(r"(?:^|(?<=[.:;]) )(Grain|Inputs?|Parameters?|Models|Units)\
 
 
 class Header(NamedTuple):
-    """The parts of a header, empty where the file has none. text: the whole header, line by line."""
+    """The parts of a header, empty where the file has none.
+
+    inputs: names of the relations that the file reads. text: the whole header, line by line.
+    """
 
     what: str
     grain: str
+    inputs: tuple[str, ...]
     parameters: str
     text: str
 
@@ -26,4 +30,6 @@ def header_of(sql: str, name: str) -> Header:
     parts = dict(zip(rest[::2], rest[1::2], strict=True))
     grain, parameters = parts.get("Grain", ""), parts.get("Parameters", parts.get("Parameter", ""))
     what = first.strip().removeprefix(f"{name}:").strip()
-    return Header(what, grain.strip(), parameters.strip(), "\n".join(lines))
+    inputs, _, _ = parts.get("Inputs", parts.get("Input", "")).partition(".")  # what follows the sentence is prose
+    names = tuple(one.strip() for one in inputs.split(",") if one.strip())
+    return Header(what, grain.strip(), names, parameters.strip(), "\n".join(lines))

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
@@ -105,19 +105,21 @@ def parameters_of(text: str) -> set[str]:
     return names
 
 
-def add_view(con: duckdb.DuckDBPyConnection, text: str) -> None:
-    """Create the view, or small table, of a `CREATE OR REPLACE TEMP …` on a connection of a `Readable`.
+def define(
+    con: duckdb.DuckDBPyConnection, kind: Literal["TABLE", "VIEW"], name: str, select: str, params: Params = ()
+) -> None:
+    """Create a table or view of a SELECT on a connection of a `Readable`. params: for a table, values for its `$name`.
 
     On one store, which is read-only, it is temporary. A temporary view resolves its relations in the search path of the
     query that reads it. Over several stores that would find the plain relations, in which a row may occur twice. There
-    it is a view in the schema `once`, which resolves its relations in that schema.
+    it is made in the schema `once`, and resolves its relations in that schema.
     """
     [(path, schemas)] = con.execute("SELECT current_setting('search_path'), current_schemas(FALSE)").fetchall()
     if ONCE not in schemas:
-        con.execute(text).fetchall()
+        con.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS\n{select}", params or None).fetchall()
         return
     con.execute("SET search_path = 'once'")
-    con.execute(text.replace(" TEMP ", " ", 1)).fetchall()
+    con.execute(f"CREATE OR REPLACE {kind} {name} AS\n{select}", params or None).fetchall()
     con.execute("SET search_path = $path", {"path": path})
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.runs import Run
+from fasttrace.settings.columns import stored_settings
 from fasttrace.store.connect import schema_columns, statement, utc_now
 
 # Kind of run → (attribute of the result, relation). The last relation is the one whose rows mark things as finished.
@@ -131,7 +132,7 @@ def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) 
     added = 0
     for relation, _ in tables:
         if relation == "traces":
-            _execute(con, "add_trace_effects", run)
+            _execute(con, "add_trace_effects", {**stored_settings("trace", run["settings"]), **run})
         added = _execute(con, f"add_{relation}", run)  # only the last relation's number is returned
     if added:
         _execute(con, "add_seconds", run)

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 
 from fasttrace.facts.tokens import EncodedFact
-from fasttrace.protocols import check_protocol  # noqa: F401
 from fasttrace.tracing.plan import Cell, Spot
 from fasttrace.windows import window_interval
 

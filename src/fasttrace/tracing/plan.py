@@ -9,7 +9,7 @@ tokens from there on, in every noise sample) enter the pack after layer `start`,
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from fasttrace.facts.tokens import EncodedFact
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
 from fasttrace.ops.prefix_attention import Column, sequence_table
+from fasttrace.settings.trace import Module, Tokens
 from fasttrace.windows import window_interval
 
-MODULES = ("mlp", "attn", "block")
+MODULES = get_args(Module)
 METHODS = ("denoise", "noise", "zero")
-TOKENS = ("all", "subject", "last-subject", "whole-subject")
+TOKENS = get_args(Tokens)
 OWN, ZERO = -1, -2  # marks of a row that keeps its own module output, or has none
 
 

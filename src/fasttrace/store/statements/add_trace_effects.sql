@@ -11,7 +11,7 @@ SELECT
         AS effect_last_subject,
     max(
         CASE
-            WHEN run.settings ->> '$.method' IN ('noise', 'zero') THEN fact.p_clean - cell.p_restored
+            WHEN $method IN ('noise', 'zero') THEN fact.p_clean - cell.p_restored
             ELSE cell.p_restored - fact.p_noised
         END
     ) FILTER (WHERE cell.token_index = fact.subject_end - 1) AS effect_absolute,
@@ -22,8 +22,8 @@ SELECT
     any_value(fact.p_clean) AS p_clean,
     any_value(fact.p_noised) AS p_noised,
     any_value(run.model_hash) AS model_hash,
-    any_value(coalesce(run.settings ->> '$.module', 'mlp')) AS module,
-    any_value(coalesce(run.settings ->> '$.method', 'denoise')) AS method
+    $module AS module,
+    $method AS method
 FROM batch_trace_cells AS cell
 JOIN batch_traces AS fact ON fact.fact_id = cell.fact_id
 JOIN runs AS run ON run.run_id = $run_id

@@ -1,4 +1,4 @@
--- edits_there: how many edits have each score.
+-- edit_coverage: how many edits have each score.
 -- Grain: one row a (model, problem, method, window_size, zsre). Inputs: edits, runs, facts.
 -- Units: numbers of edits; zsre = of zsRE's facts, or of all others.
 SELECT

@@ -1,4 +1,4 @@
--- traces_there: which tracing effects there are.
+-- trace_coverage: how many tracing effects the store has.
 -- Grain: one row a (model, localization, window_size) with an effect. Inputs: trace_effects, concentrated_facts, runs.
 -- Units: effects = effects of layers; concentrated = facts whose effect is concentrated in few layers.
 SELECT

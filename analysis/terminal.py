@@ -1,11 +1,11 @@
-"""A table of any size as text that fits a terminal: rows from both ends, columns from both ends, long texts cut."""
+"""Tables as text: `grid` lays out words, `fit` any table of a query, no wider and no longer than asked for."""
 
 import datetime
 import decimal
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,52 +32,91 @@ def fit(table: pa.Table, width: int | None = None, max_rows: int | None = None, 
         return ""
     if table.column_names == ["explain_key", "explain_value"]:  # DuckDB's drawing of a plan
         return "".join(f"{value}\n" for value in table["explain_value"].to_pylist())
-    rows, cut_after = _rows(table, max_rows)
+    rows, head = _rows(table, max_rows)
     cells = [[_shown(value) for value in column.to_pylist()] for column in rows.columns]
-    numeric = [_is_number(field.type) for field in table.schema]
-    natural = [max(map(cell_len, [name, *column])) for name, column in zip(table.column_names, cells, strict=True)]
-    widths = natural if width is None else _cut_texts(natural, numeric, width)
-    kept = list(range(len(widths))) if width is None else _kept(widths, width)
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-    for place, i in enumerate(kept):
-        if place and i != kept[place - 1] + 1:
+    numeric = [is_number(field.type) for field in table.schema]
+    widths = [max(map(cell_len, [name, *column])) for name, column in zip(table.column_names, cells, strict=True)]
+    kept = list(range(len(widths)))
+    if width is not None:
+        widths = _cut_texts(widths, numeric, width)
+        kept = _kept(widths, width)
+    text = grid(
+        [table.column_names[i] for i in kept],
+        [cells[i] for i in kept],
+        [numeric[i] for i in kept],
+        widths=[widths[i] for i in kept],
+        wrap={place for place, i in enumerate(kept) if table.column_names[i] in wrap},
+        gap_column=next((place for place, i in enumerate(kept) if i != place), None),
+        gap_row=head,
+    )
+    return text + _left_out(table, len(rows), len(kept))
+
+
+def grid(
+    headings: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    *,
+    title: str | None = None,
+    widths: Sequence[int] | None = None,
+    wrap: Collection[int] = (),
+    gap_column: int | None = None,
+    gap_row: int | None = None,
+) -> str:
+    """Columns of words as lines under their headings, with a newline at the end.
+
+    numeric: which columns are right-aligned. widths: of the columns, in characters; None: as wide as their words. Words
+    that are longer end in "…", in the columns `wrap` they are broken into lines. gap_column, gap_row: the first column
+    and row after those that were left out; None: all are there.
+    """
+    if widths is None:
+        widths = [max(cell_len(line) for word in (heading, *column) for line in word.split("\n"))
+                  for heading, column in zip(headings, columns, strict=True)]  # fmt: skip
+    shown = Table(
+        title=Text(title) if title else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),
+    )
+    for place, heading in enumerate(headings):
+        if place == gap_column:
             shown.add_column(MORE)
-        name, breaks = table.column_names[i], table.column_names[i] in wrap
         shown.add_column(
-            Text(name), justify="right" if numeric[i] else "left", no_wrap=not breaks, width=widths[i],
-            overflow="fold" if breaks else "ellipsis",
-        )  # fmt: skip
-    for r in range(len(rows)):
-        if r == cut_after:
+            Text(heading),  # Text: a value like "[b]" is no markup
+            justify="right" if numeric[place] else "left",
+            no_wrap=place not in wrap,
+            width=widths[place],
+            overflow="fold" if place in wrap else "ellipsis",
+        )
+    for number, row in enumerate(zip(*columns, strict=True)):
+        if number == gap_row:
             shown.add_row(*["⋮"] * len(shown.columns))
-        line: list[Text] = []
-        for place, i in enumerate(kept):
-            if place and i != kept[place - 1] + 1:
-                line.append(Text(""))
-            line.append(Text(cells[i][r]))  # Text: a value like "[b]" is no markup
-        shown.add_row(*line)
+        words = [Text(word) for word in row]
+        if gap_column is not None:
+            words.insert(gap_column, Text(""))
+        shown.add_row(*words)
     console = Console(width=sum(widths) + (GAP + 1) * (len(widths) + 1), file=io.StringIO(), color_system=None)
     with console.capture() as capture:
         console.print(shown)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    return "\n".join(lines).strip("\n") + "\n" + _left_out(table, len(rows), len(kept))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
 
 
-def _rows(table: pa.Table, max_rows: int | None) -> tuple[pa.Table, int]:
-    """The rows to show, and how many of them come before the gap (-1: there is none)."""
+def _rows(table: pa.Table, max_rows: int | None) -> tuple[pa.Table, int | None]:
+    """The rows to show, and how many of them come before the gap (None: there is no gap)."""
     if max_rows is None or len(table) <= max_rows:
-        return table, -1
+        return table, None
     head, tail = -(-max_rows // 2), max_rows // 2
     return pa.concat_tables([table.slice(0, head), table.slice(len(table) - tail, tail)]), head
 
 
 def _left_out(table: pa.Table, rows: int, columns: int) -> str:
-    said = []
+    parts = []
     if rows < len(table) or not len(table):
-        said.append(f"{len(table)} rows" + (f", {rows} shown" if rows else ""))
+        parts.append(f"{len(table)} rows" + (f", {rows} shown" if rows else ""))
     if columns < table.num_columns:
-        said.append(f"{table.num_columns} columns, {columns} shown")
-    return f"{'; '.join(said)}\n" if said else ""
+        parts.append(f"{table.num_columns} columns, {columns} shown")
+    return f"{'; '.join(parts)}\n" if parts else ""
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -118,7 +157,7 @@ def _kept(widths: list[int], width: int) -> list[int]:
     return left + right
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 

@@ -1,0 +1,195 @@
+"""Exhibits on the question itself: R² by layer and effect, and the edits one by one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from fasttrace.store import Store
+
+from . import chart
+from .chart import Axis, Panel, Series
+from .exhibit import COUNT, P_VALUE, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, run_ids, two
+from .naming import GROUP, RUNS, Row, number, p_text
+from .regression import layer_correlations
+from .relation import relation
+from .tables import fits_with_certainty
+
+PREDICTORS = {"r2_layer": "edited layer", "r2_effect": "tracing effect", "r2_both": "both"}
+OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": "all", "source": None}
+"""The parameters of regressions_of_score and layer_correlations_of_score."""
+
+
+def r2(store: Store) -> Exhibit | None:
+    note = "intervals and p values are computed from regression_input, in certainty.py and regression.py"
+    source = Source(fits_with_certainty, ("rewrite",), "regressions_of_score", OF_REWRITE, note)
+    table = source.table(store)
+    rows = [row | {"f_text": _f_and_df(row), "gain": _gain(row)} for row in table.to_pylist() if row["n"]]
+    if not rows:
+        return None
+    panels = _r2_panels(rows)
+    columns = [
+        *keys_of(rows),
+        Column("n", "edits", **COUNT),
+        Column("r2_layer", "R² layer", **VALUE),
+        Column("r2_effect", "R² effect", **VALUE),
+        Column("r2_both", "R² both", **VALUE),
+        Column("gain", "gain [95 %]", numeric=True),
+        Column("p_value", "p", **P_VALUE),
+        Column("p_clustered", "p clustered", **P_VALUE),
+        Column("f_text", "F (df)", numeric=True),
+        Column("n_facts", "facts", **COUNT),
+        Column("n_left_out", "left out", **COUNT),
+    ]
+    return Exhibit(
+        key="r2",
+        section="r2",
+        title="R² of the rewrite score",
+        tables=(1, 3),
+        figures=(6,),
+        caption="Share of the variance of the rewrite score explained by the choice of layer, by the tracing effect, "
+        "and by both together (bars from the top).",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table("R² by layer, tracing effect and both.", columns, rows),
+        panels=panels,
+        facets=facets(panels, ("localization",), at_once=1),
+    )
+
+
+def _r2_panels(rows: Sequence[Row]) -> list[Panel]:
+    """A panel for each problem and way of tracing, a group of bars for each method."""
+    panels = []
+    labelled = named(rows)
+    for traced, problem in dict.fromkeys((row["traced"], row["problem"]) for row in labelled):
+        members = [row for row in labelled if (row["traced"], row["problem"]) == (traced, problem)]
+        words = " · ".join(filter(None, (problem, traced)))
+        groups = [(row["series_name"], _r2_bars(row, words)) for row in members]
+        summary = f"{words}: R² of the rewrite score by layer, tracing effect and both, a group of bars a method"
+        panel = chart.bars_across(problem, groups, "R²", summary)
+        panels.append(replace(panel, of=traced, facets={"localization": traced}))
+    return panels
+
+
+def _r2_bars(row: Row, words: str) -> list[tuple[str, float | None, str]]:
+    """(predictor, R², text) of one regression."""
+    return [
+        (name, row[key], f"{words} · {row['series_name']}, {name}: R² = {_spread(row, key)}, n = {row['n']:,}")
+        for key, name in PREDICTORS.items()
+    ]
+
+
+def _spread(row: Row, key: str) -> str:
+    """A number with the ends of its 95 % interval over facts, where it has one."""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return number(row[key]) + ("" if low is None else f" [{number(low)}, {number(high)}]")
+
+
+def _gain(row: Row) -> str:
+    return _spread(row, "diff")
+
+
+def _f_and_df(row: Row) -> str:
+    if row["f_value"] is None:
+        return "–"
+    return f"{number(row['f_value'], 2)} ({row['df_num']:.0f}, {row['df_den']:.0f})"
+
+
+class Edits(NamedTuple):
+    """The edits of one panel: facts, tracing effects and rewrite scores, in the same order."""
+
+    fact_ids: list[str]
+    effects: list[float]
+    scores: list[float]
+
+
+def pairs(store: Store) -> Exhibit | None:
+    edits = relation(store, "edit_effects", {"score": "rewrite"})
+    if not edits.num_rows:
+        return None
+    source = Source(layer_correlations, ("rewrite",), "layer_correlations_of_score", OF_REWRITE)
+    table = source.table(store)
+    rows = [row for row in table.to_pylist() if row["trace_run_id"] is not None]
+    panels, lists = _pair_panels(rows, edits)
+    columns = [
+        *keys_of(rows),
+        Column("layer", "layer", str, numeric=True, choose=True),
+        Column("n", "edits", **COUNT),
+        Column("rho", "ρ", two, numeric=True),
+        Column("p_value", "p of ρ", **P_VALUE),
+    ]
+    caption = "Pearson’s ρ of tracing effect and rewrite score at each edited layer."
+    return Exhibit(
+        key="pairs",
+        section="r2",
+        title="Rewrite score against tracing effect",
+        figures=(4, 15),
+        caption="Each point is one edit, at the layer named. Were localization a guide to editing, the points would "
+        "follow the dashed line.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table(caption, columns, rows, folded=True),
+        panels=panels,
+        facets=facets(panels, ("localization", "problem", "method")),
+        points=lists,
+    )
+
+
+def _pair_panels(rows: Sequence[Row], edits: pa.Table) -> tuple[list[Panel], list[Row]]:
+    """A panel for each row (a regression's layer) that has edits, and the list of its points."""
+    identity = [key for key in (*GROUP, *RUNS, "layer") if key in rows[0]]
+    found = _edits_by_panel(edits, identity)
+    shown = []
+    for row in named(rows):
+        name = " · ".join(filter(None, (row["problem"], row["series_name"], row["traced"])))
+        here = found.get(tuple(row[key] for key in identity))
+        if here is not None:
+            shown.append((row, name, here))
+    scales: dict[str, list[float]] = {}  # panels that are shown at once share a scale
+    for _, name, here in shown:
+        scales.setdefault(name, [0.0, 1.0]).extend(here.scores)
+    x = _effect_axis(edits["effect"].to_pylist())
+    panels: list[Panel] = []
+    lists: list[Row] = []
+    for row, name, here in shown:
+        y = chart.upward(min(scales[name]), max(scales[name]), "rewrite score")
+        of = name if len(scales) > 1 else ""
+        panels.append(_pair_panel(row, name, here, x, y, of=of, points=len(lists)))
+        lists.append({"name": f"{name}, layer {row['layer']}", **here._asdict()})
+    return panels, lists
+
+
+def _edits_by_panel(edits: pa.Table, identity: Sequence[str]) -> Mapping[tuple[Any, ...], Edits]:
+    """{values of `identity`: its edits}."""
+    found: dict[tuple[Any, ...], Edits] = {}
+    names = (*identity, "fact_id", "effect", "score")
+    for *key, fact_id, effect, score in zip(*(edits[name].to_pylist() for name in names), strict=True):
+        here = found.setdefault(tuple(key), Edits([], [], []))
+        here.fact_ids.append(fact_id)
+        here.effects.append(effect)
+        here.scores.append(score)
+    return found
+
+
+def _effect_axis(effects: Sequence[float]) -> Axis:
+    low, high = min(0.0, *effects), max(1.0, *effects)
+    return chart.across(low, high, "tracing effect at the layer", chart.ticks(low, high))
+
+
+def _pair_panel(row: Row, name: str, edits: Edits, x: Axis, y: Axis, *, of: str, points: int) -> Panel:
+    rho = f"ρ = {number(row['rho'], 2)}, {p_text(row['p_value'])}, n = {len(edits.scores):,}"
+    dots = chart.dots(x, y, zip(edits.effects, edits.scores, strict=True))
+    return Panel(
+        title=f"layer {row['layer']}: {rho}",
+        kind="points",
+        x=x,
+        y=y,
+        series=[Series("", 0, line=dots)],
+        summary=f"{name}, layer {row['layer']}: rewrite score against tracing effect, {rho}",
+        facets={"localization": row["traced"], "problem": row["problem"], "method": row["series_name"]},
+        of=of,
+        points=points,
+    )

@@ -1,0 +1,174 @@
+"""Exhibits on the scores of edits: by edited layer, and by how many facts were edited into one model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from fasttrace.store import Store
+
+from . import chart
+from .chart import Axis, Panel
+from .draw import SCORES
+from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, places, run_ids
+from .naming import GROUP, RUNS, Row, group_names, in_group, number
+from .regression import layer_means
+from .relation import relation
+
+
+def layer_scores(store: Store) -> pa.Table:
+    """Mean of every score at every edited layer, with standard errors (paper, Figures 7 to 9), one row a score."""
+    return pa.concat_tables([layer_means(store, score) for score in SCORES])
+
+
+def layers(store: Store) -> Exhibit | None:
+    note = "for the rewrite score; the others take their names instead"
+    source = Source(layer_scores, (), "layer_means_of_score", {"score": "rewrite"}, note)
+    table = source.table(store)
+    rows = [row for row in table.to_pylist() if row["mean"] is not None]
+    if not rows:
+        return None
+    scores = [score for score in SCORES if any(row["score"] == score for row in rows)]
+    panels = _layer_panels(rows, scores)
+    return Exhibit(
+        key="layers",
+        section="layers",
+        title="Mean edit scores by edited layer",
+        figures=(7, 8, 9),
+        caption="Means over facts; the bars are one standard error on each side. 1 is wholly successful.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=_layer_table(rows, scores),
+        panels=panels,
+        facets=facets(panels, ("score", "problem"), start_all=("problem",)),
+    )
+
+
+def _layer_panels(rows: Sequence[Row], scores: Sequence[str]) -> list[Panel]:
+    """A panel for each score and problem, a line for each method."""
+    labelled = named(rows)
+    colour = places(labelled, "series_name")
+    problems = list(dict.fromkeys(row["problem"] for row in labelled))
+    edited = sorted({row["layer"] for row in rows})
+    x = chart.across(edited[0], edited[-1], "edited layer", chart.layer_ticks(edited), margin=0.05)
+    ends = [0.0, 1.0, *(row["mean"] for row in rows)]
+    panels = []
+    for score in scores:
+        y = chart.upward(min(ends), max(ends), f"mean {score} score")
+        for problem in problems:
+            members = [row for row in labelled if row["problem"] == problem and row["score"] == score]
+            if not members:
+                continue
+            names = dict.fromkeys(row["series_name"] for row in members)
+            panel = Panel(
+                title=f"{score} score" if len(problems) == 1 else f"{problem}: {score}",
+                kind="lines",
+                x=x,
+                y=y,
+                series=[chart.line(name, colour[name], x, y, _layer_points(members, name)) for name in names],
+                summary=f"{problem}: mean {score} score by edited layer, a line a method",
+                facets={"score": score, "problem": problem},
+            )
+            panels.append(panel)
+    return panels
+
+
+def _layer_points(rows: Sequence[Row], name: str) -> list[tuple[float, float, float | None, str]]:
+    """(layer, mean, standard error, text) of one method's line."""
+    here = sorted((row for row in rows if row["series_name"] == name), key=lambda row: row["layer"])
+    return [
+        (
+            row["layer"],
+            row["mean"],
+            row["sem"],
+            f"{row['problem']} · {name}, layer {row['layer']}: mean {row['score']} score {number(row['mean'])} ± "
+            f"{number(row['sem'])}, n = {row['n']:,}",
+        )
+        for row in here
+    ]
+
+
+def _layer_table(rows: Sequence[Row], scores: Sequence[str]) -> Table:
+    """The means side by side, one row an edited layer."""
+    wide: dict[tuple[Any, ...], Row] = {}
+    keys = [key for key in (*GROUP, *RUNS, "layer") if key in rows[0]]
+    for row in rows:
+        line = wide.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys} | {"n": 0})
+        line["n"] = max(line["n"], row["n"])
+        line[row["score"]] = (row["mean"], row["sem"])
+    lines = sorted(
+        ({**dict.fromkeys(scores), **line} for line in wide.values()),
+        key=lambda line: [str(line[key]) if key != "layer" else f"{line[key]:06d}" for key in keys],
+    )
+    columns = [
+        *keys_of(lines),
+        Column("layer", "layer", str, numeric=True, choose=True),
+        Column("n", "edits", **COUNT),
+        *(Column(score, score, _mean_and_error, numeric=True) for score in scores),
+    ]
+    return Table("Mean scores over facts ± standard error.", columns, lines)
+
+
+def _mean_and_error(value: tuple[float, float | None] | None) -> str:
+    return "–" if value is None else f"{number(value[0])} ± {number(value[1])}"
+
+
+def mass(store: Store) -> Exhibit | None:
+    source = Source(relation, ("mass_means",), "mass_means")
+    table = source.table(store)
+    rows = table.to_pylist()
+    if not rows:
+        return None
+    scores = [score for score in (*SCORES, "success") if any(row[score] is not None for row in rows)]
+    most = max(row["landed"] for row in rows)
+    x = chart.across(0, most, "facts landed", chart.ticks(0, most))
+    lowest = min(row[score] for row in rows for score in scores if row[score] is not None)
+    y = chart.upward(min(0.0, lowest), 1.0, "mean over the facts landed")
+    groups = group_names(rows).items()
+    columns = [
+        *keys_of(rows),
+        Column("layer", "layer", str, numeric=True),
+        Column("landed", "landed", **COUNT),
+        *(Column(score, score, **VALUE) for score in scores),
+    ]
+    return Exhibit(
+        key="mass",
+        section="mass",
+        title="Mean scores by facts landed",
+        caption="Mean scores of the facts that have landed, after so many of them were edited into one model; success "
+        "is the share of them whose new target is the likelier one.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table("Mean scores by facts landed.", columns, rows),
+        panels=[_mass_panel(in_group(rows, group), name, scores, x, y) for group, name in groups],
+    )
+
+
+def _mass_panel(rows: Sequence[Row], name: str, scores: Sequence[str], x: Axis, y: Axis) -> Panel:
+    """The scores of one run, a line each."""
+    lines = [chart.line(score, place, x, y, _mass_points(rows, name, score)) for place, score in enumerate(scores)]
+    at = " and ".join(sorted({str(row["layer"]) for row in rows}))
+    return Panel(
+        title=f"{name}, layer {at}",
+        kind="lines",
+        x=x,
+        y=y,
+        series=[one for one in lines if one.marks],
+        summary=f"{name}: mean scores by facts landed, a line a score",
+    )
+
+
+def _mass_points(rows: Sequence[Row], name: str, score: str) -> list[tuple[float, float, float | None, str]]:
+    """(facts landed, mean, no error, text) of one score."""
+    return [
+        (
+            row["landed"],
+            row[score],
+            None,
+            f"{name}, {row['landed']:,} facts landed: mean {score} {number(row[score])}",
+        )
+        for row in rows
+        if row[score] is not None
+    ]

@@ -1,0 +1,111 @@
+"""Exhibits on where facts are traced to: mean effects by layer, and the layer of the largest."""
+
+from collections.abc import Sequence
+
+from fasttrace.store import Store
+
+from . import chart
+from .chart import Panel, Series
+from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, keys_of, run_ids, several
+from .naming import Row, group_names, in_group, number
+from .relation import relation
+
+
+def curve(store: Store) -> Exhibit | None:
+    source = Source(relation, ("mean_effect",), "mean_effect")
+    table = source.table(store)
+    rows = table.to_pylist()
+    if not rows:
+        return None
+    columns = [
+        *keys_of(rows),
+        *_window_column(rows),
+        Column("layer", "layer", str, numeric=True),
+        Column("n", "facts", **COUNT),
+        Column("mean_effect", "mean effect", **VALUE),
+        Column("sem_effect", "standard error", **VALUE),
+    ]
+    return Exhibit(
+        key="curve",
+        section="tracing",
+        title="Mean tracing effect by layer",
+        figures=(10,),
+        caption="Mean over facts of the largest tracing effect over tokens, as a fraction of p_clean − p_noised; "
+        "the band is one standard error on each side.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table("Mean tracing effects.", columns, rows, folded=True),
+        panels=[_curve_panel(rows)],
+    )
+
+
+def _curve_panel(rows: Sequence[Row]) -> Panel:
+    """A line for each tracing window, its standard errors as a band."""
+    highest = max(row["layer"] for row in rows)
+    x = chart.across(0, highest, "layer at the window’s centre", chart.layer_ticks(range(highest + 1)))
+    ends = [row["mean_effect"] + sign * (row["sem_effect"] or 0.0) for row in rows for sign in (-1, 1)]
+    y = chart.upward(min(0.0, *ends), max(ends), "mean tracing effect")
+    series: list[Series] = []
+    for group, name in group_names(rows, always=("window_size",)).items():
+        points = [
+            (
+                row["layer"],
+                row["mean_effect"],
+                row["sem_effect"],
+                f"{name}, layer {row['layer']}: mean effect {number(row['mean_effect'])} ± {number(row['sem_effect'])}"
+                f", {row['n']:,} facts",
+            )
+            for row in in_group(rows, group)
+        ]
+        series.append(chart.line(name, len(series), x, y, points, as_band=True))
+    summary = "Mean tracing effect by layer, a line a tracing window"
+    return Panel(title="", kind="lines", x=x, y=y, series=series, summary=summary)
+
+
+def _window_column(rows: Sequence[Row]) -> list[Column]:
+    """The window where keys_of does not name it, since it does not differ."""
+    return [] if several(rows, "window_size") else [Column("window_size", "window", str, numeric=True)]
+
+
+def peaks(store: Store) -> Exhibit | None:
+    source = Source(relation, ("peak_counts",), "peak_counts")
+    table = source.table(store)
+    rows = table.to_pylist()
+    if not rows:
+        return None
+    groups = group_names(rows, always=("window_size",)).items()
+    columns = [
+        *keys_of(rows),
+        *_window_column(rows),
+        Column("layer", "layer", str, numeric=True),
+        Column("facts", "facts", **COUNT),
+        Column("of_facts", "of", **COUNT),
+    ]
+    return Exhibit(
+        key="peaks",
+        section="tracing",
+        title="Layer of each fact’s largest tracing effect",
+        figures=(1, 11),
+        caption="How many facts have their largest tracing effect at each layer.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table("Facts by peak layer.", columns, rows, folded=True),
+        panels=[_peak_panel(in_group(rows, group), name) for group, name in groups],
+    )
+
+
+def _peak_panel(rows: Sequence[Row], name: str) -> Panel:
+    """The histogram of one tracing run and window size."""
+    counts = [0] * (max(row["layer"] for row in rows) + 1)
+    for row in rows:
+        counts[row["layer"]] = row["facts"]
+    total = rows[0]["of_facts"]
+    return chart.histogram(
+        title=f"{name}: {total:,} facts",
+        counts=counts,
+        texts=[f"{name}, layer {layer}: {count:,} of {total:,} facts" for layer, count in enumerate(counts)],
+        labels=("layer of the largest effect", "facts"),
+        summary=f"{name}: how many facts have their largest tracing effect at each layer",
+    )

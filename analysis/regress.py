@@ -1,0 +1,279 @@
+"""Regressions of edit scores by formula, through statsmodels: any columns of edits and tracing effects."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fasttrace.errors import UserError
+from fasttrace.store import Readable
+
+from .selection import Selection, select
+from .terminal import is_number
+
+MODELS = {
+    "layer": "{score} ~ C(layer)",
+    "effect": "{score} ~ effect",
+    "both": "{score} ~ C(layer) * effect",
+}
+"""The paper's three models by name (section 4.3): the same fits as `regressions` gives."""
+EXAMPLE = "rewrite ~ C(layer) * effect"
+_FUNCTIONS = (
+    "np", "C", "I", "Treatment", "Sum", "Diff", "Helmert", "Poly", "bs", "cc", "cr", "te", "center", "standardize",
+    "scale",
+)  # fmt: skip
+"""Names a formula may use besides columns: numpy, and what patsy offers."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One fit. str() is statsmodels' summary with an account of the rows.
+
+    formula: as fitted. errors: how standard errors were computed, in words. fit: statsmodels' results, for everything
+    else (`fit.predict`, `fit.f_test`, `fit.resid`). selection: the rows, and those that were dropped. notes: what
+    statsmodels warned of.
+    """
+
+    formula: str
+    errors: str
+    fit: Any
+    selection: Selection
+    variables: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def coefficients(self) -> pa.Table:
+        """One row a term (of a mixed model, its fixed effects).
+
+        Columns: term, estimate with its 95 % interval (estimate_low, estimate_high), std_error, statistic (t; of a
+        mixed model z), p_value (two-sided). Units: of the score, per unit of the term.
+        """
+        fit, k = self.fit, len(self.fit.model.exog_names)
+        with _quiet():
+            interval = np.asarray(fit.conf_int())
+            columns = {
+                "term": fit.model.exog_names,
+                "estimate": np.asarray(fit.params)[:k],
+                "estimate_low": interval[:k, 0],
+                "estimate_high": interval[:k, 1],
+                "std_error": np.asarray(fit.bse)[:k],
+                "statistic": np.asarray(fit.tvalues)[:k],
+                "p_value": np.asarray(fit.pvalues)[:k],
+            }
+        return pa.table(columns)
+
+    @property
+    def statistics(self) -> dict[str, float | int | None]:
+        """The fit as a whole.
+
+        n, n_facts, n_dropped; of least squares r2, r2_adjusted, rmse (root of the mean squared residual, in units of
+        the score) and the F-test of all terms (f_value, df_num, df_den, p_value; None without a term); of a mixed
+        model variance_groups and variance_residual; log_likelihood.
+        """
+        fit = self.fit
+        counts = {"n": len(self.selection.columns), "n_facts": self.selection.n_facts}
+        counts["n_dropped"] = self.selection.n_selected - counts["n"]
+        with _quiet():
+            if self.mixed:
+                found = {"variance_groups": fit.cov_re.iloc[0, 0], "variance_residual": fit.scale}
+            else:
+                found = {"r2": fit.rsquared, "r2_adjusted": fit.rsquared_adj, "rmse": np.sqrt(fit.ssr / fit.nobs)}
+                found |= {"f_value": fit.fvalue, "df_num": fit.df_model, "df_den": _df_of_tests(fit)}
+                found |= {"p_value": fit.f_pvalue}
+            found |= {"log_likelihood": fit.llf}
+        return counts | {name: _number(value) for name, value in found.items()}
+
+    @property
+    def mixed(self) -> bool:
+        return hasattr(self.fit, "cov_re")
+
+    def account(self) -> str:
+        """Which rows went in, which were dropped and why, and what statsmodels warned of, as lines."""
+        lines = [f"Errors: {self.errors}\n", self.selection.text(self.variables)]
+        return "".join([*lines, *(f"Note: {note}\n" for note in self.notes)])
+
+    def __str__(self) -> str:
+        with _quiet():
+            return f"{self.fit.summary()}\n\n{self.formula}\n{self.account()}"
+
+    def __repr__(self) -> str:
+        return f"Regression({self.formula!r}, n={len(self.selection.columns)}, errors={self.errors!r})"
+
+
+def regress(
+    store: Readable,
+    formula: str,
+    *,
+    score: str | None = None,
+    where: str | Sequence[str] = (),
+    robust: bool = False,
+    cluster: str | None = None,
+    groups: str | None = None,
+    tracing_window: int | None = None,
+) -> Regression:
+    """Fit a formula to the edits of a store beside their tracing effects.
+
+    formula: as statsmodels (patsy) reads it, over the columns of sql/traced_edits.sql, such as
+        "rewrite ~ C(layer) * effect"; booleans are 0 and 1. Or one of the paper's models by name: "layer", "effect" or
+        "both", of `score` (default: rewrite), all three on the edits that have a score and an effect.
+    where: SQL conditions, all of which must hold: "problem = 'fact-forcing' AND layer < 12".
+    robust: standard errors that allow for unequal variances (HC3; MacKinnon and White 1985).
+    cluster: standard errors that let the errors of rows with the same value of this column go together ("fact_id"),
+        with t tests of groups − 1 degrees of freedom.
+    groups: a mixed model instead of least squares, with a random intercept for each value of this column, by REML.
+    tracing_window: size in layers of the windows whose effects edits are compared with; None takes each edit's own.
+
+    Raises UserError for a formula, column or condition that cannot serve, and for rows that do not determine the
+    coefficients.
+    """
+    formula, variables = _parsed(formula, score)
+    chosen = [name for name, given in (("robust", robust), ("cluster", cluster), ("groups", groups)) if given]
+    if len(chosen) > 1:
+        raise UserError(f"expected one of robust, cluster and groups, got {' and '.join(chosen)}")
+    grouping = cluster or groups
+    needed = list(dict.fromkeys([*variables, *([grouping] if grouping else [])]))
+    conditions = [where] if isinstance(where, str) else list(where)
+    selection = select(store, needed, conditions, tracing_window=tracing_window)
+    if not is_number(selection.columns.schema.field(variables[0]).type):
+        raise UserError(f"expected a number to the left of ~, got {variables[0]}, which is text")
+    with _quiet() as warned:
+        fit = _fit(formula, selection, robust, cluster, groups)
+    errors = (
+        "HC3" if robust else f"clustered by {cluster}" if cluster
+        else f"a random intercept for each {groups}" if groups else "plain (rows independent, of equal variance)"
+    )  # fmt: skip
+    return Regression(formula, errors, fit, selection, tuple(variables), _notes(warned))
+
+
+def _parsed(formula: str, score: str | None) -> tuple[str, list[str]]:
+    """(the formula, the columns it needs). Raises UserError where patsy cannot read it."""
+    if formula in MODELS:
+        score = score or "rewrite"
+        if not score.isidentifier():
+            raise UserError(f"expected the name of a score, got {score!r}")
+        return MODELS[formula].format(score=score), [score, "layer", "effect"]
+    if score is not None:
+        raise UserError(f"expected a score only with {', '.join(MODELS)}, got {score!r} with the formula {formula!r}")
+    import patsy
+    from patsy.eval import ast_names
+
+    try:
+        described = patsy.ModelDesc.from_formula(formula)
+        left, right = ([factor for term in terms for factor in term.factors]
+                       for terms in (described.lhs_termlist, described.rhs_termlist))  # fmt: skip
+        names = dict.fromkeys(name for factor in (*left, *right) for name in sorted(ast_names(factor.code)))
+    except (patsy.PatsyError, SyntaxError) as error:
+        raise UserError(_not_a_formula(formula, error)) from error
+    if len(left) != 1 or len(described.lhs_termlist) != 1:
+        raise UserError(_not_a_formula(formula))
+    return formula, [name for name in names if name not in _FUNCTIONS]
+
+
+def _not_a_formula(formula: str, error: Exception | None = None) -> str:
+    reason = "" if error is None else f" ({str(error).splitlines()[0]})"
+    return f"expected a formula such as '{EXAMPLE}', or one of {', '.join(MODELS)}, got {formula!r}{reason}"
+
+
+def _fit(formula: str, selection: Selection, robust: bool, cluster: str | None, groups: str | None) -> Any:
+    """statsmodels' results. Raises UserError where the rows do not determine them."""
+    from statsmodels.formula.api import mixedlm, ols  # seconds to import
+
+    frame = selection.columns.to_pandas()
+    grouping = cluster or groups
+    codes = _codes(frame, grouping) if grouping else None
+    try:
+        # The names in the formula were checked, so that it sees nothing of this function but `np`.
+        if groups:
+            model = mixedlm(formula, frame, groups=codes, missing="raise")
+        else:
+            model = ols(formula, frame, missing="raise")
+    except Exception as error:  # whatever the user's expression raises
+        first = (str(error).splitlines() or [type(error).__name__])[0].strip()
+        raise UserError(f"expected a formula that can be evaluated, got {formula!r}: {first}") from error
+    _check_design(model)
+    if groups:
+        return _mixed_fit(model)
+    if cluster:
+        fit = model.fit(cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)
+    else:
+        fit = model.fit(cov_type="HC3" if robust else "nonrobust", use_t=True)
+    if robust and (alone := int((fit.get_influence().hat_matrix_diag > 1 - 1e-10).sum())):
+        raise UserError(
+            f"expected several rows behind every coefficient, got {alone} of {len(frame)} rows alone behind one, where "
+            "HC3 has no standard error"
+        )
+    return fit
+
+
+def _mixed_fit(model: Any) -> Any:
+    try:
+        fit = model.fit()
+    except (np.linalg.LinAlgError, ValueError) as error:
+        raise UserError(f"expected rows that determine the mixed model, got none that do: {error}") from error
+    if not fit.converged:
+        raise UserError("expected the mixed model's likelihood to converge, got no maximum: cluster the errors instead")
+    return fit
+
+
+def _codes(frame: Any, column: str) -> np.ndarray:
+    """(n,) int: the rows' groups, numbered."""
+    codes, values = frame[column].factorize()
+    if len(values) < 2:
+        raise UserError(f"expected at least two values of {column} to group by, got {values[0]!r} in all rows")
+    return codes
+
+
+def _check_design(model: Any) -> None:
+    """Raises UserError where the least squares of a model have not exactly one solution, or nothing to explain."""
+    design, y, names = model.exog, model.endog, model.exog_names
+    n, k = design.shape
+    if not (np.isfinite(design).all() and np.isfinite(y).all()):
+        raise UserError("expected finite numbers, got infinite ones or none from an expression of the formula")
+    if n <= k:
+        raise UserError(f"expected more rows than coefficients, got {n} rows and {k} coefficients")
+    if y.std() <= 1e-12 * np.abs(y).max():
+        raise UserError(f"expected {model.endog_names} to vary, got {y[0]:g} in all {n} rows")
+    bad = _dependent(design, names)
+    if bad:
+        raise UserError(
+            f"expected independent terms, got {', '.join(bad)}, which the other terms determine: leave the term out, "
+            "or the rows in which it does not vary"
+        )
+
+
+def _dependent(design: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Names of the columns that are linear combinations of those before them.
+
+    design: (n, k) float64. With columns of length 1, the diagonal of R is each one's distance from those before it.
+    """
+    lengths = np.linalg.norm(design, axis=0)
+    distances = np.abs(np.diag(np.linalg.qr(design / np.where(lengths > 0, lengths, 1), mode="r")))
+    least = max(design.shape) * np.finfo(np.float64).eps
+    return [name for name, distance in zip(names, distances, strict=True) if distance <= least]
+
+
+def _df_of_tests(fit: Any) -> float:
+    return getattr(fit, "df_resid_inference", None) or fit.df_resid
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+@contextmanager
+def _quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect warnings instead of printing them: those about the model become notes."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        yield warned
+
+
+def _notes(warned: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    from statsmodels.tools.sm_exceptions import ModelWarning
+
+    texts = (" ".join(str(one.message).split()) for one in warned if issubclass(one.category, ModelWarning))
+    return tuple(dict.fromkeys(texts))

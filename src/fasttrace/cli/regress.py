@@ -1,0 +1,64 @@
+"""The verb that fits a formula to a store: regress."""
+
+import json
+from typing import Any
+
+import click
+
+from .deliver import FILE, check_apart, deliver
+from .options import named_store, open_stores, options
+
+
+@click.command()
+@options("stores", "json")
+@click.argument("formula")
+@click.option("--score", metavar="COLUMN", help="What a model by name explains; default: rewrite.")
+@click.option("--where", multiple=True, metavar="SQL", help="A condition on rows: \"method = 'rome'\"; repeatable.")
+@click.option("--robust", is_flag=True, help="Standard errors for unequal variances (HC3).")
+@click.option("--cluster", metavar="COLUMN", help="Standard errors clustered by this column, such as fact_id.")
+@click.option("--groups", metavar="COLUMN", help="A mixed model with a random intercept for each value of this column.")
+@click.option("--mixed", is_flag=True, help="The same as --groups fact_id.")
+@click.option(
+    "--tracing-window", type=click.IntRange(1), metavar="LAYERS",
+    help="Take the tracing effects of this window; default: the one of each edit.",
+)  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
+@click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead.")
+def regress(
+    stores: tuple[str, ...], as_json: bool, formula: str, score: str | None, where: tuple[str, ...], robust: bool,
+    cluster: str | None, groups: str | None, mixed: bool, tracing_window: int | None, format_: str, out: str | None,
+) -> None:  # fmt: skip
+    """Regress an edit score on the edited layer, the tracing effect, or any other column.
+
+    FORMULA: as statsmodels reads it, "rewrite ~ C(layer) * effect" say, or one of the paper's three models: layer,
+    effect or both. Its columns are those of traced_edits: `fasttrace sql "DESCRIBE traced_edits"`.
+    """
+    from fasttrace.analysis.regress import regress as fitted
+    from fasttrace.analysis.render import json_rows, render
+
+    check_apart(*[("--store", named_store(text)[1]) for text in stores], ("--out", out))
+    if mixed and groups is None:
+        groups = "fact_id"
+    store = open_stores(stores)
+    result = fitted(
+        store,
+        formula,
+        score=score,
+        where=where,
+        robust=robust,
+        cluster=cluster,
+        groups=groups,
+        tracing_window=tracing_window,
+    )
+    kind = "json" if as_json else format_
+    table = result.coefficients
+    if kind == "text":
+        text = str(result)
+    elif kind == "json":
+        whole: dict[str, Any] = {"formula": result.formula, "errors": result.errors, **result.statistics}
+        whole |= {"coefficients": json_rows(table), "dropped": json_rows(result.selection.dropped)}
+        text = json.dumps(whole | {"notes": list(result.notes)}, ensure_ascii=False, indent=2) + "\n"
+    else:
+        text = render(table, kind, title=result.formula)
+        click.echo(result.account(), nl=False, err=True)
+    deliver(table, "text", out, lambda: text)

@@ -1,0 +1,313 @@
+"""Edits ready to be computed: optimised in batches that fit into memory, and scored, each edit alone."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fasttrace.editing.delta import Edit, export_model, save_delta, zero_edit
+from fasttrace.editing.essence import TOKENS, essence_texts
+from fasttrace.editing.finetune import Example, FineTuneBatch
+from fasttrace.editing.hyperparameters import window_of
+from fasttrace.editing.memit import spread_memit
+from fasttrace.editing.moments import Moments
+from fasttrace.editing.problems import Problem
+from fasttrace.editing.rome import solve_rome
+from fasttrace.editing.scores import ScoredPrompt, Scorer, prompt_row, score_row, scored_prompts
+from fasttrace.editing.value import ValueBatch, contexts_of
+from fasttrace.editing.wave import Job
+from fasttrace.errors import UserError
+from fasttrace.facts import EncodedFact, Fact
+from fasttrace.memory import pack_by_budget, parse_bytes
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Corruption
+from fasttrace.runs import Run
+from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.methods import (
+    FineTuneSettings,
+    MethodSettings,
+    RomeSettings,
+)
+
+_EDIT = [
+    ("fact_id", pa.string()),
+    ("problem", pa.string()),
+    ("method", pa.string()),
+    ("layer", pa.int32()),
+    ("window_size", pa.int32()),
+]
+_P = [(name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after")]
+_P_FALSE = [(name, pa.float64()) for name in ("p_false_before", "p_false_after")]
+SCORES = pa.schema(
+    [
+        *_EDIT,
+        *((name, pa.float64()) for name in ("rewrite", "paraphrase", "neighborhood", "essence", "overall")),
+        *_P,
+        ("magnitude", pa.float64()),
+        ("success", pa.bool_()),
+        *((name, pa.float64()) for name in ("ppl_before", "ppl_after", "delta_norm", "denominator", "condition")),
+        ("loss", pa.float64()),
+        ("target", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+PROMPTS = pa.schema(
+    [
+        *_EDIT,
+        ("kind", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("prompt", pa.string()),
+        ("target_tokens", pa.int32()),
+        *_P,
+        *_P_FALSE,
+    ]
+)
+Todo = tuple[EncodedFact, list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class EditResult:
+    """run: the `runs` row. facts: what was edited. scores: SCORES, a row an edit. prompts: PROMPTS, a row a
+    scored prompt of an edit. edits: the changes of the weights themselves."""
+
+    run: Run
+    facts: list[Fact]
+    scores: pa.Table
+    prompts: pa.Table
+    edits: list[Edit] = field(repr=False)
+    model: Decoder = field(repr=False)
+
+    def export(self, folder: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
+        """Write the model with one edit in its weights, as a folder that plain transformers loads.
+
+        fact_id, layer: which edit, where the result holds several. Raises UserError where none or more than
+        one fits, or the folder is not new.
+        """
+        return export_model(self.model, self._one("export", fact_id, layer).updates, folder)
+
+    def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
+        """Write one edit alone (safetensors; `ft.apply_delta` puts it in and takes it out exactly). Arguments and
+        errors: as `export`."""
+        one = self._one("save_delta", fact_id, layer)
+        about = {name: self.run.get(name) for name in ("run_id", "protocol", "seed", "settings")}
+        return save_delta(path, self.model, one.updates, fact_id=one.fact_id, layer=one.layer, **about)
+
+    def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
+        mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
+        if len(mine) != 1:
+            raise UserError(
+                f"{what}: {len(mine)} edits fit fact_id={fact_id!r}, layer={layer!r}; exactly one was wanted"
+            )
+        return mine[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EditPlan:
+    """Edits ready to be computed; `batches` computes them.
+
+    settings: with σ, the number of contexts and the corpus settled. hyperparameters: the method's, all of them settled.
+    contexts: prompt templates, "{}" first; empty for fine-tuning. moments: None for fine-tuning. noise_targets:
+    fact_id → o_noise, where the problem edits in that. left_out: fact_id → why it is not edited.
+    """
+
+    model: Decoder
+    encoded: list[EncodedFact]
+    settings: EditSettings
+    hyperparameters: MethodSettings
+    problem: Problem
+    layers: tuple[int, ...]
+    contexts: list[str]
+    moments: Moments | None
+    corruption: Corruption | None
+    noise_targets: dict[str, tuple[int, ...]]
+    left_out: dict[str, str]
+    run: Run
+
+    def batches(
+        self,
+        *,
+        memory: str | int | None = None,
+        skip: frozenset[tuple[str, int]] | set[tuple[str, int]] = frozenset(),
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[EditResult]:
+        """Results as they are finished. skip: (fact_id, layer) not to compute again. progress(n): n more edits.
+
+        memory: bytes for the edits in flight; None: the settings'.
+        """
+        budget = parse_bytes(self.settings.memory if memory is None else memory)
+        todo = [(fact, [layer for layer in self.layers if (fact.fact_id, layer) not in skip]) for fact in self.encoded]
+        left = [(f, layers) for f, layers in todo if layers and f.fact_id in self.left_out]
+        todo = [(f, layers) for f, layers in todo if layers and f.fact_id not in self.left_out]
+        if left:
+            yield self._left_out(left)
+            if progress is not None:
+                progress(sum(len(layers) for _, layers in left))
+        texts: dict[str, list[tuple[int, ...]]] = {}
+        if self.settings.essence and todo:
+            subjects = list(dict.fromkeys(f.fact.subject for f, _ in todo))
+            with self.model.products():
+                found = essence_texts(self.model, subjects, seed=self.settings.seed, texts=self.settings.essence)
+            texts = dict(zip(subjects, found, strict=True))
+        for facts in self.groups(todo, budget):
+            begun = time.perf_counter()
+            with self.model.products():
+                edits = self.optimise(facts)
+                result = self._score([f for f, _ in facts], edits, texts)
+            yield replace(result, run={**self.run, "seconds": time.perf_counter() - begun})
+            if progress is not None:
+                progress(len(edits))
+
+    def with_model(self, model: Decoder) -> "EditPlan":
+        """The same edits of another view of the model, such as one with earlier edits in it."""
+        return replace(self, model=model)
+
+    def target_ids(self, fact: EncodedFact) -> tuple[int, ...]:
+        """(K,) ids of what the edit works on."""
+        ids = {
+            "true": fact.target_true_ids,
+            "false": fact.target_false_ids,
+            "noise": self.noise_targets.get(fact.fact_id),
+        }[self.problem.target]
+        assert ids is not None
+        return ids
+
+    def window(self, layer: int) -> tuple[int, ...]:
+        """The layers changed by an edit sent to `layer`."""
+        return window_of(self.settings.method, layer, self.settings.window_size, self.model.n_layers)
+
+    def groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
+        """Facts whose jobs fit into memory together. One fact's layers are split where they do not."""
+        single = [(fact, layer) for fact, layers in todo for layer in layers]
+        for group in pack_by_budget(single, lambda job: self._bytes(*job), memory):
+            yield [(fact, [layer for _, layer in mine]) for fact, mine in groupby(group, key=itemgetter(0))]
+
+    def _bytes(self, fact: EncodedFact, layer: int) -> int:
+        """Bytes of one problem in flight, at the larger of its two stages.
+
+        Optimising: the graph keeps about 12 d and 6 m numbers a row and layer, fine-tuning also three matrices a layer.
+        Scoring: about 8 d and 3 m numbers for every token of the fact's prompts.
+        """
+        model, window = self.model, self.window(layer)
+        d, m, size = model.width, model.key_width, model.embed_weight.element_size()
+        above = max(1, model.n_layers - 1 - (window[-1] if self.settings.method == "memit" else window[0]))
+        extra = len(self.target_ids(fact))
+        if isinstance(self.hyperparameters, FineTuneSettings):
+            rows, state = len(fact.ids) + extra, 12 * d * m * len(window)
+        else:
+            tail = len(fact.ids) - fact.subject_end + extra + 1
+            rows, state = len(self.contexts) * tail + 1, 0
+        record = fact.fact
+        prompts = 1 + len(record.paraphrases) + len(record.neighborhood)
+        tokens = 2 * prompts * len(fact.ids) + self.settings.essence * TOKENS
+        return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
+
+    def optimise(self, facts: list[Todo]) -> list[Edit]:
+        """The edits of facts that go together, unscored: by fact and layer in the order they were solved in."""
+        targets = [self.target_ids(f) for f, _ in facts]
+        # An edit's rows enter where its first change (of a weight, or of δ) is made.
+        jobs = [Job(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
+        minimise = self.problem.minimise
+        corruption = self.corruption if self.problem.corrupted else None
+        if isinstance(self.hyperparameters, FineTuneSettings):
+            jobs.sort(key=lambda job: (job.window, job.layer, job.fact))
+            examples = [Example(f, target) for (f, _), target in zip(facts, targets, strict=True)]
+            return FineTuneBatch(self.model, examples, jobs, corruption).optimise(
+                self.hyperparameters, minimise=minimise
+            )
+        assert self.moments is not None
+        ready = [
+            contexts_of(self.model, f, target, self.contexts) for (f, _), target in zip(facts, targets, strict=True)
+        ]
+        edits: list[Edit] = []
+        for job in list(jobs):
+            if why := ready[job.fact].unseen(self.model, job.window[-1]):
+                edits.append(zero_edit(self.model, ready[job.fact].fact.fact_id, job.layer, job.window, why))
+                jobs.remove(job)
+        if not jobs:
+            return edits
+        jobs.sort(key=lambda job: (job.window[-1], job.layer, job.fact))
+        where = [(job.fact, job.window[-1]) for job in jobs]
+        layers = [layer for _, layer in where]
+        if isinstance(self.hyperparameters, RomeSettings):
+            batch = ValueBatch(self.model, ready, layers, corruption=corruption)
+            delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
+            return edits + solve_rome(batch, where, self.hyperparameters, self.moments, delta, loss)
+        starts = [job.window[0] for job in jobs]
+        batch = ValueBatch(self.model, ready, layers, at="block", starts=starts, corruption=corruption)
+        delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
+        for layer in sorted({job.layer for job in jobs}):
+            here = [i for i, job in enumerate(jobs) if job.layer == layer]
+            mine = [jobs[i].fact for i in here]
+            window = self.window(layer)
+            edits += spread_memit(
+                batch, mine, layer, window, self.hyperparameters, self.moments, delta[here], loss[here]
+            )  # fmt: skip
+        return edits
+
+    def _score(
+        self, facts: list[EncodedFact], edits: list[Edit], texts: dict[str, list[tuple[int, ...]]]
+    ) -> EditResult:
+        number = {f.fact_id: i for i, f in enumerate(facts)}
+        prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
+        corruption = self.corruption if self.problem.corrupted else None
+        scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], corruption)
+        after = scorer.after([(number[e.fact_id], e) for e in edits])
+        scores, rows = [], []
+        for edit, logp in zip(edits, after, strict=True):
+            fact = number[edit.fact_id]
+            name = self._name(edit.fact_id, edit.layer)
+            scores.append(
+                {
+                    **name,
+                    **score_row(prompts[fact], scorer.before[fact], logp, self.problem, self.settings.protocol),
+                    "delta_norm": edit.delta_norm,
+                    "denominator": edit.denominator,
+                    "condition": edit.condition,
+                    "loss": edit.loss,
+                    "reason": edit.reason,
+                    "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
+                }
+            )
+            rows += [
+                {**name, **prompt_row(prompt, scorer.before[fact][i], logp[i])}
+                for i, prompt in enumerate(prompts[fact])
+            ]
+        return self._result(facts, scores, rows, edits)
+
+    def prompts(self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = ()) -> list[ScoredPrompt]:
+        """What the fact's edits are scored on."""
+        return scored_prompts(self.model, fact, self.problem, self.noise_targets.get(fact.fact_id), essence)
+
+    def _left_out(self, facts: list[Todo]) -> EditResult:
+        rows = [
+            {**self._name(f.fact_id, layer), "reason": self.left_out[f.fact_id]}
+            for f, layers in facts
+            for layer in layers
+        ]
+        return self._result([f for f, _ in facts], rows, [], [])
+
+    def _name(self, fact_id: str, layer: int) -> dict[str, Any]:
+        return {
+            "fact_id": fact_id,
+            "problem": self.problem.name,
+            "method": self.settings.method,
+            "layer": layer,
+            "window_size": self.settings.window_size,
+        }
+
+    def _result(
+        self, facts: list[EncodedFact], scores: list[dict[str, Any]], rows: list[dict[str, Any]], edits: list[Edit]
+    ) -> EditResult:
+        return EditResult(
+            self.run,
+            [f.fact for f in facts],
+            pa.Table.from_pylist(scores, schema=SCORES),
+            pa.Table.from_pylist(rows, schema=PROMPTS),
+            edits,
+            self.model,
+        )

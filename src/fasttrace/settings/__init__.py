@@ -1,0 +1,18 @@
+"""Every setting of fasttrace, each declared once: base.py says how, and what is derived from it."""
+
+from .edit import EditSettings
+from .mass import MassSettings, TuneSettings
+from .methods import FineTuneSettings, MemitSettings, RomeSettings
+from .moments import MomentSettings
+from .trace import TraceSettings
+
+__all__ = [
+    "EditSettings",
+    "FineTuneSettings",
+    "MassSettings",
+    "MemitSettings",
+    "MomentSettings",
+    "RomeSettings",
+    "TraceSettings",
+    "TuneSettings",
+]

@@ -1,0 +1,222 @@
+"""How a type of settings is declared, and what is derived from it.
+
+A setting is one line in one class: its name, annotation, default, help and bounds. From that line come its check and
+its conversion from text (`kinds`), the keyword of a public function (`arguments`), the command line's option
+(`cli.options`), the study file's key (`study`), its part in a run's name (`run_settings`) and the command that repeats
+a run (`analysis.commands`).
+"""
+
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import attrs
+
+from fasttrace.errors import UserError
+
+from .kinds import REFUSALS, Bounds, Kind, kind_of
+
+T = TypeVar("T")
+RUN_COLUMNS = ("protocol", "seed")  # settings that the store's `runs` has columns for
+
+# Whether a setting is part of a run's name: never, always, or where it is not at its default. Only the settings of
+# the first release are there always. A setting that was added later must not rename the runs made before it.
+Naming = Literal["never", "always", "changed"]
+
+
+class _Tabled:
+    """Stands in a signature for a default that a table decides on."""
+
+    def __repr__(self) -> str:
+        return "<the method's>"
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """One setting of a type. owner: what an error begins with, such as "trace". kind: None for an argument of a
+    function that is not a setting, such as a progress callback. default: as it was declared; where `tabled`, a table
+    may have another value for the model, problem and protocol."""
+
+    owner: str
+    name: str
+    annotation: Any
+    kind: Kind | None
+    default: Any
+    help: str
+    option: str
+    unit: str = ""
+    names_run: Naming = "changed"
+    tabled: bool = False
+    positional: bool = False
+
+    def convert(self, value: Any) -> Any:
+        """The value, from itself or its text. Raises UserError where it is not of the setting's kind."""
+        if self.kind is None:
+            return value
+        try:
+            return self.kind.convert(value)
+        except REFUSALS:
+            raise UserError(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {value!r}") from None
+
+    @property
+    def description(self) -> str:
+        """The help sentence, with the unit."""
+        return f"{self.help} ({self.unit})." if self.unit else f"{self.help}."
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The setting as a parameter of a function."""
+        where = inspect.Parameter.POSITIONAL_OR_KEYWORD if self.positional else inspect.Parameter.KEYWORD_ONLY
+        default = _Tabled() if self.tabled else self.default
+        return inspect.Parameter(self.name, where, default=default, annotation=self.annotation)
+
+
+def setting(
+    *,
+    default: T,
+    help: str | None = None,
+    unit: str | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    names_run: Naming | None = None,
+    option: str | None = None,
+    tabled: bool | None = None,
+    kw_only: bool = True,
+) -> T:
+    """Declare a setting. Where a class above declares it too, what is left out here is as it is there.
+
+    help: one sentence, without the full stop. least, above: bounds of every number in it. option: the command line's,
+    where that is not --name. tabled: a table may have another value for the model, problem and protocol.
+    """
+    about = {"help": help, "unit": unit, "least": least, "above": above, "names_run": names_run, "option": option}
+    return _field(default, {**about, "tabled": tabled, "positional": not kw_only})
+
+
+def argument(*, default: T, help: str) -> T:
+    """Declare an argument of a function beside its settings; it is passed on as it is."""
+    return _field(default, {"help": help, "argument": True})
+
+
+def _field(default: T, about: dict[str, Any]) -> T:
+    stated = {name: value for name, value in about.items() if value is not None}
+    return attrs.field(default=default, metadata={"stated": stated})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, argument))
+def settings(owner: str) -> Callable[[type[T]], type[T]]:
+    """Make a class a type of settings: frozen, all by keyword, every value checked and converted.
+
+    An instance's `given` holds the names of what it was made with; the rest is at its default.
+    """
+
+    def make(cls: type[T]) -> type[T]:
+        made: Any = attrs.frozen(cls, kw_only=True, slots=False, field_transformer=functools.partial(_complete, owner))
+        initialise = made.__init__
+
+        @functools.wraps(initialise)
+        def __init__(self: Any, **given: Any) -> None:
+            check_names(owner, given, arguments_of(made))
+            object.__setattr__(self, "given", frozenset(given))
+            initialise(self, **given)
+
+        made.__init__ = __init__
+        made.__signature__ = inspect.Signature([one.parameter for one in arguments_of(made).values()])
+        return made
+
+    return make
+
+
+def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
+    """The fields of a type, each with its check: positional ones first, then those of the nearest class."""
+    rich, plain = typing.get_type_hints(cls, include_extras=True), typing.get_type_hints(cls)
+    done = []
+    for field in fields:
+        about = _stated(cls, field)
+        bounds = Bounds(about.pop("least", None), about.pop("above", None))
+        kind = None if about.pop("argument", False) else kind_of(rich[field.name], bounds)
+        named = {"owner": owner, "name": field.name, "option": f"--{field.name.replace('_', '-')}"}
+        one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)
+        done.append(field.evolve(metadata={**field.metadata, "setting": one}, converter=one.convert))
+    return sorted(done, key=lambda one: (not one.metadata["setting"].positional, _distance(cls, one.name)))
+
+
+def _distance(cls: type, name: str) -> int:
+    """How many classes above `cls` a field is declared."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base).get("__annotations__", ()))
+
+
+def _stated(cls: type, field: Any) -> dict[str, Any]:
+    """What the declarations of a field say, the nearest class's last."""
+    stated: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:]):
+        for one in getattr(base, "__attrs_attrs__", ()):
+            if one.name == field.name:
+                stated |= one.metadata["stated"]
+    return stated | field.metadata["stated"]
+
+
+def arguments_of(kind: Any) -> dict[str, Setting]:
+    """Name → every keyword that a type is made with, in the order of declaration."""
+    return {field.name: field.metadata["setting"] for field in attrs.fields(kind)}
+
+
+def settings_of(kind: Any) -> dict[str, Setting]:
+    """Name → setting of a type; arguments that are no settings are left out."""
+    return {name: one for name, one in arguments_of(kind).items() if one.kind is not None}
+
+
+def given_by(one: Any) -> dict[str, Any]:
+    """What an object was made with, by name; everything else is at its default. Of None: nothing."""
+    if one is None:
+        return {}
+    return {name: getattr(one, name) for name in arguments_of(type(one)) if name in one.given}
+
+
+def replaced(one: T, **changes: Any) -> T:
+    """A copy with some values changed; what was at its default stays so. Errors: as the type."""
+    return type(one)(**{**given_by(one), **changes})
+
+
+def carried(kind: type[T], one: Any, **changes: Any) -> T:
+    """Settings of another type: those that it shares with `one` and that `one` was given, with some values changed."""
+    shared = {name: value for name, value in given_by(one).items() if name in settings_of(kind)}
+    return kind(**{**shared, **changes})
+
+
+def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises UserError for a name that is not known, with one that is near it."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+            raise UserError(f"{owner} has no setting '{name}'; {hint}")
+
+
+def refusal(one: Any, name: str, expected: str, got: object) -> UserError:
+    """The error for a value that does not go with the other settings of an object."""
+    return UserError(f"{arguments_of(type(one))[name].owner}: {name}: expected {expected}, got {got}")
+
+
+def run_settings(one: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """What of the settings names a run, by name: all that the first release had, and later ones that are not at their
+    default. without: settings that the computation does not read."""
+    named = {}
+    for name, about in settings_of(type(one)).items():
+        value = getattr(one, name)
+        if about.names_run == "always" or (about.names_run == "changed" and value != about.default):
+            named[name] = list(value) if isinstance(value, tuple) else value
+    return {name: value for name, value in named.items() if name not in (*RUN_COLUMNS, *without)}
+
+
+def text_of(value: Any) -> str:
+    """A value as the command line takes it; the setting's own `convert` reads it back."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        raise TypeError(f"expected a value with a text form, got {value!r}")
+    return ",".join(map(text_of, value)) if isinstance(value, tuple | list) else str(value)

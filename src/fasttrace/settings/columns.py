@@ -1,0 +1,67 @@
+"""The settings of stored runs: `runs.settings` (JSON) as values by name, and as a relation for SQL.
+
+A run stores what names it. A setting that is not there, because the run is older or the setting was at its default, has
+its default.
+"""
+
+import json
+from typing import Any
+
+from .base import RUN_COLUMNS, Setting, settings_of
+from .edit import EditSettings
+from .mass import MassSettings
+from .methods import hyperparameters
+from .moments import MomentSettings
+from .trace import TraceSettings
+
+# Kind of runs → the type of its settings. Those of edits also have the method's own, NULL where a method lacks them.
+RUN_SETTINGS: dict[str, type] = {
+    "trace": TraceSettings,
+    "edit": EditSettings,
+    "mass": MassSettings,
+    "moments": MomentSettings,
+}
+RELATIONS = {f"{kind}_settings": kind for kind in RUN_SETTINGS}
+
+
+def columns_of(kind: str) -> dict[str, Setting]:
+    """Name → setting that the runs of a kind store."""
+    stored = {
+        name: one
+        for name, one in settings_of(RUN_SETTINGS[kind]).items()
+        if one.names_run != "never" and name not in RUN_COLUMNS
+    }
+    return stored | hyperparameters() if kind in ("edit", "mass") else stored
+
+
+def stored_settings(kind: str, text: str) -> dict[str, Any]:
+    """Name → value of the settings of a run, from its JSON."""
+    return {name: one.default for name, one in columns_of(kind).items() if not one.tabled} | json.loads(text)
+
+
+def settings_select(kind: str) -> str:
+    """The SELECT of the relation <kind>_settings, under the header that a relation of the analysis has."""
+    columns = ["run_id", *(f"{_column(one)} AS {name}" for name, one in columns_of(kind).items())]
+    lines = [
+        f"-- {kind}_settings: the settings of every run of kind {kind}, with defaults filled in.",
+        "-- Grain: one row a run. Inputs: runs. Units: as the options of the command line.",
+        "SELECT",
+        ",\n".join(f"    {column}" for column in columns),
+        f"FROM runs\nWHERE kind = '{kind}'",
+    ]
+    return "\n".join(lines)
+
+
+def _column(one: Setting) -> str:
+    assert one.kind is not None
+    kind = one.kind.sql_type
+    value = f"settings ->> '$.{one.name}'" if kind == "VARCHAR" else f"json_extract(settings, '$.{one.name}')::{kind}"
+    if one.tabled or one.default is None:
+        return value
+    return f"coalesce({value}, {_literal(one.default)})"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    return f"'{value}'" if isinstance(value, str) else str(value)

@@ -1,0 +1,54 @@
+"""Settings of mass edits, and of tuning."""
+
+from collections.abc import Sequence
+
+from .base import refusal, setting, settings
+from .edit import EditingSettings
+from .methods import Method
+
+
+@settings("mass")
+class MassSettings(EditingSettings):
+    """Every setting of a mass edit."""
+
+    method: Method = setting(default="memit")
+    layer: int | None = setting(
+        default=None,
+        least=0,
+        names_run="always",
+        help="The layer that every edit is sent to; by default the model's own",
+    )
+    at_once: int | None = setting(
+        default=None, least=1, names_run="always", help="Facts solved together; by default all for memit, else 1"
+    )
+    score_every: int | None = setting(
+        default=None,
+        least=1,
+        names_run="always",
+        help="Groups of facts between two scorings of every fact that has landed; by default ten scorings in all",
+    )
+    essence: int = setting(default=0)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.method != "memit" and self.at_once not in (None, 1):
+            raise refusal(self, "at_once", f"1, as {self.method} edits one fact at a time", self.at_once)
+
+
+@settings("tune")
+class TuneSettings(EditingSettings):
+    """Every setting of tuning. What is tuned is a setting of the single edits that try each value."""
+
+    layer: int | None = setting(
+        default=None, least=0, names_run="never", help="The layer to edit; by default the model's own"
+    )
+    hyperparameter: str | None = setting(
+        default=None,
+        names_run="never",
+        option="--setting",
+        help="The hyperparameter to tune; by default kl_factor, or epsilon of ft-1 and ft-5",
+    )
+    values: Sequence[float] | None = setting(
+        default=None, names_run="never", help="Values to try, as in 0.0625,0.9,1; by default the paper's"
+    )
+    essence: int = setting(default=0)

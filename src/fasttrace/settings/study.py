@@ -1,0 +1,77 @@
+"""The tables of a study file.
+
+A [[trace]], a [moments] and an [[edit]] hold what `TraceSettings`, `MomentSettings` and `EditingSettings` have, but for
+what a study states once for all of them, or settles itself (`TABLES`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from .base import setting, settings, settings_of
+from .common import RunSettings
+from .edit import EditingSettings, ProblemName
+from .kinds import Size
+from .methods import Method
+from .moments import MomentSettings
+from .trace import TraceSettings
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@settings("study")
+class StudySettings(RunSettings):
+    """What stands above the tables: the same for every computation of the study."""
+
+    model: str = setting(default=DEFAULT_MODEL, help="Short name, hub id, folder or .gguf file")
+    dtype: Literal["float32", "tf32", "bfloat16", "float64"] = setting(
+        default="float32", help="Numbers to compute with"
+    )
+    device: str = setting(default="cpu", help="As torch names it, or auto: over GPUs, CPU and disk")
+    memory: Size = setting(default="512MB")
+
+
+@settings("facts")
+class FactSettings:
+    """[facts]: which facts are studied."""
+
+    file: str | None = setting(
+        default=None, help="CounterFact, known_1000 or zsRE JSON, or own JSONL; by default the built-in facts"
+    )
+    relation: str | None = setting(default=None, help="Only facts of this relation")
+    limit: int | None = setting(default=None, least=1, help="At most so many facts of the file")
+    known: bool | int = setting(
+        default=True, least=1, help="Study the facts that the model knows: all, or the first so many; false studies all"
+    )
+    order: Literal["given", "interleaved"] = setting(
+        default="given", help="The order of the file, or the facts in turn from each relation"
+    )
+
+
+@settings("edit")
+class EditTable(EditingSettings):
+    """[[edit]]: every method on every problem."""
+
+    methods: Sequence[Method] = setting(default=("rome",), help="Editing methods")
+    problems: Sequence[ProblemName] = setting(default=("error-injection",), help="Editing problems")
+    layers: int | Sequence[int] | None = setting(
+        default=None, least=0, help="Layers to edit, from 0, or how many, spread evenly; by default as in edit"
+    )
+    set: Mapping[str, Any] | None = setting(default=None, help="Hyperparameters of the methods, by name")
+
+
+_STATED = {"model", "dtype", "device", *settings_of(RunSettings)}
+_OF_MOMENTS = {"corpus", "corpus_tokens", "ridge"}
+# Table → its type, and the settings of the type that a study does not take from the table.
+TABLES: dict[str, tuple[type, set[str]]] = {
+    "study": (StudySettings, set()),
+    "facts": (FactSettings, set()),
+    "trace": (TraceSettings, {*_STATED, "keep"}),
+    "moments": (MomentSettings, {*_STATED, "layers"}),
+    "edit": (EditTable, {*_STATED, *_OF_MOMENTS, "method", "problem", "hyperparameters"}),
+}
+
+
+def keys(table: str) -> list[str]:
+    """The keys that a table of a study file may have."""
+    kind, without = TABLES[table]
+    return [name for name in settings_of(kind) if name not in without]

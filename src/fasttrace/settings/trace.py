@@ -1,0 +1,57 @@
+"""Settings of causal tracing."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from .base import refusal, setting, settings
+from .common import NoiseSettings, RunSettings
+from .kinds import Size
+
+Module = Literal["mlp", "attn", "block"]
+TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
+Tokens = Literal["all", "subject", "last-subject", "whole-subject"]
+Target = Literal["sequence", "first-token", "argmax-first"]
+
+
+@settings("trace")
+class TraceSettings(NoiseSettings, RunSettings):
+    """Every setting of a causal-tracing sweep."""
+
+    windows: Sequence[int] = setting(
+        default=(5,), least=1, unit="layers", names_run="always", help="Window sizes, as in 10,5,1"
+    )
+    samples: int = setting(default=10, least=1, names_run="always", help="Noise samples of every fact")
+    module: Module = setting(
+        default="mlp", names_run="always", help="Whose output is replaced over the window's layers"
+    )
+    method: TraceMethod = setting(
+        default="denoise",
+        names_run="always",
+        help="What a cell does: denoise puts the clean pass's outputs into the corrupted passes, noise the corrupted "
+        "passes' into the clean one, zero puts zeros into the clean one; attribution estimates denoise from one "
+        "forward and one backward pass",
+    )
+    tokens: Tokens = setting(
+        default="all", names_run="always", help="Where to intervene: one token a cell, or the whole subject at once"
+    )
+    target: Target = setting(
+        default="sequence",
+        names_run="always",
+        help="What is scored: all of o_true, its first token, or the first token of the model's own answer",
+    )
+    keep: Literal["known", "all"] = setting(
+        default="known", names_run="always", help="Trace the facts that the model knows, or all of them"
+    )
+    keep_samples: bool = setting(default=False, help="Also keep every noise sample's probability (trace_samples)")
+    verify_top: int | None = setting(
+        default=None,
+        least=0,
+        help="With attribution: so many cells of every fact, those of the largest estimates, are computed exactly",
+    )
+    memory: Size = setting(default="512MB")
+
+    def __attrs_post_init__(self) -> None:
+        if self.verify_top is not None and self.method != "attribution":
+            raise refusal(self, "verify_top", "method attribution", f"method {self.method}")
+        if self.method == "attribution" and self.tokens == "whole-subject":
+            raise refusal(self, "tokens", "one token a cell with method attribution", self.tokens)

@@ -1,0 +1,236 @@
+"""ft.regress against the SQL regressions, against numpy by hand, and what it refuses."""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from fasttrace.analysis.certainty import certainty
+from fasttrace.analysis.regress import MODELS, regress
+from fasttrace.analysis.regression import regressions
+from made_results import made_edit, made_trace
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.facts import Fact
+from fasttrace.store import Store, Stores
+
+IDS = [f"f{i}" for i in range(24)]
+ROME = "method = 'rome'"
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_leaks():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def magnitudes(seed):
+    rng = np.random.default_rng(seed)
+    return {(fact, layer): {"magnitude": rng.normal(), "success": None} for fact in IDS for layer in range(4)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Two methods; one fact without an effect, one not traced, one without a paraphrase score."""
+    store = Store(tmp_path_factory.mktemp("regress") / "s.duckdb")
+    store.add(made_trace(IDS, windows=(3, 5), layers=8, no_effect=("f3",), left_out=("f4",)))
+    scores = magnitudes(1)
+    scores["f7", 2] |= {"paraphrase": None, "reason": "no paraphrase prompts"}
+    scores["f8", 1] |= {"rewrite": float("nan")}
+    store.add(made_edit(IDS, scores=scores))
+    store.add(made_edit(IDS, run_id="e1", method="memit", seed=5, scores=magnitudes(2)))
+    return store
+
+
+@pytest.mark.parametrize("score", ["rewrite", "paraphrase", "neighborhood", "overall", "magnitude"])
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_the_papers_models_agree_with_sql(store, score, method):
+    [wanted] = regressions(store, score, method=method).to_pylist()
+    fits = {name: regress(store, name, score=score, where=f"method = '{method}'") for name in MODELS}
+    for name, found in fits.items():
+        numbers = found.statistics
+        assert (numbers["n"], numbers["n_dropped"]) == (wanted["n"], wanted["n_left_out"])
+        assert numbers["n_facts"] == wanted["n_facts"]
+        assert numbers["r2"] == pytest.approx(wanted[f"r2_{name}"], rel=1e-9, abs=1e-9)
+        assert numbers["rmse"] == pytest.approx(wanted[f"rmse_{name}"], rel=1e-9)
+        assert np.mean(np.abs(found.fit.resid)) == pytest.approx(wanted[f"mae_{name}"], rel=1e-9)
+    f_value, p_value, df_num = fits["both"].fit.compare_f_test(fits["layer"].fit)
+    assert (df_num, fits["both"].fit.df_resid) == (wanted["df_num"], wanted["df_den"])
+    assert f_value == pytest.approx(wanted["f_value"], rel=1e-9)
+    assert p_value == pytest.approx(wanted["p_value"], rel=1e-9, abs=1e-12)
+
+
+def test_other_effects_subsets_and_windows_agree_with_sql(store):
+    for effect_at, column in (("last-subject", "effect_last_subject"), ("last-subject-absolute", "effect_absolute")):
+        [wanted] = regressions(store, effect_at=effect_at, method="rome").to_pylist()
+        found = regress(store, f"rewrite ~ C(layer) * {column}", where=ROME).statistics
+        assert found["r2"] == pytest.approx(wanted["r2_both"], rel=1e-9)
+    [wanted] = regressions(store, subset="concentrated", method="rome").to_pylist()
+    few = "(trace_run_id, fact_id, window_size) IN (SELECT (run_id, fact_id, window_size) FROM concentrated_facts)"
+    found = regress(store, "both", where=[ROME, few]).statistics
+    assert 8 < found["n"] == wanted["n"] < regress(store, "both", where=ROME).statistics["n"]
+    assert found["r2"] == pytest.approx(wanted["r2_both"], rel=1e-9)
+    [wanted] = regressions(store, method="rome", window_size=3).to_pylist()
+    found = regress(store, "both", where=ROME, tracing_window=3)
+    assert found.statistics["r2"] == pytest.approx(wanted["r2_both"], rel=1e-9)
+    assert found.selection.describes["window_size"] == [3]
+
+
+def test_several_stores_are_read_once(store, tmp_path):
+    other = Store(tmp_path / "other.duckdb")
+    other.add(made_edit(IDS[:9], scores=magnitudes(1)))
+    found = regress(Stores([store.path, other.path]), "both", where=ROME)
+    assert found.statistics == pytest.approx(regress(store, "both", where=ROME).statistics, rel=1e-9)
+
+
+def test_clustered_errors_are_those_of_certainty(store):
+    found = regress(store, "both", where=ROME, cluster="fact_id")
+    [wanted] = certainty(store, resamples=0, method="rome").to_pylist()
+    slopes = np.zeros((4, 8))
+    slopes[:, found.fit.model.exog_names.index("effect")] = 1
+    for place in (1, 2, 3):
+        slopes[place, found.fit.model.exog_names.index(f"C(layer)[T.{place}]:effect")] = 1
+    test = found.fit.f_test(slopes)
+    assert float(test.fvalue) == pytest.approx(wanted["f_clustered"], rel=1e-9)
+    assert float(test.pvalue) == pytest.approx(wanted["p_clustered"], rel=1e-9)
+
+
+def test_robust_errors_by_hand(store):
+    """HC3: the covariance of MacKinnon and White, with every residual over 1 - its leverage."""
+    found = regress(store, "rewrite ~ effect + C(layer)", robust=True)
+    x, rest = found.fit.model.exog, found.fit.resid.to_numpy()
+    inverse = np.linalg.inv(x.T @ x)
+    leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
+    covariance = inverse @ (x.T * (rest / (1 - leverage)) ** 2) @ x @ inverse
+    table = found.coefficients.to_pydict()
+    assert table["std_error"] == pytest.approx(np.sqrt(np.diag(covariance)), rel=1e-9)
+    assert table["statistic"] == pytest.approx(np.divide(table["estimate"], table["std_error"]), rel=1e-12)
+    assert all(low < middle < high for low, middle, high in zip(
+        table["estimate_low"], table["estimate"], table["estimate_high"], strict=True))  # fmt: skip
+
+
+def test_a_mixed_model_of_a_balanced_layout_by_hand(tmp_path):
+    """REML's variances are those of the analysis of variance where every fact has as many rows."""
+    rng, store = np.random.default_rng(3), Store(tmp_path / "s.duckdb")
+    y = rng.normal(size=(24, 1)) + 0.3 * rng.normal(size=(24, 4))
+    store.add(made_trace(IDS))
+    store.add(made_edit(IDS, scores={(f"f{i}", j): {"rewrite": y[i, j]} for i in range(24) for j in range(4)}))
+    found = regress(store, "rewrite ~ 1", groups="fact_id")
+    within, between = y.var(axis=1, ddof=1).mean(), 4 * y.mean(axis=1).var(ddof=1)
+    assert found.mixed
+    assert found.statistics["variance_residual"] == pytest.approx(within, rel=1e-3)
+    assert found.statistics["variance_groups"] == pytest.approx((between - within) / 4, rel=1e-3)
+    [row] = found.coefficients.to_pylist()
+    assert row["estimate"] == pytest.approx(y.mean(), abs=1e-6)
+    assert row["std_error"] == pytest.approx(np.sqrt(between / y.size), rel=1e-3)
+    assert "r2" not in found.statistics
+
+
+def test_the_account_of_the_rows(store):
+    found = regress(store, "paraphrase ~ effect", where="layer > 0")
+    assert found.selection.n_selected == 144
+    assert found.selection.dropped.to_pylist() == [
+        {"column": "effect", "reason": "the noise did not lower p(o_true)", "rows": 6, "facts": 1},
+        {"column": "effect", "reason": "the trace has no cells of this fact and layer", "rows": 6, "facts": 1},
+        {"column": "paraphrase", "reason": "no paraphrase prompts", "rows": 1, "facts": 1},
+    ]
+    account = found.account()
+    assert "Rows: 131 of 144 selected, of 22 facts" in account
+    assert "Dropped: 1 without paraphrase (no paraphrase prompts)" in account
+    assert "Pooled: method memit, rome" in account
+    assert "problem error-injection" in account
+    assert "Pooled: method" not in regress(store, "rewrite ~ method").account(), "the formula has it"
+    assert regress(store, "rewrite ~ layer").statistics["n_dropped"] == 1, "a score that is not a number"
+
+
+def test_columns_of_facts_and_booleans(store, tmp_path):
+    facts = Store(tmp_path / "s.duckdb")
+    relations = {f"f{i}": "capital" if i % 2 else "language" for i in range(20)}
+    facts.add_facts(
+        Fact(fact_id=name, relation=relation, prompt="{} is in", subject=name, target_true=" Rome", source="test")
+        for name, relation in relations.items()
+    )
+    facts.add(made_edit(IDS, scores={(name, 1): {"success": False} for name in IDS[:5]}))
+    found = regress(facts, "success ~ C(layer) + relation", where="source IS NULL OR source = 'test'")
+    assert found.statistics["n"] == 80
+    assert found.selection.dropped.to_pylist() == [
+        {"column": "relation", "reason": "the store was not given the fact", "rows": 16, "facts": 4}
+    ]
+    slopes = dict(zip(*found.coefficients.select(["term", "estimate"]).to_pydict().values(), strict=True))
+    assert slopes["C(layer)[T.1]"] == pytest.approx(-5 / 20)
+
+
+def test_the_summary_is_statsmodels(store):
+    text = str(regress(store, "both", where=ROME, cluster="fact_id"))
+    assert "OLS Regression Results" in text
+    assert "C(layer)[T.2]:effect" in text
+    assert "Errors: clustered by fact_id" in text
+    few = str(regress(store, "rewrite ~ effect", where=[ROME, "layer = 0", "fact_id < 'f15'"]))
+    assert "No. Observations:                   7 " in few, "few rows make scipy warn, which must not leak"
+
+
+def test_what_statsmodels_warns_of_is_a_note(store):
+    found = regress(store, "rewrite ~ effect", groups="fact_id", where=ROME)
+    assert any("boundary" in note for note in found.notes)
+    assert "Note: " in found.account()
+
+
+@pytest.mark.parametrize(
+    ("formula", "options", "sentence"),
+    [
+        ("rewrite ~ efect", {}, "expected a column of traced_edits, got 'efect': effect"),
+        ("rewrite ~ efect", {}, "it has model, protocol, "),
+        ("rewrite ~ __import__('os')", {}, "expected a column of traced_edits, got '__import__'"),
+        ("both", {"score": "beauty"}, "expected a column of traced_edits, got 'beauty'"),
+        ("both", {"score": "1 or 2"}, "expected the name of a score, got '1 or 2'"),
+        ("rewrite ~ effect", {"score": "overall"}, "expected a score only with layer, effect, both"),
+        ("rewrite ~ effect", {"cluster": "who"}, "expected a column of traced_edits, got 'who'"),
+        ("neither", {}, "expected a formula such as 'rewrite ~ C(layer) * effect', or one of layer, effect, both"),
+        ("rewrite ~ effect +", {}, "got 'rewrite ~ effect +'"),
+        ("rewrite ~ C(layer", {}, "got 'rewrite ~ C(layer'"),
+        ("rewrite ~ effect layer", {}, "got 'rewrite ~ effect layer'"),
+        ("~ effect", {}, "got '~ effect'"),
+        ("rewrite + overall ~ effect", {}, "got 'rewrite + overall ~ effect'"),
+        ("rewrite ~ effect(3)", {}, "expected a formula that can be evaluated, got 'rewrite ~ effect(3)'"),
+        ("rewrite ~ np.log(effect)", {}, "expected a formula that can be evaluated"),
+        ("rewrite ~ np.log(layer)", {}, "expected finite numbers"),
+        ("method ~ effect", {}, "expected a number to the left of ~, got method"),
+        ("rewrite ~ effect", {"where": "nothing = 3"}, 'Referenced column "nothing" not found'),
+        ("rewrite ~ effect", {"where": "nothing = 3"}, "it has model, protocol, "),
+        ("rewrite ~ effect", {"where": "layer >"}, "expected a SQL condition over the columns of traced_edits"),
+        ("rewrite ~ effect", {"where": "layer = 0; DROP TABLE edits"}, "expected a SQL condition"),
+        ("rewrite ~ effect", {"where": "layer = 'first'"}, "Could not convert string 'first'"),
+        ("rewrite ~ effect", {"where": "layer > 9"}, "expected edits for which layer > 9, got none"),
+        ("essence ~ effect", {}, "expected edits with essence, effect, got none of 192: 191 have no essence"),
+        ("rewrite ~ effect", {"tracing_window": 9}, "no trace of this model, protocol and window size"),
+        ("p_after ~ effect", {}, "expected p_after to vary, got 0.9 in all"),
+        ("rewrite ~ effect + I(2 * effect)", {}, "expected independent terms, got I(2 * effect)"),
+        ("rewrite ~ C(layer) + layer", {}, "expected independent terms, got layer"),
+        ("rewrite ~ C(fact_id)", {"where": [ROME, "layer = 0"]}, "expected more rows than coefficients, got 24 rows"),
+        ("rewrite ~ C(layer)", {"where": [ROME, "layer = 0 OR (layer = 1 AND fact_id = 'f1')"], "robust": True},
+            "got 1 of 25 rows alone behind one"),
+        ("rewrite ~ effect", {"cluster": "problem"}, "expected at least two values of problem to group by"),
+        ("rewrite ~ effect", {"cluster": "fact_id", "robust": True}, "expected one of robust, cluster and groups"),
+    ],
+)  # fmt: skip
+def test_what_cannot_serve_is_one_sentence(store, formula, options, sentence):
+    with pytest.raises(UserError) as refused:
+        regress(store, formula, **options)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_store_without_edits(tmp_path):
+    store = Store(tmp_path / "empty.duckdb")
+    store.create()
+    with pytest.raises(UserError, match="expected a store with edits"):
+        regress(store, "both")
+
+
+def test_it_is_exported_and_imported_when_asked_for():
+    assert ft.regress is regress
+    script = "import sys, fasttrace; assert not {'statsmodels', 'duckdb'} & set(sys.modules); fasttrace.regress"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)

@@ -1,0 +1,145 @@
+"""Every setting of every type is in the function's signature and help, the command line, the study file, what names a
+run, and the command that repeats the run."""
+
+import inspect
+import json
+import shlex
+
+import pytest
+
+import fasttrace as ft
+from fasttrace.analysis.commands import KINDS, run_commands
+from fasttrace.cli import cli
+from fasttrace.settings.base import RUN_COLUMNS, run_settings, settings_of, text_of
+from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.mass import MassSettings, TuneSettings
+from fasttrace.settings.methods import METHOD_SETTINGS, hyperparameters, method_settings
+from fasttrace.settings.moments import MomentSettings
+from fasttrace.settings.study import TABLES, keys
+from fasttrace.settings.trace import TraceSettings
+from fasttrace.study import load_study
+
+FUNCTIONS = {
+    TraceSettings: ft.trace, EditSettings: ft.edit, MassSettings: ft.mass_edit, MomentSettings: ft.second_moments,
+}  # fmt: skip
+VERBS = {
+    "trace": TraceSettings, "edit": EditSettings, "mass": MassSettings, "stats": MomentSettings, "tune": TuneSettings,
+}  # fmt: skip
+# What a study file calls otherwise, or states in another table. keep and a moments' layers follow from the rest.
+ELSEWHERE = {
+    "trace": {"keep": None},
+    "moments": {"layers": None},
+    "edit": {
+        "method": ("edit", "methods"), "problem": ("edit", "problems"), "hyperparameters": ("edit", "set"),
+        "corpus": ("moments", "corpus"), "corpus_tokens": ("moments", "tokens"), "ridge": ("moments", "ridge"),
+    },
+}  # fmt: skip
+COMPANIONS = {"verify_top": {"method": "attribution"}}  # settings without which another cannot be given
+
+
+def every(kinds):
+    """(type, setting) of all of them, each a case of a test."""
+    found = [(kind, one) for kind in kinds for one in settings_of(kind).values()]
+    return pytest.mark.parametrize(("kind", "one"), found, ids=[f"{k.__name__}-{one.name}" for k, one in found])
+
+
+def another(kind, one):
+    """A value of a setting that is not its default."""
+    if one.name == "hyperparameters":
+        return method_settings(settings_of(kind)["method"].default, {"steps": 7})
+    if one.kind.is_path:
+        return __file__
+    for value in (True, 7, 0.25, "7MB", *one.kind.choices, [7], [0.25], ["memit"], ["fact-erasure"]):
+        try:
+            if one.convert(value) != one.default:
+                return one.convert(value)
+        except ft.UserError:
+            continue
+    raise AssertionError(f"no value of {one.name} was found")
+
+
+@every(FUNCTIONS)
+def test_the_signature_and_the_help_have_it(kind, one):
+    parameter = inspect.signature(FUNCTIONS[kind]).parameters[one.name]
+    assert (parameter.default, parameter.annotation) == (one.default, one.annotation)
+    words = " ".join(inspect.getdoc(FUNCTIONS[kind]).split())
+    assert f"{one.name}: {one.description}" in words
+
+
+@pytest.mark.parametrize("function", [ft.edit, ft.mass_edit], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("one", hyperparameters().values(), ids=lambda one: one.name)
+def test_the_signature_has_every_methods_own(function, one):
+    assert inspect.signature(function).parameters[one.name].annotation == one.annotation
+    assert f"{one.name}: " in inspect.getdoc(function)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_command_line_has_it(verb):
+    options = {option.opts[0]: option for option in cli.commands[verb].params}
+    for one in settings_of(VERBS[verb]).values():
+        option = options[one.option]
+        if one.name == "hyperparameters":
+            assert all(name in option.help for name in hyperparameters())
+            continue
+        assert option.help == one.description
+        context = cli.commands[verb].make_context(verb, [])
+        assert context.params[one.name] == one.default
+
+
+@every([TraceSettings, MomentSettings, EditSettings])
+def test_the_study_file_has_it(kind, one):
+    table = {TraceSettings: "trace", MomentSettings: "moments", EditSettings: "edit"}[kind]
+    place = ELSEWHERE[table].get(one.name, (table, one.name))
+    if place is not None:
+        assert place[1] in [*keys(place[0]), *(keys("study") if place[0] == table else [])]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_study_file_with_every_key_is_read(table, tmp_path):
+    for key in keys(table):
+        kind = TABLES[table][0]
+        one = settings_of(kind)[key]
+        value = {"steps": 7} if key == "set" else another(kind, one)
+        line = f"{key} = {{ steps = 7 }}" if key == "set" else f"{key} = {json.dumps(value)}"
+        more = "".join(f"{name} = {json.dumps(needed)}\n" for name, needed in COMPANIONS.get(key, {}).items())
+        head = {"study": "", "trace": "[[trace]]\n", "edit": "[[edit]]\n"}.get(table, f"[{table}]\n")
+        path = tmp_path / f"{key}.toml"
+        path.write_text(f"{head}{line}\n{more}")
+        study = load_study(str(path))
+        read = {"study": [study.settings], "facts": [study.facts], "moments": [study.moments]}
+        [found] = {**read, "trace": study.traces, "edit": study.edits}[table]
+        assert getattr(found, key) == value
+
+
+@every(KINDS.values())
+def test_the_run_and_the_command_that_repeats_it_have_it(kind, one):
+    """The command line, read again, makes the same settings."""
+    [verb] = [verb for verb, settings in KINDS.items() if settings is kind]
+    made = kind(**{one.name: another(kind, one)}, **COMPANIONS.get(one.name, {}))
+    named = run_settings(made)
+    assert (one.name in named) == (one.names_run != "never" and one.name not in RUN_COLUMNS)
+    own = getattr(made, "hyperparameters", None)
+    columns = {name: getattr(made, name) for name in RUN_COLUMNS}
+    run = {"run_id": "0123456789", "kind": verb, "model": "llama", "dtype": "float32", **columns}
+    run["settings"] = json.dumps(named | (run_settings(own) if own is not None else {}))
+    layers = None if verb != "edit" or made.layers is None else list(made.layers)
+    [_, line] = run_commands([run], {"0123456789": {"layers": layers}}, "study.duckdb")["0123456789"]
+    _, told, *words = shlex.split(line)
+    assert told == verb
+    given = cli.commands[verb].make_context(verb, words).params
+    if one.name == "hyperparameters":
+        assert method_settings(made.method, given["own"]) == made.hyperparameters
+    elif one.name != "memory":
+        assert given[one.name] == getattr(made, one.name)
+
+
+@pytest.mark.parametrize("method", METHOD_SETTINGS)
+def test_every_methods_own_settings_are_given_again(method):
+    kind = METHOD_SETTINGS[method]
+    own = kind(**{name: another(kind, one) for name, one in settings_of(kind).items()})
+    run = {"run_id": "0", "kind": "edit", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}
+    run["settings"] = json.dumps({"method": method, **run_settings(own)})
+    [_, line] = run_commands([run], {"0": {"layers": [1]}}, "study.duckdb")["0"]
+    given = cli.commands["edit"].make_context("edit", shlex.split(line)[2:]).params
+    assert method_settings(method, given["own"]) == own
+    assert given["own"] == {name: text_of(getattr(own, name)) for name in settings_of(kind)}
