@@ -6,12 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
-from fasttrace.analysis.certainty import certainty
-from fasttrace.analysis.regress import MODELS, regress
-from fasttrace.analysis.regression import regressions
 from made_results import made_edit, made_trace
 
 import fasttrace as ft
+from fasttrace.analysis.certainty import certainty
+from fasttrace.analysis.regress import MODELS, regress
+from fasttrace.analysis.regression import regressions
 from fasttrace.errors import UserError
 from fasttrace.facts import Fact
 from fasttrace.store import Store, Stores

@@ -3,6 +3,7 @@
 import re
 
 import pyarrow as pa
+
 from fasttrace.analysis.terminal import fit
 
 

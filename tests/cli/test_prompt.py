@@ -9,13 +9,13 @@ import threading
 import time
 
 import other_process
-from fasttrace.analysis.saved import saved_queries
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from fasttrace.analysis.saved import saved_queries
 from fasttrace.cli.prompt import Prompt
 from fasttrace.store import Store, Stores
 

@@ -5,9 +5,9 @@ from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
-from fasttrace.analysis.regression import KEYS, KINDS, Choice, chosen_rows
 from statsmodels.formula.api import ols
 
+from fasttrace.analysis.regression import KEYS, KINDS, Choice, chosen_rows
 from fasttrace.store import Store
 
 FITTED = (
