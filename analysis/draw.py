@@ -1,7 +1,7 @@
 """Figures as pure functions of Arrow tables: no store, no global state, nothing drawn on import.
 
-Every figure keeps to one ink and to the series colours below; series differ in marker and line or hatch too, never
-in colour alone (the colours are Okabe and Ito's set for the colour-blind). The report's own figures are chart.py's.
+Every figure has one colour for text and the series colours below. Series differ in marker and line or hatch too, never
+in colour alone; the colours are Okabe and Ito's set for the colour-blind. The report's figures are made by chart.py.
 """
 
 import math
@@ -71,13 +71,13 @@ def _legend(axes: Axes, **options: Any) -> None:
 
 def _need_rows(table: pa.Table, what: str) -> list[Row]:
     if table.num_rows == 0:
-        raise UserError(f"there is nothing to draw: the store holds no {what}")
+        raise UserError(f"expected {what} to draw, got none")
     rows: list[Row] = table.to_pylist()
     return rows
 
 
 def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options: Any) -> list[Axes]:
-    """`panels` axes row by row; the cells left over stay empty."""
+    """`panels` axes, row by row. Cells beyond them stay empty."""
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
     grid = figure.subplots(rows, columns, squeeze=False, **options)
@@ -96,7 +96,7 @@ def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options
 def color_range(p_restored: np.ndarray, p_clean: float, p_noised: float | None) -> tuple[float, float]:
     """(low, high) probability of a heatmap's colours: from p_noised (or the lowest cell) to the highest cell.
 
-    Never narrower than a tenth of p_clean − p_noised, so that a fact nothing restores looks like one.
+    At least a tenth of p_clean − p_noised wide, so that a grid in which nothing is restored looks flat.
     """
     low = float(np.nanmin(p_restored))
     if p_noised is None:  # zeroing: nothing was noised, and p_clean is what can be lost
@@ -121,7 +121,7 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     Raises UserError where there are no cells.
     """
     if cells.num_rows == 0:
-        raise UserError("there is nothing to draw: this fact has no traced cells")
+        raise UserError("expected traced cells of the fact to draw, got none")
     values = grid_of(cells, "p_restored")
     n_tokens, n_layers = values.shape
     low, high = color_range(values, fact["p_clean"], fact["p_noised"])

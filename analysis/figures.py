@@ -1,6 +1,6 @@
-"""The figures of a study, each from the store alone: read a relation, hand its table to draw.py.
+"""The figures of a study, each from the store alone: read a relation and pass its table to draw.py.
 
-Every function returns a matplotlib Figure that belongs to nobody else (no pyplot), for `save` or a notebook.
+Every function returns a new matplotlib Figure, without pyplot, for `save` or a notebook.
 """
 
 from pathlib import Path
@@ -36,16 +36,16 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     sizes = sorted({row["window_size"] for row in traces if row["window_size"] is not None})
     if not sizes:
         raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.path}: {traces[0]['reason'] or 'no cells'}")
-    wanted = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
-    if wanted not in sizes:
+    window = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
+    if window not in sizes:
         raise StoreError(
-            f"fact {fact_id!r} was not traced with window size {wanted} in {store.path}: "
-            f"there is {', '.join(map(str, sizes))}"
+            f"expected a window size that fact {fact_id!r} was traced with in {store.path}, "
+            f"{', '.join(map(str, sizes))}, got {window}"
         )
-    trace = next(row for row in traces if row["window_size"] == wanted)
+    trace = next(row for row in traces if row["window_size"] == window)
     cells = relation(store, "fact_cells", {"fact_ids": [fact_id]})
     mine = pa.Table.from_pylist(
-        [row for row in cells.to_pylist() if row["run_id"] == trace["trace_run_id"] and row["window_size"] == wanted],
+        [row for row in cells.to_pylist() if row["run_id"] == trace["trace_run_id"] and row["window_size"] == window],
         schema=cells.schema,
     )
     return draw.draw_heatmap(trace, mine)
@@ -90,7 +90,7 @@ def _scatter(store: Store, one: Numbered, layer: int | None) -> Figure:
             means = pairs.group_by("layer").aggregate([("score", "mean")]).to_pylist()
             layer = max(means, key=lambda row: (row["score_mean"], -row["layer"]))["layer"]
         if layer not in layers:
-            raise StoreError(f"no edit at layer {layer} is in {store.path}: there is {', '.join(map(str, layers))}")
+            raise StoreError(f"expected an edited layer of {store.path}, {', '.join(map(str, layers))}, got {layer}")
         rhos, pairs = (table.filter(pc.equal(table["layer"], layer)) for table in (rhos, pairs))
     return draw.draw_effect_vs_score(pairs, rhos, score)
 

@@ -113,7 +113,7 @@ def test_export_from_the_command_line(workplace, run):
     run("export", "--model", "model", "edit.safetensors", "again")
     assert ft.load_model(workplace / "again").weights_hash() == edited.weights_hash()
     assert ft.load_model(workplace / "model").weights_hash() != edited.weights_hash()
-    assert "exists, a new file was wanted" in run(*one, "--delta", "edit.safetensors", code=2).stderr
+    assert "expected a new file" in run(*one, "--delta", "edit.safetensors", code=2).stderr
 
 
 def test_every_way_of_editing_from_the_command_line(workplace, run):

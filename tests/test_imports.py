@@ -28,8 +28,9 @@ ORDER = [
     ("tracing", "editing"),
     ("workflow",),
     ("store",),
+    ("analysis",),
     ("fasttrace",),
-    ("analysis", "benchmarks"),
+    ("benchmarks",),
     ("study", "studies"),
     ("cli",),
 ]

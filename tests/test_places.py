@@ -43,13 +43,13 @@ NOT_A_STORE = {
     "/proc/new": "the folder /proc of the store new is read-only: choose another",
 }
 NOT_A_NEW_FILE = {
-    "text.txt": "delta file 'text.txt' exists, a new file was wanted",
+    "text.txt": "delta file: expected a new file, got 'text.txt', which exists",
     "text.txt/new": NOT_A_FILE["text.txt/new"],
     "/proc/new": NOT_A_FILE["/proc/new"],
 }
 NOT_A_NEW_FOLDER = {
-    "model": "export: 'model' exists and is not an empty folder, a new folder was wanted",
-    "text.txt": "export: 'text.txt' exists and is not an empty folder",
+    "model": "export: expected a new folder, got 'model', which exists and is not an empty folder",
+    "text.txt": "export: expected a new folder, got 'text.txt', which exists and is not an empty folder",
     "text.txt/new": "the folder 'text.txt' cannot be written to: 'text.txt' is not a folder",
     "/proc/a/b": "the folder '/proc/a' cannot be written to: '/proc' takes no file",
 }

@@ -92,7 +92,7 @@ def test_heatmap_names_its_window_and_prefers_five(wide_study):
     [
         ("nobody", None, "was not traced in"),
         ("place-21", None, "36 greedy tokens"),
-        ("place-00", 7, "there is 5"),
+        ("place-00", 7, ", 5, got 7"),
     ],
 )
 def test_heatmap_says_what_is_missing(study, fact_id, window, said):

@@ -99,7 +99,7 @@ def test_figure_4_is_of_one_layer(whole):
     panels = [axes for axes in figure.get_axes() if axes.get_visible()]
     assert len(panels) == 2, "one for each model"
     assert all("layer 8" in panel.get_title(loc="left") for panel in panels)
-    with pytest.raises(StoreError, match="no edit at layer 7"):
+    with pytest.raises(StoreError, match=r"expected an edited layer of .*, got 7"):
         paper_figure(whole, 4, layer=7)
 
 

@@ -336,17 +336,17 @@ def test_resumes_after_a_kill_with_the_same_bits(text_file, tmp_path):
 
 def test_user_errors(llama, tmp_path):
     cache = {"cache_dir": tmp_path / "cache", "sequence_length": 48}
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"expected a text file or a folder of \.txt files"):
         second_moments(llama, tmp_path / "none.txt", **cache)
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="expected at least one token, got no text"):
         second_moments(llama, tmp_path / "empty.txt", **cache)
     (tmp_path / "latin.txt").write_bytes("Über".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.txt' is not UTF-8 at byte 0"):
+    with pytest.raises(UserError, match=r"latin\.txt': expected UTF-8 text, got other bytes at byte 0"):
         second_moments(llama, tmp_path / "latin.txt", **cache)
     longest = llama.config.max_position_embeddings
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"no \.txt file"):
+    with pytest.raises(UserError, match=r"at least one \.txt file, got none"):
         second_moments(llama, tmp_path / "folder", **cache)
     for wrong, sentence in (
         ({"tokens": 0}, "second_moments: tokens: expected a whole number of at least 1, got 0"),

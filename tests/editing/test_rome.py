@@ -164,7 +164,7 @@ def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
         with pytest.raises(UserError, match=message):
             ft.edit(model, FACTS, **{"moments": moments, "contexts": CONTEXTS, "layers": [2], **bad})
     plain = ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="France")
-    with pytest.raises(FactError, match="no false target"):
+    with pytest.raises(FactError, match="expected the field 'target_false'"):
         ft.edit(model, [plain], moments=moments, contexts=CONTEXTS, layers=[2])
 
 

@@ -145,7 +145,7 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
     with pytest.raises(UserError, match="rms_norm has no tiles to choose from; there are noised_embed"):
         next(tune("rms_norm", {}))
     monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_reason", lambda: "Triton cannot be imported here")
-    with pytest.raises(UserError, match="window_restore: Triton cannot be imported here"):
+    with pytest.raises(UserError, match="window_restore: Triton cannot be imported here, and only Triton's kernels"):
         next(tune("window_restore", {}))
 
 

@@ -132,7 +132,7 @@ def test_what_cannot_be_done_is_a_sentence(small_tokenizer):
     items = items_of(model, FACTS, [3])
     with pytest.raises(UserError, match="module 'norm' is not one of mlp, attn, block"):
         attribute(model, items, 2, 0.4, "philox", 0, "norm")
-    with pytest.raises(UserError, match=r"memory: fact .* needs .* rows at once and the budget holds 5"):
+    with pytest.raises(UserError, match=r"memory: expected a budget of at least .* rows for fact .*, got 5"):
         attribute(model, items, 2, 0.4, "philox", 0, memory_rows=5)
 
 

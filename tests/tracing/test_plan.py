@@ -52,7 +52,7 @@ def test_waves_are_packed_in_order(drawn, how, more):
     found = split_waves(items, intervention, least + more)
     assert [(wave.items, wave.rows) for wave in found] == one_after_another(items, intervention, least + more)
     assert max(wave.rows for wave in found) <= least + more
-    with pytest.raises(UserError, match=rf"needs {least} rows at once and the budget holds {least - 1}"):
+    with pytest.raises(UserError, match=rf"a budget of at least {least} rows for fact .*, got {least - 1}"):
         split_waves(items, intervention, least - 1)
 
 

@@ -276,7 +276,7 @@ def test_one_sample_has_no_standard_error(small_tokenizer):
 def test_two_facts_of_one_id_are_refused(small_tokenizer):
     model = small_model("gpt2", small_tokenizer, torch.float32)
     other = ft.Fact(**{f: getattr(FACTS[0], f) for f in ("prompt", "subject", "target_true")}, target_false="Rome")
-    with pytest.raises(UserError, match="share the fact_id"):
+    with pytest.raises(UserError, match="expected a unique id per fact"):
         ft.trace(model, [FACTS[0], other], keep="all")
     assert len(ft.trace(model, [FACTS[0], FACTS[0]], keep="all", samples=1).facts) == 1
 
@@ -284,7 +284,7 @@ def test_two_facts_of_one_id_are_refused(small_tokenizer):
 def test_a_prompt_longer_than_the_models_positions_is_refused(small_tokenizer):
     model = small_model("gpt2", small_tokenizer, torch.float32)
     long = ft.Fact(prompt="{} is" + " the city of" * 60, subject="Paris", target_true="Rome")
-    with pytest.raises(UserError, match="at most 160 were wanted"):
+    with pytest.raises(UserError, match="expected at most 160 tokens"):
         ft.trace(model, [long], keep="all")
 
 

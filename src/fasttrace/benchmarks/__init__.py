@@ -1,4 +1,4 @@
-"""Every op, timed at any shape beside what else computes the same: `fasttrace bench`, and bench/ of the repository."""
+"""Times every op at any shape beside other ways to compute it, for `fasttrace bench` and the scripts in bench/."""
 
 from fasttrace.benchmarks.measure import OPS, Ceilings, bench, ceilings, checked, sizes_of
 from fasttrace.benchmarks.result import BenchResult, about, bench_result

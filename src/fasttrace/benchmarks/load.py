@@ -1,4 +1,4 @@
-"""What is timed: an op's arguments at some sizes, what else computes the same, the least it must move and compute."""
+"""What is timed: an op's arguments at some sizes, other ways to compute the same, and the least work it takes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +13,11 @@ Way = Callable[..., object]
 class Load:
     """One op at one shape.
 
-    op: the public function, which takes `impl`. args: positional. definition: plain torch that torch.compile is given,
-    None where it can take none. rivals: library calls that compute the same. yardsticks: calls that do less or other
-    work, for scale only. gigabyte: what must be read and written at the least (10⁹ bytes). gigaflop: arithmetic (10⁹
-    operations, multiply and add one each). grad: gradients are taken, so not in inference mode.
+    op: the public function, which takes `impl`. args: its positional arguments.
+    definition: plain torch for torch.compile, or None where it cannot be compiled.
+    rivals: library calls that compute the same. yardsticks: calls that do less or other work, for scale only.
+    gigabyte: the least that must be read and written (10⁹ bytes). gigaflop: 10⁹ operations, multiply and add one each.
+    grad: whether gradients are taken, which excludes inference mode.
     """
 
     op: Way
@@ -31,7 +32,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Draw:
-    """Arguments of a dtype on a device, the same for the same seed; on "meta" only their shapes."""
+    """Draws arguments of a dtype on a device, the same for the same seed. On "meta" they have only shapes."""
 
     dtype: torch.dtype
     device: torch.device
@@ -39,7 +40,7 @@ class Draw:
 
     @classmethod
     def on(cls, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> "Draw":
-        """With a generator of its own, on the device."""
+        """A Draw with its own generator on the device."""
         where = torch.device(device)
         generator = None if where.type == "meta" else torch.Generator(where).manual_seed(seed)
         return cls(dtype, where, generator)
@@ -59,12 +60,12 @@ class Draw:
 
 
 def traffic(*tensors: Tensor) -> float:
-    """Gigabytes of the tensors, each read or written once."""
+    """Gigabytes (10⁹ bytes) of the tensors, each read or written once."""
     return sum(x.numel() * x.element_size() for x in tensors) / 1e9
 
 
 def gradient(function: Way, upstream: Tensor | None = None) -> Way:
-    """The gradient of a differentiable function with respect to its first argument, which requires it."""
+    """The gradient of a differentiable function with respect to its first argument, which requires grad."""
 
     def backward(x: Tensor, *rest: object, **options: object) -> Tensor:
         y = function(x, *rest, **options)

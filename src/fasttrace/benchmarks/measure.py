@@ -1,4 +1,4 @@
-"""One op at one shape: how long each way of computing it takes, and what part of the machine's ceiling that is."""
+"""One op at one shape: how long each way of computing it takes, and how close that comes to the machine's ceiling."""
 
 import inspect
 import time
@@ -40,11 +40,11 @@ OPS = {
 }  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED = "torch.compile"
-ENOUGH = 0.4  # seconds that one way is timed for, once it has been called five times
+ENOUGH = 0.4  # a way is timed for this many seconds and at least five calls
 
 
 def sizes_of(op: str) -> dict[str, int]:
-    """The sizes of an op's load and what they are if not given. Raises UserError for an unknown op."""
+    """The sizes of an op's load with their defaults. Raises UserError for an unknown op."""
     if op not in OPS:
         raise UserError(f"there is no op '{op}' to time; there are {', '.join(OPS)}")
     given = list(inspect.signature(OPS[op].load).parameters.values())[1:]
@@ -52,19 +52,19 @@ def sizes_of(op: str) -> dict[str, int]:
 
 
 def checked(op: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """All sizes of an op's load, these among them. Raises UserError for an unknown op or size, and one that is no
-    number of things."""
+    """All sizes of an op's load, with these instead of the defaults. Raises UserError for an unknown op or size, and
+    for a size that is not positive."""
     known = sizes_of(op)
     for name, value in sizes.items():
         if name not in known:
             raise UserError(f"{op} has no size '{name}'; there are {', '.join(known)}")
         if value < (0 if known[name] == 0 else 1):
-            raise UserError(f"{op}: size {name} is {value}, a positive number was wanted")
+            raise UserError(f"{op}: expected size {name} to be a positive number, got {value}")
     return {**known, **sizes}
 
 
 def prepare(op: str, sizes: Mapping[str, int], dtype: str, device: str) -> tuple[str, Load]:
-    """(what the load is, in words; the load). Raises UserError as `checked`, and for an unknown dtype or device."""
+    """(the load's description, the load). Raises UserError as `checked` does, and for an unknown dtype or device."""
     shape = checked(op, sizes)
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
@@ -80,7 +80,7 @@ def prepare(op: str, sizes: Mapping[str, int], dtype: str, device: str) -> tuple
 
 
 def ways(load: Load) -> dict[str, Way]:
-    """Every way a load can be computed, "auto" and "reference" first; those of `IMPLEMENTATIONS` may refuse."""
+    """Every way to compute a load, "auto" and "reference" first. Those in `IMPLEMENTATIONS` may raise UserError."""
     named: dict[str, Way] = {"auto": load.op, "reference": partial(load.op, impl="reference")}
     if load.definition is not None:
         named[COMPILED] = load.definition
@@ -89,19 +89,20 @@ def ways(load: Load) -> dict[str, Way]:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine does at its best, measured: bytes copied (read and written) and products, a second."""
+    """The machine's measured ceilings, per second: gigabytes copied (read and written) and gigaflops of products."""
 
     gigabyte: float
     gigaflop: float
 
     def seconds(self, load: Load) -> float:
-        """No way can be faster, if the data come from memory: what is small enough comes from caches and is."""
+        """The least time of any way whose data come from memory. Data in caches can be faster."""
         return max(load.gigabyte / self.gigabyte, load.gigaflop / self.gigaflop)
 
 
 @cache
 def ceilings(dtype: str, device: str) -> Ceilings:
-    """Copying 256 MB (1 GB on a GPU), and a square product (2048 wide; 8192 on a GPU): the best of three medians."""
+    """Copies 256 MB (1 GB on a GPU) and multiplies square matrices (2048 wide; 8192 on a GPU): the best of three
+    medians each."""
     cuda = torch.device(device).type == "cuda"
     draw = Draw.on(DTYPES[dtype], device)
     source = torch.zeros((1 << 30 if cuda else 1 << 28) // 4, device=device)
@@ -122,34 +123,37 @@ def bench(
     only: Collection[str] = (),
     compiled: bool = True,
 ) -> Iterator[BenchRow]:
-    """Time every way of computing an op, its result first compared with the reference's; a row a way, as it is done.
+    """Time every way of computing an op, after its result is compared with the reference's. Yields a row per way.
 
-    sizes: of the load, by name, the others as `sizes_of`. dtype: "float32", "bfloat16" or "float16". only: ways, by
-    name; an implementation that is asked for by name ("native", "triton") and cannot run here is a UserError.
-    compiled: torch.compile of the definition too.
+    sizes: sizes of the load by name; the others are those of `sizes_of`. dtype: "float32", "bfloat16" or "float16".
+    only: ways, by name. An implementation given by name ("native", "triton") that cannot run here is a UserError.
+    compiled: whether torch.compile of the definition is timed too.
 
-    A row has seconds and quartiles of n calls, GB/s and GFLOP/s of the least that must be moved and computed,
-    fraction_of_ceiling (the time that takes at the measured ceilings over the time taken; above 1 where caches hold
-    the data), relative_difference (largest, over the reference's largest; None for a yardstick, which computes less)
-    and, on a GPU, the bytes allocated on the way; or "error", why it could not be run.
-    Raises UserError as `prepare`, and for ways that there are not.
+    A row has:
+    seconds, quartiles: of n calls. GB/s, GFLOP/s: of the least that must be moved and computed.
+    fraction_of_ceiling: the time that this takes at the measured ceilings, over the time taken. It is above 1 where the
+        data are in caches.
+    relative_difference: the largest difference over the reference's largest value, None for a yardstick.
+    bytes: on a GPU, the bytes allocated by a call.
+    error: instead of all these, why the way could not be run.
+    Raises UserError as `prepare` does, and for unknown ways.
     """
     case, load = prepare(op, sizes or {}, dtype, device)
-    there = ways(load)
-    wanted = list(only) or [name for name in there if compiled or name != COMPILED]
-    for name in wanted:
-        if name in IMPLEMENTATIONS and name not in there:
-            there[name] = partial(load.op, impl=name)
-        if name not in there:
-            raise UserError(f"{op} has no way '{name}'; there are {', '.join([*there, *IMPLEMENTATIONS[2:]])}")
+    known = ways(load)
+    names = list(only) or [name for name in known if compiled or name != COMPILED]
+    for name in names:
+        if name in IMPLEMENTATIONS and name not in known:
+            known[name] = partial(load.op, impl=name)
+        if name not in known:
+            raise UserError(f"{op} has no way '{name}'; there are {', '.join([*known, *IMPLEMENTATIONS[2:]])}")
     peak = ceilings(dtype, device)
     with torch.inference_mode(not load.grad):
-        expected = _result(there["reference"], load)
-        for name in wanted:
+        expected = _result(known["reference"], load)
+        for name in names:
             row: BenchRow = {"benchmark": op, "case": case, "impl": name}
-            way = there[name]
+            way = known[name]
             if name == COMPILED:
-                torch.compiler.reset()  # shapes of other loads would count against the limit of recompilations
+                torch.compiler.reset()  # the shapes of other loads would count towards the limit of recompilations
                 way = torch.compile(way, dynamic=False)
             try:
                 found = _result(way, load)
@@ -175,7 +179,7 @@ def bench(
 
 
 def _copies(load: Load) -> list[Any]:
-    """The arguments again, tensors as copies: ways may write to them."""
+    """Copies of the arguments, because ways may overwrite them."""
     return [
         value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
         for value in load.args
@@ -194,7 +198,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _timed(call: Callable[[], object], device: str) -> BenchRow:
-    """Seconds, quartiles and n of a call; on a GPU by events, with a cold L2 cache (triton.testing.do_bench)."""
+    """Seconds, quartiles and n of a call. On a GPU it uses events and a cold L2 cache (triton.testing.do_bench)."""
     call()
     if torch.device(device).type == "cuda":
         from triton.testing import do_bench
@@ -202,19 +206,19 @@ def _timed(call: Callable[[], object], device: str) -> BenchRow:
         return spread([ms / 1e3 for ms in do_bench(call, warmup=25, rep=200, return_mode="all")])
     begun = time.perf_counter()
     call()
-    # Of a call of microseconds, several are timed as one: the clock and the loop take their part.
+    # Calls of microseconds are timed several at a time, so that the clock and the loop cost little.
     together = max(1, round(1e-3 / max(time.perf_counter() - begun, 1e-7)))
-    taken: list[float] = []
-    while len(taken) < 5 or sum(taken) * together < ENOUGH:
+    seconds: list[float] = []
+    while len(seconds) < 5 or sum(seconds) * together < ENOUGH:
         begun = time.perf_counter()
         for _ in range(together):
             call()
-        taken.append((time.perf_counter() - begun) / together)
-    return spread(taken)
+        seconds.append((time.perf_counter() - begun) / together)
+    return spread(seconds)
 
 
 def _allocated(call: Callable[[], object]) -> int:
-    """Bytes that a call allocates on the GPU, at the most at once."""
+    """The peak of the bytes that a call allocates on the GPU."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,7 +1,7 @@
-"""Benchmark results: where, when and of what they are, and their rows in the store's relation `benches`.
+"""Benchmark results: where, when and on what they were measured, and their rows in the store's relation `benches`.
 
-A row is {"benchmark", "case", "impl", "n", "seconds" (the median), "quartiles" (of the seconds), …}, what else was
-measured under the names of `METRICS`.
+A row is {"benchmark", "case", "impl", "n", "seconds" (the median), "quartiles" (of the seconds), …}. Other measurements
+have the names of `METRICS`.
 """
 
 import datetime
@@ -26,9 +26,9 @@ from fasttrace.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BENEATH = ("torch", "triton", "transformers", "numpy")  # whose versions a result names beside fasttrace's
+BENEATH = ("torch", "triton", "transformers", "numpy")  # packages whose versions a result records
 
-# What a row may hold: its key → (metric, unit) in the store.
+# The measurements of a row: key → (metric, unit) in the store.
 METRICS = {
     "seconds": ("time", "seconds"),
     "GB/s": ("bandwidth", "GB/s"),
@@ -69,56 +69,56 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class BenchResult:
-    """run: the `runs` row, of kind "bench". benches: one row a (benchmark, case, impl, metric)."""
+    """run: the `runs` row, of kind "bench". benches: one row per (benchmark, case, impl, metric)."""
 
     run: Run
     benches: pa.Table
 
 
-def bench_result(told: dict[str, Any], rows: list[BenchRow]) -> BenchResult:
-    """`about(…)` and rows as `Store.add` takes them. Its `about` names the run: the same told twice adds nothing."""
-    settings = json.dumps(told, sort_keys=True)
+def bench_result(origin: dict[str, Any], rows: list[BenchRow]) -> BenchResult:
+    """A result for `Store.add`. origin: what `about` returned; it identifies the run, so the same one adds nothing."""
+    settings = json.dumps(origin, sort_keys=True)
     run: Run = {
         "run_id": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "kind": "bench",
-        "device": told["device"],
+        "device": origin["device"],
         "settings": settings,
-        "fasttrace_version": told["versions"]["fasttrace"],
-        "torch_version": told["versions"]["torch"],
-        "created_at": told["at"],
+        "fasttrace_version": origin["versions"]["fasttrace"],
+        "torch_version": origin["versions"]["torch"],
+        "created_at": origin["at"],
         "seconds": sum(row["seconds"] * row["n"] for row in rows if row.get("seconds")),
     }
-    where = {"machine": told["machine"], "commit": told["commit"]}
+    where = {"machine": origin["machine"], "commit": origin["commit"]}
     long = [{**one, **where} for row in rows for one in metrics(row)]
     return BenchResult(run, pa.Table.from_pylist(long, schema=SCHEMA))
 
 
 def metrics(row: BenchRow) -> list[dict[str, Any]]:
-    """A row in long form. low and high are the quartiles: of a rate, those of the seconds turned round."""
+    """A row in long form. low and high are the quartiles; those of a rate come from the quartiles of the seconds."""
     found = []
-    held = cast(dict[str, Any], row)
-    for key in METRICS.keys() & held.keys():
+    fields = cast(dict[str, Any], row)
+    for key in METRICS.keys() & fields.keys():
         metric, unit = METRICS[key]
-        value, low, high = held[key], None, None
+        value, low, high = fields[key], None, None
         if value is not None and "quartiles" in row and metric == "time":
-            low, high = held["quartiles"]
+            low, high = fields["quartiles"]
         elif value is not None and "quartiles" in row and metric in ("bandwidth", "rate"):
-            high, low = (value * held["seconds"] / bound for bound in held["quartiles"])
-        names = {name: held[name] for name in ("benchmark", "case", "impl")}
+            high, low = (value * fields["seconds"] / bound for bound in fields["quartiles"])
+        names = {name: fields[name] for name in ("benchmark", "case", "impl")}
         found.append(
-            {**names, "metric": metric, "value": value, "low": low, "high": high, "unit": unit, "n": held.get("n", 1)}
+            {**names, "metric": metric, "value": value, "low": low, "high": high, "unit": unit, "n": fields.get("n", 1)}
         )
     return found
 
 
-def spread(taken: Sequence[float]) -> BenchRow:
-    """The part of a row that says how long it took: seconds, quartiles, n."""
-    low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
-    return {"seconds": median, "quartiles": [low, high], "n": len(taken)}
+def spread(seconds: Sequence[float]) -> BenchRow:
+    """The timing part of a row: seconds, quartiles, n."""
+    low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
+    return {"seconds": median, "quartiles": [low, high], "n": len(seconds)}
 
 
 def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
-    """Where, when, of what and how a benchmark ran; more: what else the reader must know."""
+    """Where, when, on what and how a benchmark ran. more: anything else the reader must know."""
     return {
         "machine": machine(device),
         "processor": processor(device),
@@ -126,7 +126,7 @@ def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "commit": commit(),
-        # fasttrace's from its source: it may run from a folder, with nothing installed.
+        # fasttrace's version comes from its source, because it may run from a folder without being installed.
         "versions": {"fasttrace": VERSION, **{name: _version(name) for name in BENEATH}},
         "python": sys.version.split()[0],
         "at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
@@ -136,7 +136,7 @@ def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
 
 
 def processor(device: str = DEVICE) -> str:
-    """The CUDA device's name, or the model name in /proc/cpuinfo ("cpu" where there is none)."""
+    """The name of the CUDA device, or the model name in /proc/cpuinfo ("cpu" where there is none)."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -145,24 +145,27 @@ def processor(device: str = DEVICE) -> str:
 
 
 def machine(device: str = DEVICE) -> str:
-    """A folder's name for the processor: cpu-amd-epyc, cuda-nvidia-h100-80gb-hbm3."""
+    """The processor as a folder name: cpu-amd-epyc, cuda-nvidia-h100-80gb-hbm3."""
     kind = device.partition(":")[0]
     words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|@.*|\bcpu\b", " ", processor(device).lower()))
     return "-".join([kind, *words])
 
 
 def commit() -> str:
-    """The commit this tree is at, with -dirty where tracked files differ from it. Of a copy without its repository what
-    the variable COMMIT says, else "unknown"; of an installed package "unknown"."""
+    """The commit of this tree, with -dirty where tracked files differ from it.
+
+    For a copy without its repository it is the environment variable COMMIT, or "unknown"; for an installed package it
+    is "unknown".
+    """
     if not (ROOT / "pyproject.toml").is_file():
         return "unknown"
     try:
-        told = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip()
     except FileNotFoundError:
-        told = ""
-    return told or os.environ.get("COMMIT") or "unknown"
+        described = ""
+    return described or os.environ.get("COMMIT") or "unknown"
 
 
 def _version(package: str) -> str:

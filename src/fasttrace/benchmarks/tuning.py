@@ -1,4 +1,4 @@
-"""Which tile of its small set a Triton kernel is fastest with on this device, measured and recorded."""
+"""Measures and records with which tile of its set a Triton kernel is fastest on this device."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ TILED = (
     "noised_embed", "window_restore", "prefix_attention", "target_logprob", "rms_norm", "rotary_", "silu_mul_",
     "gelu_tanh_", "adam_linf_",
 )  # fmt: skip
-ROUNDINGS = 64  # of the dtype: a result that is further off the reference is wrong, and its tile is not recorded
+ROUNDINGS = 64  # a result that differs from the reference by more roundings of the dtype is wrong
 
 
 def check_tiled(op: str) -> None:
@@ -31,10 +31,10 @@ def check_tiled(op: str) -> None:
 def tune(
     op: str, sizes: Mapping[str, int] | None = None, *, dtype: str = "float32", device: str = "cuda"
 ) -> Iterator[BenchRow]:
-    """Time an op with every tile of its kernel's set; a row a tile, as of `bench`, with the tile in "tile" and what its
-    launches look up in "keys".
+    """Time an op with every tile of its kernel's set. Yields a row per tile, as `bench` does.
 
-    A tile that the device has no room for gets a row with "error". Raises UserError as `check_tiled` and `bench`.
+    Each row also has the "tile" and the "keys" under which launches look it up. A tile that is too large for the device
+    gets a row with "error". Raises UserError as `check_tiled` and `bench` do.
     """
     check_tiled(op)
     tiles = importlib.import_module("fasttrace.kernels.tiles")
@@ -55,28 +55,28 @@ def tune(
 
 
 def is_right(row: BenchRow, dtype: str) -> bool:
-    """Whether a row's result was the reference's, but for roundings; NaN never is."""
+    """Whether a row's result equals the reference's up to roundings. NaN never does."""
     difference = row.get("relative_difference")
     return difference is not None and difference <= ROUNDINGS * torch.finfo(DTYPES[dtype]).eps
 
 
 def fastest(rows: list[BenchRow], dtype: str) -> BenchRow | None:
-    """Of one op's rows the one to record: the fastest that is right. None where there is none."""
+    """The row to record among those of one op: the fastest that is right, or None where none is."""
     right = [row for row in rows if is_right(row, dtype)]
     return min(right, key=lambda row: row["seconds"], default=None)
 
 
 def record(path: Path, row: BenchRow, device: str) -> None:
-    """Adds a row's tile to a record, {device name: {key: tile}}, beside what is there. Raises UserError where the file
-    cannot be written."""
+    """Add a row's tile to the record at `path`, {device name: {key: tile}}. Raises UserError where the file cannot be
+    written."""
     tiles = importlib.import_module("fasttrace.kernels.tiles")
-    held = tiles.read(path)
+    recorded = tiles.read(path)
     for key in row["keys"]:
-        held.setdefault(processor(device), {})[key] = row["tile"]
+        recorded.setdefault(processor(device), {})[key] = row["tile"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft:
-            draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+            draft.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"the record of tiles '{path}' cannot be written: {error.strerror}") from error
     tiles.recorded_on.cache_clear()

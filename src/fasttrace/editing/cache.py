@@ -1,4 +1,4 @@
-"""What editing keeps on disk between runs: content-addressed folders, and files that are whole or absent."""
+"""The files that editing keeps between runs: content-addressed, and written atomically."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from fasttrace.places import replacing
 
 
 def cache_root(cache_dir: str | Path | None) -> Path:
-    """cache_dir, or by default `fasttrace` under $XDG_CACHE_HOME or ~/.cache; made where it is not there.
+    """cache_dir, or by default `fasttrace` under $XDG_CACHE_HOME or ~/.cache. The folder is created if necessary.
 
-    Raises UserError where the folder cannot be made.
+    Raises UserError where it cannot be created.
     """
     if cache_dir is None:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -35,42 +35,42 @@ def cache_root(cache_dir: str | Path | None) -> Path:
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
-    """First 32 hex digits of SHA-256 over the parts as JSON with sorted names."""
+    """The first 32 hex digits of SHA-256 over the parts, as JSON with sorted names."""
     return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """A safetensors file, written whole, whose metadata carries the SHA-256 of the tensors' bytes."""
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    # One entry, because safetensors writes several in no fixed order and equal content should be equal bytes.
-    marked = {"fasttrace": json.dumps({**metadata, "sha256": digest(held)}, sort_keys=True)}
+    """Write a safetensors file atomically. Its metadata contains the SHA-256 of the tensors' bytes."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    # One entry, because safetensors writes several in no fixed order, and equal content should be equal bytes.
+    entry = {"fasttrace": json.dumps({**metadata, "sha256": digest(on_cpu)}, sort_keys=True)}
     with replacing(path) as draft:
-        save_file(held, draft, metadata=marked)
+        save_file(on_cpu, draft, metadata=entry)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (copies on the CPU) and metadata of a file of `save_tensors`.
+    """The tensors (copies on the CPU) and the metadata of a file that `save_tensors` wrote.
 
-    Raises UserError where the file is missing, cut short or altered.
+    Raises UserError where the file is missing, truncated or altered.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = _metadata(file)
-            # safetensors maps the file: without a copy, a later change to it would change the tensor.
+            # safetensors maps the file, so without a copy a later change to the file would change the tensor.
             tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (OSError, SafetensorError) as error:
-        why = f"cannot be read ({error}), a whole safetensors file was wanted"
-        raise UserError(f"file '{path}' {why}") from error
+        expected = "expected a complete safetensors file"
+        raise UserError(f"file '{path}': {expected}, got one that cannot be read ({error})") from error
     if metadata.get("sha256") != digest(tensors):
         raise UserError(
-            f"file '{path}' is damaged, its content does not have the SHA-256 it was written with: "
-            "deleting it and running the same command again makes it anew"
+            f"file '{path}' is damaged, because its content does not have the SHA-256 it was written with: "
+            "delete it and run the same command again"
         )
     return tensors, metadata
 
 
 def metadata_of(path: Path) -> dict[str, Any] | None:
-    """The metadata of a file of `save_tensors`, content unread; None where it is absent or not whole."""
+    """The metadata of a file that `save_tensors` wrote, or None where it is missing or incomplete. Reads no tensor."""
     try:
         with safe_open(path, framework="pt") as file:
             return _metadata(file)
@@ -84,7 +84,7 @@ def _metadata(file: Any) -> dict[str, Any]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, over names, shapes, dtypes and bytes of tensors on the CPU, each without gaps."""
+    """SHA-256, in hex, over names, shapes, dtypes and bytes of contiguous tensors on the CPU."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""Contexts a fact is seen in when its key is averaged: the bare prompt and prompts after sampled text."""
+"""The contexts over which a fact's key is averaged: the bare prompt, and the prompt after sampled texts."""
 
 import json
 from pathlib import Path
@@ -23,22 +23,20 @@ def sample_contexts(
 ) -> list[str]:
     """Templates with one "{}" for the prompt: "{}" itself, then `short` and `long` sampled "<prefix>. {}".
 
-    Prefixes are 5 and 10 tokens drawn from the model among its 5 likeliest tokens, after
-    `models.generate.start_ids`, and differ from one another while the model has enough to say. Drawn once for
-    (model, dtype, seed, short, long) and kept as JSON in cache_dir (default as `second_moments`), so later
-    runs get the same strings.
+    A prefix has 5 or 10 tokens, drawn among the model's 5 likeliest after `models.generate.start_ids`. Prefixes differ
+    from one another as long as the model offers enough. They are drawn once for (model, dtype, seed, short, long) and
+    kept as JSON in cache_dir (default as in `second_moments`), so later runs get the same strings.
 
-    Tokens that are no printable text on their own (parts of a character, line breaks, special tokens) or
-    hold a brace are never drawn. A prefix that its tokenizer would cut into other tokens is drawn again, 20
-    times at most; after that it stays as text, whose own number of tokens then differs from 5 or 10.
+    Tokens that are not printable text by themselves (parts of a character, line breaks, special tokens) or contain a
+    brace are never drawn. A prefix that the tokenizer would split into other tokens is drawn again, at most 20 times.
+    After that it is used as it is, and its number of tokens may differ from 5 or 10.
 
-    Raises UserError for a negative count or seed, a damaged cache file, and where the model's vocabulary has
-    no token to draw.
+    Raises UserError for a negative count or seed, a damaged cache file, and a model without a token to draw.
     Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; docs/algorithms.md, section 12, Contexts.
     """
     if short < 0 or long < 0 or seed < 0:
         raise UserError(
-            f"sample_contexts: seed={seed}, short={short}, long={long}; numbers of at least 0 were wanted"
+            f"sample_contexts: expected seed, short and long of at least 0, got seed={seed}, short={short}, long={long}"
         )
     settings = {
         "format": 1,
@@ -65,7 +63,7 @@ def sample_contexts(
 
 
 def drawable(model: Decoder) -> Tensor:
-    """(V,) bool on the CPU: tokens that are printable text on their own, not special and without braces.
+    """(V,) bool on the CPU: tokens that are printable text by themselves, not special and without braces.
 
     Raises UserError where there is none.
     """
@@ -107,5 +105,5 @@ def _read(path: Path, prefixes: int) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         good = False
     if not good:
-        raise UserError(f"contexts file '{path}' is damaged: deleting it and running again samples them anew")
+        raise UserError(f"contexts file '{path}' is damaged: delete it and run again to sample the contexts again")
     return [str(context) for context in contexts]

@@ -1,4 +1,4 @@
-"""The tokens second moments are collected from: a text file, a folder of texts, or the model's own text."""
+"""The tokens from which second moments are computed: a text file, a folder of texts, or the model's own text."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import prefix_ids, sample_tokens, start_ids
 
 log = logging.getLogger("fasttrace.editing")
-SAMPLED_ROWS = 96  # texts drawn together; each batch of them is drawn, and kept on disk, on its own
+SAMPLED_ROWS = 96  # texts per batch; each batch is drawn, and kept on disk, separately
 PIECE = 1 << 16  # characters tokenised at once
 
 Progress = Callable[[str, int, int], None]
@@ -23,9 +23,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """description: for people. identity: what names its content in a cache key. n_tokens: used, BOS included.
+    """A corpus of token sequences.
 
-    sequences(progress): the token ids, each of at most sequence_length; sampled where they are not on disk.
+    description: for people. corpus_hash: hash of its content. identity: its part of a cache key. n_tokens: how many
+    tokens are used, BOS included. sequences(progress): the token ids, at most sequence_length each; they are sampled
+    where they are not on disk.
     """
 
     description: str
@@ -38,11 +40,11 @@ class Corpus:
 def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int) -> Corpus:
     """The first `tokens` tokens of a text file, or of a folder's .txt files in order of name.
 
-    Each file is cut into sequences of sequence_length; its last may be shorter. Where the tokenizer adds BOS,
-    every sequence starts with one, as a prompt does.
+    Each file is cut into sequences of sequence_length; its last one may be shorter. Where the tokenizer adds BOS, every
+    sequence starts with it, as a prompt does.
 
-    Raises UserError where there is no such file or folder, no .txt file in the folder, a file that is not
-    UTF-8, or no text at all.
+    Raises UserError where the file or folder does not exist, the folder has no .txt file, a file is not UTF-8, or there
+    is no text at all.
     """
     texts = [(file, _read(file)) for file in _files(source)]
     digest = hashlib.sha256()
@@ -61,21 +63,21 @@ def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int)
         if used == tokens:
             break
     if not used:
-        raise UserError(f"corpus '{source}' holds no text, at least one token was wanted")
+        raise UserError(f"corpus '{source}': expected at least one token, got no text")
     description = str(source)
     if used < tokens:
         description += f" (all of it: {used} tokens, of {tokens} asked for)"
-        log.warning("corpus '%s' has %d tokens, %d were asked for: all are used", source, used, tokens)
+        log.warning("corpus '%s': expected %d tokens, got %d: all of them are used", source, tokens, used)
     ids = hashlib.sha256(repr(sequences).encode()).hexdigest()
     corpus_hash = digest.hexdigest()
     return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, lambda _: sequences)
 
 
 def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int, root: Path) -> Corpus:
-    """`tokens` tokens of text the model draws itself: temperature 1, no truncation of the distribution.
+    """`tokens` tokens of text that the model itself draws, with temperature 1 and from the whole distribution.
 
-    Texts of one sequence each, in batches seeded one by one and kept under `root`, so that the same text
-    serves a later or longer run, whatever drew it.
+    Each text is one sequence. Batches of texts have their own seeds and are kept under `root`, so that later and longer
+    runs reuse them.
     """
     prefix = prefix_ids(model.tokenizer)[: sequence_length - 1]
     settings = {
@@ -115,8 +117,8 @@ def _sampled_batch(model: Decoder, folder: Path, number: int, length: int, seed:
     path = folder / f"{number:06d}.safetensors"
     if path.is_file():
         tensors, _ = load_tensors(path)
-        kept: list[list[int]] = tensors["ids"].tolist()
-        return kept
+        stored: list[list[int]] = tensors["ids"].tolist()
+        return stored
     ids = sample_tokens(model, SAMPLED_ROWS, length, seed=(seed, number))
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(path, {"ids": ids.to(torch.int32)}, {"seed": seed, "batch": number})
@@ -128,10 +130,10 @@ def _files(source: Path) -> list[Path]:
     if source.is_dir():
         files = sorted(source.glob("*.txt"))
         if not files:
-            raise UserError(f"corpus folder '{source}' holds no .txt file, at least one was wanted")
+            raise UserError(f"corpus folder '{source}': expected at least one .txt file, got none")
         return files
     if not source.is_file():
-        raise UserError(f"corpus '{source}' does not exist, a text file or a folder of .txt files was wanted")
+        raise UserError(f"corpus '{source}': expected a text file or a folder of .txt files, got neither")
     return [source]
 
 
@@ -139,26 +141,25 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        where = f"at byte {error.start}"
-        raise UserError(f"corpus file '{file}' is not UTF-8 {where}, UTF-8 text was wanted") from error
+        raise UserError(f"corpus file '{file}': expected UTF-8 text, got other bytes at byte {error.start}") from error
     except OSError as error:
         raise UserError(f"corpus file '{file}' cannot be read: {error.strerror}") from error
 
 
 def _token_ids(tokenizer: Any, text: str) -> Iterator[int]:
-    """Token ids of a text, a piece at a time; pieces end after a newline where there is one."""
+    """Token ids of a text, one piece at a time. A piece ends after a newline where it contains one."""
     begin = 0
     while begin < len(text):
         end = min(begin + PIECE, len(text))
         if end < len(text):
             end = text.rfind("\n", begin, end) + 1 or end
-        # Longer than the model reads at once is meant here, so the tokenizer's warning is not.
+        # verbose=False: a piece is longer than the model's context on purpose.
         yield from tokenizer(text[begin:end], add_special_tokens=False, verbose=False).input_ids
         begin = end
 
 
 def _cut(ids: Iterator[int], length: int, prefix: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of `length` ids, each starting with `prefix`; the last may be shorter."""
+    """Sequences of `length` ids, each starting with `prefix`; the last may be shorter."""
     run = list(prefix)
     for token in ids:
         run.append(token)

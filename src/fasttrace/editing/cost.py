@@ -1,4 +1,4 @@
-"""What a set of edits will take before it is run: products by their shapes, Adam by its elements."""
+"""The cost of a set of edits before it runs: products by their shapes, Adam by its elements."""
 
 import time
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from fasttrace.settings.methods import FineTuneSettings, MethodSettings
 
 @dataclass(frozen=True)
 class EditCost:
-    """edits; flops of the products, a multiply and an add one each, attention not counted; adam: weights that
-    fine-tuning steps, times steps."""
+    """edits: how many. flops: those of the products (multiply and add count one each), without attention. adam: weights
+    that fine-tuning updates, times steps."""
 
     edits: int = 0
     flops: float = 0.0
@@ -36,10 +36,11 @@ def edit_cost(
     contexts: int,
     essence: int,
 ) -> EditCost:
-    """The work of editing every fact at every layer, by the target o_true's length.
+    """The work of editing every fact at every layer, assuming targets as long as o_true.
 
-    A step goes forward and back to activations through the rows after the edited token and the layers above; scoring
-    through every prompt's tokens and the layers above; "before" and the clean pass through all layers, once a fact.
+    A step goes forward, and back to activations, through the layers above the edit for the rows after the edited token.
+    Scoring goes through these layers for every prompt's tokens. "before" and the clean pass go through all layers, once
+    per fact.
     """
     a_row = sum(sum(linear_flops(model, block)) for block in model.blocks) / model.n_layers
     a_logit = 2.0 * model.width * model.vocab_size
@@ -66,7 +67,7 @@ def edit_cost(
 
 
 def adam_rate(model: Decoder) -> float:
-    """Weights a second that a step of fine-tuning's Adam takes, from ten rows' factors: the median of five."""
+    """How many weights per second fine-tuning's Adam updates, from factors of ten rows: the median of five steps."""
     d, m, rows = model.width, model.key_width, 10
     delta, first, second = (torch.zeros(1, d, m, device=model.device) for _ in range(3))
     g, k = torch.randn(rows, d, device=model.device), torch.randn(rows, m, device=model.device)

@@ -1,6 +1,6 @@
 """An edit as a change of down-projections: applied to rows, to a view of the model, to weights, or to files.
 
-A model's own parameters are touched by `apply_delta` alone, which puts them back bit for bit.
+Only `apply_delta` changes a model's own parameters, and it restores them bit for bit.
 """
 
 import copy
@@ -22,10 +22,10 @@ from fasttrace.places import replacing
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """W += valueᵀ key: value (w, d), key (w, m), float32, w outer products.
+    """W += valueᵀ key, a sum of w outer products. value: (w, d) float32. key: (w, m) float32.
 
-    Scored as it is, also where W is bfloat16 and rounds it when it is written: on SmolLM2-135M p then differs by 0.002
-    on average, with the rounded change no less, which is the noise of a bfloat16 pass.
+    It is scored unrounded, even where W is bfloat16 and rounds it when it is written. On SmolLM2-135M p then differs by
+    0.002 on average. Scoring the rounded change differs no less: this is the noise of a bfloat16 pass.
     """
 
     value: Tensor
@@ -34,7 +34,7 @@ class LowRank:
 
     @classmethod
     def zero(cls, block: Block) -> "LowRank":
-        """The update of rank one that leaves a block's down-projection as it is."""
+        """The update of rank one that does not change a block's down-projection."""
         d, m = block.down.shape
         return cls(torch.zeros(1, d, device=block.device), torch.zeros(1, m, device=block.device))
 
@@ -49,9 +49,10 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """W += change: (d, m) float32; and the bias, where the method changes it: (d,) float32.
+    """W += change, and bias += bias where the method changes it. change: (d, m) float32. bias: (d,) float32 or None.
 
-    Of a bfloat16 model an edit is what its weights keep of it (`as_kept`), so that what is scored is what is written.
+    In a bfloat16 model it is the change that remains once weights are rounded (`as_rounded`), so that the scores are
+    those of the written weights.
     """
 
     change: Tensor
@@ -71,11 +72,14 @@ Update = LowRank | Dense
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One edit: of which fact, sent to which layer, and what it changes.
+    """One edit of one fact.
 
-    updates: layer → its update. delta_norm: ‖δ‖/‖v0‖ (ROME, MEMIT) or the largest |ΔW| (fine-tuning). denominator: uᵀk
-    with ‖u‖ = 1 (ROME). condition: of C, its diagonal scaled to 1, at `layer` (ROME, MEMIT). loss: before the last
-    update. reason: why it is zero, where nothing was there to optimise; it then has no loss, denominator or condition.
+    layer: the layer that the edit was requested for. updates: layer → its update.
+    delta_norm: ‖δ‖/‖v0‖ (ROME, MEMIT) or the largest |ΔW| (fine-tuning).
+    loss: the loss before the last update.
+    denominator: uᵀk with ‖u‖ = 1 (ROME).
+    condition: condition number of C at `layer`, with its diagonal scaled to 1 (ROME, MEMIT).
+    reason: why the edit is zero, where there was nothing to optimise. It then has no loss, denominator or condition.
     """
 
     fact_id: str
@@ -89,33 +93,33 @@ class Edit:
 
     @property
     def first_layer(self) -> int:
-        """The lowest layer it changes."""
+        """The lowest layer that it changes."""
         return min(self.updates)
 
     def changes(self) -> bool:
-        """Whether any weight is not what it was."""
+        """Whether it changes any weight."""
         return any(update.changes() for update in self.updates.values())
 
 
 def zero_edit(model: Decoder, fact_id: str, layer: int, window: Sequence[int], reason: str) -> Edit:
-    """An edit of a window's layers that changes nothing, and why."""
+    """An edit of a window's layers that changes nothing. reason: why."""
     updates = {at: LowRank.zero(model.blocks[at]) for at in window}
     return Edit(fact_id, layer, updates, 0.0, None, reason=reason)
 
 
 def summed(edits: Sequence[Mapping[int, Update]]) -> dict[int, Dense]:
-    """Several changes of one model as one: layer → their sum, made in float64."""
+    """Several edits of one model as one: layer → the sum of their changes, computed in float64."""
     total: dict[int, Dense] = {}
     for layer in sorted({layer for updates in edits for layer in updates}):
-        here = [updates[layer] for updates in edits if layer in updates]
-        biases = [u.bias.double() for u in here if u.bias is not None]
-        change = torch.stack([u.matrix() for u in here]).sum(0) if len(here) > 1 else here[0].matrix()
+        at_layer = [updates[layer] for updates in edits if layer in updates]
+        biases = [u.bias.double() for u in at_layer if u.bias is not None]
+        change = torch.stack([u.matrix() for u in at_layer]).sum(0) if len(at_layer) > 1 else at_layer[0].matrix()
         total[layer] = Dense(change.float(), torch.stack(biases).sum(0).float() if biases else None)
     return total
 
 
 def changed_weight(block: Block, update: Update) -> Tensor:
-    """A copy of the block's down-projection (d, m) with the update in it, in the layout it is stored in."""
+    """(d, m), a copy of the block's down-projection with the update, in the layout of the original."""
     weight = block.down.detach()
     weight = weight.clone(memory_format=torch.preserve_format)
     if weight.dtype == torch.float64 or isinstance(update, Dense):
@@ -128,18 +132,19 @@ def changed_weight(block: Block, update: Update) -> Tensor:
 
 
 def changed_bias(block: Block, update: Update) -> Tensor | None:
-    """The block's down-projection bias with the update in it, or as it is."""
+    """(d,), the bias of the block's down-projection with the update, or None where it has no bias."""
     bias = block.down_bias
     if bias is None or update.bias is None:
         return bias
     return (bias.detach().float() + update.bias.to(bias.device)).to(bias.dtype)
 
 
-def as_kept(weight: Tensor, change: Tensor) -> Tensor:
-    """What a weight keeps of a float32 change when it is written: (W + ΔW in the weight's dtype) − W, float32.
+def as_rounded(weight: Tensor, change: Tensor) -> Tensor:
+    """The change that remains when the changed weight is rounded to its dtype: (W + ΔW rounded) − W, float32.
 
-    The change itself for float32 and above. bfloat16 steps in 1/256 to 1/128 of a weight, so that it drops most changes
-    of less than half that and rounds others up: of ε = 1e-4 in SmolLM2-135M one weight in seven moves.
+    For float32 and above it is the change itself. The steps of bfloat16 are 1/256 to 1/128 of a weight. It drops most
+    changes of less than half a step and rounds others up: with ε = 1e-4, one weight of SmolLM2-135M in seven moves.
+    weight, change: (d, m) or (d,), change float32.
     """
     if weight.dtype in (torch.float32, torch.float64):
         return change
@@ -151,26 +156,28 @@ def _always(value: Tensor | None) -> property:
 
 
 def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
-    """The model with an edit in it, beside the model: changed layers have a down-projection of their own, everything
-    else is shared and nothing of `model` is touched."""
+    """A second view of the model with an edit in it.
+
+    Changed layers get their own down-projection. Everything else is shared, and `model` does not change.
+    """
     view = copy.copy(model)
     view.blocks = list(model.blocks)
     for layer, update in updates.items():
         block = copy.copy(model.blocks[layer])
         weight, bias = changed_weight(model.blocks[layer], update), changed_bias(model.blocks[layer], update)
-        # A class of its own, since families name `down` as a property of the module's parameter.
-        own = {"down": _always(weight), "down_bias": _always(bias)}
-        block.__class__ = type(f"Edited{type(block).__name__}", (type(block),), own)
+        # A new class, because families define `down` as a property that reads the module's parameter.
+        properties = {"down": _always(weight), "down_bias": _always(bias)}
+        block.__class__ = type(f"Edited{type(block).__name__}", (type(block),), properties)
         view.blocks[layer] = block
     return view
 
 
 @dataclass(eq=False)
 class Applied:
-    """An edit that is in a model's weights; `remove` (or leaving the `with` block) puts every weight back as it was.
+    """An edit in a model's weights. `remove`, or the end of the `with` block, restores every weight.
 
-    Meanwhile `model.model_hash` is of its old value and the edit, so that what is kept on disk or in a store by that
-    name is never taken for the unedited model's. Of several edits, the last put in is to be taken out first.
+    Meanwhile `model.model_hash` is a hash of its old value and the edit, so that nothing on disk or in a store is
+    mistaken for the unedited model's. Several edits must be removed in reverse order.
     """
 
     model: Decoder
@@ -178,7 +185,7 @@ class Applied:
     _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     def remove(self) -> None:
-        """Put the weights back, bit for bit. A second call changes nothing."""
+        """Restore the weights, bit for bit. A second call does nothing."""
         with torch.no_grad():
             for layer, (weight, bias) in self._saved.items():
                 self.model.blocks[layer].down.copy_(weight)
@@ -196,11 +203,13 @@ class Applied:
 
 
 def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> Applied:
-    """Put an edit into the model's weights in memory.
+    """Apply an edit to the model's weights in memory.
 
-    delta: a file of `save_delta`, or layer → update. Returns a handle that takes it out again exactly; also a context
-    manager. A file is of the model as it was when it was made: to put in two of one model, `load_delta` both first.
-    Raises UserError where the file is damaged, of another model, or does not fit.
+    delta: a file of `save_delta`, or layer → update. A file belongs to the model it was made for; to apply two files to
+        one model, `load_delta` both first.
+
+    Returns a handle, also a context manager, that removes the edit exactly.
+    Raises UserError where the file is damaged, belongs to another model, or does not fit.
     """
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident("apply_delta")
@@ -214,13 +223,13 @@ def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> App
             block.down.copy_(weight)
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
-    model.model_hash = hashlib.sha256(f"{model.model_hash}{digest(held)}".encode()).hexdigest()[:16]
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
+    model.model_hash = hashlib.sha256(f"{model.model_hash}{digest(tensors)}".encode()).hexdigest()[:16]
     return applied
 
 
 def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
-    """`<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`, as a delta's file has them."""
+    """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
         parts = {"value": update.value, "key": update.key} if isinstance(update, LowRank) else {"change": update.change}
@@ -233,7 +242,7 @@ def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
 def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
     """Write an edit alone as safetensors: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`.
 
-    about: JSON values kept in the metadata beside the model's hash and dtype. Raises UserError where the file exists.
+    about: JSON values for the metadata, beside the model's hash and dtype. Raises UserError where the file exists.
     """
     path = check_delta_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,16 +252,16 @@ def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], 
 
 
 def check_delta(path: str | Path) -> None:
-    """Raises UserError where a whole safetensors file is no delta, its content unread."""
+    """Raises UserError where a complete safetensors file is not a delta. Its tensors are not read."""
     about = metadata_of(Path(path))
     if about is not None and about.get("kind") != "delta":
-        raise UserError(f"file '{path}' is no delta, a file that `fasttrace edit --delta` wrote was wanted")
+        raise UserError(f"file '{path}': expected a delta that `fasttrace edit --delta` wrote, got another file")
 
 
 def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
-    """An edit written by `save_delta`, for the model it was made for.
+    """An edit that `save_delta` wrote for this model.
 
-    Raises UserError where the file is missing, damaged, no delta, or of another model or dtype.
+    Raises UserError where the file is missing, damaged, not a delta, or belongs to another model or dtype.
     """
     check_delta(path)
     tensors, about = load_tensors(Path(path))
@@ -260,12 +269,12 @@ def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
         made, now = about.get("dtype", model.dtype_name), model.dtype_name
         if made != now:
             raise UserError(
-                f"delta '{path}' was made for '{about['model']}' in {made}, and '{model.name}' is loaded in {now}: "
-                f'dtype="{made}" (--dtype {made}) was wanted'
+                f"delta '{path}' was made for '{about['model']}' in {made}: expected '{model.name}' to be loaded with "
+                f'dtype="{made}" (--dtype {made}), got {now}'
             )
         raise UserError(
-            f"delta '{path}' was made for the model '{about['model']}' (hash {about['model_hash']}), "
-            f"and this is '{model.name}' (hash {model.model_hash})"
+            f"delta '{path}' was made for the model '{about['model']}': expected hash {about['model_hash']}, "
+            f"got '{model.name}' with hash {model.model_hash}"
         )
     parts: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -280,8 +289,8 @@ def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
 def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
     """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
-    The model in memory is not changed. Raises UserError where the folder exists and is not empty, ModelError
-    where the weights are offloaded.
+    The model in memory does not change. Raises UserError where the folder exists and is not empty, and ModelError where
+    the weights are offloaded.
     """
     path = check_export_folder(folder)
     model.check_resident("export")
@@ -291,7 +300,7 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
         block = model.blocks[layer]
         name = names[block.down.data_ptr()]
         weight = changed_weight(block, update)
-        # `down` is the (d, m) view of a parameter stored either way round.
+        # `down` is the (d, m) view of a parameter that may be stored transposed.
         transposed = state[name].shape != weight.shape or state[name].stride() != weight.stride()
         state[name] = weight.t() if transposed else weight
         if update.bias is not None and block.down_bias is not None:
@@ -300,7 +309,7 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
             state[names[block.down_bias.data_ptr()]] = bias
     hf = copy.copy(model.hf)
     hf.config = copy.deepcopy(model.hf.config)
-    # Weights read from GGUF are written as what they are now: plain tensors.
+    # Weights that were read from GGUF are written as plain tensors, which they now are.
     if hasattr(hf.config, "quantization_config"):
         del hf.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
@@ -313,15 +322,15 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
 
 
 def check_export_folder(folder: str | Path) -> Path:
-    """The folder as a path. Raises UserError where something other than an empty folder is there."""
+    """The folder as a path. Raises UserError where it exists and is not an empty folder."""
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"export: '{folder}' exists and is not an empty folder, a new folder was wanted")
+        raise UserError(f"export: expected a new folder, got '{folder}', which exists and is not an empty folder")
     return path
 
 
 def check_delta_file(path: str | Path) -> Path:
-    """The file as a path. Raises UserError where something is there."""
+    """The file as a path. Raises UserError where it exists."""
     if Path(path).exists():
-        raise UserError(f"delta file '{path}' exists, a new file was wanted")
+        raise UserError(f"delta file: expected a new file, got '{path}', which exists")
     return Path(path)

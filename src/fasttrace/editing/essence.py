@@ -1,7 +1,7 @@
-"""Essence texts: what the unedited model says about a subject, by which an edit's side effects are measured.
+"""Essence texts: what the unedited model says about a subject, to measure an edit's side effects.
 
-Five continuations of "{subject} is a" a subject, sampled once for (model, seed) and kept on disk, so that every method,
-problem and layer is scored on the same ones (docs/algorithms.md, section 18).
+Each subject gets five continuations of "{subject} is a". They are sampled once for (model, seed) and kept on disk, so
+that every method, problem and layer is scored on the same texts (docs/algorithms.md, section 18).
 """
 
 import json
@@ -31,10 +31,10 @@ def essence_texts(
     tokens: int = TOKENS,
     cache_dir: str | Path | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids of every subject's texts, "{subject} is a" included: `tokens` in all, drawn among the 5 likeliest.
+    """Token ids of every subject's texts, each `tokens` long with "{subject} is a" included.
 
-    A text depends on (model, dtype, seed, subject) alone. Special tokens are never drawn. Raises UserError where a
-    kept file is damaged, or a prompt is as long as the text.
+    Tokens are drawn among the 5 likeliest, never special ones. A text depends only on (model, dtype, seed, subject).
+    Raises UserError where a file in the cache is damaged, or a prompt is as long as the text.
     """
     folder = cache_root(cache_dir) / "essence"
     paths = {}
@@ -54,16 +54,16 @@ def essence_texts(
         prompts = [encode_prompt(model.tokenizer, f"{subject} is a") for subject in part]
         for subject, prompt in zip(part, prompts, strict=True):
             if len(prompt) >= tokens:
-                raise UserError(f"'{subject} is a' has {len(prompt)} tokens, fewer than {tokens} were wanted")
+                raise UserError(f"'{subject} is a': expected fewer than {tokens} tokens, got {len(prompt)}")
         rows = [prompt for prompt in prompts for _ in range(texts)]
         seeds = [(seed, fact_key(subject)) for subject in part]
         drawn = continue_tokens(
             model, rows, tokens - min(map(len, prompts)), seeds=seeds, per_seed=texts, top_k=TOP_K, allowed=allowed
         )
         for number, subject in enumerate(part):
-            mine = [[*prompts[number], *drawn[number * texts + t]][:tokens] for t in range(texts)]
+            ids = [[*prompts[number], *drawn[number * texts + t]][:tokens] for t in range(texts)]
             with replacing(paths[subject]) as draft:
-                draft.write_text(json.dumps({"subject": subject, "ids": mine}))
+                draft.write_text(json.dumps({"subject": subject, "ids": ids}))
     return [_read(paths[subject], texts) for subject in subjects]
 
 
@@ -75,5 +75,5 @@ def _read(path: Path, texts: int) -> list[tuple[int, ...]]:
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
-        raise UserError(f"essence file '{path}' is damaged: deleting it and running again samples its texts anew")
+        raise UserError(f"essence file '{path}' is damaged: delete it and run again to sample its texts again")
     return result

@@ -1,9 +1,9 @@
-"""Constrained fine-tuning (FT-1, FT-5): Adam on the down-projections of a window, every weight within ± ε.
+"""Constrained fine-tuning (FT-1, FT-5): Adam on the down-projections of a window, with every weight within ± ε.
 
-Each problem has weights of its own, kept as their change D = W − W0. The gradient of D is gᵀk, with g the gradient at
-the MLP's output rows and k its input rows: the backward pass stops at these two factors, and `adam_linf_` makes the
-step from them without the matrix. Below the window nothing changes, so a step runs only the window and what is above
-(docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.00363).
+Each job has its own weights, stored as their change D = W − W0. The gradient of D is gᵀk, with g the gradient at the
+MLP's output rows and k its input rows. The backward pass stops at these two factors, and `adam_linf_` takes the step
+from them without forming the matrix. Below the window nothing changes, so a step runs only the window and the layers
+above it (docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.00363).
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Dense, Edit, as_kept
-from fasttrace.editing.wave import Job, Span, Visited, Wave, walk
+from fasttrace.editing.delta import Dense, Edit, as_rounded
+from fasttrace.editing.wave import EditWave, Job, Span, Visited, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
@@ -27,7 +27,7 @@ from fasttrace.settings.methods import FineTuneSettings
 
 @dataclass(frozen=True)
 class Example:
-    """What one fact is tuned on: the prompt's ids and the target's."""
+    """What one fact is tuned on: its prompt, and the ids of the target."""
 
     fact: EncodedFact
     target: tuple[int, ...]
@@ -35,13 +35,13 @@ class Example:
 
 @dataclass(eq=False)
 class _Tape:
-    """Factors of the gradients a backward pass left: (layer, first problem) → (g (n, d), key (n, m), begin)."""
+    """The factors of a backward pass's gradients: (layer, first job) → (g (n, d), key (n, m), begin)."""
 
     factors: dict[tuple[int, int], tuple[Tensor, Tensor, np.ndarray]] = field(default_factory=dict)
 
 
 class _ItemLinear(torch.autograd.Function):
-    """y = k D_pᵀ (+ b_p) for the rows of each problem p; backward leaves its factors on the tape, passing g D_p on."""
+    """y = k D_pᵀ (+ b_p) for the rows of each job p. The backward puts its factors on the tape and returns g D_p."""
 
     @staticmethod
     def forward(
@@ -77,56 +77,56 @@ class _ItemLinear(torch.autograd.Function):
 
 
 class FineTuneBatch:
-    """Problems tuned together: (example, window of layers) each, in order of their windows' first layers."""
+    """Jobs that are tuned together, in order of the first layers of their windows."""
 
     def __init__(
         self,
         model: Decoder,
         examples: Sequence[Example],
-        problems: Sequence[Job],
+        jobs: Sequence[Job],
         corruption: Corruption | None = None,
     ) -> None:
-        """problems: whose facts are numbers of examples."""
-        self.model, self.examples, self.problems = model, list(examples), list(problems)
+        """jobs: their facts are numbers of examples."""
+        self.model, self.examples, self.jobs = model, list(examples), list(jobs)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):
             model.check_length(len(tokens), f"fact '{e.fact.fact_id}'")
         batch = pack(model, ids)
         begin = np.cumsum(batch.lengths) - batch.lengths
-        starts = {window[0] for _, _, window in self.problems}
+        starts = {window[0] for _, _, window in self.jobs}
         self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
         def visit(seen: Visited) -> None:
             if seen.layer in starts:
-                self.entry[seen.layer] = seen.middle, seen.key, seen.value
+                self.entry[seen.layer] = seen.resid_mid, seen.key, seen.value
 
         subjects = [Subject(e.fact, e.fact.subject_begin, e.fact.subject_end) for e in self.examples]
         with torch.no_grad():
             walk(model, batch, embed_corrupted(model, batch, subjects, corruption), visit)
         spans: list[Span] = []
         targets: list[int] = []
-        for number, (example, _, _) in enumerate(self.problems):
+        for number, (example, _, _) in enumerate(self.jobs):
             target = self.examples[example].target
             spans.append(Span(number, int(begin[example]), batch.lengths[example], 0, 0, 0, len(target)))
             targets += target
-        self.wave = Wave(model, [window[0] for _, _, window in self.problems], spans)
+        self.wave = EditWave(model, [window[0] for _, _, window in self.jobs], spans)
         self.targets = torch.tensor(targets, device=model.device)
-        self.lengths = torch.bincount(self.wave.read_owner, minlength=len(self.problems))
-        # Problems that share a window stand together and share one stack of changes a layer.
+        self.lengths = torch.bincount(self.wave.read_owner, minlength=len(self.jobs))
+        # Jobs that share a window are consecutive and share one stack of changes per layer.
         self.groups: list[tuple[int, int, tuple[int, ...]]] = []
-        for number, (_, _, window) in enumerate(self.problems):
+        for number, (_, _, window) in enumerate(self.jobs):
             if self.groups and self.groups[-1][2] == window:
                 self.groups[-1] = (self.groups[-1][0], number + 1, window)
             else:
                 self.groups.append((number, number + 1, window))
 
     def optimise(self, settings: FineTuneSettings, *, minimise: bool = False) -> list[Edit]:
-        """Adam for every problem; loss = NLL of the target's tokens, or exp(−NLL) to minimise.
+        """Adam for every job. The loss is the NLL of the target's tokens, or exp(−NLL) to minimise.
 
-        Returns the edits, in the order of the problems. The steps are float32; of a bfloat16 model an edit is what its
-        weights keep (`delta.as_kept`), which may pass ε by half a step of bfloat16.
+        Returns the edits in the order of the jobs. The steps are float32. In a bfloat16 model the edit is the change
+        that remains once weights are rounded (`delta.as_rounded`), which may exceed ε by half a step of bfloat16.
         """
-        model, count = self.model, len(self.problems)
+        model, count = self.model, len(self.jobs)
         self.state: dict[tuple[int, int], _State] = {}
         for first, past, window in self.groups:
             for layer in window:
@@ -152,12 +152,12 @@ class FineTuneBatch:
         return self._edits(last)
 
     def _nll(self, tape: _Tape) -> Tensor:
-        """(P,) −log p(target) per token; what its backward pass finds is on the tape."""
+        """(P,) −log p(target) per token. Its backward pass puts the gradients' factors on the tape."""
         model, wave = self.model, self.wave
         anchor = torch.zeros((), device=model.device, requires_grad=True)
 
         def changed(layer: int, key: Tensor, value: Tensor, first: int, past: int, begin: np.ndarray) -> Tensor:
-            """value with the changes of the groups among problems first … past − 1 that have a part at the layer."""
+            """value (n, d) with the changes, at this layer, of the groups among jobs first … past − 1."""
             parts = []
             for a, b, window in self.groups:
                 if not first <= a < past:
@@ -167,15 +167,15 @@ class FineTuneBatch:
                     parts.append(value[at:to])
                     continue
                 state = self.state[layer, a]
-                own = begin[a - first : b - first + 1] - begin[a - first]
-                add = _ItemLinear.apply(key[at:to], anchor, state.delta, state.bias, own, (layer, a), tape)
+                bounds = begin[a - first : b - first + 1] - begin[a - first]
+                add = _ItemLinear.apply(key[at:to], anchor, state.delta, state.bias, bounds, (layer, a), tape)
                 parts.append((value[at:to] + add).to(value.dtype))
             return torch.cat(parts)
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
-            middle, key, value = (part[rows] for part in self.entry[layer])
+            resid_mid, key, value = (part[rows] for part in self.entry[layer])
             past = first + len(begin) - 1
-            return middle + model.blocks[layer].mlp_add(changed(layer, key, value, first, past, begin))
+            return resid_mid + model.blocks[layer].mlp_add(changed(layer, key, value, first, past, begin))
 
         def change(layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
             past = len(begin) - 1
@@ -184,22 +184,22 @@ class FineTuneBatch:
             return changed(layer, key, value, 0, past, begin)
 
         logp = row_logprob(model, wave.run(enter, change), self.targets)
-        total = torch.zeros(len(self.problems), dtype=logp.dtype, device=logp.device)
+        total = torch.zeros(len(self.jobs), dtype=logp.dtype, device=logp.device)
         return -total.index_add(0, wave.read_owner, logp) / self.lengths
 
     def _edits(self, loss: Tensor) -> list[Edit]:
         edits = []
         for first, past, window in self.groups:
             for number in range(first, past):
-                example, layer, _ = self.problems[number]
+                example, layer, _ = self.jobs[number]
                 updates = {}
                 for at in window:
                     state = self.state[at, first]
                     block = self.model.blocks[at]
                     bias = None
                     if state.bias is not None and block.down_bias is not None:
-                        bias = as_kept(block.down_bias, state.bias[number - first])
-                    updates[at] = Dense(as_kept(block.down, state.delta[number - first]), bias)
+                        bias = as_rounded(block.down_bias, state.bias[number - first])
+                    updates[at] = Dense(as_rounded(block.down, state.delta[number - first]), bias)
                 largest = max(float(u.change.abs().max()) for u in updates.values())
                 edits.append(
                     Edit(self.examples[example].fact.fact_id, layer, updates, largest, float(loss[number]))
@@ -209,7 +209,7 @@ class FineTuneBatch:
 
 @dataclass(eq=False)
 class _State:
-    """Changes and Adam's moments of some problems' weights at one layer: (P, d, m) float32 each, (P, d) of biases."""
+    """Weight changes and Adam's moments of some jobs at one layer: (P, d, m) float32, and (P, d) for biases."""
 
     delta: Tensor
     m: Tensor
@@ -220,7 +220,7 @@ class _State:
 
     @classmethod
     def zeros(cls, count: int, down: Tensor, bias: bool) -> "_State":
-        """Of `count` problems; down: (d, m), the weight they begin at."""
+        """The initial state of `count` jobs. down: (d, m), the unedited weight."""
         matrices = [torch.zeros((count, *down.shape), device=down.device) for _ in range(3)]
         vectors = [torch.zeros((count, down.shape[0]), device=down.device) if bias else None for _ in range(3)]
         return cls(*matrices, *vectors)
@@ -228,7 +228,7 @@ class _State:
     def step(
         self, g: Tensor, key: Tensor, begin: np.ndarray, step: int, settings: FineTuneSettings, active: Tensor
     ) -> None:
-        """One step of Adam and the clamp, for the problems that are active."""
+        """One step of Adam and the clamp for the active jobs. g: (R, d), key: (R, m), begin: (P + 1,), active: (P,)."""
         rows = torch.from_numpy(np.ascontiguousarray(begin))
         key = key if key.dtype == torch.bfloat16 else key.float()
         adam_linf_(self.delta, self.m, self.v, g, key, rows, step, settings.lr, settings.epsilon, active=active)

@@ -154,8 +154,8 @@ class MassPlan:
             delta = torch.zeros_like(v0[-1], dtype=torch.float32)
             seen = [n for n, (fact, _) in enumerate(part) if fact.fact_id not in unseen]
             if seen:
-                problems = [(n, window[-1]) for n in seen]
-                delta[seen], _ = batch.optimise(problems, plan.hyperparameters, minimise=plan.problem.minimise)
+                jobs = [(n, window[-1]) for n in seen]
+                delta[seen], _ = batch.optimise(jobs, plan.hyperparameters, minimise=plan.problem.minimise)
             deltas.append(delta)
         contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
         updates, conditions = mass_memit(view, contexts, corruption, window, plan.hyperparameters, plan.moments, *z)

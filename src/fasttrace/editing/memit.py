@@ -1,8 +1,8 @@
-"""MEMIT: the wanted block output z at a window's last layer, spread over the window's down-projections.
+"""MEMIT: a target z for the block output at a window's last layer, spread over the window's down-projections.
 
-Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with R the part of z still missing divided by the layers left, and
-K the keys as the edits below have made them (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229,
-section 4).
+Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹. R is what is still missing of z, divided by the number of layers
+left. K are the keys after the edits below (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229, section
+4).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
 from fasttrace.settings.methods import MemitSettings
 
-PASS_ROWS = 4096  # tokens of one pass over many facts' contexts
+PASS_ROWS = 4096  # tokens per pass over the contexts of many facts
 
 
 @torch.no_grad()
@@ -37,11 +37,13 @@ def spread_memit(
     delta: Tensor,
     loss: Tensor,
 ) -> list[Edit]:
-    """δ (F, d) of some facts at one window → an edit each: a rank-one update at every layer of the window.
+    """One edit per fact: a rank-one update at every layer of the window.
 
-    Each fact is edited alone, so K is one column and the solution ΔW = r uᵀ / (λ + uᵀk), u = C⁻¹k, in float64. layer:
-    where the edit was sent. What is missing of z is δ less what the edits below have moved: at the first layer δ to the
-    bit, and nothing anywhere where δ is 0.
+    Each fact is edited alone, so K is one column and the solution is ΔW = r uᵀ / (λ + uᵀk) with u = C⁻¹k, in float64.
+    What is missing of z is δ minus what the edits below have contributed. At the first layer it is δ, bit for bit, and
+    where δ is 0 it is 0 at every layer.
+
+    facts: their numbers in the batch. layer: the layer that the edit was requested for. delta: (F, d). loss: (F,).
     """
     model = batch.model
     context = _ContextRows(batch, facts)
@@ -51,11 +53,11 @@ def spread_memit(
     updates: list[dict[int, Update]] = [{} for _ in facts]
     for at in window:
         block = model.blocks[at]
-        middle, key = context.step(at, h)
+        resid_mid, key = context.step(at, h)
         value = block.mlp_value(key)
         keys = context.mean(key[context.last]).double()
         if at > window[0]:
-            reached = context.first_only(at + 1, middle + block.mlp_add(value), window[-1])
+            reached = context.first_only(at + 1, resid_mid + block.mlp_add(value), window[-1])
             missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
         residual = missing / (window[-1] - at + 1)
         u = moments.inverse_key(at, keys)
@@ -64,7 +66,7 @@ def spread_memit(
             updates[i][at] = LowRank(residual[i].float()[None], scaled[i].float()[None])
         wide = torch.promote_types(h.dtype, torch.float32)
         rank_one_add_(value, key, every[context.owner], scaled[:, None].to(wide), residual[:, None].to(wide))
-        h = middle + block.mlp_add(value)
+        h = resid_mid + block.mlp_add(value)
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
     ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
@@ -74,7 +76,7 @@ def spread_memit(
 
 
 class _ContextRows:
-    """The tokens up to the last subject token of some facts' contexts, packed, driven through a window's blocks."""
+    """The contexts of some facts up to the last subject token, packed, as they run through a window's blocks."""
 
     def __init__(self, batch: ValueBatch, facts: Sequence[int]) -> None:
         self.model = batch.model
@@ -91,7 +93,7 @@ class _ContextRows:
         self.sequences = Sequences.whole(flat)
         self.last = (torch.tensor(flat).cumsum(0) - 1).to(device)
         self.rotary = self.model.rotary(torch.cat([torch.arange(n) for n in flat]).to(device))
-        # The un-prefixed context is each fact's first.
+        # The un-prefixed context of each fact is its first.
         begin = torch.tensor(flat).cumsum(0) - torch.tensor(flat)
         number = torch.tensor(self.counts).cumsum(0) - torch.tensor(self.counts)
         first = [torch.arange(int(begin[s]), int(begin[s]) + flat[s]) for s in number.tolist()]
@@ -101,32 +103,35 @@ class _ContextRows:
         self.bare_last = (torch.tensor(bare).cumsum(0) - 1).to(device)
 
     def step(self, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """h: (N, d) input of a block → (middle (N, d), key (N, m))."""
-        return _half(self.model, layer, h, self.rotary, self.sequences)
+        """h: (N, d) input of a block → (resid_mid (N, d), key (N, m))."""
+        return _until_key(self.model, layer, h, self.rotary, self.sequences)
 
     def mean(self, rows: Tensor) -> Tensor:
-        """(contexts, m) → (facts, m), each fact's mean over its contexts."""
+        """rows: (contexts, m) → (facts, m), each fact's mean over its contexts."""
         return torch.stack([part.mean(0) for part in torch.split(rows, self.counts)])
 
     def first_only(self, layer: int, h: Tensor, last_layer: int) -> Tensor:
-        """Unedited from `layer` on: (facts, d) output of block `last_layer` at the un-prefixed last subject token."""
+        """h: (N, d) input of block `layer` → (facts, d), the output of block `last_layer` without edits in between.
+
+        It is that of the last subject token in the un-prefixed context.
+        """
         h, rotary = h[self.bare_rows], rotary_rows(self.rotary, self.bare_rows)
         for at in range(layer, last_layer + 1):
             block = self.model.blocks[at]
-            middle, key = _half(self.model, at, h, rotary, self.bare_sequences)
-            h = middle + block.mlp_add(block.mlp_value(key))
+            resid_mid, key = _until_key(self.model, at, h, rotary, self.bare_sequences)
+            h = resid_mid + block.mlp_add(block.mlp_value(key))
         return h[self.bare_last]
 
 
-def _half(
+def _until_key(
     model: Decoder, layer: int, h: Tensor, rotary: tuple[Tensor, ...], sequences: Sequences
 ) -> tuple[Tensor, Tensor]:
-    """A block up to its down-projection: (middle (N, d), key (N, m))."""
+    """h: (N, d) → (resid_mid (N, d), key (N, m)), a block up to its down-projection."""
     block = model.blocks[layer]
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
-    middle = h + block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
-    return middle, block.mlp_key(block.mlp_norm(h if block.parallel else middle))
+    resid_mid = h + block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
+    return resid_mid, block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
 
 
 @torch.no_grad()
@@ -140,15 +145,17 @@ def mass_memit(
     v0: Tensor,
     delta: Tensor,
 ) -> tuple[dict[int, Dense], dict[int, float]]:
-    """Every fact's z = v0 + δ → one update a layer that carries all of them, and the condition of each solve.
+    """One update per layer for all facts together, and the condition of each solve.
 
-    v0, delta: (F, d), at the window's last layer. ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+    The target of each fact is z = v0 + δ. ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+
+    v0, delta: (F, d), at the window's last layer.
     Raises UserError where λI + KᵀU is singular.
     """
     updates: dict[int, Dense] = {}
     conditions: dict[int, float] = {}
     for at in window:
-        # Where nothing is edited below, v0 is what is reached: computed again it may round apart.
+        # Where nothing is edited below, the output is v0 itself; computed again it might round differently.
         edited = any(update.changes() for update in updates.values())
         view, top = edited_view(model, updates), window[-1] if edited else at
         keys, reached = _keys_and_values(view, facts, corruption, at, top)
@@ -161,8 +168,8 @@ def mass_memit(
         eigenvalues = torch.linalg.eigvalsh(inner)
         if not bool(eigenvalues[0] > len(inner) * torch.finfo(inner.dtype).eps * eigenvalues[-1]):
             raise UserError(
-                f"memit: the system of {len(inner)} facts at layer {at} is singular with "
-                f"covariance_weight={settings.covariance_weight:g} (facts that share a key), a larger one was wanted"
+                f"memit: expected a covariance_weight large enough for {len(inner)} facts at layer {at}, some of which "
+                f"share a key, got {settings.covariance_weight:g} and a singular system"
             )
         conditions[at] = float(eigenvalues[-1] / eigenvalues[0])
         updates[at] = Dense((residual.T @ torch.linalg.solve(inner, u)).float())
@@ -172,7 +179,7 @@ def mass_memit(
 def _keys_and_values(
     model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean keys (F, m) at a layer and block outputs (F, d) at `top`, as the model now is."""
+    """(mean keys (F, m) at `layer`, block outputs (F, d) at `top`) of the facts in this model."""
     keys: list[Tensor] = []
     reached: list[Tensor] = []
     lower = edited_view(model, {})
@@ -187,7 +194,7 @@ def _keys_and_values(
             if seen.layer == layer:
                 keys.extend(seen.key[rows].mean(0) for rows in last)
             if seen.layer == top:
-                reached.extend(seen.out[rows[0]] for rows in last)
+                reached.extend(seen.resid_post[rows[0]] for rows in last)
 
         subjects = [subject for f in facts[part] for subject in f.subjects()[:-1]]
         walk(lower, packed, embed_corrupted(model, packed, subjects, corruption), visit)

@@ -181,7 +181,7 @@ class EditPlan:
         return window_of(self.settings.method, layer, self.settings.window_size, self.model.n_layers)
 
     def groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
-        """Facts whose problems fit into memory together; one fact's layers are split where they do not."""
+        """Facts whose jobs fit into memory together. One fact's layers are split where they do not."""
         single = [(fact, layer) for fact, layers in todo for layer in layers]
         for group in pack_by_budget(single, lambda job: self._bytes(*job), memory):
             yield [(fact, [layer for _, layer in mine]) for fact, mine in groupby(group, key=itemgetter(0))]

@@ -1,4 +1,4 @@
-"""Editing problems: which target an edit works on, on which input, in which direction (paper, section 5.1)."""
+"""Editing problems: the target of an edit, its input, and its direction (paper, section 5.1)."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,12 @@ from fasttrace.facts.tokens import EncodedFact
 
 @dataclass(frozen=True)
 class Problem:
-    """target: "false", "true", or "noise" (what the model says after the corrupted prompt). corrupted: the subject's
-    embeddings carry noise, in the edit and in its scores. minimise: the target's probability is to fall."""
+    """An editing problem.
+
+    target: "false", "true", or "noise" (what the model says after the corrupted prompt). corrupted: whether the
+    subject's embeddings have noise, in the edit and in its scores. minimise: whether the target's probability is to
+    fall.
+    """
 
     name: str
     target: str
@@ -25,12 +29,13 @@ class Problem:
         """Raises FactError where the fact lacks the target."""
         if self.target == "false" and fact.target_false_ids is None:
             raise FactError(
-                f"fact '{fact.fact_id}' has no false target, which problem '{self.name}' edits in; "
-                "field 'target_false' was wanted"
+                f"fact '{fact.fact_id}': expected the field 'target_false', which is the target of problem "
+                f"'{self.name}', got none"
             )
 
 
-# What must be there to be erased: facts below are left out, and say so (paper, Appendix A, "Data Filtering").
+# The least p(o_true) of a fact to be erased. Facts below it are left out with a reason (paper, Appendix A, "Data
+# Filtering").
 ERASURE_FLOOR = 0.02
 
 PROBLEMS = {

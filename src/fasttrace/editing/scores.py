@@ -1,7 +1,7 @@
-"""Scoring edits: the same prompts before and after, without touching the weights (paper, section 3.4).
+"""Scores edits on the same prompts before and after, without changing the weights (paper, section 3.4).
 
-The unedited pass of a fact's prompts runs once; an edit enters above its first layer as a copy of those rows whose MLP
-output is W k + Λ (u·k), or W k + D k. Edits of a batch share each layer's products.
+The unedited pass over a fact's prompts runs once. At its first layer an edit starts from a copy of those rows, with the
+MLP output W k + Λ (u·k) or W k + D k. The edits of a batch share the products of each layer.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, LowRank
 from fasttrace.editing.problems import Problem
-from fasttrace.editing.wave import Span, Visited, Wave, walk
+from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.facts import EncodedFact, encode_prompt, encode_target, tokens_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
@@ -27,10 +27,11 @@ EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """One prompt of a fact: its kind, number within the kind, text, ids, and the ids of the targets read after it.
+    """One prompt of a fact: its kind, number within the kind, text, ids, and the targets that are read after it.
 
-    targets: the edit's own, o_true, o_false (None where the fact has none). An essence text is a prompt of one token
-    whose edited target is the rest of the text, and has no others. subject: where the subject stands, for corruption.
+    targets: ids of the edit's target, o_true and o_false (None where the fact has none). An essence text is a prompt of
+    one token; its edited target is the rest of the text, and it has no others. subject: the position of the subject,
+    for corruption.
     """
 
     kind: str
@@ -48,17 +49,19 @@ def scored_prompts(
     noise_target: tuple[int, ...] | None = None,
     essence: Sequence[tuple[int, ...]] = (),
 ) -> list[ScoredPrompt]:
-    """The fact's prompt, every paraphrase and neighbourhood prompt, with targets as they follow each, and the essence
-    texts. noise_target: o_noise, where the problem edits in that."""
+    """The fact's prompt, its paraphrases and neighbourhood prompts, each with its targets, and the essence texts.
+
+    noise_target: ids of o_noise, where it is the problem's target. essence: token ids of each essence text.
+    """
     tokenizer, record = model.tokenizer, fact.fact
-    own = Subject(fact, fact.subject_begin, fact.subject_end)
+    in_prompt = Subject(fact, fact.subject_begin, fact.subject_end)
 
     def targets(text: str) -> tuple[tuple[int, ...] | None, ...]:
         true = tuple(encode_target(tokenizer, text, record.target_true))
         false = None if record.target_false is None else tuple(encode_target(tokenizer, text, record.target_false))
         return {"true": true, "false": false, "noise": noise_target}[problem.target], true, false
 
-    rows = [ScoredPrompt("rewrite", 0, record.text, fact.ids, targets(record.text), own)]
+    rows = [ScoredPrompt("rewrite", 0, record.text, fact.ids, targets(record.text), in_prompt)]
     for kind, prompts in (("paraphrase", record.paraphrases), ("neighborhood", record.neighborhood)):
         for i, text in enumerate(prompts):
             ids = tuple(encode_prompt(tokenizer, text))
@@ -73,15 +76,18 @@ def scored_prompts(
 
 
 def _subject_in(model: Decoder, fact: EncodedFact, text: str) -> Subject | None:
-    """The subject's tokens at its first place in a text, or None where it is not there."""
+    """The tokens of the subject where it first occurs in a text, or None where it does not."""
     begin = text.find(fact.fact.subject)
     found = None if begin < 0 else tokens_of(model.tokenizer, text, begin, begin + len(fact.fact.subject))
     return None if found is None else Subject(fact, *found)
 
 
 class Read(NamedTuple):
-    """A target that is read off a sequence: prompt, the number of its prompt; which of the prompt's targets it is;
-    sequence, the number among the fact's own; target, its ids."""
+    """A target that is read at the end of a sequence.
+
+    prompt: number of its prompt. which: which of the prompt's targets it is. sequence: number of the sequence within
+    the fact. target: its ids.
+    """
 
     prompt: int
     which: int
@@ -90,44 +96,44 @@ class Read(NamedTuple):
 
 
 class PromptBatch:
-    """The distinct row sequences of several facts' prompts; targets that share a sequence are read off it together."""
+    """The distinct token sequences of several facts' prompts. Targets that share a sequence are read in one pass."""
 
     def __init__(self, facts: Sequence[Sequence[ScoredPrompt]]) -> None:
         self.sequences: list[tuple[int, ...]] = []
         self.subjects: list[Subject | None] = []
-        self.read: list[int] = []  # last rows of each sequence that are read
-        self.of_fact: list[range] = []  # sequences of each fact, one after another
-        self.reads: list[list[Read]] = []  # of each fact
+        self.read: list[int] = []  # how many of each sequence's last rows are read
+        self.of_fact: list[range] = []  # the sequences of each fact
+        self.reads: list[list[Read]] = []  # the targets of each fact
         for prompts in facts:
             seen: dict[tuple[object, ...], int] = {}
             first = len(self.sequences)
-            mine = []
+            reads = []
             for number, prompt in enumerate(prompts):
                 for which, target in enumerate(prompt.targets):
                     if target is None:
                         continue
                     ids = (*prompt.ids, *target[:-1])
-                    where = None if prompt.subject is None else (prompt.subject.begin, prompt.subject.end)
-                    if (ids, where) not in seen:
-                        seen[ids, where] = len(self.sequences) - first
+                    span = None if prompt.subject is None else (prompt.subject.begin, prompt.subject.end)
+                    if (ids, span) not in seen:
+                        seen[ids, span] = len(self.sequences) - first
                         self.sequences.append(ids)
                         self.subjects.append(prompt.subject)
                         self.read.append(0)
-                    at = seen[ids, where]
+                    at = seen[ids, span]
                     self.read[first + at] = max(self.read[first + at], len(target))
-                    mine.append(Read(number, which, at, target))
-            self.reads.append(mine)
+                    reads.append(Read(number, which, at, target))
+            self.reads.append(reads)
             self.of_fact.append(range(first, len(self.sequences)))
 
     def rows(self, fact: int) -> int:
-        """Tokens of a fact's sequences."""
+        """How many tokens the sequences of a fact have."""
         return sum(len(self.sequences[s]) for s in self.of_fact[fact])
 
 
 class Scorer:
-    """Some facts' prompts with their unedited pass: `before`, and `after` for any edits of them.
+    """The prompts of some facts with their unedited pass, and `after` for any edits of these facts.
 
-    before: fact → (prompts, 3) float64 log-probabilities, NaN where there is no such target.
+    before: per fact, (prompts, 3) float64 log-probabilities, NaN where a prompt has no such target.
     """
 
     def __init__(
@@ -137,18 +143,18 @@ class Scorer:
         layers: Sequence[int],
         corruption: Corruption | None = None,
     ) -> None:
-        """layers: first layers of the edits to come."""
+        """layers: the first layers of the edits that `after` will score."""
         self.model, self.facts = model, list(facts)
         self.batch = PromptBatch(facts)
         packed = pack(model, self.batch.sequences)
         self.begin = np.cumsum(packed.lengths) - packed.lengths
         self.lengths = packed.lengths
         self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        wanted = set(layers)
+        entry_layers = set(layers)
 
         def visit(seen: Visited) -> None:
-            if seen.layer in wanted:
-                self.entry[seen.layer] = seen.middle, seen.key, seen.value
+            if seen.layer in entry_layers:
+                self.entry[seen.layer] = seen.resid_mid, seen.key, seen.value
 
         with torch.no_grad():
             h = walk(model, packed, embed_corrupted(model, packed, self.batch.subjects, corruption), visit)
@@ -159,9 +165,10 @@ class Scorer:
 
     @torch.no_grad()
     def after(self, edits: Sequence[tuple[int, Edit]]) -> list[np.ndarray]:
-        """(fact number, edit) → the edit's (prompts, 3) log-probabilities, in the order given.
+        """edits: (fact number, edit) → per edit, (prompts, 3) log-probabilities, in the order given.
 
-        An edit that changes nothing has those of `before`: the same rows in another batch may round apart.
+        An edit that changes nothing gets those of `before`, because the same rows in another batch may round
+        differently.
         """
         result = [self.before[fact] for fact, _ in edits]
         order = [i for i, (_, edit) in enumerate(edits) if edit.changes()]
@@ -169,17 +176,17 @@ class Scorer:
             return result
         order.sort(key=lambda i: (edits[i][1].first_layer, edits[i][0]))
         spans = []
-        for problem, number in enumerate(order):
+        for job, number in enumerate(order):
             for s in self.batch.of_fact[edits[number][0]]:
                 source, length = int(self.begin[s]), self.lengths[s]
-                spans.append(Span(problem, source, length, 0, 0, 0, self.batch.read[s]))
+                spans.append(Span(job, source, length, 0, 0, 0, self.batch.read[s]))
         chosen = [edits[number][1] for number in order]
-        wave = Wave(self.model, [edit.first_layer for edit in chosen], spans)
+        wave = EditWave(self.model, [edit.first_layer for edit in chosen], spans)
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
-            middle, key, value = (part[rows] for part in self.entry[layer])
+            resid_mid, key, value = (part[rows] for part in self.entry[layer])
             part = chosen[first : first + len(begin) - 1]
-            return middle + self.model.blocks[layer].mlp_add(add_updates(layer, key, value, part, begin))
+            return resid_mid + self.model.blocks[layer].mlp_add(add_updates(layer, key, value, part, begin))
 
         def change(layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
             return add_updates(layer, key, value, chosen[: len(begin) - 1], begin)
@@ -190,7 +197,7 @@ class Scorer:
         return result
 
     def _read(self, h: Tensor, facts: Sequence[int]) -> list[np.ndarray]:
-        """h: the read rows of the facts' sequences, one after another → each one's (prompts, 3) log-probabilities."""
+        """h: (R, d), the rows to read of the facts' sequences → per fact, (prompts, 3) log-probabilities."""
         rows: list[np.ndarray] = []
         targets: list[int] = []
         count: list[int] = []
@@ -203,8 +210,8 @@ class Scorer:
                 targets += read.target
                 count.append(len(read.target))
             place = int(ends[-1])
-        where = torch.from_numpy(np.concatenate(rows)).to(h.device)
-        logp = row_logprob(self.model, h[where], torch.tensor(targets, device=h.device)).double().cpu().numpy()
+        scored = torch.from_numpy(np.concatenate(rows)).to(h.device)
+        logp = row_logprob(self.model, h[scored], torch.tensor(targets, device=h.device)).double().cpu().numpy()
         sums = np.minimum(np.add.reduceat(logp, np.cumsum(count) - np.asarray(count)), 0.0)
         result, at = [], 0
         for fact in facts:
@@ -217,7 +224,7 @@ class Scorer:
 
 
 def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], begin: np.ndarray) -> Tensor:
-    """value (N, d) with every edit's update of a layer added for its rows begin[i] … begin[i+1] of key (N, m)."""
+    """key: (N, m), value: (N, d) → (N, d), value with the update of edit i at a layer on rows begin[i] … begin[i+1]."""
     wide = torch.promote_types(value.dtype, torch.float32)
     low = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), LowRank)]
     dense = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), Dense)]
@@ -245,34 +252,38 @@ def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], b
 def score_row(
     prompts: Sequence[ScoredPrompt], before: np.ndarray, after: np.ndarray, problem: Problem, protocol: str
 ) -> dict[str, float | bool | None]:
-    """Scores of one edit from its log-probabilities (docs/algorithms.md, section 18). before, after: (prompts, 3).
+    """The scores of one edit from its log-probabilities (docs/algorithms.md, section 18). before, after: (prompts, 3).
 
-    rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases. neighborhood:
-    1 − |p* − p|/(.5 + |p − .5|), the mean over prompts, p of o_false whatever the problem (paper, sections 3.4 and
-    5.1), of the edit's target where the fact has no o_false. overall: the mean of the three. essence:
-    1 − clip(ppl* − ppl, 0, 5)/5, perplexities averaged over the texts. protocol "released" reads only the first
-    paraphrase and neighbourhood prompt, this too for the edit's target, and floors rewrite and paraphrase at 2e-8 (0
-    where p is to fall). magnitude: p*(o_false) − p*(o_true). success: whether the edited target's side has the larger
-    probability. A score without prompts or targets is None.
+    rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases.
+    neighborhood: 1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. For every problem p is that of o_false (paper,
+        sections 3.4 and 5.1), or of the edit's target where the fact has no o_false.
+    overall: the mean of these three.
+    essence: 1 − clip(ppl* − ppl, 0, 5)/5, with perplexities averaged over the texts.
+    magnitude: p*(o_false) − p*(o_true).
+    success: whether the side of the edited target has the larger probability.
+
+    Protocol "released" reads only the first paraphrase and the first neighbourhood prompt, the latter for the edit's
+    target. It floors rewrite and paraphrase at 2e-8, or at 0 where p is to fall.
+    A score without prompts or targets is None.
     """
     kind = np.array([p.kind for p in prompts])
     p, q = np.exp(before[:, EDITED]), np.exp(after[:, EDITED])
     if problem.minimise:
         gain = np.divide(p - q, p, out=np.zeros_like(p), where=p > 0.0)
     else:
-        # A target that is certain already leaves nothing to gain.
+        # A target with p = 1 leaves nothing to gain.
         gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
     if protocol == "released":
         gain = np.maximum(gain, 0.0 if problem.minimise else 2e-8)
-    stays = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
-    was, now = np.exp(before[:, stays]), np.exp(after[:, stays])
-    kept = 1.0 - np.abs(now - was) / (0.5 + np.abs(was - 0.5))
+    column = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
+    p_near, q_near = np.exp(before[:, column]), np.exp(after[:, column])
+    kept = 1.0 - np.abs(q_near - p_near) / (0.5 + np.abs(p_near - 0.5))
 
     def mean(values: np.ndarray, name: str) -> float | None:
-        mine = values[kind == name]
-        if not len(mine):
+        of_kind = values[kind == name]
+        if not len(of_kind):
             return None
-        return float(mine[0] if protocol == "released" else mine.mean())
+        return float(of_kind[0] if protocol == "released" else of_kind.mean())
 
     rewrite, paraphrase, neighborhood = mean(gain, "rewrite"), mean(gain, "paraphrase"), mean(kept, "neighborhood")
     three = [s for s in (rewrite, paraphrase, neighborhood) if s is not None]
@@ -306,7 +317,7 @@ def score_row(
 
 
 def prompt_row(prompt: ScoredPrompt, before: np.ndarray, after: np.ndarray) -> dict[str, object]:
-    """A row of `edit.PROMPTS`, less the edit's name, from (3,) log-probabilities before and after."""
+    """before, after: (3,) log-probabilities → a row of `edit.PROMPTS` without the edit's own columns."""
     p = [None if np.isnan(x) else float(np.exp(x)) for pair in zip(before, after, strict=True) for x in pair]
     names = ("p_before", "p_after", "p_true_before", "p_true_after", "p_false_before", "p_false_after")
     return {

@@ -1,8 +1,8 @@
-"""The vector δ that ROME and MEMIT look for: added at the last subject token, it makes the model say the target.
+"""The vector δ that ROME and MEMIT optimise: added at the last subject token, it makes the model predict the target.
 
-Found by Adam, for every (fact, layer) of a batch in one graph. Everything below the layer and every token before the
-last subject token is constant over all steps, so it is computed once: a step runs only the tail tokens, only through
-the layers above (docs/algorithms.md, sections 12 and 17).
+Adam finds it for all jobs of a batch, that is all its (fact, layer), in one graph. Everything below the layer and every
+token before the last subject token is constant over all steps and is computed once. So a step runs only the tail
+tokens, and only through the layers above (docs/algorithms.md, sections 12 and 17).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.wave import Span, Visited, Wave, walk
+from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
@@ -22,10 +22,10 @@ from fasttrace.settings.methods import MemitSettings, RomeSettings
 
 @dataclass(eq=False)
 class FactContexts:
-    """One fact's sequences: each context, the un-prefixed one first, then "{subject} is a" cut after the subject.
+    """The sequences of one fact: its contexts, the un-prefixed one first, then the KL prompt.
 
-    ids: token ids of each, target[:-1] appended to the contexts. first, last: the subject's first and last token in
-    each. target: (K,) ids.
+    The KL prompt is "{subject} is a", cut after the subject. ids: token ids of each sequence; the contexts end with
+    target[:-1]. first, last: the subject's first and last token in each. target: (K,) ids.
     """
 
     fact: EncodedFact
@@ -35,7 +35,7 @@ class FactContexts:
     target: tuple[int, ...]
 
     def subjects(self) -> list[Subject | None]:
-        """Where noise goes in a corrupted problem: every context's subject, and not the last sequence's."""
+        """The subjects that get noise in a corrupted problem: those of all contexts, but not that of the KL prompt."""
         return [
             *(Subject(self.fact, a, b + 1) for a, b in zip(self.first[:-1], self.last[:-1], strict=True)),
             None,
@@ -44,7 +44,7 @@ class FactContexts:
     def unseen(self, model: Decoder, layer: int) -> str | None:
         """Why no δ at the last subject token after `layer` can change the target's probability, or None where it can.
 
-        The loss is then least at δ = 0, and Adam would magnify the rounding of products that ought to be equal.
+        Where it cannot, the loss is least at δ = 0, and Adam would amplify rounding differences of equal products.
         """
         contexts = zip(self.ids[:-1], self.last[:-1], strict=True)
         if any(model.reach(layer, last) >= len(ids) - len(self.target) for ids, last in contexts):
@@ -53,7 +53,7 @@ class FactContexts:
 
 
 def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:
-    """Encode a fact in every context template. contexts: the first is "{}"."""
+    """The fact encoded in every context template. contexts: templates, the first of which is "{}"."""
     ids, first, last = [], [], []
     for template in contexts:
         prompt = template.replace("{}", fact.fact.prompt, 1)
@@ -71,13 +71,15 @@ def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contex
 
 @dataclass(eq=False)
 class Clean:
-    """What the clean pass keeps of a batch of facts, for every step.
+    """What every step needs of the clean pass over a batch of facts.
 
-    prefix: layer → keys and values (n_prefix, Hkv, hd) of the tokens before the last subject token. entry: edited
-    layer → (middle, value), each (n_tail, d). v0: edited layer → (facts, d) what δ is added to, at the un-prefixed
-    last subject token; mean_value: the same, averaged over contexts. key, mean_key: edited layer → (facts, m). start:
-    layer → (n, d) its input at every context's tokens up to the last subject token. kl: (facts, V) log-probabilities
-    after "{subject} is a" cut after the subject.
+    prefix: layer → keys and values (n_prefix, Hkv, hd) of the tokens before the last subject token.
+    entry: edited layer → (resid_mid, value), each (n_tail, d), of the tokens from the last subject token on.
+    v0: edited layer → (facts, d), the vector to which δ is added, at the last subject token of the un-prefixed context.
+    mean_value: the same, averaged over contexts.
+    key, mean_key: edited layer → (facts, m), the key there, and its mean over contexts.
+    start: layer → (n, d), the layer's input at every context's tokens up to the last subject token.
+    kl: (facts, V) log-probabilities after the KL prompt.
     """
 
     prefix: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -91,10 +93,12 @@ class Clean:
 
 
 class ValueBatch:
-    """Some facts with their layers' problems: the clean pass, then δ for any (fact, layer).
+    """The clean pass over some facts, and from it δ for any (fact, layer).
 
-    layers: where δ is added. at: "mlp", to the MLP's output (ROME), or "block", to the block's (MEMIT). starts: layers
-    whose input is kept at the contexts' tokens. corruption: of the subject in every context, or None.
+    layers: the layers at which δ may be added.
+    at: "mlp" adds δ to the MLP's output (ROME), "block" to the block's (MEMIT).
+    starts: layers whose input is kept at the contexts' tokens.
+    corruption: noise on the subject in every context, or None.
     """
 
     def __init__(
@@ -140,15 +144,15 @@ class ValueBatch:
             if seen.layer > self.layers[0]:
                 kept.prefix[seen.layer] = seen.k[prefix_rows], seen.v[prefix_rows]
             if seen.layer in self.starts:
-                kept.start[seen.layer] = seen.h[context_rows]
+                kept.start[seen.layer] = seen.resid_pre[context_rows]
             if seen.layer not in self.layers:
                 return
-            kept.entry[seen.layer] = seen.middle[tail_rows], seen.value[tail_rows]
-            nudged = seen.value if self.at == "mlp" else seen.out
-            # The last sequence of each fact is the KL prompt, which is no context of the key.
+            kept.entry[seen.layer] = seen.resid_mid[tail_rows], seen.value[tail_rows]
+            edited = seen.value if self.at == "mlp" else seen.resid_post
+            # The last sequence of each fact is the KL prompt, which is not a context of the key.
             rows = [x[:-1] for x in torch.split(last, counts)]
-            kept.v0[seen.layer] = torch.stack([nudged[x[0]] for x in rows])
-            kept.mean_value[seen.layer] = torch.stack([nudged[x].mean(0) for x in rows])
+            kept.v0[seen.layer] = torch.stack([edited[x[0]] for x in rows])
+            kept.mean_value[seen.layer] = torch.stack([edited[x].mean(0) for x in rows])
             kept.key[seen.layer] = torch.stack([seen.key[x[0]] for x in rows])
             kept.mean_key[seen.layer] = torch.stack([seen.key[x].mean(0) for x in rows])
 
@@ -160,27 +164,29 @@ class ValueBatch:
         return kept
 
     def optimise(
-        self, problems: Sequence[tuple[int, int]], settings: RomeSettings | MemitSettings, *, minimise: bool = False
+        self, jobs: Sequence[tuple[int, int]], settings: RomeSettings | MemitSettings, *, minimise: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Adam on δ for every (fact number, layer), problems in order of layer, none of them `unseen`.
+        """Adam on δ for every job.
 
         Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL to minimise.
-        Returns (δ (P, d) float32, each problem's last loss (P,)).
+
+        jobs: (fact number, layer) in order of layer, none of them `unseen`.
+        Returns (δ (P, d) float32, the last loss of each job (P,)).
         """
-        v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in problems]).float()
+        v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in jobs]).float()
         limit = settings.clamp * v0.norm(dim=1, keepdim=True)
         delta = torch.zeros_like(v0, requires_grad=True)
         adam = torch.optim.Adam([delta], lr=settings.lr)
-        objective = _Objective(self, problems)
-        running = torch.ones(len(problems), dtype=torch.bool, device=v0.device)
-        last = torch.zeros(len(problems), device=v0.device)
+        objective = _Objective(self, jobs)
+        running = torch.ones(len(jobs), dtype=torch.bool, device=v0.device)
+        last = torch.zeros(len(jobs), device=v0.device)
         for step in range(settings.steps):
             nll, kl = objective.losses(delta)
             decay = delta.norm(dim=1) / v0.norm(dim=1).square()
             loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
             last = torch.where(running, loss.detach(), last)
             if settings.early_stop is not None and not minimise:
-                # The released loop also leaves out the update after its last loss.
+                # Like the released loop, this omits the update after the last loss.
                 running = running & (last >= settings.early_stop) & (step + 1 < settings.steps)
             if not bool(running.any()):
                 break
@@ -194,70 +200,70 @@ class ValueBatch:
         return delta.detach(), last
 
     def v0(self, layer: int, settings: RomeSettings | MemitSettings) -> Tensor:
-        """(facts, d) what δ is added to and measured by."""
+        """(facts, d), the vector to which δ is added and by whose norm it is bounded."""
         averaged = isinstance(settings, RomeSettings) and settings.key_mode == "r-rome"
         return (self.clean.mean_value if averaged else self.clean.v0)[layer]
 
 
 class _Objective:
-    """NLL and KL of a batch's problems as functions of their δ."""
+    """NLL and KL of a batch's jobs as functions of their δ."""
 
-    def __init__(self, batch: ValueBatch, problems: Sequence[tuple[int, int]]) -> None:
-        self.batch, self.problems = batch, list(problems)
+    def __init__(self, batch: ValueBatch, jobs: Sequence[tuple[int, int]]) -> None:
+        self.batch, self.jobs = batch, list(jobs)
         prefix_begin = np.cumsum(batch.prefix_len) - batch.prefix_len
         tail_begin = np.cumsum(batch.tail_len) - batch.tail_len
         spans: list[Span] = []
         targets: list[int] = []
         is_kl: list[bool] = []
-        for problem, (fact, _) in enumerate(self.problems):
+        for job, (fact, _) in enumerate(self.jobs):
             target = batch.facts[fact].target
             for s in range(int(batch.of_fact[fact]), int(batch.of_fact[fact + 1])):
                 kl = s + 1 == batch.of_fact[fact + 1]
                 prefix, tail = int(batch.prefix_len[s]), int(batch.tail_len[s])
                 read = 1 if kl else len(target)
-                spans.append(Span(problem, int(tail_begin[s]), tail, prefix, int(prefix_begin[s]), prefix, read))
+                spans.append(Span(job, int(tail_begin[s]), tail, prefix, int(prefix_begin[s]), prefix, read))
                 is_kl += [kl] * read
                 targets += [0] if kl else target
-        self.wave = Wave(batch.model, [layer for _, layer in self.problems], spans)
+        self.wave = EditWave(batch.model, [layer for _, layer in self.jobs], spans)
         device = batch.model.device
         kl_row = torch.tensor(is_kl, device=device)
         self.kl_rows, self.scored = kl_row.nonzero()[:, 0], (~kl_row).nonzero()[:, 0]
         self.targets = torch.tensor(targets, device=device)[self.scored]
         self.owner = self.wave.read_owner[self.scored]
-        self.tokens = torch.bincount(self.owner, minlength=len(self.problems))
-        self.kl_fact = torch.tensor([fact for fact, _ in self.problems], device=device)
+        self.tokens = torch.bincount(self.owner, minlength=len(self.jobs))
+        self.kl_fact = torch.tensor([fact for fact, _ in self.jobs], device=device)
 
     def losses(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """delta: (P, d) → (NLL (P,), KL (P,)), differentiable.
 
-        NLL: −log p(target) per target token, mean over contexts. KL: of the edited against the unedited
-        distribution after "{subject} is a" cut at the last subject token.
+        NLL: −log p(target) per target token, averaged over contexts. KL: divergence of the edited from the unedited
+        distribution after the KL prompt.
         """
         batch, model, wave = self.batch, self.batch.model, self.wave
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
-            middle, value = (part[rows] for part in batch.clean.entry[layer])
-            place, owner = self._nudged(layer, first, first + len(begin) - 1)
-            nudge = delta.to(value.dtype)[owner]
+            resid_mid, value = (part[rows] for part in batch.clean.entry[layer])
+            places, owner = self._edited_rows(layer, first, first + len(begin) - 1)
+            change = delta.to(value.dtype)[owner]
             if batch.at == "mlp":
-                return middle + model.blocks[layer].mlp_add(value.index_add(0, place, nudge))
-            return (middle + model.blocks[layer].mlp_add(value)).index_add(0, place, nudge)
+                return resid_mid + model.blocks[layer].mlp_add(value.index_add(0, places, change))
+            return (resid_mid + model.blocks[layer].mlp_add(value)).index_add(0, places, change)
 
         h = wave.run(enter, kept=batch.clean.prefix)
         logp = row_logprob(model, h[self.scored], self.targets)
-        total = logp.new_zeros(len(self.problems)).index_add(0, self.owner, logp)
+        total = logp.new_zeros(len(self.jobs)).index_add(0, self.owner, logp)
         now = row_logits(model, h[self.kl_rows]).float().log_softmax(-1)
         kl = (now.exp() * (now - batch.clean.kl[self.kl_fact])).sum(-1)
         return -total / self.tokens, kl
 
-    def _nudged(self, layer: int, first: int, past: int) -> tuple[Tensor, Tensor]:
-        """Where δ goes among the rows that enter at a layer for problems first … past − 1, and whose δ."""
+    def _edited_rows(self, layer: int, first: int, past: int) -> tuple[Tensor, Tensor]:
+        """(n,) places of the last subject tokens among the entering rows of jobs first … past − 1, and (n,) jobs."""
         wave = self.wave
-        mine = (wave.owner >= first) & (wave.owner < past)
-        rows, owner = wave.first_rows[mine], wave.owner[mine]
+        chosen = (wave.owner >= first) & (wave.owner < past)
+        rows, owner = wave.first_rows[chosen], wave.owner[chosen]
         if layer < self.batch.model.n_layers - 1:
             return rows - int(wave.row_begin[first]), owner
-        # At the top a sequence's first row is there only where it is read.
-        place = torch.searchsorted(wave.read, rows).clamp_max(len(wave.read) - 1)
-        there = wave.read[place] == rows
-        return place[there] - int(wave.read_begin[first]), owner[there]
+        # After the last layer a sequence's first row remains only where it is read.
+        places = torch.searchsorted(wave.read, rows).clamp_max(len(wave.read) - 1)
+        is_read = wave.read[places] == rows
+        return places[is_read] - int(wave.read_begin[first]), owner[is_read]

@@ -24,9 +24,9 @@ RELEASED_TOKENS, RELEASED_TOP_K = 12, 5  # of `released_output`
 
 
 def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str | None) -> float:
-    """σ of a sweep: the number given, "3sd", or None for the published value where there is one, else 3sd.
+    """The σ of a sweep. sigma: a number, "3sd", or None for the published value, or "3sd" where there is none.
 
-    3sd = 3 × the standard deviation of the embedding entries of every subject token of the facts, to 6 digits.
+    "3sd" is 3 × the standard deviation of the embedding entries of all the facts' subject tokens, to 6 digits.
 
     Raises UserError where sigma is neither, not finite or not positive.
     """
@@ -35,10 +35,10 @@ def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str
     if sigma == "3sd":
         ids = [i for fact in facts for i in fact.ids[fact.subject_begin : fact.subject_end]]
         if not ids:
-            raise UserError("sigma '3sd' needs at least one fact with a subject token")
+            raise UserError("sigma '3sd': expected at least one fact with a subject token, got none")
         with model.entry():
             spread = float(model.embed_ids(torch.tensor(ids, device=model.device)).double().std())
-        # σ names the run, so it must not hang on the last bits of a sum over threads.
+        # σ is part of the run's identity, so it must not depend on the last bits of a sum over threads.
         return float(f"{3.0 * spread:.6g}")
     check_sigma(sigma)
     return float(sigma)
@@ -53,7 +53,7 @@ def check_sigma(sigma: float | str | None) -> None:
     except (TypeError, ValueError):
         value = float("nan")
     if not np.isfinite(value) or value <= 0:
-        raise UserError(f"sigma {sigma!r} is neither a positive number nor '3sd'")
+        raise UserError(f"sigma: expected a positive number or '3sd', got {sigma!r}")
 
 
 def embed_base(
@@ -65,12 +65,13 @@ def embed_base(
     noise: str,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Token embeddings of the base rows: for each fact its clean pass, then the corrupted tokens b … T'-1 of
-    every sample.
+    """Token embeddings of the base rows: for each fact its clean pass, then the tokens from the subject on of every
+    sample.
 
-    Returns (embeddings (N, d) before position embeddings, positions (N,)). "philox" noise depends on (seed,
-    fact, sample, token, dimension) only; "released" is numpy's RandomState(1) made afresh for every fact.
+    ids: the tokens of each fact's pass. samples: corrupted passes per fact. noise: "philox" depends only on (seed,
+    fact, sample, token, dimension); "released" is numpy's RandomState(1), started anew for every fact.
 
+    Returns (embeddings (N, d) before position embeddings, positions (N,)).
     Raises UserError for an unknown noise.
     """
     if noise not in NOISES:
@@ -107,7 +108,10 @@ def _noised(
     seed: int,
     drawn: np.ndarray | None,
 ) -> Tensor:
-    """Embeddings (N, d) of ids (N,) with noise on the rows `hit`: drawn (hits, d), or philox's where that is None."""
+    """ids, key, sample, token: (N,) int64, hit: (N,) bool → (N, d), the embeddings with noise on the rows `hit`.
+
+    drawn: (hits, d) noise, or None for philox's.
+    """
     with model.entry():
         if drawn is not None:
             x = model.embed_ids(ids)
@@ -122,10 +126,10 @@ def _noised(
 
 @dataclass(frozen=True)
 class Corruption:
-    """One corrupted input a fact, for the editing problems that use it.
+    """The corrupted input of a fact, for the editing problems that use one.
 
-    sigma: of the noise on the subject's token embeddings. noise, seed: as `embed_base`. sample: which of tracing's
-    noise samples.
+    sigma: standard deviation of the noise on the subject's token embeddings. noise, seed: as in `embed_base`. sample:
+    the number of tracing's noise sample.
     """
 
     sigma: float
@@ -136,7 +140,7 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Subject:
-    """Where a packed sequence's subject stands, [begin, end) in its own tokens, and whose noise it takes."""
+    """The subject of a packed sequence: tokens [begin, end) of the sequence, and the fact whose noise they get."""
 
     fact: EncodedFact
     begin: int
@@ -146,10 +150,10 @@ class Subject:
 def embed_corrupted(
     model: Decoder, batch: Batch, subjects: Sequence[Subject | None], corruption: Corruption | None
 ) -> Tensor:
-    """(N, d) input of block 0 for a packed batch whose subjects carry noise; None leaves a sequence (or all) clean.
+    """(N, d) input of block 0 for a packed batch whose subjects have noise. With None a sequence, or all, is clean.
 
-    The subject's i-th token takes the noise that tracing gives the i-th subject token of the fact's own prompt,
-    wherever it stands here.
+    The i-th token of a subject gets the noise that tracing gives the i-th subject token of the fact's own prompt,
+    whatever its position here.
     """
     if corruption is None or not any(subjects):
         return embed(model, batch.ids, batch.positions)
@@ -179,8 +183,10 @@ def embed_corrupted(
 def corrupted_output(
     model: Decoder, facts: Sequence[EncodedFact], lengths: Sequence[int], corruption: Corruption
 ) -> list[tuple[int, ...]]:
-    """The likeliest `lengths` tokens after each fact's corrupted prompt, an end-of-text token included: o_noise
-    (docs/algorithms.md, section 11)."""
+    """o_noise: the likeliest tokens after each fact's corrupted prompt, end-of-text tokens included.
+
+    lengths: how many tokens per fact. Source: docs/algorithms.md, section 11.
+    """
     ids = [list(fact.ids) for fact in facts]
     subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
     for _ in range(max(lengths, default=0)):
@@ -196,11 +202,12 @@ def corrupted_output(
 
 @torch.no_grad()
 def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Corruption) -> list[tuple[int, ...]]:
-    """What the released code takes for o_noise: the prompt's own text again and, up to 12 tokens in all, what is drawn
-    among the 5 likeliest after the corrupted prompt (so nothing for a prompt of 12 tokens or more).
+    """o_noise as in the released code: the prompt's text again, continued up to 12 tokens in all.
 
-    Ids of that text as a target, its characters normalised (NFKD), an empty line a space. Drawn from corruption.seed
-    and the fact, where the released code goes on with torch's one generator: the same distribution, other draws.
+    The continuation is drawn among the 5 likeliest tokens after the corrupted prompt; for a prompt of 12 tokens or more
+    there is none. Returns the ids of the whole text as a target, with characters normalised (NFKD) and empty lines
+    replaced by spaces. The draws depend on corruption.seed and the fact; the released code uses torch's global
+    generator, which gives the same distribution but other draws.
     Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); docs/algorithms.md, section 11.
     """
     ids = [list(fact.ids) for fact in facts]

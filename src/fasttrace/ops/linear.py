@@ -147,6 +147,6 @@ def _onednn_is_faster(dtype: torch.dtype, threads: int) -> bool:
         times = [(seconds(functional.linear), seconds(_onednn)) for _ in range(_ROUNDS)]
     reference, onednn = (min(column) for column in zip(*times[2:], strict=True))
     gain = reference / onednn
-    taken = "oneDNN" if gain > _WORTH else "functional.linear"
-    log.info("linear on cpu, %s, %d threads: %s (oneDNN %.2f times as fast)", dtype, threads, taken, gain)
+    faster = "oneDNN" if gain > _WORTH else "functional.linear"
+    log.info("linear on cpu, %s, %d threads: %s (oneDNN %.2f times as fast)", dtype, threads, faster, gain)
     return gain > _WORTH

@@ -86,11 +86,11 @@ def add(con: duckdb.DuckDBPyConnection, files: Read, folder: Path) -> int:
 
 def _batch(files: Read, run: Mapping[str, Any]) -> list[tuple[str, duckdb.DuckDBPyRelation]]:
     """[(relation, its rows of the run)] in the form that `Store.add` takes."""
-    mine = ColumnExpression("run_id") == ConstantExpression(run["run_id"])
+    of_run = ColumnExpression("run_id") == ConstantExpression(run["run_id"])
     batch = []
     for _, relation in TABLES[run["kind"]]:
         given = [column for column in GIVEN_BY_RUN if column in files[relation].columns]
-        batch.append((relation, files[relation].filter(mine).select(StarExpression(exclude=given))))
+        batch.append((relation, files[relation].filter(of_run).select(StarExpression(exclude=given))))
     return batch
 
 

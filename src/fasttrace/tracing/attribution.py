@@ -1,21 +1,21 @@
 """Attribution patching: every cell of a grid estimated to first order from one forward and one backward pass.
 
-An exact cell costs a forward of its own; its slope does not. To first order, adding (clean − corrupted) to a
-module's output changes p(o_true) by the inner product of that difference with ∂p / ∂output, and one backward
-pass gives that gradient at every layer, token and sample. What comes out screens cells; it is no substitute for
-the sweep.
+An exact cell costs a forward of its own, but its slope does not. To first order, adding (clean − corrupted) to a
+module's output changes p(o_true) by the inner product of that difference with ∂p / ∂output. One backward pass gives
+that gradient at every layer, token and sample. The estimates screen cells; they do not replace the sweep.
 
-A window adds its layers' changes up, as if none saw another; in the exact cell a restored output is fixed and does
-not answer to the restored ones below it. For "block" that sum would count one residual once a layer, so a window
-is estimated by its last layer, whose restoration overwrites what the token carries up from those below; what later
-tokens read of them through attention inside the window is left out.
+The change of a window is the sum of its layers' changes, as if they did not affect one another. In the exact cell, too,
+a restored output is fixed and does not respond to the restored outputs below it. For "block" the sum would count one
+residual once per layer. There a window is estimated by its last layer, whose restoration overwrites the token's
+residual from the layers below. The estimate omits what later tokens read of those layers through attention inside the
+window.
 
-p is linearised and not log p: over 36 grids of 16 facts in SmolLM2-135M both rank cells alike (mean Spearman 0.743
-and 0.739), but exp of a slope overshoots, and where it is clipped at 1 the best cells tie.
+The estimate is linear in p, not in log p. Over 36 grids of 16 facts in SmolLM2-135M both rank cells equally well (mean
+Spearman 0.743 and 0.739), but exp of a slope overshoots, and clipping it at 1 makes the best cells tie.
 
-The forward keeps each layer's input; the backward goes down the layers and makes each one's graph again from it.
-So no more than one layer's activations are ever kept, each layer's weights are read twice, and the forward
-itself runs on the compiled kernels, which have no gradient.
+The forward keeps each layer's input. The backward goes down the layers and recomputes the graph of each from it. So the
+activations of at most one layer are kept, each layer's weights are read twice, and the forward can use the compiled
+kernels, which have no gradient.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import attend, bring, mlp, row_logprob
 from fasttrace.ops.prefix_attention import Column, Sequences
-from fasttrace.tracing.plan import MODULES, Cell, Intervention, Layout, TraceItem, Wave
+from fasttrace.tracing.plan import MODULES, Cell, Intervention, Layout, TraceItem, TraceWave
 
 MEMORY_ROWS = 4096
 
@@ -40,7 +40,7 @@ MEMORY_ROWS = 4096
 class AttributionResult:
     """Probabilities of o_true, by number of the item.
 
-    clean: p. noised: (n,) p of each corrupted row. estimates: cell → (n,) estimated p, each in [0, 1].
+    clean: p. noised: (n,) p of each corrupted pass. estimates: cell → (n,) estimated p, each in [0, 1].
     """
 
     clean: dict[int, float] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class AttributionResult:
 
 
 def row_bytes(model: Decoder) -> int:
-    """Bytes a base row needs: a residual and a difference a layer, and one layer's graph (about 12 d + 6 m)."""
+    """Bytes of a base row: a residual and a difference per layer, and the graph of one layer (about 12 d + 6 m)."""
     graph = 12 * model.width + 6 * model.key_width
     return (2 * model.n_layers * model.width + graph) * model.embed_weight.element_size()
 
@@ -66,43 +66,43 @@ def attribute(
 ) -> AttributionResult:
     """Estimate p(o_true) of every cell of every item, per noise sample.
 
-    samples: n corrupted rows an item. sigma, noise, seed: see `embed_base`; the same noise as the exact sweep.
+    samples: n corrupted passes per item. sigma, noise, seed: see `embed_base`; the noise is that of the exact sweep.
     module: "mlp" or "attn" (what that module adds to the residual), or "block" (the residual after the block).
-    memory_rows: base rows that share one forward and one backward pass, whole items always.
+    memory_rows: at most how many base rows share one forward and one backward pass. An item is never split.
 
-    Raises UserError for an unknown module and an item larger than memory_rows.
+    Raises UserError for an unknown module and for an item with more than memory_rows rows.
     Source: Nanda 2023, "Attribution patching"; Kramár et al. 2024 (arXiv 2403.00745), section 2.
     """
     if module not in MODULES:
         raise UserError(f"attribution: module '{module}' is not one of {', '.join(MODULES)}")
     for item in items:
-        if (own := item.base_rows(samples)) > memory_rows:
+        if (rows := item.base_rows(samples)) > memory_rows:
             raise UserError(
-                f"memory: fact '{item.encoded.fact_id}' needs {own} rows at once and the budget holds "
-                f"{memory_rows}; a larger --memory or fewer --samples were wanted"
+                f"memory: expected a budget of at least {rows} rows for fact '{item.encoded.fact_id}', "
+                f"got {memory_rows}; use a larger --memory or fewer --samples"
             )
     result = AttributionResult()
     for numbers in pack_by_budget(range(len(items)), lambda i: items[i].base_rows(samples), memory_rows):
-        rows = _Rows([items[i] for i in numbers], samples, model)
-        log_p, slopes = _slopes(model, rows, sigma, noise, seed, module)
+        base = _BaseRows([items[i] for i in numbers], samples, model)
+        log_p, slopes = _slopes(model, base, sigma, noise, seed, module)
         for place, number in enumerate(numbers):
-            _estimate(result, number, items[number], log_p, slopes, rows, place, module)
+            _estimate(result, number, items[number], log_p, slopes, base, place, module)
     return result
 
 
-class _Rows:
-    """Base rows of a batch with the corrupted ones first, since only those are differentiated.
+class _BaseRows:
+    """Base rows of a batch, corrupted rows first because only they are differentiated.
 
     order: (N,) the base row (as `embed_base` numbers them) at each place; the first n_corrupted are corrupted.
-    table: (S, 8) every sequence, the n_noised corrupted ones first. twin: (n_corrupted,) place of each row's
-    clean one. begin: (items, n) place of each sample's first row. scored, targets, sequence: (R,) the rows that
-    predict a target token, that token, and the sequence it belongs to. sees_noise: (items,) as `TraceItem.sees_noise`.
+    table: (S, 8) every sequence; the first n_noised are corrupted. twin: (n_corrupted,) the place of the clean row of
+    the same token. begin: (items, n) the place of each sample's first row. scored, targets, sequence: (R,) the rows
+    that predict a target token, that token, and its sequence. sees_noise: (items,) as `TraceItem.sees_noise`.
     """
 
     def __init__(self, items: Sequence[TraceItem], samples: int, model: Decoder) -> None:
         self.items, self.samples = list(items), samples
         self.sees_noise = [item.sees_noise(model) for item in items]
-        wave = Wave([(i, []) for i in range(len(items))], sum(item.base_rows(samples) for item in items))
+        wave = TraceWave([(i, []) for i in range(len(items))], sum(item.base_rows(samples) for item in items))
         base = Layout(model, items, wave, Intervention(samples=samples)).sequences
         is_clean = np.arange(len(base)) % (1 + samples) == 0
         noised, clean = base[~is_clean], base[is_clean]
@@ -135,7 +135,7 @@ class _Rows:
 
 
 def _slopes(
-    model: Decoder, rows: _Rows, sigma: float, noise: str, seed: int, module: str
+    model: Decoder, rows: _BaseRows, sigma: float, noise: str, seed: int, module: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log p of every sequence of rows.table (S,), ⟨∂ log p / ∂ output, clean − corrupted⟩ (L, n_corrupted))."""
     to = lambda array, device: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
@@ -152,12 +152,12 @@ def _slopes(
         for _, block in model.layers():
             h, rotary = h.to(block.device), bring(rotary, block.device)
             added = attend(block, h, rotary, sequences)
-            middle = h + added
-            out = mlp(block, h if block.parallel else middle)
-            after = middle + out
-            output = {"mlp": out, "attn": added, "block": after}[module]
+            resid_mid = h + added
+            out = mlp(block, h if block.parallel else resid_mid)
+            resid_post = resid_mid + out
+            output = {"mlp": out, "attn": added, "block": resid_post}[module]
             kept.append((h, output[to(rows.twin, h.device)] - output[:n]))
-            h = after
+            h = resid_post
     with torch.enable_grad():
         last = h.detach().requires_grad_()
         each = row_logprob(model, last[to(rows.scored, h.device)], to(rows.targets, h.device))
@@ -169,18 +169,18 @@ def _slopes(
         corrupted = Sequences(rows.table[: rows.n_noised])
         slopes = np.empty((model.n_layers, n))
         for layer, block in model.layers(reversed(range(model.n_layers))):
-            h, moved = kept.pop()
+            h, difference = kept.pop()
             gradient, rotary = gradient.to(h.device), bring(rotary, h.device)
-            mine = h[:n].requires_grad_()
-            own = torch.arange(n, device=h.device)
-            added = attend(block, torch.cat((mine, h[n:])), rotary, corrupted, own)
-            middle = mine + added
-            after = middle + mlp(block, mine if block.parallel else middle)
-            below, at_attention = torch.autograd.grad(after, (mine, added), gradient)
-            at = at_attention if module == "attn" else gradient
-            wide = torch.promote_types(at.dtype, torch.float32)
-            slopes[layer] = (at.to(wide) * moved.to(wide)).sum(1).double().cpu().numpy()
-            gradient = below
+            resid_pre = h[:n].requires_grad_()
+            queries = torch.arange(n, device=h.device)
+            added = attend(block, torch.cat((resid_pre, h[n:])), rotary, corrupted, queries)
+            resid_mid = resid_pre + added
+            resid_post = resid_mid + mlp(block, resid_pre if block.parallel else resid_mid)
+            at_input, at_attention = torch.autograd.grad(resid_post, (resid_pre, added), gradient)
+            at_output = at_attention if module == "attn" else gradient
+            wide = torch.promote_types(at_output.dtype, torch.float32)
+            slopes[layer] = (at_output.to(wide) * difference.to(wide)).sum(1).double().cpu().numpy()
+            gradient = at_input
     return log_p.detach().double().cpu().numpy(), slopes
 
 
@@ -190,11 +190,11 @@ def _estimate(
     item: TraceItem,
     log_p: np.ndarray,
     slopes: np.ndarray,
-    rows: _Rows,
+    rows: _BaseRows,
     place: int,
     module: str,
 ) -> None:
-    """Write one item's probabilities into the result."""
+    """Add the probabilities of one item to the result."""
     n = rows.samples
     p = np.exp(np.minimum(log_p, 0.0))
     result.clean[number] = float(p[rows.n_noised + place])
@@ -213,7 +213,7 @@ def _estimate(
 
 
 def rank_correlation(estimated: np.ndarray, exact: np.ndarray) -> float | None:
-    """Spearman's rank correlation of two grids of one shape; None for fewer than 3 cells or a constant grid."""
+    """Spearman's rank correlation of two grids of one shape, or None for fewer than 3 cells or a constant grid."""
     a, b = np.asarray(estimated, dtype=np.float64).reshape(-1), np.asarray(exact, dtype=np.float64).reshape(-1)
     if len(a) < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
         return None

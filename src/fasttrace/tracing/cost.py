@@ -1,4 +1,4 @@
-"""What a sweep costs before it is run: FLOPs as the wavefront computes them, waves, memory and seconds."""
+"""The cost of a sweep before it runs: FLOPs as the wavefront computes them, waves, memory and seconds."""
 
 import statistics
 import time
@@ -21,12 +21,15 @@ ROWS = 2048  # rows of the products and of the block that are timed
 
 @dataclass(frozen=True)
 class Cost:
-    """What a sweep will take, if every fact is traced.
+    """The cost of a sweep, if every fact is traced.
 
-    facts; cells of the grids; computed: distinct cells that have rows; waves; rows of the largest wave. flops: of the
-    least work, every fact in one wave (multiply and add count one each); wave_flops: with the base passes that a fact
-    spread over several waves computes again. weight_bytes: weights read, once a wave; activation_bytes: rows read and
-    written, some 30 widths a row and layer. peak_bytes: the weights and the largest wave.
+    facts: how many. cells: cells of the grids. computed: distinct cells that have rows. waves: how many.
+    rows: rows of the largest wave.
+    flops: the least work, with every fact in one wave (multiply and add count one each).
+    wave_flops: flops plus the base passes that a fact spread over several waves computes again.
+    weight_bytes: weights read, once per wave.
+    activation_bytes: rows read and written, some 30 widths per row and layer.
+    peak_bytes: the weights and the largest wave.
     """
 
     facts: int
@@ -42,7 +45,7 @@ class Cost:
 
 
 class Work(NamedTuple):
-    """FLOPs of the blocks' products, of attention and of the unembedding; rows: rows times layers."""
+    """FLOPs of the blocks' products, of attention and of the unembedding. rows: rows times layers."""
 
     products: int
     attention: int
@@ -51,7 +54,7 @@ class Work(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """All of them."""
+        """The sum of all FLOPs."""
         return self.products + self.attention + self.unembed
 
 
@@ -88,18 +91,18 @@ def pass_work(
 
 
 def item_flops(model: Decoder, item: TraceItem, intervention: Intervention) -> int:
-    """FLOPs of one fact in one wave: clean and corrupted passes and every cell, attention and log-sum-exp included."""
+    """FLOPs of one fact in one wave: its clean and corrupted passes and its cells, with attention and unembedding."""
     return pass_work(model, item, intervention, item.cells, base=True).flops
 
 
 def sweep_cost(model: Decoder, items: list[TraceItem], intervention: Intervention, memory: int, cells: int) -> Cost:
-    """What tracing `items` under a budget of `memory` bytes costs. cells: cells of the grids that are reported."""
+    """The cost of tracing `items` with `memory` bytes for activations. cells: cells of the reported grids."""
     waves = split_waves(items, intervention, memory // bytes_per_row(model))
     flops = sum(item_flops(model, item, intervention) for item in items)
     wave_flops = moved = 0
     for wave in waves:
-        for number, mine in wave.items:
-            work = pass_work(model, items[number], intervention, mine, base=True)
+        for number, its_cells in wave.items:
+            work = pass_work(model, items[number], intervention, its_cells, base=True)
             wave_flops += work.flops
             moved += work.rows
     size = model.embed_weight.element_size()
@@ -121,7 +124,7 @@ def sweep_cost(model: Decoder, items: list[TraceItem], intervention: Interventio
 
 
 def screen_flops(model: Decoder, item: TraceItem, intervention: Intervention, verified: tuple[Cell, ...]) -> int:
-    """FLOPs of one fact's estimates: the base passes forward and, to activations only, backward; and verified cells."""
+    """FLOPs of one fact's estimates: the base passes forward and backward (to activations only), and verified cells."""
     base = pass_work(model, item, intervention, (), base=True).flops
     return 2 * base + (item_flops(model, replace(item, cells=verified), intervention) if verified else 0)
 
@@ -129,7 +132,7 @@ def screen_flops(model: Decoder, item: TraceItem, intervention: Intervention, ve
 def screen_cost(
     model: Decoder, items: list[TraceItem], intervention: Intervention, memory: int, cells: int, verify_top: int
 ) -> Cost:
-    """As `sweep_cost` for estimates, of which the verify_top earliest cells stand for those to be verified."""
+    """As `sweep_cost`, for estimates. The verify_top earliest cells represent those that will be verified."""
     chosen = [replace(item, cells=item.cells[:verify_top]) for item in items]
     exact = sweep_cost(model, chosen, intervention, memory, cells)
     more = sum(screen_flops(model, item, intervention, ()) for item in items)
@@ -149,7 +152,7 @@ def _synchronize(model: Decoder) -> None:
 
 
 def _seconds(model: Decoder, call: Callable[[], object], rounds: int) -> float:
-    """Median seconds of a call, after one that is not counted."""
+    """Median seconds of a call, after one warm-up call."""
     moments = []
     for _ in range(rounds + 2):
         call()
@@ -160,7 +163,7 @@ def _seconds(model: Decoder, call: Callable[[], object], rounds: int) -> float:
 
 @torch.no_grad()
 def gemm_peak(model: Decoder) -> float:
-    """FLOP/s of the largest product a sweep is made of: 2048 rows into the keys, the best of three medians of 20."""
+    """FLOP/s of a sweep's largest product, 2048 rows into the keys: the best of three medians of 20."""
     x = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
     w = torch.randn(model.key_width, model.width, device=model.device).to(model.dtype)
     best = min(_seconds(model, lambda: linear(x, w), 20) for _ in range(3))
@@ -169,11 +172,11 @@ def gemm_peak(model: Decoder) -> float:
 
 @torch.no_grad()
 def block_rate(model: Decoder) -> float:
-    """FLOP/s of a whole block, attention, norms and activations included, over 2048 rows in sequences of 8."""
+    """FLOP/s of a whole block with attention, norms and activations, over 2048 rows in sequences of 8."""
     batch: Batch = pack(model, [[0] * 8] * (ROWS // 8))
     block = model.blocks[model.n_layers // 2]
     rotary = model.rotary(batch.positions)
     h = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
-    taken = _seconds(model, lambda: mlp(block, attend(block, h, rotary, batch.sequences)), 9)
+    seconds = _seconds(model, lambda: mlp(block, attend(block, h, rotary, batch.sequences)), 9)
     pairs = 8 * 9 // 2 * (ROWS // 8)
-    return (ROWS * sum(linear_flops(model, block)) + pairs * 4 * block.n_heads * block.head_dim) / taken
+    return (ROWS * sum(linear_flops(model, block)) + pairs * 4 * block.n_heads * block.head_dim) / seconds

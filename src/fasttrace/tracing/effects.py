@@ -61,10 +61,13 @@ def fractional_effect(
 ) -> np.ndarray | None:
     """Fractional tracing effect of a grid of probabilities, or None where there was nothing to restore or lose.
 
-    denoise, paper (section 4.1): (p − p_noised) / (p_clean − p_noised). denoise, released: max(0, …) of the same with
-    max(p_clean, largest p of the grid) for p_clean. noise: (p_clean − p) / (p_clean − p_noised), the share of the
-    corruption's damage done. zero (paper, Appendix B): (p_clean − p) / p_clean, the share of p deleted. The last two
-    are the same in both protocols: the released code has no runnable version. None where p_noised ≥ p_clean.
+    denoise, paper (section 4.1): (p − p_noised) / (p_clean − p_noised).
+    denoise, released: max(0, …) of the same, with the larger of p_clean and the grid's largest p in place of p_clean.
+    noise: (p_clean − p) / (p_clean − p_noised), the share of the corruption's damage that the cell does.
+    zero (paper, Appendix B): (p_clean − p) / p_clean, the share of p that the cell deletes.
+
+    noise and zero are the same in both protocols, because the released code has no runnable version of them. The result
+    is None where p_noised ≥ p_clean.
     """
     if method == "zero":
         return (p_clean - p) / p_clean if p_clean > 0 else None
@@ -80,12 +83,12 @@ def fractional_effect(
 
 
 def sample_mean(samples: np.ndarray) -> float:
-    """Mean over noise samples (n,); of equal ones that value to the bit, which a sum and a division may miss."""
+    """samples: (n,) → their mean. For equal samples it is that value exactly, which sum and division might miss."""
     return float(samples[0] + (samples - samples[0]).mean())
 
 
 def standard_error(samples: np.ndarray) -> float | None:
-    """Standard error of the mean over noise samples (n - 1 in the denominator): 0 of equal ones, None for one."""
+    """samples: (n,) → the standard error of their mean (n − 1 in the denominator). None for a single sample."""
     spread = samples - samples[0]
     return float(spread.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else None
 
@@ -99,7 +102,7 @@ def fact_row(
     scored: str | None = None,
     rank_correlation: float | None = None,
 ) -> dict[str, object]:
-    """A row of TRACED_FACTS. scored: the text whose probability was traced; reason: why the fact was left out."""
+    """A row of TRACED_FACTS. scored: the text whose probability was traced. reason: why the fact was left out."""
     fact = encoded.fact
     return {
         "fact_id": fact.fact_id,
@@ -158,7 +161,7 @@ class Grid:
         before = range(self.spots[0].token) if self.unreached is not None else range(0)
         rows: list[tuple[int, str, list[Cell | None]]] = [(t, names[t], [None] * n_layers) for t in before]
         for first, count in self.spots:
-            # Several tokens at once are named by the last of them.
+            # A spot of several tokens is reported at its last token.
             text = "".join(names[first : first + count])
             rows.append((first + count - 1, text, [Cell(first, *run, count) for run in runs]))
         places: list[Cell | None] = [cell for _, _, row in rows for cell in row]

@@ -16,7 +16,7 @@ from fasttrace.runs import Run, describe_run
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
-BATCH = 32  # facts checked together: also what a kill can lose of a check
+BATCH = 32  # facts checked together, and thus the most that a killed process loses
 
 VERDICTS = pa.schema(
     [
@@ -32,7 +32,7 @@ VERDICTS = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class KnownResult:
-    """run: the `runs` row. verdicts: one row a fact (VERDICTS): known, p(o_true), the 36 greedy tokens, and why not."""
+    """run: the `runs` row. verdicts: one row per fact (VERDICTS), with p(o_true), the greedy tokens and the reason."""
 
     run: Run
     verdicts: pa.Table
@@ -53,8 +53,9 @@ def check_known(
 ) -> KnownResult:
     """Test which facts a model knows.
 
-    protocol "paper": o_true appears in the text of the first 36 greedy tokens; "released" additionally wants
-    p(o_true) ≥ 0.02. batch: prompts generated together. progress(n) is called after n more facts.
+    protocol: with "paper", o_true must occur in the text of the first 36 greedy tokens. With "released", p(o_true) must
+        also be at least 0.02.
+    batch: how many prompts are continued together. progress(n) is called after n more facts.
     Source: paper, Appendix A; docs/algorithms.md, section 2 ("Known facts").
     """
     begun = time.perf_counter()
@@ -71,10 +72,10 @@ def check_known(
 
 
 def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> list[dict[str, Any]]:
-    said = greedy_tokens(model, [f.ids for f in facts], GREEDY_TOKENS)
+    continuations = greedy_tokens(model, [f.ids for f in facts], GREEDY_TOKENS)
     logp = sequence_logprob(model, [f.ids for f in facts], [f.target_true_ids for f in facts])
     rows = []
-    for fact, tokens, p in zip(facts, said, logp.exp().tolist(), strict=True):
+    for fact, tokens, p in zip(facts, continuations, logp.exp().tolist(), strict=True):
         text = model.tokenizer.decode(tokens)
         found = fact.fact.target_true in text
         reason = None

@@ -1,9 +1,9 @@
-"""Which cells a sweep has, in which waves they are computed, and where their rows lie.
+"""Which cells a sweep has, in which waves they are computed, and where their rows are.
 
-A cell takes a module's outputs at some tokens over the layers [start, stop) of a window from elsewhere. In a
-causal model that changes nothing below `start` and nothing before the token, so the cell's rows (its tail: the
-tokens from there on, in every noise sample) enter the pack after layer `start` and are all the cell ever
-computes (docs/algorithms.md, section 9).
+A cell replaces a module's outputs at some tokens, over the layers [start, stop) of a window, by those of another pass.
+In a causal model that changes nothing below `start` and nothing before the token. So the cell's rows (its tail: the
+tokens from there on, in every noise sample) enter the pack after layer `start`, and the cell computes no others
+(docs/algorithms.md, section 9).
 """
 
 import functools
@@ -24,16 +24,17 @@ from fasttrace.windows import window_interval
 MODULES = get_args(Module)
 METHODS = ("denoise", "noise", "zero")
 TOKENS = get_args(Tokens)
-OWN, ZERO = -1, -2  # a row whose module output is its own, or nothing
+OWN, ZERO = -1, -2  # marks of a row that keeps its own module output, or has none
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What a cell does: which module's output it replaces, in which pass, by what.
+    """What a cell does: which module's output it replaces, in which pass, and by what.
 
-    module: "mlp", "attn" (what each adds to the residual) or "block" (the residual after it).
-    method: "denoise" puts the clean pass's outputs into the corrupted passes, "noise" the corrupted passes' into
-    the clean one, "zero" puts zeros into the clean one. samples: n corrupted passes (none for "zero").
+    module: "mlp" or "attn" (what the module adds to the residual), or "block" (the residual after it).
+    method: "denoise" puts the clean pass's outputs into the corrupted passes. "noise" puts the corrupted passes'
+        outputs into the clean pass. "zero" puts zeros into the clean pass.
+    samples: n corrupted passes (none for "zero").
     """
 
     module: str = "mlp"
@@ -42,12 +43,12 @@ class Intervention:
 
     @property
     def corrupted(self) -> int:
-        """Corrupted passes of a fact."""
+        """How many corrupted passes a fact has."""
         return 0 if self.method == "zero" else self.samples
 
     @property
     def runs(self) -> int:
-        """Passes of a cell: one a noise sample, or the one without noise."""
+        """How many passes a cell has: one per noise sample, or one without noise."""
         return self.corrupted or 1
 
 
@@ -61,7 +62,7 @@ class Cell(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """Where an intervention is made: `tokens` tokens from `token` on."""
+    """Where an intervention takes place: `tokens` tokens from `token` on."""
 
     token: int
     tokens: int
@@ -70,8 +71,8 @@ class Spot(NamedTuple):
 class Tail(NamedTuple):
     """Rows of a fact that advance together: its tokens from `token` on, in each of `passes` passes.
 
-    They enter the pack after layer `entered`, −1 for the rows that are there from the start. At their first `replaced`
-    tokens the module's output is taken from elsewhere in the layers below `stop`, 0 where it never is.
+    They enter the pack after layer `entered`; it is −1 for rows that are in it from the start. In the layers below
+    `stop`, the module's output is replaced at their first `replaced` tokens; `stop` is 0 where it never is.
     """
 
     token: int
@@ -83,9 +84,10 @@ class Tail(NamedTuple):
 
 @dataclass(frozen=True)
 class TraceItem:
-    """A fact ready to be traced: its row tokens (prompt and all but the last scored token) and its cells.
+    """A fact ready to be traced.
 
-    targets: the scored tokens, whose joint probability after the prompt is every number of the grid.
+    ids: the tokens of a pass: the prompt and all but the last scored token. targets: the scored tokens; a number of the
+    grid is their joint probability after the prompt. cells: the distinct cells of the grids.
     """
 
     encoded: EncodedFact
@@ -95,42 +97,42 @@ class TraceItem:
 
     @property
     def length(self) -> int:
-        """Prompt tokens T."""
+        """T, the number of prompt tokens."""
         return len(self.encoded.ids)
 
     def base_tails(self, corrupted: int) -> tuple[Tail, Tail]:
-        """The clean pass and the corrupted passes, which the cells start from. Before the subject they are the same."""
+        """The clean pass and the corrupted passes, from which cells start. Before the subject they are equal."""
         return Tail(0, passes=1), Tail(self.encoded.subject_begin, passes=corrupted)
 
     def cell_tail(self, cell: Cell, runs: int) -> Tail:
-        """What a cell can change: nothing before its token and nothing below its window."""
+        """The rows that a cell can change: none before its token and none below its window."""
         return Tail(cell.token, runs, cell.start, cell.stop, cell.tokens)
 
     def base_rows(self, corrupted: int) -> int:
-        """Rows of `base_tails`."""
+        """How many rows `base_tails` have."""
         return sum(map(self._rows, self.base_tails(corrupted)))
 
     def cell_rows(self, cell: Cell, runs: int) -> int:
-        """Rows a cell adds to the pack."""
+        """How many rows a cell adds to the pack."""
         return self._rows(self.cell_tail(cell, runs))
 
     def _rows(self, tail: Tail) -> int:
         return tail.passes * (len(self.ids) - tail.token)
 
     def sees(self, model: Decoder, cell: Cell, intervention: Intervention) -> bool:
-        """Whether a scored token can see what the cell changes. Its p is else the base pass's, and is not computed."""
+        """Whether a scored token can see what the cell changes. If not, p is the base pass's and is not computed."""
         seen = model.reach(cell.start, cell.token + cell.tokens - 1) >= self.length - 1
         return seen and (intervention.method == "zero" or self.sees_noise(model))
 
     def sees_noise(self, model: Decoder) -> bool:
-        """Whether a scored token can see the corrupted subject. The corrupted passes' p is else the clean one's."""
+        """Whether a scored token can see the corrupted subject. If not, the corrupted passes have the clean p."""
         return model.reach(-1, self.encoded.subject_end - 1) >= self.length - 1
 
 
 def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[Spot]:
-    """Where every intervention that is computed is made.
+    """The spots of all interventions that are computed.
 
-    Noise cannot reach a token before the subject, so there only zeros change anything.
+    Noise cannot reach a token before the subject, so only zeroing changes anything there.
     Raises UserError for an unknown choice.
     """
     begin, end = encoded.subject_begin, encoded.subject_end
@@ -153,9 +155,9 @@ def make_item(
     method: str = "denoise",
     targets: Sequence[int] | None = None,
 ) -> TraceItem:
-    """The distinct cells of a fact's grids: intervals that several windows share are listed once.
+    """The fact with the distinct cells of its grids: an interval that several windows share occurs once.
 
-    targets: the scored tokens; None: all of o_true.
+    targets: the scored tokens, None for all of o_true.
     """
     intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
     spots = traced_spots(encoded, tokens, method)
@@ -165,10 +167,10 @@ def make_item(
 
 
 @dataclass(frozen=True)
-class Wave:
-    """Cells of one or more facts that advance together; a fact larger than memory is spread over waves.
+class TraceWave:
+    """Cells of one or more facts that advance together. A fact that is too large for memory is spread over waves.
 
-    items: (number of the item, its cells). rows: of the base passes and the cells.
+    items: (number of the item, its cells). rows: the number of rows of base passes and cells.
     """
 
     items: list[tuple[int, list[Cell]]]
@@ -176,7 +178,7 @@ class Wave:
 
 
 class _Piece(NamedTuple):
-    """Cells of one fact that fit into a wave with the fact's base passes. rows: of both."""
+    """Cells of one fact that fit into a wave with the fact's base passes. rows: the number of rows of both."""
 
     number: int
     cells: list[Cell]
@@ -184,18 +186,17 @@ class _Piece(NamedTuple):
 
 
 def bytes_per_row(model: Decoder) -> int:
-    """Peak bytes a packed row needs: residual, norm, queries, keys, values, attention, MLP output, next residual."""
+    """Peak bytes of a packed row: residual, norm, queries, keys, values, attention, MLP output, next residual."""
     block = model.blocks[0]
     heads = block.head_dim * (3 * block.n_heads + 3 * block.n_kv_heads)
-    # Twice what is alive at once: the allocator keeps about as much again in pieces too small for the next layer.
+    # Twice the live bytes: the allocator keeps about as many again in pieces too small for the next layer.
     return 2 * (6 * model.width + heads) * model.embed_weight.element_size()
 
 
-def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows: int) -> list[Wave]:
-    """Pack cells into waves of at most max_rows rows, facts in order, a fact's cells split only where one
-    wave cannot hold them.
+def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows: int) -> list[TraceWave]:
+    """Pack cells into waves of at most max_rows rows, facts in order. Only a fact that is too large is split.
 
-    Raises UserError where max_rows cannot hold one fact's base passes and its largest cell.
+    Raises UserError where a fact's base passes and its largest cell need more than max_rows rows.
     """
     runs = intervention.runs
     pieces: list[_Piece] = []
@@ -205,107 +206,183 @@ def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows
         largest = max(map(rows_of, item.cells), default=0)
         if base + largest > max_rows:
             raise UserError(
-                f"memory: fact '{item.encoded.fact_id}' needs {base + largest} rows at once and the budget "
-                f"holds {max_rows}; a larger --memory or fewer --samples were wanted"
+                f"memory: expected a budget of at least {base + largest} rows for fact '{item.encoded.fact_id}', "
+                f"got {max_rows}; use a larger --memory or fewer --samples"
             )
         for cells in pack_by_budget(item.cells, rows_of, max_rows - base) if item.cells else [[]]:
             pieces.append(_Piece(number, cells, base + sum(map(rows_of, cells))))
     last = {piece.number: piece for piece in pieces}
-    # The first pieces of a fact that is split get waves of their own; what is left after its last is shared.
+    # All pieces of a split fact but the last get a wave of their own; the last piece shares its wave.
     size_of = lambda piece: piece.rows if piece is last[piece.number] else max_rows  # noqa: E731
     return [
-        Wave([(piece.number, piece.cells) for piece in wave], sum(piece.rows for piece in wave))
+        TraceWave([(piece.number, piece.cells) for piece in wave], sum(piece.rows for piece in wave))
         for wave in pack_by_budget(pieces, size_of, max_rows)
     ]
 
 
 def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Concatenation of [begin_i, begin_i + length_i)."""
+    """begin, length: (n,) int64 → the concatenation of all [begin_i, begin_i + length_i)."""
     ends = np.cumsum(length)
     return np.repeat(begin - (ends - length), length) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequences:
+    """The sequences of a wave: every pass of every tail, base passes first. All fields are (S,) int64.
+
+    fact: number of the fact in the wave. token, entered, stop, replaced: as in `Tail`. subject: first token of the
+    fact's subject. rows: number of rows. begin: first row. clean, corrupted: first row of the fact's clean pass, and of
+    the corrupted pass of the sequence's noise sample.
+    """
+
+    fact: np.ndarray
+    token: np.ndarray
+    entered: np.ndarray
+    stop: np.ndarray
+    replaced: np.ndarray
+    subject: np.ndarray
+    rows: np.ndarray
+    begin: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray
+
+    @classmethod
+    def of(
+        cls, items: Sequence[TraceItem], cells: Sequence[tuple[int, Cell]], intervention: Intervention
+    ) -> "_Sequences":
+        """The sequences of a wave of these items with cells (fact, cell)."""
+        length = np.array([len(item.ids) for item in items])
+        subject = np.array([item.encoded.subject_begin for item in items])
+        base_rows = np.array([item.base_rows(intervention.corrupted) for item in items])
+        clean_begin = np.cumsum(base_rows) - base_rows
+
+        tails = [(f, tail) for f, item in enumerate(items) for tail in item.base_tails(intervention.corrupted)]
+        tails += [(f, items[f].cell_tail(cell, intervention.runs)) for f, cell in cells]
+        fact = np.array([f for f, _ in tails])
+        token, passes, entered, stop, replaced = np.array([tail for _, tail in tails]).T
+        fact, token, entered, stop, replaced = (
+            column.repeat(passes) for column in (fact, token, entered, stop, replaced)
+        )
+        of_base = np.tile(np.arange(-1, intervention.corrupted), len(items))  # −1: the clean pass
+        sample = np.concatenate((of_base, np.tile(np.arange(intervention.runs), len(cells))))
+        rows = length[fact] - token
+        clean = clean_begin[fact]
+        return cls(
+            fact=fact,
+            token=token,
+            entered=entered,
+            stop=stop,
+            replaced=replaced,
+            subject=subject[fact],
+            rows=rows,
+            begin=np.cumsum(rows) - rows,
+            clean=clean,
+            corrupted=clean + length[fact] + sample * (length - subject)[fact],
+        )
+
+    @property
+    def is_cell(self) -> np.ndarray:
+        """(S,) bool, whether the sequence belongs to a cell rather than a base pass."""
+        return self.entered >= 0
+
+    @property
+    def in_clean(self) -> np.ndarray:
+        """Row of the sequence's first token in the clean pass."""
+        return self.clean + self.token
+
+    @property
+    def in_corrupted(self) -> np.ndarray:
+        """Row of the sequence's first token in its corrupted pass."""
+        return self.corrupted + self.token - self.subject
 
 
 class Layout:
     """Row numbers of one wave: who enters when, from which row, and which rows are scored.
 
-    Base rows come first: for each fact its clean pass, then each corrupted pass's tokens from the subject on
-    (earlier tokens are the clean pass's). Cells follow in order of the layer they enter after, each `runs`
-    sequences of rows. A row never moves.
+    Base rows come first: for each fact its clean pass, then the tokens from the subject on of each corrupted pass
+    (earlier tokens are those of the clean pass). Cells follow in the order of the layer they enter after, each with
+    `runs` sequences of rows. A row never moves.
 
-    Of every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose
-    module output it takes inside its window, or OWN, or ZERO; stop (N,) first layer past that window, 0 without
-    one; position (N,) its token; scored (N,) bool, whether a target token is predicted there. sequences: (S, 8), the
-    table of ops.prefix_attention; fact: (S,) the sequence's fact in this wave. rows_at, sequences_at: (L + 1,) how
-    many rows and sequences are in the pack at each layer.
+    items: the facts of the wave. cells: (fact, cell) of the cells that are computed, in order. unseen: (fact, cell) of
+    the cells that no scored token can see. sequences: (S, 8), the table of ops.prefix_attention. fact: (S,) the fact of
+    each sequence. rows_at, sequences_at: (L + 1,) how many rows and sequences are in the pack at each layer.
+
+    Of every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose module
+    output it takes inside its window, or OWN, or ZERO; stop (N,) the first layer after that window, 0 without one;
+    position (N,) its token; scored (N,) bool, whether it predicts a target token.
     """
 
-    def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: Wave, intervention: Intervention) -> None:
-        n_layers = model.n_layers
+    def __init__(
+        self, model: Decoder, items: Sequence[TraceItem], wave: TraceWave, intervention: Intervention
+    ) -> None:
         self.items = [items[number] for number, _ in wave.items]
         self.intervention = intervention
-        length = np.array([len(item.ids) for item in self.items])
-        subject = np.array([item.encoded.subject_begin for item in self.items])
-        k = np.array([len(item.targets) for item in self.items])
-        base_rows = np.array([item.base_rows(intervention.corrupted) for item in self.items])
-        clean_begin = np.cumsum(base_rows) - base_rows
-        corrupted_begin = clean_begin + length
-        self.n_base = int(base_rows.sum())
+        self._sort_cells(model, wave)
+        sequences = _Sequences.of(self.items, self.cells, intervention)
+        self.fact = sequences.fact
+        self.sequences = self._table(sequences)
+        self._number_rows(sequences)
+        self._count_entered(sequences, model.n_layers)
 
-        cells = [(fact, cell) for fact, (_, mine) in enumerate(wave.items) for cell in mine]
-        seen = [self.items[fact].sees(model, cell, intervention) for fact, cell in cells]
-        self.unseen = [x for x, can in zip(cells, seen, strict=True) if not can]
-        self.cells = sorted((x for x, can in zip(cells, seen, strict=True) if can), key=lambda x: x[1].start)
+    def _sort_cells(self, model: Decoder, wave: TraceWave) -> None:
+        """Set `cells`, in the order they enter, and `unseen`."""
+        self.cells: list[tuple[int, Cell]] = []
+        self.unseen: list[tuple[int, Cell]] = []
+        for fact, (_, cells) in enumerate(wave.items):
+            for cell in cells:
+                seen = self.items[fact].sees(model, cell, self.intervention)
+                (self.cells if seen else self.unseen).append((fact, cell))
+        self.cells.sort(key=lambda fact_and_cell: fact_and_cell[1].start)
 
-        # One row a sequence, base sequences first.
-        base = [(f, tail) for f, item in enumerate(self.items) for tail in item.base_tails(intervention.corrupted)]
-        changed = [(f, self.items[f].cell_tail(cell, intervention.runs)) for f, cell in self.cells]
-        fact = np.array([f for f, _ in base + changed])
-        token, passes, entering, stops, leading = np.array([tail for _, tail in base + changed]).T
-        fact, token, entering, stops, leading = (
-            column.repeat(passes) for column in (fact, token, entering, stops, leading)
-        )
-        of_base = np.tile(np.arange(-1, intervention.corrupted), len(self.items))  # −1: the clean pass
-        sample = np.concatenate((of_base, np.tile(np.arange(intervention.runs), len(self.cells))))
-        tail = length[fact] - token
-        begin = np.cumsum(tail) - tail
-        of_sample = corrupted_begin[fact] + sample * (length - subject)[fact]
-        in_clean, in_corrupted = clean_begin[fact] + token, of_sample + token - subject[fact]
-        denoise = intervention.method == "denoise"
-        base_begin = in_corrupted if denoise else in_clean
-        patch_begin = {"denoise": in_clean, "noise": in_corrupted, "zero": np.full_like(begin, ZERO)}[
-            intervention.method
-        ]
-        is_cell = entering >= 0
-        base_begin = np.where(is_cell, base_begin, begin)
+    def _table(self, sequences: _Sequences) -> np.ndarray:
+        """(S, 8), the sequence table. A cell's prefixes are the tokens before it in the pass that it changes.
 
-        self.fact, self.token_begin = fact, token
-        first_len = np.where(is_cell & ~np.array(denoise), token, np.minimum(token, subject[fact]))
-        second = np.where(is_cell & denoise, token - first_len, 0)
-        self.sequences = sequence_table(
-            q_begin=begin,
-            q_len=tail,
-            first_begin=np.where(first_len > 0, clean_begin[fact], 0),
+        In a corrupted pass these are clean up to the subject and corrupted from there on.
+        """
+        denoise = self.intervention.method == "denoise"
+        before_subject = np.minimum(sequences.token, sequences.subject)
+        first_len = np.where(sequences.is_cell & (not denoise), sequences.token, before_subject)
+        second_len = np.where(sequences.is_cell & denoise, sequences.token - first_len, 0)
+        return sequence_table(
+            q_begin=sequences.begin,
+            q_len=sequences.rows,
+            first_begin=np.where(first_len > 0, sequences.clean, 0),
             first_len=first_len,
-            second_begin=np.where(second > 0, of_sample, 0),
-            second_len=second,
-            k_begin=begin,
-            k_len=tail,
+            second_begin=np.where(second_len > 0, sequences.corrupted, 0),
+            second_len=second_len,
+            k_begin=sequences.begin,
+            k_len=sequences.rows,
         )
-        within = _ranges(np.zeros_like(tail), tail)
-        lead = within < np.repeat(leading, tail)
-        patch = np.repeat(patch_begin, tail)
-        self.base = _ranges(base_begin, tail)
-        self.patch = np.where(lead, patch + (within if intervention.method != "zero" else 0), OWN)
-        self.stop = np.where(lead, np.repeat(stops, tail), 0)
-        self.position = np.repeat(token, tail) + within
-        self.scored = self.position >= np.repeat(length[fact] - k[fact], tail)
-        in_pack = np.searchsorted(entering, np.arange(n_layers + 1), side="left")
-        self.sequences_at = in_pack
-        self.rows_at = np.concatenate((begin, [begin[-1] + tail[-1]]))[in_pack]
 
-    def queried(self, wanted: np.ndarray, n_sequences: int) -> np.ndarray:
-        """The first n_sequences with only the rows wanted (a suffix of each) as queries, one after another."""
+    def _number_rows(self, sequences: _Sequences) -> None:
+        """Set what is known of every row: base, patch, stop, position, scored."""
+        method = self.intervention.method
+        changed_pass = sequences.in_corrupted if method == "denoise" else sequences.in_clean
+        base_begin = np.where(sequences.is_cell, changed_pass, sequences.begin)
+        # Row by row: how many rows of its sequence precede it.
+        within = _ranges(np.zeros_like(sequences.rows), sequences.rows)
+        replaced = within < np.repeat(sequences.replaced, sequences.rows)
+        if method == "zero":
+            patch = np.full_like(within, ZERO)
+        else:
+            patch_begin = sequences.in_clean if method == "denoise" else sequences.in_corrupted
+            patch = np.repeat(patch_begin, sequences.rows) + within
+        self.base = _ranges(base_begin, sequences.rows)
+        self.patch = np.where(replaced, patch, OWN)
+        self.stop = np.where(replaced, np.repeat(sequences.stop, sequences.rows), 0)
+        self.position = np.repeat(sequences.token, sequences.rows) + within
+        first_scored = np.array([len(item.ids) - len(item.targets) for item in self.items])
+        self.scored = self.position >= np.repeat(first_scored[sequences.fact], sequences.rows)
+
+    def _count_entered(self, sequences: _Sequences, n_layers: int) -> None:
+        """Set `sequences_at` and `rows_at`."""
+        self.sequences_at = np.searchsorted(sequences.entered, np.arange(n_layers + 1), side="left")
+        ends = np.append(sequences.begin, sequences.begin[-1] + sequences.rows[-1])
+        self.rows_at = ends[self.sequences_at]
+
+    def queried(self, is_query: np.ndarray, n_sequences: int) -> np.ndarray:
+        """is_query: (rows,) bool, a suffix of each sequence → (n_sequences, 8), the table with these as queries."""
         table = self.sequences[:n_sequences].copy()
-        counts = np.add.reduceat(wanted.astype(np.int64), table[:, Column.K_BEGIN])
+        counts = np.add.reduceat(is_query.astype(np.int64), table[:, Column.K_BEGIN])
         table[:, Column.Q_BEGIN], table[:, Column.Q_LEN] = np.cumsum(counts) - counts, counts
         return table

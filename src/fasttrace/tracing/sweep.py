@@ -27,7 +27,7 @@ from fasttrace.tracing.plan import (
     Intervention,
     Spot,
     TraceItem,
-    Wave,
+    TraceWave,
     bytes_per_row,
     make_item,
     split_waves,
@@ -160,7 +160,7 @@ class TracePlan:
                 mine = {n: values.pop(n, {}) for n in done}
                 yield _Finished(done, result.clean, result.noised, mine)
 
-    def _results(self, items: list[TraceItem], waves: list[Wave]) -> Iterator[tuple[int, Wave, WaveResult]]:
+    def _results(self, items: list[TraceItem], waves: list[TraceWave]) -> Iterator[tuple[int, TraceWave, WaveResult]]:
         """(number, wave, result) of every wave; on a GPU the next wave is started before a result is waited for."""
         ahead = 1 if self.model.device.type == "cuda" else 0
         tidy = len(waves) > 1

@@ -1,9 +1,9 @@
-"""The exact sweep at the least work: every pass of every fact in flight advances together, layer by layer.
+"""The exact sweep at the least work: all passes of all facts in a wave advance together, layer by layer.
 
-At each layer the pack holds the clean rows, the corrupted rows and the tails of every cell that has entered.
-One set of matrix products serves them all; attention reads the prefixes of the clean and corrupted rows in
-place; an output that a window replaces is not computed but taken from where it comes from; and the cells whose
-window starts here enter. Nothing is kept from one layer to the next but the residual.
+At each layer the pack contains the clean rows, the corrupted rows and the tails of every cell that has entered. One set
+of matrix products serves them all, and attention reads the clean and corrupted prefixes in place. An output that a
+window replaces is not computed but taken from the pass that provides it. Then the cells whose window starts at this
+layer enter. Only the residual is kept from one layer to the next.
 """
 
 import ctypes
@@ -21,14 +21,14 @@ from fasttrace.models.packed import attend, bring, mlp, rotary_rows, row_logprob
 from fasttrace.ops.dispatch import download, upload
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
-from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, Wave
+from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, TraceWave
 
-TIDY_LAYERS = 4  # after every layer it would take 10 % of the time (bench/LOG.md)
+TIDY_LAYERS = 4  # memory is returned every so many layers; after every layer it took 10 % of the time (bench/LOG.md)
 
 
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's, where that is the allocator."""
+    """glibc's malloc_trim, or None where another allocator is in use."""
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):
@@ -37,7 +37,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def give_back() -> None:
-    """Freed CPU memory goes back: the pack grows from layer to layer, so freed pieces never fit the next."""
+    """Return freed CPU memory to the system: the pack grows from layer to layer, so freed pieces never fit again."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -57,14 +57,22 @@ class WaveResult:
 
 @torch.no_grad()
 def start_wave(
-    model: Decoder, items: list[TraceItem], wave: Wave, intervention: Intervention, sigma: float, noise: str, seed: int,
-    *, tidy: bool = False,
-) -> Callable[[], WaveResult]:  # fmt: skip
-    """Compute one wave exactly; returns what waits for its result. A GPU is still computing when this returns, so that
-    the host can prepare the next wave meanwhile.
+    model: Decoder,
+    items: list[TraceItem],
+    wave: TraceWave,
+    intervention: Intervention,
+    sigma: float,
+    noise: str,
+    seed: int,
+    *,
+    tidy: bool = False,
+) -> Callable[[], WaveResult]:
+    """Start to compute one wave exactly. Returns a function that waits for the result.
 
-    sigma, noise, seed: see `embed_base`. tidy: give freed memory back on the way, as a sweep of several waves must to
-    stay near its budget.
+    A GPU is still computing when this returns, so that the host can prepare the next wave meanwhile.
+
+    sigma, noise, seed: see `embed_base`. tidy: return freed memory to the system between layers, which a sweep of
+    several waves needs to stay near its budget.
     """
     layout = Layout(model, items, wave, intervention)
     encoded, ids = [item.encoded for item in layout.items], [item.ids for item in layout.items]
@@ -81,78 +89,97 @@ def start_wave(
 
 
 class _Layer:
-    """Which rows one layer computes, and where the rest come from.
+    """Which rows one layer computes, and where the others come from.
 
-    Past the last layer only the scored rows are read, so only they are kept there. kept: rows of the pack, entering:
-    rows that enter after this layer, queries: rows whose attention output is computed, middle: rows whose residual
-    after attention is; output_from: (n,) the row whose module output each row takes, or ZERO.
+    After the last layer only the scored rows are read, so only they are kept there.
+
+    n: rows in the pack. kept: those still in it after this layer. queries: rows whose attention output is computed.
+    mid: rows whose residual after attention is computed. computed: (n,) bool, whether a row's own module output is.
+    output_from: (n,) the row whose module output each row takes, or ZERO. query_of, mid_of: (n,) the place of each row
+    among queries and mid; it is never read for other rows.
+
+    Rows that enter after this layer: base and patch as in `Layout`; replaced: whether this layer's output is replaced.
     """
 
     def __init__(self, layout: Layout, layer: int) -> None:
-        self.layout, self.module = layout, layout.intervention.module
+        self.module = layout.intervention.module
         self.n, entered = int(layout.rows_at[layer]), int(layout.rows_at[layer + 1])
         last = layer + 1 == len(layout.rows_at) - 1
         keep = layout.scored[:entered] if last else np.ones(entered, dtype=bool)
-        self.kept, self.entering = np.flatnonzero(keep[: self.n]), self.n + np.flatnonzero(keep[self.n :])
+        self.kept, entering = np.flatnonzero(keep[: self.n]), self.n + np.flatnonzero(keep[self.n :])
         replaced = layout.stop[: self.n] > layer
         self.output_from = np.where(replaced, layout.patch[: self.n], np.arange(self.n))
         self.computed = keep[: self.n] & ~replaced
-        own = np.flatnonzero(self.computed)
-        self.queries = self.kept if self.module == "mlp" else own
-        self.middle = own if self.module == "block" else self.kept
-        wanted = np.zeros(self.n, dtype=bool)
-        wanted[self.queries] = True
-        self.sequences = Sequences(layout.queried(wanted, int(layout.sequences_at[layer])))
-        # Rows of the pack → rows of what is computed; a row that is not computed is never looked up.
-        self.query_of, self.middle_of = (np.full(self.n, OWN) for _ in range(2))
-        self.query_of[self.queries] = np.arange(len(self.queries))
-        self.middle_of[self.middle] = np.arange(len(self.middle))
+        computed = np.flatnonzero(self.computed)
+        self.queries = self.kept if self.module == "mlp" else computed
+        self.mid = computed if self.module == "block" else self.kept
+        is_query = np.zeros(self.n, dtype=bool)
+        is_query[self.queries] = True
+        self.sequences = Sequences(layout.queried(is_query, int(layout.sequences_at[layer])))
+        self.query_of, self.mid_of = _places(self.queries, self.n), _places(self.mid, self.n)
+        self.base, self.patch = layout.base[entering], layout.patch[entering]
+        self.replaced = self.patch != OWN
+
+    @property
+    def n_between(self) -> int:
+        """Rows that enter between attention and MLP, after `mid`: a cell's tokens whose attention is replaced."""
+        return int(self.replaced.sum()) if self.module == "attn" else 0
 
     def advance(self, block: Block, h: Tensor, rotary: Rotary) -> Tensor:
         """h: (rows in the pack, d) → (rows in the pack after this layer, d)."""
-        whole = len(self.queries) == self.n
-        rows = None if whole else _tensor(self.queries, h)
-        added = attend(block, h, rotary, self.sequences, rows)
-        patch, base = self.layout.patch[self.entering], self.layout.base[self.entering]
-        lead, n_middle = patch != OWN, len(self.middle)
-        extra = 0
-        if self.module == "attn":
-            # A cell's own tokens enter between attention and MLP, behind the rows of the pack.
-            before = _tensor(np.concatenate((self.middle, base[lead])), h)
-            taken = np.concatenate((self.output_from[self.middle], patch[lead]))
-            middle = window_restore(h, added, before, _tensor(_through(self.query_of, taken), h))
-            extra = int(lead.sum())
-        else:
-            middle = added.add_(h if rows is None else h.index_select(0, rows))
-        residual = middle
-        if block.parallel:
-            # The MLP reads the block's input, which a replaced attention output does not change.
-            residual = h if n_middle == self.n else h.index_select(0, _tensor(self.middle, h))
-        computed = np.arange(residual.shape[0])
-        if self.module == "mlp":
-            computed = np.flatnonzero(self.computed[self.middle])
-        out = mlp(block, residual, None if len(computed) == residual.shape[0] else _tensor(computed, h))
-        out_of = np.full(n_middle + extra, OWN)
-        out_of[computed] = np.arange(len(computed))
-        if extra and block.parallel:
-            out_of[n_middle:] = out_of[self.middle_of[base[lead]]]
+        resid_mid = self._resid_mid(block, h, rotary)
+        out, out_of = self._mlp(block, h, resid_mid)
+        residual_from, output_from = self._sources(out_of)
+        return window_restore(resid_mid, out, _tensor(residual_from, h), _tensor(output_from, h))
 
-        # Of every kept and every entering row: whose residual after attention, and whose MLP output, it takes.
-        own = np.concatenate((self.kept, base))
-        taken = np.concatenate((self.output_from[self.kept], np.where(lead, patch, base)))
+    def _resid_mid(self, block: Block, h: Tensor, rotary: Rotary) -> Tensor:
+        """h: (n, d) → (len(mid) + n_between, d), the residual after attention."""
+        rows = None if len(self.queries) == self.n else _tensor(self.queries, h)
+        added = attend(block, h, rotary, self.sequences, rows)
+        if self.module != "attn":
+            return added.add_(h if rows is None else h.index_select(0, rows))
+        before = np.concatenate((self.mid, self.base[self.replaced]))
+        source = np.concatenate((self.output_from[self.mid], self.patch[self.replaced]))
+        return window_restore(h, added, _tensor(before, h), _tensor(_through(self.query_of, source), h))
+
+    def _mlp(self, block: Block, h: Tensor, resid_mid: Tensor) -> tuple[Tensor, np.ndarray]:
+        """(the MLP outputs that are computed, (len(mid) + n_between,) the place of each row's output among them)."""
+        n_mid = len(self.mid)
+        source = resid_mid
+        if block.parallel:
+            # The MLP reads the block's input, which does not depend on a replaced attention output.
+            source = h if n_mid == self.n else h.index_select(0, _tensor(self.mid, h))
+        computed = np.arange(source.shape[0])
         if self.module == "mlp":
-            residual_of, output_of = self.middle_of[own], _through(out_of[self.middle_of], taken)
-        elif self.module == "attn":
-            residual_of = self.middle_of[own]
-            residual_of[len(self.kept) :][lead] = n_middle + np.arange(extra)
-            output_of = out_of[residual_of]
-        else:
-            residual_of, output_of = _through(self.middle_of, taken), _through(out_of[self.middle_of], taken)
-        return window_restore(middle, out, _tensor(residual_of, h), _tensor(output_of, h))
+            computed = np.flatnonzero(self.computed[self.mid])
+        out = mlp(block, source, None if len(computed) == source.shape[0] else _tensor(computed, h))
+        out_of = _places(computed, n_mid + self.n_between)
+        if self.n_between and block.parallel:
+            out_of[n_mid:] = out_of[self.mid_of[self.base[self.replaced]]]
+        return out, out_of
+
+    def _sources(self, out_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For every kept and every entering row: the place of its residual after attention and of its MLP output."""
+        rows = np.concatenate((self.kept, self.base))
+        source = np.concatenate((self.output_from[self.kept], np.where(self.replaced, self.patch, self.base)))
+        if self.module == "mlp":
+            return self.mid_of[rows], _through(out_of[self.mid_of], source)
+        if self.module == "attn":
+            mid_of = self.mid_of[rows]
+            mid_of[len(self.kept) :][self.replaced] = len(self.mid) + np.arange(self.n_between)
+            return mid_of, out_of[mid_of]
+        return _through(self.mid_of, source), _through(out_of[self.mid_of], source)
+
+
+def _places(rows: np.ndarray, n: int) -> np.ndarray:
+    """rows: (m,) int64 below n → (n,) int64, the place of each row among them, OWN for the others."""
+    places = np.full(n, OWN)
+    places[rows] = np.arange(len(rows))
+    return places
 
 
 def _through(places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """places[rows], and −1 (nothing) where a row is ZERO."""
+    """places, rows: int64 → places[rows], and −1 (no row) where rows is ZERO."""
     return np.where(rows < 0, -1, places[np.maximum(rows, 0)])
 
 
@@ -160,25 +187,25 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
     return upload(array, like.device)
 
 
-def _scores(model: Decoder, layout: Layout, wave: Wave, h: Tensor) -> Callable[[], WaveResult]:
-    """Read p off the scored rows h, in the order of the pack: each sequence's K rows together."""
+def _scores(model: Decoder, layout: Layout, wave: TraceWave, h: Tensor) -> Callable[[], WaveResult]:
+    """h: (rows, d), the scored rows in the order of the pack, each sequence's K together → the wave's probabilities."""
     targets = [np.asarray(item.targets) for item in layout.items]
-    wanted = np.concatenate([targets[fact] for fact in layout.fact])
+    tokens = np.concatenate([targets[fact] for fact in layout.fact])
     count = np.array([len(t) for t in targets])[layout.fact]
-    logp = download(row_logprob(model, h, _tensor(wanted, h)))
+    logp = download(row_logprob(model, h, _tensor(tokens, h)))
     return lambda: _result(model, layout, wave, logp().astype(np.float64), count)
 
 
-def _result(model: Decoder, layout: Layout, wave: Wave, logp: np.ndarray, count: np.ndarray) -> WaveResult:
-    """logp: (rows,) log p of every scored row; count: (sequences,) how many of them are a sequence's."""
+def _result(model: Decoder, layout: Layout, wave: TraceWave, logp: np.ndarray, count: np.ndarray) -> WaveResult:
+    """logp: (rows,) log p of every scored row. count: (S,) how many of them each sequence has."""
     p = np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
     passes, runs = 1 + layout.intervention.corrupted, layout.intervention.runs
     numbers = [number for number, _ in wave.items]
     base = p[: len(numbers) * passes].reshape(len(numbers), passes)
     clean = dict(zip(numbers, base[:, 0].tolist(), strict=True))
-    # Two rows of one value may round apart, so what cannot differ is taken and not compared.
-    hurt = [item.sees_noise(model) for item in layout.items]
-    noised = {n: p[1:] if seen else np.full_like(p[1:], p[0]) for n, p, seen in zip(numbers, base, hurt, strict=True)}
+    # Equal rows may round differently, so a p that the noise cannot change is the clean one and not its own row's.
+    seen = [item.sees_noise(model) for item in layout.items]
+    noised = {n: p[1:] if sees else np.full_like(p[1:], p[0]) for n, p, sees in zip(numbers, base, seen, strict=True)}
     rest = p[len(numbers) * passes :].reshape(-1, runs)
     cells = {(numbers[fact], cell): x for (fact, cell), x in zip(layout.cells, rest, strict=True)}
     for fact, cell in layout.unseen:

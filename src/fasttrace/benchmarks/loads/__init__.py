@@ -1,4 +1,4 @@
-"""The loads of the benchmarks, one file an op: `load(draw, **sizes)` and the SHAPES that `make bench` times.
+"""The loads of the benchmarks, one file per op: `load(draw, **sizes)` and the SHAPES that `make bench` times.
 
-Sizes not named take SmolLM2-135M's.
+The default sizes are those of SmolLM2-135M.
 """

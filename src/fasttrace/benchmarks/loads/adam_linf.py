@@ -12,7 +12,7 @@ SHAPES = [{"items": 32, "d": 576, "m": 1536}, {"items": 2, "d": 4096, "m": 14336
 
 
 def load(draw: Draw, items: int = 32, d: int = 576, m: int = 1536, rows: int = 15) -> Load:
-    """delta and both moments (items, d, m) float32; gradients of `rows` rows an item: a prompt and its target."""
+    """delta and both moments (items, d, m) float32; gradients of `rows` rows per item: a prompt and its target."""
     state = [torch.zeros(items, d, m, device=draw.device) for _ in range(3)]
     factors = [draw.normal(rows * items, width) for width in (d, m)]
     args = (*state, *factors, torch.arange(items + 1) * rows, 7, 5e-4, 1e-3)
@@ -23,7 +23,7 @@ def load(draw: Draw, items: int = 32, d: int = 576, m: int = 1536, rows: int = 1
 def _batched(
     delta: Tensor, m: Tensor, v: Tensor, g: Tensor, k: Tensor, begin: Tensor, step: int, lr: float, limit: float
 ) -> Tensor:
-    """The definition for items of equally many rows, without its loop, which is what torch.compile can fuse."""
+    """The definition for items of equally many rows, without the loop, so that torch.compile can fuse it."""
     G = _gradients(delta, g, k)
     m.lerp_(G, 0.1)
     v.mul_(0.999).addcmul_(G, G, value=0.001)

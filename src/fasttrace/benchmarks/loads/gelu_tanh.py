@@ -12,8 +12,8 @@ SHAPES: list[dict[str, int]] = [{}]
 
 def load(draw: Draw, rows: int = 2048, m: int = 3072) -> Load:
     """x (rows, m)."""
-    # The op writes over its input, and from 8 on a number stays as it is: no subnormal numbers. So the comparison
-    # before the timing sees little; tests/ops/test_gelu_tanh.py sees the rest.
+    # The op overwrites its input. Numbers from 8 on do not change, so repeated calls make no subnormal numbers. The
+    # comparison before the timing therefore shows little; tests/ops/test_gelu_tanh.py tests the rest.
     x = 8 + draw.normal(rows, m).abs()
     return Load(gelu_tanh_, (x,), gelu_tanh_reference, {"gelu": _gelu, "eight steps": _steps}, gigabyte=traffic(x, x))
 

@@ -1,8 +1,8 @@
-"""prefix_attention on the cells of facts: tails of every length against kept prefixes, read in place.
+"""prefix_attention on the cells of facts: tails of every length over stored prefixes, which are read in place.
 
-The load is a layer of a sweep: prompts of `length` tokens whose subject begins at 1, and for each token from there
-`cells` cells of `samples` noise samples. Yardstick: what an engine that keeps no prefixes pays, every sequence with
-keys and values of its own, through scaled_dot_product_attention.
+The load is one layer of a sweep: prompts of `length` tokens whose subject begins at token 1, and for each token from
+there on `cells` cells with `samples` noise samples. The yardstick is scaled_dot_product_attention with separate keys
+and values for every sequence, which is the cost without stored prefixes.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def load(
 def layer(facts: int, length: int, cells: int, samples: int) -> tuple[Sequences, int]:
     """The sequences of every cell, and how many rows of keys there are.
 
-    Rows of a fact: its clean prompt, then its samples from the subject on; after all facts' rows, the cells' tails.
+    A fact's rows are its clean prompt, then its samples from the subject on. After all facts come the cells' tails.
     """
     kept = length + samples * (length - BEGIN)
     table, queries, rows = [], 0, facts * kept

@@ -1,4 +1,4 @@
-"""rank_one_linear on a down-projection, every `prompt` rows with an edit of their own, beside the unedited product."""
+"""rank_one_linear on a down-projection, with one edit per `prompt` rows, beside the unedited product."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ SHAPES = [
 
 
 def load(draw: Draw, rows: int = 2048, m: int = 1536, d: int = 576, width: int = 1, prompt: int = 16) -> Load:
-    """x (rows, m), W (d, m), of each edit `width` keys (m,) and values (d,)."""
+    """x (rows, m), W (d, m); each edit has `width` keys (m,) and values (d,)."""
     x, W = draw.normal(rows, m), draw.normal(d, m)
     args = (x, W, None, *edits(draw, rows, m, d, width, prompt))
     gigaflop = 2e-9 * rows * (m * d + width * (m + d))

@@ -11,7 +11,7 @@ SHAPES: list[dict[str, int]] = [{}]
 
 def load(draw: Draw, rows: int = 4096, m: int = 1536) -> Load:
     """gate, up (rows, m)."""
-    # A gate of 1 stays there under the op, which writes over its input: no subnormal numbers, no overflow.
+    # The op overwrites its input. With these values a gate of 1 stays 1, so nothing underflows or overflows.
     gate = torch.ones(rows, m, dtype=draw.dtype, device=draw.device)
     up = 1 / functional.silu(gate)
     return Load(silu_mul_, (gate, up), silu_mul_reference, gigabyte=traffic(gate, gate, up))

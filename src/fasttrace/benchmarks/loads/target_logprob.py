@@ -25,7 +25,7 @@ def load(draw: Draw, rows: int = 512, d: int = 576, vocab: int = 49152, gradient
         op, whole = gradient(op), gradient(whole)
     return Load(
         op, args, whole, {"whole_rows": whole}, gigabyte=traffic(h, unembed),
-        # The op forms the logits twice rather than keep them; that is its choice, so not counted.
+        # The op computes the logits twice instead of keeping them. The second time is not counted.
         gigaflop=(4 if gradient_too else 2) * rows * vocab * d / 1e9, grad=bool(gradient_too),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""window_restore on the rows of a wave, every seventh restored, beside the residual sum alone."""
+"""window_restore on the rows of a wave, with every seventh row restored, beside the residual sum alone."""
 
 from torch import Tensor
 
