@@ -107,7 +107,7 @@ def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: fl
     if str(found["error"]):
         return {**row, "error": str(found["error"])}
     if grid.shape != expected.shape:
-        return {**row, "error": f"a grid of {grid.shape}, {expected.shape} was wanted"}
+        return {**row, "error": f"expected a grid of {expected.shape}, got {grid.shape}"}
     row["difference"] = float(np.abs(grid - expected).max())
     if not row["difference"] <= most:
         return {**row, "error": f"differs by {row['difference']:.2g}, more than {most:.2g}"}

@@ -75,7 +75,7 @@ def test_torch_compile_is_one_of_the_ways():
         (["rank_two_"], "there is no op 'rank_two_' to time; there are noised_embed"),
         (["rank_one_", "--size", "rows=3"], "rank_one_ has no size 'rows'; there are d, m, columns"),
         (["rank_one_", "--size", "d=0"], "rank_one_: expected size d to be a positive number, got 0"),
-        (["rank_one_", "--size", "d:3"], "--size is 'd:3', NAME=NUMBER such as rows=8192 was wanted"),
+        (["rank_one_", "--size", "d:3"], "--size: expected NAME=NUMBER such as rows=8192, got 'd:3'"),
         (["rank_one_", "--impl", "cublas"], "rank_one_ has no way 'cublas'; there are auto, reference"),
         (["rank_one_", "--impl", "triton"], "impl='triton' was asked for, but this op has no such implementation"),
         (["rank_one_", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),

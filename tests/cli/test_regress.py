@@ -58,7 +58,7 @@ def test_forms_of_the_coefficients(place, run):
         (("rewrite ~ C(layer) + layer", *STORE), "expected independent terms, got layer"),
         (("both", *STORE, "--robust", "--mixed"), "expected one of robust, cluster and groups, got robust and groups"),
         (("both", "--store", "none.duckdb"), "there is no store at none.duckdb"),
-        (("both",), "no store was named"),
+        (("both",), "expected --store FILE"),
         ((), "Missing argument 'FORMULA'"),
         (("both", *STORE, "--out", "s.duckdb"), "--store and --out are both 's.duckdb'"),
     ],

@@ -222,7 +222,7 @@ def test_inverse_key_solves_in_float64(llama, text_file, tmp_path):
     u = plain.inverse_key(2, keys)
     torch.testing.assert_close(u @ C, keys.double(), rtol=1e-7, atol=1e-7)
     assert ridged.path != plain.path
-    with pytest.raises(UserError, match=r"\(3, 79\), \(n, 80\) was wanted"):
+    with pytest.raises(UserError, match=r"expected keys \(n, 80\), got \(3, 79\)"):
         plain.inverse_key(2, keys[:, :-1])
 
 

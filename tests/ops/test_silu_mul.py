@@ -175,9 +175,9 @@ def test_opcheck(dtype):
 @pytest.mark.parametrize(
     ("change", "impl", "words"),
     [
-        ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "gate is torch.int32"),
-        ({1: torch.ones(3, 5)}, "auto", r"up is \(3, 5\) torch.float32, \(3, 4\) torch.float32 as gate"),
-        ({1: torch.ones(3, 4).double()}, "auto", "up is .*float64"),
+        ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "expected gate floating point, got torch.int32"),
+        ({1: torch.ones(3, 5)}, "auto", r"expected up \(3, 4\) torch.float32, as gate is, got \(3, 5\)"),
+        ({1: torch.ones(3, 4).double()}, "auto", "expected up .*float64"),
         ({1: torch.ones(3, 4, requires_grad=True)}, "native", "no gradient"),
         ({}, "triton", "Triton needs CUDA tensors"),
     ],

@@ -193,19 +193,19 @@ def test_in_the_interpreter(in_the_interpreter):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({0: torch.ones(6)}, r"h is \(6,\)"),
-        ({0: torch.ones(3, 6, dtype=torch.int64)}, "h is .*int64"),
-        ({1: torch.ones(5)}, r"norm_weight is \(5,\), \(6,\)"),
-        ({1: torch.ones(6).double()}, "norm_weight is torch.float64, torch.float32"),
-        ({2: torch.ones(6)}, "norm_bias is given, None"),
-        ({4: "batch"}, "kind is 'batch'"),
-        ({5: torch.ones(11, 5)}, r"unembed is \(11, 5\), \(V, 6\)"),
+        ({0: torch.ones(6)}, r"expected h .*, got \(6,\)"),
+        ({0: torch.ones(3, 6, dtype=torch.int64)}, "expected h .*int64"),
+        ({1: torch.ones(5)}, r"expected norm_weight \(6,\), got \(5,\)"),
+        ({1: torch.ones(6).double()}, "expected norm_weight torch.float32, as h is, got torch.float64"),
+        ({2: torch.ones(6)}, "expected norm_bias None"),
+        ({4: "batch"}, "expected kind .*, got 'batch'"),
+        ({5: torch.ones(11, 5)}, r"expected unembed \(V, 6\), got \(11, 5\)"),
         ({5: torch.ones(11, 6, requires_grad=True)}, "unembed requires grad"),
-        ({6: torch.ones(6)}, r"bias is \(6,\), \(11,\)"),
-        ({7: torch.ones(2, dtype=torch.int64)}, r"target is \(2,\)"),
-        ({7: torch.ones(3)}, "target is .*float32"),
-        ({7: torch.tensor([0, 11, 1])}, "target has values 0 … 11, 0 … 10"),
-        ({7: torch.tensor([0, -1, 1])}, "target has values -1"),
+        ({6: torch.ones(6)}, r"expected bias \(11,\), got \(6,\)"),
+        ({7: torch.ones(2, dtype=torch.int64)}, r"expected target \(3,\) torch.int64, got \(2,\)"),
+        ({7: torch.ones(3)}, "expected target .*float32"),
+        ({7: torch.tensor([0, 11, 1])}, "expected target from 0 to 10, got 0 to 11"),
+        ({7: torch.tensor([0, -1, 1])}, "expected target from 0 to 10, got -1"),
     ],
 )
 def test_refusals_name_the_argument(change, words):
@@ -217,7 +217,7 @@ def test_refusals_name_the_argument(change, words):
 
 
 def test_a_softcap_that_is_not_positive_is_refused():
-    with pytest.raises(UserError, match=r"softcap is 0\.0, a positive number or None was wanted"):
+    with pytest.raises(UserError, match=r"expected softcap a positive number or None, got 0\.0"):
         target_logprob(*draw(3, 6, 11), softcap=0.0)
 
 

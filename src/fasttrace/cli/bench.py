@@ -136,5 +136,5 @@ def _words(sizes: dict[str, int]) -> str:
 def _size(text: str) -> tuple[str, int]:
     found = re.fullmatch(r"([a-z_]+)=(\d+)", text)
     if found is None:
-        raise UserError(f"--size is '{text}', NAME=NUMBER such as rows=8192 was wanted")
+        raise UserError(f"--size: expected NAME=NUMBER such as rows=8192, got '{text}'")
     return found[1], int(found[2])

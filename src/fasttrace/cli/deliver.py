@@ -64,16 +64,16 @@ def check_apart(*places: tuple[str, str | None]) -> None:
     options: dict[Path, str] = {}
     for option, place in places:
         if place is not None and (other := options.setdefault(Path(place).resolve(), option)) != option:
-            raise UserError(f"{other} and {option} are both '{place}', a place each was wanted")
+            raise UserError(f"expected {other} and {option} to name two places, got '{place}' for both")
 
 
 def format_of(as_json: bool, as_csv: bool, parquet: str | None, out: str | None) -> str:
     """text | json | csv | parquet. Raises UserError where more than one is asked for, or two files."""
     asked = [name for name, wanted in (("json", as_json), ("csv", as_csv), ("parquet", parquet)) if wanted]
     if len(asked) > 1:
-        raise UserError(f"--{' and --'.join(asked)} were given: one of them was wanted")
+        raise UserError(f"expected one format, got --{' and --'.join(asked)}")
     if parquet is not None and out is not None:
-        raise UserError("--parquet and --out both name a file: one of them was wanted")
+        raise UserError("expected one file, got --parquet and --out")
     if asked:
         return asked[0]
     ending = Path(out).suffix.lower().removeprefix(".") if out else ""

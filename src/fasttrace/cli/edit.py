@@ -138,7 +138,8 @@ def edit(
     written = export is not None or delta is not None
     if written and len(loaded) * len(set(chosen)) != 1:
         what = "export" if export is not None else "delta"
-        raise UserError(f"{what}: {len(loaded)} facts at {len(set(chosen))} layers, one edit was wanted")
+        found = f"{len(loaded)} facts at {len(set(chosen))} layers"
+        raise UserError(f"--{what}: expected one fact at one layer, got {found}")
     with stages() as progress:
         plan = prepare_edit(decoder, loaded, settings=asked, progress=progress)
     if written:

@@ -78,7 +78,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
     """The one value of an option that other verbs take several of; a second does not silently replace the first."""
     if len(values) > 1:
-        raise click.BadParameter(f"{len(values)} were given and one was wanted; sql and tables read several stores")
+        raise click.BadParameter(f"expected one store, got {len(values)}; sql and tables read several")
     return values[0] if values else None
 
 
@@ -188,14 +188,14 @@ def emit(table: pa.Table, as_json: bool, title: str | None = None) -> None:
 
 def open_store(path: str | None) -> Any:
     if path is None:
-        raise UserError("no store was named, --store FILE was wanted")
+        raise UserError("expected --store FILE, got no store")
     return ft.Store(path)
 
 
 def open_stores(named: Sequence[str], timeout_s: float = 60.0) -> Any:
     """The store of one FILE; for several, or one with a name, those stores together."""
     if not named:
-        raise UserError("no store was named, --store FILE was wanted")
+        raise UserError("expected --store FILE, got no store")
     pairs = [named_store(text) for text in named]
     if len(pairs) == 1 and not pairs[0][0]:
         return ft.Store(pairs[0][1], timeout_s=timeout_s)

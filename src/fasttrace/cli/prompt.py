@@ -98,7 +98,7 @@ class Prompt:
             return told(listed(self.saved))
         if name == ".schema":
             return self._schema(argument.strip())
-        raise UserError(f"there is no command {name}: one of {', '.join(COMMANDS)} was wanted")
+        raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name}")
 
     def _schema(self, name: str) -> str:
         from fasttrace.analysis.saved import nearest

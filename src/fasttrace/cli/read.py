@@ -47,7 +47,7 @@ def tables(
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
-        raise UserError(f"{len(numbers)} tables do not fit into one {kind} text, --out FOLDER was wanted")
+        raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in TABLES.items() if what_is_missing(there, one) is None)
     made = [(n, paper_table(target, n, resamples=resamples)) for n in map(int, wanted)]
     for n, table in made:

@@ -75,7 +75,7 @@ def sql(
         return
     if query is None and sys.stdin.isatty():
         if form != "text" or out or not sys.stdout.isatty():
-            raise UserError("no query was given: SQL, a saved query's name, a file ending in .sql, or - was wanted")
+            raise UserError("expected a query (SQL, a saved query's name, a file ending in .sql, or -), got none")
         require("prompt_toolkit")
         from .prompt import Prompt
 

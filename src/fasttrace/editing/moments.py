@@ -94,7 +94,7 @@ class Moments:
         """
         scale, factor = self._factor(layer)
         if keys.ndim != 2 or keys.shape[1] != len(scale):
-            raise UserError(f"inverse_key: keys are {tuple(keys.shape)}, (n, {len(scale)}) was wanted")
+            raise UserError(f"inverse_key: expected keys (n, {len(scale)}), got {tuple(keys.shape)}")
         right = keys.detach().to("cpu", torch.float64) * scale
         return (torch.cholesky_solve(right.T, factor).T * scale).contiguous().to(keys.device)
 
@@ -130,7 +130,7 @@ class Moments:
     def _singular(self, layer: int, m: int) -> UserError:
         return UserError(
             f"the second moment C of layer {layer} ({m} x {m}) is singular from {self.n_tokens} tokens with "
-            f"ridge={self.ridge:g}: a larger corpus or ridge (ridge=1e-4 or --ridge 1e-4, say) was wanted"
+            f"ridge={self.ridge:g}; a larger corpus or ridge (ridge=1e-4 or --ridge 1e-4, say) helps"
         )
 
 

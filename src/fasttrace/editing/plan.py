@@ -101,7 +101,7 @@ class EditResult:
         mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
         if len(mine) != 1:
             raise UserError(
-                f"{what}: {len(mine)} edits fit fact_id={fact_id!r}, layer={layer!r}; exactly one was wanted"
+                f"{what}: expected one edit for fact_id={fact_id!r}, layer={layer!r}, got {len(mine)}"
             )
         return mine[0]
 

@@ -21,7 +21,7 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
     Source: Hendrycks and Gimpel 2016 (arXiv 1606.08415), section 2, the approximation by tanh.
     """
     if not x.dtype.is_floating_point:
-        raise UserError(f"gelu_tanh_: x is {x.dtype}, floating point was wanted")
+        raise UserError(f"gelu_tanh_: expected x floating point, got {x.dtype}")
     why = native.row_op_reason(x)
     no_triton = narrow_triton_reason(x)
     if not x.is_contiguous():

@@ -25,10 +25,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = Non
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467), equation 4.
     """
     if x.dim() != 2 or not x.dtype.is_floating_point:
-        raise UserError(f"rms_norm: x is {tuple(x.shape)} {x.dtype}, (N, d) floating point was wanted")
+        raise UserError(f"rms_norm: expected x (N, d) floating point, got {tuple(x.shape)} {x.dtype}")
     if weight.shape != x.shape[1:] or weight.dtype != x.dtype:
         found = f"{tuple(weight.shape)} {weight.dtype}"
-        raise UserError(f"rms_norm: weight is {found}, ({x.shape[1]},) {x.dtype} was wanted")
+        raise UserError(f"rms_norm: expected weight ({x.shape[1]},) {x.dtype}, got {found}")
     if rows is not None:
         _check_rows(rows, x.shape[0])
     available = {
@@ -59,11 +59,11 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | 
 
 def _check_rows(rows: Tensor, count: int) -> None:
     if rows.dim() != 1 or rows.dtype != torch.int64:
-        raise UserError(f"rms_norm: rows is {tuple(rows.shape)} {rows.dtype}, (n,) torch.int64 was wanted")
+        raise UserError(f"rms_norm: expected rows (n,) torch.int64, got {tuple(rows.shape)} {rows.dtype}")
     if rows.device.type == "cpu" and rows.numel():
         low, high = (int(value) for value in rows.aminmax())
         if low < 0 or high >= count:
-            raise UserError(f"rms_norm: rows has values {low} … {high}, 0 … {count - 1} was wanted")
+            raise UserError(f"rms_norm: expected rows from 0 to {count - 1}, got {low} to {high}")
 
 
 def _fake(x: Tensor, weight: Tensor, eps: float, rows: Tensor | None, out: Tensor) -> None:

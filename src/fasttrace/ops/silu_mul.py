@@ -21,10 +21,10 @@ def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     Source: Shazeer 2020 (arXiv 2002.05202), equation 6 without its last product.
     """
     if not gate.dtype.is_floating_point:
-        raise UserError(f"silu_mul_: gate is {gate.dtype}, floating point was wanted")
+        raise UserError(f"silu_mul_: expected gate floating point, got {gate.dtype}")
     if up.shape != gate.shape or up.dtype != gate.dtype:
         found, wanted = f"{tuple(up.shape)} {up.dtype}", f"{tuple(gate.shape)} {gate.dtype}"
-        raise UserError(f"silu_mul_: up is {found}, {wanted} as gate was wanted")
+        raise UserError(f"silu_mul_: expected up {wanted}, as gate is, got {found}")
     why = native.row_op_reason(gate, up)
     no_triton = narrow_triton_reason(gate, up)
     if not gate.is_contiguous():

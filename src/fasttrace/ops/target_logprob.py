@@ -50,28 +50,28 @@ def target_logprob(
     Source: docs/algorithms.md, sections 4 (score) and 9 (logits at the scored positions only).
     """
     if h.dim() != 2 or h.dtype not in DTYPES or 0 in h.shape[1:]:
-        raise UserError(f"target_logprob: h is {tuple(h.shape)} {h.dtype}, (R, d) floating point was wanted")
+        raise UserError(f"target_logprob: expected h (R, d) floating point, got {tuple(h.shape)} {h.dtype}")
     rows, d = h.shape
     if unembed.dim() != 2 or unembed.shape[1] != d or unembed.shape[0] == 0:
-        raise UserError(f"target_logprob: unembed is {tuple(unembed.shape)}, (V, {d}) was wanted")
+        raise UserError(f"target_logprob: expected unembed (V, {d}), got {tuple(unembed.shape)}")
     vectors = (("norm_weight", norm_weight, d), ("norm_bias", norm_bias, d), ("bias", bias, unembed.shape[0]))
     for name, vector, size in vectors:
         if vector is not None and vector.shape != (size,):
-            raise UserError(f"target_logprob: {name} is {tuple(vector.shape)}, ({size},) was wanted")
+            raise UserError(f"target_logprob: expected {name} ({size},), got {tuple(vector.shape)}")
     for name, weight in (*((name, vector) for name, vector, _ in vectors), ("unembed", unembed)):
         if weight is not None and weight.dtype != h.dtype:
-            raise UserError(f"target_logprob: {name} is {weight.dtype}, {h.dtype} was wanted, as h is")
+            raise UserError(f"target_logprob: expected {name} {h.dtype}, as h is, got {weight.dtype}")
         if weight is not None and weight.requires_grad and torch.is_grad_enabled():
             raise UserError(f"target_logprob: {name} requires grad, and the gradient is w.r.t. h only")
     if target.shape != (rows,) or target.dtype != torch.int64:
         found = f"{tuple(target.shape)} {target.dtype}"
-        raise UserError(f"target_logprob: target is {found}, ({rows},) torch.int64 was wanted")
+        raise UserError(f"target_logprob: expected target ({rows},) torch.int64, got {found}")
     if kind not in ("rms", "layer"):
-        raise UserError(f"target_logprob: kind is {kind!r}, 'rms' or 'layer' was wanted")
+        raise UserError(f"target_logprob: expected kind 'rms' or 'layer', got {kind!r}")
     if kind == "rms" and norm_bias is not None:
-        raise UserError("target_logprob: norm_bias is given, None was wanted for kind 'rms'")
+        raise UserError("target_logprob: expected norm_bias None for kind 'rms', got a tensor")
     if softcap is not None and softcap <= 0:
-        raise UserError(f"target_logprob: softcap is {softcap}, a positive number or None was wanted")
+        raise UserError(f"target_logprob: expected softcap a positive number or None, got {softcap}")
     impl = choose("target_logprob", impl, _available(h), h, norm_weight, norm_bias, unembed, bias, target)
     logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, softcap, impl)
     return logprob
@@ -100,8 +100,7 @@ def _op(
     if target.numel() and (impl == "reference" or target.device.type == "cpu"):
         low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= len(unembed):
-            found = f"values {low} … {high}"
-            raise UserError(f"target_logprob: target has {found}, 0 … {len(unembed) - 1} was wanted")
+            raise UserError(f"target_logprob: expected target from 0 to {len(unembed) - 1}, got {low} to {high}")
     if impl == "triton":
         launch = triton_launcher("target_logprob")
         pair: tuple[Tensor, Tensor] = launch(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
