@@ -190,7 +190,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting 'epsilon'"),
         ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "edit: problem: expected one of error-injection"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
-        (("export", "--model", "model", "model/model.safetensors", "new"), "is no delta"),
+        (("export", "--model", "model", "model/model.safetensors", "new"), "expected a delta that"),
         (("mass", *COMMON), "expected a place for the edits"),
         (("trace", "--nothing"), "No such option"),
         ((*EDIT, "--layers", "77", "--store", "x.duckdb"), "layers: expected some of 0 to 4, got 77"),
