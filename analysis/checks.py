@@ -11,6 +11,8 @@ from fasttrace.errors import StoreError
 from fasttrace.optional import duckdb
 from fasttrace.store import Store
 
+from .relation import make_settings
+
 
 @cache
 def checks() -> dict[str, str]:
@@ -29,6 +31,7 @@ def failures(store: Store) -> pa.Table:
     """
     found = []
     with store.reading() as con:
+        make_settings(con)
         for name, text in checks().items():
             rows, example = _failing(con, name, text)
             if rows:

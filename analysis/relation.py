@@ -2,6 +2,7 @@
 
 Every file of sql/ is one SELECT under a header. Those in CHAIN are relations that others read, from the store's own
 (edits, trace_effects, …) to the regressions; every other file is a query. A header's `Inputs` declares what it reads.
+The settings of the runs (trace_settings, edit_settings, …) come first; these are made from the settings' types.
 """
 
 import re
@@ -14,11 +15,13 @@ import pyarrow as pa
 
 from fasttrace.errors import UserError
 from fasttrace.optional import duckdb
+from fasttrace.settings.columns import SETTINGS, settings_select
 from fasttrace.store import Readable, rows_of
 from fasttrace.store.header import header_of
 from fasttrace.store.query import define
 
 CHAIN = (
+    *SETTINGS,
     "run_pairs",
     "traced_edits",
     "concentrated_facts",
@@ -40,7 +43,9 @@ ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
 
 @cache
 def sql(name: str) -> str:
-    """The text of sql/<name>.sql. Raises UserError where there is none."""
+    """The text of sql/<name>.sql, or of the settings of a kind of runs. Raises UserError where there is none."""
+    if name in SETTINGS:
+        return settings_select(SETTINGS[name])
     file = files("fasttrace.analysis") / "sql" / f"{name}.sql"
     if not file.is_file():
         raise UserError(f"expected a relation of the analysis, got '{name}'")
@@ -95,8 +100,15 @@ def query(
 
 def make_chain(con: duckdb.DuckDBPyConnection, runs: Mapping[str, Any] = ALL_RUNS) -> None:
     """Make the CHAIN on a connection; it is temporary, so that a read-only store is enough."""
+    make_settings(con)
     for name in CHAIN:
         if name == "run_pairs":
             define(con, "TABLE", name, sql(name), {**ALL_RUNS, **runs})
-        else:
+        elif name not in SETTINGS:
             define(con, "VIEW", name, sql(name))
+
+
+def make_settings(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the relations of the runs' settings on a connection, the first of the CHAIN."""
+    for name in SETTINGS:
+        define(con, "VIEW", name, sql(name))

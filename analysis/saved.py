@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from fasttrace.errors import UserError
 from fasttrace.optional import duckdb
+from fasttrace.settings.columns import SETTINGS
 from fasttrace.store import Readable, Store
 from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, statement
 from fasttrace.store.header import Header, header_of
@@ -52,11 +53,10 @@ def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
     """
     found = {name: Saved(name, _kind(schema_sql(name)), f"FROM {name}", header_of(schema_sql(name), name))
              for name in RELATIONS}  # fmt: skip
-    for file in sorted(files("fasttrace.analysis").joinpath("sql").iterdir(), key=lambda file: file.name):
-        name = file.name.removesuffix(".sql")
-        if file.name.endswith(".sql"):
-            text = f"FROM {name}" if name in CHAIN else sql(name)
-            found[name] = Saved(name, "view" if name in CHAIN else "query", text, header_of(sql(name), name))
+    in_files = [file.name for file in files("fasttrace.analysis").joinpath("sql").iterdir()]
+    for name in sorted([*SETTINGS, *(file.removesuffix(".sql") for file in in_files if file.endswith(".sql"))]):
+        text = f"FROM {name}" if name in CHAIN else sql(name)
+        found[name] = Saved(name, "view" if name in CHAIN else "query", text, header_of(sql(name), name))
     if folder is None:
         return found
     if not Path(folder).is_dir():

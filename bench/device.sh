@@ -91,13 +91,13 @@ run_part() {
         tune)
             # What is fastest at small sizes is no record to keep.
             env+=("${interpreted[@]}" ${small:+"XDG_CACHE_HOME=$out/cache"})
-            ops 90 --tune "$out/tiles" ;;
+            ops 140 --tune "$out/tiles" ;;
         ops) ops 80 --out "$out/$day-ops.json" ;;
         gptj)
-            gptj 110 bfloat16 "$out/$day-gptj-bfloat16.json"
-            gptj 100 float32 "$out/$day-gptj-float32.json" ;;
-        fuzz) gpu_tests 70 tests/ops/test_fuzz.py --junitxml "$out/fuzz.xml" ;;
-        compiled) ops 70 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
+            gptj 70 bfloat16 "$out/$day-gptj-bfloat16.json"
+            gptj 120 float32 "$out/$day-gptj-float32.json" ;;
+        fuzz) gpu_tests 50 tests/ops/test_fuzz.py --junitxml "$out/fuzz.xml" ;;
+        compiled) ops 60 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
         table) ops 20 --table "$out" ;;
     esac
 }

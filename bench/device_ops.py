@@ -169,7 +169,8 @@ def sweep_line(rows: list[BenchRow]) -> str:
             parts += [f"hooked forwards {row['times_slower']:.1f} times slower"]
             parts += [f"{row['relative_difference']:.0e} from them"]
         if "fasttrace_off" in row:
-            parts += [f"{row['fasttrace_off']:.0e} from float32", f"they {row['hooked_off']:.0e}"]
+            wider = row["impl"].rpartition(" ")[2]
+            parts += [f"{row['fasttrace_off']:.0e} from {wider}", f"they {row['hooked_off']:.0e}"]
     return f"{rows[0]['case']}: {', '.join(parts)}"
 
 

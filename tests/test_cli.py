@@ -184,7 +184,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma: expected a number above 0 or 3sd, got 'loud'"),
         ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "windows: expected a list in which each is"),
         ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top: expected method attribution, got"),
-        ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "'tf32' needs a CUDA device"),
+        ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "dtype 'tf32': expected a CUDA device, got 'cpu'"),
         ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method: expected one of rome, memit, ft-1, ft-5, got"),
         ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "--set: expected NAME=VALUE with a NAME among"),
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting 'epsilon'"),
@@ -245,7 +245,7 @@ def test_places_and_values_are_looked_at_first(run, words, sentence):
 
 
 def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace, run, monkeypatch):
-    def full(**_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device", "edited-full")
 
     few = (*COMMON, "--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2", "--set", "steps=2")
@@ -256,7 +256,7 @@ def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace
         (("mass", *few, "--layer", "2"), "mass_edits"),
     ):
         with monkeypatch.context() as broken:
-            broken.setattr("fasttrace.editing.delta.tempfile.TemporaryDirectory", full)
+            broken.setattr("fasttrace.editing.delta.replacing", full)
             assert "No space left" in run(*words, *both, code=2).stderr
         assert not (workplace / "full").exists()
         sql = f"SELECT * FROM {table} ORDER BY ALL"

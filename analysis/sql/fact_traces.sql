@@ -1,13 +1,13 @@
 -- fact_traces: every trace of every fact, kept or left out.
 -- Grain: one row a (run, fact, window_size); window_size is NULL where the fact has no cells.
--- Inputs: traces, trace_cells, runs. Units: p_clean, p_noised are probabilities; subject tokens are
+-- Inputs: traces, trace_cells, runs, trace_settings. Units: p_clean, p_noised are probabilities; subject tokens are
 -- [subject_begin, subject_end); reason is NULL where the fact was kept. Newest runs first.
 SELECT
     trace.run_id AS trace_run_id,
     run.model,
     trace.protocol,
-    coalesce(run.settings ->> '$.module', 'mlp') AS module,
-    coalesce(run.settings ->> '$.method', 'denoise') AS localization,
+    asked.module,
+    asked.method AS localization,
     trace.fact_id,
     grid.window_size,
     trace.prompt,
@@ -24,6 +24,7 @@ SELECT
     trace.reason
 FROM traces AS trace
 JOIN runs AS run ON run.run_id = trace.run_id
+JOIN trace_settings AS asked ON asked.run_id = trace.run_id
 LEFT JOIN (SELECT DISTINCT run_id, fact_id, window_size FROM trace_cells) AS grid
     ON grid.run_id = trace.run_id AND grid.fact_id = trace.fact_id
 ORDER BY trace.fact_id, run.created_at DESC, trace.run_id, grid.window_size;

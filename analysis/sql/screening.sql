@@ -1,17 +1,17 @@
 -- screening: how well attribution's estimates rank the cells that another run computed exactly.
 -- Grain: one row a (exact run, screening run, fact_id, window_size), runs of the same model, protocol and module.
--- Inputs: trace_cells, runs. Units: spearman = rank correlation of estimate and exact p_restored over all cells, ties
--- ranked alike; top_10_in_top_40 = share of the exact top 10 cells that are among the estimated top 40.
+-- Inputs: trace_cells, runs, trace_settings. Units: spearman = rank correlation of estimate and exact p_restored over all
+-- cells, ties ranked alike; top_10_in_top_40 = share of the exact top 10 cells that are among the estimated top 40.
 WITH cells AS (
     SELECT
         run.model_hash, run.protocol, run.model,
-        coalesce(run.settings ->> '$.module', 'mlp') AS module,
-        run.settings ->> '$.method' AS method,
+        asked.module, asked.method,
         cell.run_id, cell.fact_id, cell.window_size, cell.token_index, cell.layer,
         coalesce(cell.p_screened, cell.p_restored) AS p
     FROM trace_cells AS cell
     JOIN runs AS run ON run.run_id = cell.run_id
-    WHERE run.settings ->> '$.method' IN ('denoise', 'attribution')
+    JOIN trace_settings AS asked ON asked.run_id = cell.run_id
+    WHERE asked.method IN ('denoise', 'attribution')
 ),
 pairs AS (
     SELECT

@@ -38,7 +38,8 @@ def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: i
     """The `runs` row of a computation.
 
     run_id: first 16 hex digits of SHA-256 over kind, model hash, dtype, protocol, seed, settings and fasttrace's
-    version; device, torch and times are recorded but do not name the run.
+    version; device, torch and times are recorded but do not name the run. settings: `settings.base.run_settings` says
+    which are there, so that a setting which is added later does not rename the runs made before.
     """
     text = json.dumps(settings, sort_keys=True)
     identity = json.dumps([kind, model.model_hash, model.dtype_name, protocol, seed, text, VERSION])

@@ -16,7 +16,7 @@ from fasttrace.analysis.regression import (
     layer_means,
     regressions,
 )
-from fasttrace.analysis.relation import CHAIN, make_chain, query, read_by, relation, sql, written
+from fasttrace.analysis.relation import CHAIN, SETTINGS, make_chain, query, read_by, relation, sql, written
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 from fasttrace.store.connect import RELATIONS, schema_sql
@@ -309,7 +309,7 @@ def relation_names():
 
 
 def test_every_relation_says_what_it_is():
-    for name in relation_names():
+    for name in [*SETTINGS, *relation_names()]:
         header = " ".join(line for line in sql(name).splitlines() if line.startswith("--"))
         assert header.startswith(f"-- {name}: ")
         assert all(word in header for word in ("Grain:", "Inputs:", "Units:"))
@@ -328,7 +328,7 @@ def test_every_relation_declares_what_it_reads():
             con.execute(schema_sql(name))
         for name, kinds in schema.items():  # tables, since DuckDB would look through views
             con.execute(f"CREATE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind in kinds.items())})")
-        for name in relation_names():
+        for name in [*SETTINGS, *relation_names()]:
             declared = header_of(sql(name), name).inputs
             text = written(sql(name), {one: [] if one == "fact_ids" else None for one in parameters_of(sql(name))})
             assert set(declared) == con.get_table_names(text), name

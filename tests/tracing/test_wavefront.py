@@ -202,7 +202,7 @@ def test_waves_do_not_change_values(small_tokenizer):
 
 def test_too_little_memory_is_a_sentence(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
-    with pytest.raises(UserError, match=r"memory: fact .* needs .* rows"):
+    with pytest.raises(UserError, match=r"memory: expected a budget of at least .* rows for fact"):
         ft.trace(model, FACTS, sigma=0.4, keep="all", memory="1kB")
 
 

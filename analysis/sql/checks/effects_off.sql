@@ -1,5 +1,5 @@
 -- effects_off: cells whose effect is not what their probabilities say (paper, section 4.1 and Appendix B).
--- Grain: one row a cell at fault. Inputs: trace_cells, traces, runs.
+-- Grain: one row a cell at fault. Inputs: trace_cells, traces, trace_settings.
 -- Units: probabilities; effect as stored, expected = what it should be, a fraction: of p_clean - p_noised restored
 -- (protocol released: of the larger of p_clean and the grid's largest p_restored, less p_noised, and at least 0) or lost
 -- (method noise), of p_clean lost (zero); NULL where there is nothing to restore or lose.
@@ -15,11 +15,11 @@ found AS (
         cell.run_id, cell.fact_id, cell.window_size, cell.token_index, cell.layer, cell.effect, cell.p_restored,
         trace.p_clean, trace.p_noised,
         CASE
-            WHEN run.settings ->> '$.method' = 'zero'
+            WHEN asked.method = 'zero'
                 THEN CASE WHEN trace.p_clean > 0 THEN (trace.p_clean - cell.p_restored) / trace.p_clean END
             WHEN trace.p_noised >= trace.p_clean
                 THEN NULL
-            WHEN run.settings ->> '$.method' = 'noise'
+            WHEN asked.method = 'noise'
                 THEN (trace.p_clean - cell.p_restored) / (trace.p_clean - trace.p_noised)
             WHEN cell.protocol = 'paper'
                 THEN (cell.p_restored - trace.p_noised) / (trace.p_clean - trace.p_noised)
@@ -28,7 +28,7 @@ found AS (
             )
         END AS expected
     FROM trace_cells AS cell
-    JOIN runs AS run ON run.run_id = cell.run_id
+    JOIN trace_settings AS asked ON asked.run_id = cell.run_id
     JOIN traces AS trace ON trace.run_id = cell.run_id AND trace.fact_id = cell.fact_id
     LEFT JOIN largest
         ON largest.run_id = cell.run_id

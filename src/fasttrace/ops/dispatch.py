@@ -99,9 +99,9 @@ def _announce(op: str, kind: str, name: str) -> None:
 def narrow_triton_reason(*tensors: torch.Tensor) -> str | None:
     """Why a Triton kernel that computes in float32 and has no gradient cannot take these tensors, or None."""
     if tensors[0].dtype == torch.float64:
-        return "Triton's kernel computes in float32 and these are float64"
+        return "Triton's kernel computes in float32, these are float64"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "Triton's kernel has no gradient and one is asked for"
+        return "Triton's kernel has no gradient, and one is required"
     return None
 
 

@@ -130,7 +130,8 @@ def settings(owner: str) -> Callable[[type[T]], type[T]]:
 
 
 def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
-    """The fields of a type, each with its check: positional ones first, then those of the nearest class."""
+    """The fields of a type, each with its check: positional ones first, other arguments last, and between them
+    the settings of the nearest class first."""
     rich, plain = typing.get_type_hints(cls, include_extras=True), typing.get_type_hints(cls)
     done = []
     for field in fields:
@@ -140,7 +141,12 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
         named = {"owner": owner, "name": field.name, "option": f"--{field.name.replace('_', '-')}"}
         one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)
         done.append(field.evolve(metadata={**field.metadata, "setting": one}, converter=one.convert))
-    return sorted(done, key=lambda one: (not one.metadata["setting"].positional, _distance(cls, one.name)))
+
+    def place(field: Any) -> tuple[bool, bool, int]:
+        one = field.metadata["setting"]
+        return not one.positional, one.kind is None, _distance(cls, field.name)
+
+    return sorted(done, key=place)
 
 
 def _distance(cls: type, name: str) -> int:

@@ -21,7 +21,7 @@ RUN_SETTINGS: dict[str, type] = {
     "mass": MassSettings,
     "moments": MomentSettings,
 }
-RELATIONS = {f"{kind}_settings": kind for kind in RUN_SETTINGS}
+SETTINGS = {f"{kind}_settings": kind for kind in RUN_SETTINGS}  # relation → the runs that it is of
 
 
 def columns_of(kind: str) -> dict[str, Setting]:
