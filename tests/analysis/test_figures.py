@@ -190,7 +190,7 @@ def test_a_store_without_edits_or_cells_says_so(tmp_path):
 
 
 def test_saving_under_another_ending_is_refused(study, tmp_path):
-    with pytest.raises(UserError, match=r"\.png, \.svg, \.pdf, not as 'r2\.gif'"):
+    with pytest.raises(UserError, match=r"ends in \.png, \.svg, \.pdf, got 'r2\.gif'"):
         figures.save(figures.paper_figure(study, BARS), tmp_path / "r2.gif")
 
 
