@@ -60,7 +60,7 @@ def test_forms_of_the_coefficients(place, run):
         (("both", "--store", "none.duckdb"), "there is no store at none.duckdb"),
         (("both",), "expected --store FILE"),
         ((), "Missing argument 'FORMULA'"),
-        (("both", *STORE, "--out", "s.duckdb"), "--store and --out are both 's.duckdb'"),
+        (("both", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two places"),
     ],
 )
 def test_what_cannot_serve_is_one_sentence_and_exit_2(place, run, words, sentence):

@@ -183,7 +183,7 @@ def test_writing_is_asked_for_by_name(place, ask):
         (("SELECT 1", *STORE, "--json", "--csv"), "expected one format, got --json and --csv"),
         (("SELECT 1", *STORE, "--out", "no/x.csv"), "'no/x.csv' cannot be written: there is no folder 'no'"),
         (("SELECT 1", *STORE, "--out", "."), "'.' cannot be written: expected a file, got a folder"),
-        (("SELECT 1", *STORE, "--out", "s.duckdb"), "--store and --out are both 's.duckdb'"),
+        (("SELECT 1", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two places"),
         (("SELECT 1", *STORE, "--queries", "no"), "expected a folder of queries, got 'no'"),
     ],
 )  # fmt: skip
