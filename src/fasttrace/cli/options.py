@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 import pyarrow as pa
 from click.shell_completion import CompletionItem
@@ -98,8 +99,9 @@ class SettingType(click.ParamType):
         return [CompletionItem(word) for word in self.kind.choices if word.startswith(incomplete)]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The setting's value. Raises UserError, as in Python, and click's error for a path that does not exist."""
-        converted = self.setting.convert(value)
+        """The setting's value. Raises UserError that names the verb, and click's error for a path that is not there."""
+        verb = self.setting.owner if ctx is None or ctx.info_name is None else ctx.info_name
+        converted = attrs.evolve(self.setting, owner=verb).convert(value)
         if self.kind.is_path and converted is not None:
             click.Path(exists=True).convert(converted, param, ctx)
         return converted

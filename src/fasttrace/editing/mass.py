@@ -30,7 +30,7 @@ from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
-from fasttrace.settings.base import argument, carried, replaced, run_settings, settings, settings_of
+from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import FineTuneSettings, MemitSettings, RomeSettings
@@ -244,7 +244,9 @@ class MassArguments(_MassKeywords):
 def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassArguments) -> MassPlan:
     """Check the settings of a mass edit and fetch what it needs. Raises UserError and FactError as `edit`."""
     asked = carried(MassSettings, given)
-    layer = model.default_layer() if asked.layer is None else asked.layer
+    layer, last = model.default_layer() if asked.layer is None else asked.layer, model.n_layers - 1
+    if layer > last:
+        raise refusal(asked, "layer", f"one of 0 to {last}", layer)
     # Method and essence have other defaults than in single edits.
     same = {"method": asked.method, "essence": asked.essence, "hyperparameters": own_settings(given)}
     plan = prepare_edit(

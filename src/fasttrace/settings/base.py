@@ -22,8 +22,9 @@ from .kinds import REFUSALS, Bounds, Kind, kind_of
 T = TypeVar("T")
 RUN_COLUMNS = ("protocol", "seed")  # settings that the store's `runs` has columns for
 
-# Whether a setting is part of a run's name: never, always, or where it is not at its default. Only the settings of
-# the first release are there always. A setting that was added later must not rename the runs made before it.
+# Which runs a setting names. "always": every run; these are the settings of the first release. "changed": runs in which
+# it is not at its default, so that a new setting renames no older run. "never": none, because it changes no number, or
+# because rows and columns of the store say it already (layers, model).
 Naming = Literal["never", "always", "changed"]
 
 

@@ -46,7 +46,7 @@ class TraceSettings(NoiseSettings, RunSettings):
     verify_top: int | None = setting(
         default=None,
         least=0,
-        help="With attribution: so many cells of every fact, those of the largest estimates, are computed exactly",
+        help="With attribution: compute exactly the N cells of every fact with the largest estimates",
     )
     memory: Size = setting(default="512MB")
 
