@@ -29,8 +29,9 @@ class Stores(Readable):
     timeout_s: for how many seconds a method retries while another process has one of them open.
 
     A relation of one store is name.relation, with the columns that its file has. A plain relation has the rows of all
-    stores under this schema version's names, with the column `store` before the others. A row that two stores have, such as one of a run in both, occurs there twice. The views of the
-    analysis, and everything that reads `once()`, have such a row once, from the first store that has it.
+    stores under this schema version's names, with the column `store` first. A row that two stores have, such
+    as one of a run in both, occurs there twice. The views of the analysis, and everything that reads `once()`, have
+    such a row once, from the first store that has it.
 
     Raises StoreError where a name or a file cannot be used, or two stores contradict each other.
     """
