@@ -1,6 +1,7 @@
 """Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. More is in tests/support."""
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -72,15 +73,14 @@ def workplace(small_tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def run(workplace, monkeypatch, capfd):
-    """Runs a fasttrace command in the workplace, in this process, and holds it to its exit code."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
-
+def command(monkeypatch, capfd):
+    """Runs a fasttrace command in this process, where it is, and holds it to its exit code."""
     from fasttrace.cli import main
 
-    def call(*words, code=0):
+    def call(*words, code=0, stdin=None):
         monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         found = 0
         try:
             main()
@@ -91,3 +91,11 @@ def run(workplace, monkeypatch, capfd):
         return done
 
     return call
+
+
+@pytest.fixture
+def run(workplace, monkeypatch, command):
+    """`command` in the workplace."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    return command

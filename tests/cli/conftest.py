@@ -1,14 +1,10 @@
 """A folder with a store of made results, and commands run in it."""
 
-import io
 import shutil
-import sys
 
 import pytest
-from command_line import Done
 from made_results import made_edit, made_known, made_trace
 
-from fasttrace.cli import main
 from fasttrace.store import Store
 
 IDS = [f"f{i}" for i in range(15)]
@@ -33,19 +29,10 @@ def place(made, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(place, monkeypatch, capfd):
-    """Runs a fasttrace command in the place, in this process, and holds it to its exit code."""
+def run(place, command):
+    """`command` in the place, with nothing on standard input if not said otherwise."""
 
-    def call(*words, code=0, stdin=None):
-        monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin or ""))
-        found = 0
-        try:
-            main()
-        except SystemExit as error:
-            found = error.code
-        done = Done(*capfd.readouterr())
-        assert found == code, done.stderr
-        return done
+    def call(*words, code=0, stdin=""):
+        return command(*words, code=code, stdin=stdin)
 
     return call
