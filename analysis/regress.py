@@ -152,7 +152,7 @@ def regress(
 def _parsed(formula: str, score: str | None) -> tuple[str, list[str]]:
     """(the formula, the columns it needs). Raises UserError where patsy cannot read it."""
     if formula in MODELS:
-        score = score or "rewrite"
+        score = "rewrite" if score is None else score
         if not score.isidentifier():
             raise UserError(f"expected the name of a score, got {score!r}")
         return MODELS[formula].format(score=score), [score, "layer", "effect"]
@@ -165,12 +165,19 @@ def _parsed(formula: str, score: str | None) -> tuple[str, list[str]]:
         described = patsy.ModelDesc.from_formula(formula)
         left, right = ([factor for term in terms for factor in term.factors]
                        for terms in (described.lhs_termlist, described.rhs_termlist))  # fmt: skip
-        names = dict.fromkeys(name for factor in (*left, *right) for name in sorted(ast_names(factor.code)))
+        outcome, others = (
+            [name for factor in side for name in sorted(ast_names(factor.code)) if name not in _FUNCTIONS]
+            for side in (left, right)
+        )
     except (patsy.PatsyError, SyntaxError) as error:
         raise UserError(_not_a_formula(formula, error)) from error
     if len(left) != 1 or len(described.lhs_termlist) != 1:
         raise UserError(_not_a_formula(formula))
-    return formula, [name for name in names if name not in _FUNCTIONS]
+    if not outcome:
+        raise UserError(f"expected a column to the left of ~, got {formula!r}")
+    if not described.rhs_termlist:
+        raise UserError(f"expected at least one term to the right of ~, got none in {formula!r}")
+    return formula, list(dict.fromkeys([*outcome, *others]))
 
 
 def _not_a_formula(formula: str, error: Exception | None = None) -> str:
@@ -186,7 +193,7 @@ def _fit(formula: str, selection: Selection, robust: bool, cluster: str | None, 
     grouping = cluster or groups
     codes = _codes(frame, grouping) if grouping else None
     try:
-        # The names in the formula were checked, so that it sees nothing of this function but `np`.
+        # `_parsed` checked the names: the formula sees the columns, `np` and patsy's functions only.
         if groups:
             model = mixedlm(formula, frame, groups=codes, missing="raise")
         else:

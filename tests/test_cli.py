@@ -237,6 +237,7 @@ def test_what_is_wrong_with_an_edit_is_said_before_the_model_is_loaded(workplace
         (("edit", *ABSENT, "--export", "there", "--delta", "./there"), "expected --export and --delta to name two"),
         (("mass", *ABSENT, "--export", "there", "--delta", "./there"), "expected --export and --delta to name two"),
         (("mass", *ABSENT, "--store", "there", "--delta", "there"), "expected --store and --delta to name two"),
+        (("tune", *ABSENT, "--setting", "clamp"), "tune: values: expected some to try for clamp, got none"),
         (("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"), "epsilon: expected a number above 0, got 0.0"),
     ],
 )

@@ -94,7 +94,7 @@ def test_the_first_known_facts(run, workplace):
         ("samples", "sample", r"\[trace\] has no setting 'sample'; did you mean 'samples'\?"),
         ("samples = 2", 'samples = "two"', r"\[trace\] samples: expected a whole number of at least 1, got 'two'"),
         ("windows = [3, 1]", "windows = []", r"\[trace\] windows: expected a list .* of at least 1, got \[\]"),
-        ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number of at least 0, got True"),
+        ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number of 0 to 9223372036854775807, got True"),
         ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each is one of rome, .*, got .*'memitt'"),
         ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, got 'random'"),
         ("[moments]", "[moment]", r"\[study\] has no setting 'moment'; did you mean 'moments'\?"),
@@ -117,6 +117,20 @@ def test_a_setting_of_another_method_is_said_before_anything_is_computed(run, wo
     refused = run("study", "wrong.toml", code=2)
     assert "rome has no setting 'epsilon'" in refused.stderr
     assert not (workplace / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("layers = [1, 2]", "layers = [99]", "[edit] layers: expected some of 0 to "),
+        ("text.txt", "none.txt", "[moments] corpus: expected a text file or a folder, got 'none.txt'"),
+    ],
+)
+def test_what_the_edits_lack_is_said_before_the_traces(run, workplace, old, new, sentence):
+    (workplace / "late.toml").write_text(SMALL.replace(old, new))
+    for more in (("--dry-run",), ()):
+        refused = run("study", "late.toml", *more, code=2)
+        assert sentence in refused.stderr
 
 
 def test_unknown_studies():

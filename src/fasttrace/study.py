@@ -143,6 +143,13 @@ class Runner:
         self.study, self.store, self.model = study, store, model
         self.bar, self.stages, self.say = bar, stages, say
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
+        # Whatever is wrong is said before the first trace, which may take hours.
+        last = model.n_layers - 1
+        if beyond := [layer for cell in self.cells for layer in cell.layers or () if layer > last]:
+            raise UserError(f"[edit] layers: expected some of 0 to {last}, got {beyond[0]}")
+        corpus = study.moments.corpus
+        if corpus is not None and self._solved_layers() and not Path(corpus).expanduser().exists():
+            raise UserError(f"[moments] corpus: expected a text file or a folder, got '{corpus}', which is not there")
 
     def run(self) -> list[Fact]:
         """Everything the store lacks; returns the facts studied."""

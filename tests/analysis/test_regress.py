@@ -193,6 +193,8 @@ def test_what_statsmodels_warns_of_is_a_note(store):
         ("rewrite ~ C(layer", {}, "got 'rewrite ~ C(layer'"),
         ("rewrite ~ effect layer", {}, "got 'rewrite ~ effect layer'"),
         ("~ effect", {}, "got '~ effect'"),
+        ("rewrite ~ 0", {}, "expected at least one term to the right of ~, got none in 'rewrite ~ 0'"),
+        ("np.arange(4) ~ effect", {}, "expected a column to the left of ~, got 'np.arange(4) ~ effect'"),
         ("rewrite + overall ~ effect", {}, "got 'rewrite + overall ~ effect'"),
         ("rewrite ~ effect(3)", {}, "expected a formula that can be evaluated, got 'rewrite ~ effect(3)'"),
         ("rewrite ~ np.log(effect)", {}, "expected a formula that can be evaluated"),

@@ -55,6 +55,8 @@ def test_an_edits_own_settings_are_an_object_or_keywords(model):
         (ft.trace, {"sampels": 3}, "trace has no setting 'sampels'; did you mean 'samples'?"),
         (ft.edit, {"hyperparameters": RomeSettings(), "steps": 3}, "edit: steps: expected it in hyperparameters"),
         (ft.edit, {"method": "ft-1", "clamp": 3}, "ft-1 has no setting 'clamp'; expected one of"),
+        (ft.edit, {"moments": object(), "ridge": 0.1}, "edit: ridge: expected it or moments"),
+        (ft.trace, {"seed": 2**63}, "trace: seed: expected a whole number of 0 to 92233720368547"),
         (ft.mass_edit, {"sigma": "loud"}, "mass: sigma: expected a number above 0 or 3sd, got 'loud'"),
         (ft.second_moments, {"settings": MomentSettings(), "tokns": 1}, "second_moments has no setting 'tokns'"),
     ],

@@ -27,6 +27,7 @@ class Sample:
 
     whole: int = setting(default=3, least=1, help="Whole")
     number: float = setting(default=0.5, above=0, help="Number")
+    few: int = setting(default=3, least=0, most=7, help="A small number")
     flag: bool = setting(default=False, help="Flag")
     word: Literal["a", "b"] = setting(default="a", help="Word")
     many: Sequence[int] | None = setting(default=None, least=0, help="Many")
@@ -75,6 +76,7 @@ def test_a_value_or_its_text_becomes_the_settings_own(name, given, value):
         ({"number": float("nan")}, "sample: number: expected a number above 0, got nan"),
         ({"number": "inf"}, "sample: number: expected a number above 0, got 'inf'"),
         ({"flag": 1}, "sample: flag: expected true or false, got 1"),
+        ({"few": 8}, "sample: few: expected a whole number of 0 to 7, got 8"),
         ({"word": "c"}, "sample: word: expected one of a, b, got 'c'"),
         ({"word": ["a"]}, "sample: word: expected one of a, b, got ['a']"),
         ({"many": []}, "sample: many: expected a list in which each is a whole number of at least 0, got []"),
@@ -82,7 +84,7 @@ def test_a_value_or_its_text_becomes_the_settings_own(name, given, value):
         ({"either": "loud"}, "sample: either: expected a number above 0 or 3sd, got 'loud'"),
         ({"known": 0}, "sample: known: expected true or false or a whole number of at least 1, got 0"),
         ({"hole": 3}, "sample has no setting 'hole'; did you mean 'whole'?"),
-        ({"x": 3}, "sample has no setting 'x'; expected one of whole, number, flag, word, many, either, known"),
+        ({"x": 3}, "sample has no setting 'x'; expected one of whole, number, few, flag, word, many, either, known"),
     ],
 )
 def test_a_bad_value_is_one_sentence(given, sentence):

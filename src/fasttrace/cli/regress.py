@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from fasttrace.errors import UserError
+
 from .deliver import FILE, check_apart, deliver
 from .options import named_store, open_stores, options
 
@@ -37,8 +39,12 @@ def regress(
     from fasttrace.analysis.render import json_rows, render
 
     check_apart(*[("--store", named_store(text)[1]) for text in stores], ("--out", out))
-    if mixed and groups is None:
+    if mixed:
+        if groups not in (None, "fact_id"):
+            raise UserError(f"expected --mixed or --groups, got --mixed and --groups {groups}")
         groups = "fact_id"
+    if as_json and format_ not in ("text", "json"):
+        raise UserError(f"expected one format, got --json and --format {format_}")
     store = open_stores(stores)
     result = fitted(
         store,

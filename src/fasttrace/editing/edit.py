@@ -88,6 +88,9 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
     if not tuned:
         solved_at = {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
         if given.moments is not None:
+            both = sorted({"corpus", "corpus_tokens", "ridge"} & given_by(given).keys())
+            if both:
+                raise refusal(given, both[0], "it or moments, which have their own", "both")
             given.moments.check(model, sorted(solved_at))
         templates = _templates(model, asked)
         moments = given.moments or _collected(model, asked, sorted(solved_at), given.progress)

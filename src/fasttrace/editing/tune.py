@@ -18,7 +18,7 @@ from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
-from fasttrace.settings.base import carried, given_by
+from fasttrace.settings.base import carried, given_by, refusal
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.mass import TuneSettings
 from fasttrace.settings.methods import method_settings
@@ -51,6 +51,8 @@ def candidates(model: Decoder, facts: Sequence[Fact], asked: TuneSettings) -> It
 def tuned_values(asked: TuneSettings) -> list[tuple[str, float]]:
     """(hyperparameter, value) to try. Raises UserError for one that the method does not take."""
     name, values = TUNED[asked.method]
+    if asked.hyperparameter not in (None, name) and not asked.values:
+        raise refusal(asked, "values", f"some to try for {asked.hyperparameter}", "none")
     tried = [(asked.hyperparameter or name, value) for value in asked.values or values]
     for one in tried:
         method_settings(asked.method, dict([one]))

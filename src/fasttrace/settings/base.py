@@ -81,6 +81,7 @@ def setting(
     unit: str | None = None,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     names_run: Naming | None = None,
     option: str | None = None,
     tabled: bool | None = None,
@@ -88,11 +89,12 @@ def setting(
 ) -> T:
     """Declare a setting. Where a class above declares it too, what is left out here is as it is there.
 
-    help: one sentence, without the full stop. least, above: bounds of every number in it. option: the command line's,
-    where that is not --name. tabled: a table may have another value for the model, problem and protocol.
+    help: one sentence, without the full stop. least, above, most: bounds of every number in it. option: the command
+    line's, where that is not --name. tabled: a table may have another value for the model, problem and protocol.
     """
-    about = {"help": help, "unit": unit, "least": least, "above": above, "names_run": names_run, "option": option}
-    return _field(default, {**about, "tabled": tabled, "positional": not kw_only})
+    bounds = {"least": least, "above": above, "most": most}
+    about = {"help": help, "unit": unit, "names_run": names_run, "option": option, "tabled": tabled}
+    return _field(default, {**about, **bounds, "positional": not kw_only})
 
 
 def argument(*, default: T, help: str) -> T:
@@ -136,7 +138,7 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
     done = []
     for field in fields:
         about = _stated(cls, field)
-        bounds = Bounds(about.pop("least", None), about.pop("above", None))
+        bounds = Bounds(about.pop("least", None), about.pop("above", None), about.pop("most", None))
         kind = None if about.pop("argument", False) else kind_of(rich[field.name], bounds)
         named = {"owner": owner, "name": field.name, "option": f"--{field.name.replace('_', '-')}"}
         one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)

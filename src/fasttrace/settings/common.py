@@ -18,7 +18,7 @@ class RunSettings:
         default="paper",
         help="Compute what the paper says, or what the authors' released code does where the two differ",
     )
-    seed: int = setting(default=0, least=0, help="Seed of everything that is drawn at random")
+    seed: int = setting(default=0, least=0, most=2**63 - 1, help="Seed of everything that is drawn at random")
     memory: Size = setting(
         default="1GB", names_run="never", help="Memory for activations in flight; the model's weights are not counted"
     )

@@ -15,17 +15,21 @@ from fasttrace.memory import parse_bytes
 
 @attrs.frozen
 class Bounds:
-    """The numbers that a setting admits: of at least `least`, or above `above`."""
+    """The numbers that a setting admits: from `least`, or above `above`, to `most`."""
 
     least: float | None = None
     above: float | None = None
+    most: float | None = None
 
     def admit(self, number: float) -> bool:
         """Whether the number is finite and within the bounds."""
         enough = self.least is None or number >= self.least
-        return math.isfinite(number) and enough and (self.above is None or number > self.above)
+        few = self.most is None or number <= self.most
+        return math.isfinite(number) and enough and few and (self.above is None or number > self.above)
 
     def __str__(self) -> str:
+        if self.most is not None:
+            return f" of {self.least or 0:g} to {self.most}"
         if self.least is not None:
             return f" of at least {self.least:g}"
         return "" if self.above is None else f" above {self.above:g}"
