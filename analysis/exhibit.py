@@ -226,7 +226,7 @@ def keys_of(rows: Sequence[Row]) -> list[Column]:
     rest = several(rows, *(key for key in (*GROUP, *RUNS) if key in rows[0] and key not in lead))
     # Runs differ wherever anything does; they are named only where nothing else tells the rows apart.
     others = [key for key in rest if key not in RUNS]
-    labels = [key for key in ("layer", "landed") if key in rows[0]]
+    labels = [key for key in ("layer", "n_edits") if key in rows[0]]
     distinct = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
     if len(distinct) == len(rows):
         rest = others

@@ -121,27 +121,27 @@ def mass(store: Store) -> Exhibit | None:
     if not rows:
         return None
     scores = [score for score in (*SCORES, "success") if any(row[score] is not None for row in rows)]
-    most = max(row["landed"] for row in rows)
-    x = chart.across(0, most, "facts landed", chart.ticks(0, most))
+    most = max(row["n_edits"] for row in rows)
+    x = chart.across(0, most, "edits in the model", chart.ticks(0, most))
     lowest = min(row[score] for row in rows for score in scores if row[score] is not None)
-    y = chart.upward(min(0.0, lowest), 1.0, "mean over the facts landed")
+    y = chart.upward(min(0.0, lowest), 1.0, "mean over the edited facts")
     groups = group_names(rows).items()
     columns = [
         *keys_of(rows),
         Column("layer", "layer", str, numeric=True),
-        Column("landed", "landed", **COUNT),
+        Column("n_edits", "edits", **COUNT),
         *(Column(score, score, **VALUE) for score in scores),
     ]
     return Exhibit(
         key="mass",
         section="mass",
-        title="Mean scores by facts landed",
-        caption="Mean scores of the facts that have landed, after so many of them were edited into one model; success "
-        "is the share of them whose new target is the likelier one.",
+        title="Mean scores by number of edits",
+        caption="Mean scores of the facts edited so far, by the number of edits that the model holds; success is the "
+        "share of them whose new target is the likelier one.",
         source=source,
         data=table,
         runs=run_ids(rows),
-        table=Table("Mean scores by facts landed.", columns, rows),
+        table=Table("Mean scores by number of edits.", columns, rows),
         panels=[_mass_panel(in_group(rows, group), name, scores, x, y) for group, name in groups],
     )
 
@@ -156,18 +156,18 @@ def _mass_panel(rows: Sequence[Row], name: str, scores: Sequence[str], x: Axis, 
         x=x,
         y=y,
         series=[one for one in lines if one.marks],
-        summary=f"{name}: mean scores by facts landed, a line a score",
+        summary=f"{name}: mean scores by number of edits, a line a score",
     )
 
 
 def _mass_points(rows: Sequence[Row], name: str, score: str) -> list[tuple[float, float, float | None, str]]:
-    """(facts landed, mean, no error, text) of one score."""
+    """(number of edits, mean, no error, text) of one score."""
     return [
         (
-            row["landed"],
+            row["n_edits"],
             row[score],
             None,
-            f"{name}, {row['landed']:,} facts landed: mean {score} {number(row[score])}",
+            f"{name}, {row['n_edits']:,} edits: mean {score} {number(row[score])}",
         )
         for row in rows
         if row[score] is not None

@@ -142,8 +142,8 @@ def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
 def _mass(rows: list[Row]) -> str | None:
     parts = []
     for group, name in group_names(rows).items():
-        last = max(in_group(rows, group), key=lambda row: row["landed"])
-        parts.append(f"{last['landed']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
+        last = max(in_group(rows, group), key=lambda row: row["n_edits"])
+        parts.append(f"{last['n_edits']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
     return f"Mean rewrite score of facts edited into one model: after {'; after '.join(parts)}." if parts else None
 
 

@@ -86,7 +86,7 @@ def test_what_needs_no_store_works(workplace, run_bare):
         (("trace", *facts, "--keep", "all", "--sigma", "0.4", "--dry-run"), "expected time"),
         (("stats", "--model", "model", *corpus[:4]), "1500"),
         (("edit", *quick, "--layers", "2", "--fact-id", fact, "--essence", "0", "--delta", "one"), "rewrite"),
-        (("mass", *quick, "--layer", "2", "--export", "all"), "landed"),
+        (("mass", *quick, "--layer", "2", "--export", "all"), "n edits"),
         (("tune", *facts, "--layer", "2", "--method", "ft-1", "--set", "steps=2", "--values", "0.01"), "epsilon"),
         (("export", "--model", "model", "one", "again"), "the edited model is in again"),
     ]

@@ -139,8 +139,8 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     corpus = ("--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2")
     store = ("--store", "mass.duckdb")
     mass = ("mass", *COMMON, *corpus, "--layer", "2", "--window-size", "3", "--set", "steps=3", "--json")
-    landed = json.loads(run(*mass, *store, "--at-once", "2", "--delta", "mass.safetensors").stdout)
-    assert [row["landed"] for row in landed] == [2, 4]
+    means = json.loads(run(*mass, *store, "--at-once", "2", "--delta", "mass.safetensors").stdout)
+    assert [row["n_edits"] for row in means] == [2, 4]
     run("export", "--model", "model", "mass.safetensors", "mass")
     stored = ft.Store(workplace / "mass.duckdb").query("SELECT count(*) AS n FROM mass_edits").to_pylist()
     assert stored == [{"n": 6}]
@@ -278,9 +278,9 @@ def test_mass_erasure_counts_what_it_leaves_out(workplace, run):
     )  # fmt: skip
     assert "4 of 5 facts left out, one for: p(o_true) = " in run(*words).stderr
     rows = ft.Store(workplace / "erase.duckdb").query("SELECT position, reason FROM mass_edits ORDER BY position")
-    landed, *left_out = rows.to_pylist()
-    assert landed["position"] == 1
-    assert landed["reason"].endswith("after layer 4: its δ is zero"), "the window of layer 2 ends at the last"
+    edited, *left_out = rows.to_pylist()
+    assert edited["position"] == 1
+    assert edited["reason"].endswith("after layer 4: its δ is zero"), "the window of layer 2 ends at the last"
     assert [row["position"] for row in left_out] == [None] * 4
     assert all("is below 0.02, too little to erase" in row["reason"] for row in left_out)
 

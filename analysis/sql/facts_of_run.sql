@@ -1,5 +1,5 @@
 -- facts_of_run: the facts a tracing or editing run was given, as an own JSONL file holds them; of a mass edit, in the
--- order in which they landed.
+-- order in which they were edited.
 -- Grain: one row a fact. Parameter: run_id. Inputs: facts, traces, edits, mass_edits. Facts that the store was not given are absent.
 -- Units: prompt is a template with one "{}"; paraphrases and neighborhood are whole prompts.
 SELECT fact_id, source, relation, prompt, subject, target_true, target_false, paraphrases, neighborhood

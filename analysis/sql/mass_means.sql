@@ -1,6 +1,6 @@
--- mass_means: how the facts edited into one model stand, as more of them land.
--- Grain: one row a (mass-editing run, number of facts landed). Inputs: mass_edits, runs.
--- Units: means over the n facts landed so far, of scores (1 = wholly successful) and of success (a share); sem_rewrite =
+-- mass_means: mean scores of the facts edited into one model, as the number of its edits grows.
+-- Grain: one row a (mass-editing run, number of edits). Inputs: mass_edits, runs.
+-- Units: n_edits = edits that the model holds; means over the n facts edited so far, of scores (1 = wholly successful) and of success (a share); sem_rewrite =
 -- standard error of the mean rewrite score, NULL for one fact. Layers count from 0.
 SELECT
     mass.problem,
@@ -10,7 +10,7 @@ SELECT
     mass.window_size,
     mass.run_id AS edit_run_id,
     mass.layer,
-    mass.landed,
+    mass.n_edits,
     count(*) AS n,
     avg(mass.rewrite) AS rewrite,
     stddev_samp(mass.rewrite) / sqrt(count(mass.rewrite)) AS sem_rewrite,
@@ -21,5 +21,5 @@ SELECT
     avg(mass.success::INTEGER) AS success
 FROM mass_edits AS mass
 JOIN runs AS run ON run.run_id = mass.run_id
-GROUP BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.landed
-ORDER BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.landed;
+GROUP BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.n_edits
+ORDER BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.n_edits;

@@ -90,7 +90,7 @@ def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
     if plan.plan.moments is not None:
         store.add(plan.plan.moments)
     names = ", ".join(MASS_SCORES.names)
-    sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY landed, position"
+    sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY n_edits, position"
     stored = store.query(sql, [plan.run["run_id"]])
     if set(stored["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
         progress(len(plan.facts))

@@ -237,7 +237,7 @@ def test_a_mass_edit_alone_makes_a_report(tmp_path):
     store.add_facts(facts)
     store.add(mass_result(facts))
     text = write_report(store, tmp_path / "mass.html").read_text()
-    [last] = store.query("SELECT avg(rewrite) AS mean FROM mass_edits WHERE landed = 12").to_pylist()
+    [last] = store.query("SELECT avg(rewrite) AS mean FROM mass_edits WHERE n_edits = 12").to_pylist()
     assert f"after 12 facts (error-injection · memit, layer 6) it is {last['mean']:.3f}" in text
     assert 'id="pick"' not in text
     assert "fasttrace mass --model smollm2-135m" in text

@@ -46,7 +46,7 @@ def test_scores_are_those_of_the_exported_model(model, moments, small_tokenizer,
     assert model.weights_hash() == before
     rows = result.scores.to_pylist()
     assert [row["position"] for row in rows] == [1, 2, 3, 4]
-    assert {row["landed"] for row in rows} == {4}
+    assert {row["n_edits"] for row in rows} == {4}
     plain = AutoModelForCausalLM.from_pretrained(result.export(tmp_path / "model"))
     for row, fact in zip(rows, MORE, strict=True):
         assert row["p_after"] == pytest.approx(p_target(plain, small_tokenizer, fact), rel=1e-3, abs=1e-7)
@@ -87,20 +87,20 @@ def test_sequential_rome_is_one_edit_after_another(model, moments, small_tokeniz
     result = ft.mass_edit(
         model, FACTS, method="rome", layer=1, moments=moments, contexts=CONTEXTS, score_every=1, clamp=4.0, **VALUE
     )
-    rows = {(row["landed"], row["position"]): row for row in result.scores.to_pylist()}
+    rows = {(row["n_edits"], row["position"]): row for row in result.scores.to_pylist()}
     assert sorted(rows) == [(1, 1), (2, 1), (2, 2)]
     weight = down_projection(mlp_modules(model.hf)[1]).weight
     saved = weight.detach().clone()
-    for landed, fact in enumerate(FACTS, 1):
+    for n_edits, fact in enumerate(FACTS, 1):
         value, key = hooked_rome(
             model.hf, small_tokenizer, fact.prompt, fact.subject, fact.target_false, 1, CONTEXTS,
             lambda k: moments.inverse_key(1, k[None])[0], 4, 0.5, 0.0625, 0.5, 4.0,
         )  # fmt: skip
         with torch.no_grad():
             weight += torch.outer(value, key).float()
-        for position, earlier in enumerate(FACTS[:landed], 1):
+        for position, earlier in enumerate(FACTS[:n_edits], 1):
             p = p_target(model.hf, small_tokenizer, earlier)
-            assert rows[landed, position]["p_after"] == pytest.approx(p, rel=5e-3, abs=1e-6)
+            assert rows[n_edits, position]["p_after"] == pytest.approx(p, rel=5e-3, abs=1e-6)
     with torch.no_grad():
         weight.copy_(saved)
 
@@ -135,11 +135,11 @@ def test_the_store_keeps_every_landing_and_is_not_asked_twice(model, moments, tm
     )
     first = mass_into(store, plan, lambda n: None)
     monkeypatch.setattr(type(plan), "compute", lambda *_, **__: pytest.fail("computed again"))
-    landed = []
-    assert mass_into(store, plan, landed.append).to_pylist() == first.to_pylist()
-    assert landed == [2]
-    rows = store.query("SELECT landed, position FROM mass_edits ORDER BY ALL").to_pylist()
-    assert rows == [{"landed": 1, "position": 1}, {"landed": 2, "position": 1}, {"landed": 2, "position": 2}]
+    progress = []
+    assert mass_into(store, plan, progress.append).to_pylist() == first.to_pylist()
+    assert progress == [2]
+    rows = store.query("SELECT n_edits, position FROM mass_edits ORDER BY ALL").to_pylist()
+    assert rows == [{"n_edits": 1, "position": 1}, {"n_edits": 2, "position": 1}, {"n_edits": 2, "position": 2}]
     assert store.query("SELECT kind FROM runs WHERE kind = 'mass'").num_rows == 1
 
 
@@ -160,14 +160,14 @@ def test_a_fact_left_out_has_a_row_that_says_why(model, moments, tmp_path):
     )
     for _ in range(2):
         rows = mass_into(store, plan, lambda n: None).to_pylist()
-        assert [(row["landed"], row["position"], row["fact_id"]) for row in rows if row["reason"] is None] == [
+        assert [(row["n_edits"], row["position"], row["fact_id"]) for row in rows if row["reason"] is None] == [
             (1, 1, likely.fact_id)
         ]
         left = {row["fact_id"]: row for row in rows if row["reason"] is not None}
         assert set(left) == {fact.fact_id for fact in FACTS}
         for row in left.values():
             assert "is below 0.02, too little to erase" in row["reason"]
-            assert (row["landed"], row["position"], row["rewrite"]) == (1, None, None)
+            assert (row["n_edits"], row["position"], row["rewrite"]) == (1, None, None)
 
 
 @pytest.mark.parametrize("method", ["memit", "rome"])

@@ -1,6 +1,7 @@
 """What a second process does to a store while a test watches."""
 
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ import duckdb
 from made_results import made_trace
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store, Stores
+from fasttrace.store import Store, Stores, connect
+from fasttrace.store.migrate import upgrade
 
 LAYERS, TOKENS = 12, 8
 
@@ -50,6 +52,30 @@ def hold(path: Path, held: Any, seconds: float) -> None:
     held.set()
     time.sleep(seconds)
     con.close()
+
+
+def killed_in_an_upgrade(path: Path) -> None:
+    """Die with the upgrade of an older store done and not committed."""
+
+    def upgrade_and_die(con: duckdb.DuckDBPyConnection, version: int) -> None:
+        upgrade(con, version)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    connect.upgrade = upgrade_and_die
+    Store(path).add(batch(["f0"]))
+
+
+def killed_after_an_upgrade(path: Path) -> None:
+    """Die with the upgrade of an older store committed and a row of one's own not."""
+    with Store(path).writing() as con:
+        con.execute("DELETE FROM mass_edits").fetchall()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_at(path: Path, fact_ids: list[str], start: Any) -> None:
+    """`write_all` as soon as every other process is ready for it."""
+    start.wait(60)
+    write_all(path, fact_ids)
 
 
 def read_several(paths: list[Path], trying: Any, answer: Any) -> None:

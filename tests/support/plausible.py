@@ -205,14 +205,14 @@ def edit_result(
 
 
 def mass_result(facts: list[Fact], counts: tuple[int, ...] = (4, 8, 12), **run: Any) -> Made:
-    """Facts landing in one model, whose scores sink as more of them land."""
+    """Facts edited into one model, whose scores sink as their number grows."""
     rows = []
-    for landed in counts:
-        for place, fact in enumerate(facts[:landed]):
-            rewrite = float(np.clip(1 - 0.03 * landed + np.random.default_rng([landed, place]).normal(0, 0.05), 0, 1))
+    for n_edits in counts:
+        for place, fact in enumerate(facts[:n_edits]):
+            rewrite = float(np.clip(1 - 0.03 * n_edits + np.random.default_rng([n_edits, place]).normal(0, 0.05), 0, 1))
             rows.append(
                 {
-                    "landed": landed,
+                    "n_edits": n_edits,
                     "fact_id": fact.fact_id,
                     "position": place + 1,
                     "problem": "error-injection",

@@ -167,7 +167,7 @@ def mass(
     store: str | None, as_json: bool, own: dict[str, str], known: bool, export: str | None, delta: str | None,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Edit many facts into one model, and score them all as they land.
+    """Edit many facts into one model, and score all of them as the number of edits grows.
 
     One model carries them, so it is computed whole; once finished it is read from the store, except for --export and
     --delta.
@@ -197,14 +197,14 @@ def mass(
             scores = result.scores
     if export is not None or delta is not None:
         _write(result, plan.plan, store, export, delta)
-    emit(_means_by_landed(scores), as_json)
+    emit(_means_by_n_edits(scores), as_json)
 
 
-def _means_by_landed(scores: pa.Table) -> pa.Table:
-    """Mean scores of the facts that have landed, a row a scoring."""
+def _means_by_n_edits(scores: pa.Table) -> pa.Table:
+    """Mean scores of the facts edited so far, a row per scoring."""
     names = ("rewrite", "paraphrase", "neighborhood", "overall", "p_after")
-    means = scores.group_by("landed").aggregate([(name, "mean") for name in names])
-    return means.rename_columns([name.removesuffix("_mean") for name in means.column_names]).sort_by("landed")
+    means = scores.group_by("n_edits").aggregate([(name, "mean") for name in names])
+    return means.rename_columns([name.removesuffix("_mean") for name in means.column_names]).sort_by("n_edits")
 
 
 @click.command()

@@ -1,5 +1,5 @@
-"""`mass_edit`: many facts into one model, all at once or one group after another, with the scores of every fact that
-has landed as later ones land.
+"""`mass_edit`: many facts into one model, all at once or one group after another. Every fact edited so far is scored
+again as later ones are edited.
 
 MEMIT solves a whole group together (Meng et al. 2022, arXiv 2210.07229, equation 14); ROME and fine-tuning edit one
 fact at a time, each on the model as the edits before it have left it.
@@ -40,7 +40,7 @@ SCORE_ROWS = 4096  # tokens of one pass of scoring
 
 MASS_SCORES = pa.schema(
     [
-        ("landed", pa.int32()),
+        ("n_edits", pa.int32()),
         ("fact_id", pa.string()),
         ("position", pa.int32()),
         ("problem", pa.string()),
@@ -58,7 +58,7 @@ MASS_SCORES = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class MassResult:
-    """run: the `runs` row. facts: in the order they landed. scores: MASS_SCORES, a row a fact that has landed and time
+    """run: the `runs` row. facts: in the order they were edited. scores: MASS_SCORES, a row per edited fact and time
     of scoring, and one with the reason for each left out; a fact whose own δ no scored token sees has a reason too.
     updates: layer → the change that carries them all."""
 
@@ -92,8 +92,8 @@ class MassPlan:
         return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
 
     def compute(self, *, memory: str | int | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
-        """Edit and score. memory: bytes for what is in flight; None: the settings'. progress(n): n more facts have
-        landed."""
+        """Edit and score. memory: bytes for what is in flight; None: the settings'. progress(n): n more facts are
+        edited."""
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
         plan, model, facts = self.plan, self.plan.model, self.facts
@@ -104,17 +104,17 @@ class MassPlan:
             unseen: dict[str, str] = {}
             rows: list[dict[str, Any]] = []
             groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
-            landed = 0
+            n_edits = 0
             for number, group in enumerate(groups, 1):
                 view = edited_view(model, updates)
                 more, condition, why = self._solve(view, group, budget)
                 updates, unseen = {**summed([updates, *more])}, unseen | why
-                landed += len(group)
+                n_edits += len(group)
                 if number % self.score_every == 0 or number == len(groups):
-                    after = before[:landed]
+                    after = before[:n_edits]
                     if any(update.changes() for update in updates.values()):
-                        after = _log_probabilities(edited_view(model, updates), plan, prompts[:landed])
-                    rows += self._rows(landed, prompts, before, after, condition, unseen)
+                        after = _log_probabilities(edited_view(model, updates), plan, prompts[:n_edits])
+                    rows += self._rows(n_edits, prompts, before, after, condition, unseen)
                 if progress is not None:
                     progress(len(group))
         rows += self._left_out()
@@ -172,7 +172,7 @@ class MassPlan:
 
     def _rows(
         self,
-        landed: int,
+        n_edits: int,
         prompts: list[list[ScoredPrompt]],
         before: list[np.ndarray],
         after: list[np.ndarray],
@@ -183,16 +183,16 @@ class MassPlan:
         for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
             scores = score_row(prompts[position], before[position], logp, plan.problem, plan.settings.protocol)
             about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact_id)}
-            yield {**self._name(landed, fact), **about, **scores}
+            yield {**self._name(n_edits, fact), **about, **scores}
 
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
         left = [fact for fact in self.plan.encoded if fact.fact_id in why]
         return [{**self._name(len(self.facts), fact), "reason": why[fact.fact_id]} for fact in left]
 
-    def _name(self, landed: int, fact: EncodedFact) -> dict[str, Any]:
+    def _name(self, n_edits: int, fact: EncodedFact) -> dict[str, Any]:
         return {
-            "landed": landed,
+            "n_edits": n_edits,
             "fact_id": fact.fact_id,
             "problem": self.plan.problem.name,
             "method": self.plan.settings.method,
@@ -236,7 +236,7 @@ class MassArguments(_MassKeywords):
     """Keywords of `mass_edit`."""
 
     progress: Callable[[int], None] | None = argument(
-        default=None, help="Called as progress(n) after n more facts have landed"
+        default=None, help="Called as progress(n) after n more facts are edited"
     )
 
 
@@ -273,7 +273,7 @@ def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassA
 
 @takes(MassArguments)
 def mass_edit(model: Decoder, facts: Sequence[Fact], given: MassArguments) -> MassResult:
-    """Edit all the facts into one model, in their order, and score them as they land; no weight is touched.
+    """Edit all the facts into one model, in their order, and score them as their number grows; no weight is touched.
 
     Raises UserError and FactError as `edit`.
     """

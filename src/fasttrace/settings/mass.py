@@ -25,7 +25,7 @@ class MassSettings(EditingSettings):
         default=None,
         least=1,
         names_run="always",
-        help="Groups of facts between two scorings of every fact that has landed; by default ten scorings in all",
+        help="Groups of facts between two scorings of every fact edited so far; by default ten scorings in all",
     )
     essence: int = setting(default=0)
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from fasttrace.facts.record import Fact
 from fasttrace.optional import duckdb  # before anything that imports it, so that a missing package gives this error
 from fasttrace.store import parquet
-from fasttrace.store.connect import SCHEMA_VERSION, check_folder, check_schema, create, opened, statement
+from fasttrace.store.connect import check_folder, check_schema, create, opened, statement
+from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.write import Result, batch_of, facts_table, write, write_facts
@@ -21,6 +22,8 @@ __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stores", "rows_of"]
 
 class Store(Readable):
     """A study in one DuckDB file. It stays closed: every method opens the file, does one thing and closes it.
+
+    A file of an older schema version is read as it is. The first write upgrades it in place, before it adds anything.
 
     path: the file. The first write (or `create`) creates it.
     timeout_s: for how many seconds a method retries while another process has the file open.
@@ -45,11 +48,11 @@ class Store(Readable):
             pass
 
     def check(self) -> None:
-        """Raise StoreError where the first write would, without creating a file."""
+        """Raise StoreError where the first write would, without creating or upgrading a file."""
         if not self.path.exists():
             check_folder(self.path)
             return
-        with self._opened(read_only=False):
+        with opened(self.path, read_only=False, timeout_s=self.timeout_s, memory=self.memory, upgrades=False):
             pass
 
     def add(self, result: Result) -> int:

@@ -21,10 +21,8 @@ import duckdb
 
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing, why_unwritable
+from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, current_names, upgrade
 from fasttrace.version import VERSION
-
-SCHEMA_VERSION = 5
-"""Increased by one whenever a relation of schema/ changes. A store of another version is refused."""
 
 RELATIONS = (
     "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "trace_effects", "edits",
@@ -106,19 +104,25 @@ def create(path: Path) -> None:
 
 @contextmanager
 def opened(
-    path: Path, *, read_only: bool, timeout_s: float, memory: str | None = None
+    path: Path, *, read_only: bool, timeout_s: float, memory: str | None = None, upgrades: bool = True
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to an existing store, checked for its schema, closed at the end of the block.
 
+    A store of an older schema version is read under this version's names. A connection for writing upgrades it first.
     timeout_s: for how many seconds a locked file is retried.
     memory: DuckDB's memory_limit, such as "2GB", or None for its default.
-    Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, not a store of this schema
-    version, or (unless read_only) not writable.
+    upgrades: whether a connection for writing upgrades an older store, rather than reading it.
+    Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, not a store of a schema
+    version from OLDEST_VERSION on, or (unless read_only) not writable.
     """
     with _turn:
         con = _patiently(lambda: _connect(path, read_only, memory), timeout_s)
         try:
-            check_schema(con, path)
+            version = check_schema(con, path)
+            if version < SCHEMA_VERSION and (read_only or not upgrades):
+                _rename_for_reading(con, version)
+            elif version < SCHEMA_VERSION:
+                _upgrade(con, path, version)
             yield con
         finally:
             con.close()  # a transaction still open is rolled back
@@ -271,21 +275,58 @@ def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
     return found
 
 
-def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raises StoreError where the connection's database is not a store of this schema version."""
+def _rename_for_reading(con: duckdb.DuckDBPyConnection, version: int) -> None:
+    """Make an older store look like one of this version, by temporary views in front of its tables.
+
+    store_schema is among them, so that an export names the version that its columns have.
+    """
+    [(database,)] = con.execute("SELECT current_database()").fetchall()
+    for relation in RELATIONS:
+        names = current_names(con.table(relation).columns, relation, version)
+        columns = ", ".join(f"{quoted(old)} AS {quoted(name)}" for old, name in names.items() if name != old)
+        change = f"RENAME ({columns})" if columns else ""
+        if relation == "store_schema":
+            change = f"REPLACE ({SCHEMA_VERSION} AS version)"
+        if change:
+            select = f"SELECT * {change} FROM {quoted(database)}.main.{quoted(relation)}"
+            con.execute(f"CREATE TEMP VIEW {quoted(relation)} AS {select}").fetchall()
+
+
+def _upgrade(con: duckdb.DuckDBPyConnection, path: Path, version: int) -> None:
+    """Upgrade an older store in one transaction. A process that is killed here leaves it as it was."""
+    try:
+        con.begin()
+        upgrade(con, version)
+        check_schema(con, path)
+        con.commit()
+    except duckdb.Error as error:
+        raise StoreError(
+            f"the store {path} cannot be upgraded from schema version {version} to {SCHEMA_VERSION} and stays as it "
+            f"was: {_first_line(error)}"
+        ) from error
+
+
+def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """The schema version of the connection's database.
+
+    Raises StoreError where it is not a store, is older than OLDEST_VERSION or newer than SCHEMA_VERSION, or lacks a
+    relation of its version.
+    """
     found = _columns_found(con)
     if "version" not in found.get("store_schema", {}):
         raise StoreError(f"{path} is a DuckDB file but not a fasttrace store: name another path")
     [(number,)] = con.execute(statement("schema_version")).fetchall()
-    if number != SCHEMA_VERSION:
+    if number is None or not OLDEST_VERSION <= number <= SCHEMA_VERSION:
         age = "an older" if number is None or number < SCHEMA_VERSION else "a newer"
         raise StoreError(
-            f"the store {path} has schema version {number}, made by {age} fasttrace: this one reads and "
-            f"writes version {SCHEMA_VERSION}"
+            f"the store {path} has schema version {number}, made by {age} fasttrace: this one reads "
+            f"versions {OLDEST_VERSION} to {SCHEMA_VERSION}"
         )
     for relation, columns in schema_columns().items():
-        if found.get(relation) != columns:
+        names = current_names(found.get(relation, {}), relation, number)
+        if {names[column]: kind for column, kind in found.get(relation, {}).items()} != columns:
             raise StoreError(
                 f"the relation {relation} of the store {path} differs from this fasttrace's schema: it was "
                 "altered or dropped by hand"
             )
+    return int(number)

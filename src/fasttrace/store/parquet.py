@@ -10,7 +10,8 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing
-from fasttrace.store.connect import RELATIONS, SCHEMA_VERSION, schema_columns
+from fasttrace.store.connect import RELATIONS, schema_columns
+from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
 
 Read = Mapping[str, duckdb.DuckDBPyRelation]
@@ -35,8 +36,9 @@ def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
 def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
     """The relations of an exported folder, lazily, after every check that does not need their rows.
 
-    Raises StoreError where the folder is not an export of this schema version, lacks a file or has an unknown one, or
-    where a file is damaged or has other columns.
+    Columns of an older export have this version's names.
+    Raises StoreError where the folder is not an export of a schema version from OLDEST_VERSION on, lacks a file or has
+    an unknown one, or where a file is damaged or has other columns.
     """
     if not folder.is_dir():
         raise StoreError(f"there is no folder {folder}: Store.to_parquet makes one")
@@ -50,10 +52,12 @@ def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
     with _damage_reported(folder):
         files = {name: con.read_parquet(str(folder / f"{name}.parquet")) for name in RELATIONS}
         version = files["store_schema"].max("version").fetchall()[0][0]
-    if version != SCHEMA_VERSION:
+    if version is None or not OLDEST_VERSION <= version <= SCHEMA_VERSION:
         raise StoreError(
-            f"the folder {folder} has schema version {version}: this fasttrace reads version {SCHEMA_VERSION}"
+            f"the folder {folder} has schema version {version}: this fasttrace reads versions {OLDEST_VERSION} to "
+            f"{SCHEMA_VERSION}"
         )
+    files = {name: as_current(rows, name, version) for name, rows in files.items()}
     for name, columns in schema_columns().items():
         found = dict(zip(files[name].columns, map(str, files[name].dtypes), strict=True))
         for column in [*columns, *found]:

@@ -13,6 +13,7 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
 from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, statement
+from fasttrace.store.migrate import as_current
 from fasttrace.store.query import ONCE, Readable
 
 File = str | PathLike[str]
@@ -27,9 +28,10 @@ class Stores(Readable):
     stores: {name: file}, (name, file) pairs, or files, each named by its stem (runs/a.duckdb is a).
     timeout_s: for how many seconds a method retries while another process has one of them open.
 
-    A relation of one store is name.relation. A plain relation has the rows of all stores, with the column `store`
-    before the others. A row that two stores have, such as one of a run in both, occurs there twice. The views of the
-    analysis, and everything that reads `once()`, have such a row once, from the first store that has it.
+    A relation of one store is name.relation, with the columns that its file has. A plain relation has the rows of all
+    stores under this schema version's names, with the column `store` first. A row that two stores have, such
+    as one of a run in both, occurs there twice. The views of the analysis, and everything that reads `once()`, have
+    such a row once, from the first store that has it.
 
     Raises StoreError where a name or a file cannot be used, or two stores contradict each other.
     """
@@ -80,22 +82,30 @@ class Stores(Readable):
 
 def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
     """Create every relation over all stores twice: in main with all rows, in `once` with each row once."""
+    versions = {name: _version(con, name) for name in names}
     con.execute("CREATE SCHEMA once")
     for relation in RELATIONS:
-        _union([_rows(con, name, relation) for name in names]).create_view(relation)
+        _union([_rows(con, name, relation, version) for name, version in versions.items()]).create_view(relation)
     _check_agreement(con)
     con.execute("SET search_path = 'once'")
     for relation in RELATIONS:
         key = schema_keys()[relation]
-        rows = [_rows(con, name, relation).select(StarExpression(exclude=["store"])) for name in names]
+        stored = [_rows(con, name, relation, version) for name, version in versions.items()]
+        rows = [part.select(StarExpression(exclude=["store"])) for part in stored]
         new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
         _union(new).create_view(relation)
 
 
-def _rows(con: duckdb.DuckDBPyConnection, name: str, relation: str) -> duckdb.DuckDBPyRelation:
-    """The rows of a relation of one store, with the column `store` first."""
+def _version(con: duckdb.DuckDBPyConnection, name: str) -> int:
+    """The schema version of one store."""
+    [(version,)] = con.sql(f"SELECT max(version) FROM {quoted(name)}.main.store_schema").fetchall()
+    return int(version)
+
+
+def _rows(con: duckdb.DuckDBPyConnection, name: str, relation: str, version: int) -> duckdb.DuckDBPyRelation:
+    """The rows of a relation of one store, with the column `store` first and this schema version's names."""
     columns = [ColumnExpression(column) for column in schema_columns()[relation]]
-    stored = con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}")
+    stored = as_current(con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}"), relation, version)
     return stored.select(ConstantExpression(name).alias("store"), *columns)
 
 

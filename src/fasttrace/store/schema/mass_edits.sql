@@ -1,16 +1,16 @@
--- mass_edits: how every fact stands after so many have been edited into one model.
--- Grain: one row a (run, number of facts landed, fact that has landed), and one a fact that was left out, at the last
--- number. Inputs: the `scores` of ft.mass_edit.
--- Units: landed = facts edited in when this was scored; position = which of them this fact was, from 1; scores, p_*,
--- magnitude, success and ppl_* as in edits, "before" being the model without any edit; condition = of the last solve;
--- reason = why a fact was left out, its position and scores then NULL; or why nothing was there to optimise for one that
--- landed.
+-- mass_edits: the scores of every fact edited into one model, as the number of its edits grows.
+-- Grain: one row a (run, number of edits, edited fact), and one a fact that was left out, at the last number.
+-- Inputs: the `scores` of ft.mass_edit.
+-- Units: n_edits = edits that the model held when it was scored; position = this fact's place among them, from 1;
+-- scores, p_*, magnitude, success and ppl_* as in edits, "before" being the model without any edit; condition = of the
+-- last solve; reason = why a fact was left out (its position and scores are then NULL), or why an edited fact had
+-- nothing to optimise.
 CREATE TABLE IF NOT EXISTS mass_edits (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
-    landed        INTEGER NOT NULL CHECK (landed >= 1),
+    n_edits       INTEGER NOT NULL CHECK (n_edits >= 1),
     fact_id       VARCHAR NOT NULL,
-    position      INTEGER CHECK (position BETWEEN 1 AND landed),
+    position      INTEGER CHECK (position BETWEEN 1 AND n_edits),
     problem       VARCHAR NOT NULL,
     method        VARCHAR NOT NULL,
     layer         INTEGER NOT NULL CHECK (layer >= 0),
@@ -30,6 +30,6 @@ CREATE TABLE IF NOT EXISTS mass_edits (
     ppl_after     DOUBLE  CHECK (ppl_after >= 1),
     condition     DOUBLE  CHECK (condition >= 1),
     reason        VARCHAR,
-    PRIMARY KEY (run_id, landed, fact_id),
+    PRIMARY KEY (run_id, n_edits, fact_id),
     CHECK (position IS NOT NULL OR reason IS NOT NULL)
 );

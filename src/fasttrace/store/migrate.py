@@ -1,0 +1,41 @@
+"""Stores of an older schema version: read under this version's names, upgraded in place by the first write.
+
+A change of schema/ raises SCHEMA_VERSION and adds migrations/<version>.sql, which turns a store of the version before
+into one of this version. A column that only changes its name is listed in _RENAMED, so that older stores can be read.
+"""
+
+from collections.abc import Iterable
+from importlib.resources import files
+
+import duckdb
+from duckdb import ColumnExpression
+
+SCHEMA_VERSION = 6
+"""Increased by one whenever a relation of schema/ changes."""
+OLDEST_VERSION = 5
+"""The oldest version that is read and upgraded. A store older than that is refused."""
+
+# Version → relation → {a column's name in the version before: its name since}.
+_RENAMED = {6: {"mass_edits": {"landed": "n_edits"}}}
+
+
+def current_names(columns: Iterable[str], relation: str, version: int) -> dict[str, str]:
+    """{column of a relation in a store of `version`: its name in this version}."""
+    names = {column: column for column in columns}
+    for later in range(version + 1, SCHEMA_VERSION + 1):
+        renamed = _RENAMED.get(later, {}).get(relation, {})
+        names = {old: renamed.get(name, name) for old, name in names.items()}
+    return names
+
+
+def as_current(rows: duckdb.DuckDBPyRelation, relation: str, version: int) -> duckdb.DuckDBPyRelation:
+    """The rows of a relation in a store of `version`, its columns under this version's names."""
+    names = current_names(rows.columns, relation, version)
+    return rows.select(*(ColumnExpression(old).alias(name) for old, name in names.items()))
+
+
+def upgrade(con: duckdb.DuckDBPyConnection, version: int) -> None:
+    """Turn the store of `version` on `con` into one of this version, within the caller's transaction."""
+    for later in range(version + 1, SCHEMA_VERSION + 1):
+        sql = (files("fasttrace.store") / "migrations" / f"{later}.sql").read_text(encoding="utf-8")
+        con.execute(sql).fetchall()
