@@ -21,9 +21,18 @@ from .relation import relation
 
 # Of an edit, in the order of the page's columns; one list each a fact, not one object an edit: a third of the bytes.
 EDIT = (
-    "layer", "rewrite", "paraphrase", "neighborhood", "essence", "overall", "p_before", "p_after", "p_true_before",
-    "p_true_after", "success",
-)  # fmt: skip
+    "layer",
+    "rewrite",
+    "paraphrase",
+    "neighborhood",
+    "essence",
+    "overall",
+    "p_before",
+    "p_after",
+    "p_true_before",
+    "p_true_after",
+    "success",
+)
 TEXTS = ("subject", "relation", "target_true", "target_false", "prompt", "source")
 
 
@@ -124,9 +133,18 @@ def short(value: Any) -> Any:
 
 def _trace(row: Row, cells: pa.Table | None) -> Row:
     kept = (
-        "name", "trace_run_id", "model", "protocol", "localization", "window_size", "p_clean", "p_noised", "sigma",
-        "kept", "reason",
-    )  # fmt: skip
+        "name",
+        "trace_run_id",
+        "model",
+        "protocol",
+        "localization",
+        "window_size",
+        "p_clean",
+        "p_noised",
+        "sigma",
+        "kept",
+        "reason",
+    )
     grid: dict[str, list[list[Any]]] = {
         name: []
         if cells is None

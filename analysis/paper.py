@@ -125,7 +125,10 @@ FIGURES = {
         Numbered(7, "layers", "Scores by edited layer", _INJECTION, ("rewrite", "paraphrase", "neighborhood")),
         Numbered(8, "layers", "Essence score by edited layer", _INJECTION, ("essence",)),
         Numbered(
-            9, "layers", "Overall score by edited layer, without and with essence", _INJECTION,
+            9,
+            "layers",
+            "Overall score by edited layer, without and with essence",
+            _INJECTION,
             ("overall", WITH_ESSENCE),
         ),
         Numbered(10, "curve", "Mean tracing effect by layer and window"),
@@ -133,33 +136,46 @@ FIGURES = {
         Numbered(12, "bars", "R² of the rewrite score, tracing window 10", Rows(window_size=10)),
         Numbered(13, "bars", "R² of the rewrite score, GPT2-XL", Rows(model="gpt2-xl")),
         Numbered(
-            14, "scatter-one", "Rewrite magnitude against the absolute effect at the last subject token, one layer",
-            replace(_ROME, effect_at="last-subject-absolute"), ("magnitude",),
+            14,
+            "scatter-one",
+            "Rewrite magnitude against the absolute effect at the last subject token, one layer",
+            replace(_ROME, effect_at="last-subject-absolute"),
+            ("magnitude",),
         ),
         Numbered(15, "scatter", "ROME's rewrite score against the tracing effect, layer by layer", _ROME),
         Numbered(
-            16, "scatter", "ROME's rewrite score against the effect at the last subject token",
+            16,
+            "scatter",
+            "ROME's rewrite score against the effect at the last subject token",
             replace(_ROME, effect_at="last-subject"),
         ),
         Numbered(
-            17, "scatter", "Fact forcing with FT-5: rewrite score against the tracing effect",
+            17,
+            "scatter",
+            "Fact forcing with FT-5: rewrite score against the tracing effect",
             Rows(problem="fact-forcing", method="ft-5"),
         ),
         Numbered(18, "scatter", "ROME's overall score against the tracing effect", _ROME, ("overall",)),
         Numbered(19, "scatter", "zsRE: ROME's rewrite score against the tracing effect", replace(_ROME, zsre=True)),
         Numbered(
-            20, "scatter", "zsRE: ROME's overall score against the tracing effect", replace(_ROME, zsre=True),
+            20,
+            "scatter",
+            "zsRE: ROME's overall score against the tracing effect",
+            replace(_ROME, zsre=True),
             ("overall",),
         ),
         Numbered(
             21, "scatter", "ROME's rewrite score against what zeroing deletes", replace(_ROME, localization="zero")
         ),
         Numbered(
-            22, "scatter", "ROME's overall score against what zeroing deletes", replace(_ROME, localization="zero"),
+            22,
+            "scatter",
+            "ROME's overall score against what zeroing deletes",
+            replace(_ROME, localization="zero"),
             ("overall",),
         ),
     )
-}  # fmt: skip
+}
 ILLUSTRATIONS = {3: "an example of CounterFact", 5: "a drawing of the editing problems"}
 
 

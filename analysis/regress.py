@@ -23,9 +23,22 @@ MODELS = {
 """The paper's three models by name (section 4.3): the same fits as `regressions` gives."""
 EXAMPLE = "rewrite ~ C(layer) * effect"
 _FUNCTIONS = (
-    "np", "C", "I", "Treatment", "Sum", "Diff", "Helmert", "Poly", "bs", "cc", "cr", "te", "center", "standardize",
+    "np",
+    "C",
+    "I",
+    "Treatment",
+    "Sum",
+    "Diff",
+    "Helmert",
+    "Poly",
+    "bs",
+    "cc",
+    "cr",
+    "te",
+    "center",
+    "standardize",
     "scale",
-)  # fmt: skip
+)
 """Names a formula may use besides columns: numpy, and what patsy offers."""
 
 
@@ -143,9 +156,14 @@ def regress(
     with _quiet() as warned:
         fit = _fit(formula, selection, robust, cluster, groups)
     errors = (
-        "HC3" if robust else f"clustered by {cluster}" if cluster
-        else f"a random intercept for each {groups}" if groups else "plain (rows independent, of equal variance)"
-    )  # fmt: skip
+        "HC3"
+        if robust
+        else f"clustered by {cluster}"
+        if cluster
+        else f"a random intercept for each {groups}"
+        if groups
+        else "plain (rows independent, of equal variance)"
+    )
     return Regression(formula, errors, fit, selection, tuple(variables), _notes(warned))
 
 
@@ -163,8 +181,10 @@ def _parsed(formula: str, score: str | None) -> tuple[str, list[str]]:
 
     try:
         described = patsy.ModelDesc.from_formula(formula)
-        left, right = ([factor for term in terms for factor in term.factors]
-                       for terms in (described.lhs_termlist, described.rhs_termlist))  # fmt: skip
+        left, right = (
+            [factor for term in terms for factor in term.factors]
+            for terms in (described.lhs_termlist, described.rhs_termlist)
+        )
         outcome, others = (
             [name for factor in side for name in sorted(ast_names(factor.code)) if name not in _FUNCTIONS]
             for side in (left, right)

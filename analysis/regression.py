@@ -23,9 +23,20 @@ SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnit
 EFFECTS = ("max", "last-subject", "last-subject-absolute")
 SUBSETS = ("all", "concentrated")
 KEYS = (
-    "problem", "method", "protocol", "model", "module", "localization", "window_size", "edit_run_id",
-    "trace_run_id", "source", "score", "effect_at", "subset",
-)  # fmt: skip
+    "problem",
+    "method",
+    "protocol",
+    "model",
+    "module",
+    "localization",
+    "window_size",
+    "edit_run_id",
+    "trace_run_id",
+    "source",
+    "score",
+    "effect_at",
+    "subset",
+)
 """What identifies a regression: rows that differ in any of these are never pooled."""
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 AT_ONCE = 2_000_000

@@ -100,20 +100,35 @@ def _latex(table: pa.Table, title: str | None, digits: int) -> str:
     names, rows = _cells(table, digits)
     columns = "".join("r" if is_number(table.schema.field(name).type) else "l" for name in names)
     lines = [
-        *([f"% {title}"] if title else []), rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-        line(names), r"\midrule",
-        *map(line, rows), r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
+        *([f"% {title}"] if title else []),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        line(names),
+        r"\midrule",
+        *map(line, rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join(lines) + "\n"
 
 
 _LATEX = str.maketrans(
     {
-        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-        "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$",
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"$<$",
+        ">": r"$>$",
         "–": "--",
     }
-)  # fmt: skip
+)
 
 
 def _escape_latex(text: str) -> str:

@@ -158,9 +158,12 @@ def count_table(names: list[Row], runs: list[Row], counts: dict[str, Row], means
 
 def left_out_table(left_out: list[Row]) -> Table:
     columns = [
-        Column("step", "step"), Column("reason", "reason", wrap=True), Column("model", "model"),
-        Column("protocol", "protocol", or_dash), Column("facts", "facts", **COUNT),
-    ]  # fmt: skip
+        Column("step", "step"),
+        Column("reason", "reason", wrap=True),
+        Column("model", "model"),
+        Column("protocol", "protocol", or_dash),
+        Column("facts", "facts", **COUNT),
+    ]
     return Table("Facts left out, and why.", columns, left_out)
 
 
@@ -174,9 +177,18 @@ def run_table(runs: list[Row], counts: dict[str, Row]) -> Table:
     }
     numeric = ("seed", "facts", "kept", "cells", "edits", "seconds")
     order = (
-        "run_id", "kind", "model", "model_hash", "dtype", "device", "protocol", *numeric, "created_at",
-        "fasttrace_version", "torch_version",
-    )  # fmt: skip
+        "run_id",
+        "kind",
+        "model",
+        "model_hash",
+        "dtype",
+        "device",
+        "protocol",
+        *numeric,
+        "created_at",
+        "fasttrace_version",
+        "torch_version",
+    )
     columns = [Column(key, names.get(key, key), _run_text(key), key in numeric) for key in order]
     rows = [run | {key: counts[run["run_id"]][key] for key in ("facts", "kept", "cells", "edits")} for run in runs]
     return Table("Runs, oldest first; times in UTC.", columns, rows)

@@ -51,8 +51,10 @@ def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
 
     Raises UserError where the folder cannot be read, or a file in it has the name of one of the others.
     """
-    found = {name: Saved(name, _kind(schema_sql(name)), f"FROM {name}", header_of(schema_sql(name), name))
-             for name in RELATIONS}  # fmt: skip
+    found = {
+        name: Saved(name, _kind(schema_sql(name)), f"FROM {name}", header_of(schema_sql(name), name))
+        for name in RELATIONS
+    }
     in_files = [file.name for file in files("fasttrace.analysis").joinpath("sql").iterdir()]
     for name in sorted([*SETTINGS, *(file.removesuffix(".sql") for file in in_files if file.endswith(".sql"))]):
         text = f"FROM {name}" if name in CHAIN else sql(name)

@@ -16,14 +16,28 @@ from .saved import nearest
 
 TRACED_EDITS = "traced_edits"
 DESCRIBES = (
-    "problem", "method", "protocol", "model", "module", "localization", "window_size", "source", "edit_run_id",
+    "problem",
+    "method",
+    "protocol",
+    "model",
+    "module",
+    "localization",
+    "window_size",
+    "source",
+    "edit_run_id",
     "trace_run_id",
-)  # fmt: skip
+)
 """Columns that say what a row is of. Rows that differ in one of them are pooled unless the formula has it."""
 OF_THE_TRACE = (
-    "effect", "effect_last_subject", "effect_absolute", "peak_token_index", "p_restored_max", "approximate", "p_clean",
+    "effect",
+    "effect_last_subject",
+    "effect_absolute",
+    "peak_token_index",
+    "p_restored_max",
+    "approximate",
+    "p_clean",
     "p_noised",
-)  # fmt: skip
+)
 OF_THE_FACT = ("source", "relation", "subject")
 _DROPPED = pa.schema([("column", pa.string()), ("reason", pa.string()), ("rows", pa.int64()), ("facts", pa.int64())])
 

@@ -16,9 +16,17 @@ from .render import render
 
 # Columns that tell runs apart: shown only where rows differ in them.
 _DISTINGUISHING = (
-    "protocol", "model", "module", "localization", "window_size", "source", "effect_at", "subset", "edit_run_id",
+    "protocol",
+    "model",
+    "module",
+    "localization",
+    "window_size",
+    "source",
+    "effect_at",
+    "subset",
+    "edit_run_id",
     "trace_run_id",
-)  # fmt: skip
+)
 
 
 def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:

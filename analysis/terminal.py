@@ -70,8 +70,10 @@ def grid(
     and row after those that were left out; None: all are there.
     """
     if widths is None:
-        widths = [max(cell_len(line) for word in (heading, *column) for line in word.split("\n"))
-                  for heading, column in zip(headings, columns, strict=True)]  # fmt: skip
+        widths = [
+            max(cell_len(line) for word in (heading, *column) for line in word.split("\n"))
+            for heading, column in zip(headings, columns, strict=True)
+        ]
     shown = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,

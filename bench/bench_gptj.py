@@ -33,8 +33,14 @@ from fasttrace.tracing.cost import gemm_peak
 
 SETTINGS = {"windows": [5], "samples": 10, "sigma": 0.1, "noise": "released", "keep": "all", "tokens": "all"}
 SMALL = {
-    "n_embd": 64, "n_layer": 4, "n_head": 4, "rotary_dim": 8, "vocab_size": 500, "bos_token_id": 0, "eos_token_id": 0
-}  # fmt: skip
+    "n_embd": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "rotary_dim": 8,
+    "vocab_size": 500,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 # (facts, rounds): float32 takes some twelve times as long.
 LOADS = {"bfloat16": (20, 3), "float32": (4, 1)}
 WIDER = {"bfloat16": "float32", "float32": "float64"}
@@ -73,9 +79,16 @@ def hooked(model: Decoder, fact: ft.Fact) -> np.ndarray:
     begin, end = encoded.subject_begin, encoded.subject_end
     noise = np.random.RandomState(1).randn(SETTINGS["samples"], end - begin, model.width)
     _, _, restored = hooked_trace(
-        model.hf, encoded.ids, encoded.target_true_ids, begin, end, noise, SETTINGS["sigma"], 5,
+        model.hf,
+        encoded.ids,
+        encoded.target_true_ids,
+        begin,
+        end,
+        noise,
+        SETTINGS["sigma"],
+        5,
         range(begin, len(encoded.ids)),
-    )  # fmt: skip
+    )
     return restored.mean(-1)
 
 
@@ -101,15 +114,21 @@ def swept(model: Decoder, facts: list[ft.Fact], options: argparse.Namespace) -> 
     if cuda:
         told = torch.cuda.memory_stats()
         memory = {
-            "bytes": told["allocated_bytes.all.peak"], "bytes_reserved": told["reserved_bytes.all.peak"],
+            "bytes": told["allocated_bytes.all.peak"],
+            "bytes_reserved": told["reserved_bytes.all.peak"],
             "allocation_retries": told["num_alloc_retries"],
-        }  # fmt: skip
+        }
     peak = (before + gemm_peak(model)) / 2
     row = {
-        **taken, "facts": len(facts), "seconds_a_fact": taken["seconds"] / len(facts), "tflop": flops / 1e12,
-        "GFLOP/s": flops / taken["seconds"] / 1e9, "gemm_peak_gflops": peak / 1e9,
-        "fraction_of_peak": flops / taken["seconds"] / peak, **memory,
-    }  # fmt: skip
+        **taken,
+        "facts": len(facts),
+        "seconds_a_fact": taken["seconds"] / len(facts),
+        "tflop": flops / 1e12,
+        "GFLOP/s": flops / taken["seconds"] / 1e9,
+        "gemm_peak_gflops": peak / 1e9,
+        "fraction_of_peak": flops / taken["seconds"] / peak,
+        **memory,
+    }
     return row, first_grid(model, traced[0])
 
 
@@ -131,9 +150,12 @@ def measured(options: argparse.Namespace) -> Iterator[BenchRow]:
     rival = spread([time.perf_counter() - begun])
     slower = rival["seconds"] / row["seconds_a_fact"]
     yield {
-        **named, "impl": "one hooked forward a cell", **rival, "times_slower": slower,
+        **named,
+        "impl": "one hooked forward a cell",
+        **rival,
+        "times_slower": slower,
         "relative_difference": off(grid, plain),
-    }  # fmt: skip
+    }
     torch.cuda.empty_cache()  # does nothing where there is no GPU
     wider = WIDER[options.dtype]
     # Up to 50 GB for GPT-J in float64; where that is not there, the rows above stand.

@@ -14,9 +14,7 @@ from fasttrace.editing.moments import second_moments
 from fasttrace.models import Decoder
 
 TOKENS = 1024
-SENTENCE = (
-    "The harbour of {} was rebuilt in {} by a company from the north, and {} ships a year still call there.\n"
-)
+SENTENCE = "The harbour of {} was rebuilt in {} by a company from the north, and {} ships a year still call there.\n"
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,7 @@ def together(model: Decoder, text: Path, folder: Path) -> None:
 def apart(model: Decoder, text: Path, folder: Path) -> None:
     """Passes end at the layer wanted, so this is half the work of the released code's whole forwards."""
     for layer in range(model.n_layers):
-        second_moments(
-            model, text, tokens=TOKENS, layers=[layer], cache_dir=folder / str(layer), batch_rows=1024
-        )
+        second_moments(model, text, tokens=TOKENS, layers=[layer], cache_dir=folder / str(layer), batch_rows=1024)
 
 
 @pytest.mark.parametrize("way", [together, apart], ids=["one pass", "one pass a layer"])

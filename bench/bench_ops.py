@@ -14,10 +14,7 @@ from fasttrace.benchmarks.load import Draw, Way
 from fasttrace.benchmarks.measure import COMPILED, DTYPES, prepare, ways
 
 CASES = [
-    (op, sizes, dtype)
-    for op, module in OPS.items()
-    for sizes in module.SHAPES
-    for dtype in ("float32", "bfloat16")
+    (op, sizes, dtype) for op, module in OPS.items() for sizes in module.SHAPES for dtype in ("float32", "bfloat16")
 ]
 
 

@@ -84,9 +84,22 @@ def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, 
     most = limit(dtype, expected)
     with tempfile.TemporaryDirectory() as out:
         command = [
-            str(PYTHON), "-m", "peers.run", peer, str(folder), "--dtype", dtype, "--rounds", str(rounds),
-            "--limit", repr(most), "--threads", threads, "--out", out,
-        ]  # fmt: skip
+            str(PYTHON),
+            "-m",
+            "peers.run",
+            peer,
+            str(folder),
+            "--dtype",
+            dtype,
+            "--rounds",
+            str(rounds),
+            "--limit",
+            repr(most),
+            "--threads",
+            threads,
+            "--out",
+            out,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         failed = ""
         try:

@@ -44,9 +44,19 @@ EDITED = list(range(0, LAYERS, 3))
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
 METHODS = ("ft-1", "ft-5", "rome", "memit")
 NUMBERS = (
-    "n", "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "rmse_layer", "rmse_effect", "rmse_both", "mae_layer",
-    "mae_effect", "mae_both",
-)  # fmt: skip
+    "n",
+    "r2_layer",
+    "r2_effect",
+    "r2_both",
+    "diff",
+    "f_value",
+    "rmse_layer",
+    "rmse_effect",
+    "rmse_both",
+    "mae_layer",
+    "mae_effect",
+    "mae_both",
+)
 LAYER_SUMS = "FROM layer_sums WHERE score = 'rewrite' AND effect_at = 'max' AND subset = $subset"
 
 
@@ -65,11 +75,21 @@ class Result:
 def run_of(name: str, kind: str) -> dict[str, Any]:
     """run_id: hashed as a real one is, so that the file's statistics tell runs apart."""
     return {
-        "run_id": hashlib.sha256(name.encode()).hexdigest()[:16], "kind": kind, "model": "made up", "model_hash": "0",
-        "dtype": "float32", "device": "cpu", "seed": 0, "protocol": "paper", "settings": "{}",
-        "fasttrace_version": "0", "torch_version": "none", "created_at": datetime(2026, 1, 1), "seconds": 0.0,
+        "run_id": hashlib.sha256(name.encode()).hexdigest()[:16],
+        "kind": kind,
+        "model": "made up",
+        "model_hash": "0",
+        "dtype": "float32",
+        "device": "cpu",
+        "seed": 0,
+        "protocol": "paper",
+        "settings": "{}",
+        "fasttrace_version": "0",
+        "torch_version": "none",
+        "created_at": datetime(2026, 1, 1),
+        "seconds": 0.0,
         "flops": None,
-    }  # fmt: skip
+    }
 
 
 def fill(store: Store, n_facts: int) -> Iterator[float]:

@@ -26,9 +26,16 @@ def hooked(model, encoded, tokens):
     """The rival: every cell a whole forward of 11 rows."""
     noise = np.random.RandomState(1).randn(10, encoded.subject_end - encoded.subject_begin, model.width)
     return hooked_trace(
-        model.hf, encoded.ids, encoded.target_true_ids, encoded.subject_begin, encoded.subject_end,
-        noise, 0.4, 5, tokens,
-    )  # fmt: skip
+        model.hf,
+        encoded.ids,
+        encoded.target_true_ids,
+        encoded.subject_begin,
+        encoded.subject_end,
+        noise,
+        0.4,
+        5,
+        tokens,
+    )
 
 
 def swept(options: argparse.Namespace) -> Iterator[BenchRow]:

@@ -22,9 +22,23 @@ from fasttrace.errors import UserError
 from fasttrace.places import check_file, replacing
 
 __all__ = [
-    "DEVICE", "ROOT", "BenchRow", "Results", "about", "bench_result", "check_outputs", "command", "device", "fresh",
-    "peak_bytes", "positive", "seconds", "spread", "write", "writes",
-]  # fmt: skip
+    "DEVICE",
+    "ROOT",
+    "BenchRow",
+    "Results",
+    "about",
+    "bench_result",
+    "check_outputs",
+    "command",
+    "device",
+    "fresh",
+    "peak_bytes",
+    "positive",
+    "seconds",
+    "spread",
+    "write",
+    "writes",
+]
 
 RESULTS = ROOT / "bench" / "results"
 MADE = (ROOT / "build", RESULTS)  # the project's own folders, which a fresh clone may lack

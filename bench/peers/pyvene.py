@@ -66,10 +66,14 @@ def sweep(hf, task: Task, way: str) -> np.ndarray:
         model, rows = intervenable(hf, task, layers), len(restored) * n
         base = {"input_ids": task.ids.repeat(rows, 1)}
         at = [[[t] for t in restored for _ in range(n)]] * len(layers)
-        given = {} if clean is None else {
-            key: clean[i][0, restored].repeat_interleave(n, 0)[:, None]
-            for key, i in zip(model.sorted_keys[1:], layers, strict=True)
-        }  # fmt: skip
+        given = (
+            {}
+            if clean is None
+            else {
+                key: clean[i][0, restored].repeat_interleave(n, 0)[:, None]
+                for key, i in zip(model.sorted_keys[1:], layers, strict=True)
+            }
+        )
         _, out = model(
             base,
             [None, *[base] * len(layers)] if clean is None else None,

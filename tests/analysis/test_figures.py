@@ -24,9 +24,7 @@ def drawn(figure: Figure) -> str:
     """Every word on a figure."""
     figure.draw_without_rendering()
     return "\n".join(
-        text.get_text()
-        for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))
-        if text.get_visible()
+        text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_visible()
     )
 
 
@@ -60,16 +58,13 @@ def test_drawing_leaves_pyplot_alone(study):
 
 def test_heatmap_shows_the_grid_its_probabilities_and_the_subject(study):
     figure = figures.heatmap(study, "place-00")
-    rows = study.query(
-        "SELECT token_index, layer, p_restored FROM trace_cells WHERE fact_id = 'place-00'"
-    ).to_pylist()
+    rows = study.query("SELECT token_index, layer, p_restored FROM trace_cells WHERE fact_id = 'place-00'").to_pylist()
     image = figure.axes[0].images[0].get_array()
     assert image.shape == (max(row["token_index"] for row in rows) + 1, N_LAYERS)
     assert all(image[row["token_index"], row["layer"]] == row["p_restored"] for row in rows)
     trace = study.query("SELECT p_clean, p_noised FROM traces WHERE fact_id = 'place-00'").to_pylist()[0]
     assert (
-        figure.axes[0].get_title(loc="left")
-        == f"p(Paris) clean {trace['p_clean']:.3f}, noised {trace['p_noised']:.3f}"
+        figure.axes[0].get_title(loc="left") == f"p(Paris) clean {trace['p_clean']:.3f}, noised {trace['p_noised']:.3f}"
     )
     tokens = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert tokens == ["The", "Eiffel*", "Tower*", "is", "located", "in", "the", "city", "of"]
@@ -128,9 +123,7 @@ def test_peaks_count_every_fact_with_an_effect_once(study):
 def test_mean_effect_curve_is_the_mean_over_facts_and_its_standard_error(study):
     axes = figures.paper_figure(study, CURVE).axes[0]
     rows = study.query("SELECT layer, effect FROM trace_effects WHERE effect IS NOT NULL").to_pylist()
-    effects = np.array(
-        [[row["effect"] for row in rows if row["layer"] == layer] for layer in range(N_LAYERS)]
-    )
+    effects = np.array([[row["effect"] for row in rows if row["layer"] == layer] for layer in range(N_LAYERS)])
     line = axes.lines[0]
     np.testing.assert_allclose(line.get_ydata(), effects.mean(axis=1), rtol=1e-12)
     band = axes.collections[0].get_paths()[0].vertices
@@ -145,15 +138,10 @@ def test_scatter_has_a_panel_a_layer_with_its_correlation(study):
         "SELECT edits.layer, effect, rewrite FROM edits "
         "JOIN trace_effects USING (fact_id, layer, window_size) WHERE effect IS NOT NULL"
     ).to_pylist()
-    panels = [
-        axes for axes in figure.findobj(lambda artist: hasattr(artist, "get_title")) if axes.get_visible()
-    ]
+    panels = [axes for axes in figure.findobj(lambda artist: hasattr(artist, "get_title")) if axes.get_visible()]
     assert len(panels) == len(EDITED)
     for axes, layer in zip(panels, EDITED, strict=True):
-        x, y = (
-            np.array([pair[key] for pair in pairs if pair["layer"] == layer])
-            for key in ("effect", "rewrite")
-        )
+        x, y = (np.array([pair[key] for pair in pairs if pair["layer"] == layer]) for key in ("effect", "rewrite"))
         rho, p = pearsonr(x, y)
         assert axes.get_title(loc="left") == f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = 22"
         offsets = axes.collections[0].get_offsets()
@@ -174,9 +162,7 @@ def test_score_by_layer_draws_the_means(study):
     assert [axes.get_title(loc="left") for axes in panels] == [
         f"{s} score" for s in ("rewrite", "paraphrase", "neighborhood")
     ]
-    means = study.query("SELECT avg(neighborhood) AS mean FROM edits GROUP BY layer ORDER BY layer")[
-        "mean"
-    ].to_pylist()
+    means = study.query("SELECT avg(neighborhood) AS mean FROM edits GROUP BY layer ORDER BY layer")["mean"].to_pylist()
     assert panels[2].lines[0].get_ydata().tolist() == pytest.approx(means)
 
 

@@ -1,6 +1,5 @@
 """The paper's tables and figures by number, on a store that has data for all of them and on stores that lack some."""
 
-
 from dataclasses import replace
 
 import numpy as np

@@ -102,9 +102,7 @@ def test_no_screen_is_too_narrow_for_a_value(store, width):
     text = summary(store, width=width)
     for table in (r2_table(store, resamples=0), layer_table(store)):
         for row in table.to_pylist():
-            assert all(
-                f"{value:.3f}" in text for value in row.values() if isinstance(value, float) and value > 1e-3
-            )
+            assert all(f"{value:.3f}" in text for value in row.values() if isinstance(value, float) and value > 1e-3)
     assert "error-injection" in text
 
 

@@ -85,10 +85,7 @@ def test_every_saved_query_runs_by_name(ask):
 def test_parameters_said_to_be_null_for_all_may_be_left_out(ask):
     chosen = ("--param", "score=rewrite", "--param", "effect_at=max", "--param", "subset=all")
     words = ("regressions_of_score", *STORE, *chosen, "--json")
-    [left], [given] = (
-        json.loads(ask(*words, *more).stdout)
-        for more in ((), ("--param", "source=null"))
-    )
+    [left], [given] = (json.loads(ask(*words, *more).stdout) for more in ((), ("--param", "source=null")))
     # DuckDB's threads add in no fixed order, so two queries may differ in the last bits.
     assert left == {
         name: pytest.approx(value, rel=1e-9) if isinstance(value, float) else value for name, value in given.items()

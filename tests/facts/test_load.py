@@ -108,9 +108,7 @@ def test_counterfact(tmp_path: Path) -> None:
 
 
 def test_known_prompt_goes_on_after_the_template(tmp_path: Path) -> None:
-    facts = load_facts(
-        write_list(tmp_path, known(), known(4, prompt="Lisa was painted in"), known(5, prompt=None))
-    )
+    facts = load_facts(write_list(tmp_path, known(), known(4, prompt="Lisa was painted in"), known(5, prompt=None)))
     assert [f.text for f in facts] == [
         "Lisa was painted in the city of",
         "Lisa was painted in",

@@ -40,9 +40,7 @@ def byte_level(*, add_prefix_space: bool = False, trim_offsets: bool = True, aro
     bpe.decoder = decoders.ByteLevel()
     marks = ["<|end|>"] if around == "bos-is-eos" else ["<s>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=330, special_tokens=marks, initial_alphabet=alphabet)
-    )
+    bpe.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=330, special_tokens=marks, initial_alphabet=alphabet))
     bytes_ = processors.ByteLevel(trim_offsets=trim_offsets, add_prefix_space=add_prefix_space)
     shapes = {"none": "$A", "bos": "<s> $A", "both": "<s> $A </s>", "bos-is-eos": "<|end|> $A"}
     template = processors.TemplateProcessing(
@@ -53,9 +51,7 @@ def byte_level(*, add_prefix_space: bool = False, trim_offsets: bool = True, aro
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=first, eos_token=last)
 
 
-def metaspace(
-    kind: str = "unigram", *, prepend: str = "always", eos: bool = False, split: bool = True
-) -> Any:
+def metaspace(kind: str = "unigram", *, prepend: str = "always", eos: bool = False, split: bool = True) -> Any:
     """Sentencepiece-style: ▁ for spaces, a BOS (and EOS) by template; the BPE kinds fall back to bytes."""
     special = ["<unk>", "<s>", "</s>"]
     text = ["".join(c for c in line if c.isascii()) for line in TEXT]
@@ -79,9 +75,7 @@ def metaspace(
         pieces = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
         pieces.add_special_tokens(special)
         if kind == "llama":  # the older files: a normalizer writes the ▁, nothing splits the text
-            pieces.normalizer = normalizers.Sequence(
-                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-            )
+            pieces.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         else:
             pieces.pre_tokenizer = before
     pieces.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -89,18 +83,14 @@ def metaspace(
         single="<s> $A </s>" if eos else "<s> $A",
         special_tokens=[("<s>", pieces.token_to_id("<s>")), ("</s>", pieces.token_to_id("</s>"))],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 SMALL = {
     "byte-level": lambda: byte_level(),
     "byte-level, offsets with the space": lambda: byte_level(trim_offsets=False),
     "byte-level, prefix space": lambda: byte_level(add_prefix_space=True),
-    "byte-level, prefix space, offsets with the space": lambda: byte_level(
-        add_prefix_space=True, trim_offsets=False
-    ),
+    "byte-level, prefix space, offsets with the space": lambda: byte_level(add_prefix_space=True, trim_offsets=False),
     "byte-level, BOS": lambda: byte_level(around="bos"),
     "byte-level, BOS and EOS": lambda: byte_level(around="both"),
     "byte-level, BOS is EOS": lambda: byte_level(around="bos-is-eos"),

@@ -83,9 +83,7 @@ def test_equal_keys_do_not_all_round_one_way(constant: float) -> None:
     assert relative_error(C, oracle(K)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "layout", ["transposed", "slice of columns", "every other column", "some rows, reversed"]
-)
+@pytest.mark.parametrize("layout", ["transposed", "slice of columns", "every other column", "some rows, reversed"])
 def test_any_strides_of_keys(layout: str) -> None:
     wide = keys(130, 160)
     K = {

@@ -111,7 +111,7 @@ def test_mypy_sees_the_signatures(tmp_path):
     first = SNIPPET.splitlines().index("ft.trace(model, facts, sampels=3)") + 1
     assert list(errors) == list(range(first, first + 6))
     assert errors[first].startswith('Unexpected keyword argument "sampels" for "trace"; did you mean "samples"?')
-    assert "Argument \"noise\" to \"trace\" has incompatible type \"Literal['white']\"" in errors[first + 1]
+    assert 'Argument "noise" to "trace" has incompatible type "Literal[\'white\']"' in errors[first + 1]
     assert 'Argument "steps" to "edit" has incompatible type "str"; expected "int"' in errors[first + 2]
     [revealed] = [line for line in lines if "Revealed type" in line]
     assert "windows: typing.Sequence[int] =, samples: int =" in revealed

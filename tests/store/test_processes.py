@@ -70,9 +70,7 @@ def test_a_killed_writer_loses_at_most_the_batch_in_flight(tmp_path):
             kept = set(found)
     assert kills >= 8
     assert whole_facts(Store(path)) == dict.fromkeys(ids, CELLS)
-    assert Store(path).query("SELECT count(*) AS n, sum(seconds) AS s FROM runs").to_pylist() == [
-        {"n": 1, "s": 24.0}
-    ]
+    assert Store(path).query("SELECT count(*) AS n, sum(seconds) AS s FROM runs").to_pylist() == [{"n": 1, "s": 24.0}]
 
 
 def test_readers_see_whole_batches_while_a_writer_commits(tmp_path):
@@ -96,9 +94,7 @@ def test_readers_see_whole_batches_while_a_writer_commits(tmp_path):
 
 def test_two_writers_of_the_same_facts(tmp_path):
     path, ids = tmp_path / "study.duckdb", [f"f{i}" for i in range(15)]
-    writers = [
-        processes.Process(target=other_process.write_all, args=(path, order)) for order in (ids, ids[::-1])
-    ]
+    writers = [processes.Process(target=other_process.write_all, args=(path, order)) for order in (ids, ids[::-1])]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -22,9 +22,7 @@ def trained_tokenizer():
     raw.decoder = decoders.ByteLevel()
     raw.train_from_iterator(
         text * 4,
-        trainers.BpeTrainer(
-            vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw)
 

@@ -5,6 +5,18 @@ from fasttrace.benchmarks.result import BenchResult, about, bench_result
 from fasttrace.benchmarks.tuning import TILED, check_tiled, fastest, record, tune
 
 __all__ = [
-    "OPS", "TILED", "BenchResult", "Ceilings", "about", "bench", "bench_result", "ceilings", "check_tiled", "checked",
-    "fastest", "record", "sizes_of", "tune",
-]  # fmt: skip
+    "OPS",
+    "TILED",
+    "BenchResult",
+    "Ceilings",
+    "about",
+    "bench",
+    "bench_result",
+    "ceilings",
+    "check_tiled",
+    "checked",
+    "fastest",
+    "record",
+    "sizes_of",
+    "tune",
+]

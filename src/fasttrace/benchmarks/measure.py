@@ -32,12 +32,21 @@ from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import IMPLEMENTATIONS
 
 OPS = {
-    "noised_embed": noised_embed, "window_restore": window_restore, "prefix_attention": prefix_attention,
-    "target_logprob": target_logprob, "linear": linear, "rms_norm": rms_norm, "rotary_": rotary, "silu_mul_": silu_mul,
+    "noised_embed": noised_embed,
+    "window_restore": window_restore,
+    "prefix_attention": prefix_attention,
+    "target_logprob": target_logprob,
+    "linear": linear,
+    "rms_norm": rms_norm,
+    "rotary_": rotary,
+    "silu_mul_": silu_mul,
     "gelu_tanh_": gelu_tanh,
-    "second_moment_": second_moment, "rank_one_": rank_one, "rank_one_linear": rank_one_linear,
-    "rank_one_add_": rank_one_add, "adam_linf_": adam_linf,
-}  # fmt: skip
+    "second_moment_": second_moment,
+    "rank_one_": rank_one,
+    "rank_one_linear": rank_one_linear,
+    "rank_one_add_": rank_one_add,
+    "adam_linf_": adam_linf,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED = "torch.compile"
 ENOUGH = 0.4  # a way is timed for this many seconds and at least five calls

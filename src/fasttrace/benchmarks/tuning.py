@@ -14,9 +14,16 @@ from fasttrace.ops.dispatch import triton_reason
 from fasttrace.places import replacing
 
 TILED = (
-    "noised_embed", "window_restore", "prefix_attention", "target_logprob", "rms_norm", "rotary_", "silu_mul_",
-    "gelu_tanh_", "adam_linf_",
-)  # fmt: skip
+    "noised_embed",
+    "window_restore",
+    "prefix_attention",
+    "target_logprob",
+    "rms_norm",
+    "rotary_",
+    "silu_mul_",
+    "gelu_tanh_",
+    "adam_linf_",
+)
 ROUNDINGS = 64  # a result that differs from the reference by more roundings of the dtype is wrong
 
 

@@ -13,9 +13,23 @@ from . import bench, edit, machine, read, regress, sql, study, trace
 __all__ = ["cli", "main"]
 
 VERBS = (
-    trace.facts, trace.trace, trace.stats, edit.edit, edit.mass, edit.tune, edit.export, study.study, study.demo,
-    sql.sql, regress.regress, read.tables, read.figures, read.report, bench.bench, machine.env,
-)  # fmt: skip
+    trace.facts,
+    trace.trace,
+    trace.stats,
+    edit.edit,
+    edit.mass,
+    edit.tune,
+    edit.export,
+    study.study,
+    study.demo,
+    sql.sql,
+    regress.regress,
+    read.tables,
+    read.figures,
+    read.report,
+    bench.bench,
+    machine.env,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

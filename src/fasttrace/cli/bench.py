@@ -29,9 +29,17 @@ if TYPE_CHECKING:
 @click.option("--list", "listing", is_flag=True, help="Name the ops and the sizes of their loads.")
 @options("device", "store", "json")
 def bench(
-    ops: tuple[str, ...], sizes: tuple[str, ...], dtype: str, only: tuple[str, ...], no_compile: bool, tuning: bool,
-    listing: bool, device: str, store: str | None, as_json: bool,
-) -> None:  # fmt: skip
+    ops: tuple[str, ...],
+    sizes: tuple[str, ...],
+    dtype: str,
+    only: tuple[str, ...],
+    no_compile: bool,
+    tuning: bool,
+    listing: bool,
+    device: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """Time ops beside their reference, torch.compile and torch's own.
 
     Without OP every op, at the sizes of SmolLM2-135M. A result is compared with the reference's before it is timed. "of

@@ -26,9 +26,13 @@ def _editing_options(kind: type[EditingSettings]) -> Callable[[Verb], Verb]:
     def add(verb: Verb) -> Verb:
         verb = click.option("--known", is_flag=True, help="Edit only facts the model knows.")(verb)
         verb = click.option(
-            "--set", "own", multiple=True, callback=_assignments, metavar="NAME=VALUE",
+            "--set",
+            "own",
+            multiple=True,
+            callback=_assignments,
+            metavar="NAME=VALUE",
             help=f"A hyperparameter of the method: {', '.join(hyperparameters())}.",
-        )(verb)  # fmt: skip
+        )(verb)
         verb = setting_options(kind, without=["hyperparameters"])(verb)
         return options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")(verb)
 
@@ -116,10 +120,21 @@ def _to_edit(
 @click.option("--export", type=NEW_FOLDER, help="Write the model with the one edit in its weights to this folder.")
 @click.option("--delta", type=NEW_FILE, help="Write the one edit alone to this safetensors file.")
 def edit(
-    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
-    store: str | None, as_json: bool, own: dict[str, str], known: bool, fact_id: str | None, export: str | None,
-    delta: str | None, **given: Any,
-) -> None:  # fmt: skip
+    facts: str | None,
+    relation: str | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+    store: str | None,
+    as_json: bool,
+    own: dict[str, str],
+    known: bool,
+    fact_id: str | None,
+    export: str | None,
+    delta: str | None,
+    **given: Any,
+) -> None:
     """Edit facts at layers, each edit alone, and score it."""
     from fasttrace.editing import prepare_edit
     from fasttrace.workflow import edit_into
@@ -163,10 +178,20 @@ def edit(
 @click.option("--export", type=NEW_FOLDER, help="Write the model with every edit in its weights to this folder.")
 @click.option("--delta", type=NEW_FILE, help="Write the change alone to this safetensors file.")
 def mass(
-    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
-    store: str | None, as_json: bool, own: dict[str, str], known: bool, export: str | None, delta: str | None,
+    facts: str | None,
+    relation: str | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+    store: str | None,
+    as_json: bool,
+    own: dict[str, str],
+    known: bool,
+    export: str | None,
+    delta: str | None,
     **given: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Edit many facts into one model, and score all of them as the number of edits grows.
 
     One model carries them, so it is computed whole; once finished it is read from the store, except for --export and
@@ -210,9 +235,18 @@ def _means_by_n_edits(scores: pa.Table) -> pa.Table:
 @click.command()
 @_editing_options(TuneSettings)
 def tune(
-    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
-    store: str | None, as_json: bool, own: dict[str, str], known: bool, **given: Any,
-) -> None:  # fmt: skip
+    facts: str | None,
+    relation: str | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+    store: str | None,
+    as_json: bool,
+    own: dict[str, str],
+    known: bool,
+    **given: Any,
+) -> None:
     """Try values of a method's hyperparameter on the first 100 facts, and say which to take."""
     from fasttrace.editing.tune import candidates, choose, mean_scores, tuned_values
     from fasttrace.workflow import edit_into

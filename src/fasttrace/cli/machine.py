@@ -20,9 +20,17 @@ def env(as_json: bool) -> None:
     from fasttrace.ops.native import unavailable_reason
 
     names = (
-        "torch", "transformers", "triton", "duckdb", "gguf", "numpy", "pyarrow", "statsmodels",
-        "accelerate", "prompt_toolkit",
-    )  # fmt: skip
+        "torch",
+        "transformers",
+        "triton",
+        "duckdb",
+        "gguf",
+        "numpy",
+        "pyarrow",
+        "statsmodels",
+        "accelerate",
+        "prompt_toolkit",
+    )
     rows = [{"what": "fasttrace", "value": VERSION}]
     rows += [{"what": name, "value": _version(name)} for name in names]
     rows.append({"what": "python", "value": sys.version.split()[0]})

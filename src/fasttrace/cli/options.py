@@ -63,9 +63,14 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """A bar a stage, for work that reports (stage, done, total)."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(),
-        TimeRemainingColumn(), console=Console(stderr=True),
-    ) as progress:  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:

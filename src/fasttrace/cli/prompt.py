@@ -47,9 +47,13 @@ class Prompt:
         self.store, self.saved, self.write, self.show = store, saved, write, show
         self.columns = columns_of(store)  # also: a store that cannot be read is said before the first prompt
         self.session: PromptSession[str] = PromptSession(
-            history=_history(), completer=Words(self), lexer=PygmentsLexer(SqlLexer), multiline=True,
-            key_bindings=self._keys(), prompt_continuation=lambda width, line, wrapped: "... ".rjust(width),
-        )  # fmt: skip
+            history=_history(),
+            completer=Words(self),
+            lexer=PygmentsLexer(SqlLexer),
+            multiline=True,
+            key_bindings=self._keys(),
+            prompt_continuation=lambda width, line, wrapped: "... ".rjust(width),
+        )
 
     def run(self) -> None:
         """Until Ctrl-D or .quit."""

@@ -19,13 +19,21 @@ from .options import open_store, open_stores, options
 @click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
 @click.option("--out", type=FOLDER, help="Write a file a table to this folder.")
 @click.option(
-    "--resamples", type=click.IntRange(0), default=1000, show_default=True,
+    "--resamples",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
     help="Of the facts, for the 95 % intervals; 0: none.",
-)  # fmt: skip
+)
 def tables(
-    stores: tuple[str, ...], as_json: bool, score: str, numbers: tuple[int, ...], format_: str, out: str | None,
+    stores: tuple[str, ...],
+    as_json: bool,
+    score: str,
+    numbers: tuple[int, ...],
+    format_: str,
+    out: str | None,
     resamples: int,
-) -> None:  # fmt: skip
+) -> None:
     """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
     from fasttrace.analysis.paper import TABLES, held, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
@@ -71,9 +79,14 @@ def tables(
 @click.option("--fact-id", help="Figure 2: whose tracing grid; default: the fact that the noise hurt most.")
 @click.option("--layer", type=click.IntRange(0), help="Figures 4, 14: which edited layer; default: the best.")
 def figures(
-    store: str | None, as_json: bool, numbers: tuple[int, ...], format_: str, out: str, fact_id: str | None,
+    store: str | None,
+    as_json: bool,
+    numbers: tuple[int, ...],
+    format_: str,
+    out: str,
+    fact_id: str | None,
     layer: int | None,
-) -> None:  # fmt: skip
+) -> None:
     """The paper's figures for what the store holds. NUMBERS: 1, 2, 4, 6 to 22; none: all that it has data for."""
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, held, what_is_missing

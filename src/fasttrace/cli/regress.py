@@ -21,15 +21,27 @@ from .options import named_store, open_stores, options
 @click.option("--groups", metavar="COLUMN", help="A mixed model with a random intercept for each value of this column.")
 @click.option("--mixed", is_flag=True, help="The same as --groups fact_id.")
 @click.option(
-    "--tracing-window", type=click.IntRange(1), metavar="LAYERS",
+    "--tracing-window",
+    type=click.IntRange(1),
+    metavar="LAYERS",
     help="Take the tracing effects of this window; default: the one of each edit.",
-)  # fmt: skip
+)
 @click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
 @click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead.")
 def regress(
-    stores: tuple[str, ...], as_json: bool, formula: str, score: str | None, where: tuple[str, ...], robust: bool,
-    cluster: str | None, groups: str | None, mixed: bool, tracing_window: int | None, format_: str, out: str | None,
-) -> None:  # fmt: skip
+    stores: tuple[str, ...],
+    as_json: bool,
+    formula: str,
+    score: str | None,
+    where: tuple[str, ...],
+    robust: bool,
+    cluster: str | None,
+    groups: str | None,
+    mixed: bool,
+    tracing_window: int | None,
+    format_: str,
+    out: str | None,
+) -> None:
     """Regress an edit score on the edited layer, the tracing effect, or any other column.
 
     FORMULA: as statsmodels reads it, "rewrite ~ C(layer) * effect" say, or one of the paper's three models: layer,

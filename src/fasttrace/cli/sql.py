@@ -51,10 +51,20 @@ ON_A_TERMINAL = 40
     help="How long to wait for a store that another process has open.",
 )
 def sql(
-    stores: tuple[str, ...], as_json: bool, query: str | None, as_csv: bool, parquet: str | None, out: str | None,
-    max_rows: int | None, params: tuple[str, ...], folder: str | None, listing: bool, relations: bool, write: bool,
+    stores: tuple[str, ...],
+    as_json: bool,
+    query: str | None,
+    as_csv: bool,
+    parquet: str | None,
+    out: str | None,
+    max_rows: int | None,
+    params: tuple[str, ...],
+    folder: str | None,
+    listing: bool,
+    relations: bool,
+    write: bool,
     wait: float,
-) -> None:  # fmt: skip
+) -> None:
     """Ask a store, read-only. QUERY: SQL, the name of a saved query, a file ending in .sql, or - for stdin.
 
     Of several statements the last one's rows are shown. Without a QUERY: a prompt, on a terminal.

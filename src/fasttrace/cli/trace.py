@@ -20,9 +20,17 @@ from .options import bar, emit, load, open_store, options, setting_options, stag
 @setting_options(TraceSettings, only=["protocol"])
 @click.option("--check", is_flag=True, help="Test which facts the model knows: first 36 greedy tokens, p(o_true).")
 def facts(
-    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str, protocol: str,
-    store: str | None, as_json: bool, check: bool,
-) -> None:  # fmt: skip
+    facts: str | None,
+    relation: str | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+    protocol: str,
+    store: str | None,
+    as_json: bool,
+    check: bool,
+) -> None:
     """List, filter and test facts."""
     loaded = ft.load_facts(facts, relation=relation, limit=limit)
     if store is not None:
@@ -58,9 +66,17 @@ def facts(
 @setting_options(TraceSettings)
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(
-    facts: str | None, relation: str | None, limit: int | None, model: str, dtype: str, device: str,
-    store: str | None, as_json: bool, dry_run: bool, **given: Any,
-) -> None:  # fmt: skip
+    facts: str | None,
+    relation: str | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+    store: str | None,
+    as_json: bool,
+    dry_run: bool,
+    **given: Any,
+) -> None:
     """Trace facts: the probability each restored window gives back."""
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak

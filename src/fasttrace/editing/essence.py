@@ -40,9 +40,15 @@ def essence_texts(
     paths = {}
     for subject in dict.fromkeys(subjects):
         identity = {
-            "format": 1, "model": model.model_hash, "dtype": model.dtype_name, "seed": seed, "texts": texts,
-            "tokens": tokens, "top_k": TOP_K, "subject": subject,
-        }  # fmt: skip
+            "format": 1,
+            "model": model.model_hash,
+            "dtype": model.dtype_name,
+            "seed": seed,
+            "texts": texts,
+            "tokens": tokens,
+            "top_k": TOP_K,
+            "subject": subject,
+        }
         paths[subject] = folder / f"{content_key(identity)}.json"
     missing = [subject for subject, path in paths.items() if not path.is_file()]
     allowed = torch.ones(model.vocab_size, dtype=torch.bool)

@@ -201,9 +201,7 @@ class FineTuneBatch:
                         bias = as_rounded(block.down_bias, state.bias[number - first])
                     updates[at] = Dense(as_rounded(block.down, state.delta[number - first]), bias)
                 largest = max(float(u.change.abs().max()) for u in updates.values())
-                edits.append(
-                    Edit(self.examples[example].fact.fact_id, layer, updates, largest, float(loss[number]))
-                )
+                edits.append(Edit(self.examples[example].fact.fact_id, layer, updates, largest, float(loss[number])))
         return edits
 
 

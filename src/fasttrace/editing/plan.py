@@ -100,9 +100,7 @@ class EditResult:
     def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
         mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
         if len(mine) != 1:
-            raise UserError(
-                f"{what}: expected one edit for fact_id={fact_id!r}, layer={layer!r}, got {len(mine)}"
-            )
+            raise UserError(f"{what}: expected one edit for fact_id={fact_id!r}, layer={layer!r}, got {len(mine)}")
         return mine[0]
 
 
@@ -246,7 +244,7 @@ class EditPlan:
             window = self.window(layer)
             edits += spread_memit(
                 batch, mine, layer, window, self.hyperparameters, self.moments, delta[here], loss[here]
-            )  # fmt: skip
+            )
         return edits
 
     def _score(

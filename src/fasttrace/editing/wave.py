@@ -99,9 +99,13 @@ class EditWave:
         length, self.read_len, job = as_array("length"), as_array("read"), as_array("job")
         begin = np.cumsum(length) - length
         self.table = sequence_table(
-            q_begin=begin, q_len=length, k_begin=begin, k_len=length,
-            first_begin=as_array("prefix_begin"), first_len=as_array("prefix_len"),
-        )  # fmt: skip
+            q_begin=begin,
+            q_len=length,
+            k_begin=begin,
+            k_len=length,
+            first_begin=as_array("prefix_begin"),
+            first_len=as_array("prefix_len"),
+        )
         offset = np.arange(length.sum()) - np.repeat(begin, length)
         to = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device)  # noqa: E731
         self.source = to(np.repeat(as_array("source"), length) + offset)

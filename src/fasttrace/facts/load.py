@@ -116,11 +116,7 @@ class _Bad(Exception):
         self.field, self.what = field, what
 
     def sentence(self, name: str, where: str) -> str:
-        return (
-            f"{name}, {where}, field '{self.field}': {self.what}"
-            if self.field
-            else f"{name}, {where}: {self.what}"
-        )
+        return f"{name}, {where}, field '{self.field}': {self.what}" if self.field else f"{name}, {where}: {self.what}"
 
 
 def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
@@ -207,11 +203,7 @@ def _parse(text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = (
-            f"column {error.colno}"
-            if "\n" not in text.strip()
-            else f"line {error.lineno}, column {error.colno}"
-        )
+        place = f"column {error.colno}" if "\n" not in text.strip() else f"line {error.lineno}, column {error.colno}"
         if any("\udc80" <= c <= "\udcff" for c in text[error.pos : error.pos + 1]):
             raise _Bad(None, f"expected JSON in UTF-8, got other bytes at {place}") from None
         raise _Bad(None, f"the text is not JSON ({error.msg} at {place})") from None
@@ -407,9 +399,7 @@ def _zsre(record: dict[str, Any], number: int) -> Fact:
     if "{}" in question:
         raise _Bad("src", f"expected a plain question, got {question!r} with a place '{{}}'")
     # A whole word is preferred to a part of one: the subject "I" is not the first letter of "In".
-    found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question) or re.search(
-        re.escape(subject), question
-    )
+    found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question) or re.search(re.escape(subject), question)
     if found is None:
         raise _Bad("src", f"the subject {subject!r} is absent from {question!r}")
     answers = _get(record, "answers", "answers")

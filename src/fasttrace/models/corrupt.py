@@ -172,9 +172,16 @@ def embed_corrupted(
     to = lambda values: torch.from_numpy(values).to(model.device)  # noqa: E731
     sample = to(np.full(n, corruption.sample, dtype=np.int64))
     x = _noised(
-        model, batch.ids, to(hit), to(key), sample, to(token), corruption.sigma, corruption.seed,
+        model,
+        batch.ids,
+        to(hit),
+        to(key),
+        sample,
+        to(token),
+        corruption.sigma,
+        corruption.seed,
         np.concatenate(drawn) if drawn else None,
-    )  # fmt: skip
+    )
     with model.entry():
         return model.enter(x, batch.positions)
 

@@ -69,9 +69,7 @@ def bring(rotary: Rotary, device: torch.device) -> Rotary:
     return tuple(table.to(device) for table in rotary)
 
 
-def attend(
-    block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None
-) -> Tensor:
+def attend(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None) -> Tensor:
     """h: (N, d), query_rows: (n,) int64 → (n, d), what attention adds at query_rows; at every row where it is None."""
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)

@@ -250,9 +250,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     total, h, norm_weight, norm_bias, unembed, bias, target = ctx.saved_tensors
-    grad_h = _backward_op(
-        grad, total, h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, ctx.softcap
-    )
+    grad_h = _backward_op(grad, total, h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, ctx.softcap)
     return (grad_h, *(None,) * 9)
 
 

@@ -25,9 +25,20 @@ from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, current_name
 from fasttrace.version import VERSION
 
 RELATIONS = (
-    "store_schema", "runs", "facts", "known", "traces", "trace_cells", "trace_samples", "trace_effects", "edits",
-    "edit_prompts", "mass_edits", "moments", "benches",
-)  # fmt: skip
+    "store_schema",
+    "runs",
+    "facts",
+    "known",
+    "traces",
+    "trace_cells",
+    "trace_samples",
+    "trace_effects",
+    "edits",
+    "edit_prompts",
+    "mass_edits",
+    "moments",
+    "benches",
+)
 
 T = TypeVar("T")
 

@@ -31,9 +31,19 @@ IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_versio
 Batch = Sequence[tuple[str, pa.Table | duckdb.DuckDBPyRelation]]
 """[(relation, its rows without the columns of GIVEN_BY_RUN)], in the order of TABLES."""
 _RUN_COLUMNS = (
-    "run_id", "kind", "model", "model_hash", "dtype", "device", "seed", "protocol", "settings",
-    "fasttrace_version", "torch_version", "created_at",
-)  # fmt: skip
+    "run_id",
+    "kind",
+    "model",
+    "model_hash",
+    "dtype",
+    "device",
+    "seed",
+    "protocol",
+    "settings",
+    "fasttrace_version",
+    "torch_version",
+    "created_at",
+)
 GIVEN_BY_RUN = ("run_id", "protocol")
 
 

@@ -312,9 +312,7 @@ class Layout:
     position (N,) its token; scored (N,) bool, whether it predicts a target token.
     """
 
-    def __init__(
-        self, model: Decoder, items: Sequence[TraceItem], wave: TraceWave, intervention: Intervention
-    ) -> None:
+    def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: TraceWave, intervention: Intervention) -> None:
         self.items = [items[number] for number, _ in wave.items]
         self.intervention = intervention
         self._sort_cells(model, wave)

@@ -36,9 +36,20 @@ def _fused(
 ) -> Tensor:
     steps = [torch.tensor(float(step), device=delta.device)]
     torch._fused_adam_(
-        [delta], [_gradients(delta, g, k)], [m], [v], [], steps, lr=lr, beta1=0.9, beta2=0.999, eps=1e-8,
-        weight_decay=0.0, amsgrad=False, maximize=False,
-    )  # fmt: skip
+        [delta],
+        [_gradients(delta, g, k)],
+        [m],
+        [v],
+        [],
+        steps,
+        lr=lr,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        amsgrad=False,
+        maximize=False,
+    )
     return delta.clamp_(-limit, limit)
 
 

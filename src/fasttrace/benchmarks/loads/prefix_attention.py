@@ -17,9 +17,15 @@ BEGIN = 1
 
 
 def load(
-    draw: Draw, facts: int = 8, length: int = 10, cells: int = 5, samples: int = 10, heads: int = 9, kv_heads: int = 3,
+    draw: Draw,
+    facts: int = 8,
+    length: int = 10,
+    cells: int = 5,
+    samples: int = 10,
+    heads: int = 9,
+    kv_heads: int = 3,
     head_dim: int = 64,
-) -> Load:  # fmt: skip
+) -> Load:
     """q (queries, heads, head_dim); k, v (rows, kv_heads, head_dim)."""
     sequences, rows = layer(facts, length, cells, samples)
     assert sequences.groups  # made once a layer for all calls, and not to be seen by the compiler
@@ -29,10 +35,13 @@ def load(
     pairs = int((tail * length - tail * (tail - 1) // 2).sum())
     size = q.element_size()
     return Load(
-        prefix_attention, (q, k, v, sequences, head_dim**-0.5), prefix_attention_reference,
-        yardsticks={"copied": _copied(length)}, gigaflop=4e-9 * pairs * heads * head_dim,
+        prefix_attention,
+        (q, k, v, sequences, head_dim**-0.5),
+        prefix_attention_reference,
+        yardsticks={"copied": _copied(length)},
+        gigaflop=4e-9 * pairs * heads * head_dim,
         gigabyte=2e-9 * size * (q.numel() + k.numel()),
-    )  # fmt: skip
+    )
 
 
 def layer(facts: int, length: int, cells: int, samples: int) -> tuple[Sequences, int]:

@@ -8,9 +8,11 @@ from fasttrace.benchmarks.load import Draw, Load, Way, gradient, traffic
 from fasttrace.ops.target_logprob import target_logprob
 
 SHAPES = [
-    {"rows": 16, "gradient_too": 0}, {"rows": 512, "gradient_too": 0},
-    {"rows": 16, "gradient_too": 1}, {"rows": 128, "gradient_too": 1},
-]  # fmt: skip
+    {"rows": 16, "gradient_too": 0},
+    {"rows": 512, "gradient_too": 0},
+    {"rows": 16, "gradient_too": 1},
+    {"rows": 128, "gradient_too": 1},
+]
 EPS = 1e-5
 
 
@@ -24,10 +26,15 @@ def load(draw: Draw, rows: int = 512, d: int = 576, vocab: int = 49152, gradient
         h.requires_grad_()
         op, whole = gradient(op), gradient(whole)
     return Load(
-        op, args, whole, {"whole_rows": whole}, gigabyte=traffic(h, unembed),
+        op,
+        args,
+        whole,
+        {"whole_rows": whole},
+        gigabyte=traffic(h, unembed),
         # The op computes the logits twice instead of keeping them. The second time is not counted.
-        gigaflop=(4 if gradient_too else 2) * rows * vocab * d / 1e9, grad=bool(gradient_too),
-    )  # fmt: skip
+        gigaflop=(4 if gradient_too else 2) * rows * vocab * d / 1e9,
+        grad=bool(gradient_too),
+    )
 
 
 def _op(h: Tensor, weight: Tensor, unembed: Tensor, target: Tensor, impl: str = "auto") -> Tensor:
