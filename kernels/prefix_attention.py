@@ -17,14 +17,13 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-# (query, head) rows a program, 16 the least that tl.dot takes, and the most keys a step. A fact's prompt is one step,
-# so a pipeline (num_stages above 1) only takes shared memory, until prompts are long.
+# (query, head) rows a program, 16 the least that tl.dot takes, and the most keys a step. A fact's prompt is one step:
+# there few warps hide the wait for memory best, though one warp's rows no longer fit in registers (bench/LOG.md).
+SIZES = "rows keys num_warps num_stages"
 TILES = {
-    4: each(
-        "rows keys num_warps num_stages",
-        (16, 32, 4, 1), (16, 32, 4, 2), (16, 16, 1, 1), (16, 16, 2, 1),
-    )
-}  # fmt: skip
+    2: each(SIZES, (16, 32, 4, 1), (16, 32, 4, 2), (16, 16, 2, 1), (16, 16, 1, 1)),
+    4: each(SIZES, (16, 32, 4, 1), (16, 32, 4, 2), (16, 16, 4, 1), (16, 16, 2, 1)),
+}
 
 
 @triton.jit

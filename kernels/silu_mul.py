@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-TILES = {4: each("size num_warps", (2048, 4), (1024, 4), (4096, 8))}
+TILES = {4: each("size num_warps", (2048, 4), (1024, 4), (4096, 8), (8192, 8))}
 
 
 @triton.jit

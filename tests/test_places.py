@@ -159,9 +159,9 @@ def test_with_a_good_place_the_work_is_what_fails(workplace, run, monkeypatch, w
 def test_results_do_not_take_the_place_of_the_store(workplace, run):
     ft.Store(workplace / "kept.duckdb").create()
     done = run("report", "--store", "kept.duckdb", "--out", "./kept.duckdb", code=2)
-    assert "--store and --out are both './kept.duckdb'" in done.stderr
+    assert "expected --store and --out to name two places, got './kept.duckdb'" in done.stderr
     done = run(*STUDY, "--store", "good", "--out", "./good", code=2)
-    assert "--out and --store are both 'good'" in done.stderr
+    assert "expected --out and --store to name two places, got 'good'" in done.stderr
 
 
 def test_a_folder_without_the_right_to_write():

@@ -38,8 +38,21 @@ def test_every_kernel_is_there_in_both_dtypes(rows):
         }
 
 
+def is_recorded(row):
+    """Whether a row's tile was measured as the fastest of its set on some device."""
+    dtype, *parts = row["case"].split()
+    tile = {name: int(value) for name, value in (part.split("=") for part in parts)}
+    devices = json.loads((ROOT / "kernels" / "tiles.json").read_text())
+    own = f"{row['kernel'].removesuffix('_')} {dtype}"
+    return any(tile == one for held in devices.values() for key, one in held.items() if key.startswith(own))
+
+
 def test_nothing_spills_and_every_block_fits(rows):
+    """But for tiles that were measured as the fastest all the same; those are never launched where none is recorded."""
+    defaults = {}
     for row in rows:
-        assert row["stack"] <= ON_THE_STACK.get(row["kernel"], 0), row
+        default = defaults.setdefault((row["kernel"], row["case"].split()[0]), row) is row
+        spills = row["stack"] > ON_THE_STACK.get(row["kernel"], 0)
+        assert not spills or (not default and ".cu" not in row["kernel"] and is_recorded(row)), row
         assert row["shared"] <= SHARED, row
         assert row["blocks"] >= 1, row

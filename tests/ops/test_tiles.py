@@ -142,8 +142,8 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
     assert [row.get("seconds") for row in rows] == [2048.0, 1024.0, 4096.0, None]
     assert rows[0]["impl"] == "triton elements=2048 num_warps=4"
     assert rows[3]["error"] == "out of resources: shared memory"
-    with pytest.raises(UserError, match="rms_norm has no tiles to choose from; there are noised_embed"):
-        next(tune("rms_norm", {}))
+    with pytest.raises(UserError, match="linear has no tiles to choose from; there are noised_embed"):
+        next(tune("linear", {}))
     monkeypatch.setattr("fasttrace.benchmarks.tuning.triton_reason", lambda: "Triton cannot be imported here")
     with pytest.raises(UserError, match="window_restore: Triton cannot be imported here, and only Triton's kernels"):
         next(tune("window_restore", {}))
@@ -152,7 +152,7 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rms_norm"], "rms_norm has no tiles to choose from"),
+        (["linear"], "linear has no tiles to choose from"),
         (["window_restore", "--impl", "triton"], "--impl cannot be given with it"),
         (["window_restore"], "device 'cuda' cannot be used"),
         (["window_restore", "--device", "cpu"], "Triton needs CUDA tensors"),
