@@ -12,7 +12,7 @@ from fasttrace.store import Store
 
 from .chart import Panel, Series
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
-from .paper import FIGURES, TABLES, held, what_is_missing
+from .paper import FIGURES, TABLES, coverage, what_is_missing
 from .relation import CHAIN, read_by, sql, written
 from .render import render
 
@@ -153,7 +153,7 @@ def _and(numbers: Sequence[int]) -> str:
 
 def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
     """Commands that print and draw the paper's counterparts, of those that the store has data for."""
-    lines, there_is = [], held(store)
+    lines, there_is = [], coverage(store)
     for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
         there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
         if there:

@@ -16,7 +16,7 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
 from . import draw
-from .paper import WITH_ESSENCE, Numbered, figure_numbered, held, what_is_missing
+from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
 from .regression import KINDS, layer_correlations, layer_means, regression_rows, regressions
 from .relation import relation
 
@@ -59,7 +59,7 @@ def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer
     Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
     """
     one = figure_numbered(number)
-    missing = what_is_missing(held(store), one)
+    missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")
     if one.kind == "heatmap":

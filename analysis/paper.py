@@ -21,7 +21,7 @@ WITH_ESSENCE = "overall with essence"  # the mean of all four scores
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowFilter:
     """Which edits, beside which tracing effect. None takes every value, each in rows of its own.
 
     window_size: of the tracing effects; None takes the window that each edit was made for. zsre: only edits of zsRE's
@@ -90,19 +90,22 @@ class Numbered:
     number: int
     kind: str
     title: str
-    rows: Rows = Rows()
+    rows: RowFilter = RowFilter()
     scores: tuple[str, ...] = ("rewrite",)
 
 
-_ROME = Rows(problem="error-injection", method="rome")
-_INJECTION = Rows(problem="error-injection")
+_ROME = RowFilter(problem="error-injection", method="rome")
+_INJECTION = RowFilter(problem="error-injection")
 
 TABLES = {
     one.number: one
     for one in (
         Numbered(1, "r2", "R² of ROME's rewrite score, error injection", _ROME),
         Numbered(
-            2, "r2", "R² of the rewrite score, facts with concentrated tracing effects", Rows(subset="concentrated")
+            2,
+            "r2",
+            "R² of the rewrite score, facts with concentrated tracing effects",
+            RowFilter(subset="concentrated"),
         ),
         Numbered(3, "r2", "R² of the rewrite score"),
         Numbered(4, "r2", "R² of the paraphrase score", scores=("paraphrase",)),
@@ -133,8 +136,8 @@ FIGURES = {
         ),
         Numbered(10, "curve", "Mean tracing effect by layer and window"),
         Numbered(11, "peaks", "Where facts' tracing effects peak, by window"),
-        Numbered(12, "bars", "R² of the rewrite score, tracing window 10", Rows(window_size=10)),
-        Numbered(13, "bars", "R² of the rewrite score, GPT2-XL", Rows(model="gpt2-xl")),
+        Numbered(12, "bars", "R² of the rewrite score, tracing window 10", RowFilter(window_size=10)),
+        Numbered(13, "bars", "R² of the rewrite score, GPT2-XL", RowFilter(model="gpt2-xl")),
         Numbered(
             14,
             "scatter-one",
@@ -153,7 +156,7 @@ FIGURES = {
             17,
             "scatter",
             "Fact forcing with FT-5: rewrite score against the tracing effect",
-            Rows(problem="fact-forcing", method="ft-5"),
+            RowFilter(problem="fact-forcing", method="ft-5"),
         ),
         Numbered(18, "scatter", "ROME's overall score against the tracing effect", _ROME, ("overall",)),
         Numbered(19, "scatter", "zsRE: ROME's rewrite score against the tracing effect", replace(_ROME, zsre=True)),
@@ -196,7 +199,7 @@ def figure_numbered(number: int) -> Numbered:
 
 
 @dataclass(frozen=True)
-class Held:
+class Coverage:
     """What a store holds for tables and figures, read once.
 
     traces: sql/trace_coverage.sql; edits: sql/edit_coverage.sql.
@@ -207,12 +210,12 @@ class Held:
     edits: list[Row]
 
 
-def held(store: Store) -> Held:
+def coverage(store: Store) -> Coverage:
     """What the store holds."""
-    return Held(store, relation(store, "trace_coverage").to_pylist(), relation(store, "edit_coverage").to_pylist())
+    return Coverage(store, relation(store, "trace_coverage").to_pylist(), relation(store, "edit_coverage").to_pylist())
 
 
-def what_is_missing(there: Held, one: Numbered) -> str | None:
+def what_is_missing(there: Coverage, one: Numbered) -> str | None:
     """Why a table or figure cannot be made of a store, and the commands that would change it; None where it can."""
     path, (trace, edit) = there.store.path, one.rows.commands(there.store)
     edits = [row for row in there.edits if one.rows.of_edits(row, one.scores)]

@@ -42,7 +42,7 @@ KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 AT_ONCE = 2_000_000
 """Edits whose rows may be in memory together: about 1 GB."""
 
-Rows = tuple[dict[str, Any], dict[str, np.ndarray]]
+GroupRows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Choice(TypedDict, total=False):
@@ -104,7 +104,7 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
 
-def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[Rows]:
+def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[GroupRows]:
     """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
 
     x = tracing effect, y = score, float64; rows that lack either are left out.

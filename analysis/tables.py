@@ -9,7 +9,7 @@ from fasttrace.errors import StoreError
 from fasttrace.store import Store
 
 from .certainty import COLUMNS, SHARES, certainty
-from .paper import held, table_numbered, what_is_missing
+from .paper import coverage, table_numbered, what_is_missing
 from .regression import KEYS, regressions
 from .relation import relation
 from .render import render
@@ -48,7 +48,7 @@ def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table
     Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
     """
     one = table_numbered(number)
-    missing = what_is_missing(held(store), one)
+    missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Table {number} ({one.title}): {missing}")
     if one.kind == "r2":

@@ -117,8 +117,8 @@ def main() -> None:
     if options.peak:
         return peak(options.peak[0], int(options.peak[1]))
     COUNTS[:], SETTINGS["tokens"] = options.facts, options.tokens
-    told = about("cpu", settings=SETTINGS, dtype="float32")
-    with Results("scaling", told, options.out, options.store) as results:
+    context = about("cpu", settings=SETTINGS, dtype="float32")
+    with Results("scaling", context, options.out, options.store) as results:
         model = ft.load_model()
         for curve in options.curves:
             for row in CURVES[curve](model, options.rounds):

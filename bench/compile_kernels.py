@@ -64,8 +64,8 @@ class NoDevice(GPUDriver):
 def resources(cubin: Path) -> list[tuple[str, int, int, int]]:
     """(function, registers a thread, bytes of stack a thread, bytes of static shared memory) of machine code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    told = subprocess.run([tool, "-res-usage", str(cubin)], check=True, capture_output=True, text=True).stdout
-    return [(name, *map(int, numbers)) for name, *numbers in RESOURCES.findall(told)]
+    report = subprocess.run([tool, "-res-usage", str(cubin)], check=True, capture_output=True, text=True).stdout
+    return [(name, *map(int, numbers)) for name, *numbers in RESOURCES.findall(report)]
 
 
 def row(kernel: str, case: str, registers: int, stack: int, shared: int, threads: int) -> Row:

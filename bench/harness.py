@@ -94,15 +94,15 @@ def device(text: str) -> str:
 class Results:
     """The rows of one run of a benchmark, in its file and its store as they come: a run that is killed keeps them.
 
-    kind: names the file where `out` is None. told: `about(…)`, which is what the store knows the run by.
+    kind: names the file where `out` is None. context: `about(…)`, which is what the store knows the run by.
     Raises UserError where the file or the store cannot be written: make it before anything is measured.
     """
 
-    def __init__(self, kind: str, told: dict[str, Any], out: Path | None, store: Path | None = None) -> None:
+    def __init__(self, kind: str, context: dict[str, Any], out: Path | None, store: Path | None = None) -> None:
         # Rounded here, so that the file put into a store later is the same run.
-        self.told: dict[str, Any] = _rounded(told)
+        self.context: dict[str, Any] = _rounded(context)
         self.rows: list[BenchRow] = []
-        self.out, self.store = out or _default(kind, told), store
+        self.out, self.store = out or _default(kind, context), store
         check_outputs(self.out, store)
 
     def __enter__(self) -> "Results":
@@ -119,11 +119,11 @@ class Results:
         """Adds rows to both. Raises UserError where one cannot be written any longer."""
         new = [_rounded(row) for row in rows]
         self.rows += new
-        _save(self.out, self.told, self.rows)
+        _save(self.out, self.context, self.rows)
         if self.store is not None:
             from fasttrace.store import Store
 
-            Store(self.store).add(bench_result(self.told, new))
+            Store(self.store).add(bench_result(self.context, new))
 
 
 def check_outputs(out: Path | None, store: Path | None = None) -> None:
@@ -201,23 +201,23 @@ def fresh(script: str, *arguments: str) -> BenchRow:
     return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
 
 
-def write(kind: str, rows: list[BenchRow], told: dict[str, Any], out: Path | None = None) -> Path:
-    """All rows so far, for a run whose `told` grows as it goes; else see `Results`. Returns the file."""
-    path = out or _default(kind, told)
+def write(kind: str, rows: list[BenchRow], context: dict[str, Any], out: Path | None = None) -> Path:
+    """All rows so far, for a run whose `context` grows as it goes; else see `Results`. Returns the file."""
+    path = out or _default(kind, context)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, told, rows)
+    _save(path, context, rows)
     print(f"{len(rows)} rows in {path}")
     return path
 
 
-def _default(kind: str, told: dict[str, Any]) -> Path:
-    return RESULTS / str(told["machine"]) / f"{told['at'][:10]}-{kind}.json"
+def _default(kind: str, context: dict[str, Any]) -> Path:
+    return RESULTS / str(context["machine"]) / f"{context['at'][:10]}-{kind}.json"
 
 
-def _save(path: Path, told: dict[str, Any], rows: list[BenchRow]) -> None:
+def _save(path: Path, context: dict[str, Any], rows: list[BenchRow]) -> None:
     """{"about", "rows"} as JSON, a row a line; the file that was there is replaced whole."""
     lines = ",\n".join("    " + json.dumps(_rounded(row), ensure_ascii=False) for row in rows)
-    head = json.dumps(told, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+    head = json.dumps(context, indent=2, ensure_ascii=False).replace("\n", "\n  ")
     text = f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n'
     try:
         with replacing(path) as draft:

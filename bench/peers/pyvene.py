@@ -19,8 +19,8 @@ WAYS = ("as its tutorial", "cached sources", "cached sources, all tokens in one 
 class Noise(pyvene.ConstantSourceIntervention, pyvene.LocalistRepresentationIntervention):
     """Adds the task's noise to the gathered subject tokens (k·n, e - b, d)."""
 
-    def __init__(self, noise: torch.Tensor, **told):
-        super().__init__(**told)
+    def __init__(self, noise: torch.Tensor, **given):
+        super().__init__(**given)
         self.noise = noise
 
     def forward(self, base, source=None, subspaces=None):

@@ -30,14 +30,14 @@ class Task:
     @classmethod
     def read(cls, folder: Path, dtype: str) -> "Task":
         """The task that bench_peers.py wrote into the folder beside the weights."""
-        told = json.loads((folder / "task.json").read_text())
-        [target] = told["target_ids"]
-        begin, end = told["subject"]
+        given = json.loads((folder / "task.json").read_text())
+        [target] = given["target_ids"]
+        begin, end = given["subject"]
         # The released way of drawing it: afresh for every fact, always seed 1.
-        drawn = np.random.RandomState(1).randn(told["samples"], end - begin, told["width"])
-        noise = torch.from_numpy(told["sigma"] * drawn)
-        ids, expected = torch.tensor([told["ids"]]), np.load(folder / "expected.npy")
-        return cls(folder, getattr(torch, dtype), ids, target, begin, end, told["window"], noise, expected)
+        drawn = np.random.RandomState(1).randn(given["samples"], end - begin, given["width"])
+        noise = torch.from_numpy(given["sigma"] * drawn)
+        ids, expected = torch.tensor([given["ids"]]), np.load(folder / "expected.npy")
+        return cls(folder, getattr(torch, dtype), ids, target, begin, end, given["window"], noise, expected)
 
     def load(self):
         """The transformers model as it loads by default, attention included, and its tokenizer."""

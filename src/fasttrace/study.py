@@ -296,12 +296,12 @@ def check_results(out: Path) -> None:
 def write_results(store: "Store", out: Path) -> list[Path]:
     """Every table, figure and the report that the store has data for, under `out`; returns their paths."""
     from fasttrace.analysis.figures import paper_figure, save
-    from fasttrace.analysis.paper import FIGURES, TABLES, held, what_is_missing
+    from fasttrace.analysis.paper import FIGURES, TABLES, coverage, what_is_missing
     from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
     from fasttrace.analysis.tables import paper_table
 
-    written, there = [], held(store)
+    written, there = [], coverage(store)
     for number, one in TABLES.items():
         if what_is_missing(there, one) is None:
             table = paper_table(store, number)

@@ -11,7 +11,7 @@ from scipy.stats import pearsonr
 
 from fasttrace.analysis import draw, figures
 from fasttrace.analysis.naming import group_names, number, p_text, visible
-from fasttrace.analysis.paper import Rows
+from fasttrace.analysis.paper import RowFilter
 from fasttrace.analysis.regression import regressions
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
@@ -150,7 +150,7 @@ def test_scatter_has_a_panel_a_layer_with_its_correlation(study):
 
 def test_r2_bars_stand_for_the_regressions(wide_study):
     axes = figures.paper_figure(wide_study, BARS).axes[0]
-    rows = Rows().kept(regressions(wide_study)).to_pylist()
+    rows = RowFilter().kept(regressions(wide_study)).to_pylist()
     wanted = [row[key] for key in ("r2_layer", "r2_effect", "r2_both") for row in rows]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(wanted)
     assert len({label.get_text() for label in axes.get_xticklabels()}) == len(rows) == 4

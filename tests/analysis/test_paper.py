@@ -7,7 +7,7 @@ import pytest
 from plausible import edit_result, study_facts, trace_result
 
 from fasttrace.analysis.figures import paper_figure, save
-from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, held, what_is_missing
+from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, coverage, what_is_missing
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.render import render
 from fasttrace.analysis.tables import paper_table
@@ -116,9 +116,9 @@ def test_what_is_missing_says_what_would_make_it(study):
     for number, words in (
         (3, None), (8, "--facts zsre_mend_eval.json"), (1, None),
     ):  # fmt: skip
-        missing = what_is_missing(held(study), TABLES[number])
+        missing = what_is_missing(coverage(study), TABLES[number])
         assert missing is None if words is None else words in missing
-    assert "no fact traced in" in what_is_missing(held(study), TABLES[2])
+    assert "no fact traced in" in what_is_missing(coverage(study), TABLES[2])
     with pytest.raises(StoreError, match=r"Figure 17 .*no such edits .*--problem fact-forcing --method ft-5"):
         paper_figure(study, 17)
     with pytest.raises(StoreError, match=r"Figure 21 .*no such tracing effects .*fasttrace trace --method zero"):
@@ -150,7 +150,7 @@ def test_windows_are_compared_with_any_traced(whole):
 def test_effects_of_another_window_are_not_those_the_edits_need(tmp_path):
     store, facts = Store(tmp_path / "ten.duckdb"), study_facts(count=4)
     store.add(trace_result(facts, windows=(10,)))
-    assert what_is_missing(held(store), FIGURES[11]) is None
+    assert what_is_missing(coverage(store), FIGURES[11]) is None
     store.add(edit_result(facts))  # to be compared with window 5
     with pytest.raises(StoreError, match=r"Table 3 .*no such tracing effects are in .*--windows 5"):
         paper_table(store, 3)

@@ -78,13 +78,13 @@ def bench(
             if tuning:
                 _record([row for row in rows if row["benchmark"] == op], dtype, device)
     peak = benchmarks.ceilings(dtype, device)
-    told = benchmarks.about(device, dtype=dtype, ceilings={"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop})
+    about = benchmarks.about(device, dtype=dtype, ceilings={"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop})
     if store is not None:
-        ft.Store(store).add(benchmarks.bench_result(told, [row for row in rows if "seconds" in row]))
+        ft.Store(store).add(benchmarks.bench_result(about, [row for row in rows if "seconds" in row]))
     if as_json:
-        click.echo(json.dumps({"about": told, "rows": rows}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"about": about, "rows": rows}, indent=2, ensure_ascii=False))
         return
-    where = told["processor"] if device.startswith("cuda") else f"{told['processor']}, {told['threads']} threads"
+    where = about["processor"] if device.startswith("cuda") else f"{about['processor']}, {about['threads']} threads"
     copied, product = f"copies {peak.gigabyte:.1f} GB/s", f"products {peak.gigaflop / 1e3:.3f} TFLOP/s"
     click.echo(f"{where}, {dtype}: {copied}, {product}", err=True)
     for op in chosen:

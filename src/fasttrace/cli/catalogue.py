@@ -27,7 +27,7 @@ def listed(saved: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def told(table: pa.Table) -> str:
+def rendered(table: pa.Table) -> str:
     """`listed` as paragraphs: sentences are not for columns."""
     width = min(Console().width, 100)
     lines = []

@@ -19,7 +19,7 @@ from pygments.lexers.sql import SqlLexer
 
 from fasttrace.errors import UserError
 
-from .catalogue import listed, relations_of, told
+from .catalogue import listed, relations_of, rendered
 
 HELP = """\
 SQL, ended by a semicolon or an empty line; it may go over several lines. Tab completes, arrow up is history.
@@ -99,7 +99,7 @@ class Prompt:
         if name == ".tables":
             return self.show(relations_of(self.store, self.saved))
         if name == ".queries":
-            return told(listed(self.saved))
+            return rendered(listed(self.saved))
         if name == ".schema":
             return self._schema(argument.strip())
         raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name}")

@@ -35,13 +35,13 @@ def tables(
     resamples: int,
 ) -> None:
     """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
-    from fasttrace.analysis.paper import TABLES, held, table_numbered, what_is_missing
+    from fasttrace.analysis.paper import TABLES, coverage, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.render import render
     from fasttrace.analysis.tables import paper_table, summary
 
     target = open_stores(stores)
-    there = held(target)
+    there = coverage(target)
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
@@ -89,10 +89,10 @@ def figures(
 ) -> None:
     """The paper's figures for what the store holds. NUMBERS: 1, 2, 4, 6 to 22; none: all that it has data for."""
     from fasttrace.analysis.figures import paper_figure, save
-    from fasttrace.analysis.paper import FIGURES, held, what_is_missing
+    from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
 
     target = open_store(store)
-    there = held(target)
+    there = coverage(target)
     wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(there, one) is None)
     made = [(n, paper_figure(target, n, fact_id=fact_id, layer=layer)) for n in wanted]
     paths = [str(save(figure, Path(out) / f"figure-{n}.{format_}")) for n, figure in made]
@@ -101,11 +101,11 @@ def figures(
         _say_which("Figure", FIGURES, there)
 
 
-def _say_which(what: str, catalogue: dict[int, Any], held: Any) -> None:
+def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
     """Which of the paper's the store has data for, and which not."""
     from fasttrace.analysis.paper import what_is_missing
 
-    there = [n for n, one in catalogue.items() if what_is_missing(held, one) is None]
+    there = [n for n, one in catalogue.items() if what_is_missing(covered, one) is None]
     absent = [n for n in catalogue if n not in there]
     verb = what.lower() + "s"
     text = f"the store has data for {verb} {', '.join(map(str, there)) or '–'} of the paper"

@@ -12,7 +12,7 @@ from rich.console import Console
 from fasttrace.errors import UserError
 from fasttrace.optional import require
 
-from .catalogue import listed, relations_of, told
+from .catalogue import listed, relations_of, rendered
 from .deliver import FILE, check_apart, deliver, format_of
 from .options import named_store, open_stores, options
 
@@ -77,7 +77,7 @@ def sql(
     saved = saved_queries(folder)
     if listing:
         table = listed(saved)
-        deliver(table, form, parquet or out, lambda: told(table))
+        deliver(table, form, parquet or out, lambda: rendered(table))
         return
     store = open_stores(stores, wait)
     if relations:
