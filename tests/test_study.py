@@ -76,6 +76,9 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
     assert all(stage["done"] == stage["total"] for stage in plan if stage["unit"] != "tokens")
     run("study", "small.toml", "--json")
     assert store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id") == before
+    (workplace / "small.toml").write_text(SMALL.replace("seed = 3", "seed = 4"))
+    plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
+    assert {stage["done"] for stage in plan if stage["unit"] == "edits"} == {0}, "those are another seed's"
 
 
 def test_the_first_known_facts(run, workplace):

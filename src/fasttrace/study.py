@@ -247,11 +247,21 @@ class Runner:
         )
 
     def _edits_done(self, cell: EditSettings, ids: set[str]) -> int:
-        """Edits of this method and problem in the store, whatever their other settings: they are not settled yet."""
+        """Edits of this method and problem in the store, made with the study's model, protocol and seed. Their contexts
+        and hyperparameters are not compared: the study's are not settled yet."""
         if not self.store.path.exists():
             return 0
-        sql = "SELECT DISTINCT fact_id, layer FROM edits WHERE method = ? AND problem = ?"
-        rows = self.store.query(sql, [cell.method, cell.problem]).to_pylist()
+        same = {
+            "method": cell.method,
+            "problem": cell.problem,
+            "window_size": cell.window_size,
+            "model_hash": self.model.model_hash,
+            "dtype": self.model.dtype_name,
+            "edits.protocol": cell.protocol,
+            "seed": cell.seed,
+        }
+        sql = f"SELECT DISTINCT fact_id, layer FROM edits JOIN runs USING (run_id) WHERE {' = ? AND '.join(same)} = ?"
+        rows = self.store.query(sql, list(same.values())).to_pylist()
         return sum(row["fact_id"] in ids and row["layer"] in (cell.layers or ()) for row in rows)
 
     def _cells(self, table: EditTable) -> Iterator[EditSettings]:
