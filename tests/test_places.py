@@ -1,5 +1,6 @@
 """Where a verb is to write is looked at before anything is read, loaded or computed."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -301,12 +302,12 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert contents(tmp_path) == {"export/below/a": "a"}
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_where_another_was_first_its_file_is_kept(tmp_path, monkeypatch, linked):
+@pytest.mark.parametrize("refusal", [None, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_where_another_was_first_its_file_is_kept(tmp_path, monkeypatch, refusal):
     def no_links(*paths):
-        raise PermissionError
+        raise OSError(refusal, os.strerror(refusal))
 
-    if not linked:
+    if refusal is not None:
         monkeypatch.setattr(os, "link", no_links)
     path = tmp_path / "study.duckdb"
     with replacing(path, keep=True) as draft:

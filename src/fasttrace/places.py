@@ -95,5 +95,6 @@ def _put_if_absent(draft: Path, place: Path) -> None:
         os.link(draft, place)
     except FileExistsError:  # another process was first
         pass
-    except (NotImplementedError, PermissionError):  # a file system without hard links
+    except OSError:
+        # Some file systems have no hard links, and say so by various errors; where it is another fault, this fails too.
         draft.rename(place)

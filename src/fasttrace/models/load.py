@@ -83,7 +83,7 @@ def load_model(
             placed["device_map"] = device if isinstance(device, str) else dict(device)
             placed["max_memory"] = None if max_memory is None else dict(max_memory)
             placed["offload_folder"] = None if offload_folder is None else str(offload_folder)
-        # Reading GGUF draws another progress bar, which no setting turns off.
+        # transformers draws a progress bar of its own for a GGUF file, and has no setting against it.
         with contextlib.redirect_stderr(io.StringIO()):
             hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **placed, **options)
         options.pop("use_safetensors", None)
