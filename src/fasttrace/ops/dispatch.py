@@ -124,9 +124,10 @@ def download(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     whatever is started later."""
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    with torch.cuda.device(tensor.device):  # an event is of the current GPU's stream, whichever GPU the tensor is on
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        copied.record()
 
     def wait() -> np.ndarray:
         copied.synchronize()
