@@ -85,7 +85,7 @@ def made(tmp_path_factory):
     duckdb.connect(str(folder / "other.duckdb")).execute("CREATE TABLE t (x INT)").close()
     for name in ("store", "old"):
         ft.Store(folder / f"{name}.duckdb").create()
-    duckdb.connect(str(folder / "old.duckdb")).execute("UPDATE store_schema SET version = version - 1").close()
+    duckdb.connect(str(folder / "old.duckdb")).execute("UPDATE store_schema SET version = 4").close()
     return folder
 
 

@@ -111,7 +111,7 @@ def test_bad_settings_are_sentences(model, moments):
         ({"method": "rome", "at_once": 2}, "rome edits one fact at a time"),
         ({"at_once": 0}, "mass: at_once: expected a whole number of at least 1, got 0"),
         ({"score_every": 0}, "mass: score_every: expected a whole number of at least 1, got 0"),
-        ({"layer": 9}, "layers: expected some of 0 to 4, got 9"),
+        ({"layer": 9}, "mass: layer: expected one of 0 to 4, got 9"),
     ):
         with pytest.raises(UserError, match=sentence):
             ft.mass_edit(model, FACTS, **{**shared, **bad})
