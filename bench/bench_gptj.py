@@ -161,7 +161,9 @@ def measured(options: argparse.Namespace) -> Iterator[BenchRow]:
     # Up to 50 GB for GPT-J in float64; where that is not there, the rows above stand.
     model.hf.to(getattr(torch, wider))
     exact = hooked(model, facts[0])
-    apart = {"fasttrace_off": off(grid, exact), "hooked_off": off(plain, exact)}
+    # p leaves the sweep as a float32 log p, whose last place alone is this much of p.
+    rounding = float(torch.finfo(torch.float32).eps * -np.log(exact.mean()))
+    apart = {"fasttrace_off": off(grid, exact), "hooked_off": off(plain, exact), "rounding": rounding}
     yield {**named, "impl": f"one hooked forward a cell in {wider}", **apart}
 
 
@@ -185,10 +187,13 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
         write("gptj", rows, about(options.device, settings=SETTINGS, memory=options.memory), options.out)
-    # Roundings of the same dtype in another order; NaN never passes.
-    if not rows[-1]["fasttrace_off"] <= 2 * rows[-1]["hooked_off"]:
-        wrong = "{fasttrace_off:.1e} from {wider}, expected at most twice that of hooked forwards, {hooked_off:.1e}"
-        sys.exit("the sweep's p is " + wrong.format(**rows[-1], wider=WIDER[options.dtype]))
+    # One fact is one draw of the roundings on each side: over 24 seeds of the small bfloat16 model the median of their
+    # ratio is 1, its largest 2.5. NaN never passes.
+    last = rows[-1]
+    bound = max(4 * last["hooked_off"], last["rounding"])
+    if not last["fasttrace_off"] <= bound:
+        wider, found = WIDER[options.dtype], last["fasttrace_off"]
+        sys.exit(f"the sweep's p: expected within {bound:.1e} of {wider}, got {found:.1e}")
 
 
 if __name__ == "__main__":
