@@ -187,6 +187,8 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "dtype 'tf32': expected a CUDA device, got 'cpu'"),
         ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method: expected one of rome, memit, ft-1, ft-5, got"),
         ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "--set: expected NAME=VALUE with a NAME among"),
+        ((*EDIT, "--set", "lr=1", "--set", "lr=2", "--store", "x.duckdb"), "--set: expected one value of lr, got"),
+        ((*EDIT, "--fact-id", "a", "--limit", "1", "--store", "x.duckdb"), "expected --fact-id or --limit, got both"),
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting 'epsilon'"),
         ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "edit: problem: expected one of error-injection"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),

@@ -15,7 +15,7 @@ from fasttrace.settings.mass import MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache
-from .options import Verb, bar, emit, load, options, setting_options, stages
+from .options import Verb, Work, bar, emit, load, options, setting_options, stages, work_options
 
 Kind = TypeVar("Kind", bound=EditingSettings)
 
@@ -34,7 +34,7 @@ def _editing_options(kind: type[EditingSettings]) -> Callable[[Verb], Verb]:
             help=f"A hyperparameter of the method: {', '.join(hyperparameters())}.",
         )(verb)
         verb = setting_options(kind, without=["hyperparameters"])(verb)
-        return options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")(verb)
+        return work_options(verb)
 
     return add
 
@@ -48,6 +48,8 @@ def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ..
             raise UserError(
                 f"--set: expected NAME=VALUE with a NAME among {', '.join(hyperparameters())}, got {text!r}"
             )
+        if name in values:
+            raise UserError(f"--set: expected one value of {name}, got {values[name]!r} and {value!r}")
         values[name] = value
     return values
 
@@ -95,22 +97,18 @@ def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
     return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
 
 
-def _to_edit(
-    decoder: Any, model: str, loaded: list[ft.Fact], store: str | None, protocol: str, known: bool
-) -> list[ft.Fact]:
-    """The facts, or those of them that the model knows."""
+def _known(work: Work, decoder: Any, loaded: list[ft.Fact], protocol: str) -> list[ft.Fact]:
+    """Those of the facts that the model knows; at least one."""
     from fasttrace.workflow import known_into
 
-    if not known:
-        return loaded
     with bar("Checking facts", len(loaded)) as done:
-        if store is not None:
-            verdicts = known_into(ft.Store(store), decoder, loaded, protocol, done)
+        if work.store is not None:
+            verdicts = known_into(ft.Store(work.store), decoder, loaded, protocol, done)
         else:
             verdicts = ft.check_known(decoder, loaded, protocol=protocol, progress=done).verdicts.to_pylist()
     kept = [fact for fact, verdict in zip(loaded, verdicts, strict=True) if verdict["known"]]
     if not kept:
-        raise UserError(f"none of the facts is known to {model}, so none was edited")
+        raise UserError(f"none of the facts is known to {work.model}, so none was edited")
     return kept
 
 
@@ -120,14 +118,7 @@ def _to_edit(
 @click.option("--export", type=NEW_FOLDER, help="Write the model with the one edit in its weights to this folder.")
 @click.option("--delta", type=NEW_FILE, help="Write the one edit alone to this safetensors file.")
 def edit(
-    facts: str | None,
-    relation: str | None,
-    limit: int | None,
-    model: str,
-    dtype: str,
-    device: str,
-    store: str | None,
-    as_json: bool,
+    work: Work,
     own: dict[str, str],
     known: bool,
     fact_id: str | None,
@@ -140,15 +131,18 @@ def edit(
     from fasttrace.workflow import edit_into
 
     asked = _settings(EditSettings, given, own)
-    _check_somewhere(store, export, delta)
-    _check_places(asked, store, export, delta)
-    loaded = ft.load_facts(facts, relation=relation, limit=limit if fact_id is None else None)
+    _check_somewhere(work.store, export, delta)
+    _check_places(asked, work.store, export, delta)
+    if fact_id is not None and work.limit is not None:
+        raise UserError("expected --fact-id or --limit, got both")
+    loaded = work.load_facts()
     if fact_id is not None:
         loaded = [fact for fact in loaded if fact.fact_id == fact_id]
         if not loaded:
             raise UserError(f"no fact has the fact_id '{fact_id}'")
-    decoder = load(model, dtype, device)
-    loaded = _to_edit(decoder, model, loaded, store, asked.protocol, known)
+    decoder = work.load_model()
+    if known:
+        loaded = _known(work, decoder, loaded, asked.protocol)
     chosen = decoder.edit_layers() if asked.layers is None else asked.layers
     written = export is not None or delta is not None
     if written and len(loaded) * len(set(chosen)) != 1:
@@ -161,16 +155,16 @@ def edit(
         [result] = plan.batches()
         if not result.edits:
             raise UserError(f"no edit was made: {result.scores['reason'][0].as_py()}")
-        _write(result, plan, store, export, delta)
+        _write(result, plan, work.store, export, delta)
         rows = result.scores
-    elif store is not None:
+    elif work.store is not None:
         with bar("Editing", len(loaded) * len(plan.layers)) as done:
-            added = edit_into(ft.Store(store), plan, done)
-        if not as_json:
-            click.echo(f"{added} edits added to {store} (run {plan.run['run_id']})", err=True)
+            added = edit_into(ft.Store(work.store), plan, done)
+        if not work.as_json:
+            click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
         columns = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
-        rows = _stored(ft.Store(store), plan, columns)
-    emit(rows, as_json)
+        rows = _stored(ft.Store(work.store), plan, columns)
+    emit(rows, work.as_json)
 
 
 @click.command()
@@ -178,14 +172,7 @@ def edit(
 @click.option("--export", type=NEW_FOLDER, help="Write the model with every edit in its weights to this folder.")
 @click.option("--delta", type=NEW_FILE, help="Write the change alone to this safetensors file.")
 def mass(
-    facts: str | None,
-    relation: str | None,
-    limit: int | None,
-    model: str,
-    dtype: str,
-    device: str,
-    store: str | None,
-    as_json: bool,
+    work: Work,
     own: dict[str, str],
     known: bool,
     export: str | None,
@@ -201,11 +188,12 @@ def mass(
     from fasttrace.workflow import mass_into
 
     asked = _settings(MassSettings, given, own)
-    _check_somewhere(store, export, delta)
-    _check_places(asked, store, export, delta)
-    loaded = ft.load_facts(facts, relation=relation, limit=limit)
-    decoder = load(model, dtype, device)
-    loaded = _to_edit(decoder, model, loaded, store, asked.protocol, known)
+    _check_somewhere(work.store, export, delta)
+    _check_places(asked, work.store, export, delta)
+    loaded = work.load_facts()
+    decoder = work.load_model()
+    if known:
+        loaded = _known(work, decoder, loaded, asked.protocol)
     with stages() as progress:
         plan = prepare_mass_edit(decoder, loaded, settings=asked, progress=progress)
     left_out = plan.plan.left_out
@@ -214,15 +202,15 @@ def mass(
             f"{len(left_out)} of {len(loaded)} facts left out, one for: {next(iter(left_out.values()))}", err=True
         )
     with bar("Editing", len(plan.facts)) as done:
-        if store is not None and export is None and delta is None:
-            scores = mass_into(ft.Store(store), plan, done)
+        if work.store is not None and export is None and delta is None:
+            scores = mass_into(ft.Store(work.store), plan, done)
         else:
             # What carries the edits is in no store, so it is made again.
             result = plan.compute(progress=done)
             scores = result.scores
     if export is not None or delta is not None:
-        _write(result, plan.plan, store, export, delta)
-    emit(_means_by_n_edits(scores), as_json)
+        _write(result, plan.plan, work.store, export, delta)
+    emit(_means_by_n_edits(scores), work.as_json)
 
 
 def _means_by_n_edits(scores: pa.Table) -> pa.Table:
@@ -235,14 +223,7 @@ def _means_by_n_edits(scores: pa.Table) -> pa.Table:
 @click.command()
 @_editing_options(TuneSettings)
 def tune(
-    facts: str | None,
-    relation: str | None,
-    limit: int | None,
-    model: str,
-    dtype: str,
-    device: str,
-    store: str | None,
-    as_json: bool,
+    work: Work,
     own: dict[str, str],
     known: bool,
     **given: Any,
@@ -253,23 +234,24 @@ def tune(
 
     asked = _settings(TuneSettings, given, own)
     tuned_values(asked)  # complains before a model is loaded
-    _check_places(asked, store)
-    loaded = ft.load_facts(facts, relation=relation, limit=limit)
-    decoder = load(model, dtype, device)
-    loaded = _to_edit(decoder, model, loaded, store, asked.protocol, known)
+    _check_places(asked, work.store)
+    loaded = work.load_facts()
+    decoder = work.load_model()
+    if known:
+        loaded = _known(work, decoder, loaded, asked.protocol)
     rows = []
     for candidate in candidates(decoder, loaded, asked):
         plan = candidate.plan
         with bar(f"{candidate.setting} {candidate.value:g}", len(plan.encoded)) as done:
-            if store is None:
+            if work.store is None:
                 scores = pa.concat_tables([part.scores for part in plan.batches(progress=done)])
             else:
-                target = ft.Store(store)
+                target = ft.Store(work.store)
                 edit_into(target, plan, done)
                 scores = _stored(target, plan, "*")
         rows.append(mean_scores(candidate, scores))
     best = choose(rows)
-    emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), as_json)
+    emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), work.as_json)
 
 
 @click.command()

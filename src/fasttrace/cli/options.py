@@ -1,5 +1,6 @@
 """What the verbs share: options by name, progress bars on stderr, results on stdout."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -180,6 +181,37 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         return verb
 
     return add
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """What a verb that computes is given: which facts, which model on which device, and where results go."""
+
+    facts: str | None
+    relation: str | None
+    limit: int | None
+    model: str
+    dtype: str
+    device: str
+    store: str | None
+    as_json: bool
+
+    def load_facts(self) -> list[ft.Fact]:
+        return ft.load_facts(self.facts, relation=self.relation, limit=self.limit)
+
+    def load_model(self) -> Any:
+        return load(self.model, self.dtype, self.device)
+
+
+def work_options(verb: Callable[..., None]) -> Verb:
+    """The options of `Work`; the verb gets them as its first argument."""
+    names = [field.name for field in attrs.fields(Work)]
+
+    @functools.wraps(verb)
+    def packed(**given: Any) -> None:
+        verb(Work(**{name: given.pop(name) for name in names}), **given)
+
+    return options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")(packed)
 
 
 def load(model: str, dtype: str, device: str) -> Any:

@@ -12,29 +12,18 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
 from .deliver import check_cache
-from .options import bar, emit, load, open_store, options, setting_options, stages
+from .options import Work, bar, emit, load, open_store, options, setting_options, stages, work_options
 
 
 @click.command()
-@options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")
+@work_options
 @setting_options(TraceSettings, only=["protocol"])
 @click.option("--check", is_flag=True, help="Test which facts the model knows: first 36 greedy tokens, p(o_true).")
-def facts(
-    facts: str | None,
-    relation: str | None,
-    limit: int | None,
-    model: str,
-    dtype: str,
-    device: str,
-    protocol: str,
-    store: str | None,
-    as_json: bool,
-    check: bool,
-) -> None:
+def facts(work: Work, protocol: str, check: bool) -> None:
     """List, filter and test facts."""
-    loaded = ft.load_facts(facts, relation=relation, limit=limit)
-    if store is not None:
-        ft.Store(store).add_facts(loaded)
+    loaded = work.load_facts()
+    if work.store is not None:
+        ft.Store(work.store).add_facts(loaded)
     rows = [
         {
             "fact_id": fact.fact_id,
@@ -48,49 +37,38 @@ def facts(
     if check:
         from fasttrace.workflow import known_into
 
-        decoder = load(model, dtype, device)
+        decoder = work.load_model()
         with bar("Checking facts", len(loaded)) as done:
-            if store is None:
+            if work.store is None:
                 verdicts = ft.check_known(decoder, loaded, protocol=protocol, progress=done).verdicts.to_pylist()
             else:
-                verdicts = known_into(ft.Store(store), decoder, loaded, protocol, done)
+                verdicts = known_into(ft.Store(work.store), decoder, loaded, protocol, done)
         for row, verdict in zip(rows, verdicts, strict=True):
             row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
-    emit(pa.Table.from_pylist(rows), as_json)
-    if check and not as_json:
-        click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {model}")
+    emit(pa.Table.from_pylist(rows), work.as_json)
+    if check and not work.as_json:
+        click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {work.model}")
 
 
 @click.command()
-@options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")
+@work_options
 @setting_options(TraceSettings)
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
-def trace(
-    facts: str | None,
-    relation: str | None,
-    limit: int | None,
-    model: str,
-    dtype: str,
-    device: str,
-    store: str | None,
-    as_json: bool,
-    dry_run: bool,
-    **given: Any,
-) -> None:
+def trace(work: Work, dry_run: bool, **given: Any) -> None:
     """Trace facts: the probability each restored window gives back."""
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak
     from fasttrace.workflow import trace_into
 
     settings = TraceSettings(**given)
-    target = None if dry_run else open_store(store)
-    loaded = ft.load_facts(facts, relation=relation, limit=limit)
-    decoder = load(model, dtype, device)
+    target = None if dry_run else open_store(work.store)
+    loaded = work.load_facts()
+    decoder = work.load_model()
     plan = prepare_trace(decoder, loaded, settings=settings)
     if target is None:
         cost = plan.cost()
         row = asdict(cost) | {"seconds": cost.wave_flops / block_rate(decoder), "gemm_peak": gemm_peak(decoder)}
-        click.echo(json.dumps(row, indent=2) if as_json else cost_lines(row), nl=as_json)
+        click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row), nl=work.as_json)
         return
     with bar("Tracing", len(loaded)) as done:
         effort = trace_into(target, plan, done)
@@ -98,8 +76,8 @@ def trace(
         "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?",
         [plan.run["run_id"]],
     )
-    emit(rows, as_json)
-    if not as_json:
+    emit(rows, work.as_json)
+    if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
         click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
         if effort.flops:
