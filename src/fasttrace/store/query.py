@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -66,7 +66,10 @@ def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, A
         try:
             return running.result()
         except KeyboardInterrupt:
-            con.interrupt()
+            # An interrupt that arrives before a statement starts, or between two, is lost.
+            while not running.done():
+                con.interrupt()
+                wait([running], timeout=0.05)
             raise
 
 
