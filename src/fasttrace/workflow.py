@@ -1,4 +1,4 @@
-"""Computes into a store: skips what it has, commits every batch, and continues where a run stopped."""
+"""Computations whose results go to a store. Each skips what the store has, and commits every batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def known_into(
 ) -> list[dict[str, Any]]:
     """Verdicts on the facts, in their order, computed where the store lacks them.
 
-    enough: stop once this many facts are known; the remaining facts get no verdict.
+    enough: stop once this many facts are known. The remaining facts have a verdict only where the store has one.
     """
     store.add_facts(facts)
     run_id = known_run(model, protocol)["run_id"]
@@ -41,14 +41,15 @@ def known_into(
             store.add(result)
             verdicts |= {row["fact_id"]: row for row in result.verdicts.to_pylist()}
         progress(len(part))
-        if enough is not None and sum(row["known"] for row in verdicts.values()) >= enough:
+        reached = facts[: i + BATCH]
+        if enough is not None and sum(verdicts[fact.fact_id]["known"] for fact in reached) >= enough:
             break
     return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
 
 
 @dataclass
 class Effort:
-    """What a sweep added to a store: facts, and the seconds and FLOPs of tracing without its knowledge tests."""
+    """What a sweep added to a store: number of facts, and seconds and FLOPs of the tracing without knowledge tests."""
 
     facts: int = 0
     seconds: float = 0.0
