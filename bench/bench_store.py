@@ -1,14 +1,19 @@
-"""The store at size: 100 million trace cells and 10 million edits (5 problems × 4 methods), made up in SQL.
+"""The store at full size: 100 million trace cells and 10 million edits (5 problems × 4 methods), made up in SQL.
 
 .venv/bin/python bench/bench_store.py [--size 1.0] [--memory 2GB] [--rounds 3] [--folder /tmp]
     [--out FILE] [--store FILE]
 
-What is timed: writing it batch by batch, with the statements `Store.add` uses; the sums of every layer and all R² of
-one score (Table 3); the same of concentrated facts; the effects made anew from the cells, as they would be were they
-not kept; one fact more traced and edited into it (`Store.add`), and the same again; every check; Parquet out, and into
-another store. Then the numbers are held to statsmodels on the rows of one problem and method. Each query opens the file
-anew under DuckDB's memory limit; bytes: the peak resident set less what the process held before. At size 1 it takes
-12 GB of the folder, in a folder of its own that is removed at the end.
+These are timed:
+- writing the store batch by batch, with the statements that `Store.add` uses;
+- every layer's sums and all R² of one score (Table 3), for all facts and for concentrated facts;
+- the effects computed from the cells, instead of read from the store;
+- adding one more traced fact and one more edited fact (`Store.add`), and adding them again;
+- every check;
+- writing Parquet, and adding it to another store.
+
+The regressions of one problem and method are then compared with statsmodels. Each query opens the file anew under
+DuckDB's memory limit. bytes: the peak resident set minus the resident set before. Size 1 needs 12 GB, in a temporary
+folder inside --folder.
 """
 
 import argparse
@@ -32,13 +37,15 @@ from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import query
 from fasttrace.errors import UserError
 from fasttrace.places import check_file
+from fasttrace.settings.columns import stored_settings
 from fasttrace.store import Store, rows_of
-from fasttrace.store.connect import opened, statement
+from fasttrace.store.connect import opened
+from fasttrace.store.write import execute
 
 SQL = Path(__file__).parent / "big_store"
 FACTS = 50_000  # × 4 windows × 18 tokens (mean) × 28 layers: 100.8 million cells
 BATCH = 500
-ROOM = 12e9  # bytes that the whole takes
+ROOM = 12e9  # bytes of disk that size 1 needs
 LAYERS = 28
 EDITED = list(range(0, LAYERS, 3))
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
@@ -73,7 +80,7 @@ class Result:
 
 
 def run_of(name: str, kind: str) -> dict[str, Any]:
-    """run_id: hashed as a real one is, so that the file's statistics tell runs apart."""
+    """The row of a made-up run. Its run_id is a hash like a real one, so that DuckDB's statistics tell runs apart."""
     return {
         "run_id": hashlib.sha256(name.encode()).hexdigest()[:16],
         "kind": kind,
@@ -93,43 +100,41 @@ def run_of(name: str, kind: str) -> dict[str, Any]:
 
 
 def fill(store: Store, n_facts: int) -> Iterator[float]:
-    """Write the study, a transaction a batch; yields the seconds of each batch of traces."""
+    """Write the study. Yields the seconds of each batch of traces, which is one transaction."""
     store.create()
     with opened(store.path, read_only=False, timeout_s=1, memory=store.memory) as con:
 
         def make(relation: str, **params: Any) -> None:
             con.execute((SQL / f"batch_{relation}.sql").read_text(), params)
 
-        def add(relation: str, run: dict[str, Any], *names: str) -> None:
-            con.execute(statement(f"add_{relation}"), {name: run[name] for name in names})
-
         make("facts", n_facts=n_facts)
-        con.execute(statement("add_facts"))
+        execute(con, "add_facts", {})
         run = run_of("trace", "trace")
-        add("run", run, *(name for name in run if name not in ("seconds", "flops")))
+        execute(con, "add_run", run)
+        values = {**stored_settings("trace", run["settings"]), **run}
         for first in range(0, n_facts, BATCH):
             make("traces", first_fact=first, end_fact=min(first + BATCH, n_facts))
             make("trace_cells", n_layers=LAYERS)
             begun = time.perf_counter()
             con.begin()
             for relation in ("trace_cells", "trace_effects", "traces"):
-                add(relation, run, "run_id", "protocol")
+                execute(con, f"add_{relation}", values)
             con.commit()
             yield time.perf_counter() - begun
         for problem in PROBLEMS:
             for method in METHODS:
                 run = run_of(f"{problem} {method}", "edit")
-                add("run", run, *(name for name in run if name not in ("seconds", "flops")))
+                execute(con, "add_run", run)
                 make("edits", problem=problem, method=method, n_facts=n_facts, layers=EDITED)
-                add("edits", run, "run_id", "protocol")
+                execute(con, "add_edits", run)
 
 
 def one_more(store: Store, number: int) -> tuple[Result, Result]:
-    """The first fact's trace and the edits of one run, under another name."""
+    """The first fact's trace and its edits of one run, under another fact_id."""
     trace, edit = run_of("trace", "trace"), run_of("fact-forcing rome", "edit")
 
     def rows(relation: str, run: dict[str, Any]) -> pa.Table:
-        """The rows of the fact, less what the run gives."""
+        """The fact's rows without the columns run_id and protocol, which come from the run."""
         with store.reading() as con:
             made = rows_of(con, (SQL / f"one_fact_{relation}.sql").read_text(), {"run_id": run["run_id"]})
         return made.set_column(0, "fact_id", pa.array([f"more/{number}"] * len(made), pa.string()))
@@ -143,7 +148,7 @@ def one_more(store: Store, number: int) -> tuple[Result, Result]:
 
 
 def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> BenchRow:
-    """Seconds of the rounds after the first, the bytes of the first; cpu_seconds: of both threads, a round's mean."""
+    """The row of a call: bytes of a first round, seconds of `rounds` more, and the CPU seconds per round of these."""
     before, most = peak_bytes(call)
     begun = time.process_time()
     row = {"benchmark": "store", "case": case, "impl": impl, **seconds(call, rounds, warm=False)}
@@ -153,7 +158,7 @@ def measured(case: str, impl: str, call: Callable[[], object], rounds: int) -> B
 
 
 def once(case: str, impl: str, call: Callable[[], object]) -> BenchRow:
-    """One call, cold: what takes minutes."""
+    """The row of a single cold call, for calls that take minutes."""
     begun, cpu = time.perf_counter(), time.process_time()
     before, most = peak_bytes(call)
     row = {"benchmark": "store", "case": case, "impl": impl, **spread([time.perf_counter() - begun])}
@@ -181,7 +186,7 @@ def by_statsmodels(store: Store, row: dict[str, Any]) -> dict[str, float]:
 
 
 def measure(store: Store, folder: Path, n_facts: int, rounds: int) -> Iterator[BenchRow]:
-    """Fills the store; a row of everything timed."""
+    """Fill the store. Yields a row for everything that is timed."""
     batches = list(fill(store, n_facts))
     counted = "SELECT (SELECT count(*) FROM trace_cells) AS cells, (SELECT count(*) FROM edits) AS edits"
     [size] = store.query(counted).to_pylist()
@@ -230,7 +235,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="share of the 50,000 facts")
     parser.add_argument("--memory", default="2GB", help="DuckDB's memory limit")
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where the file is made")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="parent of the temporary folder")
     writes(parser.add_argument)
     options = parser.parse_args()
     if not FACTS * options.size >= 1:

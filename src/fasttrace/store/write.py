@@ -1,4 +1,4 @@
-"""Writes results to the store: one transaction per batch, nothing twice."""
+"""Writes results to the store: one transaction per batch, and no row twice."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from fasttrace.runs import Run
 from fasttrace.settings.columns import stored_settings
 from fasttrace.store.connect import schema_columns, statement, utc_now
 
-# Kind of run → (attribute of the result, relation). The last relation is the one whose rows mark things as finished.
+# Kind of run → (attribute of the result, relation). A row of the last relation marks its fact or edit as finished.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
@@ -24,7 +24,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),
 }
-# Relations without an index, which would be larger than the rows: statements/guard_<relation>.sql replaces it.
+# Relations without an index, which would be larger than the rows. statements/guard_<relation>.sql replaces it.
 GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts")
 # Later batches of a run must agree with the first on these, because they describe every row of the run.
 IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
@@ -48,11 +48,11 @@ GIVEN_BY_RUN = ("run_id", "protocol")
 
 
 class Result(Protocol):
-    """What `Store.add` takes: a run, and as attributes the pyarrow tables that `TABLES` names for the run's kind."""
+    """Argument of `Store.add`. It has a run, and the pyarrow tables that `TABLES` names for the run's kind."""
 
     @property
     def run(self) -> Run:
-        """Its row of `runs`; seconds are the compute time of this batch."""
+        """Its row of `runs`. seconds is the compute time of this batch."""
         ...
 
 
@@ -133,7 +133,7 @@ def write(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) ->
 def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) -> int:
     """`write` within the caller's transaction."""
     _check_identity(con, run)
-    _execute(con, "add_run", run)
+    execute(con, "add_run", run)
     for relation, table in tables:
         con.register(f"batch_{relation}", table)
     for relation, _ in tables:
@@ -142,10 +142,10 @@ def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) 
     added = 0
     for relation, _ in tables:
         if relation == "traces":
-            _execute(con, "add_trace_effects", {**stored_settings("trace", run["settings"]), **run})
-        added = _execute(con, f"add_{relation}", run)  # only the last relation's number is returned
+            execute(con, "add_trace_effects", {**stored_settings("trace", run["settings"]), **run})
+        added = execute(con, f"add_{relation}", run)  # only the last relation's number is returned
     if added:
-        _execute(con, "add_seconds", run)
+        execute(con, "add_seconds", run)
     return added
 
 
@@ -166,7 +166,7 @@ def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyR
     differ = con.execute(statement("facts_that_differ")).fetchall()
     if differ:
         raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each fact a unique id")
-    return _execute(con, "add_facts", {})
+    return execute(con, "add_facts", {})
 
 
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
@@ -211,7 +211,11 @@ def _check_identity(con: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> None
             )
 
 
-def _execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any]) -> int:
+def execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any]) -> int:
+    """Execute a statement of statements/ with those values that it names. Returns the number of rows added.
+
+    Raises StoreError where a row breaks a constraint.
+    """
     sql = statement(name)
     names = set(re.findall(r"\$(\w+)", sql))
     try:
