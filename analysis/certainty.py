@@ -1,8 +1,8 @@
-"""How certain a regression is when every fact gives several rows: intervals over facts, and errors clustered by fact.
+"""Uncertainty of the regressions when every fact has several rows: bootstrap over facts, and errors clustered by fact.
 
-The paper's F-test takes all edits as independent, although each fact is edited at several layers. Here whole facts are
+The paper's F-test treats all edits as independent, although each fact is edited at several layers. Here whole facts are
 resampled (bootstrap), and the same slopes are tested with a covariance that allows the errors of one fact to correlate.
-Both are least squares on sums over (fact, layer), so that a resample is one matrix product.
+Both start from sums over (fact, layer), so that many resamples are one matrix product.
 """
 
 from typing import Any
@@ -19,22 +19,22 @@ from .regression import KEYS, KINDS, regression_rows
 SHARES = ("r2_layer", "r2_effect", "r2_both", "diff")
 TESTED = ("f_clustered", "df_clustered", "p_clustered")
 COLUMNS = (*(f"{name}_{end}" for name in SHARES for end in ("low", "high")), *TESTED)
-DRAWS = 50_000_000  # resamples × facts: beyond it fewer resamples are drawn, never fewer than 200
-_NOISE = 1e-13  # a variance below this share of the whole counts as zero
+DRAWS = 50_000_000  # limit of resamples × facts; above it fewer resamples are drawn, but not fewer than 200
+_NOISE = 1e-13  # a variance below this share of the total counts as zero
 Numbers = dict[str, float | None]
 
 
 def certainty(
     store: Store, score: str = "rewrite", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **choice: Any
 ) -> pa.Table:
-    """Bootstrap intervals of every R², and the F-test with errors clustered by fact, one row a regression.
+    """Bootstrap intervals of every R², and the F-test with errors clustered by fact, one row per regression.
 
-    choice: as `regressions` takes it. resamples: of the facts, drawn with replacement, as many as there are; 0 leaves
-    the intervals NULL. level: of the percentile interval.
-    Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, p_clustered (the slopes of
-    "both" tested jointly, layers whose score does not vary left out, with as many and df_clustered = facts − 1 degrees
-    of freedom, covariance with the usual correction facts / (facts − 1) · (rows − 1) / (rows − parameters)).
-    NULL where there are too few facts.
+    choice: as for `regressions`. resamples: number of bootstrap samples, each of which draws as many facts as there
+    are, with replacement; 0 leaves the intervals NULL. level: coverage of the percentile interval.
+    Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, df_clustered, p_clustered.
+    The clustered test is a joint test of the slopes of "both", without layers whose score does not vary. Its degrees of
+    freedom are the number of these slopes and df_clustered = facts − 1. Its covariance has the usual correction
+    facts / (facts − 1) · (rows − 1) / (rows − parameters). Numbers are NULL where there are too few facts.
     Raises UserError for a level outside (0, 1) or a negative number of resamples.
     """
     if not 0 < level < 1 or resamples < 0:
@@ -59,18 +59,18 @@ class Sample:
         self.fact, self.layer = fact, layer
         self.n, self.n_facts = len(x), int(fact.max(initial=-1)) + 1
         self.n_layers = int(layer.max(initial=-1)) + 1
-        # About the mean: R² does not change, and squares then cancel less.
+        # Centering leaves R² unchanged and reduces cancellation in the sums.
         self.x, self.y = (values - values.mean() if len(values) else values for values in (x, y))
 
     def intervals(self, resamples: int, level: float, seed: int) -> Numbers:
-        """Percentiles of each R² over resampled facts."""
+        """Percentile interval of each R² over resampled facts."""
         empty: Numbers = dict.fromkeys(f"{name}_{end}" for name in SHARES for end in ("low", "high"))
         if self.n_facts < 2 or not resamples:
             return empty
         resamples = max(min(resamples, DRAWS // self.n_facts), min(resamples, 200))
         random = np.random.default_rng(seed)
         sums = self._sums().reshape(self.n_facts, -1)
-        block = max(1, 2**22 // self.n_facts)  # rows of counts held at once: 32 MB
+        block = max(1, 2**22 // self.n_facts)  # resamples per matrix product: 32 MB of counts
         even = np.full(self.n_facts, 1 / self.n_facts)
         found = [
             shares((random.multinomial(self.n_facts, even, size=size) @ sums).reshape(size, self.n_layers, 6))
@@ -85,7 +85,7 @@ class Sample:
         return empty
 
     def clustered_test(self) -> Numbers:
-        """Wald's F of all slopes of y ~ C(layer) * x at 0, its covariance clustered by fact."""
+        """Wald's F-test that all slopes of y ~ C(layer) * x are 0, with a covariance clustered by fact."""
         none: Numbers = dict.fromkeys(TESTED)
         if not self.n:
             return none
@@ -93,11 +93,11 @@ class Sample:
         within = sxx - sx**2 / count
         sloped = within > _NOISE * max(float(sxx.sum()), 1e-300)
         free = self.n - self.n_layers - int(sloped.sum())
-        # A layer whose score never varies has slope 0 with no error: there is nothing to test.
+        # A layer whose score does not vary has slope 0 and no residual, so its slope cannot be tested.
         sloped = np.flatnonzero(sloped & (syy - sy**2 / count > _NOISE * float(syy.sum())))
         if not len(sloped) or free <= 0 or self.n_facts - 1 < len(sloped):
             return none
-        apart = self.x - (sx / count)[self.layer]  # x without its layer's mean: what a slope sees
+        apart = self.x - (sx / count)[self.layer]  # x minus its layer's mean
         mean_y = np.bincount(self.layer, self.y, self.n_layers) / count
         slope = np.zeros(self.n_layers)
         slope[sloped] = np.bincount(self.layer, apart * self.y, self.n_layers)[sloped] / within[sloped]
@@ -130,7 +130,7 @@ class Sample:
 
 
 def shares(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """R² by layer, effect and both, and the last less the first, of many sets of sums; NaN where y does not vary.
+    """R² by layer, effect and both, and the gain of both over layer, for many sets of sums. NaN where y does not vary.
 
     sums: (sets, layers, 6) n, Σx, Σy, Σx², Σxy, Σy² at every layer.
     """

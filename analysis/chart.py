@@ -1,8 +1,8 @@
-"""Figures for the page, as positions: panels of marks, each mark with its exact numbers in words.
+"""Figures of the HTML report: panels of positioned marks, each with a text that gives its exact numbers.
 
-draw.py makes figures for files, by matplotlib. A page needs other ones: a small panel a problem, so that they flow
-into as many columns as the window has, at a size that is read on a phone; and marks that a pointer, a finger, the
-keyboard and a screen reader can reach. templates/chart.svg.j2 writes a Panel as SVG; nothing here knows about HTML.
+draw.py makes figures for files with matplotlib. The page needs other figures: small panels, one per problem, that flow
+into as many columns as fit the window and are readable on a phone, and marks that pointer, touch, keyboard and screen
+reader can reach. templates/chart.svg.j2 writes a Panel as SVG. This module does not depend on HTML.
 """
 
 import math
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from .naming import number
 
-WIDTH = 320  # of every panel, in units of its view box: about a CSS pixel on a phone
+WIDTH = 320  # of every panel, in units of its view box; one unit is about a CSS pixel on a phone
 LEFT, RIGHT, TOP, BELOW = 38, 8, 22, 34
 HEIGHT = 196
-# Outlines of the marks of a line, centred on the origin: series differ in shape and dash, not in colour alone.
+# Outlines of a line's marks, centred on the origin. Series differ in shape and dash, not only in colour.
 SHAPES = (
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
     "M-3.2-3.2h6.4v6.4h-6.4z",
@@ -28,7 +28,7 @@ DASHES = ("none", "6 3", "1.5 3", "8 3 1.5 3", "3 2", "12 3")
 
 @dataclass(frozen=True)
 class Mark:
-    """Something with a value: a point at (x, y), or a bar whose corner that is."""
+    """A point at (x, y), or a bar whose upper left corner is (x, y)."""
 
     x: float
     y: float
@@ -41,7 +41,7 @@ class Mark:
 @dataclass(frozen=True)
 class Series:
     name: str
-    place: int  # which of the page's colours, shapes and dashes
+    place: int  # index of the page's colour, shape and dash
     marks: list[Mark] = field(default_factory=list)
     line: str = ""
     errors: str = ""
@@ -49,7 +49,7 @@ class Series:
 
     @property
     def shape(self) -> str:
-        # Moved on by one every time the colours begin again, so that no two of 36 look alike.
+        # Shapes shift by one whenever the colours repeat, so that 36 series all look different.
         return SHAPES[(self.place + self.place // len(SHAPES)) % len(SHAPES)]
 
     @property
@@ -59,7 +59,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """A stretch of values and the stretch of the view box it is drawn on."""
+    """An interval of values (low, high) and the interval of the view box that shows it (begin, end)."""
 
     low: float
     high: float
@@ -79,12 +79,12 @@ class Panel:
     x: Axis
     y: Axis
     series: list[Series]
-    summary: str  # what a screen reader says of it
+    summary: str  # text for screen readers
     facets: dict[str, str] = field(default_factory=dict)
     height: float = HEIGHT
     headings: tuple[tuple[float, str], ...] = ()  # (y, text) above groups of bars
-    of: str = ""  # what the title leaves to a choice of panels, where there is one
-    points: int | None = None  # which of the page's lists of points the script makes marks of
+    of: str = ""  # what the choices of panels show; put before the title only where scripts are off
+    points: int | None = None  # index of the list of points from which the page's script makes marks
 
 
 def ticks(low: float, high: float, most: int = 6, least: float = 0.0) -> tuple[tuple[float, str], ...]:
@@ -99,7 +99,7 @@ def ticks(low: float, high: float, most: int = 6, least: float = 0.0) -> tuple[t
 
 
 def layer_ticks(layers: Sequence[int], most: int = 10) -> tuple[tuple[float, str], ...]:
-    """The layers themselves where they are few, else round steps."""
+    """A tick at each layer if there are at most `most`, else at round steps."""
     if len(layers) <= most:
         return tuple((layer, str(layer)) for layer in layers)
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if (layers[-1] - layers[0]) / step < most)
@@ -107,13 +107,13 @@ def layer_ticks(layers: Sequence[int], most: int = 10) -> tuple[tuple[float, str
 
 
 def across(low: float, high: float, label: str, marks: tuple[tuple[float, str], ...], margin: float = 0.03) -> Axis:
-    """The x axis of a panel with room for its marks at both ends."""
+    """The x axis of a panel, with room for marks at both ends."""
     spare = max(high - low, 1e-9) * margin
     return Axis(low - spare, high + spare, LEFT, WIDTH - RIGHT, label, marks)
 
 
 def upward(low: float, high: float, label: str) -> Axis:
-    """The y axis of a panel; 0 and 1, where scores end, fit wholly."""
+    """The y axis of a panel, with room for marks at both ends."""
     spare = (high - low) * 0.03
     return Axis(low - spare, high + spare, HEIGHT - BELOW, TOP, label, ticks(low, high))
 
@@ -128,7 +128,7 @@ def errors(x: Axis, y: Axis, points: Iterable[tuple[float, float, float | None]]
 
 
 def band(x: Axis, y: Axis, points: Sequence[tuple[float, float, float | None]]) -> str:
-    """The same as one band along a line; empty where any error is missing."""
+    """A band of one standard error on each side of a line. Empty for a single point or if any error is missing."""
     if len(points) < 2 or any(e is None for _, _, e in points):
         return ""
     upper = path(x, y, ((a, b + (e or 0.0)) for a, b, e in points))
@@ -137,7 +137,7 @@ def band(x: Axis, y: Axis, points: Sequence[tuple[float, float, float | None]]) 
 
 
 def dots(x: Axis, y: Axis, points: Iterable[tuple[float, float]]) -> str:
-    """Points as one path of round-capped strokes of no length: a dozen bytes each."""
+    """Points as one path of round-capped strokes of length 0, about a dozen bytes per point."""
     return "".join(f"M{x.at(a):g} {y.at(b):g}h0" for a, b in points)
 
 
@@ -149,7 +149,7 @@ def line(
     points: Sequence[tuple[float, float, float | None, str]],
     as_band: bool = False,
 ) -> Series:
-    """A line through points (x, y, standard error, text), the errors as bars or as one band."""
+    """A line through points (x, y, standard error, text), with the errors as bars or as one band."""
     with_errors = [(a, b, error) for a, b, error, _ in points]
     return Series(
         name,
@@ -164,9 +164,9 @@ def line(
 def bars_across(
     title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float | None, str]]]], x_label: str, summary: str
 ) -> Panel:
-    """Horizontal bars from 0 to 1, a heading a group: names of any length fit, and values stand beside their bars.
+    """Horizontal bars from 0 to 1, with a heading above each group and the value beside each bar.
 
-    groups: (heading, [(series, value, text)]) from the top; every group has the same series in the same order.
+    groups: (heading, [(series, value, text)]) from the top. Every group has the same series in the same order.
     """
     thick, gap, head, space = 11.0, 2.0, 15.0, 9.0
     x = Axis(0.0, 1.0, 4.0, WIDTH - 40.0, x_label, ((0.0, "0"), (0.25, ".25"), (0.5, ".5"), (0.75, ".75"), (1.0, "1")))
@@ -187,7 +187,7 @@ def bars_across(
 
 
 def histogram(title: str, counts: Sequence[int], texts: Sequence[str], labels: tuple[str, str], summary: str) -> Panel:
-    """Vertical bars at 0, 1, 2, …; labels: of the x and the y axis."""
+    """Vertical bars at 0, 1, 2, …. labels: of the x and the y axis."""
     x = Axis(-0.7, len(counts) - 0.3, LEFT, WIDTH - RIGHT, labels[0], layer_ticks(range(len(counts))))
     most = max(counts)
     y = Axis(0.0, most * 1.05, HEIGHT - BELOW, TOP, labels[1], ticks(0, most, least=1.0))
@@ -201,5 +201,5 @@ def histogram(title: str, counts: Sequence[int], texts: Sequence[str], labels: t
 
 
 def cut(text: str, most: int = 46) -> str:
-    """A heading that fits a panel; its marks have the whole of it."""
+    """Shorten a heading to fit a panel. The texts of the marks have it in full."""
     return text if len(text) <= most else text[: most - 1] + "…"

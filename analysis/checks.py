@@ -1,4 +1,4 @@
-"""Checks that every sound store passes: the queries of sql/checks, each of which returns the rows at fault."""
+"""Consistency checks of a store. Each query of sql/checks returns the wrong rows, so a sound store returns none."""
 
 import json
 from functools import cache
@@ -16,17 +16,17 @@ from .relation import make_settings
 
 @cache
 def checks() -> dict[str, str]:
-    """{name: text} of sql/checks/<name>.sql, by name."""
+    """{name: text} of sql/checks/<name>.sql, sorted by name."""
     folder = files("fasttrace.analysis") / "sql" / "checks"
     found = {file.name.removesuffix(".sql"): file.read_text(encoding="utf-8") for file in folder.iterdir()}
     return dict(sorted(found.items()))
 
 
 def failures(store: Store) -> pa.Table:
-    """The checks that a store does not pass, one row each.
+    """The checks that a store fails, one row per check.
 
-    Columns: check (file name in sql/checks, whose header says what is wrong), rows (how many are at fault), example
-    (one of them, as JSON).
+    Columns: check (name of the file in sql/checks, whose header describes the fault), rows (number of wrong rows),
+    example (the first wrong row, as JSON).
     Raises StoreError where a check cannot be run.
     """
     found = []
@@ -43,7 +43,7 @@ _SCHEMA = pa.schema([("check", pa.string()), ("rows", pa.int64()), ("example", p
 
 
 def _failing(con: duckdb.DuckDBPyConnection, name: str, text: str) -> tuple[int, str | None]:
-    """(number of rows at fault, the first of them). Rows are streamed, since all of a large store may be at fault."""
+    """(number of wrong rows, the first as JSON). Rows are streamed, because all rows of a large store may be wrong."""
     rows, first = 0, None
     try:
         for batch in con.sql(text).to_arrow_reader():

@@ -1,4 +1,4 @@
-"""How to do a study again: the command lines of its runs, on the same facts, into a store of their own."""
+"""Command lines that repeat the runs of a study on the same facts, in a new store."""
 
 import json
 import shlex
@@ -15,19 +15,19 @@ from .naming import Row
 
 AGAIN_STORE = "again.duckdb"
 AGAIN = (
-    "These commands take the facts out of the store and do its runs again, into a store of their own. The same command "
-    "on this store goes on where it stopped, and repeats nothing."
+    "These commands export the facts from the store and repeat its runs in a new store. If a command is given this "
+    "store instead, it resumes where it stopped and repeats nothing."
 )
 EXPORT = """import json, fasttrace
 from fasttrace.analysis.relation import relation
 for fact in relation(fasttrace.Store({store}), "facts_of_run", {{"run_id": {run}}}).to_pylist():
     print(json.dumps(fact))"""
-# The kinds of runs that a command repeats, and the settings of each.
+# The kinds of runs that a command can repeat, and their settings.
 KINDS = {"trace": TraceSettings, "edit": EditSettings, "mass": MassSettings}
 
 
 def run_commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> dict[str, list[str]]:
-    """run_id → its two command lines: the facts out of the store, the run on them."""
+    """{run_id: [command that exports the run's facts from the store, command that repeats the run on them]}."""
     out = {}
     for run in runs:
         if run["kind"] not in KINDS:
@@ -41,7 +41,7 @@ def run_commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> di
 
 
 def _options(run: Row, layers: Any) -> list[str]:
-    """The options that give a run its settings again."""
+    """The command-line options that reproduce the settings of a run."""
     named = json.loads(run["settings"])
     columns = ("model", "dtype", *RUN_COLUMNS)
     values = {name: run[name] for name in columns} | named | {"layers": layers}
@@ -61,6 +61,6 @@ def _options(run: Row, layers: Any) -> list[str]:
 
 
 def commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> list[str]:
-    """Command lines that do every run of the store again, and the report of them."""
+    """Command lines that repeat every trace, edit and mass run of the store, and write the report of the new runs."""
     lines = [line for both in run_commands(runs, counts, store_path).values() for line in both]
     return [*lines, f"fasttrace report --store {AGAIN_STORE} --out again.html"]

@@ -1,7 +1,7 @@
 """Figures as pure functions of Arrow tables: no store, no global state, nothing drawn on import.
 
-Every figure has one colour for text and the series colours below. Series differ in marker and line or hatch too, never
-in colour alone; the colours are Okabe and Ito's set for the colour-blind. The report's figures are made by chart.py.
+Every figure has one colour for text and the series colours below, which are Okabe and Ito's set for the colour-blind.
+Series also differ in marker and line style, or in hatch. chart.py makes the figures of the HTML report.
 """
 
 import math
@@ -27,20 +27,19 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...")
 COLORMAP = "cividis"
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
-GROUPS_ABREAST = 4  # of three bars: a line of a page
-MAX_VECTOR_POINTS = 4000  # beyond this a scatter is drawn as pixels: an SVG of paths would be megabytes
+GROUPS_ABREAST = 4  # groups of three bars that fit side by side across a page
+MAX_VECTOR_POINTS = 4000  # above this a scatter is drawn as pixels, because its SVG would take megabytes
 
 
 # -- frame ------------------------------------------------------------------------------------------------
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    return figure
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def _dress(axes: Axes, x: str | None = None, y: str | None = None, title: str | None = None) -> Axes:
-    """The common look: two spines, faint horizontal lines behind the data, one ink, 9-point text."""
+    """Apply the common style: two spines, faint horizontal lines behind the data, one text colour, 9-point ticks."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -53,7 +52,7 @@ def _dress(axes: Axes, x: str | None = None, y: str | None = None, title: str | 
     if y:
         axes.set_ylabel(y, color=INK, fontsize=10)
     if title:
-        # Names come from users' data: a "$" in one must not start a formula.
+        # Names come from users' data, where a "$" must not start a formula.
         axes.set_title(title, color=INK, fontsize=10, loc="left", parse_math=False)
     return axes
 
@@ -77,7 +76,7 @@ def _need_rows(table: pa.Table, what: str) -> list[Row]:
 
 
 def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options: Any) -> list[Axes]:
-    """`panels` axes, row by row. Cells beyond them stay empty."""
+    """Return `panels` axes, row by row. Surplus cells stay empty."""
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
     grid = figure.subplots(rows, columns, squeeze=False, **options)
@@ -85,7 +84,7 @@ def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options
     for spare in axes[panels:]:
         spare.set_visible(False)
     for place, axis in enumerate(axes[:panels]):
-        if place + columns >= panels:  # the lowest panel of its column keeps its numbers
+        if place + columns >= panels:  # only the lowest panel of a column has tick labels
             axis.tick_params(labelbottom=True)
     return axes[:panels]
 
@@ -94,12 +93,12 @@ def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options
 
 
 def color_range(p_restored: np.ndarray, p_clean: float, p_noised: float | None) -> tuple[float, float]:
-    """(low, high) probability of a heatmap's colours: from p_noised (or the lowest cell) to the highest cell.
+    """(low, high) probability of a heatmap's colours: from p_noised, or the lowest cell if lower, to the highest cell.
 
-    At least a tenth of p_clean − p_noised wide, so that a grid in which nothing is restored looks flat.
+    The range is at least a tenth of p_clean − p_noised, so that a grid in which nothing is restored looks flat.
     """
     low = float(np.nanmin(p_restored))
-    if p_noised is None:  # zeroing: nothing was noised, and p_clean is what can be lost
+    if p_noised is None:  # zeroing has no p_noised, and the range ends at p_clean
         return low, max(p_clean, low + 1e-6)
     low = min(p_noised, low)
     return low, max(float(np.nanmax(p_restored)), low + max(0.1 * (p_clean - p_noised), 1e-6))
@@ -170,7 +169,7 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
 def draw_peak_histogram(peaks: pa.Table) -> Figure:
     """How many facts have their largest tracing effect at each layer (paper, Figures 1 and 11).
 
-    peaks: one row a trace of a fact, as sql/peak_layers.sql gives them.
+    peaks: the rows of sql/peak_layers.sql.
     """
     rows = _need_rows(peaks, "tracing effects")
     names = group_names(rows, always=("window_size",))
@@ -194,7 +193,7 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
 def draw_mean_effect(curve: pa.Table) -> Figure:
     """Mean tracing effect at each layer, with a band of one standard error on each side (paper, Figure 10).
 
-    curve: one row a layer, as sql/mean_effect.sql gives them.
+    curve: the rows of sql/mean_effect.sql.
     """
     rows = _need_rows(curve, "tracing effects")
     names = group_names(rows, always=("window_size",))
@@ -229,10 +228,10 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
 
 
 def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) -> Figure:
-    """Edit score against tracing effect, one panel an edited layer, ρ in each (paper, Figures 4 and 15).
+    """Edit score against tracing effect, one panel per edited layer, with ρ in its title (paper, Figures 4 and 15).
 
-    pairs: the keys of a regression, layer, effect, score; one row an edit (sql/edit_effects.sql).
-    correlations: the same keys, layer, rho, p_value; one row an edited layer.
+    pairs: the keys of a regression, layer, effect, score; one row per edit (sql/edit_effects.sql).
+    correlations: the same keys, layer, rho, p_value; one row per edited layer.
     """
     rows = _need_rows(pairs, "edits with a tracing effect")
     rhos = correlations.to_pylist()
@@ -289,7 +288,7 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
 
 
 def _r2_panel(axes: Axes, named: list[tuple[str, Row]], abreast: int) -> None:
-    """Three bars for each (name, regression); abreast: groups that the panel has room for."""
+    """Draw three bars for each (name, regression). abreast: number of groups that fit the panel."""
     places = np.arange(len(named))
     series = (("r2_layer", "edited layer"), ("r2_effect", "tracing effect"), ("r2_both", "both"))
     for offset, (column, label) in enumerate(series):
@@ -307,17 +306,17 @@ def _r2_panel(axes: Axes, named: list[tuple[str, Row]], abreast: int) -> None:
         axes.bar_label(bars, [number(value) for value in values], fontsize=9, color=INK, padding=2)
     axes.set_xticks(places, [name.replace(" · ", "\n") for name, _ in named])
     axes.set_xlim(-0.6, abreast - 0.4)
-    axes.set_ylim(0, 1.08)  # room for the number on a bar that explains everything
+    axes.set_ylim(0, 1.08)  # room for the number above a bar of height 1
     axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     for text in axes.get_xticklabels():
         text.set_parse_math(False)
 
 
 def draw_score_by_layer(means: pa.Table) -> Figure:
-    """Mean edit scores by edited layer, a panel a score, a line a problem and method (Figures 7 and 9).
+    """Mean edit scores by edited layer, one panel per score, one line per problem and method (Figures 7 and 9).
 
-    means: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, mean, sem; one row a
-    layer and score.
+    means: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, mean, sem; one row per layer and
+    score.
     """
     rows = [row for row in _need_rows(means, "edits") if row["mean"] is not None]
     scores = [score for score in SCORES if any(row["score"] == score for row in rows)]
@@ -345,7 +344,7 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
         axes.set_ylim(min(0.0, min(row["mean"] for row in rows)) - 0.02, 1.04)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     figure.supxlabel("edited layer (0-based)", color=INK, fontsize=10)
-    figure.supylabel("mean score (1 = wholly successful)", color=INK, fontsize=10)
+    figure.supylabel("mean score (1 = full success)", color=INK, fontsize=10)
     if len(names) > 1:
         handles, labels = panels[0].get_legend_handles_labels()
         legend = figure.legend(

@@ -1,4 +1,4 @@
-"""The data that the report's script reads: facts, points and tables, as JSON, compressed."""
+"""The data that the report's script reads: facts, points and tables as compressed JSON."""
 
 import base64
 import gzip
@@ -19,7 +19,8 @@ from .exhibit import Exhibit
 from .naming import Row, group_names, in_group
 from .relation import relation
 
-# Of an edit, in the order of the page's columns; one list each a fact, not one object an edit: a third of the bytes.
+# Columns of an edit, in the order of the page. Each fact has one list per column, which takes a third of the bytes of
+# one object per edit.
 EDIT = (
     "layer",
     "rewrite",
@@ -37,9 +38,10 @@ TEXTS = ("subject", "relation", "target_true", "target_false", "prompt", "source
 
 
 def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: int) -> tuple[str, int]:
-    """(what the page's script decompresses and reads, how many facts fitted in).
+    """(the data for the page's script as `packed` text, number of facts in it).
 
-    names: the facts to embed, in order. max_bytes: of their JSON, roughly; compressed it is a third or less.
+    names: the facts to embed, in order. max_bytes: rough limit of the uncompressed JSON of the facts, which compresses
+    to a third or less.
     """
     groups, facts = _facts(store, names, max_bytes)
     places = {row["fact_id"]: place for place, row in enumerate(names)}
@@ -66,7 +68,7 @@ def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: in
 
 
 def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], list[Row]]:
-    """The editing groups, and each fact with its traces and edits, until the facts take max_bytes."""
+    """(the editing groups, the facts with their traces and edits). Stops before the facts exceed max_bytes."""
     fact_ids = [row["fact_id"] for row in names]
     grids: dict[tuple[str, str, int], pa.Table] = {}
     cells = relation(store, "fact_cells", {"fact_ids": fact_ids})
@@ -110,7 +112,7 @@ def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], l
 
 
 def packed(value: Any) -> str:
-    """Gzipped JSON in base64: small, and nothing in the facts can end the <script> element it stands in."""
+    """Gzipped JSON in base64. It is small, and no text of a fact can end the <script> element around it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
@@ -122,7 +124,7 @@ def colors(steps: int = 32) -> list[str]:
 
 
 def short(value: Any) -> Any:
-    """Four significant digits, or more where its three decimals need them. None for NaN, which JSON does not have."""
+    """Round to four significant digits, or more if three decimals need them. None for NaN or infinity."""
     if not isinstance(value, float):
         return value
     if not math.isfinite(value):
@@ -156,20 +158,20 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
 
 
 def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:
-    """The largest effect over tokens at each layer, NULL where no token has one (trace_effects.effect)."""
+    """The largest effect over tokens at each layer, None where no token has one (trace_effects.effect)."""
     return [max((value for value in layer if value is not None), default=None) for layer in zip(*effect, strict=True)]
 
 
 def _edits(rows: list[Row]) -> Row:
     columns: Row = {key: [short(row[key]) for row in rows] for key in ("group", *EDIT)}
-    # Few edits have a reason or a target of their own: those are listed by position.
+    # Few edits have a reason or a target, so these two are stored by position.
     for key in ("reason", "target"):
         columns[key] = {str(place): row[key] for place, row in enumerate(rows) if row[key]}
     return columns
 
 
 def _stretches(table: pa.Table, keys: Iterable[str]) -> Iterable[tuple[tuple[Any, ...], int, int]]:
-    """(key, begin, end) of each run of equal keys in a table sorted by them."""
+    """(key, begin, end) of each block of rows with equal keys, in a table sorted by these keys."""
     columns = [table[key].to_pylist() for key in keys]
     begin = 0
     rows = list(zip(*columns, strict=True))

@@ -1,4 +1,4 @@
-"""What an exhibit of the report is: its numbers, where they come from, and how its rows are named and shown."""
+"""An exhibit of the report: its numbers, their source, and how its rows are named and shown."""
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +16,15 @@ from .paper import FIGURES, TABLES, coverage, what_is_missing
 from .relation import CHAIN, read_by, sql, written
 from .render import render
 
-AT_ONCE = 12  # panels; where a figure has more, the page lets the reader choose
+AT_ONCE = 12  # panels; if a figure has more, the page lets the reader choose
 
 
 @dataclass(frozen=True)
 class Source:
-    """The call that read an exhibit's numbers, which the page prints.
+    """The call that reads an exhibit's numbers. The page prints it.
 
-    function: of the store and `args`; relation: the sql/ file behind it; params: its parameters.
+    function: called with the store and `args`. relation: name of the sql/ file that it reads. params: values of that
+    file's parameters.
     """
 
     function: Callable[..., pa.Table]
@@ -36,7 +37,7 @@ class Source:
         return self.function(store, *self.args)
 
     def code(self, store_path: str) -> str:
-        """Python that prints the numbers as CSV, every digit."""
+        """Python code that prints the numbers as CSV with every digit."""
         name, module = self.function.__name__, self.function.__module__
         call = ", ".join([f"fasttrace.Store({store_path!r})", *map(repr, self.args)])
         return (
@@ -45,17 +46,17 @@ class Source:
         )
 
     def query(self) -> str:
-        """The relation's SQL with its parameters written in."""
+        """SQL of the relation, with the values of its parameters inserted."""
         return written(sql(self.relation), self.params)
 
     def views(self) -> list[str]:
-        """The analysis' views that the relation reads, and those they read."""
+        """Relations of CHAIN that the relation reads, directly or through others."""
         return [name for name in CHAIN if name in read_by(self.relation)]
 
 
 @dataclass(frozen=True)
 class Column:
-    """key: of the rows; text: how a value is shown; numbers are right-aligned and sorted as numbers."""
+    """key: of the rows. text: formats a value. numeric: right-aligned and sorted as numbers."""
 
     key: str
     name: str
@@ -70,7 +71,7 @@ class Table:
     caption: str
     columns: list[Column]
     rows: list[Row]
-    folded: bool = False  # beside a figure of the same numbers
+    folded: bool = False  # collapsed, because a figure shows the same numbers
 
     @property
     def cells(self) -> list[list[str]]:
@@ -79,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Facet:
-    """Something the reader can choose; start: the value shown first, "" for all."""
+    """A choice that the page offers. start: the value shown first, "" for all. all: whether it offers "all"."""
 
     key: str
     name: str
@@ -92,7 +93,7 @@ class Facet:
 class Exhibit:
     """Numbers of the study as a table, as a figure or as both.
 
-    tables, figures: the numbers of their counterparts in the paper.
+    tables, figures: the numbers of the corresponding tables and figures in the paper.
     """
 
     key: str
@@ -102,22 +103,22 @@ class Exhibit:
     figures: tuple[int, ...] = ()
     caption: str
     source: Source
-    data: pa.Table  # what the source gave, all of it
+    data: pa.Table  # the whole table that the source returned
     runs: list[str]
     table: Table | None = None
     panels: list[Panel] = field(default_factory=list)
     facets: list[Facet] = field(default_factory=list)
-    points: list[Row] = field(default_factory=list)  # lists of points, by Panel.points
+    points: list[Row] = field(default_factory=list)  # lists of points, indexed by Panel.points
 
     @cached_property
     def legend(self) -> list[Series]:
-        """One of each series that has a name, as the panels show them."""
+        """One series of each name in the panels. Empty unless there are several names."""
         found = {one.name: one for panel in self.panels for one in panel.series if one.name}
         return list(found.values()) if len(found) > 1 else []
 
     @property
     def paper(self) -> str:
-        """Their names in the paper, "" for none."""
+        """Names of the corresponding tables and figures in the paper, "" for none."""
         both = (("Table", self.tables), ("Figure", self.figures))
         return ", ".join(f"{word}{'s' * (len(n) > 1)} {_and(n)}" for word, n in both if n)
 
@@ -133,7 +134,7 @@ class Exhibit:
 def facets(
     panels: Sequence[Panel], keys: Sequence[str], start_all: Sequence[str] = (), at_once: int = AT_ONCE
 ) -> list[Facet]:
-    """What to choose panels by, where there are too many to show at once."""
+    """The choices between panels. Empty if at most `at_once` panels exist."""
     if len(panels) <= at_once:
         return []
     names = {"localization": "traced by"}
@@ -152,7 +153,7 @@ def _and(numbers: Sequence[int]) -> str:
 
 
 def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
-    """Commands that print and draw the paper's counterparts, of those that the store has data for."""
+    """Commands that print and draw the corresponding tables and figures of the paper for which the store has data."""
     lines, there_is = [], coverage(store)
     for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
         there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
@@ -162,9 +163,10 @@ def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
 
 
 def named(rows: Iterable[Row]) -> list[Row]:
-    """The rows, problem by problem, with a `series_name` of what the names of panel and choices leave open.
+    """The rows, ordered by tracing method and problem, with `series_name` and `traced`.
 
-    A panel is of one problem and of one tracing method: `traced` names the method where there are several.
+    A panel shows one problem and one tracing method. `series_name` distinguishes the rows of a panel. `traced` names
+    the tracing method if there are several, else it is empty.
     """
     rows = list(rows)
     apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
@@ -176,17 +178,17 @@ def named(rows: Iterable[Row]) -> list[Row]:
         for row in in_group(rows, group)
     ]
     problems = list(dict.fromkeys(row["problem"] for row in labelled))
-    # Denoising is causal tracing proper; what is added to it comes after it.
+    # Denoising, the paper's causal tracing, comes first.
     return sorted(labelled, key=lambda row: (row["traced"] != "denoise", row["traced"], problems.index(row["problem"])))
 
 
 def places(rows: Iterable[Row], key: str) -> dict[str, int]:
-    """A colour and shape for every name, the same in every panel."""
+    """{name: index of its colour and shape}, the same in every panel."""
     return {name: place for place, name in enumerate(dict.fromkeys(row[key] for row in rows))}
 
 
 def run_ids(rows: Iterable[Row]) -> list[str]:
-    """The runs behind the rows, tracing first."""
+    """Ids of the rows' runs, tracing runs first."""
     rows = list(rows)
     return list(
         dict.fromkeys(row[key] for key in reversed(RUNS) for row in rows if key in row and row[key] is not None)
@@ -194,7 +196,7 @@ def run_ids(rows: Iterable[Row]) -> list[str]:
 
 
 def several(rows: Sequence[Row], *keys: str) -> list[str]:
-    """Of the keys, those in which the rows differ."""
+    """The keys in which the rows differ."""
     return [key for key in keys if len({row[key] for row in rows}) > 1]
 
 
@@ -220,11 +222,11 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 
 
 def keys_of(rows: Sequence[Row]) -> list[Column]:
-    """Columns that name a row: problem and method, and those in which rows differ."""
+    """Columns that identify a row: problem, method, and the keys in which the rows differ."""
     names = {"window_size": "window", "edit_run_id": "edit run", "trace_run_id": "trace run"}
     lead = [key for key in ("problem", "method") if key in rows[0]]
     rest = several(rows, *(key for key in (*GROUP, *RUNS) if key in rows[0] and key not in lead))
-    # Runs differ wherever anything does; they are named only where nothing else tells the rows apart.
+    # Run ids differ whenever a setting does, so they are shown only if nothing else tells the rows apart.
     others = [key for key in rest if key not in RUNS]
     labels = [key for key in ("layer", "n_edits") if key in rows[0]]
     distinct = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}

@@ -1,7 +1,7 @@
-"""Every table and figure of the report, in one list, each with where its numbers come from.
+"""The list of the report's exhibits, that is, its tables and figures with the source of their numbers.
 
-To add one: write a function Store -> Exhibit | None and name it in EXHIBITS. The page lays out whatever is in the list,
-section by section: the table, the panels, the CSV of the source, and how to reproduce it.
+To add one, write a function Store -> Exhibit | None and name it in EXHIBITS. The page shows the exhibits section by
+section, each with its panels, its table, a CSV of the source and a way to reproduce it.
 """
 
 from collections.abc import Callable
@@ -17,5 +17,5 @@ EXHIBITS: tuple[Callable[[Store], Exhibit | None], ...] = (r2, pairs, layers, cu
 
 
 def exhibits(store: Store) -> list[Exhibit]:
-    """The store's exhibits, in the order of the page; those it has no numbers for are absent."""
+    """The exhibits for which the store has data, in the order of the page."""
     return [found for make in EXHIBITS if (found := make(store)) is not None]

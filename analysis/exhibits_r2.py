@@ -1,4 +1,4 @@
-"""Exhibits on the question itself: R² by layer and effect, and the edits one by one."""
+"""Exhibits of the main question: R² by layer and tracing effect, and the score of each edit against its effect."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": 
 
 
 def r2(store: Store) -> Exhibit | None:
-    note = "intervals and p values are computed from regression_input, in certainty.py and regression.py"
+    note = "certainty.py computes intervals and p_clustered from regression_input; regression.py computes p_value"
     source = Source(fits_with_certainty, ("rewrite",), "regressions_of_score", OF_REWRITE, note)
     table = source.table(store)
     rows = [row | {"f_text": _f_and_df(row), "gain": _gain(row)} for row in table.to_pylist() if row["n"]]
@@ -48,8 +48,8 @@ def r2(store: Store) -> Exhibit | None:
         title="R² of the rewrite score",
         tables=(1, 3),
         figures=(6,),
-        caption="Share of the variance of the rewrite score explained by the choice of layer, by the tracing effect, "
-        "and by both together (bars from the top).",
+        caption="Share of the variance of the rewrite score that is explained by the choice of layer, by the tracing "
+        "effect and by both together, in this order from the top.",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -60,14 +60,14 @@ def r2(store: Store) -> Exhibit | None:
 
 
 def _r2_panels(rows: Sequence[Row]) -> list[Panel]:
-    """A panel for each problem and way of tracing, a group of bars for each method."""
+    """One panel per problem and tracing method, with a group of bars for each editing method."""
     panels = []
     labelled = named(rows)
     for traced, problem in dict.fromkeys((row["traced"], row["problem"]) for row in labelled):
         members = [row for row in labelled if (row["traced"], row["problem"]) == (traced, problem)]
         words = " · ".join(filter(None, (problem, traced)))
         groups = [(row["series_name"], _r2_bars(row, words)) for row in members]
-        summary = f"{words}: R² of the rewrite score by layer, tracing effect and both, a group of bars a method"
+        summary = f"{words}: R² of the rewrite score by layer, tracing effect and both, a group of bars per method"
         panel = chart.bars_across(problem, groups, "R²", summary)
         panels.append(replace(panel, of=traced, facets={"localization": traced}))
     return panels
@@ -126,8 +126,8 @@ def pairs(store: Store) -> Exhibit | None:
         section="r2",
         title="Rewrite score against tracing effect",
         figures=(4, 15),
-        caption="Each point is one edit, at the layer named. Were localization a guide to editing, the points would "
-        "follow the dashed line.",
+        caption="Each point is one edit at the layer in the panel’s title. If localization informed editing, the "
+        "points would follow the dashed line.",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -139,7 +139,7 @@ def pairs(store: Store) -> Exhibit | None:
 
 
 def _pair_panels(rows: Sequence[Row], edits: pa.Table) -> tuple[list[Panel], list[Row]]:
-    """A panel for each row (a regression's layer) that has edits, and the list of its points."""
+    """(a panel for each row that has edits, the panels' lists of points). A row is a layer of a regression."""
     identity = [key for key in (*GROUP, *RUNS, "layer") if key in rows[0]]
     found = _edits_by_panel(edits, identity)
     shown = []

@@ -1,4 +1,4 @@
-"""Exhibits on the scores of edits: by edited layer, and by how many facts were edited into one model."""
+"""Exhibits of edit scores: by edited layer, and by number of facts edited into one model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ from .relation import relation
 
 
 def layer_scores(store: Store) -> pa.Table:
-    """Mean of every score at every edited layer, with standard errors (paper, Figures 7 to 9), one row a score."""
+    """Mean and standard error of every score at every edited layer, one row per layer and score (Figures 7 to 9)."""
     return pa.concat_tables([layer_means(store, score) for score in SCORES])
 
 
 def layers(store: Store) -> Exhibit | None:
-    note = "for the rewrite score; the others take their names instead"
+    note = "for the rewrite score; for another score, replace the name"
     source = Source(layer_scores, (), "layer_means_of_score", {"score": "rewrite"}, note)
     table = source.table(store)
     rows = [row for row in table.to_pylist() if row["mean"] is not None]
@@ -35,7 +35,7 @@ def layers(store: Store) -> Exhibit | None:
         section="layers",
         title="Mean edit scores by edited layer",
         figures=(7, 8, 9),
-        caption="Means over facts; the bars are one standard error on each side. 1 is wholly successful.",
+        caption="Means over facts. Error bars are one standard error on each side. A score of 1 is full success.",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -46,7 +46,7 @@ def layers(store: Store) -> Exhibit | None:
 
 
 def _layer_panels(rows: Sequence[Row], scores: Sequence[str]) -> list[Panel]:
-    """A panel for each score and problem, a line for each method."""
+    """One panel per score and problem, with a line for each method."""
     labelled = named(rows)
     colour = places(labelled, "series_name")
     problems = list(dict.fromkeys(row["problem"] for row in labelled))
@@ -67,7 +67,7 @@ def _layer_panels(rows: Sequence[Row], scores: Sequence[str]) -> list[Panel]:
                 x=x,
                 y=y,
                 series=[chart.line(name, colour[name], x, y, _layer_points(members, name)) for name in names],
-                summary=f"{problem}: mean {score} score by edited layer, a line a method",
+                summary=f"{problem}: mean {score} score by edited layer, one line per method",
                 facets={"score": score, "problem": problem},
             )
             panels.append(panel)
@@ -90,7 +90,7 @@ def _layer_points(rows: Sequence[Row], name: str) -> list[tuple[float, float, fl
 
 
 def _layer_table(rows: Sequence[Row], scores: Sequence[str]) -> Table:
-    """The means side by side, one row an edited layer."""
+    """The means side by side, one row per edited layer."""
     wide: dict[tuple[Any, ...], Row] = {}
     keys = [key for key in (*GROUP, *RUNS, "layer") if key in rows[0]]
     for row in rows:
@@ -136,8 +136,8 @@ def mass(store: Store) -> Exhibit | None:
         key="mass",
         section="mass",
         title="Mean scores by number of edits",
-        caption="Mean scores of the facts edited so far, by the number of edits that the model holds; success is the "
-        "share of them whose new target is the likelier one.",
+        caption="Mean scores of the facts edited so far, by the number of edits that the model holds. Success is the "
+        "share of these facts whose wanted target is the likelier one.",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -147,7 +147,7 @@ def mass(store: Store) -> Exhibit | None:
 
 
 def _mass_panel(rows: Sequence[Row], name: str, scores: Sequence[str], x: Axis, y: Axis) -> Panel:
-    """The scores of one run, a line each."""
+    """The mean scores of one run, one line per score."""
     lines = [chart.line(score, place, x, y, _mass_points(rows, name, score)) for place, score in enumerate(scores)]
     at = " and ".join(sorted({str(row["layer"]) for row in rows}))
     return Panel(
@@ -156,12 +156,12 @@ def _mass_panel(rows: Sequence[Row], name: str, scores: Sequence[str], x: Axis, 
         x=x,
         y=y,
         series=[one for one in lines if one.marks],
-        summary=f"{name}: mean scores by number of edits, a line a score",
+        summary=f"{name}: mean scores by number of edits, one line per score",
     )
 
 
 def _mass_points(rows: Sequence[Row], name: str, score: str) -> list[tuple[float, float, float | None, str]]:
-    """(number of edits, mean, no error, text) of one score."""
+    """(number of edits, mean, None for the error, text) of one score."""
     return [
         (
             row["n_edits"],

@@ -1,4 +1,4 @@
-"""Exhibits on where facts are traced to: mean effects by layer, and the layer of the largest."""
+"""Exhibits of tracing: mean effects by layer, and the layer of each fact's largest effect."""
 
 from collections.abc import Sequence
 
@@ -30,8 +30,8 @@ def curve(store: Store) -> Exhibit | None:
         section="tracing",
         title="Mean tracing effect by layer",
         figures=(10,),
-        caption="Mean over facts of the largest tracing effect over tokens, as a fraction of p_clean − p_noised; "
-        "the band is one standard error on each side.",
+        caption="A fact’s effect at a layer is the largest over tokens, as a fraction of p_clean − p_noised. The line "
+        "is the mean over facts, and the band is one standard error on each side.",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -41,7 +41,7 @@ def curve(store: Store) -> Exhibit | None:
 
 
 def _curve_panel(rows: Sequence[Row]) -> Panel:
-    """A line for each tracing window, its standard errors as a band."""
+    """One line per tracing window, with standard errors as a band."""
     highest = max(row["layer"] for row in rows)
     x = chart.across(0, highest, "layer at the window’s centre", chart.layer_ticks(range(highest + 1)))
     ends = [row["mean_effect"] + sign * (row["sem_effect"] or 0.0) for row in rows for sign in (-1, 1)]
@@ -59,12 +59,12 @@ def _curve_panel(rows: Sequence[Row]) -> Panel:
             for row in in_group(rows, group)
         ]
         series.append(chart.line(name, len(series), x, y, points, as_band=True))
-    summary = "Mean tracing effect by layer, a line a tracing window"
+    summary = "Mean tracing effect by layer, one line per tracing window"
     return Panel(title="", kind="lines", x=x, y=y, series=series, summary=summary)
 
 
 def _window_column(rows: Sequence[Row]) -> list[Column]:
-    """The window where keys_of does not name it, since it does not differ."""
+    """The window's column, if keys_of leaves it out because all rows have the same window."""
     return [] if several(rows, "window_size") else [Column("window_size", "window", str, numeric=True)]
 
 

@@ -1,6 +1,6 @@
-"""The figures of a study, each from the store alone: read a relation and pass its table to draw.py.
+"""The figures of a study. Each is read from a relation of the store and drawn by draw.py.
 
-Every function returns a new matplotlib Figure, without pyplot, for `save` or a notebook.
+Every function returns a new matplotlib Figure, made without pyplot, for `save` or a notebook.
 """
 
 from pathlib import Path
@@ -26,8 +26,8 @@ FORMATS = (".png", ".svg", ".pdf")
 def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figure:
     """One fact's grid of p(o_true) restored, tokens × layers, from its newest trace (paper, Figure 2).
 
-    window_size: the tracing window, layers; None takes 5, the paper's choice for its analysis, or the
-    smallest there is. The figure names it.
+    window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
+    fact has no window of 5. The figure names the window.
     Raises StoreError where the fact was not traced, or not with that window.
     """
     traces = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact_id]
@@ -39,8 +39,8 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     window = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
     if window not in sizes:
         raise StoreError(
-            f"expected a window size that fact {fact_id!r} was traced with in {store.path}, "
-            f"{', '.join(map(str, sizes))}, got {window}"
+            f"expected a window size of fact {fact_id!r} in {store.path}, one of {', '.join(map(str, sizes))}, "
+            f"got {window}"
         )
     trace = next(row for row in traces if row["window_size"] == window)
     cells = relation(store, "fact_cells", {"fact_ids": [fact_id]})
@@ -52,11 +52,11 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
 
 
 def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
-    """One of the paper's Figures 1, 2, 4 and 6 to 22 for the edits and traces that the store holds.
+    """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
-    fact_id: whose grid Figure 2 is of; None takes the fact that the noise hurt most.
-    layer: the edited layer of Figures 4 and 14; None takes the one with the highest mean score.
-    Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
+    fact_id: the fact of Figure 2. None: the fact whose p(o_true) the noise lowered most.
+    layer: the edited layer of Figures 4 and 14. None: the layer with the highest mean score.
+    Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
     one = figure_numbered(number)
     missing = what_is_missing(coverage(store), one)
@@ -80,7 +80,7 @@ def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer
 
 
 def _scatter(store: Store, one: Numbered, layer: int | None) -> Figure:
-    """Score against effect at every edited layer, or (scatter-one) at one."""
+    """Score against effect at every edited layer, or at one layer for the kind scatter-one."""
     score = one.scores[0]
     rhos = one.rows.kept(layer_correlations(store, score, **one.rows.choice()))
     pairs = one.rows.kept(pairs_table(store, score, **one.rows.choice()))
@@ -90,13 +90,15 @@ def _scatter(store: Store, one: Numbered, layer: int | None) -> Figure:
             means = pairs.group_by("layer").aggregate([("score", "mean")]).to_pylist()
             layer = max(means, key=lambda row: (row["score_mean"], -row["layer"]))["layer"]
         if layer not in layers:
-            raise StoreError(f"expected an edited layer of {store.path}, {', '.join(map(str, layers))}, got {layer}")
+            raise StoreError(
+                f"expected an edited layer of {store.path}, one of {', '.join(map(str, layers))}, got {layer}"
+            )
         rhos, pairs = (table.filter(pc.equal(table["layer"], layer)) for table in (rhos, pairs))
     return draw.draw_effect_vs_score(pairs, rhos, score)
 
 
 def pairs_table(store: Store, score: str, **choice: Any) -> pa.Table:
-    """Tracing effect and score of every edit that has both: KEYS, fact_id, layer, effect, score."""
+    """Tracing effect and score of every edit that has both. Columns: KEYS, fact_id, layer, effect, score."""
     rows = []
     for keys, arrays in regression_rows(store, score, **choice):
         count = len(arrays["x"])
@@ -131,7 +133,7 @@ def _most_hurt(store: Store) -> str:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as .png (200 dots an inch), .svg (text as text) or .pdf; returns the path.
+    """Write a figure as .png (200 dots per inch), .svg (with text as text) or .pdf. Return the path.
 
     Raises UserError for any other ending.
     """

@@ -1,4 +1,4 @@
-"""How numbers, tokens and groups of results are written, in figures and in prose."""
+"""Text of numbers, tokens and groups of results, for figures and sentences."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ RUNS = ("edit_run_id", "trace_run_id")  # results of different runs are never po
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a label: fixed decimals, a true minus sign, an en dash where there is none."""
+    """A number for a label: fixed decimals, a true minus sign, an en dash for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:.{digits}f}"
@@ -32,9 +32,9 @@ def group_names(
     always: Sequence[str] = ("problem", "method"),
     apart: Sequence[str] = (),
 ) -> dict[Group, str]:
-    """A short name for every group among the rows, of the keys `always` and of those in which the groups differ.
+    """A short name for every group of rows, made of the keys `always` and the keys in which the groups differ.
 
-    Runs are named, by the start of their ids, only where nothing else differs.
+    The start of a run's id is added only to names that are otherwise equal.
     apart: keys that the reader sees elsewhere, such as in a panel's title. Groups that differ in them may share a name.
     """
     rows = list(rows)
@@ -70,7 +70,7 @@ def in_group(rows: Iterable[Row], group: Group) -> list[Row]:
 
 
 def visible(token: str) -> str:
-    """A token's text without its outer spaces, line breaks and blanks made visible."""
+    """A token's text without outer spaces, with line breaks and tabs made visible, or ␣ if nothing remains."""
     text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
     return text or "␣"
 
@@ -80,14 +80,14 @@ def p_cell(p: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage to one decimal; a share too small for it says so."""
+    """A share as a percentage with one decimal, or "less than 0.1 %" where that would show 0."""
     if 0 < share < 0.0005:
         return "less than 0.1\u00a0%"
     return f"{number(100 * share, 1)}\u00a0%"
 
 
 def points(share: float) -> str:
-    """A difference of two shares in percentage points; small gains keep their first digit."""
+    """A difference of two shares in percentage points, with one decimal, or three if it is below 0.1 points."""
     value = 100 * share
     return f"{number(value, 1 if abs(value) >= 0.1 or value == 0 else 3)} points"
 

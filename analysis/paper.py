@@ -1,4 +1,4 @@
-"""The paper's tables and figures by number: the edits and effects that each needs, and the commands that make those.
+"""The paper's tables and figures by number, with the edits and effects that each needs and commands that make them.
 
 To add a table or figure of the same kinds, add an entry here.
 """
@@ -22,10 +22,10 @@ WITH_ESSENCE = "overall with essence"  # the mean of all four scores
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Which edits, beside which tracing effect. None takes every value, each in rows of its own.
+    """The edits and tracing effects of a table or figure. None selects every value, each in separate rows.
 
-    window_size: of the tracing effects; None takes the window that each edit was made for. zsre: only edits of zsRE's
-    facts, or only edits of others. model: short name of the model, where the paper names one.
+    window_size: tracing window in layers; None: the window of each edit. zsre: only edits of zsRE's facts, or only
+    edits of other facts. model: part of the model's name, where the paper names a model.
     """
 
     problem: str | None = None
@@ -38,14 +38,14 @@ class RowFilter:
     model: str | None = None
 
     def choice(self) -> dict[str, Any]:
-        """As keyword arguments of `regressions`, `certainty` and `regression_rows`."""
+        """Keyword arguments of `regressions`, `certainty` and `regression_rows`."""
         names = ("problem", "method", "localization", "window_size", "effect_at", "subset")
         return {name: getattr(self, name) for name in names}
 
     def kept(self, table: pa.Table) -> pa.Table:
-        """The rows of a table of regressions that are of this data set and model, in the paper's order.
+        """The rows of a table of regressions for this data set and model, in the paper's order.
 
-        Two runs without a fact in common give a regression without a row: it is left out.
+        Regressions without a row, as of two runs without a common fact, are left out.
         """
         rows = [
             row
@@ -58,7 +58,7 @@ class RowFilter:
         return pa.Table.from_pylist(rows, schema=table.schema)
 
     def of_edits(self, row: Row, scores: tuple[str, ...]) -> bool:
-        """Whether a row of edit_coverage is of these edits, and has such scores."""
+        """Whether a row of edit_coverage matches these edits and has all the scores."""
         wanted = {"problem": self.problem, "method": self.method}
         return (
             all(value in (None, row[name]) for name, value in wanted.items())
@@ -68,11 +68,11 @@ class RowFilter:
         )
 
     def of_traces(self, row: Row) -> bool:
-        """Whether a row of trace_coverage is of these effects, whatever their window."""
+        """Whether a row of trace_coverage matches these effects, with any window."""
         return self.localization in (None, row["localization"]) and (self.model is None or self.model in row["model"])
 
     def commands(self, store: Store) -> list[str]:
-        """Command lines that would make these traces and edits in this store, with … for what may be chosen."""
+        """Command lines that make these traces and edits in this store, with … for values to choose."""
         facts = " --facts zsre_mend_eval.json" if self.zsre else ""
         model = f" --model {self.model}" if self.model else ""
         common = f"{model}{facts} --store {store.path}"
@@ -121,7 +121,7 @@ TABLES = {
 FIGURES = {
     one.number: one
     for one in (
-        Numbered(1, "peaks", "Where facts' tracing effects peak, the largest window"),
+        Numbered(1, "peaks", "Layers where facts' tracing effects peak, largest window"),
         Numbered(2, "heatmap", "Tracing grid of one fact"),
         Numbered(4, "scatter-one", "ROME's rewrite score against the tracing effect at one layer", _ROME),
         Numbered(6, "bars", "R² of the rewrite score by problem and method"),
@@ -135,7 +135,7 @@ FIGURES = {
             ("overall", WITH_ESSENCE),
         ),
         Numbered(10, "curve", "Mean tracing effect by layer and window"),
-        Numbered(11, "peaks", "Where facts' tracing effects peak, by window"),
+        Numbered(11, "peaks", "Layers where facts' tracing effects peak, by window"),
         Numbered(12, "bars", "R² of the rewrite score, tracing window 10", RowFilter(window_size=10)),
         Numbered(13, "bars", "R² of the rewrite score, GPT2-XL", RowFilter(model="gpt2-xl")),
         Numbered(
@@ -168,12 +168,12 @@ FIGURES = {
             ("overall",),
         ),
         Numbered(
-            21, "scatter", "ROME's rewrite score against what zeroing deletes", replace(_ROME, localization="zero")
+            21, "scatter", "ROME's rewrite score against the effect of zeroing", replace(_ROME, localization="zero")
         ),
         Numbered(
             22,
             "scatter",
-            "ROME's overall score against what zeroing deletes",
+            "ROME's overall score against the effect of zeroing",
             replace(_ROME, localization="zero"),
             ("overall",),
         ),
@@ -183,14 +183,14 @@ ILLUSTRATIONS = {3: "an example of CounterFact", 5: "a drawing of the editing pr
 
 
 def table_numbered(number: int) -> Numbered:
-    """Raises UserError for a number that is no table of the paper."""
+    """The paper's table of that number. Raises UserError where there is none."""
     if number not in TABLES:
         raise UserError(f"expected a table of the paper, one of {', '.join(map(str, TABLES))}, got {number}")
     return TABLES[number]
 
 
 def figure_numbered(number: int) -> Numbered:
-    """Raises UserError for a number that is no figure of results in the paper."""
+    """The paper's figure of that number. Raises UserError where there is none that shows results."""
     if number in ILLUSTRATIONS:
         raise UserError(f"Figure {number} of the paper is {ILLUSTRATIONS[number]}: there are no results in it to draw")
     if number not in FIGURES:
@@ -200,9 +200,9 @@ def figure_numbered(number: int) -> Numbered:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a store holds for tables and figures, read once.
+    """The data that a store has for tables and figures, read once.
 
-    traces: sql/trace_coverage.sql; edits: sql/edit_coverage.sql.
+    traces: rows of sql/trace_coverage.sql. edits: rows of sql/edit_coverage.sql.
     """
 
     store: Store
@@ -211,12 +211,12 @@ class Coverage:
 
 
 def coverage(store: Store) -> Coverage:
-    """What the store holds."""
+    """Read the coverage of a store."""
     return Coverage(store, relation(store, "trace_coverage").to_pylist(), relation(store, "edit_coverage").to_pylist())
 
 
 def what_is_missing(there: Coverage, one: Numbered) -> str | None:
-    """Why a table or figure cannot be made of a store, and the commands that would change it; None where it can."""
+    """Why the store lacks the data for a table or figure, with commands that make the data. None if it has the data."""
     path, (trace, edit) = there.store.path, one.rows.commands(there.store)
     edits = [row for row in there.edits if one.rows.of_edits(row, one.scores)]
     traces = [row for row in there.traces if one.rows.of_traces(row)]
@@ -231,9 +231,9 @@ def what_is_missing(there: Coverage, one: Numbered) -> str | None:
     absent = [(name, command) for name, found, command in needed if not found]
     if absent:
         names, commands = zip(*absent, strict=True)
-        return f"no such {' and '.join(names)} are in {path}; they come with: {' ; '.join(commands)}"
+        return f"no such {' and '.join(names)} are in {path}; make them with: {' ; '.join(commands)}"
     if one.rows.subset == "concentrated" and not any(row["concentrated"] for row in traces):
-        return f"no fact traced in {path} has its effect concentrated in few layers; more facts come with: {trace}"
+        return f"no fact traced in {path} has its effect concentrated in few layers; trace more facts with: {trace}"
     return None
 
 

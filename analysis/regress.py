@@ -20,7 +20,7 @@ MODELS = {
     "effect": "{score} ~ effect",
     "both": "{score} ~ C(layer) * effect",
 }
-"""The paper's three models by name (section 4.3): the same fits as `regressions` gives."""
+"""The paper's three models by name (section 4.3). They give the same fits as `regressions`."""
 EXAMPLE = "rewrite ~ C(layer) * effect"
 _FUNCTIONS = (
     "np",
@@ -39,16 +39,16 @@ _FUNCTIONS = (
     "standardize",
     "scale",
 )
-"""Names a formula may use besides columns: numpy, and what patsy offers."""
+"""Names that a formula may use besides columns: numpy and patsy's functions."""
 
 
 @dataclass(frozen=True)
 class Regression:
     """One fit. str() is statsmodels' summary with an account of the rows.
 
-    formula: as fitted. errors: how standard errors were computed, in words. fit: statsmodels' results, for everything
-    else (`fit.predict`, `fit.f_test`, `fit.resid`). selection: the rows, and those that were dropped. notes: what
-    statsmodels warned of.
+    formula: the fitted formula. errors: how standard errors were computed, in words. fit: statsmodels' results object,
+    for everything else (`fit.predict`, `fit.f_test`, `fit.resid`). selection: the rows used and dropped. variables: the
+    columns of the formula. notes: statsmodels' warnings about the model.
     """
 
     formula: str
@@ -60,10 +60,10 @@ class Regression:
 
     @property
     def coefficients(self) -> pa.Table:
-        """One row a term (of a mixed model, its fixed effects).
+        """One row per term; for a mixed model, one row per fixed effect.
 
-        Columns: term, estimate with its 95 % interval (estimate_low, estimate_high), std_error, statistic (t; of a
-        mixed model z), p_value (two-sided). Units: of the score, per unit of the term.
+        Columns: term, estimate with its 95 % interval (estimate_low, estimate_high), std_error, statistic (t; z for a
+        mixed model), p_value (two-sided). Units: score per unit of the term.
         """
         fit, k = self.fit, len(self.fit.model.exog_names)
         with _quiet():
@@ -81,11 +81,11 @@ class Regression:
 
     @property
     def statistics(self) -> dict[str, float | int | None]:
-        """The fit as a whole.
+        """Statistics of the whole fit.
 
-        n, n_facts, n_dropped; of least squares r2, r2_adjusted, rmse (root of the mean squared residual, in units of
-        the score) and the F-test of all terms (f_value, df_num, df_den, p_value; None without a term); of a mixed
-        model variance_groups and variance_residual; log_likelihood.
+        Every fit has n, n_facts, n_dropped and log_likelihood. Least squares has r2, r2_adjusted, rmse (root of the
+        mean squared residual, in units of the score) and the F-test of all terms (f_value, df_num, df_den, p_value;
+        None without a term). A mixed model has variance_groups and variance_residual.
         """
         fit = self.fit
         counts = {"n": len(self.selection.columns), "n_facts": self.selection.n_facts}
@@ -105,7 +105,7 @@ class Regression:
         return hasattr(self.fit, "cov_re")
 
     def account(self) -> str:
-        """Which rows went in, which were dropped and why, and what statsmodels warned of, as lines."""
+        """Lines of text: how many rows were used, how many were dropped and why, and statsmodels' warnings."""
         lines = [f"Errors: {self.errors}\n", self.selection.text(self.variables)]
         return "".join([*lines, *(f"Note: {note}\n" for note in self.notes)])
 
@@ -128,20 +128,19 @@ def regress(
     groups: str | None = None,
     tracing_window: int | None = None,
 ) -> Regression:
-    """Fit a formula to the edits of a store beside their tracing effects.
+    """Fit a formula to the edits of a store and their tracing effects.
 
-    formula: as statsmodels (patsy) reads it, over the columns of sql/traced_edits.sql, such as
-        "rewrite ~ C(layer) * effect"; booleans are 0 and 1. Or one of the paper's models by name: "layer", "effect" or
-        "both", of `score` (default: rewrite), all three on the edits that have a score and an effect.
-    where: SQL conditions, all of which must hold: "problem = 'fact-forcing' AND layer < 12".
+    formula: a statsmodels (patsy) formula over the columns of sql/traced_edits.sql, such as
+        "rewrite ~ C(layer) * effect". Booleans are 0 and 1. Or the name of one of the paper's models, "layer", "effect"
+        or "both", for `score` (default: rewrite). All three use the edits that have both a score and an effect.
+    where: SQL conditions, all of which must hold, such as "problem = 'fact-forcing' AND layer < 12".
     robust: standard errors that allow for unequal variances (HC3; MacKinnon and White 1985).
-    cluster: standard errors that let the errors of rows with the same value of this column go together ("fact_id"),
-        with t tests of groups − 1 degrees of freedom.
+    cluster: standard errors that allow the errors of rows with the same value of this column, such as "fact_id", to
+        correlate. The t-tests have groups − 1 degrees of freedom.
     groups: a mixed model instead of least squares, with a random intercept for each value of this column, by REML.
-    tracing_window: size in layers of the windows whose effects edits are compared with; None takes each edit's own.
+    tracing_window: window size, in layers, of the tracing effects. None: the window of each edit.
 
-    Raises UserError for a formula, column or condition that cannot serve, and for rows that do not determine the
-    coefficients.
+    Raises UserError for an invalid formula, column or condition, and for rows that do not determine the coefficients.
     """
     formula, variables = _parsed(formula, score)
     chosen = [name for name, given in (("robust", robust), ("cluster", cluster), ("groups", groups)) if given]
@@ -213,12 +212,12 @@ def _fit(formula: str, selection: Selection, robust: bool, cluster: str | None, 
     grouping = cluster or groups
     codes = _codes(frame, grouping) if grouping else None
     try:
-        # `_parsed` checked the names: the formula sees the columns, `np` and patsy's functions only.
+        # `_parsed` checked the names, so the formula uses only columns, `np` and patsy's functions.
         if groups:
             model = mixedlm(formula, frame, groups=codes, missing="raise")
         else:
             model = ols(formula, frame, missing="raise")
-    except Exception as error:  # whatever the user's expression raises
+    except Exception as error:  # the user's expression can raise anything
         first = (str(error).splitlines() or [type(error).__name__])[0].strip()
         raise UserError(f"expected a formula that can be evaluated, got {formula!r}: {first}") from error
     _check_design(model)
@@ -230,7 +229,7 @@ def _fit(formula: str, selection: Selection, robust: bool, cluster: str | None, 
         fit = model.fit(cov_type="HC3" if robust else "nonrobust", use_t=True)
     if robust and (alone := int((fit.get_influence().hat_matrix_diag > 1 - 1e-10).sum())):
         raise UserError(
-            f"expected several rows behind every coefficient, got {alone} of {len(frame)} rows alone behind one, where "
+            f"expected several rows per coefficient, got a single row for some ({alone} of {len(frame)} rows), where "
             "HC3 has no standard error"
         )
     return fit
@@ -240,14 +239,14 @@ def _mixed_fit(model: Any) -> Any:
     try:
         fit = model.fit()
     except (np.linalg.LinAlgError, ValueError) as error:
-        raise UserError(f"expected rows that determine the mixed model, got none that do: {error}") from error
+        raise UserError(f"expected rows that determine the mixed model, got rows that do not: {error}") from error
     if not fit.converged:
         raise UserError("expected the mixed model's likelihood to converge, got no maximum: cluster the errors instead")
     return fit
 
 
 def _codes(frame: Any, column: str) -> np.ndarray:
-    """(n,) int: the rows' groups, numbered."""
+    """Group number of every row, (n,) int."""
     codes, values = frame[column].factorize()
     if len(values) < 2:
         raise UserError(f"expected at least two values of {column} to group by, got {values[0]!r} in all rows")
@@ -255,11 +254,11 @@ def _codes(frame: Any, column: str) -> np.ndarray:
 
 
 def _check_design(model: Any) -> None:
-    """Raises UserError where the least squares of a model have not exactly one solution, or nothing to explain."""
+    """Raise UserError if the least-squares problem has no unique solution or the outcome does not vary."""
     design, y, names = model.exog, model.endog, model.exog_names
     n, k = design.shape
     if not (np.isfinite(design).all() and np.isfinite(y).all()):
-        raise UserError("expected finite numbers, got infinite ones or none from an expression of the formula")
+        raise UserError("expected finite numbers, got NaN or infinity from an expression of the formula")
     if n <= k:
         raise UserError(f"expected more rows than coefficients, got {n} rows and {k} coefficients")
     if y.std() <= 1e-12 * np.abs(y).max():
@@ -273,9 +272,10 @@ def _check_design(model: Any) -> None:
 
 
 def _dependent(design: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Names of the columns that are linear combinations of those before them.
+    """Names of the columns that are linear combinations of earlier columns.
 
-    design: (n, k) float64. With columns of length 1, the diagonal of R is each one's distance from those before it.
+    design: (n, k) float64. With columns of length 1, the diagonal of R is the distance of each column from the span of
+    the earlier ones.
     """
     lengths = np.linalg.norm(design, axis=0)
     distances = np.abs(np.diag(np.linalg.qr(design / np.where(lengths > 0, lengths, 1), mode="r")))
@@ -293,7 +293,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def _quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect warnings instead of printing them: those about the model become notes."""
+    """Collect warnings instead of printing them. `_notes` keeps those about the model."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         yield warned

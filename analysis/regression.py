@@ -1,10 +1,10 @@
 """Does localization inform editing? R² of the edit score by layer, by tracing effect and by both.
 
-Everything but the p values is computed in SQL, from the edits beside their effects (sql/traced_edits.sql) to sums over
-layers (sql/layer_sums.sql), fits (sql/group_fits.sql) and regressions (sql/regressions.sql). Runs are never pooled: a
-row belongs to one editing run (edit_run_id: its model, seed, protocol, method and settings), one tracing run
+SQL computes everything but the p values: the edits with their effects (sql/traced_edits.sql), sums over layers
+(sql/layer_sums.sql), fits (sql/group_fits.sql) and regressions (sql/regressions.sql). Runs are never pooled. A row
+belongs to one editing run (edit_run_id: its model, seed, protocol, method and settings), one tracing run
 (trace_run_id: its noise, samples, module, localization method and window size) of the same model weights and protocol,
-and one data set (source). Any other regression is a formula: see regress.py.
+and one data set (source). regress.py fits any other formula.
 """
 
 from collections.abc import Iterator
@@ -37,22 +37,22 @@ KEYS = (
     "effect_at",
     "subset",
 )
-"""What identifies a regression: rows that differ in any of these are never pooled."""
+"""The columns that identify a regression. Rows that differ in any of them are never pooled."""
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 AT_ONCE = 2_000_000
-"""Edits whose rows may be in memory together: about 1 GB."""
+"""Largest number of edits that are in memory together, about 1 GB."""
 
 GroupRows = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Choice(TypedDict, total=False):
-    """Which regressions, by keyword. None keeps every value, each in rows of its own.
+    """Keywords that choose regressions. None keeps every value, each in separate rows.
 
-    effect_at: the tracing effect is the largest fraction over tokens ("max", the default), that of the last subject
-    token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
-    subset: "all" facts (the default), or those whose effect is "concentrated" in few layers (paper, Table 2;
-    sql/concentrated_facts.sql). window_size: of the tracing effects, in layers; None takes the window that each edit
-    was made for. source: the facts' data set, such as "counterfact". localization: the tracing method.
+    effect_at: the tracing effect: the largest fraction over tokens ("max", the default), the fraction at the last
+    subject token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
+    subset: "all" facts (the default), or only facts whose effect is "concentrated" in few layers (paper, Table 2;
+    sql/concentrated_facts.sql). window_size: tracing window in layers; None: the window of each edit. source: the
+    facts' data set, such as "counterfact". localization: the tracing method.
     """
 
     effect_at: str
@@ -67,14 +67,14 @@ class Choice(TypedDict, total=False):
 
 
 def regressions(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
-    """R² of a score by edited layer, tracing effect and both, one row a regression (paper, Tables 1 to 8).
+    """R² of a score by edited layer, tracing effect and both, one row per regression (paper, Tables 1 to 8).
 
     score: rewrite | paraphrase | neighborhood | essence | overall | magnitude.
     Columns: KEYS, then n (edits used), n_facts, n_left_out (edits without an effect or a score),
     n_facts_left_out, r2_layer, r2_effect, r2_both, diff = r2_both − r2_layer, f_value (both against layer;
     edits count as independent), df_num, df_den, rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both
     (root mean square and mean absolute errors, in units of the score), rho, p_value.
-    A number that is not defined is NULL.
+    Undefined numbers are NULL.
     Raises UserError for an unknown score, effect_at or subset.
     Source: paper, section 4.3 and Appendix B.
     """
@@ -107,7 +107,7 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
 def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[GroupRows]:
     """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
 
-    x = tracing effect, y = score, float64; rows that lack either are left out.
+    x = tracing effect, y = score, float64. Rows without x or y are left out.
     """
     for identity, group in chosen_rows(store, score, **choice):
         used = group.dropna(subset=["x", "y"])
@@ -117,8 +117,8 @@ def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choic
 def chosen_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[tuple[dict[str, Any], Any]]:
     """(KEYS of a regression, a pandas frame of all its rows), in the order of `regressions`.
 
-    Columns: those of sql/regression_input.sql; x or y is NaN where an edit lacks it. A large store is read one problem
-    and method at a time.
+    Columns: those of sql/regression_input.sql. x or y is NaN where an edit lacks it. A large store is read by problem
+    and method, one pair at a time.
     """
     for part in _parts(store, choice):
         frame = _relation(store, "regression_input", score, part).to_pandas()
@@ -127,7 +127,7 @@ def chosen_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) 
 
 
 def _parts(store: Store, choice: Choice) -> list[Choice]:
-    """The choice itself, or one for each problem and method where there are more than AT_ONCE edits."""
+    """The choice alone, or one choice per problem and method if the store has more than AT_ONCE edits."""
     cells = relation(store, "edits_by_cell").to_pylist()
     if sum(cell["edits"] for cell in cells) <= AT_ONCE:
         return [choice]
@@ -153,7 +153,7 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
 
 
 def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
-    """The query sql/<name>.sql of the regressions chosen. Runs are chosen before any edit is read."""
+    """The rows of sql/<name>.sql for the chosen regressions. Runs are chosen before any edit is read."""
     rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
     runs: dict[str, Any] = {}
     for key, value in choice.items():

@@ -1,8 +1,9 @@
-"""The relations of sql/, over a store opened for reading.
+"""The relations of sql/, read from a store.
 
-Every file of sql/ is one SELECT under a header. Those in CHAIN are relations that others read, from the store's own
-(edits, trace_effects, …) to the regressions; every other file is a query. A header's `Inputs` declares what it reads.
-The settings of the runs (trace_settings, edit_settings, …) come first; these are made from the settings' types.
+Every file of sql/ has a header and one SELECT. The files in CHAIN define relations that other files read, from the
+store's own relations (edits, trace_effects, …) to the regressions. Every other file is a query. The `Inputs` of a
+header list the relations that the file reads. CHAIN begins with the settings of the runs (trace_settings,
+edit_settings, …), which have no file because they are generated from the settings' types.
 """
 
 import re
@@ -32,8 +33,8 @@ CHAIN = (
     "layer_correlation",
     "layer_means",
 )
-"""Each after those it reads. `run_pairs` is a small table, since which runs are compared is a parameter; the others are
-views."""
+"""Each relation comes after the relations it reads. `run_pairs` is a small table, because its parameters choose which
+runs are compared. The others are views."""
 
 ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
     ("tracing_window", "protocol", "problem", "method", "localization", "model")
@@ -43,7 +44,7 @@ ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
 
 @cache
 def sql(name: str) -> str:
-    """The text of sql/<name>.sql, or of the settings of a kind of runs. Raises UserError where there is none."""
+    """The text of sql/<name>.sql or of a settings relation. Raises UserError where there is none."""
     if name in SETTINGS:
         return settings_select(SETTINGS[name])
     file = files("fasttrace.analysis") / "sql" / f"{name}.sql"
@@ -54,13 +55,13 @@ def sql(name: str) -> str:
 
 @cache
 def read_by(name: str) -> frozenset[str]:
-    """Names of the CHAIN that a relation of sql/ reads, directly or through others."""
+    """Names in CHAIN that a relation of sql/ reads, directly or through others."""
     here = [one for one in header_of(sql(name), name).inputs if one in CHAIN]
     return frozenset(here).union(*map(read_by, here))
 
 
 def written(text: str, params: Mapping[str, Any]) -> str:
-    """SQL with the values of its parameters written in."""
+    """SQL with the values of its parameters inserted."""
     for name, value in params.items():
         literal = "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
         text = re.sub(rf"\${name}\b", literal, text)
@@ -68,7 +69,7 @@ def written(text: str, params: Mapping[str, Any]) -> str:
 
 
 def definition(name: str) -> str:
-    """SQL that makes a relation of the CHAIN by hand, over all runs."""
+    """SQL that creates a relation of CHAIN for all runs."""
     kind = "TABLE" if name == "run_pairs" else "VIEW"
     return f"CREATE OR REPLACE TEMP {kind} {name} AS\n{written(sql(name), ALL_RUNS)}"
 
@@ -76,9 +77,9 @@ def definition(name: str) -> str:
 def relation(
     store: Readable, name: str, params: Sequence[Any] | Mapping[str, Any] = (), *, runs: Mapping[str, Any] = ALL_RUNS
 ) -> pa.Table:
-    """The rows of the query sql/<name>.sql, over several stores with every row once.
+    """The rows of the query sql/<name>.sql. Over several stores, every row counts once.
 
-    params: values for its `$name`. runs: as `query` takes them.
+    params: values of its `$name` parameters. runs: as for `query`.
     """
     if name in CHAIN:
         raise UserError(f"expected a query, got the view '{name}': read it with fasttrace.analysis.relation.query")
@@ -88,10 +89,10 @@ def relation(
 def query(
     store: Readable, text: str, params: Sequence[Any] | Mapping[str, Any] = (), *, runs: Mapping[str, Any] = ALL_RUNS
 ) -> pa.Table:
-    """The rows of any query, which may read the store's relations and those of the CHAIN.
+    """The rows of any query over the store's relations and those of CHAIN.
 
-    params: values for its `?` or `$name`. runs: which runs are compared, values for the parameters of
-    sql/run_pairs.sql; None keeps all.
+    params: values of its `?` or `$name` parameters. runs: values of the parameters of sql/run_pairs.sql, which choose
+    the runs to compare; None keeps all runs.
     """
     with store.reading() as con:
         make_chain(con, runs)
@@ -99,7 +100,7 @@ def query(
 
 
 def make_chain(con: duckdb.DuckDBPyConnection, runs: Mapping[str, Any] = ALL_RUNS) -> None:
-    """Make the CHAIN on a connection; it is temporary, so that a read-only store is enough."""
+    """Create the relations of CHAIN on a connection. They are temporary, so a read-only store suffices."""
     make_settings(con)
     for name in CHAIN:
         if name == "run_pairs":
@@ -109,6 +110,6 @@ def make_chain(con: duckdb.DuckDBPyConnection, runs: Mapping[str, Any] = ALL_RUN
 
 
 def make_settings(con: duckdb.DuckDBPyConnection) -> None:
-    """Make the relations of the runs' settings on a connection, the first of the CHAIN."""
+    """Create the settings relations, the first of CHAIN, on a connection."""
     for name in SETTINGS:
         define(con, "VIEW", name, sql(name))

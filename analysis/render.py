@@ -1,4 +1,4 @@
-"""Any table as text, Markdown, CSV, JSON or LaTeX. Imports no store, so that commands without one can print too."""
+"""Any table as text, Markdown, CSV, JSON or LaTeX. Needs no store, so that commands without a store can print too."""
 
 import csv
 import io
@@ -77,7 +77,7 @@ def _text(table: pa.Table, title: str | None, digits: int, width: int | None) ->
     headings = [name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in names]
     widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
     if sum(widths) > (Console().width if width is None else width):
-        headings = [heading.replace(" ", "\n") for heading in headings]  # values are never broken, nor left out
+        headings = [heading.replace(" ", "\n") for heading in headings]  # only headings wrap
     numeric = [is_number(table.schema.field(name).type) for name in names]
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
     return grid(headings, columns, numeric, title=title)
@@ -145,7 +145,7 @@ def _csv(table: pa.Table) -> str:
 
 
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows as JSON has them: NULL for a number that is not finite, numbers for decimals, text for the rest."""
+    """The rows as JSON values: null for a number that is not finite, numbers for decimals, text for other types."""
     return [_json_row(row) for row in table.to_pylist()]
 
 
@@ -156,7 +156,7 @@ def _json_row(row: dict[str, Any]) -> dict[str, Any]:
 def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no NaN
-    if isinstance(value, Decimal):  # DuckDB's sum of whole numbers, among others
+    if isinstance(value, Decimal):  # such as DuckDB's sum of integers
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, list):
         return [_json_value(part) for part in value]

@@ -1,4 +1,4 @@
-"""`write_report`: a study as one HTML file, to be read without network, other files or fasttrace."""
+"""Write a study as one HTML file that needs no network, no other files and no fasttrace."""
 
 import json
 from datetime import UTC, datetime
@@ -27,21 +27,21 @@ SECTIONS = {
     "answer": "The answer",
     "r2": "What predicts an edit’s success",
     "layers": "Scores by edited layer",
-    "tracing": "Where facts are traced to",
+    "tracing": "Where tracing locates facts",
     "mass": "Many facts in one model",
     "pick": "Pick a fact",
     "run": "What was run",
-    "again": "How to do it again",
+    "again": "How to repeat the study",
 }
 NOTES = {"r2": R2_NOTE}
 
 
 def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_bytes: int = 20_000_000) -> Path:
-    """Write everything the store holds about a study into one HTML file; returns its path.
+    """Write the store's study into one HTML file. Return its path.
 
-    The file loads nothing; `<file>#fact=<fact_id>` opens it with that fact picked.
-    max_facts, max_bytes: how many facts are embedded to pick from, and how much the JSON of their grids and edits may
-    take (packed it is a third or less); the report says so where there are more.
+    The file loads nothing else. `<file>#fact=<fact_id>` opens it at that fact.
+    max_facts: largest number of facts that are embedded to pick from. max_bytes: limit of the uncompressed JSON of
+    their grids and edits, which compresses to a third or less. The report notes if facts are left out.
     Raises StoreError where the store has no trace and no edit.
     """
     path = Path(path)
@@ -113,17 +113,17 @@ def _environment() -> Environment:
 
 
 def _own(name: str) -> Markup:
-    """Style or script of ours, as it is: no template, so that its braces are its own."""
+    """The text of a style or script file. It is not a template, so its braces are kept."""
     return Markup((files("fasttrace.analysis") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def views(shown: list[Exhibit]) -> dict[str, str]:
-    """SQL that makes every view that an exhibit's query reads, once."""
+    """{name: SQL that creates it} of every view that the exhibits' queries read."""
     return {name: definition(name) for exhibit in shown for name in exhibit.source.views()}
 
 
 def about(run: Row) -> str:
-    """What a run was of, in a few words."""
+    """A short description of a run: problem, method, module and windows."""
     settings = json.loads(run["settings"])
     words = [settings.get(key) for key in ("problem", "method", "module")]
     windows = settings.get("windows")
@@ -140,20 +140,20 @@ def count_table(names: list[Row], runs: list[Row], counts: dict[str, Row], means
 
     edited = sorted({row["layer"] for row in means})
     sources = sorted({row["source"] for row in names if row["source"]})
-    # (what, how many, the kind of run without which the line says nothing)
+    # (label, count, kind of run without which the line is left out)
     lines = [
         ("Facts traced or edited", f"{len(names):,}", None),
-        ("Facts come from", ", ".join(sources) or "not recorded", None),
+        ("Sources of the facts", ", ".join(sources) or "not recorded", None),
         ("Facts tested for knowledge", f"{total('facts', 'facts'):,}, known {total('facts', 'kept'):,}", "facts"),
         ("Facts traced", f"{total('trace', 'facts'):,}, kept {total('trace', 'kept'):,}", "trace"),
         ("Cells of tracing grids", f"{total('trace', 'cells'):,}", "trace"),
-        ("Edits scored", f"{total('edit', 'edits'):,}", "edit"),
+        ("Edits", f"{total('edit', 'edits'):,}", "edit"),
         ("Layers edited", ", ".join(map(str, edited)) or "none", "edit"),
         ("Facts edited into one model", f"{total('mass', 'facts'):,}", "mass"),
     ]
     kinds = {None, *(run["kind"] for run in runs)}
     rows = [{"what": what, "many": many} for what, many, kind in lines if kind in kinds]
-    return Table("How much there is.", [Column("what", "what"), Column("many", "how many", wrap=True)], rows)
+    return Table("Contents of the store.", [Column("what", "what"), Column("many", "how many", wrap=True)], rows)
 
 
 def left_out_table(left_out: list[Row]) -> Table:

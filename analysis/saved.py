@@ -1,4 +1,4 @@
-"""Queries by name: the files of sql/ and those of a folder of the user's. And any other SQL over a store."""
+"""Saved queries, from sql/ and from a folder of the user, and any other SQL over a store."""
 
 import difflib
 import json
@@ -25,9 +25,9 @@ from .relation import CHAIN, make_chain, sql
 
 @dataclass(frozen=True)
 class Saved:
-    """A query by name.
+    """A named query.
 
-    kind: 'query' or 'view' of the analysis, 'table' of the store, or 'own', from the user's folder.
+    kind: 'query' or 'view' of the analysis, 'table' or 'view' of the store, or 'own', from the user's folder.
     """
 
     name: str
@@ -37,19 +37,19 @@ class Saved:
 
     @property
     def parameters(self) -> list[str]:
-        """Names of its `$name`, in the order of the text. Raises StoreError where the text is not SQL."""
+        """Names of its `$name` parameters, in the order of the text. Raises StoreError where the text is not SQL."""
         names = parameters_of(self.text)
         return sorted(names, key=lambda name: self.text.index(f"${name}"))
 
     def optional(self, name: str) -> bool:
-        """Whether the header says "NAME, or NULL …": the parameter is NULL where it is not given."""
+        """Whether the header has "NAME, or NULL …". The parameter is then NULL where it is not given."""
         return re.search(rf"\b{re.escape(name)}, or NULL\b", self.header.parameters) is not None
 
 
 def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
-    """{name: query}: every relation and view as it is, the queries of the analysis, and the .sql files of `folder`.
+    """{name: query} of every relation and view, every query of the analysis and every .sql file of `folder`.
 
-    Raises UserError where the folder cannot be read, or a file in it has the name of one of the others.
+    Raises UserError where the folder cannot be read, or a file in it has the name of another query.
     """
     found = {
         name: Saved(name, _kind(schema_sql(name)), f"FROM {name}", header_of(schema_sql(name), name))
@@ -62,10 +62,10 @@ def saved_queries(folder: str | Path | None = None) -> dict[str, Saved]:
     if folder is None:
         return found
     if not Path(folder).is_dir():
-        raise UserError(f"expected a folder of queries, got '{folder}', which is none")
+        raise UserError(f"expected a folder of queries, got '{folder}', which is not one")
     for path in sorted(Path(folder).glob("*.sql")):
         if path.stem in found:
-            raise UserError(f"the query {path} has the name of one of fasttrace's own: rename the file")
+            raise UserError(f"expected a name that fasttrace does not use, got the query {path}: rename the file")
         text = read_query(path)
         found[path.stem] = Saved(path.stem, "own", text, header_of(text, path.stem))
     return found
@@ -82,7 +82,7 @@ def read_query(path: Path) -> str:
 
 
 def find(saved: Mapping[str, Saved], name: str) -> Saved:
-    """The query of that name. Raises UserError with the names nearest to it where there is none."""
+    """The query of that name. Raises UserError with the most similar names where there is none."""
     if name in saved:
         return saved[name]
     raise UserError(f"expected SQL or the name of a saved query, got '{name}'{nearest(name, saved)}")
@@ -91,11 +91,11 @@ def find(saved: Mapping[str, Saved], name: str) -> Saved:
 def ask(
     store: Readable, query: str | Saved, params: Mapping[str, Any] | None = None, *, write: bool = False
 ) -> pa.Table:
-    """The rows of the last statement of a query, which may read the store's relations and the views of the analysis.
+    """The rows of the last statement of a query over the store's relations and the views of the analysis.
 
-    params: values for `$name`; a string is taken as the type it is compared with.
-    write: let the statements change the store: all of them, or none where one fails.
-    Over several stores the analysis' own queries take every row once, all others read what they name.
+    params: values of its `$name` parameters. A string is converted to the type that it is compared with.
+    write: let the statements change the store, in one transaction.
+    Over several stores, the analysis' own queries count every row once. Other queries read the relations they name.
     Raises UserError, one sentence, for a parameter that is missing or unknown, and for whatever DuckDB refuses.
     """
     text = query if isinstance(query, str) else query.text
@@ -111,14 +111,14 @@ def ask(
 
 
 def columns_of(store: Readable) -> dict[str, list[tuple[str, str]]]:
-    """{relation, as a query names it: its (column, type)}, of the store or stores and of the analysis."""
+    """{relation, as named in a query: [(column, type)]} of the store or stores and of the analysis."""
     found: dict[str, list[tuple[str, str]]] = {}
     with store.reading() as con:
         make_chain(con)
         [(home,)] = con.execute("SELECT current_database()").fetchall()
         for database, schema, name, column, kind in con.execute(statement("columns")).fetchall():
             if schema == ONCE and name not in CHAIN:
-                continue  # the relations themselves are read from main
+                continue  # duplicates of the relations in main
             plain = database in (home, "temp")
             found.setdefault(name if plain else f"{quoted_if_needed(database)}.{name}", []).append((column, kind))
     return found
@@ -130,9 +130,10 @@ def is_name(text: str) -> bool:
 
 
 def value_of(text: str) -> tuple[str, Any]:
-    """ "name=value" → (name, value): null is NULL, [1, 2] or ["a", "b"] a list, anything else a string.
+    """Split "name=value" into (name, value): null is None, [1, 2] or ["a", "b"] a list, any other value a string.
 
-    Raises UserError for anything else. A string is taken as the type it is compared with; in sums say $name::DOUBLE.
+    DuckDB converts a string to the type that it is compared with. Arithmetic needs $name::DOUBLE.
+    Raises UserError for text that is not "name=value" or starts a list that is not JSON.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -173,9 +174,9 @@ def _values(query: str | Saved, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """ ": a or b perhaps" with the names nearest to one; empty where none is near."""
+    """The hint " (did you mean a or b?)" with the names most similar to `name`. Empty where none is similar."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f": {' or '.join(near)} perhaps" if near else ""
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _kind(text: str) -> str:

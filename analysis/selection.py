@@ -1,4 +1,4 @@
-"""The rows of sql/traced_edits.sql that a formula uses, and an account of those it cannot use."""
+"""The rows of sql/traced_edits.sql that a formula uses, and an account of the rows that it cannot use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ DESCRIBES = (
     "edit_run_id",
     "trace_run_id",
 )
-"""Columns that say what a row is of. Rows that differ in one of them are pooled unless the formula has it."""
+"""Columns that describe a row. Rows that differ in one of them are pooled unless the formula uses it."""
 OF_THE_TRACE = (
     "effect",
     "effect_last_subject",
@@ -44,11 +44,11 @@ _DROPPED = pa.schema([("column", pa.string()), ("reason", pa.string()), ("rows",
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of traced_edits without a NULL in the columns asked for.
+    """Rows of traced_edits without a NULL in the requested columns.
 
-    columns: pyarrow Table of those columns; booleans are 0 and 1. n_facts: different facts in it.
-    n_selected: rows before those with a NULL were dropped. dropped: column, reason, rows, facts; a row counts at the
-    first column in which it is NULL, or not finite. describes: {column of DESCRIBES: its values in the rows kept}.
+    columns: pyarrow Table of the requested columns; booleans are 0 and 1. n_facts: number of different facts in it.
+    n_selected: number of rows before rows with a NULL were dropped. dropped: column, reason, rows, facts; a row counts
+    for the first column that is NULL or not finite. describes: {column of DESCRIBES: its values in the rows kept}.
     """
 
     columns: pa.Table
@@ -58,7 +58,7 @@ class Selection:
     describes: dict[str, list[Any]]
 
     def text(self, modelled: Sequence[str] = ()) -> str:
-        """The account as lines. modelled: columns that the formula has, whose rows are therefore not pooled."""
+        """The account as lines. modelled: columns of the formula, over which rows are not pooled."""
         kept = len(self.columns)
         lines = [f"Rows: {kept:,} of {self.n_selected:,} selected, of {self.n_facts:,} facts"]
         lines += [
@@ -68,7 +68,7 @@ class Selection:
         lines.append(f"All of: {', '.join(one)}")
         for name, values in self.describes.items():
             if len(values) > 1 and name not in modelled:
-                again = ", an edit once for each" if name == "trace_run_id" else ""
+                again = ", with each edit once per run" if name == "trace_run_id" else ""
                 lines.append(f"Pooled: {name} {', '.join(map(str, values))}{again}")
         return "\n".join(lines) + "\n"
 
@@ -79,8 +79,8 @@ def select(
     """The rows of traced_edits for which every condition holds and no column of `names` is NULL.
 
     where: SQL conditions over the columns of traced_edits; they may read the store's other relations.
-    tracing_window: of the effects that edits are compared with, layers; None takes each edit's own.
-    Raises UserError for an unknown column, a condition that DuckDB refuses, and where no row is left.
+    tracing_window: window size, in layers, of the tracing effects. None: the window of each edit.
+    Raises UserError for an unknown column, for a condition that DuckDB refuses, and where no row is left.
     """
     with store.once().reading() as con:
         make_chain(con, {"tracing_window": tracing_window})
@@ -106,14 +106,14 @@ def _selected(rows: duckdb.DuckDBPyRelation, names: Sequence[str], where: Sequen
     n_selected = n + sum(table["rows"].to_pylist())
     if not n:
         raise UserError(_nothing(names, where, n_selected, table))
-    ordered = kept.order("edit_run_id, trace_run_id, problem, method, fact_id, layer")  # sums then repeat to the bit
+    ordered = kept.order("edit_run_id, trace_run_id, problem, method, fact_id, layer")  # makes sums the same to the bit
     columns = ordered.project(", ".join(_as_number(name, kinds[name]) for name in names)).to_arrow_table()
     describes = {name: sorted(values) for name, values in zip(DESCRIBES, found, strict=True) if values}
     return Selection(columns, n_facts, n_selected, table, describes)
 
 
 def check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises UserError where a name is no column of traced_edits."""
+    """Raise UserError for a name that is not a column of traced_edits."""
     for name in names:
         if name not in columns:
             near = nearest(name, columns)
@@ -127,14 +127,14 @@ def _bad_condition(where: Sequence[str], columns: Sequence[str], error: duckdb.E
 
 
 def _first_missing(names: Sequence[str], kinds: dict[str, str]) -> str:
-    """SQL: the first of the columns that is NULL or not finite, NULL where there is none."""
+    """SQL for the name of the first column that is NULL or not finite. NULL where there is none."""
     tests = [f"{name} IS NULL{f' OR NOT isfinite({name})' if kinds[name] == 'DOUBLE' else ''}" for name in names]
     branches = [f"WHEN {test} THEN '{name}'" for name, test in zip(names, tests, strict=True)]
     return f"CASE {' '.join(branches)} END"
 
 
 def _why() -> str:
-    """SQL: why the first missing column is missing."""
+    """SQL for the reason why the first missing column is missing."""
     return f"""CASE
         WHEN missing IN {OF_THE_TRACE} THEN coalesce(effect_reason, 'undefined')
         WHEN missing IN {OF_THE_FACT} AND source IS NULL THEN 'the store was not given the fact'
@@ -148,7 +148,7 @@ def _as_number(name: str, kind: str) -> str:
 
 
 def _nothing(names: Sequence[str], where: Sequence[str], n_selected: int, dropped: pa.Table) -> str:
-    """Why there is no row to fit."""
+    """The error message for a selection without rows."""
     if n_selected:
         reasons = "; ".join(f"{row['rows']:,} have no {row['column']} ({row['reason']})" for row in dropped.to_pylist())
         return f"expected edits with {', '.join(names)}, got none of {n_selected:,}: {reasons}"

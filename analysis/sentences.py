@@ -1,4 +1,4 @@
-"""What the report says in sentences; every number in them comes from the store."""
+"""The sentences of the report. Every number in them comes from the store."""
 
 from collections import Counter
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from .naming import GROUP, Row, group_names, in_group, number, p_text, percent, plural, points
 
 R2_NOTE = (
-    "Layer is a category; in “both” the tracing effect enters as one straight line a layer. The F-test "
-    "compares “both” with the layer alone; p takes every edit as independent, as the paper does, although each fact is "
-    "edited at several layers; “p clustered” lets the errors of one fact go together. Intervals hold 95 % of "
-    "resamples of the facts. Left out: edits without a tracing effect or a score."
+    "Layer is a category. “Both” fits one straight line in the tracing effect per layer. The F-test compares “both” "
+    "with the layer alone. Its p treats every edit as independent, as the paper does, although each fact is edited at "
+    "several layers. “p clustered” allows the errors of one fact to correlate. Intervals are 95 % bootstrap intervals "
+    "over facts. “Left out” counts edits without a tracing effect or a score."
 )
 
 
 def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] | None = None) -> list[str]:
-    """The study's question answered in sentences whose every number comes from the store."""
+    """Sentences that answer the question of the study."""
     whole = [row for row in fits if row["r2_both"] is not None and row["r2_layer"] is not None]
     sentences: list[str] = []
     if not whole:
@@ -30,14 +30,14 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] 
 
 
 def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
-    """The regressions by what they are of, problem, method and runs apart; a set has a name where there are several."""
+    """[(name, rows)] of the sets of rows that differ only in problem, method and runs. A single set has the name ""."""
     keys = [key for key in GROUP if key not in ("problem", "method") and rows and key in rows[0]]
     sets: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         sets.setdefault(tuple(row[key] for key in keys), []).append(row)
     names = group_names([dict(zip(keys, values, strict=True)) for values in sets], always=())
     named = {tuple(value for _, value in group): name for group, name in names.items()}
-    # Denoising is causal tracing proper: what it says comes first.
+    # Denoising, the paper's causal tracing, comes first.
     order = sorted(sets, key=lambda values: dict(zip(keys, values, strict=True)).get("localization") != "denoise")
     return [(named[values], sets[values]) for values in order]
 
@@ -50,12 +50,12 @@ def _many_answers(rows: list[Row], lead: str) -> list[str]:
     sure = sum(map(_is_sure, rows))
     counted = "" if all(row.get("p_clustered") is None for row in rows) else ", with errors clustered by fact"
     return [
-        f"{lead}{over}, one a problem and method, choosing the layer explains "
+        f"{lead}{over}, one per problem and method, choosing the layer explains "
         f"{percent(sum(layer) / len(layer))} of the variance of the rewrite score on average "
         f"({percent(min(layer))} to {percent(max(layer))}); adding the tracing effect raises that by at "
         f"most {points(rows[top]['diff'])} ({names[top]}; {f_text(rows[top])}{_clustered_text(rows[top])}).",
-        f"In {sure} of the {len(rows)} the gain is more than chance at the 5\u00a0% level{counted}; "
-        "the table below has each.",
+        f"In {sure} of the {len(rows)} regressions the gain is more than chance at the 5\u00a0% level{counted}; "
+        "the table below lists them all.",
     ]
 
 
@@ -73,7 +73,7 @@ def _one_answer(row: Row) -> str:
 
 
 def _p(row: Row) -> float | None:
-    """The p value that a verdict is made of: with errors clustered by fact, where there are facts enough for it."""
+    """The p value that decides: with errors clustered by fact, or the plain one where there are too few facts."""
     clustered: float | None = row.get("p_clustered")
     return row["p_value"] if clustered is None else clustered
 
@@ -105,8 +105,8 @@ def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
     if len(group_names(traced)) == 1:
         peak = max(traced, key=lambda row: row["mean_effect"])
         text += (
-            f"; tracing finds most at layer {peak['layer']} "
-            f"(mean effect {number(peak['mean_effect'])}, window {peak['window_size']})"
+            f"; the mean tracing effect is largest at layer {peak['layer']} "
+            f"({number(peak['mean_effect'])}, window {peak['window_size']})"
         )
     return text + "."
 
@@ -118,14 +118,14 @@ def _best_layers(groups: list[list[Row]]) -> str:
     listed = ", ".join(f"layer {layer} ({count}×)" for layer, count in times)
     low, high = (pick(row["mean"] for row in best) for pick in (min, max))
     return (
-        f"Of {len(groups)} combinations of problem and method edited, rewriting works best at {listed}; "
-        f"its mean score there is {number(low)} to {number(high)}."
+        f"Over {len(groups)} combinations of problem and method, rewriting works best at {listed}; "
+        f"its mean score at these layers is {number(low)} to {number(high)}."
     )
 
 
 def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
-    """Where tracing finds most, where _best_layer does not say it."""
-    # Of several windows, that which the edits are compared with.
+    """The layer of the largest mean tracing effect. None where _best_layer gives it."""
+    # Of several windows, use those that the edits are compared with.
     compared = {row["window_size"] for row in means} & {row["window_size"] for row in curve}
     groups = group_names(
         [row for row in curve if not compared or row["window_size"] in compared], always=("window_size",)
@@ -135,8 +135,8 @@ def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
     found = []
     for group, name in groups.items():
         peak = max(in_group(curve, group), key=lambda row: row["mean_effect"])
-        found.append(f"layer {peak['layer']} (mean effect {number(peak['mean_effect'])}, {name}, {peak['n']:,} facts)")
-    return f"Tracing finds most at {', '.join(found)}."
+        found.append(f"layer {peak['layer']} ({number(peak['mean_effect'])}, {name}, {peak['n']:,} facts)")
+    return f"The mean tracing effect is largest at {', '.join(found)}."
 
 
 def _mass(rows: list[Row]) -> str | None:
@@ -165,8 +165,8 @@ def byline(runs: list[Row], names: list[Row]) -> str:
 
 
 def pick_note(shown: int, there: int) -> str:
-    """What is to be known before picking; shown: facts embedded, of those there are."""
-    text = "Add #fact= and a fact’s id to this file’s address to open it there."
+    """The note above the facts. shown: number of facts embedded, of `there` in the store."""
+    text = "Add #fact= and a fact’s id to this file’s address to open the file at that fact."
     if shown == there:
         return text
     return f"{text} The first {shown:,} of {there:,} facts by subject are embedded here; all are in the store."

@@ -32,20 +32,21 @@ _DISTINGUISHING = (
 def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
     """R² of a score by layer, tracing effect and both, with the F-test's p: the paper's Tables 1 to 6.
 
-    resamples: of the facts, for the intervals (see `certainty`); 0 leaves them out.
-    choice: problem, method, window_size, protocol, effect_at, … as `regressions` takes them.
-    Columns: problem, method, whatever else distinguishes the rows, n, n_facts, n_left_out, r2_layer, r2_effect,
-    r2_both, diff, each with its 95 % interval as X_low, X_high, p_value (edits independent), p_clustered (by fact).
+    resamples: number of bootstrap samples for the intervals (see `certainty`); 0 leaves the intervals out.
+    choice: problem, method, window_size, protocol, effect_at, … as for `regressions`.
+    Columns: problem, method, any other columns that distinguish the rows, n, n_facts, n_left_out; r2_layer, r2_effect,
+    r2_both and diff, each with its 95 % interval as X_low, X_high; p_value (edits independent), p_clustered (by fact).
     """
     return _r2_columns(fits_with_certainty(store, score, resamples=resamples, **choice), intervals=resamples > 0)
 
 
 def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table:
-    """One of the paper's Tables 1 to 8 for the edits and traces that the store holds.
+    """One of the paper's Tables 1 to 8 for the store's edits and traces.
 
-    1 to 6: columns as in `r2_table`. 7 and 8: problem, method, whatever else distinguishes the rows, n, edit_metric
-    (a score), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both), value.
-    Raises UserError for another number, StoreError, with the commands that would make them, where data are missing.
+    Tables 1 to 6 have the columns of `r2_table`. Tables 7 and 8 have problem, method, any other columns that
+    distinguish the rows, n, edit_metric (a score), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both),
+    value.
+    Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
     one = table_numbered(number)
     missing = what_is_missing(coverage(store), one)
@@ -74,7 +75,7 @@ def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table
 
 
 def fits_with_certainty(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
-    """The regressions (see `regressions`) with the columns of `certainty` beside them: intervals, clustered tests."""
+    """The table of `regressions` with the columns of `certainty`: intervals and clustered tests."""
     fits, sure = regressions(store, score, **choice), certainty(store, score, resamples=resamples, **choice)
     assert fits.select(KEYS) == sure.select(KEYS), "expected one query's rows in one order"
     for name in COLUMNS:
@@ -91,8 +92,8 @@ def _r2_columns(fits: pa.Table, intervals: bool) -> pa.Table:
 def layer_table(store: Store) -> pa.Table:
     """Mean rewrite, paraphrase, neighborhood and overall score at each edited layer (paper, Figures 7 and 9).
 
-    Columns: problem, method, whatever else distinguishes the rows, layer, n, rewrite, paraphrase,
-    neighborhood, overall.
+    Columns: problem, method, any other columns that distinguish the rows, layer, n, rewrite, paraphrase, neighborhood,
+    overall.
     """
     table = relation(store, "scores_by_layer")
     numbers = ["layer", "n", "rewrite", "paraphrase", "neighborhood", "overall"]

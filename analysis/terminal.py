@@ -1,4 +1,4 @@
-"""Tables as text: `grid` lays out words, `fit` any table of a query, no wider and no longer than asked for."""
+"""Tables as text. `grid` lays out columns of words. `fit` shows a query's table within a width and a number of rows."""
 
 import datetime
 import decimal
@@ -16,17 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 2
-NARROWEST = 8  # a text is cut down to this before a column is left out
+NARROWEST = 8  # texts are cut to this width before columns are left out
 MORE = "…"
 
 
 def fit(table: pa.Table, width: int | None = None, max_rows: int | None = None, wrap: Sequence[str] = ()) -> str:
-    """The table as lines that end in a newline, and a last line that says what was left out, where something was.
+    """The table as lines that end in a newline. A last line gives the numbers of rows and columns if any are left out.
 
-    width: characters a line may have; texts are cut, then columns left out of the middle. None: no limit.
+    width: largest width of a line in characters. Texts are cut first, then columns are left out of the middle. None: no
+    limit.
     max_rows: rows to show, half from the head and half from the tail. None: all.
     wrap: columns whose text is broken into lines instead of cut.
-    NULL is an en dash, and a number has four decimals, or an exponent where they would not show it.
+    NULL is an en dash. A float has four decimals, or an exponent if it is below 0.001 or at least 10 million.
     """
     if not table.num_columns:
         return ""
@@ -65,9 +66,9 @@ def grid(
 ) -> str:
     """Columns of words as lines under their headings, with a newline at the end.
 
-    numeric: which columns are right-aligned. widths: of the columns, in characters; None: as wide as their words. Words
-    that are longer end in "…", in the columns `wrap` they are broken into lines. gap_column, gap_row: the first column
-    and row after those that were left out; None: all are there.
+    numeric: which columns are right-aligned. widths: column widths in characters; None: the widths of the words. Longer
+    words are cut and end in "…", or are broken into lines in the columns `wrap`. gap_column, gap_row: the first column
+    and row after the ones left out; None: none are left out.
     """
     if widths is None:
         widths = [
@@ -126,7 +127,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _cut_texts(natural: list[int], numeric: list[bool], width: int) -> list[int]:
-    """Widths that fit, with texts no longer than the most that lets them; numbers are never cut."""
+    """Column widths that fit, with the widest possible limit on texts. Numbers are never cut."""
 
     def at(most: int) -> list[int]:
         return [own if number else min(own, most) for own, number in zip(natural, numeric, strict=True)]
@@ -138,7 +139,7 @@ def _cut_texts(natural: list[int], numeric: list[bool], width: int) -> list[int]
 
 
 def _kept(widths: list[int], width: int) -> list[int]:
-    """Columns that fit, from both ends; at least the first."""
+    """Indices of the columns that fit, taken from both ends. The first always stays."""
     if _total(widths) <= width:
         return list(range(len(widths)))
     left, used = [0], widths[0] + GAP + len(MORE) + GAP

@@ -1,8 +1,8 @@
-"""Work in a process apart: a kernel that faults or hangs takes nothing from what comes after it.
+"""Runs tasks in a separate process, so that a kernel that faults or hangs does not stop later tasks.
 
-After a fault every later call to the GPU fails in that process, so `apart` gives what is left to another. As a pytest
-plugin (-p apart) this module does the same for pytest-xdist: the worker ends with the test that broke it, and xdist
-starts another.
+After a fault every later GPU call fails in that process, so `apart` gives the remaining tasks to a new process. As a
+pytest plugin (-p apart) this module does the same for pytest-xdist: the worker ends with the test that broke its GPU,
+and xdist starts another worker.
 """
 
 import multiprocessing
@@ -32,9 +32,9 @@ def gpu_is_lost() -> bool:
 def apart(
     work: Callable[[Task], Iterable[dict[str, Any]]], tasks: Sequence[Task], seconds: float
 ) -> Iterator[tuple[Task, Rows, str | None]]:
-    """(task, its rows, None or why there are no more of them) of every task, in order.
+    """Yield (task, its rows, None or why it failed) of every task, in order.
 
-    work: a function of a module, which gives the rows of a task. seconds: a task that gives no row for so long is
+    work: a module-level function that yields the rows of a task. seconds: a task that yields no row for this long is
     stopped.
     """
     left = list(tasks)
@@ -46,7 +46,7 @@ def apart(
         theirs.close()
         try:
             if ours.recv() != ("ready", None):
-                raise RuntimeError("a worker of bench/apart.py began with something else than 'ready'")
+                raise RuntimeError("apart: expected 'ready' as a worker's first message, got another")
             kind = ""
             while left and kind in ("", "done", "failed"):
                 kind, rows, why = _one(ours, seconds, process)
@@ -57,7 +57,7 @@ def apart(
 
 
 def _one(ours: Connection, seconds: float, process: Any) -> tuple[str, Rows, str | None]:
-    """(how it ended, rows, why it failed) of the task that the worker is at."""
+    """(how it ended, its rows, why it failed) of the worker's current task."""
     rows: Rows = []
     while True:
         if not ours.poll(seconds):
@@ -73,7 +73,7 @@ def _one(ours: Connection, seconds: float, process: Any) -> tuple[str, Rows, str
 
 
 def _worker(work: Callable[[Task], Iterable[dict[str, Any]]], tasks: Sequence[Task], theirs: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the worker
     theirs.send(("ready", None))
     for task in tasks:
         try:
@@ -89,6 +89,6 @@ def _worker(work: Callable[[Task], Iterable[dict[str, Any]]], tasks: Sequence[Ta
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Ends a worker of pytest-xdist whose GPU is lost; its report of the test is with xdist already."""
+    """End a pytest-xdist worker whose GPU is lost. By then xdist has its report of the test."""
     if "PYTEST_XDIST_WORKER" in os.environ and gpu_is_lost():
         os._exit(1)

@@ -1,13 +1,15 @@
-"""The standard load of a GPU: sweeps of GPT-J-6B at full size with random weights, made on the device, and prompts as
-long as CounterFact's (8 tokens, 7 traced), window 5, 10 samples.
+"""The standard benchmark of a GPU: sweeps of GPT-J-6B at full size, with random weights made on the device.
+
+Prompts are as long as CounterFact's (8 tokens, 7 traced), with window 5 and 10 samples.
 
 python bench/bench_gptj.py --dtype bfloat16 [--device cuda] [--facts 20] [--rounds 3] [--out FILE]
-python bench/bench_gptj.py --dtype float32                       4 facts and one round, if not said otherwise
-python bench/bench_gptj.py --dtype float32 --device cpu --small  the same, small enough to be tried anywhere
+python bench/bench_gptj.py --dtype float32                       4 facts and one round by default
+python bench/bench_gptj.py --dtype float32 --device cpu --small  the same, at a size that runs anywhere
 
-The sweep comes first, its time held against the product peak of the same run; then one hooked transformers forward a
-cell, of the same dtype, and how far the two are apart. Both round at every step, so the same weights in a wider dtype,
-hooked, then say how far off each is. A row is printed and written as soon as it is there.
+The first row is the sweep, with its rate as a fraction of the GEMM peak measured in the same run. The second row is one
+hooked transformers forward per cell in the same dtype, with its difference from the sweep. Both round at every step, so
+the third row has the error of each against hooked forwards with the same weights in a wider dtype. Each row is printed
+and written as soon as it is finished.
 """
 
 import argparse
@@ -47,13 +49,13 @@ WIDER = {"bfloat16": "float32", "float32": "float64"}
 
 
 def made_facts(n: int) -> list[ft.Fact]:
-    """Facts of eight words, the subject the second and third."""
+    """Facts whose prompts have eight words, the second and third being the subject."""
     names = [f"{chr(65 + i // 26)}{chr(97 + i % 26)}" for i in range(n)]
     return [ft.Fact(prompt="The {} is in the city of", subject=f"Tower {name}", target_true="Rome") for name in names]
 
 
 def word_tokenizer(facts: list[ft.Fact]) -> PreTrainedTokenizerFast:
-    """A token a word."""
+    """A tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = sorted({word for fact in facts for word in (fact.prompt.format(fact.subject) + " Rome").split()})
@@ -63,18 +65,18 @@ def word_tokenizer(facts: list[ft.Fact]) -> PreTrainedTokenizerFast:
 
 
 def random_gptj(tokenizer: PreTrainedTokenizerFast, dtype: str, device: str, small: bool) -> Decoder:
-    """GPT-J's config with random weights; tied to nothing, so nothing is downloaded."""
+    """GPT-J with random weights, so that nothing is downloaded."""
     torch.manual_seed(0)
     config = GPTJConfig(**(SMALL if small else {}))
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     name = "gptj-small-random" if small else "gptj-6b-random"
-    # No need to read 12 or 24 GB for the name of a run that no store will hold.
+    # With a description of the weights, their 12 or 24 GB are not hashed.
     return ft.wrap_model(hf, tokenizer, name, weights=f"random, seed 0, {dtype} on {device}")
 
 
 def hooked(model: Decoder, fact: ft.Fact) -> np.ndarray:
-    """(tokens, L) by the rival: every cell a whole forward of 11 rows."""
+    """The rival's grid (tokens, L): every cell is a whole forward of 11 rows."""
     encoded = encode_fact(model.tokenizer, fact)
     begin, end = encoded.subject_begin, encoded.subject_end
     noise = np.random.RandomState(1).randn(SETTINGS["samples"], end - begin, model.width)
@@ -93,13 +95,13 @@ def hooked(model: Decoder, fact: ft.Fact) -> np.ndarray:
 
 
 def off(found: np.ndarray, exact: np.ndarray) -> float:
-    """The largest difference of two grids, of the mean p."""
+    """The largest difference of two grids, relative to the mean p of `exact`."""
     return float(np.abs(found - exact).max() / exact.mean())
 
 
 def swept(model: Decoder, facts: list[ft.Fact], options: argparse.Namespace) -> tuple[BenchRow, np.ndarray]:
-    """The row of the sweep of all facts in one call, and the first fact's grid."""
-    traced = [ft.trace(model, facts, memory=options.memory, **SETTINGS)]  # not timed: kernels are compiled
+    """The row of a sweep over all facts in one call, and the first fact's grid."""
+    traced = [ft.trace(model, facts, memory=options.memory, **SETTINGS)]  # not timed: compiles the kernels
     flops = prepare_trace(model, facts, **SETTINGS).cost(options.memory).wave_flops
     before = gemm_peak(model)
     cuda = model.device.type == "cuda"
@@ -133,7 +135,7 @@ def swept(model: Decoder, facts: list[ft.Fact], options: argparse.Namespace) -> 
 
 
 def measured(options: argparse.Namespace) -> Iterator[BenchRow]:
-    """The sweep's row, the rival's on one fact, and that of the rival in a wider dtype, from which both are off."""
+    """Yield the rows of the sweep, of the rival on one fact, and of the rival in a wider dtype, with both errors."""
     facts = made_facts(options.facts)
     model = random_gptj(word_tokenizer(facts), options.dtype, options.device, options.small)
     encoded = encode_fact(model.tokenizer, facts[0])
@@ -144,7 +146,7 @@ def measured(options: argparse.Namespace) -> Iterator[BenchRow]:
     yield {**named, "impl": "fasttrace", **row}
 
     with torch.no_grad():
-        model.hf(torch.tensor([encoded.ids] * 11, device=model.device))  # what the first forward alone takes
+        model.hf(torch.tensor([encoded.ids] * 11, device=model.device))  # warm-up: a first forward takes longer
     begun = time.perf_counter()
     plain = hooked(model, facts[0])
     rival = spread([time.perf_counter() - begun])
@@ -156,12 +158,12 @@ def measured(options: argparse.Namespace) -> Iterator[BenchRow]:
         "times_slower": slower,
         "relative_difference": off(grid, plain),
     }
-    torch.cuda.empty_cache()  # does nothing where there is no GPU
+    torch.cuda.empty_cache()  # does nothing without a GPU
     wider = WIDER[options.dtype]
-    # Up to 50 GB for GPT-J in float64; where that is not there, the rows above stand.
+    # GPT-J in float64 needs up to 50 GB. Without them this fails, but the rows above are already written.
     model.hf.to(getattr(torch, wider))
     exact = hooked(model, facts[0])
-    # p leaves the sweep as a float32 log p, whose last place alone is this much of p.
+    # The sweep returns a float32 log p, whose last place alone is this share of p.
     rounding = float(torch.finfo(torch.float32).eps * -np.log(exact.mean()))
     apart = {"fasttrace_off": off(grid, exact), "hooked_off": off(plain, exact), "rounding": rounding}
     yield {**named, "impl": f"one hooked forward a cell in {wider}", **apart}
@@ -174,8 +176,8 @@ def main() -> None:
     parser.add_argument("--device", type=device, default=DEVICE)
     parser.add_argument("--facts", type=positive)
     parser.add_argument("--rounds", type=positive)
-    parser.add_argument("--memory", default="16GB", help="for activations")
-    parser.add_argument("--small", action="store_true", help="4 layers of 64 dimensions: to try this file anywhere")
+    parser.add_argument("--memory", default="16GB", help="budget for activations")
+    parser.add_argument("--small", action="store_true", help="4 layers of 64 dimensions, to run anywhere")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.out is not None:
@@ -187,13 +189,13 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
         write("gptj", rows, about(options.device, settings=SETTINGS, memory=options.memory), options.out)
-    # One fact is one draw of the roundings on each side: over 24 seeds of the small bfloat16 model the median of their
-    # ratio is 1, its largest 2.5. NaN never passes.
+    # On one fact both errors depend on chance. Over 24 seeds of the small bfloat16 model, their ratio has median 1 and
+    # maximum 2.5. NaN never passes.
     last = rows[-1]
     bound = max(4 * last["hooked_off"], last["rounding"])
     if not last["fasttrace_off"] <= bound:
         wider, found = WIDER[options.dtype], last["fasttrace_off"]
-        sys.exit(f"the sweep's p: expected within {bound:.1e} of {wider}, got {found:.1e}")
+        sys.exit(f"the sweep's p: expected a difference of at most {bound:.1e} from {wider}, got {found:.1e}")
 
 
 if __name__ == "__main__":

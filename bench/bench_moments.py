@@ -1,4 +1,4 @@
-"""Second moments of every layer: one pass over the text for all, against one pass a layer (the released way).
+"""Second moments of all layers: one pass over the text against one pass per layer (the released way).
 
 python -m pytest bench/bench_moments.py
 """
@@ -35,7 +35,7 @@ def together(model: Decoder, text: Path, folder: Path) -> None:
 
 
 def apart(model: Decoder, text: Path, folder: Path) -> None:
-    """Passes end at the layer wanted, so this is half the work of the released code's whole forwards."""
+    """Each pass ends at its layer, so this takes half the work of the released code's whole forwards."""
     for layer in range(model.n_layers):
         second_moments(model, text, tokens=TOKENS, layers=[layer], cache_dir=folder / str(layer), batch_rows=1024)
 

@@ -1,7 +1,7 @@
-"""Every op at its recorded shapes, beside its reference, torch.compile of its definition and what torch has.
+"""Times every op at its SHAPES, beside its reference, torch.compile of its definition and torch's own ops.
 
 python -m pytest bench/bench_ops.py -k "rank_one_ and float32" --benchmark-group-by=param:case
-The loads are fasttrace.benchmarks.loads, one file an op, which `fasttrace bench` times at any shape.
+The loads are in fasttrace.benchmarks.loads, one file per op. `fasttrace bench` times them at any shape.
 """
 
 import pytest
@@ -19,7 +19,7 @@ CASES = [
 
 
 def every_way() -> list[object]:
-    """(op, sizes, dtype, way), the ways read off loads that have shapes and no memory."""
+    """Every (op, sizes, dtype, way). The ways come from loads on "meta", which take no memory."""
     found = []
     for op, sizes, dtype in CASES:
         load = OPS[op].load(Draw.on(DTYPES[dtype], "meta"), **sizes)
@@ -33,9 +33,9 @@ def test_op(benchmark: BenchmarkFixture, op: str, sizes: dict[str, int], dtype: 
     case, load = prepare(op, sizes, dtype, DEVICE)
     call: Way = ways(load)[way]
     if way == COMPILED:
-        torch.compiler.reset()  # shapes of other cases would count against the limit of recompilations
+        torch.compiler.reset()  # the shapes of other cases would count towards the limit of recompilations
         call = torch.compile(call, dynamic=False)
-    # Nothing is 0 where it is not counted, and a rate of it would be a lie.
+    # A 0 means that the amount is not counted, so there is no rate either.
     amounts = {"gigabyte": load.gigabyte or None, "gigaflop": load.gigaflop or None}
     benchmark.extra_info.update(benchmark=op, case=case, impl=way, **amounts)
 
@@ -50,6 +50,6 @@ def test_op(benchmark: BenchmarkFixture, op: str, sizes: dict[str, int], dtype: 
         except Exception as error:
             if way != COMPILED:
                 raise
-            ways(load)[way](*load.args)  # what fails uncompiled too is no fault of the compiler's
+            ways(load)[way](*load.args)  # raises if the way fails uncompiled too
             pytest.skip(f"torch.compile: {str(error).strip().splitlines()[0]}")
         benchmark.pedantic(run, rounds=7, warmup_rounds=1)

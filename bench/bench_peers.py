@@ -1,12 +1,13 @@
-"""One whole sweep by fasttrace and by its peers: the released way, honest hooks, TransformerLens, nnsight, pyvene.
+"""One whole sweep by fasttrace and by its peers: the released way, batched hooks, TransformerLens, nnsight, pyvene.
 
 make bench-peers [ARGS="--models smollm2-135m --peers hooks"], which makes .venv-peers and then runs
 .venv/bin/python bench/bench_peers.py --store build/bench.duckdb [--models …] [--peers …] [--rounds 1] [--out FILE]
 
 The load: "The Eiffel Tower is located in the city of" → " Paris", the subject's tokens × all layers, window 5, 10
-samples of released noise; SmolLM2-135M, and GPT-2's size with random weights. Every peer runs in a process of
-.venv-peers with the same weights, dtype and threads, without gradients, with the attention its library takes by
-default. Its grid is compared with fasttrace's first; one that differs, or does not run, is reported and not timed.
+samples of released noise, in SmolLM2-135M and in a model of GPT-2's size with random weights. Every peer runs in a
+process of .venv-peers with the same weights, dtype and threads, without gradients, and with its library's default
+attention. Its grid is first compared with fasttrace's. A peer whose grid differs, or that fails, is reported and not
+timed.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def smollm2() -> Decoder:
 
 
 def gpt2() -> Decoder:
-    """GPT-2's size and initialisation, seed 0, with SmolLM2's tokenizer: its own cannot be had without the hub."""
+    """A model of GPT-2's size and initialisation (seed 0), with SmolLM2's tokenizer: GPT-2's own is only on the hub."""
     torch.manual_seed(0)
     return ft.wrap_model(AutoModelForCausalLM.from_config(GPT2Config()), smollm2().tokenizer, "gpt2-124m-random")
 
@@ -52,9 +53,9 @@ MODELS = {"smollm2-135m": smollm2, "gpt2-124m-random": gpt2}
 
 
 def export(model: Decoder, folder: Path) -> None:
-    """The weights as plain transformers loads them, and the task."""
+    """Write the weights in a form that plain transformers loads, and the task."""
     config = copy.deepcopy(model.hf.config)
-    config.__dict__.pop("quantization_config", None)  # GGUF's: the weights are plain by now
+    config.__dict__.pop("quantization_config", None)  # from the GGUF file; the weights are no longer quantized
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.hf.state_dict())
     plain.save_pretrained(folder)
@@ -73,13 +74,13 @@ def export(model: Decoder, folder: Path) -> None:
 
 
 def limit(dtype: str, expected: np.ndarray) -> float:
-    """The largest |Δp| that is equal: 1e-5, and less where all of p is small, as it is with random weights."""
+    """The largest |Δp| that counts as equal: in float32 1e-5, or less if the largest p is small (random weights)."""
     largest = float(expected.max())
     return min(1e-5, 1e-4 * largest) if dtype == "float32" else 0.1 * largest
 
 
 def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, timeout: float) -> list[BenchRow]:
-    """A row for each way of using the peer; `error` in it where there is no time."""
+    """Run a peer. Returns a row for each way of using it; a row without a time has an `error`."""
     threads = str(torch.get_num_threads())
     most = limit(dtype, expected)
     with tempfile.TemporaryDirectory() as out:
@@ -106,7 +107,7 @@ def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, 
             done = subprocess.run(
                 command, cwd=ROOT / "bench", env=environment, capture_output=True, text=True, timeout=timeout
             )
-            failed = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
+            failed = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
         except subprocess.TimeoutExpired:
             failed = f"stopped after {timeout:g} s"
         rows = [judge(peer, np.load(file), expected, most) for file in sorted(Path(out).glob("*.npz"))]
@@ -114,7 +115,7 @@ def ask(peer: str, folder: Path, dtype: str, rounds: int, expected: np.ndarray, 
 
 
 def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: float) -> BenchRow:
-    """What a peer wrote, compared once more with what was expected of it."""
+    """The row of a result that a peer wrote, whose grid is compared once more."""
     row: BenchRow = {"impl": f"{peer}: {found['way']}"}
     grid = found["grid"]
     if str(found["error"]):
@@ -124,7 +125,7 @@ def judge(peer: str, found: np.lib.npyio.NpzFile, expected: np.ndarray, most: fl
     row["difference"] = float(np.abs(grid - expected).max())
     if not row["difference"] <= most:
         return {**row, "error": f"differs by {row['difference']:.2g}, more than {most:.2g}"}
-    # Without rounds, the sweep that was compared is all there is: cold, but a number.
+    # Without rounds, the compared sweep is the only one timed, and it is cold.
     timed = found["seconds"].tolist() or [float(found["first"])]
     return {**row, **spread(timed), "cold": not len(found["seconds"])}
 
@@ -135,9 +136,9 @@ def fasttrace_row(model: Decoder, expected: np.ndarray, rounds: int) -> BenchRow
 
 
 def pinned() -> dict[str, str]:
-    """The versions installed in .venv-peers of what its requirements name. Raises UserError where one is missing."""
+    """The versions of the required packages in .venv-peers. Raises UserError where one is missing."""
     if not PYTHON.exists():
-        raise UserError(f"expected the peers' Python at {PYTHON}, which is not there: `make bench-peers` sets it up")
+        raise UserError(f"expected the peers' Python at {PYTHON}, got none: `make bench-peers` sets it up")
     requirements = (ROOT / "bench/peers/requirements.txt").read_text().splitlines()
     wanted = [line.split("==")[0] for line in requirements if not line.startswith("#")]
     told = subprocess.run([PYTHON, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
@@ -148,7 +149,7 @@ def pinned() -> dict[str, str]:
 
 
 def show(row: BenchRow, fast: BenchRow) -> None:
-    """A line of the table."""
+    """Print a line of the table."""
     difference = f"{row['difference']:.1e}" if "difference" in row else "      –"
     if "error" in row:
         print(f"  {row['impl']:58} {difference}  {row['error']}", flush=True)
@@ -158,7 +159,7 @@ def show(row: BenchRow, fast: BenchRow) -> None:
 
 
 def compared(name: str, options: argparse.Namespace) -> Iterator[BenchRow]:
-    """The rows of one model, shown as they come: fasttrace's and its peers', a dtype after the other."""
+    """Yield and print the rows of one model: for each dtype fasttrace's, then its peers'."""
     with tempfile.TemporaryDirectory(prefix="fasttrace-peers-") as place:
         folder = Path(place)
         export(MODELS[name](), folder)
@@ -181,9 +182,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--peers", nargs="*", choices=PEERS["float32"], default=PEERS["float32"])
     parser.add_argument("--dtypes", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=1, help="of a peer, after the sweep compared (0: its own time)")
-    parser.add_argument("--fast-rounds", type=positive, default=5, help="of fasttrace")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds for a peer, all ways of using it")
+    parser.add_argument("--rounds", type=int, default=1, help="timed sweeps of a peer (0: time the compared sweep)")
+    parser.add_argument("--fast-rounds", type=positive, default=5, help="timed sweeps of fasttrace")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for all ways of using a peer")
     writes(parser.add_argument)
     options = parser.parse_args()
     peers = pinned() if options.peers else {}

@@ -1,4 +1,4 @@
-"""What bfloat16 (or, on a GPU, tf32) costs in exactness: the same grids as in float32, cell by cell.
+"""How far grids in bfloat16 (or tf32 on a GPU) differ from the same grids in float32, cell by cell.
 
 Run: .venv/bin/python bench/bench_precision.py [--facts 12] [--dtype bfloat16] [--device cpu]
     [--out FILE] [--store FILE]
@@ -14,12 +14,12 @@ from harness import Results, about, command, device, positive, writes
 import fasttrace as ft
 from fasttrace.study import interleaved
 
-SETTINGS = {"tokens": "subject", "keep": "all", "sigma": 0.375}  # σ near what 3sd of these facts is
+SETTINGS = {"tokens": "subject", "keep": "all", "sigma": 0.375}  # σ is near 3sd of these facts
 KEY = ["fact_id", "window_size", "token_index", "layer"]
 
 
 def known_facts(model, count):
-    """The first `count` known facts, relations in turn."""
+    """The first `count` known facts, from each relation in turn."""
     facts = interleaved(ft.load_facts())[: 4 * count]
     verdicts = ft.check_known(model, facts).verdicts.to_pylist()
     return [fact for fact, verdict in zip(facts, verdicts, strict=True) if verdict["known"]][:count]

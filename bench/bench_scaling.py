@@ -1,11 +1,11 @@
-"""How ft.trace grows: with cells, facts, layers and window sizes; and what memory it takes against its budget.
+"""How the time of ft.trace grows with cells, facts, layers and windows, and how much memory it takes for its budget.
 
 .venv/bin/python bench/bench_scaling.py [--curves cells facts layers windows memory] [--rounds 3] [--facts 1 50]
     [--tokens last-subject] [--out FILE] [--store FILE]
 
-SmolLM2-135M in float32, 10 samples; "layers" has its sizes with random weights and other numbers of blocks. GFLOP/s:
-those of the plan (tracing.cost) over the median. Memory: the peak resident set of a fresh process less what it held
-when the model was loaded.
+SmolLM2-135M in float32, 10 samples. "layers" uses models of its sizes with random weights and other numbers of blocks.
+GFLOP/s: the plan's FLOPs (tracing.cost) over the median time. Memory: the peak resident set of a fresh process minus
+its resident set after loading the model.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from fasttrace.models import Decoder
 from fasttrace.tracing import prepare_trace
 
 SETTINGS = {"windows": [5], "samples": 10, "sigma": 0.4, "keep": "all", "tokens": "subject"}
-# Of growing length, the subject first: cells are (tokens from the subject on) × layers.
+# Put after the subject to lengthen a prompt, which has (tokens from the subject on) × layers cells.
 CLAUSES = (
     ", which was once the tallest of all the buildings of its country and is seen by many people every year",
     " with its stairs, its lifts, its lamps and the restaurant on the second of its three floors",
@@ -34,7 +34,7 @@ BUDGETS = ("128MB", "256MB", "512MB", "1GB")
 
 
 def timed(model: Decoder, facts: list[ft.Fact], rounds: int, case: str, **changed) -> BenchRow:
-    """One call of ft.trace on the facts, its FLOPs and its cells."""
+    """The row of one call of ft.trace, with its FLOPs and its number of cells."""
     settings = {**SETTINGS, **changed}
     plan = prepare_trace(model, facts, **settings)
     flops = plan.cost("8GB").flops
@@ -44,7 +44,7 @@ def timed(model: Decoder, facts: list[ft.Fact], rounds: int, case: str, **change
 
 
 def cells(model: Decoder, rounds: int) -> Iterator[BenchRow]:
-    """One fact, from one traced token to prompts of some fifty."""
+    """One fact, from one traced token to a prompt of some fifty tokens."""
     for number in range(len(CLAUSES) + 1):
         prompt = "The {}" + "".join(CLAUSES[:number]) + " is located in the city of"
         fact = ft.Fact(prompt=prompt, subject="Eiffel Tower", target_true="Paris")
@@ -54,7 +54,7 @@ def cells(model: Decoder, rounds: int) -> Iterator[BenchRow]:
 
 
 def facts(model: Decoder, rounds: int) -> Iterator[BenchRow]:
-    """Facts in one call, and the same facts in a call each."""
+    """Facts in one call, and the same facts in one call each."""
     built_in = ft.load_facts()
     for n in COUNTS:
         few = built_in[:n]
@@ -65,7 +65,7 @@ def facts(model: Decoder, rounds: int) -> Iterator[BenchRow]:
 
 
 def layers(model: Decoder, rounds: int) -> Iterator[BenchRow]:
-    """The same blocks, fewer and more of them."""
+    """Models with fewer and more blocks of the same sizes."""
     for n in LAYERS:
         config = copy.deepcopy(model.hf.config)
         config.__dict__.pop("quantization_config", None)
@@ -76,7 +76,7 @@ def layers(model: Decoder, rounds: int) -> Iterator[BenchRow]:
 
 
 def windows(model: Decoder, rounds: int) -> Iterator[BenchRow]:
-    """One window size, four (whose equal intervals are computed once), and the four one after another."""
+    """One window size, four in one call (equal intervals are computed once), and the four in one call each."""
     few = ft.load_facts()[:4]
     for sizes in ([5], [10, 5, 3, 1]):
         yield timed(model, few, rounds, f"windows {sizes}", windows=sizes)
@@ -93,7 +93,7 @@ def memory(model: Decoder, rounds: int) -> Iterator[BenchRow]:
 
 
 def peak(budget: str, n: int) -> None:
-    """In the fresh process: bytes above the loaded model at the most, as JSON."""
+    """Print the peak bytes above the loaded model as JSON. Runs in the fresh process."""
     model = ft.load_model()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -109,8 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", nargs="+", choices=CURVES, default=list(CURVES))
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--facts", type=positive, nargs="+", default=COUNTS, help="of the curve of facts")
-    parser.add_argument("--tokens", default=SETTINGS["tokens"], help="that are traced")
+    parser.add_argument("--facts", type=positive, nargs="+", default=COUNTS, help="numbers of facts in that curve")
+    parser.add_argument("--tokens", default=SETTINGS["tokens"], help="tokens that are traced")
     parser.add_argument("--peak", nargs=2, metavar=("BUDGET", "FACTS"), help=argparse.SUPPRESS)
     writes(parser.add_argument)
     options = parser.parse_args()

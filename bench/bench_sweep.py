@@ -1,9 +1,8 @@
-"""The sweep against one hooked transformers forward per cell, equal before it is timed; and against the
-GEMM peak measured in the same run.
+"""The sweep against one hooked transformers forward per cell, with equal grids, and against the run's own GEMM peak.
 
 The load: SmolLM2-135M, "The Eiffel Tower is located in the city of", window 5, 10 samples, released noise.
-Run: .venv/bin/python bench/bench_sweep.py [--out FILE] [--store FILE] (medians of several; one round of the rival).
-The standard load of a GPU is bench_gptj.py's.
+Run: .venv/bin/python bench/bench_sweep.py [--out FILE] [--store FILE]
+The sweep's time is a median over --rounds; the rival runs once. bench_gptj.py is the standard benchmark of a GPU.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from fasttrace.tracing.cost import gemm_peak
 
 
 def hooked(model, encoded, tokens):
-    """The rival: every cell a whole forward of 11 rows."""
+    """The rival: every cell is a whole forward of 11 rows."""
     noise = np.random.RandomState(1).randn(10, encoded.subject_end - encoded.subject_begin, model.width)
     return hooked_trace(
         model.hf,
@@ -39,7 +38,7 @@ def hooked(model, encoded, tokens):
 
 
 def swept(options: argparse.Namespace) -> Iterator[BenchRow]:
-    """A row of each dtype and choice of tokens, and one of the rival's where it is held against it."""
+    """Yield a row for each dtype and choice of tokens, and the rival's row where the two are compared."""
     for dtype in ("float32", "bfloat16"):
         model = ft.load_model(dtype=dtype, device=options.device)
         encoded = encode_fact(model.tokenizer, FACT)
@@ -53,7 +52,7 @@ def swept(options: argparse.Namespace) -> Iterator[BenchRow]:
                 **seconds(lambda t=tokens, m=model: ft.trace(m, [FACT], tokens=t, **SETTINGS), options.rounds),
                 "tflop": flops / 1e12,
             }
-            # Of the peak as it is before and after: a shared host is not the same machine for long.
+            # The mean of the peak before and after, because the speed of a shared host changes.
             peak = (before + gemm_peak(model)) / 2
             row["gemm_peak_gflops"] = peak / 1e9
             row["GFLOP/s"] = flops / row["seconds"] / 1e9

@@ -1,9 +1,9 @@
-"""What the compilers make of every GPU kernel: registers, spills, shared memory, blocks a multiprocessor. Needs no GPU.
+"""Compiles every GPU kernel and prints registers, stack, shared memory and blocks per multiprocessor. Needs no GPU.
 
 python bench/compile_kernels.py [--capability 90] [--json]
 
-Triton's kernels are compiled by way of their launchers, at the shapes of device_ops.py and with every tile of their
-sets; the CUDA sources by nvcc, where it is there.
+Triton's kernels are compiled through their launchers, at the shapes of device_ops.py and with every tile of their sets.
+The CUDA sources are compiled by nvcc, if it is installed.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from fasttrace.kernels import tiles
 from fasttrace.ops import dispatch
 
 Row = dict[str, Any]
-REGISTERS, THREADS, SHARED, BLOCKS = 65536, 2048, 227 * 1024, 32  # of a multiprocessor of capability 9.0
-# What no tile and no compiled constant depends on; the operands are really made.
+REGISTERS, THREADS, SHARED, BLOCKS = 65536, 2048, 227 * 1024, 32  # limits of a multiprocessor of capability 9.0
+# Sizes that no tile and no compiled constant depends on. They are reduced because the operands are allocated.
 SMALLER = {"noised_embed": {"vocab": 1024}, "target_logprob": {"vocab": 1024}, "adam_linf_": {"items": 1}}
-# cuobjdump's words. The stack holds what spilled, and arrays whose index is known only as the kernel runs.
+# A line of cuobjdump. The stack holds spilled registers, and arrays whose index is known only at run time.
 RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 CUDA_THREADS = 256
 
 
 class NoDevice(GPUDriver):
-    """A Triton driver that knows only what to compile for."""
+    """A Triton driver without a device, which only names the target of the compilation."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -62,7 +62,7 @@ class NoDevice(GPUDriver):
 
 
 def resources(cubin: Path) -> list[tuple[str, int, int, int]]:
-    """(function, registers a thread, bytes of stack a thread, bytes of static shared memory) of machine code."""
+    """(function, registers per thread, bytes of stack per thread, bytes of static shared memory) of machine code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     report = subprocess.run([tool, "-res-usage", str(cubin)], check=True, capture_output=True, text=True).stdout
     return [(name, *map(int, numbers)) for name, *numbers in RESOURCES.findall(report)]
@@ -75,7 +75,7 @@ def row(kernel: str, case: str, registers: int, stack: int, shared: int, threads
 
 
 def triton_kernels(capability: int) -> Iterator[Row]:
-    """Every kernel that a launcher starts, once a (dtype, tile)."""
+    """Yield a row for every kernel that a launcher starts, for every dtype and tile."""
     driver.set_active(NoDevice(capability))
     compiled: list[Any] = []
 
@@ -83,7 +83,7 @@ def triton_kernels(capability: int) -> Iterator[Row]:
         return lambda *args, **kwargs: compiled.append(self.run(*args, grid=grid, warmup=True, **kwargs))
 
     def no_reason(*_: Any) -> None:
-        """Nothing is run, so everything may be."""
+        """No implementation is refused, because none runs."""
 
     launch, refuse = (JITFunction, "__getitem__", compile_only), (dispatch, "_unusable_reason", no_reason)
     for op in TILED:
@@ -91,7 +91,7 @@ def triton_kernels(capability: int) -> Iterator[Row]:
         for dtype in ("bfloat16", "float32"):
             for tile in tiles.tiles_of(module.TILES, DTYPES[dtype]):
                 with patch.object(*launch), patch.object(*refuse), tiles.trying(op.removesuffix("_"), tile):
-                    for device in ("meta", "cpu"):  # a custom op launches nothing for tensors without memory
+                    for device in ("meta", "cpu"):  # a custom op starts no kernel for tensors on "meta"
                         if not compiled:
                             load = OPS[op].load(Draw.on(DTYPES[dtype], device), **SHAPES[op] | SMALLER.get(op, {}))
                             load.op(*load.args, impl="triton")
@@ -106,7 +106,7 @@ def triton_kernels(capability: int) -> Iterator[Row]:
 
 
 def staged(size: int) -> int:
-    """Bytes of shared memory that second_moment_ asks for at its launch, for keys of `size` bytes."""
+    """Bytes of shared memory that second_moment_ requests at its launch, for key entries of `size` bytes."""
     text = (ROOT / "csrc" / "moments.cuh").read_text()
     [(tile, pad, rows, stages)] = re.findall(
         r"tile = (\d+), padded = tile \+ (\d+);.*?rows = (\d+), stages = (\d+);", text, re.S
@@ -115,7 +115,7 @@ def staged(size: int) -> int:
 
 
 def cuda_kernels(capability: int) -> Iterator[Row]:
-    """Every instance of the kernels in csrc; none where there is no nvcc."""
+    """Yield a row for every instance of the kernels in csrc, or none without nvcc."""
     build = runpy.run_path(str(ROOT / "csrc" / "build_ext.py"))
     if build["nvcc"]() is None:
         return

@@ -1,4 +1,4 @@
-"""The benchmarks that pytest runs, bench_ops and bench_moments: a row of each as it is done, where it is asked for.
+"""Writes results of the benchmarks that pytest runs (bench_ops and bench_moments), each row as soon as it is done.
 
 python -m pytest bench [--record] [--out FILE] [--store FILE]
 """
@@ -17,7 +17,7 @@ RESULTS = pytest.StashKey[Results]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("results of benchmarks")
-    group.addoption("--record", action="store_true", help="JSON to bench/results/MACHINE/DATE-ops.json")
+    group.addoption("--record", action="store_true", help="write JSON to bench/results/MACHINE/DATE-ops.json")
     writes(group.addoption)
 
 
@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @contextmanager
 def _in_a_sentence() -> Iterator[None]:
-    """What a place does wrong ends the run with exit code 2."""
+    """Turn a UserError into one sentence and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -54,7 +54,7 @@ def _in_a_sentence() -> Iterator[None]:
 
 
 def row_of(benchmark: BenchmarkFixture) -> BenchRow:
-    """Its median, quartiles and rates."""
+    """The row of a benchmark: its median, quartiles and rates."""
     told, stats = dict(benchmark.extra_info), benchmark.stats.stats
     gigabyte, gigaflop = told.pop("gigabyte", None), told.pop("gigaflop", None)
     row = {**told, "seconds": stats.median, "quartiles": [stats.q1, stats.q3], "n": stats.rounds}

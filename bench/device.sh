@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Everything a GPU is for, part by part, what is worth most first. A part that fails or runs out of time takes nothing
-# from the others. JSON goes to $OUT as it comes.
+# Runs everything that needs a GPU, part by part, the most valuable first. A part that fails or runs out of time does
+# not stop the others. JSON is written to $OUT as it comes.
 #
-# Where a command may take ten minutes, these two (of 540 s at most; `--budget` adds the limits up):
+# If a command may take ten minutes, run these two (540 s each at most; `--budget` adds up the limits):
 #
 #   bash bench/device.sh unbuilt build tests
 #   bash bench/device.sh tune ops gptj fuzz compiled table
 #
 #   unbuilt   a sweep of GPT-J-6B in bfloat16 and every Triton kernel, which need no extension
 #   build     the extension for $TORCH_CUDA_ARCH_LIST, 9.0 if that is not set
-#   tests     the GPU tests, over processes
-#   tune      every tile of every Triton kernel; $OUT/tiles/tiles.json is to become kernels/tiles.json
-#   ops       every op at GPT-J's sizes, beside its reference and what torch has
+#   tests     the GPU tests, in several processes
+#   tune      every tile of every Triton kernel; $OUT/tiles/tiles.json is meant to become kernels/tiles.json
+#   ops       every op at GPT-J's sizes, beside its reference and torch's own ops
 #   gptj      sweeps of GPT-J-6B in bfloat16, then in float32
-#   fuzz      the GPU's ops on drawn shapes
+#   fuzz      the GPU's ops on random shapes
 #   compiled  torch.compile of every op's definition
-#   table     a line a case of what is in $OUT
+#   table     a line per case of the JSON in $OUT
 #
-# Without a part all of them, in this order. Wants Python 3.12, torch with CUDA, triton, transformers, pyarrow, pytest,
-# pytest-xdist; needs no network and installs nothing. Where .git is not at hand, COMMIT says which commit this is.
-# Where there is no GPU it compiles every kernel for one, says so and exits 0.
+# If no part is given, all run in this order. Needs Python 3.11 or later, torch with CUDA, triton, transformers,
+# pyarrow, pytest and pytest-xdist, but no network. It installs nothing. Without .git, set COMMIT to the commit's name.
+# Without a GPU it compiles every kernel for one, prints that nothing is run, and exits 0.
 #
-# --small: every part at sizes that take moments, on the CPU too (Triton's kernels in its interpreter), without the
-# packages that a lent GPU machine lacks (bench/bare).
+# --small: every part at sizes that take moments, also on the CPU (with Triton's interpreter), and without the packages
+# that a lent GPU machine lacks (bench/bare).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 all="unbuilt build tests tune ops gptj fuzz compiled table"
@@ -43,18 +43,18 @@ for word in "$@"; do
 done
 [ -n "$parts" ] || parts=" $all"
 
-# limited SECONDS COMMAND…: the command, and what it started, for so long at most; where all is small, which is where
-# cores are few and shared, for three times as long.
+# limited SECONDS COMMAND…: run the command and its children for at most SECONDS, or three times as long with --small,
+# which is for few, shared cores.
 total=0 failed=""
 limited() {
     total=$((total + $1))
     [ "$mode" = run ] || return 0
-    # pytest sums up what it has when it is interrupted; a process that hears nothing is killed.
+    # pytest prints its summary when it is interrupted. A process that ignores the signal is killed.
     timeout --signal INT --kill-after 10 $((${small:+3 *} $1 - 10)) "${@:2}" || failed+=" $part"
 }
 
-# The package as links, so that nothing need be installed: once as it lies, once with the extension built into it.
-# build/ stays on the machine between commands.
+# Lays out the package as links, so that nothing needs to be installed: once without the extension and once for it to be
+# built into. The machine keeps build/ between commands.
 home=$PWD/build/device${small:+-small}
 lay_out() {
     for folder in plain built; do
@@ -63,7 +63,7 @@ lay_out() {
         for entry in src/fasttrace/*; do
             case "$entry" in *.so | */__pycache__) ;; *) ln -s "$PWD/$entry" "$home/$folder/fasttrace/" ;; esac
         done
-        ln -sf "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"  # links in src/ may have been left behind
+        ln -sf "$PWD/kernels" "$PWD/analysis" "$home/$folder/fasttrace/"  # the copy of src/ may lack its links
     done
 }
 
@@ -80,7 +80,7 @@ run_part() {
             gptj 110 bfloat16 "$out/unbuilt/$day-gptj-bfloat16.json"
             env+=("${interpreted[@]}")
             ops 70 --only triton --out "$out/unbuilt/$day-triton.json" ;;
-        # By force: of what a source includes setuptools knows little.
+        # --force, because setuptools does not track the headers that a source includes.
         build)
             limited 230 "$python" -W ignore -c 'import setuptools; setuptools.setup()' -q \
                 build_ext --force --build-lib "$home/built" --build-temp "$home/objects"
@@ -89,7 +89,7 @@ run_part() {
         tests) gpu_tests 110 tests/ops tests/tracing/test_wavefront.py --ignore tests/ops/test_fuzz.py \
             --junitxml "$out/tests.xml" ;;
         tune)
-            # What is fastest at small sizes is no record to keep.
+            # The tiles that are fastest at small sizes must not enter the user's record.
             env+=("${interpreted[@]}" ${small:+"XDG_CACHE_HOME=$out/cache"})
             ops 140 --tune "$out/tiles" ;;
         ops) ops 80 --out "$out/$day-ops.json" ;;
@@ -122,18 +122,18 @@ if [ "$mode" = budget ]; then
     exit
 fi
 lay_out
-# Small products gain nothing from threads, and lose much to each other's waiting.
+# Small products gain nothing from threads, which lose much time waiting for each other.
 [ -n "$small" ] && export OMP_NUM_THREADS=1
 export PYTHONPATH=$paths PYTHONUNBUFFERED=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
 if [ "$parts" != " table" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     device=cpu
     if [ -z "$small" ]; then
         echo "There is no GPU here: every kernel is compiled for one, and nothing is run."
-        command -v nvcc >/dev/null 2>&1 || echo "nvcc is not here either, so the CUDA sources are left out."
+        command -v nvcc >/dev/null 2>&1 || echo "nvcc is not installed either, so the CUDA sources are left out."
         if "$python" -c 'import triton' 2>/dev/null; then
             "$python" -W ignore bench/compile_kernels.py || exit 1
         else
-            echo "Triton is not here, so its kernels are left out."
+            echo "Triton is not installed, so its kernels are left out."
             "$python" csrc/build_ext.py check-cuda || exit 1
         fi
         exit 0

@@ -1,12 +1,13 @@
-"""Every op on a GPU at the shapes that its kernel is for, JSON; and the short table of a folder of such JSON.
+"""Times every op on a GPU at the shapes its kernel is made for, writes JSON, and prints a table of such JSON.
 
-python bench/device_ops.py --out FILE.json                      every way but torch.compile, with the tiles recorded
-python bench/device_ops.py --out FILE.json --only triton        one way; triton: every kernel, without the extension
+python bench/device_ops.py --out FILE.json                      every way except torch.compile, with the recorded tiles
+python bench/device_ops.py --out FILE.json --only triton        every Triton kernel, without the extension
 python bench/device_ops.py --out FILE.json --only torch.compile
-python bench/device_ops.py --tune FOLDER       tries every tile; FOLDER/tiles.json is what kernels/tiles.json is to be
-python bench/device_ops.py --table FOLDER      a line a case: fasttrace, the best other way, the part of the ceiling
+python bench/device_ops.py --tune FOLDER       times every tile; FOLDER/tiles.json is meant to become kernels/tiles.json
+python bench/device_ops.py --table FOLDER      a line per case: fasttrace, its share of the ceiling, the best other way
 
---ops NAME … for some ops; --small for sizes that take moments anywhere (Triton's kernels then need TRITON_INTERPRET=1).
+--ops NAME … limits the ops. --small uses sizes that take moments on any machine; without a GPU, Triton's kernels need
+TRITON_INTERPRET=1.
 """
 
 import argparse
@@ -56,14 +57,14 @@ SMALL: dict[str, dict[str, int]] = {
     "gelu_tanh_": {"rows": 9, "m": 300},
     "adam_linf_": {"items": 2, "d": 16, "m": 48},
 }
-# Where tiles are tried, also prompts that are several steps of keys. A fact's tensors take 0.15 GB in float32.
+# Tiles are also tried on prompts with several steps of keys. A fact's tensors take 0.15 GB in float32.
 LONGER = {"prefix_attention": {"facts": 8, "length": 20}}
-PATIENCE = 60.0  # seconds without a row, after which an op is given up
+PATIENCE = 60.0  # seconds without a row after which an op is stopped
 
 
 @dataclass(frozen=True)
 class Task:
-    """An op in a dtype. way: one of `bench`'s, "tiles" for every tile, "" for every way but torch.compile."""
+    """An op in a dtype. way: a way of `bench`, "tiles" for every tile, or "" for every way except torch.compile."""
 
     op: str
     dtype: str
@@ -76,29 +77,29 @@ class Task:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of its load."""
+        """Sizes of the op's load."""
         if self.small:
             return SMALL[self.op]
         return SHAPES[self.op] | (LONGER[self.op] if self.longer else {})
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
-    """What is asked for, one dtype after the other, so that no op has both before every op has one."""
+    """The tasks to run, one dtype after the other, so that every op runs in bfloat16 before any runs in float32."""
     way, chosen, dtypes = "tiles" if options.tune else options.only or "", options.ops, ["bfloat16", "float32"]
     if way in ("tiles", "triton"):
         chosen = chosen or TILED
-        # Triton's interpreter has no products of bfloat16.
+        # Triton's interpreter cannot multiply bfloat16.
         dtypes = dtypes if DEVICE == "cuda" else ["float32"]
     if way == COMPILED:
-        dtypes = ["bfloat16"]  # it takes longest of all
+        dtypes = ["bfloat16"]  # compiling takes longest of all
     both = [(op, longer) for op in chosen or SHAPES for longer in (False, way == "tiles" and op in LONGER)]
     return [Task(op, dtype, way, options.small, longer) for dtype in dtypes for op, longer in dict.fromkeys(both)]
 
 
 def rows_of(task: Task) -> Iterator[BenchRow]:
-    """The ceilings of the dtype, then a row a way or a tile."""
+    """Yield the ceilings of the dtype, then a row per way or tile."""
     if task.small:
-        measure.ENOUGH = 0.0  # seconds: a call or two is enough to see that all is there
+        measure.ENOUGH = 0.0  # seconds: the fewest calls are enough to see that everything runs
     peak = ceilings(task.dtype, DEVICE)
     yield {"GB/s": peak.gigabyte, "GFLOP/s": peak.gigaflop}
     if task.way == "tiles":
@@ -109,12 +110,12 @@ def rows_of(task: Task) -> Iterator[BenchRow]:
 
 
 def measured(options: argparse.Namespace) -> list[str]:
-    """Writes what there is after every op, and says what failed or is wrong, which takes nothing from the others."""
+    """Run every task and write all rows after each. Returns a line per failure or wrong result; none stops the rest."""
     kind, out = ("tiles", options.tune / "tried.json") if options.tune else ("device-ops", options.out)
     rows: list[BenchRow] = []
     failed: list[str] = []
     peaks: dict[str, BenchRow] = {}
-    patience = 3 * PATIENCE if options.small else PATIENCE  # as device.sh: small is where cores are few and shared
+    patience = 3 * PATIENCE if options.small else PATIENCE  # as in device.sh: --small is for few, shared cores
     for task, found, why in apart(rows_of, tasks(options), patience):
         if found:
             peaks[task.dtype] = found[0]
@@ -134,7 +135,7 @@ def measured(options: argparse.Namespace) -> list[str]:
 
 
 def kept(task: Task, tried: list[BenchRow], folder: Path) -> list[str]:
-    """An op's fastest tile into the folder's record and this user's; or why not."""
+    """Put an op's fastest tile into the folder's record and the user's. Returns the reason if there is none."""
     best = fastest(tried, task.dtype)
     if best is None:
         found = {row.get("error", f"off by {row.get('relative_difference')}") for row in tried}
@@ -147,7 +148,7 @@ def kept(task: Task, tried: list[BenchRow], folder: Path) -> list[str]:
 
 
 def line(rows: list[BenchRow]) -> str:
-    """fasttrace against the fastest other way that computes the same."""
+    """The table's line of a case: fasttrace against the fastest other way that computes the same."""
     [own] = [row for row in rows if row["impl"] == "auto"]
     others = [row for row in rows if row["impl"] != "auto" and row.get("relative_difference") is not None]
     part = f"{100 * own['fraction_of_ceiling']:.0f} % of ceiling"
@@ -160,7 +161,7 @@ def line(rows: list[BenchRow]) -> str:
 
 
 def sweep_line(rows: list[BenchRow]) -> str:
-    """A sweep: seconds a fact, the part of the product peak, and what the rows after it say."""
+    """The table's line of a sweep: seconds per fact, share of the GEMM peak, and the comparisons that follow it."""
     parts = []
     for row in rows:
         if "seconds_a_fact" in row:
@@ -175,7 +176,7 @@ def sweep_line(rows: list[BenchRow]) -> str:
 
 
 def table(folder: Path) -> None:
-    """A line a case of all the JSON in a folder."""
+    """Print a line per case of all the JSON in a folder."""
     cases: dict[tuple[str, str], list[BenchRow]] = {}
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text())["rows"]:

@@ -1,6 +1,6 @@
-"""What every benchmark script shares: rows that are written as they come, places checked before, medians, peak memory.
+"""Shared by all benchmark scripts: rows written as they come, paths checked before a run, medians, peak memory.
 
-Rows, and the machine and commit they are of, are fasttrace.benchmarks.result's.
+fasttrace.benchmarks.result defines the rows, and the description of the machine and commit.
 """
 
 import argparse
@@ -42,11 +42,11 @@ __all__ = [
 
 RESULTS = ROOT / "bench" / "results"
 MADE = (ROOT / "build", RESULTS)  # the project's own folders, which a fresh clone may lack
-PATIENCE = 5.0  # seconds that a locked store is waited for: whoever writes into one holds it for a moment
+PATIENCE = 5.0  # seconds to wait for a locked store, since a writer holds it only for a moment
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """`main` as a command: what its user did wrong is one sentence on stderr and exit code 2, as of the verbs."""
+    """`main` as a command: a UserError becomes one sentence on stderr and exit code 2, as in the fasttrace command."""
 
     @functools.wraps(main)
     def run() -> None:
@@ -57,7 +57,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             _leave(130, "stopped; the rows that were done are kept")
         except RuntimeError as error:
-            if str(error) != "Query interrupted":  # DuckDB's word for Ctrl-C
+            if str(error) != "Query interrupted":  # DuckDB's message on Ctrl-C
                 raise
             _leave(130, "stopped; the rows that were done are kept")
 
@@ -70,15 +70,15 @@ def _leave(code: int, why: str) -> NoReturn:
 
 
 def writes(add: Callable[..., object]) -> None:
-    """Adds --out and --store. add: `add_argument` of the script's parser."""
-    add("--out", type=Path, metavar="FILE", help="JSON, instead of bench/results/MACHINE/DATE-KIND.json")
-    add("--store", type=Path, metavar="FILE", help="the rows into this store's relation benches too")
+    """Add --out and --store. add: `add_argument` of the script's parser."""
+    add("--out", type=Path, metavar="FILE", help="write JSON here, not to bench/results/MACHINE/DATE-KIND.json")
+    add("--store", type=Path, metavar="FILE", help="also add the rows to this store's relation benches")
 
 
 def positive(text: str) -> int:
-    """The type of an option that counts things."""
+    """The type of an option whose value is a positive whole number."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -87,19 +87,19 @@ def device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"expected a device that torch has here, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected a device that torch can use here, got {text!r}") from error
     return text
 
 
 class Results:
-    """The rows of one run of a benchmark, in its file and its store as they come: a run that is killed keeps them.
+    """The rows of one benchmark run. Each is written to the file and the store at once, so that a killed run keeps it.
 
-    kind: names the file where `out` is None. context: `about(…)`, which is what the store knows the run by.
-    Raises UserError where the file or the store cannot be written: make it before anything is measured.
+    kind: part of the file's name if `out` is None. context: `about(…)`, which identifies the run in the store.
+    Raises UserError where the file or the store cannot be written, so create it before measuring.
     """
 
     def __init__(self, kind: str, context: dict[str, Any], out: Path | None, store: Path | None = None) -> None:
-        # Rounded here, so that the file put into a store later is the same run.
+        # Rounded here, so that record.py makes the same run from the file.
         self.context: dict[str, Any] = _rounded(context)
         self.rows: list[BenchRow] = []
         self.out, self.store = out or _default(kind, context), store
@@ -116,7 +116,7 @@ class Results:
         return f"{len(self.rows)} rows in {self.out}" + (f" and {self.store}" if self.store else "")
 
     def add(self, *rows: BenchRow) -> None:
-        """Adds rows to both. Raises UserError where one cannot be written any longer."""
+        """Add rows to the file and the store. Raises UserError where one can no longer be written."""
         new = [_rounded(row) for row in rows]
         self.rows += new
         _save(self.out, self.context, self.rows)
@@ -127,10 +127,9 @@ class Results:
 
 
 def check_outputs(out: Path | None, store: Path | None = None) -> None:
-    """Makes folders below build/ and bench/results where the two are to be there and have none.
+    """Check that `out` can be written and a result added to `store`. Neither file is made or changed.
 
-    Raises UserError, one sentence, where `out` could not be written or a result not be added to `store`; neither is
-    made or changed.
+    Missing folders below build/ and bench/results are made. Raises UserError, in one sentence, if a check fails.
     """
     if out is not None:
         check_file(_place(out), makes_folder=_is_ours(out))
@@ -148,17 +147,17 @@ def check_outputs(out: Path | None, store: Path | None = None) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether its folder is the project's own, to be made where it is missing."""
+    """Whether the path is in one of the project's own folders, which are made if missing."""
     return any(_place(path).is_relative_to(own) for own in MADE)
 
 
 def _place(path: Path) -> Path:
-    """Where a link leads, so that the link stays when the file is replaced."""
+    """The path with its links resolved: replacing a file keeps the link to it."""
     return Path(os.path.realpath(path))
 
 
 def seconds(call: Callable[[], object], rounds: int, *, warm: bool = True) -> BenchRow:
-    """Median and quartiles of `rounds` calls; warm: after one that is not counted."""
+    """Median and quartiles of the seconds of `rounds` calls. warm: whether an untimed call precedes them."""
     if warm:
         call()
     taken = []
@@ -170,8 +169,8 @@ def seconds(call: Callable[[], object], rounds: int, *, warm: bool = True) -> Be
 
 
 def peak_bytes(call: Callable[[], object]) -> tuple[int, int]:
-    """(bytes resident before, most while call() ran), read every 2 ms: not every kernel lets a process set its
-    high-water mark back."""
+    """(resident bytes before, the most during call()), sampled every 2 ms, because not every kernel lets a process
+    reset its high-water mark."""
     resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
     before = most = resident()
     done = threading.Event()
@@ -192,8 +191,8 @@ def peak_bytes(call: Callable[[], object]) -> tuple[int, int]:
 
 
 def fresh(script: str, *arguments: str) -> BenchRow:
-    """What a script printed last, as JSON, in a process of its own; where that failed, its last words as `error`: a
-    budget that cannot hold one fact is refused with a sentence, which is a result."""
+    """Run a script in a new process and return its last line of output, read as JSON. If it fails, its last line on
+    stderr becomes `error`: that a budget cannot hold one fact is a result too."""
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     if done.returncode == 0:
         row: BenchRow = json.loads(done.stdout.splitlines()[-1])
@@ -202,7 +201,7 @@ def fresh(script: str, *arguments: str) -> BenchRow:
 
 
 def write(kind: str, rows: list[BenchRow], context: dict[str, Any], out: Path | None = None) -> Path:
-    """All rows so far, for a run whose `context` grows as it goes; else see `Results`. Returns the file."""
+    """Write all rows so far, for a run whose `context` still grows (others use `Results`). Returns the file."""
     path = out or _default(kind, context)
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(path, context, rows)
@@ -215,7 +214,7 @@ def _default(kind: str, context: dict[str, Any]) -> Path:
 
 
 def _save(path: Path, context: dict[str, Any], rows: list[BenchRow]) -> None:
-    """{"about", "rows"} as JSON, a row a line; the file that was there is replaced whole."""
+    """Write {"about", "rows"} as JSON with a row per line. An existing file is replaced atomically."""
     lines = ",\n".join("    " + json.dumps(_rounded(row), ensure_ascii=False) for row in rows)
     head = json.dumps(context, indent=2, ensure_ascii=False).replace("\n", "\n  ")
     text = f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n'
@@ -227,7 +226,7 @@ def _save(path: Path, context: dict[str, Any], rows: list[BenchRow]) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to six digits: what is beyond is noise, and makes the files hard to read."""
+    """Round floats to six digits. Further digits are noise and make the files hard to read."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""The obvious causal trace: one whole transformers forward per cell, with hooks. Slow, and the truth.
+"""Plain causal tracing, the reference for sweeps: one whole transformers forward per cell, with hooks.
 
-It knows nothing of fasttrace's engine: prompts are encoded with the tokenizer, noise is handed in as numbers,
-and a hook replaces module outputs: an MLP's (as its down-projection makes it), what attention adds to the residual
-stream, or the stream after a block. Source: paper, section 3.2; docs/algorithms.md, sections 3 to 7.
+It uses no code of fasttrace. The caller gives token ids, and noise as numbers. Hooks replace module outputs: an MLP's
+(that of its down-projection), what attention adds to the residual stream, or the residual stream after a block.
+Source: paper, section 3.2; docs/algorithms.md, sections 3 to 7.
 """
 
 import numpy as np
@@ -10,21 +10,21 @@ import torch
 
 
 def block_modules(hf):
-    """Every block; its output, the first of them where there are several, is the residual stream after it."""
+    """Every block. Its output, or the first of several, is the residual stream after it."""
     base = hf.base_model
     base = getattr(base, "decoder", base)
     return list(base.h if hasattr(base, "h") else base.layers)
 
 
 def mlp_modules(hf):
-    """The module of every block whose output is the MLP's. OPT has no module for its MLP, and BLOOM's adds the residual
-    within, so there it is the down-projection."""
+    """For every block, the module whose output is the MLP's. In OPT and BLOOM it is the down-projection, because OPT
+    has no module for its MLP, and BLOOM's adds the residual."""
     inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
     return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 
 def attn_modules(hf):
-    """The module of every block whose (first) output is what attention adds to the residual stream."""
+    """For every block, the module whose (first) output is what attention adds to the residual stream."""
     places = {
         "bloom": lambda b: b.self_attention.dense,
         "falcon": lambda b: b.self_attention,
@@ -39,13 +39,13 @@ MODULES = {"mlp": mlp_modules, "attn": attn_modules, "block": block_modules}
 
 
 def change_first(out, change):
-    """A module's output with `change` made to it, or to the first of several."""
+    """A module's output with `change` applied to it, or to the first of several."""
     return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
 
 def replaced(x, shape, token, given, source):
-    """x, of `shape` (sequences, tokens) in any layout (OPT's MLP has all their rows in one), with the token's rows of
-    the sequences `given` replaced by those of `source`, or by zeros where that is None."""
+    """A copy of x in which the sequences `given` have, at `token`, the values of the sequences `source`, or zeros if
+    that is None. shape: (sequences, tokens) of x, which may have both in one dimension (OPT's MLP)."""
     whole = x.clone().view(*shape, -1)
     whole[given, token] = 0 if source is None else whole[source, token]
     return whole.view(x.shape)
@@ -53,12 +53,12 @@ def replaced(x, shape, token, given, source):
 
 @torch.no_grad()
 def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, module="mlp", method="denoise"):
-    """p_clean, p_noised (n,) and p (len(tokens), L, runs) of the whole target.
+    """Return p_clean, p_noised (n,) and p (len(tokens), L, runs) of the whole target.
 
     ids: prompt ids. targets: target ids. [begin, end): subject tokens. noise: (n, end - begin, d) standard
     normal numbers. tokens: the prompt tokens to intervene at, each a number or a slice of several at once.
-    method: "denoise" gives corrupted rows the clean row's outputs, "noise" the clean rows the corrupted rows',
-    "zero" zeros to one clean row.
+    method: "denoise" puts the clean row's outputs into the corrupted rows, "noise" the corrupted rows' outputs into
+    clean rows, "zero" zeros into one clean row.
     module: "mlp", "attn" or "block".
     """
     modules, n = MODULES[module](hf), noise.shape[0]
@@ -66,7 +66,7 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, mod
     added = torch.zeros((n + 1, len(ids) + len(targets) - 1, noise.shape[2]), dtype=torch.float64)
     added[1:, begin:end] = sigma * torch.as_tensor(noise, dtype=torch.float64)
     added = added.to(hf.device)
-    # Which rows of (clean, corrupted …) are run, those whose outputs are taken, those that they are given to.
+    # run: rows of (clean, corrupted …) in the batch. source, given: batch rows that give and that get outputs.
     if method == "denoise":
         run, source, given = range(n + 1), [0] * n, range(1, n + 1)
     elif method == "noise":

@@ -1,4 +1,4 @@
-"""The load that sweeps are compared on: one fact, window 5, 10 samples of released noise, and its grid."""
+"""The load on which sweeps are compared: one fact, window 5, 10 samples of released noise, and its grid."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ SETTINGS = {"windows": [5], "samples": 10, "sigma": 0.4, "noise": "released", "k
 
 
 def first_grid(model: Decoder, traced: TraceResult) -> np.ndarray:
-    """The first fact's p_restored (tokens, L) at the tokens from the subject on that were computed."""
+    """The first fact's p_restored (tokens, L), at the traced tokens from the subject on."""
     first = traced.facts.slice(0, 1).to_pylist()[0]
     cells = traced.cells.to_pandas()
     cells = cells[(cells.fact_id == first["fact_id"]) & (cells.token_index >= first["subject_begin"])]

@@ -1,6 +1,6 @@
-"""Result files, such as those under bench/results, into a store's relation `benches`.
+"""Adds result files, such as those under bench/results, to a store's relation `benches`.
 
-python bench/record.py FILE… --store FILE     the same file again adds nothing
+python bench/record.py FILE… --store FILE     adding the same file again changes nothing
 """
 
 import argparse
@@ -16,7 +16,7 @@ from fasttrace.errors import UserError
 
 
 def result_of(path: Path) -> BenchResult:
-    """Raises UserError where the file is none that a benchmark wrote."""
+    """The result in a file. Raises UserError for a file that no benchmark wrote."""
     try:
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return bench_result(read["about"], read["rows"])

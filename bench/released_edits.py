@@ -1,10 +1,9 @@
-"""Editing and its scoring as the released code goes about it: one fact, one layer, whole forwards of transformers.
+"""Editing and scoring in the released way: one fact and one layer at a time, with whole transformers forwards.
 
-Each step runs every padded context through every layer and to logits at every token; fine-tuning forms the gradient as
-a matrix; scoring writes the update into the weights, runs each prompt with both targets, and takes it out again;
-second moments take one pass over the text a layer. Source: google/belief-localization, rome/compute_v.py,
-baselines/ft/ft_main.py, experiments/py/eval_utils_counterfact.py and rome/layer_stats.py, as described in
-docs/algorithms.md, sections 10 to 18.
+Each step of ROME runs every padded context through all layers and computes logits at every token. Fine-tuning forms the
+gradient as a matrix. Scoring writes the update into the weights, runs each prompt with both targets, and restores the
+weights. Source: google/belief-localization, rome/compute_v.py, baselines/ft/ft_main.py and
+experiments/py/eval_utils_counterfact.py, as described in docs/algorithms.md, sections 12 to 18.
 """
 
 from collections.abc import Sequence

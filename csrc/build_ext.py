@@ -1,4 +1,4 @@
-"""Builds the compiled extension: flags for the stable ABI, and the CUDA module where nvcc and torch agree.
+"""Builds the compiled extension: flags for the stable ABI, and the CUDA module if nvcc and torch have one CUDA version.
 
 pyproject.toml names this class in [tool.setuptools.cmdclass] and lists fasttrace._C; fasttrace._C_cuda is
 added here. `python csrc/build_ext.py check-cuda` compiles the sources of fasttrace._C_cuda and links nothing.
@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 TORCH = find_torch()
 VERSION = runpy.run_path(str(TORCH / "version.py"))
 MACROS = [
-    ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # 2.11: the oldest torch one build must load into
+    ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # 2.11, the oldest torch into which a build must load
     ("Py_LIMITED_API", "0x030b0000"),  # Python 3.11
 ]
 INCLUDES = [str(TORCH / "include")]
@@ -110,7 +110,7 @@ def nvcc_command(source: str, target: str, architectures: Sequence[str]) -> list
 
 
 def compile_cuda(sources: Sequence[str], folder: Path, architectures: Sequence[str], pool: Executor) -> dict[str, str]:
-    """Compiles all sources at once. Returns source → object, or "" where nvcc failed and has printed why."""
+    """Compile all sources at once. Returns source → object, or "" where nvcc failed and printed why."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = [str(folder / (Path(source).name + ".o")) for source in sources]
     commands = [nvcc_command(*one, architectures) for one in zip(sources, targets, strict=True)]
@@ -122,7 +122,7 @@ class build_ext(_build_ext):
     """setuptools' build_ext, with torch's headers and libraries, and nvcc for .cu files."""
 
     def finalize_options(self) -> None:
-        """Gives every extension torch's paths, and adds fasttrace._C_cuda where it can be built."""
+        """Give every extension torch's paths, and add fasttrace._C_cuda where it can be built."""
         version = VERSION["__version__"]
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
             raise SystemExit(f"fasttrace: expected torch 2.11 or later to build against, got {version}")
@@ -141,14 +141,14 @@ class build_ext(_build_ext):
                 module.extra_compile_args += ["-fno-math-errno"]
                 # -Wno-psabi: GCC warns about passing 64-byte vectors; kernel bodies are inlined, so none is passed.
                 module.extra_compile_args += ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-                # Where g++ links its own libstdc++ into the module, the symbols of that copy must stay hidden from the
-                # process's: the two number their locale facets differently, and writing a number to a stream crashed.
+                # If g++ links its own libstdc++ into the module, the process must not see that copy's symbols. The two
+                # copies number their locale facets differently, so writing a number to a stream would crash.
                 module.extra_link_args += ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
             else:
                 module.extra_compile_args += ["-std=c++20", "-O3", "-fvisibility=hidden"]
 
     def build_extensions(self) -> None:
-        """Compiles all sources of all extensions at once; setuptools would compile them one after another."""
+        """Compile all sources of all extensions at once. setuptools would compile them one after another."""
         compile_several: Callable[..., list[str]] = self.compiler.compile
 
         def compile_each(sources: list[str], **how: object) -> list[str]:
@@ -161,7 +161,7 @@ class build_ext(_build_ext):
             super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
-        """Compiles .cu sources with nvcc, then leaves the rest to setuptools."""
+        """Compile .cu sources with nvcc, then leave the others to setuptools."""
         kernels = [source for source in ext.sources if source.endswith(".cu")]
         if kernels:
             ext.sources = [source for source in ext.sources if not source.endswith(".cu")]
@@ -177,7 +177,7 @@ class build_ext(_build_ext):
 
 
 def check_cuda() -> int:
-    """Compiles the sources of fasttrace._C_cuda and discards the objects. Returns 0 also where there is no nvcc."""
+    """Compile the sources of fasttrace._C_cuda and discard the objects. Returns 1 if one fails, 0 also without nvcc."""
     if nvcc() is None:
         print("no nvcc on the path: CUDA sources not compiled")
         return 0

@@ -1,4 +1,4 @@
-// Argument checks: one sentence each, naming the op, the argument, what was expected and what it is.
+// Argument checks. Each error is one sentence with the op, the argument, what was expected and what was given.
 #pragma once
 
 #include <initializer_list>
@@ -92,7 +92,7 @@ inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tenso
           ",) on the CPU, got shape ", shape_of(*alibi));
 }
 
-// What every op of rows.cpp takes: tensors of one dtype (float32 or bfloat16), contiguous, on the CPU.
+// Every op of rows.cpp needs contiguous CPU tensors of one dtype, float32 or bfloat16.
 inline void check_alike(const char* op, const char* names, std::initializer_list<const Tensor*> tensors) {
   const Tensor& first = **tensors.begin();
   for (const Tensor* t : tensors) {

@@ -1,4 +1,4 @@
-// What every CUDA kernel needs on the host side: the current stream, the launch, and its error as a sentence.
+// The host side of every CUDA kernel: the current stream, the launch, and its error as a sentence.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
-// What the CUDA kernels take from the device, in one place. Under a plain C++ compiler the same names come from the CPU
-// twin (tests/ops/twin), which runs the unchanged kernels under sanitizers.
+// The device functions that the CUDA kernels use. Under a plain C++ compiler the same names come from the CPU twin
+// (tests/ops/twin), which runs the unchanged kernels under sanitizers.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ __device__ inline unsigned char* shared_memory() {
   return memory;
 }
 
-// Copies 16 bytes, 16-byte aligned, from global to shared memory: the first `bytes` are read, the rest become 0. This
-// thread sees them once wait_copies<N> returns with at most N later groups in flight; others need a barrier as well.
+// Copies 16 bytes, 16-byte aligned, from global to shared memory: the first `bytes` are read, the others become 0. This
+// thread sees them once wait_copies<N> returns with at most N later groups in flight. Others also need a barrier.
 __device__ inline void copy_async(void* to, const void* from, int bytes) {
   const auto target = uint32_t(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes) : "memory");

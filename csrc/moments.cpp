@@ -1,4 +1,4 @@
-// second_moment_ on the CPU: C += Kᵀ K as a packed symmetric product. One half of C is multiplied, both are stored.
+// second_moment_ on the CPU: C += Kᵀ K as a packed symmetric product. One half is computed and both halves are stored.
 //
 // The columns of K are cut into panels of W = 3 vectors, packed row by row, so that one copy serves as either factor.
 // A tile (p, q), p <= q, is the W x W product of two panels. Its sums stay in float32 registers for `flush` rows and
@@ -127,7 +127,7 @@ void accumulate(TC* C, const TK* K, int64_t n, int64_t m, int64_t row_stride, in
   const int64_t panels = (m + width - 1) / width, tiles = panels * (panels + 1) / 2, area = width * width;
   const auto packed = aligned<float>(panels * width * (n < block_rows ? n : block_rows));
 
-  // A float32 C is rounded once per call: where a call has several blocks of rows, the tiles wait in float64.
+  // A float32 C is rounded once per call, so with several blocks of rows the tiles are kept in float64 between them.
   const bool waits = sizeof(TC) == 4 && n > block_rows;
   const auto waiting = aligned<double>(waits ? tiles * area : 0);
 

@@ -1,4 +1,4 @@
-// second_moment_ on CUDA: C += Kᵀ K on the matrix units. One half of C is multiplied, both halves are stored.
+// second_moment_ on CUDA: C += Kᵀ K on the matrix units. One half is computed and both halves are stored.
 //
 // A block computes a 128 x 128 tile, each warp 64 x 32 of it. Products of bfloat16 are exact in TF32. A float32 product
 // takes three: with x = hi - under, hi the nearest TF32, x x' is hi hi' - under hi' - hi under' to 2^-24 of itself. The
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(threads, 1)
     request(s + stages - 1);  // into the stage that every thread had finished with before the barrier
     const Stage<TK>& now = stage[s % stages];
     float part[4][4][4] = {};
-#pragma unroll 1  // unrolled, its loads would need more registers than there are
+#pragma unroll 1  // unrolled, the loop would need more registers than there are
     for (int k = 0; k < rows; k += 8) {
       float hi[4][2], under[4][2];
 #pragma unroll
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(threads, 1)
     }
   }
 
-  // Only the upper half is used, and mirrored: the two halves of a product may differ in the last bit.
+  // The upper half is stored in both halves, because the two halves of a product may differ in the last bit.
 #pragma unroll
   for (int e = 0; e < 64; ++e) {
     const int i = e / 16, j = e / 4 % 4, x = e % 4;

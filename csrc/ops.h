@@ -40,7 +40,7 @@ void silu_mul_cpu(Tensor gate, const Tensor up);
 // x = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), contiguous.
 void gelu_tanh_cpu(Tensor x);
 
-// result[i] = h[base[i]] + out[source[i]], or h[base[i]] where source[i] is -1.
+// result[i] = h[base[i]] + out[source[i]], where the row of a base or source of -1 is zero.
 void window_restore_cpu(const Tensor h, const Tensor out, const Tensor base, const Tensor source, Tensor result);
 
 // Step `step` of Adam on delta (P, d, n) with moments m and v, then the clamp to ± limit (infinite for none). The

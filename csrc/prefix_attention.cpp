@@ -48,7 +48,7 @@ FT_INLINE Lanes fold(Lanes a, Lanes b, std::index_sequence<lane...>) {
          __builtin_shufflevector(a, b, int32_t((lane ^ step) + (lane & step ? kLanes : 0))...);
 }
 
-// Lane i of the result is a[i] + a[i ^ step] where i lacks the bit `step`, and of b where it has it.
+// Lane i of the result is a[i] + a[i ^ step] if i lacks the bit `step`, else b[i] + b[i ^ step].
 template <int32_t step>
 FT_INLINE Lanes fold(Lanes a, Lanes b) {
   return fold<step>(a, b, std::make_index_sequence<kLanes>());
@@ -102,7 +102,7 @@ FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, c
   }
 }
 
-// width: head_dim where the compiler knows it and it is whole vectors, else 0.
+// width: head_dim if it is a compile-time constant of whole vectors, else 0.
 template <class T, int64_t width>
 FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Sequence& sequence, const Shape& s,
                             Scratch& scratch) {

@@ -1,4 +1,4 @@
-// What a block does to its rows between matrix products, on the CPU. Each op is a single pass in float32 and rounds
+// The CPU ops of a block between its matrix products. Each is a single pass over the rows in float32 and rounds
 // wherever the transformers modules round.
 #include <cmath>
 
@@ -36,7 +36,7 @@ FT_INLINE float rounded(float value) {
 struct RmsNorm {
   int64_t width;
   float eps;
-  const int64_t* rows;  // null: every row in turn
+  const int64_t* rows;  // null: all rows
 
   template <class T>
   FT_INLINE void operator()(const T* x, const T* weight, T* __restrict__ out, int64_t begin, int64_t end) const {
@@ -111,7 +111,7 @@ struct WindowRestore {
   FT_INLINE void operator()(const T* h, const T* out, T* __restrict__ result, int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
       T* __restrict__ to = result + i * width;
-      // Where only one of the two is named, the sum is a copy of it; where neither is, it is zero.
+      // A row of -1 is zero, so a sum with one such row is a copy of the other.
       if (base[i] < 0 && source[i] < 0) {
         std::memset(to, 0, size_t(width) * sizeof(T));
       } else if (base[i] < 0 || source[i] < 0) {
@@ -124,7 +124,7 @@ struct WindowRestore {
   }
 };
 
-// A body is compiled once per instruction set, each in a function of its own, so that all of it is inlined.
+// A body is compiled once per instruction set, each time in a separate function into which all of it is inlined.
 template <class Body, class... Arguments>
 void in_baseline(const Body& body, Arguments... arguments) {
   body(arguments...);

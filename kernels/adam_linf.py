@@ -1,8 +1,8 @@
-"""G = Σ_r g[r] k[r]ᵀ, a step of Adam on (delta, m, v) with it, and the clamp of delta to ± limit, by tiles.
+"""A step of Adam on (delta, m, v) with G = Σ_r g[r] k[r]ᵀ, and the clamp of delta to ± limit, tile by tile.
 
-Floor: 24·P·d·n bytes (delta, m and v read and written) beside the factors, which come from L2; 2·R/P operations an
-element make G. At 4.8 TB/s (H200), P = 32, d = 4096, n = 14336, 15 rows an item: 9.4 ms, of which float32 products at
-67 TFLOP/s would take 0.8.
+Floor: 24·P·d·n bytes (delta, m and v, each read and written); the factors come from L2. G takes 2·R/P operations per
+element. At 4.8 TB/s (H200), P = 32, d = 4096, n = 14336 and 15 rows per item take 9.4 ms. The float32 products alone
+would take 0.8 ms at 67 TFLOP/s.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-# Rows and columns of a weight a program.
+# Rows and columns of a weight per program.
 TILES = {4: each("rows columns num_warps", (32, 128, 8), (16, 128, 4), (32, 64, 4), (16, 256, 8))}
-ROWS = 16  # rows of the factors multiplied at once: the least that tl.dot takes
+ROWS = 16  # rows of the factors multiplied at once, the least that tl.dot accepts
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     across, down = tl.cdiv(n, N), tl.cdiv(d, D)
     program = tl.program_id(0)
     item = tl.load(items + program // (across * down))
-    # int64: P · d · n passes 2^31 with a few items of a large model.
+    # int64, because P · d · n exceeds 2^31 for a few items of a large model.
     i = (program // across % down).to(tl.int64) * D + tl.arange(0, D)
     j = (program % across) * N + tl.arange(0, N)
     past = tl.load(begin + item + 1)
@@ -43,7 +43,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     mean += first * (G - mean)
     square = beta2 * tl.load(v + place, mask=inside, other=0.0) + second * G * G
     moved = tl.load(delta + place, mask=inside, other=0.0) - size * mean / (tl.sqrt(square) / root + eps)
-    # Written so that a NaN stays one.
+    # Written so that a NaN stays NaN.
     moved = tl.where(moved < -limit, -limit, moved)
     moved = tl.where(moved > limit, limit, moved)
     tl.store(m + place, mean, mask=inside)
@@ -66,7 +66,7 @@ def adam_linf_triton(
     beta2: float,
     eps: float,
 ) -> None:
-    """Launch for delta, m, v (P, d, n), g (R, d), k (R, n), begin (P + 1,); limit is infinite for none."""
+    """Launch for delta, m, v (P, d, n), g (R, d), k (R, n), begin (P + 1,). limit: infinite for no clamp."""
     items = torch.arange(len(delta)) if active is None else active.nonzero()[:, 0]
     _, d, n = delta.shape
     taken = tile("adam_linf", TILES, delta, f"of {str(g.dtype).removeprefix('torch.')}")

@@ -4,8 +4,8 @@
     u = (w + 1/2) / 2^32
     z[4c … 4c+3] = √(-2 ln u0) cos 2πu1, √(-2 ln u0) sin 2πu1, √(-2 ln u2) cos 2πu3, √(-2 ln u2) sin 2πu3
 
-Floor: 2·R·d·itemsize bytes (each row is read and written once; repeated ids come from L2) + 36·R bytes that
-name the rows. A noisy value costs some 30 integer operations and half a float64 log, root, sine and cosine.
+Floor: 2·R·d·itemsize bytes, because each row is read and written once (repeated ids come from L2), and 36·R bytes of
+row numbers. A noisy value takes some 30 integer operations and half a float64 log, root, sine and cosine.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-# Calls of the generator, four values each, a program.
+# Calls of the generator per program; each gives four values.
 TILES = {4: each("quads num_warps", (256, 4), (128, 4), (256, 8), (64, 2))}
 
 TWO_PI = tl.constexpr(6.283185307179586)
@@ -57,7 +57,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         z0, z1 = _box_muller(w0, w1)
         z2, z3 = _box_muller(w2, w3)
         z = tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
-        # float64: the product is exact, so a fused multiply-add rounds as the reference's two steps do.
+        # The float64 product is exact, so a fused multiply-add rounds as the reference's two steps do.
         y = x.to(tl.float64) + s.to(tl.float64) * z.to(tl.float64)
         if x.dtype != tl.float64:
             y = y.to(tl.float32)
@@ -74,7 +74,7 @@ def noised_embed_triton(
     token: Tensor,
     seed: int,
 ) -> Tensor:
-    """Launch for weight (V, d), everything else (R,); one program for a tile of a row's dimensions."""
+    """Launch for weight (V, d) and the other tensors (R,). A program handles a tile of one row's dimensions."""
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     ids, sigma, fact_key, sample, token = (t.contiguous() for t in (ids, sigma, fact_key, sample, token))

@@ -1,13 +1,13 @@
-"""out[i] = Σ_j softmax_j(s_ij) v_j over the keys j of query i's sequence, read where they lie; s_ij as in the op.
+"""out[i] = Σ_j softmax_j(s_ij) v_j over the keys j of query i's sequence, read in place; s_ij as in the op.
 
-One program a (sequence, block of its queries, key head): the queries of all heads that share the key head stand one
-under another, so that grouped heads fill the matrix unit. Over blocks of keys, softmax online in float32:
+One program handles a (sequence, block of its queries, key head). The queries of all heads that share the key head are
+stacked in one matrix, so that grouped heads fill the matrix unit. Softmax runs online in float32, over blocks of keys:
 
     m' = max(m, max_j s),  c = exp(m − m'),  z' = c z + Σ_j exp(s_j − m'),  o' = c o + Σ_j exp(s_j − m') v_j
 
-Floor: (2·Nq·H + 2·K·Hkv)·head_dim·itemsize bytes, K the distinct rows of k and v (prefixes come from L2), and
-4·pairs·H·head_dim operations. GPT-J, 50 facts' cells (Nq = 70,000, K = 80,000, H = Hkv = 16, head_dim 256, bfloat16):
-2.5 GB, 0.51 ms at 4.8 TB/s (H200).
+Floor: (2·Nq·H + 2·K·Hkv)·head_dim·itemsize bytes for K distinct rows of k and v (prefixes come from L2), and
+4·pairs·H·head_dim operations. The cells of 50 facts in GPT-J (Nq = 70,000, K = 80,000, H = Hkv = 16, head_dim 256,
+bfloat16) move 2.5 GB, which takes 0.51 ms at 4.8 TB/s (H200).
 """
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-# (query, head) rows a program, 16 the least that tl.dot takes, and the most keys a step. A fact's prompt is one step:
-# there few warps hide the wait for memory best, though one warp's rows no longer fit in registers (bench/LOG.md).
+# rows: (query, head) rows per program, at least the 16 that tl.dot needs. keys: the most keys per step. A short prompt
+# is one step: few warps then hide the wait for memory best, though one warp's rows spill registers (bench/LOG.md).
 SIZES = "rows keys num_warps num_stages"
 TILES = {
     2: each(SIZES, (16, 32, 4, 1), (16, 32, 4, 2), (16, 16, 2, 1), (16, 16, 1, 1)),
@@ -31,7 +31,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     q, k, v, table, slopes, out, share, kv_heads, head_dim, blocks, window, scale, softcap,
     CAPPED: tl.constexpr, SLOPED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    # Axis 0 counts (sequence, block): the programs of one sequence run together and share its keys in L2.
+    # Axis 0 counts (sequence, block), so that the programs of one sequence run together and share its keys in L2.
     sequence, block, group = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     row = table + sequence.to(tl.int64) * 8
     q_begin, q_len = tl.load(row), tl.load(row + 1)
@@ -44,12 +44,12 @@ def _kernel(  # type: ignore[no-untyped-def]
         asked = query < q_len
         dim = tl.arange(0, DIMS)
         inside = dim < head_dim
-        # int64: rows · heads · head_dim passes 2^31 in one wave of a large model.
+        # int64, because rows · heads · head_dim exceeds 2^31 in one wave of a large model.
         q_place = ((q_begin + query) * (kv_heads * share) + head) * head_dim
         a = tl.load(q + q_place[:, None] + dim[None, :], mask=asked[:, None] & inside[None, :], other=0.0)
         before = n_first + n_second
         end = before + n_tail
-        position = end - q_len + query  # of a query among the keys of its sequence
+        position = end - q_len + query  # each query's place among the keys of its sequence
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         mixed = tl.zeros((ROWS, DIMS), tl.float32)
@@ -62,13 +62,13 @@ def _kernel(  # type: ignore[no-untyped-def]
             key = tl.where(j < n_first, first + j, tl.where(j < before, second + j - n_first, tail + j - before))
             place = (key * kv_heads + group) * head_dim
             there = (j < newest)[:, None] & inside[None, :]
-            # Keys and values are asked for together: a program waits for memory once a step.
+            # Keys and values are loaded together, so that a program waits for memory once per step.
             b = tl.load(k + place[:, None] + dim[None, :], mask=there, other=0.0)
             c = tl.load(v + place[:, None] + dim[None, :], mask=there, other=0.0)
-            # "ieee": TF32 would leave a float32 model with 10-bit products.
+            # "ieee", because TF32 would round the products of a float32 model to 10 bits.
             s = scale * tl.dot(a, tl.trans(b), input_precision="ieee")
             if CAPPED:
-                # tanh by an exponential that cannot overflow: Triton's own tanh is CUDA's alone.
+                # tanh from an exponential that cannot overflow, because Triton's own tanh needs CUDA.
                 shrunk = tl.exp(-2.0 * tl.abs(s) / softcap)
                 capped = softcap * (1.0 - shrunk) / (1.0 + shrunk)
                 s = tl.where(s < 0.0, -capped, capped)
@@ -80,7 +80,7 @@ def _kernel(  # type: ignore[no-untyped-def]
                 seen = seen & (distance < window)
             s = tl.where(seen, s, float("-inf"))
             new_top = tl.maximum(top, tl.max(s, 1))
-            # Of a row that has seen no key yet, exp(−inf − −inf) would be NaN.
+            # For a row that has seen no key yet, exp(−inf − −inf) would be NaN.
             level = tl.where(new_top == float("-inf"), 0.0, new_top)
             weight = tl.exp(s - level[:, None])
             shrink = tl.exp(top - level)
@@ -102,17 +102,17 @@ def prefix_attention_triton(
     softcap: float | None,
     alibi: Tensor | None,
 ) -> Tensor:
-    """Launch for q (Nq, H, hd), k and v (N, Hkv, hd), table (S, 8) on their device; longest: the most queries and
-    the most keys of a sequence; window 0: all. Returns (Nq, H·hd)."""
+    """Launch for q (Nq, H, hd), k and v (N, Hkv, hd), and table (S, 8) on their device. longest: the most queries and
+    the most keys of a sequence. window: tokens that a query sees, 0 for all. Returns (Nq, H·hd)."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     (n, heads, head_dim), kv_heads = q.shape, k.shape[1]
     out = torch.empty(n, heads * head_dim, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
     share, dims = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    # A prompt that is one step of keys is another load than one of several.
+    # Prompts of one step of keys have tiles of their own.
     taken = tile("prefix_attention", TILES, q, dims, "short" if longest[1] <= 16 else "long")
-    # 16 KB of keys at the most: with queries and values they stay in registers.
+    # At most 16 KB of keys, so that they stay in registers with queries and values.
     keys = max(16, min(triton.next_power_of_2(longest[1]), taken["keys"], 16384 // (dims * q.element_size())))
     blocks = triton.cdiv(longest[0] * share, taken["rows"])
     _kernel[(len(table) * blocks, kv_heads)](

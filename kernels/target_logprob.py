@@ -1,12 +1,12 @@
-"""log p(t_i) = a[t_i] − log Σ_v exp(a[v]),  a = cap(x_i Uᵀ + b),  x = norm(h), in runs of rows.
+"""log p(t_i) = a[t_i] − log Σ_v exp(a[v]),  a = cap(x_i Uᵀ + b),  x = norm(h), for one chunk of rows after another.
 
-    norm:     x[i] = norm(h[i]), statistics in float32, one program a row
-    products: x Uᵀ of a run of rows by the GPU's own library, float32
-    reduce:   one program a row of products: bias, cap, log Σ exp and the target's logit in one reading
+    norm:     x[i] = norm(h[i]), statistics in float32, one program per row
+    products: x Uᵀ of a chunk of rows by torch.mm, in float32
+    reduce:   one program per row of products: bias, cap, log Σ exp and the target's logit in one pass
 
-Floor: 2·R·V·d floating-point operations, beside which the products are written and read once, 8·R·V bytes. For
-R = 20,000, V = 50400, d = 4096 in bfloat16: 8.3 TFLOP (11 ms at 750 TFLOP/s) and 8.1 GB (2.7 ms at 3.0 TB/s, H100).
-A run's products are all that is kept of the (R, V) logits, 256 MB.
+Floor: 2·R·V·d floating-point operations, and 8·R·V bytes to write and read the products once. R = 20,000, V = 50400
+and d = 4096 in bfloat16 take 8.3 TFLOP (11 ms at 750 TFLOP/s) and 8.1 GB (2.7 ms at 3.0 TB/s, H100). Of the (R, V)
+logits, only one chunk's 256 MB is in memory.
 """
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .tiles import each, tile
 
-LOGIT_BYTES = 256 * 2**20  # of a run's products: enough rows for the matrix units, a fraction of all logits
-# Words a step of a row's program.
+LOGIT_BYTES = 256 * 2**20  # products of one chunk: enough rows for the matrix units
+# Words of the vocabulary per step of a row's program.
 TILES = {4: each("vocab num_warps", (2048, 8), (4096, 8), (1024, 4), (4096, 16))}
 
 
@@ -48,7 +48,7 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _capped(a, softcap):  # type: ignore[no-untyped-def]
-    """softcap · tanh(a / softcap), by an exponential that cannot overflow: Triton's own tanh is CUDA's alone."""
+    """softcap · tanh(a / softcap), from an exponential that cannot overflow: Triton's own tanh needs CUDA."""
     shrunk = tl.exp(-2.0 * tl.abs(a) / softcap)
     size = softcap * (1.0 - shrunk) / (1.0 + shrunk)
     return tl.where(a < 0.0, -size, size)
@@ -61,7 +61,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     start = products + row * vocab
-    # One exponential a logit: the largest is the program's, the sums are each lane's own.
+    # One exponential per logit: the lanes share the largest logit and keep separate sums.
     top = float("-inf")
     total = tl.zeros((VOCAB,), tl.float32)
     for first in range(0, vocab, VOCAB):
@@ -79,7 +79,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
         total = total * tl.exp(top - level) + tl.exp(a - level)
         top = new_top
     sum_log = top + tl.log(tl.sum(total, 0))
-    # A target outside the vocabulary gives NaN: checking it on the host would hold up the sweep.
+    # A target outside the vocabulary gives NaN, because checking it on the host would stall the sweep.
     t = tl.load(target + row)
     inside = (t >= 0) & (t < vocab)
     hit = tl.load(start + t, mask=inside, other=0.0)
@@ -92,7 +92,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
 
 
 def products_of(x: Tensor, unembed: Tensor) -> Tensor:
-    """x Uᵀ for x (R, d), unembed (V, d) of one dtype: (R, V) float32, not rounded to their dtype on the way."""
+    """x Uᵀ for x (R, d), unembed (V, d) of one dtype: (R, V) float32, never rounded to that dtype."""
     if x.dtype == torch.float32:
         return x @ unembed.T
     if x.device.type == "cuda":

@@ -1,8 +1,8 @@
-"""Which tile a kernel is launched with: of its small set the one recorded as fastest on this device, else the first.
+"""Which tile a kernel is launched with: the tile recorded as fastest on this device, else the first of its set.
 
-A tile is the constants that a launch is compiled with. The sets stand beside their kernels; what was measured stands
-in tiles.json, here (from bench/device.sh) and in the user's cache (from `fasttrace bench --tune`, which goes first):
-nothing is timed during a sweep, and one device always takes the same tile.
+A tile is the constants that a launch is compiled with. Each kernel's file has its set of tiles. The fastest are
+recorded in tiles.json: in this folder (by bench/device.sh) and in the user's cache (by `fasttrace bench --tune`), which
+takes precedence. Nothing is timed during a sweep, so one device always uses the same tile.
 """
 
 import functools
@@ -16,24 +16,24 @@ from pathlib import Path
 import torch
 
 Tile = dict[str, int]
-Tiles = Mapping[int, Sequence[Tile]]  # by the bytes of an element up to which a set is
+Tiles = Mapping[int, Sequence[Tile]]  # largest element size in bytes → the set for it
 
 log = logging.getLogger("fasttrace.kernels")
 _tried: dict[str, tuple[Tile, set[str]]] = {}
 
 
 def each(names: str, *values: tuple[int, ...]) -> list[Tile]:
-    """A set, a tile for each tuple of values of these names."""
+    """A set of tiles, one for each tuple of values of these names."""
     return [dict(zip(names.split(), one, strict=True)) for one in values]
 
 
 def tiles_of(tiles: Tiles, dtype: torch.dtype) -> Sequence[Tile]:
-    """The set for a dtype; the widest serves what is wider still."""
+    """The set for a dtype. Dtypes wider than every set use the widest set."""
     return tiles[min((size for size in tiles if size >= dtype.itemsize), default=max(tiles))]
 
 
 def tile(kernel: str, tiles: Tiles, of: torch.Tensor, *more: object) -> Tile:
-    """The tile to launch `kernel` with for a tensor's dtype and device; more: what else the choice hangs on."""
+    """The tile to launch `kernel` with for a tensor's dtype and device. more: what else the choice depends on."""
     key = " ".join([kernel, str(of.dtype).removeprefix("torch."), *map(str, more)])
     if kernel in _tried:
         tried, asked = _tried[kernel]
@@ -41,13 +41,13 @@ def tile(kernel: str, tiles: Tiles, of: torch.Tensor, *more: object) -> Tile:
         return tried
     known = tiles_of(tiles, of.dtype)
     recorded = recorded_on(of.device).get(key) if of.device.type == "cuda" else None
-    # A set may have changed since a tile of it was recorded.
+    # The set may have changed since the tile was recorded.
     return recorded if recorded is not None and recorded in known else known[0]
 
 
 @contextmanager
 def trying(kernel: str, one: Tile) -> Iterator[set[str]]:
-    """Launches `kernel` with this tile, whatever is recorded; gives what its launches would look up in a record."""
+    """Launch `kernel` with this tile inside the block. Yields the keys that its launches would look up in a record."""
     asked: set[str] = set()
     _tried[kernel] = one, asked
     try:
@@ -57,27 +57,27 @@ def trying(kernel: str, one: Tile) -> Iterator[set[str]]:
 
 
 def records() -> tuple[Path, Path]:
-    """The record that comes with fasttrace, and this user's own."""
+    """Paths of the record that comes with fasttrace and of the user's own."""
     # Not expanduser, which fails for a user without a home.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return Path(__file__).with_name("tiles.json"), cache / "fasttrace" / "tiles.json"
 
 
 def read(path: Path) -> dict[str, dict[str, Tile]]:
-    """A record: device → key → tile. One that cannot be read holds nothing: a sweep must not fail for it."""
+    """A record: device → key → tile. An unreadable file counts as empty, so that it cannot stop a sweep."""
     try:
         held = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        log.warning("the record of tiles '%s' is passed over: %s", path, error)
+        log.warning("the record of tiles '%s' is ignored: %s", path, error)
         return {}
     return held if isinstance(held, dict) else {}
 
 
 @functools.cache
 def recorded_on(device: torch.device) -> dict[str, Tile]:
-    """Key → tile on a device, the user's own record before the one that comes with fasttrace."""
+    """Key → tile on a device. The user's own record overrides the one that comes with fasttrace."""
     name = torch.cuda.get_device_name(device)
     found: dict[str, Tile] = {}
     for path in records():

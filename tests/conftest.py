@@ -1,4 +1,4 @@
-"""Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. More is in tests/support."""
+"""Shared fixtures: a small tokenizer, the real model, and a folder to run commands in. Helpers: tests/support."""
 
 import importlib
 import io
@@ -14,12 +14,12 @@ from small_models import small_model, trained_tokenizer
 
 @pytest.fixture(scope="session")
 def small_tokenizer():
-    """A byte-level BPE tokenizer of at most 400 tokens, trained here."""
+    """A byte-level BPE tokenizer of at most 400 tokens, trained on the spot."""
     return trained_tokenizer()
 
 
 def pytest_configure(config):
-    """Several test processes share the cores: their products, and those of the processes that they start."""
+    """Divide the cores among parallel test processes and the processes that they start."""
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -28,13 +28,13 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     group = parser.getgroup("fasttrace", "compute as another processor would (tests/processors.py)")
-    group.addoption("--threads", type=int, help="of every product, whatever the test would take")
-    group.addoption("--linear", choices=("reference", "native"), help="ops.linear's product, not measured")
+    group.addoption("--threads", type=int, help="threads of every product in every test")
+    group.addoption("--linear", choices=("reference", "native"), help="ops.linear's product, instead of a choice")
 
 
 @pytest.fixture(autouse=True)
 def _threads(request):
-    """Products of 48 x 48 gain nothing from threads and lose much to each other's waiting."""
+    """Set --threads, or one thread for small models: products of 48 x 48 gain nothing from more and lose by waiting."""
     before, wanted = torch.get_num_threads(), request.config.getoption("--threads")
     if wanted is None and "small_tokenizer" in request.fixturenames:
         wanted = 1
@@ -45,7 +45,7 @@ def _threads(request):
 
 @pytest.fixture(autouse=True)
 def _linear(request, monkeypatch):
-    """One product for ops.linear, but in the tests of how it chooses."""
+    """Fix ops.linear's product to --linear, except in the tests of how it chooses."""
     wanted = request.config.getoption("--linear")
     if wanted is not None and request.path.name != "test_linear.py":
         module = importlib.import_module("fasttrace.ops.linear")
@@ -54,7 +54,7 @@ def _linear(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The real default model, float32."""
+    """The default model, SmolLM2-135M, in float32."""
     import fasttrace as ft
 
     return ft.load_model()
@@ -74,7 +74,7 @@ def workplace(small_tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def command(monkeypatch, capfd):
-    """Runs a fasttrace command in this process, where it is, and holds it to its exit code."""
+    """A function that runs a fasttrace command in this process and asserts its exit code."""
     from fasttrace.cli import main
 
     def call(*words, code=0, stdin=None):
@@ -95,7 +95,7 @@ def command(monkeypatch, capfd):
 
 @pytest.fixture
 def run(workplace, monkeypatch, command):
-    """`command` in the workplace."""
+    """`command`, run in the workplace with a cache folder of its own."""
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     return command

@@ -1,9 +1,10 @@
-"""The numerical tests as other processors compute them: what passes here by luck of rounding fails here too.
+"""Run the numerical tests as other processors compute them, to find those that pass only by luck of rounding.
 
 python tests/processors.py [-k EXPRESSION] [--case N …] [TEST …]      (make test-all; without tests, all of NUMERICAL)
 
-The settings: oneDNN's and torch's instruction sets, MKL's kernels, threads, and which product ops.linear takes. Any two
-values of two settings meet in one case. Where this processor lacks a value, oneDNN and torch take the best it has.
+The settings are the instruction sets of oneDNN and torch, MKL's kernels, the number of threads, and the product of
+ops.linear. Every pair of values of two settings occurs in some case. If this processor lacks an instruction set, oneDNN
+and torch use the best one that it has.
 """
 
 import argparse
@@ -17,13 +18,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMERICAL = ("tests/ops", "tests/models", "tests/tracing", "tests/editing")
-# They run under sanitizers, in Triton's interpreter or without memory, where these settings say nothing.
+# These run under sanitizers, in Triton's interpreter or on meta tensors, where the settings have no effect.
 ELSEWHERE = ("tests/ops/test_twin.py", "tests/ops/test_tiles.py", "tests/ops/test_dispatch.py")
 ELSEWHERE += ("tests/ops/test_instruction_sets.py", "tests/tracing/test_no_waits.py")
 
 
 class Case(NamedTuple):
-    """onednn: ONEDNN_MAX_CPU_ISA. aten: ATEN_CPU_CAPABILITY. mkl: MKL_CBWR. None: not set. The rest: conftest.py's."""
+    """onednn: ONEDNN_MAX_CPU_ISA. aten: ATEN_CPU_CAPABILITY. mkl: MKL_CBWR. None: not set. Others: conftest.py."""
 
     onednn: str | None
     aten: str | None
@@ -35,7 +36,7 @@ class Case(NamedTuple):
         named = {"ONEDNN_MAX_CPU_ISA": self.onednn, "ATEN_CPU_CAPABILITY": self.aten}
         if torch.backends.mkl.is_available():
             named["MKL_CBWR"] = self.mkl
-        # Test processes of several threads share the cores: threads that wait must not keep them.
+        # The test processes share the cores, so a waiting thread must not occupy one.
         named["OMP_WAIT_POLICY"] = "PASSIVE"
         plain = {name: value for name, value in os.environ.items() if name not in named}
         return plain | {name: value for name, value in named.items() if value is not None}
@@ -55,7 +56,7 @@ CASES = (
 
 
 def run(case: Case, tests: list[str], expression: str) -> bool:
-    """Whether the tests pass as the case's processor would compute them."""
+    """Run the tests with the settings of a case. Return whether they pass."""
     workers = len(os.sched_getaffinity(0))
     command = [
         sys.executable, "-m", "pytest", *tests, *(f"--ignore={path}" for path in ELSEWHERE), "-p", "no:cacheprovider",
@@ -68,8 +69,8 @@ def run(case: Case, tests: list[str], expression: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-k", help="pytest's", default="not in_the_interpreter")
-    parser.add_argument("--case", type=int, action="append", choices=range(len(CASES)), help="again for another")
+    parser.add_argument("-k", help="as pytest's -k", default="not in_the_interpreter")
+    parser.add_argument("--case", type=int, action="append", choices=range(len(CASES)), help="may be repeated")
     parser.add_argument("tests", nargs="*", default=list(NUMERICAL))
     options = parser.parse_args()
     chosen = [CASES[number] for number in options.case or range(len(CASES))]

@@ -1,6 +1,6 @@
-"""Without duckdb, gguf and prompt_toolkit, as on a machine lent for its GPU: what works, and what says why it cannot.
+"""fasttrace without duckdb, gguf and prompt_toolkit, as on a machine lent for its GPU.
 
-In processes of their own, which bench/bare hides those packages from.
+The tests start processes from which bench/bare hides these packages.
 """
 
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 BARE = {"PYTHONPATH": str(ROOT / "bench" / "bare"), "OMP_NUM_THREADS": "1"}
 GPU_TESTS = ("tests/ops", "tests/tracing/test_wavefront.py", "-m", "gpu", "--collect-only")
 
-# Runs commands of stdin one after another; a line of JSON, [exit code, stdout, stderr], for each.
+# Runs the commands given on stdin and prints a line of JSON, [exit code, stdout, stderr], for each.
 SEVERAL = """
 import contextlib, importlib.util, io, json, sys
 import fasttrace, fasttrace.benchmarks
@@ -44,7 +44,7 @@ def started(*arguments, cwd=ROOT, env=BARE):
 
 
 def finished(process, text=""):
-    """What it printed; fails with its stderr where it failed."""
+    """Return what the process printed. Fail with its output if its exit code is not 0."""
     out, err = process.communicate(text, timeout=300)
     assert process.returncode == 0, out + err
     return out
@@ -52,7 +52,7 @@ def finished(process, text=""):
 
 @pytest.fixture
 def run_bare(workplace):
-    """Runs commands in the workplace, in one bare process: [(exit code, stdout, stderr)]."""
+    """A function that runs commands in the workplace, in one bare process: [(exit code, stdout, stderr)]."""
 
     def call(commands):
         place = {**BARE, "XDG_CACHE_HOME": str(workplace / "cache")}
@@ -70,7 +70,7 @@ def test_every_gpu_test_is_collected():
     assert {line.partition("::")[0] for line in whole} > {"tests/ops/test_tiles.py", "tests/tracing/test_wavefront.py"}
 
 
-def test_what_needs_no_store_works(workplace, run_bare):
+def test_verbs_that_need_no_store_work(workplace, run_bare):
     fact = ft.load_facts(workplace / "facts.jsonl")[0].fact_id
     facts = ("--model", "model", "--facts", "facts.jsonl")
     corpus = ("--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2")
@@ -95,7 +95,7 @@ def test_what_needs_no_store_works(workplace, run_bare):
         assert text in out, words
 
 
-def test_what_needs_one_of_them_says_so(workplace, run_bare):
+def test_verbs_that_need_a_missing_package_name_it(workplace, run_bare):
     (workplace / "model.gguf").touch()
     facts, store = ("--model", "model", "--facts", "facts.jsonl"), ("--store", "x.duckdb")
     wanted = [
@@ -116,8 +116,8 @@ def test_what_needs_one_of_them_says_so(workplace, run_bare):
     assert not [path for path in workplace.iterdir() if path.name in ("x.duckdb", "demo", "figures", "report.html")]
 
 
-def test_the_prompt_says_what_it_needs(workplace):
-    """On a terminal, in a process that prompt_toolkit alone is hidden from."""
+def test_the_prompt_names_the_package_it_needs(workplace):
+    """Run on a terminal, in a process from which only prompt_toolkit is hidden."""
     ft.Store(workplace / "empty.duckdb").create()
     alone = (
         "import sitecustomize as bare; bare.LACKING = bare.UNINSTALLED = {'prompt_toolkit'}; "
@@ -137,7 +137,7 @@ def test_the_prompt_says_what_it_needs(workplace):
     assert (done.returncode, done.stderr) == (2, f"fasttrace: {said}\n")
 
 
-def test_from_python_it_is_an_import_error_too(workplace):
+def test_a_missing_package_is_an_import_error_in_python(workplace):
     script = """
 import fasttrace as ft
 for name in ("fasttrace.store", "fasttrace.store.query", "fasttrace.analysis.saved", "fasttrace.analysis.checks"):

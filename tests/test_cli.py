@@ -76,7 +76,7 @@ def test_every_way_of_tracing_from_the_command_line(workplace, run):
     run("report", *store, "--out", "ways.html")
 
 
-def test_killed_sweep_goes_on(workplace, run):
+def test_a_killed_sweep_resumes(workplace, run):
     whole, cut = ("--store", "whole.duckdb"), ("--store", "cut.duckdb")
     small = ("--memory", "300kB")  # several waves, so that a kill falls between batches
     run(*TRACE, *small, *whole)
@@ -150,19 +150,19 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert [row["value"] for row in rows] == [0.01, 0.001]
     assert [row["chosen"] for row in rows].count(True) == 1
     assert all(row["setting"] == "epsilon" and row["edits"] == 4 for row in rows)
-    assert json.loads(run(*tune).stdout) == rows, "without a store the same"
+    assert json.loads(run(*tune).stdout) == rows, "the same without a store"
     few = ("tune", *COMMON, "--method", "ft-1", "--values", "0.01,0.001", "--json", "--layer", "1", "--limit", "2")
-    assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of its own layer and facts alone"
+    assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of this layer and these facts alone"
     quick = (*EDIT, *store, "--method", "ft-1", "--essence", "0", "--set", "steps=1", "--json", "--limit", "2")
     for layer in (1, 2):
         edited = json.loads(run(*quick, "--layers", str(layer)).stdout)
         assert [row["layer"] for row in edited] == [layer] * 2
 
 
-def test_too_few_tokens_take_a_ridge(workplace, run):
+def test_too_few_corpus_tokens_need_a_ridge(workplace, run):
     corpus = ("--corpus", "text.txt", "--corpus-tokens", "60")
     quick = (*COMMON, *corpus, "--contexts", "0", "--set", "steps=1", "--store", "ridge.duckdb")
-    assert "(ridge=1e-4 or --ridge 1e-4, say)" in run("edit", *quick, "--layers", "1", code=2).stderr
+    assert "for example ridge=1e-4 (--ridge 1e-4)" in run("edit", *quick, "--layers", "1", code=2).stderr
     for words in (
         ("stats", "--model", "model", *corpus, "--store", "ridge.duckdb"),
         ("edit", *quick, "--layers", "1", "--essence", "0"),
@@ -182,7 +182,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         (("trace", "--facts", "missing.jsonl", "--store", "x.duckdb"), "missing.jsonl"),
         (("trace", "--model", "nowhere/model.gguf", "--store", "x.duckdb"), "model.gguf"),
         ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma: expected a number above 0 or 3sd, got 'loud'"),
-        ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "windows: expected a list in which each is"),
+        ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "windows: expected a list in which each item is"),
         ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top: expected method attribution, got"),
         ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "dtype 'tf32': expected a CUDA device, got 'cpu'"),
         ((*EDIT, "--method", "mend", "--store", "x.duckdb"), "method: expected one of rome, memit, ft-1, ft-5, got"),
@@ -193,7 +193,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         ((*EDIT, "--problem", "joke", "--store", "x.duckdb"), "edit: problem: expected one of error-injection"),
         (("export", "--model", "model", "facts.jsonl", "new"), "cannot be read"),
         (("export", "--model", "model", "model/model.safetensors", "new"), "expected a delta that"),
-        (("mass", *COMMON), "expected a place for the edits"),
+        (("mass", *COMMON), "expected --store FILE, --export FOLDER or --delta FILE for the edits"),
         (("trace", "--nothing"), "No such option"),
         ((*EDIT, "--layers", "77", "--store", "x.duckdb"), "layers: expected some of 0 to 4, got 77"),
         (("edit", *COMMON, "--export", "model", "--layers", "2"), "exists"),
@@ -203,7 +203,7 @@ def test_too_few_tokens_take_a_ridge(workplace, run):
         (("tables",), "expected --store FILE"),
     ],
 )
-def test_a_bad_command_is_one_sentence_and_exit_2(workplace, run, words, sentence):
+def test_a_bad_command_gives_one_sentence_and_exit_code_2(workplace, run, words, sentence):
     done = run(*words, code=2)
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -211,7 +211,7 @@ def test_a_bad_command_is_one_sentence_and_exit_2(workplace, run, words, sentenc
     assert not (workplace / "x.duckdb").exists()
 
 
-ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # the first thing to fail where it is loaded
+ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # fails when the model is loaded
 
 
 @pytest.mark.parametrize("verb", ["edit", "mass", "tune"])
@@ -227,7 +227,7 @@ ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # the firs
         (("--corpus", "missing.txt"), "'missing.txt' does not exist"),
     ],
 )
-def test_what_is_wrong_with_an_edit_is_said_before_the_model_is_loaded(workplace, run, verb, words, sentence):
+def test_bad_options_of_an_edit_are_refused_before_the_model_is_loaded(workplace, run, verb, words, sentence):
     store = () if "--store" in words else ("--store", "x.duckdb")
     assert sentence in run(verb, *ABSENT, *store, *words, code=2).stderr
     assert not (workplace / "x.duckdb").exists()
@@ -239,11 +239,11 @@ def test_what_is_wrong_with_an_edit_is_said_before_the_model_is_loaded(workplace
         (("edit", *ABSENT, "--export", "there", "--delta", "./there"), "expected --export and --delta to name two"),
         (("mass", *ABSENT, "--export", "there", "--delta", "./there"), "expected --export and --delta to name two"),
         (("mass", *ABSENT, "--store", "there", "--delta", "there"), "expected --store and --delta to name two"),
-        (("tune", *ABSENT, "--setting", "clamp"), "tune: values: expected some to try for clamp, got none"),
+        (("tune", *ABSENT, "--setting", "clamp"), "tune: values: expected values to try for clamp, got none"),
         (("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"), "epsilon: expected a number above 0, got 0.0"),
     ],
 )
-def test_places_and_values_are_looked_at_first(run, words, sentence):
+def test_paths_and_values_are_checked_first(run, words, sentence):
     assert sentence in run(*words, code=2).stderr
 
 
@@ -270,7 +270,7 @@ def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace
         (workplace / "full").rename(workplace / f"full-{table}")
 
 
-def test_mass_erasure_counts_what_it_leaves_out(workplace, run):
+def test_mass_erasure_counts_the_facts_it_leaves_out(workplace, run):
     facts = [json.loads(line) for line in (workplace / "facts.jsonl").read_text().splitlines()]
     facts.append({"prompt": "{} is the capital of", "subject": "Rome", "target_true": "Fr"})
     (workplace / "erase.jsonl").write_text("\n".join(json.dumps(fact) for fact in facts))
@@ -278,11 +278,11 @@ def test_mass_erasure_counts_what_it_leaves_out(workplace, run):
         "mass", "--model", "model", "--facts", "erase.jsonl", "--corpus", "text.txt", "--corpus-tokens", "1500",
         "--contexts", "2", "--layer", "2", "--problem", "fact-erasure", "--set", "steps=2", "--store", "erase.duckdb",
     )  # fmt: skip
-    assert "4 of 5 facts left out, one for: p(o_true) = " in run(*words).stderr
+    assert "4 of 5 facts left out, the first: p(o_true) = " in run(*words).stderr
     rows = ft.Store(workplace / "erase.duckdb").query("SELECT position, reason FROM mass_edits ORDER BY position")
     edited, *left_out = rows.to_pylist()
     assert edited["position"] == 1
-    assert edited["reason"].endswith("after layer 4: its δ is zero"), "the window of layer 2 ends at the last"
+    assert edited["reason"].endswith("after layer 4: its δ is zero"), "the window of layer 2 ends at the last layer"
     assert [row["position"] for row in left_out] == [None] * 4
     assert all("is below 0.02, too little to erase" in row["reason"] for row in left_out)
 

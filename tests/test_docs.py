@@ -1,4 +1,4 @@
-"""docs/algorithms.md and the files that cite it: every section that is cited is there, and every file that it names."""
+"""Every section of docs/algorithms.md that a file cites exists, and so does every file that the page names."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ PAGE = ROOT / "docs" / "algorithms.md"
 FOLDERS = ("analysis", "bench", "csrc", "docs", "kernels", "src", "tests")
 SUFFIXES = {".c", ".cpp", ".cu", ".cuh", ".h", ".j2", ".js", ".md", ".py", ".sh", ".sql", ".toml"}
 
-# "docs/algorithms.md, sections 4 (score) and 9": numbers, each perhaps with a remark, joined by a comma, "and" or "to".
-# A citation may go on in the next line, after the mark of a comment.
+# "docs/algorithms.md, sections 4 (score) and 9": numbers with optional remarks, joined by a comma, "and" or "to". A
+# citation may continue in the next line, after a comment mark.
 GAP = r"(?:\s|\n[ \t]*(?:#|--|//|\*))+"
 NUMBER = rf"\d+(?:{GAP}\([^)]*\))?"
 CITATION = re.compile(rf"docs/algorithms\.md,?{GAP}sections?{GAP}({NUMBER}(?:(?:,|{GAP}and|{GAP}to){GAP}{NUMBER})*)")
@@ -21,7 +21,7 @@ LINK = re.compile(r"\[(?:section )?(\d+)\b[^\]]*\]\(#([a-z-]+)\)", re.IGNORECASE
 
 
 def cited(text: str) -> list[int]:
-    """Section numbers of docs/algorithms.md that a text cites; of a range, its ends."""
+    """Section numbers of docs/algorithms.md that a text cites. Of a range, only the ends."""
     return [int(n) for found in CITATION.findall(text) for n in re.findall(r"\d+", re.sub(r"\([^)]*\)", "", found))]
 
 
@@ -34,7 +34,7 @@ def files() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    """{path: text} of every file that may cite the page, this one aside."""
+    """{path: text} of every file that may cite the page, except this file."""
     return {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in files() if f != Path(__file__).resolve()}
 
 
@@ -61,7 +61,7 @@ def test_citations_are_read(text, numbers):
     assert cited(text) == numbers
 
 
-def test_sections_are_numbered_in_order_with_anchors_of_their_own(sections):
+def test_sections_are_numbered_in_order_and_have_unique_anchors(sections):
     headings = re.findall(r"^## (\d+)\. ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert list(sections) == [int(number) for number in headings] == list(range(1, len(sections) + 1))
     assert len(set(sections.values())) == len(sections)
@@ -69,7 +69,7 @@ def test_sections_are_numbered_in_order_with_anchors_of_their_own(sections):
 
 def test_every_cited_section_exists(texts, sections):
     found = {path: numbers for path, text in texts.items() if (numbers := cited(text))}
-    assert len(found) > 20, "with no citation found this test would see nothing"
+    assert len(found) > 20, "without citations this test would check nothing"
     assert {path: lost for path, numbers in found.items() if (lost := sorted(set(numbers) - set(sections)))} == {}
 
 
@@ -92,5 +92,5 @@ def test_files_that_the_page_names_exist():
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_nothing_cites_the_sheet_that_no_user_has(texts):
+def test_nothing_cites_the_unpublished_algorithms_sheet(texts):
     assert [path for path, text in texts.items() if "ALGORITHMS" in text] == []

@@ -1,6 +1,6 @@
-"""The import graph of the package, read from its source: no circles, and every import points upstream.
+"""The package's import graph, read from its source, has no circles, and every import points upstream.
 
-Imports inside functions count as those at the top of a module do; those for type checking alone are left out.
+Imports inside functions count. Imports for type checking alone do not.
 """
 
 import ast
@@ -15,8 +15,8 @@ FOLDERS = {
     "fasttrace.analysis": ROOT / "analysis",
 }
 
-# From upstream to downstream: a part imports only from itself and from the lines above its own. "fasttrace" is the
-# package's __init__, the public functions.
+# From upstream to downstream. A part imports only from itself and from earlier lines. "fasttrace" is the package's
+# __init__ with the public functions.
 ORDER = [
     ("errors", "version"),
     ("memory", "optional", "places", "protocols", "windows"),
@@ -38,7 +38,7 @@ LINE = {part: number for number, line in enumerate(ORDER) for part in line}
 
 
 def module_files() -> dict[str, Path]:
-    """{a module's name: its file}; a package goes by its own name."""
+    """{module name: file}. A package's name leads to its __init__.py."""
     found = {}
     for package, folder in FOLDERS.items():
         for path in folder.rglob("*.py"):
@@ -51,7 +51,7 @@ FILES = module_files()
 
 
 def imports_of(name: str) -> set[str]:
-    """The package's own modules that a module imports, itself aside."""
+    """The other modules of the package that a module imports."""
     path = FILES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
@@ -61,13 +61,13 @@ def imports_of(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
-            # What is imported from a package is a module of it, or something in its __init__.
+            # A name imported from a package is one of its modules or is defined in its __init__.
             found |= {inner if (inner := f"{source}.{alias.name}") in FILES else source for alias in node.names}
     return {one for one in found if one in FILES} - {name}
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those under `if TYPE_CHECKING:`."""
+    """Every node except those under `if TYPE_CHECKING:`."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
@@ -81,7 +81,7 @@ GRAPH = {name: imports_of(name) for name in FILES}
 
 
 def part_of(name: str) -> str:
-    """facts, ops, cli, …"""
+    """Part of the package that a module belongs to: facts, ops, cli, …"""
     return name.split(".")[1] if "." in name else name
 
 
@@ -89,7 +89,7 @@ def test_what_counts_as_an_import():
     assert "fasttrace.store" in GRAPH["fasttrace"], "an import in a function"
     assert "fasttrace.cli.deliver" in GRAPH["fasttrace.cli.sql"], "a relative import"
     assert "fasttrace.ops.native" in GRAPH["fasttrace.ops.rank_one"], "a module imported from its package"
-    assert "fasttrace.facts" in GRAPH["fasttrace.workflow"], "what a package's __init__ offers"
+    assert "fasttrace.facts" in GRAPH["fasttrace.workflow"], "a name in a package's __init__"
     assert "if TYPE_CHECKING:\n    from fasttrace.store" in FILES["fasttrace.study"].read_text()
     assert not {name for name in GRAPH["fasttrace.study"] if part_of(name) == "store"}, "an import for types alone"
 

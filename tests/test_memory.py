@@ -1,4 +1,4 @@
-"""Budgets of memory: what a user writes, and packing by them."""
+"""Memory budgets: reading sizes, and packing items within a budget."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def test_sizes(text, expected):
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "0MB", "8 G", "8XB", "1e9", "1,5GB", "MB"])
-def test_what_is_no_size(text):
+def test_bad_sizes(text):
     with pytest.raises(UserError, match="expected a size such as 512MB or 8GB"):
         parse_bytes(text)
 

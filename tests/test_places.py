@@ -1,4 +1,4 @@
-"""Where a verb is to write is looked at before anything is read, loaded or computed."""
+"""Every verb checks where it will write before it reads, loads or computes. Files appear whole or not at all."""
 
 import errno
 import os
@@ -14,34 +14,34 @@ from fasttrace.cli.deliver import check_cache
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, check_folder, replacing
 
-# The first thing that each verb does with good places fails: what it would read, load or time on is not there.
+# With a good path, each verb fails at its first input: the facts, model, store or device does not exist.
 MODEL = ("--model", "nowhere/model.gguf")
 FACTS = ("--facts", "nowhere.jsonl")
 UNREAD = ("--store", "nowhere.duckdb")
 STUDY = ("study", "absent.toml")
 ABSENT = ("nowhere.jsonl", "nowhere/model.gguf", "no store at nowhere.duckdb", "device 'nowhere'", "device 'cuda'")
 
-# What cannot be written to, and the sentence about it.
+# Paths that cannot be written to, and their error messages.
 NOT_A_FILE = {
     "model": "'model' cannot be written: expected a file, got a folder",
     "/dev/null": "'/dev/null' cannot be written: expected a file, got neither file nor folder",
     "text.txt/new": "'text.txt/new' cannot be written: 'text.txt' is not a folder",
-    "/proc/new": "'/proc/new' cannot be written: '/proc' takes no file",
+    "/proc/new": "'/proc/new' cannot be written: no file can be created in '/proc'",
 }
 NOT_A_FILE_THERE = {**NOT_A_FILE, "none/new": "'none/new' cannot be written: there is no folder 'none'"}
 NOT_A_FOLDER = {
     "text.txt": "the folder 'text.txt' cannot be written to: 'text.txt' is not a folder",
     "text.txt/a/b": "the folder 'text.txt/a/b' cannot be written to: 'text.txt' is not a folder",
-    "/proc/a/b": "the folder '/proc/a/b' cannot be written to: '/proc' takes no file",
+    "/proc/a/b": "the folder '/proc/a/b' cannot be written to: no file can be created in '/proc'",
 }
 NOT_A_STORE = {
     "text.txt": "the store text.txt is not a DuckDB file",
     "old.duckdb": "the store old.duckdb has schema version 1, made by an older fasttrace",
     "other.duckdb": "other.duckdb is a DuckDB file but not a fasttrace store",
     "model": "the store model: expected a file, got a folder",
-    "none/new": "the folder none of the store new does not exist: make it first",
-    "text.txt/new": "the folder text.txt of the store new is not one: choose another",
-    "/proc/new": "the folder /proc of the store new is read-only: choose another",
+    "none/new": "the folder none of the store new does not exist: create it first",
+    "text.txt/new": "the folder text.txt of the store new is not a folder: choose another",
+    "/proc/new": "the store new cannot be created: no file can be created in '/proc'",
 }
 NOT_A_NEW_FILE = {
     "text.txt": "delta file: expected a new file, got 'text.txt', which exists",
@@ -52,7 +52,7 @@ NOT_A_NEW_FOLDER = {
     "model": "export: expected a new folder, got 'model', which exists and is not an empty folder",
     "text.txt": "export: expected a new folder, got 'text.txt', which exists and is not an empty folder",
     "text.txt/new": "the folder 'text.txt' cannot be written to: 'text.txt' is not a folder",
-    "/proc/a/b": "the folder '/proc/a' cannot be written to: '/proc' takes no file",
+    "/proc/a/b": "the folder '/proc/a' cannot be written to: no file can be created in '/proc'",
 }
 NOT_A_STUDY = {
     **NOT_A_FOLDER,
@@ -62,7 +62,7 @@ NOT_A_STUDY = {
 }
 NOT_A_STUDYS_STORE = {
     **{place: sentence for place, sentence in NOT_A_STORE.items() if place != "none/new"},
-    "/proc/a/b": "the folder '/proc/a' cannot be written to: '/proc' takes no file",
+    "/proc/a/b": "the folder '/proc/a' cannot be written to: no file can be created in '/proc'",
 }
 NOT_A_CACHE = {
     "text.txt": "cache folder 'text.txt/fasttrace' cannot be made",
@@ -70,7 +70,7 @@ NOT_A_CACHE = {
 }
 NOT_A_RECORD = {
     "text.txt": "'text.txt/fasttrace/tiles.json' cannot be written: 'text.txt' is not a folder",
-    "/proc": "'/proc/fasttrace/tiles.json' cannot be written: '/proc' takes no file",
+    "/proc": "'/proc/fasttrace/tiles.json' cannot be written: no file can be created in '/proc'",
 }
 
 CACHE = "XDG_CACHE_HOME"
@@ -79,7 +79,7 @@ EDITS = [
     (("mass", *MODEL, *FACTS), ("--delta", "new")),
     (("tune", *MODEL, *FACTS), ()),
 ]
-# (the verb with what else it is given; the option, "" for an argument; what cannot be written to)
+# (verb and its other arguments; option, "" for a positional argument, or CACHE; bad paths and their messages)
 PLACES = [
     (("facts", *FACTS), "--store", NOT_A_STORE),
     (("facts", "--check", *MODEL, *FACTS), "--store", NOT_A_STORE),
@@ -112,7 +112,7 @@ named = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def workplace(workplace):
-    """With every kind of place that is none, and a study of a model that is not there."""
+    """The workplace with every kind of bad path, and a study of a model that does not exist."""
     for folder in ("tables-taken", "figures-taken", "report-taken/report.html", "cache"):
         (workplace / folder).mkdir(parents=True)
     (workplace / "tables-taken" / "tables").touch()
@@ -126,7 +126,7 @@ def workplace(workplace):
 
 
 def given(words, option, place, monkeypatch):
-    """The command with this place."""
+    """Return the command with `place` as the value of `option`."""
     if option == CACHE:
         monkeypatch.setenv(CACHE, place)
         return words
@@ -134,12 +134,12 @@ def given(words, option, place, monkeypatch):
 
 
 def all_of(folder):
-    """{path: when it was last written to, None for a folder}."""
+    """{path: time of the last change, None for a folder}."""
     return {path: path.stat().st_mtime_ns if path.is_file() else None for path in folder.rglob("*")}
 
 
 @named
-def test_a_bad_place_is_said_before_any_work(workplace, run, monkeypatch, words, option, bad):
+def test_a_bad_path_is_refused_before_any_work(workplace, run, monkeypatch, words, option, bad):
     before = all_of(workplace)
     for place, sentence in bad.items():
         done = run(*given(words, option, place, monkeypatch), code=2)
@@ -150,24 +150,24 @@ def test_a_bad_place_is_said_before_any_work(workplace, run, monkeypatch, words,
 
 
 @named
-def test_with_a_good_place_the_work_is_what_fails(workplace, run, monkeypatch, words, option, bad):
+def test_with_a_good_path_the_missing_input_fails(workplace, run, monkeypatch, words, option, bad):
     place = str(workplace / "cache") if option == CACHE else "good"
     done = run(*given(words, option, place, monkeypatch), code=2)
     assert any(sentence in done.stderr for sentence in ABSENT), done.stderr
     assert not (workplace / "good").exists()
 
 
-def test_results_do_not_take_the_place_of_the_store(workplace, run):
+def test_results_never_overwrite_the_store(workplace, run):
     ft.Store(workplace / "kept.duckdb").create()
     done = run("report", "--store", "kept.duckdb", "--out", "./kept.duckdb", code=2)
-    assert "expected --store and --out to name two places, got './kept.duckdb'" in done.stderr
+    assert "expected --store and --out to name two paths, got './kept.duckdb'" in done.stderr
     done = run(*STUDY, "--store", "good", "--out", "./good", code=2)
-    assert "expected --out and --store to name two places, got 'good'" in done.stderr
+    assert "expected --out and --store to name two paths, got 'good'" in done.stderr
 
 
 def test_a_folder_without_the_right_to_write():
-    """In a child that is nobody, since root may write anywhere. A cache that holds something may hold all it needs."""
-    folder = Path(tempfile.mkdtemp())  # not tmp_path, whose parents are closed to others
+    """Run as nobody, since root may write anywhere. A filled cache passes, as it may already hold all it needs."""
+    folder = Path(tempfile.mkdtemp())  # not tmp_path: other users cannot enter its parents
     try:
         for name in ("empty", "full"):
             (folder / name / "fasttrace").mkdir(parents=True)
@@ -186,10 +186,10 @@ def test_a_folder_without_the_right_to_write():
             path.chmod(0o755)
         shutil.rmtree(folder)
     assert said == [
-        f"the folder '{folder}/a/b' cannot be written to: '{folder}' takes no file (Permission denied)",
-        f"'{folder}/a' cannot be written: '{folder}' takes no file (Permission denied)",
-        f"the folder '{folder}/empty/fasttrace' cannot be written to: '{folder}/empty/fasttrace' takes no file "
-        "(Permission denied)",
+        f"the folder '{folder}/a/b' cannot be written to: no file can be created in '{folder}' (Permission denied)",
+        f"'{folder}/a' cannot be written: no file can be created in '{folder}' (Permission denied)",
+        f"the folder '{folder}/empty/fasttrace' cannot be written to: no file can be created in "
+        f"'{folder}/empty/fasttrace' (Permission denied)",
         "",
     ]
 
@@ -200,7 +200,7 @@ def check_cache_at(home):
 
 
 def as_nobody(call):
-    """The sentence of the UserError that a call raises in a child process without rights; "" where it raises none."""
+    """Return the message of the UserError that `call` raises in a child process of user nobody, or "" without one."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -223,7 +223,7 @@ def as_nobody(call):
 
 
 def contents(folder):
-    """{path below the folder: its text, where it is a file}."""
+    """{path relative to the folder: text} of every file in it."""
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -234,7 +234,7 @@ def write_and_fail(path, write, **how):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, keep):
+def test_a_failed_write_leaves_the_old_file(tmp_path, keep):
     old = tmp_path / "results.csv"
     old.write_text("old")
     for place in (old, tmp_path / "new.csv"):
@@ -245,12 +245,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, keep):
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_a_write_that_succeeds_is_seen_at_its_end(tmp_path):
+def test_a_write_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "results.csv"
     for text in ("first", "second"):
         before = contents(tmp_path).get("results.csv")
         with replacing(path) as draft:
-            assert draft.name == path.name, "writers that look at the ending find it"
+            assert draft.name == path.name, "some writers choose their format by the suffix"
             draft.write_text(text)
             assert contents(tmp_path).get("results.csv") == before
         assert contents(tmp_path) == {"results.csv": text}
@@ -303,7 +303,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 
 
 @pytest.mark.parametrize("refusal", [None, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_where_another_was_first_its_file_is_kept(tmp_path, monkeypatch, refusal):
+def test_keep_leaves_a_file_that_another_process_wrote_first(tmp_path, monkeypatch, refusal):
     def no_links(*paths):
         raise OSError(refusal, os.strerror(refusal))
 
@@ -320,7 +320,7 @@ def test_where_another_was_first_its_file_is_kept(tmp_path, monkeypatch, refusal
     assert contents(tmp_path) == {"study.duckdb": "ours"}
 
 
-def test_a_place_without_its_folder_or_with_another_thing_at_it(tmp_path):
+def test_a_missing_folder_or_a_folder_at_the_path_is_an_error(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="No such file"), replacing(tmp_path / "no" / "file") as draft:
         draft.write_text("")

@@ -1,4 +1,4 @@
-"""The cases of processors.py: which settings meet, that they reach the tests, and what a failure does."""
+"""processors.py: every pair of settings has a case, settings reach the tests, and a failure sets the exit code."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("processors.py")
 CASES = runpy.run_path(str(SCRIPT))["CASES"]
 
 
-def test_any_two_values_of_two_settings_meet_in_one_case():
+def test_every_pair_of_values_of_two_settings_occurs_in_a_case():
     settings = [set(column) for column in zip(*CASES, strict=True)]
     assert [len(values) for values in settings] == [3, 2, 2, 2, 2]
     for i, j in itertools.combinations(range(len(settings)), 2):
@@ -24,7 +24,7 @@ def test_any_two_values_of_two_settings_meet_in_one_case():
 def test_inside_the_first_case(request):
     """Run by the test below."""
     if request.config.getoption("--linear") is None:
-        pytest.skip("only processors.py sets what this looks at")
+        pytest.skip("only processors.py sets --linear")
     assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
     assert torch.backends.cpu.get_cpu_capability() == "AVX2"
     assert os.environ.get("MKL_CBWR") == ("COMPATIBLE" if torch.backends.mkl.is_available() else None)

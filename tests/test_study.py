@@ -1,4 +1,4 @@
-"""Studies by file: what is wrong in one is said before anything is computed, and a run goes on where it stopped."""
+"""Study files: mistakes are reported before anything is computed, and a study that runs again adds nothing twice."""
 
 import json
 from importlib.resources import files
@@ -78,11 +78,11 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
     assert store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id") == before
     (workplace / "small.toml").write_text(SMALL.replace("seed = 3", "seed = 4"))
     plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
-    assert {stage["done"] for stage in plan if stage["unit"] == "edits"} == {0}, "those are another seed's"
+    assert {stage["done"] for stage in plan if stage["unit"] == "edits"} == {0}, "the stored edits have another seed"
 
 
 def test_the_first_known_facts(run, workplace):
-    """With known = 2 the facts are those the model's own answers say it knows, the first two of the order."""
+    """known = 2 keeps the first two facts that the model knows. This model knows none, so the study is refused."""
     (workplace / "known.toml").write_text(
         'model = "model"\n[facts]\nfile = "facts.jsonl"\nknown = 2\n[[trace]]\nsamples = 2\nsigma = 0.4\n'
     )
@@ -97,8 +97,8 @@ def test_the_first_known_facts(run, workplace):
         ("samples", "sample", r"\[trace\] has no setting 'sample'; did you mean 'samples'\?"),
         ("samples = 2", 'samples = "two"', r"\[trace\] samples: expected a whole number of at least 1, got 'two'"),
         ("windows = [3, 1]", "windows = []", r"\[trace\] windows: expected a list .* of at least 1, got \[\]"),
-        ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number of 0 to 9223372036854775807, got True"),
-        ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each is one of rome, .*, got .*'memitt'"),
+        ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number from 0 to 9223372036854775807, got True"),
+        ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each item is one of .*, got .*'memitt'"),
         ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, got 'random'"),
         ("[moments]", "[moment]", r"\[study\] has no setting 'moment'; did you mean 'moments'\?"),
         ("[moments]", "[[moments]]", r"\[moments\]: expected a table, got \["),
@@ -106,7 +106,7 @@ def test_the_first_known_facts(run, workplace):
         ("seed = 3", "seed = ", "is not TOML"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, old, new, sentence):
+def test_mistakes_in_a_study_file_are_named(tmp_path, old, new, sentence):
     path = tmp_path / "own.toml"
     assert old in SMALL
     path.write_text(SMALL.replace(old, new))
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said(tmp_path, old, new, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_setting_of_another_method_is_said_before_anything_is_computed(run, workplace):
+def test_a_setting_of_another_method_is_refused_before_anything_is_computed(run, workplace):
     (workplace / "wrong.toml").write_text(SMALL.replace("set = { steps = 2 }", "set = { epsilon = 2 }"))
     refused = run("study", "wrong.toml", code=2)
     assert "rome has no setting 'epsilon'" in refused.stderr
@@ -129,7 +129,7 @@ def test_a_setting_of_another_method_is_said_before_anything_is_computed(run, wo
         ("text.txt", "none.txt", "[moments] corpus: expected a text file or a folder, got 'none.txt'"),
     ],
 )
-def test_what_the_edits_lack_is_said_before_the_traces(run, workplace, old, new, sentence):
+def test_bad_inputs_of_edits_are_refused_before_tracing(run, workplace, old, new, sentence):
     (workplace / "late.toml").write_text(SMALL.replace(old, new))
     for more in (("--dry-run",), ()):
         refused = run("study", "late.toml", *more, code=2)
@@ -137,14 +137,14 @@ def test_what_the_edits_lack_is_said_before_the_traces(run, workplace, old, new,
 
 
 def test_unknown_studies():
-    with pytest.raises(UserError, match=r"neither a \.toml file nor a shipped study, demo"):
+    with pytest.raises(UserError, match=r"expected a \.toml file or a shipped study \(demo, .*\), got 'gpt-5'"):
         load_study("gpt-5")
     with pytest.raises(UserError, match=r"there is no study file 'nowhere\.toml'"):
         load_study("nowhere.toml")
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_studies_are_whole(name, run):
+def test_shipped_studies_load_and_can_be_shown(name, run):
     study = load_study(name)
     assert study.edits
     assert study.traces

@@ -1,4 +1,4 @@
-"""The version stands in version.py alone: what is packaged takes it from there."""
+"""The version is written only in version.py, and the package's metadata reads it from there."""
 
 import re
 from pathlib import Path

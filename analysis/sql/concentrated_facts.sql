@@ -1,8 +1,8 @@
 -- concentrated_facts: facts whose tracing effect is concentrated in few layers (paper, Appendix B, Table 2).
--- Grain: one row a (tracing run, fact, window_size) that is: at most three layers besides the one with the largest effect
--- have at least half of it. Facts without a positive effect are not. Inputs: trace_effects.
--- Units: effect = the largest over tokens, a fraction of the lost probability; peak_effect = the largest over layers;
--- n_layers_high = layers besides that one with at least half of it.
+-- Grain: one row per (tracing run, fact, window_size) that is concentrated: its peak effect is positive, and at most
+-- three other layers have at least half of the peak effect. Inputs: trace_effects.
+-- Units: peak_effect = largest effect over tokens and layers, a fraction of the lost probability; n_layers_high =
+-- number of layers other than the peak layer with at least half of peak_effect.
 WITH peaks AS (
     SELECT run_id, protocol, fact_id, window_size, max(effect) AS peak_effect, list(effect) AS effects
     FROM trace_effects

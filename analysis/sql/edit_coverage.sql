@@ -1,6 +1,6 @@
 -- edit_coverage: how many edits have each score.
--- Grain: one row a (model, problem, method, window_size, zsre). Inputs: edits, runs, facts.
--- Units: numbers of edits; zsre = of zsRE's facts, or of all others.
+-- Grain: one row per (model, problem, method, window_size, zsre). Inputs: edits, runs, facts.
+-- Units: numbers of edits; zsre = whether the facts are zsRE's.
 SELECT
     run.model,
     edit.problem,

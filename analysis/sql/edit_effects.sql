@@ -1,8 +1,8 @@
--- edit_effects: edit score beside tracing effect, as regressed and drawn (paper, Figure 4).
--- Grain: one row an edit and tracing run, for one score; edits without a score or an effect have no row.
+-- edit_effects: edit score and tracing effect of each edit, as regressed and drawn (paper, Figure 4).
+-- Grain: one row per edit and tracing run, for one score. Edits without a score or an effect have no row.
 -- Inputs: regression_rows.
--- Parameter: score = its name.
--- Units: effect = fraction of the lost probability restored, largest over tokens; score in its own units.
+-- Parameter: score = the score's name.
+-- Units: effect = largest over tokens of the fraction of the lost probability that is restored; score in its own units.
 SELECT
     problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source,
     fact_id, layer, x AS effect, y AS score

@@ -1,7 +1,8 @@
--- fact_edits: the edits of the facts asked for.
--- Grain: one row an edit (run, fact, problem, method, layer). Parameter: fact_ids, a list.
--- Inputs: edits, runs. Units: scores, 1 = wholly successful; p_* are probabilities; target = the text edited in or
--- out, reason = why a fact was not edited (its scores are NULL) or its edit is zero. Layers count from 0.
+-- fact_edits: the edits of the given facts.
+-- Grain: one row per edit (run, fact, problem, method, layer). Parameter: fact_ids = list of fact ids.
+-- Inputs: edits, runs. Units: scores, where 1 is full success; p_* are probabilities; target = the text that the edit
+-- makes likelier or less likely; reason = why the fact was not edited (its scores are NULL) or why its edit is zero.
+-- Layers count from 0.
 SELECT
     edit.fact_id,
     edit.run_id AS edit_run_id,

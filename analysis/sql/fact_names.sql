@@ -1,7 +1,7 @@
--- fact_names: what there is to say about each fact that was traced or edited.
--- Grain: one row a fact_id. Inputs: facts, traces, edits.
--- Units: prompt has its subject in place; columns are NULL where neither facts nor traces know
--- them; source = the data set, NULL where the store was not given the fact itself.
+-- fact_names: prompt, subject, targets and source of each fact that was traced or edited.
+-- Grain: one row per fact_id. Inputs: facts, traces, edits.
+-- Units: prompt includes the subject; a column is NULL where neither facts nor traces has a value; source = data set of
+-- the fact, NULL where the fact is not in facts.
 WITH traced AS (
     SELECT
         fact_id,

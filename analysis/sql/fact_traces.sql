@@ -1,5 +1,5 @@
 -- fact_traces: every trace of every fact, kept or left out.
--- Grain: one row a (run, fact, window_size); window_size is NULL where the fact has no cells.
+-- Grain: one row per (run, fact, window_size); window_size is NULL where the fact has no cells.
 -- Inputs: traces, trace_cells, runs, trace_settings. Units: p_clean, p_noised are probabilities; subject tokens are
 -- [subject_begin, subject_end); reason is NULL where the fact was kept. Newest runs first.
 SELECT

@@ -1,7 +1,8 @@
--- facts_of_run: the facts a tracing or editing run was given, as an own JSONL file holds them; of a mass edit, in the
+-- facts_of_run: the facts of a tracing or editing run, in the columns of a fact file (JSONL); for a mass edit, in the
 -- order in which they were edited.
--- Grain: one row a fact. Parameter: run_id. Inputs: facts, traces, edits, mass_edits. Facts that the store was not given are absent.
--- Units: prompt is a template with one "{}"; paraphrases and neighborhood are whole prompts.
+-- Grain: one row per fact. Parameter: run_id. Inputs: facts, traces, edits, mass_edits. Facts that are not in facts
+-- have no row.
+-- Units: prompt is a template with one "{}"; paraphrases and neighborhood are complete prompts.
 SELECT fact_id, source, relation, prompt, subject, target_true, target_false, paraphrases, neighborhood
 FROM facts
 WHERE fact_id IN (

@@ -1,12 +1,14 @@
--- group_fits: the three least-squares fits of every group, from its layers' sums.
--- Grain: one row a group as in layer_sums.
+-- group_fits: the three least-squares fits of every group, computed from the sums of its layers.
+-- Grain: one row per group of layer_sums.
 -- Inputs: layer_sums.
--- Models: layer: y ~ C(layer); effect: y ~ x; both: y ~ C(layer) * x, one straight line a layer.
--- A layer whose x does not vary (one fact, say) has a mean and no slope: the design has that much less rank.
+-- Models: layer: y ~ C(layer); effect: y ~ x; both: y ~ C(layer) * x, one straight line per layer.
+-- A layer whose x does not vary, such as a layer with one fact, has a mean but no slope: the rank of the design is one
+-- lower.
 -- Residuals below 1e-13 of the total count as zero.
--- Units: n = rows used, n_left_out = rows without an effect or a score; n_layers and n_slopes = parameters of "both";
--- grand_x, grand_y = means; total_* = sums of squares and products about them; left_* = sums of squares left by the
--- models, explained = left_layer - left_both; slope = of the model "effect".
+-- Units: n = rows used; n_left_out = rows without an effect or a score; n_layers and n_slopes = numbers of means and
+-- of slopes in "both"; grand_x, grand_y = means over all rows; total_* = sums of squares and products about these
+-- means; left_* = residual sums of squares of the models; explained = left_layer - left_both; slope = slope of the
+-- model "effect".
 WITH
 centred AS (
     SELECT

@@ -1,6 +1,6 @@
 -- layer_correlation: Pearson's correlation of tracing effect and score at each edited layer (paper, Figure 15).
--- Grain: one row a group as in layer_sums, and layer. Inputs: layer_sums.
--- Units: n = edits used; rho in [-1, 1], NULL where effect or score does not differ within the layer.
+-- Grain: one row per group of layer_sums and layer. Inputs: layer_sums.
+-- Units: n = edits used; rho in [-1, 1], NULL where the effect or the score does not vary within the layer.
 SELECT
     problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source,
     score, effect_at, subset, layer, n, n_rows - n AS n_left_out,

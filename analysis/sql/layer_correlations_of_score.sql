@@ -1,6 +1,6 @@
--- layer_correlations_of_score: the correlations of one score that were asked for, layer by layer.
--- Grain: as layer_correlation. Parameters: score, effect_at, subset, and source, or NULL for all. Runs are chosen by the
--- parameters of run_pairs. Inputs: layer_correlation. Units: as there.
+-- layer_correlations_of_score: the correlations of one score with the tracing effect at each edited layer.
+-- Grain: as in layer_correlation. Parameters: score, effect_at, subset, and source, or NULL for all. The parameters of
+-- run_pairs choose the runs. Inputs: layer_correlation. Units: as in layer_correlation.
 SELECT *
 FROM layer_correlation
 WHERE score = $score

@@ -1,9 +1,9 @@
--- layer_means: the mean of each score at each edited layer, whether the fact has a tracing effect or not.
--- Grain: one row a (problem, method, protocol, model, window_size, editing run, score, layer).
+-- layer_means: the mean of each score at each edited layer, including edits of facts without a tracing effect.
+-- Grain: one row per (problem, method, protocol, model, window_size, editing run, score, layer).
 -- Inputs: edits, runs.
--- Units: mean in units of the score over the n edits that have it; sd = standard deviation (n - 1), sem = sd / sqrt(n), both
--- NULL for n < 2; n_left_out = edits without this score.
--- Every score is a branch with its name as a constant: DuckDB then reads only the scores a query asks for.
+-- Units: mean over the n edits that have the score, in units of the score; sd = standard deviation (n - 1) and
+-- sem = sd / sqrt(n), both NULL for n < 2; n_left_out = edits without this score.
+-- Each score is a branch with a constant name, so that DuckDB reads only the scores that a query selects.
 WITH scored AS NOT MATERIALIZED (
     SELECT *, 'rewrite' AS score, rewrite AS y FROM edits
     UNION ALL

@@ -1,5 +1,5 @@
--- layer_means_of_score: the means of one score, layer by layer.
--- Grain: as layer_means. Parameter: score = its name. Inputs: layer_means. Units: as there.
+-- layer_means_of_score: the mean of one score at each edited layer.
+-- Grain: as in layer_means. Parameter: score = the score's name. Inputs: layer_means. Units: as in layer_means.
 SELECT *
 FROM layer_means
 WHERE score = $score

@@ -1,6 +1,6 @@
 -- layer_means_with_essence: the mean of all four scores at each edited layer (paper, Figure 9, right).
--- Grain: one row a (problem, method, protocol, model, window_size, editing run, layer). Inputs: edits, runs.
--- Units: as layer_means; an edit's value is the mean of its rewrite, paraphrase, neighborhood and essence scores.
+-- Grain: one row per (problem, method, protocol, model, window_size, editing run, layer). Inputs: edits, runs.
+-- Units: as in layer_means. An edit's value is the mean of its rewrite, paraphrase, neighborhood and essence scores.
 WITH fours AS (
     SELECT
         edit.problem, edit.method, edit.protocol, run.model, edit.window_size, edit.run_id AS edit_run_id, edit.layer,

@@ -1,12 +1,12 @@
--- layer_sums: all that the regressions need to know about a layer.
--- Grain: one row a group (pair, source, score, effect_at, subset; with the pair go problem, method, protocol, model, module,
--- localization, window_size, edit_run_id, trace_run_id) and layer.
+-- layer_sums: counts, means and sums of squares of each layer, from which the regressions are computed.
+-- Grain: one row per group (pair, source, score, effect_at, subset) and layer. The pair determines problem, method,
+-- protocol, model, module, localization, window_size, edit_run_id and trace_run_id.
 -- Inputs: regression_rows, run_pairs.
--- Units: n = rows used of n_rows, those with both numbers, which alone enter the sums; s_xx, s_xy, s_yy = sums of squares
--- and products about the layer's own means (accumulated about a running mean, so that nothing cancels). With n, mean_x and
--- mean_y they are equivalent to the plain sums of x, y, xx, xy, yy. has_slope = x differs within the layer by more than
--- rounding.
-WITH sums AS (  -- grouped by numbers and short texts alone
+-- Units: n_rows = all rows; n = rows with both numbers, which alone enter the sums; s_xx, s_xy, s_yy = sums of
+-- squares and products about the layer's own means, accumulated about a running mean to avoid cancellation. With n,
+-- mean_x and mean_y they are equivalent to the plain sums of x, y, xx, xy, yy. has_slope = x varies within the layer
+-- by more than rounding.
+WITH sums AS (  -- grouped only by numbers and short texts, which is fast
     SELECT
         pair, source, score, effect_at, subset, layer,
         count(*) AS n_rows,

@@ -1,7 +1,7 @@
--- left_out: why facts were left out, how many for each reason.
--- Grain: one row a (model, protocol, step, reason).
+-- left_out: how many facts were left out for each reason.
+-- Grain: one row per (model, protocol, step, reason).
 -- Inputs: traces, known, runs.
--- Units: facts = number of different facts; step 'effect' = traced, but without a fractional effect.
+-- Units: facts = number of different facts; step 'effect' = facts that were traced but have no fractional effect.
 WITH reasons AS (
     SELECT run_id, fact_id, 'tracing' AS step, reason FROM traces WHERE NOT kept
     UNION ALL

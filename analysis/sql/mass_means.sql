@@ -1,7 +1,8 @@
--- mass_means: mean scores of the facts edited into one model, as the number of its edits grows.
--- Grain: one row a (mass-editing run, number of edits). Inputs: mass_edits, runs.
--- Units: n_edits = edits that the model holds; means over the n facts edited so far, of scores (1 = wholly successful) and of success (a share); sem_rewrite =
--- standard error of the mean rewrite score, NULL for one fact. Layers count from 0.
+-- mass_means: mean scores of the facts edited into one model, by number of edits.
+-- Grain: one row per (mass-editing run, number of edits). Inputs: mass_edits, runs.
+-- Units: n_edits = edits that the model holds; scores are means over the n facts edited so far, where 1 is full
+-- success; success = share of these facts; sem_rewrite = standard error of the mean rewrite score, NULL for one fact.
+-- Layers count from 0.
 SELECT
     mass.problem,
     mass.method,

@@ -1,5 +1,5 @@
 -- mean_effect: the mean tracing effect at each layer.
--- Grain: one row a (tracing run, window_size, layer). Inputs: trace_effects, runs.
+-- Grain: one row per (tracing run, window_size, layer). Inputs: trace_effects, runs.
 -- Units: mean_effect, sem_effect = fraction of p_clean - p_noised over the n facts whose effect is not NULL;
 -- sem_effect is NULL for one fact. localization = the tracing run's method. Layers count from 0.
 SELECT

@@ -1,6 +1,7 @@
 -- peak_counts: how many facts have their largest tracing effect at each layer (paper, Figures 1 and 11).
--- Grain: one row a (tracing run, window_size, layer), layers without a fact included. Inputs: trace_effects, runs.
--- Units: facts = those that peak here, the lowest layer of equals; of_facts = those with any effect. Layers count from 0.
+-- Grain: one row per (tracing run, window_size, layer), including layers without a fact. Inputs: trace_effects, runs.
+-- Units: facts = facts that peak at the layer; of equal effects the lowest layer counts; of_facts = facts with any
+-- effect. Layers count from 0.
 WITH peaks AS (
     SELECT run_id, window_size, fact_id, first(layer ORDER BY effect DESC, layer) AS layer
     FROM trace_effects

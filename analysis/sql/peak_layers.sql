@@ -1,7 +1,7 @@
 -- peak_layers: the layer at which each fact's tracing effect is largest (paper, Figure 1).
--- Grain: one row a (tracing run, window_size, fact_id); facts whose effect is NULL everywhere have no row.
--- Inputs: trace_effects, runs. Units: peak_layer counts from 0, the lowest of equals; n_layers = layers
--- traced; peak_effect = fraction of p_clean - p_noised. localization = the tracing run's method.
+-- Grain: one row per (tracing run, window_size, fact_id). Facts whose effect is NULL at every layer have no row.
+-- Inputs: trace_effects, runs. Units: peak_layer counts from 0 and is the lowest layer of equal effects; n_layers =
+-- highest traced layer + 1; peak_effect = fraction of p_clean - p_noised. localization = the tracing run's method.
 SELECT
     run.model,
     effect.protocol,

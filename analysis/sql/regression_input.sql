@@ -1,7 +1,7 @@
--- regression_input: the raw rows of the regressions asked for, for what is computed outside SQL.
--- Grain: one row an edit and tracing run, with those that have no effect or score. Inputs: regression_rows.
--- Parameters: score, effect_at, subset, and source, or NULL for all. Runs are chosen by the
--- parameters of run_pairs. Units: x = tracing effect, y = score.
+-- regression_input: the raw rows of the chosen regressions, for computations outside SQL.
+-- Grain: one row per edit and tracing run, including edits without an effect or a score. Inputs: regression_rows.
+-- Parameters: score, effect_at, subset, and source, or NULL for all. The parameters of run_pairs choose the runs.
+-- Units: x = tracing effect, y = score.
 SELECT
     problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, source, score,
     effect_at, subset, fact_id, layer, x, y

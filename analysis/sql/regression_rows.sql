@@ -1,10 +1,11 @@
--- regression_rows: the two numbers that a regression sees, for each score, choice of facts and way of taking the effect.
--- Grain: one row an edit and tracing run (traced_edits), score, subset and effect_at. subset: 'all' facts, or those that are
--- 'concentrated' in the tracing run. effect_at: 'max' over tokens, 'last-subject', or 'last-subject-absolute', which is no
--- fraction (paper, Figure 14).
+-- regression_rows: score and tracing effect of each edit, for every score, subset of facts and kind of effect.
+-- Grain: one row per edit and tracing run (traced_edits), score, subset and effect_at. subset: 'all' facts, or the
+-- facts that are 'concentrated' in the tracing run. effect_at: 'max' over tokens, 'last-subject', or
+-- 'last-subject-absolute', which is a probability and not a fraction (paper, Figure 14).
 -- Inputs: traced_edits, concentrated_facts.
--- Units: x = tracing effect, y = score, 1 = wholly successful (magnitude = p*(o_false) - p*(o_true)); used = both are defined.
--- Every score and subset is a branch with its name as a constant: DuckDB then reads only the branches a query asks for.
+-- Units: x = tracing effect; y = score, where 1 is full success, or magnitude = p*(o_false) - p*(o_true); used =
+-- whether both are defined.
+-- Each score and subset is a branch with a constant name, so that DuckDB reads only the branches that a query selects.
 WITH
 scored AS NOT MATERIALIZED (
     SELECT *, 'rewrite' AS score, rewrite AS y FROM traced_edits

@@ -1,14 +1,16 @@
--- regressions: how much of a score the edited layer explains, the tracing effect, and both (paper, Tables 1 to 8).
--- Grain: one row a group as in layer_sums.
+-- regressions: how much of a score is explained by the edited layer, by the tracing effect and by both (paper, Tables
+-- 1 to 8).
+-- Grain: one row per group of layer_sums.
 -- Inputs: group_fits, layer_sums, regression_rows.
--- Models: as in group_fits, whose fits are sums over layers. A second look at the rows counts facts and absolute errors.
--- Units: n, n_left_out as there; n_facts = facts with a row used, n_facts_left_out = facts with none; r2_* = share of the
--- variance of the score, NULL where the score does not vary; diff = r2_both - r2_layer; f_value with df_num and df_den tests
--- both against layer, NULL where no degree of freedom is left or 1 - r2_both < 1e-12 (its relative error is about
--- 1e-16 / (1 - r2_both)); rmse_* and mae_* = root mean square and mean absolute errors in units of the score; rho = Pearson's
+-- Models: as in group_fits. A second pass over the rows counts facts and sums absolute errors.
+-- Units: n, n_left_out as in group_fits; n_facts = facts with a row used; n_facts_left_out = facts without one; r2_*
+-- = share of the variance of the score, NULL where the score does not vary; diff = r2_both - r2_layer; f_value, with
+-- df_num and df_den degrees of freedom, tests both against layer. It is NULL where r2_both is NULL, no layer has a
+-- slope, no degree of freedom is left, or 1 - r2_both < 1e-12, where its relative error, about 1e-16 / (1 - r2_both),
+-- is large. rmse_* and mae_* = root mean square and mean absolute errors in units of the score; rho = Pearson's
 -- correlation of x and y over all layers.
 WITH
-lines AS NOT MATERIALIZED (  -- what each model predicts at a layer: means and slopes
+lines AS NOT MATERIALIZED (  -- the models' means and slopes at each layer
     SELECT
         layer.*,
         CASE WHEN has_slope THEN s_xy / s_xx ELSE 0 END AS layer_slope,

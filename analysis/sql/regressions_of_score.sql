@@ -1,6 +1,6 @@
--- regressions_of_score: the regressions of one score that were asked for, in the order tables are read.
--- Grain: as regressions. Parameters: score, effect_at, subset, and source, or NULL for all. Runs are chosen by the
--- parameters of run_pairs. Inputs: regressions. Units: as regressions.
+-- regressions_of_score: the regressions of one score, in the order of the paper's tables.
+-- Grain: as in regressions. Parameters: score, effect_at, subset, and source, or NULL for all. The parameters of
+-- run_pairs choose the runs. Inputs: regressions. Units: as in regressions.
 SELECT *
 FROM regressions
 WHERE score = $score

@@ -1,7 +1,7 @@
--- run_counts: how much each run did.
--- Grain: one row a run. Inputs: runs, known, traces, trace_cells, edits, mass_edits.
--- Units: counts; facts = facts the run looked at, kept = those that were known, traced or edited, NULL for other
--- kinds of run; cells = cells of tracing grids, edits = edits scored; layers = edited layers, from 0.
+-- run_counts: how many facts, cells and edits each run has.
+-- Grain: one row per run. Inputs: runs, known, traces, trace_cells, edits, mass_edits.
+-- Units: facts = facts given to the run, and kept = those that were known, traced or edited, both NULL for other
+-- kinds of run; cells = cells of tracing grids; edits = rows of edits; layers = edited layers, counted from 0.
 SELECT
     run.run_id,
     run.kind,

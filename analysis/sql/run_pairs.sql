@@ -1,13 +1,14 @@
--- run_pairs: which tracing runs the edits of an editing run are compared with. The chain to the regressions starts here.
--- Grain: one row an editing run, problem, method and window size, and tracing run of the same model_hash and protocol that
--- has the tracing window. trace_run_id is NULL where there is none. Runs are never pooled.
+-- run_pairs: which tracing runs the edits of an editing run are compared with.
+-- Grain: one row per editing run, problem, method, window size and tracing run of the same model_hash and protocol
+-- that has effects for the tracing window. trace_run_id is NULL where there is no such tracing run. Runs are never
+-- pooled.
 -- Inputs: edits, trace_effects, runs.
 -- Parameters: tracing_window, or NULL for the window size of each edit (paper, Figure 12); protocol, problem, method,
 -- localization and model, each a value to keep, or NULL for all.
--- Units: window_size (of tracing) and edit_window_size in layers; module and localization (its method) are settings of the
--- tracing run; pair = number of the row, grid = number of its tracing run and window size.
--- A table rather than a view: its few rows are read from every side, and its numbers stand for texts in joins and groups
--- over millions of rows. So runs are also chosen here, before any edit is read.
+-- Units: window_size (of tracing) and edit_window_size in layers; module and localization = module and method of the
+-- tracing run; pair = number of the row; grid = number of its tracing run and window size.
+-- This is a table and not a view, because many relations read its few rows. Its numbers replace texts in joins and
+-- groups over millions of rows, and runs are chosen before any edit is read.
 WITH
 edited AS (
     SELECT DISTINCT

@@ -1,5 +1,5 @@
--- scores_by_layer: the mean scores side by side (paper, Figures 7 and 9 as numbers).
--- Grain: one row a (problem, method, protocol, model, window_size, editing run, layer). Inputs: layer_means.
+-- scores_by_layer: the mean scores at each edited layer, side by side (paper, Figures 7 and 9).
+-- Grain: one row per (problem, method, protocol, model, window_size, editing run, layer). Inputs: layer_means.
 -- Units: n = edits; means in units of the scores, NULL where no edit has the score.
 SELECT
     problem, method, protocol, model, window_size, edit_run_id, layer,

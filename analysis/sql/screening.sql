@@ -1,7 +1,8 @@
 -- screening: how well attribution's estimates rank the cells that another run computed exactly.
--- Grain: one row a (exact run, screening run, fact_id, window_size), runs of the same model, protocol and module.
--- Inputs: trace_cells, runs, trace_settings. Units: spearman = rank correlation of estimate and exact p_restored over all
--- cells, ties ranked alike; top_10_in_top_40 = share of the exact top 10 cells that are among the estimated top 40.
+-- Grain: one row per (exact run, screening run, fact_id, window_size) of runs with the same model, protocol and module.
+-- Inputs: trace_cells, runs, trace_settings. Units: spearman = rank correlation of estimated and exact p_restored
+-- over all cells, where ties share their mean rank; top_10_in_top_40 = share of the exact top 10 cells that are among
+-- the estimated top 40.
 WITH cells AS (
     SELECT
         run.model_hash, run.protocol, run.model,

@@ -1,9 +1,11 @@
--- success_rates: how often an edit puts the right target ahead, by kind of prompt (Meng et al. 2022, section 3.4).
--- Grain: one row a (problem, method, protocol, model, window_size, edit_run_id, layer, kind of prompt). Inputs:
+-- success_rates: how often the wanted target is the likelier one after an edit, by kind of prompt (Meng et al. 2022,
+-- section 3.4).
+-- Grain: one row per (problem, method, protocol, model, window_size, edit_run_id, layer, kind of prompt). Inputs:
 -- edit_prompts, runs.
--- Units: before, after = share of prompts, 0 to 1; prompts = how many. Ahead of what: the edited target of o_true where
--- the edit works in another target, else o_true of o_false, or behind it where it is to be erased. On neighbourhood
--- prompts o_true of the other target always, since they are to stay. Prompts without both targets are not counted.
+-- Units: before, after = share of prompts, 0 to 1; prompts = number of prompts. For injection and reversal the edited
+-- target is compared with o_true, for the other problems o_true with o_false. The wanted target is the edited one for
+-- injection and reversal, o_true for amplification and forcing, and o_false for erasure. On neighborhood prompts it is
+-- always o_true. Prompts without both probabilities are not counted.
 WITH sides AS (
     SELECT
         prompt.problem, prompt.method, prompt.protocol, run.model, prompt.window_size, prompt.run_id AS edit_run_id,

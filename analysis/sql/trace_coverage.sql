@@ -1,6 +1,7 @@
 -- trace_coverage: how many tracing effects the store has.
--- Grain: one row a (model, localization, window_size) with an effect. Inputs: trace_effects, concentrated_facts, runs.
--- Units: effects = effects of layers; concentrated = facts whose effect is concentrated in few layers.
+-- Grain: one row per (model, localization, window_size) that has an effect. Inputs: trace_effects,
+-- concentrated_facts, runs.
+-- Units: effects = number of layers' effects; concentrated = facts whose effect is concentrated in few layers.
 SELECT
     run.model,
     effect.method AS localization,

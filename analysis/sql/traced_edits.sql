@@ -1,12 +1,14 @@
--- traced_edits: every edit beside the tracing effect of the same fact at the same layer, all columns of both.
--- Grain: one row an edit (edit_run_id, fact_id, problem, method, layer) and tracing run it is compared with (run_pairs).
+-- traced_edits: every edit with the tracing effect of the same fact at the same layer.
+-- Grain: one row per edit (edit_run_id, fact_id, problem, method, layer) and tracing run that it is compared with
+-- (run_pairs).
 -- Inputs: edits, run_pairs, trace_effects, facts.
--- Units: the columns of edits as there, with run_id as edit_run_id and window_size as edit_window_size; a score that is
--- not finite is NULL. window_size = of the tracing effect, in layers; localization = the tracing method, module = what it
--- restored; pair = number of the two runs. effect, effect_last_subject, effect_absolute, peak_token_index,
--- p_restored_max, approximate, p_clean and p_noised as in trace_effects; effect_reason = why effect is NULL.
--- source, relation and subject are the fact's, NULL where the store was not given the fact.
-WITH traced AS (  -- only the grids that some edit is compared with
+-- Units: the columns of edits as in edits, with run_id as edit_run_id and window_size as edit_window_size; a score
+-- that is not finite is NULL. window_size = tracing window in layers; localization = tracing method; module = module
+-- whose output the tracing run replaced; pair = number of the pair of runs. effect, effect_last_subject,
+-- effect_absolute, peak_token_index, p_restored_max, approximate, p_clean and p_noised as in trace_effects;
+-- effect_reason = why effect is NULL. source, relation and subject of the fact are NULL where the fact is not in
+-- facts.
+WITH traced AS (  -- only the grids that an edit is compared with
     SELECT compared.grid, trace.*
     FROM trace_effects AS trace
     JOIN (SELECT DISTINCT grid, trace_run_id, window_size FROM run_pairs) AS compared

@@ -1,4 +1,4 @@
-// One fact at a time: searched for, its grid, its edits.
+// Pick one fact by search; show its grid and its edits.
 (() => {
   const select = at("fact");
   if (!select) return;
@@ -61,7 +61,7 @@
     readout.textContent = describe(row, layer);
   }
 
-  // As color_range of draw.py.
+  // The same as color_range in draw.py.
   function colorRange() {
     const all = trace.p.flat().filter((p) => p !== null), low = Math.min(...all);
     if (trace.p_noised === null) return [low, Math.max(trace.p_clean, low + 1e-6)];
@@ -120,7 +120,7 @@
 
   // -- edits ----------------------------------------------------------------------------------------------
 
-  // The trace an edit is compared with: the one shown if it fits, else the fact's first that does.
+  // The trace that a group's edits are compared with: the trace shown if it fits, else the fact's first that fits.
   function traceOf(group) {
     const fits = (t) => t && t.model === group.model && t.protocol === group.protocol && t.window_size === group.window_size && t.by_layer.length;
     return fits(trace) ? trace : fact.traces.find(fits);
@@ -148,7 +148,7 @@
   function offerEdits() {
     const groups = [...new Set(fact.edits.group)].map((number) => data.groups[number]);
     const problems = [...new Set(groups.map((group) => group.problem))];
-    // Many edits begin with one problem's; what the reader chose is kept from fact to fact.
+    // A fact with many edits starts with one problem. The reader's choice is kept from fact to fact.
     const first = !begun && fact.edits.layer.length > 40 && problems.length > 1 ? `=${problems[0]}` : undefined;
     offer(choices.problem, problems, first);
     offer(choices.method, [...new Set(groups.map((group) => group.method))]);
@@ -171,7 +171,7 @@
       }
       const success = edits.success[place];
       const told = success === null ? "–" : success ? "yes" : "no";
-      // An edit with a reason and scores is zero; one without scores was not made.
+      // An edit with a reason and scores is zero. An edit with a reason and no scores was not made.
       line.append(make("td", !reason ? told : `${edits.p_before[place] === null ? "not edited" : told}: ${reason}`));
       line.append(make("td", edits.target[place] === undefined ? "–" : seen(edits.target[place])));
       return line;
@@ -181,7 +181,7 @@
     drawByLayer(places);
   }
 
-  // Tracing effect and rewrite scores, layer below layer.
+  // Tracing effects and rewrite scores, with one column per layer.
   function drawByLayer(places) {
     const table = at("by-layer"), edits = fact.edits;
     table.replaceChildren(make("caption"));
@@ -206,7 +206,7 @@
 
   // -- the fact -------------------------------------------------------------------------------------------
 
-  // Written for a shell in which ' quotes: no id or path can end the quotes.
+  // Quoted for a POSIX shell and for SQL, so that no id or path can end the quotes.
   const shell = (text) => `'${text.replace(/'/g, `'\\''`)}'`;
   const literal = (text) => `'${text.replace(/'/g, "''")}'`;
 
@@ -253,7 +253,7 @@
     traceSelect.replaceChildren(...fact.traces.map((one, number) => make("option", one.name, { value: number })));
     at("trace-label").hidden = fact.traces.length < 2;
     offerEdits();
-    // The window that the edits are compared with; else the paper's, 5; else the first.
+    // Show the window that the edits are compared with, else the paper's window of 5, else the first.
     const windows = fact.edits.group.map((number) => data.groups[number].window_size);
     const first = [...windows, 5].map((size) => fact.traces.findIndex((one) => one.window_size === size)).find((number) => number >= 0) ?? 0;
     traceSelect.value = String(first);
@@ -274,7 +274,7 @@
   addEventListener("hashchange", fromHash);
   filter();
   if (!fromHash()) {
-    // The first that has the most to show.
+    // Start with the first fact that has both traces and edits.
     const rich = data.facts.findIndex((one) => !leftOut(one) && one.traces.length && one.edits.layer.length);
     showFact(rich >= 0 ? rich : 0);
   }

@@ -1,4 +1,4 @@
-// Figures: the marks can be reached by pointer, touch and keyboard; panels can be chosen.
+// Figures: marks can be reached by pointer, touch and keyboard, and panels can be chosen.
 const at = (id) => document.getElementById(id);
 const make = (tag, text, attributes) => {
   const element = document.createElement(tag);
@@ -12,7 +12,7 @@ const svgMake = (tag, attributes, text) => {
   if (text !== undefined) element.textContent = text;
   return element;
 };
-// Numbers are carried with four significant digits, more where three decimals would else be other ones than the store's.
+// The data have four significant digits, or more where the three decimals of the store's value need them (embed.py).
 const shown = (value) => {
   if (value === null || value === undefined) return "–";
   const short = Number(value.toPrecision(4)), small = short !== 0 && Math.abs(short) < 1e-3;
@@ -20,7 +20,7 @@ const shown = (value) => {
 };
 const three = (value) => (value === null || value === undefined ? "–" : value.toFixed(3).replace(/^-(0.000)$/, "$1").replace("-", "−"));
 
-// The page's own data, gzipped in base64 (embed.py); browsers can unpack it since 2023.
+// The page's data, gzipped in base64 (embed.py). Browsers support DecompressionStream since 2023.
 async function unpack() {
   const bytes = Uint8Array.from(atob(at("data").textContent), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -48,11 +48,11 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     tip.style.top = `${box.top > own.height + 12 ? box.top - own.height - 8 : box.bottom + 8}px`;
   }
 
-  // The mark that the keyboard is on keeps its tip, whatever the pointer or the page does.
+  // The mark with keyboard focus keeps its tip when the pointer leaves or the page scrolls.
   const focused = () => document.activeElement.closest(".mark");
   const marksOf = (root) => [...root.querySelectorAll(".panel:not([hidden]) .mark")];
 
-  // Where a mark is, in units of its view box: [x, y, half its width, half its height].
+  // Position of a mark in units of its view box: [x, y, half its width, half its height].
   function place(mark) {
     const bar = mark.querySelector("rect");
     if (!bar) return [...mark.getAttribute("transform").match(/-?[\d.]+/g).map(Number), 0, 0];
@@ -67,7 +67,7 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     for (const mark of chart.querySelectorAll(".mark")) {
       const [cx, cy, w, h] = place(mark);
       let dx = Math.max(0, Math.abs(x - cx) - w), dy = Math.max(0, Math.abs(y - cy) - h);
-      // Bars are found by their place on the axis, however short they are.
+      // A bar is found by its position on the axis, even if the bar is short.
       if (chart.classList.contains("bars")) dx *= 0.01;
       if (chart.classList.contains("histogram")) dy *= 0.01;
       const far = dx * dx + dy * dy;
@@ -76,7 +76,7 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     return best;
   }
 
-  // A panel's points become marks while the panel is shown; a path of dots stands for them otherwise.
+  // A shown panel has its points as marks. A hidden panel has them as one path of dots.
   function points(panel) {
     const chart = panel.querySelector(".chart");
     if (!chart || !chart.dataset.points) return;
@@ -104,7 +104,7 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     series.append(all);
   }
 
-  // One stop for the tab key a figure; from there the arrow keys move.
+  // Each figure is one tab stop. Within it, the arrow keys move.
   function oneStop(figure, mark) {
     const marks = marksOf(figure);
     for (const one of marks) one.tabIndex = -1;
@@ -147,7 +147,7 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     const left = () => panels.map((_, place) => place).filter((place) => choices.every((one) => fits(place, one)));
     const choose = (changed) => {
       tell(null);
-      if (!left().length) { // a method that was not run on this problem, say: the first that was is taken instead
+      if (!left().length) { // no panel has this combination, such as a method without this problem: take the first that fits
         const place = facets.findIndex((_, place) => fits(place, changed));
         for (const other of choices) if (other !== changed) other.value = `=${facets[place][other.dataset.facet]}`;
       }

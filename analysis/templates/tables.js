@@ -1,8 +1,8 @@
-// Tables: sorted by a click on a heading, filtered by columns that name things, saved as CSV. Code can be copied.
+// Tables: sort by a click on a heading, filter by the columns that offer it, save as CSV. Code blocks: copy.
 const tables = (() => {
   const LONG = 12; // rows; shorter tables need no filter
 
-  // A cell as something to compare: its number, or its text; what has no value comes last.
+  // The sort key of a cell: its number or its text, or null, which is sorted last.
   function worth(cell, numeric) {
     const text = cell.textContent.trim();
     if (text === "–" || text === "") return null;
@@ -49,7 +49,7 @@ const tables = (() => {
 
   const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
 
-  // What is on the page: for tables that are no relation's.
+  // The CSV of the rows that the page shows, for tables that have no CSV in the data.
   function written(table) {
     const rows = [...table.tHead.rows, ...[...table.tBodies[0].rows].filter((row) => !row.hidden)];
     const cell = (one) => quoted(one.textContent.replace(/−/g, "-").replace(/^–$/, ""));
@@ -99,7 +99,7 @@ const tables = (() => {
       const code = block.querySelector("code");
       try {
         await navigator.clipboard.writeText(code.textContent);
-      } catch { // a browser that keeps the clipboard from files: what is selected can be copied by hand
+      } catch { // some browsers deny files the clipboard: select the text, so that it can be copied by hand
         getSelection().selectAllChildren(code);
         document.execCommand("copy");
       }
@@ -109,7 +109,7 @@ const tables = (() => {
     block.append(button);
   }
 
-  // A link to something folded opens it.
+  // A link to an element in a closed <details> opens it.
   const open = () => {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     const folded = target && target.closest("details");

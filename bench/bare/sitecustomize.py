@@ -1,7 +1,7 @@
-"""Python started with this folder on PYTHONPATH finds no package that a lent GPU machine lacks.
+"""With this folder on PYTHONPATH, Python does not find the packages that a lent GPU machine lacks.
 
-So a run here fails where a run there would: `.ci/run` tries the parts of bench/device.sh this way. Nor is fasttrace
-installed there: where PYTHONPATH has it as a folder, what is installed here is not found.
+A run here then fails where a run on that machine would. `.ci/run` tests the parts of bench/device.sh this way.
+fasttrace is not installed on that machine either: if PYTHONPATH has it as a folder, an installed one is not found.
 """
 
 import os
@@ -18,7 +18,7 @@ UNINSTALLED = LACKING | {"fasttrace"} if AS_A_FOLDER else LACKING
 
 
 class Bare:
-    """A finder of modules that does not find those."""
+    """A module finder that does not find the missing packages."""
 
     def __init__(self, finder: Any) -> None:
         self.finder = finder
@@ -34,6 +34,6 @@ class Bare:
         return getattr(self.finder, name)
 
 
-# An editable installation has a finder of its own.
+# If PYTHONPATH has fasttrace as a folder, the finder of an editable installation is removed.
 kept = [one for one in sys.meta_path if not (AS_A_FOLDER and "editable" in getattr(one, "__module__", ""))]
 sys.meta_path[:] = map(Bare, kept)

@@ -1,7 +1,7 @@
-"""nnsight, by its page on activation patching.
+"""nnsight, used as on its page about activation patching.
 
-An invoke pair a cell: clean and corrupted rows in one trace, handed over at barriers ("Sweep over layers").
-Batched: clean outputs cached once, then one invoke a cell, every layer of a token in one trace ("Layer × position").
+A trace per cell: two invokes, of clean and of corrupted rows, pass outputs at barriers ("Sweep over layers").
+An invoke per cell: clean outputs are cached once, then one trace has all layers of a token ("Layer × position").
 """
 
 import nnsight
@@ -19,7 +19,7 @@ def wrap(task: Task) -> TransformersModel:
 
 
 def parts(model: TransformersModel):
-    """Its token embeddings and its MLPs."""
+    """The model's token embeddings and MLPs."""
     if model.config.model_type == "gpt2":
         return model.transformer.wte, [block.mlp for block in model.transformer.h]
     return model.model.embed_tokens, [block.mlp for block in model.model.layers]

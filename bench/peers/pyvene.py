@@ -1,9 +1,9 @@
-"""pyvene, by its tutorial on causal tracing (Causal_Tracing.ipynb).
+"""pyvene, used as in its tutorial on causal tracing (Causal_Tracing.ipynb).
 
-As there: an IntervenableModel a cell, noise on the input of block 0, and the clean prompt given anew as the source of
-every restored layer, so that each cell runs one forward a layer of its window and one more.
-Cached sources: clean outputs collected once and handed in as `source_representations`.
-Batched: so, and the cells of every subject token in one batch by unit locations of their own.
+As its tutorial: an IntervenableModel per cell, with noise on the input of block 0 and the clean prompt as the source of
+every restored layer. Each cell thus runs one forward per layer of its window and one more.
+Cached sources: clean outputs are collected once and passed as `source_representations`.
+All tokens in one batch: also with cached sources; each subject token's cell has its own unit locations.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ def wrap(task: Task):
 
 
 def intervenable(hf, task: Task, layers) -> pyvene.IntervenableModel:
-    """Noise on the embeddings and a swap of the MLP output in each layer."""
+    """A model with noise on the embeddings and a replaced MLP output in each of `layers`."""
     restored = [pyvene.RepresentationConfig(i, "mlp_output") for i in layers]
     config = pyvene.IntervenableConfig(
         representations=[pyvene.RepresentationConfig(0, "block_input"), *restored],
@@ -62,7 +62,7 @@ def sweep(hf, task: Task, way: str) -> np.ndarray:
     intervals = task.intervals(hf.config.num_hidden_layers)
 
     def forward(layers, restored, sources=None, clean=None):
-        """restored: the token each of the cells in the batch restores."""
+        """restored: the token that each cell of the batch restores."""
         model, rows = intervenable(hf, task, layers), len(restored) * n
         base = {"input_ids": task.ids.repeat(rows, 1)}
         at = [[[t] for t in restored for _ in range(n)]] * len(layers)

@@ -1,7 +1,7 @@
 """The released way (google/belief-localization, kmeng01/rome): one full forward of 1 + n rows for every cell.
 
-Written anew in the structure of their `trace_with_patch`: row 0 is clean, hooks named by module add noise to
-the other rows' embeddings and copy row 0's state over theirs; the logits of every position are computed.
+Written anew after their `trace_with_patch`: row 0 is clean. Hooks, chosen by module name, add noise to the other rows'
+embeddings and copy row 0's state over theirs. Logits are computed at every position.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ WAYS = ("one forward a cell",)
 
 
 class TraceDict(dict):
-    """Within the block, every named module's output passes through edit(output, name) and is kept here."""
+    """Inside the `with` block, pass every named module's output through edit(output, name) and keep the result."""
 
     def __init__(self, model, names, edit):
         super().__init__()

@@ -1,9 +1,10 @@
-"""One peer: in each way of using it, its grid is checked against fasttrace's and only then timed.
+"""Runs one peer: in each way of using it, compares its grid with fasttrace's, and times it only if they are equal.
 
 python -m peers.run PEER FOLDER --dtype D --rounds R --limit X --threads T --out FOLDER
 
-Run in bench/ by .venv-peers. Writes OUT/0.npz, OUT/1.npz, … in the order of the peer's WAYS: way, grid (tokens, L),
-seconds of each round (none where the grid differs by more than `limit`), seconds of the sweep compared, error.
+Run it in bench/ with the Python of .venv-peers. It writes OUT/0.npz, OUT/1.npz, … in the order of the peer's WAYS, each
+with the way, the grid (tokens, L), the seconds of each round (none if the grid differs by more than X), the seconds of
+the compared sweep, and the error.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from peers.task import Task
 
 
 def attempt(peer, model, task: Task, way: str, rounds: int, limit: float) -> dict:
-    """What one way of using the peer gave; an exception is a result too."""
+    """The result of one way of using the peer. An exception becomes its `error`."""
     found = {"grid": np.empty(0), "seconds": [], "first": np.nan, "error": ""}
     try:
         begun = time.perf_counter()
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--limit", type=float, required=True, help="the largest |Δp| that still is equal")
+    parser.add_argument("--limit", type=float, required=True, help="the largest |Δp| that counts as equal")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
     model = peer.wrap(task)
     for number, way in enumerate(peer.WAYS):
         found = attempt(peer, model, task, way, options.rounds, options.limit)
-        # Renamed when it is whole: this process may be stopped at any moment, and its folder is read then.
+        # Renamed when complete, because this process may be stopped at any moment and its folder is read then.
         draft = options.out / f"{number}.tmp"
         with draft.open("wb") as file:
             np.savez(file, way=way, **found)

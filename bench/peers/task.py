@@ -1,4 +1,4 @@
-"""What every peer is given: the model's folder, one fact to trace, its noise, and how a grid is scored."""
+"""The task of every peer: the model's folder, one fact to trace, its noise, and how logits are scored."""
 
 import json
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ class Task:
         given = json.loads((folder / "task.json").read_text())
         [target] = given["target_ids"]
         begin, end = given["subject"]
-        # The released way of drawing it: afresh for every fact, always seed 1.
+        # The released code draws noise anew for every fact, always from seed 1.
         drawn = np.random.RandomState(1).randn(given["samples"], end - begin, given["width"])
         noise = torch.from_numpy(given["sigma"] * drawn)
         ids, expected = torch.tensor([given["ids"]]), np.load(folder / "expected.npy")
         return cls(folder, getattr(torch, dtype), ids, target, begin, end, given["window"], noise, expected)
 
     def load(self):
-        """The transformers model as it loads by default, attention included, and its tokenizer."""
+        """The transformers model as it loads by default, with its default attention, and its tokenizer."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         hf = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
@@ -53,21 +53,21 @@ class Task:
 
     @property
     def tokens(self) -> range:
-        """The tokens restored: the subject's."""
+        """The restored tokens, which are the subject's."""
         return range(self.begin, self.end)
 
     def intervals(self, n_layers: int) -> list[range]:
-        """The layers restored by the cell at each layer: the released rule, clipped at both ends."""
+        """The layers that the cell at each layer restores: the released rule, clipped at both ends."""
         w = self.window
         return [range(max(0, at - w // 2), min(n_layers, at - (-w // 2))) for at in range(n_layers)]
 
     def cells_of(self, layer: int, n_layers: int) -> slice:
-        """The cells (by their layer) whose window has `layer`: always a run of neighbours."""
+        """The cells, by their layer, whose window contains `layer`. They are always consecutive."""
         held = [at for at, interval in enumerate(self.intervals(n_layers)) if layer in interval]
         return slice(held[0], held[-1] + 1)
 
     def corrupt(self, embeddings: Tensor) -> Tensor:
-        """(k·n, T, d) embeddings of k cells' rows, noise added in place."""
+        """Add the noise in place to the embeddings (k·n, T, d) of k cells' rows, and return them."""
         noised = embeddings.unflatten(0, (-1, self.samples))
         noised[:, :, self.begin : self.end] += self.noise
         return embeddings

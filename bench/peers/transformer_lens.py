@@ -1,6 +1,6 @@
-"""TransformerLens, by its hook system's page: `run_with_cache` once, then `run_with_hooks` that patch clean outputs.
+"""TransformerLens, used as on its hook system's page: `run_with_cache` once, then `run_with_hooks` to patch outputs.
 
-The bridge takes the loaded model (`hf_model=`) with its own weights and forces eager attention, its default.
+The bridge uses the loaded model (`hf_model=`) with its own weights, and forces eager attention, the bridge's default.
 """
 
 import numpy as np

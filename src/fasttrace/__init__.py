@@ -1,4 +1,4 @@
-"""fasttrace: causal tracing and model editing at the least possible work, answers in one DuckDB store."""
+"""fasttrace: causal tracing and model editing with the least possible work. Results go to one DuckDB store."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The store and what reads it need duckdb, which machines that only trace may lack.
+    # Store, Stores and regress need duckdb, which a machine that only traces may lack.
     if name in ("Store", "Stores"):
         import fasttrace.store
 

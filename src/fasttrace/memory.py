@@ -1,4 +1,4 @@
-"""Budgets of memory: how a user writes one, and what fits into it."""
+"""Memory budgets: reading a size that a user wrote, and packing items into a budget."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of "512MB", "8GB" or a plain number, units of 1024. Raises UserError for anything else."""
+    """Number of bytes in "512MB", "8GB" or a plain number; 1 kB is 1024 bytes. Raises UserError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(|[kKMGT]i?B)\s*", str(text))
     if match is None or float(match[1]) <= 0:
         raise UserError(f"memory: expected a size such as 512MB or 8GB, got {text!r}")
@@ -19,7 +19,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def pack_by_budget(items: Iterable[T], size_of: Callable[[T], int], budget: int) -> Iterator[list[T]]:
-    """Groups of consecutive items whose sizes add up to at most `budget`; a larger item is a group of its own."""
+    """Yield groups of consecutive items with a total size of at most `budget`. A larger item is a group by itself."""
     group: list[T] = []
     used = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""Packages that only a part of fasttrace needs. The rest works without them.
+"""Packages that only some parts of fasttrace need. The other parts work without them.
 
 `from fasttrace.optional import duckdb` imports the package, or raises PackageError where it is missing.
 """
@@ -19,12 +19,12 @@ NEEDED_BY = {
 
 
 def require(package: str) -> Any:
-    """The imported package. Where it is not installed, raises PackageError with what needs it and how to install it."""
+    """Import a package. Raises PackageError where it is not installed, saying what needs it and how to install it."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
-            raise  # the package is installed, but not something that it imports
+            raise  # the package is installed, but a module that it imports is not
         what = f"{NEEDED_BY[package]} needs {package}, which is not installed here: pip install {package}"
         raise PackageError(what, name=package) from error
 

@@ -1,4 +1,4 @@
-"""Places to write: checks that something can be written there, and atomic writing."""
+"""Checks that a file or folder can be written, and atomic writing."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from fasttrace.errors import UserError
 
 
 def why_unwritable(folder: Path) -> str | None:
-    """Why no file can be created in `folder`, which may itself be created with its parents; None where one can."""
+    """Why no file can be created in `folder`, or None where one can. A missing folder would be created first."""
     try:
         folder.exists()
     except OSError as error:  # such as a name that is too long
@@ -24,13 +24,13 @@ def why_unwritable(folder: Path) -> str | None:
         with TemporaryFile(dir=nearest):
             return None
     except OSError as error:
-        return f"'{nearest}' takes no file ({error.strerror})"
+        return f"no file can be created in '{nearest}' ({error.strerror})"
 
 
 def check_file(path: str | os.PathLike[str], *, makes_folder: bool = False) -> None:
-    """Raises UserError where no file can be written at `path`. A file that exists may be replaced.
+    """Raise UserError where no file can be written at `path`. An existing file is no obstacle: it will be replaced.
 
-    makes_folder: the writer will create the folder and its parents where they are missing.
+    makes_folder: whether the writer creates a missing folder and its parents.
     """
     path = Path(path)
     try:
@@ -48,24 +48,24 @@ def check_file(path: str | os.PathLike[str], *, makes_folder: bool = False) -> N
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Raises UserError where no file can be written into a folder, which may be created with its parents."""
+    """Raise UserError where no file can be written into the folder `path`. A missing folder would be created first."""
     if (reason := why_unwritable(Path(path))) is not None:
         raise UserError(f"the folder '{path}' cannot be written to: {reason}")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, keep: bool = False) -> Iterator[Path]:
-    """Yields a path to write a new file or folder to, which takes the place of `path` when the block ends.
+    """Yield a temporary path for a new file or folder, which replaces `path` when the block ends.
 
-    Other processes see the old content or the new, never a part of it, and the new content is on the disk before it
-    is seen. Where the block raises, `path` stays as it was and nothing is left beside it. A symbolic link stays a
-    link, and a file keeps its permissions.
+    Other processes see the old content or the new content, never a part of it. The new content is flushed to disk
+    before they see it. Where the block raises, `path` does not change and no temporary file is left. A symbolic link
+    stays a link, and a file keeps its permissions.
 
-    keep: a file that is at `path` by the end of the block stays, and the new one is dropped.
+    keep: whether a file that exists at `path` when the block ends is kept. The new file is then dropped.
     Raises OSError where the file system refuses.
     """
     place = _followed(Path(path))
-    # Beside its place, because a rename is atomic only within one file system.
+    # In the same folder, because a rename is atomic only within one file system.
     with TemporaryDirectory(dir=place.parent, prefix=".fasttrace-") as folder:
         draft = Path(folder) / place.name
         yield draft
@@ -81,7 +81,7 @@ def replacing(path: str | os.PathLike[str], *, keep: bool = False) -> Iterator[P
 
 
 def _followed(path: Path) -> Path:
-    """Where a symbolic link leads; any other path itself."""
+    """The target of a symbolic link. Any other path is returned as it is."""
     return path.resolve() if path.is_symlink() else path
 
 
@@ -93,8 +93,8 @@ def _flush(file: Path) -> None:
 def _put_if_absent(draft: Path, place: Path) -> None:
     try:
         os.link(draft, place)
-    except FileExistsError:  # another process was first
+    except FileExistsError:  # another process created it first
         pass
     except OSError:
-        # Some file systems have no hard links, and say so by various errors; where it is another fault, this fails too.
+        # File systems without hard links raise various errors. After any other error, the rename fails as well.
         draft.rename(place)

@@ -1,4 +1,4 @@
-"""The two protocols: the paper's text, and what its released code does where the two differ."""
+"""The two protocols: "paper" follows the paper's text, and "released" its released code where the two differ."""
 
 from typing import Literal, get_args
 
@@ -9,7 +9,7 @@ PROTOCOLS = get_args(Protocol)
 
 
 def check_protocol(protocol: str) -> str:
-    """The protocol itself. Raises UserError where it is neither "paper" nor "released"."""
+    """Return the protocol. Raises UserError where it is neither "paper" nor "released"."""
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got '{protocol}'")
     return protocol

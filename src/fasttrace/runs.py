@@ -1,5 +1,5 @@
-"""What a run is: every setting that changes a number, hashed into its name, so that the same command goes on
-where it stopped and different settings never share rows."""
+"""Runs. The name of a run is a hash of every setting that changes a number. The same command therefore continues
+where it stopped, and different settings never share rows."""
 
 import datetime
 import hashlib
@@ -13,9 +13,9 @@ from fasttrace.version import VERSION
 
 
 class Run(TypedDict):
-    """A row of the store's relation `runs`: schema/runs.sql says what each column is.
+    """A row of the store's relation `runs`. schema/runs.sql describes its columns.
 
-    A benchmark has no model, seed or protocol. flops are of a tracing sweep alone.
+    A benchmark has no model, seed or protocol. Only a tracing sweep has flops.
     """
 
     run_id: str
@@ -37,9 +37,10 @@ class Run(TypedDict):
 def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: int, protocol: str) -> Run:
     """The `runs` row of a computation.
 
-    run_id: first 16 hex digits of SHA-256 over kind, model hash, dtype, protocol, seed, settings and fasttrace's
-    version; device, torch and times are recorded but do not name the run. settings: `settings.base.run_settings` says
-    which are there, so that a setting which is added later does not rename the runs made before.
+    Its run_id is the first 16 hex digits of SHA-256 over kind, model hash, dtype, protocol, seed, settings and
+    fasttrace's version. The device, torch's version and the times are recorded, but do not change the run_id.
+
+    settings: those that `settings.base.run_settings` selects, so that a new setting renames no older run.
     """
     text = json.dumps(settings, sort_keys=True)
     identity = json.dumps([kind, model.model_hash, model.dtype_name, protocol, seed, text, VERSION])

@@ -1,6 +1,6 @@
 """A study from one file: facts, traces, second moments, edits, tables, figures and report, resumable at every step.
 
-The shipped ones are in studies/: the paper's two, one for SmolLM2, and the demo.
+The shipped study files are in studies/: the paper's two, one for SmolLM2, and the demo.
 """
 
 import tomllib
@@ -44,7 +44,7 @@ PARTS: dict[str, Any] = {"facts": {}, "trace": [], "moments": {}, "edit": []}  #
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked. traces, edits: one a [[trace]] or [[edit]]."""
+    """The checked content of a study file. traces, edits: one item per [[trace]] and [[edit]]."""
 
     name: str
     settings: StudySettings
@@ -55,13 +55,13 @@ class Study:
 
     @property
     def uses_cache(self) -> bool:
-        """True where some edit needs second moments, sampled contexts or essence texts: the cache folder keeps them."""
+        """Whether an edit needs second moments, sampled contexts or essence texts, which the cache folder keeps."""
         return any({*one.methods} & {*SOLVED} or one.essence for one in self.edits)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A line of `--dry-run`. done: of total, what the store has; seconds: expected, of all that is not done."""
+    """A line of `--dry-run`. done: how many of `total` the store has. flops, seconds: expected for the others."""
 
     what: str
     unit: str
@@ -78,19 +78,20 @@ def shipped() -> list[str]:
 
 
 def load_study(source: str) -> Study:
-    """A study by the path of its .toml file, or by the name of a shipped one.
+    """Load a study by the path of its .toml file or by the name of a shipped study.
 
-    Raises UserError, naming the file and the key, where it is missing, no TOML, or has an unknown or wrong key.
+    Raises UserError, naming the file and the key, where the file is missing, is not TOML, or has an unknown key or a
+    wrong value.
     """
     path = Path(source)
     if path.suffix == ".toml":
         if not path.is_file():
-            raise UserError(f"there is no study file '{source}'; shipped are {', '.join(shipped())}")
+            raise UserError(f"there is no study file '{source}'; the shipped studies are {', '.join(shipped())}")
         text, name = path.read_bytes(), path.stem
     elif source in shipped():
         text, name = (files("fasttrace.studies") / f"{source}.toml").read_bytes(), source
     else:
-        raise UserError(f"'{source}' is neither a .toml file nor a shipped study, {', '.join(shipped())}")
+        raise UserError(f"expected a .toml file or a shipped study ({', '.join(shipped())}), got '{source}'")
     try:
         raw = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -117,14 +118,14 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
         settings=settings,
         facts=_table("facts", tables["facts"]),
         moments=_table("moments", tables["moments"], seed=settings.seed),
-        # keep: which facts are studied is settled before.
+        # keep: `Runner.known_facts` chooses the facts instead.
         traces=tuple(_table("trace", one, **same, keep="all") for one in tables["trace"]),
         edits=edits,
     )
 
 
 def _table(part: str, table: Any, **stated: Any) -> Any:
-    """A table as the settings it holds, with those that are stated outside it."""
+    """The settings of a table, together with those that are stated outside it."""
     if not isinstance(table, dict):
         raise UserError(f"[{part}]: expected a table, got {table!r}")
     check_names(f"[{part}]", table, keys(part) + (list(PARTS) if part == "study" else []))
@@ -137,22 +138,22 @@ def _table(part: str, table: Any, **stated: Any) -> Any:
 
 
 class Runner:
-    """A study on a model and a store. bar, stages: progress; say: one line for the user."""
+    """Runs a study with a model and a store. bar, stages: show progress. say: prints a line for the user."""
 
     def __init__(self, study: Study, store: "Store", model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
         self.study, self.store, self.model = study, store, model
         self.bar, self.stages, self.say = bar, stages, say
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
-        # Whatever is wrong is said before the first trace, which may take hours.
+        # Errors are raised before the first trace, which may take hours.
         last = model.n_layers - 1
         if beyond := [layer for cell in self.cells for layer in cell.layers or () if layer > last]:
             raise UserError(f"[edit] layers: expected some of 0 to {last}, got {beyond[0]}")
         corpus = study.moments.corpus
         if corpus is not None and self._solved_layers() and not Path(corpus).expanduser().exists():
-            raise UserError(f"[moments] corpus: expected a text file or a folder, got '{corpus}', which is not there")
+            raise UserError(f"[moments] corpus: expected a text file or a folder, got '{corpus}', which does not exist")
 
     def run(self) -> list[Fact]:
-        """Everything the store lacks; returns the facts studied."""
+        """Compute everything that the store lacks. Returns the facts studied."""
         facts = self.known_facts()
         for trace in self.study.traces:
             plan = prepare_trace(self.model, facts, settings=trace)
@@ -172,7 +173,7 @@ class Runner:
         return interleaved(facts) if chosen.order == "interleaved" else facts
 
     def known_facts(self) -> list[Fact]:
-        """The facts to study: all, all the model knows, or the first so many of those."""
+        """The facts to study: all facts, those that the model knows, or the first N of those."""
         facts, known = self.loaded_facts(), self.study.facts.known
         if known is False:
             return facts
@@ -181,7 +182,7 @@ class Runner:
             verdicts = known_into(self.store, self.model, facts, self.study.settings.protocol, done, enough=enough)
         ids = {verdict["fact_id"] for verdict in verdicts if verdict["known"]}
         kept = [fact for fact in facts if fact.fact_id in ids][:enough]
-        self.say(f"    {len(ids)} of {len(verdicts)} facts looked at are known; studying {len(kept)}")
+        self.say(f"    {len(ids)} of {len(verdicts)} tested facts are known; studying {len(kept)}")
         if not kept:
             raise UserError(
                 f"none of the {len(verdicts)} facts is known to {self.study.settings.model}: nothing to study"
@@ -189,7 +190,7 @@ class Runner:
         return kept
 
     def second_moments(self) -> Moments | None:
-        """Of the layers that some method solves at; None where no method needs any."""
+        """The second moments of every layer at which a method solves with them, or None where no method does."""
         layers = self._solved_layers()
         if not layers:
             return None
@@ -197,9 +198,9 @@ class Runner:
             return second_moments(self.model, settings=replaced(self.study.moments, layers=layers), progress=progress)
 
     def plan(self) -> Iterator[Stage]:
-        """What `run` would do, without doing it: counts, FLOPs, and seconds at this machine's rates now.
+        """Yield what `run` would do: counts, FLOPs, and the seconds expected at this machine's current rates.
 
-        Which facts are known is taken from the store; the others are taken to be.
+        The store says which facts are known. A fact that it has no verdict on counts as known.
         """
         facts, known = self.loaded_facts(), self.study.facts.known
         rate = block_rate(self.model)
@@ -247,8 +248,9 @@ class Runner:
         )
 
     def _edits_done(self, cell: EditSettings, ids: set[str]) -> int:
-        """Edits of this method and problem in the store, made with the study's model, protocol and seed. Their contexts
-        and hyperparameters are not compared: the study's are not settled yet."""
+        """Number of edits of this method, problem and window size in the store, made with the study's model, dtype,
+        protocol and seed. Contexts and hyperparameters are not compared, because they are not final before the edits
+        are prepared."""
         if not self.store.path.exists():
             return 0
         same = {
@@ -265,7 +267,7 @@ class Runner:
         return sum(row["fact_id"] in ids and row["layer"] in (cell.layers or ()) for row in rows)
 
     def _cells(self, table: EditTable) -> Iterator[EditSettings]:
-        """Every method on every problem."""
+        """Yield the settings of every method on every problem of a table."""
         layers = self.model.edit_layers() if table.layers is None else table.layers
         if isinstance(layers, int):
             last = self.model.n_layers - 1
@@ -289,7 +291,7 @@ class Runner:
 
 
 def interleaved(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts in turn from each relation, so that a few of them cover many relations."""
+    """The facts in rotation, one from each relation, so that the first few cover many relations."""
     by_relation: dict[str | None, list[Fact]] = {}
     for fact in facts:
         by_relation.setdefault(fact.relation, []).append(fact)
@@ -297,14 +299,14 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
 
 
 def check_results(out: Path) -> None:
-    """Raises UserError where `write_results` could not write."""
+    """Raise UserError where `write_results` could not write."""
     for folder in (out, out / "tables", out / "figures"):
         check_folder(folder)
     check_file(out / "report.html", makes_folder=True)
 
 
 def write_results(store: "Store", out: Path) -> list[Path]:
-    """Every table, figure and the report that the store has data for, under `out`; returns their paths."""
+    """Write the report, and every table and figure that the store has data for, under `out`. Returns their paths."""
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, TABLES, coverage, what_is_missing
     from fasttrace.analysis.render import render

@@ -1,3 +1,3 @@
-"""fasttrace's version: the packaging reads it from here, and so do runs, which it names."""
+"""fasttrace's version. The packaging reads it, and it is part of a run's name."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""Stores of plausible studies (see plausible.py)."""
+"""Stores and reports of made-up studies (tests/support/plausible.py)."""
 
 import itertools
 
@@ -43,7 +43,7 @@ def report(study, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def twenty(tmp_path_factory):
-    """The paper's twenty cells, four windows and a mass edit."""
+    """Report of the paper's 20 pairs of problem and method, four windows and a mass edit."""
     folder = tmp_path_factory.mktemp("twenty")
     store = Store(folder / "study.duckdb")
     facts = study_facts(count=12)
@@ -57,7 +57,7 @@ def twenty(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_ways(tmp_path_factory):
-    """A study traced by denoising and by zeroing."""
+    """Report of a study traced by denoising and by zeroing."""
     folder = tmp_path_factory.mktemp("ways")
     store = Store(folder / "study.duckdb")
     facts = study_facts(count=6)

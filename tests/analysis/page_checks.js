@@ -1,4 +1,4 @@
-// What is looked at in the page itself, as axe-core would; every function returns what is wrong.
+// Checks of the page in the browser, in the manner of axe-core. Most functions return what is wrong.
 const visible = (one) => one.getClientRects().length > 0 && getComputedStyle(one).visibility !== "hidden";
 const shownTexts = () => [...document.querySelectorAll(".panel:not([hidden]) .chart text")];
 
@@ -32,7 +32,7 @@ function accessible() {
   return wrong;
 }
 
-// Text whose contrast with what is behind it is under 4.5, and drawings under 3; and how many texts were looked at.
+// Texts with a contrast under 4.5, drawings with a contrast under 3, and the number of texts checked.
 function contrast() {
   const numbers = (color) => color.match(/[\d.]+/g).map(Number);
   const light = (color) => {
@@ -70,7 +70,7 @@ function contrast() {
   return { poor: [...new Set(poor)], looked };
 }
 
-// Things that can have the focus and do not show that they have it.
+// Focusable elements that do not show the focus.
 function unseenFocus() {
   const unseen = [];
   for (const one of document.querySelectorAll("a, button, select, input, summary, [tabindex='0']")) {
@@ -84,7 +84,7 @@ function unseenFocus() {
   return unseen;
 }
 
-// Texts of a chart that lie on another text of it.
+// Texts of a chart that overlap another text of the same chart.
 function overlaps() {
   return [...document.querySelectorAll(".panel:not([hidden]) .chart")].flatMap((chart) => {
     const boxes = [...chart.querySelectorAll("text")].map((text) => [text.getBoundingClientRect(), text.textContent]);
@@ -94,12 +94,12 @@ function overlaps() {
   });
 }
 
-// Texts of charts that leave the window.
+// Texts of charts that extend beyond the window's right edge.
 const cutOff = () => shownTexts().filter((text) => text.getBoundingClientRect().right > innerWidth + 1).map((text) => text.textContent);
 
 const smallestText = () => Math.min(...shownTexts().map((text) => text.getBoundingClientRect().height));
 
-// Whether an element is wholly in the window.
+// Whether an element is completely in the window.
 function inWindow(what) {
   const box = document.querySelector(what).getBoundingClientRect();
   return box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight;

@@ -1,4 +1,4 @@
-"""Intervals over facts and clustered errors, held to statsmodels and to resampling done the slow way."""
+"""Intervals over facts and clustered errors, compared with slow resampling and with statsmodels."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fasttrace.errors import UserError
 
 
 def made_rows(seed, facts=30, layers=5, gain=0.5, missing=0.1):
-    """Edits of facts at layers: each fact's errors go together, and some edits are missing."""
+    """(fact, layer, x, y) of edits. Errors of the same fact are correlated, and some edits are missing."""
     random = np.random.default_rng(seed)
     fact, layer = (grid.ravel() for grid in np.meshgrid(np.arange(facts), np.arange(layers), indexing="ij"))
     kept = random.uniform(size=fact.size) >= missing
@@ -72,7 +72,7 @@ def test_a_resample_is_the_regression_of_the_facts_drawn():
 
 
 def test_an_interval_covers_what_it_should():
-    """Over many studies drawn from one world, a 90 % interval of the effect's R² mostly holds the world's R²."""
+    """Over studies drawn from one population, a 90 % interval of the effect's R² mostly covers the population's R²."""
     world = float(shares(Sample(*made_rows(0, facts=40_000, missing=0))._sums().sum(0)[None])["r2_effect"][0])
     held = 0
     for seed in range(100):
@@ -90,7 +90,7 @@ def test_too_few_facts_have_no_interval():
     assert set(nothing.clustered_test().values()) == {None}
 
 
-def test_store(wide_study, monkeypatch):
+def test_certainty_of_a_store(wide_study, monkeypatch):
     found, fits = certainty(wide_study, resamples=100), regressions(wide_study)
     assert found.select(KEYS).to_pylist() == fits.select(KEYS).to_pylist()
     for row, fit in zip(found.to_pylist(), fits.to_pylist(), strict=True):
@@ -106,6 +106,6 @@ def test_store(wide_study, monkeypatch):
         tuple(row[name] for name in KEYS): row["n"] for row in check_with_statsmodels(wide_study).to_pylist()
     }
     monkeypatch.setattr("fasttrace.analysis.regression.AT_ONCE", 10)
-    assert certainty(wide_study, resamples=100) == found, "in parts or at once"
+    assert certainty(wide_study, resamples=100) == found, "the same in parts or at once"
     with pytest.raises(UserError, match="at least 0 resamples, got"):
         certainty(wide_study, resamples=-1)

@@ -1,4 +1,4 @@
-"""The checks: nothing to say of sound stores, and the right thing of each store broken on purpose."""
+"""Checks of stores: sound stores pass, and each store broken on purpose fails the right checks."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ FACTS = study_facts(count=4)
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Both protocols, kept samples, edits of a fact without a trace and of one the store was not given."""
+    """Both protocols, kept samples, edits of a fact without a trace and of a fact that was not added."""
     store = Store(tmp_path_factory.mktemp("sound") / "sound.duckdb")
     store.add_facts(FACTS[:3])
     for protocol in ("paper", "released"):
@@ -34,7 +34,7 @@ def sound(tmp_path_factory):
 
 
 def broken(store, folder, *changes):
-    """A copy of the store after some raw SQL."""
+    """Return a copy of the store, changed by raw SQL."""
     path = folder / "broken.duckdb"
     shutil.copy(store.path, path)
     con = duckdb.connect(str(path))
@@ -51,7 +51,7 @@ def test_a_sound_store_passes(sound, study, wide_study):
         assert table.column_names == ["check", "rows", "example"]
 
 
-def test_what_the_engines_write_passes(small_tokenizer, tmp_path):
+def test_a_store_filled_by_the_engines_passes(small_tokenizer, tmp_path):
     assert failures(real_store(tmp_path / "real.duckdb", small_tokenizer)).to_pylist() == []
 
 
@@ -132,7 +132,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize(("change", "wanted"), BREAKS.values(), ids=BREAKS)
-def test_a_broken_store_is_told(sound, tmp_path, change, wanted):
+def test_a_broken_store_fails_its_checks(sound, tmp_path, change, wanted):
     table = failures(broken(sound, tmp_path, change)).to_pylist()
     assert {row["check"]: row["rows"] for row in table} == wanted
     for row in table:
@@ -152,12 +152,12 @@ def test_every_break_has_a_check_and_every_check_a_break():
 
 
 @pytest.mark.parametrize("name", checks())
-def test_every_check_says_what_it_is(name):
+def test_every_check_is_documented(name):
     header = " ".join(line for line in checks()[name].splitlines() if line.startswith("--"))
     assert header.startswith(f"-- {name}: ")
     assert all(word in header for word in ("Grain:", "Inputs:", "Units:"))
 
 
-def test_no_store_is_said(tmp_path):
+def test_a_missing_store_is_refused(tmp_path):
     with pytest.raises(StoreError, match="there is no store at"):
         failures(Store(tmp_path / "x.duckdb"))

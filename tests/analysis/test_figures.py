@@ -1,4 +1,4 @@
-"""Figures: what they draw is what the store holds."""
+"""Figures draw the values that the store has."""
 
 import re
 
@@ -16,12 +16,12 @@ from fasttrace.analysis.regression import regressions
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
-PEAKS, SCATTER, BARS, CURVE, LAYERS = 11, 15, 6, 10, 7  # numbers of the paper
+PEAKS, SCATTER, BARS, CURVE, LAYERS = 11, 15, 6, 10, 7  # their numbers in the paper
 ALL = (PEAKS, SCATTER, BARS, CURVE, LAYERS)
 
 
 def drawn(figure: Figure) -> str:
-    """Every word on a figure."""
+    """All visible text of a figure."""
     figure.draw_without_rendering()
     return "\n".join(
         text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_visible()
@@ -70,7 +70,7 @@ def test_heatmap_shows_the_grid_its_probabilities_and_the_subject(study):
     assert tokens == ["The", "Eiffel*", "Tower*", "is", "located", "in", "the", "city", "of"]
 
 
-def test_heatmap_takes_names_with_dollars_and_foreign_letters_as_they_are(study, tmp_path):
+def test_heatmap_shows_dollars_and_foreign_letters_unchanged(study, tmp_path):
     figure = figures.heatmap(study, "place-19")
     assert "$100*" in drawn(figure)
     figures.save(figure, tmp_path / "dollar.svg")
@@ -87,10 +87,10 @@ def test_heatmap_names_its_window_and_prefers_five(wide_study):
     [
         ("nobody", None, "was not traced in"),
         ("place-21", None, "36 greedy tokens"),
-        ("place-00", 7, ", 5, got 7"),
+        ("place-00", 7, "one of 5, got 7"),
     ],
 )
-def test_heatmap_says_what_is_missing(study, fact_id, window, said):
+def test_heatmap_names_what_is_missing(study, fact_id, window, said):
     with pytest.raises(StoreError, match=said):
         figures.heatmap(study, fact_id, window)
 
@@ -148,7 +148,7 @@ def test_scatter_has_a_panel_a_layer_with_its_correlation(study):
         assert sorted(map(tuple, offsets.tolist())) == sorted(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def test_r2_bars_stand_for_the_regressions(wide_study):
+def test_r2_bars_show_the_regressions(wide_study):
     axes = figures.paper_figure(wide_study, BARS).axes[0]
     rows = RowFilter().kept(regressions(wide_study)).to_pylist()
     wanted = [row[key] for key in ("r2_layer", "r2_effect", "r2_both") for row in rows]
@@ -166,11 +166,11 @@ def test_score_by_layer_draws_the_means(study):
     assert panels[2].lines[0].get_ydata().tolist() == pytest.approx(means)
 
 
-def test_a_store_without_edits_or_cells_says_so(tmp_path):
+def test_a_store_without_edits_or_cells_is_refused(tmp_path):
     store = Store(tmp_path / "empty.duckdb")
     store.create()
     for number_there in ALL:
-        said = rf"Figure {number_there} .* are in .*empty\.duckdb; they come with: fasttrace"
+        said = rf"Figure {number_there} .* are in .*empty\.duckdb; make them with: fasttrace"
         with pytest.raises(StoreError, match=said):
             figures.paper_figure(store, number_there)
 
@@ -180,7 +180,7 @@ def test_saving_under_another_ending_is_refused(study, tmp_path):
         figures.save(figures.paper_figure(study, BARS), tmp_path / "r2.gif")
 
 
-def test_a_group_is_named_by_what_tells_it_apart():
+def test_a_group_is_named_by_what_distinguishes_it():
     row = {
         "problem": "error-injection",
         "method": "rome",

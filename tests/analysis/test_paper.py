@@ -65,14 +65,14 @@ def test_table_3_is_the_regressions_in_the_papers_order(whole):
             assert 0 <= row["p_clustered"] <= 1
 
 
-def test_a_score_a_table(whole):
+def test_tables_4_to_6_have_one_score_each(whole):
     for number, score in ((4, "paraphrase"), (5, "neighborhood"), (6, "overall")):
         row = paper_table(whole, number, resamples=0).to_pylist()[0]
         fit = regressions(whole, score, problem=row["problem"], method=row["method"]).to_pylist()
         assert any(one["n"] and row["r2_both"] == pytest.approx(one["r2_both"], abs=1e-12) for one in fit)
 
 
-def test_tables_7_and_8_are_of_different_data(whole):
+def test_tables_7_and_8_have_different_data(whole):
     seven, eight = (paper_table(whole, number).to_pylist() for number in (7, 8))
     assert {row["edit_metric"] for row in seven} == {"rewrite", "overall"}
     assert {(row["regression_metric"], row["predictor"]) for row in seven} == {
@@ -102,7 +102,7 @@ def test_figure_4_is_of_one_layer(whole):
         paper_figure(whole, 4, layer=7)
 
 
-def test_figure_16_takes_the_last_subject_token(whole):
+def test_figure_16_has_the_effect_at_the_last_subject_token(whole):
     def xs(number):
         panels = [axes for axes in paper_figure(whole, number).get_axes() if axes.collections]
         return np.concatenate([axes.collections[0].get_offsets()[:, 0] for axes in panels])
@@ -112,7 +112,7 @@ def test_figure_16_takes_the_last_subject_token(whole):
     assert (last < largest - 0.01).any()
 
 
-def test_what_is_missing_says_what_would_make_it(study):
+def test_missing_data_are_named_with_the_command_that_makes_them(study):
     for number, words in (
         (3, None), (8, "--facts zsre_mend_eval.json"), (1, None),
     ):  # fmt: skip
@@ -129,7 +129,7 @@ def test_what_is_missing_says_what_would_make_it(study):
         paper_figure(study, 13)
 
 
-def test_numbers_that_are_none(study):
+def test_numbers_that_the_paper_does_not_have(study):
     with pytest.raises(UserError, match=r"expected a table of the paper, .*, got 9"):
         paper_table(study, 9)
     with pytest.raises(UserError, match="Figure 5 of the paper is a drawing of the editing problems"):
@@ -138,8 +138,8 @@ def test_numbers_that_are_none(study):
         paper_figure(study, 23)
 
 
-def test_windows_are_compared_with_any_traced(whole):
-    """Edits made beside window 5 are also compared with the effects of window 10, never mixed with them."""
+def test_edits_can_be_compared_with_any_traced_window(whole):
+    """Edits of window 5 can also be compared with effects of window 10. Effects of two windows are never mixed."""
     own, ten = (regressions(whole, window_size=size, problem="fact-forcing", method="memit") for size in (None, 10))
     assert set(own["window_size"].to_pylist()) == {5}
     assert set(ten["window_size"].to_pylist()) == {10}
@@ -147,11 +147,11 @@ def test_windows_are_compared_with_any_traced(whole):
     assert own["r2_effect"].to_pylist()[0] != ten["r2_effect"].to_pylist()[0]
 
 
-def test_effects_of_another_window_are_not_those_the_edits_need(tmp_path):
+def test_effects_of_another_window_do_not_replace_those_the_edits_need(tmp_path):
     store, facts = Store(tmp_path / "ten.duckdb"), study_facts(count=4)
     store.add(trace_result(facts, windows=(10,)))
     assert what_is_missing(coverage(store), FIGURES[11]) is None
-    store.add(edit_result(facts))  # to be compared with window 5
+    store.add(edit_result(facts))  # compared with window 5
     with pytest.raises(StoreError, match=r"Table 3 .*no such tracing effects are in .*--windows 5"):
         paper_table(store, 3)
     assert paper_figure(store, 12).get_axes()

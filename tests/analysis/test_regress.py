@@ -1,4 +1,4 @@
-"""ft.regress against the SQL regressions, against numpy by hand, and what it refuses."""
+"""ft.regress against the SQL regressions and against numpy by hand, and its refusals."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def magnitudes(seed):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Two methods; one fact without an effect, one not traced, one without a paraphrase score."""
+    """Two methods. One fact has no effect, one no cells, one a missing paraphrase score and one a NaN rewrite score."""
     store = Store(tmp_path_factory.mktemp("regress") / "s.duckdb")
     store.add(made_trace(IDS, windows=(3, 5), layers=8, no_effect=("f3",), left_out=("f4",)))
     scores = magnitudes(1)
@@ -99,7 +99,7 @@ def test_clustered_errors_are_those_of_certainty(store):
 
 
 def test_robust_errors_by_hand(store):
-    """HC3: the covariance of MacKinnon and White, with every residual over 1 - its leverage."""
+    """HC3 is the covariance of MacKinnon and White, with every residual divided by 1 - its leverage."""
     found = regress(store, "rewrite ~ effect + C(layer)", robust=True)
     x, rest = found.fit.model.exog, found.fit.resid.to_numpy()
     inverse = np.linalg.inv(x.T @ x)
@@ -113,7 +113,7 @@ def test_robust_errors_by_hand(store):
 
 
 def test_a_mixed_model_of_a_balanced_layout_by_hand(tmp_path):
-    """REML's variances are those of the analysis of variance where every fact has as many rows."""
+    """If every fact has equally many rows, REML's variances are those of the analysis of variance."""
     rng, store = np.random.default_rng(3), Store(tmp_path / "s.duckdb")
     y = rng.normal(size=(24, 1)) + 0.3 * rng.normal(size=(24, 4))
     store.add(made_trace(IDS))
@@ -129,7 +129,7 @@ def test_a_mixed_model_of_a_balanced_layout_by_hand(tmp_path):
     assert "r2" not in found.statistics
 
 
-def test_the_account_of_the_rows(store):
+def test_the_counts_of_rows(store):
     found = regress(store, "paraphrase ~ effect", where="layer > 0")
     assert found.selection.n_selected == 144
     assert found.selection.dropped.to_pylist() == [
@@ -142,8 +142,8 @@ def test_the_account_of_the_rows(store):
     assert "Dropped: 1 without paraphrase (no paraphrase prompts)" in account
     assert "Pooled: method memit, rome" in account
     assert "problem error-injection" in account
-    assert "Pooled: method" not in regress(store, "rewrite ~ method").account(), "the formula has it"
-    assert regress(store, "rewrite ~ layer").statistics["n_dropped"] == 1, "a score that is not a number"
+    assert "Pooled: method" not in regress(store, "rewrite ~ method").account(), "the formula has the method"
+    assert regress(store, "rewrite ~ layer").statistics["n_dropped"] == 1, "the NaN score"
 
 
 def test_columns_of_facts_and_booleans(store, tmp_path):
@@ -172,7 +172,7 @@ def test_the_summary_is_statsmodels(store):
     assert "No. Observations:                   7 " in few, "few rows make scipy warn, which must not leak"
 
 
-def test_what_statsmodels_warns_of_is_a_note(store):
+def test_a_warning_of_statsmodels_becomes_a_note(store):
     found = regress(store, "rewrite ~ effect", groups="fact_id", where=ROME)
     assert any("boundary" in note for note in found.notes)
     assert "Note: " in found.account()
@@ -181,7 +181,7 @@ def test_what_statsmodels_warns_of_is_a_note(store):
 @pytest.mark.parametrize(
     ("formula", "options", "sentence"),
     [
-        ("rewrite ~ efect", {}, "expected a column of traced_edits, got 'efect': effect"),
+        ("rewrite ~ efect", {}, "expected a column of traced_edits, got 'efect' (did you mean effect"),
         ("rewrite ~ efect", {}, "it has model, protocol, "),
         ("rewrite ~ __import__('os')", {}, "expected a column of traced_edits, got '__import__'"),
         ("both", {"score": "beauty"}, "expected a column of traced_edits, got 'beauty'"),
@@ -213,12 +213,12 @@ def test_what_statsmodels_warns_of_is_a_note(store):
         ("rewrite ~ C(layer) + layer", {}, "expected independent terms, got layer"),
         ("rewrite ~ C(fact_id)", {"where": [ROME, "layer = 0"]}, "expected more rows than coefficients, got 24 rows"),
         ("rewrite ~ C(layer)", {"where": [ROME, "layer = 0 OR (layer = 1 AND fact_id = 'f1')"], "robust": True},
-            "got 1 of 25 rows alone behind one"),
+            "got a single row for some (1 of 25 rows)"),
         ("rewrite ~ effect", {"cluster": "problem"}, "expected at least two values of problem to group by"),
         ("rewrite ~ effect", {"cluster": "fact_id", "robust": True}, "expected one of robust, cluster and groups"),
     ],
 )  # fmt: skip
-def test_what_cannot_serve_is_one_sentence(store, formula, options, sentence):
+def test_bad_arguments_are_refused_in_one_sentence(store, formula, options, sentence):
     with pytest.raises(UserError) as refused:
         regress(store, formula, **options)
     assert sentence in str(refused.value)
@@ -232,7 +232,7 @@ def test_a_store_without_edits(tmp_path):
         regress(store, "both")
 
 
-def test_it_is_exported_and_imported_when_asked_for():
+def test_regress_is_exported_and_imported_lazily():
     assert ft.regress is regress
     script = "import sys, fasttrace; assert not {'statsmodels', 'duckdb'} & set(sys.modules); fasttrace.regress"
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The SQL regressions against statsmodels and against numpy's lstsq, on data made to be awkward."""
+"""The SQL regressions against statsmodels and against numpy's lstsq, on awkward data."""
 
 from importlib.resources import files
 
@@ -30,7 +30,7 @@ NUMBERS = (
 
 
 def random_case(rng, name):
-    """{(fact_id, layer): (effect or None, rewrite or None)}: few facts, repeated values, holes."""
+    """{(fact_id, layer): (effect or None, rewrite or None)}: few facts, repeated and missing values."""
     layers = sorted(rng.choice(6, size=rng.integers(1, 5), replace=False).tolist())
     facts = [f"{name}/{i}" for i in range(rng.integers(1, 9))]
     coarse = rng.random() < 0.5
@@ -75,7 +75,7 @@ NAMED = {
 
 
 def write_case(store, problem, case):
-    """One editing run and its rows, with effects of their own in the one tracing run."""
+    """Add an editing run for the case, and the effects of its facts to the one tracing run."""
     renamed = {(f"{problem}/{fact}", layer): values for (fact, layer), values in case.items()}
     facts = sorted({fact for fact, _ in renamed})
     trace = made_trace(facts, layers=6, tokens=2, effects={k: x for k, (x, _) in renamed.items() if x is not None})
@@ -116,7 +116,7 @@ def by_sql(store):
 
 
 def close(name, found, wanted, rest, size=1.0):
-    """To 1e-9; F and p to what 1 - r2_both leaves of the digits, where it is below 1e-6."""
+    """Compare to 1e-9. F and p have fewer digits where rest, 1 - r2_both, is below 1e-6."""
     if wanted is None or found is None:
         assert found is None
         assert wanted is None
@@ -145,7 +145,7 @@ def test_against_lstsq(problem, cases, by_sql):
     layer, x, y = columns
     wanted = least_squares.fits(layer, x, y)
     assert (row["n"], row["n_left_out"]) == (len(y), len(case) - len(y))
-    # Far from zero, y has fewer digits than 1e-9 of its spread asks for.
+    # Far from zero, y has too few digits for 1e-9 of its spread.
     size = 1e3 if np.abs(y).max() > 1e3 else 1.0
     for name in NUMBERS:
         close(name, row[name], wanted[name], 1 - (wanted["r2_both"] or 0) + 1e-16, size)
@@ -160,12 +160,12 @@ def test_against_statsmodels(store, by_sql):
         row = by_sql[problem]
         assert all(row[name] == wanted[name] for name in (*KEYS, "n", "n_left_out"))
         if problem == "scores-far-from-zero":
-            continue  # statsmodels does not centre y and keeps fewer digits there; lstsq is the check
+            continue  # statsmodels does not centre y and loses digits; test_against_lstsq checks this case
         for name in NUMBERS:
             close(name, row[name], wanted[name], 1 - (wanted["r2_both"] or 0) + 1e-16)
 
 
-def test_the_sums_say_what_they_are(store, cases):
+def test_layer_sums_equal_their_definition(store, cases):
     sums = "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND n > 0"
     rows = query(store, sums, ["rewrite"]).to_pylist()
     assert len(rows) > 60
@@ -219,7 +219,7 @@ def test_means_take_every_edit_with_a_score(store, cases):
             assert row["sem"] is None
 
 
-def test_a_score_nobody_has(store):
+def test_a_score_that_no_edit_has(store):
     rows = regressions(store, "essence").to_pylist()
     assert rows
     assert all(row["n"] == 0 and row["r2_layer"] is None for row in rows)
@@ -262,7 +262,7 @@ def test_runs_are_not_mixed(many):
 
 
 def test_choosing_window_protocol_and_token(many):
-    narrow = regressions(many, window_size=3).to_pylist()  # every edit beside the effects of that window
+    narrow = regressions(many, window_size=3).to_pylist()  # every edit is paired with the effects of that window
     assert {row["window_size"] for row in narrow} == {3}
     assert {(row["edit_run_id"], row["trace_run_id"]) for row in narrow if row["n"]} == {
         ("e-5", "t-5"),
@@ -277,7 +277,7 @@ def test_choosing_window_protocol_and_token(many):
     assert last.num_rows == 5
 
 
-def test_edit_effects_is_what_is_regressed(many):
+def test_edit_effects_are_the_regressed_rows(many):
     table = relation(many, "edit_effects", {"score": "paraphrase"})
     assert table.num_rows == sum(row["n"] for row in regressions(many, "paraphrase").to_pylist())
 
@@ -303,12 +303,12 @@ def test_an_empty_store_gives_empty_tables(tmp_path):
 
 
 def relation_names():
-    """Of every file of sql/; checks/ has a test of its own."""
+    """Names of the relations in sql/. Those in sql/checks/ have another test."""
     folder = files("fasttrace.analysis") / "sql"
     return [file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql")]
 
 
-def test_every_relation_says_what_it_is():
+def test_every_relation_is_documented():
     for name in [*SETTINGS, *relation_names()]:
         header = " ".join(line for line in sql(name).splitlines() if line.startswith("--"))
         assert header.startswith(f"-- {name}: ")
@@ -316,7 +316,7 @@ def test_every_relation_says_what_it_is():
 
 
 def test_every_relation_declares_what_it_reads():
-    """The header's Inputs are those that DuckDB finds, and the chain's stand before it."""
+    """The Inputs in a header are those that DuckDB finds. In the chain they come before the relation."""
     with duckdb.connect() as con:
         for name in RELATIONS:
             con.execute(schema_sql(name))
@@ -334,7 +334,7 @@ def test_every_relation_declares_what_it_reads():
             assert set(declared) == con.get_table_names(text), name
             if name in CHAIN:
                 before = CHAIN[: CHAIN.index(name)]
-                assert set(declared) <= {*RELATIONS, *before}, f"{name} stands before what it reads"
+                assert set(declared) <= {*RELATIONS, *before}, f"{name} comes before one of its inputs"
     assert read_by("regressions_of_score") == {
         "run_pairs", "traced_edits", "concentrated_facts", "regression_rows", "layer_sums", "group_fits", "regressions",
     }  # fmt: skip

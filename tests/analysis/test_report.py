@@ -1,4 +1,4 @@
-"""The report: one file, safe whatever the facts say, and alive in a real browser."""
+"""The report: one file that loads nothing, is safe for any text of a fact, and has the store's numbers."""
 
 import base64
 import contextlib
@@ -42,7 +42,7 @@ from fasttrace.store import Store
 
 
 def test_the_file_names_no_address_and_loads_nothing(report):
-    text = re.sub(r'(?<=id="data">)[A-Za-z0-9+/=]+', "", report.text)  # packed data, in which // is a chance
+    text = re.sub(r'(?<=id="data">)[A-Za-z0-9+/=]+', "", report.text)  # packed data can contain // by chance
     assert not re.search(r"(https?:)?//[a-z0-9]", text, re.IGNORECASE)
     for tag, attributes in report.page.tags:
         assert tag not in ("link", "iframe", "object", "embed") or attributes.get("rel") == "icon"
@@ -52,7 +52,7 @@ def test_the_file_names_no_address_and_loads_nothing(report):
     assert "default-src 'none'" in report.text
 
 
-def test_it_says_what_was_run_and_what_was_left_out(report, study):
+def test_it_lists_what_was_run_and_what_was_left_out(report, study):
     words = " ".join(report.page.words)
     run = study.query("SELECT * FROM runs WHERE kind = 'trace'").to_pylist()[0]
     for value in (
@@ -71,7 +71,7 @@ def test_it_says_what_was_run_and_what_was_left_out(report, study):
     assert "--layers 0,4,8,12,16,20,24,29" in words
 
 
-def test_the_commands_take_the_facts_of_each_run_out_of_the_store(study, tmp_path):
+def test_the_commands_read_the_facts_of_each_run_from_the_store(study, tmp_path):
     runs = study.query("SELECT * FROM runs").to_pylist()
     counts = {run["run_id"]: {"layers": [0, 4] if run["kind"] == "edit" else None} for run in runs}
     lines = commands(runs, counts, str(study.path.resolve()))
@@ -125,8 +125,8 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
     assert "does not say whether" in answer([row | {"r2_both": None}], [], [])[0]
 
 
-def test_ways_of_tracing_are_answered_for_one_by_one():
-    """Denoising, which is causal tracing proper, comes first; nothing is averaged over ways."""
+def test_every_localization_method_has_its_own_answer():
+    """Denoising, which is causal tracing proper, comes first. Nothing is averaged over methods."""
     row = {"r2_layer": 0.5, "r2_effect": 0.01, "f_value": 4.0, "df_num": 8, "df_den": 160, "p_value": 0.01}
     row |= {"problem": "error-injection", "score": "rewrite", "model": "toy", "window_size": 5}
     rows = [
@@ -181,7 +181,7 @@ def test_a_shortened_number_keeps_its_three_decimals_and_four_digits(value):
     assert short(value) == pytest.approx(value, rel=5e-4)
 
 
-def test_what_is_no_number_is_null():
+def test_nan_and_infinity_are_null():
     assert short(float("nan")) is None
     assert short(float("inf")) is None
 
@@ -204,7 +204,7 @@ def test_embedded_numbers_are_the_stores(report, study):
         assert facts["place-05"]["edits"][key] == [short(edit[key]) for edit in edits]
 
 
-def test_more_facts_than_asked_for_are_said_to_be_missing(study, tmp_path):
+def test_facts_beyond_the_limits_are_left_out_and_counted(study, tmp_path):
     text = write_report(study, tmp_path / "few.html", max_facts=3).read_text()
     assert len(embedded(text)["facts"]) == 3
     assert "The first 3 of 24 facts" in text
@@ -222,7 +222,7 @@ def test_traces_alone_and_edits_alone_make_a_report(tmp_path):
         store.add(result)
         text = write_report(store, tmp_path / f"{name}.html").read_text()
         assert "does not say whether" in text
-        assert ("Tracing finds most at layer" in text) is (name == "trace")
+        assert ("The mean tracing effect is largest at layer" in text) is (name == "trace")
         assert ("rewriting works best at layer" in text) is (name == "edit")
         assert ('id="layers"' in text, 'id="tracing"' in text, 'id="r2"' in text) == (
             name == "edit",
@@ -247,18 +247,18 @@ def test_a_mass_edit_alone_makes_a_report(tmp_path):
     assert ids == [fact.fact_id for fact in facts]
 
 
-def test_the_commands_are_ones_that_the_command_line_takes(twenty):
+def test_the_command_line_accepts_the_commands(twenty):
     runs = twenty.store.query("SELECT * FROM runs").to_pylist()
     counts = {row["run_id"]: row for row in relation(twenty.store, "run_counts").to_pylist()}
     lines = [line for line in commands(runs, counts, "study.duckdb") if line.startswith("fasttrace")]
     assert len(lines) == 1 + 20 + 1 + 1
     for line in lines:
         _, verb, *words = shlex.split(line)
-        cli.commands[verb].make_context(verb, words)  # raises where an option or a value is not known
+        cli.commands[verb].make_context(verb, words)  # raises if an option or a value is unknown
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two CSVs hold the same, but for the last digits (DuckDB's threads add in no fixed order)."""
+    """Whether two CSVs are equal up to the last digits, since DuckDB's threads add in no fixed order."""
     rows = [list(csv.reader(io.StringIO(text))) for text in (one, other)]
     for a, b in zip(*rows, strict=True):
         for x, y in zip(a, b, strict=True):
@@ -285,7 +285,10 @@ def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
 
 def test_the_papers_counterparts_can_be_made_by_the_commands_given(twenty, tmp_path):
     lines = [
-        line for name, text in codes(twenty.text) if name == "Commands for the paper’s" for line in text.splitlines()
+        line
+        for name, text in codes(twenty.text)
+        if name == "Commands for the paper’s version"
+        for line in text.splitlines()
     ]
     told = [" ".join(shlex.split(line)[1 : shlex.split(line).index("--store")]) for line in lines]
     assert told == ["tables 1 3", "figures 6", "figures 4 15", "figures 7", "figures 10", "figures 1 11"]
@@ -296,7 +299,7 @@ def test_the_papers_counterparts_can_be_made_by_the_commands_given(twenty, tmp_p
     assert len(list(tmp_path.glob("figure-*.svg"))) == 7
 
 
-def test_every_mark_says_its_numbers(twenty):
+def test_every_mark_has_its_numbers(twenty):
     titles = [html.unescape(text) for text in re.findall(r"<title>(.*?)</title>", twenty.text)[1:]]
     assert twenty.text.count('class="mark"') == len(titles)
     row = fits_with_certainty(twenty.store).to_pylist()[0]
@@ -317,7 +320,7 @@ def test_every_mark_says_its_numbers(twenty):
     assert f"window 5, layer 4: {peaks} of 12 facts" in titles
 
 
-def test_marks_stand_where_their_values_are(twenty):
+def test_bars_are_drawn_to_scale(twenty):
     """A bar's length is its share of the axis from 0 to 1."""
     row = regressions(twenty.store).to_pylist()[0]
     chart = twenty.text[twenty.text.index('<svg class="chart bars"') :]

@@ -1,4 +1,4 @@
-"""The report alive in a real browser: picked, read, filtered, on a phone, in the dark, without script."""
+"""The report in a real browser: picking, reading and filtering, on a phone, in dark mode, without script."""
 
 import contextlib
 import csv
@@ -42,7 +42,7 @@ TIP = "document.querySelector('.tip').hidden ? null : document.querySelector('.t
 
 @contextlib.contextmanager
 def opened(url: str, tmp_path, **window):
-    """The page in a browser, its script done; afterwards nothing was fetched and nothing complained of."""
+    """Open the page and wait for its script. At the end, assert that it fetched nothing and logged nothing."""
     with Browser(tmp_path / "profile", **window) as browser:
         browser.open(url)
         browser.until(READY)
@@ -53,14 +53,14 @@ def opened(url: str, tmp_path, **window):
 
 
 def wrong(browser: Browser) -> dict[str, list[str]]:
-    """What is not accessible, by kind."""
+    """Faults of accessibility, by kind."""
     return {what: found for what, found in browser.run("accessible()").items() if found}
 
 
 def centre(browser: Browser, element: str) -> tuple[float, float]:
-    """The middle of an element in the window, which is scrolled there."""
+    """Scroll to an element and return the position of its centre in the window."""
     browser.run(f"({element}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
-    # Two frames later it is scrolled, and the page was told.
+    # Two frames later the page is scrolled and has had the event.
     browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     box = browser.run(
         f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(({element}).getBoundingClientRect())"
@@ -69,7 +69,7 @@ def centre(browser: Browser, element: str) -> tuple[float, float]:
 
 
 def choose(browser: Browser, select: str, label: str) -> None:
-    """Choose an option by its label, as a reader does."""
+    """Choose an option by its label."""
     browser.run(
         f"(() => {{ const list = document.querySelector({json.dumps(select)});"
         f"list.value = [...list.options].find(one => one.text === {json.dumps(label)}).value;"
@@ -99,7 +99,7 @@ def test_a_fact_is_picked_by_address_by_search_and_in_the_list(report, study, tm
         browser.press("ArrowRight")
         assert "layer 5:" in browser.run(READOUT)
 
-        # a search finds accents without accents; Enter takes the first found, and the address says so
+        # a search without accents finds words with accents; Enter picks the first match and changes the address
         browser.run("document.getElementById('search').focus()")
         browser.write("familia barc")
         assert browser.run("document.getElementById('matches').textContent") == "1 of 24 facts match"
@@ -109,7 +109,7 @@ def test_a_fact_is_picked_by_address_by_search_and_in_the_list(report, study, tm
         assert browser.run("location.hash") == "#fact=place-03"
         assert browser.run("document.getElementById('fact-name').textContent") == "Kremlin → Moscow"
 
-        # the arrow key goes from the search to the list, and along it
+        # the arrow key moves from the search to the list and along it
         browser.run("document.getElementById('search').select()")
         browser.write("paris")
         browser.press("ArrowDown")
@@ -119,7 +119,7 @@ def test_a_fact_is_picked_by_address_by_search_and_in_the_list(report, study, tm
         both = {first, browser.run("document.getElementById('fact-name').textContent")}
         assert both == {"Eiffel Tower → Paris", "Louvre → Paris"}
 
-        # nothing found is said, and what is shown stays
+        # a search without a match is reported, and the shown fact stays
         browser.run("document.getElementById('search').focus(); document.getElementById('search').select()")
         browser.write("no such fact")
         assert browser.run("document.getElementById('matches').textContent") == "0 of 24 facts match"
@@ -157,7 +157,7 @@ def test_edits_of_a_fact_are_filtered_sorted_and_beside_its_effects(twenty, tmp_
         assert lines[1] == ["tracing effect, window 5", *(f"{edit['effect']:.3f}" for edit in edits)]
         assert lines[2][1:] == [f"{edit['rewrite']:.3f}" for edit in edits]
 
-        # sorted by a heading, there and back, by keyboard; the order stays when the filter changes
+        # sorted by a heading in both directions, by keyboard; the order stays when the filter changes
         browser.run("document.querySelectorAll('#edits thead button')[4].focus()")
         browser.press("Enter")
         browser.run("document.activeElement.click()")
@@ -169,7 +169,7 @@ def test_edits_of_a_fact_are_filtered_sorted_and_beside_its_effects(twenty, tmp_
         values = [float(row[4]) for row in browser.run(rows)]
         assert values in (sorted(values), sorted(values, reverse=True))
 
-        # what was chosen is kept from fact to fact; a window of another size has its own grid
+        # choices are kept from fact to fact; a window of another size has its own grid
         browser.turn_to("fact=place-02")
         assert browser.run("document.getElementById('edits-shown').textContent") == "32 of 160 edits shown"
         p = browser.run("document.querySelector('#grid tbody td:nth-of-type(5)').getAttribute('aria-label')")
@@ -206,7 +206,7 @@ def test_marks_are_read_by_pointer_touch_and_keyboard(twenty, tmp_path):
         browser.press("Escape")
         assert browser.run(TIP) is None
 
-        # one stop a figure for the tab key; from there the arrows move, and the numbers follow
+        # the tab key stops once in each figure; from there the arrows move, and the tip follows
         stops = "[...document.querySelectorAll('#figure-layers [tabindex=\"0\"]')].length"
         assert browser.run(stops) == 1
         browser.run("document.getElementById('layers-problem').focus()")
@@ -254,7 +254,7 @@ def test_panels_are_chosen_and_points_are_the_stores(twenty, tmp_path):
             found = [float(number.replace("−", "-")) for number in numbers]
             assert found == pytest.approx([effect, row["score"]], rel=5e-4)
         assert len(titles) == len(pairs) == 12
-        # only what is shown has marks: the others are dots until they are chosen
+        # only shown panels have marks; the others have dots until they are chosen
         hidden = "document.querySelectorAll('#figure-pairs .panel[hidden] .mark').length"
         assert browser.run(hidden) == 0
 
@@ -279,7 +279,7 @@ def test_tables_are_filtered_and_saved(twenty, tmp_path):
         edits = list(csv.reader((tmp_path / "edits.csv").open(encoding="utf-8")))
         assert len(edits) == 1 + 32
         assert edits[0][:5] == ["problem", "method", "layer", "tracing effect", "rewrite"]
-        # code is copied: into the clipboard, or where the browser keeps it from files, as the selection
+        # code is copied to the clipboard, or selected if the browser denies the clipboard to files
         browser.run("document.querySelector('#run-mass-1').open = true")
         block = "document.querySelector('#run-mass-1 .code')"
         browser.run(f"{block}.querySelector('button').click()")
@@ -291,8 +291,8 @@ def test_tables_are_filtered_and_saved(twenty, tmp_path):
 
 
 @needs_chromium
-def test_a_choice_that_leaves_nothing_takes_what_was_run(wide_study, tmp_path):
-    """MEMIT was run for error injection only: choosing fact forcing goes on to ROME."""
+def test_a_choice_without_data_switches_to_what_was_run(wide_study, tmp_path):
+    """MEMIT was run for error injection only, so choosing fact forcing also switches to ROME."""
     page = written(wide_study, tmp_path / "wide.html")
     with opened(page.url, tmp_path) as browser:
         chosen = "[...document.querySelectorAll('#figure-pairs select')].map(list => list.selectedOptions[0].text)"
@@ -307,7 +307,7 @@ def test_a_choice_that_leaves_nothing_takes_what_was_run(wide_study, tmp_path):
 
 
 @needs_chromium
-def test_ways_of_tracing_are_chosen_between(two_ways, tmp_path):
+def test_localization_methods_can_be_chosen(two_ways, tmp_path):
     with opened(two_ways.url, tmp_path) as browser:
         bars = (
             "[...document.querySelectorAll('#figure-r2 .panel:not([hidden]) .mark title')].map(one => one.textContent)"
@@ -343,7 +343,7 @@ AWKWARD = "a<b>&\"q\" 'r' $x$ {y}\nnext, line"
 
 @pytest.fixture(scope="module")
 def awkward(tmp_path_factory):
-    """Names of every kind of harm, in every place a name can be."""
+    """Report of a store in which every name has harmful characters."""
     folder = tmp_path_factory.mktemp("awkward")
     store = Store(folder / 'it\'s "a" $study.duckdb')
     facts = [

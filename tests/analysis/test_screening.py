@@ -1,4 +1,4 @@
-"""How well estimates rank exact cells, in SQL and by scipy."""
+"""How well estimates rank exact cells: SQL against scipy."""
 
 import json
 
@@ -17,7 +17,7 @@ IDS = ["f0", "f1"]
 
 @pytest.fixture
 def screened(tmp_path):
-    """Exact grids of 2 facts at 2 windows, and estimates of them that are off by noise; some cells tie."""
+    """(a store with exact grids of 2 facts at 2 windows and noisy estimates of them, some tied; the exact cells)."""
     exact = made_trace(IDS, windows=(3, 5), layers=12, tokens=6)
     random = np.random.default_rng(4)
     p = exact.cells["p_restored"].to_numpy()
@@ -26,7 +26,7 @@ def screened(tmp_path):
     estimates = made_trace(IDS, run_id="a0", windows=(3, 5), layers=12, tokens=6, settings=settings)
     column = estimates.cells.column_names.index
     cells = estimates.cells.set_column(column("p_restored"), "p_restored", pa.array(guess))
-    verified = np.arange(len(p)) % 7 == 0  # these hold the exact value, and the estimate beside it
+    verified = np.arange(len(p)) % 7 == 0  # these cells have the exact value and, beside it, the estimate
     cells = cells.set_column(column("p_restored"), "p_restored", pa.array(np.where(verified, p, guess)))
     cells = cells.set_column(column("p_screened"), "p_screened", pa.array(guess, mask=~verified))
     estimates.cells = cells.set_column(column("approximate"), "approximate", pa.array(~verified))
@@ -49,9 +49,9 @@ def test_screening_is_spearman_and_the_share_of_the_top(screened):
         assert row["spearman"] == pytest.approx(stats.spearmanr(p, guess).statistic, abs=1e-12)
         top, fortieth = guess[np.argsort(-p)[:10]], np.sort(guess)[-40]
         sure, maybe = (top > fortieth).mean(), (top >= fortieth).mean()
-        assert sure <= row["top_10_in_top_40"] <= maybe, "ties at the fortieth place may fall either way"
+        assert sure <= row["top_10_in_top_40"] <= maybe, "ties at rank 40 may count either way"
         assert row["top_10_in_top_40"] > 0.5
 
 
-def test_nothing_was_screened(study):
+def test_a_store_without_screened_traces_has_no_rows(study):
     assert relation(study, "screening").num_rows == 0

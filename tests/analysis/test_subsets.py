@@ -1,4 +1,4 @@
-"""What a regression is of: data sets, localization methods, concentrated facts and absolute effects, kept apart."""
+"""Regressions of data sets, localization methods, concentrated facts and absolute effects are kept apart."""
 
 import json
 
@@ -22,7 +22,7 @@ NUMBERS = ("r2_layer", "r2_effect", "r2_both", "f_value", "rmse_both", "mae_laye
 
 
 def peaked(facts, n_high, rng):
-    """Effects whose peak is 0.8, with `n_high` further layers at half of it (to the bit) or above."""
+    """Effects with a peak of 0.8 and `n_high` other layers at exactly half of it or above."""
     effects = {}
     for fact in facts:
         high = [0.4, *rng.uniform(0.4, 0.79, n_high - 1)]
@@ -34,7 +34,7 @@ def peaked(facts, n_high, rng):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Three tracing and two editing runs of 12 facts, 8 of them concentrated, 10 of two data sets and 2 of none."""
+    """Three tracing and two editing runs of 12 facts. 8 are concentrated; 10 are from two data sets and 2 from none."""
     rng = np.random.default_rng(3)
     store = Store(tmp_path_factory.mktemp("subsets") / "study.duckdb")
     store.add_facts([Fact("{} is in", i, "Rome", "Oslo", fact_id=i, source=source) for i, source in SOURCES.items()])
@@ -116,7 +116,7 @@ def test_choices_keep_only_what_they_name(store, choice, count):
     assert all(row[name] == value for row in correlations for name, value in choice.items())
 
 
-def test_the_absolute_effect_is_the_probability_won_or_lost_at_the_last_subject_token(store):
+def test_the_absolute_effect_is_the_probability_gained_or_lost_at_the_last_subject_token(store):
     sql = "SELECT * FROM trace_cells JOIN traces USING (run_id, fact_id) WHERE token_index = 1"
     cells = store.query(sql).to_pylist()
     kept = {

@@ -1,4 +1,4 @@
-"""Success rates: of one run and window each."""
+"""Success rates are computed separately for each run and window."""
 
 from made_results import made_edit
 

@@ -48,7 +48,7 @@ def test_r2_table_is_the_regression(store):
         "diff",
         "p_value",
     ]
-    assert table.column_names == [*names, "p_clustered"]  # one regression: nothing to tell apart
+    assert table.column_names == [*names, "p_clustered"]  # one regression needs no columns that distinguish it
     row = regressions(store).to_pylist()[0]
     # DuckDB's threads add in no fixed order, so two queries may differ in the last bits.
     [found] = table.drop(["p_clustered"]).to_pylist()
@@ -62,7 +62,7 @@ def test_r2_table_is_the_regression(store):
     assert (wide["r2_both_low"], wide["r2_both_high"]) == (sure["r2_both_low"], sure["r2_both_high"])
 
 
-def test_intervals_stand_behind_their_numbers(store):
+def test_intervals_follow_their_numbers(store):
     [row] = r2_table(store, resamples=50).to_pylist()
     shown = f"{row['r2_layer']:.3f} [{row['r2_layer_low']:.3f}, {row['r2_layer_high']:.3f}]"
     for format in ("text", "markdown", "latex"):
@@ -70,7 +70,7 @@ def test_intervals_stand_behind_their_numbers(store):
     assert "r2_layer_low" in render(r2_table(store, resamples=50), "csv")
 
 
-def test_what_tells_rows_apart_is_shown(tmp_path):
+def test_columns_that_distinguish_rows_are_shown(tmp_path):
     store = Store(tmp_path / "two.duckdb")
     for protocol in ("paper", "released"):
         store.add(made_trace(IDS, run_id=f"t-{protocol}", protocol=protocol))

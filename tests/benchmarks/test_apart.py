@@ -1,4 +1,4 @@
-"""bench/apart.py: what goes wrong in one task takes nothing from the others."""
+"""bench/apart.py: a failure in one task does not affect the others."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from bad_work import rows
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_each_task_gives_its_rows_and_says_why_there_are_no_more():
+def test_each_task_gives_its_rows_and_the_reason_for_its_end():
     tasks = ["good", "fails", "good", "faults", "dies", "hangs", "good"]
     found = list(apart(rows, tasks, 3.0))
     assert [task for task, _, _ in found] == tasks
@@ -20,7 +20,7 @@ def test_each_task_gives_its_rows_and_says_why_there_are_no_more():
         "its process ended with code 7", "nothing for 3 s", None,
     ]  # fmt: skip
     assert [len(mine) for _, mine, _ in found] == [2, 1, 2, 1, 1, 1, 2]
-    # A fault, an end and a wait each cost a process, and nothing else does.
+    # A fault, a death and a hang each cost a process, and nothing else does.
     processes = [mine[0]["process"] for _, mine, _ in found]
     assert len(set(processes[:4])) == 1
     assert len(set(processes)) == 4

@@ -1,4 +1,4 @@
-"""Every GPU kernel compiles for the GPU, with every tile, on a machine that has none; and what the compiler says."""
+"""Every GPU kernel compiles with every tile on a machine without a GPU, and does not spill or ask for too much."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 from fasttrace.benchmarks import TILED
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = 227 * 1024  # what a block may have at capability 9.0
-# float64's sine and cosine of any angle keep their table on the stack.
+SHARED = 227 * 1024  # bytes that a block may have at capability 9.0
+# Sine and cosine of any angle in float64 keep a table on the stack.
 ON_THE_STACK = {"noised_embed": 64}
 
 
@@ -27,7 +27,7 @@ def rows():
     return json.loads(told.stdout)
 
 
-def test_every_kernel_is_there_in_both_dtypes(rows):
+def test_every_kernel_is_compiled_in_both_dtypes(rows):
     for op in TILED:
         for dtype in ("float32", "bfloat16"):
             tiles = {row["case"] for row in rows if row["kernel"].startswith(op) and row["case"].startswith(dtype)}
@@ -48,7 +48,7 @@ def is_recorded(row):
 
 
 def test_nothing_spills_and_every_block_fits(rows):
-    """But for tiles that were measured as the fastest all the same; those are never launched where none is recorded."""
+    """A tile may spill if it is recorded as the fastest. It is launched only on devices for which it is recorded."""
     defaults = {}
     for row in rows:
         default = defaults.setdefault((row["kernel"], row["case"].split()[0]), row) is row

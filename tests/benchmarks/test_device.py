@@ -1,4 +1,4 @@
-"""bench/device.sh, as far as it can be seen where no part is run; `.ci/run` runs every part, small."""
+"""bench/device.sh without running its parts. `.ci/run` runs every part with small sizes."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from device_ops import SHAPES, SMALL, table
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "device.sh"
-SECONDS = 540  # of a command that may take ten minutes
+SECONDS = 540  # limit of a command, which may take ten minutes
 
 
 def device(*words):
@@ -19,7 +19,7 @@ def device(*words):
 
 
 def budget(*parts):
-    """Part → the most seconds that it takes."""
+    """Part → its time limit in seconds."""
     done = device("--budget", *parts)
     assert done.returncode == 0, done.stderr
     return {name: int(seconds) for name, seconds in re.findall(r"^(\w+): at most (\d+) s$", done.stdout, re.M)}
@@ -53,8 +53,8 @@ def row(impl, seconds, **more):
     return {**given, "relative_difference": 1e-3, "fraction_of_ceiling": 0.5, **more}
 
 
-def test_a_table_of_what_there_is(tmp_path, capsys):
-    """A case's rows in several files, one that could not be run, a sweep cut off, an op without its own row."""
+def test_the_table_of_results(tmp_path, capsys):
+    """A case with rows in several files, a row that failed, a sweep's row, and an op without fasttrace's own row."""
     swept = {"benchmark": "sweep", "case": "gptj bfloat16", "impl": "fasttrace", "seconds_a_fact": 0.125}
     files = {
         "a-compiled": [row("torch.compile", 3e-6), {**row("torch.compile", 0), "benchmark": "gelu_tanh_"}],

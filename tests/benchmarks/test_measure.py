@@ -1,4 +1,4 @@
-"""Benchmarks: what is timed computes what it says, and a result says where it is from and goes into a store."""
+"""Benchmarks: every timed way computes the same, and results name their device and go into a store."""
 
 import json
 
@@ -12,7 +12,7 @@ from fasttrace.benchmarks.measure import DTYPES, ways
 from fasttrace.cli import main
 from fasttrace.errors import UserError
 
-# Small enough to be timed in moments.
+# Small enough to be timed quickly.
 SMALL = {
     "rows": 24, "d": 16, "m": 32, "k": 16, "vocab": 50, "facts": 2, "samples": 2, "length": 4, "cells": 2, "tokens": 20,
     "items": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "prompt": 4, "subject": 2,
@@ -26,7 +26,7 @@ def small(op):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """One call a way is enough to see that it is one."""
+    """Time each way with as few calls as possible."""
     monkeypatch.setattr("fasttrace.benchmarks.measure.ENOUGH", 0.0)
 
 
@@ -39,10 +39,10 @@ def loads():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("op", "variant"), loads())
-def test_what_is_timed_computes_the_same(op, variant, dtype):
+def test_every_way_computes_the_same(op, variant, dtype):
     rows = list(bench(op, {**small(op), **variant}, dtype=dtype, compiled=False))
     assert [row["impl"] for row in rows][:2] == ["auto", "reference"]
-    # Of sums of products in the dtype, written in another order.
+    # Sums of products in the dtype may differ by this if they are added in another order.
     limit = 32 * torch.finfo(DTYPES[dtype]).eps
     for row in rows:
         assert row["seconds"] > 0
@@ -50,7 +50,7 @@ def test_what_is_timed_computes_the_same(op, variant, dtype):
         assert row["relative_difference"] is None or row["relative_difference"] <= limit, row
 
 
-def test_a_library_call_that_computes_something_else_is_seen(monkeypatch):
+def test_a_library_call_that_computes_something_else_is_detected(monkeypatch):
     monkeypatch.setattr("fasttrace.benchmarks.loads.rank_one._addr", lambda W, u, v, alpha: W.addr_(u, v, alpha=-alpha))
     [row] = bench("rank_one_", small("rank_one_"), only=["torch addr_"])
     assert row["relative_difference"] == pytest.approx(2.0, rel=1e-3)
@@ -72,16 +72,16 @@ def test_torch_compile_is_one_of_the_ways():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rank_two_"], "there is no op 'rank_two_' to time; there are noised_embed"),
+        (["rank_two_"], "op: expected one of noised_embed"),
         (["rank_one_", "--size", "rows=3"], "rank_one_ has no size 'rows'; there are d, m, columns"),
         (["rank_one_", "--size", "d=0"], "rank_one_: expected size d to be a positive number, got 0"),
         (["rank_one_", "--size", "d:3"], "--size: expected NAME=NUMBER such as rows=8192, got 'd:3'"),
-        (["rank_one_", "--impl", "cublas"], "rank_one_ has no way 'cublas'; there are auto, reference"),
+        (["rank_one_", "--impl", "cublas"], "rank_one_: expected one of auto, reference"),
         (["rank_one_", "--impl", "triton"], "impl='triton' was asked for, but this op has no such implementation"),
         (["rank_one_", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
     ],
 )
-def test_bad_requests_are_sentences(arguments, words, monkeypatch, capsys):
+def test_bad_requests_are_refused_in_a_sentence(arguments, words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["fasttrace", "bench", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -90,7 +90,7 @@ def test_bad_requests_are_sentences(arguments, words, monkeypatch, capsys):
 
 
 def test_an_unknown_dtype():
-    with pytest.raises(UserError, match="dtype 'int8' is not one of float32"):
+    with pytest.raises(UserError, match="dtype: expected one of float32"):
         next(bench("rank_one_", dtype="int8"))
 
 

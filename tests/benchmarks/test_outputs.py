@@ -1,4 +1,4 @@
-"""The scripts of bench/: where they write is looked at before they measure, and a row is kept once it is there."""
+"""The scripts of bench/ check where they write before they measure, and keep every row as soon as it is measured."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ GPU = {"bench_gptj", "device_ops"}  # they make the folder that they write into
 SCRIPTS = sorted(name for name, text in TEXTS.items() if "def main(" in text and name not in PRINT | GPU)
 RECORDED = sorted((ROOT / "bench/results/cpu-amd-epyc").glob("*.json"))
 OLD = ROOT / "bench/results/cpu-epyc/2026-11-22.json"
-# What a script needs besides; and bench_peers without peers, which are not installed here.
+# Other arguments that a script needs. bench_peers gets no peers, as they are not installed here.
 GIVEN = {"record": [str(RECORDED[0])], "bench_peers": ["--peers"], "bench_gptj": ["--dtype", "float32"]}
 ROW = {"benchmark": "b", "case": "c", "impl": "i", "n": 3, "seconds": 0.123456789, "quartiles": [0.1, 0.2]}
 
@@ -72,13 +72,13 @@ def run(script, *arguments, monkeypatch, capsys):
 
 
 def held(folder):
-    """All that is in a folder, files with their contents."""
+    """{path: contents of a file, None for a folder} of everything in a folder."""
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with what is in the way of a result."""
+    """A folder with everything that can be in the way of a result."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "folder").mkdir()
     (folder / "text").write_text("text")
@@ -91,7 +91,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def places(made, tmp_path):
-    """That folder, one for every test."""
+    """A copy of that folder for every test."""
     return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
@@ -102,9 +102,7 @@ def places(made, tmp_path):
         for script, option, name in CASES
     ],
 )
-def test_a_bad_place_is_a_sentence_before_anything_is_measured(
-    script, option, place, words, places, monkeypatch, capsys
-):
+def test_a_bad_path_is_refused_before_anything_is_measured(script, option, place, words, places, monkeypatch, capsys):
     before = held(places)
     code, out, err = run(script, option, places / place, monkeypatch=monkeypatch, capsys=capsys)
     assert (code, out) == (2, "")
@@ -128,8 +126,8 @@ def test_a_store_that_another_process_holds(script, places, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_good_places_are_let_through(script, places, monkeypatch, capsys):
-    """So the tests above see a script stop where it would have gone on."""
+def test_with_good_paths_a_script_begins_to_measure(script, places, monkeypatch, capsys):
+    """This shows that in the tests above it is the path that stops a script."""
     monkeypatch.setattr(harness, "MADE", (places / "build",))
     for name in ("store.duckdb", "new.duckdb", "build/deep/new.duckdb"):
         files = {"--out": places / "build" / "deep" / "x.json", "--store": places / name}
@@ -152,7 +150,7 @@ def test_no_script_is_forgotten():
     assert {name for name, text in TEXTS.items() if writing.search(text)} == {"conftest", "harness", *SCRIPTS, *GPU}
 
 
-def test_the_place_of_its_own(places, monkeypatch, capsys):
+def test_the_default_path_is_checked_too(places, monkeypatch, capsys):
     monkeypatch.setattr(harness, "RESULTS", places / "text")
     monkeypatch.setattr(harness, "MADE", (places / "text",))
     code, _, err = run("bench_sweep", monkeypatch=monkeypatch, capsys=capsys)
@@ -160,7 +158,7 @@ def test_the_place_of_its_own(places, monkeypatch, capsys):
     assert f"'{places / 'text'}' is not a folder" in err
 
 
-def test_one_place_for_both(places, monkeypatch):
+def test_one_path_for_both_outputs(places, monkeypatch):
     monkeypatch.chdir(places)
     with pytest.raises(UserError, match="expected two files"):
         check_outputs(Path("x"), places / "x")
@@ -181,17 +179,17 @@ def test_as_a_process(tmp_path):
 
 def pytest_in_bench(*arguments):
     chosen = ["bench/bench_ops.py", "-k", "window_restore and auto and 8192"]
-    # In a test process of several pytest-benchmark would time nothing.
+    # Under pytest-xdist, pytest-benchmark would time nothing.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", *chosen, *arguments], cwd=ROOT, env=alone, capture_output=True, text=True
     )
 
 
-def test_pytest_looks_first_too(tmp_path):
+def test_pytest_checks_paths_first_too(tmp_path):
     told = pytest_in_bench("--out", tmp_path / "x.json", "--store", tmp_path / "none" / "x.duckdb")
     assert told.returncode == 2
-    assert told.stderr == f"Exit: the folder {tmp_path}/none of the store x.duckdb does not exist: make it first\n"
+    assert told.stderr == f"Exit: the folder {tmp_path}/none of the store x.duckdb does not exist: create it first\n"
 
 
 def test_pytest_writes_a_row_a_benchmark(tmp_path):
@@ -222,13 +220,13 @@ def test_rows_are_kept_as_they_come(tmp_path, capsys):
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "x.duckdb", "x.json"]
     assert f"rows in {link} and {store}" in capsys.readouterr().out
-    # The file is the same run as the rows that went into the store one by one.
+    # The file has the same run as the rows that were added to the store one by one.
     assert ft.Store(store).add(importlib.import_module("record").result_of(out)) == 0
     [run] = ft.Store(store).query("SELECT seconds FROM runs").to_pylist()
     assert run["seconds"] == pytest.approx(3 * 3 * 0.123457)
 
 
-def test_a_place_that_goes_while_measuring(tmp_path):
+def test_a_folder_that_vanishes_while_measuring(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     results = Results("kind", about(), folder / "x.json")
@@ -280,7 +278,7 @@ def test_how_a_command_ends(error, code, words, monkeypatch, capsys):
     assert capsys.readouterr().err == f"script.py: {words}\n"
 
 
-def test_a_mistake_of_our_own_is_shown_whole():
+def test_an_unexpected_error_is_not_caught():
     @command
     def main():
         raise RuntimeError("a mistake")
@@ -289,7 +287,7 @@ def test_a_mistake_of_our_own_is_shown_whole():
         main()
 
 
-def test_a_process_of_its_own(tmp_path):
+def test_a_fresh_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys\nif sys.argv[1] == 'no': sys.exit('a sentence')\nprint('…\\n{\"bytes\": 3}')")
     assert fresh(str(script), "yes") == {"bytes": 3}

@@ -21,7 +21,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def place(made, tmp_path, monkeypatch):
-    """A folder with a store of its own, s.duckdb."""
+    """The current folder, which has only a copy of the store, s.duckdb."""
     shutil.copy(made, tmp_path / "s.duckdb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -30,7 +30,7 @@ def place(made, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(place, command):
-    """`command` in the place, with nothing on standard input if not said otherwise."""
+    """`command`, run in `place` with an empty standard input by default."""
 
     def call(*words, code=0, stdin=""):
         return command(*words, code=code, stdin=stdin)

@@ -1,4 +1,4 @@
-"""`fasttrace regress` through the command line: its forms, its account of the rows, and what it refuses."""
+"""`fasttrace regress` on the command line: output formats, counts of rows, and refusals."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import pytest
 STORE = ("--store", "s.duckdb")
 
 
-def test_the_summary_and_its_account(run):
+def test_the_summary_and_its_counts_of_rows(run):
     done = run("regress", "rewrite ~ C(layer) * effect", *STORE, "--cluster", "fact_id")
     assert "OLS Regression Results" in done.stdout
     assert "Errors: clustered by fact_id" in done.stdout
@@ -23,7 +23,7 @@ def test_the_summary_and_its_account(run):
     assert few.stderr == ""
 
 
-def test_forms_of_the_coefficients(place, run):
+def test_formats_of_the_coefficients(place, run):
     words = ("regress", "both", *STORE, "--robust", "--score", "overall")
     whole = json.loads(run(*words, "--json").stdout)
     assert whole == json.loads(run(*words, "--format", "json").stdout)
@@ -50,7 +50,7 @@ def test_forms_of_the_coefficients(place, run):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("rewrite ~ efect", *STORE), "expected a column of traced_edits, got 'efect': effect"),
+        (("rewrite ~ efect", *STORE), "expected a column of traced_edits, got 'efect' (did you mean effect"),
         (("rewrite ~ (", *STORE), "expected a formula such as 'rewrite ~ C(layer) * effect'"),
         (("both", *STORE, "--where", "layer > 9"), "expected edits for which layer > 9, got none"),
         (("both", *STORE, "--where", "layr > 9"), 'Referenced column "layr" not found'),
@@ -63,10 +63,10 @@ def test_forms_of_the_coefficients(place, run):
         (("both", "--store", "none.duckdb"), "there is no store at none.duckdb"),
         (("both",), "expected --store FILE"),
         ((), "Missing argument 'FORMULA'"),
-        (("both", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two places"),
+        (("both", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two paths"),
     ],
 )
-def test_what_cannot_serve_is_one_sentence_and_exit_2(place, run, words, sentence):
+def test_a_bad_command_gives_one_sentence_and_exit_code_2(place, run, words, sentence):
     done = run("regress", *words, code=2)
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""`fasttrace sql` through the command line, on real DuckDB files: what it answers, writes and refuses."""
+"""`fasttrace sql` on the command line, with real DuckDB files: answers, writes and refusals."""
 
 import csv
 import io
@@ -22,11 +22,11 @@ processes = multiprocessing.get_context("forkserver")
 
 @pytest.fixture
 def ask(run):
-    """Runs `fasttrace sql`."""
+    """A function that runs `fasttrace sql`."""
     return partial(run, "sql")
 
 
-def test_forms_of_one_answer(place, ask):
+def test_formats_of_one_answer(place, ask):
     query = ("SELECT layer, sum(layer) AS s, avg(rewrite) AS r FROM edits GROUP BY layer ORDER BY layer", *STORE)
     rows = json.loads(ask(*query, "--json").stdout)
     assert [(row["layer"], row["s"]) for row in rows] == [(layer, 15 * layer) for layer in range(4)]
@@ -45,7 +45,7 @@ def test_forms_of_one_answer(place, ask):
     assert not [path for path in place.iterdir() if path.name.endswith(".new")]
 
 
-def test_where_a_query_comes_from(place, ask):
+def test_sources_of_a_query(place, ask):
     wanted = [{"n": 60}]
     script = "CREATE TEMP TABLE mine AS FROM edits;\n-- all of them\nSELECT count(*) AS n FROM mine;"
     (place / "q.sql").write_text(script)
@@ -55,7 +55,7 @@ def test_where_a_query_comes_from(place, ask):
     assert ask("SET threads = 1", *STORE).stdout == ""
 
 
-def test_the_views_of_the_analysis_are_there(ask):
+def test_the_views_of_the_analysis_can_be_queried(ask):
     [row] = json.loads(
         ask(
             "SELECT * FROM regressions WHERE score = 'rewrite' AND effect_at = 'max' AND subset = 'all'",
@@ -64,7 +64,7 @@ def test_the_views_of_the_analysis_are_there(ask):
     )  # fmt: skip
     assert row["n"] == 60
     fits = json.loads(ask("regressions", *STORE, "--json").stdout)
-    assert len([fit for fit in fits if fit["subset"] == "all"]) == 6 * 3, "six scores, three ways of taking the effect"
+    assert len([fit for fit in fits if fit["subset"] == "all"]) == 6 * 3, "six scores, three measures of the effect"
     assert len(json.loads(ask("edits", *STORE, "--json").stdout)) == 60
 
 
@@ -79,10 +79,10 @@ def test_every_saved_query_runs_by_name(ask):
         ask(row["name"], *STORE, *params, "--json")
     rows = json.loads(ask("fact_edits", *STORE, "--param", 'fact_ids=["f1", "f2"]', "--json").stdout)
     assert {row["fact_id"] for row in rows} == {"f1", "f2"}
-    assert "scores_by_layer\n    the mean scores side by side" in ask("--list").stdout
+    assert "scores_by_layer\n    the mean scores at each edited layer" in ask("--list").stdout
 
 
-def test_parameters_said_to_be_null_for_all_may_be_left_out(ask):
+def test_parameters_for_which_null_means_all_may_be_left_out(ask):
     chosen = ("--param", "score=rewrite", "--param", "effect_at=max", "--param", "subset=all")
     words = ("regressions_of_score", *STORE, *chosen, "--json")
     [left], [given] = (json.loads(ask(*words, *more).stdout) for more in ((), ("--param", "source=null")))
@@ -93,7 +93,7 @@ def test_parameters_said_to_be_null_for_all_may_be_left_out(ask):
     assert json.loads(ask(*words, "--param", "source=zsre").stdout) == []
 
 
-def test_queries_of_ones_own(place, ask):
+def test_queries_of_the_user(place, ask):
     (place / "mine").mkdir()
     (place / "mine" / "best.sql").write_text(
         "-- best: edits above a score.\nFROM edits WHERE rewrite > $least AND layer = $layer"
@@ -107,12 +107,12 @@ def test_queries_of_ones_own(place, ask):
     assert found
     assert all(row["rewrite"] > 0.5 and row["layer"] == 2 for row in found)
     assert "expected a value for layer" in ask("best", *own, "--param", "least=0.5", code=2).stderr
-    assert "got 'leest': least" in ask("best", *own, "--param", "leest=0.5", code=2).stderr
+    assert "got 'leest' (did you mean least?)" in ask("best", *own, "--param", "leest=0.5", code=2).stderr
     (place / "mine" / "edits.sql").write_text("SELECT 1")
     assert "rename the file" in ask("best", *own, code=2).stderr
 
 
-def test_relations_say_what_they_are(ask):
+def test_relations_are_described(ask):
     rows = {row["relation"]: row for row in json.loads(ask("--relations", *STORE, "--json").stdout)}
     assert (rows["edits"]["n_rows"], rows["edits"]["n_columns"]) == (60, 26)
     assert rows["regressions"]["kind"] == "view"
@@ -126,7 +126,7 @@ def test_several_stores(place, ask):
     found = json.loads(ask("SELECT store, count(*) AS n FROM edits GROUP BY ALL ORDER BY ALL", *both).stdout)
     assert found == [{"store": "other", "n": 20}, {"store": "s", "n": 60}]
     assert json.loads(ask("SELECT count(*) AS n FROM other.edits", *both).stdout) == [{"n": 20}]
-    for query in ("regressions", "scores_by_layer"):  # the shared rows once, so the same up to the order of sums
+    for query in ("regressions", "scores_by_layer"):  # shared rows count once, so both agree up to the order of sums
         found, wanted = (json.loads(ask(query, *words).stdout) for words in (both, (*STORE, "--json")))
         key = ("score", "effect_at", "layer", "n")
         assert sorted([row.get(name) for name in key if name in row] for row in found) == sorted(
@@ -139,7 +139,7 @@ def test_several_stores(place, ask):
     assert "expected one store to write to, got several" in ask("DELETE FROM s.edits", *both, "--write", code=2).stderr
 
 
-def test_writing_is_asked_for_by_name(place, ask):
+def test_writing_needs_its_option(place, ask):
     count = ("SELECT count(*) AS n FROM edits", *STORE, "--json")
     for query in (
         "DELETE FROM edits",
@@ -167,7 +167,7 @@ def test_writing_is_asked_for_by_name(place, ask):
         (("SELECT ?", *STORE), "expected named parameters ($name)"),
         (("SELECT 1", *STORE, "--param", "a"), "expected a parameter as NAME=VALUE, got 'a'"),
         (("SELECT $a", *STORE, "--param", "a=[x"), "expected a list such as"),
-        (("scores_by_layr", *STORE), "saved query, got 'scores_by_layr': scores_by_layer"),
+        (("scores_by_layr", *STORE), "saved query, got 'scores_by_layr' (did you mean scores_by_layer"),
         (("no.sql", *STORE), "query file 'no.sql' could not be read"),
         (("latin.sql", *STORE), "is not UTF-8 text"),
         (("", *STORE), "the query: expected a statement, got an empty text"),
@@ -180,11 +180,11 @@ def test_writing_is_asked_for_by_name(place, ask):
         (("SELECT 1", *STORE, "--json", "--csv"), "expected one format, got --json and --csv"),
         (("SELECT 1", *STORE, "--out", "no/x.csv"), "'no/x.csv' cannot be written: there is no folder 'no'"),
         (("SELECT 1", *STORE, "--out", "."), "'.' cannot be written: expected a file, got a folder"),
-        (("SELECT 1", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two places"),
+        (("SELECT 1", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two paths"),
         (("SELECT 1", *STORE, "--queries", "no"), "expected a folder of queries, got 'no'"),
     ],
 )  # fmt: skip
-def test_a_bad_question_is_one_sentence_and_exit_2(place, ask, words, sentence):
+def test_a_bad_query_gives_one_sentence_and_exit_code_2(place, ask, words, sentence):
     (place / "latin.sql").write_bytes("SELECT 'é'".encode("latin-1") * 500)
     done = ask(*words, code=2)
     assert sentence in done.stderr
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(place, ask):
     assert len(list(place.iterdir())) == 2
 
 
-def test_a_locked_store_is_said(place, ask):
+def test_a_locked_store_is_reported(place, ask):
     held = processes.Event()
     holder = processes.Process(target=other_process.hold, args=(place / "s.duckdb", held, 1.5))
     holder.start()
@@ -211,7 +211,7 @@ def test_a_locked_store_is_said(place, ask):
     holder.join()
 
 
-def test_whoever_reads_may_stop_reading(place):
+def test_a_reader_may_close_the_pipe_early(place):
     program = f"{sys.executable} -c 'from fasttrace.cli import main; main()'"
     script = f"{program} sql 'FROM range(300000)' --store s.duckdb --csv | head -n 2"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=120)

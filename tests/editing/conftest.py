@@ -1,4 +1,4 @@
-"""What the tests of editing share."""
+"""Fixtures of the tests of editing."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Contexts: "{}" first, sampled prefixes that are stable, well-formed and of the lengths they say."""
+"""Contexts: "{}" comes first, and sampled prefixes are stable, well-formed and of the requested lengths."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_braces_and_broken_characters_are_never_drawn(model):
     assert allowed[vocabulary("P").input_ids[0]]
 
 
-def test_a_model_that_wants_braces_gets_other_text(model, tmp_path):
+def test_a_model_that_prefers_braces_draws_other_tokens(model, tmp_path):
     brace = model.tokenizer("{").input_ids[0]
     with torch.no_grad():
         model.hf.transformer.wte.weight[brace] *= 50
@@ -60,14 +60,14 @@ def test_a_model_that_wants_braces_gets_other_text(model, tmp_path):
         assert context.count("{") == 1
 
 
-def test_a_model_with_one_thing_to_say_still_gives_every_context(model, tmp_path):
+def test_a_model_with_one_allowed_token_still_gives_every_context(model, tmp_path):
     allowed = torch.zeros(model.vocab_size, dtype=torch.bool)
     allowed[model.tokenizer("P").input_ids[0]] = True
     found = module._prefixes(model, 3, 5, 0, allowed)
     assert found == ["PPPPP"] * 3
 
 
-def test_real_prefixes_come_back_as_their_tokens(smollm2, tmp_path):
+def test_real_prefixes_have_the_requested_lengths(smollm2, tmp_path):
     found = sample_contexts(smollm2, cache_dir=tmp_path)
     assert len(set(found)) == 21
     lengths = [len(smollm2.tokenizer(c.removesuffix(". {}")).input_ids) for c in found[1:]]

@@ -1,4 +1,4 @@
-"""An edit as a file and in the weights: put in, taken out exactly, and the same wherever it is put."""
+"""Edits as files and in weights: removing is exact, and the view, the weights and the export are the same model."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_view_weights_and_export_are_one_model(family, dtype, small_tokenizer, t
         assert model.weights_hash() != before
         inside = {name: weight.clone() for name, weight in model.hf.named_parameters()}
     applied.remove()
-    assert model.weights_hash() == before, "taken out bit for bit, twice or once"
+    assert model.weights_hash() == before, "removed bit for bit, once or twice"
     folder = export_model(model, updates, tmp_path / "model")
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     changed = 0
@@ -50,7 +50,7 @@ def test_view_weights_and_export_are_one_model(family, dtype, small_tokenizer, t
     assert changed >= 2
 
 
-def test_an_edited_model_has_a_hash_of_its_own_until_the_edit_is_out(small_tokenizer):
+def test_an_edited_model_has_another_hash_until_the_edit_is_removed(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
     before = model.model_hash
     hashes = []
@@ -62,13 +62,13 @@ def test_an_edited_model_has_a_hash_of_its_own_until_the_edit_is_out(small_token
             assert model.model_hash == hashes[-1]
         assert model.model_hash == before
         with ft.apply_delta(model, updates):
-            applied.remove()  # out already, so it says nothing of the edit that is in now
+            applied.remove()  # removed already, so this does not touch the edit that is applied now
             assert model.model_hash == hashes[-1]
     assert hashes[0] == hashes[2] != hashes[1]
     assert before not in hashes
 
 
-def test_what_is_kept_of_an_edited_model_is_its_own(small_tokenizer, corpus, tmp_path):
+def test_second_moments_of_an_edited_model_are_cached_apart(small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     options = {"tokens": 500, "sequence_length": 32, "cache_dir": tmp_path}
     plain = ft.second_moments(model, corpus, **options)
@@ -80,7 +80,7 @@ def test_what_is_kept_of_an_edited_model_is_its_own(small_tokenizer, corpus, tmp
     assert ft.second_moments(model, corpus, **options).path == plain.path
 
 
-def test_a_saved_edit_is_the_edit(small_tokenizer, tmp_path):
+def test_a_saved_edit_loads_unchanged(small_tokenizer, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     result = ft.edit(model, FACTS, method="ft-5", window_size=3, layers=[2], **TUNE)
     with pytest.raises(UserError, match=r"save_delta: expected one edit for .*, got 2"):
@@ -93,7 +93,7 @@ def test_a_saved_edit_is_the_edit(small_tokenizer, tmp_path):
         assert torch.equal(loaded[layer].change, update.change)
 
 
-def test_what_is_no_delta_of_this_model_is_refused(small_tokenizer, tmp_path):
+def test_files_that_are_not_deltas_of_this_model_are_refused(small_tokenizer, tmp_path):
     model, other = (small_model(f, small_tokenizer, torch.float32) for f in ("llama", "gpt2"))
     path = save_delta(tmp_path / "edit.safetensors", model, random_updates(model))
     with pytest.raises(UserError, match="expected a new file, got"):

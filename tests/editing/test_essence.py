@@ -1,4 +1,4 @@
-"""Essence: texts that depend on their subject alone, and a score that is the perplexity plain transformers gives."""
+"""Essence: texts depend only on their subject, and the score follows from perplexities of plain transformers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from fasttrace.editing.essence import essence_texts
 TUNE = {"steps": 5, "lr": 2e-2, "epsilon": 5e-2}
 
 
-def test_texts_hang_on_nothing_but_their_subject(small_tokenizer, tmp_path):
+def test_texts_depend_only_on_their_subject(small_tokenizer, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float64)
     both = essence_texts(model, ["Paris", "Eiffel Tower"], cache_dir=tmp_path / "a", texts=3, tokens=30)
     alone = essence_texts(model, ["Eiffel Tower"], cache_dir=tmp_path / "b", texts=3, tokens=30)

@@ -1,4 +1,4 @@
-"""Which model gets which values."""
+"""Default hyperparameters of each model."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ ANOTHER = model("qwen3", 36, 2560)
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_model_of_as_many_layers_is_another_model(method, problem):
+def test_a_model_of_another_width_gets_the_general_defaults(method, problem):
     default = settings_for(ANOTHER, method, problem, "paper")
     for stranger in (model("llama", 30, 4096), model("gptj", 28, 64), model("gpt2", 48, 768)):
         assert settings_for(stranger, method, problem, "paper") == default
@@ -30,7 +30,7 @@ def test_a_model_of_as_many_layers_is_another_model(method, problem):
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_released_has_no_values_of_ours(method, problem):
+def test_released_has_no_values_tuned_for_smollm2(method, problem):
     assert settings_for(SMOLLM2, method, problem, "released") == settings_for(ANOTHER, method, problem, "released")
 
 

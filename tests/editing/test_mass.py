@@ -1,4 +1,4 @@
-"""Many facts in one model: MEMIT's joint solve and sequential edits against the obvious way, with weights written."""
+"""Many facts in one model: MEMIT's joint solve against its formula, and sequential edits against written weights."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def moments(model, corpus, tmp_path):
 
 
 def p_target(hf, tokenizer, fact):
-    """p(o_false) by plain transformers."""
+    """p(o_false) in plain transformers."""
     ids, target = tokenizer(fact.text)["input_ids"], tokenizer(" " + fact.target_false)["input_ids"]
     with torch.no_grad():
         logp = hf(torch.tensor([[*ids, *target]])).logits[0].double().log_softmax(-1)
@@ -66,7 +66,7 @@ def test_one_fact_at_once_is_the_single_edit(model, moments):
 
 
 def test_the_joint_solve_is_the_normal_equation(model, moments):
-    """At the window's first layer nothing is edited below, so K and R can be had from the unedited model."""
+    """No layer below the window's first is edited, so there K and R come from the unedited model."""
     from fasttrace.editing.memit import _keys_and_values, mass_memit
     from fasttrace.editing.value import contexts_of
     from fasttrace.facts import encode_fact
@@ -105,7 +105,7 @@ def test_sequential_rome_is_one_edit_after_another(model, moments, small_tokeniz
         weight.copy_(saved)
 
 
-def test_bad_settings_are_sentences(model, moments):
+def test_bad_settings_are_refused_in_a_sentence(model, moments):
     shared = {"moments": moments, "contexts": CONTEXTS, "layer": 1}
     for bad, sentence in (
         ({"method": "rome", "at_once": 2}, "rome edits one fact at a time"),
@@ -117,7 +117,7 @@ def test_bad_settings_are_sentences(model, moments):
             ft.mass_edit(model, FACTS, **{**shared, **bad})
 
 
-def test_facts_that_share_a_key_need_a_weight(model, moments):
+def test_facts_that_share_a_key_need_a_covariance_weight(model, moments):
     twins = [FACTS[0], ft.Fact(FACTS[0].prompt, FACTS[0].subject, "Rome", "France")]
     options = {**MEMIT, "moments": moments, "contexts": CONTEXTS, "layer": 2}
     with pytest.raises(UserError, match=r"enough for 2 facts at layer 1, .* got 1e-25 and a singular system"):
@@ -125,7 +125,7 @@ def test_facts_that_share_a_key_need_a_weight(model, moments):
     assert len(ft.mass_edit(model, twins, **options).scores) == 2
 
 
-def test_the_store_keeps_every_landing_and_is_not_asked_twice(model, moments, tmp_path, monkeypatch):
+def test_the_store_keeps_every_scored_step_and_a_second_run_computes_nothing(model, moments, tmp_path, monkeypatch):
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.workflow import mass_into
 
@@ -143,7 +143,7 @@ def test_the_store_keeps_every_landing_and_is_not_asked_twice(model, moments, tm
     assert store.query("SELECT kind FROM runs WHERE kind = 'mass'").num_rows == 1
 
 
-def test_a_fact_left_out_has_a_row_that_says_why(model, moments, tmp_path):
+def test_a_fact_left_out_has_a_row_with_the_reason(model, moments, tmp_path):
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.workflow import mass_into
 
@@ -171,7 +171,7 @@ def test_a_fact_left_out_has_a_row_that_says_why(model, moments, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["memit", "rome"])
-def test_where_no_prediction_sees_the_change_the_mass_edit_is_zero_and_says_so(method, model, moments, tmp_path):
+def test_a_mass_edit_that_no_prediction_sees_is_zero_and_has_a_reason(method, model, moments, tmp_path):
     options = MEMIT if method == "memit" else {**VALUE, "clamp": 4.0}
     result = ft.mass_edit(model, MORE, method=method, layer=4, moments=moments, contexts=CONTEXTS, **options)
     assert not any(update.changes() for update in result.updates.values())
@@ -186,10 +186,10 @@ def test_where_no_prediction_sees_the_change_the_mass_edit_is_zero_and_says_so(m
     assert counted["n"] == len(rows)
 
 
-def test_facts_seen_and_unseen_share_a_solve(small_tokenizer, corpus, tmp_path):
-    """Above layer 3 the small Gemma 2 sees four tokens back: one fact's prediction sees its subject, one's does not."""
+def test_seen_and_unseen_facts_share_a_solve(small_tokenizer, corpus, tmp_path):
+    """Above layer 3 the small Gemma 2 has windows of four tokens, so only one fact's prediction sees its subject."""
     gemma = small_model("gemma2", small_tokenizer, torch.float32)
-    shared = {"layer": 2, "contexts": CONTEXTS, **MEMIT}  # its window ends at 3
+    shared = {"layer": 2, "contexts": CONTEXTS, **MEMIT}  # the window of layer 2 ends at layer 3
     shared["moments"] = ft.second_moments(
         gemma, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=1e-3
     )

@@ -1,4 +1,4 @@
-"""Every method on every problem, batched, against its one-at-a-time oracle: the changes and the scores they give."""
+"""Every method on every problem, in batches, against its one-at-a-time oracle: changes of weights and scores."""
 
 import unicodedata
 
@@ -26,14 +26,14 @@ from fasttrace.settings.methods import MemitSettings
 CASES = [(family, problem) for family in ("llama", "gpt2") for problem in PROBLEMS]
 CASES += [(family, problem) for family in ("gptj", "gemma2") for problem in ("error-injection", "fact-forcing")]
 VALUE = {"steps": 4, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5}
-# Larger than the paper's, for a model whose probabilities hardly move otherwise.
+# Larger than the paper's, because the probabilities of the small models hardly move otherwise.
 TUNE = {"steps": 5, "lr": 5e-3, "epsilon": 1e-2}
 LAYERS = [0, 1, 3]
-# From which layer on no prediction sees a change at the subject: the last, and the small Gemma 2's last two, where
-# attention sees four tokens back.
+# From this layer on no prediction sees a change at the subject. In other families it is the last layer. In the small
+# Gemma 2 it is the one before, as windows hold four tokens.
 UNSEEN_FROM = {"gemma2": 3}
 SIGMA = 0.7
-# Facts that the small models take for likely enough to be erased (p ≥ 0.02); no target of FACTS is.
+# Facts that are likely enough in the small models to be erased (p ≥ 0.02). No target of FACTS is.
 LIKELY = {
     "llama": [ft.Fact("{} is the capital of", "Rome", "Fr"), ft.Fact("{} of", "Eiffel Tower", "York")],
     "gpt2": [ft.Fact("The {} is located in the city of", "France", "capital"), ft.Fact("{} of", "France", "capital")],
@@ -44,13 +44,13 @@ def options_of(method):
     if method == "rome":
         return {**VALUE, "clamp": 4.0}
     if method == "memit":
-        # A weight under which the update is of the size of the model's own: each layer keeps some of the residual.
+        # With this covariance weight the update is as large as the weights, and each layer keeps some of the residual.
         return {**VALUE, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 3}
     return {**TUNE, "window_size": 3}
 
 
 def noise_of(model, fact):
-    """Tracing's first sample of noise on the subject's tokens: (subject tokens, d)."""
+    """Tracing's first noise sample on the subject's tokens, times SIGMA: (subject tokens, d)."""
     one = encode_fact(model.tokenizer, fact)
     place = torch.arange(one.subject_begin, one.subject_end)
     same = torch.full_like(place, fact_key(fact.fact_id))
@@ -59,7 +59,7 @@ def noise_of(model, fact):
 
 
 def plain_target(model, fact, problem):
-    """(ids of the target, text or None) found the obvious way."""
+    """Ids of the target, found the obvious way."""
     tokenizer, hf = model.tokenizer, model.hf
     ids = tokenizer(fact.text)["input_ids"]
     if problem.target == "noise":
@@ -103,7 +103,7 @@ def oracle(model, moments, fact, method, problem, layer, window, options=None, h
 def clear_of_rounding(history, part):
     """layer → (d, m) bool: the weights whose gradient is at least `part` of the layer's largest at every step.
 
-    Adam's first step is lr · g/|g|: where g is rounding noise the weight goes the noise's way, in plain float32 too.
+    Adam's first step is lr · g/|g|. If g is rounding noise, the weight follows the noise, in plain float32 too.
     """
     clear = {}
     for _, gradients in history:
@@ -113,17 +113,17 @@ def clear_of_rounding(history, part):
 
 
 def check_tuned(edit, wanted, history, options, part, slack):
-    """The loss is the oracle's, and so is every weight clear of rounding, to slack · ε; all weights are within ε."""
+    """Assert the oracle's loss, its weights to slack · ε where they are clear of rounding, and all weights within ε."""
     assert edit.loss == pytest.approx(history[-1][0], rel=1e-3)
     for at, clear in clear_of_rounding(history, part).items():
-        assert float(clear.double().mean()) > 0.15, "a mask that is nearly empty would make this test empty"
+        assert float(clear.double().mean()) > 0.15, "a nearly empty mask would make this test empty"
         mine = edit.updates[at].matrix()
         assert float((mine - wanted[at]).abs()[clear].max()) < slack * options["epsilon"], at
         assert float(mine.abs().max()) <= options["epsilon"] * (1 + 1e-6)
 
 
 def p_with(model, fact, changes, noise, target):
-    """p(target) in plain transformers with the changes in its weights, which are put back."""
+    """p(target) in plain transformers with the changes added to its weights, which are restored afterwards."""
     saved = {}
     with torch.no_grad():
         for layer, change in changes.items():
@@ -164,7 +164,7 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
             check_zero(edit, row)
             continue
         assert row["reason"] is None
-        # In float64: a neuron in the tail of a GELU is rounding noise in transformers' float32, and C⁻¹ makes it large.
+        # In float64, as a neuron in a GELU's tail is rounding noise in transformers' float32, which C⁻¹ magnifies.
         model.hf.double()
         history = []
         wanted = oracle(model, moments, fact, method, kind, edit.layer, sorted(edit.updates), history=history)
@@ -180,8 +180,8 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
         largest = max(float(change.abs().max()) for change in wanted.values())
         assert largest > 0
         if tuned:
-            # One weight that goes the noise's way moves all later gradients a little: of 6 roundings of every case the
-            # largest error was 4e-3 ε (GPT-2, ft-5, fact-forcing), 3e-4 ε elsewhere.
+            # A weight that follows rounding noise moves all later gradients a little. Over 6 roundings of every case,
+            # the largest error was 4e-3 ε (GPT-2, ft-5, fact-forcing), and 3e-4 ε elsewhere.
             check_tuned(edit, wanted, history, TUNE, part=1e-2, slack=1e-2)
             continue
         for at, change in wanted.items():
@@ -207,7 +207,7 @@ def test_one_step_of_fine_tuning_is_exact(family, method, problem, small_tokeniz
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_no_prediction_sees_is_never_edited(family, dtype, small_tokenizer, corpus, tmp_path):
+def test_edits_that_no_prediction_sees_are_zero(family, dtype, small_tokenizer, corpus, tmp_path):
     model = small_model(family, small_tokenizer, dtype)
     moments = ft.second_moments(model, corpus, tokens=600, sequence_length=32, cache_dir=tmp_path, ridge=1e-2)
     for method in ("rome", "memit"):
@@ -219,8 +219,8 @@ def test_what_no_prediction_sees_is_never_edited(family, dtype, small_tokenizer,
             check_zero(edit, row)
 
 
-# Of ΔW, relative in norm; of p after the edit, absolute. bfloat16's gradients have two digits, of which Adam's first
-# steps keep the signs.
+# dtype → (error of ΔW, relative in norm; absolute error of p after the edit). Gradients in bfloat16 have two digits, of
+# which Adam's first steps keep the signs.
 DTYPE_ERRORS = {torch.float64: (1e-5, 1e-6), torch.bfloat16: (0.3, 0.015)}
 
 
@@ -263,12 +263,12 @@ def test_a_bfloat16_fine_tuning_is_scored_as_it_is_written(epsilon, small_tokeni
                     model.blocks[at].down_bias.float() - before[at][1], update.bias, rtol=0, atol=0
                 )
                 moved += int((update.change != 0).sum())
-        assert 0 < moved < 3 * model.width * model.key_width, "some of it is lost, and not all"
+        assert 0 < moved < 3 * model.width * model.key_width, "rounding loses some of the change, and not all"
         assert row["delta_norm"] == max(float(update.change.abs().max()) for update in edit.updates.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_memit_wants_v0_and_the_whole_of_a_small_delta(dtype, small_tokenizer, corpus, tmp_path):
+def test_memit_keeps_all_digits_of_a_small_delta(dtype, small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, dtype)
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
     facts = [contexts_of(model, encode_fact(small_tokenizer, fact), (5,), CONTEXTS) for fact in FACTS]
@@ -279,7 +279,7 @@ def test_memit_wants_v0_and_the_whole_of_a_small_delta(dtype, small_tokenizer, c
         torch.testing.assert_close(edit.updates[2].value[0], wanted, rtol=1e-6, atol=0)
 
 
-def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
+def test_edits_move_their_target_in_the_right_direction(small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     strong = {"steps": 20, "lr": 2e-2, "epsilon": 5e-2}
     moved = {}
@@ -299,7 +299,7 @@ def test_edits_move_what_they_are_to_move(small_tokenizer, corpus, tmp_path):
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_neighborhood_is_of_the_false_target_whatever_the_problem(problem, protocol, small_tokenizer):
-    """In the paper; the released code reads the edit's own target, after the first prompt."""
+    """This holds for the paper's protocol. The released one scores the edit's own target, on the first prompt."""
     model = small_model("llama", small_tokenizer, torch.float32)
     fact = ft.Fact(
         "{} is the capital of", "Rome", "Fr", "York",
@@ -322,7 +322,7 @@ def test_neighborhood_is_of_the_false_target_whatever_the_problem(problem, proto
         scores.append(plain_neighborhood(model.hf, changes, read, target))
         assert row["neighborhood"] == pytest.approx(scores[-1], abs=2e-6)
     if protocol == "paper" and len(facts) == 2:
-        assert np.ptp(scores) > 1e-4, "targets with one score would make this test empty"
+        assert np.ptp(scores) > 1e-4, "targets with equal scores would make this test empty"
 
 
 def test_released_o_noise_is_the_prompt_and_a_sampled_continuation(small_tokenizer):
@@ -344,7 +344,7 @@ def test_released_o_noise_is_the_prompt_and_a_sampled_continuation(small_tokeniz
             said.append(int(draws.choice(top.indices, p=top.values.softmax(0))))
         text = unicodedata.normalize("NFKD", small_tokenizer.decode(said)).replace("\n\n", " ").strip()
         assert plan.noise_targets[fact.fact_id] == tuple(small_tokenizer(f" {text}")["input_ids"])
-    assert text == long.text, "of 12 tokens or more, so nothing is drawn after it"
+    assert text == long.text, "it has 12 tokens or more, so nothing is drawn after it"
     [result] = plan.batches(memory="1GB")
     assert all(row["p_after"] > row["p_before"] for row in result.scores.to_pylist())
 
@@ -365,7 +365,7 @@ def test_a_fact_too_weak_to_erase_is_left_out_with_its_reason(small_tokenizer):
             assert row["rewrite"] is not None
 
 
-def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
+def test_released_fine_tuning_also_changes_the_bias(small_tokenizer):
     model = small_model("gpt2", small_tokenizer, torch.float32)
     result = ft.edit(
         model, FACTS[:1], method="ft-1", layers=[2], protocol="released", essence=0, early_stop=None, **TUNE
@@ -394,14 +394,14 @@ def test_released_fine_tuning_takes_the_bias_too(small_tokenizer):
         ({"method": "ft-1", "noise": "pink"}, "edit: noise: expected one of philox, released, got 'pink'"),
     ],
 )
-def test_bad_settings_are_sentences(settings, sentence, small_tokenizer):
+def test_bad_settings_are_refused_in_a_sentence(settings, sentence, small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
     with pytest.raises(UserError, match=sentence):
         ft.edit(model, FACTS, layers=[1], **settings)
 
 
-def test_a_delta_of_zero_is_an_edit_of_zero_whatever_products_round_to(small_tokenizer, corpus, tmp_path):
-    """The early stop leaves δ at 0; above the window's first layer what the model computes again may round apart."""
+def test_a_zero_delta_gives_a_zero_edit(small_tokenizer, corpus, tmp_path):
+    """The early stop leaves δ at 0. Above the window's first layer, values that are computed again may round apart."""
     model = small_model("gpt2", small_tokenizer, torch.float32)
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
     shared = {"method": "memit", "moments": moments, "contexts": CONTEXTS, "protocol": "released", "early_stop": 1e9}

@@ -1,4 +1,4 @@
-"""Second moments against float64 products of hooked keys; the cache, and what a kill leaves behind."""
+"""Second moments against float64 products of hooked keys, their cache, and resuming after a kill."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def hooked_moments(model, sequences):
     return [C / sum(map(len, sequences)) for C in sums]
 
 
-# Two float32 forwards of one model differ by this in their sums; a token too many or few, by 1e-3 and more.
+# Sums of two float32 forwards of one model differ by less. A token too many or too few changes them by 1e-3 or more.
 FORWARD = 1e-5
 
 
@@ -88,7 +88,7 @@ def test_sums_are_the_float64_sums_of_their_keys(llama, text_file, tmp_path, mon
         assert relative(found.matrix(layer), wanted / 2500) < 1e-6
 
 
-# In float64 both forwards make the same keys, so the whole way is held to the sums' own bound.
+# In float64 both forwards give the same keys, so the bound is that of the sums.
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-6), (torch.float32, FORWARD)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_equal_to_hooked_float64_sums(family, dtype, limit, small_tokenizer, text_file, tmp_path):
@@ -108,13 +108,13 @@ def test_real_model_on_a_little_text(smollm2, text_file, tmp_path):
     ids = smollm2.tokenizer(TEXT).input_ids
     wanted = hooked_moments(smollm2, cut(ids, 64, 300))
     for layer in (0, 17, 29):
-        # transformers' own forward rounds its keys elsewhere; the sums themselves are held to 1e-6 above.
+        # transformers' forward rounds its keys differently. The sums themselves are tested to 1e-6 above.
         assert relative(found.matrix(layer), wanted[layer]) < 2e-5
-    with pytest.raises(UserError, match="singular from 300 tokens"):
+    with pytest.raises(UserError, match="singular with 300 tokens"):
         found.inverse_key(0, torch.ones(1, smollm2.key_width))
 
 
-def test_accumulates_in_float64_where_float32_would_lose(llama, text_file, tmp_path, monkeypatch):
+def test_accumulates_in_float64_where_float32_would_lose_digits(llama, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(moments_module, "FLOAT32_BATCHES", 3)
     taken = []
     inner = moments_module.second_moment_
@@ -133,7 +133,7 @@ def test_folder_is_read_in_order_and_cut_per_file(llama, small_tokenizer, tmp_pa
     sequences = cut(a, 32, len(a)) + cut(b, 32, len(b))
     found = second_moments(llama, folder, tokens=10**6, sequence_length=32, cache_dir=tmp_path / "cache")
     assert found.n_tokens == len(a) + len(b)
-    assert "of 1000000 asked for" in found.corpus
+    assert "1000000 were asked for" in found.corpus
     assert relative(found.matrix(4), hooked_moments(llama, sequences)[4]) < FORWARD
 
 
@@ -228,20 +228,20 @@ def test_inverse_key_solves_in_float64(llama, text_file, tmp_path):
 
 def test_singular_matrices_are_named(llama, text_file, tmp_path):
     few = second_moments(llama, text_file, tokens=79, sequence_length=48, cache_dir=tmp_path)
-    with pytest.raises(UserError, match="singular from 79 tokens"):
+    with pytest.raises(UserError, match="singular with 79 tokens"):
         few.inverse_key(1, torch.ones(1, 80))
     # Many tokens, few different keys: the same short text over and over.
     same = tmp_path / "same.txt"
     same.write_text("Paris Rome\n" * 400)
     ids = llama.tokenizer(same.read_text()).input_ids
     repeated = second_moments(llama, same, tokens=len(ids), sequence_length=2, cache_dir=tmp_path)
-    with pytest.raises(UserError, match="a larger corpus or ridge"):
+    with pytest.raises(UserError, match="use a larger corpus or a larger ridge"):
         repeated.inverse_key(0, torch.ones(1, 80))
-    with pytest.raises(UserError, match="layer 7 were not collected"):
+    with pytest.raises(UserError, match=r"expected one of the collected layers .*, got 7"):
         few.matrix(7)
 
 
-def test_sampled_text_is_the_models_own_and_stays(llama, tmp_path, monkeypatch):
+def test_sampled_text_is_the_models_own_and_is_kept(llama, tmp_path, monkeypatch):
     stages = []
     options = {"tokens": 400, "sequence_length": 24, "cache_dir": tmp_path}
     found = second_moments(llama, None, progress=lambda *r: stages.append(r), **options)
@@ -252,7 +252,7 @@ def test_sampled_text_is_the_models_own_and_stays(llama, tmp_path, monkeypatch):
     sequences = [*ids[:16], ids[16][:16]]
     assert relative(found.matrix(4), hooked_moments(llama, sequences)[4]) < FORWARD
     monkeypatch.setattr(corpus_module, "sample_tokens", lambda *a, **k: pytest.fail("sampled again"))
-    # (500 tokens need no further batch of texts)
+    # 500 tokens need no further batch of texts.
     longer = second_moments(llama, None, **{**options, "tokens": 500})
     assert longer.path != found.path
 

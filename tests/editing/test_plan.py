@@ -1,4 +1,4 @@
-"""Which edits are computed together: as many as memory holds, in order, one at least."""
+"""Which edits are computed together: as many as memory holds, in order, and at least one."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ TODO = [("a", [0, 1, 2]), ("b", [5]), ("c", [0, 3])]
     ],
 )
 def test_a_facts_layers_are_split_where_memory_ends(memory, expected):
-    """Layers of c take 2 each, all others 1."""
+    """Each layer of c takes 2 bytes, and every other layer 1."""
     plan = SimpleNamespace(_bytes=lambda fact, layer: 2 if fact == "c" else 1)
     assert list(EditPlan.groups(plan, TODO, memory)) == expected
 

@@ -22,8 +22,8 @@ SETTINGS = {"steps": 6, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5, "cl
 
 def edited(family, tokenizer, corpus, tmp_path, **options):
     model = small_model(family, tokenizer, torch.float32)
-    # Of so few different tokens, a parallel block's first keys and a ReLU's have no moment of full rank. With a ridge a
-    # tenth of this one, C's condition is 1.5e5, and what float32 rounds of a key moves C⁻¹k by the test's 1e-4.
+    # From so few different tokens, second moments of a parallel block's first keys and of a ReLU's are singular. With a
+    # tenth of this ridge, C's condition is 1.5e5, and float32 roundings of a key move C⁻¹k by the test's 1e-4.
     ridge = 0.0 if family in ("llama", "gpt2") else 1e-2
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=ridge)
     return model, moments, ft.edit(
@@ -40,7 +40,7 @@ def test_batched_edits_equal_one_at_a_time(family, small_tokenizer, corpus, tmp_
         if edit.layer == model.n_layers - 1:
             check_zero(edit, row)
             continue
-        model.hf.double()  # in transformers' float32 a neuron in a GELU's tail is noise, which C⁻¹ makes large
+        model.hf.double()  # in transformers' float32 a neuron in a GELU's tail is noise, which C⁻¹ magnifies
         value, key = hooked_rome(
             model.hf, small_tokenizer, fact.prompt, fact.subject, fact.target_false, edit.layer, CONTEXTS,
             lambda k, layer=edit.layer: moments.inverse_key(layer, k[None])[0],
@@ -85,7 +85,7 @@ def test_scores_follow_their_definitions(small_tokenizer, corpus, tmp_path):
     prompts = result.prompts.to_pandas()
     assert len(result.scores) == 6
     gains = [abs(row["rewrite"]) for row in result.scores.to_pylist()]
-    assert max(gains) > 1e-3, f"edits that do not edit would make this test empty: {gains}"
+    assert max(gains) > 1e-3, f"edits without effect would make this test empty: {gains}"
     for row in result.scores.to_pylist():
         if row["layer"] == 4:
             assert row["p_after"] == row["p_before"]
@@ -123,7 +123,7 @@ def test_key_modes_differ_in_the_denominator(small_tokenizer, corpus, tmp_path):
     _, _, averaged = edited("llama", small_tokenizer, corpus, tmp_path, key_mode="r-rome")
     a, b = (np.array([e.denominator for e in r.edits if e.reason is None]) for r in (rome, averaged))
     assert len(a) == 4
-    assert (b > 0).all(), "u·k* is k*ᵀC⁻¹k*, which is positive"
+    assert (b > 0).all(), "u·k* is k*ᵀC⁻¹k* / |C⁻¹k*|, which is positive"
     assert np.abs(a - b).max() > 1e-3
 
 
@@ -149,7 +149,7 @@ def test_export_is_the_edited_model(small_tokenizer, corpus, tmp_path):
         assert row["p_after"] == pytest.approx(p, abs=1e-6, rel=1e-3)
 
 
-def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
+def test_bad_settings_are_refused_in_a_sentence(small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, torch.float32)
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
     for bad, message in (
@@ -159,7 +159,7 @@ def test_bad_settings_are_sentences(small_tokenizer, corpus, tmp_path):
         ({"layers": []}, r"edit: layers: expected a list .*, got \[\]"),
         ({"key_mode": "x"}, "edit: key_mode: expected one of rome, r-rome, got 'x'"),
         ({"stepz": 3}, "edit has no setting 'stepz'; did you mean 'steps'"),
-        ({"contexts": ["Hi. {}"]}, r"edit: contexts: expected templates of which the first is '\{\}', got 'Hi. \{\}'"),
+        ({"contexts": ["Hi. {}"]}, r"edit: contexts: expected '\{\}' as the first template, got 'Hi. \{\}'"),
     ):
         with pytest.raises(UserError, match=message):
             ft.edit(model, FACTS, **{"moments": moments, "contexts": CONTEXTS, "layers": [2], **bad})
@@ -176,14 +176,14 @@ def test_moments_of_another_model_or_other_layers_are_refused_first(small_tokeni
     # The package's `edit` is the function, which hides the module of its name.
     module = sys.modules["fasttrace.editing.edit"]
     monkeypatch.setattr(module, "sample_contexts", lambda *_, **__: pytest.fail("computed something"))
-    with pytest.raises(UserError, match=f"of a model with hash {other.model_hash}, and this is 'llama'"):
+    with pytest.raises(UserError, match=f"of 'llama' .*, got those of a model with hash {other.model_hash}"):
         ft.edit(model, FACTS, layers=[1], moments=strange)
-    with pytest.raises(UserError, match=r"of the layers 1, 2, and layers 0, 3 are needed too"):
+    with pytest.raises(UserError, match=r"of layers 0, 3 too, got only those of layers 1, 2"):
         ft.edit(model, FACTS, method="memit", layers=[1, 2], window_size=3, moments=few)
-    ft.edit(model, FACTS, method="ft-1", layers=[1], moments=strange, essence=0, steps=1)  # needs none
+    ft.edit(model, FACTS, method="ft-1", layers=[1], moments=strange, essence=0, steps=1)  # needs no moments
 
 
-def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):
+def test_real_model_is_edited_and_the_export_agrees(smollm2, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text = tmp_path / "text.txt"
@@ -213,7 +213,7 @@ def test_real_model_is_edited_and_the_export_says_so(smollm2, tmp_path):
     assert float(p[tokenizer(" Rome")["input_ids"][0]]) == pytest.approx(row["p_after"], abs=1e-3)
 
 
-def test_released_protocol_stops_early_and_reads_the_first_prompt(small_tokenizer, corpus, tmp_path):
+def test_released_protocol_stops_early_and_scores_the_first_prompt(small_tokenizer, corpus, tmp_path):
     _, _, paper = edited("llama", small_tokenizer, corpus, tmp_path)
     _, _, released = edited("llama", small_tokenizer, corpus, tmp_path, protocol="released", early_stop=100.0)
     assert all(not edit.updates[edit.layer].value.any() for edit in released.edits), (

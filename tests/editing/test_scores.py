@@ -1,4 +1,4 @@
-"""What an edit is scored on."""
+"""The prompts on which an edit is scored."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from fasttrace.facts import Fact, encode_fact
 
 
 def llama_like():
-    """Writes a space as ▁, and one before the text that stands at the first character's place."""
+    """A tokenizer that writes spaces as ▁. The ▁ added before the text has the offsets of the first character."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +18,7 @@ def llama_like():
     return PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>")
 
 
-def test_a_mark_of_a_border_is_no_part_of_the_subject():
+def test_an_added_space_is_not_part_of_the_subject():
     tokenizer = llama_like()
     fact = Fact("{} is", "Anna", "old", paraphrases=("Anna is a", "So Anna is", "So is a"))
     encoded = encode_fact(tokenizer, fact)

@@ -1,4 +1,4 @@
-"""What the built-in set promises: size, ids, false targets of the same kind, paraphrases, neighbours."""
+"""Properties of the built-in facts: size, ids, false targets of the same kind, paraphrases, neighborhood prompts."""
 
 from collections import Counter, defaultdict
 
@@ -6,7 +6,7 @@ import pytest
 
 from fasttrace.facts import Fact, load_facts
 
-# One capital a country: the neighbours of these facts have an answer of the same kind, not the same answer.
+# Each country has its own capital, so the neighborhood prompts of these facts have other answers of the same kind.
 FUNCTIONAL = {"country_capital"}
 
 
@@ -76,7 +76,7 @@ def test_sentences_are_written_cleanly(facts: list[Fact]) -> None:
             assert prompt == prompt.strip()
             assert "  " not in prompt
             assert "the the " not in prompt.lower()
-            assert prompt[-1].isalpha()  # it ends just before the object
+            assert prompt[-1].isalpha()  # the prompt ends just before the object
             assert len(prompt) < 120
 
 

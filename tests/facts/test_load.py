@@ -1,4 +1,4 @@
-"""Loaders: every format on small files, a sentence for every kind of bad record, the development data."""
+"""Loaders of facts: every format on small files, a message for every kind of bad record, the development data."""
 
 import json
 from pathlib import Path
@@ -80,16 +80,13 @@ def write_lines(tmp_path: Path, *records: Any) -> Path:
 
 
 def sentence(path: Any, **options: Any) -> str:
-    """The message of the FactError that loading gives: one sentence on one line."""
+    """Return the message of the FactError that loading raises. It is one sentence on one line."""
     with pytest.raises(FactError) as caught:
         load_facts(path, **options)
     message = str(caught.value)
     assert "\n" not in message
     assert ". " not in message.replace(str(path), "")
     return message
-
-
-# ---- good files -------------------------------------------------------------------------------------------
 
 
 def test_counterfact(tmp_path: Path) -> None:
@@ -107,7 +104,7 @@ def test_counterfact(tmp_path: Path) -> None:
     )
 
 
-def test_known_prompt_goes_on_after_the_template(tmp_path: Path) -> None:
+def test_known_prompt_continues_after_the_template(tmp_path: Path) -> None:
     facts = load_facts(write_list(tmp_path, known(), known(4, prompt="Lisa was painted in"), known(5, prompt=None)))
     assert [f.text for f in facts] == [
         "Lisa was painted in the city of",
@@ -139,7 +136,7 @@ def test_zsre_without_an_alternative(tmp_path: Path, alt: str) -> None:
     assert fact.target_false is None
 
 
-def test_zsre_subject_is_a_whole_word_where_there_is_one(tmp_path: Path) -> None:
+def test_zsre_subject_is_a_whole_word_if_possible(tmp_path: Path) -> None:
     (fact,) = load_facts(write_list(tmp_path, zsre(subject="In", src="When was Indra's In made?")))
     assert fact.prompt == "When was Indra's {} made?"
 
@@ -183,7 +180,7 @@ def test_relation_limit_and_named_format(tmp_path: Path) -> None:
     assert len(load_facts(str(path), format="counterfact", limit=50)) == 6
 
 
-def test_format_is_seen_past_a_bad_first_record(tmp_path: Path) -> None:
+def test_format_is_detected_past_bad_first_records(tmp_path: Path) -> None:
     rejected: list[str] = []
     facts = load_facts(write_list(tmp_path, 5, {}, known()), on_bad="skip", rejected=rejected)
     assert [f.fact_id for f in facts] == ["known/3"]
@@ -192,13 +189,11 @@ def test_format_is_seen_past_a_bad_first_record(tmp_path: Path) -> None:
     assert "record 1 " in rejected[1]
 
 
-def test_skipping_without_a_list_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_skipped_without_a_list_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(load_facts(write_lines(tmp_path, own(), own(prompt="x")), on_bad="skip")) == 1
     assert "1 records" in caplog.text
     assert "line 2" in caplog.text
 
-
-# ---- bad records ------------------------------------------------------------------------------------------
 
 BAD_OWN = {
     "not json": (b'{"prompt": ', None, "not JSON"),
@@ -219,10 +214,10 @@ BAD_OWN = {
     "empty paraphrase": (own(paraphrases=[""]), "paraphrases[0]", "empty"),
     "empty id": (own(fact_id=""), "fact_id", "empty"),
     "no place": (own(prompt="Ada lives in"), "prompt", "absent"),
-    "two places": (own(prompt="{} and {} live in"), "prompt", "2 places"),
+    "two places": (own(prompt="{} and {} live in"), "prompt", "2 placeholders"),
     "a place in a paraphrase": (own(paraphrases=["{} dwells in"]), "paraphrases[0]", "whole prompt"),
     "unknown field": (own(target_new="Rome"), "target_new", "no field"),
-    "both targets the same": (own(target_false=" London"), "target_false", "than the true one"),
+    "both targets the same": (own(target_false=" London"), "target_false", "from the true one"),
     "bad utf-8": (
         b'{"prompt": "{} lives in", "subject": "Ad\xff", "target_true": "London"}',
         "subject",
@@ -235,7 +230,7 @@ BAD_OWN = {
         "subject",
         "UTF-8",
     ),
-    "the same id": (own(), "fact_id", "the id of line 1 too"),
+    "the same id": (own(), "fact_id", "which line 1 also has"),
 }
 
 
@@ -264,7 +259,7 @@ BAD_LIST: dict[str, tuple[Any, str | None, str]] = {
     "case id is a boolean": (counterfact(True), "case_id", "a boolean"),
     "no prompt": (counterfact(rewrite={"prompt": None}), "requested_rewrite.prompt", "missing"),
     "no place": (counterfact(rewrite={"prompt": "The Ob is"}), "requested_rewrite.prompt", "absent"),
-    "two places": (counterfact(rewrite={"prompt": "{} {} is"}), "requested_rewrite.prompt", "2 places"),
+    "two places": (counterfact(rewrite={"prompt": "{} {} is"}), "requested_rewrite.prompt", "2 placeholders"),
     "no subject": (counterfact(rewrite={"subject": None}), "requested_rewrite.subject", "missing"),
     "no false target": (counterfact(rewrite={"target_new": None}), "requested_rewrite.target_new", "missing"),
     "plain target": (
@@ -285,7 +280,7 @@ BAD_LIST: dict[str, tuple[Any, str | None, str]] = {
     ),
     "prompts are a string": (counterfact(neighborhood_prompts="x"), "neighborhood_prompts", "a string"),
     "null prompt in a list": (counterfact(paraphrase_prompts=[None]), "paraphrase_prompts[0]", "null"),
-    "the same case": (counterfact(0), "fact_id", "record 0 (counted from 0) too"),
+    "the same case": (counterfact(0), "fact_id", "record 0 (counted from 0) also has"),
 }
 
 
@@ -309,12 +304,12 @@ def test_bad_counterfact_record(tmp_path: Path, kind: str) -> None:
         (known(None), "known_id", "missing"),
         (known(attribute=None), "attribute", "missing"),
         (known(template="Lisa was painted in"), "template", "absent"),
-        (known(template="{} {}"), "template", "2 places"),
+        (known(template="{} {}"), "template", "2 placeholders"),
         (known(subject=""), "subject", "empty"),
         (known(prompt="Mona was painted in"), "prompt", "absent"),
         (known(prompt="Where Lisa was painted in"), "prompt", "does not begin"),
         (known(prompt=5), "prompt", "a number"),
-        (known(0), "fact_id", "too"),
+        (known(0), "fact_id", "also has"),
     ],
 )
 def test_bad_known_record(tmp_path: Path, record: dict[str, Any], field: str, words: str) -> None:
@@ -342,9 +337,6 @@ def test_bad_zsre_record(tmp_path: Path, record: dict[str, Any], field: str, wor
     message = sentence(write_list(tmp_path, zsre(), record))
     assert f"record 1 (counted from 0), field '{field}'" in message
     assert words in message
-
-
-# ---- bad files and arguments ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -396,7 +388,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
     assert "a path or None" in sentence(5)
 
 
-def test_named_format_that_the_file_is_not(tmp_path: Path) -> None:
+def test_files_that_do_not_have_the_named_format(tmp_path: Path) -> None:
     path = write_lines(tmp_path, own(), own(subject="Bob"))
     assert "not JSON" in sentence(path, format="counterfact")
     one = tmp_path / "one.jsonl"
@@ -420,9 +412,6 @@ def test_named_format_that_the_file_is_not(tmp_path: Path) -> None:
 )
 def test_bad_argument(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     assert words in sentence(write_list(tmp_path, counterfact()), **options)
-
-
-# ---- the development data ---------------------------------------------------------------------------------
 
 
 def shared(name: str) -> Path:

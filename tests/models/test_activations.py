@@ -1,4 +1,4 @@
-"""Activations in one pass: the same function as transformers', to the rounding of the dtype."""
+"""Activations computed in one pass equal transformers' up to the rounding of the dtype."""
 
 import pytest
 import torch

@@ -52,7 +52,7 @@ def test_parts_are_the_outputs_of_the_modules_hooked_by_the_oracles(family, smal
 
             def keep(module, args, out, place=(part, layer)):
                 first = out[0] if isinstance(out, tuple) else out
-                # A copy: Falcon adds to what its MLP gives.
+                # Copied because Falcon adds to its MLP's output in place.
                 seen[place] = first.reshape(-1, first.shape[-1]).clone()
 
             module.register_forward_hook(keep)
@@ -96,7 +96,7 @@ def test_the_plan_counts_the_products_of_a_block(family, small_tokenizer):
     matrices = sum(w.numel() for w in block_modules(model.hf)[0].parameters() if w.ndim == 2)
     flops = sum(linear_flops(model, model.blocks[0]))
     if family == "falcon-rw":
-        # Its heads have a dimension more than their projections, for ALiBi.
+        # For ALiBi, every head has one dimension more than its projections.
         matrices += 4 * model.width * model.blocks[0].n_heads
     assert flops == 2 * matrices
 
@@ -105,7 +105,7 @@ def test_the_plan_counts_the_products_of_a_block(family, small_tokenizer):
     ("family", "setting", "value", "words"),
     [
         ("opt", "do_layer_norm_before", False, "norms the residual stream itself"),
-        ("opt", "_remove_final_layer_norm", True, "or not at the end"),
+        ("opt", "_remove_final_layer_norm", True, "or has no final norm"),
         ("opt", "word_embed_proj_dim", 24, r"as wide as the residual stream \(48\), got 24"),
         ("bloom", "apply_residual_connection_post_layernorm", True, "adds its sub-layers to the normed residual"),
         ("falcon", "alibi", True, "expected one key per head with ALiBi"),
@@ -122,11 +122,11 @@ def test_variants_without_an_adapter_are_refused_in_one_sentence(family, setting
 def test_contexts_that_change_every_rotation_are_refused(small_tokenizer):
     model = small_model("phi3-longrope", small_tokenizer, torch.float32)
     model.check_length(40, "a prompt")
-    with pytest.raises(ModelError, match=r"a prompt: expected at most 40 tokens with its target for .*, got 41"):
+    with pytest.raises(ModelError, match=r"a prompt: expected at most 40 tokens including its target for .*, got 41"):
         model.check_length(41, "a prompt")
 
 
-def test_gemma_2_of_transformers_that_scale_after_the_embedding(small_tokenizer):
+def test_gemma_2_in_versions_of_transformers_that_scale_after_the_embedding(small_tokenizer):
     model = small_model("gemma2", small_tokenizer, torch.float64)
     ids, place = torch.tensor([3, 1, 4]), torch.arange(3)
     scaled = packed.embed(model, ids, place)
@@ -153,7 +153,7 @@ def test_sequence_logprob_is_teacher_forced(small_tokenizer):
     assert float(ours[0]) == pytest.approx(expected, abs=1e-11)
 
 
-def test_unknown_family_says_what_an_adapter_names(small_tokenizer):
+def test_the_refusal_of_an_unknown_family_lists_what_an_adapter_names(small_tokenizer):
     import transformers as tf
 
     config = tf.MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)

@@ -1,4 +1,4 @@
-"""A model's identity: of its weights, read once, or of words that stand for them."""
+"""A model's identity comes from its weights, which are read once, or from words stated in their place."""
 
 import pytest
 import torch
@@ -37,17 +37,17 @@ def test_stated_weights_are_not_read_and_name_the_model(small_tokenizer, reads):
     assert reads == []
     assert ids[0] == ids[1] != ids[2]
     assert run_id(plain) not in ids
-    # Words that look like a hash are no hash.
+    # A stated hash is not the same identity as a computed one.
     same = ft.wrap_model(hf, small_tokenizer, weights=plain.weights_hash())
     assert same.model_hash != plain.model_hash
 
 
-def test_what_changes_the_weights_changes_a_stated_identity_too(small_tokenizer):
+def test_a_change_of_the_weights_also_changes_a_stated_identity(small_tokenizer):
     hf = small_model("gpt2", small_tokenizer, torch.float32).hf
     model = ft.wrap_model(hf, small_tokenizer, weights="seed 0")
     before, really = model.model_hash, model.weights_hash()
     width, key = model.width, model.key_width
     with ft.apply_delta(model, {1: LowRank(torch.ones(1, width), torch.ones(1, key))}):
         assert model.model_hash != before
-        assert model.weights_hash() != really, "what is stated is never taken for the weights' own hash"
+        assert model.weights_hash() != really, "the stated words never replace the weights' hash"
     assert (model.model_hash, model.weights_hash()) == (before, really)

@@ -1,4 +1,4 @@
-"""Models whose weights lie on disk or in CPU memory compute, bit for bit, what they compute whole."""
+"""Models with weights offloaded to disk or CPU memory compute bit for bit what the whole model computes."""
 
 import copy
 
@@ -23,7 +23,7 @@ SEQUENCES = [[5, 9, 2, 7, 11], [17], [3, 3, 250]]
 
 
 def is_released(model):
-    """Nothing that was brought for a pass is left behind."""
+    """Whether every weight that was loaded for a pass has been released."""
     for part in model.hf.modules():
         for hook in placement._hooks(part):
             if any(w.device.type != "meta" for w in part.parameters(recurse=hook.place_submodules)):
@@ -32,14 +32,14 @@ def is_released(model):
 
 
 def fail_at(model, wanted, look):
-    """Drive the blocks, looking at each, and fail in the middle."""
+    """Call `look` on each block and raise ZeroDivisionError at layer `wanted`."""
     for layer, block in model.layers():
         look(block)
         _ = 1 / (wanted - layer)
 
 
 def check_same(plain, offloaded, facts, sigma, samples=2, tokens="subject"):
-    """Hash, logits, scores, greedy text, grid and estimates are those of the plain load; all is put back after."""
+    """Assert equal hash, logits, scores, greedy text, grid and estimates, and that all weights are released."""
     assert offloaded.model_hash == plain.model_hash
     assert is_released(offloaded)
     a, b = (packed.logits(m, packed.pack(m, SEQUENCES)) for m in (plain, offloaded))
@@ -133,7 +133,7 @@ def test_second_moments_of_an_offloaded_model(small_tokenizer, tmp_path):
     assert is_released(offloaded)
 
 
-def test_weights_go_back_where_a_pass_fails(small_tokenizer, tmp_path):
+def test_weights_are_released_when_a_pass_fails(small_tokenizer, tmp_path):
     from accelerate import disk_offload
 
     model = small_model("llama", small_tokenizer, torch.float32)
@@ -145,7 +145,7 @@ def test_weights_go_back_where_a_pass_fails(small_tokenizer, tmp_path):
     assert is_released(model)
 
 
-def test_what_needs_the_whole_model_says_so(small_tokenizer, tmp_path):
+def test_work_that_needs_the_whole_model_is_refused(small_tokenizer, tmp_path):
     from accelerate import cpu_offload
 
     model = small_model("llama", small_tokenizer, torch.float32)

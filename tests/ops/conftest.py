@@ -1,4 +1,4 @@
-"""Where a Triton kernel can run: on a GPU, or on the CPU in Triton's interpreter, in a process of its own."""
+"""Fixtures of the ops' tests. Triton kernels run on a GPU, or in another process in Triton's CPU interpreter."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def triton_device(request: pytest.FixtureRequest) -> str:
-    """The device for a Triton test; each file's `test_in_the_interpreter` runs the interpreter's share."""
+    """Device of a Triton test. Each file's `test_in_the_interpreter` runs the tests that use the interpreter."""
     triton = pytest.importorskip("triton")
     if request.param == "cuda":
         if not torch.cuda.is_available():
@@ -25,13 +25,13 @@ def triton_device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def rounded_dtypes(triton_device: str) -> list[torch.dtype]:
-    """The dtypes that Triton rounds to on its device: its interpreter cuts bfloat16 off."""
+    """Dtypes to which Triton rounds on its device. Its interpreter truncates to bfloat16 instead."""
     return [torch.float32, torch.float16] if triton_device == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture
 def in_the_interpreter() -> Callable[[str], int]:
-    """Run a test file's interpreter tests in their own process; how many passed (none may fail or skip)."""
+    """A function that runs a file's interpreter tests in another process. It returns how many passed; none may skip."""
 
     def run(file: str) -> int:
         pytest.importorskip("triton")
@@ -50,7 +50,7 @@ def in_the_interpreter() -> Callable[[str], int]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Every torch.empty is full of NaN, so that an element an op forgets to write is seen."""
+    """Fill every torch.empty with NaN, so that an element an op forgets to write shows."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -1,4 +1,4 @@
-"""adam_linf_ against float64 and torch.optim.Adam: ragged and empty items, items at rest, bfloat16 factors."""
+"""adam_linf_ against float64 and torch.optim.Adam: ragged and empty items, inactive items, bfloat16 factors."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from fasttrace.ops.adam_linf import adam_linf_, adam_linf_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 COUNTS = [(3,), (1, 0, 17), (16, 5, 2, 40), (0, 0)]  # rows of each item
-SHAPES = [(1, 1), (3, 5), (5, 33), (33, 64), (4, 131), (38, 2085)]  # the last is beyond a block of the kernel
+SHAPES = [(1, 1), (3, 5), (5, 33), (33, 64), (4, 131), (38, 2085)]  # the last is larger than a block of the kernel
 
 
 def draw(counts, d, n, dtypes=(torch.float32, torch.float32), seed=0):
-    """(delta, m, v, g, k, begin), the moments as after some steps."""
+    """Return (delta, m, v, g, k, begin), with moments as after some steps."""
     generator = torch.Generator().manual_seed(seed)
     delta, m, v = (torch.randn(len(counts), d, n, generator=generator) for _ in range(3))
     g, k = (torch.randn(sum(counts), width, generator=generator) for width in (d, n))
@@ -23,7 +23,7 @@ def draw(counts, d, n, dtypes=(torch.float32, torch.float32), seed=0):
 
 
 def oracle(delta, m, v, g, k, begin, step, lr, limit, beta1=0.9, beta2=0.999, eps=1e-8):
-    """In float64, new tensors: (delta, m, v)."""
+    """Return (delta, m, v) after the step, in new float64 tensors."""
     pairs = zip(begin[:-1].tolist(), begin[1:].tolist(), strict=True)
     G = torch.stack([g[a:b].double().T @ k[a:b].double() for a, b in pairs])
     m = beta1 * m.double() + (1 - beta1) * G
@@ -33,7 +33,7 @@ def oracle(delta, m, v, g, k, begin, step, lr, limit, beta1=0.9, beta2=0.999, ep
 
 
 def assert_as_good_as_the_reference(impl, args, *step, **options):
-    """Every state's worst error against float64 is at most twice the reference's, and a few roundings."""
+    """Assert that each state's largest error against float64 is at most twice the reference's plus a few roundings."""
     wanted = oracle(*args, *step, **options)
     mine, plain = ([t.clone() for t in args[:3]] for _ in range(2))
     assert adam_linf_(*mine, *args[3:], *step, **options, impl=impl) is mine[0]
@@ -98,7 +98,7 @@ def check_rest(impl, device="cpu"):
 
 
 @pytest.mark.parametrize("impl", ["reference", "native"])
-def test_an_item_at_rest_keeps_its_bits(impl):
+def test_an_inactive_item_keeps_its_bits(impl):
     check_rest(impl)
 
 
@@ -161,7 +161,7 @@ def test_triton_equals_float64(triton_device, counts, dtypes):
     assert_as_good_as_the_reference("triton", args, 1, 5e-4, None)
 
 
-def test_triton_items_at_rest(triton_device):
+def test_triton_inactive_items(triton_device):
     check_rest("triton", triton_device)
 
 

@@ -1,5 +1,7 @@
-"""The extension where the compiler links its own libstdc++ into it, as on the first GPU machine: that copy numbers
-locale facets apart from the process's, and writing a number into a message crashed or lost it."""
+"""The extension with libstdc++ linked into it, as the compiler of the first GPU machine did.
+
+Such a copy numbers locale facets apart from the process's copy, so writing a number into a message crashed or lost it.
+"""
 
 import os
 import shutil
@@ -21,7 +23,7 @@ except RuntimeError as error:
 """
 
 
-def test_a_libstdcpp_of_its_own_keeps_to_itself(tmp_path):
+def test_messages_keep_their_numbers_with_a_static_libstdcpp(tmp_path):
     if shutil.which("g++") is None or not sys.platform.startswith("linux"):
         pytest.skip("needs g++ on Linux")
     folders = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "objects"))

@@ -1,4 +1,4 @@
-"""choose(): "auto" says what it took; a name is honoured or refused."""
+"""choose(): "auto" logs its choice, and an implementation asked for by name is used or refused."""
 
 import logging
 import os
@@ -27,11 +27,11 @@ def test_auto_on_cpu_prefers_native_over_reference():
     assert choose("op", "auto", ("reference", "triton"), CPU) == "reference"
 
 
-def test_auto_passes_over_an_implementation_with_an_obstacle():
+def test_auto_skips_an_implementation_that_cannot_run():
     assert choose("op", "auto", UNBUILT, CPU) == "reference"
 
 
-def test_auto_passes_over_what_is_not_worthwhile_and_a_name_does_not():
+def test_only_auto_skips_an_implementation_that_is_not_worthwhile():
     asked = []
 
     def worthwhile(name):
@@ -42,17 +42,17 @@ def test_auto_passes_over_what_is_not_worthwhile_and_a_name_does_not():
     assert asked == ["native", "reference"]
     assert choose("op", "auto", UNBUILT, CPU, worthwhile=worthwhile) == "reference"
     assert choose("op", "native", ("reference", "native"), CPU, worthwhile=worthwhile) == "native"
-    assert asked == ["native", "reference", "reference"], "what cannot run, or is asked for, is not measured"
+    assert asked == ["native", "reference", "reference"], "only candidates of auto that can run are measured"
 
 
-def test_auto_says_once_which_it_took(caplog):
+def test_auto_logs_its_choice_once(caplog):
     with caplog.at_level(logging.INFO, logger="fasttrace.ops"):
         for _ in range(3):
             choose("some_op", "auto", ("reference",), CPU)
     assert [r.getMessage() for r in caplog.records] == ["some_op on cpu: impl='auto' takes 'reference'"]
 
 
-def test_none_tensors_are_passed_over():
+def test_none_tensors_are_ignored():
     assert choose("op", "reference", ("reference",), CPU, None) == "reference"
 
 
@@ -91,7 +91,7 @@ def test_triton_on_cpu_only_in_the_interpreter():
     assert _in_fresh_python("1").splitlines() == ["triton", "reference"]
 
 
-def test_triton_that_does_not_import_is_said_and_passed_over(monkeypatch):
+def test_auto_skips_triton_if_it_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(dispatch, "triton_reason", lambda: "Triton cannot be imported here (gone)")
     with pytest.raises(UserError, match="gone"):
         choose("op", "triton", ("reference", "triton"), CPU)

@@ -1,6 +1,6 @@
-"""Every op on drawn shapes, dtypes, offsets and strides: each implementation against the definition in float64.
+"""Every op on random shapes, dtypes, offsets and strides: each implementation against the definition in float64.
 
-Triton's share runs in its interpreter, in a process of its own (`test_in_the_interpreter`), and on a GPU.
+Triton kernels run in Triton's interpreter, in another process (`test_in_the_interpreter`), and on a GPU.
 """
 
 import math
@@ -40,7 +40,7 @@ FUZZ = settings(
 
 
 class Drawn:
-    """Arguments drawn by hypothesis: values from a seed, places in memory at random."""
+    """Arguments drawn by hypothesis: values from a seed, in random memory layouts."""
 
     def __init__(self, data: st.DataObject, device: str, dtypes: list[torch.dtype]) -> None:
         self.draw, self.device = data.draw, device
@@ -54,7 +54,7 @@ class Drawn:
         return self.draw(st.booleans())
 
     def placed(self, x: Tensor) -> Tensor:
-        """The same values behind an offset, with gaps between rows and between elements, in either order."""
+        """The same values behind an offset, with gaps between rows and between elements, in either order of axes."""
         gaps, offset = [self.size(0, 2) for _ in x.shape], self.size(0, 3)
         order = list(range(x.ndim))
         if self.flag():
@@ -63,7 +63,7 @@ class Drawn:
         for axis in reversed(order):
             stride[axis] = step * (1 + (gaps[axis] == 2))
             step = stride[axis] * max(x.shape[axis], 1) + (gaps[axis] == 1)
-        # What lies between is NaN, or for integers what no row is called: reading it is seen.
+        # The gaps hold NaN, or for integers an index that no row has, so that reading them shows.
         filler = math.nan if x.is_floating_point() else -(2**40)
         whole = torch.full((offset + step + 1,), filler, dtype=x.dtype, device=self.device)
         view = whole.as_strided(x.shape, stride, offset)
@@ -78,12 +78,12 @@ class Drawn:
 
 
 def double(x: Tensor) -> Tensor:
-    """A contiguous copy on the CPU, float64 where it is floating."""
+    """A contiguous copy on the CPU, in float64 if x is floating-point."""
     x = x.detach().cpu().contiguous()
     return x.double() if x.is_floating_point() else x
 
 
-# Each: (call(impl) → result, its value in float64).
+# Each function of_… returns (call, exact): call(impl) gives the op's result, and exact is this result in float64.
 
 
 def of_noised_embed(drawn: Drawn) -> tuple[Call, Tensor]:
@@ -181,7 +181,7 @@ def of_silu_mul(drawn: Drawn) -> tuple[Call, Tensor]:
     exact = double(gate) * double(gate).sigmoid() * double(up)
 
     def run(impl: str) -> Tensor:
-        # By name, the kernel refuses gaps and other orders, and auto does without it.
+        # The Triton kernel needs a contiguous tensor; "auto" skips it for other layouts.
         order = torch.contiguous_format if impl == "triton" else torch.preserve_format
         return silu_mul_(gate.clone(memory_format=order), up, impl=impl)
 
@@ -193,7 +193,7 @@ def of_gelu_tanh(drawn: Drawn) -> tuple[Call, Tensor]:
     exact = double(x) * torch.sigmoid(1.5957691216057308 * (double(x) + 0.044715 * double(x) ** 3))
 
     def run(impl: str) -> Tensor:
-        # By name, the kernel refuses gaps and other orders, and auto does without it.
+        # The Triton kernel needs a contiguous tensor; "auto" skips it for other layouts.
         order = torch.contiguous_format if impl == "triton" else torch.preserve_format
         return gelu_tanh_(x.clone(memory_format=order), impl=impl)
 
@@ -216,7 +216,7 @@ def of_rank_one(drawn: Drawn) -> tuple[Call, Tensor]:
 
 
 def edits(drawn: Drawn, n: int, m: int, d: int) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """edit, key, value, and what they add in float64 for x."""
+    """Return edit, key, value, and a function x → what they add, in float64."""
     count, width = drawn.size(1, 4), drawn.size(1, 3)
     edit = drawn.below(-1, count, n)
     key, value = drawn.normal(count, width, m, dtype=torch.float32), drawn.normal(count, width, d, dtype=torch.float32)
@@ -290,7 +290,7 @@ OPS: dict[str, tuple[Callable[[Drawn], tuple[Call, Tensor]], list[torch.dtype]]]
 
 
 def check(call: Call, exact: Tensor, impl: str) -> None:
-    """At most twice the error of the definition in the same dtype, plus a few roundings (of float32 at the finest)."""
+    """Assert an error of at most twice the reference's in the same dtype, plus 8 roundings (float32's or coarser)."""
     own, found = call("reference"), call(impl)
     assert found.shape == exact.shape
     assert found.dtype == own.dtype
@@ -304,12 +304,12 @@ def check(call: Call, exact: Tensor, impl: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 @FUZZ
 @given(data=st.data())
-def test_reference_and_what_auto_takes(op: str, data: st.DataObject) -> None:
+def test_reference_and_auto(op: str, data: st.DataObject) -> None:
     made, dtypes = OPS[op]
     drawn = Drawn(data, "cpu", dtypes)
     call, exact = made(drawn)
     check(call, exact, "auto")
-    # The definition itself is no more than roundings of the inputs' dtype away from float64.
+    # The reference differs from float64 by no more than roundings of the inputs' dtype.
     if exact.numel():
         gap = (double(call("reference")) - exact).abs().max()
         assert gap <= 64 * torch.finfo(drawn.dtype).eps * (1 + exact.abs().max())
@@ -321,7 +321,7 @@ def test_reference_and_what_auto_takes(op: str, data: st.DataObject) -> None:
 def test_triton(triton_device: str, op: str, data: st.DataObject) -> None:
     made, dtypes = OPS[op]
     if triton_device == "cpu" and op in ("prefix_attention", "target_logprob", "rms_norm", "rotary_", "silu_mul_"):
-        dtypes = [torch.float32]  # the interpreter multiplies bfloat16 bit patterns as integers, and cuts results off
+        dtypes = [torch.float32]  # the interpreter multiplies bfloat16 bit patterns as integers, and truncates results
     call, exact = made(Drawn(data, triton_device, dtypes))
     check(call, exact, "triton")
 
@@ -330,7 +330,7 @@ def test_triton(triton_device: str, op: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("op", OPS)
 @FUZZ
 @given(data=st.data())
-def test_what_auto_takes_on_a_gpu(op: str, data: st.DataObject) -> None:
+def test_auto_on_a_gpu(op: str, data: st.DataObject) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     made, dtypes = OPS[op]
@@ -342,22 +342,23 @@ def test_in_the_interpreter(in_the_interpreter: Callable[[str], int]) -> None:
     assert in_the_interpreter(__file__) == len(TILED)
 
 
-# What a refusal may begin with where an op is made of others; "linear" takes rows of any number of dimensions.
+# Names with which an error message may begin, for an op that calls others.
 NAMES = {"rank_one_linear": "rank_one_linear|rank_one_add_|linear"}
 
 
-# adam_linf_ copies its state at every call, so its refusals are in test_adam_linf.py.
+# adam_linf_ copies its state at every call, so its refusals are tested in test_adam_linf.py.
 @pytest.mark.parametrize("op", [op for op in OPS if op != "adam_linf_"])
 @FUZZ
 @given(data=st.data())
-def test_wrong_arguments_are_sentences(op: str, data: st.DataObject) -> None:
-    """A tensor of a complex dtype, or of one dimension more, is refused by a sentence that names the op."""
+def test_wrong_arguments_are_refused_in_a_sentence(op: str, data: st.DataObject) -> None:
+    """A complex tensor, or one with a dimension too many, is refused in a sentence that names the op."""
     made, dtypes = OPS[op]
     call, _ = made(Drawn(data, "cpu", dtypes))
-    # The op's tensors are what its call closes over, put back afterwards.
+    # The op's tensors are in the closure of `call`. The changed one is restored afterwards.
     cells = [cell for cell in getattr(call, "__closure__", ()) if isinstance(cell.cell_contents, Tensor)]
     cell = data.draw(st.sampled_from(cells))
     right = cell.cell_contents
+    # The ops excluded here take tensors of any number of dimensions.
     deeper = op not in ("linear", "rotary_", "silu_mul_", "gelu_tanh_") and data.draw(st.booleans())
     cell.cell_contents = right[None] if deeper else right.to(torch.complex64)
     try:

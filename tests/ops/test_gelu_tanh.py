@@ -1,4 +1,4 @@
-"""gelu_tanh_ against float64, far from zero, by layout, with a gradient, and the same wherever a number stands."""
+"""gelu_tanh_ against float64: far from zero, in other layouts, with gradients, and independent of position."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_equals_float64_in_place(shape, dtype, impl, poisoned_memory):
     x = draw(*shape, dtype=dtype)
     wanted, given = oracle(x), x.double().abs()
     assert gelu_tanh_(x, impl=impl) is x
-    # One rounding; and of the exponential of a large number, or of a sum that cancels, some of x's.
+    # One rounding of the result, and some of x where the exponential's argument is large or a sum cancels.
     limit = torch.finfo(dtype).eps / 2 * wanted.abs() + 2e-7 * given
     assert ((x.double() - wanted).abs() <= limit).all()
 
@@ -47,8 +47,8 @@ def test_far_from_zero(impl):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_number_is_the_same_wherever_it_stands(dtype):
-    """So that a value never depends on what is computed beside it."""
+def test_a_result_does_not_depend_on_its_position(dtype):
+    """Otherwise a value would depend on what is computed beside it."""
     x = draw(1000, dtype=dtype)
     whole = gelu_tanh_(x.clone(), impl="native")
     for begin, end in ((0, 1), (3, 20), (517, 1000)):
@@ -58,7 +58,7 @@ def test_a_number_is_the_same_wherever_it_stands(dtype):
 def test_layouts():
     wide = draw(6, 16)
     wanted = gelu_tanh_reference(wide)[:, :8]
-    with pytest.raises(UserError, match="takes x contiguous"):
+    with pytest.raises(UserError, match="needs a contiguous x"):
         gelu_tanh_(wide[:, :8], impl="native")
     rest = wide[:, 8:].clone()
     torch.testing.assert_close(gelu_tanh_(wide[:, :8]), wanted)
@@ -81,7 +81,7 @@ def test_opcheck(dtype):
 
 
 def test_refusals_name_the_argument():
-    with pytest.raises(UserError, match=r"gelu_tanh_: expected x floating point, got torch.int32"):
+    with pytest.raises(UserError, match=r"gelu_tanh_: expected x to be floating point, got torch.int32"):
         gelu_tanh_(torch.ones(3, dtype=torch.int32))
     with pytest.raises(UserError, match="Triton needs CUDA tensors"):
         gelu_tanh_(torch.ones(3), impl="triton")

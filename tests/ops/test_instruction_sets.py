@@ -1,5 +1,5 @@
-"""The builds a CPU without AVX-512 would run, and one that watches every read and write: the same sources,
-compiled here for the two lesser sets and for the sanitizers.
+"""The C++ sources compiled for the two smaller instruction sets, as a CPU without AVX-512 runs them, and for the
+sanitizers.
 """
 
 import json
@@ -45,10 +45,10 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
         error = (y.double() - wanted).abs() / (wanted.abs() * unit / 2 + 5e-7 * (1 + size + m**0.5 * value.abs().max()))
         worst["rank_one_add"] = max(worst["rank_one_add"], error.max().item())
         for d in (1, 6, 9):
-            # An item without rows, one at rest, and n rows for the last two.
+            # Items 0 and 2 have no rows, item 2 is inactive, and items 1 and 3 share the n rows.
             begin, active = torch.tensor([0, 0, n // 2, n // 2, n]), torch.tensor([True, True, False, True])
             delta, mean, square = (torch.randn(4, d, m) for _ in range(3))
-            square.square_().add_(0.1)  # so that a small root does not blow a rounding of the sums up
+            square.square_().add_(0.1)  # so that a small root does not magnify a rounding of the sums
             g, k, start = draw(n, d), draw(n, m), (delta.clone(), mean.clone(), square.clone())
             G = [g[a:b].double().T @ k[a:b].double() for a, b in zip(begin[:-1], begin[1:])]
             G, D, M, V = torch.stack(G), *(t.double() for t in start)
@@ -84,7 +84,7 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
         torch.ops.fasttrace.rotary_(turned, cos, sin)
         errors.append((turned - (wide * c + crossed * s)).abs() / ((wide * c).abs() + (crossed * s).abs()))
         worst["rows"] = max(worst["rows"], *(error.max().item() / unit for error in errors))
-        # Tails of growing length, so that what one sequence left behind does not fit the next.
+        # Tails of different lengths, so that scratch data of one sequence does not fit the next.
         for width in (13, 64, 128):
             tails = [3, 10, 14, 1, 17, 30, 33]
             begin = [sum(tails[:i]) for i in range(len(tails))]
@@ -134,23 +134,23 @@ def check(worst: dict[str, float]) -> None:
     assert worst["rank_one"] <= 1.0
     assert worst["rank_one_add"] <= 1.0
     assert worst["adam"] <= 1e-6
-    assert worst["rows"] <= 5.0  # units of the dtype: float32's sums and exponential take some, bfloat16 only two
-    assert worst["attention float32"] <= 16.0  # of values up to 3, after an exponential of a sum over the head
-    assert worst["attention bfloat16"] <= 2.0  # float32 inside, so little more than the one rounding
+    assert worst["rows"] <= 5.0  # units of the dtype, mostly of float32's sums and exponential; bfloat16 takes only two
+    assert worst["attention float32"] <= 16.0  # values are up to 3 and follow an exponential of a sum over the head
+    assert worst["attention bfloat16"] <= 2.0  # computed in float32, so little more than the final rounding
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_lesser_instruction_sets_compute_the_same(name: str, tmp_path: Path) -> None:
+def test_smaller_instruction_sets_compute_the_same(name: str, tmp_path: Path) -> None:
     if name == "avx2" and "AVX2" not in torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX2"):
         pytest.skip("this CPU has no AVX2")
     check(measure(tmp_path, ["-O2", f"-DFASTTRACE_ISA={SETS[name]}"]))
 
 
-def test_no_read_or_write_is_outside_and_nothing_is_undefined(tmp_path: Path) -> None:
+def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     found = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True)
     if found.returncode or not os.path.isabs(found.stdout.strip()):
         pytest.skip("this compiler has no address sanitizer")
     flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    # Python and torch keep what they allocate once, so what leaks is not asked.
+    # Python and torch never free some allocations, so leaks are not checked.
     preload = {"LD_PRELOAD": found.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
     check(measure(tmp_path, flags, **preload))

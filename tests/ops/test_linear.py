@@ -1,4 +1,4 @@
-"""linear: both paths against float64, gradients, refusals."""
+"""linear: both implementations against float64, gradients, refusals."""
 
 import importlib
 import logging
@@ -14,7 +14,7 @@ from fasttrace.errors import UserError
 from fasttrace.ops import dispatch
 from fasttrace.ops.linear import linear, linear_reference
 
-linear_module = importlib.import_module("fasttrace.ops.linear")  # the attribute of that name is the function
+linear_module = importlib.import_module("fasttrace.ops.linear")  # as an attribute, `ops.linear` is the function
 SHAPES = [(1, 1, 1), (3, 7, 5), (64, 576, 192), (210, 33, 129), (17, 1536, 576)]
 DTYPES = [torch.float32, torch.bfloat16]
 REASONS = {dtype: linear_module._onednn_reason(*torch.ones(2, 1, 1, dtype=dtype), None) for dtype in DTYPES}
@@ -29,7 +29,7 @@ def draw(n, k, m, dtype, bias=True, seed=0):
 
 
 def assert_as_exact_as_the_reference(got, reference, exact, slack=4.0):
-    """Error against float64 at most `slack` times the same-dtype reference's own, plus one rounding."""
+    """Assert an error of at most `slack` times the reference's in the same dtype, plus one rounding."""
     scale = exact.abs().max()
     bound = slack * (reference.double() - exact).abs().max() + torch.finfo(got.dtype).eps * scale
     assert (got.double() - exact).abs().max() <= bound
@@ -99,7 +99,7 @@ def test_a_weight_that_requires_grad_gets_its_gradient():
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_auto_takes_what_was_measured(monkeypatch, faster):
+def test_auto_uses_onednn_if_it_was_measured_faster(monkeypatch, faster):
     taken = []
     monkeypatch.setattr(linear_module, "_onednn_is_faster", lambda dtype, threads: faster)
     monkeypatch.setattr(linear_module, "_onednn", lambda x, w, b, a=None: taken.append("oneDNN") or x @ w.t())
@@ -108,7 +108,7 @@ def test_auto_takes_what_was_measured(monkeypatch, faster):
 
 
 @needs_onednn
-def test_the_measurement_is_said_once_and_leaves_the_random_stream_alone(caplog):
+def test_the_measurement_is_logged_once_and_keeps_the_random_state(caplog):
     linear_module._onednn_is_faster.cache_clear()
     state = torch.get_rng_state()
     with caplog.at_level(logging.INFO, logger="fasttrace.ops"):
@@ -118,7 +118,7 @@ def test_the_measurement_is_said_once_and_leaves_the_random_stream_alone(caplog)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_float64_empty_and_fake_inputs_take_the_reference():
+def test_float64_empty_and_fake_inputs_use_the_reference():
     x, w, b = draw(3, 4, 5, torch.float64)
     torch.testing.assert_close(linear(x, w, b), x @ w.t() + b)
     assert linear(torch.ones(0, 4), torch.ones(5, 4)).shape == (0, 5)
@@ -162,8 +162,8 @@ def test_a_weight_with_gaps_is_not_given_to_onednn():
 
 
 @needs_onednn
-def test_a_dtype_without_a_product_on_this_processor_is_a_sentence_and_takes_the_reference():
-    """oneDNN has bfloat16 from AVX-512 on: a process told of no more than AVX2 computes as a lesser processor."""
+def test_a_dtype_that_onednn_lacks_on_this_processor_is_refused_by_name_and_uses_the_reference():
+    """oneDNN has bfloat16 products from AVX-512 on. ONEDNN_MAX_CPU_ISA limits it to AVX2, as on an older processor."""
     script = """
 import torch
 from fasttrace.errors import UserError

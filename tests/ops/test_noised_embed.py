@@ -1,4 +1,4 @@
-"""noised_embed: Philox against published vectors, normals against N(0, 1), rows against their names alone."""
+"""noised_embed: Philox against published vectors, normals against N(0, 1), rows that depend only on their keys."""
 
 import math
 
@@ -34,7 +34,7 @@ def philox_oracle(counter, key):
 
 
 def noise_oracle(seed, fact, sample, token, d):
-    """z of one row in float64, by the docstring of noised_embed."""
+    """Noise z of one row in float64, as the docstring of noised_embed defines it."""
     z = []
     for quad in range(math.ceil(d / 4)):
         counter = (quad, token + 65536 * sample, fact % 2**32, fact // 2**32)
@@ -77,7 +77,7 @@ def test_reference_equals_the_oracle(rows, d, dtype, poisoned_memory):
     for i in range(rows):
         z = noise_oracle(2**40 + 3, int(fact[i]), int(sample[i]), int(token[i]), d)
         exact = weight[ids[i]].double() + float(sigma[i]) * z
-        # z is rounded to float32, the sum through float32 to the dtype.
+        # z is rounded to float32. The sum is rounded to float32 and then to the dtype.
         eps = torch.finfo(torch.float32).eps + torch.finfo(dtype).eps
         bound = eps * (exact.abs() + float(sigma[i]) * z.abs())
         assert ((got[i].double() - exact).abs() <= bound).all()
@@ -98,7 +98,7 @@ def test_a_row_depends_on_neither_batch_nor_order():
     assert torch.equal(noised_embed(weight, *(t[17:18] for t in row), 5), whole[17:18])
 
 
-def test_a_wider_row_begins_with_the_narrower():
+def test_a_wider_row_begins_with_the_narrower_one():
     one = torch.ones(1, dtype=torch.int64)
     assert torch.equal(normals(one, one, one, 3, 50)[:, :7], normals(one, one, one, 3, 7))
 
@@ -110,12 +110,13 @@ def test_normals_are_standard_normal():
     assert stats.kstest(z.ravel(), "norm").pvalue > 1e-3
     assert abs(z.mean()) < 4 / math.sqrt(z.size)
     assert abs(z.var() - 1) < 4 * math.sqrt(2 / z.size)
-    for a, b in ((z[:, :-1], z[:, 1:]), (z[:-1], z[1:]), (z[:, :-2], z[:, 2:])):  # dimensions, tokens
+    # Neighboring dimensions, neighboring tokens, dimensions two apart.
+    for a, b in ((z[:, :-1], z[:, 1:]), (z[:-1], z[1:]), (z[:, :-2], z[:, 2:])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 4 / math.sqrt(a.size)
 
 
 @pytest.mark.parametrize("changed", ["fact", "fact high", "sample", "token", "seed", "seed high", "swap"])
-def test_another_name_is_independent_noise(changed):
+def test_another_seed_fact_sample_or_token_gives_independent_noise(changed):
     names = {"fact": 12345, "sample": 3, "token": 7, "seed": 11}
     other = dict(names)
     if changed == "swap":

@@ -13,7 +13,7 @@ H, HKV, HD = 6, 2, 20
 
 
 def plain(q, k, v, table, scale, window, softcap=None, alibi=None):
-    """One softmax a query, in float64."""
+    """One softmax for each query and head, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     share = q.shape[1] // k.shape[1]
     out = torch.full((q.shape[0], q.shape[1], q.shape[2]), float("nan"), dtype=torch.float64)
@@ -33,7 +33,7 @@ def plain(q, k, v, table, scale, window, softcap=None, alibi=None):
 
 
 def example(shapes, seed=0, hd=HD):
-    """Random sequences of (q_len, first_len, second_len, k_len), prefixes anywhere among the rows."""
+    """Random q, k, v and table of sequences (q_len, first_len, second_len, k_len), whose parts begin at random rows."""
     rng = np.random.default_rng(seed)
     n = max(40, max(sum(s[1:]) for s in shapes))
     q_len = np.array([s[0] for s in shapes])
@@ -75,7 +75,7 @@ def test_against_float64(impl, dtype, hd, window, extra):
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("hd", [20, 64])
 def test_triton_against_float64(triton_device, hd, window, extra, poisoned_memory):
-    # A tail of more queries than one program takes, and more keys than one block.
+    # The last sequence has more queries than one program handles, and more keys than one block.
     q, k, v, table = example([*SHAPES, (9, 20, 9, 30)], hd=hd)
     expected = plain(q, k, v, table, 0.3, window, **extra)
     moved = {name: x.to(triton_device) if name == "alibi" else x for name, x in extra.items()}
@@ -84,7 +84,7 @@ def test_triton_against_float64(triton_device, hd, window, extra, poisoned_memor
     assert float((found.cpu().double() - expected).abs().max()) < 1e-5
 
 
-def test_triton_of_no_rows(triton_device):
+def test_triton_without_rows(triton_device):
     q, k, v, _ = example(SHAPES)
     nothing = prefix_attention(
         q[:0].to(triton_device), k.to(triton_device), v.to(triton_device), Sequences(np.zeros((0, 8), np.int64)), 1.0,
@@ -148,11 +148,11 @@ def test_reference_has_the_gradient_of_the_plain_loop(extra):
         torch.testing.assert_close(a, b)
 
 
-def test_bad_arguments_are_sentences():
+def test_bad_arguments_are_refused_in_a_sentence():
     q, k, v, table = example(SHAPES)
     with pytest.raises(UserError, match=r"expected q \(Nq, H, hd\), .*, got q \("):
         prefix_attention(q, k[:, :, :3], v, Sequences(table), 1.0)
-    with pytest.raises(UserError, match="expected q with 17 rows, which sequences has, got 16"):
+    with pytest.raises(UserError, match="expected q with the 17 rows of sequences, got 16"):
         prefix_attention(q[:-1], k, v, Sequences(table), 1.0)
     for alibi, found in ((SLOPES[1:], r"\(5,\) torch.float32"), (SLOPES.double(), r"\(6,\) torch.float64")):
         with pytest.raises(UserError, match=rf"expected alibi to be \(6,\) torch.float32, got {found}"):
@@ -168,7 +168,7 @@ def test_bad_arguments_are_sentences():
         prefix_attention(q.detach(), k, v, Sequences(wrong), 1.0, impl="native")
 
 
-def test_nan_is_never_lost_and_reaches_only_those_that_look():
+def test_nan_stays_and_reaches_only_queries_that_attend_to_it():
     q, k, v = torch.randn(5, 2, 16), torch.randn(5, 1, 16), torch.randn(5, 1, 16)
     q[1, 0, 3] = float("nan")
     k[4] = float("nan")

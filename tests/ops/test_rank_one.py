@@ -21,7 +21,7 @@ def oracle(W: torch.Tensor, u: torch.Tensor, v: torch.Tensor, alpha: float) -> t
 
 
 def within_one_rounding(W: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether W is `wanted` to half a unit of its dtype, and a little for float32 arithmetic in between."""
+    """Whether W equals `wanted` up to half a unit of its dtype, and 5e-7 for the float32 arithmetic before."""
     half_unit = torch.finfo(W.dtype).eps / 2
     return bool(((W.double() - wanted).abs() <= half_unit * wanted.abs() + 5e-7).all())
 
@@ -68,7 +68,7 @@ def test_strided_vectors() -> None:
 
 
 def test_bfloat16_rounds_to_nearest_even_as_torch_does() -> None:
-    """Every 16-bit pattern goes through W + 0, and sums halfway between two bfloat16 go to the even one."""
+    """Every 16-bit pattern is rounded as W + 0, and sums halfway between two bfloat16 go to the even one."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     W = patterns.clone().view(256, 256)
     rank_one_(W, torch.zeros(256), torch.zeros(256), impl="native")

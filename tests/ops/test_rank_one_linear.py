@@ -1,4 +1,4 @@
-"""rank_one_add_ and rank_one_linear against float64: rows of any edit, rows of none, several updates, odd shapes."""
+"""rank_one_add_ and rank_one_linear against float64: rows with and without an edit, several updates, odd shapes."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 1, 1, 1), (7, 5, 3, 2, 1), (40, 33, 17, 6, 3), (9, 200, 129, 3,
 
 
 def draw(rows, m, d, edits, width, dtype=torch.float32, seed=0):
-    """(y, x, edit, key, value), every third row or so without an edit."""
+    """Return (y, x, edit, key, value). Almost half of the rows have no edit."""
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.randn(rows, size, generator=generator).to(dtype) for size in (d, m))
     key, value = (torch.randn(edits, width, size, generator=generator) for size in (m, d))
@@ -26,7 +26,7 @@ def draw(rows, m, d, edits, width, dtype=torch.float32, seed=0):
 
 
 def oracle(y, x, edit, key, value):
-    """In float64, a row and an update at a time; and the sum of the sizes of what is added, which errors go with."""
+    """Return the float64 result, computed update by update, and the sum of absolute terms, which scales its errors."""
     wanted, size = y.double(), y.double().abs()
     for r, e in enumerate(edit.tolist()):
         if e < 0:
@@ -38,14 +38,14 @@ def oracle(y, x, edit, key, value):
 
 
 def within_one_rounding(got, wanted, size):
-    """Whether `got` is `wanted` to half a unit of its dtype, and float32's roundings of the sums in between."""
+    """Whether `got` equals `wanted` up to half a unit of its dtype and the roundings of the sums before."""
     inside = 1e-14 if got.dtype == torch.float64 else 2e-6
     unit = torch.finfo(got.dtype).eps / 2
     return bool(((got.double() - wanted).abs() <= unit * wanted.abs() + inside * size).all())
 
 
 def combinations():
-    """(dtype, impl), without float64's native."""
+    """Every (dtype, impl), except native in float64."""
     return [(dtype, impl) for dtype in DTYPES for impl in IMPLS if (dtype, impl) != (torch.float64, "native")]
 
 
@@ -60,7 +60,7 @@ def test_equals_float64(shape, dtype, impl):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_native_rounds_as_rarely_as_the_reference(dtype):
+def test_native_is_as_exact_as_the_reference(dtype):
     y, *rest = draw(200, 300, 70, 9, 4, dtype)
     wanted, _ = oracle(y, *rest)
     errors = [(rank_one_add_(y.clone(), *rest, impl=impl).double() - wanted).abs() for impl in IMPLS]
@@ -155,7 +155,7 @@ def test_cuda_equals_float64(shape, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("impl", IMPLS)
-def test_cuda_rows_of_no_such_edit_are_nan(impl):
+def test_cuda_rows_with_an_unknown_edit_are_nan(impl):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     y, x, edit, key, value = (t.cuda() for t in draw(5, 6, 7, 3, 2))

@@ -26,7 +26,7 @@ def oracle(x, weight, eps, rows=None):
 
 
 def modules(x, weight, eps):
-    """transformers' module itself."""
+    """Result of transformers' module."""
     norm = LlamaRMSNorm(len(weight), eps).to(weight.dtype)
     norm.weight.data.copy_(weight)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_native_rounds_as_transformers_does(dtype):
     if dtype == torch.float32:
         torch.testing.assert_close(got, theirs, rtol=4e-7, atol=0)
     else:
-        # A sum in another order may tip a value that lies between two bfloat16.
+        # A sum in another order may round a value to the other of two neighboring bfloat16.
         assert (got != theirs).float().mean() < 1e-3
         torch.testing.assert_close(got, theirs, rtol=2**-6, atol=0)
 
@@ -85,17 +85,17 @@ def test_triton_equals_float64(triton_device, rounded_dtypes, by_index, shape, p
         got, wanted = rms_norm(x, weight, EPS, rows=rows, impl="triton"), oracle(x, weight, EPS, rows)
         assert got.dtype == dtype
         assert got.shape == wanted.shape
-        # Rounded twice: the scaled row, then its product with the weight; float16 also where it has no digits left.
+        # Rounded twice: the scaled row, then its product with the weight. float16 may also underflow.
         limit = 4e-7 if dtype == torch.float32 else torch.finfo(dtype).eps
         assert ((got.double() - wanted).abs() <= limit * wanted.abs() + (1e-7 if dtype == torch.float16 else 0)).all()
 
 
-def test_triton_rows_apart_and_rows_that_are_not_there(triton_device):
+def test_triton_rows_with_gaps_and_rows_that_do_not_exist(triton_device):
     x, weight = (t.to(triton_device) for t in draw(6, 40))
     wide = torch.cat((x, x * float("nan")), 1)[:, :40]
     rows = torch.tensor([5, 6, 0, -1], device=triton_device)
     if triton_device == "cpu":
-        rows = rows[::2]  # the others are an error on a CPU
+        rows = rows[::2]  # rows that do not exist are an error on a CPU
     got = rms_norm(wide, weight, EPS, rows=rows, impl="triton")
     torch.testing.assert_close(got[rows % 6 == rows].double(), oracle(x, weight, EPS, rows[rows % 6 == rows]))
     assert got[rows % 6 != rows].isnan().all()
@@ -159,11 +159,11 @@ def test_opcheck(dtype):
     [
         ({0: torch.ones(3)}, {}, r"got \(3,\)"),
         ({0: torch.ones(3, 4, dtype=torch.int32)}, {}, "expected x .*int32"),
-        ({1: torch.ones(5)}, {}, r"expected weight \(4,\) torch.float32, got \(5,\)"),
+        ({1: torch.ones(5)}, {}, r"expected weight to be \(4,\) torch.float32, got \(5,\)"),
         ({1: torch.ones(4).double()}, {}, "expected weight .*float64"),
         ({}, {"rows": torch.ones(2)}, r"expected rows .*, got \(2,\) torch.float32"),
-        ({}, {"rows": torch.tensor([0, 3])}, "expected rows from 0 to 2, got 0 to 3"),
-        ({}, {"rows": torch.tensor([-1])}, "expected rows from 0 to 2, got -1"),
+        ({}, {"rows": torch.tensor([0, 3])}, "expected rows in 0 … 2, got values 0 … 3"),
+        ({}, {"rows": torch.tensor([-1])}, "expected rows in 0 … 2, got values -1"),
         ({0: torch.ones(3, 4, requires_grad=True)}, {"impl": "native"}, "no gradient"),
         ({}, {"impl": "triton"}, "Triton needs CUDA tensors"),
     ],

@@ -22,7 +22,7 @@ def draw(n, heads, hd, dtype=torch.float32, seed=0):
 
 
 def oracle(x, cos, sin):
-    """Pairs as complex numbers times cos + i sin."""
+    """Multiply the pairs, as complex numbers, by cos + i sin in float64."""
     half = x.shape[2] // 2
     x, cos, sin = x.double(), cos.double()[:, None, :half], sin.double()[:, None, :half]
     turned = torch.complex(x[..., :half], x[..., half:]) * torch.complex(cos, sin)
@@ -57,11 +57,11 @@ def test_rounds_as_transformers_does(dtype, impl):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hd", [8, 20])
-def test_part_of_a_head_is_turned_and_the_rest_stays(hd, dtype):
+def test_part_of_a_head_is_rotated_and_the_rest_stays(hd, dtype):
     first, cos, sin = draw(7, 3, 8, dtype)
     rest = torch.randn(7, 3, hd - 8).to(dtype)
     expected = torch.cat((rotary_reference(first, cos, sin), rest), -1)
-    # Queries and keys cut out of a fused product do not lie together.
+    # Queries and keys that are slices of a fused product are not contiguous.
     x = torch.stack((first.new_zeros(7, 3, hd), torch.cat((first, rest), -1)), 2)[:, :, 1]
     leaf = x.clone().requires_grad_()
     torch.testing.assert_close(partial_rotary_(leaf * 1, cos, sin), expected)
@@ -79,14 +79,14 @@ def test_both_halves_of_the_tables_are_read():
 
 
 def neighbours(x, cos, sin):
-    """The dimensions 2i and 2i + 1 as complex numbers times cos + i sin."""
+    """Multiply dimensions 2i and 2i + 1, as complex numbers, by cos + i sin in float64."""
     pairs = torch.view_as_complex(x.double().unflatten(2, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * torch.complex(cos.double(), sin.double())[:, None]).flatten(2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_neighbours_are_turned(shape, dtype, poisoned_memory):
+def test_neighbours_are_rotated(shape, dtype, poisoned_memory):
     x, cos, sin = draw(*shape, dtype)
     cos, sin = cos[:, : shape[2] // 2], sin[:, : shape[2] // 2]
     wanted, scale = neighbours(x, cos, sin), x.double().abs().max()
@@ -112,7 +112,7 @@ def test_triton_rounds_as_the_reference(triton_device, rounded_dtypes, shape, in
         if interleaved:
             cos, sin = (t[:, : shape[2] // 2] for t in (cos, sin))
         wanted = rotary_reference(x, cos, sin, interleaved=interleaved)
-        # Part of every head, in a tensor whose other part must stay.
+        # Part of every head is rotated, and the other part must stay.
         wide = torch.cat((x, torch.ones_like(x)), 2)
         part = wide[..., : shape[2]]
         assert rotary_(part, cos, sin, interleaved=interleaved, impl="triton") is part
@@ -140,7 +140,7 @@ def test_strides():
     tables = [torch.cat((t, t), 1)[:, :8] for t in (cos, sin)]
     assert torch.allclose(rotary_(x.clone(), *tables, impl="native"), wanted, atol=1e-6)
     wide = torch.cat((x, x), 2)[:, :, :8]
-    with pytest.raises(UserError, match="takes x contiguous"):
+    with pytest.raises(UserError, match="needs a contiguous x"):
         rotary_(wide, cos, sin, impl="native")
     assert rotary_(wide, cos, sin) is wide
     assert torch.equal(wide, wanted)
@@ -169,7 +169,7 @@ def test_opcheck(dtype):
     [
         ({0: torch.ones(3, 4)}, "auto", r"got \(3, 4\)"),
         ({0: torch.ones(3, 2, 5)}, "auto", "hd even, got"),
-        ({1: torch.ones(3, 2)}, "auto", r"expected cos \(3, 4\) torch.float32, got \(3, 2\)"),
+        ({1: torch.ones(3, 2)}, "auto", r"expected cos to be \(3, 4\) torch.float32, got \(3, 2\)"),
         ({2: torch.ones(3, 4).double()}, "auto", "expected sin .*float64"),
         ({0: torch.ones(3, 2, 4, requires_grad=True)}, "native", "no gradient"),
         ({}, "triton", "Triton needs CUDA tensors"),

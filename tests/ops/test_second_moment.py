@@ -16,7 +16,7 @@ def oracle(K: torch.Tensor) -> torch.Tensor:
 
 
 def relative_error(C: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest error of an entry over the geometric mean of its two diagonal entries."""
+    """Largest error of an entry, divided by the geometric mean of its two diagonal entries."""
     scale = wanted.diagonal().sqrt().clamp_min(1e-30)
     return ((C.double() - wanted).abs() / (scale[:, None] * scale[None, :])).max().item()
 
@@ -41,7 +41,7 @@ def test_equals_float64(n: int, m: int, dtype: torch.dtype, key_dtype: torch.dty
         assert torch.equal(C, C.T)
 
 
-def test_adds_to_what_is_there_even_if_not_symmetric() -> None:
+def test_adds_to_c_even_if_c_is_not_symmetric() -> None:
     K, start = keys(70, 61), keys(61, 61, seed=1).double()
     C = start.clone()
     second_moment_(C, K, impl="native")
@@ -50,7 +50,7 @@ def test_adds_to_what_is_there_even_if_not_symmetric() -> None:
 
 
 def test_does_not_drift_over_300_000_tokens() -> None:
-    """The mean of K is far from zero, as MLP keys' is, so every sum grows all the way."""
+    """The mean of K is far from zero, as for keys of an MLP, so every sum keeps growing."""
     C, wanted = torch.zeros(24, 24, dtype=torch.float64), torch.zeros(24, 24, dtype=torch.float64)
     for seed in range(60):
         K = keys(5000, 24, seed=seed) * 0.1 + 0.7
@@ -60,14 +60,14 @@ def test_does_not_drift_over_300_000_tokens() -> None:
 
 
 def test_float32_sum_rounds_once_a_call() -> None:
-    """40 blocks in one call round C once: the error stays that of one float32 rounding and the products."""
+    """40 blocks in one call round C once, so the error is one float32 rounding and that of the products."""
     K = keys(40 * 1024 + 13, 20) * 0.1 + 0.7
     C = torch.zeros(20, 20)
     second_moment_(C, K, impl="native")
     assert relative_error(C, oracle(K)) < 4e-7
 
 
-def test_one_row_a_million_times_larger_drowns_nothing() -> None:
+def test_one_row_a_thousand_times_larger() -> None:
     K = keys(4096, 16)
     K[0] *= 1e3
     C = torch.zeros(16, 16, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_any_shape(n: int, m: int, seed: int, bfloat16: bool) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("key_dtype", [torch.float32, torch.bfloat16], ids=["K32", "K16"])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (33, 49), (2100, 1300)])  # the last past one group of tiles
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (33, 49), (2100, 1300)])  # the last is larger than one group of tiles
 def test_on_a_gpu(n: int, m: int, key_dtype: torch.dtype) -> None:
     for K in (keys(n, m, key_dtype), keys(n, m, key_dtype) * 0.1 + 0.7, torch.full((n, m), 1 / 3, dtype=key_dtype)):
         C = torch.zeros(m, m, dtype=torch.float64, device="cuda")

@@ -1,4 +1,4 @@
-"""silu_mul_ against float64, and its exponential held to 2 units in the last place on every set of instructions."""
+"""silu_mul_ against float64, and its exponential within 2 units in the last place on every instruction set."""
 
 import ctypes
 import shutil
@@ -45,7 +45,7 @@ def oracle(gate, up):
 
 @pytest.fixture(scope="module")
 def exponential(tmp_path_factory):
-    """The exponential's C functions, one an instruction set."""
+    """The exponential's C functions, one for each instruction set."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C++ compiler on Linux")
@@ -96,7 +96,7 @@ def test_bfloat16_rounds_as_torch_does():
     gate, up = draw(1000, 300, dtype=torch.bfloat16)
     wanted = silu_mul_reference(gate, up)
     got = silu_mul_(gate, up, impl="native")
-    # Two float32 exponentials may lie on two sides of a tie.
+    # Two float32 exponentials may lie on opposite sides of a tie.
     assert (got != wanted).float().mean() < 1e-4
     torch.testing.assert_close(got, wanted, rtol=2**-6, atol=0)
 
@@ -149,7 +149,7 @@ def test_strides():
     wanted = silu_mul_reference(gate, up)
     torch.testing.assert_close(silu_mul_(gate.clone(), up.t().contiguous().t(), impl="native"), wanted)
     wide = torch.cat((gate, gate), 1)[:, :8]
-    with pytest.raises(UserError, match="takes gate contiguous"):
+    with pytest.raises(UserError, match="needs a contiguous gate"):
         silu_mul_(wide, up, impl="native")
     assert silu_mul_(wide, up) is wide
     torch.testing.assert_close(wide, wanted)
@@ -175,8 +175,8 @@ def test_opcheck(dtype):
 @pytest.mark.parametrize(
     ("change", "impl", "words"),
     [
-        ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "expected gate floating point, got torch.int32"),
-        ({1: torch.ones(3, 5)}, "auto", r"expected up \(3, 4\) torch.float32, as gate is, got \(3, 5\)"),
+        ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "expected gate to be floating point, got torch.int32"),
+        ({1: torch.ones(3, 5)}, "auto", r"expected up to be \(3, 4\) torch.float32 to match gate, got \(3, 5\)"),
         ({1: torch.ones(3, 4).double()}, "auto", "expected up .*float64"),
         ({1: torch.ones(3, 4, requires_grad=True)}, "native", "no gradient"),
         ({}, "triton", "Triton needs CUDA tensors"),

@@ -46,7 +46,7 @@ def cast(args, change):
 
 
 def assert_as_exact_as_whole_rows(got, args):
-    """Error against float64 at most twice that of whole rows in the same dtype, plus some roundings."""
+    """Assert an error of at most twice the oracle's in the same dtype, plus some roundings."""
     exact = oracle(*cast(args, torch.Tensor.double))
     dtype = args[0].dtype
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -59,7 +59,7 @@ def assert_as_exact_as_whole_rows(got, args):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks of rows and of vocabulary, uneven ones too."""
+    """Make blocks so small that rows and vocabulary fill several, some of them in part."""
     monkeypatch.setattr(module, "ROW_BLOCK", 4)
     monkeypatch.setattr(module, "VOCAB_BLOCK", 16)
 
@@ -148,7 +148,7 @@ def test_opcheck(kind):
 @pytest.mark.parametrize("softcap", CAPS)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_triton_equals_float64(triton_device, monkeypatch, softcap, rows, d, vocab, kind, bias, norm_bias, dtype):
-    # Two runs of rows, the second short.
+    # The rows are computed in two parts, the second shorter.
     monkeypatch.setattr(importlib.import_module("fasttrace.kernels.target_logprob"), "LOGIT_BYTES", 0)
     args = (*draw(rows, d, vocab, dtype, kind, bias, norm_bias), softcap)
     assert_as_exact_as_whole_rows(run_triton(triton_device, args), args)
@@ -195,17 +195,17 @@ def test_in_the_interpreter(in_the_interpreter):
     [
         ({0: torch.ones(6)}, r"expected h .*, got \(6,\)"),
         ({0: torch.ones(3, 6, dtype=torch.int64)}, "expected h .*int64"),
-        ({1: torch.ones(5)}, r"expected norm_weight \(6,\), got \(5,\)"),
-        ({1: torch.ones(6).double()}, "expected norm_weight torch.float32, as h is, got torch.float64"),
-        ({2: torch.ones(6)}, "expected norm_bias None"),
+        ({1: torch.ones(5)}, r"expected norm_weight of shape \(6,\), got \(5,\)"),
+        ({1: torch.ones(6).double()}, "expected norm_weight to be torch.float32 to match h, got torch.float64"),
+        ({2: torch.ones(6)}, "expected norm_bias to be None"),
         ({4: "batch"}, "expected kind .*, got 'batch'"),
-        ({5: torch.ones(11, 5)}, r"expected unembed \(V, 6\), got \(11, 5\)"),
+        ({5: torch.ones(11, 5)}, r"expected unembed of shape \(V, 6\), got \(11, 5\)"),
         ({5: torch.ones(11, 6, requires_grad=True)}, "unembed requires grad"),
-        ({6: torch.ones(6)}, r"expected bias \(11,\), got \(6,\)"),
-        ({7: torch.ones(2, dtype=torch.int64)}, r"expected target \(3,\) torch.int64, got \(2,\)"),
+        ({6: torch.ones(6)}, r"expected bias of shape \(11,\), got \(6,\)"),
+        ({7: torch.ones(2, dtype=torch.int64)}, r"expected target to be \(3,\) torch.int64, got \(2,\)"),
         ({7: torch.ones(3)}, "expected target .*float32"),
-        ({7: torch.tensor([0, 11, 1])}, "expected target from 0 to 10, got 0 to 11"),
-        ({7: torch.tensor([0, -1, 1])}, "expected target from 0 to 10, got -1"),
+        ({7: torch.tensor([0, 11, 1])}, "expected target in 0 … 10, got values 0 … 11"),
+        ({7: torch.tensor([0, -1, 1])}, "expected target in 0 … 10, got values -1"),
     ],
 )
 def test_refusals_name_the_argument(change, words):
@@ -217,7 +217,7 @@ def test_refusals_name_the_argument(change, words):
 
 
 def test_a_softcap_that_is_not_positive_is_refused():
-    with pytest.raises(UserError, match=r"expected softcap a positive number or None, got 0\.0"):
+    with pytest.raises(UserError, match=r"expected softcap to be a positive number or None, got 0\.0"):
         target_logprob(*draw(3, 6, 11), softcap=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Tiles: every one of every set computes the same, and a launch takes the one recorded for its device."""
+"""Tiles: all tiles of a kernel compute the same, and a launch uses the tile recorded for its device."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from fasttrace.kernels import tiles
 from fasttrace.kernels.tiles import each
 
-# Past one tile of each set along each axis, and nowhere whole.
+# Along each axis more than one tile of every set, and never a whole number of tiles.
 SIZES = {
     "noised_embed": {"facts": 2, "samples": 2, "tokens": 5, "subject": 2, "vocab": 40, "d": 1100},
     "window_restore": {"rows": 140, "d": 70},
@@ -37,7 +37,7 @@ def copies(load):
 
 @pytest.mark.parametrize("op", TILED)
 def test_every_tile_computes_the_same(op, triton_device):
-    """In the interpreter, which has no bfloat16 products, the tiles of every dtype on float32."""
+    """The interpreter has no bfloat16 products, so it runs the tiles of every dtype on float32."""
     kernel = op.removesuffix("_")
     known = importlib.import_module(f"fasttrace.kernels.{kernel}").TILES
     for dtype in (torch.float32,) if triton_device == "cpu" else (torch.float32, torch.bfloat16):
@@ -62,7 +62,7 @@ def of(dtype=torch.float32, device="cuda"):
 
 @pytest.fixture
 def two_records(tmp_path, monkeypatch):
-    """The paths that stand for fasttrace's record and the user's, read as on a card of this name."""
+    """Paths in place of the shipped record and the user's own, read as on a card named "NVIDIA H0"."""
     paths = tmp_path / "shipped.json", tmp_path / "cache" / "own.json"
     monkeypatch.setattr(tiles, "records", lambda: paths)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H0")
@@ -76,7 +76,7 @@ def row(tile, seconds, difference=1e-7, key="adam_linf float32"):
     return {"benchmark": "adam_linf_", "tile": tile, **measured, "keys": [key]}
 
 
-def test_the_first_until_one_is_recorded_and_the_users_own_before_the_shipped(two_records):
+def test_the_users_record_precedes_the_shipped_one_and_without_any_the_first_tile_is_used(two_records):
     shipped, own = two_records
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
     record(shipped, row(SET[1], 1.0), "cuda")
@@ -96,31 +96,31 @@ def test_the_first_until_one_is_recorded_and_the_users_own_before_the_shipped(tw
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
 
 
-def test_a_tile_that_its_set_no_longer_has_is_passed_over(two_records):
+def test_a_recorded_tile_that_its_set_no_longer_has_is_ignored(two_records):
     record(two_records[0], row({"rows": 64, "num_warps": 4}, 1.0), "cuda")
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
 
 
-def test_a_damaged_record_stops_nothing_and_is_written_anew(two_records, caplog):
+def test_a_damaged_record_is_ignored_and_written_anew(two_records, caplog):
     two_records[0].write_text('{"NVIDIA H0": ')
     two_records[1].parent.mkdir()
     two_records[1].mkdir()  # cannot be read as a file
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[0]
-    assert "shipped.json' is passed over" in caplog.text
+    assert "shipped.json' is ignored" in caplog.text
     record(two_records[0], row(SET[1], 1.0), "cuda")
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[1]
     with pytest.raises(UserError, match=r"own\.json' cannot be written: Is a directory"):
         record(two_records[1], row(SET[1], 1.0), "cuda")
 
 
-def test_a_set_is_taken_by_the_width_of_an_element():
+def test_a_set_is_chosen_by_the_width_of_an_element():
     sets = {2: SET[:1], 4: SET[1:]}
     widths = (torch.bfloat16, torch.float32, torch.float64)
     assert [tiles.tiles_of(sets, dtype)[0] for dtype in widths] == [SET[0], SET[1], SET[1]]
     assert tiles.tiles_of({4: SET}, torch.float16) == SET
 
 
-def test_the_fastest_of_those_that_are_right():
+def test_the_fastest_tile_is_chosen_among_those_with_right_results():
     rows = [row(SET[0], 3.0), row(SET[1], 1.0, 1e-3), row(SET[1], 2.0), {"error": "out of shared memory"}]
     assert fastest(rows, "float32") is rows[2]
     assert fastest(rows, "bfloat16") is rows[1]
@@ -128,8 +128,8 @@ def test_the_fastest_of_those_that_are_right():
     assert fastest(rows[3:], "float32") is None
 
 
-def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
-    """A device without room for a tile gets a row that says so."""
+def test_tuning_times_every_tile_and_refuses_ops_without_tiles(monkeypatch):
+    """A tile for which the device lacks memory gets a row with the error."""
 
     def timed(op, sizes, **_):
         taken = tiles._tried["window_restore"][0]["elements"]
@@ -160,7 +160,7 @@ def test_tuning_times_every_tile_and_refuses_what_has_none(monkeypatch):
 )
 def test_the_verb_refuses_in_a_sentence(arguments, words, monkeypatch, capsys):
     if torch.cuda.is_available():
-        pytest.skip("says what a machine without a GPU says")
+        pytest.skip("tests messages of a machine without a GPU")
     monkeypatch.setattr("sys.argv", ["fasttrace", "bench", "--tune", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -1,6 +1,6 @@
-"""The CUDA kernels as they are written, on CPU threads under sanitizers: what can be shown of them without a GPU.
+"""The CUDA kernels' unchanged sources on CPU threads under sanitizers: the checks that need no GPU.
 
-tests/ops/twin has device.cuh's names for a CPU; what it takes on trust is NVIDIA's account of the instructions
+tests/ops/twin defines the names of device.cuh for a CPU. It relies on published descriptions of the instructions
 (fragment layouts, sums rounded towards zero).
 """
 
@@ -19,7 +19,7 @@ TWIN = Path(__file__).resolve().parent / "twin"
 ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 TSAN = ["-fsanitize=thread"]
 OUTSIDE = "heap-buffer-overflow|misaligned"
-# Errors in units of what one rounding to the dtype allows, or relative to the diagonal; 0: how often it happened.
+# Bounds of errors, in units of one rounding to the dtype or relative to the diagonal. 0: it must not happen.
 BOUNDS = {
     "rank_one_": 1.0,
     "rank_one_add_": 1.0,
@@ -27,12 +27,12 @@ BOUNDS = {
     "second_moment_ asymmetry": 0.0,
     "second_moment_ bfloat16": 4e-7,
     "second_moment_ float32": 4e-7,
-    "written where nothing is": 0.0,
+    "written in a gap": 0.0,
 }
 
 
 def run(folder: Path, flags: list[str], *ops: str, kernels: Path = CSRC) -> subprocess.CompletedProcess[str]:
-    """Compile the twin with these kernels and run it, on all ops or these."""
+    """Compile the twin with these kernels and run it on these ops, or on all."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C++ compiler on Linux")
@@ -48,7 +48,7 @@ def run(folder: Path, flags: list[str], *ops: str, kernels: Path = CSRC) -> subp
 
 
 @pytest.mark.parametrize("flags", [ASAN, TSAN], ids=["address and undefined behaviour", "threads"])
-def test_kernels_are_right_and_touch_only_what_is_theirs(flags: list[str], tmp_path: Path) -> None:
+def test_kernels_are_right_and_stay_within_their_memory(flags: list[str], tmp_path: Path) -> None:
     answer = run(tmp_path, flags)
     assert answer.returncode == 0, answer.stderr[-3000:]
     worst: dict[str, float] = json.loads(answer.stdout)
@@ -69,7 +69,7 @@ def test_kernels_are_right_and_touch_only_what_is_theirs(flags: list[str], tmp_p
     ],
     ids=["no barrier", "half the shared memory", "no wait", "cut packs", "wrong stride", "no barrier after the sums"],
 )  # fmt: skip
-def test_the_twin_sees_what_would_be_wrong(
+def test_the_twin_detects_broken_kernels(
     op: str, file: str, line: str, instead: str, flags: list[str], seen: str, tmp_path: Path
 ) -> None:
     kernels = tmp_path / "csrc"

@@ -1,4 +1,4 @@
-"""Without the extension, and without an installation: fasttrace from a folder on PYTHONPATH."""
+"""fasttrace from a folder on PYTHONPATH, neither installed nor compiled."""
 
 import json
 import os
@@ -11,12 +11,13 @@ import pytest
 import fasttrace
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of those that the extension has; the others have no such implementation at all, or are oneDNN's.
+# Some of the ops that the extension implements.
 NATIVE = ("window_restore", "prefix_attention", "second_moment_", "rank_one_", "rank_one_linear", "rank_one_add_")
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
+    """Output of tests/support/unbuilt.py."""
     folder = tmp_path_factory.mktemp("plain")
     (folder / "fasttrace").mkdir()
     for entry in (ROOT / "src" / "fasttrace").iterdir():
@@ -32,8 +33,8 @@ def told(tmp_path_factory):
     return answer
 
 
-def test_auto_takes_the_reference_and_native_says_what_is_missing(told):
-    # Not 0: within an op, ops.linear takes whichever product is faster here.
+def test_auto_uses_the_reference_and_native_is_refused(told):
+    # Not 0, because ops.linear within an op uses whichever product is faster on this machine.
     assert max(told["off"].values()) < 1e-6
     for op in NATIVE:
         assert "impl='native' was asked for, but fasttrace._C is not built in this installation" in told["native"][op]

@@ -1,6 +1,6 @@
 """Attribution patching the obvious way: one transformers forward with hooks, retain_grad, and inner products.
 
-Knows nothing of fasttrace's engine. Source: Nanda 2023, "Attribution patching".
+It uses nothing of fasttrace's engine. Source: Nanda 2023, "Attribution patching".
 """
 
 import torch
@@ -15,10 +15,11 @@ def traced_modules(hf, module):
 
 
 def hooked_attribution(hf, ids, targets, begin, end, noise, sigma, module, nudge=None):
-    """(log p (1 + n,), clean pass first; slopes (L, tokens, n)) of the whole target.
+    """Return log p of the whole target, (1 + n,) with the clean pass first, and its slopes (L, tokens, n).
 
     slopes: ⟨∂ log p_s / ∂ output, clean output − output⟩. noise: (n, end - begin, d) standard normal numbers.
-    nudge: (token, layers, ε), add ε (clean − corrupted) to those layers' outputs at that token instead.
+    nudge: (token, layers, ε). With it, log p is measured with ε (clean − corrupted) added to the outputs of these
+    layers at this token.
     """
     modules, n = traced_modules(hf, module), noise.shape[0]
     row = torch.tensor([[*ids, *targets[:-1]]]).repeat(n + 1, 1)

@@ -1,4 +1,4 @@
-"""Constrained fine-tuning the obvious way: a copy's own weights, torch.optim.Adam, a clamp after every step.
+"""Constrained fine-tuning the obvious way: weights of a copy, torch.optim.Adam, and a clamp after every step.
 
 Source: Zhu et al. 2020 (arXiv 2012.00363); paper, section 5.2; docs/algorithms.md, section 15.
 """
@@ -14,9 +14,9 @@ def hooked_finetune(
     hf, tokenizer, text, subject, target_ids, layers, steps, lr, epsilon, noise=None, minimise=False, bias=False,
     history=None,
 ):  # fmt: skip
-    """layer → (ΔW (d, m), Δb (d,) or None), the weights after less the weights before.
+    """Return layer → (ΔW (d, m), Δb (d,) or None), the change of the weights.
 
-    history: a list that takes every step's loss and {layer: its gradient of W (d, m)}.
+    history: a list to which every step appends (loss, {layer: gradient of W (d, m)}).
     """
     mine = copy.deepcopy(hf)
     modules = {layer: down_projection(mlp_modules(mine)[layer]) for layer in layers}
@@ -56,5 +56,5 @@ def hooked_finetune(
 
 
 def upright(module, weight):
-    """(d, m), whichever way the module keeps its weight."""
+    """The weight as (d, m). Conv1D stores it as (m, d)."""
     return weight.T if type(module).__name__ == "Conv1D" else weight

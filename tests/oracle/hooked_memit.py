@@ -1,6 +1,6 @@
 """MEMIT for one fact the obvious way: plain transformers, hooks, weights written layer by layer.
 
-Knows nothing of fasttrace's engine. Source: Meng et al. 2022 (arXiv 2210.07229), section 4; docs/algorithms.md,
+It uses nothing of fasttrace's engine. Source: Meng et al. 2022 (arXiv 2210.07229), section 4; docs/algorithms.md,
 sections 12 and 14.
 """
 
@@ -13,7 +13,7 @@ def hooked_memit(
     hf, tokenizer, blocks, prompt, subject, target_ids, window, contexts, second_moment,
     steps, lr, kl_factor, decay, clamp, weight, noise=None, minimise=False,
 ):  # fmt: skip
-    """layer → ΔW (d, m) float64. blocks: the model's blocks (modules). second_moment: layer → C (m, m) float64."""
+    """Return layer → ΔW (d, m) float64. blocks: the model's blocks. second_moment: layer → C (m, m) float64."""
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
     top = window[-1]
@@ -37,7 +37,7 @@ def hooked_memit(
 
     @torch.no_grad()
     def seen(text, layer):
-        """The key at a layer and the top block's output at the last subject token."""
+        """Return the key at `layer` and the top block's output, both at the last subject token."""
         at = find_last_subject_token(tokenizer, text, subject)
         kept = {}
         hooks = [

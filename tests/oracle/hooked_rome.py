@@ -1,7 +1,7 @@
 """ROME the obvious way: one fact, one layer, plain transformers, hooks, torch.optim and a loop.
 
-Knows nothing of fasttrace's engine. Source: Meng et al. 2022, section 3.1; docs/algorithms.md, sections 12 and 13.
-noise: (subject tokens, d) added to the embeddings of the subject's tokens of every context, or None.
+It uses nothing of fasttrace's engine. Source: Meng et al. 2022, section 3.1; docs/algorithms.md, sections 12 and 13.
+noise: (subject tokens, d), added to the embeddings of the subject's tokens in every context, or None.
 """
 
 import contextlib
@@ -11,13 +11,13 @@ from hooked_trace import mlp_modules
 
 
 def down_projection(mlp):
-    """The module whose input is the key; for some families `mlp_modules` names it itself."""
+    """The module whose input is the key. For some families `mlp_modules` returns this module itself."""
     names = ("c_proj", "fc_out", "fc2", "dense_4h_to_h", "down_proj")
     return next((getattr(mlp, name) for name in names if hasattr(mlp, name)), mlp)
 
 
 def find_last_subject_token(tokenizer, text, subject):
-    """Index of the token that holds the subject's last character (its first occurrence)."""
+    """Index of the token with the last character of the subject's first occurrence."""
     end = text.index(subject) + len(subject) - 1
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     return next(i for i, (a, b) in enumerate(offsets) if a <= end < b)
@@ -25,7 +25,7 @@ def find_last_subject_token(tokenizer, text, subject):
 
 @contextlib.contextmanager
 def noised(hf, tokenizer, text, subject, noise):
-    """While the body runs, the embeddings of the subject's tokens in `text` carry noise."""
+    """Add noise to the embeddings of the subject's tokens in `text` while the body runs."""
     if noise is None:
         yield
         return
@@ -48,13 +48,13 @@ def hooked_rome(
     hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp,
     noise=None, minimise=False,
 ):  # fmt: skip
-    """(ΔW as value (d,), key (m,)) of one edit. inverse_key: k* (m,) → C⁻¹k* (m,), float64. target: text or ids."""
+    """Return value (d,) and u (m,) of ΔW = value uᵀ. inverse_key: k* (m,) → C⁻¹k* (m,) float64. target: text or ids."""
     target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"] if isinstance(target, str) else target
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
 
     def row(x, at):
-        # A copy: Falcon adds the attention's output to the MLP's in place. OPT's MLP has rows and no sequences.
+        # Falcon changes the MLP's output in place, so the row is copied. OPT's MLP has rows without a batch dimension.
         return x.reshape(-1, x.shape[-1])[at].clone()
 
     mlp = mlp_modules(hf)[layer]

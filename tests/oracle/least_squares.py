@@ -1,13 +1,13 @@
-"""R² by layer, by effect and by both with nothing but numpy's lstsq: the definition, one group at a time."""
+"""R² by layer, by effect and by both from its definition, with numpy's lstsq, one group at a time."""
 
 import numpy as np
 from scipy.special import betainc
 
 
 def fits(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
-    """layer, x, y: (n,) arrays without NaN; the numbers fasttrace.analysis.regressions gives, or None."""
+    """Return the numbers of fasttrace.analysis.regressions, None if undefined. layer, x, y: (n,) arrays without NaN."""
     largest = np.abs(y).max()
-    y = y - y.mean()  # every design holds the constant; lstsq keeps more digits near zero
+    y = y - y.mean()  # allowed, as every design has a constant; lstsq keeps more digits near zero
     dummies = (layer[:, None] == np.unique(layer)[None, :]).astype(float)
     ones = np.ones((len(y), 1))
     designs = {

@@ -1,4 +1,4 @@
-"""An edit's neighbourhood score the obvious way: the changes written into the weights, one forward a prompt and target.
+"""Neighborhood score of an edit the obvious way: changes written into the weights, one forward for each prompt.
 
 Source: paper, sections 3.4 and 5.1; docs/algorithms.md, section 18.
 """
@@ -13,7 +13,7 @@ from hooked_trace import mlp_modules
 
 @contextlib.contextmanager
 def written(hf, changes):
-    """While the body runs, layer → ΔW (d, m) is in the weights."""
+    """Add the changes, layer → ΔW (d, m), to the weights while the body runs."""
     modules = {layer: down_projection(mlp_modules(hf)[layer]) for layer in changes}
     saved = {layer: module.weight.detach().clone() for layer, module in modules.items()}
     with torch.no_grad():
@@ -27,13 +27,16 @@ def written(hf, changes):
 
 @torch.no_grad()
 def p_of(hf, ids, target):
-    """p(target) after ids, both lists of tokens."""
+    """p(target) after ids, both lists of token ids."""
     logp = hf(torch.tensor([[*ids, *target]])).logits[0].double().log_softmax(-1)
     return float(np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target))))
 
 
 def plain_neighborhood(hf, changes, prompts, target):
-    """Mean over the prompts (lists of tokens) of 1 − |p* − p| / (.5 + |p − .5|), p and p* of the target."""
+    """Mean over the prompts (lists of token ids) of 1 − |p* − p| / (.5 + |p − .5|).
+
+    p and p* are the target's probabilities before and after the edit.
+    """
     before = np.array([p_of(hf, ids, target) for ids in prompts])
     with written(hf, changes):
         after = np.array([p_of(hf, ids, target) for ids in prompts])

@@ -1,4 +1,4 @@
-"""The numbers of `regressions` by statsmodels' least squares on the raw rows, by the rank of the design: slow."""
+"""The numbers of `regressions` from statsmodels' least squares on the raw rows. Slow."""
 
 import warnings
 from typing import Any, Unpack
@@ -18,7 +18,7 @@ _TYPES = KINDS | dict.fromkeys(FITTED, pa.float64())
 
 
 def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
-    """One row a regression, in the order of `regressions`; columns: KEYS, n, n_left_out, FITTED."""
+    """Return one row a regression, in the order of `regressions`, with the columns KEYS, n, n_left_out and FITTED."""
     rows = []
     for identity, group in chosen_rows(store, score, **choice):
         used = group.dropna(subset=["x", "y"])
@@ -28,18 +28,18 @@ def check_with_statsmodels(store: Store, score: str = "rewrite", **choice: Unpac
 
 
 def _by_statsmodels(used: Any) -> dict[str, float | None]:
-    """The three fits of one group; used: frame with layer, x, y."""
+    """Fit the three models to one group. used: frame with layer, x, y."""
     if not len(used):
         return dict.fromkeys(FITTED)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a layer without a slope makes the design singular: its rank is used
+        warnings.simplefilter("ignore")  # a layer whose x does not vary makes the design singular; its rank is used
         layer, effect, both = (ols(f"y ~ {terms}", used).fit() for terms in ("C(layer)", "x", "C(layer) * x"))
     fits = {"layer": layer, "effect": effect, "both": both}
     out: dict[str, float | None] = dict.fromkeys(FITTED)
     out |= {f"rmse_{name}": float(np.sqrt(np.mean(fit.resid**2))) for name, fit in fits.items()}
     out |= {f"mae_{name}": float(np.mean(np.abs(fit.resid))) for name, fit in fits.items()}
     out |= {"df_num": float(layer.df_resid - both.df_resid), "df_den": float(both.df_resid)}
-    if np.ptp(used["y"]) <= 1e-12 * np.abs(used["y"]).max():  # no variance to explain a share of
+    if np.ptp(used["y"]) <= 1e-12 * np.abs(used["y"]).max():  # y does not vary, so R² is undefined
         return out
     out |= {f"r2_{name}": float(fit.rsquared) for name, fit in fits.items()}
     out["diff"] = float(both.rsquared - layer.rsquared)

@@ -43,38 +43,42 @@ def test_an_edits_own_settings_are_an_object_or_keywords(model):
     one = prepare_edit(model, FACTS, **shared, steps=3)
     two = prepare_edit(model, FACTS, settings=EditSettings(**shared, hyperparameters=FineTuneSettings(steps=3)))
     assert one.run["run_id"] == two.run["run_id"]
-    assert one.hyperparameters == FineTuneSettings(steps=3), "the rest is the table's"
+    assert one.hyperparameters == FineTuneSettings(steps=3), "the others keep the method's defaults"
 
 
 @pytest.mark.parametrize(
     ("function", "given", "sentence"),
     [
-        (ft.trace, {"settings": TraceSettings(samples=2), "samples": 3}, "trace: samples: expected it in settings or"),
+        (
+            ft.trace,
+            {"settings": TraceSettings(samples=2), "samples": 3},
+            "trace: samples: expected a value in settings",
+        ),
         (ft.trace, {"settings": EditSettings()}, "trace: settings: expected TraceSettings, got EditSettings"),
         (ft.trace, {"settings": {"samples": 3}}, "trace: settings: expected TraceSettings, got dict"),
         (ft.trace, {"sampels": 3}, "trace has no setting 'sampels'; did you mean 'samples'?"),
-        (ft.edit, {"hyperparameters": RomeSettings(), "steps": 3}, "edit: steps: expected it in hyperparameters"),
+        (ft.edit, {"hyperparameters": RomeSettings(), "steps": 3}, "edit: steps: expected a value in hyperparameters"),
         (ft.edit, {"method": "ft-1", "clamp": 3}, "ft-1 has no setting 'clamp'; expected one of"),
-        (ft.edit, {"moments": object(), "ridge": 0.1}, "edit: ridge: expected it or moments"),
-        (ft.trace, {"seed": 2**63}, "trace: seed: expected a whole number of 0 to 92233720368547"),
+        (ft.edit, {"moments": object(), "ridge": 0.1}, "edit: ridge: expected either a value or moments"),
+        (ft.trace, {"seed": 2**63}, "trace: seed: expected a whole number from 0 to 92233720368547"),
         (ft.mass_edit, {"sigma": "loud"}, "mass: sigma: expected a number above 0 or 3sd, got 'loud'"),
         (ft.second_moments, {"settings": MomentSettings(), "tokns": 1}, "second_moments has no setting 'tokns'"),
     ],
 )
-def test_keywords_that_cannot_be_are_one_sentence(function, given, sentence, model):
+def test_bad_keywords_are_refused_in_one_sentence(function, given, sentence, model):
     objects = [model] if function is ft.second_moments else [model, FACTS]
     with pytest.raises(UserError, match=re.escape(sentence)):
         function(*objects, **given)
 
 
-def test_objects_come_by_place_or_by_name(model):
+def test_objects_are_given_by_position_or_by_name(model):
     by_place, by_name = prepare_trace(model, FACTS, sigma=0.4), prepare_trace(sigma=0.4, facts=FACTS, model=model)
     assert by_place.run["run_id"] == by_name.run["run_id"]
     with pytest.raises(TypeError, match="missing a required argument: 'facts'"):
         ft.trace(model)
 
 
-def test_help_says_every_keyword():
+def test_help_describes_every_keyword():
     text = inspect.getdoc(ft.trace)
     assert text.startswith("Causal tracing: the exact grid of every fact and window size, in one sweep.")
     assert "    windows: Window sizes, as in 10,5,1 (layers)." in text

@@ -1,4 +1,4 @@
-"""How a type of settings checks and converts what it is given."""
+"""How a type of settings checks and converts its values."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -57,7 +57,7 @@ class Sample:
         ("known", 24, 24),
     ],
 )
-def test_a_value_or_its_text_becomes_the_settings_own(name, given, value):
+def test_a_value_or_its_text_is_converted_to_the_settings_type(name, given, value):
     found = getattr(Sample(**{name: given}), name)
     assert found == value
     assert type(found) is type(value)
@@ -76,18 +76,21 @@ def test_a_value_or_its_text_becomes_the_settings_own(name, given, value):
         ({"number": float("nan")}, "sample: number: expected a number above 0, got nan"),
         ({"number": "inf"}, "sample: number: expected a number above 0, got 'inf'"),
         ({"flag": 1}, "sample: flag: expected true or false, got 1"),
-        ({"few": 8}, "sample: few: expected a whole number of 0 to 7, got 8"),
+        ({"few": 8}, "sample: few: expected a whole number from 0 to 7, got 8"),
         ({"word": "c"}, "sample: word: expected one of a, b, got 'c'"),
         ({"word": ["a"]}, "sample: word: expected one of a, b, got ['a']"),
-        ({"many": []}, "sample: many: expected a list in which each is a whole number of at least 0, got []"),
-        ({"many": [1, -1]}, "sample: many: expected a list in which each is a whole number of at least 0, got [1, -1]"),
+        ({"many": []}, "sample: many: expected a list in which each item is a whole number of at least 0, got []"),
+        (
+            {"many": [1, -1]},
+            "sample: many: expected a list in which each item is a whole number of at least 0, got [1, -1]",
+        ),
         ({"either": "loud"}, "sample: either: expected a number above 0 or 3sd, got 'loud'"),
         ({"known": 0}, "sample: known: expected true or false or a whole number of at least 1, got 0"),
         ({"hole": 3}, "sample has no setting 'hole'; did you mean 'whole'?"),
         ({"x": 3}, "sample has no setting 'x'; expected one of whole, number, few, flag, word, many, either, known"),
     ],
 )
-def test_a_bad_value_is_one_sentence(given, sentence):
+def test_a_bad_value_is_refused_in_one_sentence(given, sentence):
     with pytest.raises(UserError) as caught:
         Sample(**given)
     assert str(caught.value) == sentence
@@ -101,17 +104,17 @@ def test_settings_are_frozen_and_compare_by_value():
         one.whole = 4
 
 
-def test_what_was_given_is_remembered_and_the_rest_stays_at_its_default():
+def test_given_values_are_remembered_and_others_stay_at_their_defaults():
     one = Sample(whole=3, word="b")
     assert given_by(one) == {"whole": 3, "word": "b"}
     assert given_by(replaced(one, number=2)) == {"whole": 3, "word": "b", "number": 2.0}
     mass = MassSettings(problem="fact-erasure", layer=3)
     edit = carried(EditSettings, mass, layers=[3])
     assert given_by(edit) == {"problem": "fact-erasure", "layers": (3,)}
-    assert edit.method == "rome", "a default is the type's own"
+    assert edit.method == "rome", "defaults are not carried over"
 
 
-def test_a_subclass_that_declares_a_setting_again_changes_what_it_states():
+def test_a_subclass_that_redeclares_a_setting_changes_only_what_it_states():
     assert settings_of(MassSettings)["essence"].help == settings_of(EditSettings)["essence"].help
     assert (MassSettings().essence, EditSettings().essence) == (0, 5)
     assert (RomeSettings().steps, MemitSettings().steps) == (20, 25)
@@ -120,7 +123,7 @@ def test_a_subclass_that_declares_a_setting_again_changes_what_it_states():
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__name__)
-def test_every_default_is_a_value_that_its_setting_admits(kind):
+def test_every_default_is_admitted_by_its_setting(kind):
     for name, one in settings_of(kind).items():
         assert one.convert(one.default) == one.default, name
         assert one.help[0].isupper(), name
@@ -134,7 +137,7 @@ def test_every_default_is_a_value_that_its_setting_admits(kind):
         (
             TraceSettings,
             {"method": "attribution", "tokens": "whole-subject"},
-            "trace: tokens: expected one token a cell with method attribution, got whole-subject",
+            "trace: tokens: expected one token per cell with method attribution, got whole-subject",
         ),
         (MassSettings, {"method": "rome", "at_once": 2}, "mass: at_once: expected 1, as rome edits one fact at a time"),
         (
@@ -142,7 +145,7 @@ def test_every_default_is_a_value_that_its_setting_admits(kind):
             {"hyperparameters": MemitSettings()},
             "edit: hyperparameters: expected RomeSettings for rome, got MemitSettings",
         ),
-        (EditSettings, {"contexts": ["Hi. {}"]}, "edit: contexts: expected templates of which the first is '{}'"),
+        (EditSettings, {"contexts": ["Hi. {}"]}, "edit: contexts: expected '{}' as the first template"),
         (TraceSettings, {"memory": "lots"}, "trace: memory: expected a size such as 512MB or 8GB, got 'lots'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The settings of stored runs as columns: each by its name, with its default where the run does not have it."""
+"""Settings of stored runs as columns: each has its setting's name, and its default if the run lacks it."""
 
 import json
 
@@ -12,7 +12,7 @@ from fasttrace.settings.trace import TraceSettings
 
 
 def rows_of(kind, *texts):
-    """The rows of <kind>_settings, over runs with these settings and one of another kind."""
+    """Rows of <kind>_settings, from runs with these settings and a run of another kind."""
     con = duckdb.connect()
     con.execute("CREATE TABLE runs (run_id VARCHAR, kind VARCHAR, settings VARCHAR)")
     con.execute("INSERT INTO runs VALUES ('other', 'bench', '{}')")
@@ -22,7 +22,7 @@ def rows_of(kind, *texts):
 
 
 @pytest.mark.parametrize("kind", RUN_SETTINGS)
-def test_a_setting_that_a_run_lacks_is_at_its_default(kind):
+def test_a_setting_that_a_run_lacks_has_its_default(kind):
     [row] = rows_of(kind, "{}")
     assert list(row) == ["run_id", *columns_of(kind)]
     for name, one in columns_of(kind).items():

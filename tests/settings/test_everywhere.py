@@ -1,5 +1,5 @@
-"""Every setting of every type is in the function's signature and help, the command line, the study file, what names a
-run, and the command that repeats the run."""
+"""Every setting of every type is in the function's signature and help, the command line, the study file, the run's name
+and the command that repeats the run."""
 
 import inspect
 import json
@@ -25,7 +25,7 @@ FUNCTIONS = {
 VERBS = {
     "trace": TraceSettings, "edit": EditSettings, "mass": MassSettings, "stats": MomentSettings, "tune": TuneSettings,
 }  # fmt: skip
-# What a study file calls otherwise, or states in another table. keep and a moments' layers follow from the rest.
+# Settings that a study file names otherwise or has in another table. None: it follows from other keys.
 ELSEWHERE = {
     "trace": {"keep": None},
     "moments": {"layers": None},
@@ -34,17 +34,17 @@ ELSEWHERE = {
         "corpus": ("moments", "corpus"), "corpus_tokens": ("moments", "tokens"), "ridge": ("moments", "ridge"),
     },
 }  # fmt: skip
-COMPANIONS = {"verify_top": {"method": "attribution"}}  # settings without which another cannot be given
+COMPANIONS = {"verify_top": {"method": "attribution"}}  # setting → the settings that it requires
 
 
 def every(kinds):
-    """(type, setting) of all of them, each a case of a test."""
+    """Parametrize a test with every (type, setting)."""
     found = [(kind, one) for kind in kinds for one in settings_of(kind).values()]
     return pytest.mark.parametrize(("kind", "one"), found, ids=[f"{k.__name__}-{one.name}" for k, one in found])
 
 
 def another(kind, one):
-    """A value of a setting that is not its default."""
+    """Return a value of a setting that is not its default."""
     if one.name == "hyperparameters":
         return method_settings(settings_of(kind)["method"].default, {"steps": 7})
     if one.kind.is_path:
@@ -59,7 +59,7 @@ def another(kind, one):
 
 
 @every(FUNCTIONS)
-def test_the_signature_and_the_help_have_it(kind, one):
+def test_a_setting_is_in_the_signature_and_the_help(kind, one):
     parameter = inspect.signature(FUNCTIONS[kind]).parameters[one.name]
     assert (parameter.default, parameter.annotation) == (one.default, one.annotation)
     words = " ".join(inspect.getdoc(FUNCTIONS[kind]).split())
@@ -68,13 +68,13 @@ def test_the_signature_and_the_help_have_it(kind, one):
 
 @pytest.mark.parametrize("function", [ft.edit, ft.mass_edit], ids=lambda function: function.__name__)
 @pytest.mark.parametrize("one", hyperparameters().values(), ids=lambda one: one.name)
-def test_the_signature_has_every_methods_own(function, one):
+def test_the_signature_has_every_methods_hyperparameters(function, one):
     assert inspect.signature(function).parameters[one.name].annotation == one.annotation
     assert f"{one.name}: " in inspect.getdoc(function)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_command_line_has_it(verb):
+def test_the_command_line_has_every_setting(verb):
     options = {option.opts[0]: option for option in cli.commands[verb].params}
     for one in settings_of(VERBS[verb]).values():
         option = options[one.option]
@@ -87,7 +87,7 @@ def test_the_command_line_has_it(verb):
 
 
 @every([TraceSettings, MomentSettings, EditSettings])
-def test_the_study_file_has_it(kind, one):
+def test_a_setting_is_in_the_study_file(kind, one):
     table = {TraceSettings: "trace", MomentSettings: "moments", EditSettings: "edit"}[kind]
     place = ELSEWHERE[table].get(one.name, (table, one.name))
     if place is not None:
@@ -112,8 +112,8 @@ def test_a_study_file_with_every_key_is_read(table, tmp_path):
 
 
 @every(KINDS.values())
-def test_the_run_and_the_command_that_repeats_it_have_it(kind, one):
-    """The command line, read again, makes the same settings."""
+def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
+    """Parsing the command gives the same settings."""
     [verb] = [verb for verb, settings in KINDS.items() if settings is kind]
     made = kind(**{one.name: another(kind, one)}, **COMPANIONS.get(one.name, {}))
     named = run_settings(made)
@@ -134,7 +134,7 @@ def test_the_run_and_the_command_that_repeats_it_have_it(kind, one):
 
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
-def test_every_methods_own_settings_are_given_again(method):
+def test_the_command_repeats_every_methods_hyperparameters(method):
     kind = METHOD_SETTINGS[method]
     own = kind(**{name: another(kind, one) for name, one in settings_of(kind).items()})
     run = {"run_id": "0", "kind": "edit", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}

@@ -1,4 +1,4 @@
-"""The settings are a leaf: a report that reads them needs no torch."""
+"""The settings import almost nothing, so a report that reads them needs no torch."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print(*others, *({{"torch", "transformers", "duckdb", "click"}} & sys.modules.ke
 """
 
 
-def test_the_settings_import_leaves_alone():
+def test_the_settings_import_only_errors_memory_and_protocols():
     program = PROGRAM.format(folder=str(Path(fasttrace.__file__).parent))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["fasttrace.errors", "fasttrace.memory", "fasttrace.protocols"]

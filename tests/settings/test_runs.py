@@ -1,4 +1,4 @@
-"""What names a run: runs of the first release keep their names, whatever settings are added."""
+"""Names of runs: runs of the first release keep their names when settings are added."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,14 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
 
-# Runs as they were before settings were types: their keywords, their settings and their names, of a model with this
-# hash. Values that depend on the installed tokenizers and transformers are compared in `run_id` alone.
+# Runs recorded before settings were types: keywords, settings and run_id of each, for a model with the hash below.
+# Values that depend on the installed tokenizers and transformers are compared only through `run_id`.
 FIRST_RUNS = json.loads((Path(__file__).parent / "first_runs.json").read_text())
 MODEL = SimpleNamespace(model_hash="f180fc78dc7acd68", dtype_name="float32", name="llama", device="cpu")
 OF_THE_MACHINE = {"moments", "model", "ids", "corpus", "n_tokens"}
 PREPARE = {"trace": prepare_trace, "edit": prepare_edit, "mass": prepare_mass_edit}
 
-# Settings that stand in every run: those of the first release. A later one must not be among them.
+# Settings that every run stores. They are those of the first release, and no later one may be added.
 ALWAYS = {
     TraceSettings: {"windows", "samples", "module", "method", "tokens", "target", "keep", "noise", "sigma"},
     EditSettings: {
@@ -80,7 +80,7 @@ def test_the_first_releases_runs_keep_their_names(first, model, text, moments):
 
 @settings("trace")
 class Later(TraceSettings):
-    """A release with a setting more."""
+    """Settings of a later release, which has one more."""
 
     toy: int = setting(default=3, help="A toy")
 
@@ -92,9 +92,9 @@ def test_a_later_setting_names_only_the_runs_that_change_it():
 
 
 @pytest.mark.parametrize("kind", ALWAYS, ids=lambda kind: kind.__name__)
-def test_only_the_first_releases_settings_stand_in_every_run(kind):
+def test_only_the_first_releases_settings_are_in_every_run(kind):
     assert {name for name, one in settings_of(kind).items() if one.names_run == "always"} == ALWAYS[kind]
 
 
-def test_a_methods_own_settings_stand_in_every_run():
+def test_hyperparameters_are_in_every_run():
     assert all(one.names_run == "always" for one in hyperparameters().values())

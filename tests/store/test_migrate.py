@@ -1,4 +1,4 @@
-"""Stores of schema version 5: read as they are, upgraded in place by the first write, and never losing a row."""
+"""Stores of schema version 5 are read as they are, and the first write upgrades them in place and keeps every row."""
 
 import multiprocessing
 import signal
@@ -37,7 +37,7 @@ processes = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module")
 def current(tmp_path_factory):
-    """A store of this version, with rows in every relation but benches."""
+    """A store of the current version with rows in every relation except benches."""
     store = Store(tmp_path_factory.mktemp("current") / "current.duckdb")
     store.add_facts(study_facts(count=12))
     store.add(made_trace(IDS, windows=(3, 5), left_out=("f2",)))
@@ -72,7 +72,7 @@ def rows(store):
 
 
 def in_the_file(path):
-    """(schema version, columns of mass_edits, its number of rows), past everything that a Store does."""
+    """(schema version, third column of mass_edits, its number of rows), read without Store."""
     with duckdb.connect(str(path), read_only=True) as con:
         [(version,)] = con.execute("SELECT version FROM store_schema").fetchall()
         table = con.table("mass_edits")
@@ -114,7 +114,7 @@ def test_an_upgraded_store_is_like_a_new_one(old, tmp_path):
         "SELECT table_name, constraint_text FROM duckdb_constraints() ORDER BY ALL",
     ):
         assert old.query(sql) == new.query(sql)
-    assert old.add(mass_result(study_facts(count=12))) == 0, "rows that it has"
+    assert old.add(mass_result(study_facts(count=12))) == 0, "it has these rows already"
     assert old.add(mass_result(study_facts(count=14), counts=(14,))) == 14
     with pytest.raises(duckdb.ConstraintException, match="Duplicate key"), old.writing() as con:
         con.execute("INSERT INTO mass_edits FROM mass_edits").fetchall()

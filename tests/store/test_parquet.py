@@ -1,4 +1,4 @@
-"""Parquet out and in: the same store again, nothing twice, and bad folders give one sentence."""
+"""Export to Parquet and import: the same store again, nothing twice, and bad folders are refused in one sentence."""
 
 import dataclasses
 import shutil
@@ -38,7 +38,7 @@ def exported(real, tmp_path_factory):
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """A copy to be spoilt."""
+    """A copy of the export, for a test to damage."""
     return shutil.copytree(exported, tmp_path / "parquet")
 
 
@@ -52,7 +52,7 @@ def rows(store, relation):
 
 
 def changed(folder, relation, change):
-    """The file of a relation, its table put through `change`."""
+    """Apply `change` to the table in a relation's file."""
     file = folder / f"{relation}.parquet"
     pq.write_table(change(pq.read_table(file)), file)
 
@@ -66,7 +66,7 @@ def with_column(name, values):
     return change
 
 
-def test_there_and_back(real, exported, store):
+def test_export_and_import_keep_every_row(real, exported, store):
     added = store.add_parquet(exported)
     for relation in RELATIONS:
         if relation != "store_schema":
@@ -76,7 +76,7 @@ def test_there_and_back(real, exported, store):
     assert added == real.query(counted)[0][0].as_py()
 
 
-def test_again_adds_nothing(exported, store):
+def test_importing_again_adds_nothing(exported, store):
     store.add_parquet(exported)
     before = {relation: rows(store, relation) for relation in RELATIONS}
     assert store.add_parquet(exported) == 0
@@ -90,7 +90,7 @@ def test_one_file_a_relation_and_nothing_else(exported):
     assert column.compression == "ZSTD"
 
 
-def test_a_run_goes_on_with_what_the_other_store_has(tmp_path, store):
+def test_an_import_adds_what_a_run_lacks(tmp_path, store):
     other = Store(tmp_path / "other.duckdb")
     other.add(made_trace(IDS))
     other.add(made_edit(IDS))
@@ -104,7 +104,7 @@ def test_a_run_goes_on_with_what_the_other_store_has(tmp_path, store):
 
 
 def refused(store, folder, sentence):
-    """The store is left as it was, and the error is one sentence."""
+    """Assert that the import fails with one sentence and leaves the store as it was."""
     there = store.path.exists() and {relation: rows(store, relation) for relation in RELATIONS}
     with pytest.raises(StoreError, match=sentence) as caught:
         store.add_parquet(folder)
@@ -137,7 +137,7 @@ def refused(store, folder, sentence):
         ),
     ],
 )
-def test_a_folder_that_is_no_store_is_refused_before_there_is_a_file(folder, store, spoil, sentence):
+def test_a_folder_that_is_no_store_is_refused_before_a_file_is_made(folder, store, spoil, sentence):
     spoil(folder)
     refused(store, folder, sentence)
     assert not store.path.exists()
@@ -164,7 +164,7 @@ def test_a_damaged_page_is_found_when_it_is_read(folder, store):
 @pytest.mark.parametrize(
     ("relation", "change", "sentence"),
     [
-        ("runs", lambda table: table.slice(1), "has rows of the run .* which runs.parquet does not have"),
+        ("runs", lambda table: table.slice(1), "has rows of the run .* but runs.parquet has no such run"),
         ("edits", with_column("protocol", "released"), "has rows of the run"),
         ("edits", with_column("p_after", 1.5), "does not fit the store"),
         ("edits", lambda table: pa.concat_tables([table, table]), "has an edit twice"),
@@ -195,14 +195,14 @@ def test_a_run_and_a_fact_keep_their_identity(tmp_path, store):
     refused(store, tmp_path / "parquet", "another fact with the fact_id 'f0'")
 
 
-def test_a_folder_that_is_there_is_left_alone(real, tmp_path):
+def test_an_existing_folder_is_left_alone(real, tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(StoreError, match="is there already"):
+    with pytest.raises(StoreError, match="exists already"):
         real.to_parquet(tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_nothing_is_left_of_an_export_that_fails(tmp_path, real):
+def test_a_failed_export_leaves_nothing(tmp_path, real):
     with pytest.raises(StoreError, match="cannot be written"):
         real.to_parquet(tmp_path / "no" / "folder")
     (tmp_path / "file").write_text("")

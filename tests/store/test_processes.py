@@ -1,4 +1,4 @@
-"""The store among processes: killed ones, waiting ones, ones without rights."""
+"""The store with several processes: killed, waiting, and without permissions."""
 
 import multiprocessing
 import os
@@ -20,11 +20,11 @@ from fasttrace.store import Store
 
 CELLS = other_process.LAYERS * other_process.TOKENS
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["fasttrace.store"])  # its imports once, not once a process
+processes.set_forkserver_preload(["fasttrace.store"])  # imported once, not in every process
 
 
 def whole_facts(store):
-    """{fact_id: cells} as one state of the store has them."""
+    """{fact_id: number of cells} in one state of the store."""
     sql = """
         SELECT traces.fact_id, count(trace_cells.layer) AS cells
         FROM traces LEFT JOIN trace_cells USING (run_id, fact_id) GROUP BY traces.fact_id
@@ -56,7 +56,7 @@ def test_a_killed_writer_loses_at_most_the_batch_in_flight(tmp_path):
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         kills += 1
-        while ours.poll():  # committed and said so before it died
+        while ours.poll():  # commits acknowledged before it died
             try:
                 kept.add(ours.recv())
             except EOFError:
@@ -126,7 +126,7 @@ def test_threads_of_one_process_take_turns(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["add", "query"])
-def test_a_locked_file_is_waited_for_and_then_given_up(tmp_path, what):
+def test_a_locked_file_is_waited_for_until_the_timeout(tmp_path, what):
     path = tmp_path / "study.duckdb"
     Store(path).create()
     argument = other_process.batch(["f0"]) if what == "add" else "SELECT 1"
@@ -139,7 +139,7 @@ def test_a_locked_file_is_waited_for_and_then_given_up(tmp_path, what):
         getattr(Store(path, timeout_s=0.3), what)(argument)
     assert time.monotonic() - began < 1.2
     assert "\n" not in str(caught.value)
-    getattr(Store(path, timeout_s=30), what)(argument)  # as soon as the holder lets go
+    getattr(Store(path, timeout_s=30), what)(argument)  # as soon as the holder closes the file
     assert time.monotonic() - began > 1.0
     holder.join()
 
@@ -156,15 +156,15 @@ def test_a_connection_in_the_same_process_counts_as_a_lock(tmp_path):
 @pytest.mark.parametrize(
     ("what", "folder_mode", "file_mode", "sentence"),
     [
-        ("add", 0o555, None, "is read-only: choose another"),
+        ("add", 0o555, None, "the store study.duckdb cannot be created: no file can be created in"),
         ("add", 0o777, 0o444, "expected a file and a folder that can be written"),
         ("add", 0o555, 0o666, "expected a file and a folder that can be written"),
         ("query", 0o755, 0o200, "cannot be read: permission denied"),
         ("query", 0o555, 0o444, None),
     ],
 )
-def test_rights(what, folder_mode, file_mode, sentence):
-    folder = Path(tempfile.mkdtemp())  # not tmp_path, whose parents are closed to others
+def test_permissions(what, folder_mode, file_mode, sentence):
+    folder = Path(tempfile.mkdtemp())  # not tmp_path: other users cannot enter its parents
     try:
         path = folder / "study.duckdb"
         if file_mode is not None:

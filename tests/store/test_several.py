@@ -1,4 +1,4 @@
-"""Several stores read as one: every row readable, in the analysis each once, and one sentence where they cannot be."""
+"""Several stores read as one: every row is readable, the analysis takes each once, and errors are one sentence."""
 
 import dataclasses
 import multiprocessing
@@ -27,14 +27,14 @@ def filled(path, ids, **run):
     store.add_facts([FACTS[name] for name in ids])
     store.add(made_trace(ids, no_effect=("f3",), left_out=("f4",), **run))
     store.add(made_edit(ids))
-    known = made_known(IDS)  # a verdict goes by the fact's place
+    known = made_known(IDS)  # verdicts depend on a fact's position
     store.add(dataclasses.replace(known, verdicts=known.verdicts.filter(pc.field("fact_id").isin(ids))))
     return store
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Three stores of the same runs, overlapping, one named by a path with a space; and one store with all of it."""
+    """(three overlapping stores of the same runs, one with a space in its name; one store with all rows)."""
     folder = tmp_path_factory.mktemp("several")
     a = filled(folder / "a.duckdb", IDS[:7])
     b = filled(folder / "my b.duckdb", IDS[5:])
@@ -68,7 +68,7 @@ def test_a_store_is_read_by_its_name(parts):
 
 
 def assert_same(found, wanted):
-    """The same rows; numbers up to the order of sums."""
+    """Assert the same rows. Numbers may differ by the order of sums."""
     key = [name for name in wanted.column_names if not str(wanted[name].type).startswith(("double", "list"))]
     found, wanted = (table.to_pandas().sort_values(key, ignore_index=True) for table in (found, wanted))
     assert len(wanted)
@@ -79,7 +79,7 @@ def assert_same(found, wanted):
             assert found[name].astype(str).to_list() == wanted[name].astype(str).to_list()
 
 
-@pytest.mark.parametrize("name", sorted({*CHAIN} - {"mass_settings", "moments_settings"}))  # of runs that none has
+@pytest.mark.parametrize("name", sorted({*CHAIN} - {"mass_settings", "moments_settings"}))  # no store has their runs
 def test_views_of_the_analysis_take_every_row_once(parts, name):
     stores, whole = parts
     assert_same(query(stores, f"SELECT * FROM {name}"), query(whole, f"SELECT * FROM {name}"))
@@ -119,7 +119,7 @@ def test_traces_of_one_store_are_compared_with_edits_of_another(tmp_path):
     assert_same(found, regressions(whole))
 
 
-def test_it_only_reads(parts):
+def test_several_stores_are_read_only(parts):
     stores, _ = parts
     before = stores.query("SELECT count(*) FROM edits").to_pylist()
     for name in ("a.edits", '"my b".edits', "edits"):
@@ -134,13 +134,13 @@ def refused(stores, sentence, **options):
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_read_together_gives_one_sentence(tmp_path):
+def test_stores_that_cannot_be_read_together_are_refused_in_one_sentence(tmp_path):
     good = filled(tmp_path / "good.duckdb", IDS[:2]).path
     refused([], "stores: expected one or more, got none")
     refused([good, tmp_path / "none.duckdb"], "there is no store at .*none.duckdb")
     refused([good, tmp_path / "other" / "good.duckdb"], "two stores are named 'good'")
     refused({"a": good, "A": tmp_path / "b.duckdb"}, "two stores are named 'A'")
-    refused({"a": good, "b": good}, "good.duckdb is named twice")
+    refused({"a": good, "b": good}, "good.duckdb is given twice")
     for name in ("main", "Memory", "once", "temp", "", 'a"b'):
         refused({name: good}, "a store cannot be named")
     (tmp_path / "text.duckdb").write_bytes(b"hello world " * 900)
@@ -175,7 +175,7 @@ def test_a_locked_store_is_waited_for_without_locking_the_others(tmp_path):
     assert trying.wait(60)
     began = time.monotonic()
     free.add(made_trace(["f9"]))
-    assert time.monotonic() - began < 1.5, "the waiting reader kept the free store's writer out"
+    assert time.monotonic() - began < 1.5, "the waiting reader locked the free store"
     assert ours.poll(60)
     assert ours.recv() == 5
     holder.join()

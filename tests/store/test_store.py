@@ -1,4 +1,4 @@
-"""Store: what goes in comes out, nothing twice, and bad files give one sentence."""
+"""Store: rows are read as they were added, nothing is added twice, and bad files are refused in one sentence."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def change(result, table, column, values):
     return dataclasses.replace(result, **{table: new})
 
 
-def test_what_goes_in_comes_out(store):
+def test_rows_are_read_as_they_were_added(store):
     trace, edit, known = made_trace(IDS), made_edit(IDS), made_known(IDS)
     assert (store.add(trace), store.add(edit), store.add(known)) == (6, 24, 6)
     for result, attribute, relation in (
@@ -119,7 +119,7 @@ def test_nan_is_stored_as_null(store):
     assert store.query("SELECT paraphrase FROM edits ORDER BY layer").column(0).to_pylist() == [None, 0.5]
 
 
-def test_facts_once_and_never_under_a_taken_id(store):
+def test_a_fact_is_added_once_and_another_with_its_id_is_refused(store):
     facts = [Fact("{} is in", f"s{i}", "Rome", "Oslo", paraphrases=("a", "b"), fact_id=f"f{i}") for i in range(3)]
     assert store.add_facts(facts[:2]) == 2
     assert store.add_facts(facts) == 1
@@ -165,7 +165,7 @@ def test_moments_and_benches(store):
         ("facts", "kept", [False]),  # without a reason
         ("facts", "sigma", [-1.0]),
         ("cells", "layer", [-1, 0, 0]),
-        ("cells", "layer", [0, 0, 0]),  # three tokens; made below into one, so that the key repeats
+        ("cells", "layer", [0, 0, 0]),  # the token indices become 0 below, so that the key repeats
         ("cells", "p_restored", [0.1, 2.0, 0.1]),
         ("cells", "window_size", [0, 5, 5]),
         ("cells", "token_index", [None, 1, 2]),
@@ -277,7 +277,7 @@ def test_an_altered_relation_is_refused(store):
         store.query("SELECT 1")
 
 
-def test_tables_of_ones_own_are_no_harm(store):
+def test_additional_tables_are_accepted(store):
     store.add(made_trace(["f0"]))
     con = duckdb.connect(str(store.path))
     con.execute("CREATE TABLE mine (a INT)").fetchall()
@@ -285,7 +285,7 @@ def test_tables_of_ones_own_are_no_harm(store):
     assert store.add(made_trace(["f1"])) == 1
 
 
-def test_missing_things(tmp_path):
+def test_missing_folder_and_missing_store(tmp_path):
     with pytest.raises(StoreError, match=r"the folder .* does not exist"):
         Store(tmp_path / "no" / "x.duckdb").add(made_trace(["f0"]))
     with pytest.raises(StoreError, match="there is no store at"):
@@ -306,7 +306,7 @@ def test_creating_leaves_one_file(store, tmp_path):
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_every_relation_says_what_it_is(relation):
+def test_every_relation_is_documented(relation):
     header = [line for line in schema_sql(relation).splitlines() if line.startswith("--")]
     assert header[0].startswith(f"-- {relation}: ")
     text = " ".join(header)

@@ -1,4 +1,4 @@
-"""Work that goes wrong in every way, for bench/apart.py."""
+"""Tasks for bench/apart.py that raise, break the GPU, die or hang."""
 
 import os
 import time
@@ -12,7 +12,7 @@ def a_fault(*_):
 
 
 def break_the_gpu() -> None:
-    """As after a kernel's fault: every later call to the GPU fails in this process."""
+    """Make torch.cuda.synchronize fail in this process, as it does after a kernel's fault."""
     torch.cuda.is_initialized = lambda: True
     torch.cuda.synchronize = a_fault
 
@@ -22,7 +22,7 @@ def gpu_is_broken() -> bool:
 
 
 def rows(task: str) -> Iterator[dict[str, object]]:
-    """A row that names the process, and then what the task is called."""
+    """Yield a row that names the process, then fail as `task` names it or yield a last row."""
     yield {"process": os.getpid(), "broken": gpu_is_broken()}
     if task == "fails":
         raise ValueError("no such thing\nand more")

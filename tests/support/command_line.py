@@ -1,4 +1,4 @@
-"""What the tests of the command line work on: facts of two words, and what a command left."""
+"""Four facts and the output of a command, for the tests of the command line."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ FACTS = [
 
 
 class Done(NamedTuple):
-    """What a command left."""
+    """Output of a command."""
 
     stdout: str
     stderr: str

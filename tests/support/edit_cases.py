@@ -24,7 +24,7 @@ CONTEXTS = ["{}", "The city. {}", "of New York is the. {}"]
 
 
 def check_zero(edit, row):
-    """The edit is zero to the bit, was never optimised and says so; its scores are the unedited model's to the bit."""
+    """Assert that the edit is exactly zero, was not optimised and has the reason, and keeps the unedited scores."""
     assert not any(update.matrix().any() for update in edit.updates.values())
     assert "no token that predicts the target sees the last subject token after layer" in edit.reason
     assert row["reason"] == edit.reason

@@ -1,4 +1,4 @@
-"""Headless Chromium driven through its DevTools pipe: no driver, no websocket, no port."""
+"""Headless Chromium, driven through its DevTools pipe without a driver, websocket or port."""
 
 import base64
 import itertools
@@ -33,7 +33,7 @@ KEY_CODES |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
 def chromium() -> str | None:
-    """The path of a Chromium on this machine, if any."""
+    """Path of a Chromium on this machine, or None."""
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
         if path := shutil.which(name):
             return path
@@ -41,14 +41,14 @@ def chromium() -> str | None:
 
 
 class Browser:
-    """One page in one fresh Chromium; `events` collects what the protocol reported meanwhile."""
+    """One page in a fresh Chromium. `events` collects the protocol's events."""
 
     def __init__(self, profile: Path, *, width: int = 1100, height: int = 900, dark: bool = False) -> None:
         program = chromium()
         assert program is not None
         to_child, self._write = os.pipe()
         self._read, from_child = os.pipe()
-        # DevTools' pipe is descriptors 3 and 4 of the browser, null-terminated JSON both ways.
+        # The browser reads null-terminated JSON from descriptor 3 and writes it to descriptor 4.
         script = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
         arguments = [*FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
         self._process = subprocess.Popen(
@@ -113,7 +113,7 @@ class Browser:
             self.events.append(self._receive(deadline - time.monotonic()))
 
     def turn_to(self, fragment: str) -> None:
-        """Change the address after its "#" and wait until the page was told."""
+        """Change the address after its "#" and wait for the page's hashchange event."""
         heard = "new Promise(done => addEventListener('hashchange', () => done(true), {once: true}))"
         self.run(f"(() => {{ const heard = {heard}; location.hash = {json.dumps(fragment)}; return heard; }})()")
 
@@ -125,7 +125,7 @@ class Browser:
             time.sleep(0.02)
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer.get("exceptionDetails")
         return answer["result"].get("value")
@@ -136,20 +136,20 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def write(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type into the focused element."""
         self.send("Input.insertText", text=text)
 
     def point(self, x: float, y: float) -> None:
-        """Move the mouse to a place of the window."""
+        """Move the mouse to a point in the window."""
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def touch(self, x: float, y: float) -> None:
-        """Tap a place of the window."""
+        """Tap a point in the window."""
         self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def downloads_to(self, folder: Path) -> None:
-        """Let the page save files, to this folder."""
+        """Let the page save files to this folder."""
         session, self._session = self._session, None  # a command to the browser, not to the page
         self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
         self._session = session
@@ -165,7 +165,7 @@ class Browser:
         return path
 
     def requests(self) -> list[str]:
-        """The address of everything the page asked for."""
+        """Addresses that the page requested."""
         return [
             event["params"]["request"]["url"]
             for event in self.events
@@ -173,7 +173,7 @@ class Browser:
         ]
 
     def complaints(self) -> list[str]:
-        """Errors and exceptions the page reported."""
+        """Log entries and uncaught exceptions of the page."""
         found = [event["params"]["entry"]["text"] for event in self.events if event.get("method") == "Log.entryAdded"]
         return found + [
             str(event["params"]) for event in self.events if event.get("method") == "Runtime.exceptionThrown"
@@ -188,7 +188,7 @@ class Browser:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError("chromium said nothing on its DevTools pipe")
+                raise TimeoutError("chromium sent nothing on its DevTools pipe")
             part = os.read(self._read, 1 << 20)
             if not part:
                 raise OSError("chromium closed its DevTools pipe")

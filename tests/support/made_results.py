@@ -1,4 +1,4 @@
-"""Results as the engines would give them, made of random numbers: what store and analysis are tested on."""
+"""Random results in the form that the engines return, for the tests of store and analysis."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 @dataclass
 class Made:
-    """Any result: a run and whichever tables its kind has."""
+    """A result of any kind: its run and the tables that this kind has."""
 
     run: dict[str, Any]
     facts: pa.Table | None = None
@@ -56,8 +56,8 @@ def made_trace(
     effects: dict[tuple[str, int], float] | None = None,
     **run: Any,
 ) -> Made:
-    """no_effect: facts whose corruption did not hurt; left_out: facts without cells;
-    effects: {(fact_id, layer): the largest effect of that layer}, over the random ones."""
+    """no_effect: facts whose corruption did not hurt. left_out: facts without cells.
+    effects: {(fact_id, layer): largest effect of the layer}, in place of random ones."""
     facts, cells = [], []
     for fact_id in fact_ids:
         rng = np.random.default_rng([seed, *fact_id.encode()])
@@ -126,7 +126,7 @@ def made_edit(
     scores: dict[tuple[str, int], dict[str, float | None]] | None = None,
     **run: Any,
 ) -> Made:
-    """scores: {(fact_id, layer): {score: value}}, over the random ones."""
+    """scores: {(fact_id, layer): {score: value}}, in place of random ones."""
     rows, prompts = [], []
     for fact_id in fact_ids:
         for layer in layers:

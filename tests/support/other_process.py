@@ -1,4 +1,4 @@
-"""What a second process does to a store while a test watches."""
+"""Functions that a second process runs on a store while a test watches."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def batch(fact_ids: list[str]) -> Any:
 
 
 def write_batches(path: Path, fact_ids: list[str], acknowledged: Any) -> None:
-    """One transaction a fact, skipping what is done; every commit is acknowledged after it returned."""
+    """Write one transaction a fact, skip the facts already stored, and acknowledge each commit after it returns."""
     store = Store(path)
     done = store.done("t0")
     for fact_id in fact_ids:
@@ -33,13 +33,13 @@ def write_batches(path: Path, fact_ids: list[str], acknowledged: Any) -> None:
 
 
 def write_all(path: Path, fact_ids: list[str]) -> None:
-    """One transaction a fact, whether it is there or not."""
+    """Write one transaction a fact, whether or not the store has the fact."""
     for fact_id in fact_ids:
         Store(path).add(batch([fact_id]))
 
 
 def write_in_halves(path: Path, fact_ids: list[str], seen: Any) -> None:
-    """One transaction a fact; half way it waits until the reader has seen some of them."""
+    """Write one transaction a fact. After half of them, wait until the reader has seen some."""
     middle = len(fact_ids) // 2
     write_all(path, fact_ids[:middle])
     if seen.wait(60):
@@ -47,7 +47,7 @@ def write_in_halves(path: Path, fact_ids: list[str], seen: Any) -> None:
 
 
 def hold(path: Path, held: Any, seconds: float) -> None:
-    """Keep the file open for writing."""
+    """Keep the file open for writing for `seconds`."""
     con = duckdb.connect(str(path))
     held.set()
     time.sleep(seconds)
@@ -55,7 +55,7 @@ def hold(path: Path, held: Any, seconds: float) -> None:
 
 
 def killed_in_an_upgrade(path: Path) -> None:
-    """Die with the upgrade of an older store done and not committed."""
+    """Die after the upgrade of an older store has run and before it is committed."""
 
     def upgrade_and_die(con: duckdb.DuckDBPyConnection, version: int) -> None:
         upgrade(con, version)
@@ -66,28 +66,28 @@ def killed_in_an_upgrade(path: Path) -> None:
 
 
 def killed_after_an_upgrade(path: Path) -> None:
-    """Die with the upgrade of an older store committed and a row of one's own not."""
+    """Die after the upgrade of an older store is committed and before a later change is."""
     with Store(path).writing() as con:
         con.execute("DELETE FROM mass_edits").fetchall()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_at(path: Path, fact_ids: list[str], start: Any) -> None:
-    """`write_all` as soon as every other process is ready for it."""
+    """Run `write_all` once every process is ready."""
     start.wait(60)
     write_all(path, fact_ids)
 
 
 def read_several(paths: list[Path], trying: Any, answer: Any) -> None:
-    """Count the traces of several stores, one of which may be locked at first."""
+    """Send the number of traces in several stores, one of which may be locked at first."""
     trying.set()
     answer.send(len(Stores(paths, timeout_s=30).query("SELECT * FROM traces")))
 
 
 def as_nobody(path: Path, what: str, answer: Any) -> None:
-    """Try to write ('add') or read ('query') as a user without rights here; send the error's sentence."""
+    """Try to write ('add') or read ('query') as user nobody. Send the error's type and message."""
     result = batch(["f0"])
-    with tempfile.TemporaryDirectory() as folder:  # what is imported late must come before the rights go
+    with tempfile.TemporaryDirectory() as folder:  # lazy imports must run before root's rights are dropped
         Store(Path(folder) / "warm.duckdb").add(result)
         Store(Path(folder) / "warm.duckdb").query("SELECT 1")
     if os.getuid() == 0:

@@ -1,4 +1,4 @@
-"""A study as fasttrace would store it: made of numbers with the shapes real tracing and editing have."""
+"""A made-up study in the form that fasttrace stores, with effects and scores shaped like real ones."""
 
 import json
 from typing import Any
@@ -40,7 +40,7 @@ PLACES = [
     ("Unhurt Hall", "Leeds", "York"),
     (f"Mall {HOSTILE}", "Dubai", "Doha"),
 ]
-UNHURT = "place-22"  # its corruption does not lower p(o_true): no fractional effect
+UNHURT = "place-22"  # corruption does not lower its p(o_true), so it has no fractional effect
 HOSTILE_ID = "place-23"
 
 
@@ -68,8 +68,10 @@ def _run(run_id: str, kind: str, settings: dict[str, Any], **changes: Any) -> di
 def trace_result(
     facts: list[Fact], windows: tuple[int, ...] = (5,), localization: str = "denoise", width: float = 4.0, **run: Any
 ) -> Made:
-    """Grids with an early site at the last subject token and a late one at the last, some layers wide; one fact left
-    out."""
+    """Grids with an early site at the last subject token and a late site at the prompt's last token.
+
+    width: of each site, in layers. The fact "…-21" is left out.
+    """
     about, cells = [], []
     for fact in facts:
         rng = np.random.default_rng(list(fact.fact_id.encode()))
@@ -147,7 +149,7 @@ def edit_result(
     essence: float | None = None,
     **run: Any,
 ) -> Made:
-    """Scores that fall with the layer, noisily, whatever tracing said. essence: of every edit."""
+    """Noisy scores that fall with the layer and do not depend on the tracing effect. essence: score of every edit."""
     scores, prompts = [], []
     for fact in facts:
         rng = np.random.default_rng(list(f"{fact.fact_id}{problem}".encode()))
@@ -205,7 +207,7 @@ def edit_result(
 
 
 def mass_result(facts: list[Fact], counts: tuple[int, ...] = (4, 8, 12), **run: Any) -> Made:
-    """Facts edited into one model, whose scores sink as their number grows."""
+    """Facts edited into one model. Their scores fall as the number of edits grows."""
     rows = []
     for n_edits in counts:
         for place, fact in enumerate(facts[:n_edits]):

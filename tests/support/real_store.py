@@ -1,4 +1,4 @@
-"""A store as the engines fill it: a small random model traced in every way and edited."""
+"""A store filled by the engines: a small random model, traced by every method and edited."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import fasttrace as ft
 
 
 def real_store(path: Path, tokenizer) -> ft.Store:
-    """Both protocols, every localization method, kept samples, single edits of two problems; a few thousand rows."""
+    """Both protocols, every localization method, kept samples and edits of two problems: a few thousand rows."""
     model, store = small_model("llama", tokenizer, torch.float32), ft.Store(path)
     store.add_facts(FACTS)
     shared = {"samples": 3, "sigma": 0.4, "keep": "all"}

@@ -1,4 +1,4 @@
-"""A report as its tests read it: the file, its visible words, and the numbers it carries."""
+"""Parts of a written report that tests read: its file, its visible text and its embedded data."""
 
 import base64
 import gzip
@@ -52,6 +52,6 @@ def embedded(text: str) -> dict:
 
 
 def codes(page: str) -> list[tuple[str, str]]:
-    """(name, text) of every block of code."""
+    """(name, text) of every code block."""
     found = re.finditer(r'<pre tabindex="0" aria-label="([^"]+)"><code>(.*?)</code></pre>', page, re.DOTALL)
     return [(match.group(1), html.unescape(match.group(2))) for match in found]

@@ -1,4 +1,4 @@
-"""Small random models of every family, for the oracles to be run on."""
+"""Small random models of every family, on which fasttrace is compared with the oracles."""
 
 import functools
 import sys
@@ -28,7 +28,7 @@ def trained_tokenizer():
 
 
 def _configs(vocab_size: int):
-    """Family (or variant) → a config of a few thousand parameters; sizes are odd on purpose."""
+    """Family or variant → config of a model of some 100,000 parameters. Unusual sizes are intended."""
     import transformers as tf
 
     common = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0}
@@ -94,7 +94,7 @@ def _configs(vocab_size: int):
         "falcon-new-one-norm": lambda: tf.FalconConfig(
             **falcon, num_kv_heads=3, new_decoder_architecture=True, num_ln_in_parallel_attn=1, bias=True
         ),
-        # Slopes of 16 heads are no whole powers of two, so bfloat16 rounds them and their products.
+        # Not all ALiBi slopes of 16 heads are powers of two, so bfloat16 rounds them and their products.
         "falcon-rw": lambda: tf.FalconConfig(
             **{**falcon, "num_attention_heads": 16},
             multi_query=False, parallel_attn=False, alibi=True, bias=True,
@@ -115,9 +115,10 @@ FAMILIES = tuple(_configs(0))
 
 
 def _float64_where_it_says_float32(hf):
-    """Make hf's forward, in the one file it is written in, compute in float64 whatever that file casts to float32.
+    """Make hf's forward compute in float64 wherever the file that defines it casts to float32.
 
-    transformers takes eager attention's softmax (all of GPT-Neo's attention) in float32 even in a float64 model.
+    transformers computes the softmax of eager attention (for GPT-Neo, all of attention) in float32 even in a float64
+    model.
     """
 
     class Torch:
@@ -137,14 +138,14 @@ def _float64_where_it_says_float32(hf):
 
 
 def small_model(family: str, tokenizer, dtype: torch.dtype):
-    """A random model of `family` whose every parameter, biases and norms too, is far from its default."""
+    """A random model of `family`. All its parameters, including biases and norms, are far from their defaults."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     from fasttrace.models import wrap_model
 
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
-    # transformers' eager attention takes its softmax in float32 even in a float64 model; its sdpa does not.
+    # transformers' eager attention computes its softmax in float32 even in a float64 model, but its sdpa does not.
     family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
@@ -161,7 +162,7 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
         if eager:
             _float64_where_it_says_float32(hf)
         if model.norm_kind == "rms":
-            # Nor is the final RMS norm float64, where fasttrace's fused log-probability is.
+            # transformers computes the final RMS norm in float32, fasttrace's fused log-probability in float64.
             norm, add = hf.model.norm, 1.0 if gemma else 0.0
             eps = norm.eps if gemma else norm.variance_epsilon
             norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)

@@ -1,4 +1,4 @@
-"""What fasttrace does from a folder, neither installed nor compiled, as JSON: run by tests/ops/test_unbuilt.py."""
+"""Print as JSON what fasttrace computes when neither installed nor compiled. Run by tests/ops/test_unbuilt.py."""
 
 import json
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,7 @@ def installed() -> bool:
 
 
 def called(load: Load, impl: str) -> torch.Tensor | str:
-    """What an op gives, or the sentence of its refusal."""
+    """Return an op's result, or the message of the error that it raises."""
     args = [x.clone() if isinstance(x, torch.Tensor) else x for x in load.args]
     try:
         return load.op(*args, impl=impl)

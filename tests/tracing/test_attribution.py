@@ -36,8 +36,8 @@ def oracle(model, item, module, nudge=None):
 def test_estimates_equal_hooked_autograd(family, module, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     items = items_of(model, FACTS, [3, 1])
-    assert items[1].encoded.subject_begin == 0, "a subject without a prefix is wanted too"
-    assert max(len(item.targets) for item in items) > 1, "and a target of several tokens"
+    assert items[1].encoded.subject_begin == 0, "one subject must begin its prompt"
+    assert max(len(item.targets) for item in items) > 1, "one target must have several tokens"
     result = attribute(model, items, SAMPLES, 0.4, "released", 0, module)
     for number, item in enumerate(items):
         log_p, slopes = oracle(model, item, module)
@@ -50,10 +50,10 @@ def test_estimates_equal_hooked_autograd(family, module, small_tokenizer):
             layers = slice(cell.stop - 1 if module == "block" else cell.start, cell.stop)
             change = slopes[layers, cell.token].sum(0)
             expected = np.clip(noised * (1.0 + change), 0.0, 1.0)
-            # 1 + change may all but cancel, where only the error against p itself means anything.
+            # 1 + change may almost cancel. Only the error relative to p is then meaningful.
             np.testing.assert_allclose(estimate, expected, rtol=1e-9, atol=1e-9 * noised.min(), err_msg=str(cell))
             unclipped += int((np.abs(change) > 1e-3).all() and ((expected > 0.0) & (expected < 1.0)).all())
-        assert unclipped > 10, "the oracle's slopes are flat: the test would not see errors"
+        assert unclipped > 10, "the oracle's slopes are too flat to show errors"
 
 
 def test_batches_do_not_change_estimates(small_tokenizer):
@@ -82,7 +82,7 @@ def test_slopes_are_finite_differences(module, small_tokenizer):
 
 
 def test_a_single_layer_is_right_to_first_order(small_tokenizer):
-    """The error against the exact sweep falls with the square of the noise, the effect itself with its first power."""
+    """The error against the exact sweep falls with the square of sigma, and the effect falls linearly."""
     model = small_model("llama", small_tokenizer, torch.float64)
     (item,) = items_of(model, FACTS[:1], [1])
     errors, effects = [], []
@@ -99,7 +99,7 @@ def test_a_single_layer_is_right_to_first_order(small_tokenizer):
     assert errors[1] < 5e-2 * effects[1]
 
 
-def test_real_model_is_first_order_right_and_ranks_the_best_cell_high(smollm2):
+def test_real_model_is_right_to_first_order_and_ranks_the_best_cell_high(smollm2):
     (item,) = items_of(smollm2, [PERU], [5], "subject")
     result = attribute(smollm2, [item], SAMPLES, 0.4, "released", 0)
     cells = ft.trace(
@@ -127,10 +127,10 @@ def test_bfloat16_and_weights_without_gradients(small_tokenizer):
     assert all(weight.grad is None and not weight.requires_grad for weight in model.hf.parameters())
 
 
-def test_what_cannot_be_done_is_a_sentence(small_tokenizer):
+def test_bad_settings_are_refused_in_a_sentence(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
     items = items_of(model, FACTS, [3])
-    with pytest.raises(UserError, match="module 'norm' is not one of mlp, attn, block"):
+    with pytest.raises(UserError, match="module: expected one of mlp, attn, block, got 'norm'"):
         attribute(model, items, 2, 0.4, "philox", 0, "norm")
     with pytest.raises(UserError, match=r"memory: expected a budget of at least .* rows for fact .*, got 5"):
         attribute(model, items, 2, 0.4, "philox", 0, memory_rows=5)
@@ -160,7 +160,7 @@ def test_a_screening_run_marks_estimates_and_verifies_the_largest(small_tokenize
         assert np.allclose(verified.p_restored, verified.p_restored_exact, rtol=0, atol=1e-7)
         assert (reached[reached.approximate].p_restored == reached[reached.approximate].p_screened).all()
         assert verified.p_screened.min() >= reached[reached.approximate].p_screened.max() - 1e-12
-        # Windows of two sizes can share an interval, which is one cell of the seven.
+        # Windows of two sizes can share an interval, which counts as one of the seven cells.
         assert 7 <= len(verified) <= 14
         assert -1.0 <= fact["rank_correlation"] <= 1.0
     store = ft.Store(tmp_path / "s.duckdb")

@@ -1,4 +1,4 @@
-"""The plan's FLOPs against those that torch counts, and its memory and waves against what a sweep does."""
+"""The plan's FLOPs against torch's count and the sweep's, and the cost of small budgets and of screening."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_products_are_those_that_torch_counts(module, method, tokens, family, sm
         start_wave(model, [item], wave, plan.intervention, 0.4, "philox", 0)()
     counted = counter.get_flop_counts()["Global"]
     products = sum(n for op, n in counted.items() if op.__name__ in ("mm", "addmm"))
-    # The unembedding is inside an op of fasttrace's own, where torch does not look.
+    # The unembedding is inside an op of fasttrace, where torch does not count.
     work = pass_work(model, item, plan.intervention, item.cells, base=True)
     assert products == work.products
     scored = len(item.targets) * (1 + plan.intervention.corrupted)
@@ -69,5 +69,5 @@ def test_rates_are_measured(small_tokenizer):
     assert block_rate(model) > 1e6
 
 
-def test_zeroing_draws_nothing():
+def test_zeroing_draws_no_noise():
     assert (Intervention("mlp", "zero", 10).corrupted, Intervention("mlp", "zero", 10).runs) == (0, 1)

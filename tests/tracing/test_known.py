@@ -1,4 +1,4 @@
-"""Which facts are known: the 36-token rule, the released floor, and what becomes of the others in a sweep."""
+"""Known facts: the 36-token rule, the released floor, and the facts that a sweep leaves out."""
 
 import pytest
 
@@ -23,8 +23,8 @@ def test_known_and_unknown(smollm2):
     assert second["p_true"] < 0.01
 
 
-def test_the_released_protocol_wants_probability_too(smollm2):
-    # The model goes on " Paris.\n\nThe answer is: …": the word comes within 36 tokens, but not next.
+def test_the_released_protocol_also_requires_a_probability(smollm2):
+    # The model continues with " Paris.\n\nThe answer is: …", so "answer" comes within 36 tokens but not next.
     fact = ft.Fact(prompt="The capital of {} is", subject="France", target_true="answer")
     paper = ft.check_known(smollm2, [fact]).verdicts.to_pylist()[0]
     released = ft.check_known(smollm2, [fact], protocol="released").verdicts.to_pylist()[0]
@@ -36,7 +36,7 @@ def test_the_released_protocol_wants_probability_too(smollm2):
         ft.check_known(smollm2, [fact], protocol="mine")
 
 
-def test_a_sweep_keeps_the_known_and_says_why_not(smollm2):
+def test_a_sweep_keeps_known_facts_and_gives_a_reason_for_the_others(smollm2):
     result = ft.trace(smollm2, FACTS, windows=[3], samples=1, tokens="last-subject")
     kept, left = result.facts.to_pylist()
     assert kept["kept"]

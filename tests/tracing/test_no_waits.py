@@ -1,6 +1,7 @@
-"""The wavefront as a GPU would run it, on tensors without memory: between layers nothing is read back (of such a tensor
-nothing can be), and the host starts as much for twenty facts as for two. That an upload does not wait (it is pinned)
-is not seen here.
+"""The wavefront as a GPU would run it, on meta tensors.
+
+Between layers nothing is read back, as reading a meta tensor is an error. The host starts as many operations for twenty
+facts as for two. That an upload does not wait, because its memory is pinned, is not tested.
 """
 
 import importlib
@@ -21,7 +22,7 @@ OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "silu_mul", "
 
 
 class Started(TorchDispatchMode):
-    """The operations of torch's that the host started."""
+    """Records the torch operations that the host starts."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +35,7 @@ class Started(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Ops choose as they do there, and Triton's kernels are started without being run."""
+    """Let ops choose as on a GPU, and return a list that records Triton's launches, which are not run."""
     pytest.importorskip("triton")
     from triton.runtime.jit import JITFunction
 
@@ -49,7 +50,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
-    """What `start_wave` had the host start for this many facts of one length, all in one wave."""
+    """Return the operations and kernels that `start_wave` starts for `n_facts` facts of equal length in one wave."""
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_config(small_config(family, len(tokenizer)), dtype=torch.bfloat16)
@@ -77,14 +78,14 @@ def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_comes_back_between_layers(family, module, small_tokenizer, as_on_a_gpu, monkeypatch):
+def test_nothing_is_read_back_between_layers(family, module, small_tokenizer, as_on_a_gpu, monkeypatch):
     for method in METHODS:
         few, many = (started(family, small_tokenizer, module, method, n, as_on_a_gpu, monkeypatch) for n in (2, 20))
         assert Counter(few) == Counter(many)
 
 
 @pytest.mark.parametrize("look", [lambda t: t.cpu(), lambda t: t[t >= 0], lambda t: t.max().item()])
-def test_what_would_wait_is_seen(look, small_tokenizer, as_on_a_gpu, monkeypatch):
+def test_reading_back_is_detected(look, small_tokenizer, as_on_a_gpu, monkeypatch):
     through = wavefront.window_restore
 
     def looked_at(h, out, base, source):

@@ -1,4 +1,4 @@
-"""Waves: which cells go together. The oracle packs them one after another, as it is told in `split_waves`."""
+"""Waves: which cells go together. The oracle packs cells one after another, as `split_waves` documents."""
 
 import pytest
 from hypothesis import given
@@ -19,8 +19,8 @@ def item(length, begin, targets):
 
 
 def one_after_another(items, intervention, max_rows):
-    """[(cells by item, rows)]: a fact that does not fit into what is left of a wave begins a new one, and so does each
-    cell of it that does not."""
+    """Return [(cells by item, rows)]. A fact that does not fit into the current wave begins a new one, and so does each
+    cell that does not fit."""
     waves, cells, rows = [], [], 0
     for number, one in enumerate(items):
         base = one.base_rows(intervention.corrupted)
@@ -56,8 +56,8 @@ def test_waves_are_packed_in_order(drawn, how, more):
         split_waves(items, intervention, least - 1)
 
 
-def test_what_is_left_after_a_fact_that_is_split_is_shared():
-    """Of budgets drawn at random few leave a whole fact's room behind the last piece."""
+def test_the_last_wave_of_a_split_fact_also_takes_the_next_fact():
+    """Few random budgets leave room for a whole fact in the last wave of a split fact."""
     large, small = item(9, 0, 1), item(2, 1, 1)
     intervention = Intervention("mlp", "zero", 0)
     budget = next(

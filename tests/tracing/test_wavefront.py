@@ -42,7 +42,7 @@ def noise_of(model, fact, samples, noise, seed):
 
 
 def check_every_cell(model, facts, result, windows, samples, sigma, noise, seed, tolerance, relative=True):
-    """Every cell's mean and standard error within tolerance (of the grid's largest value where relative)."""
+    """Assert every cell's mean and standard error within `tolerance` (times the grid's largest value if relative)."""
     cells = result.cells.to_pandas()
     for fact, row in zip(facts, result.facts.to_pylist(), strict=True):
         encoded = encode_fact(model.tokenizer, fact)
@@ -60,7 +60,7 @@ def check_every_cell(model, facts, result, windows, samples, sigma, noise, seed,
             grid = mine.sort_values(["token_index", "layer"])
             sem = restored.std(-1, ddof=1) / np.sqrt(samples)
             for name, expected in (("p_restored", restored.mean(-1)), ("p_restored_sem", sem)):
-                assert expected.std() > 50 * limit, "the oracle's grid is flat: the test would not see errors"
+                assert expected.std() > 50 * limit, "the oracle's grid is too flat to show errors"
                 assert np.abs(grid[name].to_numpy().reshape(expected.shape) - expected).max() < limit
 
 
@@ -96,7 +96,7 @@ def test_grid_on_a_gpu_equals_hooked_forwards(family, small_tokenizer):
 
 
 def check_intervention(model, module, method, tokens, windows):
-    """Every cell of two facts, both passes and the fractional effects against hooked forwards in float64."""
+    """Compare every cell of two facts, both passes and the effects with hooked forwards in float64."""
     settings = {"samples": 3, "sigma": 0.5, "noise": "released", "module": module, "method": method, "tokens": tokens}
     result = ft.trace(model, FACTS, keep="all", windows=windows, **settings)
     cells = result.cells.to_pandas()
@@ -113,7 +113,7 @@ def check_intervention(model, module, method, tokens, windows):
             grid = grid.sort_values(["token_index", "layer"])
             found, limit = grid.p_restored.to_numpy(), 1e-11 * expected.max()
             assert np.abs(found - expected.mean(-1).reshape(-1)).max() < limit
-            assert expected.std() > 50 * limit, "the oracle's grid is flat: the test would not see errors"
+            assert expected.std() > 50 * limit, "the oracle's grid is too flat to show errors"
             assert row["p_clean"] == pytest.approx(clean, abs=limit)
             assert row["p_noised"] == (None if method == "zero" else pytest.approx(noised.mean(), abs=limit))
             effect = {
@@ -144,7 +144,7 @@ def test_modules_of_every_family_equal_hooked_forwards(family, module, method, s
 def test_targets_that_are_one_token(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float64)
     settings = {"windows": [3], "samples": 3, "sigma": 0.5, "noise": "released"}
-    # An answer may be the end of the text alone: here the first fact's.
+    # The answer may be the end-of-text token alone, as here for the first fact.
     first = encode_fact(model.tokenizer, FACTS[0]).ids
     model.hf.generation_config.eos_token_id = int(model.hf(torch.tensor([first])).logits[0, -1].argmax())
     for target in ("first-token", "argmax-first"):
@@ -164,7 +164,7 @@ def test_targets_that_are_one_token(small_tokenizer):
             assert (row["p_clean"], row["scored"]) == (pytest.approx(clean), model.tokenizer.decode([token]))
 
 
-def test_samples_are_kept_where_asked_for(small_tokenizer, tmp_path):
+def test_samples_are_kept_if_asked_for(small_tokenizer, tmp_path):
     model = small_model("gpt2", small_tokenizer, torch.float64)
     settings = {"windows": [3, 1], "samples": 4, "sigma": 0.4, "keep": "all"}
     assert len(ft.trace(model, FACTS, **settings).samples) == 0
@@ -200,7 +200,7 @@ def test_waves_do_not_change_values(small_tokenizer):
     assert np.allclose(same.p_restored, c.p_restored, rtol=0, atol=1e-7)
 
 
-def test_too_little_memory_is_a_sentence(small_tokenizer):
+def test_too_little_memory_is_refused_in_a_sentence(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
     with pytest.raises(UserError, match=r"memory: expected a budget of at least .* rows for fact"):
         ft.trace(model, FACTS, sigma=0.4, keep="all", memory="1kB")
@@ -211,7 +211,7 @@ def test_effects_follow_the_protocol(small_tokenizer):
     targets = ("Paris", "France", "Rome", "New York", "capital", "city", "Tower", "located", "Eiffel", "the")
     facts = [ft.Fact(prompt=FACTS[0].prompt, subject=FACTS[0].subject, target_true=t) for t in targets]
     hurt = ft.trace(model, facts, sigma=0.4, keep="all", samples=3).facts.to_pylist()
-    assert {fact["p_noised"] < fact["p_clean"] for fact in hurt} == {True, False}, "both branches are wanted below"
+    assert {fact["p_noised"] < fact["p_clean"] for fact in hurt} == {True, False}, "both branches below must be reached"
     for protocol in ("paper", "released"):
         result = ft.trace(model, facts, sigma=0.4, keep="all", samples=3, protocol=protocol)
         for fact in result.facts.to_pylist():
@@ -289,8 +289,8 @@ def test_a_prompt_longer_than_the_models_positions_is_refused(small_tokenizer):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_no_scored_token_sees_is_the_base_pass_to_the_bit(method, small_tokenizer):
-    """Rows of one value round apart where a product's rounding depends on a row's place, as MKL's does."""
+def test_cells_that_no_scored_token_sees_equal_the_base_pass_to_the_bit(method, small_tokenizer):
+    """Computing such cells could give other bits, since in MKL's products rounding depends on a row's position."""
     from fasttrace.tracing.plan import Cell, Intervention, TraceItem
 
     model = small_model("mistral", small_tokenizer, torch.float32)  # every layer sees four tokens
@@ -312,7 +312,7 @@ def test_what_no_scored_token_sees_is_the_base_pass_to_the_bit(method, small_tok
 
 @pytest.mark.parametrize("method", ["denoise", "noise", "attribution"])
 def test_noise_that_no_scored_token_sees_leaves_nothing_to_restore(method, small_tokenizer):
-    model = small_model("mistral", small_tokenizer, torch.float32)  # five layers, each of four tokens: 15 on
+    model = small_model("mistral", small_tokenizer, torch.float32)  # five windows of four tokens reach 15 tokens
     prompt = "The {} is located in the city of Paris is the capital of France of Rome and New York is the city of"
     fact = ft.Fact(prompt=prompt, subject="Eiffel Tower", target_true="Paris")
     encoded = encode_fact(small_tokenizer, fact)

@@ -1,5 +1,5 @@
--- cells_without_a_trace: cells, samples and effects of a fact that its run has not traced, or has left out.
--- Grain: one row a (relation, run, fact) at fault. Inputs: trace_cells, trace_samples, trace_effects, traces.
+-- cells_without_a_trace: cells, samples and effects of a fact that the run did not trace or left out.
+-- Grain: one row per wrong (relation, run, fact). Inputs: trace_cells, trace_samples, trace_effects, traces.
 -- Units: none.
 WITH found AS (
     SELECT DISTINCT 'trace_cells' AS relation, run_id, fact_id FROM trace_cells

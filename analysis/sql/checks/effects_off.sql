@@ -1,8 +1,9 @@
--- effects_off: cells whose effect is not what their probabilities say (paper, section 4.1 and Appendix B).
--- Grain: one row a cell at fault. Inputs: trace_cells, traces, trace_settings.
--- Units: probabilities; effect as stored, expected = what it should be, a fraction: of p_clean - p_noised restored
--- (protocol released: of the larger of p_clean and the grid's largest p_restored, less p_noised, and at least 0) or lost
--- (method noise), of p_clean lost (zero); NULL where there is nothing to restore or lose.
+-- effects_off: cells whose effect does not follow from their probabilities (paper, section 4.1 and Appendix B).
+-- Grain: one row per wrong cell. Inputs: trace_cells, traces, trace_settings.
+-- Units: p_* are probabilities; effect = stored fraction; expected = correct fraction. It is the restored share of
+-- p_clean - p_noised (protocol released: at least 0, with the grid's largest p_restored in place of p_clean where it
+-- is larger), the lost share of p_clean - p_noised (method noise) or the lost share of p_clean (method zero). It is
+-- NULL where there is nothing to restore or lose.
 WITH
 largest AS (  -- a grid is one window size
     SELECT run_id, fact_id, window_size, max(p_restored) AS p_max

@@ -1,6 +1,7 @@
--- layer_effects_off: kept effects of a layer that are not what its cells say.
--- Grain: one row a (run, fact, window size, layer) at fault. Inputs: trace_cells, traces, trace_effects.
--- Units: as in trace_effects; from_cells, last_from_cells = the effects made anew; NULL where a side has no such layer.
+-- layer_effects_off: stored effects of a layer that do not follow from its cells.
+-- Grain: one row per wrong (run, fact, window size, layer). Inputs: trace_cells, traces, trace_effects.
+-- Units: as in trace_effects; from_cells, last_from_cells = the effects computed from the cells. The stored or the
+-- computed effects are NULL where that side lacks the layer.
 WITH made AS (
     SELECT
         cell.run_id, cell.fact_id, cell.window_size, cell.layer,

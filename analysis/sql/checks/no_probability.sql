@@ -1,5 +1,6 @@
 -- no_probability: probabilities below 0 or above 1 by more than rounding (1e-6).
--- Grain: one row a row at fault. Inputs: every relation with probabilities. Units: least, most = of its probabilities.
+-- Grain: one row per wrong row. Inputs: every relation with probabilities. Units: least, most = the row's smallest and
+-- largest probability.
 WITH found AS (
     SELECT
         'traces' AS relation, run_id, fact_id, NULL AS layer,

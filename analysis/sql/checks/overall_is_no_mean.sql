@@ -1,6 +1,6 @@
--- overall_is_no_mean: edits whose overall score is not the mean of rewrite, paraphrase and neighborhood (paper, section 3.4),
--- or is there although one of them is not.
--- Grain: one row an edit at fault. Inputs: edits, mass_edits. Units: scores; mean is NULL where one of the three is.
+-- overall_is_no_mean: edits whose overall score is not the mean of rewrite, paraphrase and neighborhood (paper, section
+-- 3.4). It must be NULL exactly where one of the three is NULL.
+-- Grain: one row per wrong edit. Inputs: edits, mass_edits. Units: scores; mean is NULL where one of the three is.
 WITH found AS (
     SELECT
         'edits' AS relation, run_id, fact_id, problem, method, layer, overall,

@@ -1,6 +1,6 @@
--- rows_without_their_run: rows whose run is missing, of another kind, or of another protocol than they say.
--- Grain: one row a (relation, run_id, protocol) at fault. Inputs: every relation that has a run_id, runs.
--- Units: n = rows; protocol is NULL in relations that have none.
+-- rows_without_their_run: rows whose run is missing, or has another kind or protocol than the row.
+-- Grain: one row per wrong (relation, run_id, protocol). Inputs: every relation that has a run_id, runs.
+-- Units: n = number of rows; protocol is NULL for relations without a protocol.
 WITH found AS (
     SELECT 'traces' AS relation, 'trace' AS kind, run_id, protocol, count(*) AS n FROM traces GROUP BY ALL
     UNION ALL

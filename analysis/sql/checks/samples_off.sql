@@ -1,5 +1,6 @@
--- samples_off: cells whose p_restored is not the mean of their kept noise samples.
--- Grain: one row a cell at fault. Inputs: trace_samples, trace_cells. Units: probabilities; p_mean = of the n samples.
+-- samples_off: cells whose p_restored is not the mean of their stored noise samples.
+-- Grain: one row per wrong cell. Inputs: trace_samples, trace_cells. Units: p_mean = mean over the n samples, a
+-- probability.
 WITH means AS (
     SELECT run_id, fact_id, window_size, token_index, layer, avg(p_restored) AS p_mean, count(*) AS n
     FROM trace_samples

@@ -17,7 +17,7 @@ class Load:
     definition: plain torch for torch.compile, or None where it cannot be compiled.
     rivals: library calls that compute the same. yardsticks: calls that do less or other work, for scale only.
     gigabyte: the least that must be read and written (10⁹ bytes). gigaflop: 10⁹ operations, multiply and add one each.
-    grad: whether gradients are taken, which excludes inference mode.
+    grad: whether gradients are computed, which excludes inference mode.
     """
 
     op: Way

@@ -55,7 +55,7 @@ ENOUGH = 0.4  # a way is timed for this many seconds and at least five calls
 def sizes_of(op: str) -> dict[str, int]:
     """The sizes of an op's load with their defaults. Raises UserError for an unknown op."""
     if op not in OPS:
-        raise UserError(f"there is no op '{op}' to time; there are {', '.join(OPS)}")
+        raise UserError(f"op: expected one of {', '.join(OPS)}, got '{op}'")
     given = list(inspect.signature(OPS[op].load).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in given}
 
@@ -73,10 +73,10 @@ def checked(op: str, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def prepare(op: str, sizes: Mapping[str, int], dtype: str, device: str) -> tuple[str, Load]:
-    """(the load's description, the load). Raises UserError as `checked` does, and for an unknown dtype or device."""
+    """(description of the load, the load). Raises UserError as `checked` does, and for an unknown dtype or device."""
     shape = checked(op, sizes)
     if dtype not in DTYPES:
-        raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got '{dtype}'")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device '{device}' cannot be used: torch sees no GPU here")
     try:
@@ -110,8 +110,8 @@ class Ceilings:
 
 @cache
 def ceilings(dtype: str, device: str) -> Ceilings:
-    """Copies 256 MB (1 GB on a GPU) and multiplies square matrices (2048 wide; 8192 on a GPU): the best of three
-    medians each."""
+    """Measure the ceilings by copying 256 MB (1 GB on a GPU) and multiplying square matrices (2048 wide; 8192 on a
+    GPU). Each is the best of three medians."""
     cuda = torch.device(device).type == "cuda"
     draw = Draw.on(DTYPES[dtype], device)
     source = torch.zeros((1 << 30 if cuda else 1 << 28) // 4, device=device)
@@ -140,11 +140,11 @@ def bench(
 
     A row has:
     seconds, quartiles: of n calls. GB/s, GFLOP/s: of the least that must be moved and computed.
-    fraction_of_ceiling: the time that this takes at the measured ceilings, over the time taken. It is above 1 where the
-        data are in caches.
+    fraction_of_ceiling: the least time at the measured ceilings over the time taken. It can be above 1 if the data are
+        in caches.
     relative_difference: the largest difference over the reference's largest value, None for a yardstick.
     bytes: on a GPU, the bytes allocated by a call.
-    error: instead of all these, why the way could not be run.
+    error: why the way could not run, instead of all these.
     Raises UserError as `prepare` does, and for unknown ways.
     """
     case, load = prepare(op, sizes or {}, dtype, device)
@@ -154,7 +154,7 @@ def bench(
         if name in IMPLEMENTATIONS and name not in known:
             known[name] = partial(load.op, impl=name)
         if name not in known:
-            raise UserError(f"{op} has no way '{name}'; there are {', '.join([*known, *IMPLEMENTATIONS[2:]])}")
+            raise UserError(f"{op}: expected one of {', '.join([*known, *IMPLEMENTATIONS[2:]])}, got '{name}'")
     peak = ceilings(dtype, device)
     with torch.inference_mode(not load.grad):
         expected = _result(known["reference"], load)

@@ -1,4 +1,4 @@
-"""Measures and records with which tile of its set a Triton kernel is fastest on this device."""
+"""Measures and records which tile of its set makes a Triton kernel fastest on this device."""
 
 import importlib
 import json

@@ -35,7 +35,7 @@ VERBS = (
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ft.__version__, prog_name="fasttrace")
 def cli() -> None:
-    """Where does a language model store a fact, and does that tell where to edit it?"""
+    """Trace facts in a language model, edit them, and test whether tracing tells where to edit."""
 
 
 for verb in VERBS:
@@ -43,17 +43,17 @@ for verb in VERBS:
 
 
 def main() -> None:
-    """Entry point: a user's error is one sentence and exit code 2; Ctrl-C keeps what was committed."""
-    # On a GPU a sweep's rows grow from layer to layer: with blocks of fixed size torch reserves three times what is in
-    # use (bench/LOG.md).
+    """Entry point. A user's error prints one sentence and exits with code 2. Ctrl-C keeps what was committed."""
+    # On a GPU a sweep's rows grow from layer to layer. With blocks of fixed size torch would reserve three times the
+    # memory in use (bench/LOG.md).
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"fasttrace: {error.format_message()}", err=True)
         sys.exit(2)
-    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+    except BrokenPipeError:  # the reader has closed our output, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail
         sys.exit(1)
     except OSError as error:
         click.echo(f"fasttrace: '{error.filename}' could not be read or written: {error.strerror}", err=True)
@@ -69,8 +69,8 @@ def main() -> None:
 
 def _interrupted() -> None:
     click.echo(
-        "fasttrace: stopped; what was finished is in the store (a mass edit whole, or not at all), and the same "
-        "command goes on from there",
+        "fasttrace: stopped; finished work is in the store (a mass edit only as a whole), and the same command "
+        "continues from there",
         err=True,
     )
     sys.exit(130)

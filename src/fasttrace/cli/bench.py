@@ -1,4 +1,4 @@
-"""The verb bench: any op at any shape, on this machine."""
+"""The verb bench: times any op at any shape on this machine."""
 
 import json
 import re
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("ops", nargs=-1, metavar="[OP]...")
-@click.option("--size", "sizes", multiple=True, metavar="NAME=NUMBER", help="Of the load, as rows=8192; repeatable.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-@click.option("--impl", "only", multiple=True, metavar="WAY", help="Only this way: auto, native, triton…; repeatable.")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=NUMBER", help="Load size, as in rows=8192; repeatable.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the loads.",
+)
+@click.option("--impl", "only", multiple=True, metavar="WAY", help="Time only this way: auto, native, …; repeatable.")
 @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes longest.")
-@click.option("--tune", "tuning", is_flag=True, help="Try every tile of a Triton kernel; record the fastest.")
-@click.option("--list", "listing", is_flag=True, help="Name the ops and the sizes of their loads.")
+@click.option("--tune", "tuning", is_flag=True, help="Try every tile of a Triton kernel and record the fastest.")
+@click.option("--list", "listing", is_flag=True, help="List the ops and the sizes of their loads.")
 @options("device", "store", "json")
 def bench(
     ops: tuple[str, ...],
@@ -40,12 +46,12 @@ def bench(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Time ops beside their reference, torch.compile and torch's own.
+    """Time ops beside their reference, torch.compile and torch's own ops.
 
-    Without OP every op, at the sizes of SmolLM2-135M. A result is compared with the reference's before it is timed. "of
-    ceiling" is the least time at the copy bandwidth and product rate of this machine, measured in the same run, over
-    the time taken: more than 1 where caches hold the data. What --tune records, in the cache folder, every later
-    launch on this device takes.
+    Without OP, every op is timed, at the sizes of SmolLM2-135M. A result is compared with the reference's before it is
+    timed. The column "of ceiling" is the shortest time that this machine's copy bandwidth and product rate allow,
+    divided by the measured time. Both rates are measured in the same run. Data in caches can raise the ratio above 1.
+    --tune records the fastest tile in the cache folder, and every later launch on this device uses it.
     """
     from fasttrace import benchmarks
 
@@ -55,10 +61,10 @@ def bench(
         return
     context = click.get_current_context()
     if tuning and context.get_parameter_source("device") is ParameterSource.DEFAULT:
-        device = "cuda"  # where there are tiles to choose from
+        device = "cuda"  # tiles matter only on a GPU
     given, chosen = dict(_size(text) for text in sizes), ops or (benchmarks.TILED if tuning else tuple(benchmarks.OPS))
     if tuning and only:
-        raise UserError("--tune tries tiles of Triton kernels alone: --impl cannot be given with it")
+        raise UserError("--tune tries only tiles of Triton kernels, so --impl cannot be given with it")
     for op in chosen:
         benchmarks.checked(op, given)
         if tuning:
@@ -93,15 +99,15 @@ def bench(
 
 
 def _record(tried: "list[BenchRow]", dtype: str, device: str) -> None:
-    """The fastest tile of an op's rows into this user's record, of a GPU."""
+    """Add the fastest tile of an op's rows to the user's record, if the device is a GPU."""
     from fasttrace import benchmarks
 
     what = f"{tried[0]['benchmark']} in {dtype}"
     best = benchmarks.fastest(tried, dtype)
     if best is None:
-        click.echo(f"{what}: no tile could be run and was right; nothing is recorded", err=True)
+        click.echo(f"{what}: no tile ran with a correct result; nothing is recorded", err=True)
     elif not device.startswith("cuda"):
-        click.echo(f"{what}: {best['impl']}; nothing is recorded for {device}, where Triton interprets", err=True)
+        click.echo(f"{what}: {best['impl']}; nothing is recorded for {device}, where Triton is interpreted", err=True)
     else:
         benchmarks.record(tiles.records()[1], best, device)
         click.echo(f"{what}: {best['impl']}, recorded in {tiles.records()[1]}", err=True)
@@ -125,7 +131,7 @@ def _table(rows: "list[BenchRow]") -> pa.Table:
             "of ceiling": row["fraction_of_ceiling"],
             "largest relative difference": _short(row["relative_difference"]),
             "MB allocated": row["bytes"] / 1e6 if "bytes" in row else None,
-            "note": "does less" if row["relative_difference"] is None else None,
+            "note": "computes less" if row["relative_difference"] is None else None,
         }
         shown.append(columns)
     names = list(dict.fromkeys(name for row in shown for name in row))

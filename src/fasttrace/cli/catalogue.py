@@ -1,4 +1,4 @@
-"""What there is to ask a store, for `fasttrace sql` and its prompt: saved queries, relations and views."""
+"""Lists of saved queries, relations and views, for `fasttrace sql` and its prompt."""
 
 import textwrap
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from rich.console import Console
 
 
 def listed(saved: Mapping[str, Any]) -> pa.Table:
-    """name, kind, answers, grain, parameters of the saved queries, one's own first."""
+    """The saved queries, the user's own first: name, kind, answers, grain, parameters, about_parameters."""
     from fasttrace.store.connect import RELATIONS
 
     rows = [
@@ -28,7 +28,7 @@ def listed(saved: Mapping[str, Any]) -> pa.Table:
 
 
 def rendered(table: pa.Table) -> str:
-    """`listed` as paragraphs: sentences are not for columns."""
+    """`listed` as paragraphs, because sentences are too long for columns."""
     width = min(Console().width, 100)
     lines = []
     for row in table.to_pylist():
@@ -41,7 +41,7 @@ def rendered(table: pa.Table) -> str:
 
 
 def relations_of(store: Any, saved: Mapping[str, Any]) -> pa.Table:
-    """Every relation of the store and view of the analysis: kind, rows (NULL for a view), columns, what it is."""
+    """Every relation of the store and view of the analysis: kind, n_rows (NULL for a view), n_columns, what it is."""
     from fasttrace.analysis.relation import CHAIN
     from fasttrace.analysis.saved import columns_of
 

@@ -1,5 +1,5 @@
-"""Where results go: places are looked at while the command line is read, before a model is loaded; rows go to stdout or
-to a file, which is written whole or not at all."""
+"""Output of results. Paths are checked while the command line is parsed, before a model is loaded. Rows go to stdout or
+to a file, which is written atomically."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from fasttrace.places import check_file, check_folder, replacing
 
 
 class Place(click.ParamType):
-    """The value of an option or argument that names a place to write. check: raises UserError for one that is none."""
+    """Type of an option or argument that is a path to write to. check: raises UserError where that is impossible."""
 
     def __init__(self, name: str, check: Callable[[str], object]) -> None:
         self.name, self.check = name, check
@@ -27,7 +27,7 @@ class Place(click.ParamType):
 
 
 def check_store(path: str | Path, *, makes_folder: bool = False) -> None:
-    """Raises UserError where a store cannot be written. makes_folder: its folder is made where it is missing."""
+    """Raise UserError where a store cannot be written. makes_folder: whether the caller creates a missing folder."""
     path = Path(path)
     if makes_folder and not path.parent.exists():
         check_folder(path.parent)
@@ -36,7 +36,7 @@ def check_store(path: str | Path, *, makes_folder: bool = False) -> None:
 
 
 def _check_new_folder(path: str) -> None:
-    check_folder(check_export_folder(path).parent)  # it is written beside its place
+    check_folder(check_export_folder(path).parent)  # the folder is written beside its final path first
 
 
 def _check_new_file(path: str) -> None:
@@ -52,23 +52,23 @@ NEW_FOLDER = Place("directory", _check_new_folder)
 
 
 def check_cache() -> None:
-    """Raises UserError where the cache folder cannot be made, or is empty and cannot be written to. One that is not
-    empty may have all that is needed."""
+    """Raise UserError where the cache folder cannot be created, or is empty and cannot be written to. A folder that is
+    not empty may already have all that is needed."""
     root = cache_root(None)
     if not any(root.iterdir()):
         check_folder(root)
 
 
 def check_apart(*places: tuple[str, str | None]) -> None:
-    """Raises UserError where two options, (name, value) each, are of one place."""
+    """Raise UserError where two options, each given as (name, value), name the same path."""
     options: dict[Path, str] = {}
     for option, place in places:
         if place is not None and (other := options.setdefault(Path(place).resolve(), option)) != option:
-            raise UserError(f"expected {other} and {option} to name two places, got '{place}' for both")
+            raise UserError(f"expected {other} and {option} to name two paths, got '{place}' for both")
 
 
 def format_of(as_json: bool, as_csv: bool, parquet: str | None, out: str | None) -> str:
-    """text | json | csv | parquet. Raises UserError where more than one is asked for, or two files."""
+    """The output format: text, json, csv or parquet. Raises UserError where two formats or two files are given."""
     asked = [name for name, wanted in (("json", as_json), ("csv", as_csv), ("parquet", parquet)) if wanted]
     if len(asked) > 1:
         raise UserError(f"expected one format, got --{' and --'.join(asked)}")
@@ -81,9 +81,10 @@ def format_of(as_json: bool, as_csv: bool, parquet: str | None, out: str | None)
 
 
 def deliver(table: pa.Table, form: str, file: str | None, text: Callable[[], str]) -> None:
-    """Print the table, or write it to `file` and say so on stderr.
+    """Print the table, or write it to `file` and report that on stderr.
 
-    text: makes the table of text. Raises UserError where the file cannot be written; it is then as it was.
+    text: makes the text form of the table.
+    Raises UserError where the file cannot be written. The file then does not change.
     """
     from fasttrace.analysis.render import render
 

@@ -21,17 +21,17 @@ Kind = TypeVar("Kind", bound=EditingSettings)
 
 
 def _editing_options(kind: type[EditingSettings]) -> Callable[[Verb], Verb]:
-    """The options that every editing verb has, and those of its settings."""
+    """The options of every editing verb, and those of its settings."""
 
     def add(verb: Verb) -> Verb:
-        verb = click.option("--known", is_flag=True, help="Edit only facts the model knows.")(verb)
+        verb = click.option("--known", is_flag=True, help="Edit only facts that the model knows.")(verb)
         verb = click.option(
             "--set",
             "own",
             multiple=True,
             callback=_assignments,
             metavar="NAME=VALUE",
-            help=f"A hyperparameter of the method: {', '.join(hyperparameters())}.",
+            help=f"Set a hyperparameter of the method; repeatable. NAME is one of {', '.join(hyperparameters())}.",
         )(verb)
         verb = setting_options(kind, without=["hyperparameters"])(verb)
         return work_options(verb)
@@ -41,7 +41,7 @@ def _editing_options(kind: type[EditingSettings]) -> Callable[[Verb], Verb]:
 
 def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
     """("steps=10", "lr=0.1") → {"steps": "10", "lr": "0.1"}."""
-    values = {}
+    values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in hyperparameters():
@@ -55,14 +55,14 @@ def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ..
 
 
 def _settings(kind: type[Kind], given: dict[str, Any], own: dict[str, str]) -> Kind:
-    """The settings of a verb. own: the method's own, as text by name."""
+    """The settings of a verb. own: {name: text} of the method's hyperparameters."""
     return kind(**given, hyperparameters=method_settings(given["method"], own) if own else None)
 
 
 def _check_places(
     asked: EditingSettings, store: str | None, export: str | None = None, delta: str | None = None
 ) -> None:
-    """Raises UserError for places that cannot be written to, or not together: before a model is loaded."""
+    """Raise UserError where two paths are the same, or the cache folder is needed and cannot be used."""
     check_apart(("--store", store), ("--export", export), ("--delta", delta))
     if asked.method in SOLVED or asked.essence:
         check_cache()
@@ -70,12 +70,12 @@ def _check_places(
 
 def _check_somewhere(*places: str | None) -> None:
     if not any(places):
-        raise UserError("expected a place for the edits, --store FILE, --export FOLDER or --delta FILE, got none")
+        raise UserError("expected --store FILE, --export FOLDER or --delta FILE for the edits, got none")
 
 
 def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, delta: str | None) -> None:
-    """An EditResult or MassResult to the store first: it takes all or nothing, and the same command goes on from it
-    where a file could not be written."""
+    """Write an EditResult or MassResult to the store, then to the files. The store comes first, because its write is
+    atomic and can be repeated where a file could not be written."""
     if store is not None:
         target = ft.Store(store)
         target.add_facts([encoded.fact for encoded in plan.encoded])
@@ -87,18 +87,18 @@ def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, d
         click.echo(f"the edited model is in {export}", err=True)
     if delta is not None:
         result.save_delta(delta)
-        click.echo(f"the change alone is in {delta}", err=True)
+        click.echo(f"the change of the weights is in {delta}", err=True)
 
 
 def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
-    """A plan's edits: its run may also have those that the same settings gave other facts and layers."""
+    """The stored edits of a plan. Its run may also have edits of other facts and layers."""
     mine = [fact.fact_id for fact in plan.encoded]
     sql = f"SELECT {columns} FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
     return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
 
 
 def _known(work: Work, decoder: Any, loaded: list[ft.Fact], protocol: str) -> list[ft.Fact]:
-    """Those of the facts that the model knows; at least one."""
+    """The facts that the model knows. Raises UserError where there are none."""
     from fasttrace.workflow import known_into
 
     with bar("Checking facts", len(loaded)) as done:
@@ -115,8 +115,8 @@ def _known(work: Work, decoder: Any, loaded: list[ft.Fact], protocol: str) -> li
 @click.command()
 @_editing_options(EditSettings)
 @click.option("--fact-id", help="Edit only this fact.")
-@click.option("--export", type=NEW_FOLDER, help="Write the model with the one edit in its weights to this folder.")
-@click.option("--delta", type=NEW_FILE, help="Write the one edit alone to this safetensors file.")
+@click.option("--export", type=NEW_FOLDER, help="Write the model with the edit in its weights to this folder.")
+@click.option("--delta", type=NEW_FILE, help="Write only the change of the weights to this safetensors file.")
 def edit(
     work: Work,
     own: dict[str, str],
@@ -126,7 +126,10 @@ def edit(
     delta: str | None,
     **given: Any,
 ) -> None:
-    """Edit facts at layers, each edit alone, and score it."""
+    """Edit each fact at each layer, separately, and score every edit.
+
+    --export and --delta need one fact at one layer.
+    """
     from fasttrace.editing import prepare_edit
     from fasttrace.workflow import edit_into
 
@@ -170,7 +173,7 @@ def edit(
 @click.command()
 @_editing_options(MassSettings)
 @click.option("--export", type=NEW_FOLDER, help="Write the model with every edit in its weights to this folder.")
-@click.option("--delta", type=NEW_FILE, help="Write the change alone to this safetensors file.")
+@click.option("--delta", type=NEW_FILE, help="Write only the change of the weights to this safetensors file.")
 def mass(
     work: Work,
     own: dict[str, str],
@@ -181,8 +184,8 @@ def mass(
 ) -> None:
     """Edit many facts into one model, and score all of them as the number of edits grows.
 
-    One model carries them, so it is computed whole; once finished it is read from the store, except for --export and
-    --delta.
+    All edits are in one model, so an interrupted mass edit starts again. A finished one is read from the store, unless
+    --export or --delta is given.
     """
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.workflow import mass_into
@@ -199,13 +202,13 @@ def mass(
     left_out = plan.plan.left_out
     if left_out:
         click.echo(
-            f"{len(left_out)} of {len(loaded)} facts left out, one for: {next(iter(left_out.values()))}", err=True
+            f"{len(left_out)} of {len(loaded)} facts left out, the first: {next(iter(left_out.values()))}", err=True
         )
     with bar("Editing", len(plan.facts)) as done:
         if work.store is not None and export is None and delta is None:
             scores = mass_into(ft.Store(work.store), plan, done)
         else:
-            # What carries the edits is in no store, so it is made again.
+            # The edited weights are not stored, so they are computed again.
             result = plan.compute(progress=done)
             scores = result.scores
     if export is not None or delta is not None:
@@ -214,7 +217,7 @@ def mass(
 
 
 def _means_by_n_edits(scores: pa.Table) -> pa.Table:
-    """Mean scores of the facts edited so far, a row per scoring."""
+    """Mean scores of the facts edited so far, one row per scoring."""
     names = ("rewrite", "paraphrase", "neighborhood", "overall", "p_after")
     means = scores.group_by("n_edits").aggregate([(name, "mean") for name in names])
     return means.rename_columns([name.removesuffix("_mean") for name in means.column_names]).sort_by("n_edits")
@@ -228,12 +231,12 @@ def tune(
     known: bool,
     **given: Any,
 ) -> None:
-    """Try values of a method's hyperparameter on the first 100 facts, and say which to take."""
+    """Try values of a method's hyperparameter on the first 100 facts, and choose the best."""
     from fasttrace.editing.tune import candidates, choose, mean_scores, tuned_values
     from fasttrace.workflow import edit_into
 
     asked = _settings(TuneSettings, given, own)
-    tuned_values(asked)  # complains before a model is loaded
+    tuned_values(asked)  # raises UserError before a model is loaded
     _check_places(asked, work.store)
     loaded = work.load_facts()
     decoder = work.load_model()
@@ -259,7 +262,7 @@ def tune(
 @click.argument("delta", type=click.Path(exists=True, dir_okay=False))
 @click.argument("folder", type=NEW_FOLDER)
 def export(model: str, dtype: str, as_json: bool, delta: str, folder: str) -> None:
-    """Write a model with the edit of a DELTA file in its weights to a new FOLDER, which plain transformers loads."""
+    """Write a model with the edits of a DELTA file to a new FOLDER, which transformers can load."""
     from fasttrace.editing.delta import check_delta, export_model, load_delta
 
     check_delta(delta)

@@ -14,7 +14,7 @@ from .options import emit, options
 @click.command()
 @options("json")
 def env(as_json: bool) -> None:
-    """Versions, devices and what was compiled: for a bug report."""
+    """Print versions, devices and whether the extension is loaded, for a bug report."""
     import torch
 
     from fasttrace.ops.native import unavailable_reason

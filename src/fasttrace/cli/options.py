@@ -1,4 +1,4 @@
-"""What the verbs share: options by name, progress bars on stderr, results on stdout."""
+"""Shared by the verbs: options by name, progress bars on stderr, results on stdout."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ Verb = Callable[..., None]
 
 
 class _Rate(ProgressColumn):
-    """Things a second, or seconds a thing."""
+    """Items per second, or seconds per item."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -46,7 +46,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields a function to be called after n more are done."""
+    """Show a progress bar on stderr. Yields a function to call as f(n) after n more items."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -62,7 +62,7 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a stage, for work that reports (stage, done, total)."""
+    """Show a progress bar per stage. Yields a function to call as f(stage, done, total)."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,29 +83,29 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """The one value of an option that other verbs take several of; a second does not silently replace the first."""
+    """The value of an option that may be given once. Raises BadParameter for a second one, which would replace it."""
     if len(values) > 1:
-        raise click.BadParameter(f"expected one store, got {len(values)}; sql and tables read several")
+        raise click.BadParameter(f"expected one store, got {len(values)}; sql, tables and regress read several")
     return values[0] if values else None
 
 
 class SettingType(click.ParamType):
-    """A value of a setting: what it admits and how its text is read are the setting's own."""
+    """Type of the option of a setting. The setting checks and converts the value."""
 
     def __init__(self, setting: Setting) -> None:
         assert setting.kind is not None
         self.setting, self.kind, self.name = setting, setting.kind, setting.kind.metavar
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """What stands for the value in the help: [one|other] for words to choose from."""
+        """The placeholder of the value in the help, such as [one|other] for a choice."""
         return self.kind.metavar
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The words that a value may be, in a shell that asks for them."""
+        """The choices that begin with `incomplete`, for completion in a shell."""
         return [CompletionItem(word) for word in self.kind.choices if word.startswith(incomplete)]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The setting's value. Raises UserError that names the verb, and click's error for a path that is not there."""
+        """The setting's value. Raises a UserError that names the verb, or click's error for a missing path."""
         verb = self.setting.owner if ctx is None or ctx.info_name is None else ctx.info_name
         converted = attrs.evolve(self.setting, owner=verb).convert(value)
         if self.kind.is_path and converted is not None:
@@ -114,9 +114,9 @@ class SettingType(click.ParamType):
 
 
 def setting_options(kind: type, *, without: Sequence[str] = (), only: Sequence[str] = ()) -> Callable[[Verb], Verb]:
-    """An option for every setting of a type, in the order of the settings; each arrives by the setting's name.
+    """Add an option for every setting of a type, in their order. Its value is passed under the setting's name.
 
-    without: settings that have no option. only: where given, the settings that have one.
+    without: settings that get no option. only: if given, the settings that get one.
     """
     chosen = [one for name, one in settings_of(kind).items() if name in (only or settings_of(kind))]
 
@@ -146,7 +146,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         "facts": click.option(
             "--facts",
             type=click.Path(),
-            help="CounterFact, known_1000 or zsRE JSON, or own JSONL; default: the built-in facts.",
+            help="CounterFact, known_1000 or zsRE (JSON), or your own (JSONL); by default the built-in facts.",
         ),
         "store": click.option(
             "--store",
@@ -169,10 +169,10 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             "stores",
             multiple=True,
             metavar="[NAME=]FILE",
-            help="DuckDB file to read; several times for several, read together as NAME.relation.",
+            help="DuckDB file to read; repeat it to read several together, each as NAME.relation.",
         ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        "score": click.option("--score", default="rewrite", show_default=True, help="Which edit score."),
+        "score": click.option("--score", default="rewrite", show_default=True, help="Edit score to analyse."),
     }
 
     def add(verb: Verb) -> Verb:
@@ -185,7 +185,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """What a verb that computes is given: which facts, which model on which device, and where results go."""
+    """The shared options of a verb that computes: the facts, the model and its device, and the output."""
 
     facts: str | None
     relation: str | None
@@ -204,7 +204,7 @@ class Work:
 
 
 def work_options(verb: Callable[..., None]) -> Verb:
-    """The options of `Work`; the verb gets them as its first argument."""
+    """Add the options of `Work`. The verb receives them as its first argument."""
     names = [field.name for field in attrs.fields(Work)]
 
     @functools.wraps(verb)
@@ -232,7 +232,7 @@ def open_store(path: str | None) -> Any:
 
 
 def open_stores(named: Sequence[str], timeout_s: float = 60.0) -> Any:
-    """The store of one FILE; for several, or one with a name, those stores together."""
+    """The store of one FILE without a name. Several, or one with a name, are opened together as `Stores`."""
     if not named:
         raise UserError("expected --store FILE, got no store")
     pairs = [named_store(text) for text in named]
@@ -242,6 +242,6 @@ def open_stores(named: Sequence[str], timeout_s: float = 60.0) -> Any:
 
 
 def named_store(text: str) -> tuple[str, str]:
-    """ "a=runs/a.duckdb" → ("a", "runs/a.duckdb"); a path alone has no name."""
+    """ "a=runs/a.duckdb" → ("a", "runs/a.duckdb"). The name of a path alone is ""."""
     named = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", text)
     return (named[1], named[2]) if named else ("", text)

@@ -1,4 +1,4 @@
-"""`fasttrace sql` without a query: a prompt. The store is open only while a query runs, so a sweep may go on."""
+"""The prompt of `fasttrace sql` without a query. The store is open only while a query runs, so a sweep can go on."""
 
 import os
 import re
@@ -22,12 +22,14 @@ from fasttrace.errors import UserError
 from .catalogue import listed, relations_of, rendered
 
 HELP = """\
-SQL, ended by a semicolon or an empty line; it may go over several lines. Tab completes, arrow up is history.
-NAME [NAME=VALUE …]   a saved query, or all rows of a relation
-.tables               relations and views, with rows and columns
-.schema NAME          what a relation is, and its columns
-.queries              saved queries
-.help  .quit          this; leave (as Ctrl-D). Ctrl-C clears the line, or stops a query
+Type SQL, over several lines if you like. A semicolon or an empty line ends it.
+Tab completes. Arrow up shows the history. Ctrl-C clears the line, or stops a query.
+NAME [NAME=VALUE …]   run a saved query, or show all rows of a relation
+.tables               list relations and views, with their numbers of rows and columns
+.schema NAME          describe a relation and its columns
+.queries              list the saved queries
+.help                 show this help
+.quit                 leave, as Ctrl-D does
 """
 PARAM = re.compile(r'(\w+)=(\[[^\]]*\]|"[^"]*"|[^\s;]+)')
 CALL = re.compile(rf"([\w-]+)((?:\s+{PARAM.pattern})*)\s*;?")
@@ -35,17 +37,17 @@ COMMANDS = (".tables", ".schema", ".queries", ".help", ".quit")
 
 
 class Prompt:
-    """Reads queries and prints what they answer, until it is left.
+    """Reads queries and prints their results, until the user leaves.
 
-    store: what is asked. saved: queries by name. write: whether they may change the store.
-    show: a table as text.
+    store: the store or stores to query. saved: {name: saved query}. write: whether queries may change the store.
+    show: converts a table to text.
     """
 
     def __init__(self, store: Any, saved: Mapping[str, Any], write: bool, show: Callable[[pa.Table], str]) -> None:
         from fasttrace.analysis.saved import columns_of
 
         self.store, self.saved, self.write, self.show = store, saved, write, show
-        self.columns = columns_of(store)  # also: a store that cannot be read is said before the first prompt
+        self.columns = columns_of(store)  # raises before the first prompt if the store cannot be read
         self.session: PromptSession[str] = PromptSession(
             history=_history(),
             completer=Words(self),
@@ -56,8 +58,8 @@ class Prompt:
         )
 
     def run(self) -> None:
-        """Until Ctrl-D or .quit."""
-        click.echo("Ctrl-D leaves, .help helps.", err=True)
+        """Answer queries until Ctrl-D or .quit."""
+        click.echo("Type .help for help, or Ctrl-D to leave.", err=True)
         while True:
             try:
                 line = self.session.prompt("fasttrace> ").strip()
@@ -73,7 +75,7 @@ class Prompt:
                 click.echo(f"fasttrace: {error}", err=True)
 
     def answer(self, line: str) -> str:
-        """What to print for a line. Raises UserError, one sentence, where it cannot be answered."""
+        """The text to print for a line. Raises UserError, one sentence, where the line cannot be answered."""
         from fasttrace.analysis.saved import ask, columns_of, value_of
 
         if line.startswith("."):
@@ -115,14 +117,14 @@ class Prompt:
         return header + self.show(pa.Table.from_pylist(rows))
 
     def _call(self, line: str) -> list[str] | None:
-        """[name, NAME=VALUE, …] of a line that calls a saved query; None for any other."""
+        """[name, NAME=VALUE, …] of a line that calls a saved query, or None for any other line."""
         called = CALL.fullmatch(line.strip())
         if called is None or called[1] not in self.saved:
             return None
         return [called[1], *(name + "=" + value.strip('"') for name, value in PARAM.findall(called[2]))]
 
     def _complete(self, text: str) -> bool:
-        """True where Enter runs the text instead of beginning a line."""
+        """Whether Enter runs the text instead of starting a new line."""
         text = text.strip()
         return not text or text.startswith(".") or text.endswith(";") or self._call(text) is not None
 
@@ -142,7 +144,7 @@ class Prompt:
 
 
 class Words(Completer):
-    """Relations after FROM and JOIN, columns after NAME., else columns of the relations in the text, and the rest."""
+    """Completes relations after FROM and JOIN, columns after `NAME.`, and elsewhere columns, keywords and relations."""
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
@@ -162,7 +164,7 @@ class Words(Completer):
                 yield Completion(text, -len(typed), display_meta=what)
 
     def _words(self, left: str, typed: str, text: str) -> Iterable[tuple[str, str]]:
-        """(word, what it is), the likeliest first; left: the text before the word being typed; text: all of it."""
+        """(word, what it is), the likeliest first. left: the text before the typed word. text: the whole text."""
         columns = self.prompt.columns
         if typed.startswith("."):
             return [(command, "") for command in COMMANDS]
@@ -186,7 +188,7 @@ def _columns(columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _named(owner: str, text: str, columns: Mapping[str, Any]) -> str:
-    """The relation that `owner` is, or is an alias of."""
+    """The relation that `owner` names, directly or as an alias."""
     if owner in columns:
         return owner
     alias = re.search(rf'([\w."]+)\s+(?:AS\s+)?{re.escape(owner)}\b', text, re.IGNORECASE)
@@ -194,13 +196,13 @@ def _named(owner: str, text: str, columns: Mapping[str, Any]) -> str:
 
 
 def _history() -> History:
-    """The lines of earlier prompts, in the user's folder for state; only this prompt's where it cannot be written."""
+    """The history of all prompts, in the user's state folder. If that cannot be written, the history of this prompt."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     path = state / "fasttrace" / "sql_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError as error:
-        click.echo(f"fasttrace: no history, '{path}' cannot be written: {error.strerror}", err=True)
+        click.echo(f"fasttrace: no history is kept: '{path}' cannot be written: {error.strerror}", err=True)
         return InMemoryHistory()
     return FileHistory(path)

@@ -1,4 +1,4 @@
-"""Verbs that read a store: tables, figures, report. Any other question is sql's."""
+"""Verbs that read a store: tables, figures, report. The verb sql answers all other questions."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,21 @@ from .options import open_store, open_stores, options
 @click.command()
 @options("stores", "json", "score")
 @click.argument("numbers", nargs=-1, type=int)
-@click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
-@click.option("--out", type=FOLDER, help="Write a file a table to this folder.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "markdown", "latex", "csv", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of the tables.",
+)
+@click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
 @click.option(
     "--resamples",
     type=click.IntRange(0),
     default=1000,
     show_default=True,
-    help="Of the facts, for the 95 % intervals; 0: none.",
+    help="Bootstrap resamples of the facts for the 95 % intervals; 0: no intervals.",
 )
 def tables(
     stores: tuple[str, ...],
@@ -34,7 +41,11 @@ def tables(
     out: str | None,
     resamples: int,
 ) -> None:
-    """The paper's tables for what the store holds. NUMBERS: 1 to 8; none: R² of --score and mean scores by layer."""
+    """Print the paper's tables from the data of the store.
+
+    NUMBERS are 1 to 8. Without any, print R² of --score and mean scores by layer, or with --out write every table that
+    the store has data for.
+    """
     from fasttrace.analysis.paper import TABLES, coverage, table_numbered, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.render import render
@@ -74,10 +85,21 @@ def tables(
 @click.command()
 @options("store to read", "json")
 @click.argument("numbers", nargs=-1, type=int)
-@click.option("--format", "format_", type=click.Choice(["png", "svg", "pdf"]), default="svg", show_default=True)
-@click.option("--out", type=FOLDER, default="figures", show_default=True, help="Folder.")
-@click.option("--fact-id", help="Figure 2: whose tracing grid; default: the fact that the noise hurt most.")
-@click.option("--layer", type=click.IntRange(0), help="Figures 4, 14: which edited layer; default: the best.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["png", "svg", "pdf"]),
+    default="svg",
+    show_default=True,
+    help="Format of the figures.",
+)
+@click.option("--out", type=FOLDER, default="figures", show_default=True, help="Folder to write to.")
+@click.option("--fact-id", help="Fact of Figure 2; by default the one whose probability the noise lowered most.")
+@click.option(
+    "--layer",
+    type=click.IntRange(0),
+    help="Edited layer of Figures 4 and 14; by default the one with the highest mean score.",
+)
 def figures(
     store: str | None,
     as_json: bool,
@@ -87,7 +109,10 @@ def figures(
     fact_id: str | None,
     layer: int | None,
 ) -> None:
-    """The paper's figures for what the store holds. NUMBERS: 1, 2, 4, 6 to 22; none: all that it has data for."""
+    """Draw the paper's figures from the data of the store.
+
+    NUMBERS are 1, 2, 4 and 6 to 22. Without any, draw every figure that the store has data for.
+    """
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
 
@@ -102,23 +127,23 @@ def figures(
 
 
 def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
-    """Which of the paper's the store has data for, and which not."""
+    """Print which of the paper's tables or figures the store has data for, and which not."""
     from fasttrace.analysis.paper import what_is_missing
 
     there = [n for n, one in catalogue.items() if what_is_missing(covered, one) is None]
     absent = [n for n in catalogue if n not in there]
     verb = what.lower() + "s"
-    text = f"the store has data for {verb} {', '.join(map(str, there)) or '–'} of the paper"
+    text = f"the store has data for the paper's {verb} {', '.join(map(str, there)) or '–'}"
     if absent:
-        text += f"; not for {', '.join(map(str, absent))}: `fasttrace {verb} {absent[0]}` says what would make it"
+        text += f"; not for {', '.join(map(str, absent))}: `fasttrace {verb} {absent[0]}` names what is missing"
     click.echo(text, err=True)
 
 
 @click.command()
 @options("store to read", "json")
-@click.option("--out", type=FILE_AND_FOLDER, default="report.html", show_default=True)
+@click.option("--out", type=FILE_AND_FOLDER, default="report.html", show_default=True, help="File to write.")
 def report(store: str | None, as_json: bool, out: str) -> None:
-    """Write everything the store holds as one self-contained HTML file."""
+    """Write a report on everything in the store, as one self-contained HTML file."""
     from fasttrace.analysis.report import write_report
 
     check_apart(("--store", store), ("--out", out))

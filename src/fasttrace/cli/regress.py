@@ -1,4 +1,4 @@
-"""The verb that fits a formula to a store: regress."""
+"""The verb regress: fits a formula to the edits of a store."""
 
 import json
 from typing import Any
@@ -14,20 +14,27 @@ from .options import named_store, open_stores, options
 @click.command()
 @options("stores", "json")
 @click.argument("formula")
-@click.option("--score", metavar="COLUMN", help="What a model by name explains; default: rewrite.")
-@click.option("--where", multiple=True, metavar="SQL", help="A condition on rows: \"method = 'rome'\"; repeatable.")
-@click.option("--robust", is_flag=True, help="Standard errors for unequal variances (HC3).")
+@click.option("--score", metavar="COLUMN", help="Score that a model by name explains; by default rewrite.")
+@click.option("--where", multiple=True, metavar="SQL", help="Condition on rows, as in \"method = 'rome'\"; repeatable.")
+@click.option("--robust", is_flag=True, help="Standard errors that allow for unequal variances (HC3).")
 @click.option("--cluster", metavar="COLUMN", help="Standard errors clustered by this column, such as fact_id.")
-@click.option("--groups", metavar="COLUMN", help="A mixed model with a random intercept for each value of this column.")
+@click.option("--groups", metavar="COLUMN", help="Mixed model with a random intercept for each value of this column.")
 @click.option("--mixed", is_flag=True, help="The same as --groups fact_id.")
 @click.option(
     "--tracing-window",
     type=click.IntRange(1),
     metavar="LAYERS",
-    help="Take the tracing effects of this window; default: the one of each edit.",
+    help="Use the tracing effects of this window size; by default that of each edit.",
 )
-@click.option("--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv", "json"]), default="text")
-@click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "markdown", "latex", "csv", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of the coefficients; text is the summary of statsmodels.",
+)
+@click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead of stdout.")
 def regress(
     stores: tuple[str, ...],
     as_json: bool,
@@ -44,8 +51,9 @@ def regress(
 ) -> None:
     """Regress an edit score on the edited layer, the tracing effect, or any other column.
 
-    FORMULA: as statsmodels reads it, "rewrite ~ C(layer) * effect" say, or one of the paper's three models: layer,
-    effect or both. Its columns are those of traced_edits: `fasttrace sql "DESCRIBE traced_edits"`.
+    FORMULA is a statsmodels formula, such as "rewrite ~ C(layer) * effect", or the name of one of the paper's three
+    models: layer, effect or both. It may use every column of traced_edits, which
+    `fasttrace sql "DESCRIBE traced_edits" --store FILE` lists.
     """
     from fasttrace.analysis.regress import regress as fitted
     from fasttrace.analysis.render import json_rows, render

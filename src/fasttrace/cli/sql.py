@@ -1,4 +1,4 @@
-"""The verb that asks a store: sql."""
+"""The verb sql: queries a store."""
 
 import sys
 from collections.abc import Mapping
@@ -23,25 +23,29 @@ ON_A_TERMINAL = 40
 @options("stores", "json")
 @click.argument("query", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--parquet", type=FILE, metavar="FILE", help="Write the rows as Parquet.")
+@click.option("--parquet", type=FILE, metavar="FILE", help="Write the rows to FILE as Parquet.")
 @click.option(
     "--out",
     type=FILE,
     metavar="FILE",
-    help="Write to FILE instead: as --json or --csv say, else by its ending (.json, .csv, .parquet), else as text.",
+    help="Write to FILE instead, as --json or --csv, else by its ending (.json, .csv, .parquet), else as text.",
 )
 @click.option(
     "--max-rows",
     type=click.IntRange(1),
-    help=f"Rows a table of text shows, from head and tail; default: {ON_A_TERMINAL} on a terminal, else all.",
+    help=f"Most rows to show as text, from head and tail; by default {ON_A_TERMINAL} on a terminal, else all.",
 )
 @click.option(
-    "--param", "params", multiple=True, metavar="NAME=VALUE", help='A $NAME of the query; null, or ["a", "b"].'
+    "--param",
+    "params",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help='Value of $NAME in the query: text, null, or a list such as ["a", "b"]; repeatable.',
 )
-@click.option("--queries", "folder", type=click.Path(), metavar="DIR", help="A folder with .sql files of your own.")
+@click.option("--queries", "folder", type=click.Path(), metavar="DIR", help="Folder with your own .sql files.")
 @click.option("--list", "listing", is_flag=True, help="List the saved queries.")
-@click.option("--relations", is_flag=True, help="List what the store and the analysis have to read.")
-@click.option("--write", is_flag=True, help="Let the query change the store: all of it, or nothing on an error.")
+@click.option("--relations", is_flag=True, help="List the relations of the store and the views of the analysis.")
+@click.option("--write", is_flag=True, help="Let the query change the store; nothing changes on an error.")
 @click.option(
     "--wait",
     type=click.FloatRange(0),
@@ -65,9 +69,10 @@ def sql(
     write: bool,
     wait: float,
 ) -> None:
-    """Ask a store, read-only. QUERY: SQL, the name of a saved query, a file ending in .sql, or - for stdin.
+    """Query a store with SQL. The store is opened read-only, unless --write is given.
 
-    Of several statements the last one's rows are shown. Without a QUERY: a prompt, on a terminal.
+    QUERY is SQL, the name of a saved query, a file ending in .sql, or - for stdin. If it has several statements, the
+    rows of the last one are shown. Without QUERY, fasttrace opens a prompt on a terminal, and otherwise reads stdin.
     """
     from fasttrace.analysis.saved import ask, saved_queries
 
@@ -96,7 +101,7 @@ def sql(
 
 
 def shown(table: pa.Table, max_rows: int | None, *, screen: bool = True) -> str:
-    """A table of text: for a terminal no wider than it and no longer than 40 rows, else whole."""
+    """A table as text, on a terminal no wider than that and by default at most 40 rows long."""
     from fasttrace.analysis.terminal import fit
 
     screen = screen and sys.stdout.isatty()
@@ -106,7 +111,7 @@ def shown(table: pa.Table, max_rows: int | None, *, screen: bool = True) -> str:
 
 
 def _resolved(query: str | None, saved: Mapping[str, Any]) -> Any:
-    """What to ask: a saved query, or SQL from wherever it is."""
+    """The query to run: a saved query, or SQL from the argument, a file or stdin."""
     from fasttrace.analysis.saved import find, is_name, read_query
 
     if query is None or query == "-":

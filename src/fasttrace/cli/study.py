@@ -20,17 +20,18 @@ from .options import bar, emit, load, options, stages
 @click.command()
 @options("json")
 @click.argument("file", required=False)
-@click.option("--list", "listed", is_flag=True, help="Name the studies that come with fasttrace.")
-@click.option("--show", is_flag=True, help="Print the study file: the start of your own.")
-@click.option("--out", metavar="DIRECTORY", help="Folder to write to; default: the study's name.")
-@click.option("--store", metavar="FILE", help="DuckDB file; default: study.duckdb in that folder.")
+@click.option("--list", "listed", is_flag=True, help="List the studies that come with fasttrace.")
+@click.option("--show", is_flag=True, help="Print the study file, as a start for your own.")
+@click.option("--out", metavar="DIRECTORY", help="Folder to write to; by default the study's name.")
+@click.option("--store", metavar="FILE", help="DuckDB file; by default study.duckdb in that folder.")
 @click.option("--dry-run", is_flag=True, help="Print counts and expected time, and compute nothing.")
 def study(
     as_json: bool, file: str | None, listed: bool, show: bool, out: str | None, store: str | None, dry_run: bool
 ) -> None:
-    """Run a study: trace, collect, edit, analyse, report. FILE: a .toml file, or the name of a shipped study.
+    """Run a study: trace facts, collect second moments, edit, analyse, report.
 
-    Interrupt it, kill it, run it again: it goes on where it stopped.
+    FILE is a .toml file or the name of a shipped study. Without it, the shipped studies are listed. If a study was
+    interrupted, the same command continues it.
     """
     if listed or file is None:
         emit(pa.table({"study": shipped()}), as_json)
@@ -90,7 +91,7 @@ def _print_plan(plan: list[Stage], as_json: bool) -> None:
         for stage in plan
     ]
     emit(pa.Table.from_pylist(rows), False)
-    click.echo(f"about {_duration(sum(stage.seconds for stage in plan))} at this machine's rate now")
+    click.echo(f"about {_duration(sum(stage.seconds for stage in plan))} at this machine's current rate")
 
 
 def _duration(seconds: float) -> str:
@@ -102,9 +103,11 @@ def _duration(seconds: float) -> str:
 @click.command()
 @options("model", "json")
 @click.option("--out", metavar="DIRECTORY", default="demo", show_default=True, help="Folder to write to.")
-@click.option("--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Known facts to study.")
+@click.option(
+    "--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Number of known facts to study."
+)
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
-    """The study 'demo', small: know, trace, collect, edit, regress, report."""
+    """Run the small study 'demo', from facts to report."""
     chosen = load_study("demo")
     chosen = replace(
         chosen, settings=replaced(chosen.settings, model=model), facts=replaced(chosen.facts, known=wanted)

@@ -18,7 +18,12 @@ from .options import Work, bar, emit, load, open_store, options, setting_options
 @click.command()
 @work_options
 @setting_options(TraceSettings, only=["protocol"])
-@click.option("--check", is_flag=True, help="Test which facts the model knows: first 36 greedy tokens, p(o_true).")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Test which facts the model knows: o_true must be in its first 36 greedy tokens, and with protocol released "
+    "p(o_true) must be at least 0.02.",
+)
 def facts(work: Work, protocol: str, check: bool) -> None:
     """List, filter and test facts."""
     loaded = work.load_facts()
@@ -55,7 +60,7 @@ def facts(work: Work, protocol: str, check: bool) -> None:
 @setting_options(TraceSettings)
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(work: Work, dry_run: bool, **given: Any) -> None:
-    """Trace facts: the probability each restored window gives back."""
+    """Trace facts: measure the probability that restoring each window brings back."""
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak
     from fasttrace.workflow import trace_into
@@ -84,7 +89,7 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
             rate, peak = effort.flops / effort.seconds, gemm_peak(decoder)
             click.echo(
                 f"{effort.flops / 1e12:.2f} TFLOP in {effort.seconds:.1f} s: {rate / 1e9:.0f} GFLOP/s, "
-                f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's product reaches"
+                f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's matrix product reaches"
             )
 
 
@@ -92,7 +97,7 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
 @options("model", "dtype", "device", "store", "json")
 @setting_options(MomentSettings)
 def stats(model: str, dtype: str, device: str, store: str | None, as_json: bool, **given: Any) -> None:
-    """Collect the keys' second moments, every layer in one pass."""
+    """Collect the second moments of the keys, for all layers in one pass."""
     settings = MomentSettings(**given)
     check_cache()
     decoder = load(model, dtype, device)
@@ -110,16 +115,19 @@ def stats(model: str, dtype: str, device: str, store: str | None, as_json: bool,
 
 
 def cost_lines(row: dict[str, Any]) -> str:
-    """What `trace --dry-run` prints: a `Cost` as a dict, with `seconds` and `gemm_peak`."""
+    """The text that `trace --dry-run` prints. row: a `Cost` as a dict, with `seconds` and `gemm_peak` added."""
     weights, moved, peak = (row[name] / 2**30 for name in ("weight_bytes", "activation_bytes", "peak_bytes"))
     rate, product = row["wave_flops"] / row["seconds"] / 1e9, row["gemm_peak"] / 1e9
     lines = (
-        ("facts", f"{row['facts']}, should all be known"),
-        ("cells", f"{row['cells']} of the grids, {row['computed']} computed"),
-        ("waves", f"{row['waves']}, the largest of {row['rows']} rows"),
-        ("work", f"{row['flops'] / 1e12:.3f} TFLOP at the least, {row['wave_flops'] / 1e12:.3f} in these waves"),
+        ("facts", f"{row['facts']}, if all are known"),
+        ("cells", f"{row['cells']} in the grids, {row['computed']} to compute"),
+        ("waves", f"{row['waves']}, the largest with {row['rows']} rows"),
+        ("work", f"at least {row['flops'] / 1e12:.3f} TFLOP, {row['wave_flops'] / 1e12:.3f} in these waves"),
         ("memory traffic", f"{weights:.2f} GiB of weights, {moved:.2f} GiB of rows"),
         ("peak memory", f"{peak:.2f} GiB with the weights"),
-        ("expected time", f"{row['seconds']:.1f} s at {rate:.0f} GFLOP/s, a block's rate now (product: {product:.0f})"),
+        (
+            "expected time",
+            f"{row['seconds']:.1f} s at {rate:.0f} GFLOP/s, a block's current rate (matrix product: {product:.0f})",
+        ),
     )
     return "".join(f"{name:<15}{text}\n" for name, text in lines)

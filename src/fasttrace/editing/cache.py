@@ -42,7 +42,7 @@ def content_key(parts: Mapping[str, Any]) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically. Its metadata contains the SHA-256 of the tensors' bytes."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    # One entry, because safetensors writes several in no fixed order, and equal content should be equal bytes.
+    # safetensors writes several metadata entries in no fixed order. With one entry, equal content gives equal bytes.
     entry = {"fasttrace": json.dumps({**metadata, "sha256": digest(on_cpu)}, sort_keys=True)}
     with replacing(path) as draft:
         save_file(on_cpu, draft, metadata=entry)
@@ -63,14 +63,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"file '{path}': {expected}, got one that cannot be read ({error})") from error
     if metadata.get("sha256") != digest(tensors):
         raise UserError(
-            f"file '{path}' is damaged, because its content does not have the SHA-256 it was written with: "
-            "delete it and run the same command again"
+            f"file '{path}' is damaged (its content does not match the SHA-256 in its metadata): "
+            "delete it and compute it again"
         )
     return tensors, metadata
 
 
 def metadata_of(path: Path) -> dict[str, Any] | None:
-    """The metadata of a file that `save_tensors` wrote, or None where it is missing or incomplete. Reads no tensor."""
+    """The metadata of a file that `save_tensors` wrote, or None if it is missing or incomplete. Reads no tensor."""
     try:
         with safe_open(path, framework="pt") as file:
             return _metadata(file)

@@ -21,17 +21,18 @@ ROUNDS = 20
 def sample_contexts(
     model: Decoder, *, seed: int = 0, cache_dir: str | Path | None = None, short: int = 10, long: int = 10
 ) -> list[str]:
-    """Templates with one "{}" for the prompt: "{}" itself, then `short` and `long` sampled "<prefix>. {}".
+    """Prompt templates with one "{}" each: the bare "{}", then `short` and `long` templates "<prefix>. {}".
 
-    A prefix has 5 or 10 tokens, drawn among the model's 5 likeliest after `models.generate.start_ids`. Prefixes differ
-    from one another as long as the model offers enough. They are drawn once for (model, dtype, seed, short, long) and
-    kept as JSON in cache_dir (default as in `second_moments`), so later runs get the same strings.
+    The prefixes have 5 tokens (`short`) or 10 (`long`). The model draws each token among its 5 likeliest, after
+    `models.generate.start_ids`. The templates are drawn once for (model, dtype, seed, short, long) and stored as JSON
+    in cache_dir (default as in `second_moments`), so later runs get the same strings.
 
     Tokens that are not printable text by themselves (parts of a character, line breaks, special tokens) or contain a
-    brace are never drawn. A prefix that the tokenizer would split into other tokens is drawn again, at most 20 times.
-    After that it is used as it is, and its number of tokens may differ from 5 or 10.
+    brace are never drawn. Prefixes are drawn in rounds, at most 20, until enough are distinct and the tokenizer encodes
+    each as the tokens that were drawn. If there are still too few, other prefixes are used. These may repeat, or be
+    encoded as more or fewer than 5 or 10 tokens.
 
-    Raises UserError for a negative count or seed, a damaged cache file, and a model without a token to draw.
+    Raises UserError for a negative count or seed, a damaged cache file, and a model without a token that may be drawn.
     Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1, step 1; docs/algorithms.md, section 12, Contexts.
     """
     if short < 0 or long < 0 or seed < 0:
@@ -65,7 +66,7 @@ def sample_contexts(
 def drawable(model: Decoder) -> Tensor:
     """(V,) bool on the CPU: tokens that are printable text by themselves, not special and without braces.
 
-    Raises UserError where there is none.
+    Raises UserError if the model has no such token.
     """
     tokenizer = model.tokenizer
     count = min(len(tokenizer), model.vocab_size)
@@ -74,7 +75,7 @@ def drawable(model: Decoder) -> Tensor:
     allowed = torch.zeros(model.vocab_size, dtype=torch.bool)
     allowed[:count] = torch.tensor([_fits(text) and i not in special for i, text in enumerate(texts)])
     if not bool(allowed.any()):
-        raise UserError(f"model '{model.name}' has no printable token, contexts cannot be sampled")
+        raise UserError(f"model '{model.name}' has no printable token, so contexts cannot be sampled")
     return allowed
 
 

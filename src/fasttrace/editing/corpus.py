@@ -1,4 +1,4 @@
-"""The tokens from which second moments are computed: a text file, a folder of texts, or the model's own text."""
+"""The corpus of the second moments: a text file, a folder of text files, or text sampled from the model."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import prefix_ids, sample_tokens, start_ids
 
 log = logging.getLogger("fasttrace.editing")
-SAMPLED_ROWS = 96  # texts per batch; each batch is drawn, and kept on disk, separately
+SAMPLED_ROWS = 96  # texts per batch; each batch is drawn and stored separately
 PIECE = 1 << 16  # characters tokenised at once
 
 Progress = Callable[[str, int, int], None]
@@ -25,9 +25,9 @@ Progress = Callable[[str, int, int], None]
 class Corpus:
     """A corpus of token sequences.
 
-    description: for people. corpus_hash: hash of its content. identity: its part of a cache key. n_tokens: how many
-    tokens are used, BOS included. sequences(progress): the token ids, at most sequence_length each; they are sampled
-    where they are not on disk.
+    description: a text for people. corpus_hash: hash of the texts, or of the settings that they are sampled with.
+    identity: the corpus's entries in a cache key. n_tokens: number of tokens used, BOS included. sequences(progress):
+    the token ids of every sequence, at most sequence_length each. It samples text that is not on disk yet.
     """
 
     description: str
@@ -40,11 +40,11 @@ class Corpus:
 def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int) -> Corpus:
     """The first `tokens` tokens of a text file, or of a folder's .txt files in order of name.
 
-    Each file is cut into sequences of sequence_length; its last one may be shorter. Where the tokenizer adds BOS, every
-    sequence starts with it, as a prompt does.
+    Each file is cut into sequences of sequence_length. The last sequence of a file may be shorter. If the tokenizer
+    adds BOS, every sequence starts with it, as a prompt does.
 
-    Raises UserError where the file or folder does not exist, the folder has no .txt file, a file is not UTF-8, or there
-    is no text at all.
+    Raises UserError where the file or folder does not exist or cannot be read, the folder has no .txt file, a file is
+    not UTF-8, or no file has text.
     """
     texts = [(file, _read(file)) for file in _files(source)]
     digest = hashlib.sha256()
@@ -67,17 +67,17 @@ def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int)
     description = str(source)
     if used < tokens:
         description += f" (all of it: {used} tokens, of {tokens} asked for)"
-        log.warning("corpus '%s': expected %d tokens, got %d: all of them are used", source, tokens, used)
+        log.warning("corpus '%s': expected %d tokens, got %d, which are all used", source, tokens, used)
     ids = hashlib.sha256(repr(sequences).encode()).hexdigest()
     corpus_hash = digest.hexdigest()
     return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, lambda _: sequences)
 
 
 def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int, root: Path) -> Corpus:
-    """`tokens` tokens of text that the model itself draws, with temperature 1 and from the whole distribution.
+    """`tokens` tokens of text sampled from the model at temperature 1, from the whole distribution.
 
-    Each text is one sequence. Batches of texts have their own seeds and are kept under `root`, so that later and longer
-    runs reuse them.
+    Each text is one sequence. Every batch of texts has its own seed and is stored under `root`, so later and longer
+    runs reuse it.
     """
     prefix = prefix_ids(model.tokenizer)[: sequence_length - 1]
     settings = {
@@ -147,19 +147,19 @@ def _read(file: Path) -> str:
 
 
 def _token_ids(tokenizer: Any, text: str) -> Iterator[int]:
-    """Token ids of a text, one piece at a time. A piece ends after a newline where it contains one."""
+    """Yield the token ids of a text. It is tokenised in pieces, which end after a newline where possible."""
     begin = 0
     while begin < len(text):
         end = min(begin + PIECE, len(text))
         if end < len(text):
             end = text.rfind("\n", begin, end) + 1 or end
-        # verbose=False: a piece is longer than the model's context on purpose.
+        # verbose=False suppresses the warning that a piece is longer than the model's context.
         yield from tokenizer(text[begin:end], add_special_tokens=False, verbose=False).input_ids
         begin = end
 
 
 def _cut(ids: Iterator[int], length: int, prefix: Sequence[int]) -> Iterator[list[int]]:
-    """Sequences of `length` ids, each starting with `prefix`; the last may be shorter."""
+    """Yield sequences of `length` ids that start with `prefix`. The last may be shorter."""
     run = list(prefix)
     for token in ids:
         run.append(token)

@@ -1,4 +1,4 @@
-"""The cost of a set of edits before it runs: products by their shapes, Adam by its elements."""
+"""The predicted cost of a set of edits: FLOPs from the shapes of the products, and the weights that Adam updates."""
 
 import time
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from fasttrace.settings.methods import FineTuneSettings, MethodSettings
 
 @dataclass(frozen=True)
 class EditCost:
-    """edits: how many. flops: those of the products (multiply and add count one each), without attention. adam: weights
-    that fine-tuning updates, times steps."""
+    """edits: number of edits. flops: FLOPs of the products with weights; a multiply and an add count one each. adam:
+    number of weights that fine-tuning updates, times the number of steps."""
 
     edits: int = 0
     flops: float = 0.0
@@ -36,11 +36,12 @@ def edit_cost(
     contexts: int,
     essence: int,
 ) -> EditCost:
-    """The work of editing every fact at every layer, assuming targets as long as o_true.
+    """Predict the work of editing every fact at every layer, assuming targets as long as o_true.
 
-    A step goes forward, and back to activations, through the layers above the edit for the rows after the edited token.
-    Scoring goes through these layers for every prompt's tokens. "before" and the clean pass go through all layers, once
-    per fact.
+    A step of ROME or MEMIT runs δ's layer and the layers above it, for the rows from the last subject token on. A step
+    of fine-tuning runs the window and the layers above it, for all rows. Each step runs forward, and backward to the
+    activations. Scoring an edit runs the window and the layers above it, for every prompt. The clean pass and the
+    scores before the edit run all layers, once per fact.
     """
     a_row = sum(sum(linear_flops(model, block)) for block in model.blocks) / model.n_layers
     a_logit = 2.0 * model.width * model.vocab_size
@@ -67,7 +68,7 @@ def edit_cost(
 
 
 def adam_rate(model: Decoder) -> float:
-    """How many weights per second fine-tuning's Adam updates, from factors of ten rows: the median of five steps."""
+    """Weights that fine-tuning's Adam updates per second: the median of five steps with factors of ten rows."""
     d, m, rows = model.width, model.key_width, 10
     delta, first, second = (torch.zeros(1, d, m, device=model.device) for _ in range(3))
     g, k = torch.randn(rows, d, device=model.device), torch.randn(rows, m, device=model.device)

@@ -1,6 +1,6 @@
 """An edit as a change of down-projections: applied to rows, to a view of the model, to weights, or to files.
 
-Only `apply_delta` changes a model's own parameters, and it restores them bit for bit.
+Only `apply_delta` changes a model's own parameters, and `Applied.remove` restores them bit for bit.
 """
 
 import copy
@@ -24,8 +24,9 @@ from fasttrace.places import replacing
 class LowRank:
     """W += valueᵀ key, a sum of w outer products. value: (w, d) float32. key: (w, m) float32.
 
-    It is scored unrounded, even where W is bfloat16 and rounds it when it is written. On SmolLM2-135M p then differs by
-    0.002 on average. Scoring the rounded change differs no less: this is the noise of a bfloat16 pass.
+    Scores use the unrounded update, although a bfloat16 W rounds it when it is written. On SmolLM2-135M the scored p
+    differs from that of the written weights by 0.002 on average. Scoring the rounded update differs no less, because
+    this is the noise of a bfloat16 pass.
     """
 
     value: Tensor
@@ -34,16 +35,16 @@ class LowRank:
 
     @classmethod
     def zero(cls, block: Block) -> "LowRank":
-        """The update of rank one that does not change a block's down-projection."""
+        """A rank-one update that does not change the block's down-projection."""
         d, m = block.down.shape
         return cls(torch.zeros(1, d, device=block.device), torch.zeros(1, m, device=block.device))
 
     def changes(self) -> bool:
-        """Whether it is not zero."""
+        """Whether the update changes any weight."""
         return bool(self.value.any())
 
     def matrix(self) -> Tensor:
-        """(d, m) float64."""
+        """The change of W, (d, m) float64."""
         return self.value.double().T @ self.key.double()
 
 
@@ -51,7 +52,7 @@ class LowRank:
 class Dense:
     """W += change, and bias += bias where the method changes it. change: (d, m) float32. bias: (d,) float32 or None.
 
-    In a bfloat16 model it is the change that remains once weights are rounded (`as_rounded`), so that the scores are
+    In a bfloat16 model, both are the changes that remain once the weights are rounded (`as_rounded`), so the scores are
     those of the written weights.
     """
 
@@ -59,11 +60,11 @@ class Dense:
     bias: Tensor | None = None
 
     def changes(self) -> bool:
-        """Whether it is not zero."""
+        """Whether the update changes any weight."""
         return bool(self.change.any()) or (self.bias is not None and bool(self.bias.any()))
 
     def matrix(self) -> Tensor:
-        """(d, m) float64."""
+        """The change of W, (d, m) float64."""
         return self.change.double()
 
 
@@ -76,10 +77,11 @@ class Edit:
 
     layer: the layer that the edit was requested for. updates: layer → its update.
     delta_norm: ‖δ‖/‖v0‖ (ROME, MEMIT) or the largest |ΔW| (fine-tuning).
-    loss: the loss before the last update.
+    loss: the last loss computed, which one more update may follow.
     denominator: uᵀk with ‖u‖ = 1 (ROME).
     condition: condition number of C at `layer`, with its diagonal scaled to 1 (ROME, MEMIT).
-    reason: why the edit is zero, where there was nothing to optimise. It then has no loss, denominator or condition.
+    reason: why there was nothing to optimise, or None. With a reason, the edit is zero and has no loss, denominator or
+        condition.
     """
 
     fact_id: str
@@ -93,16 +95,16 @@ class Edit:
 
     @property
     def first_layer(self) -> int:
-        """The lowest layer that it changes."""
+        """The lowest layer that the edit changes."""
         return min(self.updates)
 
     def changes(self) -> bool:
-        """Whether it changes any weight."""
+        """Whether the edit changes any weight."""
         return any(update.changes() for update in self.updates.values())
 
 
 def zero_edit(model: Decoder, fact_id: str, layer: int, window: Sequence[int], reason: str) -> Edit:
-    """An edit of a window's layers that changes nothing. reason: why."""
+    """An edit of a window's layers that changes nothing, for the given reason."""
     updates = {at: LowRank.zero(model.blocks[at]) for at in window}
     return Edit(fact_id, layer, updates, 0.0, None, reason=reason)
 
@@ -119,7 +121,7 @@ def summed(edits: Sequence[Mapping[int, Update]]) -> dict[int, Dense]:
 
 
 def changed_weight(block: Block, update: Update) -> Tensor:
-    """(d, m), a copy of the block's down-projection with the update, in the layout of the original."""
+    """(d, m), a copy of the block's down-projection with the update applied, in the layout of the original."""
     weight = block.down.detach()
     weight = weight.clone(memory_format=torch.preserve_format)
     if weight.dtype == torch.float64 or isinstance(update, Dense):
@@ -132,7 +134,7 @@ def changed_weight(block: Block, update: Update) -> Tensor:
 
 
 def changed_bias(block: Block, update: Update) -> Tensor | None:
-    """(d,), the bias of the block's down-projection with the update, or None where it has no bias."""
+    """(d,), the bias of the block's down-projection with the update applied, or None if the block has no bias."""
     bias = block.down_bias
     if bias is None or update.bias is None:
         return bias
@@ -140,10 +142,12 @@ def changed_bias(block: Block, update: Update) -> Tensor | None:
 
 
 def as_rounded(weight: Tensor, change: Tensor) -> Tensor:
-    """The change that remains when the changed weight is rounded to its dtype: (W + ΔW rounded) − W, float32.
+    """The change that remains when the changed weight is rounded to its dtype: round(W + ΔW) − W, float32.
 
-    For float32 and above it is the change itself. The steps of bfloat16 are 1/256 to 1/128 of a weight. It drops most
-    changes of less than half a step and rounds others up: with ε = 1e-4, one weight of SmolLM2-135M in seven moves.
+    For float32 and float64 weights it is the change itself. A step of bfloat16 is 1/256 to 1/128 of the weight.
+    Rounding drops most changes below half a step and turns others into whole steps. With ε = 1e-4, one weight of
+    SmolLM2-135M in seven moves.
+
     weight, change: (d, m) or (d,), change float32.
     """
     if weight.dtype in (torch.float32, torch.float64):
@@ -156,9 +160,9 @@ def _always(value: Tensor | None) -> property:
 
 
 def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
-    """A second view of the model with an edit in it.
+    """A view of the model with an edit applied.
 
-    Changed layers get their own down-projection. Everything else is shared, and `model` does not change.
+    Changed layers get their own down-projection. All other weights are shared, and `model` does not change.
     """
     view = copy.copy(model)
     view.blocks = list(model.blocks)
@@ -174,10 +178,10 @@ def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
 
 @dataclass(eq=False)
 class Applied:
-    """An edit in a model's weights. `remove`, or the end of the `with` block, restores every weight.
+    """An edit that is applied to a model's weights. `remove`, or the end of the `with` block, restores every weight.
 
-    Meanwhile `model.model_hash` is a hash of its old value and the edit, so that nothing on disk or in a store is
-    mistaken for the unedited model's. Several edits must be removed in reverse order.
+    Until then `model.model_hash` is a hash of its old value and the edit, so that no result on disk or in a store is
+    mistaken for one of the unedited model. Several edits must be removed in reverse order.
     """
 
     model: Decoder
@@ -205,11 +209,11 @@ class Applied:
 def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> Applied:
     """Apply an edit to the model's weights in memory.
 
-    delta: a file of `save_delta`, or layer → update. A file belongs to the model it was made for; to apply two files to
-        one model, `load_delta` both first.
+    delta: a file of `save_delta`, or layer → update. A file fits only the model hash it was made for, which an applied
+        edit changes. To apply two files, load both with `load_delta` first.
 
-    Returns a handle, also a context manager, that removes the edit exactly.
-    Raises UserError where the file is damaged, belongs to another model, or does not fit.
+    Returns a handle that removes the edit exactly. It is also a context manager.
+    Raises UserError as `load_delta`, and ModelError where weights are offloaded or on several devices.
     """
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident("apply_delta")
@@ -229,7 +233,7 @@ def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> App
 
 
 def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
-    """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`."""
+    """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
         parts = {"value": update.value, "key": update.key} if isinstance(update, LowRank) else {"change": update.change}
@@ -240,9 +244,10 @@ def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
 
 
 def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
-    """Write an edit alone as safetensors: `<layer>.value` and `<layer>.key`, or `<layer>.change`, and `<layer>.bias`.
+    """Write an edit without the model, as safetensors.
 
-    about: JSON values for the metadata, beside the model's hash and dtype. Raises UserError where the file exists.
+    The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. about: JSON values
+    for the metadata, beside the model's name, hash and dtype. Raises UserError where the file exists.
     """
     path = check_delta_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,14 +257,14 @@ def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], 
 
 
 def check_delta(path: str | Path) -> None:
-    """Raises UserError where a complete safetensors file is not a delta. Its tensors are not read."""
+    """Raise UserError where a complete safetensors file is not a delta. Reads no tensor."""
     about = metadata_of(Path(path))
     if about is not None and about.get("kind") != "delta":
         raise UserError(f"file '{path}': expected a delta that `fasttrace edit --delta` wrote, got another file")
 
 
 def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
-    """An edit that `save_delta` wrote for this model.
+    """Read an edit that `save_delta` wrote for this model.
 
     Raises UserError where the file is missing, damaged, not a delta, or belongs to another model or dtype.
     """
@@ -290,7 +295,7 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
     """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
     The model in memory does not change. Raises UserError where the folder exists and is not empty, and ModelError where
-    the weights are offloaded.
+    weights are offloaded or on several devices.
     """
     path = check_export_folder(folder)
     model.check_resident("export")
@@ -309,7 +314,7 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
             state[names[block.down_bias.data_ptr()]] = bias
     hf = copy.copy(model.hf)
     hf.config = copy.deepcopy(model.hf.config)
-    # Weights that were read from GGUF are written as plain tensors, which they now are.
+    # Weights read from GGUF are plain tensors by now, so the config must not describe them as quantized.
     if hasattr(hf.config, "quantization_config"):
         del hf.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):

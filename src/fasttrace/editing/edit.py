@@ -1,4 +1,4 @@
-"""`edit`: many facts at many layers, optimised and scored in batches, each edit alone."""
+"""`edit`: edits of many facts at many layers, optimised and scored in batches, each independent of the others."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,11 +31,13 @@ from fasttrace.settings.methods import (
 
 @settings("edit")
 class _EditKeywords(EditSettings, RomeSettings, MemitSettings, FineTuneSettings):
-    """The settings of an edit, its method's own among them by name."""
+    """The settings of an edit, and the hyperparameters of every method."""
 
-    settings: EditSettings | None = argument(default=None, help="Settings made before; a keyword adds what they lack")
+    settings: EditSettings | None = argument(
+        default=None, help="Settings object; keywords add settings that it does not give"
+    )
     moments: Moments | None = argument(
-        default=None, help="Second moments of the keys; by default they are collected, and fine-tuning needs none"
+        default=None, help="Second moments of the keys, which fine-tuning does not need; by default they are collected"
     )
 
 
@@ -56,23 +58,23 @@ class EditArguments(_EditKeywords):
 
 
 def own_settings(given: Any) -> MethodSettings | None:
-    """The method's own settings, from the keywords of its hyperparameters or from `hyperparameters`.
+    """The hyperparameters given as keywords, or those given as the object `hyperparameters`.
 
-    Raises UserError for one that the method does not have, and where both are given.
+    Raises UserError for a keyword that the method does not have, and where both are given.
     """
     by_name = {name: value for name, value in given_by(given).items() if name in hyperparameters()}
     if not by_name:
         return given.hyperparameters
     if given.hyperparameters is not None:
-        raise refusal(given, min(by_name), "it in hyperparameters or as a keyword", "both")
+        raise refusal(given, min(by_name), "a value in hyperparameters or as a keyword", "both")
     return method_settings(given.method, by_name)
 
 
 @takes(PrepareEditArguments)
 def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArguments) -> EditPlan:
-    """Check the settings of a set of edits and fetch what they share: contexts, second moments and o_noise.
+    """Check the settings of a set of edits, and prepare their contexts, second moments and o_noise.
 
-    Raises UserError and FactError as `edit`.
+    Raises the errors of `edit`.
     """
     asked, problem = carried(EditSettings, given), PROBLEMS[given.problem]
     own = settings_for(model, asked.method, asked.problem, asked.protocol, own_settings(given))
@@ -90,7 +92,7 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
         if given.moments is not None:
             both = sorted({"corpus", "corpus_tokens", "ridge"} & given_by(given).keys())
             if both:
-                raise refusal(given, both[0], "it or moments, which have their own", "both")
+                raise refusal(given, both[0], "either a value or moments, which have their own", "both")
             given.moments.check(model, sorted(solved_at))
         templates = _templates(model, asked)
         moments = given.moments or _collected(model, asked, sorted(solved_at), given.progress)
@@ -112,7 +114,7 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
 
 
 def _layers(model: Decoder, asked: EditSettings) -> tuple[int, ...]:
-    """The layers to edit, ascending. Raises UserError for one that the model lacks."""
+    """The layers to edit, ascending. Raises UserError for a layer that the model lacks."""
     wanted = tuple(sorted(set(model.edit_layers() if asked.layers is None else asked.layers)))
     if wanted[-1] >= model.n_layers:
         raise refusal(asked, "layers", f"some of 0 to {model.n_layers - 1}", wanted[-1])
@@ -120,7 +122,7 @@ def _layers(model: Decoder, asked: EditSettings) -> tuple[int, ...]:
 
 
 def _encoded(model: Decoder, facts: Sequence[Fact], problem: Problem) -> list[EncodedFact]:
-    """The facts as tokens, each once. Raises FactError for one without the problem's target."""
+    """The distinct facts, encoded. Raises UserError for no facts, FactError for a fact without the problem's target."""
     if not facts:
         raise UserError("edit: facts: expected at least one, got none")
     encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
@@ -130,7 +132,7 @@ def _encoded(model: Decoder, facts: Sequence[Fact], problem: Problem) -> list[En
 
 
 def _templates(model: Decoder, asked: EditSettings) -> list[str]:
-    """The prompt templates, "{}" first: those given, or so many that the model samples."""
+    """Prompt templates; the first is "{}". Given by the caller or sampled from the model."""
     if not isinstance(asked.contexts, int):
         return list(asked.contexts)
     short = asked.contexts // 2
@@ -140,7 +142,7 @@ def _templates(model: Decoder, asked: EditSettings) -> list[str]:
 def _collected(
     model: Decoder, asked: EditSettings, layers: list[int], progress: Callable[[str, int, int], None] | None
 ) -> Moments:
-    """Second moments as the settings of the edit say."""
+    """Second moments of the layers, collected with the settings of the edit."""
     return second_moments(
         model,
         asked.corpus,
@@ -155,7 +157,7 @@ def _collected(
 def _noise_targets(
     model: Decoder, encoded: list[EncodedFact], corruption: Corruption | None, asked: EditSettings
 ) -> dict[str, tuple[int, ...]]:
-    """fact_id → o_noise, what the model says after the corrupted prompt."""
+    """fact_id → o_noise, the model's answer to the corrupted prompt."""
     assert corruption is not None
     with model.products():
         if asked.protocol == "released":
@@ -166,7 +168,7 @@ def _noise_targets(
 
 
 def _too_unlikely(model: Decoder, encoded: list[EncodedFact]) -> dict[str, str]:
-    """fact_id → the reason, of the facts whose o_true is too unlikely to erase (paper, Appendix A)."""
+    """fact_id → reason, for the facts whose o_true is too unlikely to erase (paper, Appendix A)."""
     with model.products():
         p = sequence_logprob(model, [f.ids for f in encoded], [f.target_true_ids for f in encoded]).exp().tolist()
     return {
@@ -183,7 +185,7 @@ def _settled(
     moments: Moments | None,
     corruption: Corruption | None,
 ) -> EditSettings:
-    """The settings with what the model, the templates and the second moments have settled."""
+    """The settings, with the hyperparameters, number of contexts, corpus, ridge and σ that are used."""
     settled = replaced(asked, hyperparameters=own)
     if moments is not None:
         about = {"corpus": moments.source, "corpus_tokens": moments.requested_tokens, "ridge": moments.ridge}
@@ -199,7 +201,7 @@ def _run(
     moments: Moments | None,
     corruption: Corruption | None,
 ) -> Run:
-    """The `runs` row: settings that the method and the problem do not read are left out."""
+    """The `runs` row, without the settings that the method and the problem do not read."""
     unread: tuple[str, ...] = () if corruption is not None else ("sigma", "noise", "noise_sample")
     fetched: dict[str, Any] = {}
     if moments is None:
@@ -212,18 +214,20 @@ def _run(
 
 @takes(EditArguments)
 def edit(model: Decoder, facts: Sequence[Fact], given: EditArguments) -> EditResult:
-    """Edit every fact at every layer, each edit alone, and score it; the model's weights are not touched.
+    """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
 
     Methods: ROME, MEMIT (the window around the layer) and constrained fine-tuning of the layer (ft-1) or of its
     window (ft-5). Problems: error-injection, tracing-reversal, fact-erasure (facts with p(o_true) ≥ 0.02; others get
-    a row with the reason), fact-amplification, and fact-forcing (the subject is corrupted, in editing and scoring).
-    With protocol="released": the released hyperparameters, early stop, first paraphrase only, floors, neighbourhood
-    score of the edit's target, o_noise with the prompt in it.
+    a row with the reason), fact-amplification, and fact-forcing (the subject is corrupted in editing and scoring).
+    protocol="released" follows the released code in the hyperparameters, the early stop, o_noise (which includes the
+    prompt) and the scores: first paraphrase and neighbourhood prompt only, floors, and the problem's target in the
+    neighbourhood score.
 
-    Returns an EditResult, which keeps every edit: of fine-tuning 4·d·m bytes a layer changed. For many, take
-    `prepare_edit(…).batches()` and keep of each what is wanted.
+    Returns an EditResult, which keeps every edit in memory. A fine-tuned edit takes 4·d·m bytes per changed layer. For
+    many edits, iterate over `prepare_edit(…).batches()` and keep only the parts you need.
 
-    Raises UserError for a bad setting, FactError for a fact without the problem's target.
+    Raises UserError for a bad setting, FactError for a fact without the problem's target, and ModelError where weights
+    are offloaded or on several devices.
     Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
     asked = carried(EditSettings, given, hyperparameters=own_settings(given))

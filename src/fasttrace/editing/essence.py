@@ -1,7 +1,7 @@
-"""Essence texts: what the unedited model says about a subject, to measure an edit's side effects.
+"""Essence texts: texts of the unedited model about a subject, to measure an edit's side effects.
 
-Each subject gets five continuations of "{subject} is a". They are sampled once for (model, seed) and kept on disk, so
-that every method, problem and layer is scored on the same texts (docs/algorithms.md, section 18).
+Each subject gets five continuations of "{subject} is a". They are sampled once for (model, dtype, seed) and stored on
+disk, so that every method, problem and layer is scored on the same texts (docs/algorithms.md, section 18).
 """
 
 import json
@@ -33,8 +33,8 @@ def essence_texts(
 ) -> list[list[tuple[int, ...]]]:
     """Token ids of every subject's texts, each `tokens` long with "{subject} is a" included.
 
-    Tokens are drawn among the 5 likeliest, never special ones. A text depends only on (model, dtype, seed, subject).
-    Raises UserError where a file in the cache is damaged, or a prompt is as long as the text.
+    Tokens are drawn among the 5 likeliest that are not special. The texts depend only on (model, dtype, seed, subject,
+    texts, tokens). Raises UserError where a file in the cache is damaged, or "{subject} is a" leaves no token to draw.
     """
     folder = cache_root(cache_dir) / "essence"
     paths = {}

@@ -1,9 +1,9 @@
 """Constrained fine-tuning (FT-1, FT-5): Adam on the down-projections of a window, with every weight within ± ε.
 
 Each job has its own weights, stored as their change D = W − W0. The gradient of D is gᵀk, with g the gradient at the
-MLP's output rows and k its input rows. The backward pass stops at these two factors, and `adam_linf_` takes the step
-from them without forming the matrix. Below the window nothing changes, so a step runs only the window and the layers
-above it (docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.00363).
+down-projection's output rows and k its input rows. The backward pass stops at these two factors, and `adam_linf_` takes
+the step from them without forming the matrix. Below the window nothing changes, so a step runs only the window and the
+layers above it (docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.00363).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from fasttrace.settings.methods import FineTuneSettings
 
 @dataclass(frozen=True)
 class Example:
-    """What one fact is tuned on: its prompt, and the ids of the target."""
+    """A fact to tune, and the ids of the target after its prompt."""
 
     fact: EncodedFact
     target: tuple[int, ...]
@@ -41,7 +41,10 @@ class _Tape:
 
 
 class _ItemLinear(torch.autograd.Function):
-    """y = k D_pᵀ (+ b_p) for the rows of each job p. The backward puts its factors on the tape and returns g D_p."""
+    """y = k D_pᵀ (+ b_p) for the rows of each job p.
+
+    The backward pass puts the factors of D's gradient on the tape and returns g D_p.
+    """
 
     @staticmethod
     def forward(
@@ -86,7 +89,7 @@ class FineTuneBatch:
         jobs: Sequence[Job],
         corruption: Corruption | None = None,
     ) -> None:
-        """jobs: their facts are numbers of examples."""
+        """jobs: `fact` is the index of a job's example."""
         self.model, self.examples, self.jobs = model, list(examples), list(jobs)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):
@@ -121,9 +124,9 @@ class FineTuneBatch:
                 self.groups.append((number, number + 1, window))
 
     def optimise(self, settings: FineTuneSettings, *, minimise: bool = False) -> list[Edit]:
-        """Adam for every job. The loss is the NLL of the target's tokens, or exp(−NLL) to minimise.
+        """Run Adam for every job. The loss is the NLL per target token, or exp(−NLL) with `minimise`.
 
-        Returns the edits in the order of the jobs. The steps are float32. In a bfloat16 model the edit is the change
+        Return the edits in the order of the jobs. The steps are float32. In a bfloat16 model the edit is the change
         that remains once weights are rounded (`delta.as_rounded`), which may exceed ε by half a step of bfloat16.
         """
         model, count = self.model, len(self.jobs)
@@ -154,10 +157,11 @@ class FineTuneBatch:
     def _nll(self, tape: _Tape) -> Tensor:
         """(P,) −log p(target) per token. Its backward pass puts the gradients' factors on the tape."""
         model, wave = self.model, self.wave
+        # Makes autograd run the backward of `_ItemLinear` even where the key needs no gradient.
         anchor = torch.zeros((), device=model.device, requires_grad=True)
 
         def changed(layer: int, key: Tensor, value: Tensor, first: int, past: int, begin: np.ndarray) -> Tensor:
-            """value (n, d) with the changes, at this layer, of the groups among jobs first … past − 1."""
+            """value (n, d), plus the changes that jobs first … past − 1 make at this layer."""
             parts = []
             for a, b, window in self.groups:
                 if not first <= a < past:

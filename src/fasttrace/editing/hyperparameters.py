@@ -1,9 +1,10 @@
-"""The paper's values of the editing methods' hyperparameters, for its models and problems.
+"""Values of the editing methods' hyperparameters, by model and problem.
 
-Sources: paper, Appendix A ("Edit Method Tuning"); Meng et al. 2022 (arXiv 2202.05262, 2210.07229) for what it leaves
-at its default; the released code where protocol is "released". SmolLM2-135M's (`OWN`) are ours. Models without values
-of their own take GPT-J's, with ROME's KL weight at its default; `fasttrace tune` finds better ones. What a setting
-means and the default below these tables: `settings.methods`.
+Sources: paper, Appendix A ("Edit Method Tuning"); Meng et al. 2022 (arXiv 2202.05262, 2210.07229) for values that the
+paper leaves at their defaults; the released code for protocol "released". The values for SmolLM2-135M (`OWN`) are
+fasttrace's. Any other model gets GPT-J's values, except that ROME's KL weight keeps its default. `fasttrace tune` finds
+better values. `settings.methods` describes each setting and has its default, which applies where these tables have no
+value.
 """
 
 from typing import Any
@@ -13,10 +14,10 @@ from fasttrace.settings.base import given_by
 from fasttrace.settings.methods import MethodSettings, method_settings
 from fasttrace.windows import window_interval
 
-# (model type, layers, width): many a model has the layers of another.
+# (model type, layers, width). The width is needed because different models have the same type and number of layers.
 GPTJ, GPT2_XL, SMOLLM2_135M = ("gptj", 28, 4096), ("gpt2", 48, 1600), ("llama", 30, 576)
 
-# (method, problem) → what differs from the defaults above; problem None: for every problem of the method.
+# (method, problem) → values that differ from the defaults in `settings.methods`. Problem None is every problem.
 PAPER: dict[tuple[str, str | None], dict[str, Any]] = {
     ("rome", "fact-forcing"): {"steps": 25},
     ("memit", "error-injection"): {"kl_factor": 0.9},
@@ -42,9 +43,10 @@ PAPER_MODEL: dict[tuple[str, int, int], dict[tuple[str, str | None], dict[str, A
         ("ft-5", "fact-forcing"): {"epsilon": 5e-5},
     },
 }
-# Values of ours, for models that neither the paper nor its code has; protocol "released" goes without. So small a model
-# hardly moves within GPT-J's ε (rewrite 0.003) and under its λ (0.5 and falling with depth): fifty times the one and a
-# tenth of the other give 0.78, 0.95 and 0.99 at layer 6 on eight known facts.
+# fasttrace's values, for models that neither the paper nor the released code covers. Protocol "released" ignores them.
+# SmolLM2-135M hardly changes within GPT-J's ε (rewrite 0.003 for ft-1) or with its λ (0.5 for memit, less in
+# higher layers). Fifty times that ε and a tenth of that λ give a rewrite score of 0.78 (ft-1), 0.95 (ft-5) and 0.98
+# (memit) at layer 6 on eight known facts (bench/LOG.md).
 OWN: dict[tuple[str, int, int], dict[tuple[str, str | None], dict[str, Any]]] = {
     SMOLLM2_135M: {
         ("memit", None): {"covariance_weight": 1500.0},
@@ -73,7 +75,7 @@ RELEASED: dict[tuple[str, str | None], dict[str, Any]] = {
     ("ft-5", "fact-forcing"): {"epsilon": 1e-4},
 }
 
-# What `fasttrace tune` tries (paper, Appendix A).
+# Method → the setting that `fasttrace tune` varies, and the values it tries (paper, Appendix A).
 TUNED: dict[str, tuple[str, tuple[float, ...]]] = {
     "rome": ("kl_factor", (0.0625, 0.9, 1.0)),
     "memit": ("kl_factor", (0.0625, 0.9, 1.0)),
@@ -85,7 +87,7 @@ TUNED: dict[str, tuple[str, tuple[float, ...]]] = {
 def settings_for(
     model: Decoder, method: str, problem: str, protocol: str, given: MethodSettings | None = None
 ) -> MethodSettings:
-    """The hyperparameters of a method for a model, problem and protocol; what was given is above the tables."""
+    """The hyperparameters of a method for a model, problem and protocol. Given values override the tables."""
     which = (model.config.model_type, model.n_layers, model.width)
     values: dict[str, Any] = {}
     for table in (PAPER, PAPER_MODEL.get(which, {}), RELEASED if protocol == "released" else OWN.get(which, {})):
@@ -94,8 +96,8 @@ def settings_for(
 
 
 def window_of(method: str, layer: int, window_size: int, n_layers: int) -> tuple[int, ...]:
-    """The layers a method edits when it is sent to `layer`: the layer itself (rome, ft-1), or the window of so many
-    layers around it, clipped as tracing's is (memit and ft-5, whose window is 5 or what is asked for)."""
+    """The layers that an edit at `layer` changes: the layer itself (rome, ft-1), or the window of window_size layers
+    around it, clipped as in tracing (memit, ft-5)."""
     if method in ("rome", "ft-1"):
         return (layer,)
     return tuple(range(*window_interval(layer, window_size, n_layers)))

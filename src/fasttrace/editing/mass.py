@@ -1,8 +1,8 @@
-"""`mass_edit`: many facts into one model, all at once or one group after another. Every fact edited so far is scored
-again as later ones are edited.
+"""`mass_edit`: edits of many facts in one model, all at once or one group after another. Each scoring covers every fact
+edited so far.
 
-MEMIT solves a whole group together (Meng et al. 2022, arXiv 2210.07229, equation 14); ROME and fine-tuning edit one
-fact at a time, each on the model as the edits before it have left it.
+MEMIT solves a whole group together (Meng et al. 2022, arXiv 2210.07229, equation 14). ROME and fine-tuning edit one
+fact at a time, each in the model with all earlier edits.
 """
 
 import json
@@ -36,7 +36,7 @@ from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import FineTuneSettings, MemitSettings, RomeSettings
 
 SCORED_TIMES = 10
-SCORE_ROWS = 4096  # tokens of one pass of scoring
+SCORE_ROWS = 4096  # tokens per scoring pass
 
 MASS_SCORES = pa.schema(
     [
@@ -58,9 +58,12 @@ MASS_SCORES = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class MassResult:
-    """run: the `runs` row. facts: in the order they were edited. scores: MASS_SCORES, a row per edited fact and time
-    of scoring, and one with the reason for each left out; a fact whose own δ no scored token sees has a reason too.
-    updates: layer → the change that carries them all."""
+    """A model's mass edit and its scores.
+
+    run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
+    and one row with the reason per fact left out. A fact whose own δ no scored token sees also has a reason. updates:
+    layer → the sum of all facts' changes.
+    """
 
     run: Run
     facts: list[Fact]
@@ -73,7 +76,7 @@ class MassResult:
         return export_model(self.model, self.updates, folder)
 
     def save_delta(self, path: str | Path) -> Path:
-        """Write the change alone (safetensors; `ft.apply_delta` puts it in and takes it out exactly)."""
+        """Write only the change, as safetensors. `ft.apply_delta` applies it and can remove it exactly."""
         return save_delta(path, self.model, self.updates, facts=len(self.facts), run_id=self.run["run_id"])
 
 
@@ -88,12 +91,12 @@ class MassPlan:
 
     @property
     def facts(self) -> list[EncodedFact]:
-        """What is edited, in order; facts the problem leaves out are not."""
+        """The facts to edit, in order, without those that the problem leaves out."""
         return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
 
     def compute(self, *, memory: str | int | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
-        """Edit and score. memory: bytes for what is in flight; None: the settings'. progress(n): n more facts are
-        edited."""
+        """Edit and score. memory: bytes for the facts that are optimised together; None for the settings' value.
+        progress(n) is called after n more facts."""
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
         plan, model, facts = self.plan, self.plan.model, self.facts
@@ -129,8 +132,10 @@ class MassPlan:
     def _solve(
         self, view: Decoder, group: list[EncodedFact], memory: int
     ) -> tuple[list[dict[int, Update]], float | None, dict[str, str]]:
-        """The updates that edit a group into the model as it now is, the condition of what was solved, and of the facts
-        whose δ nothing can see, why."""
+        """Edit a group of facts. view: the model with all earlier edits. memory: bytes for one batch.
+
+        Return (updates, condition number or None, fact_id → reason of the facts whose δ no scored token sees).
+        """
         plan = self.plan.with_model(view)
         [layer] = plan.layers
         if not isinstance(plan.hyperparameters, MemitSettings):
@@ -202,7 +207,7 @@ class MassPlan:
 
 
 def _log_probabilities(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[np.ndarray]:
-    """Each fact's (prompts, 3) log-probabilities in the model as it now is."""
+    """Each fact's (prompts, 3) log-probabilities in `model`."""
     corruption = plan.corruption if plan.problem.corrupted else None
     parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
     return [table for part in parts for table in Scorer(model, part, (), corruption).before]
@@ -214,11 +219,13 @@ def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
 
 @settings("mass")
 class _MassKeywords(MassSettings, RomeSettings, MemitSettings, FineTuneSettings):
-    """The settings of a mass edit, its method's own among them by name."""
+    """The settings of a mass edit, and the hyperparameters of every method."""
 
-    settings: MassSettings | None = argument(default=None, help="Settings made before; a keyword adds what they lack")
+    settings: MassSettings | None = argument(
+        default=None, help="Settings object; keywords add settings that it does not give"
+    )
     moments: Moments | None = argument(
-        default=None, help="Second moments of the keys; by default they are collected, and fine-tuning needs none"
+        default=None, help="Second moments of the keys, which fine-tuning does not need; by default they are collected"
     )
 
 
@@ -242,12 +249,15 @@ class MassArguments(_MassKeywords):
 
 @takes(PrepareMassArguments)
 def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassArguments) -> MassPlan:
-    """Check the settings of a mass edit and fetch what it needs. Raises UserError and FactError as `edit`."""
+    """Check the settings of a mass edit, and prepare its contexts, second moments and o_noise.
+
+    Raises the errors of `edit`.
+    """
     asked = carried(MassSettings, given)
     layer, last = model.default_layer() if asked.layer is None else asked.layer, model.n_layers - 1
     if layer > last:
         raise refusal(asked, "layer", f"one of 0 to {last}", layer)
-    # Method and essence have other defaults than in single edits.
+    # Given explicitly, because the defaults of single edits differ.
     same = {"method": asked.method, "essence": asked.essence, "hyperparameters": own_settings(given)}
     plan = prepare_edit(
         model,
@@ -273,9 +283,9 @@ def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassA
 
 @takes(MassArguments)
 def mass_edit(model: Decoder, facts: Sequence[Fact], given: MassArguments) -> MassResult:
-    """Edit all the facts into one model, in their order, and score them as their number grows; no weight is touched.
+    """Edit all facts in one model, in order, and score them as their number grows. No weight of the model changes.
 
-    Raises UserError and FactError as `edit`.
+    Raises the errors of `edit`, and UserError where no fact is left to edit.
     """
     asked = carried(MassSettings, given, hyperparameters=own_settings(given))
     plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments)

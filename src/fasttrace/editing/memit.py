@@ -1,8 +1,8 @@
 """MEMIT: a target z for the block output at a window's last layer, spread over the window's down-projections.
 
-Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹. R is what is still missing of z, divided by the number of layers
-left. K are the keys after the edits below (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229, section
-4).
+Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹. R is the part of z that is still missing, divided by the number of
+layers left. K contains the keys in the model whose lower layers are already changed (docs/algorithms.md, section 14;
+Meng et al. 2022, arXiv 2210.07229, section 4).
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ def spread_memit(
     """One edit per fact: a rank-one update at every layer of the window.
 
     Each fact is edited alone, so K is one column and the solution is ΔW = r uᵀ / (λ + uᵀk) with u = C⁻¹k, in float64.
-    What is missing of z is δ minus what the edits below have contributed. At the first layer it is δ, bit for bit, and
-    where δ is 0 it is 0 at every layer.
+    The missing part of z is δ minus the contribution of the layers below. At the first layer it is δ, bit for bit. If δ
+    is 0, it is 0 at every layer.
 
-    facts: their numbers in the batch. layer: the layer that the edit was requested for. delta: (F, d). loss: (F,).
+    facts: their indices in the batch. layer: the layer that the edit was requested for. delta: (F, d). loss: (F,).
     """
     model = batch.model
     context = _ContextRows(batch, facts)
@@ -93,7 +93,7 @@ class _ContextRows:
         self.sequences = Sequences.whole(flat)
         self.last = (torch.tensor(flat).cumsum(0) - 1).to(device)
         self.rotary = self.model.rotary(torch.cat([torch.arange(n) for n in flat]).to(device))
-        # The un-prefixed context of each fact is its first.
+        # The first context of each fact is the un-prefixed one.
         begin = torch.tensor(flat).cumsum(0) - torch.tensor(flat)
         number = torch.tensor(self.counts).cumsum(0) - torch.tensor(self.counts)
         first = [torch.arange(int(begin[s]), int(begin[s]) + flat[s]) for s in number.tolist()]
@@ -111,10 +111,8 @@ class _ContextRows:
         return torch.stack([part.mean(0) for part in torch.split(rows, self.counts)])
 
     def first_only(self, layer: int, h: Tensor, last_layer: int) -> Tensor:
-        """h: (N, d) input of block `layer` → (facts, d), the output of block `last_layer` without edits in between.
-
-        It is that of the last subject token in the un-prefixed context.
-        """
+        """h: (N, d) input of block `layer` → (facts, d), the output of block `last_layer` without edits in between, at
+        the last subject token of the un-prefixed context."""
         h, rotary = h[self.bare_rows], rotary_rows(self.rotary, self.bare_rows)
         for at in range(layer, last_layer + 1):
             block = self.model.blocks[at]
@@ -126,7 +124,7 @@ class _ContextRows:
 def _until_key(
     model: Decoder, layer: int, h: Tensor, rotary: tuple[Tensor, ...], sequences: Sequences
 ) -> tuple[Tensor, Tensor]:
-    """h: (N, d) → (resid_mid (N, d), key (N, m)), a block up to its down-projection."""
+    """Run a block up to its down-projection. h: (N, d) → (resid_mid (N, d), key (N, m))."""
     block = model.blocks[layer]
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
@@ -145,9 +143,9 @@ def mass_memit(
     v0: Tensor,
     delta: Tensor,
 ) -> tuple[dict[int, Dense], dict[int, float]]:
-    """One update per layer for all facts together, and the condition of each solve.
+    """layer → one update for all facts together, and layer → the condition number of its solve.
 
-    The target of each fact is z = v0 + δ. ΔW = R Kᵀ(λC + KKᵀ)⁻¹ = Rᵀ (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+    The target of each fact is z = v0 + δ. ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ = R (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
 
     v0, delta: (F, d), at the window's last layer.
     Raises UserError where λI + KᵀU is singular.
@@ -155,7 +153,7 @@ def mass_memit(
     updates: dict[int, Dense] = {}
     conditions: dict[int, float] = {}
     for at in window:
-        # Where nothing is edited below, the output is v0 itself; computed again it might round differently.
+        # Without a change below, the output is v0 itself. Computed again, it might round differently.
         edited = any(update.changes() for update in updates.values())
         view, top = edited_view(model, updates), window[-1] if edited else at
         keys, reached = _keys_and_values(view, facts, corruption, at, top)
@@ -168,8 +166,8 @@ def mass_memit(
         eigenvalues = torch.linalg.eigvalsh(inner)
         if not bool(eigenvalues[0] > len(inner) * torch.finfo(inner.dtype).eps * eigenvalues[-1]):
             raise UserError(
-                f"memit: expected a covariance_weight large enough for {len(inner)} facts at layer {at}, some of which "
-                f"share a key, got {settings.covariance_weight:g} and a singular system"
+                f"memit: expected a covariance_weight large enough for {len(inner)} facts at layer {at}, which "
+                f"may share keys, got {settings.covariance_weight:g} and a singular system"
             )
         conditions[at] = float(eigenvalues[-1] / eigenvalues[0])
         updates[at] = Dense((residual.T @ torch.linalg.solve(inner, u)).float())

@@ -1,7 +1,8 @@
-"""Second moments of the keys, C = Σ k kᵀ / N: every layer in one pass over a corpus, kept on disk.
+"""Second moments of the keys, C = Σ k kᵀ / N, of every layer in one pass over a corpus, stored on disk.
 
-Folder `<cache>/moments/<key>/`: `layer-00005.safetensors` once a layer is done, `partial-….safetensors` with
-the running sums and the place reached while it is not. The key hashes all that C depends on.
+The folder `<cache>/moments/<key>/` has a file `layer-00005.safetensors` for each layer that is done. Checkpoints
+`partial-….safetensors` contain the running sums of other layers and the number of sequences read. <key> is a hash of
+everything that C depends on.
 """
 
 import copy
@@ -28,22 +29,22 @@ from fasttrace.settings.base import argument, carried, refusal, replaced, run_se
 from fasttrace.settings.moments import MomentSettings
 
 CHECKPOINT_SECONDS = 20.0
-# A float32 sum is rounded once a batch, each time by 2⁻²⁴ of the entry at most: over n batches about
-# 3.4e-8 · sqrt(n / 3) in all. 256 batches stay at 3e-7; longer sums are kept in float64.
+# A float32 sum is rounded once per batch, by at most 2⁻²⁴ of the entry. Over n batches this adds up to about
+# 3.4e-8 · sqrt(n / 3), which is 3e-7 for 256 batches. Longer sums are float64.
 FLOAT32_BATCHES = 256
-FACTOR_BYTES = 2 << 30  # Cholesky factors held at once (one at least)
+FACTOR_BYTES = 2 << 30  # Cholesky factors kept in memory, at least one
 FORMAT = 1
 
 
 @dataclass(eq=False)
 class Moments:
-    """Second moments of a model's keys, on disk; the store's `moments` row is made of these fields.
+    """Second moments of a model's keys, on disk. The store's `moments` row is made from these fields.
 
-    run: the `runs` row (kind "moments"). key: names the content, whatever layers are there. corpus,
-    corpus_hash: what was read. n_tokens: N, tokens used; requested_tokens: asked for (more than N where the
-    corpus was too short).
-    layers: ascending, 0-based. path: the folder. ridge: added to C's diagonal by `inverse_key`, as a multiple
-    of the diagonal's mean. source: the corpus's path as given, None for sampled text.
+    run: the `runs` row (kind "moments"). key: hash of everything that C depends on, except the layer. corpus,
+    corpus_hash: description and hash of the corpus. n_tokens: N, the tokens used. requested_tokens: the tokens asked
+    for, more than N where the corpus was too short. layers: ascending, 0-based. path: the folder. ridge: added to C's
+    diagonal by `inverse_key`, as a multiple of the diagonal's mean. source: the corpus's path as given, or None for
+    sampled text.
     """
 
     run: Run
@@ -61,35 +62,36 @@ class Moments:
     _conditions: dict[int, float] = field(default_factory=dict, repr=False)
 
     def check(self, model: Decoder, layers: Sequence[int]) -> None:
-        """Raises UserError where they are of another model, or not of all these layers."""
+        """Raise UserError where the moments are of another model or lack one of the layers."""
         if self.model_hash != model.model_hash:
             raise UserError(
-                f"the second moments given are of a model with hash {self.model_hash}, "
-                f"and this is '{model.name}' (hash {model.model_hash})"
+                f"moments: expected second moments of '{model.name}' (hash {model.model_hash}), "
+                f"got those of a model with hash {self.model_hash}"
             )
         missing = [layer for layer in layers if layer not in self.layers]
         if missing:
             have, wanted = (", ".join(map(str, some)) for some in (self.layers, missing))
-            raise UserError(f"the second moments given are of the layers {have}, and layers {wanted} are needed too")
+            raise UserError(f"moments: expected second moments of layers {wanted} too, got only those of layers {have}")
 
     def matrix(self, layer: int) -> Tensor:
-        """C of a layer: (m, m) float32 on the CPU, symmetric, read from disk at every call, ridge not added.
+        """C of a layer, without the ridge: (m, m) float32 on the CPU, symmetric. Every call reads it from disk.
 
         Raises UserError for a layer that was not collected, and where the file is missing or damaged.
         """
         if layer not in self.layers:
             have = ", ".join(map(str, self.layers))
-            raise UserError(f"second moments of layer {layer} were not collected, only of: {have}")
+            raise UserError(f"moments: expected one of the collected layers {have}, got {layer}")
         tensors, _ = load_tensors(layer_file(self.path, layer))
         return tensors["C"]
 
     def inverse_key(self, layer: int, keys: Tensor) -> Tensor:
-        """(C + ridge · mean(diag C) · I)⁻¹ k for every row of keys (n, m), any float dtype: (n, m) float64.
+        """(C + ridge · mean(diag C) · I)⁻¹ k for every row k of keys (n, m), any float dtype: (n, m) float64.
 
-        In float64 by Cholesky, on the CPU; the factor of a layer is kept for the next call. The diagonal is
-        scaled to 1 first, since C's entries are as exact as float32 relative to their own rows and columns.
+        The solve uses a float64 Cholesky factor on the CPU, which is kept for later calls. The diagonal is scaled to 1
+        first, because each entry of C is as exact as float32 relative to its own row and column.
 
-        Raises UserError where C is singular to that precision (fewer tokens than m, a unit that never fires).
+        Raises UserError where C is singular to that precision, for example with fewer tokens than m or a unit that
+        never fires.
         Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 13, u = C⁻¹k*.
         """
         scale, factor = self._factor(layer)
@@ -99,14 +101,15 @@ class Moments:
         return (torch.cholesky_solve(right.T, factor).T * scale).contiguous().to(keys.device)
 
     def condition(self, layer: int) -> float:
-        """Condition number of C (ridge added), its diagonal scaled to 1: what `inverse_key` solves with."""
+        """Condition number of the matrix that `inverse_key` solves with: C plus the ridge, its diagonal scaled to 1."""
         if layer not in self._conditions:
             _, factor = self._factor(layer)
             self._conditions[layer] = _largest_eigenvalue(factor) / _least_eigenvalue(factor)
         return self._conditions[layer]
 
     def _factor(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(m,) 1/sqrt(diagonal) and (m, m) lower Cholesky factor of the matrix so scaled, float64."""
+        """(m,) 1/sqrt(diagonal) of C plus the ridge, and the (m, m) lower Cholesky factor of the matrix scaled by it on
+        both sides, float64."""
         if layer in self._factors:
             self._factors.move_to_end(layer)
             return self._factors[layer]
@@ -129,8 +132,8 @@ class Moments:
 
     def _singular(self, layer: int, m: int) -> UserError:
         return UserError(
-            f"the second moment C of layer {layer} ({m} x {m}) is singular from {self.n_tokens} tokens with "
-            f"ridge={self.ridge:g}; a larger corpus or ridge (ridge=1e-4 or --ridge 1e-4, say) helps"
+            f"the second moment C of layer {layer} ({m} x {m}) is singular with {self.n_tokens} tokens and "
+            f"ridge={self.ridge:g}: use a larger corpus or a larger ridge, for example ridge=1e-4 (--ridge 1e-4)"
         )
 
 
@@ -138,28 +141,31 @@ class Moments:
 class MomentArguments(MomentSettings):
     """Keywords of `second_moments`."""
 
-    settings: MomentSettings | None = argument(default=None, help="Settings made before; a keyword adds what they lack")
+    settings: MomentSettings | None = argument(
+        default=None, help="Settings object; keywords add settings that it does not give"
+    )
     cache_dir: str | Path | None = argument(
-        default=None, help="Where they are kept; by default $XDG_CACHE_HOME/fasttrace or ~/.cache/fasttrace"
+        default=None, help="Folder of the cache; by default $XDG_CACHE_HOME/fasttrace or ~/.cache/fasttrace"
     )
     progress: Progress | None = argument(
-        default=None, help="Called as progress(stage, done, total), in tokens; the stages are sampling and moments"
+        default=None, help="Called as progress(stage, done, total), in tokens; stage is sampling or moments"
     )
 
 
 @takes(MomentArguments)
 def second_moments(model: Decoder, given: MomentArguments) -> Moments:
-    """C_l = Σ k kᵀ / N over a corpus, for every layer asked for, in one pass (docs/algorithms.md, section 10).
+    """Compute C_l = Σ k kᵀ / N over a corpus for the layers asked for, in one pass if memory allows.
 
-    What is in the cache is not computed again. A call that was killed goes on from its last checkpoint (one every
-    20 s) with the same sums, to the bit where the process takes the same matrix products (ops.linear), and to 1e-6
-    otherwise. `n_tokens` and `corpus` of the result say where a corpus had fewer tokens than were asked for. The
-    ridge does not touch what is on disk (`Moments.inverse_key`).
+    Layers that are in the cache are not computed again. After an interruption, a call resumes from the last checkpoint
+    (one every 20 s). Its sums are the same bit for bit if the process uses the same matrix products (ops.linear), and
+    within 1e-6 otherwise. If the corpus has fewer tokens than asked for, all are used, as the result's `n_tokens` and
+    `corpus` show. The ridge is not part of the files. `Moments.inverse_key` adds it.
 
-    Relative error of C (Frobenius) against float64 sums of the same keys: below 1e-6. Keys of a float64 model
+    The relative error of C (Frobenius) against float64 sums of the same keys is below 1e-6. Keys of a float64 model
     are rounded to float32 first.
 
-    Raises UserError for a missing, empty or non-UTF-8 corpus, a layer the model lacks, a number out of range.
+    Raises UserError for a missing, empty or non-UTF-8 corpus, a layer that the model lacks, or a number out of range.
+    Source: docs/algorithms.md, section 10.
     """
     begun = time.perf_counter()
     asked = replaced(carried(MomentSettings, given), layers=_layers(model, given))
@@ -202,12 +208,13 @@ def second_moments(model: Decoder, given: MomentArguments) -> Moments:
 
 
 def layer_file(folder: Path, layer: int) -> Path:
-    """Where a layer's C lies in the folder of its key."""
+    """Path of a layer's C in a folder of moments."""
     return folder / f"layer-{layer:05d}.safetensors"
 
 
 def _layers(model: Decoder, asked: MomentSettings) -> list[int]:
-    """The layers asked for, ascending. Raises UserError for one that the model lacks, and for too long a sequence."""
+    """The layers asked for, ascending. Raises UserError for a layer that the model lacks and for a sequence_length
+    beyond its positions."""
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and asked.sequence_length > longest:
         raise refusal(asked, "sequence_length", f"2 to {longest}", asked.sequence_length)
@@ -227,7 +234,7 @@ def _collect(
     memory: int | None,
     progress: Progress | None,
 ) -> None:
-    """Compute and write the missing layers: first what a killed run left half done, then the rest."""
+    """Compute and write the missing layers. Layers with a checkpoint of an interrupted run come first."""
     sequences = corpus.sequences(progress)
     parts = list(batches(sequences, batch_rows))
     dtype = torch.float32 if len(parts) <= FLOAT32_BATCHES else torch.float64
@@ -276,7 +283,7 @@ def _group_sums(
     dtype: torch.dtype,
     report: _Report,
 ) -> dict[int, Tensor]:
-    """Σ k kᵀ of a group of layers over all sequences, going on from `partial` where given."""
+    """Σ k kᵀ of a group of layers over all sequences, resumed from the checkpoint `partial` if given."""
     m = model.key_width
     position = 0
     sums: dict[int, Tensor] = {}
@@ -287,7 +294,7 @@ def _group_sums(
     for layer in group:
         sums.setdefault(layer, torch.zeros((m, m), dtype=dtype, device=model.device))
 
-    # Nothing above the last layer of the group is needed: a view of the model without it.
+    # The pass needs no layer above the group's last, so it runs a view of the model without them.
     lower = copy.copy(model)
     lower.blocks = model.blocks[: group[-1] + 1]
 
@@ -318,7 +325,7 @@ def _checkpoint(folder: Path, sums: dict[int, Tensor], reached: int) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove running sums whose every layer is done."""
+    """Remove checkpoints that cannot be read or whose layers are all done."""
     for partial in folder.glob("partial-*.safetensors"):
         note = metadata_of(partial)
         if note is None or all(layer_file(folder, layer).is_file() for layer in note["layers"]):
@@ -326,7 +333,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory a computation on `device` could take now, in bytes."""
+    """Free memory of `device`, in bytes. Without /proc/meminfo, half of the CPU's memory counts as free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -338,7 +345,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
-    """Smallest eigenvalue of L Lᵀ, from above, by inverse iteration on four vectors (seeded)."""
+    """Upper estimate of the smallest eigenvalue of L Lᵀ, by inverse iteration on four seeded vectors."""
     x = torch.randn(len(factor), 4, dtype=factor.dtype, generator=torch.Generator().manual_seed(0))
     size = torch.ones(4, dtype=factor.dtype)
     for _ in range(rounds):
@@ -348,7 +355,7 @@ def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
 
 
 def _largest_eigenvalue(factor: Tensor, rounds: int = 30) -> float:
-    """Largest eigenvalue of L Lᵀ, from below, by power iteration on one vector."""
+    """Lower estimate of the largest eigenvalue of L Lᵀ, by power iteration on one vector."""
     x = torch.ones(len(factor), 1, dtype=factor.dtype)
     size = x.norm()
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Edits ready to be computed: optimised in batches that fit into memory, and scored, each edit alone."""
+"""A plan of edits, which computes them in batches that fit into memory, each edit independent of the others."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,8 +72,11 @@ Todo = tuple[EncodedFact, list[int]]
 
 @dataclass(frozen=True, eq=False)
 class EditResult:
-    """run: the `runs` row. facts: what was edited. scores: SCORES, a row an edit. prompts: PROMPTS, a row a
-    scored prompt of an edit. edits: the changes of the weights themselves."""
+    """Edits and their scores.
+
+    run: the `runs` row. facts: the facts, including those left out. scores: SCORES, one row per fact and layer.
+    prompts: PROMPTS, one row per edit and scored prompt. edits: the changes of the weights.
+    """
 
     run: Run
     facts: list[Fact]
@@ -85,14 +88,16 @@ class EditResult:
     def export(self, folder: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
         """Write the model with one edit in its weights, as a folder that plain transformers loads.
 
-        fact_id, layer: which edit, where the result holds several. Raises UserError where none or more than
-        one fits, or the folder is not new.
+        fact_id, layer: which edit, if the result has several. Raises UserError where no edit or more than one matches,
+        or the folder exists and is not empty.
         """
         return export_model(self.model, self._one("export", fact_id, layer).updates, folder)
 
     def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
-        """Write one edit alone (safetensors; `ft.apply_delta` puts it in and takes it out exactly). Arguments and
-        errors: as `export`."""
+        """Write one edit without the model, as safetensors. `ft.apply_delta` applies it and can remove it exactly.
+
+        fact_id, layer: as in `export`. Raises UserError where no edit or more than one matches, or the file exists.
+        """
         one = self._one("save_delta", fact_id, layer)
         about = {name: self.run.get(name) for name in ("run_id", "protocol", "seed", "settings")}
         return save_delta(path, self.model, one.updates, fact_id=one.fact_id, layer=one.layer, **about)
@@ -108,9 +113,9 @@ class EditResult:
 class EditPlan:
     """Edits ready to be computed; `batches` computes them.
 
-    settings: with σ, the number of contexts and the corpus settled. hyperparameters: the method's, all of them settled.
-    contexts: prompt templates, "{}" first; empty for fine-tuning. moments: None for fine-tuning. noise_targets:
-    fact_id → o_noise, where the problem edits in that. left_out: fact_id → why it is not edited.
+    settings: the given ones, with the σ, number of contexts and corpus that are used. hyperparameters: every value of
+    the method. contexts: prompt templates, "{}" first; empty for fine-tuning. moments: None for fine-tuning.
+    noise_targets: fact_id → o_noise, if that is the problem's target. left_out: fact_id → why the fact is not edited.
     """
 
     model: Decoder
@@ -133,9 +138,10 @@ class EditPlan:
         skip: frozenset[tuple[str, int]] | set[tuple[str, int]] = frozenset(),
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[EditResult]:
-        """Results as they are finished. skip: (fact_id, layer) not to compute again. progress(n): n more edits.
+        """Yield results as they finish. skip: (fact_id, layer) to leave out.
 
-        memory: bytes for the edits in flight; None: the settings'.
+        memory: bytes for the edits that are computed together; None for the settings' value. progress(n) is called
+        after n more edits.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
         todo = [(fact, [layer for layer in self.layers if (fact.fact_id, layer) not in skip]) for fact in self.encoded]
@@ -161,11 +167,11 @@ class EditPlan:
                 progress(len(edits))
 
     def with_model(self, model: Decoder) -> "EditPlan":
-        """The same edits of another view of the model, such as one with earlier edits in it."""
+        """The same plan for another view of the model, such as one with earlier edits."""
         return replace(self, model=model)
 
     def target_ids(self, fact: EncodedFact) -> tuple[int, ...]:
-        """(K,) ids of what the edit works on."""
+        """(K,) ids of the problem's target."""
         ids = {
             "true": fact.target_true_ids,
             "false": fact.target_false_ids,
@@ -175,20 +181,20 @@ class EditPlan:
         return ids
 
     def window(self, layer: int) -> tuple[int, ...]:
-        """The layers changed by an edit sent to `layer`."""
+        """The layers that an edit at `layer` changes."""
         return window_of(self.settings.method, layer, self.settings.window_size, self.model.n_layers)
 
     def groups(self, todo: list[Todo], memory: int) -> Iterator[list[Todo]]:
-        """Facts whose jobs fit into memory together. One fact's layers are split where they do not."""
+        """Yield groups of facts whose jobs fit into memory together. A fact's layers may be split over groups."""
         single = [(fact, layer) for fact, layers in todo for layer in layers]
         for group in pack_by_budget(single, lambda job: self._bytes(*job), memory):
             yield [(fact, [layer for _, layer in mine]) for fact, mine in groupby(group, key=itemgetter(0))]
 
     def _bytes(self, fact: EncodedFact, layer: int) -> int:
-        """Bytes of one problem in flight, at the larger of its two stages.
+        """Estimated bytes of one job, at the larger of its two stages.
 
-        Optimising: the graph keeps about 12 d and 6 m numbers a row and layer, fine-tuning also three matrices a layer.
-        Scoring: about 8 d and 3 m numbers for every token of the fact's prompts.
+        Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning three float32 matrices
+        per layer. Scoring: about 8 d + 3 m numbers per token of the fact's prompts.
         """
         model, window = self.model, self.window(layer)
         d, m, size = model.width, model.key_width, model.embed_weight.element_size()
@@ -205,9 +211,9 @@ class EditPlan:
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 
     def optimise(self, facts: list[Todo]) -> list[Edit]:
-        """The edits of facts that go together, unscored: by fact and layer in the order they were solved in."""
+        """The unscored edits of one group of facts. Zero edits come first, the others in the order they are solved."""
         targets = [self.target_ids(f) for f, _ in facts]
-        # An edit's rows enter where its first change (of a weight, or of δ) is made.
+        # A job's rows enter the wave at its first change: at the window's first layer for fine-tuning, else at δ's.
         jobs = [Job(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
         minimise = self.problem.minimise
         corruption = self.corruption if self.problem.corrupted else None
@@ -278,7 +284,7 @@ class EditPlan:
         return self._result(facts, scores, rows, edits)
 
     def prompts(self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = ()) -> list[ScoredPrompt]:
-        """What the fact's edits are scored on."""
+        """The prompts and essence texts on which the fact's edits are scored."""
         return scored_prompts(self.model, fact, self.problem, self.noise_targets.get(fact.fact_id), essence)
 
     def _left_out(self, facts: list[Todo]) -> EditResult:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fasttrace.errors import FactError, UserError
+from fasttrace.errors import FactError
 from fasttrace.facts.tokens import EncodedFact
 
 
@@ -10,9 +10,8 @@ from fasttrace.facts.tokens import EncodedFact
 class Problem:
     """An editing problem.
 
-    target: "false", "true", or "noise" (what the model says after the corrupted prompt). corrupted: whether the
-    subject's embeddings have noise, in the edit and in its scores. minimise: whether the target's probability is to
-    fall.
+    target: "false", "true", or "noise" (the model's answer to the corrupted prompt). corrupted: whether the subject's
+    embeddings have noise, in the edit and in its scores. minimise: whether the edit lowers the target's probability.
     """
 
     name: str
@@ -26,7 +25,7 @@ class Problem:
         return self.corrupted or self.target == "noise"
 
     def check(self, fact: EncodedFact) -> None:
-        """Raises FactError where the fact lacks the target."""
+        """Raise FactError where the fact lacks the target."""
         if self.target == "false" and fact.target_false_ids is None:
             raise FactError(
                 f"fact '{fact.fact_id}': expected the field 'target_false', which is the target of problem "
@@ -34,7 +33,7 @@ class Problem:
             )
 
 
-# The least p(o_true) of a fact to be erased. Facts below it are left out with a reason (paper, Appendix A, "Data
+# The least p(o_true) of a fact that is erased. Facts below it are left out with a reason (paper, Appendix A, "Data
 # Filtering").
 ERASURE_FLOOR = 0.02
 
@@ -48,10 +47,3 @@ PROBLEMS = {
         Problem("fact-forcing", "true", corrupted=True),
     )
 }
-
-
-def problem_named(name: str) -> Problem:
-    """The problem of that name. Raises UserError for an unknown one."""
-    if name not in PROBLEMS:
-        raise UserError(f"problem '{name}' is not one of {', '.join(PROBLEMS)}")
-    return PROBLEMS[name]

@@ -1,7 +1,8 @@
 """ROME: one rank-one update of one down-projection, ΔW = δ uᵀ / (uᵀk).
 
-u = C⁻¹k*, with k* the mean key over contexts at the last subject token. `value` finds δ (docs/algorithms.md, section
-13; Meng et al. 2022, arXiv 2202.05262, section 3.1).
+u = C⁻¹k*, with k* the mean key over contexts at the last subject token. k is the key in the un-prefixed context, or k*
+for R-ROME. The module `value` finds δ (docs/algorithms.md, section 13; Meng et al. 2022, arXiv 2202.05262, section
+3.1).
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def solve_rome(
 ) -> list[Edit]:
     """One edit of rank one per job, solved in float64.
 
-    jobs: (fact number, layer). delta: (P, d) float32. loss: (P,).
+    jobs: (index of the fact, layer). delta: (P, d) float32. loss: (P,).
     """
     keys = torch.stack([batch.clean.mean_key[layer][fact] for fact, layer in jobs]).float()
     u = torch.empty(keys.shape, dtype=torch.float64, device=keys.device)

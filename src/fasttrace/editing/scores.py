@@ -1,7 +1,7 @@
 """Scores edits on the same prompts before and after, without changing the weights (paper, section 3.4).
 
-The unedited pass over a fact's prompts runs once. At its first layer an edit starts from a copy of those rows, with the
-MLP output W k + Λ (u·k) or W k + D k. The edits of a batch share the products of each layer.
+The unedited pass over a fact's prompts runs once. An edit starts at its first changed layer from a copy of those rows,
+with the MLP output W k + Λ (u·k) or W k + D k. The edits of a batch share the products of each layer.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """One prompt of a fact: its kind, number within the kind, text, ids, and the targets that are read after it.
+    """One prompt of a fact: its kind, index within the kind, text, ids, and the targets that are read after it.
 
     targets: ids of the edit's target, o_true and o_false (None where the fact has none). An essence text is a prompt of
-    one token; its edited target is the rest of the text, and it has no others. subject: the position of the subject,
-    for corruption.
+    one token. Its first target is the rest of the text, and its other targets are None. subject: the position of the
+    subject, which gets noise if the problem is corrupted.
     """
 
     kind: str
@@ -51,7 +51,7 @@ def scored_prompts(
 ) -> list[ScoredPrompt]:
     """The fact's prompt, its paraphrases and neighbourhood prompts, each with its targets, and the essence texts.
 
-    noise_target: ids of o_noise, where it is the problem's target. essence: token ids of each essence text.
+    noise_target: ids of o_noise, if it is the problem's target. essence: token ids of each essence text.
     """
     tokenizer, record = model.tokenizer, fact.fact
     in_prompt = Subject(fact, fact.subject_begin, fact.subject_end)
@@ -85,7 +85,7 @@ def _subject_in(model: Decoder, fact: EncodedFact, text: str) -> Subject | None:
 class Read(NamedTuple):
     """A target that is read at the end of a sequence.
 
-    prompt: number of its prompt. which: which of the prompt's targets it is. sequence: number of the sequence within
+    prompt: index of its prompt. which: its index among the prompt's targets. sequence: index of the sequence within
     the fact. target: its ids.
     """
 
@@ -125,13 +125,9 @@ class PromptBatch:
             self.reads.append(reads)
             self.of_fact.append(range(first, len(self.sequences)))
 
-    def rows(self, fact: int) -> int:
-        """How many tokens the sequences of a fact have."""
-        return sum(len(self.sequences[s]) for s in self.of_fact[fact])
-
 
 class Scorer:
-    """The prompts of some facts with their unedited pass, and `after` for any edits of these facts.
+    """Log-probabilities of some facts' prompts: `before` an edit, and `after` any edits of these facts.
 
     before: per fact, (prompts, 3) float64 log-probabilities, NaN where a prompt has no such target.
     """
@@ -165,9 +161,9 @@ class Scorer:
 
     @torch.no_grad()
     def after(self, edits: Sequence[tuple[int, Edit]]) -> list[np.ndarray]:
-        """edits: (fact number, edit) → per edit, (prompts, 3) log-probabilities, in the order given.
+        """edits: (index of the fact, edit) → per edit, (prompts, 3) log-probabilities, in the order given.
 
-        An edit that changes nothing gets those of `before`, because the same rows in another batch may round
+        An edit that changes nothing gets the values of `before`, because the same rows in another batch may round
         differently.
         """
         result = [self.before[fact] for fact, _ in edits]
@@ -224,7 +220,8 @@ class Scorer:
 
 
 def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], begin: np.ndarray) -> Tensor:
-    """key: (N, m), value: (N, d) → (N, d), value with the update of edit i at a layer on rows begin[i] … begin[i+1]."""
+    """key: (N, m), value: (N, d) → (N, d), value plus, on rows begin[i] … begin[i + 1] − 1, the update of edits[i] at
+    the layer. value may be overwritten."""
     wide = torch.promote_types(value.dtype, torch.float32)
     low = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), LowRank)]
     dense = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), Dense)]
@@ -254,16 +251,20 @@ def score_row(
 ) -> dict[str, float | bool | None]:
     """The scores of one edit from its log-probabilities (docs/algorithms.md, section 18). before, after: (prompts, 3).
 
-    rewrite, paraphrase: (p* − p)/(1 − p), or (p − p*)/p where p is to fall; the mean over paraphrases.
+    p and p* are the probabilities of the edit's target before and after the edit.
+
+    rewrite: (p* − p)/(1 − p) on the fact's prompt, or (p − p*)/p if the problem minimises p.
+    paraphrase: the mean of the same over the paraphrases.
     neighborhood: 1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. For every problem p is that of o_false (paper,
         sections 3.4 and 5.1), or of the edit's target where the fact has no o_false.
     overall: the mean of these three.
     essence: 1 − clip(ppl* − ppl, 0, 5)/5, with perplexities averaged over the texts.
     magnitude: p*(o_false) − p*(o_true).
-    success: whether the side of the edited target has the larger probability.
+    success: whether p* of the edit's target exceeds p*(o_true). If the target is o_true: whether p*(o_true) exceeds
+        p*(o_false), or is below it if the problem minimises p.
 
     Protocol "released" reads only the first paraphrase and the first neighbourhood prompt, the latter for the edit's
-    target. It floors rewrite and paraphrase at 2e-8, or at 0 where p is to fall.
+    target. It floors rewrite and paraphrase at 2e-8, or at 0 if the problem minimises p.
     A score without prompts or targets is None.
     """
     kind = np.array([p.kind for p in prompts])
@@ -317,7 +318,7 @@ def score_row(
 
 
 def prompt_row(prompt: ScoredPrompt, before: np.ndarray, after: np.ndarray) -> dict[str, object]:
-    """before, after: (3,) log-probabilities → a row of `edit.PROMPTS` without the edit's own columns."""
+    """before, after: (3,) log-probabilities → a row of `plan.PROMPTS` without the columns that name the edit."""
     p = [None if np.isnan(x) else float(np.exp(x)) for pair in zip(before, after, strict=True) for x in pair]
     names = ("p_before", "p_after", "p_true_before", "p_true_after", "p_false_before", "p_false_after")
     return {

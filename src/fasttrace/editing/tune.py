@@ -1,8 +1,8 @@
 """`tune`: the paper's tuning of an editing method (Appendix A, "Edit Method Tuning").
 
 One setting of the method (the KL weight of ROME and MEMIT, the ε of fine-tuning) takes each of its values on the first
-100 facts at one layer. Chosen is the value with the best mean of rewrite, paraphrase and neighbourhood score among
-those whose mean rewrite score is at most 0.99, and the one with the lowest rewrite score where all are above.
+100 facts at one layer. Of the values whose mean rewrite score is at most 0.99, the one with the best mean overall score
+is chosen. If all are above 0.99, the value with the lowest rewrite score is chosen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def candidates(model: Decoder, facts: Sequence[Fact], asked: TuneSettings) -> Iterator[Candidate]:
-    """The edits of every value, one after another, on the first 100 facts. Raises UserError as `edit`."""
+    """Yield a plan of the edits of the first 100 facts for every value. Raises UserError as `edit`."""
     layer = model.default_layer() if asked.layer is None else asked.layer
     for name, value in tuned_values(asked):
         own = method_settings(asked.method, {**given_by(asked.hyperparameters), name: value})
@@ -49,10 +49,14 @@ def candidates(model: Decoder, facts: Sequence[Fact], asked: TuneSettings) -> It
 
 
 def tuned_values(asked: TuneSettings) -> list[tuple[str, float]]:
-    """(hyperparameter, value) to try. Raises UserError for one that the method does not take."""
+    """The (hyperparameter, value) to try.
+
+    Raises UserError for a hyperparameter that the method does not have, or that has neither given nor published values,
+    and for a value out of its bounds.
+    """
     name, values = TUNED[asked.method]
     if asked.hyperparameter not in (None, name) and not asked.values:
-        raise refusal(asked, "values", f"some to try for {asked.hyperparameter}", "none")
+        raise refusal(asked, "values", f"values to try for {asked.hyperparameter}", "none")
     tried = [(asked.hyperparameter or name, value) for value in asked.values or values]
     for one in tried:
         method_settings(asked.method, dict([one]))
@@ -70,7 +74,7 @@ def mean_scores(candidate: Candidate, scores: pa.Table) -> dict[str, Any]:
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row to take. Raises UserError where no row has a rewrite score."""
+    """The row of the chosen value. Raises UserError where no row has a rewrite score."""
     scored = [row for row in rows if row["rewrite"] is not None]
     if not scored:
         raise UserError("tune has no edit with a rewrite score, so nothing can be chosen")

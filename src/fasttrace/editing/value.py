@@ -1,8 +1,8 @@
 """The vector δ that ROME and MEMIT optimise: added at the last subject token, it makes the model predict the target.
 
-Adam finds it for all jobs of a batch, that is all its (fact, layer), in one graph. Everything below the layer and every
-token before the last subject token is constant over all steps and is computed once. So a step runs only the tail
-tokens, and only through the layers above (docs/algorithms.md, sections 12 and 17).
+Adam finds δ for all jobs (fact, layer) of a batch in one graph. Everything below the layer and every token before the
+last subject token is constant over all steps and is computed once. So a step runs only the tail tokens, and only
+through the layers above (docs/algorithms.md, sections 12 and 17).
 """
 
 from collections.abc import Sequence
@@ -35,16 +35,16 @@ class FactContexts:
     target: tuple[int, ...]
 
     def subjects(self) -> list[Subject | None]:
-        """The subjects that get noise in a corrupted problem: those of all contexts, but not that of the KL prompt."""
+        """The subjects that get noise in a corrupted problem: one per context, and None for the KL prompt."""
         return [
             *(Subject(self.fact, a, b + 1) for a, b in zip(self.first[:-1], self.last[:-1], strict=True)),
             None,
         ]
 
     def unseen(self, model: Decoder, layer: int) -> str | None:
-        """Why no δ at the last subject token after `layer` can change the target's probability, or None where it can.
+        """Why no δ at the last subject token after `layer` can change the target's probability, or None if one can.
 
-        Where it cannot, the loss is least at δ = 0, and Adam would amplify rounding differences of equal products.
+        If none can, the loss is least at δ = 0, and Adam would amplify rounding differences of equal products.
         """
         contexts = zip(self.ids[:-1], self.last[:-1], strict=True)
         if any(model.reach(layer, last) >= len(ids) - len(self.target) for ids, last in contexts):
@@ -53,7 +53,7 @@ class FactContexts:
 
 
 def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:
-    """The fact encoded in every context template. contexts: templates, the first of which is "{}"."""
+    """The fact encoded in every context. contexts: prompt templates; the first is "{}"."""
     ids, first, last = [], [], []
     for template in contexts:
         prompt = template.replace("{}", fact.fact.prompt, 1)
@@ -71,7 +71,7 @@ def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contex
 
 @dataclass(eq=False)
 class Clean:
-    """What every step needs of the clean pass over a batch of facts.
+    """The parts of the clean pass over a batch of facts that are kept.
 
     prefix: layer → keys and values (n_prefix, Hkv, hd) of the tokens before the last subject token.
     entry: edited layer → (resid_mid, value), each (n_tail, d), of the tokens from the last subject token on.
@@ -93,11 +93,11 @@ class Clean:
 
 
 class ValueBatch:
-    """The clean pass over some facts, and from it δ for any (fact, layer).
+    """The clean pass over some facts, from which `optimise` finds δ for any (fact, layer).
 
     layers: the layers at which δ may be added.
-    at: "mlp" adds δ to the MLP's output (ROME), "block" to the block's (MEMIT).
-    starts: layers whose input is kept at the contexts' tokens.
+    at: "mlp" adds δ to the MLP's output (ROME), "block" to the block's output (MEMIT).
+    starts: layers whose input is kept at the contexts' tokens up to the last subject token.
     corruption: noise on the subject in every context, or None.
     """
 
@@ -125,7 +125,7 @@ class ValueBatch:
         self.clean = self._clean_pass()
 
     def contexts(self, fact: int) -> range:
-        """Sequence numbers of a fact's contexts, the un-prefixed one first."""
+        """Indices of the sequences of a fact's contexts, the un-prefixed one first."""
         return range(int(self.of_fact[fact]), int(self.of_fact[fact + 1]) - 1)
 
     def _clean_pass(self) -> Clean:
@@ -166,12 +166,12 @@ class ValueBatch:
     def optimise(
         self, jobs: Sequence[tuple[int, int]], settings: RomeSettings | MemitSettings, *, minimise: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Adam on δ for every job.
+        """Run Adam on δ for every job.
 
-        Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL to minimise.
+        Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL if `minimise`.
 
-        jobs: (fact number, layer) in order of layer, none of them `unseen`.
-        Returns (δ (P, d) float32, the last loss of each job (P,)).
+        jobs: (index of the fact, layer) in order of layer, none of them `unseen`.
+        Return (δ (P, d) float32, the last loss of each job (P,)).
         """
         v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in jobs]).float()
         limit = settings.clamp * v0.norm(dim=1, keepdim=True)
@@ -200,7 +200,7 @@ class ValueBatch:
         return delta.detach(), last
 
     def v0(self, layer: int, settings: RomeSettings | MemitSettings) -> Tensor:
-        """(facts, d), the vector to which δ is added and by whose norm it is bounded."""
+        """(facts, d), the vector to which δ is added and whose norm bounds δ."""
         averaged = isinstance(settings, RomeSettings) and settings.key_mode == "r-rome"
         return (self.clean.mean_value if averaged else self.clean.v0)[layer]
 
@@ -257,13 +257,14 @@ class _Objective:
         return -total / self.tokens, kl
 
     def _edited_rows(self, layer: int, first: int, past: int) -> tuple[Tensor, Tensor]:
-        """(n,) places of the last subject tokens among the entering rows of jobs first … past − 1, and (n,) jobs."""
+        """(n,) indices of the last subject tokens among the rows that enter for jobs first … past − 1, and (n,) their
+        jobs."""
         wave = self.wave
         chosen = (wave.owner >= first) & (wave.owner < past)
         rows, owner = wave.first_rows[chosen], wave.owner[chosen]
         if layer < self.batch.model.n_layers - 1:
             return rows - int(wave.row_begin[first]), owner
-        # After the last layer a sequence's first row remains only where it is read.
+        # At the last layer only rows that are read enter, and a sequence's first row may not be among them.
         places = torch.searchsorted(wave.read, rows).clamp_max(len(wave.read) - 1)
         is_read = wave.read[places] == rows
         return places[is_read] - int(wave.read_begin[first]), owner[is_read]

@@ -1,4 +1,4 @@
-"""What optimising and scoring edits share: one clean pass, and the rows of many jobs that run together above it.
+"""The passes that optimising and scoring edits share: a clean pass, and many jobs' rows that run together above it.
 
 A job is one (fact, layer) to be optimised or scored. An edit at layer ℓ leaves everything below ℓ constant. So the rows
 of a job are taken from the clean pass at ℓ and run only through the layers above, together with the rows of all other
@@ -38,7 +38,7 @@ class Visited:
 
 @torch.no_grad()
 def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], None]) -> Tensor:
-    """h: (N, d) input of block 0 → (N, d) residual after the last block; `visit` is called with every layer."""
+    """h: (N, d) input of block 0 → (N, d) residual after the last block. Calls `visit` for every layer."""
     rotary = model.rotary(batch.positions)
     for layer, block in enumerate(model.blocks):
         x = block.attn_norm(h)
@@ -53,7 +53,7 @@ def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], Non
 
 
 class Job(NamedTuple):
-    """An edit to compute. fact: number of the fact. layer: the layer it is requested for. window: layers it changes."""
+    """An edit to compute. fact: index of the fact. layer: the layer it is requested for. window: layers it changes."""
 
     fact: int
     layer: int
@@ -64,9 +64,9 @@ class Job(NamedTuple):
 class Span:
     """One sequence of one job in a wave.
 
-    job: number of the job. source: first row in the clean pass. length: how many consecutive rows. position: token
+    job: index of the job. source: first row in the clean pass. length: number of consecutive rows. position: token
     position of the first row. prefix_begin, prefix_len: the rows of the stored keys and values that precede it. read:
-    how many of its last rows are read after the last layer.
+    number of its last rows that are read after the last layer.
     """
 
     job: int
@@ -79,7 +79,7 @@ class Span:
 
 
 # change(layer, key (n, m), value (n, d), begin (P' + 1,)) → (n, d), the MLP's output as the edits change it. Job p has
-# rows begin[p] … begin[p+1].
+# rows begin[p] … begin[p + 1] − 1.
 Change = Callable[[int, Tensor, Tensor, np.ndarray], Tensor]
 # enter(layer, rows (n,) of the clean pass, first job, begin) → (n, d), the residual after the layer.
 Enter = Callable[[int, Tensor, int, np.ndarray], Tensor]
@@ -125,8 +125,8 @@ class EditWave:
     ) -> Tensor:
         """(R, d) residual before the final norm at every row that is read, in order.
 
-        kept: layer → keys and values of the prefixes, where spans have any. The result is differentiable with respect
-        to whatever enter and change are.
+        kept: layer → keys and values of the prefixes, if spans have any. The result is differentiable if `enter`
+        and `change` are.
         """
         model, h, n_entered = self.model, None, 0
         top = model.n_layers - 1
@@ -161,7 +161,7 @@ class EditWave:
         change: Change | None,
         kept: dict[int, tuple[Tensor, Tensor]] | None,
     ) -> Tensor:
-        """One block over the rows h (n, d) of the first n_jobs jobs; after the last block only the rows to be read."""
+        """Run one block over the rows h (n, d) of the first n_jobs jobs. The last block keeps only rows to be read."""
         n = h.shape[0]
         rotary = rotary_rows(self.rotary, slice(n))
         x = block.attn_norm(h)

@@ -1,8 +1,8 @@
 """Reads facts: CounterFact, known_1000, zsRE in MEND's form, fasttrace's own JSONL and the built-in set.
 
-Every published data set is one JSON list of records. The own format is JSONL with one object per line, whose keys are
-the fields of `Fact`. An unusable record gives one sentence with the file, the record and the field. JSONL records are
-numbered by line (from 1), records of a list by index (from 0).
+Every published data set is one JSON list of records. fasttrace's own format is JSONL with one object per line, whose
+keys are the fields of `Fact`. The error of an unusable record is one sentence that names the file, the record and the
+field. Records in JSONL are numbered by line (from 1), records in a list by index (from 0).
 """
 
 import json
@@ -45,14 +45,14 @@ def load_facts(
     on_bad: Literal["raise", "skip"] = "raise",
     rejected: list[str] | None = None,
 ) -> list[Fact]:
-    """The facts of one file, in its order, or the built-in set where `source` is None (or "builtin").
+    """Load the facts of one file, in its order. None or "builtin" loads the built-in set.
 
     source: path of a CounterFact, known_1000 or zsRE JSON file, or of an own JSONL file.
     format: "auto" decides by the content, never by the file's name. A named format must be that of the file.
     relation: keep only the facts with this `relation`.
-    limit: at most this many facts, counted after the choice of relation; later records are not read.
-    on_bad: "raise" stops at the first bad record. "skip" leaves it out and appends its sentence to `rejected`, or,
-        without that list, logs a warning with the number of bad records and the first sentence.
+    limit: at most this many facts, counted after the selection by relation. Later records are not checked.
+    on_bad: "raise" stops at the first bad record. "skip" leaves bad records out and appends their error sentences to
+        `rejected`. Without that list, it logs a warning with their number and the first sentence.
 
     How a data set becomes facts:
     counterfact: target_new is o_false; fact_id "counterfact/<case_id>".
@@ -84,7 +84,7 @@ def load_facts(
             fact = fact_or_bad
             if fact.fact_id in first_use:
                 same = first_use[fact.fact_id]
-                flaw = _Bad("fact_id", f"expected a unique id, got {fact.fact_id!r}, the id of {same} too")
+                flaw = _Bad("fact_id", f"expected a unique id, got {fact.fact_id!r}, which {same} also has")
         if flaw is not None:
             sentence = flaw.sentence(name, where)
             if on_bad == "raise":
@@ -142,7 +142,7 @@ def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
 
 
 class _Shape(NamedTuple):
-    """A record format. parse: from a record to a fact. lines: whether records are lines (JSONL) or items of a list."""
+    """A record format. parse: record and its number → fact. lines: whether it is JSONL rather than one list."""
 
     parse: Callable[[dict[str, Any], int], Fact]
     lines: bool
@@ -207,7 +207,7 @@ def _parse(text: str) -> object:
         if any("\udc80" <= c <= "\udcff" for c in text[error.pos : error.pos + 1]):
             raise _Bad(None, f"expected JSON in UTF-8, got other bytes at {place}") from None
         raise _Bad(None, f"the text is not JSON ({error.msg} at {place})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deep nesting
         raise _Bad(None, f"the text cannot be read as JSON ({type(error).__name__})") from None
 
 
@@ -241,7 +241,7 @@ def _detect(name: str, text: str) -> str:
 
 
 def _published(record: dict[str, Any]) -> str | None:
-    """Which published format a record has, by the fields that only this format has."""
+    """The published format of a record, or None. Only this format has the fields that identify it."""
     marks = {
         "counterfact": {"requested_rewrite"},
         "known": {"attribute", "template"},
@@ -300,13 +300,13 @@ def _optional(record: dict[str, Any], key: str) -> str | None:
 
 
 def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
-    """A list of whole prompts; a missing key means none."""
+    """The whole prompts under a key. A missing key means that there are none."""
     value = record.get(key, [])
     if not isinstance(value, list):
         raise _Bad(key, f"expected a list of strings, got {_kind(value)}")
     for i, item in enumerate(value):
         if "{}" in _string(item, f"{key}[{i}]"):
-            raise _Bad(f"{key}[{i}]", f"expected a whole prompt with its subject, got {item!r} with a place '{{}}'")
+            raise _Bad(f"{key}[{i}]", f"expected a whole prompt with its subject, got {item!r} with a placeholder")
     return tuple(value)
 
 
@@ -320,9 +320,9 @@ def _template(value: object, field: str) -> str:
     template = _string(value, field)
     places = template.count("{}")
     if places == 0:
-        raise _Bad(field, f"the subject is absent: expected one place '{{}}' for it, got none in {template!r}")
+        raise _Bad(field, f"the subject is absent: expected one placeholder '{{}}' for it, got none in {template!r}")
     if places > 1:
-        raise _Bad(field, f"expected one place '{{}}' for the subject, got {places} places in {template!r}")
+        raise _Bad(field, f"expected one placeholder '{{}}' for the subject, got {places} placeholders in {template!r}")
     return template
 
 
@@ -334,10 +334,10 @@ def _identity(record: dict[str, Any], key: str) -> str:
 
 
 def _targets(true: str, false: str | None, field: str) -> tuple[str, str | None]:
-    """Both targets without spaces at their ends. They must differ, to be traced against or edited to."""
+    """Both targets without spaces at their ends. Raises _Bad where they are equal, since an edit needs two."""
     true, false = true.strip(), None if false is None else false.strip()
     if true == false:
-        raise _Bad(field, f"expected another target than the true one, got {false!r} for both")
+        raise _Bad(field, f"expected a false target that differs from the true one, got {false!r} for both")
     return true, false
 
 
@@ -397,8 +397,8 @@ def _zsre(record: dict[str, Any], number: int) -> Fact:
     question = _string(_get(record, "src", "src"), "src")
     subject = _string(_get(record, "subject", "subject"), "subject")
     if "{}" in question:
-        raise _Bad("src", f"expected a plain question, got {question!r} with a place '{{}}'")
-    # A whole word is preferred to a part of one: the subject "I" is not the first letter of "In".
+        raise _Bad("src", f"expected a plain question, got {question!r} with a placeholder '{{}}'")
+    # A whole word is preferred to a part of a word: the subject "I" must not match the first letter of "In".
     found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question) or re.search(re.escape(subject), question)
     if found is None:
         raise _Bad("src", f"the subject {subject!r} is absent from {question!r}")

@@ -12,14 +12,14 @@ class Fact:
     """A factual prompt with its true and false targets (paper, section 3.1).
 
     prompt: template with exactly one "{}" in place of the subject.
-    subject: s, as it is to appear in the prompt.
+    subject: s, as it appears in the prompt.
     target_true, target_false: o_true and o_false, without a leading space.
     relation: name of r, or None.
     paraphrases, neighborhood: whole prompts, subjects already in place.
     fact_id: the data set's own id, or a hash of (prompt, subject, target_true).
     source: the data set it came from.
 
-    Raises FactError where a field is empty or the template lacks its one "{}".
+    Raises FactError where prompt, subject or target_true is empty, or prompt does not have exactly one "{}".
     """
 
     prompt: str
@@ -39,7 +39,7 @@ class Fact:
                 raise FactError(f"field '{name}' of a fact: expected a non-empty string, got {value!r}")
         if self.prompt.count("{}") != 1:
             places = self.prompt.count("{}")
-            raise FactError(f"prompt {self.prompt!r}: expected one place '{{}}' for the subject, got {places}")
+            raise FactError(f"prompt {self.prompt!r}: expected one placeholder '{{}}' for the subject, got {places}")
         if not self.fact_id:
             parts = "\x1f".join((self.prompt, self.subject, self.target_true))
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])

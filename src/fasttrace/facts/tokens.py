@@ -1,4 +1,4 @@
-"""From a fact to token ids: the prompt, the position of the subject in it, and the targets' ids."""
+"""The token ids of a fact: its prompt, the subject's position in the prompt, and its targets."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from fasttrace.facts.record import Fact
 
 @dataclass(frozen=True, slots=True)
 class EncodedFact:
-    """A fact as one tokenizer sees it.
+    """A fact as one tokenizer encodes it.
 
     fact: the fact.
     ids: (T,) the prompt's token ids, with a BOS where the tokenizer adds one, without a trailing EOS.
@@ -29,12 +29,12 @@ class EncodedFact:
 
     @property
     def fact_id(self) -> str:
-        """The fact's."""
+        """The fact's id."""
         return self.fact.fact_id
 
 
 def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
-    """Token ids of a fact and the tokens of its subject: every token that contains a character of the subject.
+    """Encode a fact. The subject's tokens are those that contain a character of the subject.
 
     tokenizer: a fast transformers tokenizer (character offsets are needed).
 
@@ -91,14 +91,14 @@ def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:
     """Token ids of " " + target as they follow the prompt.
 
     The prompt and the target are encoded together, and the ids after the prompt's are returned. Where a token spans the
-    border, so that the prompt's ids are not a prefix (a prompt that ends in a space), " " + target is encoded alone,
-    without special tokens.
+    border, so that the prompt's ids are not a prefix (as for a prompt that ends in a space), " " + target is encoded
+    alone, without special tokens.
 
     Raises FactError where the target has no tokens.
     """
     target = target.strip()
     if not target:
-        raise FactError("target: expected at least one character, got an empty one")
+        raise FactError("target: expected at least one character, got none")
     prompt = encode_prompt(tokenizer, prompt_text)
     both = encode_prompt(tokenizer, f"{prompt_text} {target}")
     if len(both) > len(prompt) and both[: len(prompt)] == prompt:
@@ -137,8 +137,9 @@ def _trim(text: str, begin: int, end: int) -> tuple[int, int]:
 def _holds(text: str, offsets: tuple[int, int], piece: str, begin: int, end: int) -> bool:
     """Whether a token contains a character of [begin, end).
 
-    A space before the word does not count: tokenizers differ in whether a token's offsets include it. Nor does a token
-    that is only a word-border mark ("▁", "Ġ"), to which some tokenizers give the offsets of the next character.
+    A space before the word does not count, because tokenizers differ in whether a token's offsets include it. A token
+    that is only a word-border mark ("▁", "Ġ") does not count either, because some tokenizers give it the offsets of the
+    next character.
     """
     first, past = _trim(text, *offsets)
     if first >= past:

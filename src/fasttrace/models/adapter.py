@@ -1,8 +1,8 @@
-"""What a decoder model must provide so that fasttrace can drive its blocks itself.
+"""The interface of a decoder model through which fasttrace drives its blocks.
 
 Rows are packed: every tensor is (N, …) with one row per token, whichever sequence the token belongs to. Only
-attention knows about sequences (see `packed.py`). A family's file in `families/` subclasses `Block` and `Decoder` and
-registers itself under transformers' `config.model_type`.
+attention depends on the sequences (see `packed.py`). A family's file in `families/` subclasses `Block` and `Decoder`
+and registers itself under transformers' `config.model_type`.
 """
 
 import hashlib
@@ -20,25 +20,25 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.placement import device_of, is_offloaded, present, stored_weights, tf32_products
 
-# What a family's blocks rotate queries and keys by: tensors (N, …) of one row per token. It is empty where positions
-# are learned or are biases of the attention scores.
+# Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
+# the attention biases of falcon-rw. Empty if the blocks need none.
 Rotary = tuple[Tensor, ...]
 
 
 class Block(ABC):
     """One layer: attention and MLP, each reading and adding to the residual stream.
 
-    Weights may be elsewhere until the layer's turn comes (`Decoder.layers`), so methods read them from their modules at
-    every call and keep none.
+    Weights may be offloaded until the layer runs (`Decoder.layers`), so methods read them from their modules at every
+    call and keep none.
 
     layer: the transformers module that contains all the block's weights.
     n_heads, n_kv_heads, head_dim: the attention's sizes.
     scale: factor of the attention scores.
-    sliding_window: how many tokens a query sees, itself included, or None.
+    sliding_window: number of tokens that a query sees, itself included, or None for all.
     softcap: bound of the absolute attention scores, or None.
-    alibi: (H,) float32, how much a head's scores fall per token of distance, or None.
+    alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
-    mlp_products: matrix products of d × m that make the keys: 2 in a gated MLP.
+    mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
     """
 
     layer: Any
@@ -116,7 +116,7 @@ class Decoder(ABC):
     blocks: list[Block]
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
-    embed_scale: float | None = None  # what the embedding module multiplies its rows by
+    embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
     logit_softcap: float | None = None  # bound of the absolute logits
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     stated_weights: str | None = None  # a description of the weights, given to `wrap_model`
@@ -129,7 +129,7 @@ class Decoder(ABC):
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
-        # Everything before block 0, by whatever name. Modules that contain others have no weights of their own.
+        # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
         self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
@@ -158,7 +158,7 @@ class Decoder(ABC):
         """(V, d) token embeddings."""
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """ids: (N,) int64 → (N, d), the embedding module's output: what noise is added to."""
+        """ids: (N,) int64 → (N, d), the embedding module's output, to which noise is added."""
         x = self.embed_weight[ids]
         return x if self.embed_scale is None else x * self.embed_scale
 
@@ -167,7 +167,7 @@ class Decoder(ABC):
         return x
 
     def rotary(self, positions: Tensor) -> Rotary:
-        """positions: (N,) int64 → what the blocks rotate by: cos and sin (N, rotary dims), or () for no rotation."""
+        """positions: (N,) int64 → the blocks' position tables: usually cos and sin (N, rotary dims), or () for none."""
         return ()
 
     def products(self) -> AbstractContextManager[None]:
@@ -176,7 +176,7 @@ class Decoder(ABC):
 
     @contextmanager
     def _ready(self, device: torch.device, *modules: nn.Module) -> Iterator[None]:
-        """The modules' weights are on `device`, and it is the current GPU, while the body runs."""
+        """While the body runs, the modules' weights are on `device`, which is the current GPU if it is a GPU."""
         # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with current, self.products(), present(*modules):
@@ -289,7 +289,7 @@ class Decoder(ABC):
         return token
 
     def check_resident(self, what: str) -> None:
-        """Raises ModelError where weights are offloaded or on several devices; `what` needs all of them on one."""
+        """Raise ModelError where weights are offloaded or on several devices. what: names the caller in the message."""
         devices = {str(weight.device) for weight in self.hf.parameters()}
         if is_offloaded(self.hf) or len(devices) > 1:
             found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
@@ -307,27 +307,29 @@ class Decoder(ABC):
     def model_hash(self) -> str:
         """The model's identity in runs, moments and the store: 16 hex digits.
 
-        It covers the weights as first read (or as stated to `wrap_model`), the tokenizer, and the config but for the
-        keys that do not affect what the model computes.
+        It covers the weights as first read (or the description given to `wrap_model`), the tokenizer, and the config
+        without the keys that do not affect the computation.
         """
         irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
         config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
-        # A hash has no spaces, so a statement never equals one.
+        # A hash has no spaces, so a description never equals one.
         weights = self.weights_hash() if self.stated_weights is None else f"stated: {self.stated_weights}"
         parts = [weights, json.dumps(config, sort_keys=True, default=str), tokenizer]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
     def check_length(self, tokens: int, what: str) -> None:
-        """Raises ModelError where a sequence is longer than the model's positions."""
+        """Raise ModelError where a sequence has more tokens than the model has positions. what: names the sequence."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # A longer sequence would be rotated by other frequencies, but packed sequences share one set.
+            # A longer sequence would need other rotation frequencies, but packed sequences share one set.
             most = rope.get("original_max_position_embeddings", most)
         if most is not None and tokens > most:
-            raise ModelError(f"{what}: expected at most {most} tokens with its target for {self.name}, got {tokens}")
+            raise ModelError(
+                f"{what}: expected at most {most} tokens including its target for '{self.name}', got {tokens}"
+            )
 
     def weights_hash(self) -> str:
         """The first 16 hex digits of SHA-256 over the name, shape, dtype and bytes of every parameter, as loaded."""
@@ -349,11 +351,11 @@ class Decoder(ABC):
 
 
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter for a transformers config. Raises ModelError where no family fits, or the family not this variant."""
+    """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
     family = Decoder.registry.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"model type '{config.model_type}' has no adapter (there are: {', '.join(sorted(Decoder.registry))}); "
+            f"model type '{config.model_type}' has no adapter (available: {', '.join(sorted(Decoder.registry))}); "
             "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
             "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
             "src/fasttrace/models/families/"

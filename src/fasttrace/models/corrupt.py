@@ -1,4 +1,4 @@
-"""Noise on the subject's token embeddings: how large, and which numbers (docs/algorithms.md, section 3)."""
+"""Noise on the subject's token embeddings: its scale and its values (docs/algorithms.md, section 3)."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from fasttrace.settings.common import Noise
 
 NOISES = get_args(Noise)
 
-# σ as published: (model type, layers) → standard deviation added to the embeddings.
+# (model type, layers) → the published σ, the standard deviation of the noise.
 PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
-RELEASED_TOKENS, RELEASED_TOP_K = 12, 5  # of `released_output`
+RELEASED_TOKENS, RELEASED_TOP_K = 12, 5  # for `released_output`
 
 
 def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str | None) -> float:
-    """The σ of a sweep. sigma: a number, "3sd", or None for the published value, or "3sd" where there is none.
+    """The σ of a sweep. sigma: a number, "3sd", or None. None is the published value, or "3sd" if there is none.
 
     "3sd" is 3 × the standard deviation of the embedding entries of all the facts' subject tokens, to 6 digits.
 
-    Raises UserError where sigma is neither, not finite or not positive.
+    Raises UserError as `check_sigma`, and for "3sd" without facts.
     """
     if sigma is None:
         sigma = PUBLISHED_SIGMA.get((model.config.model_type, model.n_layers), "3sd")
@@ -45,7 +45,7 @@ def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str
 
 
 def check_sigma(sigma: float | str | None) -> None:
-    """Raises UserError where sigma is neither None, "3sd" nor a positive finite number."""
+    """Raise UserError where sigma is neither None, "3sd" nor a positive finite number."""
     if sigma is None or sigma == "3sd":
         return
     try:
@@ -65,13 +65,13 @@ def embed_base(
     noise: str,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Token embeddings of the base rows: for each fact its clean pass, then the tokens from the subject on of every
-    sample.
+    """Token embeddings of the base rows: for each fact, the rows of the clean pass, then those of every corrupted pass
+    from the subject on.
 
     ids: the tokens of each fact's pass. samples: corrupted passes per fact. noise: "philox" depends only on (seed,
-    fact, sample, token, dimension); "released" is numpy's RandomState(1), started anew for every fact.
+    fact, sample, token, dimension); "released" is NumPy's RandomState(1), started afresh for every fact.
 
-    Returns (embeddings (N, d) before position embeddings, positions (N,)).
+    Return (embeddings (N, d) before position embeddings, positions (N,)).
     Raises UserError for an unknown noise.
     """
     if noise not in NOISES:
@@ -108,9 +108,9 @@ def _noised(
     seed: int,
     drawn: np.ndarray | None,
 ) -> Tensor:
-    """ids, key, sample, token: (N,) int64, hit: (N,) bool → (N, d), the embeddings with noise on the rows `hit`.
+    """ids, key, sample, token: (N,) int64, hit: (N,) bool → (N, d), the embeddings with noise where `hit` is true.
 
-    drawn: (hits, d) noise, or None for philox's.
+    drawn: (number of hits, d) standard normal noise, or None for Philox.
     """
     with model.entry():
         if drawn is not None:
@@ -126,10 +126,10 @@ def _noised(
 
 @dataclass(frozen=True)
 class Corruption:
-    """The corrupted input of a fact, for the editing problems that use one.
+    """The noise that corrupts a fact's subject in editing problems.
 
     sigma: standard deviation of the noise on the subject's token embeddings. noise, seed: as in `embed_base`. sample:
-    the number of tracing's noise sample.
+    index of the noise sample, as in tracing.
     """
 
     sigma: float
@@ -150,8 +150,9 @@ class Subject:
 def embed_corrupted(
     model: Decoder, batch: Batch, subjects: Sequence[Subject | None], corruption: Corruption | None
 ) -> Tensor:
-    """(N, d) input of block 0 for a packed batch whose subjects have noise. With None a sequence, or all, is clean.
+    """(N, d) input of block 0 for a packed batch whose subjects have noise.
 
+    subjects: one per sequence, None for a sequence without noise. corruption: None for no noise at all.
     The i-th token of a subject gets the noise that tracing gives the i-th subject token of the fact's own prompt,
     whatever its position here.
     """
@@ -190,9 +191,9 @@ def embed_corrupted(
 def corrupted_output(
     model: Decoder, facts: Sequence[EncodedFact], lengths: Sequence[int], corruption: Corruption
 ) -> list[tuple[int, ...]]:
-    """o_noise: the likeliest tokens after each fact's corrupted prompt, end-of-text tokens included.
+    """o_noise: the greedy continuation of each fact's corrupted prompt, end-of-text tokens included.
 
-    lengths: how many tokens per fact. Source: docs/algorithms.md, section 11.
+    lengths: number of tokens per fact. Source: docs/algorithms.md, section 11.
     """
     ids = [list(fact.ids) for fact in facts]
     subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
@@ -209,11 +210,11 @@ def corrupted_output(
 
 @torch.no_grad()
 def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Corruption) -> list[tuple[int, ...]]:
-    """o_noise as in the released code: the prompt's text again, continued up to 12 tokens in all.
+    """o_noise as in the released code: the prompt's text followed by a continuation, 12 tokens in all.
 
-    The continuation is drawn among the 5 likeliest tokens after the corrupted prompt; for a prompt of 12 tokens or more
-    there is none. Returns the ids of the whole text as a target, with characters normalised (NFKD) and empty lines
-    replaced by spaces. The draws depend on corruption.seed and the fact; the released code uses torch's global
+    Each token of the continuation is drawn among the 5 likeliest after the corrupted prompt. A prompt of 12 tokens or
+    more has no continuation. Return the ids of the whole text as a target, with characters normalised (NFKD) and empty
+    lines replaced by spaces. The draws depend on corruption.seed and the fact. The released code uses torch's global
     generator, which gives the same distribution but other draws.
     Source: google/belief-localization, experiments/evaluate.py (tracing_reversal); docs/algorithms.md, section 11.
     """

@@ -1,6 +1,6 @@
-"""Text from the model itself, greedy or sampled: many texts at once, one step of the blocks per new token.
+"""Greedy or sampled text from a model: many texts at once, with one pass over the blocks per new token.
 
-transformers' `generate` gives the same tokens. Driving the blocks here uses the package's faster matrix products,
+transformers' `generate` gives the same greedy tokens. Driving the blocks here uses fasttrace's faster matrix products,
 extends keys and values in place instead of copying them at every step, and needs no padding.
 """
 
@@ -16,7 +16,7 @@ from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
 from fasttrace.ops.prefix_attention import Sequences, sequence_table
 
-BLOCK = 256  # tokens whose probabilities are summed together when one is drawn
+BLOCK = 256  # tokens whose probabilities are summed as one block in a draw
 
 
 def prefix_ids(tokenizer: Any) -> list[int]:
@@ -30,11 +30,11 @@ def prefix_ids(tokenizer: Any) -> list[int]:
 def start_ids(model: Decoder) -> list[int]:
     """The tokens before a sampled text, chosen to resemble the start of a document in training.
 
-    This is BOS where the tokenizer adds it, or where one token is both BOS and EOS (GPT-2, GPT-J). Otherwise it is EOS
-    and a line break, or token 0 where the tokenizer has neither.
+    This is BOS if the tokenizer adds it, if one token is both BOS and EOS (GPT-2, GPT-J), or if there is no EOS.
+    Otherwise it is EOS and a line break. It is token 0 if the tokenizer has neither BOS nor EOS.
 
-    A single special token is not enough for every model: the first position of SmolLM2 predicts the same few symbols
-    ("-" with p = 0.4) for every token.
+    A single special token is not enough for every model. The first position of SmolLM2 predicts the same few symbols
+    ("-" with p = 0.4), whatever its token.
     """
     tokenizer = model.tokenizer
     if added := prefix_ids(tokenizer):
@@ -60,8 +60,8 @@ def sample_tokens(
     The temperature is 1. A drawn end-of-text token does not end a text.
 
     seed: seed of the draws, which are made on the CPU. Several numbers, each at least 0, form one seed.
-    top_k: draw among the k likeliest tokens, None for all.
-    allowed: (V,) bool, tokens that may be drawn, None for all.
+    top_k: draw among the k likeliest tokens, or among all for None.
+    allowed: (V,) bool, tokens that may be drawn, or None for all.
     """
     prompts = [start_ids(model)] * rows
     return torch.tensor(
@@ -84,7 +84,7 @@ def continue_tokens(
 
     seeds: one seed of the draws for every per_seed consecutive prompts. top_k, allowed: as in `sample_tokens`.
     """
-    # numpy uses every bit of every number; torch's CPU generator drops all but 32 bits of its seed.
+    # NumPy's generator uses every bit of every number. torch's CPU generator uses only 32 bits of its seed.
     generators = [np.random.default_rng(seed) for seed in seeds]
     cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
     h = cache.read(pack(model, prompts))
@@ -105,7 +105,7 @@ def continue_tokens(
 def greedy_tokens(
     model: Decoder, prompts: Sequence[Sequence[int]], length: int, *, keep_end: bool = False
 ) -> list[list[int]]:
-    """The likeliest next token, `length` times, after each prompt (token ids). Prompts may have different lengths.
+    """Greedy continuation of each prompt (token ids), at most `length` tokens. Prompts may have different lengths.
 
     A text is cut before its first end-of-text token, or after it with keep_end.
     """
@@ -153,7 +153,7 @@ class _KeyValueCache:
         ]
 
     def read(self, batch: Batch) -> Tensor:
-        """Reads the prompts as a whole. Returns the (rows, d) residual at the last token of each."""
+        """Run whole prompts. Return the (rows, d) residual at the last token of each."""
         begin = np.arange(len(batch.lengths)) * self.room
         place = torch.from_numpy(np.repeat(begin, batch.lengths)).to(batch.ids.device) + batch.positions
         h = self._blocks(embed(self.model, batch.ids, batch.positions), batch.positions, place, batch.sequences)
@@ -173,7 +173,7 @@ class _KeyValueCache:
     ) -> Tensor:
         """h: (N, d), positions, place: (N,) int64 → (N, d) after every block.
 
-        Keys and values are stored at rows `place`. whole: queries attend to the stored keys, not to those of h alone.
+        Keys and values are stored at rows `place`. whole: queries attend to all stored keys, not only to those of h.
         """
         rotary = self.model.rotary(positions)
         for layer, block in self.model.layers():
@@ -202,11 +202,10 @@ class _KeyValueCache:
 
 
 def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:
-    """scores: (rows, V) float32, points: (rows, 1) in [0, 1) → (rows,) int64 on the CPU, by inverting the cumulative
-    distribution.
+    """Draw one token per row by inverting the cumulative distribution.
 
-    It finds the block of tokens first and then the token in it, because a running sum over V numbers per row took 20 %
-    of a step.
+    scores: (rows, V) float32, points: (rows, 1) in [0, 1) → (rows,) int64 on the CPU. The draw finds the block of
+    tokens first and then the token in it, because a running sum over V numbers per row took 20 % of a step.
     """
     names = None
     if top_k is not None:
@@ -224,8 +223,8 @@ def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:
 def _invert(weights: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """weights: (rows, n) float64, point: (rows, 1) in [0, 1) → index and fraction, both (rows, 1).
 
-    The point falls on `index` of the cumulative weights, `fraction` of the way through it, again in [0, 1). An index of
-    weight 0 is never chosen.
+    The point falls into the interval of `index` in the cumulative weights. `fraction`, in [0, 1), is its position in
+    that interval. An index of weight 0 is never chosen.
     """
     upto = weights.cumsum(1)
     at = torch.minimum(point * upto[:, -1:], upto[:, -1:] * (1 - 1e-15))

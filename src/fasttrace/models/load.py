@@ -42,8 +42,8 @@ def load_model(
     dtype: "float32", "bfloat16", "float64", or "tf32": float32 weights whose products use TF32 while fasttrace
         computes, on CUDA only.
     device: as torch names it. "auto" spreads the model over the GPUs, CPU memory and disk as needed (accelerate). A
-        mapping goes from module names to devices, "cpu" or "disk". Weights in CPU memory beside a GPU, or on disk, are
-        loaded layer by layer; such models can be traced and read, but not edited.
+        mapping assigns devices, "cpu" or "disk" to module names. Weights in CPU memory beside a GPU, or on disk, are
+        loaded layer by layer. A model that is offloaded or spread over devices can be traced, but not edited.
     max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.
@@ -76,14 +76,14 @@ def load_model(
         if gguf is None:
             options["use_safetensors"] = True
         placed: dict[str, Any] = {}
-        # Newer releases of transformers keep GGUF weights packed where they have a kernel for them.
+        # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
         if gguf is not None and (packed := getattr(transformers, "GgufConfig", None)) is not None:
             placed["quantization_config"] = packed(dequantize=True)
         if spread:
             placed["device_map"] = device if isinstance(device, str) else dict(device)
             placed["max_memory"] = None if max_memory is None else dict(max_memory)
             placed["offload_folder"] = None if offload_folder is None else str(offload_folder)
-        # transformers draws a progress bar of its own for a GGUF file, and has no setting against it.
+        # transformers shows its own progress bar for a GGUF file, and no setting turns it off.
         with contextlib.redirect_stderr(io.StringIO()):
             hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **placed, **options)
         options.pop("use_safetensors", None)
@@ -114,10 +114,10 @@ def load_model(
 def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None) -> Decoder:
     """The adapter for a transformers model that is already in memory.
 
-    weights: a description of the weights that fits no others ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their
-        bytes in `model_hash`, the model's identity in runs and stores, so that they need not be read (12 GB: ten
-        seconds). It is not checked: models with the same description, config and tokenizer are one model in a store.
-        With None the weights are hashed once, when the identity is first needed.
+    weights: a unique description of the weights ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their bytes in
+        `model_hash`, the model's identity in runs and stores, so that they need not be read (ten seconds for 12 GB). It
+        is not checked: models with the same description, config and tokenizer count as one model in a store. With None
+        the weights are hashed once, when the identity is first needed.
     Raises ModelError for a family without an adapter.
     """
     model = adapter_for(hf.config)(hf, tokenizer, name)
@@ -126,7 +126,7 @@ def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str
 
 
 def _resolve(source: str) -> tuple[str, str | None]:
-    """(the path or hub id for transformers, the name of the GGUF file or None) of a source."""
+    """source → (path or hub id for transformers, name of the GGUF file or None)."""
     if source in PACKAGED:
         package, hub_id = PACKAGED[source]
         # The package is located but never imported, because its dependencies are not needed.

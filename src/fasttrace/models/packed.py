@@ -1,7 +1,7 @@
-"""Drives a decoder's blocks over packed rows: the steps that every pass of fasttrace consists of.
+"""Drives a decoder's blocks over packed rows, in the steps that every pass of fasttrace consists of.
 
-The rows of many sequences follow one another in one (N, d) residual. Matrix products see only rows, and `Sequences`
-tells attention which rows belong together.
+The rows of many sequences follow one another in one (N, d) residual. Matrix products treat each row alone. `Sequences`
+defines for attention which rows form a sequence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,8 @@ from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
 
-# Rows of one MLP product: on a CPU few enough that the keys stay in cache, elsewhere as many as KEY_BYTES of keys.
+# Rows of one MLP product. On a CPU, MLP_ROWS are few enough that the keys stay in cache. Elsewhere the keys may fill
+# KEY_BYTES, with at least MLP_ROWS rows.
 MLP_ROWS = 2048
 KEY_BYTES = 512 * 2**20
 
@@ -25,7 +26,8 @@ KEY_BYTES = 512 * 2**20
 class Batch:
     """Whole sequences, packed.
 
-    ids, positions: (N,) int64 on the model's device. sequences: which rows belong together. lengths: tokens of each.
+    ids, positions: (N,) int64 on the model's device. sequences: the rows of each sequence. lengths: number of
+    tokens of each sequence.
     """
 
     ids: Tensor
@@ -48,7 +50,7 @@ def pack(model: Decoder, sequences: Sequence[Sequence[int]]) -> Batch:
 
 
 def batches(sequences: Sequence[Sequence[int]], max_rows: int) -> Iterator[slice]:
-    """Consecutive runs of sequences with at most max_rows tokens together, at least one sequence each."""
+    """Yield slices of consecutive sequences with at most max_rows tokens together, at least one sequence each."""
     for numbers in pack_by_budget(range(len(sequences)), lambda i: len(sequences[i]), max_rows):
         yield slice(numbers[0], numbers[-1] + 1)
 
@@ -65,12 +67,12 @@ def rotary_rows(rotary: Rotary, rows: slice | Tensor) -> Rotary:
 
 
 def bring(rotary: Rotary, device: torch.device) -> Rotary:
-    """The tables that `Decoder.rotary` returned, on `device`; not copied where they are there already."""
+    """The tables that `Decoder.rotary` returned, on `device`. Tables that are already on it are not copied."""
     return tuple(table.to(device) for table in rotary)
 
 
 def attend(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None) -> Tensor:
-    """h: (N, d), query_rows: (n,) int64 → (n, d), what attention adds at query_rows; at every row where it is None."""
+    """h: (N, d), query_rows: (n,) int64, or None for all → (n, d), what attention adds to the residual there."""
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
     if query_rows is not None:
@@ -93,16 +95,16 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
 
 
 def mlp_rows(block: Block, like: Tensor) -> int:
-    """How many rows one MLP product takes, for the device and dtype of `like`."""
+    """Number of rows of one MLP product, for the device and dtype of `like`."""
     if like.device.type == "cpu":
         return MLP_ROWS
     return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
-    """h: (N, d), rows: (n,) int64 → (n, d), what the MLP adds at h[rows], or at every row where it is None.
+    """h: (N, d), rows: (n,) int64, or None for all → (n, d), what the MLP adds to the residual at these rows.
 
-    Rows are taken in runs, so that the keys stay small.
+    Rows are processed `mlp_rows` at a time, so that the keys stay small.
     """
     n, most = h.shape[0] if rows is None else rows.shape[0], mlp_rows(block, h)
     if n <= most:
@@ -127,7 +129,7 @@ def forward(
     h: Tensor | None = None,
     on_key: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Runs every block over whole sequences. Returns the (N, d) residual before the final norm.
+    """Run every block over whole sequences. Return the (N, d) residual before the final norm.
 
     h: (N, d) input of block 0, or None for the batch's embeddings.
     on_key(layer, keys (N, m)) is called with each layer's down-projection inputs as they are computed.
@@ -149,7 +151,7 @@ def forward(
 
 @torch.no_grad()
 def logits(model: Decoder, batch: Batch) -> Tensor:
-    """(N, V) logits of every row, for tests and for reading a model. Scoring uses `row_logprob`."""
+    """(N, V) logits of every row, for tests and for inspecting a model. Scoring uses `row_logprob`."""
     return row_logits(model, forward(model, batch))
 
 
@@ -187,7 +189,7 @@ def sequence_logprob(
 ) -> Tensor:
     """log p(target | prompt), summed over each target's tokens: (S,) float64 on the CPU.
 
-    prompts, targets: token ids. Targets are teacher-forced, so each sequence takes one forward.
+    prompts, targets: token ids. Targets are teacher-forced, so each sequence takes one forward pass.
     """
     whole = [[*p, *t[:-1]] for p, t in zip(prompts, targets, strict=True)]
     result = torch.zeros(len(whole), dtype=torch.float64)

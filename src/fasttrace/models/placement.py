@@ -23,7 +23,7 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: the device of its weights, or its hook's execution device where they are offloaded."""
+    """Device on which a module computes: that of its weights, or its hook's execution device if they are offloaded."""
     first = next(module.parameters(), None)
     if first is None or first.device != META:
         return torch.device("cpu") if first is None else first.device
@@ -43,7 +43,7 @@ def is_offloaded(root: nn.Module) -> bool:
 def present(*roots: nn.Module) -> Iterator[None]:
     """The weights of these modules and their submodules are on their devices while the body runs.
 
-    Weights that are there already, such as those of an outer `present`, are left alone.
+    Weights that are already on their devices, such as those of an outer `present`, are left alone.
     """
     loaded = []
     try:
@@ -60,9 +60,9 @@ def present(*roots: nn.Module) -> Iterator[None]:
 
 
 def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The name and value of every parameter, sorted by name, wherever it is stored. Values are read one at a time.
+    """Yield every parameter's name and value, sorted by name, wherever it is stored. Values are read one at a time.
 
-    The names are those of a model with all its weights in memory: of tied weights only the first appears.
+    The names are those of a model with all its weights in memory. Of tied weights only the first appears.
     """
     tied: dict[str, str] = getattr(root, "all_tied_weights_keys", {})
     seen: set[str] = set()
@@ -79,7 +79,7 @@ def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _stored(root: nn.Module, name: str) -> Tensor:
-    """The value of one parameter. Where the parameter is empty, the nearest hook that stores it provides it."""
+    """The value of one parameter. If the parameter is empty, the value comes from the nearest hook that stores it."""
     weight = root.get_parameter(name)
     if weight.device != META:
         return weight

@@ -161,7 +161,7 @@ def _fake(
     beta2: float,
     eps: float,
 ) -> None:
-    """An in-place op returns nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

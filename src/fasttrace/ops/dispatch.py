@@ -55,7 +55,7 @@ def choose(
     """The implementation of `op` to run: "reference", "triton" or "native".
 
     op: the op's name, for messages.
-    impl: "auto" takes Triton for CUDA tensors where Triton imports, then native where `available` has it,
+    impl: "auto" prefers Triton for CUDA tensors if it can be imported, then native if `available` has it,
         then the reference. It logs its choice once per op and device (logger "fasttrace.ops", INFO).
         Any other name is used as given or refused: there is no fallback.
     available: the implementations this op has here. As a mapping: name -> the reason it cannot be used, or None.
@@ -112,7 +112,7 @@ def triton_launcher(op: str) -> Callable[..., Any]:
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array on a device. The copy to a GPU goes through pinned memory, so that the host does not wait for it."""
+    """Copy the array to a device. A copy to a GPU goes through pinned memory, so that the host does not wait for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type != "cuda":
         return tensor.to(device)
@@ -120,12 +120,12 @@ def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def download(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """What waits for the tensor and returns it as an array. From a GPU the copy is queued now, so that it comes before
-    whatever is started later."""
+    """Return a function that waits for the tensor and returns it as an array. A copy from a GPU is queued at once,
+    ahead of later work."""
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy
     copied = torch.cuda.Event()
-    with torch.cuda.device(tensor.device):  # an event is of the current GPU's stream, whichever GPU the tensor is on
+    with torch.cuda.device(tensor.device):  # the event is recorded on the current GPU's stream
         copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
         copied.record()
 

@@ -1,4 +1,4 @@
-"""linear: x wᵀ + b, through oneDNN's matrix product on CPUs where it is the faster one.
+"""linear: x wᵀ + b, through oneDNN's matrix product on CPUs where that is faster.
 
 PyTorch's float32 product on a CPU is MKL's, which reaches less than half of oneDNN's rate on AMD processors
 (183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). In bfloat16 PyTorch uses oneDNN already.
@@ -32,8 +32,8 @@ def linear(
     """y[..., j] = f(Σ_i x[..., i] w[j, i] + bias[j]).
 
     x: (..., k) floating point.
-    w: (m, k) dtype of x; whole rows or columns. A transposed view of a (k, m) matrix is as fast. A slice of such a view
-        is slow in oneDNN and goes to the reference.
+    w: (m, k) dtype of x. A transposed view of a (k, m) matrix is as fast. A slice of such a view is slow in oneDNN and
+        goes to the reference.
     bias: (m,) dtype of x, or None.
     activation: f, None or "gelu_tanh", which oneDNN applies for less than the cost of a pass over y
         (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing and are not offered.

@@ -39,7 +39,7 @@ def noised_embed(
     device or the process. Box-Muller turns the four words, as u = (word + 1/2) / 2^32, into
     √(-2 ln u0) (cos, sin)(2π u1), √(-2 ln u2) (cos, sin)(2π u3), in float64 rounded once to float32. The sum is also
     computed in float64 and rounded through float32 to the weight's dtype. Rows with sigma = 0 are the embeddings, bit
-    for bit. ids may repeat, so samples need no pass of their own.
+    for bit. ids may repeat, so one call embeds all samples.
 
     weight: (V, d) float32, bfloat16, float16 or float64, d ≤ 262144.
     ids: (R,) int64, 0 … V-1.
@@ -51,7 +51,7 @@ def noised_embed(
 
     Raises UserError for arguments that differ from these, and for a weight that requires grad while grad is enabled:
     noise is for tracing, which does not differentiate the embedding.
-    Source: paper, section 3.1 (corruption); Salmon et al. 2011 (Philox).
+    Source: paper, section 3.2 (corruption); Salmon et al. 2011 (Philox).
     """
     if weight.dim() != 2 or weight.dtype not in DTYPES or weight.shape[1] > 4 * POSITIONS:
         found = f"{tuple(weight.shape)} {weight.dtype}"

@@ -181,7 +181,7 @@ def prefix_attention(
         found = f"q {q.dtype}, k {k.dtype} and v {v.dtype}"
         raise UserError(f"prefix_attention: expected q, k and v of one floating point dtype, got {found}")
     if sequences.n_queries != q.shape[0]:
-        rows = f"{sequences.n_queries} rows, which sequences has"
+        rows = f"the {sequences.n_queries} rows of sequences"
         raise UserError(f"prefix_attention: expected q with {rows}, got {q.shape[0]}")
     if softcap is not None and softcap <= 0:
         raise UserError(f"prefix_attention: expected softcap to be a positive number or None, got {softcap}")
@@ -273,7 +273,7 @@ def _explicit(
     softcap: float | None,
     alibi: Tensor | None,
 ) -> Tensor:
-    """Attention with a cap or slopes, which torch's does not take: scores and softmax in float32 or wider.
+    """Attention with a cap or slopes, which torch's op lacks: scores and softmax in float32 or wider.
 
     q: (G, H, q_len, hd). k, v: (G, Hkv, keys, hd). distance: (G or 1, q_len, keys) int64. seen: the same, bool.
     Returns (G, H, q_len, hd), the dtype of q.

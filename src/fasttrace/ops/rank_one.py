@@ -63,7 +63,7 @@ def _one_axis_is_dense(W: torch.Tensor) -> bool:
 
 
 def _fake(W: torch.Tensor, u: torch.Tensor, v: torch.Tensor, alpha: float) -> None:
-    """An in-place op returns nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

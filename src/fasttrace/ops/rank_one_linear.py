@@ -23,7 +23,7 @@ def rank_one_linear(
     The base product is rounded to the dtype of x, as in the unedited layer. `rank_one_add_` adds the rest.
 
     x: (N, m) float32 or bfloat16, or float64 for the reference.
-    W: (d, m) dtype of x; whole rows or columns.
+    W: (d, m) dtype of x.
     bias: (d,) dtype of x, or None.
     edit: (N,) int64, −1 … E-1.
     key, value: (E, w, m) and (E, w, d) float32 (float64 for float64 rows): edit e adds Σ_j value[e, j] key[e, j]ᵀ to W.
@@ -114,7 +114,7 @@ def _check(y: Tensor, x: Tensor, edit: Tensor, key: Tensor, value: Tensor) -> No
 
 
 def _fake(y: Tensor, x: Tensor, edit: Tensor, key: Tensor, value: Tensor) -> None:
-    """An in-place op returns nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

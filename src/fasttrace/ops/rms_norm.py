@@ -1,4 +1,4 @@
-"""rms_norm: the root-mean-square norm of the Llama family, in one pass, of every row or of the rows named."""
+"""rms_norm: the root-mean-square norm of the Llama family, in one pass over all rows or over rows given by index."""
 
 import torch
 from torch import Tensor
@@ -11,24 +11,25 @@ from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
     """y[i] = weight · round(x[r] · (mean x[r]² + eps)^(−1/2)), r = rows[i], or i where rows is None.
 
-    Means and scales are float32 whatever x is, and `round` is to the dtype of x, as transformers' LlamaRMSNorm
-    computes it, so that logits stay its own.
+    Means and scales are float32 for every dtype of x, and `round` is to the dtype of x, as in transformers'
+    LlamaRMSNorm.
 
     x: (N, d) float32, bfloat16, float16 or float64. weight: (d,) dtype of x. eps: added to the mean square.
-    rows: (n,) int64, 0 … N−1, or None for all. Outside of that a UserError on the CPU, a row of NaN on a GPU.
-    impl: "reference" is torch, on any device and differentiable w.r.t. x and weight; "native" is the CPU's
-    (float32 and bfloat16), "triton" the GPU's (float16 too): both have no gradient and read the rows where they lie;
-    "auto" takes what applies.
+    rows: (n,) int64, 0 … N−1, or None for all. A row out of range is a UserError on the CPU. On a GPU, "triton" makes
+        it NaN.
+    impl: "reference" is torch, on any device and differentiable w.r.t. x and weight. "native" is the compiled CPU
+        kernel (float32 and bfloat16) and "triton" the GPU's (float16 too); both read the rows in place and have no
+        gradient. "auto" takes the one for the device where it applies, else the reference.
     Returns (n or N, d), the dtype of x.
 
-    Raises UserError for shapes, dtypes and row numbers unlike these, and an impl that cannot be had here.
+    Raises UserError for shapes and dtypes that differ from these, and for an impl that cannot run here.
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467), equation 4.
     """
     if x.dim() != 2 or not x.dtype.is_floating_point:
-        raise UserError(f"rms_norm: expected x (N, d) floating point, got {tuple(x.shape)} {x.dtype}")
+        raise UserError(f"rms_norm: expected x to be (N, d) floating point, got {tuple(x.shape)} {x.dtype}")
     if weight.shape != x.shape[1:] or weight.dtype != x.dtype:
         found = f"{tuple(weight.shape)} {weight.dtype}"
-        raise UserError(f"rms_norm: expected weight ({x.shape[1]},) {x.dtype}, got {found}")
+        raise UserError(f"rms_norm: expected weight to be ({x.shape[1]},) {x.dtype}, got {found}")
     if rows is not None:
         _check_rows(rows, x.shape[0])
     available = {
@@ -59,15 +60,15 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | 
 
 def _check_rows(rows: Tensor, count: int) -> None:
     if rows.dim() != 1 or rows.dtype != torch.int64:
-        raise UserError(f"rms_norm: expected rows (n,) torch.int64, got {tuple(rows.shape)} {rows.dtype}")
+        raise UserError(f"rms_norm: expected rows to be (n,) torch.int64, got {tuple(rows.shape)} {rows.dtype}")
     if rows.device.type == "cpu" and rows.numel():
         low, high = (int(value) for value in rows.aminmax())
         if low < 0 or high >= count:
-            raise UserError(f"rms_norm: expected rows from 0 to {count - 1}, got {low} to {high}")
+            raise UserError(f"rms_norm: expected rows in 0 … {count - 1}, got values {low} … {high}")
 
 
 def _fake(x: Tensor, weight: Tensor, eps: float, rows: Tensor | None, out: Tensor) -> None:
-    """An in-place op makes nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

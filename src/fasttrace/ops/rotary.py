@@ -1,4 +1,4 @@
-"""rotary_: queries or keys turned by the angles of their positions."""
+"""rotary_: rotates queries or keys by the angles of their positions."""
 
 import torch
 from torch import Tensor
@@ -9,27 +9,30 @@ from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
 
 
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl: str = "auto") -> Tensor:
-    """Each pair (a, b) of a head's dimensions turned by the row's angle: a cos − b sin, b cos + a sin.
+    """Rotate each pair (a, b) of a head's dimensions by the row's angle: (a cos − b sin, b cos + a sin).
 
-    The pairs are the dimensions (i, i + hd/2), as in the Llama family; with interleaved (2i, 2i + 1), as in GPT-J.
+    The pairs are the dimensions (i, i + hd/2), as in the Llama family, or (2i, 2i + 1) if interleaved, as in GPT-J.
+    Products and sums are each rounded to the dtype of x, as in transformers.
 
-    x: (N, H, hd) float32, bfloat16, float16 or float64, hd even. cos, sin: the dtype of x; (N, hd), an entry for each
-    dimension, or with interleaved (N, hd/2), an entry for each pair. Products and sum are each rounded to that dtype,
-    as transformers rounds them.
-    impl: "reference" is torch, on any device; "native" is the CPU's (float32 and bfloat16, halves, x contiguous);
-    "triton" is the GPU's (float16 too, x's last dimension contiguous); "auto" takes what applies.
-    Returns x itself, written; where autograd records a gradient, a new tensor, by the reference, and x stays.
+    x: (N, H, hd) float32, bfloat16, float16 or float64, hd even.
+    cos, sin: dtype of x; (N, hd), an entry for each dimension, or (N, hd/2) if interleaved, an entry for each pair.
+    impl: "reference" is torch, on any device. "native" is the compiled CPU kernel (float32 and bfloat16, x contiguous,
+        not interleaved) and "triton" the GPU's (float16 too, x's last dimension contiguous); both have no gradient.
+        "auto" takes the one for the device where it applies, else the reference.
+    Returns x, overwritten. Where autograd records a gradient, the reference returns a new tensor instead.
 
-    Raises UserError for shapes and dtypes unlike these, and for an impl that cannot be had here.
+    Raises UserError for shapes and dtypes that differ from these, and for an impl that cannot run here.
     Source: Su et al. 2021 (arXiv 2104.09864), section 3.4.2.
     """
     if x.dim() != 3 or x.shape[2] % 2 or not x.dtype.is_floating_point:
-        raise UserError(f"rotary_: expected x (N, H, hd) floating point with hd even, got {tuple(x.shape)} {x.dtype}")
+        raise UserError(
+            f"rotary_: expected x to be (N, H, hd) floating point with hd even, got {tuple(x.shape)} {x.dtype}"
+        )
     entries = x.shape[2] // 2 if interleaved else x.shape[2]
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape != (x.shape[0], entries) or table.dtype != x.dtype:
             found, wanted = f"{tuple(table.shape)} {table.dtype}", f"({x.shape[0]}, {entries}) {x.dtype}"
-            raise UserError(f"rotary_: expected {name} {wanted}, got {found}")
+            raise UserError(f"rotary_: expected {name} to be {wanted}, got {found}")
     available = {
         "reference": None,
         "triton": _triton_reason(x, cos, sin),
@@ -48,23 +51,23 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
 
 def _native_reason(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> str | None:
     if interleaved:
-        return "the compiled kernel pairs the halves of a head, not neighbours"
+        return "the compiled kernel pairs dimensions (i, i + hd/2), not neighbours"
     if (why := native.row_op_reason(x, cos, sin)) is not None:
         return why
-    return None if x.is_contiguous() else f"the compiled kernel takes x contiguous, and its strides are {x.stride()}"
+    return None if x.is_contiguous() else f"the compiled kernel needs a contiguous x, its strides are {x.stride()}"
 
 
 def _triton_reason(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     if (why := narrow_triton_reason(x, cos, sin)) is not None:
         return why
-    return None if x.stride(2) == 1 else f"Triton's kernel takes a head's dimensions in order, and x has {x.stride()}"
+    return None if x.stride(2) == 1 else f"Triton's kernel needs x with last stride 1, its strides are {x.stride()}"
 
 
 def partial_rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """`rotary_` of the first dimensions of every head, as many as cos and sin are for; the others stay.
+    """`rotary_` on the first r dimensions of every head. The others do not change.
 
-    x: (N, H, hd). cos, sin: (N, r), or (N, r/2) with interleaved, r ≤ hd. Returns x itself, written; where autograd
-    records a gradient, a new tensor.
+    x: (N, H, hd). cos, sin: (N, r), or (N, r/2) if interleaved, r ≤ hd. Returns x, overwritten, or a new tensor where
+    autograd records a gradient.
     """
     turned = cos.shape[-1] * (2 if interleaved else 1)
     if turned == x.shape[-1]:
@@ -74,7 +77,7 @@ def partial_rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """The definition of `rotary_`, into a new tensor; same arguments."""
+    """The definition of `rotary_`, with the same arguments, for any device. Returns a new tensor."""
     cos, sin = cos[:, None, :], sin[:, None, :]
     if interleaved:
         even, odd = x[..., ::2], x[..., 1::2]
@@ -85,7 +88,7 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
 
 
 def _fake(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """An in-place op makes nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

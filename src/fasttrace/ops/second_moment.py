@@ -54,7 +54,7 @@ def _check(C: torch.Tensor, K: torch.Tensor) -> None:
 
 
 def _fake(C: torch.Tensor, K: torch.Tensor) -> None:
-    """An in-place op returns nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

@@ -1,4 +1,4 @@
-"""target_logprob: the log-probability of one token a row, without a row of V logits ever being kept."""
+"""target_logprob: the log-probability of one token per row, computed without storing a row of V logits."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from fasttrace.ops.linear import linear
 
 IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# 256 x 8192 float32 logits stay in cache: 90 ms for 512 rows, (49152, 576) unembedding; 149 ms by whole rows.
+# 256 x 8192 float32 logits stay in cache: 512 rows and a (49152, 576) unembedding take 90 ms, whole rows 149 ms.
 ROW_BLOCK, VOCAB_BLOCK = 256, 8192
 
 
@@ -37,41 +37,41 @@ def target_logprob(
     to the dtype of h, as the models do.
 
     h: (R, d) float32, bfloat16, float16 or float64: residual rows before the final norm.
-    norm_weight, norm_bias: (d,) dtype of h; norm_bias None for "rms", and for "layer" without one.
+    norm_weight, norm_bias: (d,) dtype of h. norm_bias is None for "rms", and for a "layer" norm without a bias.
     unembed: (V, d) dtype of h.
     bias: (V,) dtype of h, or None.
-    target: (R,) int64, 0 … V-1. Outside of that a UserError, or with Triton on a GPU a result of NaN.
+    target: (R,) int64, 0 … V-1. A target out of range is a UserError, or a result of NaN with Triton on a GPU.
     softcap: > 0, in nats, or None.
     Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h: the backward pass
-    makes the softmax again, block by block.
+    computes the softmax again, block by block.
 
-    Raises UserError for arguments unlike these, and for a norm_weight, norm_bias, unembed or bias that
+    Raises UserError for arguments that differ from these, and for a norm_weight, norm_bias, unembed or bias that
     requires grad while grad is enabled.
     Source: docs/algorithms.md, sections 4 (score) and 9 (logits at the scored positions only).
     """
     if h.dim() != 2 or h.dtype not in DTYPES or 0 in h.shape[1:]:
-        raise UserError(f"target_logprob: expected h (R, d) floating point, got {tuple(h.shape)} {h.dtype}")
+        raise UserError(f"target_logprob: expected h to be (R, d) floating point, got {tuple(h.shape)} {h.dtype}")
     rows, d = h.shape
     if unembed.dim() != 2 or unembed.shape[1] != d or unembed.shape[0] == 0:
-        raise UserError(f"target_logprob: expected unembed (V, {d}), got {tuple(unembed.shape)}")
+        raise UserError(f"target_logprob: expected unembed of shape (V, {d}), got {tuple(unembed.shape)}")
     vectors = (("norm_weight", norm_weight, d), ("norm_bias", norm_bias, d), ("bias", bias, unembed.shape[0]))
     for name, vector, size in vectors:
         if vector is not None and vector.shape != (size,):
-            raise UserError(f"target_logprob: expected {name} ({size},), got {tuple(vector.shape)}")
+            raise UserError(f"target_logprob: expected {name} of shape ({size},), got {tuple(vector.shape)}")
     for name, weight in (*((name, vector) for name, vector, _ in vectors), ("unembed", unembed)):
         if weight is not None and weight.dtype != h.dtype:
-            raise UserError(f"target_logprob: expected {name} {h.dtype}, as h is, got {weight.dtype}")
+            raise UserError(f"target_logprob: expected {name} to be {h.dtype} to match h, got {weight.dtype}")
         if weight is not None and weight.requires_grad and torch.is_grad_enabled():
-            raise UserError(f"target_logprob: {name} requires grad, and the gradient is w.r.t. h only")
+            raise UserError(f"target_logprob: {name} requires grad, but the gradient is w.r.t. h only")
     if target.shape != (rows,) or target.dtype != torch.int64:
         found = f"{tuple(target.shape)} {target.dtype}"
-        raise UserError(f"target_logprob: expected target ({rows},) torch.int64, got {found}")
+        raise UserError(f"target_logprob: expected target to be ({rows},) torch.int64, got {found}")
     if kind not in ("rms", "layer"):
-        raise UserError(f"target_logprob: expected kind 'rms' or 'layer', got {kind!r}")
+        raise UserError(f"target_logprob: expected kind to be 'rms' or 'layer', got {kind!r}")
     if kind == "rms" and norm_bias is not None:
-        raise UserError("target_logprob: expected norm_bias None for kind 'rms', got a tensor")
+        raise UserError("target_logprob: expected norm_bias to be None for kind 'rms', got a tensor")
     if softcap is not None and softcap <= 0:
-        raise UserError(f"target_logprob: expected softcap a positive number or None, got {softcap}")
+        raise UserError(f"target_logprob: expected softcap to be a positive number or None, got {softcap}")
     impl = choose("target_logprob", impl, _available(h), h, norm_weight, norm_bias, unembed, bias, target)
     logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, softcap, impl)
     return logprob
@@ -96,11 +96,11 @@ def _op(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """(log p, log-sum-exp), both (R,)."""
-    # On a GPU the kernel marks such a target with NaN: reading it here would hold up the sweep.
+    # Triton's kernel returns NaN for a target out of range, because reading targets here would stall the GPU.
     if target.numel() and (impl == "reference" or target.device.type == "cpu"):
         low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= len(unembed):
-            raise UserError(f"target_logprob: expected target from 0 to {len(unembed) - 1}, got {low} to {high}")
+            raise UserError(f"target_logprob: expected target in 0 … {len(unembed) - 1}, got values {low} … {high}")
     if impl == "triton":
         launch = triton_launcher("target_logprob")
         pair: tuple[Tensor, Tensor] = launch(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
@@ -130,7 +130,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _norm(h: Tensor, weight: Tensor, bias: Tensor | None, eps: float, kind: str) -> Tensor:
-    """The final norm: (R, d) -> (R, d), as `target_logprob` says."""
+    """The final norm: (R, d) → (R, d), as defined in `target_logprob`."""
     x = h.to(_wide(h.dtype))
     if kind == "rms":
         return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(h.dtype)
@@ -214,7 +214,7 @@ def _backward_op(
 
 
 def _norm_backward(grad: Tensor, h: Tensor, weight: Tensor, eps: float, kind: str) -> Tensor:
-    """∂/∂h = (g − [mean g] − ĥ · mean(g · ĥ)) / s with g = grad · weight, ĥ = norm without weight and bias,
+    """∂/∂h = (g − [mean g] − ĥ · mean(g · ĥ)) / s with g = grad · weight, ĥ the norm without weight and bias,
     s its divisor, and [mean g] for "layer" only."""
     grad = grad * weight
     if kind == "layer":

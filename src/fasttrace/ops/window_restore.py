@@ -134,7 +134,7 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _fake_native(h: Tensor, out: Tensor, base: Tensor, source: Tensor, result: Tensor) -> None:
-    """An in-place op returns nothing, so tracing needs nothing from it."""
+    """The op works in place and returns nothing, so there is nothing to fake."""
 
 
 if native.unavailable_reason() is None:

@@ -1,4 +1,4 @@
-"""Every setting of fasttrace, each declared once: base.py says how, and what is derived from it."""
+"""Every setting of fasttrace, declared once. base.py describes a declaration and what is derived from it."""
 
 from .edit import EditSettings
 from .mass import MassSettings, TuneSettings

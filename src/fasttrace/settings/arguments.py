@@ -1,4 +1,4 @@
-"""The keyword signature of a public function, from the type of its settings."""
+"""Gives a public function the keywords of its type of settings."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class Takes(Generic[P, S]):
-    """A decorator: a function of one or two objects and an S becomes one of these objects and the keywords of S."""
+    """A decorator that turns a function's last parameter, an S, into keywords. One or two parameters come before it."""
 
     def __init__(self, arguments: Callable[P, S]) -> None:
         self.arguments = cast(type, arguments)
@@ -49,14 +49,17 @@ class Takes(Generic[P, S]):
 def takes(arguments: Callable[P, S]) -> Takes[P, S]:
     """Give a function the keywords of a type of settings, in its signature, its help and at run time.
 
-    The function is written with one object of that type as its last parameter. Keywords that are not given are at the
-    type's defaults; where the type has an argument `settings`, an object of settings may be given instead.
+    The function is written with one object of that type as its last parameter. Keywords that are not given have the
+    type's defaults. If the type has an argument `settings`, an object of settings may give some of the keywords.
     """
     return Takes(arguments)
 
 
 def gathered(arguments: type, keywords: dict[str, Any]) -> Any:
-    """The object that a function gets: what was given by keyword, and by `settings`. Raises UserError for both."""
+    """The object that the function receives, made from the keywords and the object `settings` among them.
+
+    Raises UserError where `settings` is of another type, or a setting is given in both.
+    """
     whole = keywords.get("settings")
     if whole is None:
         return arguments(**keywords)
@@ -66,7 +69,7 @@ def gathered(arguments: type, keywords: dict[str, Any]) -> Any:
         raise UserError(f"{about.owner}: settings: expected {wanted.__name__}, got {type(whole).__name__}")
     twice = sorted(given_by(whole).keys() & keywords.keys())
     if twice:
-        raise UserError(f"{about.owner}: {twice[0]}: expected it in settings or as a keyword, got both")
+        raise UserError(f"{about.owner}: {twice[0]}: expected a value in settings or as a keyword, got both")
     return arguments(**given_by(whole), **keywords)
 
 

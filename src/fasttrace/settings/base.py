@@ -1,9 +1,9 @@
 """How a type of settings is declared, and what is derived from it.
 
-A setting is one line in one class: its name, annotation, default, help and bounds. From that line come its check and
-its conversion from text (`kinds`), the keyword of a public function (`arguments`), the command line's option
-(`cli.options`), the study file's key (`study`), its part in a run's name (`run_settings`) and the command that repeats
-a run (`analysis.commands`).
+A setting is one line in one class: its name, annotation, default, help and bounds. Everything else is derived from
+that line: the check and the conversion from text (`kinds`), the keyword of a public function (`arguments`), the option
+of the command line (`cli.options`), the key of a study file (`study`), the part in a run's name (`run_settings`) and
+the command that repeats a run (`analysis.commands`).
 """
 
 import difflib
@@ -20,16 +20,16 @@ from fasttrace.errors import UserError
 from .kinds import REFUSALS, Bounds, Kind, kind_of
 
 T = TypeVar("T")
-RUN_COLUMNS = ("protocol", "seed")  # settings that the store's `runs` has columns for
+RUN_COLUMNS = ("protocol", "seed")  # settings that have a column in the store's `runs`
 
-# Which runs a setting names. "always": every run; these are the settings of the first release. "changed": runs in which
-# it is not at its default, so that a new setting renames no older run. "never": none, because it changes no number, or
-# because rows and columns of the store say it already (layers, model).
+# When a setting is part of a run's name. "always": in every run; these are the settings of the first release.
+# "changed": where it differs from its default, so that a new setting renames no older run. "never": it changes no
+# number, or other columns of the store already contain it (layers, model).
 Naming = Literal["never", "always", "changed"]
 
 
 class _Tabled:
-    """Stands in a signature for a default that a table decides on."""
+    """Placeholder in a signature for a default that comes from a table."""
 
     def __repr__(self) -> str:
         return "<the method's>"
@@ -37,9 +37,12 @@ class _Tabled:
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """One setting of a type. owner: what an error begins with, such as "trace". kind: None for an argument of a
-    function that is not a setting, such as a progress callback. default: as it was declared; where `tabled`, a table
-    may have another value for the model, problem and protocol."""
+    """One setting of a type.
+
+    owner: the first word of its errors, such as "trace".
+    kind: None for an argument of a function that is not a setting, such as a progress callback.
+    default: as declared. Where `tabled`, a table may have another value for the model, problem and protocol.
+    """
 
     owner: str
     name: str
@@ -54,7 +57,7 @@ class Setting:
     positional: bool = False
 
     def convert(self, value: Any) -> Any:
-        """The value, from itself or its text. Raises UserError where it is not of the setting's kind."""
+        """Convert a value or its text. Raises UserError where it is not of the setting's kind."""
         if self.kind is None:
             return value
         try:
@@ -64,7 +67,7 @@ class Setting:
 
     @property
     def description(self) -> str:
-        """The help sentence, with the unit."""
+        """The help sentence, with its unit and a full stop."""
         return f"{self.help} ({self.unit})." if self.unit else f"{self.help}."
 
     @property
@@ -88,10 +91,12 @@ def setting(
     tabled: bool | None = None,
     kw_only: bool = True,
 ) -> T:
-    """Declare a setting. Where a class above declares it too, what is left out here is as it is there.
+    """Declare a setting. Where a base class declares it too, arguments left out here are inherited.
 
-    help: one sentence, without the full stop. least, above, most: bounds of every number in it. option: the command
-    line's, where that is not --name. tabled: a table may have another value for the model, problem and protocol.
+    help: one sentence without a full stop.
+    least, above, most: bounds of every number in a value; only `above` itself is excluded.
+    option: the option of the command line, where it is not --name.
+    tabled: whether a table may have another default for the model, problem and protocol.
     """
     bounds = {"least": least, "above": above, "most": most}
     about = {"help": help, "unit": unit, "names_run": names_run, "option": option, "tabled": tabled}
@@ -99,7 +104,7 @@ def setting(
 
 
 def argument(*, default: T, help: str) -> T:
-    """Declare an argument of a function beside its settings; it is passed on as it is."""
+    """Declare an argument of a function that is not a setting. Its value is passed on without a check."""
     return _field(default, {"help": help, "argument": True})
 
 
@@ -110,9 +115,9 @@ def _field(default: T, about: dict[str, Any]) -> T:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, argument))
 def settings(owner: str) -> Callable[[type[T]], type[T]]:
-    """Make a class a type of settings: frozen, all by keyword, every value checked and converted.
+    """Make a class a type of settings: frozen, keyword-only, with every value checked and converted.
 
-    An instance's `given` holds the names of what it was made with; the rest is at its default.
+    An instance's `given` contains the names that it was made with. All other settings have their defaults.
     """
 
     def make(cls: type[T]) -> type[T]:
@@ -133,8 +138,8 @@ def settings(owner: str) -> Callable[[type[T]], type[T]]:
 
 
 def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
-    """The fields of a type, each with its check: positional ones first, other arguments last, and between them
-    the settings of the nearest class first."""
+    """The fields of a type, each with its check. Positional settings come first and arguments that are not settings
+    last. The other settings are ordered by class, the nearest class first."""
     rich, plain = typing.get_type_hints(cls, include_extras=True), typing.get_type_hints(cls)
     done = []
     for field in fields:
@@ -153,12 +158,12 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
 
 
 def _distance(cls: type, name: str) -> int:
-    """How many classes above `cls` a field is declared."""
+    """Position in the MRO of `cls` of the nearest class that declares a field."""
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base).get("__annotations__", ()))
 
 
 def _stated(cls: type, field: Any) -> dict[str, Any]:
-    """What the declarations of a field say, the nearest class's last."""
+    """The metadata of a field from all its declarations. A nearer class overrides the classes above it."""
     stated: dict[str, Any] = {}
     for base in reversed(cls.__mro__[1:]):
         for one in getattr(base, "__attrs_attrs__", ()):
@@ -168,35 +173,35 @@ def _stated(cls: type, field: Any) -> dict[str, Any]:
 
 
 def arguments_of(kind: Any) -> dict[str, Setting]:
-    """Name → every keyword that a type is made with, in the order of declaration."""
+    """{name: setting} of every keyword that a type is made with, in the order of its signature."""
     return {field.name: field.metadata["setting"] for field in attrs.fields(kind)}
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
-    """Name → setting of a type; arguments that are no settings are left out."""
+    """{name: setting} of a type, without the arguments that are not settings."""
     return {name: one for name, one in arguments_of(kind).items() if one.kind is not None}
 
 
 def given_by(one: Any) -> dict[str, Any]:
-    """What an object was made with, by name; everything else is at its default. Of None: nothing."""
+    """{name: value} that an object was made with. All other settings have their defaults. Empty for None."""
     if one is None:
         return {}
     return {name: getattr(one, name) for name in arguments_of(type(one)) if name in one.given}
 
 
 def replaced(one: T, **changes: Any) -> T:
-    """A copy with some values changed; what was at its default stays so. Errors: as the type."""
+    """A copy with some values changed. Settings that were not given stay so. Raises UserError as the type does."""
     return type(one)(**{**given_by(one), **changes})
 
 
 def carried(kind: type[T], one: Any, **changes: Any) -> T:
-    """Settings of another type: those that it shares with `one` and that `one` was given, with some values changed."""
+    """Settings of another type: the values that `one` was given for settings that both types have, and `changes`."""
     shared = {name: value for name, value in given_by(one).items() if name in settings_of(kind)}
     return kind(**{**shared, **changes})
 
 
 def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raises UserError for a name that is not known, with one that is near it."""
+    """Raise UserError for an unknown name. The message suggests the most similar known name."""
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -205,13 +210,13 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
 
 
 def refusal(one: Any, name: str, expected: str, got: object) -> UserError:
-    """The error for a value that does not go with the other settings of an object."""
+    """The UserError for a value that passes its own check but does not fit the other settings or the model."""
     return UserError(f"{arguments_of(type(one))[name].owner}: {name}: expected {expected}, got {got}")
 
 
 def run_settings(one: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """What of the settings names a run, by name: all that the first release had, and later ones that are not at their
-    default. without: settings that the computation does not read."""
+    """{name: value} of the settings that name a run: all settings of the first release, and later ones that differ from
+    their default. without: settings that the computation does not read."""
     named = {}
     for name, about in settings_of(type(one)).items():
         value = getattr(one, name)
@@ -221,7 +226,7 @@ def run_settings(one: Any, without: Collection[str] = ()) -> dict[str, Any]:
 
 
 def text_of(value: Any) -> str:
-    """A value as the command line takes it; the setting's own `convert` reads it back."""
+    """A value as text for the command line. The setting's `convert` reads it back."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
 """The settings of stored runs: `runs.settings` (JSON) as values by name, and as a relation for SQL.
 
-A run stores what names it. A setting that is not there, because the run is older or the setting was at its default, has
-its default.
+A run stores the settings that are part of its name. A setting that is absent has its default, because the run is older
+than the setting or did not change it.
 """
 
 import json
@@ -14,18 +14,18 @@ from .methods import hyperparameters
 from .moments import MomentSettings
 from .trace import TraceSettings
 
-# Kind of runs → the type of its settings. Those of edits also have the method's own, NULL where a method lacks them.
+# Kind of run → type of its settings. Runs that edit also have hyperparameters, NULL where their method lacks them.
 RUN_SETTINGS: dict[str, type] = {
     "trace": TraceSettings,
     "edit": EditSettings,
     "mass": MassSettings,
     "moments": MomentSettings,
 }
-SETTINGS = {f"{kind}_settings": kind for kind in RUN_SETTINGS}  # relation → the runs that it is of
+SETTINGS = {f"{kind}_settings": kind for kind in RUN_SETTINGS}  # relation → kind of its runs
 
 
 def columns_of(kind: str) -> dict[str, Setting]:
-    """Name → setting that the runs of a kind store."""
+    """{name: setting} of the settings that runs of a kind store."""
     stored = {
         name: one
         for name, one in settings_of(RUN_SETTINGS[kind]).items()
@@ -35,16 +35,16 @@ def columns_of(kind: str) -> dict[str, Setting]:
 
 
 def stored_settings(kind: str, text: str) -> dict[str, Any]:
-    """Name → value of the settings of a run, from its JSON."""
+    """{name: value} of a run's settings, from its JSON. Defaults are filled in, except those of tabled settings."""
     return {name: one.default for name, one in columns_of(kind).items() if not one.tabled} | json.loads(text)
 
 
 def settings_select(kind: str) -> str:
-    """The SELECT of the relation <kind>_settings, under the header that a relation of the analysis has."""
+    """The SELECT of the relation <kind>_settings, with a header as in the .sql files of the analysis."""
     columns = ["run_id", *(f"{_column(one)} AS {name}" for name, one in columns_of(kind).items())]
     lines = [
         f"-- {kind}_settings: the settings of every run of kind {kind}, with defaults filled in.",
-        "-- Grain: one row a run. Inputs: runs. Units: as the options of the command line.",
+        "-- Grain: one row per run. Inputs: runs. Units: as in the options of the command line.",
         "SELECT",
         ",\n".join(f"    {column}" for column in columns),
         f"FROM runs\nWHERE kind = '{kind}'",

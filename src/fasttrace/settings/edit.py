@@ -13,12 +13,12 @@ ProblemName = Literal["error-injection", "tracing-reversal", "fact-erasure", "fa
 
 @settings("edit")
 class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
-    """What single edits, mass edits and tuning have in common."""
+    """Settings that single edits, mass edits and tuning share."""
 
     method: Method = setting(
         default="rome",
         names_run="always",
-        help="Editing method: memit and ft-5 change the window of layers around the layer, rome and ft-1 the layer",
+        help="Editing method: rome and ft-1 change one layer, memit and ft-5 the window of layers around it",
     )
     problem: ProblemName = setting(default="error-injection", names_run="always", help="Editing problem")
     window_size: int = setting(
@@ -26,21 +26,21 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         least=1,
         unit="layers",
         names_run="always",
-        help="Window of memit and ft-5, and the tracing window that the edits are compared with",
+        help="Size of the window that memit and ft-5 change, and of the tracing windows that edits are compared with",
     )
     contexts: int | Sequence[str] = setting(
         default=20,
         least=0,
         names_run="always",
-        help="How many prefixes are sampled, half of 5 tokens and half of 10; or templates, of which the first is {}",
+        help="Number of prefixes to sample, half of 5 tokens and half of 10; or prompt templates, the first being {}",
     )
     essence: int = setting(
         default=5,
         least=0,
         names_run="always",
-        help="Sampled texts about every subject that are scored before and after",
+        help="Texts to sample about every subject and score before and after the edit; 0 leaves out the essence score",
     )
-    noise_sample: int = setting(default=0, least=0, names_run="always", help="Which noise sample corrupts the subject")
+    noise_sample: int = setting(default=0, least=0, names_run="always", help="Noise sample that corrupts the subject")
     corpus_tokens: int = setting(
         default=CORPUS_TOKENS, least=1, names_run="always", help="Tokens of the corpus to read for the second moments"
     )
@@ -48,12 +48,12 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         default=None,
         names_run="never",
         option="--set",
-        help="The method's own settings; what is not given there is the paper's value for the model and the problem",
+        help="The method's hyperparameters; those not given have the default for the model, problem and protocol",
     )
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.contexts, int) and self.contexts[0] != "{}":
-            raise refusal(self, "contexts", "templates of which the first is '{}'", repr(self.contexts[0]))
+            raise refusal(self, "contexts", "'{}' as the first template", repr(self.contexts[0]))
         wanted = METHOD_SETTINGS[self.method]
         if self.hyperparameters is not None and not isinstance(self.hyperparameters, wanted):
             got = type(self.hyperparameters).__name__
@@ -68,5 +68,6 @@ class EditSettings(EditingSettings):
         default=None,
         least=0,
         names_run="never",
-        help="Layers to edit, from 0, as in 0,4,8; by default every fourth, the last and the model's own",
+        help="Layers to edit, from 0, as in 0,4,8; by default every fourth, the last, and the model's published layer "
+        "or the one a fifth of the way up",
     )

@@ -1,4 +1,4 @@
-"""What an annotation admits: `kind_of(int | None)` converts a value or its text, and names what is expected."""
+"""The values that an annotation allows: `kind_of` gives their conversion from text and their description in errors."""
 
 import math
 import types
@@ -15,7 +15,7 @@ from fasttrace.memory import parse_bytes
 
 @attrs.frozen
 class Bounds:
-    """The numbers that a setting admits: from `least`, or above `above`, to `most`."""
+    """Bounds of a number: at least `least`, greater than `above`, at most `most`."""
 
     least: float | None = None
     above: float | None = None
@@ -29,7 +29,7 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.most is not None:
-            return f" of {self.least or 0:g} to {self.most}"
+            return f" from {self.least or 0:g} to {self.most}"
         if self.least is not None:
             return f" of at least {self.least:g}"
         return "" if self.above is None else f" above {self.above:g}"
@@ -37,9 +37,14 @@ class Bounds:
 
 @attrs.frozen
 class Kind:
-    """One sort of value. expected: what an error says was expected. convert: a value or its text → the value, or one of
-    REFUSALS. metavar: what stands for it in a command's help. sql_type: of its column. choices: the words to choose
-    from, where there are some."""
+    """A kind of value.
+
+    expected: its description in an error, after the word "expected".
+    convert: converts a value or its text. Raises one of REFUSALS where it is not of this kind.
+    metavar: its placeholder in a command's help.
+    sql_type: type of its column.
+    choices: the words to choose from, or ().
+    """
 
     expected: str
     convert: Callable[[Any], Any]
@@ -52,9 +57,9 @@ class Kind:
 
 def kind_of(annotation: Any, bounds: Bounds) -> Kind:
     """The kind of an annotation: Literal, bool, int, float, str, Path, a sequence or mapping, a class, or a union of
-    these. The bounds are those of every number in it.
+    these. The bounds apply to every number in it.
 
-    Raises TypeError for an annotation that it cannot read.
+    Raises TypeError for any other annotation.
     """
     origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
@@ -139,11 +144,11 @@ def _sequence(item: Kind) -> Kind:
             raise ValueError
         return tuple(map(item.convert, parts))
 
-    return Kind(f"a list in which each is {item.expected}", convert, f"{item.metavar},…", f"{item.sql_type}[]")
+    return Kind(f"a list in which each item is {item.expected}", convert, f"{item.metavar},…", f"{item.sql_type}[]")
 
 
 def _union(kinds: list[Kind]) -> Kind:
-    """The first kind that takes a value gives it its form."""
+    """The union of kinds. The first kind that accepts a value converts it."""
 
     def convert(value: Any) -> Any:
         for kind in kinds:
@@ -170,4 +175,4 @@ def _size(value: Any) -> str | int:
 
 
 Size = Annotated[str | int, Kind("a size such as 512MB or 8GB", _size)]
-REFUSALS = (ValueError, TypeError, KeyError, OverflowError, UserError)  # what converters raise
+REFUSALS = (ValueError, TypeError, KeyError, OverflowError, UserError)  # raised by a `convert`

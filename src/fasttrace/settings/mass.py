@@ -16,16 +16,16 @@ class MassSettings(EditingSettings):
         default=None,
         least=0,
         names_run="always",
-        help="The layer that every edit is sent to; by default the model's own",
+        help="Layer to edit, from 0; by default the model's published layer, or the one a fifth of the way up",
     )
     at_once: int | None = setting(
-        default=None, least=1, names_run="always", help="Facts solved together; by default all for memit, else 1"
+        default=None, least=1, names_run="always", help="Facts to solve together; by default all for memit, else 1"
     )
     score_every: int | None = setting(
         default=None,
         least=1,
         names_run="always",
-        help="Groups of facts between two scorings of every fact edited so far; by default ten scorings in all",
+        help="Score every fact edited so far after this many groups of facts; by default ten scorings in all",
     )
     essence: int = setting(default=0)
 
@@ -37,16 +37,19 @@ class MassSettings(EditingSettings):
 
 @settings("tune")
 class TuneSettings(EditingSettings):
-    """Every setting of tuning. What is tuned is a setting of the single edits that try each value."""
+    """Every setting of tuning. Each value of the tuned hyperparameter is tried in single edits."""
 
     layer: int | None = setting(
-        default=None, least=0, names_run="never", help="The layer to edit; by default the model's own"
+        default=None,
+        least=0,
+        names_run="never",
+        help="Layer to edit, from 0; by default the model's published layer, or the one a fifth of the way up",
     )
     hyperparameter: str | None = setting(
         default=None,
         names_run="never",
         option="--setting",
-        help="The hyperparameter to tune; by default kl_factor, or epsilon of ft-1 and ft-5",
+        help="Hyperparameter to tune; by default kl_factor for rome and memit, epsilon for ft-1 and ft-5",
     )
     values: Sequence[float] | None = setting(
         default=None, names_run="never", help="Values to try, as in 0.0625,0.9,1; by default the paper's"

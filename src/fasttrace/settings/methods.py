@@ -1,7 +1,8 @@
 """The hyperparameters of every editing method.
 
-The defaults here are the paper's for models and problems that it has no value of their own for. Where `tabled`, the
-tables of `editing.hyperparameters` may have another for the model, problem and protocol. A given value is above both.
+The defaults here are the paper's for models and problems without a value of their own. For a setting that is `tabled`,
+the tables of `editing.hyperparameters` may have another default for the model, problem and protocol. A value that the
+caller gives overrides both.
 """
 
 from typing import Any, Literal
@@ -14,7 +15,7 @@ SOLVED = ("rome", "memit")  # methods that solve with second moments, which the 
 
 @settings("optimisation")
 class OptimiserSettings:
-    """What every method optimises with."""
+    """Settings of the optimiser, for every method."""
 
     steps: int = setting(default=25, least=1, tabled=True, names_run="always", help="Steps of Adam")
     lr: float = setting(default=0.5, above=0, tabled=True, names_run="always", help="Learning rate of Adam")
@@ -23,13 +24,13 @@ class OptimiserSettings:
         least=0,
         tabled=True,
         names_run="always",
-        help="An edit whose loss falls below this is not optimised further; none never stops early",
+        help="Stop optimising an edit once its loss is below this; none never stops early",
     )
 
 
 @settings("value")
 class ValueSettings(OptimiserSettings):
-    """What ROME and MEMIT optimise δ with: loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖²."""
+    """Settings of the optimisation of δ in ROME and MEMIT: loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖²."""
 
     kl_factor: float = setting(
         default=0.0625, least=0, tabled=True, names_run="always", help="Weight of the KL divergence in the loss"
@@ -50,16 +51,16 @@ class RomeSettings(ValueSettings):
         default="rome",
         tabled=True,
         names_run="always",
-        help="Key of the update: rome divides by uᵀ of the key without a prefix, r-rome takes the averaged key "
-        "everywhere",
+        help="Key in the update's denominator: rome uses the key of the bare prompt, r-rome the mean key over the "
+        "contexts",
     )
     steps: int = setting(default=20)
 
 
 @settings("memit")
 class MemitSettings(ValueSettings):
-    """MEMIT (Meng et al. 2022, arXiv 2210.07229): δ on the block output at the window's last layer, spread over the
-    window's layers by ΔW = R Kᵀ (covariance_weight · C + K Kᵀ)⁻¹."""
+    """MEMIT (Meng et al. 2022, arXiv 2210.07229). δ is optimised on resid_post of the window's last layer, and spread
+    over the window's layers by ΔW = R Kᵀ (covariance_weight · C + K Kᵀ)⁻¹."""
 
     covariance_weight: float = setting(
         default=15000.0, above=0, tabled=True, names_run="always", help="Weight of the second moment C"
@@ -76,7 +77,7 @@ class FineTuneSettings(OptimiserSettings):
         above=0,
         tabled=True,
         names_run="always",
-        help="After each step every weight is within this of where it began",
+        help="Largest change of a weight, enforced after each step",
     )
     bias: bool = setting(default=False, tabled=True, names_run="always", help="Tune the down-projections' biases too")
     lr: float = setting(default=5e-4)
@@ -92,12 +93,12 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
 
 
 def method_settings(method: str, values: dict[str, Any]) -> MethodSettings:
-    """The hyperparameters of a method, from those given by name. Raises UserError for a name that it does not have."""
+    """The hyperparameters of a method from {name: value}. Raises UserError for a name that the method does not have."""
     kind = METHOD_SETTINGS[method]
     check_names(method, values, settings_of(kind))
     return kind(**values)
 
 
 def hyperparameters() -> dict[str, Setting]:
-    """Name → setting, of every method."""
+    """{name: setting} of the hyperparameters of all methods."""
     return {name: one for kind in METHOD_SETTINGS.values() for name, one in settings_of(kind).items()}

@@ -1,7 +1,7 @@
 """The tables of a study file.
 
-A [[trace]], a [moments] and an [[edit]] hold what `TraceSettings`, `MomentSettings` and `EditingSettings` have, but for
-what a study states once for all of them, or settles itself (`TABLES`).
+[[trace]], [moments] and [[edit]] have the settings of `TraceSettings`, `MomentSettings` and `EditTable`, except those
+that a study states once for all tables or determines itself (`TABLES`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,35 @@ DEFAULT_MODEL = "smollm2-135m"
 
 @settings("study")
 class StudySettings(RunSettings):
-    """What stands above the tables: the same for every computation of the study."""
+    """The keys above the tables. They apply to every computation of the study."""
 
-    model: str = setting(default=DEFAULT_MODEL, help="Short name, hub id, folder or .gguf file")
+    model: str = setting(default=DEFAULT_MODEL, help="Short name, hub id, folder or .gguf file of the model")
     dtype: Literal["float32", "tf32", "bfloat16", "float64"] = setting(
-        default="float32", help="Numbers to compute with"
+        default="float32", help="Number format to compute in"
     )
-    device: str = setting(default="cpu", help="As torch names it, or auto: over GPUs, CPU and disk")
+    device: str = setting(
+        default="cpu", help="Device as torch names it, or auto to spread the model over GPUs, CPU and disk"
+    )
     memory: Size = setting(default="512MB")
 
 
 @settings("facts")
 class FactSettings:
-    """[facts]: which facts are studied."""
+    """[facts]: the facts to study."""
 
     file: str | None = setting(
-        default=None, help="CounterFact, known_1000 or zsRE JSON, or own JSONL; by default the built-in facts"
+        default=None, help="CounterFact, known_1000 or zsRE (JSON), or your own (JSONL); by default the built-in facts"
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
-    limit: int | None = setting(default=None, least=1, help="At most so many facts of the file")
+    limit: int | None = setting(default=None, least=1, help="At most this many facts")
     known: bool | int = setting(
-        default=True, least=1, help="Study the facts that the model knows: all, or the first so many; false studies all"
+        default=True,
+        least=1,
+        help="Study only facts that the model knows: true for all of them, or a number for the first so many; false "
+        "studies all facts",
     )
     order: Literal["given", "interleaved"] = setting(
-        default="given", help="The order of the file, or the facts in turn from each relation"
+        default="given", help="Order of the facts: that of the file, or one from each relation in rotation"
     )
 
 
@@ -61,7 +66,7 @@ class EditTable(EditingSettings):
 
 _STATED = {"model", "dtype", "device", *settings_of(RunSettings)}
 _OF_MOMENTS = {"corpus", "corpus_tokens", "ridge"}
-# Table → its type, and the settings of the type that a study does not take from the table.
+# Table → its type, and the settings of the type that are not keys of the table.
 TABLES: dict[str, tuple[type, set[str]]] = {
     "study": (StudySettings, set()),
     "facts": (FactSettings, set()),

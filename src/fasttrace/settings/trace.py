@@ -20,33 +20,33 @@ class TraceSettings(NoiseSettings, RunSettings):
     windows: Sequence[int] = setting(
         default=(5,), least=1, unit="layers", names_run="always", help="Window sizes, as in 10,5,1"
     )
-    samples: int = setting(default=10, least=1, names_run="always", help="Noise samples of every fact")
+    samples: int = setting(default=10, least=1, names_run="always", help="Noise samples per fact")
     module: Module = setting(
-        default="mlp", names_run="always", help="Whose output is replaced over the window's layers"
+        default="mlp", names_run="always", help="Module whose output is replaced in the window's layers"
     )
     method: TraceMethod = setting(
         default="denoise",
         names_run="always",
-        help="What a cell does: denoise puts the clean pass's outputs into the corrupted passes, noise the corrupted "
-        "passes' into the clean one, zero puts zeros into the clean one; attribution estimates denoise from one "
-        "forward and one backward pass",
+        help="Intervention: denoise puts outputs of the clean pass into the corrupted passes, noise puts outputs of "
+        "the corrupted passes into the clean pass, zero puts zeros into the clean pass; attribution estimates denoise "
+        "from one forward and one backward pass",
     )
     tokens: Tokens = setting(
-        default="all", names_run="always", help="Where to intervene: one token a cell, or the whole subject at once"
+        default="all", names_run="always", help="Tokens to intervene at: one per cell, or the whole subject at once"
     )
     target: Target = setting(
         default="sequence",
         names_run="always",
-        help="What is scored: all of o_true, its first token, or the first token of the model's own answer",
+        help="Text to score: all of the true object o_true, its first token, or the first token of the model's answer",
     )
     keep: Literal["known", "all"] = setting(
-        default="known", names_run="always", help="Trace the facts that the model knows, or all of them"
+        default="known", names_run="always", help="Trace only the facts that the model knows, or all facts"
     )
-    keep_samples: bool = setting(default=False, help="Also keep every noise sample's probability (trace_samples)")
+    keep_samples: bool = setting(default=False, help="Also keep the probability of every noise sample (trace_samples)")
     verify_top: int | None = setting(
         default=None,
         least=0,
-        help="With attribution: compute exactly the N cells of every fact with the largest estimates",
+        help="With method attribution: also compute exact values of the N cells per fact with the largest estimates",
     )
     memory: Size = setting(default="512MB")
 
@@ -54,4 +54,4 @@ class TraceSettings(NoiseSettings, RunSettings):
         if self.verify_top is not None and self.method != "attribution":
             raise refusal(self, "verify_top", "method attribution", f"method {self.method}")
         if self.method == "attribution" and self.tokens == "whole-subject":
-            raise refusal(self, "tokens", "one token a cell with method attribution", self.tokens)
+            raise refusal(self, "tokens", "one token per cell with method attribution", self.tokens)

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.facts.record import Fact
-from fasttrace.optional import duckdb  # before anything that imports it, so that a missing package gives this error
+from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_folder, check_schema, create, opened, statement
+from fasttrace.store.connect import check_new, check_schema, create, opened, statement
 from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, rows_of
 from fasttrace.store.several import Stores
@@ -21,13 +21,13 @@ __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stores", "rows_of"]
 
 
 class Store(Readable):
-    """A study in one DuckDB file. It stays closed: every method opens the file, does one thing and closes it.
+    """A study in one DuckDB file. The file stays closed between calls: every method opens it and closes it again.
 
     A file of an older schema version is read as it is. The first write upgrades it in place, before it adds anything.
 
     path: the file. The first write (or `create`) creates it.
     timeout_s: for how many seconds a method retries while another process has the file open.
-    memory: DuckDB's memory_limit for a query, such as "2GB"; beyond it, data go to a folder beside the file. None is
+    memory: DuckDB's memory_limit for a query, such as "2GB". Data beyond it go to a folder beside the file. None is
         DuckDB's default, 80 % of the machine's memory.
 
     Raises StoreError where the file or its folder cannot be used.
@@ -50,7 +50,7 @@ class Store(Readable):
     def check(self) -> None:
         """Raise StoreError where the first write would, without creating or upgrading a file."""
         if not self.path.exists():
-            check_folder(self.path)
+            check_new(self.path)
             return
         with opened(self.path, read_only=False, timeout_s=self.timeout_s, memory=self.memory, upgrades=False):
             pass
@@ -61,8 +61,8 @@ class Store(Readable):
         result: its `run` and the pyarrow tables of its kind. `run["seconds"]` is the compute time of this batch, and is
             summed over the batches that add rows.
 
-        Rows whose (run_id, fact_id), or for edits (run_id, fact_id, layer, problem, method), is already in the store do
-        not change. A process that is killed here leaves the store as it was.
+        Rows that are already in the store do not change. They are recognised by (run_id, fact_id), and edits by
+        (run_id, fact_id, layer, problem, method). A process that is killed here leaves the store as it was.
         Returns the number of facts (edits, verdicts, …) added.
         """
         run, tables = batch_of(result)
@@ -79,7 +79,7 @@ class Store(Readable):
             return write_facts(con, facts)
 
     def to_parquet(self, folder: str | PathLike[str]) -> None:
-        """Write the store as folder/<relation>.parquet (zstd), all of it or nothing, for other tools or `add_parquet`.
+        """Write the store atomically as folder/<relation>.parquet (zstd), for other tools or `add_parquet`.
 
         Raises StoreError where the folder exists.
         """
@@ -87,12 +87,12 @@ class Store(Readable):
             parquet.export(con, Path(folder))
 
     def add_parquet(self, folder: str | PathLike[str]) -> int:
-        """Add a store that `to_parquet` wrote, as one transaction and by the rules of `add`: nothing twice.
+        """Add a store that `to_parquet` wrote, as one transaction. As in `add`, no row is added twice.
 
         A run that is in both stores gets the facts (edits, …) that it lacks here.
         Returns the number of facts (edits, verdicts, …) added.
-        Raises StoreError where the folder is not such a store, a file is damaged, or a run_id or fact_id means
-        something else here. This store then stays as it was.
+        Raises StoreError where the folder is not such a store, a file is damaged, or a run_id or fact_id stands for
+        something else in this store. This store then does not change.
         """
         with duckdb.connect(":memory:") as con:
             parquet.read(con, Path(folder))  # raises before the file is created
@@ -110,15 +110,15 @@ class Store(Readable):
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection for one `with` block: several queries on one state of the store."""
+        """Yield a read-only connection. All queries in the `with` block see the same state of the store."""
         with self._opened(read_only=True) as con:
             yield con
 
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection for one `with` block, which is one transaction. It is undone where the block raises.
+        """Yield a connection. The `with` block is one transaction, which is rolled back where the block raises.
 
-        Raises StoreError, and undoes the block, where it alters or drops relations of the store.
+        Raises StoreError, and rolls back, where the block alters or drops a relation of the store.
         """
         with self._opened(read_only=False) as con:
             con.begin()

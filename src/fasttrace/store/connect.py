@@ -1,4 +1,4 @@
-"""Opens the store's file, does one thing, and closes it again.
+"""Opens the store's file for one `with` block, and closes it again.
 
 A process that has a DuckDB file open for writing locks out every other process, readers included. So no connection
 outlives its `with` block, and a process that finds the file locked retries for a while.
@@ -94,13 +94,13 @@ def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def create(path: Path) -> None:
-    """Create an empty store at `path`, all of it or nothing. An existing file does not change.
+    """Create an empty store at `path` atomically. An existing file does not change.
 
     Raises StoreError where the folder is missing or cannot be written.
     """
     if path.exists():
         return
-    check_folder(path)
+    check_new(path)
     try:
         with replacing(path, keep=True) as draft, closing(duckdb.connect(str(draft))) as con:
             con.begin()
@@ -110,19 +110,19 @@ def create(path: Path) -> None:
             con.execute(statement("add_schema_version"), {"version": SCHEMA_VERSION, **made_by})
             con.commit()
     except (duckdb.Error, OSError) as error:
-        raise StoreError(f"cannot make the store {path}: {_first_line(error)}") from error
+        raise StoreError(f"cannot create the store {path}: {_first_line(error)}") from error
 
 
 @contextmanager
 def opened(
     path: Path, *, read_only: bool, timeout_s: float, memory: str | None = None, upgrades: bool = True
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to an existing store, checked for its schema, closed at the end of the block.
+    """Yield a connection to an existing store, after a check of its schema. It is closed at the end of the block.
 
     A store of an older schema version is read under this version's names. A connection for writing upgrades it first.
     timeout_s: for how many seconds a locked file is retried.
     memory: DuckDB's memory_limit, such as "2GB", or None for its default.
-    upgrades: whether a connection for writing upgrades an older store, rather than reading it.
+    upgrades: whether a connection for writing upgrades an older store. Otherwise it reads it under the new names.
     Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, not a store of a schema
     version from OLDEST_VERSION on, or (unless read_only) not writable.
     """
@@ -141,7 +141,7 @@ def opened(
 
 @contextmanager
 def attached(paths: Mapping[str, Path], *, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection on which every store is readable as name.relation: all stores or none.
+    """Yield a connection on which every store can be read as name.relation. All stores are attached, or none.
 
     paths: {name: file}. timeout_s: as in `opened`, for all stores together.
     Raises StoreError as `opened` does.
@@ -177,7 +177,7 @@ class _Locked(Exception):
 
 
 def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
-    """`connect()`, retried while it finds a file locked. Raises StoreError after timeout_s seconds."""
+    """Call `connect`, and retry while a file is locked. Raises StoreError after timeout_s seconds."""
     deadline = time.monotonic() + timeout_s
     delay = 0.005
     while True:
@@ -187,7 +187,7 @@ def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
             if time.monotonic() + delay > deadline:
                 error = locked.__cause__ or locked
                 raise StoreError(
-                    f"the store {locked.path} stayed locked for {timeout_s:g} s: another connection holds it open "
+                    f"the store {locked.path} stayed locked for {timeout_s:g} s: another connection has it open "
                     f"({_first_line(error)}); close that one and run the same command again"
                 ) from error
         time.sleep(delay * random.uniform(0.5, 1.0))  # random, so that two waiting processes do not stay in step
@@ -202,7 +202,7 @@ def _connect(path: Path, read_only: bool, memory: str | None) -> duckdb.DuckDBPy
 
 
 def _attach_all(paths: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
-    """All stores on one connection. Where one is locked, the others are released, because their writers may wait."""
+    """Attach all stores to one connection. Where one is locked, all are released, because their writers may wait."""
     con = duckdb.connect(":memory:")
     try:
         for name, path in paths.items():
@@ -231,31 +231,31 @@ def _opening(path: Path) -> Iterator[None]:
 
 
 def _is_lock(error: duckdb.Error) -> bool:
-    """Whether another process, or another mode in this one, has the file open."""
+    """Whether the file is open in another process, or in this one in another mode."""
     text = str(error)
     if "different configuration" in text or "already attached by database" in text:
         return True
     return isinstance(error, duckdb.IOException) and ("Could not set lock" in text or "used by another process" in text)
 
 
-def check_folder(path: Path) -> None:
-    """Raises StoreError where no store can be made at `path`."""
+def check_new(path: Path) -> None:
+    """Raise StoreError where no store can be created at `path`."""
     if not path.parent.exists():
-        raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist: make it first")
+        raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist: create it first")
     if not path.parent.is_dir():
-        raise StoreError(f"the folder {path.parent} of the store {path.name} is not one: choose another")
-    if why_unwritable(path.parent) is not None:
-        raise StoreError(f"the folder {path.parent} of the store {path.name} is read-only: choose another")
+        raise StoreError(f"the folder {path.parent} of the store {path.name} is not a folder: choose another")
+    if (reason := why_unwritable(path.parent)) is not None:
+        raise StoreError(f"the store {path.name} cannot be created: {reason}")
     if path.with_name(f"{path.name}.wal").exists() and not path.exists():
         # DuckDB would replay the old log into the new file.
-        raise StoreError(f"the store {path} is gone but not its log {path.name}.wal: remove that too")
+        raise StoreError(f"there is no store at {path}, but there is its log {path.name}.wal: remove the log")
 
 
 def _check_file(path: Path, read_only: bool) -> None:
     if path.is_dir():
         raise StoreError(f"the store {path}: expected a file, got a folder")
     if not path.exists():
-        raise StoreError(f"there is no store at {path}: trace or edit something into it first")
+        raise StoreError(f"there is no store at {path}: `fasttrace trace` or `fasttrace edit` creates one")
     if not os.access(path, os.R_OK):
         raise StoreError(f"the store {path} cannot be read: permission denied")
     if not read_only and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
@@ -287,9 +287,9 @@ def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
 
 
 def _rename_for_reading(con: duckdb.DuckDBPyConnection, version: int) -> None:
-    """Make an older store look like one of this version, by temporary views in front of its tables.
+    """Make an older store readable under this version's names, by temporary views that hide its tables.
 
-    store_schema is among them, so that an export names the version that its columns have.
+    One of them hides store_schema, so that an export states the version of its column names.
     """
     [(database,)] = con.execute("SELECT current_database()").fetchall()
     for relation in RELATIONS:

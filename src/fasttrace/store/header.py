@@ -20,7 +20,7 @@ class Header(NamedTuple):
 
 
 def header_of(sql: str, name: str) -> Header:
-    """The header of the file `name`.sql. Its `what` is the first sentence, without the name before it."""
+    """The header of the file `name`.sql. Its `what` is the text before the first part, without the file's name."""
     lines = []
     for line in sql.strip().splitlines():
         if not line.startswith("--"):
@@ -30,6 +30,6 @@ def header_of(sql: str, name: str) -> Header:
     parts = dict(zip(rest[::2], rest[1::2], strict=True))
     grain, parameters = parts.get("Grain", ""), parts.get("Parameters", parts.get("Parameter", ""))
     what = first.strip().removeprefix(f"{name}:").strip()
-    inputs, _, _ = parts.get("Inputs", parts.get("Input", "")).partition(".")  # what follows the sentence is prose
+    inputs, _, _ = parts.get("Inputs", parts.get("Input", "")).partition(".")  # text after the first full stop is prose
     names = tuple(one.strip() for one in inputs.split(",") if one.strip())
     return Header(what, grain.strip(), names, parameters.strip(), "\n".join(lines))

@@ -1,4 +1,4 @@
-"""A store as a folder of Parquet files, one per relation, and back."""
+"""Exports a store to a folder of Parquet files, one per relation, and reads such a folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ Read = Mapping[str, duckdb.DuckDBPyRelation]
 
 
 def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """Write every relation of the store on `con` as folder/<relation>.parquet (zstd), all of them or none.
+    """Write every relation of the store on `con` atomically as folder/<relation>.parquet (zstd).
 
     Raises StoreError where the folder exists or cannot be written.
     """
     if folder.exists():
-        raise StoreError(f"the folder {folder} is there already: name another, or remove it")
+        raise StoreError(f"the folder {folder} exists already: name another, or remove it")
     try:
         with replacing(folder) as draft:
             draft.mkdir()
@@ -34,21 +34,21 @@ def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
 
 
 def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
-    """The relations of an exported folder, lazily, after every check that does not need their rows.
+    """Open the relations of an exported folder lazily, after all checks that do not need their rows.
 
     Columns of an older export have this version's names.
     Raises StoreError where the folder is not an export of a schema version from OLDEST_VERSION on, lacks a file or has
     an unknown one, or where a file is damaged or has other columns.
     """
     if not folder.is_dir():
-        raise StoreError(f"there is no folder {folder}: Store.to_parquet makes one")
+        raise StoreError(f"there is no folder {folder}: Store.to_parquet writes one")
     if not (folder / "store_schema.parquet").exists():
         raise StoreError(f"the folder {folder} is not a store in Parquet: it has no store_schema.parquet")
     found_names = {path.stem for path in folder.glob("*.parquet")}
     for name in sorted(set(RELATIONS) - found_names):
         raise StoreError(f"the folder {folder} lacks {name}.parquet")
     for name in sorted(found_names - set(RELATIONS)):
-        raise StoreError(f"the folder {folder} holds {name}.parquet, which no store writes: take it out")
+        raise StoreError(f"the folder {folder} holds {name}.parquet, which no store writes: remove it")
     with _damage_reported(folder):
         files = {name: con.read_parquet(str(folder / f"{name}.parquet")) for name in RELATIONS}
         version = files["store_schema"].max("version").fetchall()[0][0]
@@ -110,8 +110,8 @@ def _check_runs(files: Read, relation: str, runs: list[dict[str, Any]]) -> None:
     for run_id, *protocol in files[relation].unique("run_id, protocol" if has_protocol else "run_id").fetchall():
         if run_id not in written or (has_protocol and written[run_id] != protocol[0]):
             raise StoreError(
-                f"the file {relation}.parquet has rows of the run {run_id!r}, which runs.parquet does not have, or not "
-                "as one of that kind and protocol"
+                f"the file {relation}.parquet has rows of the run {run_id!r}, but runs.parquet has no such run of that "
+                "kind and protocol"
             )
 
 
@@ -121,7 +121,7 @@ def _writes(kind: str, relation: str) -> bool:
 
 @contextmanager
 def _damage_reported(folder: Path) -> Iterator[None]:
-    """Turns DuckDB's errors on an unreadable file into a StoreError; constraint errors of a row stay as they are."""
+    """Turns DuckDB's errors on an unreadable file into a StoreError. Constraint errors of a row stay as they are."""
     try:
         yield
     except (duckdb.Error, StoreError) as error:

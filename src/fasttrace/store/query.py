@@ -1,4 +1,4 @@
-"""What one store and several stores have in common: SQL can read them."""
+"""The common base of one store and several stores: reading them with SQL."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ ONCE = "once"
 
 
 class Readable(ABC):
-    """A store or several stores. Analysis functions take one."""
+    """One store or several stores. The analysis functions accept either."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        """A read-only connection for one `with` block: several queries on one state."""
+        """A read-only connection. All queries in the `with` block see the same state."""
 
     @abstractmethod
     def relations(self) -> pa.Table:
@@ -34,7 +34,7 @@ class Readable(ABC):
         """The same data with every row of a relation once. One store returns itself."""
 
     def query(self, sql: str, params: Params = ()) -> pa.Table:
-        """The rows of a query, with the file open for reading only.
+        """Return the rows of a query. The file is opened read-only.
 
         params: values for `?` (a sequence) or `$name` (a mapping).
         """
@@ -89,7 +89,7 @@ def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -
     except duckdb.Error as error:
         if "read-only" in str(error):
             raise StoreError(
-                "the query writes, but the store is open for reading only: --write on one store allows it"
+                "the query writes, but the store is open read-only: --write on one store allows it"
             ) from error
         raise StoreError(f"the query failed: {message_of(error)}") from error
 
@@ -113,9 +113,9 @@ def define(
 ) -> None:
     """Create a table or view of a SELECT on a connection of a `Readable`. params: for a table, values for its `$name`.
 
-    On one store, which is read-only, it is temporary. A temporary view resolves its relations in the search path of the
-    query that reads it. Over several stores that would find the plain relations, in which a row may occur twice. There
-    it is made in the schema `once`, and resolves its relations in that schema.
+    On one store, which is read-only, the table or view is temporary. A temporary view resolves its relations in the
+    search path of the query that reads it. Over several stores it would find the plain relations, in which a row may
+    occur twice. It is therefore created in the schema `once` there, and resolves its relations in that schema.
     """
     [(path, schemas)] = con.execute("SELECT current_setting('search_path'), current_schemas(FALSE)").fetchall()
     if ONCE not in schemas:
@@ -137,7 +137,7 @@ def message_of(error: duckdb.Error) -> str:
 
 
 def _named_once(table: pa.Table) -> pa.Table:
-    """Renames columns x, x to x, x_1, because rows are also printed as JSON objects, whose names must differ."""
+    """Rename columns x, x to x, x_1, because rows are also printed as JSON objects, whose names must differ."""
     names: list[str] = []
     for name in table.column_names:
         new, n = name, 0

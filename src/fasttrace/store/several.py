@@ -23,15 +23,14 @@ _RESERVED = ("main", "memory", "temp", "system", "pg_catalog", "information_sche
 
 
 class Stores(Readable):
-    """Several stores attached to one connection, for reading. Like `Store`, they stay closed between methods.
+    """Several stores attached to one connection, for reading. Like a `Store`, they stay closed between calls.
 
     stores: {name: file}, (name, file) pairs, or files, each named by its stem (runs/a.duckdb is a).
-    timeout_s: for how many seconds a method retries while another process has one of them open.
+    timeout_s: for how many seconds a method retries while another process has one of the stores open.
 
-    A relation of one store is name.relation, with the columns that its file has. A plain relation has the rows of all
-    stores under this schema version's names, with the column `store` first. A row that two stores have, such
-    as one of a run in both, occurs there twice. The views of the analysis, and everything that reads `once()`, have
-    such a row once, from the first store that has it.
+    A relation of one store is name.relation, with the columns of its file. A plain relation has the rows of all stores,
+    with the column `store` first and this schema version's column names. A row that is in two stores occurs twice in
+    it. The views of the analysis, and everything that reads `once()`, have such a row once, from the first store.
 
     Raises StoreError where a name or a file cannot be used, or two stores contradict each other.
     """
@@ -57,14 +56,14 @@ class Stores(Readable):
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection for one `with` block: several queries on one state of the stores."""
+        """Yield a read-only connection. All queries in the `with` block see the same state of the stores."""
         with attached(self.paths, timeout_s=self.timeout_s) as con:
             _make_relations(con, list(self.paths))
             con.execute("SET search_path = $path", {"path": self._search})
             yield con
 
     def once(self) -> "Stores":
-        """The same stores. Their plain relations have no column `store` and every row once."""
+        """The same stores, whose plain relations have no column `store` and every row once."""
         same = Stores(self.paths, timeout_s=self.timeout_s)
         same._search = f"{ONCE},main"
         return same
@@ -137,9 +136,9 @@ def _checked(pairs: list[tuple[str, File]]) -> dict[str, Path]:
         if not re.fullmatch(r"[\w .+-]+", name) or name.lower() in _RESERVED:
             raise StoreError(f"a store cannot be named {name!r}: give {path} another name, as in a={path}")
         if name.lower() in {other.lower() for other in paths}:  # DuckDB's names are case-insensitive
-            raise StoreError(f"two stores are named {name!r}: name them apart, as in a={path}")
+            raise StoreError(f"two stores are named {name!r}: give one another name, as in a={path}")
         for other in paths.values():
             if path.exists() and other.exists() and path.samefile(other):
-                raise StoreError(f"the store {path} is named twice: once is enough")
+                raise StoreError(f"the store {path} is given twice: give it once")
         paths[name] = path
     return paths

@@ -68,13 +68,13 @@ def attribute(
 
     samples: n corrupted passes per item. sigma, noise, seed: see `embed_base`; the noise is that of the exact sweep.
     module: "mlp" or "attn" (what that module adds to the residual), or "block" (the residual after the block).
-    memory_rows: at most how many base rows share one forward and one backward pass. An item is never split.
+    memory_rows: the most base rows that share one forward and one backward pass. An item is never split.
 
     Raises UserError for an unknown module and for an item with more than memory_rows rows.
     Source: Nanda 2023, "Attribution patching"; Kramár et al. 2024 (arXiv 2403.00745), section 2.
     """
     if module not in MODULES:
-        raise UserError(f"attribution: module '{module}' is not one of {', '.join(MODULES)}")
+        raise UserError(f"attribution: module: expected one of {', '.join(MODULES)}, got '{module}'")
     for item in items:
         if (rows := item.base_rows(samples)) > memory_rows:
             raise UserError(
@@ -163,7 +163,7 @@ def _slopes(
         each = row_logprob(model, last[to(rows.scored, h.device)], to(rows.targets, h.device))
         log_p = torch.zeros(len(rows.table), dtype=each.dtype, device=each.device)
         log_p = log_p.index_add(0, to(rows.sequence, each.device), each)
-        # A sample's log p depends on its own rows only, so one sum has every sample's gradient.
+        # A sample's log p depends on its own rows only, so the gradient of the sum holds every sample's gradient.
         (gradient,) = torch.autograd.grad(log_p[: rows.n_noised].sum(), last)
         gradient = gradient[:n]
         corrupted = Sequences(rows.table[: rows.n_noised])
@@ -217,6 +217,6 @@ def rank_correlation(estimated: np.ndarray, exact: np.ndarray) -> float | None:
     a, b = np.asarray(estimated, dtype=np.float64).reshape(-1), np.asarray(exact, dtype=np.float64).reshape(-1)
     if len(a) < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
         return None
-    from scipy.stats import spearmanr  # a lent GPU machine has no scipy, and traces all the same
+    from scipy.stats import spearmanr  # imported here, because a GPU machine without scipy can still trace
 
     return float(spearmanr(a, b).statistic)

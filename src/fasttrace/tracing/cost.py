@@ -1,4 +1,4 @@
-"""The cost of a sweep before it runs: FLOPs as the wavefront computes them, waves, memory and seconds."""
+"""The cost of a sweep before it runs: FLOPs as the wavefront computes them, waves, memory and the machine's rates."""
 
 import statistics
 import time
@@ -23,8 +23,8 @@ ROWS = 2048  # rows of the products and of the block that are timed
 class Cost:
     """The cost of a sweep, if every fact is traced.
 
-    facts: how many. cells: cells of the grids. computed: distinct cells that have rows. waves: how many.
-    rows: rows of the largest wave.
+    facts, waves: how many. cells: cells of the grids. computed: distinct cells among them, as in `TraceItem.cells`, or
+    the verified ones with method="attribution". rows: rows of the largest wave.
     flops: the least work, with every fact in one wave (multiply and add count one each).
     wave_flops: flops plus the base passes that a fact spread over several waves computes again.
     weight_bytes: weights read, once per wave.
@@ -61,7 +61,7 @@ class Work(NamedTuple):
 def pass_work(
     model: Decoder, item: TraceItem, intervention: Intervention, cells: tuple[Cell, ...] | list[Cell], *, base: bool
 ) -> Work:
-    """The work of some cells of a fact, and of its clean and corrupted passes where `base`."""
+    """The work of some cells of a fact. base: whether its clean and corrupted passes count too."""
     n_layers, k, length = model.n_layers, len(item.targets), len(item.ids)
     tails: list[Tail] = [*item.base_tails(intervention.corrupted)] if base else []
     tails += [item.cell_tail(cell, intervention.runs) for cell in cells if item.sees(model, cell, intervention)]
@@ -163,7 +163,7 @@ def _seconds(model: Decoder, call: Callable[[], object], rounds: int) -> float:
 
 @torch.no_grad()
 def gemm_peak(model: Decoder) -> float:
-    """FLOP/s of a sweep's largest product, 2048 rows into the keys: the best of three medians of 20."""
+    """FLOP/s of a block's largest product, (2048, d) by (d, m): the best of three medians of 20 calls."""
     x = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
     w = torch.randn(model.key_width, model.width, device=model.device).to(model.dtype)
     best = min(_seconds(model, lambda: linear(x, w), 20) for _ in range(3))

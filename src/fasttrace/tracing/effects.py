@@ -83,7 +83,7 @@ def fractional_effect(
 
 
 def sample_mean(samples: np.ndarray) -> float:
-    """samples: (n,) → their mean. For equal samples it is that value exactly, which sum and division might miss."""
+    """samples: (n,) → their mean. It is exact for equal samples, where a sum and a division might round."""
     return float(samples[0] + (samples - samples[0]).mean())
 
 
@@ -126,11 +126,11 @@ def fact_row(
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """What was found out about one fact.
+    """The traced values of one fact.
 
-    spots: where the interventions are made. values: cell → (runs,) p. unreached: (runs,) p of a cell that
-    nothing can reach, where tokens before the spots are reported too, else None. screened: cell → (runs,) estimate
-    where the grid is approximate; `values` then holds the exact values of the cells that were verified.
+    spots: where the interventions are made. values: cell → (runs,) p. unreached: (runs,) p of every cell before the
+    spots, where the corruption cannot reach; None if those tokens are not reported. screened: cell → (runs,) estimate
+    if the grid is approximate, else None. `values` then holds only the exact values of the verified cells.
     """
 
     encoded: EncodedFact

@@ -71,8 +71,8 @@ class Spot(NamedTuple):
 class Tail(NamedTuple):
     """Rows of a fact that advance together: its tokens from `token` on, in each of `passes` passes.
 
-    They enter the pack after layer `entered`; it is −1 for rows that are in it from the start. In the layers below
-    `stop`, the module's output is replaced at their first `replaced` tokens; `stop` is 0 where it never is.
+    They enter the pack after layer `entered`, which is −1 for rows that are in the pack from the start. In the layers
+    below `stop`, the module's output is replaced at their first `replaced` tokens. `stop` is 0 if it is never replaced.
     """
 
     token: int
@@ -86,8 +86,8 @@ class Tail(NamedTuple):
 class TraceItem:
     """A fact ready to be traced.
 
-    ids: the tokens of a pass: the prompt and all but the last scored token. targets: the scored tokens; a number of the
-    grid is their joint probability after the prompt. cells: the distinct cells of the grids.
+    ids: the tokens of a pass, which are the prompt and all but the last scored token. targets: the scored tokens. Each
+    value of the grid is their joint probability after the prompt. cells: the distinct cells of the grids.
     """
 
     encoded: EncodedFact
@@ -144,7 +144,7 @@ def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[Spot]:
         return [Spot(end - 1, 1)]
     if tokens == "whole-subject":
         return [Spot(begin, end - begin)]
-    raise UserError(f"tokens '{tokens}' is not one of {', '.join(TOKENS)}")
+    raise UserError(f"tokens: expected one of {', '.join(TOKENS)}, got '{tokens}'")
 
 
 def make_item(
@@ -212,7 +212,7 @@ def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows
         for cells in pack_by_budget(item.cells, rows_of, max_rows - base) if item.cells else [[]]:
             pieces.append(_Piece(number, cells, base + sum(map(rows_of, cells))))
     last = {piece.number: piece for piece in pieces}
-    # All pieces of a split fact but the last get a wave of their own; the last piece shares its wave.
+    # Each piece of a split fact gets its own wave, except the last piece, which shares a wave.
     size_of = lambda piece: piece.rows if piece is last[piece.number] else max_rows  # noqa: E731
     return [
         TraceWave([(piece.number, piece.cells) for piece in wave], sum(piece.rows for piece in wave))
@@ -297,7 +297,7 @@ class _Sequences:
 
 
 class Layout:
-    """Row numbers of one wave: who enters when, from which row, and which rows are scored.
+    """Row numbers of one wave: which rows enter after which layer, which rows they copy, and which are scored.
 
     Base rows come first: for each fact its clean pass, then the tokens from the subject on of each corrupted pass
     (earlier tokens are those of the clean pass). Cells follow in the order of the layer they enter after, each with
@@ -307,9 +307,9 @@ class Layout:
     the cells that no scored token can see. sequences: (S, 8), the table of ops.prefix_attention. fact: (S,) the fact of
     each sequence. rows_at, sequences_at: (L + 1,) how many rows and sequences are in the pack at each layer.
 
-    Of every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose module
-    output it takes inside its window, or OWN, or ZERO; stop (N,) the first layer after that window, 0 without one;
-    position (N,) its token; scored (N,) bool, whether it predicts a target token.
+    For every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose
+    module output it takes inside its window, or OWN, or ZERO; stop (N,) the first layer after that window, or 0 without
+    a window; position (N,) its token; scored (N,) bool, whether it predicts a target token.
     """
 
     def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: TraceWave, intervention: Intervention) -> None:
@@ -353,11 +353,11 @@ class Layout:
         )
 
     def _number_rows(self, sequences: _Sequences) -> None:
-        """Set what is known of every row: base, patch, stop, position, scored."""
+        """Set `base`, `patch`, `stop`, `position` and `scored`."""
         method = self.intervention.method
         changed_pass = sequences.in_corrupted if method == "denoise" else sequences.in_clean
         base_begin = np.where(sequences.is_cell, changed_pass, sequences.begin)
-        # Row by row: how many rows of its sequence precede it.
+        # For each row, the number of rows before it in its sequence.
         within = _ranges(np.zeros_like(sequences.rows), sequences.rows)
         replaced = within < np.repeat(sequences.replaced, sequences.rows)
         if method == "zero":

@@ -40,8 +40,8 @@ from fasttrace.tracing.wavefront import WaveResult, start_wave
 class TraceResult:
     """run: the `runs` row, with the seconds and flops of this result.
 
-    facts: TRACED_FACTS, one row a fact, kept or not. cells: CELLS, one row a grid cell. samples: SAMPLES, one row a
-    cell and noise sample where keep_samples was asked for.
+    facts: TRACED_FACTS, one row per fact, traced or left out. cells: CELLS, one row per grid cell. samples: SAMPLES,
+    one row per grid cell and noise sample with keep_samples, else empty.
     """
 
     run: Run
@@ -52,10 +52,10 @@ class TraceResult:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TracePlan:
-    """A sweep ready to run; `cost` predicts it, `batches` computes it.
+    """A sweep that is ready to run: `cost` predicts its work, `batches` runs it.
 
-    settings: with σ settled, the windows distinct and descending, and verify_top a number where cells are estimated.
-    sigma: σ, None where nothing is corrupted.
+    settings: the given ones with the final σ, distinct windows in descending order, and verify_top, which is a number
+    if cells are estimated and None otherwise. sigma: σ, None if nothing is corrupted.
     """
 
     model: Decoder
@@ -66,7 +66,7 @@ class TracePlan:
     run: Run
 
     def cost(self, memory: str | int | None = None) -> Cost:
-        """FLOPs, bytes, waves and peak memory, should every fact be traced; nothing is computed.
+        """Predict FLOPs, bytes, waves and peak memory for tracing every fact. No pass runs.
 
         memory: as in `batches`.
         """
@@ -85,9 +85,10 @@ class TracePlan:
         skip: frozenset[str] | set[str] = frozenset(),
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[TraceResult]:
-        """Results as they are finished, each with whole facts only. skip: fact_ids not to compute again.
+        """Yield results as they finish, each with whole facts only. skip: fact_ids to leave out.
 
-        memory: bytes for activations, weights not counted; None: the settings'. progress(n): called after n more facts.
+        memory: bytes for activations, without the weights; None for the settings' value. progress(n) is called after n
+        more facts.
         """
         todo = [f for f in self.encoded if f.fact_id not in skip]
         report, budget = progress or (lambda n: None), self._budget(memory)
@@ -115,7 +116,7 @@ class TracePlan:
         return parse_bytes(self.settings.memory if memory is None else memory)
 
     def items(self, facts: Sequence[EncodedFact], targets: Sequence[Sequence[int]] | None = None) -> list[TraceItem]:
-        """Every fact's cells. targets: the scored tokens; None: o_true's (one token of it, where one is scored)."""
+        """The facts with their cells. targets: each fact's scored tokens; None for o_true, or for its first token."""
         if targets is None:
             whole = self.settings.target == "sequence"
             targets = [f.target_true_ids if whole else f.target_true_ids[:1] for f in facts]
@@ -127,7 +128,7 @@ class TracePlan:
         return traced_spots(encoded, self.settings.tokens, self.intervention.method)
 
     def _traced(self, todo: list[EncodedFact], budget: int, report: Callable[[int], None]) -> Iterator[TraceResult]:
-        """The facts' grids, wave by wave. budget: bytes."""
+        """Yield the facts' results, wave by wave. budget: bytes for activations."""
         targets = None
         if self.settings.target == "argmax-first":
             targets = greedy_tokens(self.model, [f.ids for f in todo], 1, keep_end=True) if todo else []
@@ -141,14 +142,14 @@ class TracePlan:
             begun = time.perf_counter()
 
     def _exact(self, items: list[TraceItem], budget: int) -> Iterator[tuple[list[dict[str, object]], list[Grid], int]]:
-        """(rows of TRACED_FACTS, grids, FLOPs) of the facts that each wave finishes."""
+        """Yield (rows of TRACED_FACTS, grids, FLOPs) of the facts that each wave finishes."""
         for done, clean, noised, values in self._waves(items, budget):
             grids = [self._grid(items[n], clean[n], noised[n], values[n]) for n in done]
             rows = [self._row(items[n], grid) for n, grid in zip(done, grids, strict=True)]
             yield rows, grids, sum(item_flops(self.model, items[n], self.intervention) for n in done)
 
     def _waves(self, items: list[TraceItem], budget: int) -> Iterator["_Finished"]:
-        """After each wave that finishes facts, their values."""
+        """Yield the values of the facts that each wave finishes."""
         waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model))
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
@@ -161,7 +162,7 @@ class TracePlan:
                 yield _Finished(done, result.clean, result.noised, mine)
 
     def _results(self, items: list[TraceItem], waves: list[TraceWave]) -> Iterator[tuple[int, TraceWave, WaveResult]]:
-        """(number, wave, result) of every wave; on a GPU the next wave is started before a result is waited for."""
+        """Yield (number, wave, result) of every wave. On a GPU the next wave starts before the result is awaited."""
         ahead = 1 if self.model.device.type == "cuda" else 0
         tidy = len(waves) > 1
         started: list[Callable[[], WaveResult]] = []
@@ -175,7 +176,7 @@ class TracePlan:
     def _screened(
         self, items: list[TraceItem], budget: int
     ) -> Iterator[tuple[list[dict[str, object]], list[Grid], int]]:
-        """As `_exact`: estimates of every cell from one forward and backward, exact cells where they point."""
+        """As `_exact`, but with estimates of all cells and exact values of those with the largest estimates."""
         verify_top = self.settings.verify_top
         assert verify_top is not None
         rows = budget // max(bytes_per_row(self.model), row_bytes(self.model))
@@ -220,7 +221,7 @@ class TracePlan:
         screened: dict[Cell, np.ndarray] | None = None,
     ) -> Grid:
         method = self.intervention.method
-        # Before the subject the corrupted passes are the clean one's rows, and restoring them restores nothing.
+        # Before the subject the corrupted rows equal the clean ones, so replacing them changes nothing.
         untouched = noised if method == "denoise" else np.full(self.intervention.runs, p_clean)
         report_all = self.settings.tokens == "all" and method != "zero"
         return Grid(
@@ -249,7 +250,7 @@ class TracePlan:
 
 
 class _Finished(NamedTuple):
-    """Facts, by number, whose cells are all computed.
+    """Facts whose cells are all computed, by index.
 
     clean, noised: as in WaveResult. cells: fact → cell → (runs,) p.
     """
@@ -261,7 +262,7 @@ class _Finished(NamedTuple):
 
 
 def _unverified(found: AttributionResult, count: int) -> Iterator[_Finished]:
-    """What `_waves` would yield, had no cell to be computed."""
+    """Yield the base values alone, as `_waves` would if no cell were to be computed."""
     yield _Finished(list(range(count)), found.clean, found.noised, {n: {} for n in range(count)})
 
 
@@ -269,7 +270,9 @@ def _unverified(found: AttributionResult, count: int) -> Iterator[_Finished]:
 class PrepareTraceArguments(TraceSettings):
     """Keywords of `prepare_trace`."""
 
-    settings: TraceSettings | None = argument(default=None, help="Settings made before; a keyword adds what they lack")
+    settings: TraceSettings | None = argument(
+        default=None, help="Settings object; keywords add settings that it does not give"
+    )
 
 
 @settings("trace")
@@ -281,9 +284,9 @@ class TraceArguments(PrepareTraceArguments):
 
 @takes(PrepareTraceArguments)
 def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArguments) -> TracePlan:
-    """Check the settings of a sweep, encode its facts and settle σ; nothing is computed yet.
+    """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
-    Raises UserError for a bad setting, no facts, and a fact longer than the model takes.
+    Raises UserError for a bad setting, for no facts, and for a fact that is too long for the model.
     """
     asked = carried(TraceSettings, given)
     if not facts:
@@ -298,7 +301,7 @@ def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArgu
         asked,
         windows=sorted(set(asked.windows), reverse=True),
         sigma=sigma,
-        seed=asked.seed if intervention.corrupted else 0,  # else nothing is drawn
+        seed=asked.seed if intervention.corrupted else 0,  # without corruption nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
     )
     named = run_settings(settled, without=() if intervention.corrupted else ("samples", "noise", "sigma"))
@@ -308,11 +311,11 @@ def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArgu
 
 @takes(TraceArguments)
 def trace(model: Decoder, facts: Sequence[Fact], given: TraceArguments) -> TraceResult:
-    """Causal tracing: the exact grid of every fact and window size, in one sweep.
+    """Causal tracing: compute the exact grid of every fact and window size in one sweep.
 
-    Returns a TraceResult; probabilities are of the scored tokens together, means over samples. With
-    method="attribution" every row is marked `approximate`. A sweep that does not fit into `memory` runs in several
-    waves and returns the same values. Facts that keep="known" leaves out are in the result with the reason.
+    Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over noise samples.
+    With method="attribution" every estimated cell is marked `approximate`. A sweep that does not fit into `memory` runs
+    in several waves and returns the same values. Facts that keep="known" leaves out are in the result with a reason.
 
     Raises UserError for a bad setting.
     Source: paper, section 3.2 and Appendix B; docs/algorithms.md, sections 3 to 9; Meng et al. 2022 (arXiv 2202.05262)

@@ -23,7 +23,7 @@ from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
 from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, TraceWave
 
-TIDY_LAYERS = 4  # memory is returned every so many layers; after every layer it took 10 % of the time (bench/LOG.md)
+TIDY_LAYERS = 4  # layers between two returns of memory; one after each layer took 10 % of the time (bench/LOG.md)
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def start_wave(
     *,
     tidy: bool = False,
 ) -> Callable[[], WaveResult]:
-    """Start to compute one wave exactly. Returns a function that waits for the result.
+    """Start computing one wave exactly. Return a function that waits for the result.
 
     A GPU is still computing when this returns, so that the host can prepare the next wave meanwhile.
 
@@ -93,12 +93,13 @@ class _Layer:
 
     After the last layer only the scored rows are read, so only they are kept there.
 
-    n: rows in the pack. kept: those still in it after this layer. queries: rows whose attention output is computed.
-    mid: rows whose residual after attention is computed. computed: (n,) bool, whether a row's own module output is.
-    output_from: (n,) the row whose module output each row takes, or ZERO. query_of, mid_of: (n,) the place of each row
-    among queries and mid; it is never read for other rows.
+    n: number of rows in the pack. kept: rows that stay in the pack after this layer. queries: rows whose attention
+    output is computed. mid: rows whose residual after attention is computed. computed: (n,) bool, whether a row's own
+    module output is computed. output_from: (n,) the row whose module output each row takes, or ZERO. query_of, mid_of:
+    (n,) the place of each row among queries and mid, never read for other rows.
 
-    Rows that enter after this layer: base and patch as in `Layout`; replaced: whether this layer's output is replaced.
+    For the rows that enter after this layer: base, patch as in `Layout`; replaced, whether this layer's output is
+    replaced.
     """
 
     def __init__(self, layout: Layout, layer: int) -> None:
@@ -203,7 +204,7 @@ def _result(model: Decoder, layout: Layout, wave: TraceWave, logp: np.ndarray, c
     numbers = [number for number, _ in wave.items]
     base = p[: len(numbers) * passes].reshape(len(numbers), passes)
     clean = dict(zip(numbers, base[:, 0].tolist(), strict=True))
-    # Equal rows may round differently, so a p that the noise cannot change is the clean one and not its own row's.
+    # Equal rows may round differently, so a p that the noise cannot change is copied from the clean pass.
     seen = [item.sees_noise(model) for item in layout.items]
     noised = {n: p[1:] if sees else np.full_like(p[1:], p[0]) for n, p, sees in zip(numbers, base, seen, strict=True)}
     rest = p[len(numbers) * passes :].reshape(-1, runs)

@@ -1,5 +1,5 @@
-// Runs CUDA kernels on the CPU at awkward shapes and prints the worst errors, in the units that test_twin.py
-// bounds: each tensor in memory of its own and of its exact size, the gaps of strided ones and all output NaN.
+// Runs CUDA kernels on the CPU at awkward shapes and prints the largest errors, in the units of test_twin.py's bounds.
+// Each tensor has its own memory of exactly its size. The gaps of strided tensors hold NaN.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -29,7 +29,7 @@ T draw() {
   return x;
 }
 
-// (rows, columns) with these strides; `before` elements stand ahead of the first one.
+// A matrix (rows, columns) with these strides and `before` elements ahead of its first one.
 template <class T>
 struct Matrix {
   int64_t rows, columns, row_stride, column_stride, before;
@@ -73,12 +73,12 @@ void second_moment_case(const Matrix<TK>& K) {
 template <class TK>
 void second_moment_cases() {
   second_moment_case<double>(Matrix<TK>(1, 1));
-  second_moment_case<float>(Matrix<TK>(33, 13));             // rows of no whole pack
+  second_moment_case<float>(Matrix<TK>(33, 13));             // rows that are no whole number of packs
   second_moment_case<double>(Matrix<TK>(131, 144));          // two tiles a side, whole packs
-  second_moment_case<double>(Matrix<TK>(70, 43, 48));        // whole packs whose last is cut
-  second_moment_case<float>(Matrix<TK>(50, 40, 56, 1, 1));   // an address of no whole pack
+  second_moment_case<double>(Matrix<TK>(70, 43, 48));        // whole packs, the last of them cut
+  second_moment_case<float>(Matrix<TK>(50, 40, 56, 1, 1));   // an address that is not aligned to a pack
   second_moment_case<double>(Matrix<TK>(40, 20, 1, 47));     // transposed
-  Matrix<TK> equal(400, 3);                                  // what would all round one way
+  Matrix<TK> equal(400, 3);                                  // equal products, whose sums could all round one way
   for (int64_t i = 0; i < equal.size(); ++i) store(equal.data() + i, 1.0f / 3);
   second_moment_case<double>(equal);
 }
@@ -106,7 +106,7 @@ void rank_one_case(const Matrix<TW>& W, bool transposed) {
       note("rank_one_", std::fabs(double(widen(*W.at(i, j))) - wanted[at]) / (unit * std::fabs(wanted[at]) + 2e-8));
   for (int64_t i = 0; i + 1 < height; ++i)
     for (int64_t gap = columns; gap < W.row_stride; ++gap)
-      note("written where nothing is", std::isnan(widen(W.data()[i * W.row_stride + gap])) ? 0 : 1);
+      note("written in a gap", std::isnan(widen(W.data()[i * W.row_stride + gap])) ? 0 : 1);
 }
 
 template <class TW, class TV>
@@ -114,9 +114,9 @@ void rank_one_cases() {
   for (const bool transposed : {false, true}) {
     rank_one_case<TW, TV>(Matrix<TW>(1, 1), transposed);
     rank_one_case<TW, TV>(Matrix<TW>(7, 1000), transposed);        // whole packs, two blocks across in float32
-    rank_one_case<TW, TV>(Matrix<TW>(9, 67), transposed);          // none
-    rank_one_case<TW, TV>(Matrix<TW>(6, 64, 80), transposed);      // rows apart
-    rank_one_case<TW, TV>(Matrix<TW>(5, 64, 80, 1, 3), transposed);  // an address of no whole pack
+    rank_one_case<TW, TV>(Matrix<TW>(9, 67), transposed);          // no whole packs
+    rank_one_case<TW, TV>(Matrix<TW>(6, 64, 80), transposed);      // gaps between rows
+    rank_one_case<TW, TV>(Matrix<TW>(5, 64, 80, 1, 3), transposed);  // an address that is not aligned to a pack
   }
 }
 
@@ -170,7 +170,7 @@ void rank_one_add_cases() {
 }  // namespace
 }  // namespace fasttrace
 
-// twin [op…]: of these ops, or of all.
+// twin [op…]: run these ops, or all.
 int main(int count, char** names) {
   using namespace fasttrace;
   const auto asked = [&](const char* op) {

@@ -1,8 +1,8 @@
-// The CPU twin of csrc/device.cuh: its names, on threads of this machine. The kernels are compiled as they are written.
+// The CPU twin of csrc/device.cuh: it defines the same names with CPU threads, so the kernels compile unchanged.
 //
-// A block's threads run at once and its blocks one after another, so that the thread sanitizer sees what two threads do
-// to shared memory between barriers; shared memory is of the size asked for, so that the address sanitizer sees
-// what goes past it. A copy_async spoils its target at once and fills it only when it is waited for.
+// A block's threads run at once, and blocks run one after another, so that the thread sanitizer sees races on shared
+// memory between barriers. Shared memory has exactly the size asked for, so that the address sanitizer sees accesses
+// past its end. copy_async overwrites its target with NaN at once and fills it only when it is waited for.
 #pragma once
 
 #include <barrier>
@@ -59,7 +59,7 @@ namespace twin {
 
 struct Warp {
   std::barrier<> lanes{32};
-  float given[2][32][6];  // by turns, so that one barrier a call is enough
+  float given[2][32][6];  // two slots in turn, so that one barrier a call is enough
 };
 
 struct Copy {
@@ -68,7 +68,7 @@ struct Copy {
   int bytes;
 };
 
-struct Spoil {  // what no thread of a block has written yet is NaN
+struct Spoil {  // fills shared memory with NaN before each block
   unsigned char* memory;
   size_t bytes;
   void operator()() noexcept { std::memset(memory, 0xff, bytes); }
@@ -87,7 +87,7 @@ inline thread_local Block* block;
 inline thread_local unsigned turn;
 inline thread_local std::deque<std::vector<Copy>> groups;
 
-// What every lane of the warp gave, in the slot of this turn.
+// The values of every lane of the warp.
 template <int N>
 float (*exchange(const float (&mine)[N]))[6] {
   Warp& warp = block->warps[threadIdx.x / 32];
@@ -97,7 +97,7 @@ float (*exchange(const float (&mine)[N]))[6] {
   return given;
 }
 
-// Towards zero, as the matrix units round their sums (Fasi et al. 2021, PeerJ Computer Science 7:e330).
+// Rounds towards zero, as the matrix units round their sums (Fasi et al. 2021, PeerJ Computer Science 7:e330).
 inline float truncated(double x) {
   const float near = float(x);
   return std::fabs(double(near)) > std::fabs(x) ? std::nextafter(near, 0.0f) : near;

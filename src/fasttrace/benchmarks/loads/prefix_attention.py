@@ -28,7 +28,7 @@ def load(
 ) -> Load:
     """q (queries, heads, head_dim); k, v (rows, kv_heads, head_dim)."""
     sequences, rows = layer(facts, length, cells, samples)
-    assert sequences.groups  # made once a layer for all calls, and not to be seen by the compiler
+    assert sequences.groups  # cached here, because a sweep makes them once and torch.compile must not trace them
     q = draw.normal(sequences.n_queries, heads, head_dim)
     k, v = draw.normal(rows, kv_heads, head_dim), draw.normal(rows, kv_heads, head_dim)
     tail = sequences.table[:, Column.Q_LEN]

@@ -11,7 +11,7 @@ EPS = 1e-5
 
 
 def load(draw: Draw, rows: int = 4096, d: int = 576, by_index: int = 0) -> Load:
-    """x (rows, d); with by_index 1 the rows are named by index, each eight times."""
+    """x (rows, d); with by_index 1, rows are given by index, each of them eight times."""
     x, weight = draw.normal(rows, d), draw.normal(d)
     if not by_index:
         return Load(rms_norm, (x, weight, EPS), rms_norm_reference, {"rms_norm": _torch}, gigabyte=traffic(x, x))

@@ -1,4 +1,4 @@
-"""second_moment_ of the keys of a layer, beside torch's own products (which take one dtype)."""
+"""second_moment_ of the keys of a layer, beside torch's own products (which need C and K of one dtype)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""BLOOM: ALiBi instead of positions, a LayerNorm after the embedding, one matrix with q, k and v head by head."""
+"""BLOOM: ALiBi instead of positions, a LayerNorm after the embedding, and one matrix for q, k and v, head by head."""
 
 import math
 from typing import Any
@@ -13,12 +13,13 @@ from fasttrace.ops.linear import linear
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """(heads,) float32: 2^(−8i/n) for the first n heads, n the largest power of two; then every other slope of 2n.
+    """(heads,) float32: 2^(−8i/n) for i = 1 … n, with n the largest power of two up to heads. The remaining heads get
+    every other slope of 2n heads, from the first on.
 
     Source: Press et al. 2022 (arXiv 2108.12409), section 3, and its code where heads is not a power of two.
     """
     n = 2 ** math.floor(math.log2(heads))
-    # The base is rounded to float32 before it is raised, as in transformers: its rounding error grows with the power.
+    # As in transformers, the base is rounded to float32 before the power is taken, which magnifies its rounding error.
     base, between = (torch.tensor(2.0 ** (-8.0 / m), dtype=torch.float32) for m in (n, 2 * n))
     return torch.cat((base ** torch.arange(1, n + 1), between ** (1 + 2 * torch.arange(heads - n))))
 

@@ -1,7 +1,7 @@
 """Falcon: rotary positions with heads that share keys (7B, 40B, 180B), or ALiBi with one key per head (falcon-rw).
 
-The fused matrix contains, for one group after another, the rows of the group's queries, its key and its value. With
-`multi_query` there is one group; in falcon-rw there is one per head.
+The fused matrix contains, for one group after another, the rows of the group's queries, its key and its value. There is
+one group with `multi_query`, and one per head in falcon-rw.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from fasttrace.ops.rotary import rotary_
 class FalconBlock(Block):
     """norm → q/k/v, rotary → dense; norm → act(dense_h_to_4h) → dense_4h_to_h.
 
-    Where `parallel`, both norms take the block's input, and they may be one module.
+    In a parallel block both norms read the block's input and may be one module.
     """
 
     def __init__(self, layer: Any, config: Any) -> None:
@@ -50,7 +50,8 @@ class FalconBlock(Block):
     def _project(self, x: Tensor, parts: slice) -> Tensor:
         """x: (N, d) → (N, groups, len(parts), hd), with `parts` a slice of (queries of a group, key, value).
 
-        With one group the rows are contiguous and read in place; otherwise they are gathered (see `HeadwiseBlock`).
+        The rows of one group are contiguous and read in place. Those of several groups are gathered (see
+        `HeadwiseBlock`).
         """
         fused, hd = self.attn.query_key_value, self.attn.head_dim
         groups = (self.n_kv_heads, -1, hd)
@@ -77,10 +78,10 @@ class FalconBlock(Block):
 
 
 class FalconAlibiBlock(FalconBlock):
-    """The same with ALiBi. transformers rounds its bias to bfloat16, as Falcon was trained.
+    """A Falcon block with ALiBi. Its bias is rounded to bfloat16, as in transformers and in Falcon's training.
 
-    A rounded bias does not fall linearly with distance, so `Block.alibi` cannot express it. It depends on the key
-    alone, so it becomes one more dimension of every key, which a 1 in every query reads; values have a 0 there.
+    A rounded bias does not fall linearly with distance, so `Block.alibi` cannot express it. It depends only on the
+    key's position and the head, so every key gets it as one more dimension. Queries have a 1 there, and values a 0.
     """
 
     def __init__(self, layer: Any, config: Any) -> None:
@@ -125,7 +126,7 @@ class FalconDecoder(Decoder):
     def rotary(self, positions: Tensor) -> Rotary:
         if self.config.alibi:
             slopes = alibi_slopes(self.config.num_attention_heads).to(positions.device)
-            # Slopes and products are bfloat16 for every dtype of the model.
+            # Slopes and products are bfloat16, whatever the model's dtype.
             return ((positions[:, None] * slopes.bfloat16()).to(self.dtype),)
         cos, sin = self.hf.transformer.rotary_emb(self.embed_weight[:1], positions[None])
         return cos[0], sin[0]

@@ -1,5 +1,5 @@
-"""Gemma 2 and Gemma 3 (text): norms before and after both sub-layers, with weights 1 + w; scaled embeddings;
-sliding windows by layer. Gemma 2 caps scores and logits. Gemma 3 norms heads and has one rotation per kind of layer.
+"""Gemma 2 and Gemma 3 (text): norms before and after both sub-layers, with weights 1 + w; scaled embeddings; sliding
+windows in some layers. Gemma 2 caps scores and logits. Gemma 3 norms heads and has one rotation per layer type.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from fasttrace.ops.rms_norm import rms_norm
 def _norm(module: Any, x: Tensor) -> Tensor:
     """x: (N, d) → (N, d), x · (1 + w) / rms(x) in float32 for every dtype of x, as in the module.
 
-    The op gives the same only for float32.
+    The op rounds elsewhere for other dtypes, so it is used only for float32.
     """
     if x.dtype == torch.float32:
         return rms_norm(x, 1.0 + module.weight, module.eps)
@@ -78,7 +78,7 @@ class Gemma2Decoder(LlamaDecoder):
 
 
 class Gemma3Block(Gemma2Block):
-    """Gemma 2's block without caps. It norms every head of q and k and rotates them as its kind of layer does."""
+    """Gemma 2's block without caps. It norms every head of q and k and rotates them by the tables of its layer type."""
 
     def __init__(self, layer: Any, sliding_window: int | None, kind: int) -> None:
         super().__init__(layer, sliding_window)

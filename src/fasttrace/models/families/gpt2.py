@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorm, one matrix for q, k and v; weights are stored (in, out), as in Conv1D."""
+"""GPT-2: learned positions, LayerNorm, one matrix for q, k and v, and weights stored as (in, out) by Conv1D."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""GPT-Neo: GPT-2's order with unscaled scores; every other layer attends to a window of tokens only."""
+"""GPT-Neo: GPT-2's layout with unscaled attention scores; local layers attend only to a window of tokens."""
 
 from typing import Any
 

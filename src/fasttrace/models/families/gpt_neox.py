@@ -1,4 +1,6 @@
-"""GPT-NeoX and Pythia: two LayerNorms of the block's input; q, k and v in one matrix head by head; partial rotation."""
+"""GPT-NeoX and Pythia: attention and MLP (usually in parallel), each with a LayerNorm; one matrix for q, k and v, head
+by head; part of each head rotated.
+"""
 
 from typing import Any
 
@@ -13,9 +15,9 @@ from fasttrace.ops.rotary import partial_rotary_
 class HeadwiseBlock(Block):
     """A block whose fused matrix contains, for one head after another, the rows of its query, its key and its value.
 
-    The rows of all queries are not a view that a product could read, so each product gathers them first. That copies
-    d × d numbers, which is little beside the product from a few hundred rows on. A permanent copy would add a fourth to
-    the weights. Subclasses set `fused` (the Linear), n_heads and head_dim.
+    The rows of all queries are not one strided view, so each product gathers them first. That copies d × d
+    numbers, which takes little time compared with a product of a few hundred rows or more. A permanent copy would
+    increase the block's weights by a fourth. Subclasses set `fused` (the Linear), n_heads and head_dim.
     """
 
     fused: Any

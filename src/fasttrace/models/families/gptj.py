@@ -34,7 +34,8 @@ class GPTJBlock(Block):
         return k, linear(x, self.attn.v_proj.weight).view(-1, self.n_heads, self.head_dim)
 
     def _rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """x: (N, d) queries or keys, overwritten → (N, H, hd), with the first 2·rotary dims of each head rotated."""
+        """x: (N, d) queries or keys → (N, H, hd), with the first 2r dims of each head rotated in place. cos and sin are
+        (N, r)."""
         return partial_rotary_(x.view(-1, self.n_heads, self.head_dim), *rotary, interleaved=True)
 
     def attn_out(self, mixed: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class LlamaDecoder(Decoder):
         return self.hf.model.embed_tokens.weight
 
     def rotary(self, positions: Tensor) -> Rotary:
-        # Only its dtype and device are read; the embedding itself may be on another device.
+        # rotary_emb reads only the dtype and device of `like`. The embedding itself may be on another device.
         like = torch.empty(0, dtype=self.dtype, device=positions.device)
         cos, sin = self.hf.model.rotary_emb(like, positions[None])
         return cos[0], sin[0]

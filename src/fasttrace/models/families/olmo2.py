@@ -11,7 +11,10 @@ from fasttrace.ops.rms_norm import rms_norm
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """x: (N, d) → (N, d). OLMo's RMS norm rounds once, after the weight; the op does the same only without rounding."""
+    """x: (N, d) → (N, d), OLMo's RMS norm, which rounds once, after the weight.
+
+    The op also rounds before the weight, which changes nothing only in float32 and float64.
+    """
     if x.dtype in (torch.float32, torch.float64):
         return rms_norm(x, module.weight, module.variance_epsilon)
     normed: Tensor = module(x)

@@ -58,7 +58,7 @@ class OPTDecoder(Decoder):
     @classmethod
     def refusal(cls, config: Any) -> str | None:
         if not config.do_layer_norm_before or config._remove_final_layer_norm:
-            return "it norms the residual stream itself after every sub-layer, or not at the end (as opt-350m)"
+            return "it norms the residual stream itself after every sub-layer, or has no final norm (as opt-350m)"
         if config.word_embed_proj_dim != config.hidden_size:
             return (
                 f"expected embeddings as wide as the residual stream ({config.hidden_size}), "

@@ -10,7 +10,7 @@ from fasttrace.ops.silu_mul import silu_mul_
 
 
 class Phi3Block(LlamaBlock):
-    """The rows of qkv_proj are queries, keys and values; those of gate_up_proj are gates and ups."""
+    """Llama's block. qkv_proj stacks the rows of queries, keys and values, gate_up_proj those of gate and up."""
 
     def count_heads(self) -> None:
         self.n_heads = self.attn.config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Qwen 3: Llama's layout; every head of the queries and keys is normed before it is rotated."""
+"""Qwen 3: Llama's layout, with every head of the queries and keys normed before it is rotated."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from fasttrace.ops.rms_norm import rms_norm
 
 
 class Qwen3Block(LlamaBlock):
-    """q_norm and k_norm share their (head_dim,) weights over heads."""
+    """Llama's block with q_norm and k_norm, whose (head_dim,) weights are the same for all heads."""
 
     def norm_query(self, q: Tensor) -> Tensor:
         norm = self.attn.q_norm

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama's layout; some layers apply no rotation (NoPE)."""
+"""SmolLM3: Llama's layout, with some layers that do not rotate (NoPE)."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 
 
 class SmolLM3Block(LlamaBlock):
-    """Each attention module knows whether it rotates; `config.no_rope_layers` is 1 for the layers that do."""
+    """Llama's block, which rotates only if its attention has `use_rope`, a 1 in `config.no_rope_layers`."""
 
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         return super().rotate(x, rotary) if self.attn.use_rope else x

@@ -1,5 +1,5 @@
 -- 6: turns a store of schema version 5 into one of version 6, where mass_edits.landed is called n_edits.
--- DuckDB renames no column that a key or a CHECK reads, so the rows are copied into a new table.
+-- DuckDB cannot rename a column that a key or a CHECK uses, so the rows are copied into a new table.
 CREATE TABLE mass_edits_of_version_6 (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

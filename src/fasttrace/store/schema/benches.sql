@@ -1,7 +1,7 @@
 -- benches: measured speed, in long form.
--- Grain: one row a (run, benchmark, case, implementation, metric). Inputs: the `benches` of a benchmark result.
+-- Grain: one row per (run, benchmark, case, implementation, metric). Inputs: the `benches` of a benchmark result.
 -- Units: named in `unit` (seconds, bytes, FLOP, ...); value = median over n repetitions, low and high =
--- the quartiles; machine and commit say where and of what.
+-- the quartiles; machine = where it was measured, commit = of which code.
 CREATE TABLE IF NOT EXISTS benches (
     run_id    VARCHAR NOT NULL,
     benchmark VARCHAR NOT NULL,

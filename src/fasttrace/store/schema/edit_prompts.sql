@@ -1,10 +1,10 @@
--- edit_prompts: the probabilities every edit score is made of, prompt by prompt.
--- Grain: one row a (run, fact, problem, method, layer, kind of prompt, number of the prompt).
+-- edit_prompts: the probabilities that every edit score is computed from, prompt by prompt.
+-- Grain: one row per (run, fact, problem, method, layer, kind of prompt, number of the prompt).
 -- Inputs: the `prompts` of ft.edit.
 -- Units: p_* are probabilities before and after the edit: of the edit's target, of o_true and of o_false.
--- target_tokens = tokens of the edit's target; of an essence text p is the whole text's, so its perplexity is
+-- target_tokens = tokens of the edit's target; for an essence text, p is that of the whole text, so its perplexity is
 -- p ** (-1 / target_tokens).
--- No index: nothing is there twice because statements/add_edit_prompts.sql and guard_edit_prompts.sql see to it.
+-- No index: statements/add_edit_prompts.sql and guard_edit_prompts.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS edit_prompts (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

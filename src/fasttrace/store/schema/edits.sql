@@ -1,14 +1,14 @@
--- edits: how one edit of one fact at one layer came out (paper, section 3.4).
--- Grain: one row a (run, fact, problem, method, layer). Inputs: the `scores` of ft.edit.
--- Units: rewrite, paraphrase, neighborhood, essence, overall are scores, 1 = wholly successful, NULL where
--- undefined; neighborhood is of o_false where the fact has one (protocol 'released': of the edit's target); p_* are
--- probabilities (of the edit's target; p_true_* of o_true); magnitude = p*(o_false) - p*(o_true); ppl_* = mean
--- perplexity of the essence texts; delta_norm = |delta| / |v0|, or the largest |change| of a weight (fine-tuning);
--- denominator = u'k of ROME's update; condition = of the second moment solved with; target = the text edited in or out;
--- reason = why a fact was not edited, its scores then NULL; or why its edit is zero (no token that predicts the target sees
--- the change), its scores then those of the unedited model and loss, denominator and condition NULL;
--- window_size = the tracing window the edit is compared with.
--- No index: nothing is there twice because statements/add_edits.sql and guard_edits.sql see to it.
+-- edits: the scores of one edit of one fact at one layer (paper, section 3.4).
+-- Grain: one row per (run, fact, problem, method, layer). Inputs: the `scores` of ft.edit.
+-- Units: rewrite, paraphrase, neighborhood, essence, overall are scores, 1 = fully successful, NULL where undefined;
+-- neighborhood is of o_false where the fact has one (protocol 'released': of the edit's target); p_* are probabilities
+-- (of the edit's target; p_true_* of o_true); magnitude = p*(o_false) - p*(o_true); ppl_* = mean perplexity of the
+-- essence texts; delta_norm = |delta| / |v0|, or the largest |change| of a weight (fine-tuning); denominator = u'k of
+-- ROME's update; condition = condition number of the second moment solved with; target = the text edited in or out;
+-- reason = why a fact was not edited (its scores are then NULL), or why its edit is zero (no token that predicts the
+-- target sees the change; the scores are then those of the unedited model, and loss, denominator and condition are
+-- NULL); window_size = the tracing window the edit is compared with.
+-- No index: statements/add_edits.sql and guard_edits.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS edits (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

@@ -1,5 +1,5 @@
--- facts: the facts themselves, as the loader read them.
--- Grain: one row a fact_id. Inputs: Store.add_facts.
+-- facts: the facts, as the loader read them.
+-- Grain: one row per fact_id. Inputs: Store.add_facts.
 -- Units: prompt is a template with one "{}"; paraphrases and neighborhood are whole prompts.
 CREATE TABLE IF NOT EXISTS facts (
     fact_id      VARCHAR   NOT NULL PRIMARY KEY,

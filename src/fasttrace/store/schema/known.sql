@@ -1,7 +1,7 @@
 -- known: whether a model knows a fact.
--- Grain: one row a (run, fact). Inputs: the `verdicts` of ft.check_known.
--- Units: p_true is a probability; continuation is the greedy text the verdict was read from;
--- reason says why a fact could not be asked (NULL where it could).
+-- Grain: one row per (run, fact). Inputs: the `verdicts` of ft.check_known.
+-- Units: p_true is a probability; continuation = the greedy text that the verdict is based on;
+-- reason = why a fact could not be tested (NULL where it could).
 CREATE TABLE IF NOT EXISTS known (
     run_id            VARCHAR NOT NULL,
     protocol          VARCHAR CHECK (protocol IN ('paper', 'released')),

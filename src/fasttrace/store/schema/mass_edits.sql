@@ -1,10 +1,10 @@
 -- mass_edits: the scores of every fact edited into one model, as the number of its edits grows.
--- Grain: one row a (run, number of edits, edited fact), and one a fact that was left out, at the last number.
+-- Grain: one row per (run, number of edits, edited fact), and one per fact that was left out, at the last number.
 -- Inputs: the `scores` of ft.mass_edit.
--- Units: n_edits = edits that the model held when it was scored; position = this fact's place among them, from 1;
--- scores, p_*, magnitude, success and ppl_* as in edits, "before" being the model without any edit; condition = of the
--- last solve; reason = why a fact was left out (its position and scores are then NULL), or why an edited fact had
--- nothing to optimise.
+-- Units: n_edits = edits in the model when it was scored; position = the number of this fact's edit, from 1; scores,
+-- p_*, magnitude, success and ppl_* as in edits, where "before" is the model without any edit; condition = condition
+-- number of the last solve; reason = why a fact was left out (its position and scores are then NULL), or why an edited
+-- fact had nothing to optimise.
 CREATE TABLE IF NOT EXISTS mass_edits (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

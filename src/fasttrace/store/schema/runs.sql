@@ -1,9 +1,9 @@
--- runs: every setting that changes a number, once.
--- Grain: one row a run; the same command gives the same run_id and continues the same row.
+-- runs: every run, with all its settings that change a number.
+-- Grain: one row per run. The same command gives the same run_id and continues the same row.
 -- Inputs: the `run` of a result, written with the run's first batch.
--- model, model_hash, dtype may be NULL for a benchmark, protocol for everything but tracing and editing.
--- Units: seconds = compute time summed over the batches that added rows, flops = the floating-point operations of
--- their plan (NULL where none was made); created_at in UTC.
+-- model, model_hash and dtype are NULL only for a benchmark, seed and protocol only for kinds facts, moments and bench.
+-- Units: seconds = compute time summed over the batches that added rows, flops = the floating-point operations planned
+-- for them (NULL without a plan); created_at in UTC.
 CREATE TABLE IF NOT EXISTS runs (
     run_id            VARCHAR   NOT NULL PRIMARY KEY,
     kind              VARCHAR   NOT NULL CHECK (kind IN ('trace', 'edit', 'mass', 'facts', 'moments', 'bench')),

@@ -1,5 +1,5 @@
--- store_schema: which version of these relations the file holds.
--- Grain: one row a store. Inputs: written when the store is made; an upgrade raises the version. Units: none.
+-- store_schema: the schema version of the file.
+-- Grain: one row per store. Inputs: written when the store is created. An upgrade raises the version. Units: none.
 CREATE TABLE IF NOT EXISTS store_schema (
     version           INTEGER   NOT NULL PRIMARY KEY,
     fasttrace_version VARCHAR   NOT NULL,

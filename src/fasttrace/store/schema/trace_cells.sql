@@ -1,11 +1,12 @@
 -- trace_cells: the tracing grid.
--- Grain: one row a (run, fact, window size, token, layer). Inputs: the `cells` of ft.trace.
+-- Grain: one row per (run, fact, window size, token, layer). Inputs: the `cells` of ft.trace.
 -- Units: p_restored = mean over noise samples of p(scored) under the cell's intervention, p_restored_sem its standard
--- error; effect = fraction of the lost probability restored (method noise: of the lost probability lost again; zero:
--- of p_clean deleted), NULL where the corruption lost none (p_noised >= p_clean). Several tokens at once are named by
--- the last. approximate = p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
+-- error; effect = fraction of the lost probability that the cell restores (method noise: fraction of it that the cell
+-- loses; method zero: fraction of p_clean that the cell deletes), NULL where the corruption lost none (p_noised >=
+-- p_clean; method zero: p_clean = 0). A cell of several tokens has the index of the last. approximate = whether
+-- p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
 -- Layers and tokens count from 0.
--- No index: nothing is there twice because statements/add_trace_cells.sql and guard_trace_cells.sql see to it.
+-- No index: statements/add_trace_cells.sql and guard_trace_cells.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS trace_cells (
     run_id         VARCHAR NOT NULL,
     protocol       VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

@@ -1,7 +1,7 @@
--- trace_samples: every noise sample of the tracing grid, where a run was asked to keep them.
--- Grain: one row a (run, fact, window size, token, layer, noise sample). Inputs: the `samples` of ft.trace.
+-- trace_samples: every noise sample of the tracing grid, for runs with the setting keep_samples.
+-- Grain: one row per (run, fact, window size, token, layer, noise sample). Inputs: the `samples` of ft.trace.
 -- Units: p_restored = p(scored) in that sample; trace_cells has the mean.
--- No index: nothing is there twice because statements/add_trace_samples.sql and guard_trace_samples.sql see to it.
+-- No index: statements/add_trace_samples.sql and guard_trace_samples.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS trace_samples (
     run_id      VARCHAR NOT NULL,
     protocol    VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

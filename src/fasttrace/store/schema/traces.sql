@@ -1,9 +1,10 @@
--- traces: what a tracing run found out about a fact as a whole.
--- Grain: one row a (run, fact), facts left out included. Inputs: the `facts` of ft.trace.
--- Units: p_clean, p_noised = p(scored), a probability; scored = the text that is scored after the prompt (o_true,
--- its first token, or the model's own), p_noised NULL without noise; subject tokens are [subject_begin, subject_end);
--- sigma = standard deviation of the noise on the embeddings; reason is NULL where the fact was kept;
--- rank_correlation = Spearman's, of estimated with exact cells, where a screening run verified some.
+-- traces: the results of a tracing run for a fact as a whole.
+-- Grain: one row per (run, fact), including the facts that were left out. Inputs: the `facts` of ft.trace.
+-- Units: p_clean, p_noised = p(scored), a probability, p_noised NULL without noise; scored = the text that is scored
+-- after the prompt (o_true, its first token, or the first token of the model's answer); subject tokens are
+-- [subject_begin, subject_end); sigma = standard deviation of the noise on the embeddings; reason = why the fact was
+-- left out, NULL where it was kept; rank_correlation = Spearman's correlation of estimated and exact cells, where a
+-- screening run verified some.
 CREATE TABLE IF NOT EXISTS traces (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

@@ -1,4 +1,4 @@
--- Prompts of edits this run has not finished; before add_edits, which marks them finished.
+-- Adds prompts of edits that this run has not finished. It runs before add_edits, which marks them as finished.
 INSERT INTO edit_prompts BY NAME
 SELECT $run_id AS run_id, $protocol AS protocol, batch.*
 FROM batch_edit_prompts AS batch

@@ -1,4 +1,4 @@
--- The run's row, once; `seconds` and `flops` start at nothing and grow with every batch that adds rows.
+-- Adds the run's row once. `seconds` starts at 0 and `flops` at NULL; both grow with every batch that adds rows.
 INSERT INTO runs BY NAME
 SELECT
     $run_id AS run_id, $kind AS kind, $model AS model, $model_hash AS model_hash, $dtype AS dtype,

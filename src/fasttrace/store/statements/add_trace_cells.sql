@@ -1,4 +1,4 @@
--- Cells of facts this run has not finished; before add_traces, which marks them finished.
+-- Adds cells of facts that this run has not finished. It runs before add_traces, which marks them as finished.
 INSERT INTO trace_cells BY NAME
 SELECT $run_id AS run_id, $protocol AS protocol, batch.*
 FROM batch_trace_cells AS batch

@@ -1,4 +1,5 @@
--- The effects of the batch's cells, of facts this run has not finished; before add_traces, which marks them finished.
+-- Adds the effects of the batch's cells, for facts that this run has not finished. It runs before add_traces, which
+-- marks them as finished.
 INSERT INTO trace_effects BY NAME
 SELECT
     $run_id AS run_id,

@@ -1,4 +1,5 @@
--- What no index of edit_prompts would refuse: a key twice in the batch, prompts of an edit the batch does not finish.
+-- Rows that the batch must not have, since edit_prompts has no index to refuse them: a key twice, and prompts of an
+-- edit that the batch does not finish.
 SELECT fact_id, 'has a prompt twice in its batch' AS reason
 FROM batch_edit_prompts
 GROUP BY fact_id, problem, method, layer, kind, prompt_index

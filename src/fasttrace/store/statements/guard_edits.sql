@@ -1,4 +1,4 @@
--- What no index of edits would refuse: a key twice in the batch.
+-- Rows that the batch must not have, since edits has no index to refuse them: a key twice.
 SELECT fact_id, 'has an edit twice in its batch' AS reason
 FROM batch_edits
 GROUP BY fact_id, problem, method, layer

@@ -1,4 +1,5 @@
--- What no index of trace_cells would refuse: a key twice in the batch, cells of a fact the batch does not finish.
+-- Rows that the batch must not have, since trace_cells has no index to refuse them: a key twice, and cells of a fact
+-- that the batch does not finish.
 SELECT fact_id, 'has a cell twice in its batch' AS reason
 FROM batch_trace_cells
 GROUP BY fact_id, window_size, token_index, layer

@@ -1,4 +1,5 @@
--- What no index of trace_samples would refuse: a key twice in the batch, samples of a fact the batch does not finish.
+-- Rows that the batch must not have, since trace_samples has no index to refuse them: a key twice, and samples of a
+-- fact that the batch does not finish.
 SELECT fact_id, 'has a sample twice in its batch' AS reason
 FROM batch_trace_samples
 GROUP BY fact_id, window_size, token_index, layer, sample

@@ -1,4 +1,4 @@
--- Every relation of the file with its rows (NULL for a view, which has none of its own).
+-- Every relation of the file, with its numbers of rows (NULL for a view, which stores none) and columns.
 SELECT table_name AS relation, 'table' AS kind, estimated_size AS n_rows, column_count AS n_columns
 FROM duckdb_tables()
 WHERE database_name = current_database() AND NOT internal

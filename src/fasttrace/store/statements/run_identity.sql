@@ -1,2 +1,2 @@
--- What every row of the run says through it, and no later batch may change.
+-- The columns of a run that describe all its rows. No later batch may change them.
 SELECT kind, model_hash, dtype, seed, protocol, fasttrace_version FROM runs WHERE run_id = $run_id;

@@ -1,4 +1,4 @@
--- What several stores mean differently by one name: kind of thing, its name, the stores that have it. One row at most.
+-- An id that stands for different things in several stores: what it names, the id, and its stores. At most one row.
 SELECT 'facts under the fact_id' AS what, fact_id AS name, list_sort(list_distinct(list(store))) AS stores
 FROM main.facts
 GROUP BY fact_id
