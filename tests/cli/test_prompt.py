@@ -159,6 +159,7 @@ def test_the_prompt_on_a_real_terminal(place):
             time.sleep(0.05)
     except BaseException:
         os.kill(process, 9)
+        os.waitpid(process, 0)
         raise
     finally:
         os.close(terminal)
