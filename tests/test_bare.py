@@ -76,7 +76,7 @@ def test_verbs_that_need_no_store_work(workplace, run_bare):
     corpus = ("--corpus", "text.txt", "--corpus-tokens", "1500", "--contexts", "2")
     quick = (*facts, *corpus, "--set", "steps=2")
     wanted = [
-        (("--help",), "Where does a language model"),
+        (("--help",), "Trace facts in a language model"),
         *(((verb, "--help"), "--json") for verb in cli.commands),
         (("env", "--json"), '"not installed"'),
         (("study", "--list"), "demo"),

@@ -133,7 +133,7 @@ def test_folder_is_read_in_order_and_cut_per_file(llama, small_tokenizer, tmp_pa
     sequences = cut(a, 32, len(a)) + cut(b, 32, len(b))
     found = second_moments(llama, folder, tokens=10**6, sequence_length=32, cache_dir=tmp_path / "cache")
     assert found.n_tokens == len(a) + len(b)
-    assert "1000000 were asked for" in found.corpus
+    assert "of 1000000 asked for" in found.corpus
     assert relative(found.matrix(4), hooked_moments(llama, sequences)[4]) < FORWARD
 
 

@@ -80,7 +80,7 @@ def test_objects_are_given_by_position_or_by_name(model):
 
 def test_help_describes_every_keyword():
     text = inspect.getdoc(ft.trace)
-    assert text.startswith("Causal tracing: the exact grid of every fact and window size, in one sweep.")
+    assert text.startswith("Causal tracing: compute the exact grid of every fact and window size in one sweep.")
     assert "    windows: Window sizes, as in 10,5,1 (layers)." in text
     assert "    progress: Called as progress(n) after n more facts." in text
     assert list(inspect.signature(ft.trace).parameters)[:2] == ["model", "facts"]
