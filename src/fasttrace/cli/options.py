@@ -172,6 +172,14 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             help="DuckDB file to read; repeat it to read several together, each as NAME.relation.",
         ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        "format": click.option(
+            "--format",
+            "format_",
+            type=click.Choice(["text", "markdown", "latex", "csv", "json"]),
+            default="text",
+            show_default=True,
+            help="Format of the numbers.",
+        ),
         "score": click.option("--score", default="rewrite", show_default=True, help="Edit score to analyse."),
     }
 

@@ -14,16 +14,8 @@ from .options import open_store, open_stores, options
 
 
 @click.command()
-@options("stores", "json", "score")
+@options("stores", "json", "format", "score")
 @click.argument("numbers", nargs=-1, type=int)
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["text", "markdown", "latex", "csv", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the tables.",
-)
 @click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
 @click.option(
     "--resamples",

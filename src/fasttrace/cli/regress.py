@@ -12,7 +12,7 @@ from .options import named_store, open_stores, options
 
 
 @click.command()
-@options("stores", "json")
+@options("stores", "json", "format")
 @click.argument("formula")
 @click.option("--score", metavar="COLUMN", help="Score that a model by name explains; by default rewrite.")
 @click.option("--where", multiple=True, metavar="SQL", help="Condition on rows, as in \"method = 'rome'\"; repeatable.")
@@ -25,14 +25,6 @@ from .options import named_store, open_stores, options
     type=click.IntRange(1),
     metavar="LAYERS",
     help="Use the tracing effects of this window size; by default that of each edit.",
-)
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["text", "markdown", "latex", "csv", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the coefficients; text is the summary of statsmodels.",
 )
 @click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead of stdout.")
 def regress(
