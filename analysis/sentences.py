@@ -130,12 +130,14 @@ def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
     groups = group_names(
         [row for row in curve if not compared or row["window_size"] in compared], always=("window_size",)
     )
-    if not groups or (means and len(group_names([row for row in means if row["score"] == "rewrite"])) == 1):
+    rewrite = [row for row in means if row["score"] == "rewrite" and row["mean"] is not None]
+    if not groups or (len(rewrite) > 1 and len(group_names(rewrite)) == 1):
         return None
     found = []
     for group, name in groups.items():
         peak = max(in_group(curve, group), key=lambda row: row["mean_effect"])
-        found.append(f"layer {peak['layer']} ({number(peak['mean_effect'])}, {name}, {peak['n']:,} facts)")
+        facts = "1 fact" if peak["n"] == 1 else f"{peak['n']:,} facts"
+        found.append(f"layer {peak['layer']} ({number(peak['mean_effect'])}, {name}, {facts})")
     return f"The mean tracing effect is largest at {', '.join(found)}."
 
 

@@ -181,7 +181,7 @@ class Runner:
         with self.bar("Known facts", None if enough else len(facts)) as done:
             verdicts = known_into(self.store, self.model, facts, self.study.settings.protocol, done, enough=enough)
         ids = {verdict["fact_id"] for verdict in verdicts if verdict["known"]}
-        kept = [fact for fact in facts if fact.fact_id in ids][:enough]
+        kept = [fact for fact in distinct(facts) if fact.fact_id in ids][:enough]
         self.say(f"    {len(ids)} of {len(verdicts)} tested facts are known; studying {len(kept)}")
         if not kept:
             raise UserError(

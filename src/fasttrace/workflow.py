@@ -41,8 +41,8 @@ def known_into(
             store.add(result)
             verdicts |= {row["fact_id"]: row for row in result.verdicts.to_pylist()}
         progress(len(part))
-        reached = facts[: i + BATCH]
-        if enough is not None and sum(verdicts[fact.fact_id]["known"] for fact in reached) >= enough:
+        reached = {fact.fact_id for fact in facts[: i + BATCH]}
+        if enough is not None and sum(verdicts[fact_id]["known"] for fact_id in reached) >= enough:
             break
     return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import csv
+import dataclasses
 import gzip
 import html
 import io
@@ -13,6 +14,7 @@ import shlex
 import subprocess
 import sys
 
+import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 from plausible import (
@@ -212,6 +214,19 @@ def test_facts_beyond_the_limits_are_left_out_and_counted(study, tmp_path):
     count = len(embedded(small)["facts"])
     assert 1 <= count < 24
     assert f"The first {count} of 24 facts" in small
+
+
+def test_edits_at_one_layer_leave_the_tracing_peak(tmp_path):
+    facts = study_facts(count=3)
+    edits = edit_result(facts)
+    layer = edits.scores["layer"][0]
+    one = {name: getattr(edits, name).filter(pc.field("layer") == layer) for name in ("scores", "prompts")}
+    store = Store(tmp_path / "s.duckdb")
+    store.add_facts(facts)
+    store.add(trace_result(facts))
+    store.add(dataclasses.replace(edits, **one))
+    text = write_report(store, tmp_path / "r.html").read_text()
+    assert "The mean tracing effect is largest at layer" in text
 
 
 def test_traces_alone_and_edits_alone_make_a_report(tmp_path):

@@ -216,3 +216,11 @@ def test_a_reader_may_close_the_pipe_early(place):
     script = f"{program} sql 'FROM range(300000)' --store s.duckdb --csv | head -n 2"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("range\n0\n", "")
+
+
+def test_ctrl_c_stops_a_query_and_promises_nothing(ask, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fasttrace.analysis.saved.ask", stopped)
+    assert ask("FROM edits", *STORE, code=130).stderr == "fasttrace: the query was stopped\n"

@@ -176,8 +176,8 @@ def test_opcheck(dtype):
     ("change", "impl", "words"),
     [
         ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "expected gate to be floating point, got torch.int32"),
-        ({1: torch.ones(3, 5)}, "auto", r"expected up to be \(3, 4\) torch.float32 to match gate, got \(3, 5\)"),
-        ({1: torch.ones(3, 4).double()}, "auto", "expected up .*float64"),
+        ({1: torch.ones(3, 5)}, "auto", r"expected 'up' to be \(3, 4\) torch.float32 to match gate, got \(3, 5\)"),
+        ({1: torch.ones(3, 4).double()}, "auto", "expected 'up' .*float64"),
         ({1: torch.ones(3, 4, requires_grad=True)}, "native", "no gradient"),
         ({}, "triton", "Triton needs CUDA tensors"),
     ],

@@ -125,9 +125,13 @@ def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
     there = [n for n, one in catalogue.items() if what_is_missing(covered, one) is None]
     absent = [n for n in catalogue if n not in there]
     verb = what.lower() + "s"
-    text = f"the store has data for the paper's {verb} {', '.join(map(str, there)) or '–'}"
+    text = f"the store has data for the paper's {verb} {', '.join(map(str, there))}"
+    if not there:
+        text = f"the store has data for none of the paper's {verb}"
+    elif absent:
+        text += f"; not for {', '.join(map(str, absent))}"
     if absent:
-        text += f"; not for {', '.join(map(str, absent))}: `fasttrace {verb} {absent[0]}` names what is missing"
+        text += f": `fasttrace {verb} {absent[0]}` names what is missing"
     click.echo(text, err=True)
 
 

@@ -96,7 +96,11 @@ def sql(
 
         Prompt(store, saved, write, lambda table: shown(table, max_rows)).run()
         return
-    table = ask(store, _resolved(query, saved), _values(params), write=write)
+    try:
+        table = ask(store, _resolved(query, saved), _values(params), write=write)
+    except KeyboardInterrupt:
+        click.echo("fasttrace: the query was stopped", err=True)
+        sys.exit(130)
     deliver(table, form, parquet or out, lambda: shown(table, max_rows, screen=out is None))
 
 

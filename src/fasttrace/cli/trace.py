@@ -21,8 +21,8 @@ from .options import Work, bar, emit, load, open_store, options, setting_options
 @click.option(
     "--check",
     is_flag=True,
-    help="Test which facts the model knows: o_true must be in its first 36 greedy tokens, and with protocol released "
-    "p(o_true) must be at least 0.02.",
+    help="Test which facts the model knows: o_true must be in the text of the model's first 36 greedy tokens, and with "
+    "protocol released p(o_true) must be at least 0.02.",
 )
 def facts(work: Work, protocol: str, check: bool) -> None:
     """List, filter and test facts."""

@@ -24,7 +24,7 @@ def silu_mul_(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
         raise UserError(f"silu_mul_: expected gate to be floating point, got {gate.dtype}")
     if up.shape != gate.shape or up.dtype != gate.dtype:
         found, wanted = f"{tuple(up.shape)} {up.dtype}", f"{tuple(gate.shape)} {gate.dtype}"
-        raise UserError(f"silu_mul_: expected up to be {wanted} to match gate, got {found}")
+        raise UserError(f"silu_mul_: expected 'up' to be {wanted} to match gate, got {found}")
     why = native.row_op_reason(gate, up)
     no_triton = narrow_triton_reason(gate, up)
     if not gate.is_contiguous():

@@ -1,7 +1,7 @@
 -- known: whether a model knows a fact.
 -- Grain: one row per (run, fact). Inputs: the `verdicts` of ft.check_known.
 -- Units: p_true is a probability; continuation = the greedy text that the verdict is based on;
--- reason = why a fact could not be tested (NULL where it could).
+-- reason = why a fact is not known (NULL where it is).
 CREATE TABLE IF NOT EXISTS known (
     run_id            VARCHAR NOT NULL,
     protocol          VARCHAR CHECK (protocol IN ('paper', 'released')),
