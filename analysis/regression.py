@@ -22,7 +22,7 @@ from .relation import relation
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnitude")
 EFFECTS = ("max", "last-subject", "last-subject-absolute")
 SUBSETS = ("all", "concentrated")
-KEYS = (
+DESCRIBES = (
     "problem",
     "method",
     "protocol",
@@ -33,10 +33,9 @@ KEYS = (
     "edit_run_id",
     "trace_run_id",
     "source",
-    "score",
-    "effect_at",
-    "subset",
 )
+"""The columns that describe an edit and the traces that it is compared with."""
+KEYS = (*DESCRIBES, "score", "effect_at", "subset")
 """The columns that identify a regression. Rows that differ in any of them are never pooled."""
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 AT_ONCE = 2_000_000

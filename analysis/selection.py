@@ -11,23 +11,11 @@ from fasttrace.optional import duckdb
 from fasttrace.store import Readable
 from fasttrace.store.query import message_of
 
+from .regression import DESCRIBES
 from .relation import make_chain
 from .saved import nearest
 
 TRACED_EDITS = "traced_edits"
-DESCRIBES = (
-    "problem",
-    "method",
-    "protocol",
-    "model",
-    "module",
-    "localization",
-    "window_size",
-    "source",
-    "edit_run_id",
-    "trace_run_id",
-)
-"""Columns that describe a row. Rows that differ in one of them are pooled unless the formula uses it."""
 OF_THE_TRACE = (
     "effect",
     "effect_last_subject",
@@ -48,7 +36,8 @@ class Selection:
 
     columns: pyarrow Table of the requested columns; booleans are 0 and 1. n_facts: number of different facts in it.
     n_selected: number of rows before rows with a NULL were dropped. dropped: column, reason, rows, facts; a row counts
-    for the first column that is NULL or not finite. describes: {column of DESCRIBES: its values in the rows kept}.
+    for the first column that is NULL or not finite. describes: {column of DESCRIBES: its values in the rows kept}. Rows
+    that differ in one of them are pooled unless the formula uses it.
     """
 
     columns: pa.Table

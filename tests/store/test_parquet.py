@@ -119,7 +119,10 @@ def refused(store, folder, sentence):
         (shutil.rmtree, "there is no folder"),
         (lambda folder: (folder / "store_schema.parquet").unlink(), "is not a store in Parquet"),
         (lambda folder: (folder / "edits.parquet").unlink(), r"lacks edits\.parquet"),
-        (lambda folder: (folder / "mine.parquet").write_bytes(b""), r"holds mine\.parquet, which no store writes"),
+        (
+            lambda folder: (folder / "mine.parquet").write_bytes(b""),
+            r"expected only the files of a store, got mine\.parquet",
+        ),
         (lambda folder: (folder / "edits.parquet").write_bytes(b"no parquet" * 99), "damaged file: .*No magic bytes"),
         (lambda folder: (folder / "edits.parquet").write_bytes(b""), "damaged file: .*too small"),
         (lambda folder: changed(folder, "store_schema", with_column("version", 3)), "has schema version 3: this"),

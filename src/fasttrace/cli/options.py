@@ -44,9 +44,7 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
-@contextmanager
-def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr. Yields a function to call as f(n) after n more items."""
+def _progress() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -55,7 +53,13 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    return Progress(*columns, console=Console(stderr=True))
+
+
+@contextmanager
+def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr. Yields a function to call as f(n) after n more items."""
+    with _progress() as progress:
         task = progress.add_task(title, total=total)
         yield lambda n: progress.advance(task, n)
 
@@ -63,15 +67,7 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """Show a progress bar per stage. Yields a function to call as f(stage, done, total)."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as progress:
+    with _progress() as progress:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:

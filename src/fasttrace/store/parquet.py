@@ -48,7 +48,7 @@ def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
     for name in sorted(set(RELATIONS) - found_names):
         raise StoreError(f"the folder {folder} lacks {name}.parquet")
     for name in sorted(found_names - set(RELATIONS)):
-        raise StoreError(f"the folder {folder} holds {name}.parquet, which no store writes: remove it")
+        raise StoreError(f"the folder {folder}: expected only the files of a store, got {name}.parquet too: remove it")
     with _damage_reported(folder):
         files = {name: con.read_parquet(str(folder / f"{name}.parquet")) for name in RELATIONS}
         version = files["store_schema"].max("version").fetchall()[0][0]
