@@ -52,7 +52,7 @@ def _linear(request, monkeypatch):
     wanted = request.config.getoption("--linear")
     if wanted is not None and request.path.name != "test_linear.py":
         module = importlib.import_module("fasttrace.ops.linear")
-        monkeypatch.setattr(module, "_onednn_is_faster", lambda dtype, threads: wanted == "native")
+        monkeypatch.setattr(module, "_onednn_is_faster", lambda dtype: wanted == "native")
 
 
 @pytest.fixture(scope="session")

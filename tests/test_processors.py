@@ -30,7 +30,7 @@ def test_inside_the_first_case(request):
     assert os.environ.get("MKL_CBWR") == ("COMPATIBLE" if torch.backends.mkl.is_available() else None)
     assert torch.get_num_threads() == CASES[0].threads
     module = sys.modules["fasttrace.ops.linear"]
-    assert not module._onednn_is_faster(torch.float32, 1)
+    assert not module._onednn_is_faster(torch.float32)
 
 
 def test_settings_reach_the_tests_and_a_failure_is_the_exit_code():

@@ -287,10 +287,8 @@ def test_sampling_one_candidate_is_greedy_generation(family, small_tokenizer):
 SCRIPT = """
 import time
 import torch
-from importlib import import_module
 from small_models import small_model, trained_tokenizer
 from fasttrace.editing import moments
-import_module("fasttrace.ops.linear")._onednn_is_faster = lambda dtype, threads: False
 moments.CHECKPOINT_SECONDS = 0.0
 slow = {slow}
 inner = moments.forward

@@ -1,7 +1,7 @@
 """linear: both implementations against float64, gradients, refusals."""
 
 import importlib
-import logging
+import io
 import os
 import subprocess
 import sys
@@ -99,23 +99,21 @@ def test_a_weight_that_requires_grad_gets_its_gradient():
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_auto_uses_onednn_if_it_was_measured_faster(monkeypatch, faster):
+def test_auto_uses_onednn_where_it_is_faster(monkeypatch, faster):
     taken = []
-    monkeypatch.setattr(linear_module, "_onednn_is_faster", lambda dtype, threads: faster)
+    monkeypatch.setattr(linear_module, "_onednn_is_faster", lambda dtype: faster)
     monkeypatch.setattr(linear_module, "_onednn", lambda x, w, b, a=None: taken.append("oneDNN") or x @ w.t())
     linear(*draw(3, 4, 5, torch.float32, bias=False))
     assert taken == (["oneDNN"] if faster and linear_module._onednn_op is not None else [])
 
 
-@needs_onednn
-def test_the_measurement_is_logged_once_and_keeps_the_random_state(caplog):
-    linear_module._onednn_is_faster.cache_clear()
-    state = torch.get_rng_state()
-    with caplog.at_level(logging.INFO, logger="fasttrace.ops"):
-        for _ in range(3):
-            linear(*draw(3, 4, 5, torch.float32))
-    assert sum("linear on cpu, torch.float32" in record.getMessage() for record in caplog.records) == 1
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize(("vendor", "float32"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_choice_depends_on_the_processor_alone(monkeypatch, vendor, float32):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(f"processor : 0\nvendor_id : {vendor}\n"))
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for dtype, taken in ((torch.float32, float32), (torch.bfloat16, True)):
+        assert linear_module._onednn_is_faster.__wrapped__(dtype) == taken
 
 
 def test_float64_empty_and_fake_inputs_use_the_reference():

@@ -2,12 +2,13 @@
 
 PyTorch's float32 product on a CPU is MKL's, which reaches less than half of oneDNN's rate on AMD processors
 (183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). In bfloat16 PyTorch uses oneDNN already.
-So the first product of a dtype in a process times both briefly and keeps the faster one.
+The processor and the dtype alone decide which of the two runs. They round differently, so a choice by a measurement
+would let the last bits of a result depend on what else the machine was doing.
 """
 
 import functools
-import logging
-import time
+import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,7 @@ from torch.nn import functional
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import choose
 
-log = logging.getLogger("fasttrace.ops")
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
-_WORTH = 1.1  # a gain below this is noise of the measurement
-_ROUNDS = 7
 _onednn_op: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
@@ -37,9 +35,9 @@ def linear(
     bias: (m,) dtype of x, or None.
     activation: f, None or "gelu_tanh", which oneDNN applies for less than the cost of a pass over y
         (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing and are not offered.
-    impl: "reference" is torch.nn.functional.linear, "native" is oneDNN. "auto" is whichever this process measured to
-        be faster for the dtype, and the reference where oneDNN does not apply: other devices and dtypes, a weight or
-        bias that requires grad, tensor subclasses, under torch.compile.
+    impl: "reference" is torch.nn.functional.linear, "native" is oneDNN. "auto" is oneDNN, except in float32 on an Intel
+        processor or in a torch without MKL, and the reference where oneDNN does not apply: other devices and dtypes, a
+        weight or bias that requires grad, tensor subclasses, under torch.compile.
     Returns (..., m), the dtype of x; both implementations agree up to its rounding. Differentiable once w.r.t. x.
 
     Raises UserError for shapes and dtypes that do not match, an unknown activation or impl, and impl="native"
@@ -56,7 +54,7 @@ def linear(
     if activation not in (None, "gelu_tanh"):
         raise UserError(f"linear: expected activation to be None or 'gelu_tanh', got {activation!r}")
     available = {"reference": None, "native": _onednn_reason(x, w, bias)}
-    faster = lambda name: name == "reference" or _onednn_is_faster(x.dtype, torch.get_num_threads())  # noqa: E731
+    faster = lambda name: name == "reference" or _onednn_is_faster(x.dtype)  # noqa: E731
     if choose("linear", impl, available, x, w, bias, worthwhile=faster) == "reference":
         return linear_reference(x, w, bias, activation)
     if x.requires_grad and torch.is_grad_enabled():
@@ -132,21 +130,19 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 @functools.cache
-def _onednn_is_faster(dtype: torch.dtype, threads: int) -> bool:
-    """Whether oneDNN beats functional.linear here: the best of a few alternating runs, some 0.1 s."""
-    # Ones, not random numbers: a measurement must not advance the caller's random stream.
-    # Large, because MKL keeps up in small products (203 to 185 GFLOP/s) but not in a sweep's (207 to 151).
-    x, w = torch.ones(1024, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+def _onednn_is_faster(dtype: torch.dtype) -> bool:
+    """Whether "auto" takes oneDNN. This depends on the processor, and not on how fast it is at the moment."""
+    if dtype != torch.float32:
+        return True  # functional.linear is oneDNN too, but cannot apply the activation
+    return torch.backends.mkl.is_available() and not _is_intel()
 
-    def seconds(product: Callable[[Tensor, Tensor, None], Tensor]) -> float:
-        start = time.perf_counter()
-        product(x, w, None)
-        return time.perf_counter() - start
 
-    with torch.inference_mode():
-        times = [(seconds(functional.linear), seconds(_onednn)) for _ in range(_ROUNDS)]
-    reference, onednn = (min(column) for column in zip(*times[2:], strict=True))
-    gain = reference / onednn
-    faster = "oneDNN" if gain > _WORTH else "functional.linear"
-    log.info("linear on cpu, %s, %d threads: %s (oneDNN %.2f times as fast)", dtype, threads, faster, gain)
-    return gain > _WORTH
+def _is_intel() -> bool:
+    """Whether the processor is Intel's, for which alone MKL has its fastest kernels."""
+    if sys.platform == "darwin":
+        return platform.machine() == "x86_64"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return any("GenuineIntel" in line for line in lines)
+    except OSError:
+        return "GenuineIntel" in platform.processor()
