@@ -12,13 +12,41 @@ from fasttrace.memory import pack_by_budget, parse_bytes
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("512MB", 512 * 2**20), ("8GiB", 8 * 2**30), (" 1.5 kB ", 1536), ("1TB", 2**40), ("77", 77), (77, 77)],
+    [
+        ("512MB", 512 * 2**20),
+        ("8GiB", 8 * 2**30),
+        (" 1.5 kB ", 1536),
+        ("1TB", 2**40),
+        ("77", 77),
+        (77, 77),
+        ("1024TB", 2**50),
+    ],
 )
 def test_sizes(text, expected):
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "0MB", "8 G", "8XB", "1e9", "1,5GB", "MB"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-1",
+        "0MB",
+        "8 G",
+        "8XB",
+        "1e9",
+        "1,5GB",
+        "MB",
+        "0.5",
+        "1025TB",
+        f"{10**20}GB",
+        "9" * 400 + "GB",
+        10**50,
+        True,
+        "٣٣GB\n.",
+    ],
+)
 def test_bad_sizes(text):
     with pytest.raises(UserError, match="expected a size such as 512MB or 8GB"):
         parse_bytes(text)

@@ -1,5 +1,9 @@
 """Errors a caller may catch. Every message is one sentence: where, what was expected, and what was given instead."""
 
+import reprlib
+from numbers import Number
+from pathlib import PurePath
+
 
 class FasttraceError(Exception):
     """Base of every error that fasttrace raises on purpose."""
@@ -23,3 +27,25 @@ class StoreError(UserError):
 
 class PackageError(UserError, ImportError):
     """A package that is needed here but not installed."""
+
+
+class _Short(reprlib.Repr):
+    """Short texts of plain values. Any other object is named by its type, since its text may have many lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**40 else f"a whole number of {x.bit_length()} bits"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        if isinstance(x, PurePath):
+            return self.repr1(str(x), level)
+        plain = x is None or isinstance(x, Number | bytes | range)
+        return repr(x)[: self.maxother] if plain else type(x).__name__
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: one line, cut in the middle where it is long."""
+    return _Short().repr(value)

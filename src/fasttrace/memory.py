@@ -4,18 +4,32 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 
 T = TypeVar("T")
+LARGEST = "1024TB"  # more than any machine has
 
 
 def parse_bytes(text: str | int) -> int:
-    """Number of bytes in "512MB", "8GB" or a plain number; 1 kB is 1024 bytes. Raises UserError for anything else."""
+    """Number of bytes in "512MB", "8GB" or a plain number, at most 1024TB; 1 kB is 1024 bytes.
+
+    Raises UserError for anything else.
+    """
+    size = _bytes(text)
+    if not 1 <= size <= 1024**5:
+        raise UserError(f"memory: expected a size such as 512MB or 8GB, at most {LARGEST}, got {shown(text)}")
+    return int(size)
+
+
+def _bytes(text: str | int) -> float:
+    """The number of bytes, 0 where the text is not a size."""
+    if isinstance(text, int):  # the text of an int of thousands of digits takes long, or is refused by Python
+        return 0 if isinstance(text, bool) else text
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(|[kKMGT]i?B)\s*", str(text))
-    if match is None or float(match[1]) <= 0:
-        raise UserError(f"memory: expected a size such as 512MB or 8GB, got {text!r}")
+    if match is None:
+        return 0
     unit = match[2].upper().rstrip("B").rstrip("I")
-    return int(float(match[1]) * 1024 ** " KMGT".index(unit or " "))
+    return float(match[1]) * 1024 ** " KMGT".index(unit or " ")
 
 
 def pack_by_budget(items: Iterable[T], size_of: Callable[[T], int], budget: int) -> Iterator[list[T]]:

@@ -12,7 +12,7 @@ from edit_cases import FACTS
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing import prepare_edit
+from fasttrace.editing import Moments, prepare_edit
 from fasttrace.errors import UserError
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import FineTuneSettings, RomeSettings
@@ -33,7 +33,8 @@ def test_settings_may_be_one_object(model):
     one = ft.trace(model, FACTS, **shared)
     two = ft.trace(model, FACTS, settings=TraceSettings(**shared))
     three = ft.trace(model, FACTS, settings=TraceSettings(windows="3", samples=2), sigma=0.4, keep="all")
-    assert one.run["run_id"] == two.run["run_id"] == three.run["run_id"]
+    four = ft.trace(model, FACTS, settings={"windows": 3, "samples": 2}, sigma=0.4, keep="all")
+    assert one.run["run_id"] == two.run["run_id"] == three.run["run_id"] == four.run["run_id"]
     assert one.cells.equals(two.cells)
     assert one.cells.equals(three.cells)
 
@@ -55,11 +56,17 @@ def test_an_edits_own_settings_are_an_object_or_keywords(model):
             "trace: samples: expected a value in settings",
         ),
         (ft.trace, {"settings": EditSettings()}, "trace: settings: expected TraceSettings, got EditSettings"),
-        (ft.trace, {"settings": {"samples": 3}}, "trace: settings: expected TraceSettings, got dict"),
+        (ft.trace, {"settings": {"sampels": 3}}, "trace has no setting 'sampels'; did you mean 'samples'?"),
+        (ft.trace, {"settings": 3}, "trace: settings: expected TraceSettings, got int"),
         (ft.trace, {"sampels": 3}, "trace has no setting 'sampels'; did you mean 'samples'?"),
         (ft.edit, {"hyperparameters": RomeSettings(), "steps": 3}, "edit: steps: expected a value in hyperparameters"),
         (ft.edit, {"method": "ft-1", "clamp": 3}, "ft-1 has no setting 'clamp'; expected one of"),
-        (ft.edit, {"moments": object(), "ridge": 0.1}, "edit: ridge: expected either a value or moments"),
+        (ft.edit, {"moments": object()}, "edit: moments: expected Moments, got object"),
+        (
+            ft.edit,
+            {"moments": object.__new__(Moments), "ridge": 0.1},
+            "edit: ridge: expected either a value or moments",
+        ),
         (ft.trace, {"seed": 2**63}, "trace: seed: expected a whole number from 0 to 92233720368547"),
         (ft.mass_edit, {"sigma": "loud"}, "mass: sigma: expected a number above 0 or 3sd, got 'loud'"),
         (ft.second_moments, {"settings": MomentSettings(), "tokns": 1}, "second_moments has no setting 'tokns'"),
@@ -74,7 +81,7 @@ def test_bad_keywords_are_refused_in_one_sentence(function, given, sentence, mod
 def test_objects_are_given_by_position_or_by_name(model):
     by_place, by_name = prepare_trace(model, FACTS, sigma=0.4), prepare_trace(sigma=0.4, facts=FACTS, model=model)
     assert by_place.run["run_id"] == by_name.run["run_id"]
-    with pytest.raises(TypeError, match="missing a required argument: 'facts'"):
+    with pytest.raises(UserError, match="trace: missing a required argument: 'facts'"):
         ft.trace(model)
 
 

@@ -146,7 +146,11 @@ def test_every_default_is_admitted_by_its_setting(kind):
             "edit: hyperparameters: expected RomeSettings for rome, got MemitSettings",
         ),
         (EditSettings, {"contexts": ["Hi. {}"]}, "edit: contexts: expected '{}' as the first template"),
-        (TraceSettings, {"memory": "lots"}, "trace: memory: expected a size such as 512MB or 8GB, got 'lots'"),
+        (
+            TraceSettings,
+            {"memory": "lots"},
+            "trace: memory: expected a size such as 512MB or 8GB, at most 1024TB, got 'lots'",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(kind, given, sentence):

@@ -66,7 +66,8 @@ def test_the_first_releases_runs_keep_their_names(first, model, text, moments):
         run = prepare_trace(model, FACTS, **first["given"]).run
     else:
         layers = {"layers": [2]} if first["kind"] == "edit" else {}
-        shared = {"moments": moments, "contexts": CONTEXTS}
+        tuned = first["given"].get("method") in ("ft-1", "ft-5")
+        shared = {} if tuned else {"moments": moments, "contexts": CONTEXTS}
         run = PREPARE[first["kind"]](model, FACTS, **shared, **layers, **first["given"]).run
     made, was = json.loads(run["settings"]), first["settings"]
     assert made.keys() == was.keys()

@@ -1,14 +1,16 @@
-"""Gives a public function the keywords of its type of settings."""
+"""Checks the arguments of public functions, and gives a function the keywords of its type of settings."""
 
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_args, overload
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
 
 from fasttrace.errors import UserError
 
 from .base import Setting, arguments_of, check_names, given_by
+from .kinds import Bounds, kind_of
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -33,13 +35,14 @@ class Takes(Generic[P, S]):
         known = arguments_of(self.arguments)
         signature = plain.replace(parameters=[*leading, *(one.parameter for one in known.values())])
         names = [parameter.name for parameter in leading]
+        objects = _arguments(function, names)
 
         @functools.wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
             check_names(function.__name__, [name for name in keywords if name not in names], known)
-            bound = signature.bind(*args, **keywords).arguments
-            objects = [bound.pop(name) for name in names]
-            return function(*objects, gathered(self.arguments, bound))
+            bound = _bound(function.__name__, signature, args, keywords).arguments
+            converted = [one.convert(bound.pop(name)) for name, one in objects.items()]
+            return function(*converted, gathered(self.arguments, bound))
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__doc__ = _documented(function, list(known.values()))
@@ -55,8 +58,76 @@ def takes(arguments: Callable[P, S]) -> Takes[P, S]:
     return Takes(arguments)
 
 
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check and convert the arguments of a public function by their annotations, as values of settings are.
+
+    A function or method without settings; those with settings have `takes`. What `Annotated` gives is used. Arguments
+    without an annotation, `*args`, `**keywords` and defaults are passed on as they are.
+    """
+    signature = inspect.signature(function)
+    known = _arguments(function, list(signature.parameters))
+    owner = _owner(function)
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+
+    @functools.wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        if not open_ended:
+            check_names(owner, keywords, signature.parameters)
+        bound = _bound(owner, signature, args, keywords)
+        for name, value in bound.arguments.items():
+            if name in known and value is not signature.parameters[name].default:
+                bound.arguments[name] = known[name].convert(value)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def names_checked(cls: type[S]) -> type[S]:
+    """Refuse arguments of a class that have an unknown name, are missing or too many. Their values are the class's."""
+    initialise, signature = cls.__init__, inspect.signature(cls)
+
+    @functools.wraps(initialise)
+    def call(self: S, *args: Any, **keywords: Any) -> None:
+        check_names(cls.__name__, keywords, signature.parameters)
+        _bound(cls.__name__, signature, args, keywords)
+        initialise(self, *args, **keywords)
+
+    cls.__init__ = call  # type: ignore[assignment]
+    return cls
+
+
+def _owner(function: Callable[..., Any]) -> str:
+    """The first word of a function's errors: its name, Store.add for a method, or Store for Store.__init__."""
+    return function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
+
+
+def _arguments(function: Callable[..., Any], names: Sequence[str]) -> dict[str, Setting]:
+    """{name: its check} of the parameters of a function with an annotation, other than `*args` and `**keywords`."""
+    stated = {name: kind for name, kind in function.__annotations__.items() if name in names}
+    # Without the return type, which may be a class that is still being made.
+    here = SimpleNamespace(__annotations__=stated)
+    rich, plain = (get_type_hints(here, function.__globals__, include_extras=extras) for extras in (True, False))
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters
+    return {
+        name: Setting(owner=_owner(function), name=name, annotation=plain[name], kind=kind_of(rich[name], Bounds()))
+        for name in names
+        if name in rich and parameters[name].kind not in several
+    }
+
+
+def _bound(
+    owner: str, signature: inspect.Signature, args: Sequence[Any], keywords: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """The arguments by name. Raises UserError where one is missing or there are too many."""
+    try:
+        return signature.bind(*args, **keywords)
+    except TypeError as error:
+        raise UserError(f"{owner}: {error}") from None
+
+
 def gathered(arguments: type, keywords: dict[str, Any]) -> Any:
-    """The object that the function receives, made from the keywords and the object `settings` among them.
+    """The object that the function receives, made from the keywords and `settings` among them, an object or a dict.
 
     Raises UserError where `settings` is of another type, or a setting is given in both.
     """
@@ -65,6 +136,9 @@ def gathered(arguments: type, keywords: dict[str, Any]) -> Any:
         return arguments(**keywords)
     about = arguments_of(arguments)["settings"]
     wanted = next(kind for kind in get_args(about.annotation) if kind is not type(None))
+    if isinstance(whole, Mapping):
+        check_names(about.owner, whole, arguments_of(wanted))
+        keywords["settings"] = whole = wanted(**whole)
     if not isinstance(whole, wanted):
         raise UserError(f"{about.owner}: settings: expected {wanted.__name__}, got {type(whole).__name__}")
     twice = sorted(given_by(whole).keys() & keywords.keys())

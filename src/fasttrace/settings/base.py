@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 
 from .kinds import REFUSALS, Bounds, Kind, kind_of
 
@@ -40,30 +40,29 @@ class Setting:
     """One setting of a type.
 
     owner: the first word of its errors, such as "trace".
-    kind: None for an argument of a function that is not a setting, such as a progress callback.
+    is_setting: False for an argument of a function that is not a setting, such as a progress callback.
     default: as declared. Where `tabled`, a table may have another value for the model, problem and protocol.
     """
 
     owner: str
     name: str
     annotation: Any
-    kind: Kind | None
-    default: Any
-    help: str
-    option: str
+    kind: Kind
+    default: Any = inspect.Parameter.empty
+    help: str = ""
+    option: str = ""
     unit: str = ""
     names_run: Naming = "changed"
     tabled: bool = False
     positional: bool = False
+    is_setting: bool = True
 
     def convert(self, value: Any) -> Any:
         """Convert a value or its text. Raises UserError where it is not of the setting's kind."""
-        if self.kind is None:
-            return value
         try:
             return self.kind.convert(value)
         except REFUSALS:
-            raise UserError(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {value!r}") from None
+            raise UserError(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}") from None
 
     @property
     def description(self) -> str:
@@ -104,8 +103,8 @@ def setting(
 
 
 def argument(*, default: T, help: str) -> T:
-    """Declare an argument of a function that is not a setting. Its value is passed on without a check."""
-    return _field(default, {"help": help, "argument": True})
+    """Declare an argument of a function that is not a setting, such as a progress callback."""
+    return _field(default, {"help": help, "is_setting": False})
 
 
 def _field(default: T, about: dict[str, Any]) -> T:
@@ -125,7 +124,9 @@ def settings(owner: str) -> Callable[[type[T]], type[T]]:
         initialise = made.__init__
 
         @functools.wraps(initialise)
-        def __init__(self: Any, **given: Any) -> None:
+        def __init__(self: Any, *unnamed: Any, **given: Any) -> None:
+            if unnamed:
+                raise UserError(f"{owner}: expected every setting by name, got {shown(unnamed[0])} without one")
             check_names(owner, given, arguments_of(made))
             object.__setattr__(self, "given", frozenset(given))
             initialise(self, **given)
@@ -145,14 +146,14 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
     for field in fields:
         about = _stated(cls, field)
         bounds = Bounds(about.pop("least", None), about.pop("above", None), about.pop("most", None))
-        kind = None if about.pop("argument", False) else kind_of(rich[field.name], bounds)
+        kind = kind_of(rich[field.name], bounds)
         named = {"owner": owner, "name": field.name, "option": f"--{field.name.replace('_', '-')}"}
         one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)
         done.append(field.evolve(metadata={**field.metadata, "setting": one}, converter=one.convert))
 
     def place(field: Any) -> tuple[bool, bool, int]:
         one = field.metadata["setting"]
-        return not one.positional, one.kind is None, _distance(cls, field.name)
+        return not one.positional, not one.is_setting, _distance(cls, field.name)
 
     return sorted(done, key=place)
 
@@ -179,7 +180,7 @@ def arguments_of(kind: Any) -> dict[str, Setting]:
 
 def settings_of(kind: Any) -> dict[str, Setting]:
     """{name: setting} of a type, without the arguments that are not settings."""
-    return {name: one for name, one in arguments_of(kind).items() if one.kind is not None}
+    return {name: one for name, one in arguments_of(kind).items() if one.is_setting}
 
 
 def given_by(one: Any) -> dict[str, Any]:

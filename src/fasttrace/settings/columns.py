@@ -53,7 +53,6 @@ def settings_select(kind: str) -> str:
 
 
 def _column(one: Setting) -> str:
-    assert one.kind is not None
     kind = one.kind.sql_type
     value = f"settings ->> '$.{one.name}'" if kind == "VARCHAR" else f"json_extract(settings, '$.{one.name}')::{kind}"
     if one.tabled or one.default is None:

@@ -1,11 +1,12 @@
 """Settings that tracing and editing share."""
 
+from pathlib import Path
 from typing import Literal
 
 from fasttrace.protocols import Protocol
 
 from .base import setting, settings
-from .kinds import Size
+from .kinds import MOST_SEED, Size
 
 Noise = Literal["philox", "released"]
 
@@ -18,7 +19,7 @@ class RunSettings:
         default="paper",
         help="Follow the paper, or the authors' released code where the two differ",
     )
-    seed: int = setting(default=0, least=0, most=2**63 - 1, help="Seed of all random numbers")
+    seed: int = setting(default=0, least=0, most=MOST_SEED, help="Seed of all random numbers")
     memory: Size = setting(
         default="1GB", names_run="never", help="Memory for activations in flight; the model's weights are not counted"
     )
@@ -38,6 +39,11 @@ class NoiseSettings:
         default=None,
         above=0,
         names_run="always",
-        help="Standard deviation of the noise: a number, or 3sd for three standard deviations of the subjects' "
-        "embeddings; by default the model's published value, or 3sd if there is none",
+        help="Standard deviation of the noise: a number, or 3sd for three standard deviations of the embeddings of the "
+        "subjects in sigma_facts; by default the model's published value, or 3sd if there is none",
+    )
+    sigma_facts: str | Path = setting(
+        default="builtin",
+        names_run="never",
+        help="Facts whose subjects give 3sd, whichever facts are traced: builtin, or a file of facts",
     )

@@ -1,14 +1,20 @@
 """Settings of single edits."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from .base import refusal, setting, settings
+from fasttrace.errors import shown
+
+from .base import arguments_of, refusal, setting, settings
 from .common import NoiseSettings, RunSettings
-from .methods import METHOD_SETTINGS, FineTuneSettings, MemitSettings, Method, RomeSettings
+from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_TOKENS, Bounds, kind_of
+from .methods import METHOD_SETTINGS, SOLVED, Method, MethodSettings, method_settings
 from .moments import CORPUS_TOKENS, CorpusSettings
 
 ProblemName = Literal["error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing"]
+
+HYPERPARAMETERS = kind_of(MethodSettings | Mapping[str, Any] | None, Bounds())
+READ_BY_SOLVED = ("contexts", "corpus", "corpus_tokens", "ridge")  # fine-tuning has no use for them
 
 
 @settings("edit")
@@ -24,6 +30,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     window_size: int = setting(
         default=5,
         least=1,
+        most=MOST_LAYERS,
         unit="layers",
         names_run="always",
         help="Size of the window that memit and ft-5 change, and of the tracing windows that edits are compared with",
@@ -31,20 +38,28 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     contexts: int | Sequence[str] = setting(
         default=20,
         least=0,
+        most=MOST_ITEMS,
         names_run="always",
         help="Number of prefixes to sample, half of 5 tokens and half of 10; or prompt templates, the first being {}",
     )
     essence: int = setting(
         default=5,
         least=0,
+        most=MOST_ITEMS,
         names_run="always",
         help="Texts to sample about every subject and score before and after the edit; 0 leaves out the essence score",
     )
-    noise_sample: int = setting(default=0, least=0, names_run="always", help="Noise sample that corrupts the subject")
-    corpus_tokens: int = setting(
-        default=CORPUS_TOKENS, least=1, names_run="always", help="Tokens of the corpus to read for the second moments"
+    noise_sample: int = setting(
+        default=0, least=0, most=MOST_ITEMS, names_run="always", help="Noise sample that corrupts the subject"
     )
-    hyperparameters: RomeSettings | MemitSettings | FineTuneSettings | None = setting(
+    corpus_tokens: int = setting(
+        default=CORPUS_TOKENS,
+        least=1,
+        most=MOST_TOKENS,
+        names_run="always",
+        help="Tokens of the corpus to read for the second moments",
+    )
+    hyperparameters: Annotated[MethodSettings | None, HYPERPARAMETERS] = setting(
         default=None,
         names_run="never",
         option="--set",
@@ -52,8 +67,17 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     )
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.contexts, int) and self.contexts[0] != "{}":
-            raise refusal(self, "contexts", "'{}' as the first template", repr(self.contexts[0]))
+        if not isinstance(self.contexts, int):
+            if self.contexts[0] != "{}":
+                raise refusal(self, "contexts", "'{}' as the first template", shown(self.contexts[0]))
+            if bad := [text for text in self.contexts if text.count("{}") != 1 or len(text) > MOST_CHARACTERS]:
+                raise refusal(self, "contexts", "templates with one '{}' each", shown(bad[0]))
+        if self.method not in SOLVED:
+            about = arguments_of(type(self))
+            if unread := [name for name in READ_BY_SOLVED if getattr(self, name) != about[name].default]:
+                raise refusal(self, unread[0], f"a value only with {' or '.join(SOLVED)}", f"one with {self.method}")
+        if isinstance(self.hyperparameters, Mapping):
+            object.__setattr__(self, "hyperparameters", method_settings(self.method, dict(self.hyperparameters)))
         wanted = METHOD_SETTINGS[self.method]
         if self.hyperparameters is not None and not isinstance(self.hyperparameters, wanted):
             got = type(self.hyperparameters).__name__
@@ -67,6 +91,7 @@ class EditSettings(EditingSettings):
     layers: Sequence[int] | None = setting(
         default=None,
         least=0,
+        most=MOST_LAYERS,
         names_run="never",
         help="Layers to edit, from 0, as in 0,4,8; by default every fourth, the last, and the model's published layer "
         "or the one a fifth of the way up",

@@ -1,21 +1,34 @@
 """The values that an annotation allows: `kind_of` gives their conversion from text and their description in errors."""
 
+import collections.abc
 import math
+import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import attrs
 
 from fasttrace.errors import UserError
-from fasttrace.memory import parse_bytes
+from fasttrace.memory import LARGEST, parse_bytes
+
+# Upper bounds. They are far above every use, and low enough that a slip such as 1e300 neither runs for ever nor leaves
+# the range of float32 (3e38), in which weights are squared and multiplied.
+MOST_LAYERS = 10_000  # deeper than any model
+MOST_STEPS = 100_000
+MOST_ITEMS = 1_000_000  # samples, texts, facts, list items
+MOST_TOKENS = 10_000_000_000
+MOST_WEIGHT = 1_000_000  # weights, rates and norms
+MOST_SEED = 2**63 - 1  # a column of the store is a signed 64-bit integer
+MOST_CHARACTERS = 100_000  # of one text; a tokenizer takes more than linear time
 
 
 @attrs.frozen
 class Bounds:
-    """Bounds of a number: at least `least`, greater than `above`, at most `most`."""
+    """Bounds of a number: at least `least`, greater than `above`, at most `most`. Also an annotation's metadata."""
 
     least: float | None = None
     above: float | None = None
@@ -28,11 +41,11 @@ class Bounds:
         return math.isfinite(number) and enough and few and (self.above is None or number > self.above)
 
     def __str__(self) -> str:
+        if self.above is not None:
+            return f" above {self.above:g}" + ("" if self.most is None else f" and at most {self.most}")
         if self.most is not None:
             return f" from {self.least or 0:g} to {self.most}"
-        if self.least is not None:
-            return f" of at least {self.least:g}"
-        return "" if self.above is None else f" above {self.above:g}"
+        return "" if self.least is None else f" of at least {self.least:g}"
 
 
 @attrs.frozen
@@ -56,23 +69,27 @@ class Kind:
 
 
 def kind_of(annotation: Any, bounds: Bounds) -> Kind:
-    """The kind of an annotation: Literal, bool, int, float, str, Path, a sequence or mapping, a class, or a union of
-    these. The bounds apply to every number in it.
+    """The kind of an annotation: Literal, bool, int, float, str, Path, a sequence or mapping, a function, a class, or a
+    union of these. The bounds apply to every number in it. `Annotated` gives the kind itself, or bounds.
 
     Raises TypeError for any other annotation.
     """
     origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return next(one for one in inside if isinstance(one, Kind))
+        if kind := next((one for one in inside if isinstance(one, Kind)), None):
+            return kind
+        return kind_of(inside[0], next(one for one in inside if isinstance(one, Bounds)))
     if origin in (typing.Union, types.UnionType):
         return _union([kind_of(one, bounds) for one in inside])
     if origin is Literal:
         expected = f"one of {', '.join(inside)}" if len(inside) > 1 else inside[0]
         return Kind(expected, _choice(inside), f"[{'|'.join(inside)}]", choices=inside)
-    if origin is Sequence:
+    if origin is Sequence or (origin is tuple and inside[1:] == (...,)):
         return _sequence(kind_of(inside[0], bounds))
     if origin is Mapping:
-        return Kind("a table", _instance(Mapping))
+        return Kind("a table", instance(Mapping))
+    if origin is collections.abc.Callable:
+        return Kind("a function", _function)
     if annotation is int:
         return Kind(f"a whole number{bounds}", _whole(bounds), "INTEGER", "BIGINT")
     if annotation is float:
@@ -82,21 +99,44 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
     if annotation is types.NoneType:
         return Kind("none", _none)
     if annotation is str:
-        return Kind("a text", _instance(str))
-    if annotation is Path:
-        return Kind("a path", _instance(Path), "PATH", is_path=True)
-    if isinstance(annotation, type):
-        return Kind(annotation.__name__, _instance(annotation))
+        return Kind("a text", _text)
+    if annotation is Path or origin is os.PathLike:
+        return Kind("a path", _path, "PATH", is_path=True)
+    if annotation is Any:
+        return Kind("anything", lambda value: value)
+    if isinstance(origin or annotation, type):
+        return Kind((origin or annotation).__name__, instance(origin or annotation))
     raise TypeError(f"expected an annotation that a setting can have, got {annotation!r}")
 
 
-def _instance(kind: type) -> Callable[[Any], Any]:
+def instance(kind: type) -> Callable[[Any], Any]:
+    """A conversion that admits the objects of a class."""
+
     def convert(value: Any) -> Any:
         if not isinstance(value, kind):
             raise ValueError
         return value
 
     return convert
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, os.PathLike):
+        raise ValueError
+    _text(os.fspath(value))
+    return value
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise ValueError
+    return value
 
 
 def _choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
@@ -117,9 +157,14 @@ def _none(value: Any) -> None:
         raise ValueError
 
 
+def _is_boolean(value: Any) -> bool:
+    """Whether a value is True or False, of Python, numpy or torch. Neither is a number here."""
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+
+
 def _number(bounds: Bounds) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
-        if isinstance(value, bool) or not bounds.admit(number := float(value)):
+        if _is_boolean(value) or not bounds.admit(number := float(value)):
             raise ValueError
         return number
 
@@ -130,17 +175,30 @@ def _whole(bounds: Bounds) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         whole = int(value)
         exact = isinstance(value, str) or whole == value
-        if isinstance(value, bool) or not exact or not bounds.admit(whole):
+        if _is_boolean(value) or not exact or not bounds.admit(whole):
             raise ValueError
         return whole
 
     return convert
 
 
+def items_of(value: Any) -> list[Any]:
+    """The items of a sequence or iterator, which is read once. Raises ValueError where there are too many."""
+    items = list(islice(value, MOST_ITEMS + 1))
+    if len(items) > MOST_ITEMS:
+        raise ValueError
+    return items
+
+
 def _sequence(item: Kind) -> Kind:
     def convert(value: Any) -> tuple[Any, ...]:
-        parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
-        if not parts or isinstance(value, Mapping):
+        if isinstance(value, str):
+            parts: list[Any] = [part.strip() for part in value.split(",") if part.strip()]
+        elif isinstance(value, Iterable):
+            parts = items_of(value)
+        else:
+            parts = [value]  # one item where several are meant
+        if not parts or isinstance(value, Mapping | bytes):
             raise ValueError
         return tuple(map(item.convert, parts))
 
@@ -149,9 +207,12 @@ def _sequence(item: Kind) -> Kind:
 
 def _union(kinds: list[Kind]) -> Kind:
     """The union of kinds. The first kind that accepts a value converts it."""
+    whole = [kind for kind in kinds if kind.sql_type == "BIGINT"]
 
     def convert(value: Any) -> Any:
-        for kind in kinds:
+        # The text of a whole number is one where the union has them, and not a list of texts with one item.
+        number = bool(whole) and isinstance(value, str) and value.strip().removeprefix("-").isdecimal()
+        for kind in whole if number else kinds:
             try:
                 return kind.convert(value)
             except REFUSALS:
@@ -170,9 +231,17 @@ def _union(kinds: list[Kind]) -> Kind:
 
 
 def _size(value: Any) -> str | int:
-    parse_bytes(value)
+    try:
+        parse_bytes(value)
+    except UserError:
+        raise ValueError from None
     return value if isinstance(value, int) else str(value)
 
 
-Size = Annotated[str | int, Kind("a size such as 512MB or 8GB", _size)]
-REFUSALS = (ValueError, TypeError, KeyError, OverflowError, UserError)  # raised by a `convert`
+Size = Annotated[str | int, Kind(f"a size such as 512MB or 8GB, at most {LARGEST}", _size)]
+REFUSALS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+)  # raised by a `convert`; a UserError has a reason of its own

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .base import refusal, setting, settings
 from .edit import EditingSettings
+from .kinds import MOST_ITEMS, MOST_LAYERS
 from .methods import Method
 
 
@@ -15,15 +16,21 @@ class MassSettings(EditingSettings):
     layer: int | None = setting(
         default=None,
         least=0,
+        most=MOST_LAYERS,
         names_run="always",
         help="Layer to edit, from 0; by default the model's published layer, or the one a fifth of the way up",
     )
     at_once: int | None = setting(
-        default=None, least=1, names_run="always", help="Facts to solve together; by default all for memit, else 1"
+        default=None,
+        least=1,
+        most=MOST_ITEMS,
+        names_run="always",
+        help="Facts to solve together; by default all for memit, else 1",
     )
     score_every: int | None = setting(
         default=None,
         least=1,
+        most=MOST_ITEMS,
         names_run="always",
         help="Score every fact edited so far after this many groups of facts; by default ten scorings in all",
     )
@@ -42,6 +49,7 @@ class TuneSettings(EditingSettings):
     layer: int | None = setting(
         default=None,
         least=0,
+        most=MOST_LAYERS,
         names_run="never",
         help="Layer to edit, from 0; by default the model's published layer, or the one a fifth of the way up",
     )

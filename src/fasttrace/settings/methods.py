@@ -8,6 +8,7 @@ caller gives overrides both.
 from typing import Any, Literal
 
 from .base import Setting, check_names, setting, settings, settings_of
+from .kinds import MOST_STEPS, MOST_WEIGHT
 
 Method = Literal["rome", "memit", "ft-1", "ft-5"]
 SOLVED = ("rome", "memit")  # methods that solve with second moments, which the cache folder keeps
@@ -17,11 +18,14 @@ SOLVED = ("rome", "memit")  # methods that solve with second moments, which the 
 class OptimiserSettings:
     """Settings of the optimiser, for every method."""
 
-    steps: int = setting(default=25, least=1, tabled=True, names_run="always", help="Steps of Adam")
-    lr: float = setting(default=0.5, above=0, tabled=True, names_run="always", help="Learning rate of Adam")
+    steps: int = setting(default=25, least=1, most=MOST_STEPS, tabled=True, names_run="always", help="Steps of Adam")
+    lr: float = setting(
+        default=0.5, above=0, most=MOST_WEIGHT, tabled=True, names_run="always", help="Learning rate of Adam"
+    )
     early_stop: float | None = setting(
         default=None,
         least=0,
+        most=MOST_WEIGHT,
         tabled=True,
         names_run="always",
         help="Stop optimising an edit once its loss is below this; none never stops early",
@@ -33,13 +37,24 @@ class ValueSettings(OptimiserSettings):
     """Settings of the optimisation of δ in ROME and MEMIT: loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖²."""
 
     kl_factor: float = setting(
-        default=0.0625, least=0, tabled=True, names_run="always", help="Weight of the KL divergence in the loss"
+        default=0.0625,
+        least=0,
+        most=MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="Weight of the KL divergence in the loss",
     )
     weight_decay: float = setting(
-        default=0.5, least=0, tabled=True, names_run="always", help="Weight of ‖δ‖/‖v0‖² in the loss"
+        default=0.5, least=0, most=MOST_WEIGHT, tabled=True, names_run="always", help="Weight of ‖δ‖/‖v0‖² in the loss"
     )
     clamp: float = setting(
-        default=4.0, above=0, tabled=True, names_run="always", unit="multiples of ‖v0‖", help="Largest norm of δ"
+        default=4.0,
+        above=0,
+        most=MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        unit="multiples of ‖v0‖",
+        help="Largest norm of δ",
     )
 
 
@@ -63,7 +78,12 @@ class MemitSettings(ValueSettings):
     over the window's layers by ΔW = R Kᵀ (covariance_weight · C + K Kᵀ)⁻¹."""
 
     covariance_weight: float = setting(
-        default=15000.0, above=0, tabled=True, names_run="always", help="Weight of the second moment C"
+        default=15000.0,
+        above=0,
+        most=1000 * MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="Weight of the second moment C",
     )
     clamp: float = setting(default=0.75)
 
@@ -75,6 +95,7 @@ class FineTuneSettings(OptimiserSettings):
     epsilon: float = setting(
         default=1e-4,
         above=0,
+        most=MOST_WEIGHT,
         tabled=True,
         names_run="always",
         help="Largest change of a weight, enforced after each step",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import setting, settings
-from .kinds import Size
+from .kinds import MOST_ITEMS, MOST_LAYERS, MOST_SEED, MOST_TOKENS, MOST_WEIGHT, Size
 
 CORPUS_TOKENS = 100_000  # default of `tokens` here, and of `corpus_tokens` of an edit
 
@@ -21,6 +21,7 @@ class CorpusSettings:
     ridge: float = setting(
         default=0.0,
         least=0,
+        most=MOST_WEIGHT,
         names_run="always",
         help="Added to the diagonal of the second moments before a solve, as a multiple of the diagonal's mean",
     )
@@ -34,22 +35,26 @@ class MomentSettings(CorpusSettings):
     tokens: int = setting(
         default=CORPUS_TOKENS,
         least=1,
+        most=MOST_TOKENS,
         names_run="never",
         option="--corpus-tokens",
         help="Tokens to read; a shorter corpus is used whole",
     )
     layers: Sequence[int] | None = setting(
-        default=None, least=0, names_run="always", help="Layers, from 0, as in 0,4,8; by default all"
+        default=None, least=0, most=MOST_LAYERS, names_run="always", help="Layers, from 0, as in 0,4,8; by default all"
     )
     sequence_length: int = setting(
         default=128,
         least=2,
+        most=MOST_ITEMS,
         unit="tokens",
         names_run="always",
         help="Length of the sequences that the text is cut into or sampled in",
     )
-    seed: int = setting(default=0, least=0, names_run="never", help="Seed of the sampled text")
-    batch_rows: int = setting(default=4096, least=1, unit="tokens", names_run="never", help="Size of a forward pass")
+    seed: int = setting(default=0, least=0, most=MOST_SEED, names_run="never", help="Seed of the sampled text")
+    batch_rows: int = setting(
+        default=4096, least=1, most=MOST_ITEMS, unit="tokens", names_run="never", help="Size of a forward pass"
+    )
     memory: Size | None = setting(
         default=None,
         names_run="never",

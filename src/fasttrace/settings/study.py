@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .base import setting, settings, settings_of
 from .common import RunSettings
 from .edit import EditingSettings, ProblemName
-from .kinds import Size
+from .kinds import MOST_LAYERS, MOST_SEED, Size
 from .methods import Method
 from .moments import MomentSettings
 from .trace import TraceSettings
@@ -40,10 +40,11 @@ class FactSettings:
         default=None, help="CounterFact, known_1000 or zsRE (JSON), or your own (JSONL); by default the built-in facts"
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
-    limit: int | None = setting(default=None, least=1, help="At most this many facts")
+    limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts")
     known: bool | int = setting(
         default=True,
         least=1,
+        most=MOST_SEED,
         help="Study only facts that the model knows: true for all of them, or a number for the first so many; false "
         "studies all facts",
     )
@@ -59,7 +60,11 @@ class EditTable(EditingSettings):
     methods: Sequence[Method] = setting(default=("rome",), help="Editing methods")
     problems: Sequence[ProblemName] = setting(default=("error-injection",), help="Editing problems")
     layers: int | Sequence[int] | None = setting(
-        default=None, least=0, help="Layers to edit, from 0, or how many, spread evenly; by default as in edit"
+        default=None,
+        least=0,
+        most=MOST_LAYERS,
+        help="Layers to edit as a list, as in [8] for layer 8, counted from 0; or how many as a number, as in 8 for "
+        "eight layers spread evenly; by default as in edit",
     )
     set: Mapping[str, Any] | None = setting(default=None, help="Hyperparameters of the methods, by name")
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from .base import refusal, setting, settings
 from .common import NoiseSettings, RunSettings
-from .kinds import Size
+from .kinds import MOST_ITEMS, MOST_LAYERS, Size
 
 Module = Literal["mlp", "attn", "block"]
 TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
@@ -18,9 +18,9 @@ class TraceSettings(NoiseSettings, RunSettings):
     """Every setting of a causal-tracing sweep."""
 
     windows: Sequence[int] = setting(
-        default=(5,), least=1, unit="layers", names_run="always", help="Window sizes, as in 10,5,1"
+        default=(5,), least=1, most=MOST_LAYERS, unit="layers", names_run="always", help="Window sizes, as in 10,5,1"
     )
-    samples: int = setting(default=10, least=1, names_run="always", help="Noise samples per fact")
+    samples: int = setting(default=10, least=1, most=MOST_ITEMS, names_run="always", help="Noise samples per fact")
     module: Module = setting(
         default="mlp", names_run="always", help="Module whose output is replaced in the window's layers"
     )
@@ -46,6 +46,7 @@ class TraceSettings(NoiseSettings, RunSettings):
     verify_top: int | None = setting(
         default=None,
         least=0,
+        most=MOST_ITEMS,
         help="With method attribution: also compute exact values of the N cells per fact with the largest estimates",
     )
     memory: Size = setting(default="512MB")
