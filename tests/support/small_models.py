@@ -160,10 +160,10 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     model = wrap_model(hf, tokenizer, family)
     if dtype == torch.float64:
         if eager:
-            _float64_where_it_says_float32(hf)
+            _float64_where_it_says_float32(model.hf)
         if model.norm_kind == "rms":
             # transformers computes the final RMS norm in float32, fasttrace's fused log-probability in float64.
-            norm, add = hf.model.norm, 1.0 if gemma else 0.0
+            norm, add = model.hf.model.norm, 1.0 if gemma else 0.0
             eps = norm.eps if gemma else norm.variance_epsilon
             norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     return model

@@ -54,8 +54,8 @@ def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_config(small_config(family, len(tokenizer)), dtype=torch.bfloat16)
-    model = ft.wrap_model(hf, tokenizer, family)
-    hf.to("meta")
+    model = ft.wrap_model(hf, tokenizer, family, check=False)  # no kernel runs
+    model.hf.to("meta")
     subjects = [f"Tower {chr(65 + n)}" for n in range(n_facts)]
     facts = [ft.Fact(prompt="The {} is in the city of", subject=subject, target_true="Paris") for subject in subjects]
     encoded = [encode_fact(tokenizer, fact) for fact in facts]

@@ -1,6 +1,6 @@
 """Decoder models behind one interface: `load_model`, `wrap_model`, `Decoder`."""
 
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Block, Decoder, Model
 from fasttrace.models.load import DEFAULT_MODEL, load_model, wrap_model
 
-__all__ = ["DEFAULT_MODEL", "Block", "Decoder", "load_model", "wrap_model"]
+__all__ = ["DEFAULT_MODEL", "Block", "Decoder", "Model", "load_model", "wrap_model"]

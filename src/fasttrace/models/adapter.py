@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.placement import device_of, is_offloaded, present, stored_weights, tf32_products
+from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present, tf32_products
+from fasttrace.settings.kinds import Kind, instance
 
 # Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
 # the attention biases of falcon-rw. Empty if the blocks need none.
@@ -109,7 +110,8 @@ class Block(ABC):
 class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
-    hf: the transformers model, whose parameters are used in place. tokenizer: its (fast) tokenizer.
+    hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
+    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer.
     """
 
     registry: ClassVar[dict[str, type["Decoder"]]] = {}
@@ -298,6 +300,14 @@ class Decoder(ABC):
                 f'(device="cpu" or "cuda" instead of "auto"), got weights {found}'
             )
 
+    def check_moments(self, what: str) -> None:
+        """Raise ModelError for float16, in which second moments of keys overflow. what: names the caller."""
+        if self.dtype == torch.float16:
+            raise ModelError(
+                f"{what}: expected '{self.name}' in float32, bfloat16 or float64, got float16, in which second moments "
+                "of keys overflow: convert it with hf.float() or hf.bfloat16() and wrap it again"
+            )
+
     @property
     def dtype_name(self) -> str:
         """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
@@ -319,22 +329,36 @@ class Decoder(ABC):
         parts = [weights, json.dumps(config, sort_keys=True, default=str), tokenizer]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
-    def check_length(self, tokens: int, what: str) -> None:
-        """Raise ModelError where a sequence has more tokens than the model has positions. what: names the sequence."""
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence, or None for a model without such a bound."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
             # A longer sequence would need other rotation frequencies, but packed sequences share one set.
             most = rope.get("original_max_position_embeddings", most)
+        return most
+
+    def check_length(self, tokens: int, what: str) -> None:
+        """Raise ModelError where a sequence has more tokens than the model has positions. what: names the sequence."""
+        most = self.positions
         if most is not None and tokens > most:
             raise ModelError(
                 f"{what}: expected at most {most} tokens including its target for '{self.name}', got {tokens}"
             )
 
+    def room(self, tokens: int, wanted: int) -> int:
+        """How many of `wanted` tokens the model can draw after a prompt of `tokens` tokens. The last one is not read,
+        so it needs no position."""
+        return wanted if self.positions is None else max(0, min(wanted, self.positions - tokens + 1))
+
     def weights_hash(self) -> str:
-        """The first 16 hex digits of SHA-256 over the name, shape, dtype and bytes of every parameter, as loaded."""
+        """The first 16 hex digits of SHA-256 over the name, shape, dtype and bytes of every parameter, as loaded.
+
+        Raises ModelError where a weight is NaN or infinite.
+        """
         digest = hashlib.sha256()
-        for name, weight in stored_weights(self.hf):
+        for name, weight in finite_weights(self.hf, self.name):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
@@ -350,6 +374,10 @@ class Decoder(ABC):
         return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
 
 
+Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it", instance(Decoder))]
+"""A model as the argument of a public function."""
+
+
 def adapter_for(config: Any) -> type[Decoder]:
     """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
     family = Decoder.registry.get(config.model_type)
@@ -360,6 +388,8 @@ def adapter_for(config: Any) -> type[Decoder]:
             "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
             "src/fasttrace/models/families/"
         )
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
     if (reason := family.refusal(config)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

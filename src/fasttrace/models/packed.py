@@ -121,6 +121,12 @@ def _mlp_part(block: Block, h: Tensor, rows: Tensor | None) -> Tensor:
     return block.mlp_add(block.mlp_value(block.mlp_key(x)))
 
 
+def layer_output(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> Tensor:
+    """h: (N, d), the block's input → (N, d), the residual after it."""
+    resid_mid = h + attend(block, h, rotary, sequences)
+    return resid_mid + mlp(block, h if block.parallel else resid_mid)
+
+
 @torch.no_grad()
 def forward(
     model: Decoder,
@@ -138,14 +144,13 @@ def forward(
     rotary = model.rotary(batch.positions)
     for layer, block in model.layers():
         h, rotary = h.to(block.device), bring(rotary, block.device)
-        resid_mid = h + attend(block, h, rotary, batch.sequences)
-        mlp_input = h if block.parallel else resid_mid
         if on_key is None:
-            h = resid_mid + mlp(block, mlp_input)
-        else:
-            key = block.mlp_key(block.mlp_norm(mlp_input))
-            on_key(layer, key)
-            h = resid_mid + block.mlp_add(block.mlp_value(key))
+            h = layer_output(block, h, rotary, batch.sequences)
+            continue
+        resid_mid = h + attend(block, h, rotary, batch.sequences)
+        key = block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
+        on_key(layer, key)
+        h = resid_mid + block.mlp_add(block.mlp_value(key))
     return h
 
 

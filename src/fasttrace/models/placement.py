@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fasttrace.errors import ModelError
+
 META = torch.device("meta")
 
 
@@ -76,6 +78,19 @@ def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
             names.append(name)
     for name in sorted(names):
         yield name, _stored(root, name)
+
+
+def finite_weights(root: nn.Module, model: str) -> Iterator[tuple[str, Tensor]]:
+    """`stored_weights`, each checked. model: its name. Raises ModelError at a weight that is NaN or infinite."""
+    for name, weight in stored_weights(root):
+        # A sum is finite only if every number is, unless the sum itself is too large for the dtype.
+        if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
+            bad = int((~weight.isfinite()).sum())
+            raise ModelError(
+                f"model '{model}': expected finite weights, got {bad:,} of {weight.numel():,} numbers of '{name}' that "
+                "are NaN or infinite"
+            )
+        yield name, weight
 
 
 def _stored(root: nn.Module, name: str) -> Tensor:

