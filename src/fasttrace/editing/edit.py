@@ -79,6 +79,8 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
     asked, problem = carried(EditSettings, given), PROBLEMS[given.problem]
     own = settings_for(model, asked.method, asked.problem, asked.protocol, own_settings(given))
     model.check_resident("edit")
+    if not asked.method.startswith("ft"):
+        model.check_moments(asked.method)
     layers = _layers(model, asked)
     encoded = _encoded(model, facts, problem)
     tuned = isinstance(own, FineTuneSettings)

@@ -164,10 +164,12 @@ def second_moments(model: Decoder, given: MomentArguments) -> Moments:
     The relative error of C (Frobenius) against float64 sums of the same keys is below 1e-6. Keys of a float64 model
     are rounded to float32 first.
 
-    Raises UserError for a missing, empty or non-UTF-8 corpus, a layer that the model lacks, or a number out of range.
+    Raises UserError for a missing, empty or non-UTF-8 corpus, a layer that the model lacks, or a number out of range,
+    and ModelError for a float16 model.
     Source: docs/algorithms.md, section 10.
     """
     begun = time.perf_counter()
+    model.check_moments("second_moments")
     asked = replaced(carried(MomentSettings, given), layers=_layers(model, given))
     layers = list(asked.layers or ())
     root = cache_root(given.cache_dir)

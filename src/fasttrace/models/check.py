@@ -170,7 +170,7 @@ def check_outputs(model: Decoder) -> None:
     Compared are the embeddings, every layer's output for the input that it has in `model.hf`, and the logits and log p
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
-    to float32). Sound models differ by up to 1.5 ε and 14 ε.
+    to float32). Sound models differ by up to 2 ε and 15 ε.
 
     It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
     """

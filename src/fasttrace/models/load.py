@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import families  # noqa: F401  registers every family
@@ -28,6 +28,7 @@ from fasttrace.models.files import (
 )
 from fasttrace.models.placement import is_offloaded
 from fasttrace.optional import require
+from fasttrace.settings.arguments import checked
 from fasttrace.settings.study import DEFAULT_MODEL
 
 DTYPES = {
@@ -39,6 +40,7 @@ DTYPES = {
 MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehand
 
 
+@checked
 def load_model(
     source: str | Path = DEFAULT_MODEL,
     dtype: str = "float32",
@@ -70,7 +72,7 @@ def load_model(
     adapter, and where dtype and device are not compatible. Raises PackageError where the source is GGUF and the package
     gguf is not installed.
     """
-    _check_arguments(source, dtype, device, max_memory, offload_folder)
+    _check_arguments(dtype, device, max_memory, offload_folder)
     spread = device == "auto" or not isinstance(device, str)
     with _as_model_errors(f"model '{source}' could not be loaded"), _quiet():
         where, gguf = resolve(os.fspath(source))
@@ -97,20 +99,13 @@ def load_model(
     return model
 
 
-def _check_arguments(source: Any, dtype: Any, device: Any, max_memory: Any, offload_folder: Any) -> None:
+def _check_arguments(dtype: str, device: Any, max_memory: Any, offload_folder: Any) -> None:
     """Raise ModelError where an argument of `load_model` cannot be used, before anything is read."""
-    if not isinstance(source, str | os.PathLike):
-        hint = ": wrap_model takes a model in memory" if isinstance(source, nn.Module) else ""
-        raise ModelError(f"load_model: expected a name, a folder or a file, got {shown(source)}{hint}")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if dtype not in DTYPES:
         raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got {shown(dtype)}")
-    if not isinstance(device, str | Mapping):
-        raise ModelError(f"load_model: expected device as torch names it, or a mapping, got {shown(device)}")
     spread = device == "auto" or not isinstance(device, str)
     if not spread and (max_memory is not None or offload_folder is not None):
         raise ModelError(f"max_memory and offload_folder: expected device='auto', got '{device}'")
-    if max_memory is not None and not isinstance(max_memory, Mapping):
-        raise ModelError(f"max_memory: expected bytes by device, such as {{0: '70GB'}}, got {shown(max_memory)}")
     if dtype == "tf32" and not (torch.cuda.is_available() if spread else str(device).startswith("cuda")):
         raise ModelError(f"dtype 'tf32': expected a CUDA device, got '{device}'; use dtype 'float32' there")
     for place in [device] if isinstance(device, str) else device.values():
@@ -232,6 +227,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@checked
 def wrap_model(
     hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None, check: bool = True
 ) -> Decoder:
@@ -261,11 +257,11 @@ def wrap_model(
         raise ModelError(f"wrap_model: expected a causal language model with logits, got {type(hf).__name__}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"wrap_model: expected the model's transformers tokenizer, got {type(tokenizer).__name__}")
-    if not isinstance(name, str) or not isinstance(weights, str | None):
-        raise ModelError(f"wrap_model: expected name and weights as text, got {shown(name)} and {shown(weights)}")
     adapter = adapter_for(hf.config)
     check_modules(hf, name)
-    model = _checked(adapter, _own_modules(hf), tokenizer, name)
+    with _as_model_errors(f"model '{name}': its modules cannot be copied"):
+        own = _own_modules(hf)
+    model = _checked(adapter, own, tokenizer, name)
     if check:
         with _as_model_errors(f"model '{name}' cannot be run"):
             check_outputs(model)
@@ -287,6 +283,8 @@ def _way_to_the_model(given: Any) -> str:
         return ", which is wrapped already"
     if hasattr(given, "merge_and_unload"):
         return ": give what its merge_and_unload() returns"
+    if type(given).__module__.startswith("peft."):
+        return ", whose adapter cannot be merged into weights"
     for inside in ("_orig_mod", "module", "model"):
         if isinstance(getattr(given, inside, None), nn.Module):
             return f": give its .{inside}"
@@ -294,17 +292,16 @@ def _way_to_the_model(given: Any) -> str:
 
 
 def _own_modules(hf: Any) -> Any:
-    """A copy of a model's modules that has the same weights and buffers, of which none gets a gradient."""
+    """A copy of a model's modules that has the same weights, buffers and config, and whose weights get no gradient."""
     memo: dict[int, Any] = {}
     for part in hf.modules():
-        # Tensors are shared, and so is what accelerate keeps of offloaded weights.
-        kept = [value for value in vars(part).values() if isinstance(value, Tensor)]
+        # Containers and what accelerate attaches refer to modules. All else is shared, large tensors above all.
+        attached = ("forward", "_old_forward", "_hf_hook")
+        kept = [v for name, v in vars(part).items() if name not in attached and not isinstance(v, dict | list | tuple)]
         hook = getattr(part, "_hf_hook", None)
         for one in [] if hook is None else getattr(hook, "hooks", (hook,)):
-            kept += [
-                v for v in (getattr(one, "weights_map", None), getattr(one, "tied_params_map", None)) if v is not None
-            ]
-        memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)]}
+            kept += [getattr(one, name, None) for name in ("weights_map", "tied_params_map")]
+        memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)] if value is not None}
         for weight in part.parameters(recurse=False):
             memo.setdefault(id(weight), nn.Parameter(weight.detach(), requires_grad=False))
     return copy.deepcopy(hf, memo)
