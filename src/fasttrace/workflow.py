@@ -10,6 +10,8 @@ from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.editing.plan import EditPlan
 from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.encode import encoded_facts
+from fasttrace.protocols import Protocol
 from fasttrace.tracing.known import BATCH, check_known, known_run
 from fasttrace.tracing.sweep import TracePlan
 
@@ -20,7 +22,12 @@ Progress = Callable[[int], None]
 
 
 def known_into(
-    store: "Store", model: Decoder, facts: Sequence[Fact], protocol: str, progress: Progress, enough: int | None = None
+    store: "Store",
+    model: Decoder,
+    facts: Sequence[Fact],
+    protocol: Protocol,
+    progress: Progress,
+    enough: int | None = None,
 ) -> list[dict[str, Any]]:
     """Verdicts on the facts, in their order, computed where the store lacks them.
 
@@ -33,6 +40,7 @@ def known_into(
         rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
         fact_ids = {fact.fact_id for fact in facts}
         verdicts = {row["fact_id"]: row for row in rows if row["fact_id"] in fact_ids}
+    encoded_facts(model, [fact for fact in facts if fact.fact_id not in verdicts])  # raises before any pass
     for i in range(0, len(facts), BATCH):
         part = facts[i : i + BATCH]
         todo = [fact for fact in part if fact.fact_id not in verdicts]
@@ -80,6 +88,13 @@ def edit_into(store: "Store", plan: EditPlan, progress: Progress) -> int:
     done = store.done_edits(plan.run["run_id"]) & planned
     progress(len(done))
     return sum(store.add(batch) for batch in plan.batches(skip=done, progress=progress))
+
+
+def reasons(store: "Store", plan: EditPlan) -> str | None:
+    """How many of a plan's edits in the store have a reason, and one of the reasons; None where none has."""
+    sql = "SELECT count(*) AS n, min(reason) AS why FROM edits WHERE run_id = ? AND reason IS NOT NULL"
+    [row] = store.query(sql, [plan.run["run_id"]]).to_pylist()
+    return f"{row['n']} edits have a reason, one of them: {row['why']}" if row["n"] else None
 
 
 def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:

@@ -214,7 +214,7 @@ BAD_OWN = {
     "empty paraphrase": (own(paraphrases=[""]), "paraphrases[0]", "empty"),
     "empty id": (own(fact_id=""), "fact_id", "empty"),
     "no place": (own(prompt="Ada lives in"), "prompt", "absent"),
-    "two places": (own(prompt="{} and {} live in"), "prompt", "2 placeholders"),
+    "two places": (own(prompt="{} and {} live in"), "prompt", "got 2 in"),
     "a place in a paraphrase": (own(paraphrases=["{} dwells in"]), "paraphrases[0]", "whole prompt"),
     "unknown field": (own(target_new="Rome"), "target_new", "no field"),
     "both targets the same": (own(target_false=" London"), "target_false", "from the true one"),
@@ -259,7 +259,7 @@ BAD_LIST: dict[str, tuple[Any, str | None, str]] = {
     "case id is a boolean": (counterfact(True), "case_id", "a boolean"),
     "no prompt": (counterfact(rewrite={"prompt": None}), "requested_rewrite.prompt", "missing"),
     "no place": (counterfact(rewrite={"prompt": "The Ob is"}), "requested_rewrite.prompt", "absent"),
-    "two places": (counterfact(rewrite={"prompt": "{} {} is"}), "requested_rewrite.prompt", "2 placeholders"),
+    "two places": (counterfact(rewrite={"prompt": "{} {} is"}), "requested_rewrite.prompt", "got 2 in"),
     "no subject": (counterfact(rewrite={"subject": None}), "requested_rewrite.subject", "missing"),
     "no false target": (counterfact(rewrite={"target_new": None}), "requested_rewrite.target_new", "missing"),
     "plain target": (
@@ -304,7 +304,7 @@ def test_bad_counterfact_record(tmp_path: Path, kind: str) -> None:
         (known(None), "known_id", "missing"),
         (known(attribute=None), "attribute", "missing"),
         (known(template="Lisa was painted in"), "template", "absent"),
-        (known(template="{} {}"), "template", "2 placeholders"),
+        (known(template="{} {}"), "template", "got 2 in"),
         (known(subject=""), "subject", "empty"),
         (known(prompt="Mona was painted in"), "prompt", "absent"),
         (known(prompt="Where Lisa was painted in"), "prompt", "does not begin"),
@@ -349,13 +349,13 @@ def test_bad_zsre_record(tmp_path: Path, record: dict[str, Any], field: str, wor
         (b"5", "a number"),
         (b'"text"', "a string"),
         (b'{\n"prompt": "{} is"\n}', "top level"),
-        (b'{"case_id": 1, "requested_rewrite": {}}', "top level"),
+        (b'{"case_id": 1, "requested_rewrite": {}}', "line 1, field 'requested_rewrite.prompt': it is missing"),
         (b'[{"a": 1}]', "got records with the fields a"),
         (b"[1, 2]", "got items that are not JSON objects"),
         (b'[\n{"case_id": 1,\n', "not JSON (Expecting property name"),
         (b"hello\n", "line 1: the text is not JSON"),
         (b'[[["a"', "not JSON"),
-        (b"[" * 100_000, "cannot be read as JSON"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_file(tmp_path: Path, content: bytes, words: str) -> None:
@@ -385,15 +385,13 @@ def test_bad_utf8_in_a_list_names_its_record(tmp_path: Path, good: bytes, bad: b
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     assert "does not exist" in sentence(tmp_path / "none.json")
     assert "cannot be read" in sentence(tmp_path)
-    assert "a path or None" in sentence(5)
+    assert "path, got 5" in sentence(5)
 
 
 def test_files_that_do_not_have_the_named_format(tmp_path: Path) -> None:
     path = write_lines(tmp_path, own(), own(subject="Bob"))
-    assert "not JSON" in sentence(path, format="counterfact")
-    one = tmp_path / "one.jsonl"
-    one.write_text(json.dumps(own()))
-    assert "got a JSON object at its top level" in sentence(one, format="known")
+    assert "line 1, field 'case_id': it is missing" in sentence(path, format="counterfact")
+    assert "line 1, field 'known_id': it is missing" in sentence(path, format="known")
     assert "record 1 (counted from 0), field 'case_id': it is missing" in sentence(
         write_list(tmp_path, counterfact(), known()), format="counterfact"
     )

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fasttrace.errors import FactError, ModelError
-from fasttrace.facts import Fact, encode_fact, encode_prompt, encode_target
+from fasttrace.facts import Fact, encode_fact, encode_joined, encode_prompt
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = [
@@ -148,6 +148,11 @@ NON_ASCII = {
     "combining mark": Fact("The tower of {} is", unicodedata.normalize("NFD", "Łódź é"), "old"),
     "no-break space inside": Fact("The tower of {} is", "Anna\u00a0京", "old"),
 }
+
+
+def encode_target(tokenizer: Any, prompt: str, target: str) -> list[int]:
+    """Token ids of a target as they follow a prompt."""
+    return list(encode_joined(tokenizer, prompt, [target]).targets[0])
 
 
 def ink(text: str) -> str:

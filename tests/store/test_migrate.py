@@ -60,6 +60,7 @@ def old(current, tmp_path):
         con.execute(f"ATTACH '{current.path}' AS current (READ_ONLY)").fetchall()
         for name in RELATIONS:
             source = {
+                "facts": "(SELECT * EXCLUDE (target_prefix) FROM current.facts)",
                 "mass_edits": "(SELECT * RENAME (n_edits AS landed) FROM current.mass_edits)",
                 "store_schema": "(SELECT * REPLACE (5 AS version) FROM current.store_schema)",
             }.get(name, f"current.{name}")
@@ -96,7 +97,7 @@ def write_sql(store):
 def test_the_first_write_upgrades_and_keeps_every_row(old, current, write):
     assert in_the_file(old.path) == (5, "landed", 25)
     write(old)
-    assert in_the_file(old.path) == (6, "n_edits", 25)
+    assert in_the_file(old.path) == (7, "n_edits", 25)
     found, wanted = rows(old), rows(current)
     assert sum(map(len, wanted.values())) > 150
     for name in RELATIONS:
@@ -182,20 +183,20 @@ def test_a_killed_upgrade_leaves_the_old_store_whole(old, current):
     assert in_the_file(old.path) == (5, "landed", 25)
     assert rows(old) == rows(current)
     add_facts(old)
-    assert in_the_file(old.path) == (6, "n_edits", 25)
+    assert in_the_file(old.path) == (7, "n_edits", 25)
 
 
 def test_a_killed_first_write_leaves_the_upgraded_store_whole(old, current):
     killed(other_process.killed_after_an_upgrade, old.path)
     assert rows(old) == rows(current)
     add_facts(old)
-    assert in_the_file(old.path) == (6, "n_edits", 25)
+    assert in_the_file(old.path) == (7, "n_edits", 25)
 
 
 def test_an_upgrade_that_fails_leaves_the_old_store_whole(old, current):
     with duckdb.connect(str(old.path)) as con:
         con.execute("CREATE TABLE mass_edits_of_version_6 (a INTEGER)").fetchall()
-    with pytest.raises(StoreError, match=r"old\.duckdb cannot be upgraded from schema version 5 to 6") as caught:
+    with pytest.raises(StoreError, match=r"old\.duckdb cannot be upgraded from schema version 5 to 7") as caught:
         add_facts(old)
     assert "\n" not in str(caught.value)
     assert in_the_file(old.path) == (5, "landed", 25)
@@ -211,7 +212,7 @@ def test_two_first_writes_at_once(old, current):
     for writer in writers:
         writer.join(60)
         assert writer.exitcode == 0
-    assert in_the_file(old.path) == (6, "n_edits", 25)
+    assert in_the_file(old.path) == (7, "n_edits", 25)
     found = rows(old)
     assert found["mass_edits"] == rows(current)["mass_edits"]
     assert {row["fact_id"] for row in found["traces"]} == {*IDS, *ids[0], *ids[1]}

@@ -1,6 +1,7 @@
 """Verbs before any edit: facts, trace, stats."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +9,9 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.facts.joint import joint
+from fasttrace.protocols import Protocol
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
@@ -24,11 +28,22 @@ from .options import Work, bar, emit, load, open_store, options, setting_options
     help="Test which facts the model knows: o_true must be in the text of the model's first 36 greedy tokens, and with "
     "protocol released p(o_true) must be at least 0.02.",
 )
-def facts(work: Work, protocol: str, check: bool) -> None:
+@click.option(
+    "--show",
+    is_flag=True,
+    help="Print every prompt with the target that follows it, and what joins them: the fact's target_prefix, or what "
+    "the text asks for, usually a space.",
+)
+def facts(work: Work, protocol: Protocol, check: bool, show: bool) -> None:
     """List, filter and test facts."""
+    if show and check:
+        raise UserError("expected --show or --check, got both")
     loaded = work.load_facts()
     if work.store is not None:
         ft.Store(work.store).add_facts(loaded)
+    if show:
+        _emit([row for fact in loaded for row in _joined(fact, work.as_json)], work.as_json)
+        return
     rows = [
         {
             "fact_id": fact.fact_id,
@@ -50,9 +65,34 @@ def facts(work: Work, protocol: str, check: bool) -> None:
                 verdicts = known_into(ft.Store(work.store), decoder, loaded, protocol, done)
         for row, verdict in zip(rows, verdicts, strict=True):
             row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
-    emit(pa.Table.from_pylist(rows), work.as_json)
+    _emit(rows, work.as_json)
     if check and not work.as_json:
         click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {work.model}")
+
+
+def _joined(fact: ft.Fact, as_json: bool) -> Iterator[dict[str, Any]]:
+    """A row per prompt and target of a fact, with the text that is scored. A joint is quoted, except in JSON."""
+    prompts = [("prompt", fact.text), *(("paraphrase", text) for text in fact.paraphrases)]
+    prompts += [("neighborhood", text) for text in fact.neighborhood]
+    for kind, prompt in prompts:
+        for name, target in (("true", fact.target_true), ("false", fact.target_false)):
+            if target is not None:
+                between = joint(prompt, target, fact.target_prefix)
+                about = {"fact_id": fact.fact_id, "kind": kind, "target": name}
+                text = prompt + between + target.strip()
+                yield {**about, "joint": between if as_json else repr(between), "text": text}
+
+
+def _emit(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print rows. In text, line breaks and other control characters of a cell are escaped, so that a row is a line."""
+    shown = rows if as_json else [{name: _escaped(value) for name, value in row.items()} for row in rows]
+    emit(pa.Table.from_pylist(shown), as_json)
+
+
+def _escaped(value: Any) -> Any:
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
 
 
 @click.command()

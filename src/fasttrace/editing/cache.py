@@ -79,8 +79,12 @@ def metadata_of(path: Path) -> dict[str, Any] | None:
 
 
 def _metadata(file: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((file.metadata() or {}).get("fasttrace", "{}"))
-    return found
+    """The metadata that `save_tensors` writes, or {} where another program wrote the file."""
+    try:
+        found = json.loads((file.metadata() or {}).get("fasttrace", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -89,6 +93,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        raw: np.ndarray = tensor.view(torch.uint8).numpy()
+        raw: np.ndarray = tensor.reshape(-1).view(torch.uint8).numpy()
         found.update(raw.data)
     return found.hexdigest()

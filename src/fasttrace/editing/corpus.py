@@ -79,15 +79,16 @@ def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int,
     Each text is one sequence. Every batch of texts has its own seed and is stored under `root`, so later and longer
     runs reuse it.
     """
-    prefix = prefix_ids(model.tokenizer)[: sequence_length - 1]
+    prefix, start = prefix_ids(model.tokenizer)[: sequence_length - 1], start_ids(model)
+    length = model.room(len(start), sequence_length - len(prefix))
     settings = {
         "sampled_by": model.model_hash,
         "dtype": model.dtype_name,
-        "start": start_ids(model),
+        "start": start,
         "prefix": prefix,
         "temperature": 1.0,
         "top_k": None,
-        "length": sequence_length - len(prefix),
+        "length": length,
         "rows": SAMPLED_ROWS,
         "seed": seed,
     }
@@ -96,10 +97,10 @@ def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int,
     def sequences(progress: Progress | None) -> list[list[int]]:
         result: list[list[int]] = []
         used = 0
-        for number in range(-(-tokens // (sequence_length * SAMPLED_ROWS))):
+        for number in range(-(-tokens // ((len(prefix) + length) * SAMPLED_ROWS))):
             if progress is not None:
                 progress("sampling", used, tokens)
-            ids = _sampled_batch(model, root / "sampled" / key, number, sequence_length - len(prefix), seed)
+            ids = _sampled_batch(model, root / "sampled" / key, number, length, seed)
             for text in ids:
                 sequence = [*prefix, *text][: tokens - used]
                 if sequence:

@@ -5,19 +5,23 @@ Only `apply_delta` changes a model's own parameters, and `Applied.remove` restor
 
 import copy
 import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from fasttrace.editing.cache import digest, load_tensors, metadata_of, save_tensors
-from fasttrace.errors import UserError
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.errors import UserError, shown
+from fasttrace.models.adapter import Block, Decoder, Model
 from fasttrace.ops.rank_one import rank_one_
 from fasttrace.places import replacing
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ class Edit:
     loss: the last loss computed, which one more update may follow.
     denominator: uᵀk with ‖u‖ = 1 (ROME).
     condition: condition number of C at `layer`, with its diagonal scaled to 1 (ROME, MEMIT).
-    reason: why there was nothing to optimise, or None. With a reason, the edit is zero and has no loss, denominator or
+    reason: why the edit is zero, or None where it is not. Where nothing was optimised, there is no loss, denominator or
         condition.
     """
 
@@ -101,6 +105,28 @@ class Edit:
     def changes(self) -> bool:
         """Whether the edit changes any weight."""
         return any(update.changes() for update in self.updates.values())
+
+
+DIVERGED = (
+    "the optimisation diverged (a loss or a weight is NaN or infinite): its change is zero; a smaller lr may help"
+)
+UNMOVED = (
+    "the optimisation changed nothing (its loss was below early_stop before the first step, or had no gradient, or the "
+    "change is too small for the weights' dtype): its change is zero"
+)
+NO_NUMBER = "the edited model's probabilities are not numbers: its weights are too large"
+
+
+def finite_edit(model: Decoder, edit: Edit) -> Edit:
+    """The edit, or, where its loss or a number of its change is NaN or infinite, a zero edit with the reason.
+
+    An edit that is zero because no step changed it gets a reason, too.
+    """
+    parts = [part for update in edit.updates.values() for part in _parts(update).values()]
+    numbers = [number for number in (edit.loss, edit.delta_norm) if number is not None]
+    if all(map(math.isfinite, numbers)) and all(bool(torch.isfinite(part).all()) for part in parts):
+        return edit if edit.reason is not None or edit.changes() else replace(edit, reason=UNMOVED)
+    return zero_edit(model, edit.fact_id, edit.layer, sorted(edit.updates), DIVERGED)
 
 
 def zero_edit(model: Decoder, fact_id: str, layer: int, window: Sequence[int], reason: str) -> Edit:
@@ -206,17 +232,40 @@ class Applied:
         self.remove()
 
 
-def apply_delta(model: Decoder, delta: str | Path | Mapping[int, Update]) -> Applied:
+def _updates(value: Any) -> Any:
+    """What `apply_delta` takes → a path, or layer → update. Raises ValueError for anything else."""
+    if isinstance(edits := getattr(value, "edits", None), list):  # an EditResult
+        if len(edits) != 1:
+            raise UserError(
+                f"apply_delta: delta: expected a result with one edit, got {len(edits)}: give one of .edits"
+            )
+        value = edits[0]
+    value = getattr(value, "updates", value)  # an Edit or a MassResult
+    if not isinstance(value, str | Path | Mapping):
+        raise ValueError
+    return value
+
+
+Delta = Annotated[
+    str | Path | Mapping[int, Update],
+    Kind("the path of a delta file, what ft.load_delta returns, or an edit", _updates),
+]
+
+
+@checked
+def apply_delta(model: Model, delta: Delta) -> Applied:
     """Apply an edit to the model's weights in memory.
 
-    delta: a file of `save_delta`, or layer → update. A file fits only the model hash it was made for, which an applied
-        edit changes. To apply two files, load both with `load_delta` first.
+    delta: a file of `save_delta`, what `load_delta` returns, or an edit or a result with one. A file fits only the
+        model hash it was made for, which an applied edit changes. To apply two files, load both with `load_delta`
+        first.
 
     Returns a handle that removes the edit exactly. It is also a context manager.
     Raises UserError as `load_delta`, and ModelError where weights are offloaded or on several devices.
     """
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident("apply_delta")
+    check_updates(model, updates, "apply_delta")
     applied = Applied(model, model.model_hash)
     with torch.no_grad():
         for layer, update in updates.items():
@@ -236,11 +285,14 @@ def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
     """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
-        parts = {"value": update.value, "key": update.key} if isinstance(update, LowRank) else {"change": update.change}
-        if update.bias is not None:
-            parts["bias"] = update.bias
-        tensors |= {f"{layer}.{name}": tensor for name, tensor in parts.items()}
+        tensors |= {f"{layer}.{name}": tensor for name, tensor in _parts(update).items()}
     return tensors
+
+
+def _parts(update: Update) -> dict[str, Tensor]:
+    if isinstance(update, LowRank):
+        return {"value": update.value, "key": update.key}
+    return {"change": update.change} | ({} if update.bias is None else {"bias": update.bias})
 
 
 def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
@@ -249,6 +301,7 @@ def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], 
     The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. about: JSON values
     for the metadata, beside the model's name, hash and dtype. Raises UserError where the file exists.
     """
+    check_updates(model, updates, "save_delta")
     path = check_delta_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     made_for = {"model": model.name, "model_hash": model.model_hash, "dtype": model.dtype_name}
@@ -257,38 +310,80 @@ def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], 
 
 
 def check_delta(path: str | Path) -> None:
-    """Raise UserError where a complete safetensors file is not a delta. Reads no tensor."""
+    """Raise UserError where a file is not a delta. Reads its header, but no tensor."""
     about = metadata_of(Path(path))
     if about is not None and about.get("kind") != "delta":
         raise UserError(f"file '{path}': expected a delta that `fasttrace edit --delta` wrote, got another file")
+    if about is None:
+        load_tensors(Path(path))  # raises with the reason
 
 
-def load_delta(path: str | Path, model: Decoder) -> dict[int, Update]:
-    """Read an edit that `save_delta` wrote for this model.
+@checked
+def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
+    """Read an edit that `save_delta` wrote for this model. Returns layer → update, which `apply_delta` takes.
 
-    Raises UserError where the file is missing, damaged, not a delta, or belongs to another model or dtype.
+    Raises UserError where the file is missing, damaged, not a delta, belongs to another model or dtype, or where its
+    tensors do not fit the model (`check_updates`).
     """
     check_delta(path)
     tensors, about = load_tensors(Path(path))
-    if about["model_hash"] != model.model_hash:
+    if about.get("model_hash") != model.model_hash:
         made, now = about.get("dtype", model.dtype_name), model.dtype_name
+        name = shown(about.get("model"))
         if made != now:
             raise UserError(
-                f"delta '{path}' was made for '{about['model']}' in {made}: expected '{model.name}' to be loaded with "
+                f"delta '{path}' was made for {name} in {made}: expected '{model.name}' to be loaded with "
                 f'dtype="{made}" (--dtype {made}), got {now}'
             )
         raise UserError(
-            f"delta '{path}' was made for the model '{about['model']}': expected hash {about['model_hash']}, "
+            f"delta '{path}' was made for the model {name}: expected hash {about.get('model_hash')}, "
             f"got '{model.name}' with hash {model.model_hash}"
         )
     parts: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        layer, part = name.split(".")
-        parts.setdefault(int(layer), {})[part] = tensor
-    return {
-        layer: Dense(p["change"], p.get("bias")) if "change" in p else LowRank(p["value"], p["key"])
-        for layer, p in sorted(parts.items())
-    }
+        if (found := re.fullmatch(r"(0|[1-9]\d{0,4})\.(value|key|change|bias)", name)) is None:
+            raise UserError(f"delta '{path}': expected tensors such as 5.value and 5.key, got {shown(name)}")
+        parts.setdefault(int(found[1]), {})[found[2]] = tensor
+    updates: dict[int, Update] = {}
+    for layer, p in sorted(parts.items()):
+        if p.keys() == {"value", "key"}:
+            updates[layer] = LowRank(p["value"], p["key"])
+        elif "change" in p and p.keys() <= {"change", "bias"}:
+            updates[layer] = Dense(p["change"], p.get("bias"))
+        else:
+            expected = "value and key, or change and perhaps bias"
+            raise UserError(f"delta '{path}': expected {expected} of layer {layer}, got {' and '.join(sorted(p))}")
+    if not updates:
+        raise UserError(f"delta '{path}': expected the change of at least one layer, got no tensor")
+    check_updates(model, updates, f"delta '{path}'")
+    return updates
+
+
+def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> None:
+    """Raise UserError where the layers, shapes or dtypes are not the model's, or a number is NaN or infinite.
+
+    what: the first words of the error.
+    """
+    for layer, update in updates.items():
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < model.n_layers:
+            raise UserError(f"{what}: expected layers from 0 to {model.n_layers - 1}, got {shown(layer)}")
+        if not isinstance(update, LowRank | Dense):
+            raise UserError(f"{what}: expected what ft.load_delta returns, got {shown(update)} at layer {layer}")
+        d, m = model.blocks[layer].down.shape
+        if isinstance(update, LowRank):
+            rank = len(update.value) if isinstance(update.value, Tensor) and update.value.ndim else 1
+            wanted: dict[str, tuple[int, ...]] = {"value": (rank, d), "key": (rank, m)}
+        else:
+            wanted = {"change": (d, m)} | ({} if update.bias is None else {"bias": (d,)})
+        for name, shape in wanted.items():
+            part = getattr(update, name)
+            if not isinstance(part, Tensor) or tuple(part.shape) != shape or part.dtype != torch.float32:
+                got = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else shown(part)
+                raise UserError(f"{what}: expected {name} of layer {layer} to be {shape} torch.float32, got {got}")
+            if not bool(torch.isfinite(part).all()):
+                raise UserError(f"{what}: expected finite numbers in {name} of layer {layer}, got NaN or infinity")
+        if update.bias is not None and model.blocks[layer].down_bias is None:
+            raise UserError(f"{what}: expected no bias of layer {layer}, as '{model.name}' has none there, got one")
 
 
 def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
@@ -299,6 +394,7 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
     """
     path = check_export_folder(folder)
     model.check_resident("export")
+    check_updates(model, updates, "export")
     names = {weight.data_ptr(): name for name, weight in model.hf.named_parameters()}
     state = dict(model.hf.state_dict())
     for layer, update in updates.items():

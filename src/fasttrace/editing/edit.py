@@ -6,18 +6,22 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.contexts import sample_contexts
+from fasttrace.editing.essence import essence_prompt
 from fasttrace.editing.hyperparameters import settings_for, window_of
 from fasttrace.editing.moments import Moments, second_moments
 from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
 from fasttrace.editing.problems import ERASURE_FLOOR, PROBLEMS, Problem
+from fasttrace.editing.scores import scored_prompts
+from fasttrace.editing.value import contexts_of
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
-from fasttrace.models.adapter import Decoder
+from fasttrace.facts import EncodedFact, Fact, Facts
+from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.corrupt import Corruption, corrupted_output, noise_sigma, released_output
+from fasttrace.models.encode import encoded_facts
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
-from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings
+from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import (
     FineTuneSettings,
@@ -27,6 +31,7 @@ from fasttrace.settings.methods import (
     hyperparameters,
     method_settings,
 )
+from fasttrace.settings.moments import MomentSettings
 
 
 @settings("edit")
@@ -70,8 +75,22 @@ def own_settings(given: Any) -> MethodSettings | None:
     return method_settings(given.method, by_name)
 
 
+def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> None:
+    """Raise what `prepare_edit` raises for settings and facts that do not fit the model. No pass runs."""
+    problem = PROBLEMS[asked.problem]
+    model.check_resident("edit")
+    if not asked.method.startswith("ft"):
+        model.check_moments(asked.method)
+    _layers(model, asked)
+    if problem.needs_noise:
+        noise_sigma(model, asked.sigma, asked.sigma_facts)
+    for fact in _encoded(model, facts, asked, problem):
+        if not isinstance(asked.contexts, int):
+            contexts_of(model, fact, _target(fact, problem), asked.contexts)
+
+
 @takes(PrepareEditArguments)
-def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArguments) -> EditPlan:
+def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> EditPlan:
     """Check the settings of a set of edits, and prepare their contexts, second moments and o_noise.
 
     Raises the errors of `edit`.
@@ -82,11 +101,11 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
     if not asked.method.startswith("ft"):
         model.check_moments(asked.method)
     layers = _layers(model, asked)
-    encoded = _encoded(model, facts, problem)
+    encoded = _encoded(model, facts, asked, problem)
     tuned = isinstance(own, FineTuneSettings)
     corruption = None
     if problem.needs_noise:
-        sigma = noise_sigma(model, encoded, asked.sigma)
+        sigma = noise_sigma(model, asked.sigma, asked.sigma_facts)
         corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample)
     templates, moments = [], None
     if not tuned:
@@ -97,6 +116,12 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
                 raise refusal(given, both[0], "either a value or moments, which have their own", "both")
             given.moments.check(model, sorted(solved_at))
         templates = _templates(model, asked)
+        for fact in encoded:
+            contexts_of(model, fact, _target(fact, problem), templates)  # raises before the passes
+    noise_targets = {}
+    if problem.target == "noise":
+        noise_targets = _noise_targets(model, encoded, corruption, asked, problem, templates)
+    if not tuned:
         moments = given.moments or _collected(model, asked, sorted(solved_at), given.progress)
     settled = _settled(asked, own, templates, moments, corruption)
     return EditPlan(
@@ -109,7 +134,7 @@ def prepare_edit(model: Decoder, facts: Sequence[Fact], given: PrepareEditArgume
         contexts=templates,
         moments=moments,
         corruption=corruption,
-        noise_targets=_noise_targets(model, encoded, corruption, asked) if problem.target == "noise" else {},
+        noise_targets=noise_targets,
         left_out=_too_unlikely(model, encoded) if problem.minimise else {},
         run=_run(model, settled, own, templates, moments, corruption),
     )
@@ -123,14 +148,27 @@ def _layers(model: Decoder, asked: EditSettings) -> tuple[int, ...]:
     return wanted
 
 
-def _encoded(model: Decoder, facts: Sequence[Fact], problem: Problem) -> list[EncodedFact]:
-    """The distinct facts, encoded. Raises UserError for no facts, FactError for a fact without the problem's target."""
+def _encoded(model: Decoder, facts: Sequence[Fact], asked: EditSettings, problem: Problem) -> list[EncodedFact]:
+    """The distinct facts, encoded.
+
+    Raises UserError for no facts and for a subject that leaves no room for essence texts, FactError for a fact without
+    the problem's target, and ModelError where the model has too few positions for a prompt and its targets.
+    """
     if not facts:
         raise UserError("edit: facts: expected at least one, got none")
-    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
+    encoded = encoded_facts(model, facts)
     for fact in encoded:
         problem.check(fact)
+        scored_prompts(model, fact, problem, _target(fact, problem))
+        if asked.essence:
+            essence_prompt(model, fact.fact.subject)
     return encoded
+
+
+def _target(fact: EncodedFact, problem: Problem) -> tuple[int, ...]:
+    """The problem's target, or o_true in place of an o_noise that is not computed yet."""
+    false = fact.target_false_ids if problem.target == "false" else None
+    return fact.target_true_ids if false is None else false
 
 
 def _templates(model: Decoder, asked: EditSettings) -> list[str]:
@@ -150,6 +188,7 @@ def _collected(
         asked.corpus,
         tokens=asked.corpus_tokens,
         layers=layers,
+        sequence_length=model.room(1, settings_of(MomentSettings)["sequence_length"].default),
         seed=asked.seed,
         ridge=asked.ridge,
         progress=progress,
@@ -157,15 +196,27 @@ def _collected(
 
 
 def _noise_targets(
-    model: Decoder, encoded: list[EncodedFact], corruption: Corruption | None, asked: EditSettings
+    model: Decoder,
+    encoded: list[EncodedFact],
+    corruption: Corruption | None,
+    asked: EditSettings,
+    problem: Problem,
+    templates: list[str],
 ) -> dict[str, tuple[int, ...]]:
-    """fact_id → o_noise, the model's answer to the corrupted prompt."""
+    """fact_id → o_noise, the model's answer to the corrupted prompt.
+
+    Raises ModelError where the model has too few positions for a prompt and its o_noise.
+    """
     assert corruption is not None
     with model.products():
         if asked.protocol == "released":
             outputs = released_output(model, encoded, corruption)
         else:
             outputs = corrupted_output(model, encoded, [len(f.target_true_ids) for f in encoded], corruption)
+    for fact, ids in zip(encoded, outputs, strict=True):
+        # The released o_noise may be longer than o_true, whose length was checked.
+        scored_prompts(model, fact, problem, ids)
+        contexts_of(model, fact, ids, templates)
     return {f.fact_id: ids for f, ids in zip(encoded, outputs, strict=True)}
 
 
@@ -215,7 +266,7 @@ def _run(
 
 
 @takes(EditArguments)
-def edit(model: Decoder, facts: Sequence[Fact], given: EditArguments) -> EditResult:
+def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
 
     Methods: ROME, MEMIT (the window around the layer) and constrained fine-tuning of the layer (ft-1) or of its

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fasttrace.editing.cache import cache_root, content_key
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 from fasttrace.facts import encode_prompt
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import continue_tokens
@@ -31,11 +31,13 @@ def essence_texts(
     tokens: int = TOKENS,
     cache_dir: str | Path | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids of every subject's texts, each `tokens` long with "{subject} is a" included.
+    """Token ids of every subject's texts. Each is `tokens` long with "{subject} is a" included, or as long as the model
+    has positions.
 
     Tokens are drawn among the 5 likeliest that are not special. The texts depend only on (model, dtype, seed, subject,
     texts, tokens). Raises UserError where a file in the cache is damaged, or "{subject} is a" leaves no token to draw.
     """
+    tokens = model.room(1, tokens)
     folder = cache_root(cache_dir) / "essence"
     paths = {}
     for subject in dict.fromkeys(subjects):
@@ -50,27 +52,43 @@ def essence_texts(
             "subject": subject,
         }
         paths[subject] = folder / f"{content_key(identity)}.json"
-    missing = [subject for subject, path in paths.items() if not path.is_file()]
     allowed = torch.ones(model.vocab_size, dtype=torch.bool)
     special = [i for i in {*model.tokenizer.all_special_ids, *model.tokenizer.added_tokens_decoder} if i < len(allowed)]
     allowed[special] = False
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(0, len(missing), BATCH):
-        part = missing[i : i + BATCH]
-        prompts = [encode_prompt(model.tokenizer, f"{subject} is a") for subject in part]
-        for subject, prompt in zip(part, prompts, strict=True):
-            if len(prompt) >= tokens:
-                raise UserError(f"'{subject} is a': expected fewer than {tokens} tokens, got {len(prompt)}")
+    for i in range(0, len(paths), BATCH):
+        part = list(paths)[i : i + BATCH]
+        missing = [subject for subject in part if not paths[subject].is_file()]
+        if not missing:
+            continue
+        # The whole batch is drawn again, because a smaller one may round differently and so draw another token.
+        prompts = [essence_prompt(model, subject, tokens) for subject in part]
         rows = [prompt for prompt in prompts for _ in range(texts)]
         seeds = [(seed, fact_key(subject)) for subject in part]
         drawn = continue_tokens(
-            model, rows, tokens - min(map(len, prompts)), seeds=seeds, per_seed=texts, top_k=TOP_K, allowed=allowed
+            model,
+            rows,
+            tokens - min(map(len, prompts)),
+            seeds=seeds,
+            per_seed=texts,
+            top_k=TOP_K,
+            allowed=allowed,
+            total=tokens,
         )
-        for number, subject in enumerate(part):
-            ids = [[*prompts[number], *drawn[number * texts + t]][:tokens] for t in range(texts)]
+        for subject in missing:
+            number = part.index(subject)
+            ids = [[*prompts[number], *drawn[number * texts + t]] for t in range(texts)]
             with replacing(paths[subject]) as draft:
                 draft.write_text(json.dumps({"subject": subject, "ids": ids}))
     return [_read(paths[subject], texts) for subject in subjects]
+
+
+def essence_prompt(model: Decoder, subject: str, tokens: int = TOKENS) -> list[int]:
+    """Token ids of "{subject} is a". Raises UserError where a text of `tokens` tokens has none left to draw."""
+    prompt, most = encode_prompt(model.tokenizer, f"{subject} is a"), model.room(1, tokens)
+    if len(prompt) >= most:
+        raise UserError(f"{shown(f'{subject} is a')}: expected fewer than {most} tokens, got {len(prompt)}")
+    return prompt
 
 
 def _read(path: Path, texts: int) -> list[tuple[int, ...]]:

@@ -142,17 +142,19 @@ class FineTuneBatch:
             tape = _Tape()
             nll = self._nll(tape)
             loss = torch.exp(-nll) if minimise else nll
-            last = torch.where(running, loss.detach().float().cpu(), last)
-            if settings.early_stop is not None and not minimise:
+            if settings.early_stop is None or minimise:
+                last = loss.detach().float()
+            else:
+                last = torch.where(running, loss.detach().float().cpu(), last)
                 running = running & (last >= settings.early_stop)
-            if not bool(running.any()):
-                break
+                if not bool(running.any()):
+                    break
             loss.sum().backward()
             for place, (g, key, begin) in tape.factors.items():
                 state = self.state[place]
                 active = running[place[1] : place[1] + len(begin) - 1]
                 state.step(g, key, begin, step, settings, active)
-        return self._edits(last)
+        return self._edits(last.cpu())
 
     def _nll(self, tape: _Tape) -> Tensor:
         """(P,) −log p(target) per token. Its backward pass puts the gradients' factors on the tape."""

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fasttrace.editing.delta import LowRank, Update, edited_view, export_model, save_delta, summed
+from fasttrace.editing.delta import (
+    DIVERGED,
+    NO_NUMBER,
+    UNMOVED,
+    LowRank,
+    Update,
+    edited_view,
+    export_model,
+    save_delta,
+    summed,
+)
 from fasttrace.editing.edit import own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.memit import mass_memit
@@ -25,13 +36,14 @@ from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact
+from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.memory import pack_by_budget, parse_bytes
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Decoder, Model
 from fasttrace.runs import Run, describe_run
-from fasttrace.settings.arguments import takes
+from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import FineTuneSettings, MemitSettings, RomeSettings
 
@@ -61,7 +73,7 @@ class MassResult:
     """A model's mass edit and its scores.
 
     run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
-    and one row with the reason per fact left out. A fact whose own δ no scored token sees also has a reason. updates:
+    and one row with the reason per fact left out. A fact whose own δ is zero also has a reason. updates:
     layer → the sum of all facts' changes.
     """
 
@@ -71,10 +83,12 @@ class MassResult:
     updates: dict[int, Update] = field(repr=False)
     model: Decoder = field(repr=False)
 
+    @checked
     def export(self, folder: str | Path) -> Path:
         """Write the model with all the edits in its weights, as a folder that plain transformers loads."""
         return export_model(self.model, self.updates, folder)
 
+    @checked
     def save_delta(self, path: str | Path) -> Path:
         """Write only the change, as safetensors. `ft.apply_delta` applies it and can remove it exactly."""
         return save_delta(path, self.model, self.updates, facts=len(self.facts), run_id=self.run["run_id"])
@@ -94,7 +108,8 @@ class MassPlan:
         """The facts to edit, in order, without those that the problem leaves out."""
         return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
 
-    def compute(self, *, memory: str | int | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
+    @checked
+    def compute(self, *, memory: Size | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
         """Edit and score. memory: bytes for the facts that are optimised together; None for the settings' value.
         progress(n) is called after n more facts."""
         begun = time.perf_counter()
@@ -134,7 +149,7 @@ class MassPlan:
     ) -> tuple[list[dict[int, Update]], float | None, dict[str, str]]:
         """Edit a group of facts. view: the model with all earlier edits. memory: bytes for one batch.
 
-        Return (updates, condition number or None, fact_id → reason of the facts whose δ no scored token sees).
+        Return (updates, condition number or None, fact_id → reason of the facts whose own δ is zero).
         """
         plan = self.plan.with_model(view)
         [layer] = plan.layers
@@ -160,7 +175,11 @@ class MassPlan:
             seen = [n for n, (fact, _) in enumerate(part) if fact.fact_id not in unseen]
             if seen:
                 jobs = [(n, window[-1]) for n in seen]
-                delta[seen], _ = batch.optimise(jobs, plan.hyperparameters, minimise=plan.problem.minimise)
+                delta[seen], loss = batch.optimise(jobs, plan.hyperparameters, minimise=plan.problem.minimise)
+                diverged = [part[n][0].fact_id for n, one in zip(seen, loss.tolist(), strict=True) if isnan(one)]
+                unseen |= dict.fromkeys(diverged, DIVERGED)
+                still = [part[n][0].fact_id for n in seen if not bool(delta[n].any())]
+                unseen = dict.fromkeys(still, UNMOVED) | unseen
             deltas.append(delta)
         contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
         updates, conditions = mass_memit(view, contexts, corruption, window, plan.hyperparameters, plan.moments, *z)
@@ -187,7 +206,9 @@ class MassPlan:
         plan = self.plan
         for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
             scores = score_row(prompts[position], before[position], logp, plan.problem, plan.settings.protocol)
-            about = {"position": position + 1, "condition": condition, "reason": unseen.get(fact.fact_id)}
+            lost = bool((np.isnan(logp) & ~np.isnan(before[position])).any())
+            reason = NO_NUMBER if lost else unseen.get(fact.fact_id)
+            about = {"position": position + 1, "condition": condition, "reason": reason}
             yield {**self._name(n_edits, fact), **about, **scores}
 
     def _left_out(self) -> list[dict[str, Any]]:
@@ -248,7 +269,7 @@ class MassArguments(_MassKeywords):
 
 
 @takes(PrepareMassArguments)
-def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassArguments) -> MassPlan:
+def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -> MassPlan:
     """Check the settings of a mass edit, and prepare its contexts, second moments and o_noise.
 
     Raises the errors of `edit`.
@@ -282,7 +303,7 @@ def prepare_mass_edit(model: Decoder, facts: Sequence[Fact], given: PrepareMassA
 
 
 @takes(MassArguments)
-def mass_edit(model: Decoder, facts: Sequence[Fact], given: MassArguments) -> MassResult:
+def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     """Edit all facts in one model, in order, and score them as their number grows. No weight of the model changes.
 
     Raises the errors of `edit`, and UserError where no fact is left to edit.

@@ -70,7 +70,7 @@ def spread_memit(
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
     ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
-        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer))
+        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer, h.device))
         for i in range(len(facts))
     ]
 

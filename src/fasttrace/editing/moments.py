@@ -8,8 +8,9 @@ everything that C depends on.
 import copy
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fasttrace.editing.cache import cache_root, content_key, load_tensors, metad
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.errors import UserError
 from fasttrace.memory import parse_bytes
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
 from fasttrace.runs import Run, describe_run
@@ -32,8 +33,9 @@ CHECKPOINT_SECONDS = 20.0
 # A float32 sum is rounded once per batch, by at most 2⁻²⁴ of the entry. Over n batches this adds up to about
 # 3.4e-8 · sqrt(n / 3), which is 3e-7 for 256 batches. Longer sums are float64.
 FLOAT32_BATCHES = 256
-FACTOR_BYTES = 2 << 30  # Cholesky factors kept in memory, at least one
+FACTOR_BYTES = 2 << 30  # Cholesky factors kept in memory; or a quarter of the free memory, if more; at least one
 FORMAT = 1
+WRITERS = 4  # layers that are written at once, each with a copy in the CPU's memory
 
 
 @dataclass(eq=False)
@@ -58,7 +60,7 @@ class Moments:
     path: Path
     ridge: float = 0.0
     source: str | None = None
-    _factors: OrderedDict[int, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict, repr=False)
+    _factors: OrderedDict[int, "_Factor"] = field(default_factory=OrderedDict, repr=False)
     _conditions: dict[int, float] = field(default_factory=dict, repr=False)
 
     def check(self, model: Decoder, layers: Sequence[int]) -> None:
@@ -87,54 +89,73 @@ class Moments:
     def inverse_key(self, layer: int, keys: Tensor) -> Tensor:
         """(C + ridge · mean(diag C) · I)⁻¹ k for every row k of keys (n, m), any float dtype: (n, m) float64.
 
-        The solve uses a float64 Cholesky factor on the CPU, which is kept for later calls. The diagonal is scaled to 1
-        first, because each entry of C is as exact as float32 relative to its own row and column.
+        The solve uses a float64 Cholesky factor, which is kept for later calls. It is on the keys' GPU if that has
+        ample free memory, else on the CPU. The diagonal is scaled to 1 first, because each entry of C is as exact as
+        float32 relative to its own row and column.
 
         Raises UserError where C is singular to that precision, for example with fewer tokens than m or a unit that
         never fires.
         Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 13, u = C⁻¹k*.
         """
-        scale, factor = self._factor(layer)
-        if keys.ndim != 2 or keys.shape[1] != len(scale):
-            raise UserError(f"inverse_key: expected keys (n, {len(scale)}), got {tuple(keys.shape)}")
-        right = keys.detach().to("cpu", torch.float64) * scale
-        return (torch.cholesky_solve(right.T, factor).T * scale).contiguous().to(keys.device)
+        found = self._factor(layer, keys.device)
+        scale, m = found.scale, len(found.scale)
+        if keys.ndim != 2 or keys.shape[1] != m:
+            raise UserError(f"inverse_key: expected keys (n, {m}), got {tuple(keys.shape)}")
+        right = keys.detach().to(scale.device, torch.float64) * scale
+        return (torch.cholesky_solve(right.T, found.lower).T * scale).contiguous().to(keys.device)
 
-    def condition(self, layer: int) -> float:
-        """Condition number of the matrix that `inverse_key` solves with: C plus the ridge, its diagonal scaled to 1."""
+    def condition(self, layer: int, device: torch.device | str = "cpu") -> float:
+        """Condition number of the matrix that `inverse_key` solves with: C plus the ridge, its diagonal scaled to 1.
+
+        device: where the factor is computed if it is not kept, as in `inverse_key` for keys on this device.
+        """
         if layer not in self._conditions:
-            _, factor = self._factor(layer)
-            self._conditions[layer] = _largest_eigenvalue(factor) / _least_eigenvalue(factor)
+            found = self._factor(layer, torch.device(device))
+            self._conditions[layer] = _largest_eigenvalue(found.lower) / found.least
         return self._conditions[layer]
 
-    def _factor(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(m,) 1/sqrt(diagonal) of C plus the ridge, and the (m, m) lower Cholesky factor of the matrix scaled by it on
-        both sides, float64."""
+    def _factor(self, layer: int, device: torch.device) -> "_Factor":
+        """The layer's factor, which is computed on `device` if that is a GPU with room for it. A factor that is kept is
+        returned wherever it is."""
         if layer in self._factors:
             self._factors.move_to_end(layer)
             return self._factors[layer]
-        C = self.matrix(layer).double()
-        m = len(C)
+        stored = self.matrix(layer)
+        m = len(stored)
         if self.ridge == 0.0 and self.n_tokens < m:
             raise self._singular(layer, m)
+        size = m * m * 8
+        if device.type != "cuda" or _free_bytes(device) < 8 * size:
+            device = torch.device("cpu")
+        C = stored.to(device).double()
         C.diagonal().add_(self.ridge * C.diagonal().mean())
         scale = C.diagonal().rsqrt()
         if not bool(torch.isfinite(scale).all()):
             raise self._singular(layer, m)
-        factor, failed = torch.linalg.cholesky_ex(C.mul_(scale).mul_(scale[:, None]))
+        lower, failed = torch.linalg.cholesky_ex(C.mul_(scale).mul_(scale[:, None]))
+        least = 0.0 if int(failed) else _least_eigenvalue(lower)
         # Rounding C to float32 moves the eigenvalues of the scaled matrix by about this much.
-        if int(failed) or _least_eigenvalue(factor) < 2.0**-24 * m**0.5:
+        if not least >= 2.0**-24 * m**0.5:
             raise self._singular(layer, m)
-        while self._factors and (len(self._factors) + 1) * m * m * 8 > FACTOR_BYTES:
+        held = size * len(self._factors)
+        kept = max(FACTOR_BYTES, (held + _free_bytes(device)) // 4)
+        while self._factors and size * (len(self._factors) + 1) > kept:
             self._factors.popitem(last=False)
-        self._factors[layer] = scale, factor
-        return scale, factor
+        self._factors[layer] = _Factor(scale, lower, least)
+        return self._factors[layer]
 
     def _singular(self, layer: int, m: int) -> UserError:
-        return UserError(
-            f"the second moment C of layer {layer} ({m} x {m}) is singular with {self.n_tokens} tokens and "
-            f"ridge={self.ridge:g}: use a larger corpus or a larger ridge, for example ridge=1e-4 (--ridge 1e-4)"
-        )
+        return _singular(layer, m, self.n_tokens, self.ridge)
+
+
+@dataclass(frozen=True, eq=False)
+class _Factor:
+    """scale: (m,) 1/sqrt(diagonal) of C plus the ridge. lower: (m, m), the lower Cholesky factor of the matrix scaled
+    by it on both sides. Both are float64 and on one device. least: upper estimate of that matrix's least eigenvalue."""
+
+    scale: Tensor
+    lower: Tensor
+    least: float
 
 
 @settings("second_moments")
@@ -153,13 +174,13 @@ class MomentArguments(MomentSettings):
 
 
 @takes(MomentArguments)
-def second_moments(model: Decoder, given: MomentArguments) -> Moments:
+def second_moments(model: Model, given: MomentArguments) -> Moments:
     """Compute C_l = Σ k kᵀ / N over a corpus for the layers asked for, in one pass if memory allows.
 
     Layers that are in the cache are not computed again. After an interruption, a call resumes from the last checkpoint
-    (one every 20 s). Its sums are the same bit for bit if the process uses the same matrix products (ops.linear), and
-    within 1e-6 otherwise. If the corpus has fewer tokens than asked for, all are used, as the result's `n_tokens` and
-    `corpus` show. The ridge is not part of the files. `Moments.inverse_key` adds it.
+    (one every 20 s). On the same processor its sums are the same bit for bit. If the corpus has fewer tokens than asked
+    for, all are used, as the result's `n_tokens` and `corpus` show. The ridge is not part of the files.
+    `Moments.inverse_key` adds it.
 
     The relative error of C (Frobenius) against float64 sums of the same keys is below 1e-6. Keys of a float64 model
     are rounded to float32 first.
@@ -206,6 +227,23 @@ def second_moments(model: Decoder, given: MomentArguments) -> Moments:
         path=folder,
         ridge=asked.ridge,
         source=None if asked.corpus is None else str(asked.corpus),
+    )
+
+
+def check_moments(model: Decoder, asked: MomentSettings) -> None:
+    """Raise what `second_moments`, and a solve with fewer tokens than a key has entries, raise. No pass runs."""
+    layers, m = _layers(model, asked), model.key_width
+    n_tokens = asked.tokens
+    if asked.corpus is not None:
+        n_tokens = text_corpus(model, Path(asked.corpus).expanduser(), asked.tokens, asked.sequence_length).n_tokens
+    if asked.ridge == 0.0 and n_tokens < m:
+        raise _singular(layers[0], m, n_tokens, asked.ridge)
+
+
+def _singular(layer: int, m: int, n_tokens: int, ridge: float) -> UserError:
+    return UserError(
+        f"the second moment C of layer {layer} ({m} x {m}) is singular with {n_tokens} tokens and ridge={ridge:g}: use "
+        "a larger corpus or a larger ridge, for example ridge=1e-4 (--ridge 1e-4)"
     )
 
 
@@ -257,10 +295,18 @@ def _collect(
     for number, (group, partial) in enumerate(work):
         done = _Report(progress, corpus.n_tokens * number, total)
         sums = _group_sums(model, sequences, group, folder, partial, batch_rows, dtype, done)
-        for layer in group:
-            note = {"layer": layer, "n_tokens": corpus.n_tokens, "model": model.model_hash}
-            mean = (sums.pop(layer).double() / corpus.n_tokens).float()
-            save_tensors(layer_file(folder, layer), {"C": mean}, {**note, "corpus": corpus.corpus_hash})
+        # Hashing and writing a large layer takes longer than computing it, and needs no lock of Python's.
+        with ThreadPoolExecutor(WRITERS) as pool:
+            writing: deque[Future[None]] = deque()
+            for layer in group:
+                if len(writing) == WRITERS:
+                    writing.popleft().result()
+                note = {"layer": layer, "n_tokens": corpus.n_tokens, "model": model.model_hash}
+                mean = (sums.pop(layer).double() / corpus.n_tokens).float().cpu()
+                told = {**note, "corpus": corpus.corpus_hash}
+                writing.append(pool.submit(save_tensors, layer_file(folder, layer), {"C": mean}, told))
+            for one in writing:
+                one.result()
         _tidy(folder)
 
 
@@ -335,9 +381,11 @@ def _tidy(folder: Path) -> None:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Free memory of `device`, in bytes. Without /proc/meminfo, half of the CPU's memory counts as free."""
+    """Free memory of `device`, in bytes; on a GPU with what torch has reserved but does not use. Without /proc/meminfo,
+    half of the CPU's memory counts as free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             free = next(line for line in lines if line.startswith("MemAvailable:"))
@@ -348,7 +396,7 @@ def _free_bytes(device: torch.device) -> int:
 
 def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
     """Upper estimate of the smallest eigenvalue of L Lᵀ, by inverse iteration on four seeded vectors."""
-    x = torch.randn(len(factor), 4, dtype=factor.dtype, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(len(factor), 4, dtype=factor.dtype, generator=torch.Generator().manual_seed(0)).to(factor.device)
     size = torch.ones(4, dtype=factor.dtype)
     for _ in range(rounds):
         x = torch.cholesky_solve(x / x.norm(dim=0), factor)
@@ -358,7 +406,7 @@ def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
 
 def _largest_eigenvalue(factor: Tensor, rounds: int = 30) -> float:
     """Lower estimate of the largest eigenvalue of L Lᵀ, by power iteration on one vector."""
-    x = torch.ones(len(factor), 1, dtype=factor.dtype)
+    x = torch.ones(len(factor), 1, dtype=factor.dtype, device=factor.device)
     size = x.norm()
     for _ in range(rounds):
         x = factor @ (factor.T @ (x / x.norm()))

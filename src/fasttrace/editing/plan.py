@@ -1,16 +1,17 @@
 """A plan of edits, which computes them in batches that fit into memory, each edit independent of the others."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from fasttrace.editing.delta import Edit, export_model, save_delta, zero_edit
+from fasttrace.editing.delta import NO_NUMBER, Edit, export_model, finite_edit, save_delta, zero_edit
 from fasttrace.editing.essence import TOKENS, essence_texts
 from fasttrace.editing.finetune import Example, FineTuneBatch
 from fasttrace.editing.hyperparameters import window_of
@@ -27,7 +28,9 @@ from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption
 from fasttrace.runs import Run
+from fasttrace.settings.arguments import checked
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.kinds import Size
 from fasttrace.settings.methods import (
     FineTuneSettings,
     MethodSettings,
@@ -70,6 +73,12 @@ PROMPTS = pa.schema(
 Todo = tuple[EncodedFact, list[int]]
 
 
+def _without(todo: Sequence[Todo], skip: Collection[tuple[str, int]]) -> list[Todo]:
+    """The facts with the layers that are not skipped, without facts that have none. skip: (fact_id, layer)."""
+    kept = [(fact, [layer for layer in layers if (fact.fact_id, layer) not in skip]) for fact, layers in todo]
+    return [(fact, layers) for fact, layers in kept if layers]
+
+
 @dataclass(frozen=True, eq=False)
 class EditResult:
     """Edits and their scores.
@@ -85,6 +94,7 @@ class EditResult:
     edits: list[Edit] = field(repr=False)
     model: Decoder = field(repr=False)
 
+    @checked
     def export(self, folder: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
         """Write the model with one edit in its weights, as a folder that plain transformers loads.
 
@@ -93,6 +103,7 @@ class EditResult:
         """
         return export_model(self.model, self._one("export", fact_id, layer).updates, folder)
 
+    @checked
     def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
         """Write one edit without the model, as safetensors. `ft.apply_delta` applies it and can remove it exactly.
 
@@ -131,33 +142,36 @@ class EditPlan:
     left_out: dict[str, str]
     run: Run
 
+    @checked
     def batches(
         self,
         *,
-        memory: str | int | None = None,
+        memory: Size | None = None,
         skip: frozenset[tuple[str, int]] | set[tuple[str, int]] = frozenset(),
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[EditResult]:
         """Yield results as they finish. skip: (fact_id, layer) to leave out.
 
+        The groups are those of a plan that skips nothing. So edits that continue have the same values bit for bit.
+
         memory: bytes for the edits that are computed together; None for the settings' value. progress(n) is called
         after n more edits.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
-        todo = [(fact, [layer for layer in self.layers if (fact.fact_id, layer) not in skip]) for fact in self.encoded]
-        left = [(f, layers) for f, layers in todo if layers and f.fact_id in self.left_out]
-        todo = [(f, layers) for f, layers in todo if layers and f.fact_id not in self.left_out]
+        whole = [(fact, list(self.layers)) for fact in self.encoded if fact.fact_id not in self.left_out]
+        left = _without([(f, list(self.layers)) for f in self.encoded if f.fact_id in self.left_out], skip)
         if left:
             yield self._left_out(left)
             if progress is not None:
                 progress(sum(len(layers) for _, layers in left))
         texts: dict[str, list[tuple[int, ...]]] = {}
-        if self.settings.essence and todo:
-            subjects = list(dict.fromkeys(f.fact.subject for f, _ in todo))
+        groups = [todo for group in self.groups(whole, budget) if (todo := _without(group, skip))]
+        if self.settings.essence and groups:
+            subjects = list(dict.fromkeys(f.fact.subject for f, _ in whole))
             with self.model.products():
                 found = essence_texts(self.model, subjects, seed=self.settings.seed, texts=self.settings.essence)
             texts = dict(zip(subjects, found, strict=True))
-        for facts in self.groups(todo, budget):
+        for facts in groups:
             begun = time.perf_counter()
             with self.model.products():
                 edits = self.optimise(facts)
@@ -211,7 +225,13 @@ class EditPlan:
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 
     def optimise(self, facts: list[Todo]) -> list[Edit]:
-        """The unscored edits of one group of facts. Zero edits come first, the others in the order they are solved."""
+        """The unscored edits of one group of facts. Zero edits come first, the others in the order they are solved.
+
+        An edit whose optimisation diverged is zero and has the reason.
+        """
+        return [finite_edit(self.model, edit) for edit in self._optimised(facts)]
+
+    def _optimised(self, facts: list[Todo]) -> list[Edit]:
         targets = [self.target_ids(f) for f, _ in facts]
         # A job's rows enter the wave at its first change: at the window's first layer for fine-tuning, else at δ's.
         jobs = [Job(n, layer, self.window(layer)) for n, (_, layers) in enumerate(facts) for layer in layers]
@@ -265,6 +285,7 @@ class EditPlan:
         for edit, logp in zip(edits, after, strict=True):
             fact = number[edit.fact_id]
             name = self._name(edit.fact_id, edit.layer)
+            lost = bool((np.isnan(logp) & ~np.isnan(scorer.before[fact])).any())
             scores.append(
                 {
                     **name,
@@ -273,7 +294,7 @@ class EditPlan:
                     "denominator": edit.denominator,
                     "condition": edit.condition,
                     "loss": edit.loss,
-                    "reason": edit.reason,
+                    "reason": NO_NUMBER if lost else edit.reason,
                     "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }
             )

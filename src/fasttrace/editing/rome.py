@@ -47,7 +47,7 @@ def solve_rome(
                 float(delta[row].norm() / batch.v0(layer, settings)[fact].float().norm()),
                 float(loss[row]),
                 denominator,
-                moments.condition(layer),
+                moments.condition(layer, keys.device),
             )
         )
     return edits

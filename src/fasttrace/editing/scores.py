@@ -15,7 +15,8 @@ from torch import Tensor
 from fasttrace.editing.delta import Dense, Edit, LowRank
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import EditWave, Span, Visited, walk
-from fasttrace.facts import EncodedFact, encode_prompt, encode_target, tokens_of
+from fasttrace.errors import shown
+from fasttrace.facts import EncodedFact, encode_joined, tokens_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
@@ -51,27 +52,29 @@ def scored_prompts(
 ) -> list[ScoredPrompt]:
     """The fact's prompt, its paraphrases and neighbourhood prompts, each with its targets, and the essence texts.
 
-    noise_target: ids of o_noise, if it is the problem's target. essence: token ids of each essence text.
+    noise_target: ids of o_noise, if it is the problem's target. It follows every prompt as it is. essence: token ids of
+    each essence text.
+
+    Raises ModelError where the model has too few positions for a prompt and its target.
     """
     tokenizer, record = model.tokenizer, fact.fact
-    in_prompt = Subject(fact, fact.subject_begin, fact.subject_end)
+    own = [target for target in (record.target_true, record.target_false) if target is not None]
 
-    def targets(text: str) -> tuple[tuple[int, ...] | None, ...]:
-        true = tuple(encode_target(tokenizer, text, record.target_true))
-        false = None if record.target_false is None else tuple(encode_target(tokenizer, text, record.target_false))
-        return {"true": true, "false": false, "noise": noise_target}[problem.target], true, false
+    def row(kind: str, index: int, text: str, subject: Subject | None) -> ScoredPrompt:
+        prompt = encode_joined(tokenizer, text, own, record.target_prefix)
+        true, false = prompt.targets[0], prompt.targets[1] if len(own) == 2 else None
+        edited = {"true": true, "false": false, "noise": noise_target}[problem.target]
+        return ScoredPrompt(kind, index, text, prompt.ids, (edited, true, false), subject)
 
-    rows = [ScoredPrompt("rewrite", 0, record.text, fact.ids, targets(record.text), in_prompt)]
+    rows = [row("rewrite", 0, record.text, Subject(fact, fact.subject_begin, fact.subject_end))]
     for kind, prompts in (("paraphrase", record.paraphrases), ("neighborhood", record.neighborhood)):
         for i, text in enumerate(prompts):
-            ids = tuple(encode_prompt(tokenizer, text))
-            subject = _subject_in(model, fact, text) if problem.corrupted else None
-            rows.append(ScoredPrompt(kind, i, text, ids, targets(text), subject))
+            rows.append(row(kind, i, text, _subject_in(model, fact, text) if problem.corrupted else None))
     for i, tokens in enumerate(essence):
         rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None)))
-    for row in rows:
-        longest = max(len(target) for target in row.targets if target is not None)
-        model.check_length(len(row.ids) + longest - 1, f"fact '{record.fact_id}' in the prompt {row.text!r}")
+    for one in rows:
+        longest = max(len(target) for target in one.targets if target is not None)
+        model.check_length(len(one.ids) + longest - 1, f"fact '{record.fact_id}' in the prompt {shown(one.text)}")
     return rows
 
 

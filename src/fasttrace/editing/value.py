@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.wave import EditWave, Span, Visited, walk
+from fasttrace.errors import shown
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
@@ -53,13 +54,20 @@ class FactContexts:
 
 
 def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:
-    """The fact encoded in every context. contexts: prompt templates; the first is "{}"."""
+    """The fact encoded in every context. contexts: prompt templates; the first is "{}".
+
+    Raises ModelError where the model has too few positions for a context.
+    """
     ids, first, last = [], [], []
+    own = fact.fact
     for template in contexts:
-        prompt = template.replace("{}", fact.fact.prompt, 1)
-        one = encode_fact(model.tokenizer, Fact(prompt, fact.fact.subject, fact.fact.target_true))
+        prompt = template.replace("{}", own.prompt, 1)
+        one = encode_fact(
+            model.tokenizer,
+            Fact(prompt, own.subject, own.target_true, own.target_false, target_prefix=own.target_prefix),
+        )
         ids.append([*one.ids, *target[:-1]])
-        model.check_length(len(ids[-1]), f"fact '{fact.fact_id}' in the context {template!r}")
+        model.check_length(len(ids[-1]), f"fact '{fact.fact_id}' in the context {shown(template)}")
         first.append(one.subject_begin)
         last.append(one.subject_end - 1)
     essence = encode_fact(model.tokenizer, Fact("{} is a", fact.fact.subject, fact.fact.target_true))
@@ -171,7 +179,7 @@ class ValueBatch:
         Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL if `minimise`.
 
         jobs: (index of the fact, layer) in order of layer, none of them `unseen`.
-        Return (δ (P, d) float32, the last loss of each job (P,)).
+        Return (δ (P, d) float32, the last loss of each job (P,)). Where a job diverged, its δ is 0 and its loss NaN.
         """
         v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in jobs]).float()
         limit = settings.clamp * v0.norm(dim=1, keepdim=True)
@@ -188,8 +196,8 @@ class ValueBatch:
             if settings.early_stop is not None and not minimise:
                 # Like the released loop, this omits the update after the last loss.
                 running = running & (last >= settings.early_stop) & (step + 1 < settings.steps)
-            if not bool(running.any()):
-                break
+                if not bool(running.any()):
+                    break
             (delta.grad,) = torch.autograd.grad(loss.sum(), delta)
             before = delta.detach().clone()
             adam.step()
@@ -197,7 +205,8 @@ class ValueBatch:
                 norm = delta.norm(dim=1, keepdim=True)
                 delta.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
                 delta.copy_(torch.where(running[:, None], delta, before))
-        return delta.detach(), last
+        finite = torch.isfinite(delta.detach()).all(1) & torch.isfinite(last)
+        return torch.where(finite[:, None], delta.detach(), 0.0), torch.where(finite, last, torch.nan)
 
     def v0(self, layer: int, settings: RomeSettings | MemitSettings) -> Tensor:
         """(facts, d), the vector to which δ is added and whose norm bounds δ."""

@@ -119,6 +119,7 @@ class EditWave:
         self.row_begin = np.append(begin, length.sum())[np.searchsorted(job, number)]
         self.read_begin = np.append(read_first, self.read_len.sum())[np.searchsorted(job, number)]
         self.rotary = model.rotary(self.positions)
+        self._shared: dict[tuple[int, bool, bool], Sequences] = {}
 
     def run(
         self, enter: Enter, change: Change | None = None, kept: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -166,20 +167,33 @@ class EditWave:
         rotary = rotary_rows(self.rotary, slice(n))
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
-        table = self.table[: int(np.searchsorted(self.table[:, Column.Q_BEGIN], n))].copy()
-        begin = self.row_begin[: n_jobs + 1]
-        if layer == self.model.n_layers - 1:
-            begin = self.read_begin[: n_jobs + 1]
-            read, length = self.read[: int(begin[-1])], self.read_len[: len(table)]
-            table[:, Column.Q_BEGIN], table[:, Column.Q_LEN] = np.cumsum(length) - length, length
+        last = layer == self.model.n_layers - 1
+        begin = (self.read_begin if last else self.row_begin)[: n_jobs + 1]
+        if last:
+            read = self.read[: int(begin[-1])]
             h, x, rotary = h[read], x[read], rotary_rows(rotary, read)
         q = block.query(x, rotary)
         if kept is not None:
-            table[:, Column.FIRST_BEGIN] += n  # the stored prefixes follow the wave's own rows
             k, v = torch.cat((k, kept[layer][0])), torch.cat((v, kept[layer][1]))
-        resid_mid = h + block.attn_out(mix(block, q, k, v, Sequences(table)))
+        resid_mid = h + block.attn_out(mix(block, q, k, v, self._sequences(n, last, kept is not None)))
         key = block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
         value = block.mlp_value(key)
         if change is not None:
             value = change(layer, key, value, begin)
         return resid_mid + block.mlp_add(value)
+
+    def _sequences(self, n: int, last: bool, prefixed: bool) -> Sequences:
+        """The sequences of the first n rows. Layers and steps with the same rows share them, and so what attention
+        derives from them.
+
+        last: whether only the rows that are read are queries. prefixed: whether stored prefixes follow the n rows.
+        """
+        if (n, last, prefixed) not in self._shared:
+            table = self.table[: int(np.searchsorted(self.table[:, Column.Q_BEGIN], n))].copy()
+            if last:
+                length = self.read_len[: len(table)]
+                table[:, Column.Q_BEGIN], table[:, Column.Q_LEN] = np.cumsum(length) - length, length
+            if prefixed:
+                table[:, Column.FIRST_BEGIN] += n
+            self._shared[n, last, prefixed] = Sequences(table)
+        return self._shared[n, last, prefixed]

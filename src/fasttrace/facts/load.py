@@ -1,24 +1,26 @@
-"""Reads facts: CounterFact, known_1000, zsRE in MEND's form, fasttrace's own JSONL and the built-in set.
+"""Reads facts: CounterFact, known_1000, zsRE in MEND's form, fasttrace's own format and the built-in set.
 
-Every published data set is one JSON list of records. fasttrace's own format is JSONL with one object per line, whose
-keys are the fields of `Fact`. The error of an unusable record is one sentence that names the file, the record and the
-field. Records in JSONL are numbered by line (from 1), records in a list by index (from 0).
+A file is one JSON list of records, as published data sets are, or JSONL with one record per line. The keys of a record
+in fasttrace's own format are the fields of `Fact`. The error of an unusable record is one sentence that names the file,
+the record and the field. Records in JSONL are numbered by line (from 1), records in a list by index (from 0).
 """
 
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from fasttrace.errors import FactError
+from fasttrace.errors import FactError, shown
 from fasttrace.facts.record import Fact
+from fasttrace.settings.arguments import checked_as
+from fasttrace.settings.kinds import MOST_CHARACTERS, Bounds
 
 Format = Literal["auto", "counterfact", "known", "zsre", "own"]
-FORMATS: tuple[str, ...] = ("auto", "counterfact", "known", "zsre", "own")
 
 _OWN_FIELDS = (
     "prompt",
@@ -30,24 +32,28 @@ _OWN_FIELDS = (
     "neighborhood",
     "fact_id",
     "source",
+    "target_prefix",
 )
+BUILTIN = "builtin"  # the source that means the built-in set
 _LOC_PREFIX = "nq question: "
 
 log = logging.getLogger(__name__)
 
 
+@checked_as(FactError)
 def load_facts(
     source: str | os.PathLike[str] | None = None,
     *,
     format: Format = "auto",
     relation: str | None = None,
-    limit: int | None = None,
+    limit: Annotated[int | None, Bounds(1)] = None,
     on_bad: Literal["raise", "skip"] = "raise",
     rejected: list[str] | None = None,
 ) -> list[Fact]:
     """Load the facts of one file, in its order. None or "builtin" loads the built-in set.
 
-    source: path of a CounterFact, known_1000 or zsRE JSON file, or of an own JSONL file.
+    source: path of a CounterFact, known_1000 or zsRE file, or of a file in fasttrace's own format, as a JSON list or
+        JSONL.
     format: "auto" decides by the content, never by the file's name. A named format must be that of the file.
     relation: keep only the facts with this `relation`.
     limit: at most this many facts, counted after the selection by relation. Later records are not checked.
@@ -62,16 +68,11 @@ def load_facts(
         alt is o_false (None where MEND wrote "" or o_true again). rephrase is the paraphrase, and loc without its
         "nq question: " the neighbourhood prompt. fact_id "zsre/<index>".
 
+    A warning is logged with the number of prompts that end in white space.
+
     Raises FactError for a file that is missing, empty or in no known format, for a bad record or argument, and for a
     relation that no fact has.
     """
-    if format not in FORMATS:
-        raise FactError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    if on_bad not in ("raise", "skip"):
-        raise FactError(f"on_bad: expected 'raise' or 'skip', got {on_bad!r}")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise FactError(f"limit: expected a whole number of at least 1, got {limit!r}")
-
     name, raw = _read(source)
     records = _records(name, raw, format)
     facts: list[Fact] = []
@@ -84,7 +85,7 @@ def load_facts(
             fact = fact_or_bad
             if fact.fact_id in first_use:
                 same = first_use[fact.fact_id]
-                flaw = _Bad("fact_id", f"expected a unique id, got {fact.fact_id!r}, which {same} also has")
+                flaw = _Bad("fact_id", f"expected a unique id, got {shown(fact.fact_id)}, which {same} also has")
         if flaw is not None:
             sentence = flaw.sentence(name, where)
             if on_bad == "raise":
@@ -105,6 +106,12 @@ def load_facts(
     if relation is not None and not facts:
         known = ", ".join(sorted(relations)) or "none"
         raise FactError(f"no usable fact of {name} has the relation {relation!r}; its relations are: {known}")
+    prompts = [text for fact in facts for text in (fact.text, *fact.paraphrases, *fact.neighborhood)]
+    if spaced := [text for text in prompts if text[-1].isspace()]:
+        log.warning(
+            "%d of %d prompts of %s end in white space, the first: %s; no other space precedes their targets",
+            *(len(spaced), len(prompts), name, shown(spaced[0])),
+        )
     return facts
 
 
@@ -121,10 +128,8 @@ class _Bad(Exception):
 
 def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
     """(the name of `source` in messages, its bytes)."""
-    if source is None or source == "builtin":
+    if source is None or source == BUILTIN:
         return "the built-in set", resources.files("fasttrace.facts").joinpath("builtin.jsonl").read_bytes()
-    if not isinstance(source, str | os.PathLike):
-        raise FactError(f"source: expected a path or None (the built-in set), got {type(source).__name__}")
     path = Path(source)
     try:
         raw = path.read_bytes()
@@ -141,11 +146,16 @@ def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
 # ---- from bytes to records --------------------------------------------------------------------------------
 
 
-class _Shape(NamedTuple):
-    """A record format. parse: record and its number → fact. lines: whether it is JSONL rather than one list."""
+Parser = Callable[[dict[str, Any], int], Fact]
+"""A record and its number → the fact."""
 
-    parse: Callable[[dict[str, Any], int], Fact]
-    lines: bool
+
+class _Item(NamedTuple):
+    """A record of a file. where: its place, in words. number: its line or index. value: the record, or its flaw."""
+
+    where: str
+    number: int
+    value: object
 
 
 def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _Bad]]:
@@ -156,46 +166,68 @@ def _records(name: str, raw: bytes, format: str) -> Iterator[tuple[str, Fact | _
         # Bytes that are not UTF-8 become lone surrogates, so that a message can name their field.
         text, clean = raw.decode("utf-8", errors="surrogateescape"), False
     text = text.removeprefix("\ufeff")
-    if format == "auto":
-        format = _detect(name, text)
-    shape = _SHAPES[format]
-    items = _lines(text) if shape.lines else _items(name, text, format)
-    for where, number, value in items:
+    listed = _list(name, text)
+    items = partial(_lines, text) if listed is None else partial(_listed, listed)
+    parse = _PARSERS[_detect(name, items(), listed is None) if format == "auto" else format]
+    for where, number, value in items():
         try:
             if isinstance(value, _Bad):
                 raise value
             if not isinstance(value, dict):
                 raise _Bad(None, f"expected a JSON object, got {_kind(value)}")
-            fact = shape.parse(value, number)
+            fact = parse(value, number)
             if not clean:
                 _check_encoding(value)
         except _Bad as bad:
             yield where, bad
+        except FactError as error:
+            yield where, _Bad(None, str(error))
         else:
             yield where, fact
 
 
-def _lines(text: str) -> Iterator[tuple[str, int, object]]:
+def _lines(text: str) -> Iterator[_Item]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 value = _parse(line)
             except _Bad as bad:
                 value = bad
-            yield f"line {number}", number, value
+            yield _Item(f"line {number}", number, value)
 
 
-def _items(name: str, text: str, format: str) -> Iterator[tuple[str, int, object]]:
+def _listed(records: list[object]) -> Iterator[_Item]:
+    for number, record in enumerate(records):
+        yield _Item(f"record {number} (counted from 0)", number, record)
+
+
+def _list(name: str, text: str) -> list[object] | None:
+    """The records of a file that is one JSON list, or None for JSONL."""
+    lines = (line for line in text.split("\n") if line.strip())
+    first_line, more = next(lines), next(lines, None) is not None
+    begins = first_line.lstrip()[0]
+    if not more and begins != "[":
+        return None
+    whole: object = None
+    if begins == "[" or (begins == "{" and not _is_json(first_line)):
+        try:
+            whole = _parse(text)
+        except _Bad as bad:
+            if begins == "[" and not _is_json(first_line):
+                raise FactError(f"{name}: {bad.what}") from None
+    if isinstance(whole, dict):
+        raise FactError(f"{name}: expected a list of records or JSONL, got one JSON object at its top level")
+    if whole == []:
+        raise FactError(f"{name}: expected at least one record, got an empty list")
+    return whole if isinstance(whole, list) else None
+
+
+def _is_json(text: str) -> bool:
     try:
-        value = _parse(text)
-    except _Bad as bad:
-        raise FactError(f"{name}: {bad.what}") from None
-    if not isinstance(value, list):
-        raise FactError(f"{name}: expected a list of {format} records, got {_kind(value)} at its top level")
-    if not value:
-        raise FactError(f"{name}: expected at least one {format} record, got an empty list")
-    for number, item in enumerate(value):
-        yield f"record {number} (counted from 0)", number, item
+        _parse(text)
+    except _Bad:
+        return False
+    return True
 
 
 def _parse(text: str) -> object:
@@ -207,52 +239,49 @@ def _parse(text: str) -> object:
         if any("\udc80" <= c <= "\udcff" for c in text[error.pos : error.pos + 1]):
             raise _Bad(None, f"expected JSON in UTF-8, got other bytes at {place}") from None
         raise _Bad(None, f"the text is not JSON ({error.msg} at {place})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deep nesting
+    except RecursionError:
+        raise _Bad(None, "expected JSON of a few levels, got one that is nested too deeply to be read") from None
+    except ValueError as error:  # a number of thousands of digits
         raise _Bad(None, f"the text cannot be read as JSON ({type(error).__name__})") from None
 
 
-def _detect(name: str, text: str) -> str:
-    """The format of a file from its content."""
-    first_line = next(line for line in text.split("\n") if line.strip())
-    try:
-        value = _parse(text)
-    except _Bad as whole:
-        # Text that is not one JSON value is JSONL, unless it begins a list that its first line does not close.
-        if first_line.lstrip().startswith("["):
-            try:
-                _parse(first_line)
-            except _Bad:
-                raise FactError(f"{name}: {whole.what}") from None
-        return "own"
-    if isinstance(value, dict):
-        if first_line.strip() == text.strip() and not _published(value):
-            return "own"
-        raise FactError(f"{name}: expected a list of records or JSONL, got one JSON object at its top level")
-    if not isinstance(value, list):
-        raise FactError(f"{name}: expected a list of records or JSONL, got {_kind(value)} at its top level")
-    if not value:
-        raise FactError(f"{name}: expected at least one record, got an empty list")
-    for record in value:
-        if isinstance(record, dict) and (format := _published(record)):
-            return format
-    fields = next((sorted(map(str, r)) for r in value if isinstance(r, dict)), None)
-    has = f"records with the fields {', '.join(fields)}" if fields else "items that are not JSON objects"
-    raise FactError(f"{name}: expected a list in the format of CounterFact, known_1000 or zsRE, got {has}")
-
-
-def _published(record: dict[str, Any]) -> str | None:
-    """The published format of a record, or None. Only this format has the fields that identify it."""
-    marks = {
+# The fields that identify a record's format, and those that suggest it where no record has the former.
+_MARKS: tuple[dict[str, set[str]], ...] = (
+    {
+        "own": {"prompt", "target_true"},
         "counterfact": {"requested_rewrite"},
         "known": {"attribute", "template"},
         "zsre": {"src", "answers"},
-    }
-    weak = {"counterfact": {"case_id"}, "known": {"known_id"}, "zsre": {"loc", "rephrase"}}
-    for one in (marks, weak):
-        for format, fields in one.items():
-            if fields <= record.keys():
+    },
+    {
+        "counterfact": {"case_id"},
+        "known": {"known_id"},
+        "zsre": {"loc", "rephrase"},
+        "own": {"target_true"},
+    },
+)
+
+
+def _detect(name: str, items: Iterable[_Item], lines: bool) -> str:
+    """The format of a file from its records, by the first that identifies one."""
+    records = (item.value for item in items)
+    seen: list[dict[str, Any]] = []
+    for record in records:
+        if isinstance(record, dict):
+            if format := _marked(record, _MARKS[0]):
                 return format
-    return None
+            seen.append(record)
+    for record in seen:
+        if format := _marked(record, _MARKS[1]):
+            return format
+    if lines:
+        return "own"  # whose errors name the fields that it lacks
+    has = f"records with the fields {', '.join(sorted(seen[0]))}" if seen else "items that are not JSON objects"
+    raise FactError(f"{name}: expected records of CounterFact, known_1000, zsRE or fasttrace's own format, got {has}")
+
+
+def _marked(record: dict[str, Any], marks: dict[str, set[str]]) -> str | None:
+    return next((format for format, fields in marks.items() if fields <= record.keys()), None)
 
 
 # ---- fields -----------------------------------------------------------------------------------------------
@@ -277,12 +306,19 @@ def _get(record: dict[str, Any], key: str, field: str) -> Any:
 
 
 def _string(value: object, field: str) -> str:
+    value = _text(value, field)
+    if not value.strip():
+        raise _Bad(field, f"expected a string that is not empty, got {shown(value)}")
+    return value
+
+
+def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise _Bad(field, f"expected a string, got {_kind(value)}")
+    if len(value) > MOST_CHARACTERS:
+        raise _Bad(field, f"expected at most {MOST_CHARACTERS} characters, got {len(value)}")
     if any("\ud800" <= c <= "\udfff" for c in value):
-        raise _Bad(field, f"{value!a} contains bytes that are not UTF-8")
-    if not value.strip():
-        raise _Bad(field, f"expected a string that is not empty, got {value!r}")
+        raise _Bad(field, f"{shown(value)} contains bytes that are not UTF-8")
     return value
 
 
@@ -293,6 +329,8 @@ def _check_encoding(record: dict[str, Any]) -> None:
             json.dumps({key: value}, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise _Bad(ascii(key)[1:-1], "it contains bytes that are not UTF-8") from None
+        except RecursionError:
+            raise _Bad(ascii(key)[1:-1], "expected JSON of a few levels, got one that is nested too deeply") from None
 
 
 def _optional(record: dict[str, Any], key: str) -> str | None:
@@ -306,7 +344,7 @@ def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
         raise _Bad(key, f"expected a list of strings, got {_kind(value)}")
     for i, item in enumerate(value):
         if "{}" in _string(item, f"{key}[{i}]"):
-            raise _Bad(f"{key}[{i}]", f"expected a whole prompt with its subject, got {item!r} with a placeholder")
+            raise _Bad(f"{key}[{i}]", f"expected a whole prompt with its subject, got {shown(item)} with a placeholder")
     return tuple(value)
 
 
@@ -320,9 +358,10 @@ def _template(value: object, field: str) -> str:
     template = _string(value, field)
     places = template.count("{}")
     if places == 0:
-        raise _Bad(field, f"the subject is absent: expected one placeholder '{{}}' for it, got none in {template!r}")
+        what = "the subject is absent: expected one placeholder '{}' for it, got none"
+        raise _Bad(field, f"{what} in {shown(template)}")
     if places > 1:
-        raise _Bad(field, f"expected one placeholder '{{}}' for the subject, got {places} placeholders in {template!r}")
+        raise _Bad(field, f"expected one placeholder '{{}}' for the subject, got {places} in {shown(template)}")
     return template
 
 
@@ -337,7 +376,7 @@ def _targets(true: str, false: str | None, field: str) -> tuple[str, str | None]
     """Both targets without spaces at their ends. Raises _Bad where they are equal, since an edit needs two."""
     true, false = true.strip(), None if false is None else false.strip()
     if true == false:
-        raise _Bad(field, f"expected a false target that differs from the true one, got {false!r} for both")
+        raise _Bad(field, f"expected a false target that differs from the true one, got {shown(false)} for both")
     return true, false
 
 
@@ -378,9 +417,9 @@ def _known(record: dict[str, Any], number: int) -> Fact:
     if record.get("prompt") is not None:
         prompt, filled = _string(record["prompt"], "prompt"), template.replace("{}", subject)
         if subject not in prompt:
-            raise _Bad("prompt", f"the subject {subject!r} is absent from {prompt!r}")
+            raise _Bad("prompt", f"the subject {shown(subject)} is absent from {shown(prompt)}")
         if not prompt.startswith(filled):
-            raise _Bad("prompt", f"{prompt!r} does not begin with the filled template {filled!r}")
+            raise _Bad("prompt", f"{shown(prompt)} does not begin with the filled template {shown(filled)}")
         # In about a third of known_1000 the prompt continues after the template, up to the attribute.
         template = _template(template + prompt[len(filled) :], "prompt")
     return Fact(
@@ -397,11 +436,11 @@ def _zsre(record: dict[str, Any], number: int) -> Fact:
     question = _string(_get(record, "src", "src"), "src")
     subject = _string(_get(record, "subject", "subject"), "subject")
     if "{}" in question:
-        raise _Bad("src", f"expected a plain question, got {question!r} with a placeholder '{{}}'")
+        raise _Bad("src", f"expected a plain question, got {shown(question)} with a placeholder '{{}}'")
     # A whole word is preferred to a part of a word: the subject "I" must not match the first letter of "In".
     found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question) or re.search(re.escape(subject), question)
     if found is None:
-        raise _Bad("src", f"the subject {subject!r} is absent from {question!r}")
+        raise _Bad("src", f"the subject {shown(subject)} is absent from {shown(question)}")
     answers = _get(record, "answers", "answers")
     if not isinstance(answers, list) or not answers:
         found_kind = "an empty list" if answers == [] else _kind(answers)
@@ -435,18 +474,14 @@ def _own(record: dict[str, Any], number: int) -> Fact:
         prompt,
         subject,
         true,
-        None if false == true else false,
+        false,
         relation=_optional(record, "relation"),
         paraphrases=_strings(record, "paraphrases"),
         neighborhood=_strings(record, "neighborhood"),
         fact_id=_optional(record, "fact_id") or "",
         source=_optional(record, "source") or "own",
+        target_prefix=None if record.get("target_prefix") is None else _text(record["target_prefix"], "target_prefix"),
     )
 
 
-_SHAPES = {
-    "counterfact": _Shape(_counterfact, lines=False),
-    "known": _Shape(_known, lines=False),
-    "zsre": _Shape(_zsre, lines=False),
-    "own": _Shape(_own, lines=True),
-}
+_PARSERS: dict[str, Parser] = {"counterfact": _counterfact, "known": _known, "zsre": _zsre, "own": _own}

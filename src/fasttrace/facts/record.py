@@ -1,12 +1,21 @@
 """One fact (s, r, o): the record that every loader returns and everything downstream reads."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import Annotated, Any
 
-from fasttrace.errors import FactError
+from fasttrace.errors import FactError, shown
+from fasttrace.settings.arguments import names_checked
+from fasttrace.settings.base import check_names
+from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS, Kind, items_of
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what bytes that are not UTF-8 become
 
 
+@names_checked
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A factual prompt with its true and false targets (paper, section 3.1).
@@ -16,10 +25,13 @@ class Fact:
     target_true, target_false: o_true and o_false, without a leading space.
     relation: name of r, or None.
     paraphrases, neighborhood: whole prompts, subjects already in place.
-    fact_id: the data set's own id, or a hash of (prompt, subject, target_true).
+    fact_id: the data set's own id, or a hash of (prompt, subject, target_true, and target_prefix where it is given).
     source: the data set it came from.
+    target_prefix: what stands between every prompt of this fact and its targets. None: what each prompt's own end asks
+        for, usually a space (`joint`).
 
-    Raises FactError where prompt, subject or target_true is empty, or prompt does not have exactly one "{}".
+    Raises FactError where a field is not of its type, or has more than 100,000 characters, where a text is empty, where
+    the targets are equal, or prompt does not have exactly one "{}".
     """
 
     prompt: str
@@ -31,17 +43,45 @@ class Fact:
     neighborhood: tuple[str, ...] = ()
     fact_id: str = field(default="")
     source: str = "own"
+    target_prefix: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target_true"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise FactError(f"field '{name}' of a fact: expected a non-empty string, got {value!r}")
+                raise FactError(f"field '{name}' of a fact: expected a non-empty string, got {shown(value)}")
+        for name in ("target_false", "relation", "fact_id", "source", "target_prefix"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("fact_id", "source")):
+                raise FactError(f"field '{name}' of a fact: expected a string, got {shown(value)}")
+        for name in ("paraphrases", "neighborhood"):
+            value = getattr(self, name)
+            try:
+                texts = (value,) if isinstance(value, str | Mapping) else tuple(islice(value, MOST_ITEMS))
+            except TypeError:  # not iterable
+                texts = (value,)
+            if not all(isinstance(text, str) for text in texts):
+                raise FactError(f"field '{name}' of a fact: expected whole prompts, got {shown(value)}")
+            if not all(text.strip() for text in texts):
+                raise FactError(f"field '{name}' of a fact: expected prompts that are not empty, got {shown(value)}")
+            object.__setattr__(self, name, texts)
+        own = (self.prompt, self.subject, self.target_true, self.target_false or "", self.target_prefix or "")
+        every = (*own, *self.paraphrases, *self.neighborhood)
+        if (longest := max(map(len, every))) > MOST_CHARACTERS:
+            raise FactError(f"a fact: expected at most {MOST_CHARACTERS} characters in a text, got {longest}")
+        if any(_SURROGATE.search(text) for text in every):
+            raise FactError(f"a fact: expected text in UTF-8, got other bytes in {shown(self.prompt)}")
         if self.prompt.count("{}") != 1:
             places = self.prompt.count("{}")
-            raise FactError(f"prompt {self.prompt!r}: expected one placeholder '{{}}' for the subject, got {places}")
+            raise FactError(f"prompt {shown(self.prompt)}: expected one '{{}}' for the subject, got {places}")
+        if self.target_false is not None and self.target_false.strip() in ("", self.target_true.strip()):
+            raise FactError(
+                f"field 'target_false' of a fact: expected a false target that differs from the true one, got "
+                f"{shown(self.target_false)} and {shown(self.target_true)}"
+            )
         if not self.fact_id:
-            parts = "\x1f".join((self.prompt, self.subject, self.target_true))
+            prefix = () if self.target_prefix is None else (self.target_prefix,)
+            parts = "\x1f".join((self.prompt, self.subject, self.target_true, *prefix))
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])
 
     @property
@@ -54,6 +94,28 @@ class Fact:
         """Character positions [begin, end) of the subject in `text`, from the template rather than a search."""
         begin = self.prompt.index("{}")
         return begin, begin + len(self.subject)
+
+
+def _facts(value: Any) -> list[Fact]:
+    """A fact, several, or their fields as dicts → the facts. Raises ValueError for anything else."""
+    if isinstance(value, Fact | Mapping):
+        return [_fact(value)]
+    if isinstance(value, str | bytes):
+        raise ValueError
+    return [_fact(one) for one in items_of(value)]
+
+
+def _fact(value: Any) -> Fact:
+    if isinstance(value, Mapping):
+        check_names("a fact", value, [one.name for one in fields(Fact)])
+        return Fact(**value)
+    if not isinstance(value, Fact):
+        raise ValueError
+    return value
+
+
+Facts = Annotated[Sequence[Fact], Kind("facts, as load_facts returns them", _facts)]
+"""Facts as the argument of a public function."""
 
 
 def distinct(facts: Sequence[Fact]) -> list[Fact]:

@@ -1,10 +1,14 @@
 """The token ids of a fact: its prompt, the subject's position in the prompt, and its targets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fasttrace.errors import FactError, ModelError
+from fasttrace.errors import FactError, ModelError, shown
+from fasttrace.facts.joint import joint
 from fasttrace.facts.record import Fact
+
+MOST_SPACES = 8  # characters of white space at a prompt's end that are tried one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,10 +16,11 @@ class EncodedFact:
     """A fact as one tokenizer encodes it.
 
     fact: the fact.
-    ids: (T,) the prompt's token ids, with a BOS where the tokenizer adds one, without a trailing EOS.
+    ids: (T,) the prompt's token ids, with a BOS where the tokenizer adds one, without a trailing EOS, and without white
+        space at its end that is part of the target's first token.
     tokens: (T,) every token decoded by itself; part of a character shows as U+FFFD.
     subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end), at least one.
-    target_true_ids: (K,) ids of " " + o_true as they follow the prompt.
+    target_true_ids: (K,) ids of o_true as they follow the prompt, with what joins it to the prompt.
     target_false_ids: the same for o_false, None where the fact has none.
     """
 
@@ -38,36 +43,42 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
 
     tokenizer: a fast transformers tokenizer (character offsets are needed).
 
-    Raises ModelError for a tokenizer without offsets, and FactError where no token contains a part of the subject.
+    Raises ModelError for a tokenizer without offsets, and FactError where no token contains a part of the subject, or
+    both targets have the same tokens.
     """
-    text = fact.text
-    ids = encode_prompt(tokenizer, text)
-    subject = tokens_of(tokenizer, text, *fact.subject_span)
+    true, false = fact.target_true, fact.target_false
+    prompt = encode_joined(tokenizer, fact.text, (true,) if false is None else (true, false), fact.target_prefix)
+    subject = tokens_of(tokenizer, prompt.text, *fact.subject_span)
     if subject is None:
         raise FactError(
-            f"fact {fact.fact_id}: expected a token of {text!r} with a part of the subject {fact.subject!r}, "
-            f"got none from {type(tokenizer).__name__}"
+            f"fact {fact.fact_id}: expected a token of {shown(prompt.text)} with a part of the subject "
+            f"{shown(fact.subject)}, got none from {type(tokenizer).__name__}"
         )
-    false = fact.target_false
+    if len(set(prompt.targets)) < len(prompt.targets):
+        raise FactError(
+            f"fact {fact.fact_id}: expected a false target that differs from the true one, got {shown(false)} and "
+            f"{shown(true)}, which have the same tokens"
+        )
     return EncodedFact(
         fact=fact,
-        ids=tuple(ids),
-        tokens=tuple(tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids),
+        ids=prompt.ids,
+        tokens=tuple(tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in prompt.ids),
         subject_begin=subject[0],
         subject_end=subject[1],
-        target_true_ids=tuple(encode_target(tokenizer, text, fact.target_true)),
-        target_false_ids=None if false is None else tuple(encode_target(tokenizer, text, false)),
+        target_true_ids=prompt.targets[0],
+        target_false_ids=None if false is None else prompt.targets[1],
     )
 
 
 def tokens_of(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int] | None:
     """[first, past) of a prompt's tokens that contain a character of text[begin:end], or None where no token does.
 
-    White space at the ends of text[begin:end] does not count. Raises ModelError for a tokenizer without offsets.
+    White space at the ends of text[begin:end] does not count, nor does what is past the text. Raises ModelError for a
+    tokenizer without offsets.
     """
     ids, offsets = _encode_with_offsets(tokenizer, text)
     pieces = tokenizer.convert_ids_to_tokens(ids)
-    begin, end = _trim(text, begin, end)
+    begin, end = _trim(text, begin, min(end, len(text)))
     inside = [i for i in range(len(ids)) if _holds(text, offsets[i], pieces[i], begin, end)]
     return (inside[0], inside[-1] + 1) if inside else None
 
@@ -87,26 +98,58 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:
-    """Token ids of " " + target as they follow the prompt.
+class Joined(NamedTuple):
+    """A prompt and its targets as one tokenizer encodes them together.
 
-    The prompt and the target are encoded together, and the ids after the prompt's are returned. Where a token spans the
-    border, so that the prompt's ids are not a prefix (as for a prompt that ends in a space), " " + target is encoded
-    alone, without special tokens.
-
-    Raises FactError where the target has no tokens.
+    text: the prompt without the white space at its end that is part of the target's first token. ids: (T,) its token
+    ids. targets: the ids of each target, which follow these.
     """
-    target = target.strip()
-    if not target:
+
+    text: str
+    ids: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...]
+
+
+def encode_joined(tokenizer: Any, prompt: str, targets: Sequence[str], prefix: str | None = None) -> Joined:
+    """Encode a prompt with its targets, as the tokenizer encodes the text of both.
+
+    prefix: what stands between them; None for what the text asks for (`joint`).
+
+    Prompt and target are encoded together, and the ids after the prompt's are the target's. Most tokenizers merge a
+    space into the word after it. So where the prompt's ids are not a prefix of the whole, white space at its end
+    belongs to the targets, as little of it as will do for all of them. Where a token spans the border even so, the
+    target is encoded alone, without special tokens.
+
+    Raises FactError where a target has no tokens.
+    """
+    if not all(target.strip() for target in targets):
         raise FactError("target: expected at least one character, got none")
-    prompt = encode_prompt(tokenizer, prompt_text)
-    both = encode_prompt(tokenizer, f"{prompt_text} {target}")
-    if len(both) > len(prompt) and both[: len(prompt)] == prompt:
-        return both[len(prompt) :]
-    alone = list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
-    if not alone:
-        raise FactError(f"target {target!r}: expected at least one token, got none from the tokenizer")
-    return alone
+    tails = [joint(prompt, target, prefix) + target.strip() for target in targets]
+    wholes = [encode_prompt(tokenizer, prompt + tail) for tail in tails]
+    bare = len(prompt.rstrip())
+    for kept in (*range(len(prompt), max(bare, len(prompt) - MOST_SPACES), -1), bare):
+        ids = encode_prompt(tokenizer, prompt[:kept])
+        follows = [len(whole) > len(ids) and whole[: len(ids)] == ids for whole in wholes]
+        if all(follows):
+            break
+    parts = zip(follows, wholes, tails, strict=True)
+    found = [whole[len(ids) :] if good else _alone(tokenizer, prompt[kept:] + tail) for good, whole, tail in parts]
+    return Joined(prompt[:kept], tuple(ids), tuple(map(tuple, found)))
+
+
+def _alone(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that follows another, encoded by itself.
+
+    Some tokenizers put a space before every text. A line break before the text keeps that space away from it.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not text[0].isspace():
+        before, after = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in ("\n", f"\n{text}"))
+        if len(after) > len(before) and after[: len(before)] == before:
+            return after[len(before) :]
+    if not ids:
+        raise FactError(f"target {shown(text.strip())}: expected at least one token, got none from the tokenizer")
+    return ids
 
 
 def _encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

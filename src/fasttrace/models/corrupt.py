@@ -1,16 +1,20 @@
 """Noise on the subject's token embeddings: its scale and its values (docs/algorithms.md, section 3)."""
 
+import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from functools import lru_cache
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fasttrace.errors import UserError
-from fasttrace.facts.tokens import EncodedFact, encode_target
+from fasttrace.facts.load import BUILTIN, load_facts
+from fasttrace.facts.tokens import EncodedFact, encode_joined, encode_prompt, tokens_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import Batch, embed, forward, pack, row_logits
 from fasttrace.ops.noised_embed import fact_key, noised_embed
@@ -23,25 +27,49 @@ PUBLISHED_SIGMA = {("gptj", 28): 0.094, ("gpt2", 48): 0.1}
 RELEASED_TOKENS, RELEASED_TOP_K = 12, 5  # for `released_output`
 
 
-def noise_sigma(model: Decoder, facts: Sequence[EncodedFact], sigma: float | str | None) -> float:
+def noise_sigma(model: Decoder, sigma: float | str | None, of: str | os.PathLike[str] = BUILTIN) -> float:
     """The σ of a sweep. sigma: a number, "3sd", or None. None is the published value, or "3sd" if there is none.
 
-    "3sd" is 3 × the standard deviation of the embedding entries of all the facts' subject tokens, to 6 digits.
+    "3sd" is 3 × the standard deviation of the embedding entries of the subject tokens of all facts in `of`, to 6
+    digits. It does not depend on the facts that are traced, so that parts of a sweep have the same σ.
+    of: "builtin", or a file of facts, all of which count.
 
-    Raises UserError as `check_sigma`, and for "3sd" without facts.
+    Raises UserError as `check_sigma`, and where the embeddings do not differ. Raises FactError for a bad file.
     """
     if sigma is None:
         sigma = PUBLISHED_SIGMA.get((model.config.model_type, model.n_layers), "3sd")
     if sigma == "3sd":
-        ids = [i for fact in facts for i in fact.ids[fact.subject_begin : fact.subject_end]]
-        if not ids:
-            raise UserError("sigma '3sd': expected at least one fact with a subject token, got none")
-        with model.entry():
-            spread = float(model.embed_ids(torch.tensor(ids, device=model.device)).double().std())
-        # σ is part of the run's identity, so it must not depend on the last bits of a sum over threads.
-        return float(f"{3.0 * spread:.6g}")
+        return _three_deviations(model, os.fspath(of))
     check_sigma(sigma)
     return float(sigma)
+
+
+def _three_deviations(model: Decoder, of: str) -> float:
+    ids = _builtin_subjects(model.tokenizer) if of == BUILTIN else _subject_ids(model.tokenizer, of)
+    used, times = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
+    with model.entry():
+        rows = model.embed_ids(torch.from_numpy(used).to(model.device)).double().cpu().numpy()
+    count = len(ids) * rows.shape[1]
+    mean = times @ rows.sum(1) / max(count, 1)
+    spread = math.sqrt(times @ ((rows - mean) ** 2).sum(1) / max(count - 1, 1))
+    if not spread > 0:
+        raise UserError(f"sigma '3sd': expected subjects of {of} whose embeddings differ, got none: give σ as a number")
+    # σ is part of the run's identity, so it must not depend on the last bits of a sum over threads.
+    return float(f"{3.0 * spread:.6g}")
+
+
+@lru_cache(4)  # half a second
+def _builtin_subjects(tokenizer: Any) -> list[int]:
+    return _subject_ids(tokenizer, BUILTIN)
+
+
+def _subject_ids(tokenizer: Any, of: str) -> list[int]:
+    """The ids of the subject tokens of all facts of a file, each as often as it occurs."""
+    ids: list[int] = []
+    for fact in load_facts(of):
+        if (tokens := tokens_of(tokenizer, fact.text, *fact.subject_span)) is not None:
+            ids += encode_prompt(tokenizer, fact.text)[slice(*tokens)]
+    return ids
 
 
 def check_sigma(sigma: float | str | None) -> None:
@@ -193,16 +221,17 @@ def corrupted_output(
 ) -> list[tuple[int, ...]]:
     """o_noise: the greedy continuation of each fact's corrupted prompt, end-of-text tokens included.
 
-    lengths: number of tokens per fact. Source: docs/algorithms.md, section 11.
+    lengths: number of tokens per fact, for which the model has positions. Source: docs/algorithms.md, section 11.
     """
     ids = [list(fact.ids) for fact in facts]
     subjects = [Subject(fact, fact.subject_begin, fact.subject_end) for fact in facts]
     for _ in range(max(lengths, default=0)):
-        batch = pack(model, ids)
-        h = forward(model, batch, h=embed_corrupted(model, batch, subjects, corruption))
+        left = [i for i, tokens in enumerate(ids) if model.room(len(tokens), 1)]
+        batch = pack(model, [ids[i] for i in left])
+        h = forward(model, batch, h=embed_corrupted(model, batch, [subjects[i] for i in left], corruption))
         best = row_logits(model, h[batch.last_rows.to(h.device)]).argmax(1).tolist()
-        for tokens, token in zip(ids, best, strict=True):
-            tokens.append(token)
+        for i, token in zip(left, best, strict=True):
+            ids[i].append(token)
     return [
         tuple(tokens[len(f.ids) : len(f.ids) + length]) for f, tokens, length in zip(facts, ids, lengths, strict=True)
     ]
@@ -220,7 +249,7 @@ def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Co
     """
     ids = [list(fact.ids) for fact in facts]
     draws = [np.random.default_rng((corruption.seed, fact_key(fact.fact_id))) for fact in facts]
-    while short := [i for i, tokens in enumerate(ids) if len(tokens) < RELEASED_TOKENS]:
+    while short := [i for i, t in enumerate(ids) if len(t) < RELEASED_TOKENS and model.room(len(t), 1)]:
         batch = pack(model, [ids[i] for i in short])
         subjects = [Subject(facts[i], facts[i].subject_begin, facts[i].subject_end) for i in short]
         h = forward(model, batch, h=embed_corrupted(model, batch, subjects, corruption))
@@ -228,7 +257,10 @@ def released_output(model: Decoder, facts: Sequence[EncodedFact], corruption: Co
         for i, p, tokens in zip(short, top.values.softmax(1).cpu().numpy(), top.indices.tolist(), strict=True):
             ids[i].append(tokens[int(draws[i].choice(len(tokens), p=p))])
     texts = [unicodedata.normalize("NFKD", model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
-    return [
-        tuple(encode_target(model.tokenizer, fact.fact.text, text.replace("\n\n", " ")))
-        for fact, text in zip(facts, texts, strict=True)
-    ]
+    outputs = []
+    for fact, text in zip((one.fact for one in facts), texts, strict=True):
+        # With the fact's own targets, so that the prompt's tokens are those of the fact.
+        own = [target for target in (fact.target_true, fact.target_false) if target is not None]
+        said = text.replace("\n\n", " ")
+        outputs.append(encode_joined(model.tokenizer, fact.text, [*own, said], fact.target_prefix).targets[-1])
+    return outputs

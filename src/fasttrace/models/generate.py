@@ -62,6 +62,8 @@ def sample_tokens(
     seed: seed of the draws, which are made on the CPU. Several numbers, each at least 0, form one seed.
     top_k: draw among the k likeliest tokens, or among all for None.
     allowed: (V,) bool, tokens that may be drawn, or None for all.
+
+    Raises ModelError where the model has too few positions.
     """
     prompts = [start_ids(model)] * rows
     return torch.tensor(
@@ -79,13 +81,20 @@ def continue_tokens(
     per_seed: int,
     top_k: int | None = None,
     allowed: Tensor | None = None,
+    total: int | None = None,
 ) -> list[list[int]]:
     """Draw `length` tokens after each prompt (token ids). Prompts may have different lengths.
 
-    seeds: one seed of the draws for every per_seed consecutive prompts. top_k, allowed: as in `sample_tokens`.
+    seeds: one seed of the draws for every per_seed consecutive prompts. top_k, allowed: as in `sample_tokens`. total:
+    the most tokens of a prompt and its text, which is cut there; None for no bound.
+
+    Raises ModelError where the model has too few positions for a prompt and its text.
     """
     # NumPy's generator uses every bit of every number. torch's CPU generator uses only 32 bits of its seed.
     generators = [np.random.default_rng(seed) for seed in seeds]
+    lengths = [length if total is None else max(0, min(length, total - len(prompt))) for prompt in prompts]
+    for prompt, mine in zip(prompts, lengths, strict=True):
+        model.check_length(len(prompt) + mine - 1, f"a text of {mine} tokens that is sampled")
     cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
     h = cache.read(pack(model, prompts))
     ids = torch.empty((len(prompts), length), dtype=torch.int64)
@@ -98,7 +107,7 @@ def continue_tokens(
         ids[:, step] = last
         if step + 1 < length:
             h = cache.step(last.to(model.device))
-    return ids.tolist()
+    return [row[:mine] for row, mine in zip(ids.tolist(), lengths, strict=True)]
 
 
 @torch.no_grad()
@@ -107,24 +116,31 @@ def greedy_tokens(
 ) -> list[list[int]]:
     """Greedy continuation of each prompt (token ids), at most `length` tokens. Prompts may have different lengths.
 
-    A text is cut before its first end-of-text token, or after it with keep_end.
+    A text is cut before its first end-of-text token, or after it with keep_end, and where the model's positions end
+    (`Decoder.room`).
+
+    Raises ModelError where a prompt alone has more tokens than the model has positions.
     """
     ends = _end_ids(model)
-    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
+    for prompt in prompts:
+        model.check_length(len(prompt), "a prompt to continue")
+    room = torch.tensor([model.room(len(prompt), length) for prompt in prompts])
+    steps = int(room.max())
+    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], steps)
     h = cache.read(pack(model, prompts))
-    ids = torch.empty((len(prompts), length), dtype=torch.int64)
+    ids = torch.empty((len(prompts), steps), dtype=torch.int64)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
-    for step in range(length):
+    for step in range(steps):
         last = _scores(model, h).argmax(1)
         ids[:, step] = last.cpu()
-        ended |= torch.isin(ids[:, step], ends)
-        if bool(ended.all()) or step + 1 == length:
+        ended |= torch.isin(ids[:, step], ends) | (room <= step + 1)
+        if bool(ended.all()):
             break
         h = cache.step(last.to(model.device))
     texts = []
-    for row in ids[:, : step + 1].tolist():
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(row[: stop + keep_end])
+    for row, most in zip(ids[:, : step + 1].tolist(), room.tolist(), strict=True):
+        stop = next((i for i, token in enumerate(row[:most]) if token in ends), most)
+        texts.append(row[: min(stop + keep_end, most)])
     return texts
 
 
@@ -162,7 +178,9 @@ class _KeyValueCache:
     def step(self, ids: Tensor) -> Tensor:
         """ids: (rows,) int64, the next token of every text → (rows, d), the residual at these tokens."""
         begin = np.arange(len(ids)) * self.room
-        positions = torch.from_numpy(self.length).to(ids.device)
+        # A text that has no position left goes on at its last one, and what follows there is not used.
+        most = self.model.positions
+        positions = torch.from_numpy(self.length if most is None else self.length.clip(max=most - 1)).to(ids.device)
         place = torch.from_numpy(begin + self.length).to(ids.device)
         self.length = self.length + 1
         table = sequence_table(q_begin=np.arange(len(ids)), q_len=1, k_begin=begin, k_len=self.length)

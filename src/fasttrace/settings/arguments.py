@@ -5,7 +5,19 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from fasttrace.errors import UserError
 
@@ -58,28 +70,38 @@ def takes(arguments: Callable[P, S]) -> Takes[P, S]:
     return Takes(arguments)
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+def checked(function: Callable[P, R], error: type[UserError] = UserError) -> Callable[P, R]:
     """Check and convert the arguments of a public function by their annotations, as values of settings are.
 
     A function or method without settings; those with settings have `takes`. What `Annotated` gives is used. Arguments
-    without an annotation, `*args`, `**keywords` and defaults are passed on as they are.
+    without an annotation, `*args` and defaults are passed on as they are, and so are `**keywords`, unless `Unpack` of a
+    TypedDict says what they are. error: for a wrong value.
     """
     signature = inspect.signature(function)
-    known = _arguments(function, list(signature.parameters))
+    known = _arguments(function, list(signature.parameters), error)
     owner = _owner(function)
-    open_ended = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+    rest = next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), None)
+    names = [name for name in signature.parameters if name != rest]
+    names += [name for name in known if name not in names]
 
     @functools.wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
-        if not open_ended:
-            check_names(owner, keywords, signature.parameters)
+        if rest is None or len(names) > len(signature.parameters) - 1:
+            check_names(owner, keywords, names)
         bound = _bound(owner, signature, args, keywords)
         for name, value in bound.arguments.items():
-            if name in known and value is not signature.parameters[name].default:
+            if name == rest:
+                bound.arguments[name] = {n: known[n].convert(v) if n in known else v for n, v in value.items()}
+            elif name in known and value is not signature.parameters[name].default:
                 bound.arguments[name] = known[name].convert(value)
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def checked_as(error: type[UserError]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """`checked`, where a wrong value raises this error."""
+    return lambda function: checked(function, error)
 
 
 def names_checked(cls: type[S]) -> type[S]:
@@ -101,18 +123,29 @@ def _owner(function: Callable[..., Any]) -> str:
     return function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
 
 
-def _arguments(function: Callable[..., Any], names: Sequence[str]) -> dict[str, Setting]:
-    """{name: its check} of the parameters of a function with an annotation, other than `*args` and `**keywords`."""
+def _arguments(
+    function: Callable[..., Any], names: Sequence[str], error: type[UserError] = UserError
+) -> dict[str, Setting]:
+    """{name: its check} of the parameters of a function with an annotation, and of the keys of an unpacked TypedDict."""
     stated = {name: kind for name, kind in function.__annotations__.items() if name in names}
+    parameters = inspect.signature(function).parameters
+    for name, kind in list(stated.items()):
+        if parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            del stated[name]
+            if get_origin(kind) is Unpack:
+                stated |= get_args(kind)[0].__annotations__
     # Without the return type, which may be a class that is still being made.
     here = SimpleNamespace(__annotations__=stated)
     rich, plain = (get_type_hints(here, function.__globals__, include_extras=extras) for extras in (True, False))
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(function).parameters
     return {
-        name: Setting(owner=_owner(function), name=name, annotation=plain[name], kind=kind_of(rich[name], Bounds()))
-        for name in names
-        if name in rich and parameters[name].kind not in several
+        name: Setting(
+            owner=_owner(function),
+            name=name,
+            annotation=plain[name],
+            kind=kind_of(rich[name], Bounds()),
+            error=error,
+        )
+        for name in stated
     }
 
 

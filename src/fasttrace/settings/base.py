@@ -56,13 +56,14 @@ class Setting:
     tabled: bool = False
     positional: bool = False
     is_setting: bool = True
+    error: type[UserError] = UserError
 
     def convert(self, value: Any) -> Any:
         """Convert a value or its text. Raises UserError where it is not of the setting's kind."""
         try:
             return self.kind.convert(value)
         except REFUSALS:
-            raise UserError(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}") from None
+            raise self.error(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}") from None
 
     @property
     def description(self) -> str:

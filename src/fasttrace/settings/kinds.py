@@ -23,6 +23,7 @@ MOST_ITEMS = 1_000_000  # samples, texts, facts, list items
 MOST_TOKENS = 10_000_000_000
 MOST_WEIGHT = 1_000_000  # weights, rates and norms
 MOST_SEED = 2**63 - 1  # a column of the store is a signed 64-bit integer
+MOST_SECONDS = 86_400  # of waiting for a store that another process has open
 MOST_CHARACTERS = 100_000  # of one text; a tokenizer takes more than linear time
 
 
@@ -46,6 +47,9 @@ class Bounds:
         if self.most is not None:
             return f" from {self.least or 0:g} to {self.most}"
         return "" if self.least is None else f" of at least {self.least:g}"
+
+
+Count = Annotated[int, Bounds(0, most=MOST_ITEMS)]
 
 
 @attrs.frozen
@@ -80,11 +84,13 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
             return kind
         return kind_of(inside[0], next(one for one in inside if isinstance(one, Bounds)))
     if origin in (typing.Union, types.UnionType):
+        if any(one is Path or typing.get_origin(one) is os.PathLike for one in inside):
+            inside = tuple(one for one in inside if one is not str)  # a path is given as text, too
         return _union([kind_of(one, bounds) for one in inside])
     if origin is Literal:
         expected = f"one of {', '.join(inside)}" if len(inside) > 1 else inside[0]
         return Kind(expected, _choice(inside), f"[{'|'.join(inside)}]", choices=inside)
-    if origin is Sequence or (origin is tuple and inside[1:] == (...,)):
+    if origin in (Sequence, Iterable) or (origin is tuple and inside[1:] == (...,)):
         return _sequence(kind_of(inside[0], bounds))
     if origin is Mapping:
         return Kind("a table", instance(Mapping))
@@ -104,6 +110,8 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
         return Kind("a path", _path, "PATH", is_path=True)
     if annotation is Any:
         return Kind("anything", lambda value: value)
+    if getattr(annotation, "_is_protocol", False):
+        return Kind(annotation.__name__, lambda value: value)  # its attributes are checked where they are read
     if isinstance(origin or annotation, type):
         return Kind((origin or annotation).__name__, instance(origin or annotation))
     raise TypeError(f"expected an annotation that a setting can have, got {annotation!r}")
@@ -127,10 +135,15 @@ def _text(value: Any) -> str:
 
 
 def _path(value: Any) -> Any:
-    if not isinstance(value, os.PathLike):
+    parts = _text(os.fspath(value)).split(os.sep)
+    if max(len(os.fsencode(part)) for part in parts) > 255:  # the longest name of every usual file system
         raise ValueError
-    _text(os.fspath(value))
     return value
+
+
+def _whole_text(value: Any) -> str:
+    _text(value).encode()  # UnicodeEncodeError, a ValueError, for bytes that are not UTF-8
+    return value  # type: ignore[no-any-return]
 
 
 def _function(value: Any) -> Any:
@@ -238,6 +251,7 @@ def _size(value: Any) -> str | int:
     return value if isinstance(value, int) else str(value)
 
 
+Text = Annotated[str, Kind("a text in UTF-8", _whole_text)]
 Size = Annotated[str | int, Kind(f"a size such as 512MB or 8GB, at most {LARGEST}", _size)]
 REFUSALS = (
     ValueError,

@@ -7,7 +7,7 @@ that a study states once for all tables or determines itself (`TABLES`).
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from .base import setting, settings, settings_of
+from .base import refusal, setting, settings, settings_of
 from .common import RunSettings
 from .edit import EditingSettings, ProblemName
 from .kinds import MOST_LAYERS, MOST_SEED, Size
@@ -37,7 +37,7 @@ class FactSettings:
     """[facts]: the facts to study."""
 
     file: str | None = setting(
-        default=None, help="CounterFact, known_1000 or zsRE (JSON), or your own (JSONL); by default the built-in facts"
+        default=None, help="CounterFact, known_1000, zsRE or your own, as JSON or JSONL; by default the built-in facts"
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
     limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts")
@@ -67,6 +67,11 @@ class EditTable(EditingSettings):
         "eight layers spread evenly; by default as in edit",
     )
     set: Mapping[str, Any] | None = setting(default=None, help="Hyperparameters of the methods, by name")
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.layers == 0:
+            raise refusal(self, "layers", "how many, at least 1, or a list such as [0] for layer 0", 0)
 
 
 _STATED = {"model", "dtype", "device", *settings_of(RunSettings)}

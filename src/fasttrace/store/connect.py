@@ -21,7 +21,7 @@ import duckdb
 
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing, why_unwritable
-from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, current_names, upgrade
+from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, upgrade
 from fasttrace.version import VERSION
 
 RELATIONS = (
@@ -296,6 +296,8 @@ def _rename_for_reading(con: duckdb.DuckDBPyConnection, version: int) -> None:
         names = current_names(con.table(relation).columns, relation, version)
         columns = ", ".join(f"{quoted(old)} AS {quoted(name)}" for old, name in names.items() if name != old)
         change = f"RENAME ({columns})" if columns else ""
+        for name, kind in added(relation, version).items():
+            change += f", NULL::{kind} AS {quoted(name)}"
         if relation == "store_schema":
             change = f"REPLACE ({SCHEMA_VERSION} AS version)"
         if change:
@@ -335,7 +337,8 @@ def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> int:
         )
     for relation, columns in schema_columns().items():
         names = current_names(found.get(relation, {}), relation, number)
-        if {names[column]: kind for column, kind in found.get(relation, {}).items()} != columns:
+        stored = {names[column]: kind for column, kind in found.get(relation, {}).items()}
+        if stored | added(relation, number) != columns or stored.keys() & added(relation, number).keys():
             raise StoreError(
                 f"the relation {relation} of the store {path} differs from this fasttrace's schema: it was "
                 "altered or dropped by hand"

@@ -1,22 +1,25 @@
 """Stores of an older schema version: read under this version's names, upgraded in place by the first write.
 
 A change of schema/ raises SCHEMA_VERSION and adds migrations/<version>.sql, which turns a store of the version before
-into one of this version. A column that only changes its name is listed in _RENAMED, so that older stores can be read.
+into one of this version. A column that only changes its name is listed in _RENAMED, and a new one, which is NULL in
+older stores, in _ADDED, so that older stores can be read.
 """
 
 from collections.abc import Iterable
 from importlib.resources import files
 
 import duckdb
-from duckdb import ColumnExpression
+from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
 
 # Version → relation → {a column's name in the version before: its name since}.
 _RENAMED = {6: {"mass_edits": {"landed": "n_edits"}}}
+# Version → relation → {a column that it adds: its type}.
+_ADDED = {7: {"facts": {"target_prefix": "VARCHAR"}}}
 
 
 def current_names(columns: Iterable[str], relation: str, version: int) -> dict[str, str]:
@@ -28,10 +31,19 @@ def current_names(columns: Iterable[str], relation: str, version: int) -> dict[s
     return names
 
 
+def added(relation: str, version: int) -> dict[str, str]:
+    """{column that a store of `version` lacks: its type}."""
+    found: dict[str, str] = {}
+    for later in range(version + 1, SCHEMA_VERSION + 1):
+        found |= _ADDED.get(later, {}).get(relation, {})
+    return found
+
+
 def as_current(rows: duckdb.DuckDBPyRelation, relation: str, version: int) -> duckdb.DuckDBPyRelation:
-    """The rows of a relation in a store of `version`, its columns under this version's names."""
+    """The rows of a relation in a store of `version`, as this version has them: its names, and NULL in new columns."""
     names = current_names(rows.columns, relation, version)
-    return rows.select(*(ColumnExpression(old).alias(name) for old, name in names.items()))
+    new = (ConstantExpression(None).cast(kind).alias(name) for name, kind in added(relation, version).items())
+    return rows.select(*(ColumnExpression(old).alias(name) for old, name in names.items()), *new)
 
 
 def upgrade(con: duckdb.DuckDBPyConnection, version: int) -> None:

@@ -3,16 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 
-from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
-from fasttrace.models.adapter import Decoder
+from fasttrace.facts import EncodedFact, Facts
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
-from fasttrace.protocols import check_protocol
+from fasttrace.protocols import Protocol
 from fasttrace.runs import Run, describe_run
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import MOST_ITEMS, Bounds
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
@@ -43,24 +46,27 @@ def known_run(model: Decoder, protocol: str) -> Run:
     return describe_run("facts", model, {"greedy_tokens": GREEDY_TOKENS}, seed=0, protocol=protocol)
 
 
+@checked
 def check_known(
-    model: Decoder,
-    facts: Sequence[Fact],
+    model: Model,
+    facts: Facts,
     *,
-    protocol: str = "paper",
-    batch: int = BATCH,
+    protocol: Protocol = "paper",
+    batch: Annotated[int, Bounds(least=1, most=MOST_ITEMS)] = BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> KnownResult:
     """Test which facts a model knows.
 
     protocol: with "paper", o_true must occur in the text of the first 36 greedy tokens. With "released", p(o_true) must
-        also be at least 0.02.
+        also be at least 0.02. After a long prompt there are fewer tokens, as many as the model has positions for.
     batch: how many prompts are continued together. progress(n) is called after n more facts.
+
+    Before any pass, it raises FactError for a fact that cannot be encoded, and ModelError where the model has too few
+    positions for a prompt and its o_true.
     Source: paper, Appendix A; docs/algorithms.md, section 2 ("Known facts").
     """
     begun = time.perf_counter()
-    check_protocol(protocol)
-    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
+    encoded = encoded_facts(model, facts)
     rows: list[dict[str, Any]] = []
     for i in range(0, len(encoded), batch):
         rows += _verdicts(model, encoded[i : i + batch], protocol)
@@ -77,10 +83,13 @@ def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> li
     rows = []
     for fact, tokens, p in zip(facts, continuations, logp.exp().tolist(), strict=True):
         text = model.tokenizer.decode(tokens)
-        found = fact.fact.target_true in text
+        found = fact.fact.target_true.strip() in text
         reason = None
         if not found:
-            reason = f"o_true is not among the first {GREEDY_TOKENS} greedy tokens"
+            room = model.room(len(fact.ids), GREEDY_TOKENS)
+            reason = f"o_true is not among the first {room} greedy tokens"
+            if room < GREEDY_TOKENS:
+                reason += f" (not {GREEDY_TOKENS}, since '{model.name}' has {model.positions} positions)"
         elif protocol == "released" and p < RELEASED_FLOOR:
             reason = f"p(o_true) = {p:.4f} is below {RELEASED_FLOOR}"
         rows.append(

@@ -7,7 +7,7 @@ tokens from there on, in every noise sample) enter the pack after layer `start`,
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -193,9 +193,13 @@ def bytes_per_row(model: Decoder) -> int:
     return 2 * (6 * model.width + heads) * model.embed_weight.element_size()
 
 
-def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows: int) -> list[TraceWave]:
+def split_waves(
+    items: Sequence[TraceItem], intervention: Intervention, max_rows: int, done: Collection[int] = ()
+) -> list[TraceWave]:
     """Pack cells into waves of at most max_rows rows, facts in order. Only a fact that is too large is split.
 
+    done: numbers of items that are left out of the waves. The others stay in the wave that they are in without `done`,
+    so that a sweep that continues computes the same products as one that was never interrupted.
     Raises UserError where a fact's base passes and its largest cell need more than max_rows rows.
     """
     runs = intervention.runs
@@ -214,9 +218,12 @@ def split_waves(items: Sequence[TraceItem], intervention: Intervention, max_rows
     last = {piece.number: piece for piece in pieces}
     # Each piece of a split fact gets its own wave, except the last piece, which shares a wave.
     size_of = lambda piece: piece.rows if piece is last[piece.number] else max_rows  # noqa: E731
+    packed = pack_by_budget(pieces, size_of, max_rows)
+    left = [[piece for piece in wave if piece.number not in done] for wave in packed]
     return [
         TraceWave([(piece.number, piece.cells) for piece in wave], sum(piece.rows for piece in wave))
-        for wave in pack_by_budget(pieces, size_of, max_rows)
+        for wave in left
+        if wave
     ]
 
 

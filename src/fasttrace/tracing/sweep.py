@@ -1,7 +1,7 @@
 """`trace`: a causal-tracing sweep over many facts, whole or batch by batch."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,14 +9,16 @@ import numpy as np
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
+from fasttrace.facts import EncodedFact, Facts
 from fasttrace.memory import parse_bytes
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.corrupt import noise_sigma
+from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.runs import Run, describe_run
-from fasttrace.settings.arguments import takes
+from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
+from fasttrace.settings.kinds import Size
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
@@ -78,39 +80,43 @@ class TracePlan:
             return sweep_cost(self.model, items, self.intervention, budget, cells)
         return screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
 
+    @checked
     def batches(
         self,
         *,
-        memory: str | int | None = None,
+        memory: Size | None = None,
         skip: frozenset[str] | set[str] = frozenset(),
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[TraceResult]:
         """Yield results as they finish, each with whole facts only. skip: fact_ids to leave out.
 
+        The waves are those of a sweep that skips nothing. So a sweep that continues has the same values bit for bit.
+
         memory: bytes for activations, without the weights; None for the settings' value. progress(n) is called after n
         more facts.
         """
-        todo = [f for f in self.encoded if f.fact_id not in skip]
         report, budget = progress or (lambda n: None), self._budget(memory)
         if self.settings.keep == "all":
-            yield from self._traced(todo, budget, report)
+            yield from self._traced(self.encoded, skip, budget, report)
             return
         first_only = self.settings.target != "sequence"
-        for i in range(0, len(todo), BATCH):
+        for i in range(0, len(self.encoded), BATCH):
             begun = time.perf_counter()
-            part = todo[i : i + BATCH]
+            part = self.encoded[i : i + BATCH]
+            if all(f.fact_id in skip for f in part):
+                continue
             found = check_known(self.model, [f.fact for f in part], protocol=self.settings.protocol)
             verdicts = found.verdicts.to_pylist()
             left = [
                 fact_row(f, self.sigma, None if first_only else v["p_true"], reason=v["reason"])
                 for f, v in zip(part, verdicts, strict=True)
-                if not v["known"]
+                if not v["known"] and f.fact_id not in skip
             ]
             if left:
                 yield self._result(left, [], time.perf_counter() - begun, 0)
                 report(len(left))
             known = [f for f, v in zip(part, verdicts, strict=True) if v["known"]]
-            yield from self._traced(known, budget, report)
+            yield from self._traced(known, skip, budget, report)
 
     def _budget(self, memory: str | int | None) -> int:
         return parse_bytes(self.settings.memory if memory is None else memory)
@@ -127,30 +133,37 @@ class TracePlan:
     def _spots(self, encoded: EncodedFact) -> list[Spot]:
         return traced_spots(encoded, self.settings.tokens, self.intervention.method)
 
-    def _traced(self, todo: list[EncodedFact], budget: int, report: Callable[[int], None]) -> Iterator[TraceResult]:
-        """Yield the facts' results, wave by wave. budget: bytes for activations."""
+    def _traced(
+        self, facts: list[EncodedFact], skip: Collection[str], budget: int, report: Callable[[int], None]
+    ) -> Iterator[TraceResult]:
+        """Yield the results of the facts that are not skipped, wave by wave. budget: bytes for activations."""
+        skipped = {number for number, fact in enumerate(facts) if fact.fact_id in skip}
+        if len(skipped) == len(facts):
+            return
         targets = None
         if self.settings.target == "argmax-first":
-            targets = greedy_tokens(self.model, [f.ids for f in todo], 1, keep_end=True) if todo else []
-        items = self.items(todo, targets)
+            targets = greedy_tokens(self.model, [f.ids for f in facts], 1, keep_end=True)
+        items = self.items(facts, targets)
         begun = time.perf_counter()
         screened = self.settings.verify_top is not None
-        finished = self._screened(items, budget) if screened else self._exact(items, budget)
+        finished = self._screened(items, skipped, budget) if screened else self._exact(items, skipped, budget)
         for rows, grids, flops in finished:
             yield self._result(rows, grids, time.perf_counter() - begun, flops)
             report(len(rows))
             begun = time.perf_counter()
 
-    def _exact(self, items: list[TraceItem], budget: int) -> Iterator[tuple[list[dict[str, object]], list[Grid], int]]:
+    def _exact(
+        self, items: list[TraceItem], skipped: Collection[int], budget: int
+    ) -> Iterator[tuple[list[dict[str, object]], list[Grid], int]]:
         """Yield (rows of TRACED_FACTS, grids, FLOPs) of the facts that each wave finishes."""
-        for done, clean, noised, values in self._waves(items, budget):
+        for done, clean, noised, values in self._waves(items, skipped, budget):
             grids = [self._grid(items[n], clean[n], noised[n], values[n]) for n in done]
             rows = [self._row(items[n], grid) for n, grid in zip(done, grids, strict=True)]
             yield rows, grids, sum(item_flops(self.model, items[n], self.intervention) for n in done)
 
-    def _waves(self, items: list[TraceItem], budget: int) -> Iterator["_Finished"]:
+    def _waves(self, items: list[TraceItem], skipped: Collection[int], budget: int) -> Iterator["_Finished"]:
         """Yield the values of the facts that each wave finishes."""
-        waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model))
+        waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model), skipped)
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
         for i, wave, result in self._results(items, waves):
@@ -174,7 +187,7 @@ class TracePlan:
                 yield i - ahead, waves[i - ahead], started.pop(0)()
 
     def _screened(
-        self, items: list[TraceItem], budget: int
+        self, items: list[TraceItem], skipped: Collection[int], budget: int
     ) -> Iterator[tuple[list[dict[str, object]], list[Grid], int]]:
         """As `_exact`, but with estimates of all cells and exact values of those with the largest estimates."""
         verify_top = self.settings.verify_top
@@ -182,6 +195,10 @@ class TracePlan:
         rows = budget // max(bytes_per_row(self.model), row_bytes(self.model))
         for i in range(0, len(items), BATCH):
             part = items[i : i + BATCH]
+            here = {number - i for number in skipped}
+            left = [number for number in range(len(part)) if number not in here]
+            if not left:
+                continue
             found = attribute(
                 self.model,
                 part,
@@ -197,7 +214,7 @@ class TracePlan:
                 estimate = np.array([found.estimates[number][cell].mean() for cell in item.cells])
                 best = np.argsort(-estimate, kind="stable")[:verify_top]
                 chosen.append(replace(item, cells=tuple(item.cells[i] for i in best)))
-            verified = self._waves(chosen, budget) if verify_top else _unverified(found, len(part))
+            verified = self._waves(chosen, here, budget) if verify_top else _unverified(found, left)
             for done, clean, noised, values in verified:
                 about, grids, flops = [], [], 0
                 for n in done:
@@ -261,9 +278,9 @@ class _Finished(NamedTuple):
     cells: dict[int, dict[Cell, np.ndarray]]
 
 
-def _unverified(found: AttributionResult, count: int) -> Iterator[_Finished]:
-    """Yield the base values alone, as `_waves` would if no cell were to be computed."""
-    yield _Finished(list(range(count)), found.clean, found.noised, {n: {} for n in range(count)})
+def _unverified(found: AttributionResult, facts: list[int]) -> Iterator[_Finished]:
+    """Yield the base values of the facts alone, as `_waves` would if no cell were to be computed."""
+    yield _Finished(facts, found.clean, found.noised, {n: {} for n in facts})
 
 
 @settings("trace")
@@ -283,7 +300,7 @@ class TraceArguments(PrepareTraceArguments):
 
 
 @takes(PrepareTraceArguments)
-def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArguments) -> TracePlan:
+def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
     """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
     Raises UserError for a bad setting, for no facts, and for a fact that is too long for the model.
@@ -291,12 +308,10 @@ def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArgu
     asked = carried(TraceSettings, given)
     if not facts:
         raise UserError("trace: facts: expected at least one, got none")
-    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
-    for fact in encoded:
-        model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact_id}'")
+    encoded = encoded_facts(model, facts)
     screened = asked.method == "attribution"
     intervention = Intervention(asked.module, "denoise" if screened else asked.method, asked.samples)
-    sigma = noise_sigma(model, encoded, asked.sigma) if intervention.corrupted else None
+    sigma = noise_sigma(model, asked.sigma, asked.sigma_facts) if intervention.corrupted else None
     settled = replaced(
         asked,
         windows=sorted(set(asked.windows), reverse=True),
@@ -310,7 +325,7 @@ def prepare_trace(model: Decoder, facts: Sequence[Fact], given: PrepareTraceArgu
 
 
 @takes(TraceArguments)
-def trace(model: Decoder, facts: Sequence[Fact], given: TraceArguments) -> TraceResult:
+def trace(model: Model, facts: Facts, given: TraceArguments) -> TraceResult:
     """Causal tracing: compute the exact grid of every fact and window size in one sweep.
 
     Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over noise samples.

@@ -6,5 +6,6 @@ WHERE (facts.prompt, facts.subject, facts.target_true) IS DISTINCT FROM (batch.p
    OR facts.target_false IS DISTINCT FROM batch.target_false
    OR facts.paraphrases IS DISTINCT FROM batch.paraphrases
    OR facts.neighborhood IS DISTINCT FROM batch.neighborhood
+   OR facts.target_prefix IS DISTINCT FROM batch.target_prefix
 ORDER BY batch.fact_id
 LIMIT 1;

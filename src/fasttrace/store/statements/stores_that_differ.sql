@@ -4,7 +4,7 @@ FROM main.facts
 GROUP BY fact_id
 HAVING count(DISTINCT {
     'prompt': prompt, 'subject': subject, 'target_true': target_true, 'target_false': target_false,
-    'paraphrases': paraphrases, 'neighborhood': neighborhood
+    'paraphrases': paraphrases, 'neighborhood': neighborhood, 'target_prefix': target_prefix
 }) > 1
 UNION ALL
 SELECT 'runs under the run_id', run_id, list_sort(list_distinct(list(store)))
