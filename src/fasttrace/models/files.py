@@ -71,8 +71,6 @@ def check_config(where: str) -> None:
     quantised weights and weights in files that the config names.
     """
     path = _found(where, "config.json")
-    if path is None and not Path(where).is_dir():
-        return  # transformers says why the hub has none
     if _found(where, "adapter_config.json") is not None:
         raise ModelError(
             f"model '{where}': expected a whole model, got a PEFT adapter (adapter_config.json): load its base model "

@@ -130,15 +130,15 @@ def _load(where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    gguf = "gguf_file" in options
-    if not gguf:
+    gguf, local = "gguf_file" in options, Path(where).is_dir()
+    if local and not gguf:
         check_config(where)
-    damaged = (
-        f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else f"'{where}' has no usable config"
-    )
-    with _as_model_errors(damaged):
+    what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
+    with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
         config = AutoConfig.from_pretrained(where, **options)
         adapter = adapter_for(config)
+    if not local:
+        check_config(where)  # only now, as the hub was reached
     if gguf:
         check_layers(config, MOST_LAYERS, where)
         # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
