@@ -1,18 +1,26 @@
 """Several stores read as one: every row is readable, the analysis takes each once, and errors are one sentence."""
 
 import dataclasses
+import html
 import multiprocessing
+import shlex
 import time
 
 import duckdb
 import other_process
 import pyarrow.compute as pc
 import pytest
+from click.testing import CliRunner
 from made_results import made_edit, made_known, made_trace
 
+import fasttrace
+from fasttrace.analysis.commands import opening, store_options
+from fasttrace.analysis.exhibits import exhibits
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import CHAIN, query, relation
+from fasttrace.analysis.report import report_page
 from fasttrace.analysis.tables import layer_table, r2_table
+from fasttrace.cli import cli
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store, Stores
@@ -95,6 +103,20 @@ def test_tables_over_several_stores(parts):
     stores, whole = parts
     assert_same(r2_table(stores, "rewrite"), r2_table(whole, "rewrite"))
     assert_same(layer_table(stores), layer_table(whole))
+
+
+def test_figures_and_the_report_over_several_stores(parts, tmp_path):
+    stores, whole = parts
+    for found, wanted in zip(exhibits(stores), exhibits(whole), strict=True):
+        assert found.key == wanted.key
+        assert_same(found.data, wanted.data)
+    again = eval(opening(stores), {"fasttrace": fasttrace})
+    assert again.files == {name: path.resolve() for name, path in stores.files.items()}
+    assert opening(stores) in html.unescape(report_page(stores))
+    words = shlex.split(store_options(stores))
+    for verb in (["figures", "6", "--out", str(tmp_path)], ["report", "--out", str(tmp_path / "several.html")]):
+        assert CliRunner().invoke(cli, [*verb, *words], catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "figure-6.svg").is_file()
 
 
 def test_the_first_store_that_has_a_row_gives_it(tmp_path):
