@@ -109,8 +109,8 @@ def test_bad_settings_are_refused_in_a_sentence(model, moments):
     shared = {"moments": moments, "contexts": CONTEXTS, "layer": 1}
     for bad, sentence in (
         ({"method": "rome", "at_once": 2}, "rome edits one fact at a time"),
-        ({"at_once": 0}, "mass: at_once: expected a whole number of at least 1, got 0"),
-        ({"score_every": 0}, "mass: score_every: expected a whole number of at least 1, got 0"),
+        ({"at_once": 0}, "mass: at_once: expected a whole number from 1 to 1000000, got 0"),
+        ({"score_every": 0}, "mass: score_every: expected a whole number from 1 to 1000000, got 0"),
         ({"layer": 9}, "mass: layer: expected one of 0 to 4, got 9"),
     ):
         with pytest.raises(UserError, match=sentence):
