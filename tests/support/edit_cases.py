@@ -23,6 +23,11 @@ FACTS = [
 CONTEXTS = ["{}", "The city. {}", "of New York is the. {}"]
 
 
+def contexts_for(method):
+    """The contexts as a keyword, for the methods that use them."""
+    return {"contexts": CONTEXTS} if method in ("rome", "memit") else {}
+
+
 def check_zero(edit, row):
     """Assert that the edit is exactly zero, was not optimised and has the reason, and keeps the unedited scores."""
     assert not any(update.matrix().any() for update in edit.updates.values())
