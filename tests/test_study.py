@@ -95,8 +95,8 @@ def test_the_first_known_facts(run, workplace):
     ("old", "new", "sentence"),
     [
         ("samples", "sample", r"\[trace\] has no setting 'sample'; did you mean 'samples'\?"),
-        ("samples = 2", 'samples = "two"', r"\[trace\] samples: expected a whole number of at least 1, got 'two'"),
-        ("windows = [3, 1]", "windows = []", r"\[trace\] windows: expected a list .* of at least 1, got \[\]"),
+        ("samples = 2", 'samples = "two"', r"\[trace\] samples: expected a whole number from 1 to 1000000, got 'two'"),
+        ("windows = [3, 1]", "windows = []", r"\[trace\] windows: expected a list .* from 1 to 10000, got \[\]"),
         ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number from 0 to 9223372036854775807, got True"),
         ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each item is one of .*, got .*'memitt'"),
         ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, got 'random'"),
@@ -126,7 +126,7 @@ def test_a_setting_of_another_method_is_refused_before_anything_is_computed(run,
     ("old", "new", "sentence"),
     [
         ("layers = [1, 2]", "layers = [99]", "[edit] layers: expected some of 0 to "),
-        ("text.txt", "none.txt", "[moments] corpus: expected a text file or a folder, got 'none.txt'"),
+        ("text.txt", "none.txt", "[moments] corpus 'none.txt': expected a text file or a folder"),
     ],
 )
 def test_bad_inputs_of_edits_are_refused_before_tracing(run, workplace, old, new, sentence):

@@ -3,10 +3,18 @@
 import reprlib
 from numbers import Number
 from pathlib import PurePath
+from typing import Any
+
+LONGEST = 4000  # characters of a message
 
 
 class FasttraceError(Exception):
-    """Base of every error that fasttrace raises on purpose."""
+    """Base of every error that fasttrace raises on purpose. A message that quotes a long value is cut in its middle."""
+
+    def __init__(self, *args: object, **named: Any) -> None:
+        if args and isinstance(text := args[0], str) and len(text) > LONGEST:
+            args = (f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}", *args[1:])
+        super().__init__(*args, **named)
 
 
 class UserError(FasttraceError):

@@ -16,10 +16,9 @@ TUNE = {"steps": 3, "lr": 5e-3, "epsilon": 1e-2, "essence": 0}
 def random_updates(model, seed=0):
     torch.manual_seed(seed)
     d, m = model.width, model.key_width
-    return {
-        1: LowRank(torch.randn(2, d) * 0.3, torch.randn(2, m) * 0.3),
-        3: Dense(torch.randn(d, m) * 0.1, torch.randn(d) * 0.1),
-    }
+    low_rank = LowRank(torch.randn(2, d) * 0.3, torch.randn(2, m) * 0.3)
+    change, bias = torch.randn(d, m) * 0.1, torch.randn(d) * 0.1
+    return {1: low_rank, 3: Dense(change, None if model.blocks[3].down_bias is None else bias)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -116,7 +115,7 @@ def test_files_that_are_not_deltas_of_this_model_are_refused(small_tokenizer, tm
 
 
 def test_sums_of_edits_are_sums_of_matrices(small_tokenizer):
-    model = small_model("llama", small_tokenizer, torch.float32)
+    model = small_model("gpt2", small_tokenizer, torch.float32)
     one, two = random_updates(model, 1), random_updates(model, 2)
     both = summed([one, two, {1: one[1]}])
     torch.testing.assert_close(both[1].matrix(), 2 * one[1].matrix() + two[1].matrix(), rtol=1e-5, atol=1e-5)

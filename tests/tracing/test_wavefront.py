@@ -1,6 +1,7 @@
 """The wavefront against one hooked forward per cell: every cell, several families, both noises."""
 
 import copy
+import json
 
 import numpy as np
 import pyarrow.compute as pc
@@ -230,8 +231,8 @@ def test_effects_follow_the_protocol(small_tokenizer):
 def test_settings_are_checked(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float32)
     for bad, message in (
-        ({"windows": [0]}, r"trace: windows: expected a list .* whole number of at least 1, got \[0\]"),
-        ({"samples": 0}, "trace: samples: expected a whole number of at least 1, got 0"),
+        ({"windows": [0]}, r"trace: windows: expected a list .* whole number from 1 to 10000, got \[0\]"),
+        ({"samples": 0}, "trace: samples: expected a whole number from 1 to 1000000, got 0"),
         ({"noise": "white"}, "trace: noise: expected one of philox, released, got 'white'"),
         ({"sigma": -1.0}, "trace: sigma: expected a number above 0 or 3sd, got -1.0"),
         ({"tokens": "some"}, "tokens: expected one of all, subject, .*, got 'some'"),
@@ -258,13 +259,24 @@ def test_fewer_tokens_give_the_same_cells(tokens, small_tokenizer):
         assert cell["p_restored"] == pytest.approx(rows[place], rel=1e-5)
 
 
-def test_the_noise_scale_is_three_deviations_of_the_subjects_embeddings(small_tokenizer):
-    model = small_model("gpt2", small_tokenizer, torch.float64)
-    encoded = [encode_fact(small_tokenizer, fact) for fact in FACTS]
+def three_deviations(model, facts):
+    encoded = [encode_fact(model.tokenizer, fact) for fact in facts]
     ids = [i for e in encoded for i in e.ids[e.subject_begin : e.subject_end]]
-    expected = 3 * model.embed_weight[ids].std()
-    found = ft.trace(model, FACTS, keep="all", samples=1, tokens="last-subject", sigma="3sd").facts["sigma"]
-    assert found[0].as_py() == pytest.approx(float(expected), rel=1e-5)
+    return float(3 * model.embed_weight[ids].std())
+
+
+def test_the_noise_scale_is_three_deviations_of_the_embeddings_of_a_named_set_of_subjects(small_tokenizer, tmp_path):
+    model = small_model("gpt2", small_tokenizer, torch.float64)
+    once = {"keep": "all", "samples": 1, "tokens": "last-subject"}
+    by_default, asked = ft.trace(model, FACTS, **once), ft.trace(model, FACTS[:1], sigma="3sd", **once)
+    expected = three_deviations(model, ft.load_facts())
+    assert by_default.facts["sigma"][0].as_py() == pytest.approx(expected, rel=1e-5)
+    assert by_default.run["run_id"] == asked.run["run_id"]
+    file = tmp_path / "subjects.jsonl"
+    records = [{name: getattr(fact, name) for name in ("prompt", "subject", "target_true")} for fact in FACTS]
+    file.write_text("\n".join(map(json.dumps, records)))
+    of_file = ft.trace(model, FACTS[:1], sigma_facts=file, **once)
+    assert of_file.facts["sigma"][0].as_py() == pytest.approx(three_deviations(model, FACTS), rel=1e-5)
 
 
 def test_one_sample_has_no_standard_error(small_tokenizer):

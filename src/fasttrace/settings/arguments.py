@@ -126,7 +126,7 @@ def _owner(function: Callable[..., Any]) -> str:
 def _arguments(
     function: Callable[..., Any], names: Sequence[str], error: type[UserError] = UserError
 ) -> dict[str, Setting]:
-    """{name: its check} of the parameters of a function with an annotation, and of the keys of an unpacked TypedDict."""
+    """{name: its check} of a function's parameters with an annotation, and of the keys of an unpacked TypedDict."""
     stated = {name: kind for name, kind in function.__annotations__.items() if name in names}
     parameters = inspect.signature(function).parameters
     for name, kind in list(stated.items()):

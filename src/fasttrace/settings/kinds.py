@@ -93,7 +93,7 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
     if origin in (Sequence, Iterable) or (origin is tuple and inside[1:] == (...,)):
         return _sequence(kind_of(inside[0], bounds))
     if origin is Mapping:
-        return Kind("a table", instance(Mapping))
+        return Kind("a table", _mapping(kind_of(inside[1], bounds)))
     if origin is collections.abc.Callable:
         return Kind("a function", _function)
     if annotation is int:
@@ -131,19 +131,26 @@ def instance(kind: type) -> Callable[[Any], Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError
+    value.encode()  # UnicodeEncodeError, a ValueError, for bytes that are not UTF-8
     return value
 
 
 def _path(value: Any) -> Any:
-    parts = _text(os.fspath(value)).split(os.sep)
-    if max(len(os.fsencode(part)) for part in parts) > 255:  # the longest name of every usual file system
+    name = os.fspath(value)
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError
+    if max(len(os.fsencode(part)) for part in name.split(os.sep)) > 255:  # the longest name on usual file systems
         raise ValueError
     return value
 
 
-def _whole_text(value: Any) -> str:
-    _text(value).encode()  # UnicodeEncodeError, a ValueError, for bytes that are not UTF-8
-    return value  # type: ignore[no-any-return]
+def _mapping(item: Kind) -> Callable[[Any], Any]:
+    def convert(value: Any) -> dict[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError
+        return {key: item.convert(one) for key, one in value.items()}
+
+    return convert
 
 
 def _function(value: Any) -> Any:
@@ -251,7 +258,6 @@ def _size(value: Any) -> str | int:
     return value if isinstance(value, int) else str(value)
 
 
-Text = Annotated[str, Kind("a text in UTF-8", _whole_text)]
 Size = Annotated[str | int, Kind(f"a size such as 512MB or 8GB, at most {LARGEST}", _size)]
 REFUSALS = (
     ValueError,

@@ -25,7 +25,7 @@ class OptimiserSettings:
     early_stop: float | None = setting(
         default=None,
         least=0,
-        most=MOST_WEIGHT,
+        most=1000 * MOST_WEIGHT,
         tabled=True,
         names_run="always",
         help="Stop optimising an edit once its loss is below this; none never stops early",
