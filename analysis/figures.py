@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fasttrace.errors import StoreError, UserError
+from fasttrace.places import replacing
 from fasttrace.store import Store
 
 from . import draw
@@ -135,13 +136,13 @@ def _most_hurt(store: Store) -> str:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as .png (200 dots per inch), .svg (with text as text) or .pdf. Return the path.
 
-    Raises UserError for any other ending.
+    Raises UserError for any other ending, and where the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"expected a file that ends in {', '.join(FORMATS)}, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}), replacing(path) as draft:
         FigureCanvasAgg(figure)
-        figure.savefig(path, dpi=200)
+        figure.savefig(draft, dpi=200)
     return path

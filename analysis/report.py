@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fasttrace.errors import StoreError
-from fasttrace.places import replacing
+from fasttrace.places import check_replaceable, replacing
 from fasttrace.store import Store
 from fasttrace.version import VERSION
 
@@ -37,14 +37,26 @@ NOTES = {"r2": R2_NOTE}
 
 
 def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_bytes: int = 20_000_000) -> Path:
-    """Write the store's study into one HTML file. Return its path.
+    """Write the store's study into one HTML file (`report_page`). Return its path.
 
-    The file loads nothing else. `<file>#fact=<fact_id>` opens it at that fact.
+    Raises StoreError where the store has no trace and no edit, and UserError where the file cannot be written.
+    """
+    path = Path(path)
+    check_replaceable(path)
+    page = report_page(store, max_facts, max_bytes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+    return path
+
+
+def report_page(store: Store, max_facts: int = 1000, max_bytes: int = 20_000_000) -> str:
+    """The store's study as one HTML page, which loads nothing else. `<file>#fact=<fact_id>` opens it at that fact.
+
     max_facts: largest number of facts that are embedded to pick from. max_bytes: limit of the uncompressed JSON of
     their grids and edits, which compresses to a third or less. The report notes if facts are left out.
     Raises StoreError where the store has no trace and no edit.
     """
-    path = Path(path)
     runs = relation(store, "all_runs").to_pylist()
     counts = {row["run_id"]: row for row in relation(store, "run_counts").to_pylist()}
     names = relation(store, "fact_names").to_pylist()
@@ -60,7 +72,7 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
     there = {exhibit.section for exhibit in shown} | {"answer", "run", "again"} | ({"pick"} if n_embedded else set())
     store_path = str(store.path.resolve())
     by_run = run_commands(runs, counts, store_path)
-    page = (
+    return (
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -96,10 +108,6 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
             script=Markup("\n").join(map(_own, SCRIPTS)),
         )
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        draft.write_text(page, encoding="utf-8")
-    return path
 
 
 def _environment() -> Environment:

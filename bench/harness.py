@@ -218,11 +218,8 @@ def _save(path: Path, context: dict[str, Any], rows: list[BenchRow]) -> None:
     lines = ",\n".join("    " + json.dumps(_rounded(row), ensure_ascii=False) for row in rows)
     head = json.dumps(context, indent=2, ensure_ascii=False).replace("\n", "\n  ")
     text = f'{{\n  "about": {head},\n  "rows": [\n{lines}\n  ]\n}}\n'
-    try:
-        with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _rounded(value: Any) -> Any:

@@ -14,17 +14,24 @@ from fasttrace.cli.deliver import check_cache
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, check_folder, replacing
 
-# With a good path, each verb fails at its first input: the facts, model, store or device does not exist.
+# With a good path, each verb fails at its first input: the facts, model, delta, store or device does not exist.
 MODEL = ("--model", "nowhere/model.gguf")
 FACTS = ("--facts", "nowhere.jsonl")
 UNREAD = ("--store", "nowhere.duckdb")
 STUDY = ("study", "absent.toml")
-ABSENT = ("nowhere.jsonl", "nowhere/model.gguf", "no store at nowhere.duckdb", "device 'nowhere'", "device 'cuda'")
+ABSENT = (
+    "nowhere.jsonl",
+    "nowhere/model.gguf",
+    "expected a complete safetensors file",
+    "no store at nowhere.duckdb",
+    "device 'nowhere'",
+    "device 'cuda'",
+)
 
 # Paths that cannot be written to, and their error messages.
 NOT_A_FILE = {
     "model": "'model' cannot be written: expected a file, got a folder",
-    "/dev/null": "'/dev/null' cannot be written: expected a file, got neither file nor folder",
+    "/dev/null": "'/dev/null' cannot be written: expected a file, got a device",
     "text.txt/new": "'text.txt/new' cannot be written: 'text.txt' is not a folder",
     "/proc/new": "'/proc/new' cannot be written: no file can be created in '/proc'",
 }
@@ -160,7 +167,7 @@ def test_with_a_good_path_the_missing_input_fails(workplace, run, monkeypatch, w
 def test_results_never_overwrite_the_store(workplace, run):
     ft.Store(workplace / "kept.duckdb").create()
     done = run("report", "--store", "kept.duckdb", "--out", "./kept.duckdb", code=2)
-    assert "expected --store and --out to name two paths, got './kept.duckdb'" in done.stderr
+    assert "'./kept.duckdb' cannot be written: it is a DuckDB file, such as a store" in done.stderr
     done = run(*STUDY, "--store", "good", "--out", "./good", code=2)
     assert "expected --out and --store to name two paths, got 'good'" in done.stderr
 
@@ -322,8 +329,11 @@ def test_keep_leaves_a_file_that_another_process_wrote_first(tmp_path, monkeypat
 
 def test_a_missing_folder_or_a_folder_at_the_path_is_an_error(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="No such file"), replacing(tmp_path / "no" / "file") as draft:
+    with (
+        pytest.raises(UserError, match="file' cannot be written: No such file"),
+        replacing(tmp_path / "no/file") as draft,
+    ):
         draft.write_text("")
-    with pytest.raises(OSError, match="directory"), replacing(tmp_path / "folder") as draft:
+    with pytest.raises(UserError, match="expected a file, got a folder"), replacing(tmp_path / "folder") as draft:
         draft.write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -20,7 +20,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact, load_facts
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import linear_flops
-from fasttrace.places import check_file, check_folder, replacing
+from fasttrace.places import check_file, check_folder, check_replaceable, replacing
 from fasttrace.settings.base import carried, check_names, replaced
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import SOLVED, method_settings
@@ -303,6 +303,8 @@ def check_results(out: Path) -> None:
     for folder in (out, out / "tables", out / "figures"):
         check_folder(folder)
     check_file(out / "report.html", makes_folder=True)
+    for path in (*out.glob("tables/table-*"), *out.glob("figures/figure-*")):
+        check_replaceable(path)
 
 
 def write_results(store: "Store", out: Path) -> list[Path]:

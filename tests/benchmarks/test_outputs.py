@@ -231,7 +231,7 @@ def test_a_folder_that_vanishes_while_measuring(tmp_path):
     folder.mkdir()
     results = Results("kind", about(), folder / "x.json")
     folder.rmdir()
-    with pytest.raises(UserError, match=r"x\.json cannot be written: No such file or directory"):
+    with pytest.raises(UserError, match=r"x\.json' cannot be written: No such file or directory"):
         results.add(ROW)
 
 

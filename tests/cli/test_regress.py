@@ -63,7 +63,7 @@ def test_formats_of_the_coefficients(place, run):
         (("both", "--store", "none.duckdb"), "there is no store at none.duckdb"),
         (("both",), "expected --store FILE"),
         ((), "Missing argument 'FORMULA'"),
-        (("both", *STORE, "--out", "s.duckdb"), "expected --store and --out to name two paths"),
+        (("both", *STORE, "--out", "s.duckdb"), "'s.duckdb' cannot be written: it is a DuckDB file"),
     ],
 )
 def test_a_bad_command_gives_one_sentence_and_exit_code_2(place, run, words, sentence):

@@ -109,7 +109,7 @@ def test_a_damaged_record_is_ignored_and_written_anew(two_records, caplog):
     assert "shipped.json' is ignored" in caplog.text
     record(two_records[0], row(SET[1], 1.0), "cuda")
     assert tiles.tile("adam_linf", {4: SET}, of()) == SET[1]
-    with pytest.raises(UserError, match=r"own\.json' cannot be written: Is a directory"):
+    with pytest.raises(UserError, match=r"own\.json' cannot be written: expected a file, got a folder"):
         record(two_records[1], row(SET[1], 1.0), "cuda")
 
 

@@ -11,7 +11,7 @@ import pytest
 from made_results import made_edit, made_run, made_trace
 from real_store import real_store
 
-from fasttrace.errors import StoreError
+from fasttrace.errors import StoreError, UserError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
 from fasttrace.store.connect import RELATIONS
@@ -206,10 +206,10 @@ def test_an_existing_folder_is_left_alone(real, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, real):
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(UserError, match="folder' cannot be written: No such file"):
         real.to_parquet(tmp_path / "no" / "folder")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(UserError, match="folder' cannot be written: Not a directory"):
         real.to_parquet(tmp_path / "file" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

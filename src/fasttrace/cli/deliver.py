@@ -1,8 +1,11 @@
 """Output of results. Paths are checked while the command line is parsed, before a model is loaded. Rows go to stdout or
-to a file, which is written atomically."""
+to a file, which is written atomically. What is overwritten is said on stderr."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import click
@@ -12,31 +15,47 @@ import fasttrace as ft
 from fasttrace.editing.cache import cache_root
 from fasttrace.editing.delta import check_delta_file, check_export_folder
 from fasttrace.errors import UserError
-from fasttrace.places import check_file, check_folder, replacing
+from fasttrace.places import check_file, check_folder, is_same, replacing
+
+STDOUT = "-"
 
 
 class Place(click.ParamType):
-    """Type of an option or argument that is a path to write to. check: raises UserError where that is impossible."""
+    """Type of an option or argument that is a path to write to. An empty name is refused.
 
-    def __init__(self, name: str, check: Callable[[str], object]) -> None:
-        self.name, self.check = name, check
+    check: raises UserError where nothing can be written there. stdout: whether `-` means stdout; otherwise it is
+    refused, and ./- is the file of that name.
+    """
+
+    def __init__(self, name: str, check: Callable[[str], object], *, stdout: bool = False) -> None:
+        self.name, self.check, self.stdout = name, check, stdout
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        self.check(value)
+        option = param.opts[0] if param is not None else "output"
+        if not value:
+            raise UserError(f"{option}: expected the name of a {self.name}, got an empty one")
+        if value != STDOUT:
+            self.check(value)
+        elif not self.stdout:
+            raise UserError(f"{option}: expected a {self.name}, got {STDOUT}, which is stdout")
         return value
 
 
 def check_store(path: str | Path, *, makes_folder: bool = False) -> None:
     """Raise UserError where a store cannot be written. makes_folder: whether the caller creates a missing folder."""
     path = Path(path)
-    if makes_folder and not path.parent.exists():
-        check_folder(path.parent)
-    else:
+    if path.parent.exists() or not makes_folder:
         ft.Store(path).check()
+    check_folder(path.parent)
 
 
 def _check_new_folder(path: str) -> None:
-    check_folder(check_export_folder(path).parent)  # the folder is written beside its final path first
+    folder = check_export_folder(path)
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"export: expected a new folder, got '{path}', which is a link that leads to nothing")
+    if folder.is_mount():  # no rename can replace it
+        raise UserError(f"export: expected a new folder, got '{path}', where a disk is mounted: name a folder in it")
+    check_folder(folder.parent)  # the folder is written beside its final path first
 
 
 def _check_new_file(path: str) -> None:
@@ -44,11 +63,13 @@ def _check_new_file(path: str) -> None:
 
 
 STORE = Place("file", check_store)
-FILE = Place("file", check_file)
-FILE_AND_FOLDER = Place("file", partial(check_file, makes_folder=True))
+FILE = Place("file", check_file, stdout=True)
+FILE_AND_FOLDER = Place("file", partial(check_file, makes_folder=True), stdout=True)
 FOLDER = Place("directory", check_folder)
 NEW_FILE = Place("file", _check_new_file)
 NEW_FOLDER = Place("directory", _check_new_folder)
+NAME = Place("path", lambda _: None)
+"""A path that the verb checks itself."""
 
 
 def check_cache() -> None:
@@ -59,12 +80,56 @@ def check_cache() -> None:
         check_folder(root)
 
 
-def check_apart(*places: tuple[str, str | None]) -> None:
-    """Raise UserError where two options, each given as (name, value), name the same path."""
-    options: dict[Path, str] = {}
-    for option, place in places:
-        if place is not None and (other := options.setdefault(Path(place).resolve(), option)) != option:
-            raise UserError(f"expected {other} and {option} to name two paths, got '{place}' for both")
+def check_apart(*places: tuple[str, str | Path | None]) -> None:
+    """Raise UserError where two options, each given as (name, value), name the same file or folder. A store's log
+    belongs to the store. `-` names no file."""
+    given = [(option, place) for option, place in places if place is not None and str(place) != STDOUT]
+    for (one, first), (other, second) in permutations(given, 2):
+        if one != other and is_same(first, second):
+            raise UserError(f"expected {one} and {other} to name two paths, got '{second}' for both")
+        if one == "--store" and is_same(f"{first}.wal", second):
+            raise UserError(f"{other}: '{second}' is the log of the store {first}: name another path")
+
+
+@contextmanager
+def saying_overwritten(*places: str | Path) -> Iterator[None]:
+    """Say on stderr, when the block ends, which files it has replaced, and where it has written through links.
+
+    places: the files, and the folders in whose files the block writes.
+    """
+    before = {path: _identity(path) for path in _files(places)}
+    links = {path for path in map(Path, places) if path.is_symlink() and not path.exists()}
+    try:
+        yield
+    finally:
+        _say_overwritten([path for path, old in before.items() if _identity(path) != old], links)
+
+
+def _say_overwritten(replaced: list[Path], links: set[Path]) -> None:
+    for path in sorted({*links, *(path for path in replaced if path.is_symlink())}):
+        if path.exists():
+            verb = "overwritten" if path in replaced else "written"
+            click.echo(f"'{path}' is a link: '{path.resolve()}' was {verb}", err=True)
+    plain = [path for path in replaced if not path.is_symlink()]
+    if len(plain) == 1:
+        click.echo(f"'{plain[0]}' was overwritten", err=True)
+    elif plain:
+        folders = sorted({f"'{path.parent}'" for path in plain})
+        click.echo(f"{len(plain)} files in {', '.join(folders)} were overwritten", err=True)
+
+
+def _files(places: Iterable[str | Path]) -> Iterator[Path]:
+    for path in map(Path, places):
+        yield from (one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path] * path.is_file()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a replaced file from the file before it. A store that is written to keeps its identity."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def format_of(as_json: bool, as_csv: bool, parquet: str | None, out: str | None) -> str:
@@ -81,34 +146,27 @@ def format_of(as_json: bool, as_csv: bool, parquet: str | None, out: str | None)
 
 
 def deliver(table: pa.Table, form: str, file: str | None, text: Callable[[], str]) -> None:
-    """Print the table, or write it to `file` and report that on stderr.
+    """Print the table where `file` is None or `-`, or write it to `file` and say so on stderr.
 
     text: makes the text form of the table.
     Raises UserError where the file cannot be written. The file then does not change.
     """
     from fasttrace.analysis.render import render
 
-    if file is None:
-        click.echo(text() if form == "text" else render(table, form), nl=False)
+    made = _parquet(table, file) if form == "parquet" else text() if form == "text" else render(table, form)
+    if file is None or file == STDOUT:
+        click.echo(made, nl=False)
         return
-    if form == "parquet":
-        _write(Path(file), lambda draft: _parquet(table, draft))
-    else:
-        made = text() if form == "text" else render(table, form)
-        _write(Path(file), lambda draft: draft.write_text(made, encoding="utf-8", newline="\n"))
+    with saying_overwritten(file), replacing(file) as draft:
+        draft.write_bytes(made.encode() if isinstance(made, str) else made)
     click.echo(f"{len(table)} rows are in {file}", err=True)
 
 
-def _parquet(table: pa.Table, draft: Path) -> None:
+def _parquet(table: pa.Table, file: str | None) -> bytes:
     from pyarrow.parquet import write_table
 
-    write_table(table, draft)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
-        with replacing(path) as draft:
-            write(draft)
-    except (OSError, pa.ArrowException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise UserError(f"'{path}' could not be written: {reason}") from error
+        write_table(table, made := io.BytesIO())
+    except pa.ArrowException as error:  # such as a type that Parquet does not have
+        raise UserError(f"'{file}' cannot be written: {str(error).splitlines()[0]}") from error
+    return made.getvalue()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -14,7 +15,7 @@ from fasttrace.settings.edit import EditingSettings, EditSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
-from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache
+from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
 from .options import Verb, Work, bar, emit, load, options, setting_options, stages, work_options
 
 Kind = TypeVar("Kind", bound=EditingSettings)
@@ -62,8 +63,12 @@ def _settings(kind: type[Kind], given: dict[str, Any], own: dict[str, str]) -> K
 def _check_places(
     asked: EditingSettings, store: str | None, export: str | None = None, delta: str | None = None
 ) -> None:
-    """Raise UserError where two paths are the same, or the cache folder is needed and cannot be used."""
+    """Raise UserError where two paths are the same or in a folder to be exported, which must be new, or where the cache
+    folder is needed and cannot be used."""
     check_apart(("--store", store), ("--export", export), ("--delta", delta))
+    for option, place in (("--store", store), ("--delta", delta)):
+        if place is not None and export is not None and Path(export).resolve() in Path(place).resolve().parents:
+            raise UserError(f"{option}: expected a path outside the folder of --export, got '{place}'")
     if asked.method in SOLVED or asked.essence:
         check_cache()
 
@@ -86,7 +91,8 @@ def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, d
         result.export(export)
         click.echo(f"the edited model is in {export}", err=True)
     if delta is not None:
-        result.save_delta(delta)
+        with saying_overwritten(delta):
+            result.save_delta(delta)
         click.echo(f"the change of the weights is in {delta}", err=True)
 
 

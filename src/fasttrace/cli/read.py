@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from fasttrace.errors import UserError
-from fasttrace.places import replacing
+from fasttrace.places import check_replaceable, replacing
 
-from .deliver import FILE_AND_FOLDER, FOLDER, check_apart
+from .deliver import FILE_AND_FOLDER, FOLDER, STDOUT, check_apart, saying_overwritten
 from .options import open_store, open_stores, options
 
 
@@ -60,17 +60,20 @@ def tables(
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in TABLES.items() if what_is_missing(there, one) is None)
-    made = [(n, paper_table(target, n, resamples=resamples)) for n in map(int, wanted)]
-    for n, table in made:
-        text = render(table, kind, title=f"Table {n}. {table_numbered(n).title}")
-        if out is None:
-            click.echo(text, nl=kind == "text" and n != made[-1][0])
-        else:
-            ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
-            path = Path(out) / f"table-{n}.{ending}"
-            path.parent.mkdir(parents=True, exist_ok=True)
+    ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
+    paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
+    for path in paths.values():
+        check_replaceable(path)
+    made = {n: paper_table(target, n, resamples=resamples) for n in map(int, wanted)}
+    texts = {n: render(table, kind, title=f"Table {n}. {table_numbered(n).title}") for n, table in made.items()}
+    if out is None:
+        click.echo(("\n" if kind == "text" else "").join(texts.values()), nl=False)
+        return
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with saying_overwritten(*paths.values()):
+        for n, path in paths.items():
             with replacing(path) as draft:
-                draft.write_text(text, encoding="utf-8")
+                draft.write_text(texts[n], encoding="utf-8")
             click.echo(str(path))
 
 
@@ -111,9 +114,13 @@ def figures(
     target = open_store(store)
     there = coverage(target)
     wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(there, one) is None)
-    made = [(n, paper_figure(target, n, fact_id=fact_id, layer=layer)) for n in wanted]
-    paths = [str(save(figure, Path(out) / f"figure-{n}.{format_}")) for n, figure in made]
-    click.echo(json.dumps(paths, indent=2) if as_json else "\n".join(paths))
+    paths = {n: Path(out) / f"figure-{n}.{format_}" for n in wanted}
+    for path in paths.values():
+        check_replaceable(path)
+    made = {n: paper_figure(target, n, fact_id=fact_id, layer=layer) for n in wanted}
+    with saying_overwritten(*paths.values()):
+        written = [str(save(made[n], path)) for n, path in paths.items()]
+    click.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
     if not numbers:
         _say_which("Figure", FIGURES, there)
 
@@ -137,11 +144,19 @@ def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
 
 @click.command()
 @options("store to read", "json")
-@click.option("--out", type=FILE_AND_FOLDER, default="report.html", show_default=True, help="File to write.")
+@click.option(
+    "--out", type=FILE_AND_FOLDER, default="report.html", show_default=True, help="File to write, or - for stdout."
+)
 def report(store: str | None, as_json: bool, out: str) -> None:
     """Write a report on everything in the store, as one self-contained HTML file."""
-    from fasttrace.analysis.report import write_report
+    from fasttrace.analysis.report import report_page, write_report
 
     check_apart(("--store", store), ("--out", out))
-    path = write_report(open_store(store), out)
+    if out == STDOUT:
+        if as_json:
+            raise UserError("expected --json or --out -, got both")
+        click.echo(report_page(open_store(store)), nl=False)
+        return
+    with saying_overwritten(out):
+        path = write_report(open_store(store), out)
     click.echo(json.dumps({"report": str(path)}) if as_json else f"report: {path}")

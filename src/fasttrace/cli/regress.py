@@ -26,7 +26,7 @@ from .options import named_store, open_stores, options
     metavar="LAYERS",
     help="Use the tracing effects of this window size; by default that of each edit.",
 )
-@click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead of stdout.")
+@click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead of stdout, which - names.")
 def regress(
     stores: tuple[str, ...],
     as_json: bool,

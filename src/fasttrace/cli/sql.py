@@ -13,7 +13,7 @@ from fasttrace.errors import UserError
 from fasttrace.optional import require
 
 from .catalogue import listed, relations_of, rendered
-from .deliver import FILE, check_apart, deliver, format_of
+from .deliver import FILE, STDOUT, check_apart, deliver, format_of
 from .options import named_store, open_stores, options
 
 ON_A_TERMINAL = 40
@@ -28,7 +28,8 @@ ON_A_TERMINAL = 40
     "--out",
     type=FILE,
     metavar="FILE",
-    help="Write to FILE instead, as --json or --csv, else by its ending (.json, .csv, .parquet), else as text.",
+    help="Write to FILE instead (- is stdout), as --json or --csv, else by its ending (.json, .csv, .parquet), else as "
+    "text.",
 )
 @click.option(
     "--max-rows",
@@ -78,7 +79,8 @@ def sql(
 
     form = format_of(as_json, as_csv, parquet, out)
     read = [("--store", named_store(text)[1]) for text in stores]
-    check_apart(*read, ("--out", out), ("--parquet", parquet))
+    script = query if query is not None and query.endswith(".sql") else None
+    check_apart(*read, ("the query", script), ("--out", out), ("--parquet", parquet))
     saved = saved_queries(folder)
     if listing:
         table = listed(saved)
@@ -89,7 +91,7 @@ def sql(
         deliver(relations_of(store, saved), form, parquet or out, lambda: shown(relations_of(store, saved), max_rows))
         return
     if query is None and sys.stdin.isatty():
-        if form != "text" or out or not sys.stdout.isatty():
+        if form != "text" or out not in (None, STDOUT) or not sys.stdout.isatty():
             raise UserError("expected a query (SQL, a saved query's name, a file ending in .sql, or -), got none")
         require("prompt_toolkit")
         from .prompt import Prompt
@@ -101,7 +103,7 @@ def sql(
     except KeyboardInterrupt:
         click.echo("fasttrace: the query was stopped", err=True)
         sys.exit(130)
-    deliver(table, form, parquet or out, lambda: shown(table, max_rows, screen=out is None))
+    deliver(table, form, parquet or out, lambda: shown(table, max_rows, screen=out in (None, STDOUT)))
 
 
 def shown(table: pa.Table, max_rows: int | None, *, screen: bool = True) -> str:

@@ -10,10 +10,12 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
 from fasttrace.study import Runner, Stage, Study, check_results, load_study, shipped, write_results
 
-from .deliver import check_apart, check_cache, check_store
+from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
 from .options import bar, emit, load, options, stages
 
 
@@ -22,8 +24,8 @@ from .options import bar, emit, load, options, stages
 @click.argument("file", required=False)
 @click.option("--list", "listed", is_flag=True, help="List the studies that come with fasttrace.")
 @click.option("--show", is_flag=True, help="Print the study file, as a start for your own.")
-@click.option("--out", metavar="DIRECTORY", help="Folder to write to; by default the study's name.")
-@click.option("--store", metavar="FILE", help="DuckDB file; by default study.duckdb in that folder.")
+@click.option("--out", type=NAME, metavar="DIRECTORY", help="Folder to write to; by default the study's name.")
+@click.option("--store", type=NAME, metavar="FILE", help="DuckDB file; by default study.duckdb in that folder.")
 @click.option("--dry-run", is_flag=True, help="Print counts and expected time, and compute nothing.")
 def study(
     as_json: bool, file: str | None, listed: bool, show: bool, out: str | None, store: str | None, dry_run: bool
@@ -52,7 +54,9 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
 
     begun, store = time.perf_counter(), ft.Store(store_path)
     if not dry_run:
-        check_apart(("--out", str(out)), ("--store", str(store_path)))
+        check_apart(("--out", out), ("--store", store_path), ("the report", out / "report.html"))
+        if any(is_same(store_path.parent, out / folder) for folder in ("tables", "figures")):
+            raise UserError(f"--store: expected a path apart from the study's tables and figures, got '{store_path}'")
         check_results(out)
         check_store(store_path, makes_folder=True)
         if chosen.uses_cache:
@@ -66,7 +70,8 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
     for folder in (out, store_path.parent):
         folder.mkdir(parents=True, exist_ok=True)
     facts = runner.run()
-    written = write_results(store, out)
+    with saying_overwritten(out, out / "tables", out / "figures"):
+        written = write_results(store, out)
     if as_json:
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
         return
@@ -102,7 +107,7 @@ def _duration(seconds: float) -> str:
 
 @click.command()
 @options("model", "json")
-@click.option("--out", metavar="DIRECTORY", default="demo", show_default=True, help="Folder to write to.")
+@click.option("--out", type=NAME, metavar="DIRECTORY", default="demo", show_default=True, help="Folder to write to.")
 @click.option(
     "--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Number of known facts to study."
 )

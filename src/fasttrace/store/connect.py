@@ -19,8 +19,8 @@ from typing import TypeVar
 
 import duckdb
 
-from fasttrace.errors import StoreError
-from fasttrace.places import replacing, why_unwritable
+from fasttrace.errors import StoreError, UserError
+from fasttrace.places import replacing, sweep, why_full, why_unwritable
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, upgrade
 from fasttrace.version import VERSION
 
@@ -96,9 +96,10 @@ def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
 def create(path: Path) -> None:
     """Create an empty store at `path` atomically. An existing file does not change.
 
-    Raises StoreError where the folder is missing or cannot be written.
+    Raises StoreError where the folder is missing, cannot be written or has no room.
     """
     if path.exists():
+        sweep(path.resolve().parent)  # of a process that was killed just after it had created the store
         return
     check_new(path)
     try:
@@ -109,7 +110,10 @@ def create(path: Path) -> None:
             made_by = {"fasttrace_version": VERSION, "created_at": utc_now()}
             con.execute(statement("add_schema_version"), {"version": SCHEMA_VERSION, **made_by})
             con.commit()
-    except (duckdb.Error, OSError) as error:
+            con.execute("CHECKPOINT")  # close() would ignore its errors, and the log beside the draft is dropped
+    except UserError as error:  # it names the path
+        raise StoreError(f"cannot create the store: {error}") from error
+    except duckdb.Error as error:
         raise StoreError(f"cannot create the store {path}: {_first_line(error)}") from error
 
 
@@ -134,9 +138,24 @@ def opened(
                 _rename_for_reading(con, version)
             elif version < SCHEMA_VERSION:
                 _upgrade(con, path, version)
-            yield con
+            with _room_for(path):
+                yield con
         finally:
             con.close()  # a transaction still open is rolled back
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Turns DuckDB's errors on a full disk, from any statement or commit of the block, into a StoreError."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if (reason := why_full(error)) is None:
+            raise
+        raise StoreError(
+            f"the store {path} cannot be written: {reason}; what was committed is in it, and with room the same "
+            "command goes on from there"
+        ) from error
 
 
 @contextmanager

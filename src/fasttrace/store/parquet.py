@@ -9,7 +9,7 @@ import duckdb
 from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
-from fasttrace.places import replacing
+from fasttrace.places import replacing, why_full
 from fasttrace.store.connect import RELATIONS, schema_columns
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
@@ -20,7 +20,7 @@ Read = Mapping[str, duckdb.DuckDBPyRelation]
 def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """Write every relation of the store on `con` atomically as folder/<relation>.parquet (zstd).
 
-    Raises StoreError where the folder exists or cannot be written.
+    Raises StoreError where the folder exists, and UserError where it cannot be written.
     """
     if folder.exists():
         raise StoreError(f"the folder {folder} exists already: name another, or remove it")
@@ -29,7 +29,7 @@ def export(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
             draft.mkdir()
             for relation in RELATIONS:
                 con.table(relation).write_parquet(str(draft / f"{relation}.parquet"), compression="zstd")
-    except (duckdb.Error, OSError) as error:
+    except duckdb.Error as error:
         raise StoreError(f"the folder {folder} cannot be written: {_first_line(error)}") from error
 
 
@@ -126,7 +126,8 @@ def _damage_reported(folder: Path) -> Iterator[None]:
         yield
     except (duckdb.Error, StoreError) as error:
         cause = error.__cause__ if isinstance(error, StoreError) else error
-        if isinstance(cause, duckdb.Error) and not isinstance(cause, duckdb.ConstraintException):
+        of_a_row = isinstance(cause, duckdb.ConstraintException)
+        if isinstance(cause, duckdb.Error) and not of_a_row and why_full(cause) is None:
             raise StoreError(f"the folder {folder} holds a damaged file: {_first_line(cause)}") from error
         raise
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
+from fasttrace.places import why_full
 from fasttrace.runs import Run
 from fasttrace.settings.columns import stored_settings
 from fasttrace.store.connect import schema_columns, statement, utc_now
@@ -221,6 +222,8 @@ def execute(con: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Any]
     try:
         rows = con.execute(sql, {key: value for key, value in values.items() if key in names}).fetchall()
     except duckdb.Error as error:
+        if why_full(error) is not None:
+            raise  # `opened` names the file
         run = f" of the run {values['run_id']}" if "run_id" in values else ""
         reason = str(error).strip().splitlines()[0]
         raise StoreError(f"a row{run} does not fit the store ({name}): {reason}") from error
