@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 from fasttrace.optional import duckdb
 from fasttrace.settings.columns import SETTINGS
 from fasttrace.store import Readable, Store
 from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, statement
 from fasttrace.store.header import Header, header_of
-from fasttrace.store.query import ONCE, parameters_of, run_script
+from fasttrace.store.query import ONCE, check_leaves_alone, check_writes_no_file, parameters_of, run_script
 
 from .relation import CHAIN, make_chain, sql
 
@@ -89,19 +89,29 @@ def find(saved: Mapping[str, Saved], name: str) -> Saved:
 
 
 def ask(
-    store: Readable, query: str | Saved, params: Mapping[str, Any] | None = None, *, write: bool = False
+    store: Readable,
+    query: str | Saved,
+    params: Mapping[str, Any] | None = None,
+    *,
+    write: bool = False,
+    folders: Iterable[Path] = (),
 ) -> pa.Table:
     """The rows of the last statement of a query over the store's relations and the views of the analysis.
 
     params: values of its `$name` parameters. A string is converted to the type that it is compared with.
     write: let the statements change the store, in one transaction.
+    folders: let the statements read the files of these folders, and with `write` also write them.
     Over several stores, the analysis' own queries count every row once. Other queries read the relations they name.
     Raises UserError, one sentence, for a parameter that is missing or unknown, and for whatever DuckDB refuses.
     """
     text = query if isinstance(query, str) else query.text
     if not isinstance(query, str) and query.kind == "query":
         store = store.once()
-    with _opened(store, write) as con:
+    if not (write and folders):
+        check_writes_no_file(text)
+    if write:
+        check_leaves_alone(text, store.files.values())
+    with _opened(store, write, folders) as con:
         values = _values(query, dict(params or {}))  # after opening: a missing store is reported first
         make_chain(con)
         if not write:
@@ -137,23 +147,23 @@ def value_of(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UserError(f"expected a parameter as NAME=VALUE, got {text!r}")
+        raise UserError(f"expected a parameter as NAME=VALUE, got {shown(text)}")
     if value.lower() == "null":
         return name, None
     if not value.startswith("["):
         return name, value
     try:
         return name, json.loads(value)
-    except ValueError as error:
-        raise UserError(f'expected a list such as ["a", "b"] or [1, 2], got {text!r}') from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'expected a list such as ["a", "b"] or [1, 2], got {shown(text)}') from error
 
 
-def _opened(store: Readable, write: bool) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+def _opened(store: Readable, write: bool, folders: Iterable[Path]) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     if not write:
-        return store.reading()
+        return store.reading(folders=folders)
     if not isinstance(store, Store):
         raise UserError("expected one store to write to, got several, which can only be read")
-    return store.writing()
+    return store.writing(folders=folders)
 
 
 def _values(query: str | Saved, params: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_sources_of_a_query(place, ask):
     for words, stdin in (((script,), None), (("q.sql",), None), (("-",), script), ((), script)):
         assert json.loads(ask(*words, *STORE, "--json", stdin=stdin).stdout) == wanted
     assert json.loads(ask("SELECT 1 AS x, 2 AS x", *STORE, "--json").stdout) == [{"x": 1, "x_1": 2}]
-    assert ask("SET threads = 1", *STORE).stdout == ""
+    assert ask("SET VARIABLE least = 1", *STORE).stdout == ""
 
 
 def test_the_views_of_the_analysis_can_be_queried(ask):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import duckdb
 import pyarrow as pa
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -18,7 +17,9 @@ from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers.sql import SqlLexer
 
 from fasttrace.errors import UserError
+from fasttrace.store.connect import connection
 
+from . import signals
 from .catalogue import listed, relations_of, rendered
 
 HELP = """\
@@ -40,13 +41,21 @@ class Prompt:
     """Reads queries and prints their results, until the user leaves.
 
     store: the store or stores to query. saved: {name: saved query}. write: whether queries may change the store.
-    show: converts a table to text.
+    show: converts a table to text. folders: whose files the queries may read, and with `write` also write.
     """
 
-    def __init__(self, store: Any, saved: Mapping[str, Any], write: bool, show: Callable[[pa.Table], str]) -> None:
+    def __init__(
+        self,
+        store: Any,
+        saved: Mapping[str, Any],
+        write: bool,
+        show: Callable[[pa.Table], str],
+        folders: Iterable[Path] = (),
+    ) -> None:
         from fasttrace.analysis.saved import columns_of
 
-        self.store, self.saved, self.write, self.show = store, saved, write, show
+        self.store, self.saved, self.show = store, saved, show
+        self.write, self.folders = write, tuple(folders)
         self.columns = columns_of(store)  # raises before the first prompt if the store cannot be read
         self.session: PromptSession[str] = PromptSession(
             history=_history(),
@@ -69,8 +78,8 @@ class Prompt:
                     click.echo(self.answer(line), nl=False)
             except EOFError:
                 return
-            except KeyboardInterrupt:
-                continue
+            except KeyboardInterrupt as stop:
+                signals.go_on(stop)
             except UserError as error:
                 click.echo(f"fasttrace: {error}", err=True)
 
@@ -82,13 +91,11 @@ class Prompt:
             return self._command(line)
         call = self._call(line)
         try:
-            if call is None:
-                table = ask(self.store, line, write=self.write)
-            else:
-                table = ask(
-                    self.store, self.saved[call[0]], dict(value_of(word) for word in call[1:]), write=self.write
-                )
-        except KeyboardInterrupt:
+            query, words = (line, []) if call is None else (self.saved[call[0]], call[1:])
+            params = dict(value_of(word) for word in words)
+            table = ask(self.store, query, params, write=self.write, folders=self.folders)
+        except KeyboardInterrupt as stop:
+            signals.go_on(stop)
             raise UserError("the query was stopped") from None
         if self.write:
             self.columns = columns_of(self.store)
@@ -148,7 +155,7 @@ class Words(Completer):
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
-        con = duckdb.connect(":memory:")
+        con = connection()
         try:
             words = con.execute("SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'")
             self.keywords = sorted({word.upper() for (word,) in words.fetchall()} | {"OVER", "PARTITION BY", "FILTER"})

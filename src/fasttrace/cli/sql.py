@@ -11,12 +11,16 @@ from rich.console import Console
 
 from fasttrace.errors import UserError
 from fasttrace.optional import require
+from fasttrace.settings.base import Setting
+from fasttrace.settings.kinds import MOST_SECONDS, Bounds, kind_of
 
+from . import signals
 from .catalogue import listed, relations_of, rendered
 from .deliver import FILE, STDOUT, check_apart, deliver, format_of
-from .options import named_store, open_stores, options
+from .options import SettingType, named_store, open_stores, options
 
 ON_A_TERMINAL = 40
+WAIT = Setting(owner="sql", name="wait", annotation=float, kind=kind_of(float, Bounds(0, most=MOST_SECONDS)))
 
 
 @click.command()
@@ -48,9 +52,17 @@ ON_A_TERMINAL = 40
 @click.option("--relations", is_flag=True, help="List the relations of the store and the views of the analysis.")
 @click.option("--write", is_flag=True, help="Let the query change the store; nothing changes on an error.")
 @click.option(
+    "--files",
+    "folders",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Let the query read the files of this folder, and with --write also write there; repeatable.",
+)
+@click.option(
     "--wait",
-    type=click.FloatRange(0),
-    default=60.0,
+    type=SettingType(WAIT),
+    default="60",
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for a store that another process has open.",
@@ -68,9 +80,12 @@ def sql(
     listing: bool,
     relations: bool,
     write: bool,
+    folders: tuple[Path, ...],
     wait: float,
 ) -> None:
     """Query a store with SQL. The store is opened read-only, unless --write is given.
+
+    A query can reach the store and the folders given with --files, but no other file, no network and no extension.
 
     QUERY is SQL, the name of a saved query, a file ending in .sql, or - for stdin. If it has several statements, the
     rows of the last one are shown. Without QUERY, fasttrace opens a prompt on a terminal, and otherwise reads stdin.
@@ -96,13 +111,13 @@ def sql(
         require("prompt_toolkit")
         from .prompt import Prompt
 
-        Prompt(store, saved, write, lambda table: shown(table, max_rows)).run()
+        Prompt(store, saved, write, lambda table: shown(table, max_rows), folders).run()
         return
     try:
-        table = ask(store, _resolved(query, saved), _values(params), write=write)
-    except KeyboardInterrupt:
+        table = ask(store, _resolved(query, saved), _values(params), write=write, folders=folders)
+    except KeyboardInterrupt as stop:
         click.echo("fasttrace: the query was stopped", err=True)
-        sys.exit(130)
+        sys.exit(signals.exit_code(stop))
     deliver(table, form, parquet or out, lambda: shown(table, max_rows, screen=out in (None, STDOUT)))
 
 

@@ -4,20 +4,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 
-from fasttrace.facts.record import Fact
+from fasttrace.facts.record import Facts
 from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_new, check_schema, create, opened, statement
+from fasttrace.store.connect import check_new, check_schema, connection, create, opened, statement
 from fasttrace.store.migrate import SCHEMA_VERSION
-from fasttrace.store.query import Readable, rows_of
+from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.write import Result, batch_of, facts_table, write, write_facts
 
-__all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stores", "rows_of"]
+__all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]
 
 
 class Store(Readable):
@@ -33,13 +35,25 @@ class Store(Readable):
     Raises StoreError where the file or its folder cannot be used.
     """
 
-    def __init__(self, path: str | PathLike[str], *, timeout_s: float = 60.0, memory: str | None = None) -> None:
+    @checked
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        timeout_s: Annotated[float, Bounds(0, most=MOST_SECONDS)] = 60.0,
+        memory: str | None = None,
+    ) -> None:
         self.path = Path(path)
         self.timeout_s = timeout_s
         self.memory = memory
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The file, under the name ""."""
+        return {"": self.path}
 
     def create(self) -> None:
         """Create the file if it does not exist and open it once for writing, so that a bad path shows early."""
@@ -55,6 +69,7 @@ class Store(Readable):
         with opened(self.path, read_only=False, timeout_s=self.timeout_s, memory=self.memory, upgrades=False):
             pass
 
+    @checked
     def add(self, result: Result) -> int:
         """Add a result (trace, edit, known facts, moments, benchmark) as one transaction.
 
@@ -70,22 +85,25 @@ class Store(Readable):
         with self._opened(read_only=False) as con:
             return write(con, run, tables)
 
-    def add_facts(self, facts: Iterable[Fact]) -> int:
+    @checked
+    def add_facts(self, facts: Facts) -> int:
         """Add facts by fact_id as one transaction. Returns how many were new."""
-        facts = list(facts)
         facts_table(facts)  # raises before the file is created
         create(self.path)
         with self._opened(read_only=False) as con:
             return write_facts(con, facts)
 
+    @checked
     def to_parquet(self, folder: str | PathLike[str]) -> None:
         """Write the store atomically as folder/<relation>.parquet (zstd), for other tools or `add_parquet`.
 
         Raises StoreError where the folder exists.
         """
-        with self.reading() as con:
-            parquet.export(con, Path(folder))
+        folder = Path(folder)
+        with self.reading(folders=[folder.parent]) as con:
+            parquet.export(con, folder)
 
+    @checked
     def add_parquet(self, folder: str | PathLike[str]) -> int:
         """Add a store that `to_parquet` wrote, as one transaction. As in `add`, no row is added twice.
 
@@ -94,33 +112,40 @@ class Store(Readable):
         Raises StoreError where the folder is not such a store, a file is damaged, or a run_id or fact_id stands for
         something else in this store. This store then does not change.
         """
-        with duckdb.connect(":memory:") as con:
-            parquet.read(con, Path(folder))  # raises before the file is created
+        folder = Path(folder)
+        with connection(folders=[folder]) as con:
+            parquet.read(con, folder)  # raises before the file is created
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return parquet.add(con, parquet.read(con, Path(folder)), Path(folder))
+        with self._opened(read_only=False, folders=[folder]) as con:
+            return parquet.add(con, parquet.read(con, folder), folder)
 
+    @checked
     def done(self, run_id: str) -> set[str]:
         """The fact_ids that a tracing run, or a knowledge test, has finished."""
         return {row[0] for row in self._rows("done", run_id)}
 
+    @checked
     def done_edits(self, run_id: str) -> set[tuple[str, int]]:
         """(fact_id, layer) of the edits that an editing run has finished."""
         return {(row[0], row[1]) for row in self._rows("done_edits", run_id)}
 
     @contextmanager
-    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Yield a read-only connection. All queries in the `with` block see the same state of the store."""
-        with self._opened(read_only=True) as con:
+    def reading(self, *, folders: Iterable[Path] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a read-only connection. All queries in the `with` block see the same state of the store.
+
+        folders: the folders whose files the queries may read. They can read no other file.
+        """
+        with self._opened(read_only=True, folders=folders) as con:
             yield con
 
     @contextmanager
-    def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def writing(self, *, folders: Iterable[Path] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
         """Yield a connection. The `with` block is one transaction, which is rolled back where the block raises.
 
+        folders: the folders whose files the queries may read and write. They can reach no other file.
         Raises StoreError, and rolls back, where the block alters or drops a relation of the store.
         """
-        with self._opened(read_only=False) as con:
+        with self._opened(read_only=False, folders=folders) as con:
             con.begin()
             yield con
             check_schema(con, self.path)
@@ -134,8 +159,10 @@ class Store(Readable):
         """The relations of the file: relation, kind ('table' or 'view'), n_rows (NULL for a view), n_columns."""
         return self.query(statement("relations"))
 
-    def _opened(self, *, read_only: bool) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return opened(self.path, read_only=read_only, timeout_s=self.timeout_s, memory=self.memory)
+    def _opened(
+        self, *, read_only: bool, folders: Iterable[Path] = ()
+    ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return opened(self.path, read_only=read_only, timeout_s=self.timeout_s, memory=self.memory, folders=folders)
 
     def _rows(self, name: str, run_id: str) -> list[tuple[Any, ...]]:
         if not self.path.exists():

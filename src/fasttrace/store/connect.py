@@ -7,15 +7,16 @@ outlives its `with` block, and a process that finds the file locked retries for 
 import os
 import random
 import re
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -82,9 +83,60 @@ def schema_keys() -> dict[str, list[str]]:
         return dict(con.execute(statement("keys_found")).fetchall()) | _UNINDEXED
 
 
+# A query can reach the store, its temporary folder and the folders that it is given. It can reach no other file, no
+# network, no extension and no Python variable, and cannot change any of this.
+_CLOSED: dict[str, Any] = {"enable_external_access": False, "lock_configuration": True}
+_WITHOUT_EXTENSIONS: dict[str, Any] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "allow_unsigned_extensions": False,
+    "python_enable_replacements": False,
+}
+
+
+def connection(
+    path: Path | None = None,
+    *,
+    read_only: bool = False,
+    memory: str | None = None,
+    stores: Mapping[str, Path] | None = None,
+    folders: Iterable[Path] = (),
+) -> duckdb.DuckDBPyConnection:
+    """A connection to the file `path`, or to a database in memory. Every connection of fasttrace is made here.
+
+    memory: as for `opened`. stores: {name: file} to attach for reading. folders: the folders whose files its queries
+        may read and write.
+    Raises StoreError where a file cannot be opened.
+    """
+    stores, reachable = stores or {}, [str(folder.resolve()) for folder in folders]
+    config = dict(_WITHOUT_EXTENSIONS)
+    if memory is not None:
+        config["memory_limit"] = memory
+    if path is None:  # otherwise DuckDB takes a folder beside the file
+        config["temp_directory"] = next((f"{file.resolve()}.tmp" for file in stores.values()), "")
+    if not stores and not reachable:
+        config |= _CLOSED  # from the start, so that connections to one file within each other have one configuration
+    with _opening(path):
+        con = duckdb.connect(":memory:" if path is None else str(path), read_only=read_only, config=config)
+    try:
+        for name, file in stores.items():
+            text = str(file.resolve()).replace("'", "''")  # DuckDB 1.5 takes no parameter here
+            with _opening(file):
+                con.execute(f"ATTACH '{text}' AS {quoted(name)} (READ_ONLY)")
+        if stores or reachable:
+            con.execute("SET allowed_directories = $folders", {"folders": reachable})
+            for name, value in _CLOSED.items():
+                con.execute(f"SET {name} = {value}")
+    except BaseException:
+        con.close()
+        raise
+    return con
+
+
 @contextmanager
 def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
-    con = duckdb.connect(":memory:")
+    con = connection()
     try:
         for relation in RELATIONS:
             con.execute(schema_sql(relation))
@@ -103,7 +155,7 @@ def create(path: Path) -> None:
         return
     check_new(path)
     try:
-        with replacing(path, keep=True) as draft, closing(duckdb.connect(str(draft))) as con:
+        with replacing(path, keep=True) as draft, closing(connection(draft)) as con:
             con.begin()
             for relation in RELATIONS:
                 con.execute(schema_sql(relation))
@@ -119,58 +171,141 @@ def create(path: Path) -> None:
 
 @contextmanager
 def opened(
-    path: Path, *, read_only: bool, timeout_s: float, memory: str | None = None, upgrades: bool = True
+    path: Path,
+    *,
+    read_only: bool,
+    timeout_s: float,
+    memory: str | None = None,
+    upgrades: bool = True,
+    folders: Iterable[Path] = (),
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection to an existing store, after a check of its schema. It is closed at the end of the block.
 
     A store of an older schema version is read under this version's names. A connection for writing upgrades it first.
+    The first one of a process reads the whole store before, because DuckDB would write into a damaged one.
     timeout_s: for how many seconds a locked file is retried.
     memory: DuckDB's memory_limit, such as "2GB", or None for its default.
     upgrades: whether a connection for writing upgrades an older store. Otherwise it reads it under the new names.
-    Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, not a store of a schema
-    version from OLDEST_VERSION on, or (unless read_only) not writable.
+    folders: the folders whose files the queries may read and write.
+    Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, damaged, not a store of a
+    schema version from OLDEST_VERSION on, or (unless read_only) not writable. Also where the block meets a damaged
+    part, or finds the disk full.
     """
-    with _turn:
-        con = _patiently(lambda: _connect(path, read_only, memory), timeout_s)
+    with _turn, _failures_of([path]):
+        _check_file(path, read_only)
+        if not read_only:
+            _check_whole(path, timeout_s)
+        con = _patiently(lambda: connection(path, read_only=read_only, memory=memory, folders=folders), timeout_s)
         try:
             version = check_schema(con, path)
             if version < SCHEMA_VERSION and (read_only or not upgrades):
                 _rename_for_reading(con, version)
             elif version < SCHEMA_VERSION:
                 _upgrade(con, path, version)
-            with _room_for(path):
-                yield con
+            yield con
         finally:
             con.close()  # a transaction still open is rolled back
 
 
 @contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """Turns DuckDB's errors on a full disk, from any statement or commit of the block, into a StoreError."""
-    try:
-        yield
-    except duckdb.Error as error:
-        if (reason := why_full(error)) is None:
-            raise
-        raise StoreError(
-            f"the store {path} cannot be written: {reason}; what was committed is in it, and with room the same "
-            "command goes on from there"
-        ) from error
-
-
-@contextmanager
-def attached(paths: Mapping[str, Path], *, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+def attached(
+    paths: Mapping[str, Path], *, timeout_s: float, folders: Iterable[Path] = ()
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection on which every store can be read as name.relation. All stores are attached, or none.
 
-    paths: {name: file}. timeout_s: as in `opened`, for all stores together.
+    paths: {name: file}. timeout_s: as in `opened`, for all stores together. folders: as in `opened`.
     Raises StoreError as `opened` does.
     """
-    with _turn:
-        con = _patiently(lambda: _attach_all(paths), timeout_s)
+    with _turn, _failures_of(paths.values()):
+        for path in paths.values():
+            _check_file(path, read_only=True)
+        # Where one store is locked, all are released, because their writers may wait.
+        con = _patiently(lambda: connection(stores=paths, folders=folders), timeout_s)
         try:
+            for name, path in paths.items():
+                con.execute(f"USE {quoted(name)}")
+                check_schema(con, path)
+            con.execute("USE memory")
             yield con
         finally:
             con.close()
+
+
+# The stores that this process has read as a whole.
+_whole: set[tuple[Path, int, int]] = set()
+
+
+def _check_whole(path: Path, timeout_s: float) -> None:
+    """Raise StoreError where a part of the store is damaged, at the first call for a file."""
+    found = path.stat()
+    key = (path.resolve(), found.st_dev, found.st_ino)
+    if key not in _whole:
+        with closing(_patiently(lambda: connection(path, read_only=True), timeout_s)) as con:
+            _read_whole(con)
+        _whole.add(key)
+
+
+def _read_whole(con: duckdb.DuckDBPyConnection) -> None:
+    """Read every value of every table of the connection's file. DuckDB then checks the sum of every block in use."""
+    for schema, table in con.execute(statement("tables")).fetchall():
+        con.execute(f"SELECT bit_xor(hash(every)) FROM {quoted(schema)}.{quoted(table)} AS every").fetchall()
+
+
+@contextmanager
+def _failures_of(paths: Iterable[Path]) -> Iterator[None]:
+    """Turns DuckDB's errors on a damaged store or a full disk, from any statement or commit, into a StoreError.
+
+    paths: the stores that the block reads. An error that is chained to one of DuckDB's is turned as well.
+    """
+    paths = list(paths)
+    try:
+        yield
+    except (duckdb.Error, UserError) as error:
+        cause: BaseException | None = error
+        while isinstance(cause, UserError):
+            cause = cause.__cause__
+        if isinstance(cause, duckdb.Error) and _is_damage(cause, paths):
+            raise StoreError(_damaged(paths, cause)) from cause
+        if cause is not error:
+            raise
+        where = " and ".join(map(str, paths))
+        if (reason := why_full(error)) is not None:
+            raise StoreError(
+                f"the store {where} cannot be written: {reason}; what was committed is in it, and with room the same "
+                "command goes on from there"
+            ) from error
+        if isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.InternalException):
+            raise StoreError(f"the store {where} cannot be read or written: {_first_line(error)}") from error
+        raise
+
+
+def _is_damage(error: duckdb.Error, paths: list[Path]) -> bool:
+    """Whether DuckDB found a damaged part of a store or of its log. The type of the error depends on its version."""
+    text = str(error)
+    cut = "Could not read enough bytes from file" in text and any(f'{path.name}"' in text for path in paths)
+    return cut or any(words in text for words in ("Corrupt database file", "Corrupt WAL file", "replaying WAL file"))
+
+
+def _damaged(paths: list[Path], error: duckdb.Error) -> str:
+    """The sentence for a damaged store. DuckDB does not always name the file, so each of several is read again."""
+    if "WAL" in str(error):
+        found = re.search(r'file "(.+)\.wal"', str(error))
+        path = found[1] if found else " or ".join(map(str, paths))
+        return f"the log {path}.wal of the store is damaged: restore both from a copy, or name another store"
+    found_in = [path for path in paths if len(paths) == 1 or _is_damaged(path)]
+    return (
+        f"the store {' or '.join(map(str, found_in or paths))} is damaged, and a part of it cannot be read: restore it "
+        "from a copy, or name another"
+    )
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        with closing(connection(path, read_only=True)) as con:
+            _read_whole(con)
+    except (duckdb.Error, UserError, _Locked):
+        return True
+    return False
 
 
 def quoted(name: str) -> str:
@@ -213,37 +348,14 @@ def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
         delay = min(delay * 1.6, 0.25)
 
 
-def _connect(path: Path, read_only: bool, memory: str | None) -> duckdb.DuckDBPyConnection:
-    _check_file(path, read_only)
-    config: dict[str, str | bool | int | float | list[str]] = {} if memory is None else {"memory_limit": memory}
-    with _opening(path):
-        return duckdb.connect(str(path), read_only=read_only, config=config)
-
-
-def _attach_all(paths: Mapping[str, Path]) -> duckdb.DuckDBPyConnection:
-    """Attach all stores to one connection. Where one is locked, all are released, because their writers may wait."""
-    con = duckdb.connect(":memory:")
-    try:
-        for name, path in paths.items():
-            _check_file(path, read_only=True)
-            file = str(path.resolve()).replace("'", "''")  # DuckDB 1.5 takes no parameter here
-            with _opening(path):
-                con.execute(f"ATTACH '{file}' AS {quoted(name)} (READ_ONLY)")
-            con.execute(f"USE {quoted(name)}")
-            check_schema(con, path)
-        con.execute("USE memory")
-    except BaseException:
-        con.close()
-        raise
-    return con
-
-
 @contextmanager
-def _opening(path: Path) -> Iterator[None]:
+def _opening(path: Path | None) -> Iterator[None]:
     """Turns DuckDB's errors on opening `path` into _Locked or StoreError."""
     try:
         yield
     except duckdb.Error as error:
+        if path is None:
+            raise
         if _is_lock(error):
             raise _Locked(path) from error
         raise StoreError(_sentence(path, error)) from error
@@ -271,10 +383,15 @@ def check_new(path: Path) -> None:
 
 
 def _check_file(path: Path, read_only: bool) -> None:
-    if path.is_dir():
-        raise StoreError(f"the store {path}: expected a file, got a folder")
-    if not path.exists():
-        raise StoreError(f"there is no store at {path}: `fasttrace trace` or `fasttrace edit` creates one")
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"there is no store at {path}: `fasttrace trace` or `fasttrace edit` creates one") from None
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise StoreError(f"the store {path} cannot be opened: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "neither file nor folder"
+        raise StoreError(f"the store {path}: expected a file, got {kind}")
     if not os.access(path, os.R_OK):
         raise StoreError(f"the store {path} cannot be read: permission denied")
     if not read_only and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
@@ -283,6 +400,8 @@ def _check_file(path: Path, read_only: bool) -> None:
 
 def _sentence(path: Path, error: duckdb.Error) -> str:
     text = str(error)
+    if (reason := why_full(error)) is not None:
+        return f"the store {path} cannot be opened: {reason}"
     if "not a valid DuckDB database file" in text:
         return f"the store {path} is not a DuckDB file: name another path, or remove it"
     if "version number" in text:

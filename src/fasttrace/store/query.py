@@ -1,16 +1,23 @@
 """The common base of one store and several stores: reading them with SQL."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from pathlib import Path
+from threading import Event, Thread
+from typing import Annotated, Any, Literal
 
 import duckdb
 import pyarrow as pa
-from duckdb import ExpectedResultType
+from duckdb import ExpectedResultType, StatementType
 
 from fasttrace.errors import StoreError
+from fasttrace.places import is_same
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import Kind, instance
+from fasttrace.store.connect import connection
 
 Params = Sequence[Any] | Mapping[str, Any]
 
@@ -21,9 +28,22 @@ ONCE = "once"
 class Readable(ABC):
     """One store or several stores. The analysis functions accept either."""
 
+    @property
     @abstractmethod
-    def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        """A read-only connection. All queries in the `with` block see the same state."""
+    def files(self) -> dict[str, Path]:
+        """{name: file} of the stores. One store has the name ""."""
+
+    @property
+    def where(self) -> str:
+        """The files, for messages."""
+        return ", ".join(map(str, self.files.values()))
+
+    @abstractmethod
+    def reading(self, *, folders: Iterable[Path] = ()) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A read-only connection. All queries in the `with` block see the same state.
+
+        folders: the folders whose files the queries may read. They can read no other file.
+        """
 
     @abstractmethod
     def relations(self) -> pa.Table:
@@ -33,6 +53,7 @@ class Readable(ABC):
     def once(self) -> "Readable":
         """The same data with every row of a relation once. One store returns itself."""
 
+    @checked
     def query(self, sql: str, params: Params = ()) -> pa.Table:
         """Return the rows of a query. The file is opened read-only.
 
@@ -42,16 +63,21 @@ class Readable(ABC):
             return rows_of(con, sql, params)
 
 
+Stored = Annotated[Readable, Kind("a store, as ft.Store(path) or ft.Stores(paths) opens it", instance(Readable))]
+"""A store, or several, as the argument of a public function."""
+
+
 def rows_of(con: duckdb.DuckDBPyConnection, sql: str, params: Params = ()) -> pa.Table:
     """The rows of one query as a pyarrow Table, empty for a statement without rows.
 
-    Raises StoreError where the query fails.
+    Raises StoreError where the query fails, or would write a file.
     """
+    check_writes_no_file(sql)
     try:
         relation = con.sql(sql, params=params or None)
         return pa.table({}) if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
-        raise StoreError(f"the query failed: {message_of(error)}") from error
+        raise StoreError(_failure(error)) from error
 
 
 def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -> pa.Table:
@@ -60,17 +86,30 @@ def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, A
     params: values for `$name`, passed to the statements that contain it. Ctrl-C stops the script.
     Raises StoreError where there is no statement or one fails.
     """
-    # DuckDB does not check for signals while it computes a result, but a thread that waits for it does.
-    with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(_run, con, text, params)
+    stopped, outcome = Event(), Future[pa.Table]()
+
+    def work() -> None:
+        if stopped.is_set():
+            outcome.cancel()
+            return
         try:
-            return running.result()
-        except KeyboardInterrupt:
-            # An interrupt that arrives before a statement starts, or between two, is lost.
-            while not running.done():
-                con.interrupt()
-                wait([running], timeout=0.05)
-            raise
+            outcome.set_result(_run(con, text, params))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # DuckDB does not check for signals while it computes a result, but a thread that waits for it does.
+    thread = Thread(target=work)
+    try:
+        thread.start()
+        return outcome.result()
+    except KeyboardInterrupt:
+        # A thread that does not run yet, because Ctrl-C came while it was being started, sees `stopped` first.
+        stopped.set()
+        # An interrupt that arrives before a statement starts, or between two, is lost.
+        while thread.ident is not None and not outcome.done():
+            con.interrupt()
+            wait([outcome], timeout=0.05)
+        raise
 
 
 def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -> pa.Table:
@@ -79,28 +118,85 @@ def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -
         if not statements:
             raise StoreError("the query: expected a statement, got an empty text")
         *first, last = [(one, {name: params[name] for name in one.named_parameters} or None) for one in statements]
+        if any(one.type == StatementType.TRANSACTION for one in statements):
+            raise StoreError("the query is one transaction already: leave out BEGIN, COMMIT and ROLLBACK")
+        answers = last[0].expected_result_type == [ExpectedResultType.QUERY_RESULT]
         for one, values in first:
             con.execute(one, values).fetchall()  # DuckDB 2 requires a result to be read before the next statement
         relation = con.sql(last[0], params=last[1])
         rows = pa.table({}) if relation is None else _named_once(relation.to_arrow_table())
         # DuckDB 2 answers CREATE and SET with an empty table that says Success.
-        answers = last[0].expected_result_type == [ExpectedResultType.QUERY_RESULT]
         return rows if answers or len(rows) else pa.table({})
     except duckdb.Error as error:
         if "read-only" in str(error):
             raise StoreError(
                 "the query writes, but the store is open read-only: --write on one store allows it"
             ) from error
-        raise StoreError(f"the query failed: {message_of(error)}") from error
+        raise StoreError(_failure(error)) from error
+    except ValueError as error:  # a statement's type that DuckDB's own Python package does not know
+        raise StoreError(f"the query failed: {error}") from error
+
+
+_WRITERS = {"COPY", "EXPORT", "IMPORT", "ATTACH"}
+
+
+def check_writes_no_file(text: str) -> None:
+    """Raise StoreError where SQL has a statement that can write a file, also within another, such as EXPLAIN ANALYZE.
+
+    DuckDB's read-only mode does not refuse them, and the store's own path is one that its queries can reach.
+    """
+    for word, _ in _words(text):
+        if word.upper() in _WRITERS:
+            raise StoreError(
+                f"the query has {word.upper()}, which can write files, and is read-only: --write together with --files "
+                "DIR allows it; --out FILE writes the rows of any query, and a second --store reads another store"
+            )
+
+
+def check_leaves_alone(text: str, files: Iterable[Path]) -> None:
+    """Raise StoreError where SQL names one of the files. To close one would end this process's lock on the store."""
+    for _, quoted in _words(text):
+        for file in files:
+            if quoted and (is_same(quoted, file) or is_same(quoted, f"{file}.wal")):
+                raise StoreError(f"the query: expected a file other than the store, got '{quoted}'")
+
+
+def _words(text: str) -> Iterable[tuple[str, str]]:
+    """(word, "") of every word outside quotes and comments, and ("", text) of every text in single quotes."""
+    encoded = text.encode()  # the tokenizer counts bytes
+    tokens = duckdb.tokenize(text)
+    ends = ([start for start, _ in tokens[1:]] + [len(encoded)])[: len(tokens)]
+    for (start, _), end in zip(tokens, ends, strict=True):
+        token = encoded[start:end].decode(errors="replace")
+        if found := re.match(r"[A-Za-z_]\w*(?!['\w])", token):
+            yield found[0], ""
+        elif found := re.match(r"[eE]?'((?:[^']|'')*)'", token):
+            yield "", found[1].replace("''", "'")
+
+
+def _failure(error: duckdb.Error) -> str:
+    """The sentence for a query that failed. Where DuckDB was not allowed to do something, it says what allows it."""
+    text = str(error)
+    named = re.search(r'"([^"]+)"', text)
+    name = named[1] if named else ""
+    if "has been locked" in text:
+        return f"the query sets {name}, but DuckDB's settings are fixed: only USE and SET VARIABLE can be used"
+    if "external extensions is disabled" in text or "/extensions/" in text or "INSTALL " in text:
+        return "the query needs an extension of DuckDB, and fasttrace loads none: leave it out"
+    if "file system operations are disabled" in text:
+        return (
+            f"the query uses '{name}', but it can reach only the store: --files DIR lets it read the files of a folder"
+        )
+    return f"the query failed: {message_of(error)}"
 
 
 def parameters_of(text: str) -> set[str]:
     """The names of all `$name` in a script. Raises StoreError where it is not SQL or contains `?`."""
-    con = duckdb.connect(":memory:")
+    con = connection()
     try:
         names = {name for statement in con.extract_statements(text) for name in statement.named_parameters}
     except duckdb.Error as error:
-        raise StoreError(f"the query failed: {message_of(error)}") from error
+        raise StoreError(_failure(error)) from error
     finally:
         con.close()
     if any(name.isdigit() for name in names):

@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from functools import reduce
 from os import PathLike
 from pathlib import Path
+from typing import Annotated
 
 import duckdb
 import pyarrow as pa
 from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, statement
 from fasttrace.store.migrate import as_current
 from fasttrace.store.query import ONCE, Readable
@@ -35,11 +38,12 @@ class Stores(Readable):
     Raises StoreError where a name or a file cannot be used, or two stores contradict each other.
     """
 
+    @checked
     def __init__(
         self,
         stores: Mapping[str, File] | Iterable[File | tuple[str, File]],
         *,
-        timeout_s: float = 60.0,
+        timeout_s: Annotated[float, Bounds(0, most=MOST_SECONDS)] = 60.0,
     ) -> None:
         given = stores.items() if isinstance(stores, Mapping) else stores
         self.paths = _checked([one if isinstance(one, tuple) else (Path(one).stem, one) for one in given])
@@ -50,14 +54,17 @@ class Stores(Readable):
         return f"Stores({ {name: str(path) for name, path in self.paths.items()} })"
 
     @property
-    def path(self) -> Path:
-        """The file of the first store, for messages."""
-        return next(iter(self.paths.values()))
+    def files(self) -> dict[str, Path]:
+        """The files by name."""
+        return self.paths
 
     @contextmanager
-    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Yield a read-only connection. All queries in the `with` block see the same state of the stores."""
-        with attached(self.paths, timeout_s=self.timeout_s) as con:
+    def reading(self, *, folders: Iterable[Path] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a read-only connection. All queries in the `with` block see the same state of the stores.
+
+        folders: the folders whose files the queries may read. They can read no other file.
+        """
+        with attached(self.paths, timeout_s=self.timeout_s, folders=folders) as con:
             _make_relations(con, list(self.paths))
             con.execute("SET search_path = $path", {"path": self._search})
             yield con

@@ -1,0 +1,75 @@
+"""What ends a command from outside: Ctrl-C, SIGTERM (`kill`, a scheduler) and SIGHUP (its terminal is gone).
+
+Imports nothing large, because the console script listens before it imports torch.
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+CLEANING_SECONDS = 10.0
+
+_stopped_at: float | None = None
+_begun = _ended = False
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised where a signal arrives, so that all three end a computation as Ctrl-C does. number: the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def listen() -> None:
+    """From now on, let the signals end this process. A signal that is ignored, as under nohup, stays ignored."""
+    global _stopped_at, _begun, _ended
+    _stopped_at, _begun, _ended = None, False, False
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may
+    for number in NUMBERS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _arrived)
+
+
+def begin() -> None:
+    """From now on a signal raises Stopped. Before, it ends the process at once: there is nothing to clean up."""
+    global _begun
+    _begun = True
+
+
+def end() -> None:
+    """From now on no signal does anything: the work is done, and Python is about to end."""
+    global _ended
+    _ended = True
+
+
+def go_on(stop: KeyboardInterrupt) -> None:
+    """Listen again after a Ctrl-C that ended only a query. Raises any other signal's `stop` again."""
+    global _stopped_at
+    if exit_code(stop) != 128 + signal.SIGINT:
+        raise stop
+    _stopped_at = None
+
+
+def exit_code(stop: BaseException) -> int:
+    """The exit code of a command that `stop` ended: 130, 143 or 129, as a shell would say."""
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+def _arrived(number: int, frame: FrameType | None) -> None:
+    global _stopped_at
+    if _ended:
+        return
+    if not _begun:
+        # An exception inside an import may be printed by whatever imports, or lost.
+        os.write(2, b"fasttrace: stopped before it began\n")
+        os._exit(128 + number)
+    now = time.monotonic()
+    # A second one would interrupt the cleaning up. Later it is needed, in case the first one was lost.
+    if _stopped_at is None or now - _stopped_at >= CLEANING_SECONDS:
+        _stopped_at = now
+        raise Stopped(number)

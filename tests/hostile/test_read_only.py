@@ -1,0 +1,192 @@
+"""What a query may reach: the store and the folders given with --files. No other file, no network, no extension."""
+
+import hashlib
+import json
+import re
+import shutil
+
+import pytest
+from made_results import made_edit
+
+from fasttrace.analysis.saved import ask
+from fasttrace.errors import StoreError
+from fasttrace.store import Store, Stores
+from fasttrace.store.connect import connection
+
+REACH = "can reach only the store: --files DIR"
+WRITES = "which can write files, and is read-only: --write together with --files DIR allows it"
+EXTENSION = "needs an extension of DuckDB, and fasttrace loads none"
+FIXED = "DuckDB's settings are fixed"
+ABSENT = "the query failed: Catalog Error"
+HOSTILE = [
+    ("FROM read_csv('other/rows.csv')", REACH),
+    ("FROM 'other/rows.csv'", REACH),
+    ("FROM read_text('{place}/other/rows.csv')", REACH),
+    ("FROM read_blob('mine/../other/rows.csv')", REACH),
+    ("FROM glob('other/*')", REACH),
+    ("FROM query_table('other/rows.csv')", REACH),
+    ("FROM sniff_csv('other/rows.csv')", REACH),
+    ("FROM read_text('/proc/self/environ')", REACH),
+    ("FROM read_csv('http://127.0.0.1:9/rows.csv')", REACH),
+    ("FROM 's3://bucket/rows.parquet'", REACH),
+    ("FROM 'other/rows.xlsx'", ABSENT),
+    ("FROM hidden_from_sql", ABSENT),
+    ("FROM read_xlsx('other/rows.xlsx')", EXTENSION),
+    ("INSTALL httpfs", EXTENSION),
+    ("LOAD httpfs", EXTENSION),
+    ("COPY edits TO 'new.csv'", WRITES),
+    ("COPY (SELECT 1) TO 's.duckdb' (FORMAT csv, USE_TMP_FILE false)", WRITES),
+    ("COPY (SELECT 1) TO 's.duckdb.wal' (FORMAT csv, USE_TMP_FILE false)", WRITES),
+    ("EXPLAIN ANALYZE COPY (SELECT 1) TO 's.duckdb' (FORMAT csv, USE_TMP_FILE false)", WRITES),
+    ("PREPARE p AS COPY (SELECT 1) TO 's.duckdb' (FORMAT csv, USE_TMP_FILE false); EXECUTE p", WRITES),
+    ("/* é */ cOpY (SELECT 1) TO 'new.csv'", WRITES),
+    ("EXPORT DATABASE 'new'", WRITES),
+    ("IMPORT DATABASE 'other'", WRITES),
+    ("ATTACH 'other/t.duckdb' AS t", WRITES),
+    ("ATTACH 'md:x'", WRITES),
+    ("SET temp_directory = 'new'", FIXED),
+    ("SET enable_external_access = true", FIXED),
+    ("SET lock_configuration = false", FIXED),
+    ("RESET allowed_directories", FIXED),
+    ("SET log_query_path = 'new.log'", FIXED),
+    ("PRAGMA profiling_output = 'new.json'", FIXED),
+    ("COMMIT", "one transaction already"),
+]
+ALLOWED = [
+    ('SELECT \'COPY\', "copy" FROM (SELECT 1 AS "copy") -- ATTACH', 1),
+    ("SET VARIABLE n = 2; SELECT getvariable('n')", 1),
+    ("SET search_path = 'main'; FROM edits", 8),
+    ("CREATE TEMP TABLE mine AS FROM edits; FROM mine", 8),
+    ("EXPLAIN FROM edits", 1),
+    ("EXPLAIN ANALYZE FROM edits", 1),
+    ("DESCRIBE edits", 26),
+    ("PREPARE p AS FROM edits; EXECUTE p", 8),
+]
+hidden_from_sql = [1]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("s", "t"):
+        Store(folder / f"{name}.duckdb").add(made_edit(["f0", "f1"]))
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """The current folder: stores s and t, a folder mine/ to name with --files, and a folder other/."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.csv").write_text("a\n1\n2\n")
+    (tmp_path / "mine" / "out.csv").symlink_to("../other/rows.csv")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize(("query", "sentence"), HOSTILE)
+@pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
+def test_a_query_reaches_nothing_but_the_store(place, query, sentence, write):
+    before, query = contents(place), query.format(place=place)
+    with pytest.raises(StoreError) as caught:
+        ask(Store("s.duckdb"), query, write=write)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(place) == before
+
+
+def test_nor_does_a_query_over_several_stores(place):
+    before, stores = contents(place), Stores(["s.duckdb", "t.duckdb"])
+    for query in (
+        "FROM 'other/rows.csv'",
+        "COPY edits TO 'new.csv'",
+        "ATTACH 'new.duckdb'",
+        "SET temp_directory = 'x'",
+    ):
+        sentence = dict(HOSTILE).get(query, WRITES if query[0] in "CA" else FIXED)
+        with pytest.raises(StoreError, match=re.escape(sentence)):
+            ask(stores, query)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(("query", "n_rows"), ALLOWED)
+def test_what_needs_no_file_still_works(place, query, n_rows):
+    assert len(ask(Store("s.duckdb"), query)) == n_rows
+
+
+def test_files_opens_the_folders_that_it_names(place, command):
+    words = ("--store", "s.duckdb", "--files", "mine", "--json")
+    for file in ("mine/rows.csv", f"{place}/mine/rows.csv", "other/../mine/rows.csv"):
+        assert json.loads(command("sql", f"SELECT sum(a)::INT AS s FROM '{file}'", *words).stdout) == [{"s": 3}]
+    before = contents(place)
+    for file in ("other/rows.csv", "mine/../other/rows.csv", "mine/out.csv"):
+        assert REACH in command("sql", f"FROM '{file}'", *words, code=2).stderr
+    assert WRITES in command("sql", "COPY edits TO 'mine/new.csv'", *words, code=2).stderr
+    assert contents(place) == before
+    both = ("--store", "s.duckdb", "--store", "t.duckdb", "--files", "mine", "--files", "other", "--csv")
+    assert command("sql", "SELECT count(*) AS n FROM 'other/rows.csv', 'mine/rows.csv'", *both).stdout == "n\n4\n"
+
+
+def test_write_and_files_write_there_and_not_over_the_store(place, command):
+    words = ("--store", "s.duckdb", "--write", "--files", ".")
+    command("sql", "COPY (SELECT count(*) AS n FROM edits) TO 'mine/new.csv'", *words)
+    assert (place / "mine" / "new.csv").read_text() == "n\n8\n"
+    command("sql", "CREATE TABLE mine AS FROM 'mine/rows.csv'", *words)
+    before = contents(place)
+    for file in ("s.duckdb", "./s.duckdb", f"{place}/s.duckdb.wal", "mine/../s.duckdb"):
+        query = f"COPY (SELECT 1) TO '{file}' (FORMAT csv, USE_TMP_FILE false)"
+        assert "a file other than the store" in command("sql", query, *words, code=2).stderr
+    assert contents(place) == before
+
+
+def test_no_query_of_a_python_store_writes_a_file(place):
+    before = contents(place)
+    for query in ("COPY edits TO 'new.csv'", "FROM 'other/rows.csv'", "FROM hidden_from_sql"):
+        with pytest.raises(StoreError):
+            Store("s.duckdb").query(query)
+    assert contents(place) == before
+
+
+def test_every_connection_is_closed_to_the_machine(place):
+    for con in (connection(), connection(place / "s.duckdb"), connection(stores={"t": place / "t.duckdb"})):
+        settings = dict(con.execute("SELECT name, value FROM duckdb_settings()").fetchall())
+        assert settings["lock_configuration"] == "true"
+        for name in (
+            "enable_external_access",
+            "autoinstall_known_extensions",
+            "autoload_known_extensions",
+            "allow_community_extensions",
+            "allow_unsigned_extensions",
+            "python_enable_replacements",
+        ):
+            assert settings[name] == "false", name
+        con.close()
+
+
+def test_a_query_larger_than_its_memory_is_spilled_beside_the_store(place):
+    before = contents(place)
+    store = Store("s.duckdb", memory="60MB")
+    inner = "SELECT hash(range) AS r, row_number() OVER (ORDER BY hash(range)) FROM range(6000000)"
+    assert len(ask(store, f"SELECT max(r) AS r FROM ({inner})")) == 1
+    assert contents(place) == before, "nothing is left"
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e300", "soon", ""])
+def test_a_wait_is_a_bounded_number(place, command, seconds):
+    done = command("sql", "SELECT 1", "--store", "s.duckdb", "--wait", seconds, code=2)
+    assert "wait: expected a number from 0 to 86400" in done.stderr
+    if seconds in ("nan", "inf", "-1", "1e300"):
+        with pytest.raises(Exception, match="timeout_s: expected a number from 0 to 86400"):
+            Store("s.duckdb", timeout_s=float(seconds))
+        with pytest.raises(Exception, match="timeout_s: expected a number from 0 to 86400"):
+            Stores(["s.duckdb"], timeout_s=float(seconds))
