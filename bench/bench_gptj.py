@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +54,12 @@ def made_facts(n: int) -> list[ft.Fact]:
     return [ft.Fact(prompt="The {} is in the city of", subject=f"Tower {name}", target_true="Rome") for name in names]
 
 
-def word_tokenizer(facts: list[ft.Fact]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word."""
+def word_tokenizer(facts: list[ft.Fact], more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word of the facts' prompts and of `more` texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = sorted({word for fact in facts for word in (fact.prompt.format(fact.subject) + " Rome").split()})
+    texts = [*(fact.prompt.format(fact.subject) + " Rome" for fact in facts), *more]
+    words = sorted({word for text in texts for word in text.split()})
     raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *words])}, unk_token="?"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=raw)

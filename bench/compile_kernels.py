@@ -108,10 +108,10 @@ def triton_kernels(capability: int) -> Iterator[Row]:
 def staged(size: int) -> int:
     """Bytes of shared memory that second_moment_ requests at its launch, for key entries of `size` bytes."""
     text = (ROOT / "csrc" / "moments.cuh").read_text()
-    [(tile, pad, rows, stages)] = re.findall(
-        r"tile = (\d+), padded = tile \+ (\d+);.*?rows = (\d+), stages = (\d+);", text, re.S
+    [(tile, pad, rows, together)] = re.findall(
+        r"tile = (\d+), padded = tile \+ (\d+);.*?rows = (\d+);.*?stages = (\d+) / sizeof\(TK\);", text, re.S
     )
-    return int(stages) * 2 * int(rows) * (int(tile) + int(pad)) * size
+    return int(together) // size * 2 * int(rows) * (int(tile) + int(pad)) * size
 
 
 def cuda_kernels(capability: int) -> Iterator[Row]:

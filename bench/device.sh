@@ -4,17 +4,18 @@
 #
 # If a command may take ten minutes, run these two (540 s each at most; `--budget` adds up the limits):
 #
-#   bash bench/device.sh unbuilt build tests
-#   bash bench/device.sh tune ops gptj fuzz compiled table
+#   bash bench/device.sh unbuilt build tests fuzz compiled
+#   bash bench/device.sh tune ops gptj edits table
 #
 #   unbuilt   a sweep of GPT-J-6B in bfloat16 and every Triton kernel, which need no extension
 #   build     the extension for $TORCH_CUDA_ARCH_LIST, 9.0 if that is not set
 #   tests     the GPU tests, in several processes
+#   fuzz      the GPU's ops on random shapes
+#   compiled  torch.compile of every op's definition
 #   tune      every tile of every Triton kernel; $OUT/tiles/tiles.json is meant to become kernels/tiles.json
 #   ops       every op at GPT-J's sizes, beside its reference and torch's own ops
 #   gptj      sweeps of GPT-J-6B in bfloat16, then in float32
-#   fuzz      the GPU's ops on random shapes
-#   compiled  torch.compile of every op's definition
+#   edits     edits of GPT-J-6B by every method, in bfloat16, then in float32
 #   table     a line per case of the JSON in $OUT
 #
 # If no part is given, all run in this order. Needs Python 3.11 or later, torch with CUDA, triton, transformers,
@@ -25,7 +26,7 @@
 # that a lent GPU machine lacks (bench/bare).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all="unbuilt build tests tune ops gptj fuzz compiled table"
+all="unbuilt build tests fuzz compiled tune ops gptj edits table"
 python=${PYTHON:-python3}
 [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && ! command -v nvidia-smi >/dev/null 2>&1 && python=.venv/bin/python
 
@@ -69,6 +70,7 @@ lay_out() {
 
 ops() { limited "$1" "${env[@]}" "$python" -W ignore bench/device_ops.py $small "${@:2}"; }
 gptj() { limited "$1" "${env[@]}" "$python" bench/bench_gptj.py --dtype "$2" $small --out "$3"; }
+edits() { limited "$1" "${env[@]}" "$python" bench/bench_gptj_edits.py --dtype "$2" $small --out "$3"; }
 gpu_tests() { limited "$1" env OMP_NUM_THREADS=1 "$python" -m pytest -p apart -n "$workers" --timeout 60 -m gpu "${@:2}"; }
 
 run_part() {
@@ -77,27 +79,30 @@ run_part() {
     case "$1" in
         unbuilt)
             env=(env "PYTHONPATH=$home/plain:$more_paths")
-            gptj 110 bfloat16 "$out/unbuilt/$day-gptj-bfloat16.json"
+            gptj 70 bfloat16 "$out/unbuilt/$day-gptj-bfloat16.json"
             env+=("${interpreted[@]}")
-            ops 70 --only triton --out "$out/unbuilt/$day-triton.json" ;;
+            ops 55 --only triton --out "$out/unbuilt/$day-triton.json" ;;
         # --force, because setuptools does not track the headers that a source includes.
         build)
-            limited 230 "$python" -W ignore -c 'import setuptools; setuptools.setup()' -q \
+            limited 110 "$python" -W ignore -c 'import setuptools; setuptools.setup()' -q \
                 build_ext --force --build-lib "$home/built" --build-temp "$home/objects"
-            limited 20 "${env[@]}" "$python" -c \
+            limited 15 "${env[@]}" "$python" -c \
                 "from fasttrace.ops.native import unavailable_reason; exit(unavailable_reason('$device'))" ;;
-        tests) gpu_tests 110 tests/ops tests/tracing/test_wavefront.py --ignore tests/ops/test_fuzz.py \
+        tests) gpu_tests 100 tests/ops tests/tracing/test_wavefront.py --ignore tests/ops/test_fuzz.py \
             --junitxml "$out/tests.xml" ;;
         tune)
             # The tiles that are fastest at small sizes must not enter the user's record.
             env+=("${interpreted[@]}" ${small:+"XDG_CACHE_HOME=$out/cache"})
-            ops 140 --tune "$out/tiles" ;;
+            ops 110 --tune "$out/tiles" ;;
         ops) ops 80 --out "$out/$day-ops.json" ;;
         gptj)
-            gptj 70 bfloat16 "$out/$day-gptj-bfloat16.json"
-            gptj 120 float32 "$out/$day-gptj-float32.json" ;;
-        fuzz) gpu_tests 50 tests/ops/test_fuzz.py --junitxml "$out/fuzz.xml" ;;
-        compiled) ops 60 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
+            gptj 60 bfloat16 "$out/$day-gptj-bfloat16.json"
+            gptj 70 float32 "$out/$day-gptj-float32.json" ;;
+        edits)
+            edits 85 bfloat16 "$out/$day-gptj-edits-bfloat16.json"
+            edits 115 float32 "$out/$day-gptj-edits-float32.json" ;;
+        fuzz) gpu_tests 90 tests/ops/test_fuzz.py --junitxml "$out/fuzz.xml" ;;
+        compiled) ops 100 --only torch.compile ${small:+--ops rank_one_} --out "$out/$day-compiled.json" ;;
         table) ops 20 --table "$out" ;;
     esac
 }

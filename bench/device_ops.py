@@ -175,6 +175,22 @@ def sweep_line(rows: list[BenchRow]) -> str:
     return f"{rows[0]['case']}: {', '.join(parts)}"
 
 
+def edit_line(rows: list[BenchRow]) -> str:
+    """The table's line of some edits: their rate and memory, and the released way beside them."""
+    parts = []
+    for row in rows:
+        name = "" if row["impl"] == "fasttrace" else f"{row['impl']} "
+        for unit in ("edits/s", "tokens/s"):
+            if unit in row:
+                parts.append(f"{name}{row[unit]:.3g} {unit}")
+        if "bytes" in row:
+            parts.append(f"{name}{row['bytes'] / 1e9:.1f} GB")
+        if "fasttrace_off" in row:
+            parts += [f"{row['fasttrace_off']:.0e} from {row['impl']}", f"they {row['released_off']:.0e}"]
+    taken = f"{rows[0]['seconds']:.2f} s" if "seconds" in rows[0] else ""
+    return f"{rows[0]['benchmark']}, {rows[0]['case']}: {', '.join([taken, *parts]).strip()}"
+
+
 def table(folder: Path) -> None:
     """Print a line per case of all the JSON in a folder."""
     cases: dict[tuple[str, str], list[BenchRow]] = {}
@@ -184,6 +200,8 @@ def table(folder: Path) -> None:
     for (benchmark, case), rows in cases.items():
         if benchmark == "sweep":
             print(sweep_line(rows))
+        elif benchmark.startswith("editing: "):
+            print(edit_line(rows))
         elif any(row["impl"] == "auto" for row in rows):
             print(line(rows))
         else:

@@ -26,27 +26,29 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def value(hf: Any, contexts: FactContexts, layer: int, settings: Any) -> Tensor:
-    """δ of ROME: (d,)."""
-    ids, mask = padded(contexts.ids)
-    last = torch.tensor(contexts.last)
-    each = torch.arange(len(ids))
-    count, target = len(contexts.target), torch.tensor(contexts.target)
+    """δ of ROME: (d,) float32 or wider, on the model's device. hf: of the Llama family, or GPT-J."""
+    device, wide = hf.device, torch.promote_types(hf.dtype, torch.float32)
+    ids, mask = (x.to(device) for x in padded(contexts.ids))
+    last = torch.tensor(contexts.last, device=device)
+    each = torch.arange(len(ids), device=device)
+    count, target = len(contexts.target), torch.tensor(contexts.target, device=device)
     ends = mask[:-1].sum(1)
-    where = ends[:, None] - count + torch.arange(count)
-    delta = torch.zeros(hf.config.hidden_size, requires_grad=True)
+    where = ends[:, None] - count + torch.arange(count, device=device)
+    delta = torch.zeros(hf.config.hidden_size, dtype=wide, device=device, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.lr)
     first: dict[str, Tensor] = {}
 
     def nudge(module: Any, inputs: Any, out: Tensor) -> Tensor:
-        first.setdefault("v0", out[0, last[0]].detach().clone())
+        first.setdefault("v0", out[0, last[0]].detach().to(wide))
         out = out.clone()
-        out[each, last] += delta
+        out[each, last] += delta.to(out.dtype)
         return out
 
-    hook = hf.model.layers[layer].mlp.register_forward_hook(nudge)
+    layers = hf.transformer.h if hf.config.model_type == "gptj" else hf.model.layers
+    hook = layers[layer].mlp.register_forward_hook(nudge)
     for _ in range(settings.steps):
         adam.zero_grad()
-        logp = hf(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+        logp = hf(input_ids=ids, attention_mask=mask).logits.to(wide).log_softmax(-1)
         kl = logp[-1, last[-1]]
         first.setdefault("kl", kl.detach().clone())
         nll = -logp[each[:-1, None], where, target].mean()

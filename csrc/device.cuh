@@ -51,6 +51,24 @@ __device__ inline void multiply_add(float (&d)[4], const float (&a)[4], const fl
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+// Four 8 x 8 matrices of bfloat16 from shared memory, transposed. Lane 8i + r gives the address of row r of matrix i, a
+// multiple of 16 bytes. Lane 4g + t gets elements [2t][g] and [2t + 1][g] of matrix i in x[i] (PTX ISA, ldmatrix).
+__device__ inline void load_transposed(uint32_t (&x)[4], const bfloat16* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// d (16, 8) += a (16, 16) b (16, 8) by a warp, of bfloat16. Lane 4g + t holds a[g][2t], a[g][2t + 1]; a[g + 8][2t], …;
+// a[g][2t + 8], …; a[g + 8][2t + 8], …; b[2t][g], b[2t + 1][g]; b[2t + 8][g], …; and d as above (PTX ISA, m16n8k16).
+__device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // The sum of x over the warp, in every lane.
 __device__ inline float warp_sum(float x) {
   for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);

@@ -1,12 +1,13 @@
 // second_moment_ on CUDA: C += Kᵀ K on the matrix units. One half is computed and both halves are stored.
 //
-// A block computes a 128 x 128 tile, each warp 64 x 32 of it. Products of bfloat16 are exact in TF32. A float32 product
-// takes three: with x = hi - under, hi the nearest TF32, x x' is hi hi' - under hi' - hi under' to 2^-24 of itself. The
+// A block computes a 128 x 128 tile, each warp 64 x 32 of it. Products of bfloat16 are exact. A float32 product takes
+// three in TF32: with x = hi - under, hi the nearest TF32, x x' is hi hi' - under hi' - hi under' to 2^-24 of itself. The
 // matrix units round sums towards zero, so they sum only 32 rows at a time. Kahan summation adds these partial sums,
 // and the two small products go into its correction. The error does not grow with n, and C is touched once.
 //
-// Floor: 3 n m (m + 1) TF32 operations in float32, a third in bfloat16; n m and 2 m² elements of K and C. At 494
-// TFLOP/s, 4.8 TB/s (H200), n = 8192, m = 16384: float32 13 ms, bfloat16 4.5 ms, C in float32 0.5 ms of traffic.
+// Floor: n m (m + 1) operations of bfloat16, or 3 n m (m + 1) of TF32 in float32; n m and 2 m² elements of K and C. At
+// 989 and 494 TFLOP/s, 4.8 TB/s (H200), n = 8192, m = 16384: bfloat16 2.2 ms, float32 13 ms, C in float32 0.5 ms of
+// traffic. In bfloat16 the Kahan additions, eight a thread for each of its products, take longer: some 6 ms.
 #pragma once
 
 #include "device.cuh"
@@ -14,7 +15,9 @@
 namespace fasttrace::second_moment {
 
 constexpr int tile = 128, padded = tile + 8;  // with 8 more, the 32 lanes of a fragment read 32 different banks
-constexpr int rows = 32, stages = 2;  // stages of K in shared memory: one arrives while one is multiplied
+constexpr int rows = 32;
+template <class TK>
+constexpr int stages = 8 / sizeof(TK);  // stages of K in shared memory: one is multiplied while the others arrive
 constexpr int threads = 256;
 constexpr int group = 8;  // neighbouring blocks work on group x group tiles, to share the panels of K in L2
 
@@ -26,7 +29,7 @@ struct Stage {
 template <class TK>
 Launch plan(int64_t m) {
   const int64_t groups = (m + tile * group - 1) / (tile * group);
-  return {unsigned(groups * (groups + 1) / 2 * group * group), 1, threads, stages * sizeof(Stage<TK>)};
+  return {unsigned(groups * (groups + 1) / 2 * group * group), 1, threads, stages<TK> * sizeof(Stage<TK>)};
 }
 
 // Whether rows of K can be read 16 bytes at a time.
@@ -59,13 +62,12 @@ __device__ inline void fetch(TK (&panel)[rows][padded], const TK* K, int64_t n, 
   }
 }
 
-// x = hi - under with hi the nearest TF32. The matrix units drop the part of `under` below 2^-23 of x. For bfloat16,
-// hi is x itself.
-template <class TK, int N>
+// x = hi - under with hi the nearest TF32. The matrix units drop the part of `under` below 2^-23 of x.
+template <int N>
 __device__ inline void split(const float (&x)[N], float (&hi)[N], float (&under)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    hi[i] = sizeof(TK) == 4 ? nearest_tf32(x[i]) : x[i];
+    hi[i] = nearest_tf32(x[i]);
     under[i] = hi[i] - x[i];
   }
 }
@@ -86,42 +88,59 @@ __global__ void __launch_bounds__(threads, 1)
   const int64_t count = (n + rows - 1) / rows;
   const auto request = [&](int64_t s) {
     if (s < count) {
-      fetch(stage[s % stages].left, K, n, m, row_stride, column_stride, s * rows, row, packs);
-      fetch(stage[s % stages].right, K, n, m, row_stride, column_stride, s * rows, column, packs);
+      fetch(stage[s % stages<TK>].left, K, n, m, row_stride, column_stride, s * rows, row, packs);
+      fetch(stage[s % stages<TK>].right, K, n, m, row_stride, column_stride, s * rows, column, packs);
     }
     end_group();  // even an empty group, so that the number of groups in flight is always the same
   };
-  for (int s = 0; s < stages - 1; ++s) request(s);
+  for (int s = 0; s < stages<TK> - 1; ++s) request(s);
 
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
   const int top = warp / 4 * 64, side = warp % 4 * 32;
   // KᵀK is total - lost. lost holds Kahan's correction and the two small products, negated because x = hi - under.
   float total[4][4][4] = {}, lost[4][4][4] = {};
   for (int64_t s = 0; s < count; ++s) {
-    wait_copies<stages - 2>();
+    wait_copies<stages<TK> - 2>();
     __syncthreads();
-    request(s + stages - 1);  // into the stage that every thread had finished with before the barrier
-    const Stage<TK>& now = stage[s % stages];
+    request(s + stages<TK> - 1);  // into the stage that every thread had finished with before the barrier
+    const Stage<TK>& now = stage[s % stages<TK>];
     float part[4][4][4] = {};
-#pragma unroll 1  // unrolled, the loop would need more registers than there are
-    for (int k = 0; k < rows; k += 8) {
-      float hi[4][2], under[4][2];
+    if constexpr (sizeof(TK) == 2) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int c = side + j * 8 + g;
-        const float x[2] = {widen(now.right[k + t][c]), widen(now.right[k + t + 4][c])};
-        split<TK>(x, hi[j], under[j]);
+      for (int k = 0; k < rows; k += 16) {
+        uint32_t right[4][2];
+#pragma unroll
+        for (int j = 0; j < 4; j += 2) {
+          uint32_t x[4];
+          load_transposed(x, &now.right[k + lane % 16][side + j * 8 + lane / 16 * 8]);
+          right[j][0] = x[0], right[j][1] = x[1], right[j + 1][0] = x[2], right[j + 1][1] = x[3];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t left[4];
+          load_transposed(left, &now.left[k + lane / 16 * 8 + lane % 8][top + i * 16 + lane / 8 % 2 * 8]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) multiply_add(part[i][j], left, right[j]);
+        }
       }
+    } else {
+#pragma unroll 1  // unrolled, the loop would need more registers than there are
+      for (int k = 0; k < rows; k += 8) {
+        float hi[4][2], under[4][2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = top + i * 16 + g;
-        const float x[4] = {widen(now.left[k + t][r]), widen(now.left[k + t][r + 8]), widen(now.left[k + t + 4][r]),
-                            widen(now.left[k + t + 4][r + 8])};
-        float high[4], below[4];
-        split<TK>(x, high, below);
+        for (int j = 0; j < 4; ++j) {
+          const int c = side + j * 8 + g;
+          const float x[2] = {now.right[k + t][c], now.right[k + t + 4][c]};
+          split(x, hi[j], under[j]);
+        }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) multiply_add(part[i][j], high, hi[j]);
-        if constexpr (sizeof(TK) == 4) {
+        for (int i = 0; i < 4; ++i) {
+          const int r = top + i * 16 + g;
+          const float x[4] = {now.left[k + t][r], now.left[k + t][r + 8], now.left[k + t + 4][r], now.left[k + t + 4][r + 8]};
+          float high[4], below[4];
+          split(x, high, below);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) multiply_add(part[i][j], high, hi[j]);
 #pragma unroll
           for (int j = 0; j < 4; ++j) multiply_add(lost[i][j], below, hi[j]);
 #pragma unroll

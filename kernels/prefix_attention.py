@@ -1,7 +1,8 @@
 """out[i] = Σ_j softmax_j(s_ij) v_j over the keys j of query i's sequence, read in place; s_ij as in the op.
 
 One program handles a (sequence, block of its queries, key head). The queries of all heads that share the key head are
-stacked in one matrix, so that grouped heads fill the matrix unit. Softmax runs online in float32, over blocks of keys:
+stacked in one matrix, so that grouped heads fill the matrix unit. In short sequences several key heads are stacked,
+too; a query does not see the keys of another head. Softmax runs online in float32, over blocks of keys:
 
     m' = max(m, max_j s),  c = exp(m − m'),  z' = c z + Σ_j exp(s_j − m'),  o' = c o + Σ_j exp(s_j − m') v_j
 
@@ -30,18 +31,24 @@ TILES = {
 def _kernel(  # type: ignore[no-untyped-def]
     q, k, v, table, slopes, out, share, kv_heads, head_dim, blocks, window, scale, softcap,
     CAPPED: tl.constexpr, SLOPED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
+    STACKED: tl.constexpr,
 ):  # fmt: skip
     # Axis 0 counts (sequence, block), so that the programs of one sequence run together and share its keys in L2.
-    sequence, block, group = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
+    sequence, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    # STACKED key heads have OWN_ROWS rows and OWN_KEYS keys each.
+    OWN_ROWS: tl.constexpr = ROWS // STACKED
+    OWN_KEYS: tl.constexpr = KEYS // STACKED
     row = table + sequence.to(tl.int64) * 8
     q_begin, q_len = tl.load(row), tl.load(row + 1)
     first, n_first = tl.load(row + 2), tl.load(row + 3)
     second, n_second = tl.load(row + 4), tl.load(row + 5)
     tail, n_tail = tl.load(row + 6), tl.load(row + 7)
-    if block * ROWS < q_len * share:
-        number = block * ROWS + tl.arange(0, ROWS)
+    if block * OWN_ROWS < q_len * share:
+        at, column = tl.arange(0, ROWS), tl.arange(0, KEYS)
+        group, key_group = tl.program_id(1) * STACKED + at // OWN_ROWS, tl.program_id(1) * STACKED + column // OWN_KEYS
+        number = block * OWN_ROWS + at % OWN_ROWS
         query, head = number // share, group * share + number % share
-        asked = query < q_len
+        asked = (query < q_len) & (group < kv_heads)
         dim = tl.arange(0, DIMS)
         inside = dim < head_dim
         # int64, because rows · heads · head_dim exceeds 2^31 in one wave of a large model.
@@ -55,13 +62,13 @@ def _kernel(  # type: ignore[no-untyped-def]
         mixed = tl.zeros((ROWS, DIMS), tl.float32)
         oldest = end - end
         if window > 0:
-            oldest = tl.maximum(oldest, end - q_len + block * ROWS // share - window + 1)
-        newest = tl.minimum(end, end - q_len + ((block + 1) * ROWS - 1) // share + 1)
-        for start in range(oldest, newest, KEYS):
-            j = start + tl.arange(0, KEYS)
+            oldest = tl.maximum(oldest, end - q_len + block * OWN_ROWS // share - window + 1)
+        newest = tl.minimum(end, end - q_len + ((block + 1) * OWN_ROWS - 1) // share + 1)
+        for start in range(oldest, newest, OWN_KEYS):
+            j = start + column % OWN_KEYS
             key = tl.where(j < n_first, first + j, tl.where(j < before, second + j - n_first, tail + j - before))
-            place = (key * kv_heads + group) * head_dim
-            there = (j < newest)[:, None] & inside[None, :]
+            place = (key * kv_heads + key_group) * head_dim
+            there = ((j < newest) & (key_group < kv_heads))[:, None] & inside[None, :]
             # Keys and values are loaded together, so that a program waits for memory once per step.
             b = tl.load(k + place[:, None] + dim[None, :], mask=there, other=0.0)
             c = tl.load(v + place[:, None] + dim[None, :], mask=there, other=0.0)
@@ -75,7 +82,7 @@ def _kernel(  # type: ignore[no-untyped-def]
             distance = position[:, None] - j[None, :]
             if SLOPED:
                 s -= tl.load(slopes + head, mask=asked, other=0.0)[:, None] * distance.to(tl.float32)
-            seen = (distance >= 0) & (j < newest)[None, :]
+            seen = (distance >= 0) & (j < newest)[None, :] & (group[:, None] == key_group[None, :])
             if window > 0:
                 seen = seen & (distance < window)
             s = tl.where(seen, s, float("-inf"))
@@ -87,7 +94,7 @@ def _kernel(  # type: ignore[no-untyped-def]
             mixed = mixed * shrink[:, None] + tl.dot(weight.to(c.dtype), c, input_precision="ieee")
             total = total * shrink + tl.sum(weight, 1)
             top = new_top
-        mixed = mixed / tl.where(asked, total, 1.0)[:, None]
+        mixed = mixed * (1.0 / tl.where(asked, total, 1.0))[:, None]
         tl.store(out + q_place[:, None] + dim[None, :], mixed.to(a.dtype), mask=asked[:, None] & inside[None, :])
 
 
@@ -112,13 +119,15 @@ def prefix_attention_triton(
     share, dims = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     # Prompts of one step of keys have tiles of their own.
     taken = tile("prefix_attention", TILES, q, dims, "short" if longest[1] <= 16 else "long")
+    rows, own_keys = taken["rows"], triton.next_power_of_2(longest[1])
+    stacked = min(max(1, 16 // own_keys), max(1, rows // triton.next_power_of_2(longest[0] * share)))
     # At most 16 KB of keys, so that they stay in registers with queries and values.
-    keys = max(16, min(triton.next_power_of_2(longest[1]), taken["keys"], 16384 // (dims * q.element_size())))
-    blocks = triton.cdiv(longest[0] * share, taken["rows"])
-    _kernel[(len(table) * blocks, kv_heads)](
+    keys = max(16, min(own_keys * stacked, taken["keys"], 16384 // (dims * q.element_size())))
+    blocks = triton.cdiv(longest[0] * share * stacked, rows)
+    _kernel[(len(table) * blocks, triton.cdiv(kv_heads, stacked))](
         q, k, v, table, q if alibi is None else alibi, out,
         share, kv_heads, head_dim, blocks, window, scale, softcap or 0.0,
-        CAPPED=softcap is not None, SLOPED=alibi is not None, ROWS=taken["rows"], KEYS=keys, DIMS=dims,
+        CAPPED=softcap is not None, SLOPED=alibi is not None, ROWS=rows, KEYS=keys, DIMS=dims, STACKED=stacked,
         num_warps=taken["num_warps"], num_stages=taken["num_stages"],
     )  # fmt: skip
     return out

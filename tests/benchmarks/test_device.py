@@ -56,11 +56,18 @@ def row(impl, seconds, **more):
 def test_the_table_of_results(tmp_path, capsys):
     """A case with rows in several files, a row that failed, a sweep's row, and an op without fasttrace's own row."""
     swept = {"benchmark": "sweep", "case": "gptj bfloat16", "impl": "fasttrace", "seconds_a_fact": 0.125}
+    edited = {"benchmark": "editing: rome", "case": "gptj float32, batch of 1", "seconds": 0.5, "edits/s": 2.0}
+    wider = {"impl": "released in float64", "fasttrace_off": 3e-5, "released_off": 6e-5}
     files = {
         "a-compiled": [row("torch.compile", 3e-6), {**row("torch.compile", 0), "benchmark": "gelu_tanh_"}],
         "b-gptj": [{**swept, "fraction_of_peak": 0.5}],
         "c-ops": [row("auto", 2e-6), row("reference", 8e-6), row("torch addr_", 1e-6, relative_difference=None)],
         "d-ops": [{"benchmark": "rank_one_", "case": "d 4, m 8, bfloat16", "impl": "torch.compile", "error": "no"}],
+        "e-edits": [
+            {**edited, "impl": "fasttrace", "bytes": 1.5e9},
+            {**edited, "impl": "released", "edits/s": 0.25},
+            {**wider, "benchmark": edited["benchmark"], "case": edited["case"]},
+        ],
     }
     for name, rows in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
@@ -69,6 +76,10 @@ def test_the_table_of_results(tmp_path, capsys):
     assert re.fullmatch(r"rank_one_ +bfloat16 +2 µs +50 % of ceiling +1\.50 times torch\.compile +1e-03", lines[0])
     assert lines[1] == "gelu_tanh_, d 4, m 8, bfloat16: fasttrace's own row is missing"
     assert lines[2] == "gptj bfloat16: 0.125 s a fact, 50 % of GEMM peak"
+    assert lines[3] == (
+        "editing: rome, gptj float32, batch of 1: 0.50 s, 2 edits/s, 1.5 GB, released 0.25 edits/s, "
+        "3e-05 from released in float64, they 6e-05"
+    )
 
 
 @pytest.mark.parametrize(

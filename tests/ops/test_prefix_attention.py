@@ -84,6 +84,21 @@ def test_triton_against_float64(triton_device, hd, window, extra, poisoned_memor
     assert float((found.cpu().double() - expected).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("heads", [2, 6])
+def test_triton_stacks_the_key_heads_of_short_sequences(triton_device, heads, window, poisoned_memory):
+    # Two to eight key heads in a program. With three key heads the last program has fewer.
+    q, k, v, table = example([(1, 0, 0, 1), (2, 0, 1, 2), (1, 1, 1, 2), (2, 1, 0, 3)])
+    q, k, v = q[:, :heads], k[:, :1].repeat(1, 3, 1), v[:, :1].repeat(1, 3, 1)
+    q = torch.cat((q, q[:, :1].repeat(1, -heads % 3, 1)), 1)
+    k[:, 1:] += torch.randn(len(k), 2, HD, generator=torch.Generator().manual_seed(1))
+    v[:, 1:] -= k[:, :2]
+    expected = plain(q, k, v, table, 0.3, window)
+    q, k, v = (x.to(triton_device) for x in (q, k, v))
+    found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=window, impl="triton")
+    assert float((found.cpu().double() - expected).abs().max()) < 1e-5
+
+
 def test_triton_without_rows(triton_device):
     q, k, v, _ = example(SHAPES)
     nothing = prefix_attention(
@@ -110,7 +125,7 @@ def test_triton_on_a_gpu_at_the_size_of_a_wave(hd, dtype):
 
 
 def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 17
+    assert in_the_interpreter(__file__) == 21
 
 
 @settings(max_examples=30, deadline=None)

@@ -61,8 +61,8 @@ def test_kernels_are_right_and_stay_within_their_memory(flags: list[str], tmp_pa
     ("op", "file", "line", "instead", "flags", "seen"),
     [
         ("second_moment_", "moments.cuh", "    __syncthreads();\n", "", TSAN, "data race"),
-        ("second_moment_", "moments.cuh", "stages * sizeof(Stage<TK>)}", "sizeof(Stage<TK>)}", ASAN, OUTSIDE),
-        ("second_moment_", "moments.cuh", "wait_copies<stages - 2>", "wait_copies<2>", ASAN, "second_moment_ float32"),
+        ("second_moment_", "moments.cuh", "stages<TK> * sizeof(Stage<TK>)}", "sizeof(Stage<TK>)}", ASAN, OUTSIDE),
+        ("second_moment_", "moments.cuh", "stages<TK> - 2>()", "2>()", ASAN, "second_moment_ float32"),
         ("rank_one_", "rank_one.cuh", "columns % width == 0 && ", "", ASAN, OUTSIDE),
         ("rank_one_", "rank_one.cuh", "stride + j) = w", "columns + j) = w", ASAN, "rank_one_"),
         ("rank_one_add_", "rank_one_linear.cuh", "  __syncthreads();\n", "", TSAN, "data race"),

@@ -1,5 +1,7 @@
 """gelu_tanh_: the activation of GPT-2's and GPT-J's MLPs in one pass; transformers takes eight."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
     x: any shape; float32, bfloat16, float16 or float64.
     impl: "reference" is torch, on any device. "native" is the compiled CPU kernel (float32 and bfloat16) and "triton"
         the GPU's (float16 too), both for a contiguous x and without a gradient. "auto" takes the one for the device
-        where it applies, else the reference.
-    Returns x, overwritten. Where autograd records a gradient, the reference returns a new tensor instead.
+        where it applies, else the reference. Where autograd records a gradient, it takes that one on a copy of x.
+    Returns x, overwritten. Where autograd records a gradient, a new tensor is returned instead.
 
     With u the argument of tanh, every impl computes x · sigmoid(2u), in float32 (float64 for float64 x): 1 + tanh u
     cancels where tanh u is near −1, and keys of 1e-8 matter where C⁻¹ is large.
@@ -24,6 +26,9 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
     """
     if not x.dtype.is_floating_point:
         raise UserError(f"gelu_tanh_: expected x to be floating point, got {x.dtype}")
+    if impl == "auto" and torch.is_grad_enabled() and x.requires_grad:
+        copied: Tensor = _OnACopy.apply(x)
+        return copied
     why = native.row_op_reason(x)
     no_triton = narrow_triton_reason(x)
     if not x.is_contiguous():
@@ -38,6 +43,21 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
         return x
     found = gelu_tanh_reference(x)
     return found if torch.is_grad_enabled() and x.requires_grad else x.copy_(found)
+
+
+class _OnACopy(torch.autograd.Function):
+    """`gelu_tanh_` of a copy, with torch's gradient. Two passes, and x is all that is kept for the backward pass; the
+    reference takes twenty and keeps five tensors in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return gelu_tanh_(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.gelu_backward(g, x, approximate="tanh")
 
 
 def gelu_tanh_reference(x: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Sequences:
 
     table: np.ndarray
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _orders: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def whole(cls, lengths: list[int]) -> "Sequences":
@@ -99,6 +100,14 @@ class Sequences:
             self._tables[device] = upload(self.table, device)
         return self._tables[device]
 
+    def order_on(self, device: torch.device) -> Tensor:
+        """(Nq,) int64 on a device, copied once: the place of each query among the queries of all groups."""
+        if device not in self._orders:
+            place = np.empty(self.n_queries, dtype=np.int64)
+            place[np.concatenate([group.query_rows.reshape(-1) for group in self.groups])] = np.arange(self.n_queries)
+            self._orders[device] = upload(place, device)
+        return self._orders[device]
+
     @cached_property
     def groups(self) -> list["Group"]:
         """The sequences, grouped by the lengths of their queries and tails."""
@@ -120,6 +129,29 @@ class Group:
     query_rows: Tensor
     key_rows: Tensor
     distance: Tensor
+    _copies: dict[tuple[torch.device, int | None], "Stacked"] = field(default_factory=dict, init=False, repr=False)
+
+    def on(self, device: torch.device, sliding_window: int | None) -> "Stacked":
+        """The group on a device, copied once, so that the layers and steps that share it wait for no copy."""
+        if (device, sliding_window) not in self._copies:
+            seen = self.distance >= 0
+            if sliding_window is not None:
+                seen &= self.distance < sliding_window
+            rows, keys, distance = (x.to(device) for x in (self.query_rows, self.key_rows, self.distance))
+            self._copies[device, sliding_window] = Stacked(rows, keys, distance, seen.to(device), bool(seen.all()))
+        return self._copies[device, sliding_window]
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """A group's tensors on one device. seen: as distance, bool, whether the query attends to the key. all_seen: whether
+    every query attends to every key."""
+
+    query_rows: Tensor
+    key_rows: Tensor
+    distance: Tensor
+    seen: Tensor
+    all_seen: bool
 
 
 def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
@@ -240,27 +272,21 @@ def prefix_attention_reference(
     alibi: Tensor | None = None,
 ) -> Tensor:
     """The definition: sequences of equal shape are stacked and go through torch's scaled_dot_product_attention."""
-    parts, order = [], []
+    parts = []
     for group in sequences.groups:
-        distance = group.distance
-        seen = distance >= 0
-        if sliding_window is not None:
-            seen &= distance < sliding_window
-        stacked = _stack(q, group.query_rows), _stack(k, group.key_rows), _stack(v, group.key_rows)
+        rows = group.on(q.device, sliding_window)
+        stacked = _stack(q, rows.query_rows), _stack(k, rows.key_rows), _stack(v, rows.key_rows)
         if softcap is None and alibi is None:
-            mask = None if bool(seen.all()) else seen[:, None].to(q.device)
+            mask = None if rows.all_seen else rows.seen[:, None]
             mixed = torch.nn.functional.scaled_dot_product_attention(
                 *stacked, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         else:
-            mixed = _explicit(*stacked, distance.to(q.device), seen.to(q.device), scale, softcap, alibi)
+            mixed = _explicit(*stacked, rows.distance, rows.seen, scale, softcap, alibi)
         parts.append(mixed.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
-        order.append(group.query_rows.reshape(-1))
     if len(parts) == 1:
         return parts[0]
-    place = torch.empty(sequences.n_queries, dtype=torch.int64)
-    place[torch.cat(order)] = torch.arange(sequences.n_queries)
-    return torch.cat(parts).index_select(0, place.to(q.device))
+    return torch.cat(parts).index_select(0, sequences.order_on(q.device))
 
 
 def _explicit(
@@ -291,4 +317,4 @@ def _explicit(
 
 def _stack(x: Tensor, rows: Tensor) -> Tensor:
     """x: (N, heads, hd). rows: (G, n) int64. Returns (G, heads, n, hd)."""
-    return x.index_select(0, rows.reshape(-1).to(x.device)).view(*rows.shape, *x.shape[1:]).transpose(1, 2)
+    return x.index_select(0, rows.reshape(-1)).view(*rows.shape, *x.shape[1:]).transpose(1, 2)

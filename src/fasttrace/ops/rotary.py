@@ -1,5 +1,7 @@
 """rotary_: rotates queries or keys by the angles of their positions."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,9 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
     cos, sin: dtype of x; (N, hd), an entry for each dimension, or (N, hd/2) if interleaved, an entry for each pair.
     impl: "reference" is torch, on any device. "native" is the compiled CPU kernel (float32 and bfloat16, x contiguous,
         not interleaved) and "triton" the GPU's (float16 too, x's last dimension contiguous); both have no gradient.
-        "auto" takes the one for the device where it applies, else the reference.
-    Returns x, overwritten. Where autograd records a gradient, the reference returns a new tensor instead.
+        "auto" takes the one for the device where it applies, else the reference. Where autograd records a gradient of
+        x, it takes that one on a copy.
+    Returns x, overwritten. Where autograd records a gradient, a new tensor is returned instead.
 
     Raises UserError for shapes and dtypes that differ from these, and for an impl that cannot run here.
     Source: Su et al. 2021 (arXiv 2104.09864), section 3.4.2.
@@ -33,6 +36,9 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
         if table.shape != (x.shape[0], entries) or table.dtype != x.dtype:
             found, wanted = f"{tuple(table.shape)} {table.dtype}", f"({x.shape[0]}, {entries}) {x.dtype}"
             raise UserError(f"rotary_: expected {name} to be {wanted}, got {found}")
+    if impl == "auto" and _differentiates(x, cos, sin):
+        copied: Tensor = _OnACopy.apply(x, cos, sin, interleaved)
+        return copied
     available = {
         "reference": None,
         "triton": _triton_reason(x, cos, sin),
@@ -47,6 +53,29 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
         return x
     turned = rotary_reference(x, cos, sin, interleaved=interleaved)
     return turned if turned.requires_grad else x.copy_(turned)
+
+
+def _differentiates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether autograd records a gradient of x, and none of the tables."""
+    return torch.is_grad_enabled() and x.requires_grad and not (cos.requires_grad or sin.requires_grad)
+
+
+class _OnACopy(torch.autograd.Function):
+    """`partial_rotary_` of a copy. The gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return partial_rotary_(x.clone(memory_format=torch.contiguous_format), cos, sin, interleaved=interleaved)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        # Not interleaved, an entry of sin is that of the other half of the pair.
+        back = -(sin if ctx.interleaved else sin.roll(sin.shape[-1] // 2, dims=-1))
+        g = g.clone(memory_format=torch.contiguous_format)
+        return partial_rotary_(g, cos, back, interleaved=ctx.interleaved), None, None, None
 
 
 def _native_reason(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> str | None:
@@ -72,6 +101,9 @@ def partial_rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
     turned = cos.shape[-1] * (2 if interleaved else 1)
     if turned == x.shape[-1]:
         return rotary_(x, cos, sin, interleaved=interleaved)
+    if _differentiates(x, cos, sin):
+        copied: Tensor = _OnACopy.apply(x, cos, sin, interleaved)
+        return copied
     first = rotary_(x[..., :turned], cos, sin, interleaved=interleaved)
     return torch.cat((first, x[..., turned:]), dim=-1) if first.requires_grad else x
 

@@ -147,6 +147,38 @@ inline void multiply_add(float (&d)[4], const float (&a)[4], const float (&b)[2]
   }
 }
 
+inline void load_transposed(uint32_t (&x)[4], const bfloat16* row) {
+  if (uintptr_t(row) % 16) twin::fail("load_transposed of an address that is no multiple of 16");
+  float mine[2];
+  std::memcpy(mine, &row, 8);
+  auto* given = twin::exchange(mine);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i) {
+    x[i] = 0;
+    for (int half = 0; half < 2; ++half) {
+      const bfloat16* other;
+      std::memcpy(&other, given[8 * i + 2 * t + half], 8);
+      x[i] |= uint32_t(other[g].bits) << 16 * half;
+    }
+  }
+}
+
+inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  float mine[6];
+  std::memcpy(mine, a, 16);
+  std::memcpy(mine + 4, b, 8);
+  auto* given = twin::exchange(mine);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const auto half = [](float pair, int k) { return double(as_float(k % 2 ? bits_of(pair) & 0xffff0000u : bits_of(pair) << 16)); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    double sum = d[i];
+    for (int k = 0; k < 16; ++k)
+      sum += half(given[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k) * half(given[column * 4 + k % 8 / 2][4 + k / 8], k);
+    d[i] = twin::truncated(sum);
+  }
+}
+
 inline float warp_sum(float x) {
   const float mine[1] = {x};
   auto* given = twin::exchange(mine);
