@@ -17,7 +17,7 @@ READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 help:
 	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
 	@echo "make test         every test"
-	@echo "make test-all     make test, then the numerical tests as other processors compute them (tests/processors.py)"
+	@echo "make test-all     make test, the numerical tests as other processors compute them, and 200 kills of commands"
 	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
 	@echo "make bench-peers  one sweep by fasttrace and by its peers, which have a separate environment (.venv-peers)"
 	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
@@ -31,6 +31,7 @@ test: setup
 
 test-all: test
 	$(BIN)/python tests/processors.py
+	$(BIN)/python tests/kills.py
 
 bench: setup
 	$(BIN)/python -m pytest bench --record --store build/bench.duckdb $(ARGS)

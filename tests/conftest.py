@@ -55,6 +55,15 @@ def _linear(request, monkeypatch):
         monkeypatch.setattr(module, "_onednn_is_faster", lambda dtype: wanted == "native")
 
 
+@pytest.fixture(autouse=True)
+def _signals():
+    """Restore the signal handlers, because a command listens until its process ends."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model, SmolLM2-135M, in float32."""

@@ -1,6 +1,6 @@
 """fasttrace: causal tracing and model editing with the least possible work. Results go to one DuckDB store."""
 
-from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
@@ -55,34 +55,22 @@ __all__ = [
 ]
 
 
-# Imported at first use. The command line listens to Ctrl-C before torch is imported, which takes a second. A machine
-# that only traces may lack duckdb.
-_HOMES = {
-    "fasttrace.analysis.regress": ("regress",),
-    "fasttrace.editing": ("apply_delta", "edit", "load_delta", "mass_edit", "second_moments"),
-    "fasttrace.facts": ("Fact", "load_facts"),
-    "fasttrace.models": ("load_model", "wrap_model"),
-    "fasttrace.settings": (
-        "EditSettings",
-        "FineTuneSettings",
-        "MassSettings",
-        "MemitSettings",
-        "MomentSettings",
-        "RomeSettings",
-        "TraceSettings",
-    ),
-    "fasttrace.store": ("Store", "Stores"),
-    "fasttrace.tracing": ("check_known", "trace"),
-}
-
-
 def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOMES.items() if name in names), None)
-    if home is None:
+    # Imported at first use: the command line listens to Ctrl-C before torch is imported, which takes a second, and a
+    # machine that only traces may lack duckdb, which Store, Stores and regress need.
+    home: ModuleType
+    if name in ("Store", "Stores"):
+        import fasttrace.store as home
+    elif name == "regress":
+        import fasttrace.analysis.regress as home
+    elif name in __all__:
+        from fasttrace import editing, facts, models, settings, tracing
+
+        home = next(one for one in (editing, facts, models, settings, tracing) if name in one.__all__)
+    else:
         raise AttributeError(f"module 'fasttrace' has no attribute '{name}'")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+    globals()[name] = getattr(home, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

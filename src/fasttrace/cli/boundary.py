@@ -1,0 +1,140 @@
+"""All verbs, and the one place where errors become sentences and exit codes."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TextIO
+
+import click
+
+import fasttrace as ft
+from fasttrace.errors import UserError
+from fasttrace.places import why_full
+
+from . import bench, edit, machine, read, regress, signals, sql, study, trace
+
+VERBS = (
+    trace.facts,
+    trace.trace,
+    trace.stats,
+    edit.edit,
+    edit.mass,
+    edit.tune,
+    edit.export,
+    study.study,
+    study.demo,
+    sql.sql,
+    regress.regress,
+    read.tables,
+    read.figures,
+    read.report,
+    bench.bench,
+    machine.env,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ft.__version__, prog_name="fasttrace")
+def cli() -> None:
+    """Trace facts in a language model, edit them, and test whether tracing tells where to edit."""
+
+
+for verb in VERBS:
+    cli.add_command(verb)
+
+
+def run() -> int:
+    """Run the verb of the command line, and return the exit code. An error prints one sentence."""
+    try:
+        cli(standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = _ended_by(error)
+        if text is None:
+            raise
+        if text:
+            with suppress(OSError):  # where stderr is full or gone, nobody can be told
+                click.echo(f"fasttrace: {text}", err=True)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                _drop(stream)
+        return code
+    return 0
+
+
+def _ended_by(error: BaseException) -> tuple[int, str | None]:
+    """(exit code, sentence) for what ended a verb. The sentence is empty where there is nothing to say, and None for an
+    error of fasttrace itself."""
+    chain = list(_causes(error))
+    if stops := [one for one in chain if isinstance(one, KeyboardInterrupt | click.Abort)]:
+        return signals.exit_code(stops[-1]), STOPPED
+    if short := next((one for one in chain if _lacks_memory(one)), None):
+        return 2, f"the memory does not suffice ({_first_line(short)}): {_less_memory()}"
+    if isinstance(error, click.ClickException):
+        return 2, error.format_message()
+    if isinstance(error, BrokenPipeError):  # the reader has closed our output, as `head` does
+        _drop(sys.stdout)
+        return 1, ""
+    if isinstance(error, OSError):
+        return 2, _sentence(error)
+    return 2, str(error) if isinstance(error, UserError) else None
+
+
+STOPPED = (
+    "stopped; finished work is in the store (a mass edit only as a whole), and the same command continues from there"
+)
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED", re.IGNORECASE)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether the system, torch (CPU or GPU) or DuckDB had no memory left. torch and DuckDB have types of their own,
+    but must not be imported for this."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if type(error).__name__ == "OutOfMemoryException":  # DuckDB's
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def _less_memory() -> str:
+    """What to do where memory does not suffice."""
+    verb = next((cli.commands[word] for word in sys.argv[1:] if word in cli.commands), None)
+    if verb is not None and any("--memory" in option.opts for option in verb.params):
+        return "run the same command with a smaller --memory, or on a machine with more"
+    return "this command has no --memory to lower, and needs a machine with more"
+
+
+def _first_line(error: BaseException) -> str:
+    """The error's first line that says what it is about. torch puts the place in its source before that."""
+    text = str(error).strip()
+    found = _OUT_OF_MEMORY.search(text)
+    line = next((one for one in text.splitlines() if found and found[0] in one), text.partition("\n")[0])
+    line = re.sub(r"^.*(?=DefaultCPUAllocator)", "", line).strip().rstrip(".")
+    return line or type(error).__name__
+
+
+def _sentence(error: OSError) -> str:
+    """The sentence for an error of the system. Every file is named, so a write that names none was to stdout: to stderr
+    nothing more can be said."""
+    if error.filename is not None:
+        return f"'{error.filename}' could not be read or written: {why_full(error) or error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
+        _drop(sys.stdout)
+        return f"stdout cannot be written: {why_full(error) or error.strerror}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _drop(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that its last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
