@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from fasttrace.editing import prepare_edit, second_moments
 from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
+from fasttrace.editing.edit import check_edit
 from fasttrace.editing.hyperparameters import settings_for, window_of
-from fasttrace.editing.moments import Moments
+from fasttrace.editing.moments import Moments, check_moments
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact, load_facts
+from fasttrace.facts import EncodedFact, Fact, distinct, load_facts
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.encode import encoded_facts
 from fasttrace.models.flops import linear_flops
 from fasttrace.places import check_file, check_folder, check_replaceable, replacing
 from fasttrace.settings.base import carried, check_names, replaced
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.kinds import MOST_CHARACTERS
 from fasttrace.settings.methods import SOLVED, method_settings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, EditTable, FactSettings, StudySettings, keys
@@ -30,7 +34,7 @@ from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate
 from fasttrace.tracing.known import known_run
-from fasttrace.workflow import edit_into, known_into, trace_into
+from fasttrace.workflow import edit_into, known_into, reasons, trace_into
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -57,6 +61,12 @@ class Study:
     def uses_cache(self) -> bool:
         """Whether an edit needs second moments, sampled contexts or essence texts, which the cache folder keeps."""
         return any({*one.methods} & {*SOLVED} or one.essence for one in self.edits)
+
+    @cached_property
+    def loaded_facts(self) -> list[Fact]:
+        """The facts of the file, in the study's order. Raises FactError as `load_facts`."""
+        facts = load_facts(self.facts.file, relation=self.facts.relation, limit=self.facts.limit)
+        return interleaved(facts) if self.facts.order == "interleaved" else facts
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,12 @@ def load_study(source: str) -> Study:
         text, name = (files("fasttrace.studies") / f"{source}.toml").read_bytes(), source
     else:
         raise UserError(f"expected a .toml file or a shipped study ({', '.join(shipped())}), got '{source}'")
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"study file '{source}': expected at most {MOST_CHARACTERS} bytes, got {len(text)}")
     try:
         raw = tomllib.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise UserError(f"study file '{source}' is not TOML that can be read: its values are nested too deep") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"study file '{source}' is not TOML: {error}") from error
     try:
@@ -113,6 +127,8 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
     for edit in edits:
         for method in edit.methods:
             method_settings(method, dict(edit.set or {}))
+        if "contexts" in edit.given and not {*edit.methods} & {*SOLVED}:
+            raise UserError(f"[edit] contexts: expected a value only with {' or '.join(SOLVED)}, got one without them")
     return Study(
         name=name,
         settings=settings,
@@ -147,14 +163,26 @@ class Runner:
         # Errors are raised before the first trace, which may take hours.
         last = model.n_layers - 1
         if beyond := [layer for cell in self.cells for layer in cell.layers or () if layer > last]:
-            raise UserError(f"[edit] layers: expected some of 0 to {last}, got {beyond[0]}")
-        corpus = study.moments.corpus
-        if corpus is not None and self._solved_layers() and not Path(corpus).expanduser().exists():
-            raise UserError(f"[moments] corpus: expected a text file or a folder, got '{corpus}', which does not exist")
+            raise UserError(
+                f"[edit] layers: expected some of 0 to {last}, as in [{last}], or how many as a number, got {beyond[0]}"
+            )
+        if self._solved_layers():
+            try:
+                check_moments(model, study.moments)
+            except UserError as error:
+                raise UserError(f"[moments] {error}") from None
+
+    def check(self, facts: Sequence[Fact]) -> None:
+        """Raise UserError where a trace or an edit of these facts would be refused. No pass runs."""
+        for trace in self.study.traces:
+            prepare_trace(self.model, facts, settings=trace)
+        for cell in self.cells:
+            check_edit(self.model, facts, cell)
 
     def run(self) -> list[Fact]:
         """Compute everything that the store lacks. Returns the facts studied."""
         facts = self.known_facts()
+        self.check(facts)
         for trace in self.study.traces:
             plan = prepare_trace(self.model, facts, settings=trace)
             with self.bar(f"Tracing: {_trace_name(trace)}", len(facts)) as done:
@@ -164,17 +192,13 @@ class Runner:
             edits = prepare_edit(self.model, facts, settings=cell, moments=moments)
             with self.bar(f"Editing: {cell.problem}, {cell.method}", len(facts) * len(edits.layers)) as done:
                 edit_into(self.store, edits, done)
+            if (why := reasons(self.store, edits)) is not None:
+                self.say(f"    {cell.problem}, {cell.method}: {why}")
         return facts
-
-    def loaded_facts(self) -> list[Fact]:
-        """The facts of the file, in the study's order."""
-        chosen = self.study.facts
-        facts = load_facts(chosen.file, relation=chosen.relation, limit=chosen.limit)
-        return interleaved(facts) if chosen.order == "interleaved" else facts
 
     def known_facts(self) -> list[Fact]:
         """The facts to study: all facts, those that the model knows, or the first N of those."""
-        facts, known = self.loaded_facts(), self.study.facts.known
+        facts, known = self.study.loaded_facts, self.study.facts.known
         if known is False:
             return facts
         enough = None if known is True else known
@@ -202,7 +226,7 @@ class Runner:
 
         The store says which facts are known. A fact that it has no verdict on counts as known.
         """
-        facts, known = self.loaded_facts(), self.study.facts.known
+        facts, known = self.study.loaded_facts, self.study.facts.known
         rate = block_rate(self.model)
         if known is not False:
             run_id = known_run(self.model, self.study.settings.protocol)["run_id"]
@@ -224,7 +248,7 @@ class Runner:
             flops = float(tokens) * (keys + len(layers) * self.model.key_width**2)
             flops *= 1 if self.study.moments.corpus else 2  # the model samples its text first
             yield Stage("second moments", "tokens", tokens, 0, flops, flops / rate)
-        encoded = [encode_fact(self.model.tokenizer, fact) for fact in distinct(facts)]
+        encoded = encoded_facts(self.model, facts)
         adam = adam_rate(self.model)
         for cell in self.cells:
             cost_of_cell = self._cost(cell, encoded)
@@ -275,7 +299,9 @@ class Runner:
         for problem in table.problems:
             for method in table.methods:
                 own = method_settings(method, dict(table.set)) if table.set else None
-                cell = {"method": method, "problem": problem, "layers": layers, "hyperparameters": own}
+                cell: dict[str, Any] = {"method": method, "problem": problem, "layers": layers, "hyperparameters": own}
+                if method not in SOLVED:
+                    cell["contexts"] = EditSettings().contexts  # of the table's other methods
                 yield carried(EditSettings, table, **cell)
 
     def _solved_layers(self) -> list[int]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from edit_cases import CONTEXTS, FACTS
+from edit_cases import CONTEXTS, FACTS, contexts_for
 from hooked_rome import down_projection, hooked_rome
 from hooked_trace import mlp_modules
 from small_models import small_model
@@ -173,7 +173,7 @@ def test_a_fact_left_out_has_a_row_with_the_reason(model, moments, tmp_path):
 @pytest.mark.parametrize("method", ["memit", "rome"])
 def test_a_mass_edit_that_no_prediction_sees_is_zero_and_has_a_reason(method, model, moments, tmp_path):
     options = MEMIT if method == "memit" else {**VALUE, "clamp": 4.0}
-    result = ft.mass_edit(model, MORE, method=method, layer=4, moments=moments, contexts=CONTEXTS, **options)
+    result = ft.mass_edit(model, MORE, method=method, layer=4, moments=moments, **contexts_for(method), **options)
     assert not any(update.changes() for update in result.updates.values())
     rows = result.scores.to_pylist()
     assert {row["fact_id"] for row in rows} == {fact.fact_id for fact in MORE}

@@ -159,6 +159,12 @@ def test_values_that_do_not_fit_the_model_are_refused_before_any_pass(old, new, 
     assert sum(line.startswith("fasttrace: ") for line in done.stderr.splitlines()) == 1
 
 
+def test_a_deep_parameter(run):
+    done = run("sql", "SELECT $a", "--store", "none.duckdb", "--param", f"a={'[' * 5000}{']' * 5000}", code=2)
+    assert "expected a list such as" in done.stderr
+    assert len(done.stderr) < 500
+
+
 def test_deep_json_and_long_prompts_are_refused_at_once(run, workplace, tmp_path):
     deep, long = tmp_path / "deep.json", tmp_path / "long.jsonl"
     deep.write_text("[" * 5000 + "]" * 5000)

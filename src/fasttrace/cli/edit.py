@@ -11,6 +11,7 @@ import pyarrow as pa
 import fasttrace as ft
 from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
+from fasttrace.protocols import Protocol
 from fasttrace.settings.edit import EditingSettings, EditSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
@@ -96,6 +97,13 @@ def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, d
         click.echo(f"the change of the weights is in {delta}", err=True)
 
 
+def _say_reasons(scores: pa.Table) -> None:
+    """Say on stderr how many edits have a reason, such as an optimisation that diverged."""
+    reasons = [reason for reason in scores["reason"].to_pylist() if reason is not None]
+    if reasons:
+        click.echo(f"{len(reasons)} of {len(scores)} edits have a reason, the first: {reasons[0]}", err=True)
+
+
 def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
     """The stored edits of a plan. Its run may also have edits of other facts and layers."""
     mine = [fact.fact_id for fact in plan.encoded]
@@ -103,7 +111,7 @@ def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
     return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
 
 
-def _known(work: Work, decoder: Any, loaded: list[ft.Fact], protocol: str) -> list[ft.Fact]:
+def _known(work: Work, decoder: Any, loaded: list[ft.Fact], protocol: Protocol) -> list[ft.Fact]:
     """The facts that the model knows. Raises UserError where there are none."""
     from fasttrace.workflow import known_into
 
@@ -173,6 +181,7 @@ def edit(
             click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
         columns = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
         rows = _stored(ft.Store(work.store), plan, columns)
+    _say_reasons(rows)
     emit(rows, work.as_json)
 
 
@@ -219,6 +228,7 @@ def mass(
             scores = result.scores
     if export is not None or delta is not None:
         _write(result, plan.plan, work.store, export, delta)
+    _say_reasons(scores)
     emit(_means_by_n_edits(scores), work.as_json)
 
 
@@ -258,6 +268,7 @@ def tune(
                 target = ft.Store(work.store)
                 edit_into(target, plan, done)
                 scores = _stored(target, plan, "*")
+        _say_reasons(scores)
         rows.append(mean_scores(candidate, scores))
     best = choose(rows)
     emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), work.as_json)

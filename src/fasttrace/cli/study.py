@@ -61,6 +61,7 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
         check_store(store_path, makes_folder=True)
         if chosen.uses_cache:
             check_cache()
+    _ = chosen.loaded_facts  # raises before the model is loaded
     asked = chosen.settings
     model = load(asked.model, asked.dtype, asked.device)
     runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
