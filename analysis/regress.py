@@ -4,13 +4,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.store import Readable
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import MOST_LAYERS, Bounds
+from fasttrace.store import Stored
 
 from .selection import Selection, select
 from .terminal import is_number
@@ -117,8 +119,9 @@ class Regression:
         return f"Regression({self.formula!r}, n={len(self.selection.columns)}, errors={self.errors!r})"
 
 
+@checked
 def regress(
-    store: Readable,
+    store: Stored,
     formula: str,
     *,
     score: str | None = None,
@@ -126,7 +129,7 @@ def regress(
     robust: bool = False,
     cluster: str | None = None,
     groups: str | None = None,
-    tracing_window: int | None = None,
+    tracing_window: Annotated[int | None, Bounds(1, most=MOST_LAYERS)] = None,
 ) -> Regression:
     """Fit a formula to the edits of a store and their tracing effects.
 

@@ -8,14 +8,16 @@ and one data set (source). regress.py fits any other formula.
 """
 
 from collections.abc import Iterator
-from typing import Any, TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
 from scipy import stats
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import MOST_LAYERS, Bounds
+from fasttrace.store import Readable, Stored
 
 from .relation import relation
 
@@ -56,7 +58,7 @@ class Choice(TypedDict, total=False):
 
     effect_at: str
     subset: str
-    window_size: int | None
+    window_size: Annotated[int | None, Bounds(1, most=MOST_LAYERS)]
     protocol: str | None
     source: str | None
     problem: str | None
@@ -65,7 +67,8 @@ class Choice(TypedDict, total=False):
     model: str | None
 
 
-def regressions(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
+@checked
+def regressions(store: Stored, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
     """R² of a score by edited layer, tracing effect and both, one row per regression (paper, Tables 1 to 8).
 
     score: rewrite | paraphrase | neighborhood | essence | overall | magnitude.
@@ -82,7 +85,8 @@ def regressions(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) 
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
 
-def layer_means(store: Store, score: str = "rewrite") -> pa.Table:
+@checked
+def layer_means(store: Stored, score: str = "rewrite") -> pa.Table:
     """Mean of a score at each edited layer (paper, Figures 7 to 9).
 
     Columns: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, n_left_out, mean,
@@ -92,7 +96,8 @@ def layer_means(store: Store, score: str = "rewrite") -> pa.Table:
     return relation(store, "layer_means_of_score", {"score": score})
 
 
-def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
+@checked
+def layer_correlations(store: Stored, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
     """Pearson's ρ of tracing effect and score at each edited layer (paper, Figure 15).
 
     Columns: KEYS, layer, n, n_left_out, rho, p_value (two-sided, Student's t with n − 2 degrees of freedom).
@@ -103,7 +108,7 @@ def layer_correlations(store: Store, score: str = "rewrite", **choice: Unpack[Ch
     return table.append_column("p_value", pa.array(p_values, pa.float64()))
 
 
-def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[GroupRows]:
+def regression_rows(store: Readable, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[GroupRows]:
     """(KEYS of a regression, its rows as arrays fact_id, layer, x, y), in the order of `regressions`.
 
     x = tracing effect, y = score, float64. Rows without x or y are left out.
@@ -113,7 +118,9 @@ def regression_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choic
         yield identity, {name: used[name].to_numpy() for name in ("fact_id", "layer", "x", "y")}
 
 
-def chosen_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) -> Iterator[tuple[dict[str, Any], Any]]:
+def chosen_rows(
+    store: Readable, score: str = "rewrite", **choice: Unpack[Choice]
+) -> Iterator[tuple[dict[str, Any], Any]]:
     """(KEYS of a regression, a pandas frame of all its rows), in the order of `regressions`.
 
     Columns: those of sql/regression_input.sql. x or y is NaN where an edit lacks it. A large store is read by problem
@@ -125,7 +132,7 @@ def chosen_rows(store: Store, score: str = "rewrite", **choice: Unpack[Choice]) 
             yield {name: None if value != value else value for name, value in zip(KEYS, keys, strict=True)}, group
 
 
-def _parts(store: Store, choice: Choice) -> list[Choice]:
+def _parts(store: Readable, choice: Choice) -> list[Choice]:
     """The choice alone, or one choice per problem and method if the store has more than AT_ONCE edits."""
     cells = relation(store, "edits_by_cell").to_pylist()
     if sum(cell["edits"] for cell in cells) <= AT_ONCE:
@@ -151,7 +158,7 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
     return float(2 * stats.t.sf(t, n - 2))
 
 
-def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
+def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Table:
     """The rows of sql/<name>.sql for the chosen regressions. Runs are chosen before any edit is read."""
     rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
     runs: dict[str, Any] = {}
@@ -161,7 +168,7 @@ def _relation(store: Store, name: str, score: str, choice: Choice) -> pa.Table:
         elif key in Choice.__annotations__:
             runs["tracing_window" if key == "window_size" else key] = value
         else:
-            raise TypeError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
+            raise UserError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
         _check(key, rows[key], known)
     return relation(store, name, rows, runs=runs)

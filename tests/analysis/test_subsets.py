@@ -135,5 +135,5 @@ def test_unknown_choices_are_refused(store):
         regressions(store, subset="few")
     with pytest.raises(UserError, match="expected one of max, last-subject, last-subject-absolute as effect_at"):
         layer_correlations(store, effect_at="first")
-    with pytest.raises(TypeError, match=r"expected one of effect_at, .*, got 'windows'"):
+    with pytest.raises(UserError, match=r"regressions has no setting 'windows'; did you mean 'window_size'\?"):
         regressions(store, windows=5)
