@@ -12,7 +12,7 @@ import pyarrow as pa
 from scipy import stats
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from .regression import KEYS, KINDS, regression_rows
 
@@ -25,7 +25,7 @@ Numbers = dict[str, float | None]
 
 
 def certainty(
-    store: Store, score: str = "rewrite", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **choice: Any
+    store: Readable, score: str = "rewrite", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **choice: Any
 ) -> pa.Table:
     """Bootstrap intervals of every R², and the F-test with errors clustered by fact, one row per regression.
 

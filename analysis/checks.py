@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from fasttrace.errors import StoreError
 from fasttrace.optional import duckdb
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from .relation import make_settings
 
@@ -22,7 +22,7 @@ def checks() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def failures(store: Store) -> pa.Table:
+def failures(store: Readable) -> pa.Table:
     """The checks that a store fails, one row per check.
 
     Columns: check (name of the file in sql/checks, whose header describes the fault), rows (number of wrong rows),

@@ -10,6 +10,7 @@ from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import hyperparameters
 from fasttrace.settings.study import StudySettings
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.store import Readable
 
 from .naming import Row
 
@@ -20,20 +21,33 @@ AGAIN = (
 )
 EXPORT = """import json, fasttrace
 from fasttrace.analysis.relation import relation
-for fact in relation(fasttrace.Store({store}), "facts_of_run", {{"run_id": {run}}}).to_pylist():
+for fact in relation({opening}, "facts_of_run", {{"run_id": {run}}}).to_pylist():
     print(json.dumps(fact))"""
 # The kinds of runs that a command can repeat, and their settings.
 KINDS = {"trace": TraceSettings, "edit": EditSettings, "mass": MassSettings}
 
 
-def run_commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> dict[str, list[str]]:
+def opening(store: Readable) -> str:
+    """Python code that opens the store, or the stores."""
+    files = {name: str(path.resolve()) for name, path in store.files.items()}
+    return f"fasttrace.Store({json.dumps(files[''])})" if "" in files else f"fasttrace.Stores({json.dumps(files)})"
+
+
+def store_options(store: Readable) -> str:
+    """The options of a command that reads the store, or the stores."""
+    files = {name: path.resolve() for name, path in store.files.items()}
+    named = [str(path) if name in ("", path.stem) else f"{name}={path}" for name, path in files.items()]
+    return " ".join(f"--store {shlex.quote(one)}" for one in named)
+
+
+def run_commands(runs: list[Row], counts: dict[str, Row], opening: str) -> dict[str, list[str]]:
     """{run_id: [command that exports the run's facts from the store, command that repeats the run on them]}."""
     out = {}
     for run in runs:
         if run["kind"] not in KINDS:
             continue
         file = f"facts-{run['run_id'][:8]}.jsonl"
-        script = EXPORT.format(store=json.dumps(store_path), run=json.dumps(run["run_id"]))
+        script = EXPORT.format(opening=opening, run=json.dumps(run["run_id"]))
         words = ["fasttrace", run["kind"], *_options(run, counts[run["run_id"]]["layers"])]
         export = f"python -c {shlex.quote(script)} > {shlex.quote(file)}"
         out[run["run_id"]] = [export, " ".join([*words, "--facts", shlex.quote(file), "--store", AGAIN_STORE])]
@@ -49,7 +63,7 @@ def _options(run: Row, layers: Any) -> list[str]:
     words: list[str] = []
     for name, one in asked.items():
         value = values.get(name)
-        if one.kind is not None and one.kind.is_flag:
+        if one.kind.is_flag:
             words += [one.option] if value else []
         elif value is not None:
             words += [one.option, shlex.quote(text_of(value))]
@@ -60,7 +74,7 @@ def _options(run: Row, layers: Any) -> list[str]:
     return words
 
 
-def commands(runs: list[Row], counts: dict[str, Row], store_path: str) -> list[str]:
+def commands(runs: list[Row], counts: dict[str, Row], opening: str) -> list[str]:
     """Command lines that repeat every trace, edit and mass run of the store, and write the report of the new runs."""
-    lines = [line for both in run_commands(runs, counts, store_path).values() for line in both]
+    lines = [line for both in run_commands(runs, counts, opening).values() for line in both]
     return [*lines, f"fasttrace report --store {AGAIN_STORE} --out again.html"]

@@ -12,7 +12,7 @@ import matplotlib
 import pyarrow as pa
 from matplotlib.colors import to_hex
 
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from . import draw
 from .exhibit import Exhibit
@@ -37,7 +37,7 @@ EDIT = (
 TEXTS = ("subject", "relation", "target_true", "target_false", "prompt", "source")
 
 
-def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: int) -> tuple[str, int]:
+def embedded(store: Readable, names: list[Row], shown: list[Exhibit], max_bytes: int) -> tuple[str, int]:
     """(the data for the page's script as `packed` text, number of facts in it).
 
     names: the facts to embed, in order. max_bytes: rough limit of the uncompressed JSON of the facts, which compresses
@@ -67,7 +67,7 @@ def embedded(store: Store, names: list[Row], shown: list[Exhibit], max_bytes: in
     return packed(whole), len(facts)
 
 
-def _facts(store: Store, names: list[Row], max_bytes: int) -> tuple[list[Row], list[Row]]:
+def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row], list[Row]]:
     """(the editing groups, the facts with their traces and edits). Stops before the facts exceed max_bytes."""
     fact_ids = [row["fact_id"] for row in names]
     grids: dict[tuple[str, str, int], pa.Table] = {}

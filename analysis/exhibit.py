@@ -1,6 +1,5 @@
 """An exhibit of the report: its numbers, their source, and how its rows are named and shown."""
 
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from .chart import Panel, Series
+from .commands import store_options
 from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
 from .paper import FIGURES, TABLES, coverage, what_is_missing
 from .relation import CHAIN, read_by, sql, written
@@ -33,13 +33,13 @@ class Source:
     params: dict[str, Any] = field(default_factory=dict)
     note: str = ""  # what the query does not show
 
-    def table(self, store: Store) -> pa.Table:
+    def table(self, store: Readable) -> pa.Table:
         return self.function(store, *self.args)
 
-    def code(self, store_path: str) -> str:
-        """Python code that prints the numbers as CSV with every digit."""
+    def code(self, opening: str) -> str:
+        """Python code that prints the numbers as CSV with every digit. opening: Python code that opens the store."""
         name, module = self.function.__name__, self.function.__module__
-        call = ", ".join([f"fasttrace.Store({store_path!r})", *map(repr, self.args)])
+        call = ", ".join([opening, *map(repr, self.args)])
         return (
             f"import fasttrace\nfrom {module} import {name}\nfrom fasttrace.analysis.render import render\n"
             f'print(render({name}({call}), "csv"), end="")'
@@ -152,13 +152,13 @@ def _and(numbers: Sequence[int]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def paper_commands(store: Store, exhibit: Exhibit) -> list[str]:
+def paper_commands(store: Readable, exhibit: Exhibit) -> list[str]:
     """Commands that print and draw the corresponding tables and figures of the paper for which the store has data."""
     lines, there_is = [], coverage(store)
     for verb, catalogue, numbers in (("tables", TABLES, exhibit.tables), ("figures", FIGURES, exhibit.figures)):
         there = [str(number) for number in numbers if what_is_missing(there_is, catalogue[number]) is None]
         if there:
-            lines.append(f"fasttrace {verb} {' '.join(there)} --store {shlex.quote(str(store.path.resolve()))}")
+            lines.append(f"fasttrace {verb} {' '.join(there)} {store_options(store)}")
     return lines
 
 

@@ -1,21 +1,21 @@
 """The list of the report's exhibits, that is, its tables and figures with the source of their numbers.
 
-To add one, write a function Store -> Exhibit | None and name it in EXHIBITS. The page shows the exhibits section by
+To add one, write a function Readable -> Exhibit | None and name it in EXHIBITS. The page shows the exhibits section by
 section, each with its panels, its table, a CSV of the source and a way to reproduce it.
 """
 
 from collections.abc import Callable
 
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from .exhibit import Exhibit
 from .exhibits_r2 import pairs, r2
 from .exhibits_scores import layers, mass
 from .exhibits_tracing import curve, peaks
 
-EXHIBITS: tuple[Callable[[Store], Exhibit | None], ...] = (r2, pairs, layers, curve, peaks, mass)
+EXHIBITS: tuple[Callable[[Readable], Exhibit | None], ...] = (r2, pairs, layers, curve, peaks, mass)
 
 
-def exhibits(store: Store) -> list[Exhibit]:
+def exhibits(store: Readable) -> list[Exhibit]:
     """The exhibits for which the store has data, in the order of the page."""
     return [found for make in EXHIBITS if (found := make(store)) is not None]

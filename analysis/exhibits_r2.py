@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from . import chart
 from .chart import Axis, Panel, Series
@@ -21,7 +21,7 @@ OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": 
 """The parameters of regressions_of_score and layer_correlations_of_score."""
 
 
-def r2(store: Store) -> Exhibit | None:
+def r2(store: Readable) -> Exhibit | None:
     note = "certainty.py computes intervals and p_clustered from regression_input; regression.py computes p_value"
     source = Source(fits_with_certainty, ("rewrite",), "regressions_of_score", OF_REWRITE, note)
     table = source.table(store)
@@ -105,7 +105,7 @@ class Edits(NamedTuple):
     scores: list[float]
 
 
-def pairs(store: Store) -> Exhibit | None:
+def pairs(store: Readable) -> Exhibit | None:
     edits = relation(store, "edit_effects", {"score": "rewrite"})
     if not edits.num_rows:
         return None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from . import chart
 from .chart import Axis, Panel
@@ -16,12 +16,12 @@ from .regression import layer_means
 from .relation import relation
 
 
-def layer_scores(store: Store) -> pa.Table:
+def layer_scores(store: Readable) -> pa.Table:
     """Mean and standard error of every score at every edited layer, one row per layer and score (Figures 7 to 9)."""
     return pa.concat_tables([layer_means(store, score) for score in SCORES])
 
 
-def layers(store: Store) -> Exhibit | None:
+def layers(store: Readable) -> Exhibit | None:
     note = "for the rewrite score; for another score, replace the name"
     source = Source(layer_scores, (), "layer_means_of_score", {"score": "rewrite"}, note)
     table = source.table(store)
@@ -114,7 +114,7 @@ def _mean_and_error(value: tuple[float, float | None] | None) -> str:
     return "–" if value is None else f"{number(value[0])} ± {number(value[1])}"
 
 
-def mass(store: Store) -> Exhibit | None:
+def mass(store: Readable) -> Exhibit | None:
     source = Source(relation, ("mass_means",), "mass_means")
     table = source.table(store)
     rows = table.to_pylist()

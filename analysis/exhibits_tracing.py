@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from . import chart
 from .chart import Panel, Series
@@ -11,7 +11,7 @@ from .naming import Row, group_names, in_group, number
 from .relation import relation
 
 
-def curve(store: Store) -> Exhibit | None:
+def curve(store: Readable) -> Exhibit | None:
     source = Source(relation, ("mean_effect",), "mean_effect")
     table = source.table(store)
     rows = table.to_pylist()
@@ -68,7 +68,7 @@ def _window_column(rows: Sequence[Row]) -> list[Column]:
     return [] if several(rows, "window_size") else [Column("window_size", "window", str, numeric=True)]
 
 
-def peaks(store: Store) -> Exhibit | None:
+def peaks(store: Readable) -> Exhibit | None:
     source = Source(relation, ("peak_counts",), "peak_counts")
     table = source.table(store)
     rows = table.to_pylist()

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing
-from fasttrace.store import Store
+from fasttrace.settings.arguments import checked
+from fasttrace.store import Readable, Stored
 
 from . import draw
 from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
@@ -24,7 +25,8 @@ from .relation import relation
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figure:
+@checked
+def heatmap(store: Stored, fact_id: str, window_size: int | None = None) -> Figure:
     """One fact's grid of p(o_true) restored, tokens × layers, from its newest trace (paper, Figure 2).
 
     window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
@@ -33,14 +35,14 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     """
     traces = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact_id]
     if not traces:
-        raise StoreError(f"fact {fact_id!r} was not traced in {store.path}")
+        raise StoreError(f"fact {fact_id!r} was not traced in {store.where}")
     sizes = sorted({row["window_size"] for row in traces if row["window_size"] is not None})
     if not sizes:
-        raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.path}: {traces[0]['reason'] or 'no cells'}")
+        raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.where}: {traces[0]['reason'] or 'no cells'}")
     window = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
     if window not in sizes:
         raise StoreError(
-            f"expected a window size of fact {fact_id!r} in {store.path}, one of {', '.join(map(str, sizes))}, "
+            f"expected a window size of fact {fact_id!r} in {store.where}, one of {', '.join(map(str, sizes))}, "
             f"got {window}"
         )
     trace = next(row for row in traces if row["window_size"] == window)
@@ -52,7 +54,8 @@ def heatmap(store: Store, fact_id: str, window_size: int | None = None) -> Figur
     return draw.draw_heatmap(trace, mine)
 
 
-def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
+@checked
+def paper_figure(store: Stored, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
     fact_id: the fact of Figure 2. None: the fact whose p(o_true) the noise lowered most.
@@ -80,7 +83,7 @@ def paper_figure(store: Store, number: int, *, fact_id: str | None = None, layer
     return _scatter(store, one, layer)
 
 
-def _scatter(store: Store, one: Numbered, layer: int | None) -> Figure:
+def _scatter(store: Readable, one: Numbered, layer: int | None) -> Figure:
     """Score against effect at every edited layer, or at one layer for the kind scatter-one."""
     score = one.scores[0]
     rhos = one.rows.kept(layer_correlations(store, score, **one.rows.choice()))
@@ -92,13 +95,13 @@ def _scatter(store: Store, one: Numbered, layer: int | None) -> Figure:
             layer = max(means, key=lambda row: (row["score_mean"], -row["layer"]))["layer"]
         if layer not in layers:
             raise StoreError(
-                f"expected an edited layer of {store.path}, one of {', '.join(map(str, layers))}, got {layer}"
+                f"expected an edited layer of {store.where}, one of {', '.join(map(str, layers))}, got {layer}"
             )
         rhos, pairs = (table.filter(pc.equal(table["layer"], layer)) for table in (rhos, pairs))
     return draw.draw_effect_vs_score(pairs, rhos, score)
 
 
-def pairs_table(store: Store, score: str, **choice: Any) -> pa.Table:
+def pairs_table(store: Readable, score: str, **choice: Any) -> pa.Table:
     """Tracing effect and score of every edit that has both. Columns: KEYS, fact_id, layer, effect, score."""
     rows = []
     for keys, arrays in regression_rows(store, score, **choice):
@@ -109,23 +112,23 @@ def pairs_table(store: Store, score: str, **choice: Any) -> pa.Table:
     return pa.concat_tables(rows, promote_options="permissive")
 
 
-def _means(store: Store, score: str) -> pa.Table:
+def _means(store: Readable, score: str) -> pa.Table:
     if score == WITH_ESSENCE:
         return relation(store, "layer_means_with_essence")
     return layer_means(store, score)
 
 
-def _denoised(store: Store, name: str) -> pa.Table:
+def _denoised(store: Readable, name: str) -> pa.Table:
     table = relation(store, name)
     return table.filter(pc.equal(table["localization"], "denoise"))
 
 
-def _largest_window(store: Store, at_most: int) -> int:
+def _largest_window(store: Readable, at_most: int) -> int:
     sizes = sorted(set(_denoised(store, "mean_effect")["window_size"].to_pylist()))
     return max([size for size in sizes if size <= at_most], default=sizes[0])
 
 
-def _most_hurt(store: Store) -> str:
+def _most_hurt(store: Readable) -> str:
     rows = [
         row for row in relation(store, "fact_traces").to_pylist() if row["kept"] and row["localization"] == "denoise"
     ]
@@ -133,6 +136,7 @@ def _most_hurt(store: Store) -> str:
     return most
 
 
+@checked
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as .png (200 dots per inch), .svg (with text as text) or .pdf. Return the path.
 

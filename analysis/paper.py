@@ -3,13 +3,14 @@
 To add a table or figure of the same kinds, add an entry here.
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store
+from fasttrace.store import Readable
 
 from .naming import Row
 from .relation import relation
@@ -71,11 +72,11 @@ class RowFilter:
         """Whether a row of trace_coverage matches these effects, with any window."""
         return self.localization in (None, row["localization"]) and (self.model is None or self.model in row["model"])
 
-    def commands(self, store: Store) -> list[str]:
+    def commands(self, store: Readable) -> list[str]:
         """Command lines that make these traces and edits in this store, with … for values to choose."""
         facts = " --facts zsre_mend_eval.json" if self.zsre else ""
         model = f" --model {self.model}" if self.model else ""
-        common = f"{model}{facts} --store {store.path}"
+        common = f"{model}{facts} --store {shlex.quote(str(next(iter(store.files.values()))))}"
         trace = "fasttrace trace" + (f" --method {self.localization}" if self.localization != "denoise" else "")
         edit = "fasttrace edit --known"
         edit += f" --problem {self.problem}" if self.problem else " --problem …"
@@ -205,19 +206,19 @@ class Coverage:
     traces: rows of sql/trace_coverage.sql. edits: rows of sql/edit_coverage.sql.
     """
 
-    store: Store
+    store: Readable
     traces: list[Row]
     edits: list[Row]
 
 
-def coverage(store: Store) -> Coverage:
+def coverage(store: Readable) -> Coverage:
     """Read the coverage of a store."""
     return Coverage(store, relation(store, "trace_coverage").to_pylist(), relation(store, "edit_coverage").to_pylist())
 
 
 def what_is_missing(there: Coverage, one: Numbered) -> str | None:
     """Why the store lacks the data for a table or figure, with commands that make the data. None if it has the data."""
-    path, (trace, edit) = there.store.path, one.rows.commands(there.store)
+    path, (trace, edit) = there.store.where, one.rows.commands(there.store)
     edits = [row for row in there.edits if one.rows.of_edits(row, one.scores)]
     traces = [row for row in there.traces if one.rows.of_traces(row)]
     if one.kind in ("peaks", "curve", "heatmap"):

@@ -4,17 +4,19 @@ import json
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fasttrace.errors import StoreError
 from fasttrace.places import check_replaceable, replacing
-from fasttrace.store import Store
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import Bounds, Count
+from fasttrace.store import Stored
 from fasttrace.version import VERSION
 
-from .commands import AGAIN, commands, run_commands
+from .commands import AGAIN, commands, opening, run_commands
 from .embed import embedded
 from .exhibit import COUNT, Column, Exhibit, Table, or_dash, paper_commands
 from .exhibits import exhibits
@@ -36,7 +38,10 @@ SECTIONS = {
 NOTES = {"r2": R2_NOTE}
 
 
-def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_bytes: int = 20_000_000) -> Path:
+@checked
+def write_report(
+    store: Stored, path: str | Path, max_facts: Count = 1000, max_bytes: Annotated[int, Bounds(0)] = 20_000_000
+) -> Path:
     """Write the store's study into one HTML file (`report_page`). Return its path.
 
     Raises StoreError where the store has no trace and no edit, and UserError where the file cannot be written.
@@ -50,7 +55,8 @@ def write_report(store: Store, path: str | Path, max_facts: int = 1000, max_byte
     return path
 
 
-def report_page(store: Store, max_facts: int = 1000, max_bytes: int = 20_000_000) -> str:
+@checked
+def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int, Bounds(0)] = 20_000_000) -> str:
     """The store's study as one HTML page, which loads nothing else. `<file>#fact=<fact_id>` opens it at that fact.
 
     max_facts: largest number of facts that are embedded to pick from. max_bytes: limit of the uncompressed JSON of
@@ -61,7 +67,7 @@ def report_page(store: Store, max_facts: int = 1000, max_bytes: int = 20_000_000
     counts = {row["run_id"]: row for row in relation(store, "run_counts").to_pylist()}
     names = relation(store, "fact_names").to_pylist()
     if not names and not any(run["kind"] == "mass" for run in runs):
-        raise StoreError(f"{store.path} holds no trace and no edit, so there is nothing to report")
+        raise StoreError(f"{store.where} holds no trace and no edit, so there is nothing to report")
 
     shown = exhibits(store)
     found = {exhibit.key: exhibit.data.to_pylist() for exhibit in shown}
@@ -70,8 +76,8 @@ def report_page(store: Store, max_facts: int = 1000, max_bytes: int = 20_000_000
     models = sorted({run["model"] for run in runs if run["kind"] in ("trace", "edit", "mass")})
     data, n_embedded = embedded(store, names[:max_facts], shown, max_bytes)
     there = {exhibit.section for exhibit in shown} | {"answer", "run", "again"} | ({"pick"} if n_embedded else set())
-    store_path = str(store.path.resolve())
-    by_run = run_commands(runs, counts, store_path)
+    opened = opening(store)
+    by_run = run_commands(runs, counts, opened)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -91,7 +97,7 @@ def report_page(store: Store, max_facts: int = 1000, max_bytes: int = 20_000_000
             left_out_table=left_out_table(left_out) if left_out else None,
             run_table=run_table(runs, counts),
             again_note=AGAIN,
-            commands=commands(runs, counts, store_path),
+            commands=commands(runs, counts, opened),
             runs=[
                 {
                     **run,
@@ -103,7 +109,8 @@ def report_page(store: Store, max_facts: int = 1000, max_bytes: int = 20_000_000
             ],
             version=VERSION,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            store_path=store_path,
+            opening=opened,
+            store_path=", ".join(str(path.resolve()) for path in store.files.values()),
             style=_own("style.css"),
             script=Markup("\n").join(map(_own, SCRIPTS)),
         )

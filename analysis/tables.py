@@ -1,16 +1,18 @@
 """The paper's tables from a store."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 
 from fasttrace.errors import StoreError
-from fasttrace.store import Store
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import Count
+from fasttrace.store import Readable, Stored
 
 from .certainty import COLUMNS, SHARES, certainty
 from .paper import coverage, table_numbered, what_is_missing
-from .regression import KEYS, regressions
+from .regression import KEYS, Choice, regressions
 from .relation import relation
 from .render import render
 
@@ -29,7 +31,8 @@ _DISTINGUISHING = (
 )
 
 
-def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
+@checked
+def r2_table(store: Stored, score: str = "rewrite", *, resamples: Count = 1000, **choice: Unpack[Choice]) -> pa.Table:
     """R² of a score by layer, tracing effect and both, with the F-test's p: the paper's Tables 1 to 6.
 
     resamples: number of bootstrap samples for the intervals (see `certainty`); 0 leaves the intervals out.
@@ -40,7 +43,8 @@ def r2_table(store: Store, score: str = "rewrite", *, resamples: int = 1000, **c
     return _r2_columns(fits_with_certainty(store, score, resamples=resamples, **choice), intervals=resamples > 0)
 
 
-def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table:
+@checked
+def paper_table(store: Stored, number: int, *, resamples: Count = 1000) -> pa.Table:
     """One of the paper's Tables 1 to 8 for the store's edits and traces.
 
     Tables 1 to 6 have the columns of `r2_table`. Tables 7 and 8 have problem, method, any other columns that
@@ -74,7 +78,9 @@ def paper_table(store: Store, number: int, *, resamples: int = 1000) -> pa.Table
     return pa.Table.from_pylist(rows, schema=pa.schema([*kinds, *texts, pa.field("value", pa.float64())]))
 
 
-def fits_with_certainty(store: Store, score: str = "rewrite", *, resamples: int = 1000, **choice: Any) -> pa.Table:
+def fits_with_certainty(
+    store: Readable, score: str = "rewrite", *, resamples: int = 1000, **choice: Unpack[Choice]
+) -> pa.Table:
     """The table of `regressions` with the columns of `certainty`: intervals and clustered tests."""
     fits, sure = regressions(store, score, **choice), certainty(store, score, resamples=resamples, **choice)
     assert fits.select(KEYS) == sure.select(KEYS), "expected one query's rows in one order"
@@ -89,7 +95,8 @@ def _r2_columns(fits: pa.Table, intervals: bool) -> pa.Table:
     return fits.select(["problem", "method", *_differing(fits), *counts, *spread, "p_value", "p_clustered"])
 
 
-def layer_table(store: Store) -> pa.Table:
+@checked
+def layer_table(store: Stored) -> pa.Table:
     """Mean rewrite, paraphrase, neighborhood and overall score at each edited layer (paper, Figures 7 and 9).
 
     Columns: problem, method, any other columns that distinguish the rows, layer, n, rewrite, paraphrase, neighborhood,
@@ -100,7 +107,8 @@ def layer_table(store: Store) -> pa.Table:
     return table.select(["problem", "method", *_differing(table), *numbers])
 
 
-def summary(store: Store, score: str = "rewrite", *, width: int | None = None) -> str:
+@checked
+def summary(store: Stored, score: str = "rewrite", *, width: int | None = None) -> str:
     """R² of the score, then the mean scores by layer, as text."""
     parts = [
         render(r2_table(store, score, resamples=0), title=f"R² of the {score} score", width=width),

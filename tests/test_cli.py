@@ -15,7 +15,8 @@ from fasttrace.analysis.relation import relation
 
 COMMON = ("--model", "model", "--facts", "facts.jsonl")
 TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")
-EDIT = ("edit", *COMMON, "--corpus", "text.txt", "--corpus-tokens", "1500", "--window-size", "3")
+CORPUS = ("--corpus", "text.txt", "--corpus-tokens", "1500")
+EDIT = ("edit", *COMMON, *CORPUS, "--window-size", "3")
 
 
 def test_a_study_verb_by_verb(workplace, run):
@@ -118,10 +119,11 @@ def test_export_from_the_command_line(workplace, run):
 
 def test_every_way_of_editing_from_the_command_line(workplace, run):
     store = ("--store", "edits.duckdb")
-    few = (*EDIT, *store, "--layers", "1,2", "--contexts", "2", "--essence", "1", "--sigma", "0.4")
+    few = ("edit", *COMMON, *store, "--window-size", "3", "--layers", "1,2", "--essence", "1", "--sigma", "0.4")
     for method in ("rome", "memit", "ft-1", "ft-5"):
+        own = (*CORPUS, "--contexts", "2") if method in ("rome", "memit") else ()
         for problem in ("tracing-reversal", "fact-erasure", "fact-forcing"):
-            run(*few, "--method", method, "--problem", problem, "--set", "steps=2")
+            run(*few, *own, "--method", method, "--problem", problem, "--set", "steps=2")
     query = """
         SELECT method, problem, count(*) AS edits, count(essence) AS essence, count(reason) AS left_out
         FROM edits GROUP BY ALL ORDER BY ALL
@@ -153,7 +155,20 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
     assert json.loads(run(*tune).stdout) == rows, "the same without a store"
     few = ("tune", *COMMON, "--method", "ft-1", "--values", "0.01,0.001", "--json", "--layer", "1", "--limit", "2")
     assert json.loads(run(*few, *store).stdout) == json.loads(run(*few).stdout), "of this layer and these facts alone"
-    quick = (*EDIT, *store, "--method", "ft-1", "--essence", "0", "--set", "steps=1", "--json", "--limit", "2")
+    quick = (
+        "edit",
+        *COMMON,
+        *store,
+        "--method",
+        "ft-1",
+        "--essence",
+        "0",
+        "--set",
+        "steps=1",
+        "--json",
+        "--limit",
+        "2",
+    )
     for layer in (1, 2):
         edited = json.loads(run(*quick, "--layers", str(layer)).stdout)
         assert [row["layer"] for row in edited] == [layer] * 2
@@ -220,8 +235,8 @@ ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # fails wh
     [
         (("--store", "nowhere/x.duckdb"), "the folder nowhere of the store"),
         (("--store", "text.txt"), "is not a DuckDB file"),
-        (("--memory", "lots"), "memory: expected a size such as 512MB or 8GB, got 'lots'"),
-        (("--method", "ft-1", "--set", "epsilon=0"), "epsilon: expected a number above 0, got '0'"),
+        (("--memory", "lots"), "memory: expected a size such as 512MB or 8GB, at most 1024TB, got 'lots'"),
+        (("--method", "ft-1", "--set", "epsilon=0"), "epsilon: expected a number above 0 and at most 1000000, got '0'"),
         (("--method", "memit", "--set", "steps=0"), "steps: expected a whole number from 1 to 100000, got '0'"),
         (("--sigma", "-1"), "sigma: expected a number above 0 or 3sd, got '-1'"),
         (("--corpus", "missing.txt"), "'missing.txt' does not exist"),
@@ -240,7 +255,10 @@ def test_bad_options_of_an_edit_are_refused_before_the_model_is_loaded(workplace
         (("mass", *ABSENT, "--export", "there", "--delta", "./there"), "expected --export and --delta to name two"),
         (("mass", *ABSENT, "--store", "there", "--delta", "there"), "expected --store and --delta to name two"),
         (("tune", *ABSENT, "--setting", "clamp"), "tune: values: expected values to try for clamp, got none"),
-        (("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"), "epsilon: expected a number above 0, got 0.0"),
+        (
+            ("tune", *ABSENT, "--method", "ft-1", "--values", "0.1,0"),
+            "epsilon: expected a number above 0 and at most 1000000, got 0.0",
+        ),
     ],
 )
 def test_paths_and_values_are_checked_first(run, words, sentence):
@@ -260,7 +278,7 @@ def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace
     ):
         with monkeypatch.context() as broken:
             broken.setattr("fasttrace.editing.delta.replacing", full)
-            assert "No space left" in run(*words, *both, code=2).stderr
+            assert "no space is left" in run(*words, *both, code=2).stderr
         assert not (workplace / "full").exists()
         sql = f"SELECT * FROM {table} ORDER BY ALL"
         kept = ft.Store(workplace / "full.duckdb").query(sql).to_pylist()

@@ -29,7 +29,7 @@ from plausible import (
 )
 from reports import codes, embedded
 
-from fasttrace.analysis.commands import commands
+from fasttrace.analysis.commands import commands, opening
 from fasttrace.analysis.embed import packed, short
 from fasttrace.analysis.exhibits import exhibits
 from fasttrace.analysis.regression import regressions
@@ -76,7 +76,7 @@ def test_it_lists_what_was_run_and_what_was_left_out(report, study):
 def test_the_commands_read_the_facts_of_each_run_from_the_store(study, tmp_path):
     runs = study.query("SELECT * FROM runs").to_pylist()
     counts = {run["run_id"]: {"layers": [0, 4] if run["kind"] == "edit" else None} for run in runs}
-    lines = commands(runs, counts, str(study.path.resolve()))
+    lines = commands(runs, counts, opening(study))
     place = lines.index(next(line for line in lines if line.startswith("fasttrace edit")))
     assert " --layers 0,4 " in lines[place]
     assert lines[place].endswith(" --set steps=20 --facts facts-edit-err.jsonl --store again.duckdb")
@@ -265,7 +265,7 @@ def test_a_mass_edit_alone_makes_a_report(tmp_path):
 def test_the_command_line_accepts_the_commands(twenty):
     runs = twenty.store.query("SELECT * FROM runs").to_pylist()
     counts = {row["run_id"]: row for row in relation(twenty.store, "run_counts").to_pylist()}
-    lines = [line for line in commands(runs, counts, "study.duckdb") if line.startswith("fasttrace")]
+    lines = [line for line in commands(runs, counts, opening(twenty.store)) if line.startswith("fasttrace")]
     assert len(lines) == 1 + 20 + 1 + 1
     for line in lines:
         _, verb, *words = shlex.split(line)

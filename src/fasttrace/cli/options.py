@@ -81,7 +81,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
     """The value of an option that may be given once. Raises BadParameter for a second one, which would replace it."""
     if len(values) > 1:
-        raise click.BadParameter(f"expected one store, got {len(values)}; sql, tables and regress read several")
+        raise click.BadParameter(f"expected one store, got {len(values)}; only verbs that read stores take several")
     return values[0] if values else None
 
 
@@ -89,7 +89,6 @@ class SettingType(click.ParamType):
     """Type of the option of a setting. The setting checks and converts the value."""
 
     def __init__(self, setting: Setting) -> None:
-        assert setting.kind is not None
         self.setting, self.kind, self.name = setting, setting.kind, setting.kind.metavar
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -104,7 +103,7 @@ class SettingType(click.ParamType):
         """The setting's value. Raises a UserError that names the verb, or click's error for a missing path."""
         verb = self.setting.owner if ctx is None or ctx.info_name is None else ctx.info_name
         converted = attrs.evolve(self.setting, owner=verb).convert(value)
-        if self.kind.is_path and converted is not None:
+        if self.kind.is_path and converted not in (None, self.setting.default):
             click.Path(exists=True).convert(converted, param, ctx)
         return converted
 
@@ -126,7 +125,7 @@ def setting_options(kind: type, *, without: Sequence[str] = (), only: Sequence[s
 
 
 def _option(one: Setting) -> Callable[[Verb], Verb]:
-    if one.kind is not None and one.kind.is_flag:
+    if one.kind.is_flag:
         return click.option(one.option, one.name, is_flag=True, default=one.default, help=one.description)
     default = None if one.default is None else text_of(one.default)
     return click.option(
@@ -142,7 +141,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         "facts": click.option(
             "--facts",
             type=click.Path(),
-            help="CounterFact, known_1000 or zsRE (JSON), or your own (JSONL); by default the built-in facts.",
+            help="CounterFact, known_1000, zsRE or your own, as JSON or JSONL; by default the built-in facts.",
         ),
         "store": click.option(
             "--store",
@@ -152,20 +151,12 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             metavar="FILE",
             help="DuckDB file for the results.",
         ),
-        "store to read": click.option(
-            "--store",
-            type=click.Path(dir_okay=False),
-            multiple=True,
-            callback=only_one,
-            metavar="FILE",
-            help="DuckDB file to read.",
-        ),
         "stores": click.option(
             "--store",
             "stores",
             multiple=True,
             metavar="[NAME=]FILE",
-            help="DuckDB file to read; repeat it to read several together, each as NAME.relation.",
+            help="DuckDB file to read; repeat it to read several together.",
         ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         "format": click.option(

@@ -10,7 +10,7 @@ from fasttrace.errors import UserError
 from fasttrace.places import check_replaceable, replacing
 
 from .deliver import FILE_AND_FOLDER, FOLDER, STDOUT, check_apart, saying_overwritten
-from .options import open_store, open_stores, options
+from .options import named_store, open_stores, options
 
 
 @click.command()
@@ -78,7 +78,7 @@ def tables(
 
 
 @click.command()
-@options("store to read", "json")
+@options("stores", "json")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option(
     "--format",
@@ -96,7 +96,7 @@ def tables(
     help="Edited layer of Figures 4 and 14; by default the one with the highest mean score.",
 )
 def figures(
-    store: str | None,
+    stores: tuple[str, ...],
     as_json: bool,
     numbers: tuple[int, ...],
     format_: str,
@@ -111,7 +111,7 @@ def figures(
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
 
-    target = open_store(store)
+    target = open_stores(stores)
     there = coverage(target)
     wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(there, one) is None)
     paths = {n: Path(out) / f"figure-{n}.{format_}" for n in wanted}
@@ -143,20 +143,24 @@ def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
 
 
 @click.command()
-@options("store to read", "json")
+@options("stores", "json")
 @click.option(
-    "--out", type=FILE_AND_FOLDER, default="report.html", show_default=True, help="File to write, or - for stdout."
+    "--out",
+    type=FILE_AND_FOLDER,
+    default="report.html",
+    show_default=True,
+    help="File to write, or - for stdout.",
 )
-def report(store: str | None, as_json: bool, out: str) -> None:
-    """Write a report on everything in the store, as one self-contained HTML file."""
+def report(stores: tuple[str, ...], as_json: bool, out: str) -> None:
+    """Write a report on everything in the stores, as one self-contained HTML file."""
     from fasttrace.analysis.report import report_page, write_report
 
-    check_apart(("--store", store), ("--out", out))
+    check_apart(*(("--store", named_store(text)[1]) for text in stores), ("--out", out))
     if out == STDOUT:
         if as_json:
             raise UserError("expected --json or --out -, got both")
-        click.echo(report_page(open_store(store)), nl=False)
+        click.echo(report_page(open_stores(stores)), nl=False)
         return
     with saying_overwritten(out):
-        path = write_report(open_store(store), out)
+        path = write_report(open_stores(stores), out)
     click.echo(json.dumps({"report": str(path)}) if as_json else f"report: {path}")
