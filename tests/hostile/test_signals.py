@@ -139,6 +139,37 @@ connect.schema_sql, shutil.rmtree = cut, removed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["facts.jsonl", "stderr", "stdout"]
 
 
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_in_a_finaliser_and_one_at_the_end(number):
+    """Python cannot raise out of a finaliser. When it ends, it gives up the handlers."""
+    program = f"""
+import atexit, os, sys, time
+from fasttrace.cli import boundary, main
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        sum(range(10))
+def verb(**given):
+    one = Dying()
+    del one
+    time.sleep(10)
+    print("lost", flush=True)
+boundary.cli.commands["env"].callback = verb
+atexit.register(os.kill, os.getpid(), {int(number)})
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, {int(number)})
+sys.modules["last"] = Last()
+sys.argv = ["fasttrace", "env"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == CODES[number]
+    assert done.stderr.strip().startswith(STOPPED)
+    assert "Traceback" not in done.stderr
+    assert "lost" not in done.stdout
+
+
 def gone(error):
     def fail(*_, **__):
         raise error

@@ -5,6 +5,7 @@ Imports nothing large, because the console script listens before it imports torc
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -13,7 +14,7 @@ NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 CLEANING_SECONDS = 10.0
 
 _stopped_at: float | None = None
-_begun = _ended = False
+_begun = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,8 +27,8 @@ class Stopped(KeyboardInterrupt):
 
 def listen() -> None:
     """From now on, let the signals end this process. A signal that is ignored, as under nohup, stays ignored."""
-    global _stopped_at, _begun, _ended
-    _stopped_at, _begun, _ended = None, False, False
+    global _stopped_at, _begun
+    _stopped_at, _begun = None, False
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may
     for number in NUMBERS:
@@ -39,19 +40,26 @@ def begin() -> None:
     """From now on a signal raises Stopped. Before, it ends the process at once: there is nothing to clean up."""
     global _begun
     _begun = True
+    sys.unraisablehook = _unraisable
 
 
 def end() -> None:
     """From now on no signal does anything: the work is done, and Python is about to end."""
-    global _ended
-    _ended = True
+    sys.unraisablehook = sys.__unraisablehook__
+    for number in NUMBERS:
+        if signal.getsignal(number) is _arrived:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def go_on(stop: KeyboardInterrupt) -> None:
     """Listen again after a Ctrl-C that ended only a query. Raises any other signal's `stop` again."""
-    global _stopped_at
     if exit_code(stop) != 128 + signal.SIGINT:
         raise stop
+    _listen_again()
+
+
+def _listen_again() -> None:
+    global _stopped_at
     _stopped_at = None
 
 
@@ -60,10 +68,24 @@ def exit_code(stop: BaseException) -> int:
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """Raise Stopped once more, a moment later, where it was raised in a finaliser, which can only print it."""
+    if not isinstance(lost.exc_value, Stopped):
+        sys.__unraisablehook__(lost)
+        return
+    stop = Stopped(lost.exc_value.number)
+    _listen_again()
+
+    def again(number: int, frame: FrameType | None) -> None:
+        _arrived(stop.number, frame)
+
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 def _arrived(number: int, frame: FrameType | None) -> None:
     global _stopped_at
-    if _ended:
-        return
     if not _begun:
         # An exception inside an import may be printed by whatever imports, or lost.
         os.write(2, b"fasttrace: stopped before it began\n")
