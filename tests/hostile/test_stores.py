@@ -10,7 +10,7 @@ import pytest
 from command_line import FACTS
 from made_results import made_edit, made_known, made_trace
 
-from fasttrace.errors import StoreError
+from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store, Stores
 from fasttrace.store.connect import RELATIONS
 
@@ -184,3 +184,9 @@ def test_a_store_is_read_as_a_whole_once(whole, place, monkeypatch):
     for number in range(3):
         Store("s.duckdb").add(made_known([f"n{number}"], run_id="k1"))
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("stores", ["a.duckdb", 3, None, [3], [("a",)], {"a": 3}, [(1, "a.duckdb")]])
+def test_stores_are_files_or_pairs(stores):
+    with pytest.raises(UserError, match=r"stores: expected \{name: file\}, \(name, file\) pairs or files, got"):
+        Stores(stores)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import reduce
 from os import PathLike
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import duckdb
 import pyarrow as pa
@@ -14,7 +14,7 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.kinds import MOST_SECONDS, Bounds
+from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
 from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, statement
 from fasttrace.store.migrate import as_current
 from fasttrace.store.query import ONCE, Readable
@@ -23,6 +23,20 @@ File = str | PathLike[str]
 
 # Names that DuckDB, or this module, uses for something else.
 _RESERVED = ("main", "memory", "temp", "system", "pg_catalog", "information_schema", ONCE)
+
+
+def _pairs(value: Any) -> list[tuple[str, Path]]:
+    """[(name, file)] of the argument `stores`. Raises a ValueError or TypeError for anything else."""
+    if isinstance(value, str | bytes):
+        raise ValueError
+    items = value.items() if isinstance(value, Mapping) else value
+    pairs = [one if isinstance(one, tuple) else (Path(one).stem, one) for one in items]
+    if not all(isinstance(name, str) for name, _ in pairs):
+        raise ValueError
+    return [(name, Path(file)) for name, file in pairs]
+
+
+_STORES = Kind("{name: file}, (name, file) pairs or files", _pairs)
 
 
 class Stores(Readable):
@@ -41,12 +55,11 @@ class Stores(Readable):
     @checked
     def __init__(
         self,
-        stores: Mapping[str, File] | Iterable[File | tuple[str, File]],
+        stores: Annotated[Mapping[str, File] | Iterable[File | tuple[str, File]], _STORES],
         *,
         timeout_s: Annotated[float, Bounds(0, most=MOST_SECONDS)] = 60.0,
     ) -> None:
-        given = stores.items() if isinstance(stores, Mapping) else stores
-        self.paths = _checked([one if isinstance(one, tuple) else (Path(one).stem, one) for one in given])
+        self.paths = _checked(cast(list[tuple[str, Path]], stores))  # converted by `checked`
         self.timeout_s = timeout_s
         self._search = f"main,{ONCE}"
 
@@ -134,12 +147,11 @@ def _check_agreement(con: duckdb.DuckDBPyConnection) -> None:
         raise StoreError(f"the stores {' and '.join(stores)} have different {what} {name!r}: read each alone")
 
 
-def _checked(pairs: list[tuple[str, File]]) -> dict[str, Path]:
+def _checked(pairs: list[tuple[str, Path]]) -> dict[str, Path]:
     if not pairs:
         raise StoreError("stores: expected one or more, got none")
     paths: dict[str, Path] = {}
-    for name, file in pairs:
-        path = Path(file)
+    for name, path in pairs:
         if not re.fullmatch(r"[\w .+-]+", name) or name.lower() in _RESERVED:
             raise StoreError(f"a store cannot be named {name!r}: give {path} another name, as in a={path}")
         if name.lower() in {other.lower() for other in paths}:  # DuckDB's names are case-insensitive
