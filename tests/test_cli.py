@@ -196,7 +196,10 @@ def test_too_few_corpus_tokens_need_a_ridge(workplace, run):
         (("trace", *COMMON), "expected --store FILE"),
         (("trace", "--facts", "missing.jsonl", "--store", "x.duckdb"), "missing.jsonl"),
         (("trace", "--model", "nowhere/model.gguf", "--store", "x.duckdb"), "model.gguf"),
-        ((*TRACE, "--sigma", "loud", "--store", "x.duckdb"), "sigma: expected a number above 0 or 3sd, got 'loud'"),
+        (
+            (*TRACE, "--sigma", "loud", "--store", "x.duckdb"),
+            "sigma: expected a number above 0 and at most 1000000 or 3sd, got 'loud'",
+        ),
         ((*TRACE, "--windows", "a", "--store", "x.duckdb"), "windows: expected a list in which each item is"),
         ((*TRACE, "--verify-top", "3", "--store", "x.duckdb"), "verify_top: expected method attribution, got"),
         ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "dtype 'tf32': expected a CUDA device, got 'cpu'"),
@@ -238,7 +241,7 @@ ABSENT = ("--model", "nowhere/model.gguf", "--facts", "facts.jsonl")  # fails wh
         (("--memory", "lots"), "memory: expected a size such as 512MB or 8GB, at most 1024TB, got 'lots'"),
         (("--method", "ft-1", "--set", "epsilon=0"), "epsilon: expected a number above 0 and at most 1000000, got '0'"),
         (("--method", "memit", "--set", "steps=0"), "steps: expected a whole number from 1 to 100000, got '0'"),
-        (("--sigma", "-1"), "sigma: expected a number above 0 or 3sd, got '-1'"),
+        (("--sigma", "-1"), "sigma: expected a number above 0 and at most 1000000 or 3sd, got '-1'"),
         (("--corpus", "missing.txt"), "'missing.txt' does not exist"),
     ],
 )

@@ -410,7 +410,10 @@ def test_released_fine_tuning_also_changes_the_bias(small_tokenizer):
         ),
         ({"method": "ft-1", "epsilon": 0}, "edit: epsilon: expected a number above 0 and at most 1000000, got 0"),
         ({"method": "ft-5", "bias": "maybe"}, "edit: bias: expected true or false, got 'maybe'"),
-        ({"method": "ft-1", "problem": "fact-forcing", "sigma": -1}, "sigma: expected a number above 0 or 3sd, got -1"),
+        (
+            {"method": "ft-1", "problem": "fact-forcing", "sigma": -1},
+            "sigma: expected a number above 0 and at most 1000000 or 3sd, got -1",
+        ),
         ({"method": "ft-1", "noise": "pink"}, "edit: noise: expected one of philox, released, got 'pink'"),
     ],
 )

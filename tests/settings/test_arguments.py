@@ -68,7 +68,11 @@ def test_an_edits_own_settings_are_an_object_or_keywords(model):
             "edit: ridge: expected either a value or moments",
         ),
         (ft.trace, {"seed": 2**63}, "trace: seed: expected a whole number from 0 to 92233720368547"),
-        (ft.mass_edit, {"sigma": "loud"}, "mass: sigma: expected a number above 0 or 3sd, got 'loud'"),
+        (
+            ft.mass_edit,
+            {"sigma": "loud"},
+            "mass: sigma: expected a number above 0 and at most 1000000 or 3sd, got 'loud'",
+        ),
         (ft.second_moments, {"settings": MomentSettings(), "tokns": 1}, "second_moments has no setting 'tokns'"),
     ],
 )

@@ -234,7 +234,7 @@ def test_settings_are_checked(small_tokenizer):
         ({"windows": [0]}, r"trace: windows: expected a list .* whole number from 1 to 10000, got \[0\]"),
         ({"samples": 0}, "trace: samples: expected a whole number from 1 to 1000000, got 0"),
         ({"noise": "white"}, "trace: noise: expected one of philox, released, got 'white'"),
-        ({"sigma": -1.0}, "trace: sigma: expected a number above 0 or 3sd, got -1.0"),
+        ({"sigma": -1.0}, "trace: sigma: expected a number above 0 and at most 1000000 or 3sd, got -1.0"),
         ({"tokens": "some"}, "tokens: expected one of all, subject, .*, got 'some'"),
         ({"keep": "some"}, "keep: expected one of known, all, got 'some'"),
         ({"protocol": "mine"}, "protocol: expected one of paper, released, got 'mine'"),

@@ -6,7 +6,7 @@ from typing import Literal
 from fasttrace.protocols import Protocol
 
 from .base import setting, settings
-from .kinds import MOST_SEED, Size
+from .kinds import MOST_SEED, MOST_WEIGHT, Size
 
 Noise = Literal["philox", "released"]
 
@@ -38,6 +38,7 @@ class NoiseSettings:
     sigma: float | Literal["3sd"] | None = setting(
         default=None,
         above=0,
+        most=MOST_WEIGHT,
         names_run="always",
         help="Standard deviation of the noise: a number, or 3sd for three standard deviations of the embeddings of the "
         "subjects in sigma_facts; by default the model's published value, or 3sd if there is none",
