@@ -38,27 +38,43 @@ bool reads_packs(const TK* K, int64_t row_stride, int64_t column_stride) {
   return column_stride == 1 && row_stride * int64_t(sizeof(TK)) % 16 == 0 && uintptr_t(K) % 16 == 0;
 }
 
-// Loads a panel of K (n, m) that begins at row `start` and column `from`; it is 0 beyond the edges of K.
+// One thread's share in loading the panels of K (n, m) that begin at column `from`, one after another. A panel is 0 beyond
+// the edges of K. The thread copies a pack of the same columns in every `apart` rows.
 template <class TK>
-__device__ inline void fetch(TK (&panel)[rows][padded], const TK* K, int64_t n, int64_t m, int64_t row_stride,
-                             int64_t column_stride, int64_t start, int64_t from, bool packs) {
-  if (packs) {
-    constexpr int width = 16 / sizeof(TK), across = tile / width;
-#pragma unroll 1
-    for (int at = threadIdx.x; at < rows * across; at += threads) {
-      const int64_t row = start + at / across, column = from + at % across * width;
-      const int64_t valid = row >= n || column >= m ? 0 : m - column < width ? m - column : width;
+struct Packs {
+  static constexpr int width = 16 / sizeof(TK), across = tile / width, apart = threads / across;
+  const TK *K, *next;
+  int bytes;
+  int64_t pitch;
+
+  __device__ Packs(const TK* K, int64_t m, int64_t row_stride, int64_t from) : K(K) {
+    const int64_t column = from + threadIdx.x % across * width, valid = column >= m ? 0 : m - column;
+    bytes = int((valid < width ? valid : width) * int64_t(sizeof(TK)));
+    pitch = bytes ? apart * row_stride : 0;
+    next = bytes ? K + threadIdx.x / across * row_stride + column : K;
+  }
+
+  // left: how many rows of K follow, from the panel's first on.
+  __device__ void fetch(TK (&panel)[rows][padded], int64_t left) {
+#pragma unroll
+    for (int first = 0; first < rows; first += apart, next += pitch) {
+      const int row = first + threadIdx.x / across;
       // A copy of 0 bytes still needs a valid address.
-      const TK* source = valid ? K + row * row_stride + column : K;
-      copy_async(&panel[at / across][at % across * width], source, int(valid * sizeof(TK)));
+      const bool inside = row < left;
+      copy_async(&panel[row][threadIdx.x % across * width], inside ? next : K, inside ? bytes : 0);
     }
-  } else {
+  }
+};
+
+// The same for rows of K that cannot be read 16 bytes at a time.
+template <class TK>
+__device__ inline void fetch_each(TK (&panel)[rows][padded], const TK* K, int64_t n, int64_t m, int64_t row_stride,
+                                  int64_t column_stride, int64_t start, int64_t from) {
 #pragma unroll 1
-    for (int at = threadIdx.x; at < rows * tile; at += threads) {
-      const int64_t row = start + at / tile, column = from + at % tile;
-      const bool inside = row < n && column < m;
-      store(&panel[at / tile][at % tile], inside ? widen(K[row * row_stride + column * column_stride]) : 0.0f);
-    }
+  for (int at = threadIdx.x; at < rows * tile; at += threads) {
+    const int64_t row = start + at / tile, column = from + at % tile;
+    const bool inside = row < n && column < m;
+    store(&panel[at / tile][at % tile], inside ? widen(K[row * row_stride + column * column_stride]) : 0.0f);
   }
 }
 
@@ -86,10 +102,15 @@ __global__ void __launch_bounds__(threads, 1)
 
   auto* stage = reinterpret_cast<Stage<TK>*>(shared_memory());
   const int64_t count = (n + rows - 1) / rows;
+  Packs<TK> left(K, m, row_stride, row), right(K, m, row_stride, column);
   const auto request = [&](int64_t s) {
-    if (s < count) {
-      fetch(stage[s % stages<TK>].left, K, n, m, row_stride, column_stride, s * rows, row, packs);
-      fetch(stage[s % stages<TK>].right, K, n, m, row_stride, column_stride, s * rows, column, packs);
+    Stage<TK>& next = stage[s % stages<TK>];
+    if (s < count && packs) {
+      left.fetch(next.left, n - s * rows);
+      right.fetch(next.right, n - s * rows);
+    } else if (s < count) {
+      fetch_each(next.left, K, n, m, row_stride, column_stride, s * rows, row);
+      fetch_each(next.right, K, n, m, row_stride, column_stride, s * rows, column);
     }
     end_group();  // even an empty group, so that the number of groups in flight is always the same
   };
@@ -99,6 +120,9 @@ __global__ void __launch_bounds__(threads, 1)
   const int top = warp / 4 * 64, side = warp % 4 * 32;
   // KᵀK is total - lost. lost holds Kahan's correction and the two small products, negated because x = hi - under.
   float total[4][4][4] = {}, lost[4][4][4] = {};
+  // Two turns of the loop hand over their sums without moving them. In float32 there are no registers left for it.
+  constexpr int turns = sizeof(TK) == 2 ? 2 : 1;
+#pragma unroll turns
   for (int64_t s = 0; s < count; ++s) {
     wait_copies<stages<TK> - 2>();
     __syncthreads();
@@ -108,19 +132,19 @@ __global__ void __launch_bounds__(threads, 1)
     if constexpr (sizeof(TK) == 2) {
 #pragma unroll
       for (int k = 0; k < rows; k += 16) {
-        uint32_t right[4][2];
+        uint32_t b[4][2];
 #pragma unroll
         for (int j = 0; j < 4; j += 2) {
           uint32_t x[4];
           load_transposed(x, &now.right[k + lane % 16][side + j * 8 + lane / 16 * 8]);
-          right[j][0] = x[0], right[j][1] = x[1], right[j + 1][0] = x[2], right[j + 1][1] = x[3];
+          b[j][0] = x[0], b[j][1] = x[1], b[j + 1][0] = x[2], b[j + 1][1] = x[3];
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          uint32_t left[4];
-          load_transposed(left, &now.left[k + lane / 16 * 8 + lane % 8][top + i * 16 + lane / 8 % 2 * 8]);
+          uint32_t a[4];
+          load_transposed(a, &now.left[k + lane / 16 * 8 + lane % 8][top + i * 16 + lane / 8 % 2 * 8]);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) multiply_add(part[i][j], left, right[j]);
+          for (int j = 0; j < 4; ++j) multiply_add(part[i][j], a, b[j]);
         }
       }
     } else {
