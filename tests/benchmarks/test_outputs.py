@@ -20,7 +20,7 @@ from fasttrace.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path.stem: path.read_text() for path in (ROOT / "bench").glob("*.py")}
 PRINT = {"compile_kernels"}
-GPU = {"bench_gptj", "device_ops"}  # they make the folder that they write into
+GPU = {"bench_gptj", "bench_gptj_edits", "device_ops"}  # they make the folder that they write into
 SCRIPTS = sorted(name for name, text in TEXTS.items() if "def main(" in text and name not in PRINT | GPU)
 RECORDED = sorted((ROOT / "bench/results/cpu-amd-epyc").glob("*.json"))
 OLD = ROOT / "bench/results/cpu-epyc/2026-11-22.json"
