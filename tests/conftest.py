@@ -21,8 +21,9 @@ def small_tokenizer():
 
 def pytest_configure(config):
     """Divide the cores among parallel test processes and the processes that they start, and let Ctrl-C reach both."""
-    # A shell starts background commands with SIGINT ignored, and children inherit that.
+    # A shell starts background commands with SIGINT ignored, nohup with SIGHUP, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
