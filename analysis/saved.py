@@ -18,7 +18,7 @@ from fasttrace.settings.columns import SETTINGS
 from fasttrace.store import Readable, Store
 from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, statement
 from fasttrace.store.header import Header, header_of
-from fasttrace.store.query import ONCE, check_leaves_alone, check_writes_no_file, parameters_of, run_script
+from fasttrace.store.query import ONCE, parameters_of, run_script
 
 from .relation import CHAIN, make_chain, sql
 
@@ -100,24 +100,21 @@ def ask(
 
     params: values of its `$name` parameters. A string is converted to the type that it is compared with.
     write: let the statements change the store, in one transaction.
-    folders: let the statements read the files of these folders, and with `write` also write them.
+    folders: let the statements read the files of these folders, and with `write` also write there with COPY.
     Over several stores, the analysis' own queries count every row once. Other queries read the relations they name.
     Raises UserError, one sentence, for a parameter that is missing or unknown, and for whatever DuckDB refuses.
     """
     text = query if isinstance(query, str) else query.text
     if not isinstance(query, str) and query.kind == "query":
         store = store.once()
-    if not (write and folders):
-        check_writes_no_file(text)
-    if write:
-        check_leaves_alone(text, store.files.values())
     with _opened(store, write, folders) as con:
         values = _values(query, dict(params or {}))  # after opening: a missing store is reported first
         make_chain(con)
         if not write:
             # Several stores are attached to a database in memory, which is not read-only by itself.
             con.execute("BEGIN TRANSACTION READ ONLY")
-        return run_script(con, text, values)
+        written = store.files.values() if write else ()
+        return run_script(con, text, values, writes=written, writes_files=write and bool(folders))
 
 
 def columns_of(store: Readable) -> dict[str, list[tuple[str, str]]]:

@@ -3,6 +3,7 @@ there is room the same command goes on."""
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -269,7 +270,7 @@ def test_a_full_stderr(made, monkeypatch, command):
     monkeypatch.chdir(made.parent)
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stderr", full)
-        command("sql", "nonsense", "--store", "s.duckdb", code=2)
+        command("sql", "nonsense", "--store", "s.duckdb", code=2)  # the assertion is the code
         monkeypatch.undo()
 
 
@@ -282,3 +283,25 @@ def test_closed_streams(made, tmp_path):
     assert done.returncode == 0
     assert json.loads((tmp_path / "n.json").read_text()) == [{"n": 6}]
     assert rows(tmp_path / "s.duckdb", "traces") == rows(made, "traces")
+    script = "import os; os.close(1); import fasttrace.cli as c; c.main()"
+    lost = subprocess.run([sys.executable, "-c", script, *words[:-2]], cwd=tmp_path, capture_output=True, text=True)
+    assert (lost.returncode, lost.stderr) == (2, "fasttrace: stdout cannot be written: Bad file descriptor\n")
+
+
+def test_a_full_disk_in_a_users_query(made, tmp_path):
+    shutil.copy(made, tmp_path / "s.duckdb")
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)); import fasttrace.cli as c; c.main()"
+    )
+    for query in (
+        "CREATE TABLE big AS SELECT i, hash(i) AS h FROM range(3000000) AS t(i)",
+        "COPY (SELECT i, hash(i) AS h FROM range(3000000) AS t(i)) TO 'big.csv'",
+    ):
+        words = ("sql", query, "--store", "s.duckdb", "--write", "--files", ".")
+        done = subprocess.run([sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert re.fullmatch(
+            r"fasttrace: .* cannot .*it would be larger than the disk or a limit allows.*\n", done.stderr
+        )
+        assert rows(tmp_path / "s.duckdb", "traces") == rows(made, "traces")

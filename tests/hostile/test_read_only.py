@@ -13,8 +13,8 @@ from fasttrace.errors import StoreError
 from fasttrace.store import Store, Stores
 from fasttrace.store.connect import connection
 
-REACH = "can reach only the store: --files DIR"
-WRITES = "which can write files, and is read-only: --write together with --files DIR allows it"
+REACH = "can reach only the store and the folders that --files DIR names"
+WRITES = "which can write files: `fasttrace sql --write --files DIR` allows COPY alone"
 EXTENSION = "needs an extension of DuckDB, and fasttrace loads none"
 FIXED = "DuckDB's settings are fixed"
 ABSENT = "the query failed: Catalog Error"
@@ -54,6 +54,7 @@ HOSTILE = [
 ]
 ALLOWED = [
     ('SELECT \'COPY\', "copy" FROM (SELECT 1 AS "copy") -- ATTACH', 1),
+    ("WITH attach AS (SELECT 1 AS export, 2 AS import) SELECT export AS copy FROM attach", 1),
     ("SET VARIABLE n = 2; SELECT getvariable('n')", 1),
     ("SET search_path = 'main'; FROM edits", 8),
     ("CREATE TEMP TABLE mine AS FROM edits; FROM mine", 8),
@@ -137,7 +138,8 @@ def test_files_opens_the_folders_that_it_names(place, command):
     assert command("sql", "SELECT count(*) AS n FROM 'other/rows.csv', 'mine/rows.csv'", *both).stdout == "n\n4\n"
 
 
-def test_write_and_files_write_there_and_not_over_the_store(place, command):
+def test_write_and_files_write_there_and_over_no_store(place, command, monkeypatch):
+    (place / "link").symlink_to("t.duckdb")
     words = ("--store", "s.duckdb", "--write", "--files", ".")
     command("sql", "COPY (SELECT count(*) AS n FROM edits) TO 'mine/new.csv'", *words)
     assert (place / "mine" / "new.csv").read_text() == "n\n8\n"
@@ -145,7 +147,18 @@ def test_write_and_files_write_there_and_not_over_the_store(place, command):
     before = contents(place)
     for file in ("s.duckdb", "./s.duckdb", f"{place}/s.duckdb.wal", "mine/../s.duckdb"):
         query = f"COPY (SELECT 1) TO '{file}' (FORMAT csv, USE_TMP_FILE false)"
-        assert "a file other than the store" in command("sql", query, *words, code=2).stderr
+        assert "cannot be written: it is " in command("sql", query, *words, code=2).stderr
+    assert "a file other than the store" in command("sql", "FROM read_blob('./s.duckdb')", *words, code=2).stderr
+    monkeypatch.setenv("HOME", str(place))
+    for file in ("'t.duckdb'", "'mine/../t.duckdb'", "'~/t.duckdb'", "'link'"):
+        for query in (f"COPY (SELECT 1) TO {file}", f"EXPLAIN ANALYZE COPY (SELECT 1) TO {file}"):
+            assert "it is a DuckDB file" in command("sql", query, *words, code=2).stderr
+    for file in ("('t.' || 'duckdb')", "$f", "$$t.duckdb$$", "e't\\x2educkdb'", "'file:t.duckdb'", '"t.duckdb"'):
+        given = ("--param", "f=t.duckdb") if file == "$f" else ()
+        sentence = command("sql", f"COPY (SELECT 1) TO {file} (FORMAT csv)", *given, *words, code=2).stderr
+        assert "the path of one file in quotes" in sentence
+    for query in ("EXPORT DATABASE '.'", "IMPORT DATABASE '.'", "ATTACH 't.duckdb'"):
+        assert WRITES in command("sql", query, *words, code=2).stderr
     assert contents(place) == before
 
 
@@ -190,3 +203,12 @@ def test_a_wait_is_a_bounded_number(place, command, seconds):
             Store("s.duckdb", timeout_s=float(seconds))
         with pytest.raises(Exception, match="timeout_s: expected a number from 0 to 86400"):
             Stores(["s.duckdb"], timeout_s=float(seconds))
+
+
+@pytest.mark.parametrize(
+    "words", ["Corrupt database file", "read-only", "INSTALL x", "has been locked", "File too large"]
+)
+def test_a_users_text_in_an_error_is_not_taken_for_the_error(place, words):
+    for query in (f"SELECT '{words}'::INT", f"SELECT error('{words}')"):
+        with pytest.raises(StoreError, match=f"the query failed: .*{words}"):
+            ask(Store("s.duckdb"), query)

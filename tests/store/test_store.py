@@ -228,7 +228,7 @@ def test_an_unknown_column_is_named(store):
 
 def test_query_cannot_write(store):
     store.add(made_trace(["f0"]))
-    with pytest.raises(StoreError, match="the query failed"):
+    with pytest.raises(StoreError, match="the query writes, but the store is open read-only"):
         store.query("DELETE FROM traces")
     with pytest.raises(StoreError, match="the query failed: Catalog Error"):
         store.query("SELECT * FROM nothing")

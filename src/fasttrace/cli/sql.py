@@ -57,7 +57,7 @@ WAIT = Setting(owner="sql", name="wait", annotation=float, kind=kind_of(float, B
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     multiple=True,
     metavar="DIR",
-    help="Let the query read the files of this folder, and with --write also write there; repeatable.",
+    help="Let the query read the files of this folder, and with --write also COPY rows there; repeatable.",
 )
 @click.option(
     "--wait",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 
+from fasttrace.errors import StoreError
 from fasttrace.facts.record import Facts
 from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
 from fasttrace.settings.arguments import checked
@@ -43,6 +44,8 @@ class Store(Readable):
         timeout_s: Annotated[float, Bounds(0, most=MOST_SECONDS)] = 60.0,
         memory: str | None = None,
     ) -> None:
+        if not str(path):
+            raise StoreError("store: expected the name of a file, got an empty one")
         self.path = Path(path)
         self.timeout_s = timeout_s
         self.memory = memory

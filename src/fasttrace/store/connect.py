@@ -281,6 +281,8 @@ def _failures_of(paths: Iterable[Path]) -> Iterator[None]:
 
 def _is_damage(error: duckdb.Error, paths: list[Path]) -> bool:
     """Whether DuckDB found a damaged part of a store or of its log. The type of the error depends on its version."""
+    if isinstance(error, duckdb.DataError | duckdb.InvalidInputException):  # which quote the user's data
+        return False
     text = str(error)
     cut = "Could not read enough bytes from file" in text and any(f'{path.name}"' in text for path in paths)
     return cut or any(words in text for words in ("Corrupt database file", "Corrupt WAL file", "replaying WAL file"))
@@ -467,8 +469,10 @@ def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> int:
     if "version" not in found.get("store_schema", {}):
         raise StoreError(f"{path} is a DuckDB file but not a fasttrace store: name another path")
     [(number,)] = con.execute(statement("schema_version")).fetchall()
-    if number is None or not OLDEST_VERSION <= number <= SCHEMA_VERSION:
-        age = "an older" if number is None or number < SCHEMA_VERSION else "a newer"
+    if number is None:
+        raise StoreError(f"the store {path} does not say its schema version: it was altered by hand, or is damaged")
+    if not OLDEST_VERSION <= number <= SCHEMA_VERSION:
+        age = "an older" if number < SCHEMA_VERSION else "a newer"
         raise StoreError(
             f"the store {path} has schema version {number}, made by {age} fasttrace: this one reads "
             f"versions {OLDEST_VERSION} to {SCHEMA_VERSION}"

@@ -1,5 +1,6 @@
 """The common base of one store and several stores: reading them with SQL."""
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 from duckdb import ExpectedResultType, StatementType
 
 from fasttrace.errors import StoreError
-from fasttrace.places import is_same
+from fasttrace.places import check_replaceable, is_same, why_full
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.store.connect import connection
@@ -72,19 +73,28 @@ def rows_of(con: duckdb.DuckDBPyConnection, sql: str, params: Params = ()) -> pa
 
     Raises StoreError where the query fails, or would write a file.
     """
-    check_writes_no_file(sql)
     try:
+        _check_files(con.extract_statements(sql), writes_files=False)
         relation = con.sql(sql, params=params or None)
         return pa.table({}) if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
         raise StoreError(_failure(error)) from error
 
 
-def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -> pa.Table:
+def run_script(
+    con: duckdb.DuckDBPyConnection,
+    text: str,
+    params: Mapping[str, Any],
+    *,
+    writes: Iterable[Path] = (),
+    writes_files: bool = False,
+) -> pa.Table:
     """Run statements separated by `;` in the open transaction. Returns the rows of the last, with unique column names.
 
-    params: values for `$name`, passed to the statements that contain it. Ctrl-C stops the script.
-    Raises StoreError where there is no statement or one fails.
+    params: values for `$name`, passed to the statements that contain it. writes: the stores that the connection writes,
+    which no statement may name. writes_files: whether COPY may write files in the folders of the connection. Ctrl-C
+    stops the script.
+    Raises StoreError where there is no statement or one fails, and before any runs where one would write another file.
     """
     stopped, outcome = Event(), Future[pa.Table]()
 
@@ -93,7 +103,7 @@ def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, A
             outcome.cancel()
             return
         try:
-            outcome.set_result(_run(con, text, params))
+            outcome.set_result(_run(con, text, params, writes, writes_files))
         except BaseException as error:
             outcome.set_exception(error)
 
@@ -112,11 +122,15 @@ def run_script(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, A
         raise
 
 
-def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -> pa.Table:
+def _run(
+    con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any], writes: Iterable[Path], writes_files: bool
+) -> pa.Table:
     try:
         statements = con.extract_statements(text)
         if not statements:
             raise StoreError("the query: expected a statement, got an empty text")
+        _check_files(statements, writes_files)
+        _check_leaves_alone(text, writes)
         *first, last = [(one, {name: params[name] for name in one.named_parameters} or None) for one in statements]
         if any(one.type == StatementType.TRANSACTION for one in statements):
             raise StoreError("the query is one transaction already: leave out BEGIN, COMMIT and ROLLBACK")
@@ -128,41 +142,68 @@ def _run(con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any]) -
         # DuckDB 2 answers CREATE and SET with an empty table that says Success.
         return rows if answers or len(rows) else pa.table({})
     except duckdb.Error as error:
-        if "read-only" in str(error):
-            raise StoreError(
-                "the query writes, but the store is open read-only: --write on one store allows it"
-            ) from error
         raise StoreError(_failure(error)) from error
     except ValueError as error:  # a statement's type that DuckDB's own Python package does not know
         raise StoreError(f"the query failed: {error}") from error
 
 
-_WRITERS = {"COPY", "EXPORT", "IMPORT", "ATTACH"}
+# Statements that contain no other statement, and write no file.
+_PLAIN = (
+    StatementType.SELECT,
+    StatementType.INSERT,
+    StatementType.UPDATE,
+    StatementType.DELETE,
+    StatementType.CREATE,
+    StatementType.ALTER,
+    StatementType.DROP,
+)
+_WRITERS = ("COPY", "EXPORT", "IMPORT", "ATTACH")
 
 
-def check_writes_no_file(text: str) -> None:
-    """Raise StoreError where SQL has a statement that can write a file, also within another, such as EXPLAIN ANALYZE.
+def _check_files(statements: Sequence[duckdb.Statement], writes_files: bool) -> None:
+    """Raise StoreError where a statement writes a file, also within another, such as EXPLAIN ANALYZE.
 
     DuckDB's read-only mode does not refuse them, and the store's own path is one that its queries can reach.
+    writes_files: whether COPY may write. Its file is named in quotes, and never a database or another file that no
+    output may replace.
     """
-    for word, _ in _words(text):
-        if word.upper() in _WRITERS:
+    for one in statements:
+        if one.type in _PLAIN:
+            continue
+        words = list(_words(one.query))
+        writer = next((word.upper() for word, _ in words if word.upper() in _WRITERS), None)
+        if writer is None:
+            continue
+        if writer != "COPY" or not writes_files:
             raise StoreError(
-                f"the query has {word.upper()}, which can write files, and is read-only: --write together with --files "
-                "DIR allows it; --out FILE writes the rows of any query, and a second --store reads another store"
+                f"the query has {writer}, which can write files: `fasttrace sql --write --files DIR` "
+                "allows COPY alone; --out FILE writes the rows of any query, and a second --store reads another store"
             )
+        for (word, _), (_, file) in zip(words, [*words[1:], ("", "")], strict=True):
+            if word.upper() != "TO":
+                continue
+            if not file or re.match(r"[A-Za-z][\w+.-]*:", file):  # computed, or an address such as file:x
+                raise StoreError("the query: expected COPY … TO 'FILE' with the path of one file in quotes")
+            check_replaceable(_place(file))
 
 
-def check_leaves_alone(text: str, files: Iterable[Path]) -> None:
+def _check_leaves_alone(text: str, files: Iterable[Path]) -> None:
     """Raise StoreError where SQL names one of the files. To close one would end this process's lock on the store."""
     for _, quoted in _words(text):
         for file in files:
-            if quoted and (is_same(quoted, file) or is_same(quoted, f"{file}.wal")):
+            place = _place(quoted.removeprefix("file:"))
+            if quoted and (is_same(place, file) or is_same(place, f"{file}.wal")):
                 raise StoreError(f"the query: expected a file other than the store, got '{quoted}'")
 
 
+def _place(text: str) -> str:
+    """The path that DuckDB takes a text for."""
+    return os.path.expanduser(text)
+
+
 def _words(text: str) -> Iterable[tuple[str, str]]:
-    """(word, "") of every word outside quotes and comments, and ("", text) of every text in single quotes."""
+    """(word, "") of every word outside quotes and comments, ("", text) of every text in single quotes, and ("", "") of
+    anything else."""
     encoded = text.encode()  # the tokenizer counts bytes
     tokens = duckdb.tokenize(text)
     ends = ([start for start, _ in tokens[1:]] + [len(encoded)])[: len(tokens)]
@@ -170,24 +211,38 @@ def _words(text: str) -> Iterable[tuple[str, str]]:
         token = encoded[start:end].decode(errors="replace")
         if found := re.match(r"[A-Za-z_]\w*(?!['\w])", token):
             yield found[0], ""
-        elif found := re.match(r"[eE]?'((?:[^']|'')*)'", token):
+        elif found := re.match(r"'((?:[^']|'')*)'", token):
             yield "", found[1].replace("''", "'")
+        else:
+            yield "", ""
 
 
 def _failure(error: duckdb.Error) -> str:
-    """The sentence for a query that failed. Where DuckDB was not allowed to do something, it says what allows it."""
+    """The sentence for a query that failed. Where DuckDB was not allowed to do something, it says what allows it.
+
+    Only the beginning of DuckDB's message and its type are looked at, because the rest may quote the user's data.
+    """
     text = str(error)
-    named = re.search(r'"([^"]+)"', text)
-    name = named[1] if named else ""
-    if "has been locked" in text:
-        return f"the query sets {name}, but DuckDB's settings are fixed: only USE and SET VARIABLE can be used"
-    if "external extensions is disabled" in text or "/extensions/" in text or "INSTALL " in text:
-        return "the query needs an extension of DuckDB, and fasttrace loads none: leave it out"
-    if "file system operations are disabled" in text:
+    if found := re.match(r'Invalid Input Error: Cannot change configuration option "(\w+)"', text):
+        return f"the query sets {found[1]}, but DuckDB's settings are fixed: only USE and SET VARIABLE can be used"
+    if re.match(r"(Invalid Input|Transaction\w*) Error: Cannot .* read-only", text):
+        return "the query writes, but the store is open read-only: `fasttrace sql --write` allows it on one"
+    if isinstance(error, duckdb.PermissionException):
+        if "external extensions" in text or "/extensions/" in text:
+            return _NO_EXTENSION
+        named = re.search(r'"([^"]+)"', text)
         return (
-            f"the query uses '{name}', but it can reach only the store: --files DIR lets it read the files of a folder"
+            f"the query uses '{named[1] if named else ''}', but it can reach only the store and the folders that "
+            "--files DIR names"
         )
+    if "INSTALL " in text and not isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
+        return _NO_EXTENSION
+    if isinstance(error, duckdb.IOException) and (reason := why_full(error)) is not None:
+        return f"the query cannot write: {reason}"
     return f"the query failed: {message_of(error)}"
+
+
+_NO_EXTENSION = "the query needs an extension of DuckDB, and fasttrace loads none: leave it out"
 
 
 def parameters_of(text: str) -> set[str]:
