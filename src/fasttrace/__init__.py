@@ -3,12 +3,12 @@
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
 from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fasttrace.analysis.regress import regress
     from fasttrace.editing import apply_delta, edit, load_delta, mass_edit, second_moments
+    from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
     from fasttrace.facts import Fact, load_facts
     from fasttrace.models import load_model, wrap_model
     from fasttrace.settings import (
@@ -63,6 +63,8 @@ def __getattr__(name: str) -> Any:
         import fasttrace.store as home
     elif name == "regress":
         import fasttrace.analysis.regress as home
+    elif name.endswith("Error") and name in __all__:
+        import fasttrace.errors as home
     elif name in __all__:
         from fasttrace import editing, facts, models, settings, tracing
 

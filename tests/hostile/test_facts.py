@@ -384,7 +384,7 @@ def test_prompts_that_end_in_white_space_are_counted(tmp_path, caplog):
     path.write_text("\n".join(map(json.dumps, records)))
     with caplog.at_level(logging.WARNING):
         load_facts(path)
-    assert f"3 of 4 prompts of {path} end in white space, the first: 'Paris \\n'" in caplog.text
+    assert f"3 of 4 prompts of {path} end in white space, such as 'Paris \\n'" in caplog.text
     caplog.clear()
     load_facts()
     assert not caplog.records

@@ -277,7 +277,7 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
-    model.model_hash = hashlib.sha256(f"{model.model_hash}{digest(tensors)}".encode()).hexdigest()[:16]
+    model.model_hash = hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16]
     return applied
 
 

@@ -93,7 +93,7 @@ class FineTuneBatch:
         self.model, self.examples, self.jobs = model, list(examples), list(jobs)
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):
-            model.check_length(len(tokens), f"fact '{e.fact.fact_id}'")
+            model.check_length(len(tokens), f"fact '{e.fact.fact_id}' with its target")
         batch = pack(model, ids)
         begin = np.cumsum(batch.lengths) - batch.lengths
         starts = {window[0] for _, _, window in self.jobs}

@@ -74,7 +74,7 @@ def scored_prompts(
         rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None)))
     for one in rows:
         longest = max(len(target) for target in one.targets if target is not None)
-        model.check_length(len(one.ids) + longest - 1, f"fact '{record.fact_id}' in the prompt {shown(one.text)}")
+        model.check_length(len(one.ids) + longest - 1, f"fact '{record.fact_id}' with a target after {shown(one.text)}")
     return rows
 
 

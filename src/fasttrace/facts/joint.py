@@ -29,11 +29,12 @@ _BEGINS = [begin for begin, _ in _SPACELESS]
 
 
 def joint(prompt: str, target: str, prefix: str | None = None) -> str:
-    """What stands between the prompt and the target: the prefix if one is given, else what a writer puts there.
+    """What stands between the prompt and the target: the prefix if one is given, else what these rules say.
 
     Nothing follows white space, an opening quote or an opening bracket. Nothing stands beside a script without spaces,
     whether the prompt ends in it or the target begins with it. A straight quote opens if the prompt has an odd number
-    of them, where an apostrophe inside a word does not count. Everything else is followed by a space.
+    of them, where an apostrophe inside a word does not count. Everything else is followed by a space, also before
+    a target such as "'s" or ",", whose fact needs the prefix "".
     """
     if prefix is not None:
         return prefix

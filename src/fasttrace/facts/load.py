@@ -109,7 +109,7 @@ def load_facts(
     prompts = [text for fact in facts for text in (fact.text, *fact.paraphrases, *fact.neighborhood)]
     if spaced := [text for text in prompts if text[-1].isspace()]:
         log.warning(
-            "%d of %d prompts of %s end in white space, the first: %s; no other space precedes their targets",
+            "%d of %d prompts of %s end in white space, such as %s: their targets follow without another space",
             *(len(spaced), len(prompts), name, shown(spaced[0])),
         )
     return facts

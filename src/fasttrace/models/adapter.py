@@ -11,14 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present, tf32_products
+from fasttrace.models.placement import device_of, exact_products, finite_weights, is_offloaded, present
 from fasttrace.settings.kinds import Kind, instance
 
 # Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
@@ -122,6 +121,7 @@ class Decoder(ABC):
     logit_softcap: float | None = None  # bound of the absolute logits
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     stated_weights: str | None = None  # a description of the weights, given to `wrap_model`
+    _identity: tuple[int, str] | None = None  # changes of the weights when `model_hash` was computed, and its value
 
     def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
         self.hf = hf.eval().requires_grad_(False)
@@ -173,8 +173,8 @@ class Decoder(ABC):
         return ()
 
     def products(self) -> AbstractContextManager[None]:
-        """While the body runs, matrix products use TF32 if the model was loaded that way."""
-        return tf32_products() if self.tf32 else nullcontext()
+        """While the body runs, matrix products are as exact as the model was loaded, whatever torch is set to."""
+        return exact_products(self.tf32)
 
     @contextmanager
     def _ready(self, device: torch.device, *modules: nn.Module) -> Iterator[None]:
@@ -313,13 +313,29 @@ class Decoder(ABC):
         """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
         return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
-    @cached_property
+    @property
     def model_hash(self) -> str:
         """The model's identity in runs, moments and the store: 16 hex digits.
 
-        It covers the weights as first read (or the description given to `wrap_model`), the tokenizer, and the config
-        without the keys that do not affect the computation.
+        It covers the weights (or the description given to `wrap_model`), the tokenizer, and the config without the keys
+        that do not affect the computation. It is computed once, and again after torch has changed a weight in place
+        (except through `.data`, which leaves no trace).
         """
+        if self._identity is None or self._identity[0] != self._changes():
+            self._identity = self._changes(), self._hashed()
+        return self._identity[1]
+
+    @model_hash.setter
+    def model_hash(self, given: str) -> None:
+        self._identity = self._changes(), given
+
+    def _changes(self) -> int:
+        """How often torch has changed the weights in place. Offloaded weights are read-only."""
+        if is_offloaded(self.hf):
+            return 0
+        return sum(0 if weight.is_inference() else weight._version for weight in self.hf.parameters())
+
+    def _hashed(self) -> str:
         irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
         config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -343,9 +359,7 @@ class Decoder(ABC):
         """Raise ModelError where a sequence has more tokens than the model has positions. what: names the sequence."""
         most = self.positions
         if most is not None and tokens > most:
-            raise ModelError(
-                f"{what}: expected at most {most} tokens including its target for '{self.name}', got {tokens}"
-            )
+            raise ModelError(f"{what}: expected at most {most} tokens for '{self.name}' to read, got {tokens}")
 
     def room(self, tokens: int, wanted: int) -> int:
         """How many of `wanted` tokens the model can draw after a prompt of `tokens` tokens. The last one is not read,

@@ -14,5 +14,5 @@ def encoded_facts(model: Decoder, facts: Sequence[Fact]) -> list[EncodedFact]:
     """
     encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
     for fact in encoded:
-        model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact_id}'")
+        model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact_id}' with its target")
     return encoded

@@ -203,7 +203,9 @@ def _first_words(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     said = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    # Errors that are not about the input say little without their name ("'metadata'", "division by zero").
+    if isinstance(error, KeyError):
+        return f"transformers found no {said}"
+    # Errors that are not about the input say little without their name ("division by zero").
     vague = isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError)
     return f"{type(error).__name__}: {said}" if vague else re.sub(r"^\w+Error: ", "", said)
 
@@ -233,15 +235,15 @@ def wrap_model(
 ) -> Decoder:
     """The adapter for a transformers model that is already in memory.
 
-    The adapter uses the model's weights in place, so a change of their values in memory is seen. It has modules of its
-    own: neither `requires_grad` nor training mode of `hf` changes, no gradient reaches its parameters, and hooks that
-    it gets later are not seen. Moving `hf` to another device or dtype makes new weights, which takes a new
-    `wrap_model`.
+    The adapter uses the model's weights in place, so a change of their values in memory is seen, also by
+    `model_hash`. It has modules of its own: neither `requires_grad` nor training mode of `hf` changes, no gradient
+    reaches its parameters, and hooks that it gets later are not seen. Moving `hf` to another device or dtype makes new
+    weights, which takes a new `wrap_model`.
 
     weights: a unique description of the weights ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their bytes in
         `model_hash`, the model's identity in runs and stores, so that they need not be read (ten seconds for 12 GB). It
         is not checked: models with the same description, config and tokenizer count as one model in a store. With None
-        the weights are hashed once, when the identity is first needed.
+        the weights are hashed when the identity is first needed, and again after they were changed in place.
     check: compare fasttrace's output of every layer and its logits on two prompts with those of the model itself, in
         two forward passes each (`check_outputs` states the tolerance).
 

@@ -6,7 +6,7 @@ a wave reads each layer once.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -109,13 +109,23 @@ def _stored(root: nn.Module, name: str) -> Tensor:
 
 
 @contextmanager
-def tf32_products() -> Iterator[None]:
-    """float32 matrix products on CUDA use TF32 while the body runs; the earlier setting is restored afterwards."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    # Unlike allow_tf32, this setting can be restored to "never set".
-    matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+def exact_products(tf32: bool) -> Iterator[None]:
+    """While the body runs, matrix products have the dtype of their operands, or use TF32 on CUDA where it is asked for.
+
+    What the caller set with `torch.autocast` and `torch.set_float32_matmul_precision` is restored afterwards.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    settings = [(torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"), (mkldnn.matmul, "ieee")]
+    before = [matmul.fp32_precision for matmul, _ in settings]
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            # Unlike allow_tf32, this setting can be restored to "never set".
+            for matmul, precision in settings:
+                matmul.fp32_precision = precision
+            yield
+        finally:
+            for (matmul, _), precision in zip(settings, before, strict=True):
+                matmul.fp32_precision = precision
