@@ -144,7 +144,7 @@ def test_several_stores_are_read_only(parts):
     stores, _ = parts
     before = stores.query("SELECT count(*) FROM edits").to_pylist()
     for name in ("a.edits", '"my b".edits', "edits"):
-        with pytest.raises(StoreError, match="Can only delete from base table|the store is open read-only"):
+        with pytest.raises(StoreError, match=r"Can only delete from base table|the store is open read-only"):
             stores.query(f"DELETE FROM {name}")
     assert stores.query("SELECT count(*) FROM edits").to_pylist() == before
 
