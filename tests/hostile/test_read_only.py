@@ -157,6 +157,11 @@ def test_write_and_files_write_there_and_over_no_store(place, command, monkeypat
         given = ("--param", "f=t.duckdb") if file == "$f" else ()
         sentence = command("sql", f"COPY (SELECT 1) TO {file} (FORMAT csv)", *given, *words, code=2).stderr
         assert "the path of one file in quotes" in sentence
+    by_value = "COPY (SELECT 1 AS a, 2 AS b) TO '{}' (FORMAT csv, PARTITION_BY (a), {})"
+    for option in ("FILENAME_PATTERN '../../t'", "\"filename_pattern\" '../../t'", "FILE_EXTENSION 'duckdb'"):
+        assert "expected COPY without FILE" in command("sql", by_value.format("new", option), *words, code=2).stderr
+    for option in ("OVERWRITE", "APPEND", "OVERWRITE_OR_IGNORE"):
+        assert "got a folder" in command("sql", by_value.format("mine", option), *words, code=2).stderr
     for query in ("EXPORT DATABASE '.'", "IMPORT DATABASE '.'", "ATTACH 't.duckdb'"):
         assert WRITES in command("sql", query, *words, code=2).stderr
     assert contents(place) == before

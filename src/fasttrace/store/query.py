@@ -179,6 +179,8 @@ def _check_files(statements: Sequence[duckdb.Statement], writes_files: bool) -> 
                 f"the query has {writer}, which can write files: `fasttrace sql --write --files DIR` "
                 "allows COPY alone; --out FILE writes the rows of any query, and a second --store reads another store"
             )
+        if found := re.search("filename_pattern|file_extension", one.query, re.IGNORECASE):  # they may lead elsewhere
+            raise StoreError(f"the query: expected COPY without {found[0].upper()}, which can name files anywhere")
         for (word, _), (_, file) in zip(words, [*words[1:], ("", "")], strict=True):
             if word.upper() != "TO":
                 continue
