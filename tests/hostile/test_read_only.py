@@ -40,6 +40,11 @@ HOSTILE = [
     ("EXPLAIN ANALYZE COPY (SELECT 1) TO 's.duckdb' (FORMAT csv, USE_TMP_FILE false)", WRITES),
     ("PREPARE p AS COPY (SELECT 1) TO 's.duckdb' (FORMAT csv, USE_TMP_FILE false); EXECUTE p", WRITES),
     ("/* é */ cOpY (SELECT 1) TO 'new.csv'", WRITES),
+    ("PREPARE \"select\" AS COPY (SELECT 1) TO 'new.csv'", WRITES),
+    ("PREPARE insert AS COPY (SELECT 1) TO 'new.csv'", WRITES),
+    ("SELECT " + "(" * 5000 + "1" + ")" * 5000, "nested too deeply"),
+    ("UPDATE EXTENSIONS", "the query failed"),
+    ("SELECT '\udcff'", "expected UTF-8 text"),
     ("EXPORT DATABASE 'new'", WRITES),
     ("IMPORT DATABASE 'other'", WRITES),
     ("ATTACH 'other/t.duckdb' AS t", WRITES),
@@ -62,6 +67,8 @@ ALLOWED = [
     ("EXPLAIN ANALYZE FROM edits", 1),
     ("DESCRIBE edits", 26),
     ("PREPARE p AS FROM edits; EXECUTE p", 8),
+    ("PREPARE p AS SELECT 1 AS attach; EXECUTE p", 1),
+    ("EXPLAIN ANALYZE SELECT export FROM (SELECT 1 AS export)", 1),
 ]
 hidden_from_sql = [1]
 
@@ -144,12 +151,20 @@ def test_write_and_files_write_there_and_over_no_store(place, command, monkeypat
     command("sql", "COPY (SELECT count(*) AS n FROM edits) TO 'mine/new.csv'", *words)
     assert (place / "mine" / "new.csv").read_text() == "n\n8\n"
     command("sql", "CREATE TABLE mine AS FROM 'mine/rows.csv'", *words)
+    command("sql", "COPY (SELECT n.to FROM (SELECT 1 AS to) n) TO /* here */ 'mine/one.csv'", *words)
+    assert (place / "mine" / "one.csv").read_text() == "to\n1\n"
     before = contents(place)
-    for file in ("s.duckdb", "./s.duckdb", f"{place}/s.duckdb.wal", "mine/../s.duckdb"):
+    for file in ("s.duckdb", "./s.duckdb", f"{place}/s.duckdb.wal", "mine/../s.duckdb", "t.duckdb.wal"):
         query = f"COPY (SELECT 1) TO '{file}' (FORMAT csv, USE_TMP_FILE false)"
         assert "cannot be written: it is " in command("sql", query, *words, code=2).stderr
     assert "a file other than the store" in command("sql", "FROM read_blob('./s.duckdb')", *words, code=2).stderr
     monkeypatch.setenv("HOME", str(place))
+    for taken in ("mine/new.csv", "tmp_one.csv"):
+        (place / taken).write_text("precious")
+    for file in ("mine/new.csv", "one.csv"):
+        query = f"COPY (SELECT 1) TO '{file}' (USE_TMP_FILE true)"
+        assert "expected COPY … TO a new file" in command("sql", query, *words, code=2).stderr
+    before = contents(place)
     for file in ("'t.duckdb'", "'mine/../t.duckdb'", "'~/t.duckdb'", "'link'"):
         for query in (f"COPY (SELECT 1) TO {file}", f"EXPLAIN ANALYZE COPY (SELECT 1) TO {file}"):
             assert "it is a DuckDB file" in command("sql", query, *words, code=2).stderr
@@ -169,7 +184,7 @@ def test_write_and_files_write_there_and_over_no_store(place, command, monkeypat
 
 def test_no_query_of_a_python_store_writes_a_file(place):
     before = contents(place)
-    for query in ("COPY edits TO 'new.csv'", "FROM 'other/rows.csv'", "FROM hidden_from_sql"):
+    for query in ("COPY edits TO 'new.csv'", "FROM 'other/rows.csv'", "FROM hidden_from_sql", "UPDATE EXTENSIONS"):
         with pytest.raises(StoreError):
             Store("s.duckdb").query(query)
     assert contents(place) == before
@@ -211,9 +226,15 @@ def test_a_wait_is_a_bounded_number(place, command, seconds):
 
 
 @pytest.mark.parametrize(
-    "words", ["Corrupt database file", "read-only", "INSTALL x", "has been locked", "File too large"]
+    "words",
+    ["Corrupt database file", "replaying WAL file", "read-only", "INSTALL x", "has been locked", "File too large"],
 )
 def test_a_users_text_in_an_error_is_not_taken_for_the_error(place, words):
-    for query in (f"SELECT '{words}'::INT", f"SELECT error('{words}')"):
+    for query in (
+        f"SELECT '{words}'::INT",
+        f"SELECT error('{words}')",
+        f'FROM "{words}"',
+        f'SELECT "{words}" FROM edits',
+    ):
         with pytest.raises(StoreError, match=f"the query failed: .*{words}"):
             ask(Store("s.duckdb"), query)

@@ -315,6 +315,25 @@ def test_a_subclass_with_the_same_logits_is_wrapped_and_another_one_is_not(small
         ft.wrap_model(hf, small_tokenizer)
 
 
+def test_a_forward_of_the_model_itself_is_refused_or_not_compared(small_tokenizer):
+    hf = llama(small_tokenizer)
+    hf.forward = lambda *args, **named: None
+    with pytest.raises(ModelError, match=r"the model has a forward of its own, .*: delete it \(del module.forward\)"):
+        ft.wrap_model(hf, small_tokenizer)
+    del hf.forward
+    hf.__class__ = type("Mine", (type(hf),), {"forward": lambda self, input_ids: None})
+    with pytest.raises(ModelError, match=r"cannot be run and compared \(check=False leaves that out\): TypeError"):
+        ft.wrap_model(hf, small_tokenizer)
+    assert ft.wrap_model(hf, small_tokenizer, check=False).n_layers == 5
+
+
+def test_weights_made_under_inference_mode_are_refused_by_name(small_tokenizer):
+    with torch.inference_mode():
+        hf = llama(small_tokenizer)
+    with pytest.raises(ModelError, match=r"'model.embed_tokens.weight' was made under torch.inference_mode"):
+        ft.wrap_model(hf, small_tokenizer)
+
+
 def test_a_model_of_few_positions_is_wrapped(small_tokenizer):
     from transformers import AutoModelForCausalLM
 

@@ -7,6 +7,7 @@ from small_models import small_model
 import fasttrace as ft
 from fasttrace.editing.delta import LowRank
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.placement import row_sums
 
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris")
 
@@ -51,3 +52,75 @@ def test_a_change_of_the_weights_also_changes_a_stated_identity(small_tokenizer)
         assert model.model_hash != before
         assert model.weights_hash() != really, "the stated words never replace the weights' hash"
     assert (model.model_hash, model.weights_hash()) == (before, really)
+
+
+def one_number(hf):
+    hf.lm_head.weight.data[3, 4] *= 2
+
+
+def behind_torch(hf):
+    hf.lm_head.weight.detach().numpy()[3] += 1
+
+
+def fused_step(hf):
+    weight = hf.model.layers[1].mlp.down_proj.weight
+    weight.requires_grad_(True)
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.1, fused=True).step()
+
+
+def exchanged_rows(hf):
+    weight = hf.model.layers[1].mlp.down_proj.weight
+    weight.data.copy_(weight.data.flip(0))
+
+
+def under_inference_mode(hf):
+    with torch.inference_mode():
+        hf.model.norm.weight.mul_(2)
+
+
+def another_tensor(hf):
+    hf.model.norm.load_state_dict({"weight": 2 * hf.model.norm.weight}, assign=True)
+
+
+CHANGES = (one_number, behind_torch, fused_step, exchanged_rows, under_inference_mode, another_tensor)
+
+
+@pytest.mark.parametrize("words", [None, "seed 0"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_a_weight_changes_the_identity(small_tokenizer, change, words):
+    model = ft.wrap_model(small_model("llama", small_tokenizer, torch.float32).hf, small_tokenizer, weights=words)
+    weights = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
+    before = model.model_hash
+    change(model.hf)
+    assert model.model_hash == ft.wrap_model(model.hf, small_tokenizer).model_hash != before
+    model.hf.load_state_dict(weights)
+    assert model.model_hash == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_change_beside_an_applied_edit_stays_in_the_identity(small_tokenizer, dtype):
+    model = small_model("gpt2", small_tokenizer, dtype)
+    before, edit = model.model_hash, {1: LowRank(torch.ones(1, model.width), torch.ones(1, model.key_width))}
+    with ft.apply_delta(model, edit):
+        edited = model.model_hash
+        model.final_norm.weight.mul_(1)
+        assert model.model_hash == edited, "the same numbers are no change"
+        model.final_norm.weight.mul_(2)
+        assert model.model_hash not in (edited, before)
+    assert model.model_hash == ft.wrap_model(model.hf, small_tokenizer).model_hash != before
+    model.final_norm.weight.div_(2)
+    assert model.model_hash == before
+
+
+@pytest.mark.parametrize("shape", [(5,), (6,), (3, 5), (3, 8), (0,), ()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_rows_sum_shows_a_change_of_any_one_number(shape, dtype):
+    whole = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0)).to(dtype)
+    for weight in whole:  # the second begins inside the storage
+        before = row_sums(weight)
+        assert len(before) == (len(weight) if weight.ndim > 1 else 1)
+        for i in range(weight.numel()):
+            changed = weight.clone()
+            changed.view(-1)[i] = changed.view(-1)[i].nextafter(torch.tensor(9.0, dtype=dtype))
+            assert not row_sums(changed).equal(before)

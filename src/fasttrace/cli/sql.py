@@ -50,14 +50,14 @@ WAIT = Setting(owner="sql", name="wait", annotation=float, kind=kind_of(float, B
 @click.option("--queries", "folder", type=click.Path(), metavar="DIR", help="Folder with your own .sql files.")
 @click.option("--list", "listing", is_flag=True, help="List the saved queries.")
 @click.option("--relations", is_flag=True, help="List the relations of the store and the views of the analysis.")
-@click.option("--write", is_flag=True, help="Let the query change the store; nothing changes on an error.")
+@click.option("--write", is_flag=True, help="Let the query change the store, which stays as it was on an error.")
 @click.option(
     "--files",
     "folders",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     multiple=True,
     metavar="DIR",
-    help="Let the query read the files of this folder, and with --write also COPY rows there; repeatable.",
+    help="Let the query read the files of this folder, and with --write also COPY rows to new files there; repeatable.",
 )
 @click.option(
     "--wait",

@@ -212,17 +212,21 @@ class Applied:
 
     model: Decoder
     _hash: str | None = field(repr=False)
+    _sums: str = field(default="", repr=False)  # of the weights with the edit
     _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     def remove(self) -> None:
         """Restore the weights, bit for bit. A second call does nothing."""
+        if self._hash is None:
+            return
+        untouched = self.model.bit_sums() == self._sums
         with torch.no_grad():
             for layer, (weight, bias) in self._saved.items():
                 self.model.blocks[layer].down.copy_(weight)
                 if bias is not None:
                     self.model.blocks[layer].down_bias.copy_(bias)  # type: ignore[union-attr]
-        if self._hash is not None:
-            self.model.model_hash = self._hash
+        if untouched:  # else the hash follows from the weights
+            self.model.is_named(self._hash)
         self._saved, self._hash = {}, None
 
     def __enter__(self) -> "Applied":
@@ -277,7 +281,8 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
-    model.model_hash = hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16]
+    model.is_named(hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16])
+    applied._sums = model.bit_sums()
     return applied
 
 

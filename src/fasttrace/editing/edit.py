@@ -16,6 +16,7 @@ from fasttrace.editing.value import contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.autograd import with_autograd
 from fasttrace.models.corrupt import Corruption, corrupted_output, noise_sigma, released_output
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.packed import sequence_logprob
@@ -90,6 +91,7 @@ def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> No
 
 
 @takes(PrepareEditArguments)
+@with_autograd
 def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> EditPlan:
     """Check the settings of a set of edits, and prepare their contexts, second moments and o_noise.
 
@@ -266,6 +268,7 @@ def _run(
 
 
 @takes(EditArguments)
+@with_autograd
 def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
 

@@ -39,6 +39,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.autograd import with_autograd
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
@@ -109,6 +110,7 @@ class MassPlan:
         return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
 
     @checked
+    @with_autograd
     def compute(self, *, memory: Size | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
         """Edit and score. memory: bytes for the facts that are optimised together; None for the settings' value.
         progress(n) is called after n more facts."""
@@ -269,6 +271,7 @@ class MassArguments(_MassKeywords):
 
 
 @takes(PrepareMassArguments)
+@with_autograd
 def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -> MassPlan:
     """Check the settings of a mass edit, and prepare its contexts, second moments and o_noise.
 
@@ -303,6 +306,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
 
 
 @takes(MassArguments)
+@with_autograd
 def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     """Edit all facts in one model, in order, and score them as their number grows. No weight of the model changes.
 

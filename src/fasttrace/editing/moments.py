@@ -22,6 +22,7 @@ from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corp
 from fasttrace.errors import UserError
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.autograd import with_autograd
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
 from fasttrace.runs import Run, describe_run
@@ -174,6 +175,7 @@ class MomentArguments(MomentSettings):
 
 
 @takes(MomentArguments)
+@with_autograd
 def second_moments(model: Model, given: MomentArguments) -> Moments:
     """Compute C_l = Σ k kᵀ / N over a corpus for the layers asked for, in one pass if memory allows.
 

@@ -26,6 +26,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.autograd import with_autograd
 from fasttrace.models.corrupt import Corruption
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
@@ -143,6 +144,7 @@ class EditPlan:
     run: Run
 
     @checked
+    @with_autograd
     def batches(
         self,
         *,

@@ -81,7 +81,7 @@ def _difference(module: nn.Module, whole: bool) -> tuple[str, str] | None:
     whole: whether this is the whole model. Its class may be the user's own, such as one with another loss, since
     `check_outputs` compares its logits.
     """
-    for look in (_adapter, _parametrization, *([] if whole else [_replaced]), _hooked):
+    for look in (_adapter, _parametrization, *([] if whole else [_replaced]), _patched, _hooked):
         if (found := look(module)) is not None:
             return found
     return None
@@ -117,6 +117,10 @@ def _replaced(module: nn.Module) -> tuple[str, str] | None:
         return f"the class {home}.{type(module).__name__}", "put the layer of transformers in its place"
     if not (where := _home(type(module).forward)).startswith(FORWARDS):
         return f"a forward from {where}", "restore the forward of its class"
+    return None
+
+
+def _patched(module: nn.Module) -> tuple[str, str] | None:
     # accelerate replaces the forward of a module whose weights it moves, and keeps the module's own.
     kept = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
     own = vars(module).get(kept)
@@ -138,12 +142,17 @@ def _hooked(module: nn.Module) -> tuple[str, str] | None:
 
 
 def _check_dtypes(hf: nn.Module, name: str) -> None:
-    """Raise ModelError where the weights are not plain tensors of one float dtype."""
+    """Raise ModelError where the weights are not plain tensors of one float dtype that gradients pass through."""
     first = ""
     for path, weight in hf.named_parameters():
         if type(weight.data) is not Tensor or weight.dtype not in FLOATS:
             kind = str(weight.dtype) if type(weight.data) is Tensor else type(weight.data).__name__
             raise ModelError(f"model '{name}': the weight '{path}' is quantised or packed ({kind}): {DEQUANTIZE}")
+        if weight.is_inference():
+            raise ModelError(
+                f"model '{name}': the weight '{path}' was made under torch.inference_mode, and no gradient passes "
+                "through such weights: make the model outside of it"
+            )
         first = first or str(weight.dtype)
         if str(weight.dtype) != first:
             raise ModelError(

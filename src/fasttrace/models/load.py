@@ -16,6 +16,7 @@ from torch import nn
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.autograd import with_autograd
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
     check_config,
@@ -41,6 +42,7 @@ MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehan
 
 
 @checked
+@with_autograd
 def load_model(
     source: str | Path = DEFAULT_MODEL,
     dtype: str = "float32",
@@ -241,9 +243,9 @@ def wrap_model(
     weights, which takes a new `wrap_model`.
 
     weights: a unique description of the weights ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their bytes in
-        `model_hash`, the model's identity in runs and stores, so that they need not be read (ten seconds for 12 GB). It
-        is not checked: models with the same description, config and tokenizer count as one model in a store. With None
-        the weights are hashed when the identity is first needed, and again after they were changed in place.
+        `model_hash`, the model's identity in runs and stores, so that they need not be hashed (ten seconds for 12 GB).
+        It is not checked: models with the same description, config and tokenizer count as one model in a store. With
+        None, or once they have changed, the weights are hashed when the identity is needed.
     check: compare fasttrace's output of every layer and its logits on two prompts with those of the model itself, in
         two forward passes each (`check_outputs` states the tolerance).
 
@@ -265,9 +267,10 @@ def wrap_model(
         own = _own_modules(hf)
     model = _checked(adapter, own, tokenizer, name)
     if check:
-        with _as_model_errors(f"model '{name}' cannot be run"):
+        with _as_model_errors(f"model '{name}' cannot be run and compared (check=False leaves that out)"):
             check_outputs(model)
-    model.stated_weights = weights
+    if weights is not None:
+        model.describe_weights(weights)
     return model
 
 

@@ -108,6 +108,16 @@ def _stored(root: nn.Module, name: str) -> Tensor:
     raise KeyError(name)
 
 
+def row_sums(weight: Tensor) -> Tensor:
+    """weight: (rows, …), or one row (n,) → (rows,) int64 sums of its bits as whole numbers, which may overflow."""
+    rows = weight.reshape(1 if weight.ndim < 2 else len(weight), -1).contiguous()
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    size = rows.element_size()
+    # Eight bytes at a time, where the rows can be read so.
+    whole = rows.numel() and all(n * size % 8 == 0 for n in (rows.shape[1], rows.storage_offset()))
+    return rows.view(torch.int64 if whole else words[size]).sum(1)
+
+
 @contextmanager
 def exact_products(tf32: bool) -> Iterator[None]:
     """While the body runs, matrix products have the dtype of their operands, or use TF32 on CUDA where it is asked for.

@@ -281,7 +281,7 @@ def _failures_of(paths: Iterable[Path]) -> Iterator[None]:
 
 def _is_damage(error: duckdb.Error, paths: list[Path]) -> bool:
     """Whether DuckDB found a damaged part of a store or of its log. The type of the error depends on its version."""
-    if isinstance(error, duckdb.DataError | duckdb.InvalidInputException):  # which quote the user's data
+    if isinstance(error, duckdb.DataError | duckdb.ProgrammingError):  # which quote the user's words and data
         return False
     text = str(error)
     cut = "Could not read enough bytes from file" in text and any(f'{path.name}"' in text for path in paths)

@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -74,11 +74,13 @@ def rows_of(con: duckdb.DuckDBPyConnection, sql: str, params: Params = ()) -> pa
     Raises StoreError where the query fails, or would write a file.
     """
     try:
-        _check_files(con.extract_statements(sql), writes_files=False)
+        _check_files(_statements(con, sql), writes_files=False)
         relation = con.sql(sql, params=params or None)
         return pa.table({}) if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
         raise StoreError(_failure(error)) from error
+    except ValueError as error:  # a statement's type that DuckDB's own Python package does not know
+        raise StoreError(f"the query failed: {error}") from error
 
 
 def run_script(
@@ -126,7 +128,7 @@ def _run(
     con: duckdb.DuckDBPyConnection, text: str, params: Mapping[str, Any], writes: Iterable[Path], writes_files: bool
 ) -> pa.Table:
     try:
-        statements = con.extract_statements(text)
+        statements = _statements(con, text)
         if not statements:
             raise StoreError("the query: expected a statement, got an empty text")
         _check_files(statements, writes_files)
@@ -158,40 +160,62 @@ _PLAIN = (
     StatementType.DROP,
 )
 _WRITERS = ("COPY", "EXPORT", "IMPORT", "ATTACH")
+_READERS = ("SELECT", "WITH", "FROM")  # reserved, so that nothing has such a name without quotes
+
+
+def _statements(con: duckdb.DuckDBPyConnection, text: str) -> list[duckdb.Statement]:
+    """The statements of a text. Raises StoreError where it is not text, and duckdb.Error where it is not SQL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise StoreError("the query: expected UTF-8 text, got bytes that are not") from error
+    return list(con.extract_statements(text))
 
 
 def _check_files(statements: Sequence[duckdb.Statement], writes_files: bool) -> None:
     """Raise StoreError where a statement writes a file, also within another, such as EXPLAIN ANALYZE.
 
     DuckDB's read-only mode does not refuse them, and the store's own path is one that its queries can reach.
-    writes_files: whether COPY may write. Its file is named in quotes, and never a database or another file that no
-    output may replace.
+    writes_files: whether COPY may write. Its file is named in quotes and does not exist, so that nothing is replaced.
     """
     for one in statements:
         if one.type in _PLAIN:
             continue
-        words = list(_words(one.query))
-        writer = next((word.upper() for word, _ in words if word.upper() in _WRITERS), None)
-        if writer is None:
+        tokens = list(_tokens(one.query))
+        first = next((token.upper() for token in tokens if token.upper() in _WRITERS + _READERS), None)
+        if first not in _WRITERS:
             continue
-        if writer != "COPY" or not writes_files:
+        if first != "COPY" or not writes_files:
             raise StoreError(
-                f"the query has {writer}, which can write files: `fasttrace sql --write --files DIR` "
+                f"the query has {first}, which can write files: `fasttrace sql --write --files DIR` "
                 "allows COPY alone; --out FILE writes the rows of any query, and a second --store reads another store"
             )
         if found := re.search("filename_pattern|file_extension", one.query, re.IGNORECASE):  # they may lead elsewhere
             raise StoreError(f"the query: expected COPY without {found[0].upper()}, which can name files anywhere")
-        for (word, _), (_, file) in zip(words, [*words[1:], ("", "")], strict=True):
-            if word.upper() != "TO":
-                continue
-            if not file or re.match(r"[A-Za-z][\w+.-]*:", file):  # computed, or an address such as file:x
-                raise StoreError("the query: expected COPY … TO 'FILE' with the path of one file in quotes")
-            check_replaceable(_place(file))
+        _check_target(tokens)
+
+
+def _check_target(tokens: Sequence[str]) -> None:
+    """Raise StoreError where COPY does not write one new file that its text names. tokens: of the statement."""
+    depth = 0
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        depth += (token == "(") - (token == ")")
+        if depth or token.upper() != "TO":
+            continue
+        file = _quoted(following)
+        if not file or re.match(r"[A-Za-z][\w+.-]*:", file):  # computed, or an address such as file:x
+            raise StoreError("the query: expected COPY … TO 'FILE' with the path of one file in quotes")
+        path = Path(_place(file))
+        # DuckDB may write to the second name first, and then move it to the first.
+        for place in (path, path.with_name(f"tmp_{path.name}")):
+            check_replaceable(place)
+            if os.path.lexists(place):
+                raise StoreError(f"the query: expected COPY … TO a new file, got '{file}', where '{place}' is already")
 
 
 def _check_leaves_alone(text: str, files: Iterable[Path]) -> None:
     """Raise StoreError where SQL names one of the files. To close one would end this process's lock on the store."""
-    for _, quoted in _words(text):
+    for quoted in map(_quoted, _tokens(text)):
         for file in files:
             place = _place(quoted.removeprefix("file:"))
             if quoted and (is_same(place, file) or is_same(place, f"{file}.wal")):
@@ -203,20 +227,20 @@ def _place(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def _words(text: str) -> Iterable[tuple[str, str]]:
-    """(word, "") of every word outside quotes and comments, ("", text) of every text in single quotes, and ("", "") of
-    anything else."""
+def _tokens(text: str) -> Iterator[str]:
+    """The tokens of SQL, without comments: a word, a text with its quotes, or a symbol."""
     encoded = text.encode()  # the tokenizer counts bytes
     tokens = duckdb.tokenize(text)
-    ends = ([start for start, _ in tokens[1:]] + [len(encoded)])[: len(tokens)]
-    for (start, _), end in zip(tokens, ends, strict=True):
-        token = encoded[start:end].decode(errors="replace")
-        if found := re.match(r"[A-Za-z_]\w*(?!['\w])", token):
-            yield found[0], ""
-        elif found := re.match(r"'((?:[^']|'')*)'", token):
-            yield "", found[1].replace("''", "'")
-        else:
-            yield "", ""
+    ends = [*(start for start, _ in tokens[1:]), len(encoded)]
+    for (start, kind), end in zip(tokens, ends, strict=False):
+        if kind != duckdb.token_type.comment:
+            yield encoded[start:end].decode(errors="replace").strip()
+
+
+def _quoted(token: str) -> str:
+    """The text of a token in plain single quotes, or "" for any other token."""
+    found = re.fullmatch(r"'((?:[^']|'')*)'", token)
+    return "" if found is None else found[1].replace("''", "'")
 
 
 def _failure(error: duckdb.Error) -> str:
@@ -237,8 +261,10 @@ def _failure(error: duckdb.Error) -> str:
             f"the query uses '{named[1] if named else ''}', but it can reach only the store and the folders that "
             "--files DIR names"
         )
-    if "INSTALL " in text and not isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
+    if isinstance(error, duckdb.CatalogException) and re.search(r"\nINSTALL \w+;\nLOAD \w+;", text):
         return _NO_EXTENSION
+    if isinstance(error, duckdb.BinderException | duckdb.ParserException) and "max_expression_depth" in text:
+        return "the query failed: its expressions are nested too deeply"
     if isinstance(error, duckdb.IOException) and (reason := why_full(error)) is not None:
         return f"the query cannot write: {reason}"
     return f"the query failed: {message_of(error)}"
@@ -251,7 +277,7 @@ def parameters_of(text: str) -> set[str]:
     """The names of all `$name` in a script. Raises StoreError where it is not SQL or contains `?`."""
     con = connection()
     try:
-        names = {name for statement in con.extract_statements(text) for name in statement.named_parameters}
+        names = {name for statement in _statements(con, text) for name in statement.named_parameters}
     except duckdb.Error as error:
         raise StoreError(_failure(error)) from error
     finally:

@@ -12,6 +12,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Facts
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.autograd import with_autograd
 from fasttrace.models.corrupt import noise_sigma
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
@@ -81,6 +82,7 @@ class TracePlan:
         return screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
 
     @checked
+    @with_autograd
     def batches(
         self,
         *,
@@ -300,6 +302,7 @@ class TraceArguments(PrepareTraceArguments):
 
 
 @takes(PrepareTraceArguments)
+@with_autograd
 def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
     """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
@@ -325,6 +328,7 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
 
 
 @takes(TraceArguments)
+@with_autograd
 def trace(model: Model, facts: Facts, given: TraceArguments) -> TraceResult:
     """Causal tracing: compute the exact grid of every fact and window size in one sweep.
 
