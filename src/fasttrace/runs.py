@@ -42,13 +42,13 @@ def describe_run(kind: str, model: Decoder, settings: dict[str, Any], *, seed: i
 
     settings: those that `settings.base.run_settings` selects, so that a new setting renames no older run.
     """
-    text = json.dumps(settings, sort_keys=True)
-    identity = json.dumps([kind, model.model_hash, model.dtype_name, protocol, seed, text, VERSION])
+    text, model_hash = json.dumps(settings, sort_keys=True), model.model_hash
+    identity = json.dumps([kind, model_hash, model.dtype_name, protocol, seed, text, VERSION])
     return {
         "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "kind": kind,
         "model": model.name,
-        "model_hash": model.model_hash,
+        "model_hash": model_hash,
         "dtype": model.dtype_name,
         "device": str(model.device),
         "seed": seed,
