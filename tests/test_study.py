@@ -33,7 +33,7 @@ corpus = "text.txt"
 tokens = 1500
 
 [[edit]]
-methods = ["rome", "memit"]
+methods = ["rome", "memit", "rome"]
 problems = ["error-injection", "fact-forcing"]
 layers = [1, 2]
 window_size = 3

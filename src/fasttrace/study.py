@@ -291,13 +291,13 @@ class Runner:
         return sum(row["fact_id"] in ids and row["layer"] in (cell.layers or ()) for row in rows)
 
     def _cells(self, table: EditTable) -> Iterator[EditSettings]:
-        """Yield the settings of every method on every problem of a table."""
+        """Yield the settings of every method on every problem of a table, each once."""
         layers = self.model.edit_layers() if table.layers is None else table.layers
         if isinstance(layers, int):
             last = self.model.n_layers - 1
             layers = sorted({round(i * last / max(layers - 1, 1)) for i in range(layers)})
-        for problem in table.problems:
-            for method in table.methods:
+        for problem in dict.fromkeys(table.problems):
+            for method in dict.fromkeys(table.methods):
                 own = method_settings(method, dict(table.set)) if table.set else None
                 cell: dict[str, Any] = {"method": method, "problem": problem, "layers": layers, "hyperparameters": own}
                 if method not in SOLVED:

@@ -6,8 +6,9 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.editing.delta import LowRank
+from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.placement import row_sums
+from fasttrace.models.placement import bit_sums
 
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris")
 
@@ -113,14 +114,59 @@ def test_a_change_beside_an_applied_edit_stays_in_the_identity(small_tokenizer, 
     assert model.model_hash == before
 
 
-@pytest.mark.parametrize("shape", [(5,), (6,), (3, 5), (3, 8), (0,), ()])
+def wholly(function):
+    return lambda weight: weight.copy_(function(weight))
+
+
+def at(index, function):
+    return lambda weight: weight[index].copy_(function(weight[index]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_rows_sum_shows_a_change_of_any_one_number(shape, dtype):
+def test_the_sums_show_whole_weights_that_change_together(dtype):
+    weight = torch.randn((50, 4096), generator=torch.Generator().manual_seed(0)).to(dtype)
+    changes = {
+        "negated": wholly(torch.neg),
+        "doubled": wholly(lambda w: 2 * w),
+        "one row negated": at(7, torch.neg),
+        "odd columns negated": at((slice(None), slice(1, None, 2)), torch.neg),
+        "two numbers negated": at((7, slice(1, 4, 2)), torch.neg),
+        "rows exchanged": wholly(lambda w: w.flip(0)),
+        "columns exchanged": wholly(lambda w: w.flip(1)),
+        "neighbours exchanged": at((7, slice(1, 3)), lambda w: w.flip(0)),
+        "zero": wholly(torch.zeros_like),
+        "the same number everywhere": wholly(lambda w: torch.full_like(w, 2)),
+    }
+    found = {"unchanged": bit_sums(weight)}
+    for name, change in changes.items():
+        change(changed := weight.clone())
+        found[name] = bit_sums(changed)
+    assert len({tuple(sums.tolist()) for sums in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize("shape", [(5,), (6,), (3, 5), (3, 8), (4097,), (0,), ()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_sums_show_a_change_of_any_one_number(shape, dtype):
     whole = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0)).to(dtype)
     for weight in whole:  # the second begins inside the storage
-        before = row_sums(weight)
-        assert len(before) == (len(weight) if weight.ndim > 1 else 1)
-        for i in range(weight.numel()):
+        before = bit_sums(weight)
+        for i in (*range(min(weight.numel(), 30)), *range(30, weight.numel(), 419)):
             changed = weight.clone()
             changed.view(-1)[i] = changed.view(-1)[i].nextafter(torch.tensor(9.0, dtype=dtype))
-            assert not row_sums(changed).equal(before)
+            assert not bit_sums(changed).equal(before)
+
+
+def test_edits_are_removed_in_reverse_order(small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float32)
+    edit = {1: LowRank(torch.ones(1, model.width), torch.ones(1, model.key_width))}
+    before, weight = model.model_hash, model.blocks[1].down.clone()
+    first, second = (ft.apply_delta(model, edit) for _ in range(2))
+    both = model.model_hash
+    with pytest.raises(UserError, match="expected the edit that was applied last, got one with 1 later"):
+        first.remove()
+    assert model.model_hash == both
+    second.remove()
+    first.remove()
+    first.remove()
+    assert model.model_hash == before
+    assert model.blocks[1].down.equal(weight)

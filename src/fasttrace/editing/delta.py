@@ -207,7 +207,7 @@ class Applied:
     """An edit that is applied to a model's weights. `remove`, or the end of the `with` block, restores every weight.
 
     Until then `model.model_hash` is a hash of its old value and the edit, so that no result on disk or in a store is
-    mistaken for one of the unedited model. Several edits must be removed in reverse order.
+    mistaken for one of the unedited model. Several edits are removed in reverse order.
     """
 
     model: Decoder
@@ -216,15 +216,24 @@ class Applied:
     _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     def remove(self) -> None:
-        """Restore the weights, bit for bit. A second call does nothing."""
+        """Restore the weights, bit for bit. A second call does nothing.
+
+        Raises UserError, and leaves the weights as they are, where an edit that was applied later is still applied.
+        """
         if self._hash is None:
             return
+        if self.model.applied[-1] is not self:
+            later = len(self.model.applied) - 1 - self.model.applied.index(self)
+            raise UserError(
+                f"remove: expected the edit that was applied last, got one with {later} later: remove those first"
+            )
+        self.model.applied.pop()
         untouched = self.model.bit_sums() == self._sums
         with torch.no_grad():
             for layer, (weight, bias) in self._saved.items():
                 self.model.blocks[layer].down.copy_(weight)
                 if bias is not None:
-                    self.model.blocks[layer].down_bias.copy_(bias)  # type: ignore[union-attr]
+                    self.model.blocks[layer].down_bias.copy_(bias)
         if untouched:  # else the hash follows from the weights
             self.model.is_named(self._hash)
         self._saved, self._hash = {}, None
@@ -283,6 +292,7 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
     model.is_named(hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16])
     applied._sums = model.bit_sums()
+    model.applied.append(applied)
     return applied
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.placement import device_of, exact_products, finite_weights, is_offloaded, present, row_sums
+from fasttrace.models.placement import bit_sums, device_of, exact_products, finite_weights, is_offloaded, present
 from fasttrace.settings.kinds import Kind, instance
 
 # Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
@@ -128,6 +128,7 @@ class Decoder(ABC):
         self.tokenizer = tokenizer
         self.name = name
         self.config = hf.config
+        self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
@@ -336,15 +337,14 @@ class Decoder(ABC):
 
     @torch.no_grad()
     def bit_sums(self) -> str:
-        """A hash of the sums of the bits of every row of every weight, which any change of one number alters.
+        """A hash of `placement.bit_sums` of every weight, which shows whether weights have changed.
 
-        This reads the weights at the memory's bandwidth, in a tenth of the time of SHA-256. Two numbers that change
-        places in one row leave the sums as they are. Offloaded weights are read-only, and are not read.
+        On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
+        Offloaded weights are read-only, and are not read.
         """
-        digest = hashlib.sha256()
-        for weight in [] if is_offloaded(self.hf) else self.hf.parameters():
-            digest.update(row_sums(weight.detach()).cpu().numpy().tobytes())
-        return digest.hexdigest()
+        weights = [] if is_offloaded(self.hf) else self.hf.parameters()
+        sums = [bit_sums(weight.detach()).cpu().numpy().tobytes() for weight in weights]
+        return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
         irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")

@@ -255,6 +255,8 @@ def wrap_model(
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    if weights is not None and not weights.strip():
+        raise ModelError(f"wrap_model: weights: expected a description of the weights, got {shown(weights)}")
     if not isinstance(hf, PreTrainedModel):
         raise ModelError(f"wrap_model: expected a transformers model, got {type(hf).__name__}{_way_to_the_model(hf)}")
     if hf.get_output_embeddings() is None:
