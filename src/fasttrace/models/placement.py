@@ -143,17 +143,23 @@ def exact_products(tf32: bool) -> Iterator[None]:
     What the caller set with `torch.autocast` and `torch.set_float32_matmul_precision` is restored afterwards.
     """
     mkldnn: Any = torch.backends.mkldnn
-    settings = [(torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"), (mkldnn.matmul, "ieee")]
-    before = [matmul.fp32_precision for matmul, _ in settings]
+    wanted = ((torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"), (mkldnn.matmul, "ieee"))
+    now = [matmul.fp32_precision for matmul, _ in wanted]
+    # "none" is a setting that was never made, and is as exact as "ieee".
+    changes = [
+        (matmul, new, old)
+        for (matmul, new), old in zip(wanted, now, strict=True)
+        if new != old and {new, old} != {"ieee", "none"}
+    ]
     with ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         try:
             # Unlike allow_tf32, this setting can be restored to "never set".
-            for matmul, precision in settings:
-                matmul.fp32_precision = precision
+            for matmul, new, _ in changes:
+                matmul.fp32_precision = new
             yield
         finally:
-            for (matmul, _), precision in zip(settings, before, strict=True):
-                matmul.fp32_precision = precision
+            for matmul, _, old in changes:
+                matmul.fp32_precision = old
