@@ -235,7 +235,7 @@ class Applied:
                 if bias is not None:
                     self.model.blocks[layer].down_bias.copy_(bias)
         if untouched:  # else the hash follows from the weights
-            self.model.is_named(self._hash)
+            self.model.set_identity(self._hash)
         self._saved, self._hash = {}, None
 
     def __enter__(self) -> "Applied":
@@ -290,8 +290,8 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
-    model.is_named(hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16])
-    applied._sums = model.bit_sums()
+    edited = hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16]
+    applied._sums = model.set_identity(edited)
     model.applied.append(applied)
     return applied
 

@@ -327,9 +327,10 @@ class Decoder(ABC):
             self._identity = sums, self._hashed(sums)
         return self._identity[1]
 
-    def is_named(self, model_hash: str) -> None:
-        """Give the model another identity, which it has until its weights change."""
+    def set_identity(self, model_hash: str) -> str:
+        """Give the model another `model_hash`, which it has until its weights change. Returns their `bit_sums`."""
         self._identity = self.bit_sums(), model_hash
+        return self._identity[0]
 
     def describe_weights(self, words: str) -> None:
         """Let words stand for the weights in `model_hash`, as long as the weights do not change."""
@@ -352,8 +353,8 @@ class Decoder(ABC):
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
-        described = self._described is not None and self._described[0] == sums
-        weights = f"stated: {self._described[1]}" if described else self.weights_hash()  # type: ignore[index]
+        words = self._described[1] if self._described and self._described[0] == sums else None
+        weights = self.weights_hash() if words is None else f"stated: {words}"
         parts = [weights, json.dumps(config, sort_keys=True, default=str), tokenizer]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
