@@ -25,8 +25,8 @@ SCRIPTS = sorted(name for name, text in TEXTS.items() if "def main(" in text and
 RECORDED = sorted((ROOT / "bench/results/cpu-amd-epyc").glob("*.json"))
 OLD = ROOT / "bench/results/cpu-epyc/2026-11-22.json"
 # Other arguments that a script needs. bench_peers gets no peers, as they are not installed here.
-GIVEN = {"record": [str(RECORDED[0])], "bench_peers": ["--peers"], "bench_gptj": ["--dtype", "float32"]}
-GIVEN["bench_gptj_edits"] = GIVEN["bench_gptj"]
+GIVEN = {"record": [str(RECORDED[0])], "bench_peers": ["--peers"]}
+GIVEN |= {script: ["--dtype", "float32"] for script in ("bench_gptj", "bench_gptj_edits")}
 ROW = {"benchmark": "b", "case": "c", "impl": "i", "n": 3, "seconds": 0.123456789, "quartiles": [0.1, 0.2]}
 
 

@@ -8,7 +8,7 @@ import fasttrace as ft
 from fasttrace.editing.delta import LowRank
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.placement import bit_sums
+from fasttrace.models.identity import bit_sums
 
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris")
 

@@ -191,30 +191,3 @@ def test_tf32_names_the_run_and_leaves_the_setting_as_it_was(small_tokenizer, mo
     with pytest.raises(ZeroDivisionError):
         fail_at(model, 0, lambda block: None)
     assert matmul.fp32_precision == before
-
-
-def test_what_torch_is_set_to_changes_no_value(small_tokenizer, monkeypatch):
-    model = small_model("llama", small_tokenizer, torch.float32)
-    plain = ft.trace(model, [FACT], sigma=0.4, keep="all", samples=1)
-    places = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before, seen = [matmul.fp32_precision for matmul in places], []
-    attend = packed.attend
-
-    def watched(*args, **kwargs):
-        seen.append((*(matmul.fp32_precision for matmul in places), torch.is_autocast_enabled("cpu")))
-        return attend(*args, **kwargs)
-
-    monkeypatch.setattr("fasttrace.tracing.wavefront.attend", watched)
-    try:
-        for matmul, precision in zip(places, ("tf32", "bf16"), strict=True):
-            matmul.fp32_precision = precision
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            again = ft.trace(model, [FACT], sigma=0.4, keep="all", samples=1)
-            ft.wrap_model(model.hf, small_tokenizer)  # compares with transformers' model
-            assert torch.is_autocast_enabled("cpu")
-        assert [matmul.fp32_precision for matmul in places] == ["tf32", "bf16"]
-    finally:
-        for matmul, precision in zip(places, before, strict=True):
-            matmul.fp32_precision = precision
-    assert set(seen) == {("ieee", "ieee", False)}
-    assert again.cells.equals(plain.cells)

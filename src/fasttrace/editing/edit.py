@@ -16,9 +16,9 @@ from fasttrace.editing.value import contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.models.adapter import Decoder, Model
-from fasttrace.models.autograd import with_autograd
 from fasttrace.models.corrupt import Corruption, corrupted_output, noise_sigma, released_output
 from fasttrace.models.encode import encoded_facts
+from fasttrace.models.modes import with_autograd
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
@@ -268,7 +268,6 @@ def _run(
 
 
 @takes(EditArguments)
-@with_autograd
 def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
 

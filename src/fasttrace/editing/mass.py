@@ -39,7 +39,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
-from fasttrace.models.autograd import with_autograd
+from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
@@ -306,7 +306,6 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
 
 
 @takes(MassArguments)
-@with_autograd
 def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     """Edit all facts in one model, in order, and score them as their number grows. No weight of the model changes.
 

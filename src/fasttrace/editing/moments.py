@@ -22,7 +22,7 @@ from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corp
 from fasttrace.errors import UserError
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
-from fasttrace.models.autograd import with_autograd
+from fasttrace.models.modes import with_autograd
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
 from fasttrace.runs import Run, describe_run

@@ -26,8 +26,8 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.autograd import with_autograd
 from fasttrace.models.corrupt import Corruption
+from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.edit import EditSettings

@@ -16,7 +16,6 @@ from torch import nn
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
-from fasttrace.models.autograd import with_autograd
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
     check_config,
@@ -27,6 +26,7 @@ from fasttrace.models.files import (
     read_headers,
     resolve,
 )
+from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import is_offloaded
 from fasttrace.optional import require
 from fasttrace.settings.arguments import checked

@@ -6,8 +6,7 @@ a wave reads each layer once.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,59 +106,3 @@ def _stored(root: nn.Module, name: str) -> Tensor:
                 value: Tensor = hook.weights_map[key]
                 return value.to(weight.dtype)
     raise KeyError(name)
-
-
-def bit_sums(weight: Tensor) -> Tensor:
-    """weight: any shape → (n,) int64, a sum of each 4,096 words of its bits, every word times a random number.
-
-    The numbers are the same for every call, and sums are modulo 2⁶⁴. If words change, their sum stays as it was with a
-    probability of at most 2⁻³², whichever they are (universal hashing: Carter and Wegman, 1979).
-    """
-    flat, factors = weight.reshape(-1).contiguous(), _factors(weight.device)
-    narrow = {1: torch.int8, 2: torch.int16}.get(flat.element_size(), torch.int32)
-    even = all(n % 2 == 0 for n in (flat.numel(), flat.storage_offset()))
-    words = flat.view(torch.int32 if narrow is torch.int16 and even else narrow)
-    rows = words[: len(words) // WORDS * WORDS].view(-1, WORDS)
-    last = words[rows.numel() :]
-    # The products of one part stay in a cache of the CPU, or fill a GPU.
-    parts = rows.split(2**5 if weight.device.type == "cpu" else 2**13)
-    return torch.cat([*((part * factors).sum(1) for part in parts), (last * factors[: len(last)]).sum()[None]])
-
-
-WORDS = 4096
-
-
-@lru_cache
-def _factors(device: torch.device) -> Tensor:
-    """(WORDS,) int64 random numbers."""
-    fixed = torch.Generator().manual_seed(0)
-    return torch.randint(-(2**63), 2**63 - 1, (WORDS,), generator=fixed).to(device)
-
-
-@contextmanager
-def exact_products(tf32: bool) -> Iterator[None]:
-    """While the body runs, matrix products have the dtype of their operands, or use TF32 on CUDA where it is asked for.
-
-    What the caller set with `torch.autocast` and `torch.set_float32_matmul_precision` is restored afterwards.
-    """
-    mkldnn: Any = torch.backends.mkldnn
-    wanted = ((torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"), (mkldnn.matmul, "ieee"))
-    now = [matmul.fp32_precision for matmul, _ in wanted]
-    # "none" is a setting that was never made, and is as exact as "ieee".
-    changes = [
-        (matmul, new, old)
-        for (matmul, new), old in zip(wanted, now, strict=True)
-        if new != old and {new, old} != {"ieee", "none"}
-    ]
-    with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            # Unlike allow_tf32, this setting can be restored to "never set".
-            for matmul, new, _ in changes:
-                matmul.fp32_precision = new
-            yield
-        finally:
-            for matmul, _, old in changes:
-                matmul.fp32_precision = old

@@ -12,10 +12,10 @@ from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Facts
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
-from fasttrace.models.autograd import with_autograd
 from fasttrace.models.corrupt import noise_sigma
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
+from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
@@ -302,7 +302,6 @@ class TraceArguments(PrepareTraceArguments):
 
 
 @takes(PrepareTraceArguments)
-@with_autograd
 def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
     """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
@@ -328,7 +327,6 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
 
 
 @takes(TraceArguments)
-@with_autograd
 def trace(model: Model, facts: Facts, given: TraceArguments) -> TraceResult:
     """Causal tracing: compute the exact grid of every fact and window size in one sweep.
 

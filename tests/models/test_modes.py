@@ -1,4 +1,4 @@
-"""What the caller turned off in torch is on where fasttrace takes gradients, and off again afterwards."""
+"""What the caller set in torch changes no value, and is set again afterwards."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.editing.edit import prepare_edit
+from fasttrace.models import packed
 
 
 def everything(folder):
@@ -37,3 +38,30 @@ def test_the_callers_mode_changes_nothing(small_tokenizer, tmp_path, monkeypatch
         found = everything(tmp_path / "model")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     assert found == everything(tmp_path / "model")
+
+
+def test_what_torch_is_set_to_changes_no_value(small_tokenizer, monkeypatch):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    plain = ft.trace(model, FACTS[:1], sigma=0.4, keep="all", samples=1)
+    places = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before, seen = [matmul.fp32_precision for matmul in places], []
+    attend = packed.attend
+
+    def watched(*args, **kwargs):
+        seen.append((*(matmul.fp32_precision for matmul in places), torch.is_autocast_enabled("cpu")))
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr("fasttrace.tracing.wavefront.attend", watched)
+    try:
+        for matmul, precision in zip(places, ("tf32", "bf16"), strict=True):
+            matmul.fp32_precision = precision
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            again = ft.trace(model, FACTS[:1], sigma=0.4, keep="all", samples=1)
+            ft.wrap_model(model.hf, small_tokenizer)  # compares with transformers' model
+            assert torch.is_autocast_enabled("cpu")
+        assert [matmul.fp32_precision for matmul in places] == ["tf32", "bf16"]
+    finally:
+        for matmul, precision in zip(places, before, strict=True):
+            matmul.fp32_precision = precision
+    assert set(seen) == {("ieee", "ieee", False)}
+    assert again.cells.equals(plain.cells)
