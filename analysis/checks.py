@@ -11,7 +11,7 @@ from fasttrace.errors import StoreError
 from fasttrace.optional import duckdb
 from fasttrace.store import Readable
 
-from .relation import make_settings
+from .relation import SETTINGS, make_chain
 
 
 @cache
@@ -31,7 +31,7 @@ def failures(store: Readable) -> pa.Table:
     """
     found = []
     with store.reading() as con:
-        make_settings(con)
+        make_chain(con, only=SETTINGS)
         for name, text in checks().items():
             rows, example = _failing(con, name, text)
             if rows:

@@ -81,15 +81,15 @@ def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row]
             traces[row["fact_id"]].append(row | {"name": label})
     edits: dict[str, list[Row]] = defaultdict(list)
     all_edits = relation(store, "fact_edits", {"fact_ids": fact_ids}).to_pylist()
-    keys = ("problem", "method", "protocol", "model", "window_size", "edit_run_id")
+    keys = ("problem", "method", "protocol", "model", "window_size", "edit_run_id", "edit_run")
     numbers: dict[tuple[Any, ...], int] = {}
     for row in all_edits:
         row["group"] = numbers.setdefault(tuple(row[key] for key in keys), len(numbers))
         edits[row["fact_id"]].append(row)
     groups = [dict(zip(keys, key, strict=True)) for key in numbers]
-    labels = {tuple(dict(group).values()): name for group, name in group_names(groups).items()}
-    for one in groups:
-        one["name"] = labels[tuple(one[key] for key in keys)]
+    for group, name in group_names(groups).items():
+        for one in in_group(groups, group):
+            one["name"] = name
 
     facts: list[Row] = []
     taken = 0
@@ -153,7 +153,7 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         else [[short(value) for value in line] for line in draw.grid_of(cells, column).tolist()]
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
-    place = {"tokens": row["tokens"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
+    place = {"tokens": row["token_texts"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
     return {**{key: short(row[key]) for key in kept}, **place, **grid, "by_layer": _largest(grid["effect"])}
 
 

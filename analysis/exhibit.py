@@ -223,15 +223,16 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 
 def keys_of(rows: Sequence[Row]) -> list[Column]:
     """Columns that identify a row: problem, method, and the keys in which the rows differ."""
-    names = {"window_size": "window", "edit_run_id": "edit run", "trace_run_id": "trace run"}
+    names = {"window_size": "window", **{name: name.replace("_", " ") for name in RUNS.values()}}
+    names |= {key: f"{name.replace('_', ' ')} id" for key, name in RUNS.items()}
     lead = [key for key in ("problem", "method") if key in rows[0]]
-    rest = several(rows, *(key for key in (*GROUP, *RUNS) if key in rows[0] and key not in lead))
-    # Run ids differ whenever a setting does, so they are shown only if nothing else tells the rows apart.
-    others = [key for key in rest if key not in RUNS]
     labels = [key for key in ("layer", "n_edits") if key in rows[0]]
-    distinct = {tuple(row[key] for key in (*lead, *others, *labels)) for row in rows}
-    if len(distinct) == len(rows):
-        rest = others
+    rest: list[str] = []
+    # A run is named only where nothing else tells the rows apart, by its id only where its settings do not.
+    for more in (GROUP, RUNS.values(), RUNS):
+        rest += several(rows, *(key for key in more if key in rows[0] and key not in lead))
+        if len({tuple(row[key] for key in (*lead, *rest, *labels)) for row in rows}) == len(rows):
+            break
     return [
         Column(key, names.get(key, key), or_dash, numeric=key == "window_size", choose=bool(several(rows, key)))
         for key in (*lead, *rest)

@@ -6,8 +6,12 @@ from typing import Any
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
-GROUP = ("problem", "method", "protocol", "model", "module", "localization", "window_size", "source")
-RUNS = ("edit_run_id", "trace_run_id")  # results of different runs are never pooled (regression.KEYS)
+GROUP = ("problem", "method", "protocol", "model", "module", "localization", "tokens", "window_size", "source")
+RUNS = {"edit_run_id": "edit_run", "trace_run_id": "trace_run"}
+"""The columns of run ids, and the columns that name the runs by the settings in which they differ (sql/run_names.sql).
+Results of different runs are never pooled (regression.KEYS)."""
+
+LEAST_P = "1e-4"  # a smaller p value is not written out
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -20,11 +24,41 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def score_label(score: str) -> str:
+    """The name of a score on an axis or above a panel."""
+    if score == "magnitude":
+        return "rewrite magnitude (p(o_false) − p(o_true) after the edit)"
+    first, *rest = score.replace("_", " ").split(" ")
+    return " ".join([first, "score", *rest])
+
+
+def effect_label(localization: str, effect_at: str = "max") -> str:
+    """What an axis of tracing effects shows (docs/algorithms.md, sections 6 and 7), with its unit in parentheses.
+
+    localization: the tracing method. effect_at: as in `regressions`.
+    """
+    where = "" if effect_at == "max" else " at the last subject token"
+    absolute = effect_at == "last-subject-absolute"
+    if localization == "zero":
+        return f"{'' if absolute else 'share of '}p(o_true) deleted by zeroing{where}"
+    if localization == "noise":
+        unit = "p_clean − p" if absolute else "share of p_clean − p_noised lost"
+        return f"{'absolute ' * absolute}effect of noising{where} ({unit})"
+    name = "estimated tracing effect" if localization == "attribution" else "tracing effect"
+    unit = "p_restored − p_noised" if absolute else "share of p_clean − p_noised restored"
+    return f"{'absolute ' * absolute}{name}{where} ({unit})"
+
+
 def p_text(p: float | None) -> str:
-    """'p = 0.031', 'p < 0.001', or 'p –' where no test was possible."""
+    """'p = 0.031', 'p < 1e-4' as the paper prints it, or 'p –' where no test was possible."""
     if p is None or not math.isfinite(p):
         return "p –"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"p < {LEAST_P}" if p < float(LEAST_P) else f"p = {p:.{p_digits(p)}f}"
+
+
+def p_digits(p: float, digits: int = 3) -> int:
+    """Decimals of a p value: `digits`, or 4 where it would otherwise show as 0."""
+    return max(digits, 4) if p < 0.5 * 10.0**-digits else digits
 
 
 def group_names(
@@ -34,7 +68,8 @@ def group_names(
 ) -> dict[Group, str]:
     """A short name for every group of rows, made of the keys `always` and the keys in which the groups differ.
 
-    The start of a run's id is added only to names that are otherwise equal.
+    Groups whose names are otherwise equal are told apart by the settings in which their runs differ. The start of a run's
+    id is added only where no setting differs.
     apart: keys that the reader sees elsewhere, such as in a panel's title. Groups that differ in them may share a name.
     """
     rows = list(rows)
@@ -46,23 +81,36 @@ def group_names(
         group: " · ".join(_word(key, value) for key, value in group if key in shown and value is not None)
         for group in groups
     }
-    alike: dict[tuple[Any, ...], list[Group]] = {}
-    for group in groups:
-        alike.setdefault((names[group], *(dict(group).get(key) for key in apart)), []).append(group)
-    for (name, *_), members in alike.items():
-        if len(members) > 1:
-            run_keys = [key for key in keys if key in RUNS and len({dict(group)[key] for group in members}) > 1]
+    run_names = {row[key]: row.get(RUNS[key]) for key in keys if key in RUNS for row in rows}
+    for by_id in (False, True):
+        for members in _alike(names, apart):
+            differ = [key for key in keys if key in RUNS and len({dict(group)[key] for group in members}) > 1]
             for group in members:
-                names[group] = " · ".join([name, *(_word(key, dict(group)[key]) for key in run_keys)])
+                runs = {key: dict(group)[key] for key in differ}
+                words = [_run_id(key, run) if by_id else _run_name(key, run, run_names) for key, run in runs.items()]
+                names[group] = " · ".join([names[group], *filter(None, words)])
     return names
 
 
+def _alike(names: Mapping[Group, str], apart: Sequence[str]) -> list[list[Group]]:
+    """The sets of groups that share a name and the keys `apart`."""
+    found: dict[tuple[Any, ...], list[Group]] = {}
+    for group, name in names.items():
+        found.setdefault((name, *(dict(group).get(key) for key in apart)), []).append(group)
+    return [members for members in found.values() if len(members) > 1]
+
+
 def _word(key: str, value: Any) -> str:
-    if key == "window_size":
-        return f"window {value}"
-    if key in RUNS:
-        return f"{key.removesuffix('_run_id')} run {str(value)[:8]}" if value else "no trace"
-    return str(value)
+    return f"window {value}" if key == "window_size" else str(value)
+
+
+def _run_name(key: str, run: str | None, run_names: Mapping[str | None, str | None]) -> str | None:
+    name = run_names.get(run)
+    return name and f"{key.removesuffix('_run_id')} {name}"
+
+
+def _run_id(key: str, run: str | None) -> str:
+    return f"{key.removesuffix('_run_id')} run {run[:8]}" if run else "no trace"
 
 
 def in_group(rows: Iterable[Row], group: Group) -> list[Row]:

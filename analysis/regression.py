@@ -21,9 +21,12 @@ from fasttrace.store import Readable, Stored
 
 from .relation import relation
 
-SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnitude")
+FLOORED = {score: f"{score}_floored" for score in ("rewrite", "paraphrase", "overall")}
+"""The scores that have no floor in the paper's formulas, and the names of the same with a floor at 0."""
+SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnitude", *FLOORED.values())
 EFFECTS = ("max", "last-subject", "last-subject-absolute")
 SUBSETS = ("all", "concentrated")
+LAYERS = ("all", "acting", "working")
 DESCRIBES = (
     "problem",
     "method",
@@ -31,13 +34,17 @@ DESCRIBES = (
     "model",
     "module",
     "localization",
+    "tokens",
     "window_size",
+    "edit_run",
+    "trace_run",
     "edit_run_id",
     "trace_run_id",
     "source",
 )
-"""The columns that describe an edit and the traces that it is compared with."""
-KEYS = (*DESCRIBES, "score", "effect_at", "subset")
+"""The columns that describe an edit and the traces that it is compared with. edit_run and trace_run name the settings in
+which the runs differ from the store's other runs of their kind (sql/run_names.sql)."""
+KEYS = (*DESCRIBES, "score", "effect_at", "subset", "layers")
 """The columns that identify a regression. Rows that differ in any of them are never pooled."""
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}
 AT_ONCE = 2_000_000
@@ -54,16 +61,21 @@ class Choice(TypedDict, total=False):
     subset: "all" facts (the default), or only facts whose effect is "concentrated" in few layers (paper, Table 2;
     sql/concentrated_facts.sql). window_size: tracing window in layers; None: the window of each edit. source: the
     facts' data set, such as "counterfact". localization: the tracing method.
+    tokens: the tokens at which the tracing run intervened. layers: "all" edited layers (the default), only the "acting"
+    ones, at which an edit can change anything, or only the "working" ones, whose mean rewrite score is at least 0.9 of
+    the best layer's (sql/edited_layers.sql).
     """
 
     effect_at: str
     subset: str
+    layers: str
     window_size: Annotated[int | None, Bounds(1, most=MOST_LAYERS)]
     protocol: str | None
     source: str | None
     problem: str | None
     method: str | None
     localization: str | None
+    tokens: str | None
     model: str | None
 
 
@@ -71,13 +83,15 @@ class Choice(TypedDict, total=False):
 def regressions(store: Stored, score: str = "rewrite", **choice: Unpack[Choice]) -> pa.Table:
     """R² of a score by edited layer, tracing effect and both, one row per regression (paper, Tables 1 to 8).
 
-    score: rewrite | paraphrase | neighborhood | essence | overall | magnitude.
-    Columns: KEYS, then n (edits used), n_facts, n_left_out (edits without an effect or a score),
-    n_facts_left_out, r2_layer, r2_effect, r2_both, diff = r2_both − r2_layer, f_value (both against layer;
+    score: rewrite | paraphrase | neighborhood | essence | overall | magnitude, or with a floor at 0 rewrite_floored |
+    paraphrase_floored | overall_floored.
+    Columns: KEYS, then n (edits used), n_facts, n_layers, n_left_out (edits without an effect or a score),
+    n_facts_left_out, n_below_0 (edits with a score below 0), n_outside (edits with an effect below 0 or above 1),
+    effect_min, effect_max, r2_layer, r2_effect, r2_both, diff = r2_both − r2_layer, f_value (both against layer;
     edits count as independent), df_num, df_den, rmse_layer, rmse_effect, rmse_both, mae_layer, mae_effect, mae_both
     (root mean square and mean absolute errors, in units of the score), rho, p_value.
     Undefined numbers are NULL.
-    Raises UserError for an unknown score, effect_at or subset.
+    Raises UserError for an unknown score, effect_at, subset or layers.
     Source: paper, section 4.3 and Appendix B.
     """
     table = _relation(store, "regressions_of_score", score, choice)
@@ -89,8 +103,8 @@ def regressions(store: Stored, score: str = "rewrite", **choice: Unpack[Choice])
 def layer_means(store: Stored, score: str = "rewrite") -> pa.Table:
     """Mean of a score at each edited layer (paper, Figures 7 to 9).
 
-    Columns: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, n_left_out, mean,
-    sd, sem. Raises UserError for an unknown score.
+    Columns: problem, method, protocol, model, window_size, edit_run, edit_run_id, score, layer, n, n_left_out,
+    n_below_0, mean, sd, sem. Raises UserError for an unknown score.
     """
     _check("score", score, SCORES)
     return relation(store, "layer_means_of_score", {"score": score})
@@ -101,7 +115,7 @@ def layer_correlations(store: Stored, score: str = "rewrite", **choice: Unpack[C
     """Pearson's ρ of tracing effect and score at each edited layer (paper, Figure 15).
 
     Columns: KEYS, layer, n, n_left_out, rho, p_value (two-sided, Student's t with n − 2 degrees of freedom).
-    Raises UserError for an unknown score, effect_at or subset.
+    Raises UserError for an unknown score, effect_at, subset or layers.
     """
     table = _relation(store, "layer_correlations_of_score", score, choice)
     p_values = [_rho_tail(row["rho"], row["n"]) for row in table.to_pylist()]
@@ -160,7 +174,7 @@ def _rho_tail(rho: float | None, n: int) -> float | None:
 
 def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Table:
     """The rows of sql/<name>.sql for the chosen regressions. Runs are chosen before any edit is read."""
-    rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "source": None}
+    rows: dict[str, Any] = {"score": score, "effect_at": "max", "subset": "all", "layers": "all", "source": None}
     runs: dict[str, Any] = {}
     for key, value in choice.items():
         if key in rows:
@@ -169,7 +183,7 @@ def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Tabl
             runs["tracing_window" if key == "window_size" else key] = value
         else:
             raise UserError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
-    for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS)):
+    for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS), ("layers", LAYERS)):
         _check(key, rows[key], known)
     return relation(store, name, rows, runs=runs)
 

@@ -7,7 +7,7 @@ edit_settings, …), which have no file because they are generated from the sett
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,7 +23,10 @@ from fasttrace.store.query import define
 
 CHAIN = (
     *SETTINGS,
+    "run_names",
     "run_pairs",
+    "scored_edits",
+    "edited_layers",
     "traced_edits",
     "concentrated_facts",
     "regression_rows",
@@ -37,7 +40,7 @@ CHAIN = (
 runs are compared. The others are views."""
 
 ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
-    ("tracing_window", "protocol", "problem", "method", "localization", "model")
+    ("tracing_window", "protocol", "problem", "method", "localization", "tokens", "model")
 )
 """Values for the parameters of sql/run_pairs.sql that keep every run."""
 
@@ -95,21 +98,20 @@ def query(
     the runs to compare; None keeps all runs.
     """
     with store.reading() as con:
-        make_chain(con, runs)
+        named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
+        make_chain(con, runs, only=frozenset(named).union(*map(read_by, named)))
         return rows_of(con, text, params)
 
 
-def make_chain(con: duckdb.DuckDBPyConnection, runs: Mapping[str, Any] = ALL_RUNS) -> None:
-    """Create the relations of CHAIN on a connection. They are temporary, so a read-only store suffices."""
-    make_settings(con)
-    for name in CHAIN:
+def make_chain(
+    con: duckdb.DuckDBPyConnection, runs: Mapping[str, Any] = ALL_RUNS, only: Collection[str] = CHAIN
+) -> None:
+    """Create the relations of CHAIN on a connection. They are temporary, so a read-only store suffices.
+
+    only: the relations to create, with all that they read. To create all of them takes longer than most queries.
+    """
+    for name in filter(only.__contains__, CHAIN):
         if name == "run_pairs":
             define(con, "TABLE", name, sql(name), {**ALL_RUNS, **runs})
-        elif name not in SETTINGS:
+        else:
             define(con, "VIEW", name, sql(name))
-
-
-def make_settings(con: duckdb.DuckDBPyConnection) -> None:
-    """Create the settings relations, the first of CHAIN, on a connection."""
-    for name in SETTINGS:
-        define(con, "VIEW", name, sql(name))

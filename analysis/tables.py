@@ -1,13 +1,13 @@
 """The paper's tables from a store."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import pyarrow as pa
 
 from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.kinds import Count
+from fasttrace.settings.kinds import MOST_LAYERS, Bounds, Count
 from fasttrace.store import Readable, Stored
 
 from .certainty import COLUMNS, SHARES, certainty
@@ -22,10 +22,15 @@ _DISTINGUISHING = (
     "model",
     "module",
     "localization",
+    "tokens",
     "window_size",
     "source",
+    "score",
     "effect_at",
     "subset",
+    "layers",
+    "edit_run",
+    "trace_run",
     "edit_run_id",
     "trace_run_id",
 )
@@ -44,15 +49,22 @@ def r2_table(store: Stored, score: str = "rewrite", *, resamples: Count = 1000, 
 
 
 @checked
-def paper_table(store: Stored, number: int, *, resamples: Count = 1000) -> pa.Table:
+def paper_table(
+    store: Stored,
+    number: int,
+    *,
+    resamples: Count = 1000,
+    window_size: Annotated[int | None, Bounds(1, most=MOST_LAYERS)] = None,
+) -> pa.Table:
     """One of the paper's Tables 1 to 8 for the store's edits and traces.
 
+    window_size: tracing window in layers that the edits are compared with; None: the window of each edit.
     Tables 1 to 6 have the columns of `r2_table`. Tables 7 and 8 have problem, method, any other columns that
     distinguish the rows, n, edit_metric (a score), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both),
     value.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
-    one = table_numbered(number)
+    one = table_numbered(number).at_window(window_size)
     missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Table {number} ({one.title}): {missing}")
@@ -108,10 +120,10 @@ def layer_table(store: Stored) -> pa.Table:
 
 
 @checked
-def summary(store: Stored, score: str = "rewrite", *, width: int | None = None) -> str:
-    """R² of the score, then the mean scores by layer, as text."""
+def summary(store: Stored, score: str = "rewrite", *, width: int | None = None, **choice: Unpack[Choice]) -> str:
+    """R² of the score, then the mean scores by layer, as text. choice: as for `regressions`."""
     parts = [
-        render(r2_table(store, score, resamples=0), title=f"R² of the {score} score", width=width),
+        render(r2_table(store, score, resamples=0, **choice), title=f"R² of the {score} score", width=width),
         render(layer_table(store), title="Mean scores by edited layer", width=width),
     ]
     return "\n".join(parts)

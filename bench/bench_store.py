@@ -64,7 +64,7 @@ NUMBERS = (
     "mae_effect",
     "mae_both",
 )
-LAYER_SUMS = "FROM layer_sums WHERE score = 'rewrite' AND effect_at = 'max' AND subset = $subset"
+LAYER_SUMS = "FROM layer_sums WHERE score = 'rewrite' AND effect_at = 'max' AND subset = $subset AND layers = 'all'"
 
 
 @dataclass(frozen=True)

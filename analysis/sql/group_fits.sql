@@ -5,7 +5,7 @@
 -- A layer whose x does not vary, such as a layer with one fact, has a mean but no slope: the rank of the design is one
 -- lower.
 -- Residuals below 1e-13 of the total count as zero.
--- Units: n = rows used; n_left_out = rows without an effect or a score; n_layers and n_slopes = numbers of means and
+-- Units: n_below_0, n_outside as in layer_sums; effect_min, effect_max = range of the effects used; n = rows used; n_left_out = rows without an effect or a score; n_layers and n_slopes = numbers of means and
 -- of slopes in "both"; grand_x, grand_y = means over all rows; total_* = sums of squares and products about these
 -- means; left_* = residual sums of squares of the models; explained = left_layer - left_both; slope = slope of the
 -- model "effect".
@@ -19,15 +19,19 @@ centred AS (
         CASE WHEN s_yy - explained > 1e-13 * s_yy THEN s_yy - explained ELSE 0 END AS left_line
     FROM layer_sums
     WINDOW grp AS (
-        PARTITION BY pair, source, score, effect_at, subset
+        PARTITION BY pair, source, score, effect_at, subset, layers
     )
 ),
 sums AS (
     SELECT
-        problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, pair,
-        source, score, effect_at, subset,
+        problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run,
+        edit_run_id, trace_run_id, pair, source, score, effect_at, subset, layers,
         sum(n)::BIGINT AS rows_used,
         sum(n_rows - n)::BIGINT AS n_left_out,
+        sum(n_below_0)::BIGINT AS n_below_0,
+        sum(n_outside)::BIGINT AS n_outside,
+        min(min_x) AS effect_min,
+        max(max_x) AS effect_max,
         count(*) FILTER (WHERE n > 0) AS n_layers,
         count(*) FILTER (WHERE has_slope) AS n_slopes,
         any_value(grand_x) AS grand_x,

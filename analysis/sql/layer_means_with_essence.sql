@@ -1,22 +1,35 @@
 -- layer_means_with_essence: the mean of all four scores at each edited layer (paper, Figure 9, right).
--- Grain: one row per (problem, method, protocol, model, window_size, editing run, layer). Inputs: edits, runs.
+-- Grain: one row per (problem, method, protocol, model, window_size, editing run, layer).
+-- Inputs: scored_edits, runs, run_names.
 -- Units: as in layer_means. An edit's value is the mean of its rewrite, paraphrase, neighborhood and essence scores.
-WITH fours AS (
+WITH means AS (
     SELECT
-        edit.problem, edit.method, edit.protocol, run.model, edit.window_size, edit.run_id AS edit_run_id, edit.layer,
-        (3 * edit.overall + edit.essence) / 4 AS value
-    FROM edits AS edit
-    JOIN runs AS run ON run.run_id = edit.run_id
+        problem, method, window_size, run_id, layer,
+        count((3 * overall + essence) / 4) AS n,
+        count(*) - n AS n_left_out,
+        count(*) FILTER (WHERE 3 * overall + essence < 0) AS n_below_0,
+        avg((3 * overall + essence) / 4) AS mean,
+        stddev_samp((3 * overall + essence) / 4) AS sd
+    FROM scored_edits
+    GROUP BY ALL
 )
 SELECT
-    problem, method, protocol, model, window_size, edit_run_id,
+    means.problem,
+    means.method,
+    run.protocol,
+    run.model,
+    means.window_size,
+    named.run_name AS edit_run,
+    means.run_id AS edit_run_id,
     'overall with essence' AS score,
-    layer,
-    count(value) AS n,
-    count(*) - n AS n_left_out,
-    avg(value) AS mean,
-    stddev_samp(value) AS sd,
-    sd / sqrt(n) AS sem
-FROM fours
-GROUP BY problem, method, protocol, model, window_size, edit_run_id, layer
-ORDER BY problem, method, protocol, model, window_size, edit_run_id, layer;
+    means.layer,
+    means.n,
+    means.n_left_out,
+    means.n_below_0,
+    means.mean,
+    means.sd,
+    means.sd / sqrt(means.n) AS sem
+FROM means
+JOIN runs AS run ON run.run_id = means.run_id
+LEFT JOIN run_names AS named ON named.run_id = means.run_id
+ORDER BY problem, method, run.protocol, model, window_size, edit_run_id, layer;

@@ -1,14 +1,15 @@
 -- mass_means: mean scores of the facts edited into one model, by number of edits.
--- Grain: one row per (mass-editing run, number of edits). Inputs: mass_edits, runs.
+-- Grain: one row per (mass-editing run, number of edits). Inputs: mass_edits, runs, run_names.
 -- Units: n_edits = edits that the model holds; scores are means over the n facts edited so far, where 1 is full
 -- success; success = share of these facts; sem_rewrite = standard error of the mean rewrite score, NULL for one fact.
--- Layers count from 0.
+-- edit_run = the run's name (run_names). Layers count from 0.
 SELECT
     mass.problem,
     mass.method,
     mass.protocol,
     run.model,
     mass.window_size,
+    named.run_name AS edit_run,
     mass.run_id AS edit_run_id,
     mass.layer,
     mass.n_edits,
@@ -22,5 +23,6 @@ SELECT
     avg(mass.success::INTEGER) AS success
 FROM mass_edits AS mass
 JOIN runs AS run ON run.run_id = mass.run_id
-GROUP BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.n_edits
+LEFT JOIN run_names AS named ON named.run_id = mass.run_id
+GROUP BY ALL
 ORDER BY mass.problem, mass.method, mass.protocol, run.model, mass.window_size, mass.run_id, mass.layer, mass.n_edits;

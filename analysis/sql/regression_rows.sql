@@ -1,11 +1,14 @@
--- regression_rows: score and tracing effect of each edit, for every score, subset of facts and kind of effect.
--- Grain: one row per edit and tracing run (traced_edits), score, subset and effect_at. subset: 'all' facts, or the
--- facts that are 'concentrated' in the tracing run. effect_at: 'max' over tokens, 'last-subject', or
+-- regression_rows: score and tracing effect of each edit, for every score, subset of facts, choice of layers and kind
+-- of effect.
+-- Grain: one row per edit and tracing run (traced_edits), score, subset, layers and effect_at. subset: 'all' facts,
+-- or the facts that are 'concentrated' in the tracing run. layers: 'all' that were edited, or only the 'acting' or the
+-- 'working' ones (edited_layers). effect_at: 'max' over tokens, 'last-subject', or
 -- 'last-subject-absolute', which is a probability and not a fraction (paper, Figure 14).
--- Inputs: traced_edits, concentrated_facts.
+-- Inputs: traced_edits, concentrated_facts, edited_layers.
 -- Units: x = tracing effect; y = score, where 1 is full success, or magnitude = p*(o_false) - p*(o_true); used =
 -- whether both are defined.
--- Each score and subset is a branch with a constant name, so that DuckDB reads only the branches that a query selects.
+-- Each score, subset and choice of layers is a branch with a constant name, so that DuckDB reads only the branches that a
+-- query selects.
 WITH
 scored AS NOT MATERIALIZED (
     SELECT *, 'rewrite' AS score, rewrite AS y FROM traced_edits
@@ -19,6 +22,12 @@ scored AS NOT MATERIALIZED (
     SELECT *, 'overall' AS score, overall AS y FROM traced_edits
     UNION ALL
     SELECT *, 'magnitude' AS score, magnitude AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'rewrite_floored' AS score, rewrite_floored AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'paraphrase_floored' AS score, paraphrase_floored AS y FROM traced_edits
+    UNION ALL
+    SELECT *, 'overall_floored' AS score, overall_floored AS y FROM traced_edits
 ),
 chosen AS NOT MATERIALIZED (
     SELECT *, 'all' AS subset FROM scored
@@ -29,12 +38,27 @@ chosen AS NOT MATERIALIZED (
         ON few.run_id = scored.trace_run_id
         AND few.fact_id = scored.fact_id
         AND few.window_size = scored.window_size
+),
+laid AS NOT MATERIALIZED (
+    SELECT *, 'all' AS layers FROM chosen
+    UNION ALL
+    SELECT chosen.*, kind.layers
+    FROM chosen
+    CROSS JOIN (VALUES ('acting'), ('working')) AS kind (layers)
+    SEMI JOIN edited_layers AS kept
+        ON kept.edit_run_id = chosen.edit_run_id
+        AND kept.problem = chosen.problem
+        AND kept.method = chosen.method
+        AND kept.edit_window_size = chosen.edit_window_size
+        AND kept.source IS NOT DISTINCT FROM chosen.source
+        AND kept.layer = chosen.layer
+        AND CASE kind.layers WHEN 'acting' THEN kept.acting ELSE kept.working END
 )
 SELECT
-    problem, method, protocol, model, module, localization, window_size, edit_run_id, trace_run_id, pair, source,
-    score, subset, effect_at, fact_id, layer,
+    problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run, edit_run_id,
+    trace_run_id, pair, source, score, subset, layers, effect_at, fact_id, layer,
     CASE effect_at WHEN 'max' THEN effect WHEN 'last-subject' THEN effect_last_subject ELSE effect_absolute END AS x,
     y,
     x IS NOT NULL AND y IS NOT NULL AS used
-FROM chosen
+FROM laid
 CROSS JOIN (VALUES ('max'), ('last-subject'), ('last-subject-absolute')) AS choice (effect_at);

@@ -3,7 +3,7 @@
 -- Grain: one row per group of layer_sums.
 -- Inputs: group_fits, layer_sums, regression_rows.
 -- Models: as in group_fits. A second pass over the rows counts facts and sums absolute errors.
--- Units: n, n_left_out as in group_fits; n_facts = facts with a row used; n_facts_left_out = facts without one; r2_*
+-- Units: n, n_left_out, n_layers, n_below_0, n_outside, effect_min, effect_max as in group_fits; n_facts = facts with a row used; n_facts_left_out = facts without one; r2_*
 -- = share of the variance of the score, NULL where the score does not vary; diff = r2_both - r2_layer; f_value, with
 -- df_num and df_den degrees of freedom, tests both against layer. It is NULL where r2_both is NULL, no layer has a
 -- slope, no degree of freedom is left, or 1 - r2_both < 1e-12, where its relative error, about 1e-16 / (1 - r2_both),
@@ -24,10 +24,11 @@ lines AS NOT MATERIALIZED (  -- the models' means and slopes at each layer
         AND fit.score = layer.score
         AND fit.effect_at = layer.effect_at
         AND fit.subset = layer.subset
+        AND fit.layers = layer.layers
 ),
 fact_errors AS NOT MATERIALIZED (
     SELECT
-        edit.pair, edit.source, edit.score, edit.effect_at, edit.subset, edit.fact_id,
+        edit.pair, edit.source, edit.score, edit.effect_at, edit.subset, edit.layers, edit.fact_id,
         count(*) FILTER (WHERE used) AS n,
         sum(abs(y - mean_y)) FILTER (WHERE used) AS layer_error,
         sum(abs(y - grand_y - slope * (x - grand_x))) FILTER (WHERE used) AS effect_error,
@@ -39,12 +40,13 @@ fact_errors AS NOT MATERIALIZED (
         AND line.score = edit.score
         AND line.effect_at = edit.effect_at
         AND line.subset = edit.subset
+        AND line.layers = edit.layers
         AND line.layer = edit.layer
     GROUP BY ALL
 ),
 errors AS NOT MATERIALIZED (
     SELECT
-        pair, source, score, effect_at, subset,
+        pair, source, score, effect_at, subset, layers,
         count(*) FILTER (WHERE n > 0) AS n_facts,
         count(*) FILTER (WHERE n = 0) AS n_facts_left_out,
         sum(layer_error) / sum(n) AS mae_layer,
@@ -54,12 +56,17 @@ errors AS NOT MATERIALIZED (
     GROUP BY ALL
 )
 SELECT
-    fit.problem, fit.method, fit.protocol, fit.model, fit.module, fit.localization, fit.window_size,
-    fit.edit_run_id, fit.trace_run_id, fit.source, fit.score, fit.effect_at, fit.subset,
+    fit.problem, fit.method, fit.protocol, fit.model, fit.module, fit.localization, fit.tokens, fit.window_size,
+    fit.edit_run, fit.trace_run, fit.edit_run_id, fit.trace_run_id, fit.source, fit.score, fit.effect_at, fit.subset, fit.layers,
     fit.n,
     errors.n_facts,
+    fit.n_layers,
     fit.n_left_out,
     errors.n_facts_left_out,
+    fit.n_below_0,
+    fit.n_outside,
+    fit.effect_min,
+    fit.effect_max,
     CASE WHEN y_varies THEN greatest(1 - left_layer / total_yy, 0) END AS r2_layer,
     CASE WHEN y_varies THEN explained_effect / total_yy END AS r2_effect,
     CASE WHEN y_varies THEN greatest(1 - left_both / total_yy, 0) END AS r2_both,
@@ -83,4 +90,5 @@ JOIN errors
     AND errors.source IS NOT DISTINCT FROM fit.source
     AND errors.score = fit.score
     AND errors.effect_at = fit.effect_at
-    AND errors.subset = fit.subset;
+    AND errors.subset = fit.subset
+    AND errors.layers = fit.layers;

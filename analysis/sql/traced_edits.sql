@@ -1,13 +1,13 @@
 -- traced_edits: every edit with the tracing effect of the same fact at the same layer.
 -- Grain: one row per edit (edit_run_id, fact_id, problem, method, layer) and tracing run that it is compared with
 -- (run_pairs).
--- Inputs: edits, run_pairs, trace_effects, facts.
--- Units: the columns of edits as in edits, with run_id as edit_run_id and window_size as edit_window_size; a score
--- that is not finite is NULL. window_size = tracing window in layers; localization = tracing method; module = module
--- whose output the tracing run replaced; pair = number of the pair of runs. effect, effect_last_subject,
--- effect_absolute, peak_token_index, p_restored_max, approximate, p_clean and p_noised as in trace_effects;
--- effect_reason = why effect is NULL. source, relation and subject of the fact are NULL where the fact is not in
--- facts.
+-- Inputs: scored_edits, run_pairs, trace_effects, facts.
+-- Units: the columns of scored_edits as there, with run_id as edit_run_id and window_size as edit_window_size.
+-- window_size = tracing window in layers; localization, tokens and module = method of the tracing run, the tokens at
+-- which it intervened, and the module whose output it replaced; edit_run, trace_run = names of the runs (run_names); pair
+-- = number of the pair of runs. effect, effect_last_subject, effect_absolute, peak_token_index, p_restored_max,
+-- approximate, p_clean and p_noised as in trace_effects; effect_reason = why effect is NULL. source, relation and subject
+-- of the fact are NULL where the fact is not in facts.
 WITH traced AS (  -- only the grids that an edit is compared with
     SELECT compared.grid, trace.*
     FROM trace_effects AS trace
@@ -18,19 +18,15 @@ SELECT
     pair.model,
     pair.protocol,
     edit.run_id AS edit_run_id,
-    edit.* EXCLUDE (run_id, protocol, window_size) REPLACE (
-        CASE WHEN isfinite(edit.rewrite) THEN edit.rewrite END AS rewrite,
-        CASE WHEN isfinite(edit.paraphrase) THEN edit.paraphrase END AS paraphrase,
-        CASE WHEN isfinite(edit.neighborhood) THEN edit.neighborhood END AS neighborhood,
-        CASE WHEN isfinite(edit.essence) THEN edit.essence END AS essence,
-        CASE WHEN isfinite(edit.overall) THEN edit.overall END AS overall,
-        CASE WHEN isfinite(edit.magnitude) THEN edit.magnitude END AS magnitude
-    ),
+    edit.* EXCLUDE (run_id, protocol, window_size),
     pair.edit_window_size,
     pair.pair,
     pair.trace_run_id,
     pair.module,
     pair.localization,
+    pair.tokens,
+    pair.edit_run,
+    pair.trace_run,
     pair.window_size,
     traced.effect,
     traced.effect_last_subject,
@@ -50,7 +46,7 @@ SELECT
     fact.source,
     fact.relation,
     fact.subject
-FROM edits AS edit
+FROM scored_edits AS edit
 JOIN run_pairs AS pair
     ON pair.edit_run_id = edit.run_id
     AND pair.problem = edit.problem

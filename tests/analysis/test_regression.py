@@ -166,7 +166,7 @@ def test_against_statsmodels(store, by_sql):
 
 
 def test_layer_sums_equal_their_definition(store, cases):
-    sums = "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND n > 0"
+    sums = "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND layers = 'all' AND n > 0"
     rows = query(store, sums, ["rewrite"]).to_pylist()
     assert len(rows) > 60
     for row in rows:
@@ -336,5 +336,6 @@ def test_every_relation_declares_what_it_reads():
                 before = CHAIN[: CHAIN.index(name)]
                 assert set(declared) <= {*RELATIONS, *before}, f"{name} comes before one of its inputs"
     assert read_by("regressions_of_score") == {
-        "run_pairs", "traced_edits", "concentrated_facts", "regression_rows", "layer_sums", "group_fits", "regressions",
-    }  # fmt: skip
+        *SETTINGS, "run_names", "run_pairs", "scored_edits", "edited_layers", "traced_edits", "concentrated_facts",
+        "regression_rows", "layer_sums", "group_fits", "regressions",
+    } - {"moments_settings"}  # fmt: skip
