@@ -58,10 +58,11 @@ def test_every_way_of_tracing_from_the_command_line(workplace, run):
     assert f"{plan['flops'] / 1e12:.2f} TFLOP" in said
     assert "% of the" in said
     run(*TRACE, "--module", "attn", "--method", "noise", "--target", "first-token", "--keep-samples", *store)
-    run(*TRACE, "--method", "zero", "--tokens", "whole-subject", *store)
+    run(*TRACE, "--method", "zero", *store)
     run(*TRACE, "--method", "attribution", "--verify-top", "3", "--module", "block", *store)
     query = """
         SELECT run.settings ->> '$.method' AS method, count(*) AS cells, bool_or(approximate) AS approximate,
+               run.settings ->> '$.tokens' AS asked,
                count(DISTINCT token_index) AS tokens, any_value(run.flops) AS flops,
                (SELECT count(*) FROM trace_samples AS drawn WHERE drawn.run_id = run.run_id) AS samples
         FROM trace_cells JOIN runs AS run USING (run_id) GROUP BY run.run_id, run.settings ORDER BY method
@@ -72,6 +73,8 @@ def test_every_way_of_tracing_from_the_command_line(workplace, run):
     assert rows["denoise"]["cells"] == plan["cells"]
     assert rows["noise"]["samples"] == 3 * rows["noise"]["cells"]
     assert rows["zero"]["cells"] == 4 * 5 * 2
+    by_method = {"attribution": "all", "denoise": "all", "noise": "all", "zero": "whole-subject"}
+    assert {name: row["asked"] for name, row in rows.items()} == by_method
     assert rows["zero"]["samples"] == 0
     assert all(row["flops"] > 0 for row in rows.values())
     run("report", *store, "--out", "ways.html")

@@ -71,6 +71,9 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
         ("error-injection", "ft-1", 8), ("error-injection", "memit", 8), ("error-injection", "rome", 8),
         ("fact-forcing", "memit", 8), ("fact-forcing", "rome", 8),
     ]  # fmt: skip
+    asked = store.query("SELECT settings FROM runs WHERE kind = 'trace'")["settings"].to_pylist()
+    tokens = {run["method"]: run["tokens"] for run in map(json.loads, asked)}
+    assert tokens == {"denoise": "all", "zero": "whole-subject"}
     before = store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id")
     plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
     assert all(stage["done"] == stage["total"] for stage in plan if stage["unit"] != "tokens")

@@ -97,8 +97,12 @@ def test_grid_on_a_gpu_equals_hooked_forwards(family, small_tokenizer):
 
 
 def check_intervention(model, module, method, tokens, windows):
-    """Compare every cell of two facts, both passes and the effects with hooked forwards in float64."""
-    settings = {"samples": 3, "sigma": 0.5, "noise": "released", "module": module, "method": method, "tokens": tokens}
+    """Compare every cell of two facts, both passes and the effects with hooked forwards in float64.
+
+    tokens: None leaves the choice to the method and expects the whole subject. Returns the cells.
+    """
+    settings = {"samples": 3, "sigma": 0.5, "noise": "released", "module": module, "method": method}
+    settings |= {} if tokens is None else {"tokens": tokens}
     result = ft.trace(model, FACTS, keep="all", windows=windows, **settings)
     cells = result.cells.to_pandas()
     for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
@@ -125,6 +129,7 @@ def check_intervention(model, module, method, tokens, windows):
             defined = method == "zero" or noised.mean() < clean
             stored = grid.effect.to_numpy()
             assert np.isnan(stored).all() if not defined else np.abs(stored - effect).max() < 1e-9
+    return cells
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -140,6 +145,15 @@ def test_every_module_and_method_equals_hooked_forwards(module, method, family, 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama", "gpt2"}))
 def test_modules_of_every_family_equal_hooked_forwards(family, module, method, small_tokenizer):
     check_intervention(small_model(family, small_tokenizer, torch.float64), module, method, "all", [3])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zeroing_is_of_all_subject_tokens_at_once_by_default(family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    encoded = encode_fact(model.tokenizer, FACTS[0])
+    assert encoded.subject_end - encoded.subject_begin > 1, "one token at a time would be the same"
+    cells = check_intervention(model, "mlp", "zero", None, [4, 1])
+    assert (cells.effect < 0).any(), "effects of zeroing that raises p are kept"
 
 
 def test_targets_that_are_one_token(small_tokenizer):
@@ -306,7 +320,7 @@ def test_cells_that_no_scored_token_sees_equal_the_base_pass_to_the_bit(method, 
     from fasttrace.tracing.plan import Cell, Intervention, TraceItem
 
     model = small_model("mistral", small_tokenizer, torch.float32)  # every layer sees four tokens
-    result = ft.trace(model, FACTS, keep="all", windows=[1], samples=3, sigma=0.5, method=method)
+    result = ft.trace(model, FACTS, keep="all", windows=[1], samples=3, sigma=0.5, method=method, tokens="all")
     unseen = 0
     for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
         encoded = encode_fact(small_tokenizer, fact)

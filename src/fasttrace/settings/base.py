@@ -202,6 +202,12 @@ def carried(kind: type[T], one: Any, **changes: Any) -> T:
     return kind(**{**shared, **changes})
 
 
+def resolve(one: Any, name: str, value: Any) -> None:
+    """Give a setting that is None the value that follows from the others. It still counts as not given."""
+    object.__setattr__(one, name, value)
+    object.__setattr__(one, "given", one.given - {name})
+
+
 def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
     """Raise UserError for an unknown name. The message suggests the most similar known name."""
     for name in given:

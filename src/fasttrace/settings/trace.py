@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from .base import refusal, setting, settings
+from .base import refusal, resolve, setting, settings
 from .common import NoiseSettings, RunSettings
 from .kinds import MOST_ITEMS, MOST_LAYERS, Size
 
@@ -11,6 +11,8 @@ Module = Literal["mlp", "attn", "block"]
 TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
 Tokens = Literal["all", "subject", "last-subject", "whole-subject"]
 Target = Literal["sequence", "first-token", "argmax-first"]
+# Representation zeroing zeroes all subject tokens at once (paper, Appendix B).
+OWN_TOKENS: dict[TraceMethod, Tokens] = {"zero": "whole-subject"}
 
 
 @settings("trace")
@@ -31,8 +33,11 @@ class TraceSettings(NoiseSettings, RunSettings):
         "the corrupted passes into the clean pass, zero puts zeros into the clean pass; attribution estimates denoise "
         "from one forward and one backward pass",
     )
-    tokens: Tokens = setting(
-        default="all", names_run="always", help="Tokens to intervene at: one per cell, or the whole subject at once"
+    tokens: Tokens | None = setting(
+        default=None,
+        names_run="always",
+        help="Tokens to intervene at: one per cell, or the whole subject at once; by default whole-subject with method "
+        "zero, and all otherwise",
     )
     target: Target = setting(
         default="sequence",
@@ -52,6 +57,8 @@ class TraceSettings(NoiseSettings, RunSettings):
     memory: Size = setting(default="512MB")
 
     def __attrs_post_init__(self) -> None:
+        if self.tokens is None:
+            resolve(self, "tokens", OWN_TOKENS.get(self.method, "all"))
         if self.verify_top is not None and self.method != "attribution":
             raise refusal(self, "verify_top", "method attribution", f"method {self.method}")
         if self.method == "attribution" and self.tokens == "whole-subject":

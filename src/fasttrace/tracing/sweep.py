@@ -20,7 +20,7 @@ from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
 from fasttrace.settings.kinds import Size
-from fasttrace.settings.trace import TraceSettings
+from fasttrace.settings.trace import Tokens, TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
 from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, fact_row, sample_mean
@@ -68,13 +68,19 @@ class TracePlan:
     sigma: float | None
     run: Run
 
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens of the interventions: those asked for, or the method's own."""
+        assert self.settings.tokens is not None  # the settings resolve it
+        return self.settings.tokens
+
     def cost(self, memory: str | int | None = None) -> Cost:
         """Predict FLOPs, bytes, waves and peak memory for tracing every fact. No pass runs.
 
         memory: as in `batches`.
         """
         items, budget = self.items(self.encoded), self._budget(memory)
-        every_token = self.settings.tokens == "all"
+        every_token = self.tokens == "all"
         rows = sum(len(i.encoded.ids) if every_token else len(self._spots(i.encoded)) for i in items)
         cells = rows * len(self.settings.windows) * self.model.n_layers
         if self.settings.verify_top is None:
@@ -128,12 +134,12 @@ class TracePlan:
         if targets is None:
             whole = self.settings.target == "sequence"
             targets = [f.target_true_ids if whole else f.target_true_ids[:1] for f in facts]
-        windows, tokens, n_layers = self.settings.windows, self.settings.tokens, self.model.n_layers
+        windows, tokens, n_layers = self.settings.windows, self.tokens, self.model.n_layers
         method = self.intervention.method
         return [make_item(f, windows, n_layers, tokens, method, t) for f, t in zip(facts, targets, strict=True)]
 
     def _spots(self, encoded: EncodedFact) -> list[Spot]:
-        return traced_spots(encoded, self.settings.tokens, self.intervention.method)
+        return traced_spots(encoded, self.tokens, self.intervention.method)
 
     def _traced(
         self, facts: list[EncodedFact], skip: Collection[str], budget: int, report: Callable[[int], None]
@@ -242,7 +248,7 @@ class TracePlan:
         method = self.intervention.method
         # Before the subject the corrupted rows equal the clean ones, so replacing them changes nothing.
         untouched = noised if method == "denoise" else np.full(self.intervention.runs, p_clean)
-        report_all = self.settings.tokens == "all" and method != "zero"
+        report_all = self.tokens == "all" and method != "zero"
         return Grid(
             item.encoded,
             self._spots(item.encoded),
