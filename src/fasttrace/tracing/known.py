@@ -43,7 +43,8 @@ class KnownResult:
 
 def known_run(model: Decoder, protocol: str) -> Run:
     """The `runs` row of a known-facts check."""
-    return describe_run("facts", model, {"greedy_tokens": GREEDY_TOKENS}, seed=0, protocol=protocol)
+    settings = {"greedy_tokens": GREEDY_TOKENS, "ignore_case": True}  # an older run without ignore_case told case apart
+    return describe_run("facts", model, settings, seed=0, protocol=protocol)
 
 
 @checked
@@ -57,8 +58,9 @@ def check_known(
 ) -> KnownResult:
     """Test which facts a model knows.
 
-    protocol: with "paper", o_true must occur in the text of the first 36 greedy tokens. With "released", p(o_true) must
-        also be at least 0.02. After a long prompt there are fewer tokens, as many as the model has positions for.
+    protocol: with "paper", o_true must occur in the text of the first 36 greedy tokens, without regard to case as in
+        the released code. With "released", p(o_true) must also be at least 0.02. After a long prompt there are fewer
+        tokens, as many as the model has positions for.
     batch: how many prompts are continued together. progress(n) is called after n more facts.
 
     Before any pass, it raises FactError for a fact that cannot be encoded, and ModelError where the model has too few
@@ -83,7 +85,7 @@ def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> li
     rows = []
     for fact, tokens, p in zip(facts, continuations, logp.exp().tolist(), strict=True):
         text = model.tokenizer.decode(tokens)
-        found = fact.fact.target_true.strip() in text
+        found = fact.fact.target_true.strip().casefold() in text.casefold()
         reason = None
         if not found:
             room = model.room(len(fact.ids), GREEDY_TOKENS)
