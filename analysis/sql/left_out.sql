@@ -7,7 +7,7 @@ WITH reasons AS (
     UNION ALL
     SELECT run_id, fact_id, 'effect' AS step, 'the noise did not lower p(o_true)' AS reason
     FROM traces
-    WHERE kept AND p_noised >= p_clean
+    WHERE kept AND protocol = 'paper' AND p_noised >= p_clean
     UNION ALL
     SELECT run_id, fact_id, 'knowledge test' AS step, coalesce(reason, 'o_true is not in the model''s continuation') AS reason
     FROM known

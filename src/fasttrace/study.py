@@ -65,7 +65,7 @@ class Study:
     @cached_property
     def loaded_facts(self) -> list[Fact]:
         """The facts of the file, in the study's order. Raises FactError as `load_facts`."""
-        facts = load_facts(self.facts.file, relation=self.facts.relation, limit=self.facts.limit)
+        facts = load_facts(self.facts.file, relation=self.facts.relation, limit=self.facts.limit, zsre=self.facts.zsre)
         return interleaved(facts) if self.facts.order == "interleaved" else facts
 
 
@@ -267,7 +267,7 @@ class Runner:
             own,
             method=cell.method,
             window_size=cell.window_size,
-            contexts=cell.contexts if isinstance(cell.contexts, int) else len(cell.contexts) - 1,
+            contexts=len(cell.contexts) - 1 if isinstance(cell.contexts, Sequence) else cell.contexts or 0,
             essence=cell.essence,
         )
 
@@ -301,7 +301,7 @@ class Runner:
                 own = method_settings(method, dict(table.set)) if table.set else None
                 cell: dict[str, Any] = {"method": method, "problem": problem, "layers": layers, "hyperparameters": own}
                 if method not in SOLVED:
-                    cell["contexts"] = EditSettings().contexts  # of the table's other methods
+                    cell["contexts"] = None  # of the table's other methods
                 yield carried(EditSettings, table, **cell)
 
     def _solved_layers(self) -> list[int]:

@@ -1,3 +1,3 @@
 """fasttrace's version. The packaging reads it, and it is part of a run's name."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -117,7 +117,7 @@ BREAKS = {
         {"effects_off": 1, "samples_off": 1},
     ),
     "p_noised another": (
-        "UPDATE traces SET p_noised = 0.999 WHERE run_id = 'trace-released' AND fact_id = 'place-00'",
+        "UPDATE traces SET p_noised = 0.999 WHERE run_id = 'trace-paper' AND fact_id = 'place-00'",
         {"effects_off": 2 * 9 * 30},
     ),
     "a layer's effect another": (

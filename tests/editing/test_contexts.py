@@ -8,7 +8,9 @@ from small_models import small_model
 
 from fasttrace.editing import contexts as module
 from fasttrace.editing.contexts import drawable, sample_contexts
+from fasttrace.editing.edit import prepare_edit
 from fasttrace.errors import UserError
+from fasttrace.facts import Fact
 
 
 @pytest.fixture
@@ -74,8 +76,32 @@ def test_real_prefixes_have_the_requested_lengths(smollm2, tmp_path):
     assert lengths == [5] * 10 + [10] * 10
 
 
+def test_memits_prefixes_begin_with_five_words(smollm2, tmp_path):
+    found = sample_contexts(smollm2, short=0, long=0, begun=7, cache_dir=tmp_path)
+    prefixes = [context.removesuffix(". {}") for context in found[1:]]
+    assert found[0] == "{}"
+    assert len(set(found)) == 8
+    for prefix, word in zip(prefixes, (*module.BEGINNINGS, *module.BEGINNINGS), strict=False):
+        assert prefix.startswith(word)
+        assert len(smollm2.tokenizer(prefix).input_ids) == 10
+    assert module.BEGINNINGS == ("The", "Therefore", "Because", "I", "You")
+    assert sample_contexts(smollm2, short=0, long=0, begun=7, seed=1, cache_dir=tmp_path) != found
+    # The words do not change the contexts of the other methods.
+    assert sample_contexts(smollm2, short=1, long=1, cache_dir=tmp_path)[1:] != found[1:3]
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_each_method_has_its_own_contexts(method, small_tokenizer):
+    model = small_model("gpt2", small_tokenizer, torch.float32)
+    wanted = {"rome": sample_contexts(model), "memit": sample_contexts(model, short=0, long=0, begun=5)}[method]
+    facts = [Fact("{} lies in", "Lyon", "France", "Peru")]
+    plan = prepare_edit(model, facts, method=method, layers=[1], window_size=1, corpus_tokens=300, ridge=0.1, essence=0)
+    assert plan.contexts == wanted
+    assert plan.settings.contexts == len(wanted) - 1
+
+
 def test_user_errors(model, tmp_path):
-    with pytest.raises(UserError, match="short=-1"):
+    with pytest.raises(UserError, match="short: expected at least 0, got -1"):
         sample_contexts(model, short=-1, cache_dir=tmp_path)
     sample_contexts(model, cache_dir=tmp_path)
     file = next((tmp_path / "contexts").glob("*.json"))

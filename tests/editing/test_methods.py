@@ -227,7 +227,8 @@ def test_edits_that_no_prediction_sees_are_zero(family, dtype, small_tokenizer, 
 
 
 # dtype → (error of ΔW, relative in norm; absolute error of p after the edit). Gradients in bfloat16 have two digits, of
-# which Adam's first steps keep the signs.
+# which Adam's first steps keep the signs. The layers are low, because gradients near the model's end are so small that
+# bfloat16 turns signs.
 DTYPE_ERRORS = {torch.float64: (1e-5, 1e-6), torch.bfloat16: (0.3, 0.015)}
 
 
@@ -244,7 +245,7 @@ def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokeni
         model,
         FACTS,
         method=method,
-        layers=[1, 2],
+        layers=[0, 1],
         moments=moments,
         **contexts_for(method),
         essence=0,

@@ -175,7 +175,7 @@ def test_moments_of_another_model_or_other_layers_are_refused_first(small_tokeni
     few = ft.second_moments(model, corpus, layers=[1, 2], **options)
     # The package's `edit` is the function, which hides the module of its name.
     module = sys.modules["fasttrace.editing.edit"]
-    monkeypatch.setattr(module, "sample_contexts", lambda *_, **__: pytest.fail("computed something"))
+    monkeypatch.setattr(module, "method_contexts", lambda *_, **__: pytest.fail("computed something"))
     with pytest.raises(UserError, match=f"of 'llama' .*, got those of a model with hash {other.model_hash}"):
         ft.edit(model, FACTS, layers=[1], moments=strange)
     with pytest.raises(UserError, match=r"of layers 0, 3 too, got only those of layers 1, 2"):

@@ -78,7 +78,9 @@ def hooked_memit(
 
     changes = {}
     for left, layer in zip(range(len(window), 0, -1), window, strict=True):
-        key = torch.stack([seen(text, layer)[0] for text in texts]).double().mean(0)
+        # The bare prompt has half of the weight, and the other contexts share the other half.
+        share = [0.5, *(0.5 / (len(texts) - 1) for _ in texts[1:])] if len(texts) > 1 else [1.0]
+        key = sum(part * seen(text, layer)[0].double() for part, text in zip(share, texts, strict=True))
         residual = (z - seen(texts[0], top)[1].double()) / left
         matrix = weight * second_moment(layer) + torch.outer(key, key)
         changes[layer] = torch.outer(residual, torch.linalg.solve(matrix, key))

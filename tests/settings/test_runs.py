@@ -1,4 +1,4 @@
-"""Names of runs: runs of the first release keep their names when settings are added."""
+"""Names of runs: the runs of a version keep their names when settings are added."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,8 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
 
-# Runs recorded before settings were types: keywords, settings and run_id of each, for a model with the hash below.
+# Runs recorded at version 0.2.0, whose numbers differ from those of 0.1.0: keywords, settings and run_id of each, for a
+# model with the hash below.
 # Values that depend on the installed tokenizers and transformers are compared only through `run_id`.
 FIRST_RUNS = json.loads((Path(__file__).parent / "first_runs.json").read_text())
 MODEL = SimpleNamespace(model_hash="f180fc78dc7acd68", dtype_name="float32", name="llama", device="cpu")

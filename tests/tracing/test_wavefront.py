@@ -225,21 +225,23 @@ def test_effects_follow_the_protocol(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float64)
     targets = ("Paris", "France", "Rome", "New York", "capital", "city", "Tower", "located", "Eiffel", "the")
     facts = [ft.Fact(prompt=FACTS[0].prompt, subject=FACTS[0].subject, target_true=t) for t in targets]
-    hurt = ft.trace(model, facts, sigma=0.4, keep="all", samples=3).facts.to_pylist()
-    assert {fact["p_noised"] < fact["p_clean"] for fact in hurt} == {True, False}, "both branches below must be reached"
     for protocol in ("paper", "released"):
         result = ft.trace(model, facts, sigma=0.4, keep="all", samples=3, protocol=protocol)
+        assert result.run["settings"].count('"noise": "released"') == (protocol == "released")
+        hurt = {fact["p_noised"] < fact["p_clean"] for fact in result.facts.to_pylist()}
+        assert hurt == {True, False}, "both branches below must be reached"
         for fact in result.facts.to_pylist():
             mine = [c for c in result.cells.to_pylist() if c["fact_id"] == fact["fact_id"]]
             p_clean, p_noised = fact["p_clean"], fact["p_noised"]
             top = max(p_clean, max(c["p_restored"] for c in mine))
             for cell in mine:
-                if p_noised >= p_clean:
+                restored = cell["p_restored"] - p_noised
+                if protocol == "released":
+                    assert cell["effect"] == pytest.approx(max(0, restored / abs(top - p_noised)))
+                elif p_noised >= p_clean:
                     assert cell["effect"] is None
-                elif protocol == "paper":
-                    assert cell["effect"] == pytest.approx((cell["p_restored"] - p_noised) / (p_clean - p_noised))
                 else:
-                    assert cell["effect"] == pytest.approx(max(0, (cell["p_restored"] - p_noised) / (top - p_noised)))
+                    assert cell["effect"] == pytest.approx(restored / (p_clean - p_noised))
 
 
 def test_settings_are_checked(small_tokenizer):

@@ -2,8 +2,8 @@
 -- Grain: one row per wrong cell. Inputs: trace_cells, traces, trace_settings.
 -- Units: p_* are probabilities; effect = stored fraction; expected = correct fraction. It is the restored share of
 -- p_clean - p_noised (protocol released: at least 0, with the grid's largest p_restored in place of p_clean where it
--- is larger), the lost share of p_clean - p_noised (method noise) or the lost share of p_clean (method zero). It is
--- NULL where there is nothing to restore or lose.
+-- is larger, and the absolute value of the difference), the lost share of p_clean - p_noised (method noise) or the lost
+-- share of p_clean (method zero). It is NULL where there is nothing to restore or lose.
 WITH
 largest AS (  -- a grid is one window size
     SELECT run_id, fact_id, window_size, max(p_restored) AS p_max
@@ -19,14 +19,18 @@ found AS (
             WHEN asked.method = 'zero'
                 THEN CASE WHEN trace.p_clean > 0 THEN (trace.p_clean - cell.p_restored) / trace.p_clean END
             WHEN trace.p_noised >= trace.p_clean
+                AND (cell.protocol = 'paper' OR asked.method = 'noise' OR cell.effect IS NULL)  -- NULL before 0.2.0
                 THEN NULL
             WHEN asked.method = 'noise'
                 THEN (trace.p_clean - cell.p_restored) / (trace.p_clean - trace.p_noised)
             WHEN cell.protocol = 'paper'
                 THEN (cell.p_restored - trace.p_noised) / (trace.p_clean - trace.p_noised)
-            ELSE greatest(
-                0, (cell.p_restored - trace.p_noised) / (greatest(trace.p_clean, largest.p_max) - trace.p_noised)
-            )
+            WHEN greatest(trace.p_clean, largest.p_max) <> trace.p_noised
+                THEN greatest(
+                    0,
+                    (cell.p_restored - trace.p_noised)
+                    / abs(greatest(trace.p_clean, largest.p_max) - trace.p_noised)
+                )
         END AS expected
     FROM trace_cells AS cell
     JOIN trace_settings AS asked ON asked.run_id = cell.run_id

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.editing.contexts import sample_contexts
+from fasttrace.editing.contexts import method_contexts
 from fasttrace.editing.essence import essence_prompt
 from fasttrace.editing.hyperparameters import settings_for, window_of
 from fasttrace.editing.moments import Moments, second_moments
@@ -86,7 +86,7 @@ def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> No
     if problem.needs_noise:
         noise_sigma(model, asked.sigma, asked.sigma_facts)
     for fact in _encoded(model, facts, asked, problem):
-        if not isinstance(asked.contexts, int):
+        if isinstance(asked.contexts, Sequence):
             contexts_of(model, fact, _target(fact, problem), asked.contexts)
 
 
@@ -108,7 +108,9 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     corruption = None
     if problem.needs_noise:
         sigma = noise_sigma(model, asked.sigma, asked.sigma_facts)
-        corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample)
+        assert asked.noise is not None  # the settings resolve it
+        anew = problem.corrupted and asked.protocol == "released"
+        corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample, anew)
     templates, moments = [], None
     if not tuned:
         solved_at = {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
@@ -175,10 +177,10 @@ def _target(fact: EncodedFact, problem: Problem) -> tuple[int, ...]:
 
 def _templates(model: Decoder, asked: EditSettings) -> list[str]:
     """Prompt templates; the first is "{}". Given by the caller or sampled from the model."""
+    assert asked.contexts is not None  # the settings resolve it
     if not isinstance(asked.contexts, int):
         return list(asked.contexts)
-    short = asked.contexts // 2
-    return sample_contexts(model, seed=asked.seed, short=short, long=asked.contexts - short)
+    return method_contexts(model, asked.method, asked.contexts, seed=asked.seed)
 
 
 def _collected(
@@ -257,7 +259,7 @@ def _run(
     corruption: Corruption | None,
 ) -> Run:
     """The `runs` row, without the settings that the method and the problem do not read."""
-    unread: tuple[str, ...] = () if corruption is not None else ("sigma", "noise", "noise_sample")
+    unread: tuple[str, ...] = () if corruption is not None else ("sigma", "noise", "noise_sample", "score_noise_sample")
     fetched: dict[str, Any] = {}
     if moments is None:
         unread += ("contexts", "corpus", "corpus_tokens", "ridge")

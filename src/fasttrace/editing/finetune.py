@@ -19,10 +19,13 @@ from fasttrace.editing.delta import Dense, Edit, as_rounded
 from fasttrace.editing.wave import EditWave, Job, Span, Visited, walk
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
 from fasttrace.settings.methods import FineTuneSettings
+
+NOISE_ROWS = 10  # noise samples that each forward draws in the released code's Fact Forcing
+PATIENCE = 5  # losses below `early_stop` in a row that end the released loop
 
 
 @dataclass(frozen=True)
@@ -91,27 +94,23 @@ class FineTuneBatch:
     ) -> None:
         """jobs: `fact` is the index of a job's example."""
         self.model, self.examples, self.jobs = model, list(examples), list(jobs)
+        self.corruption = corruption
+        self.copies = NOISE_ROWS if corruption is not None and corruption.anew else 1
         ids = [[*e.fact.ids, *e.target[:-1]] for e in self.examples]
         for e, tokens in zip(self.examples, ids, strict=True):
             model.check_length(len(tokens), f"fact '{e.fact.fact_id}' with its target")
-        batch = pack(model, ids)
-        begin = np.cumsum(batch.lengths) - batch.lengths
-        starts = {window[0] for _, _, window in self.jobs}
+        self.batch = pack(model, [tokens for tokens in ids for _ in range(self.copies)])
+        lengths = self.batch.lengths
+        begin = np.cumsum(lengths) - lengths
         self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-        def visit(seen: Visited) -> None:
-            if seen.layer in starts:
-                self.entry[seen.layer] = seen.resid_mid, seen.key, seen.value
-
-        subjects = [Subject(e.fact, e.fact.subject_begin, e.fact.subject_end) for e in self.examples]
-        with torch.no_grad():
-            walk(model, batch, embed_corrupted(model, batch, subjects, corruption), visit)
+        self._enter(0)
         spans: list[Span] = []
         targets: list[int] = []
         for number, (example, _, _) in enumerate(self.jobs):
             target = self.examples[example].target
-            spans.append(Span(number, int(begin[example]), batch.lengths[example], 0, 0, 0, len(target)))
-            targets += target
+            for row in range(example * self.copies, (example + 1) * self.copies):
+                spans.append(Span(number, int(begin[row]), lengths[row], 0, 0, 0, len(target)))
+                targets += target
         self.wave = EditWave(model, [window[0] for _, _, window in self.jobs], spans)
         self.targets = torch.tensor(targets, device=model.device)
         self.lengths = torch.bincount(self.wave.read_owner, minlength=len(self.jobs))
@@ -123,8 +122,31 @@ class FineTuneBatch:
             else:
                 self.groups.append((number, number + 1, window))
 
-    def optimise(self, settings: FineTuneSettings, *, minimise: bool = False) -> list[Edit]:
+    def _enter(self, step: int) -> None:
+        """Run the clean pass, or the corrupted one of a step, up to where the jobs' rows enter the wave."""
+        subjects = [
+            Subject(e.fact, e.fact.subject_begin, e.fact.subject_end)
+            if self.copies == 1
+            else own_place(e.fact, e.fact.subject_end, step * self.copies + row)
+            for e in self.examples
+            for row in range(self.copies)
+        ]
+        starts = {window[0] for _, _, window in self.jobs}
+
+        def visit(seen: Visited) -> None:
+            if seen.layer in starts:
+                self.entry[seen.layer] = seen.resid_mid, seen.key, seen.value
+
+        with torch.no_grad():
+            walk(self.model, self.batch, embed_corrupted(self.model, self.batch, subjects, self.corruption), visit)
+
+    def optimise(self, settings: FineTuneSettings, *, minimise: bool = False, summed: bool = False) -> list[Edit]:
         """Run Adam for every job. The loss is the NLL per target token, or exp(−NLL) with `minimise`.
+
+        summed: the loss is the NLL of the whole target in all rows, as in the released code.
+
+        A job takes no step while its loss is below `early_stop`. It is done after PATIENCE such losses in a row, unless it
+        minimises.
 
         Return the edits in the order of the jobs. The steps are float32. In a bfloat16 model the edit is the change
         that remains once weights are rounded (`delta.as_rounded`), which may exceed ε by half a step of bfloat16.
@@ -136,24 +158,29 @@ class FineTuneBatch:
                 block = model.blocks[layer]
                 bias = settings.bias and block.down_bias is not None
                 self.state[layer, first] = _State.zeros(past - first, block.down, bias)
-        running = torch.ones(count, dtype=torch.bool)
+        least = -torch.inf if settings.early_stop is None else settings.early_stop
+        taken, low = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
         last = torch.zeros(count)
-        for step in range(1, settings.steps + 1):
+        for step in range(settings.steps):
+            if step and self.copies > 1:
+                self._enter(step)
             tape = _Tape()
-            nll = self._nll(tape)
+            nll = self._nll(tape) * (self.lengths if summed else 1)
             loss = torch.exp(-nll) if minimise else nll
-            if settings.early_stop is None or minimise:
-                last = loss.detach().float()
+            if settings.early_stop is None:
+                last, steps = loss.detach().float(), torch.ones(count, dtype=torch.bool)  # nothing waits for the device
             else:
-                last = torch.where(running, loss.detach().float().cpu(), last)
-                running = running & (last >= settings.early_stop)
-                if not bool(running.any()):
-                    break
+                done = (low >= PATIENCE) & (not minimise)
+                last = torch.where(done, last, loss.detach().float().cpu())
+                steps = ~done & (last >= least)
+                low = torch.where(steps, 0, low + 1)
+                if bool(done.all()) or (self.copies == 1 and not bool(steps.any())):
+                    break  # the same weights and rows have the same loss
+            taken += steps
             loss.sum().backward()
             for place, (g, key, begin) in tape.factors.items():
-                state = self.state[place]
-                active = running[place[1] : place[1] + len(begin) - 1]
-                state.step(g, key, begin, step, settings, active)
+                jobs = slice(place[1], place[1] + len(begin) - 1)
+                self.state[place].step(g, key, begin, taken[jobs], settings, steps[jobs])
         return self._edits(last.cpu())
 
     def _nll(self, tape: _Tape) -> Tensor:
@@ -230,15 +257,20 @@ class _State:
         return cls(*matrices, *vectors)
 
     def step(
-        self, g: Tensor, key: Tensor, begin: np.ndarray, step: int, settings: FineTuneSettings, active: Tensor
+        self, g: Tensor, key: Tensor, begin: np.ndarray, taken: Tensor, settings: FineTuneSettings, active: Tensor
     ) -> None:
-        """One step of Adam and the clamp for the active jobs. g: (R, d), key: (R, m), begin: (P + 1,), active: (P,)."""
+        """One step of Adam and the clamp for the active jobs. g: (R, d), key: (R, m), begin: (P + 1,), active: (P,).
+
+        taken: (P,), each job's number of steps with this one.
+        """
         rows = torch.from_numpy(np.ascontiguousarray(begin))
         key = key if key.dtype == torch.bfloat16 else key.float()
-        adam_linf_(self.delta, self.m, self.v, g, key, rows, step, settings.lr, settings.epsilon, active=active)
-        if self.bias is None or self.bias_m is None or self.bias_v is None:
-            return
-        # A bias is a weight whose key is 1.
-        ones = g.new_ones((g.shape[0], 1))
-        parts = (self.bias[:, :, None], self.bias_m[:, :, None], self.bias_v[:, :, None])
-        adam_linf_(*parts, g, ones, rows, step, settings.lr, settings.epsilon, active=active)
+        for step in taken[active].unique().tolist():
+            mine = active & (taken == step)
+            adam_linf_(self.delta, self.m, self.v, g, key, rows, step, settings.lr, settings.epsilon, active=mine)
+            if self.bias is None or self.bias_m is None or self.bias_v is None:
+                continue
+            # A bias is a weight whose key is 1.
+            ones = g.new_ones((g.shape[0], 1))
+            parts = (self.bias[:, :, None], self.bias_m[:, :, None], self.bias_v[:, :, None])
+            adam_linf_(*parts, g, ones, rows, step, settings.lr, settings.epsilon, active=mine)

@@ -231,9 +231,8 @@ class MassPlan:
 
 def _log_probabilities(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[np.ndarray]:
     """Each fact's (prompts, 3) log-probabilities in `model`."""
-    corruption = plan.corruption if plan.problem.corrupted else None
     parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
-    return [table for part in parts for table in Scorer(model, part, (), corruption).before]
+    return [table for part in parts for table in Scorer(model, part, (), plan.scoring_corruption).before]
 
 
 def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
@@ -278,6 +277,10 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     Raises the errors of `edit`.
     """
     asked = carried(MassSettings, given)
+    if (asked.protocol, asked.method, asked.problem) == ("released", "memit", "fact-forcing"):
+        raise refusal(
+            asked, "protocol", "paper with memit and fact-forcing, which is released for one fact", "released"
+        )
     layer, last = model.default_layer() if asked.layer is None else asked.layer, model.n_layers - 1
     if layer > last:
         raise refusal(asked, "layer", f"one of 0 to {last}", layer)

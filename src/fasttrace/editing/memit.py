@@ -17,7 +17,7 @@ from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import Visited, walk
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.corrupt import Corruption, embed_corrupted
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
@@ -45,6 +45,11 @@ def spread_memit(
 
     facts: their indices in the batch. layer: the layer that the edit was requested for. delta: (F, d). loss: (F,).
     """
+    if batch.anew:
+        return [
+            _spread_anew(batch, fact, layer, window, settings, moments, delta[i], loss[i])
+            for i, fact in enumerate(facts)
+        ]
     model = batch.model
     context = _ContextRows(batch, facts)
     h = batch.clean.start[window[0]][context.kept_rows]
@@ -55,7 +60,7 @@ def spread_memit(
         block = model.blocks[at]
         resid_mid, key = context.step(at, h)
         value = block.mlp_value(key)
-        keys = context.mean(key[context.last]).double()
+        keys = context.mean(key[context.last])
         if at > window[0]:
             reached = context.first_only(at + 1, resid_mid + block.mlp_add(value), window[-1])
             missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
@@ -73,6 +78,67 @@ def spread_memit(
         Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer, h.device))
         for i in range(len(facts))
     ]
+
+
+def _spread_anew(
+    batch: ValueBatch,
+    fact: int,
+    layer: int,
+    window: Sequence[int],
+    settings: MemitSettings,
+    moments: Moments,
+    delta: Tensor,
+    loss: Tensor,
+) -> Edit:
+    """`spread_memit` of one fact where every forward draws new noise: the released code's Fact Forcing.
+
+    Its optimisation has one forward more than updates. Each layer then has one forward over the contexts for the key,
+    and one over the bare prompt for what is missing.
+    """
+    own, corruption, top = batch.facts[fact], batch.corruption, window[-1]
+    heads = [tokens[: last + 1] for tokens, last in zip(own.ids[:-1], own.last[:-1], strict=True)]
+    drawn = batch.drawn_before(settings.steps + 1)(own)
+    z = batch.clean.v0[top][fact].double() + delta.double()
+    updates: dict[int, Update] = {}
+    for at in window:
+        view = edited_view(batch.model, updates)
+        places = [own_place(own.fact, len(head), drawn + i) for i, head in enumerate([*heads, heads[0]])]
+        key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at)[0])[None]
+        reached = _at_last_tokens(view, heads[:1], places[-1:], corruption, top)[1][0].double()
+        residual = (z - reached) / (top - at + 1) if bool(delta.any()) else torch.zeros_like(z)
+        u = moments.inverse_key(at, key)
+        scaled = u / (settings.covariance_weight + (u * key).sum(1, keepdim=True))
+        updates[at] = LowRank(residual.float()[None], scaled.float())
+        drawn += len(places)
+    norm = float(delta.norm() / batch.clean.v0[top][fact].float().norm())
+    return Edit(own.fact.fact_id, layer, updates, norm, float(loss), None, moments.condition(layer, delta.device))
+
+
+def _at_last_tokens(
+    model: Decoder,
+    sequences: Sequence[Sequence[int]],
+    subjects: Sequence[Subject | None],
+    corruption: Corruption | None,
+    layer: int,
+) -> tuple[Tensor, Tensor]:
+    """(keys (S, m), resid_post (S, d)) at a layer and the last token of each sequence."""
+    lower = edited_view(model, {})
+    lower.blocks = model.blocks[: layer + 1]
+    packed = pack(model, sequences)
+    found: list[Visited] = []
+    h = embed_corrupted(model, packed, subjects, corruption)
+    walk(lower, packed, h, lambda seen: found.append(seen) if seen.layer == layer else None)
+    return found[0].key[packed.last_rows], found[0].resid_post[packed.last_rows]
+
+
+def mean_key(keys: Tensor) -> Tensor:
+    """keys: (contexts, m), the un-prefixed one first → (m,) float64, their mean. That one has half of the weight.
+
+    Source: the code of Meng et al. 2022 (arXiv 2210.07229), which averages each kind of context by itself, and then the
+    two means.
+    """
+    keys = keys.double()
+    return keys[0] if len(keys) == 1 else 0.5 * (keys[0] + keys[1:].mean(0))
 
 
 class _ContextRows:
@@ -107,8 +173,8 @@ class _ContextRows:
         return _until_key(self.model, layer, h, self.rotary, self.sequences)
 
     def mean(self, rows: Tensor) -> Tensor:
-        """rows: (contexts, m) → (facts, m), each fact's mean over its contexts."""
-        return torch.stack([part.mean(0) for part in torch.split(rows, self.counts)])
+        """rows: (contexts, m) → (facts, m), each fact's `mean_key`."""
+        return torch.stack([mean_key(part) for part in torch.split(rows, self.counts)])
 
     def first_only(self, layer: int, h: Tensor, last_layer: int) -> Tensor:
         """h: (N, d) input of block `layer` → (facts, d), the output of block `last_layer` without edits in between, at
@@ -177,7 +243,7 @@ def mass_memit(
 def _keys_and_values(
     model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int
 ) -> tuple[Tensor, Tensor]:
-    """(mean keys (F, m) at `layer`, block outputs (F, d) at `top`) of the facts in this model."""
+    """(`mean_key` (F, m) at `layer`, block outputs (F, d) at `top`) of the facts in this model."""
     keys: list[Tensor] = []
     reached: list[Tensor] = []
     lower = edited_view(model, {})
@@ -190,7 +256,7 @@ def _keys_and_values(
 
         def visit(seen: Visited, last: Sequence[Tensor] = last) -> None:
             if seen.layer == layer:
-                keys.extend(seen.key[rows].mean(0) for rows in last)
+                keys.extend(mean_key(seen.key[rows]) for rows in last)
             if seen.layer == top:
                 reached.extend(seen.resid_post[rows[0]] for rows in last)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fasttrace.editing.delta import NO_NUMBER, Edit, export_model, finite_edit, save_delta, zero_edit
 from fasttrace.editing.essence import TOKENS, essence_texts
-from fasttrace.editing.finetune import Example, FineTuneBatch
+from fasttrace.editing.finetune import NOISE_ROWS, Example, FineTuneBatch
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.moments import Moments
@@ -182,6 +182,14 @@ class EditPlan:
             if progress is not None:
                 progress(len(edits))
 
+    @property
+    def scoring_corruption(self) -> Corruption | None:
+        """The noise of the scores, None where the problem's input is clean."""
+        if self.corruption is None or not self.problem.corrupted:
+            return None
+        own = self.settings.score_noise_sample
+        return replace(self.corruption, sample=self.corruption.sample if own is None else own)
+
     def with_model(self, model: Decoder) -> "EditPlan":
         """The same plan for another view of the model, such as one with earlier edits."""
         return replace(self, model=model)
@@ -217,7 +225,8 @@ class EditPlan:
         above = max(1, model.n_layers - 1 - (window[-1] if self.settings.method == "memit" else window[0]))
         extra = len(self.target_ids(fact))
         if isinstance(self.hyperparameters, FineTuneSettings):
-            rows, state = len(fact.ids) + extra, 12 * d * m * len(window)
+            copies = NOISE_ROWS if self.corruption is not None and self.corruption.anew else 1
+            rows, state = copies * (len(fact.ids) + extra), 12 * d * m * len(window)
         else:
             tail = len(fact.ids) - fact.subject_end + extra + 1
             rows, state = len(self.contexts) * tail + 1, 0
@@ -243,7 +252,7 @@ class EditPlan:
             jobs.sort(key=lambda job: (job.window, job.layer, job.fact))
             examples = [Example(f, target) for (f, _), target in zip(facts, targets, strict=True)]
             return FineTuneBatch(self.model, examples, jobs, corruption).optimise(
-                self.hyperparameters, minimise=minimise
+                self.hyperparameters, minimise=minimise, summed=self.settings.protocol == "released"
             )
         assert self.moments is not None
         ready = [
@@ -280,8 +289,7 @@ class EditPlan:
     ) -> EditResult:
         number = {f.fact_id: i for i, f in enumerate(facts)}
         prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
-        corruption = self.corruption if self.problem.corrupted else None
-        scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], corruption)
+        scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], self.scoring_corruption)
         after = scorer.after([(number[e.fact_id], e) for e in edits])
         scores, rows = [], []
         for edit, logp in zip(edits, after, strict=True):
@@ -308,7 +316,9 @@ class EditPlan:
 
     def prompts(self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = ()) -> list[ScoredPrompt]:
         """The prompts and essence texts on which the fact's edits are scored."""
-        return scored_prompts(self.model, fact, self.problem, self.noise_targets.get(fact.fact_id), essence)
+        released = self.settings.protocol == "released"
+        noise_target = self.noise_targets.get(fact.fact_id)
+        return scored_prompts(self.model, fact, self.problem, noise_target, essence, noised_essence=released)
 
     def _left_out(self, facts: list[Todo]) -> EditResult:
         rows = [

@@ -28,17 +28,21 @@ def solve_rome(
 
     jobs: (index of the fact, layer). delta: (P, d) float32. loss: (P,).
     """
-    keys = torch.stack([batch.clean.mean_key[layer][fact] for fact, layer in jobs]).float()
+    of_contexts, bare = batch.read_by_rome(settings)
+    keys = torch.stack([of_contexts.mean_key[layer][fact] for fact, layer in jobs]).float()
     u = torch.empty(keys.shape, dtype=torch.float64, device=keys.device)
     for layer in {layer for _, layer in jobs}:
         rows = [i for i, (_, at) in enumerate(jobs) if at == layer]
         u[rows] = moments.inverse_key(layer, keys[rows])
-    divisor = batch.clean.mean_key if settings.key_mode == "r-rome" else batch.clean.key
+    divisor = of_contexts.mean_key if settings.key_mode == "r-rome" else bare.key
     edits = []
     for row, (fact, layer) in enumerate(jobs):
         direction = u[row] / u[row].norm()
         denominator = float(direction @ divisor[layer][fact].double())
-        value = (delta[row].double() / denominator).float()
+        missing = delta[row].double()
+        if batch.anew and settings.key_mode == "rome":  # under new noise the output is not the one that δ was added to
+            missing = missing + batch.clean.v0[layer][fact].double() - bare.v0[layer][fact].double()
+        value = (missing / denominator).float()
         edits.append(
             Edit(
                 batch.facts[fact].fact.fact_id,

@@ -49,11 +49,12 @@ def scored_prompts(
     problem: Problem,
     noise_target: tuple[int, ...] | None = None,
     essence: Sequence[tuple[int, ...]] = (),
+    noised_essence: bool = False,
 ) -> list[ScoredPrompt]:
     """The fact's prompt, its paraphrases and neighbourhood prompts, each with its targets, and the essence texts.
 
     noise_target: ids of o_noise, if it is the problem's target. It follows every prompt as it is. essence: token ids of
-    each essence text.
+    each essence text. noised_essence: whether a corrupted problem corrupts the subject in these too, as released.
 
     Raises ModelError where the model has too few positions for a prompt and its target.
     """
@@ -70,8 +71,9 @@ def scored_prompts(
     for kind, prompts in (("paraphrase", record.paraphrases), ("neighborhood", record.neighborhood)):
         for i, text in enumerate(prompts):
             rows.append(row(kind, i, text, _subject_in(model, fact, text) if problem.corrupted else None))
+    begun = _subject_in(model, fact, f"{record.subject} is a") if problem.corrupted and noised_essence else None
     for i, tokens in enumerate(essence):
-        rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None)))
+        rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None), begun))
     for one in rows:
         longest = max(len(target) for target in one.targets if target is not None)
         model.check_length(len(one.ids) + longest - 1, f"fact '{record.fact_id}' with a target after {shown(one.text)}")
@@ -261,13 +263,14 @@ def score_row(
     neighborhood: 1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. For every problem p is that of o_false (paper,
         sections 3.4 and 5.1), or of the edit's target where the fact has no o_false.
     overall: the mean of these three.
-    essence: 1 − clip(ppl* − ppl, 0, 5)/5, with perplexities averaged over the texts.
+    essence: 1 − clip(ppl* − ppl, 0, 5)/5, with perplexities averaged over the texts. ppl is exp(NLL/(M − 1)) of a text
+        of M tokens, of which M − 1 are predicted.
     magnitude: p*(o_false) − p*(o_true).
     success: whether p* of the edit's target exceeds p*(o_true). If the target is o_true: whether p*(o_true) exceeds
         p*(o_false), or is below it if the problem minimises p.
 
     Protocol "released" reads only the first paraphrase and the first neighbourhood prompt, the latter for the edit's
-    target. It floors rewrite and paraphrase at 2e-8, or at 0 if the problem minimises p.
+    target. It floors rewrite and paraphrase at 2e-8, or at 0 if the problem minimises p. Its ppl is exp(NLL/M).
     A score without prompts or targets is None.
     """
     kind = np.array([p.kind for p in prompts])
@@ -294,7 +297,7 @@ def score_row(
     texts = kind == "essence"
     essence = ppl_before = ppl_after = None
     if texts.any():
-        tokens = np.array([len(t.targets[EDITED] or ()) for t in prompts])[texts]
+        tokens = np.array([len(t.targets[EDITED] or ()) for t in prompts])[texts] + (protocol == "released")
         with np.errstate(over="ignore"):
             ppl_before, ppl_after = (float(np.exp(-table[texts, EDITED] / tokens).mean()) for table in (before, after))
         essence = 1.0 - float(np.clip(ppl_after - ppl_before, 0.0, 5.0)) / 5.0

@@ -5,7 +5,7 @@ last subject token is constant over all steps and is computed once. So a step ru
 through the layers above (docs/algorithms.md, sections 12 and 17).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.errors import shown
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
+from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import pack, row_logits, row_logprob
 from fasttrace.settings.methods import MemitSettings, RomeSettings
 
@@ -35,8 +35,14 @@ class FactContexts:
     last: list[int]
     target: tuple[int, ...]
 
-    def subjects(self) -> list[Subject | None]:
-        """The subjects that get noise in a corrupted problem: one per context, and None for the KL prompt."""
+    def subjects(self, drawn: int | None = None) -> list[Subject | None]:
+        """The tokens that get noise in a corrupted problem, one per sequence, and None for the KL prompt.
+
+        drawn: None, or how many noise samples the fact's edit has drawn. Each sequence, the KL prompt included, then
+        draws the next one, for the tokens of `own_place`.
+        """
+        if drawn is not None:
+            return [own_place(self.fact, len(ids), drawn + i) for i, ids in enumerate(self.ids)]
         return [
             *(Subject(self.fact, a, b + 1) for a, b in zip(self.first[:-1], self.last[:-1], strict=True)),
             None,
@@ -121,6 +127,7 @@ class ValueBatch:
     ) -> None:
         self.model, self.facts, self.layers = model, list(facts), sorted(set(layers))
         self.at, self.starts, self.corruption = at, set(starts), corruption
+        self.anew = corruption is not None and corruption.anew
         self.prefix_len = np.array([last for f in facts for last in f.last], dtype=np.int64)
         lengths = np.array([len(ids) for f in facts for ids in f.ids], dtype=np.int64)
         self.tail_len = lengths - self.prefix_len
@@ -130,13 +137,37 @@ class ValueBatch:
             np.concatenate([self.begin[s] + np.arange(self.prefix_len[s] + 1) for s in self.contexts(f)])
             for f in range(len(facts))
         ]
-        self.clean = self._clean_pass()
+        self.clean = self._clean_pass(self.drawn_before(0))
+
+    def drawn_before(self, step: int) -> Callable[[FactContexts], int]:
+        """fact → how many noise samples its edit has drawn before a step, where every forward draws anew.
+
+        ROME has drawn one for each context before its first step, for the key. Each step draws one for each sequence.
+        """
+        for_key = self.at == "mlp"
+        return lambda fact: (len(fact.ids) - 1 if for_key else 0) + step * len(fact.ids)
+
+    def _draw_again(self, step: int) -> None:
+        """Replace what the noise of the contexts decides by its values under the noise of a later step."""
+        again = self._clean_pass(self.drawn_before(step))
+        self.clean.prefix, self.clean.entry = again.prefix, again.entry
+
+    def read_by_rome(self, settings: RomeSettings) -> tuple[Clean, Clean]:
+        """The passes from which ROME reads the mean key over contexts, and the key and the output of the bare prompt.
+
+        Both are the clean pass, except where each forward draws anew: then they are the released code's first forward,
+        and one after the last step, whose update is never made.
+        """
+        if not self.anew:
+            return self.clean, self.clean
+        return self._clean_pass(lambda fact: 0), self._clean_pass(self.drawn_before(settings.steps + 1))
 
     def contexts(self, fact: int) -> range:
         """Indices of the sequences of a fact's contexts, the un-prefixed one first."""
         return range(int(self.of_fact[fact]), int(self.of_fact[fact + 1]) - 1)
 
-    def _clean_pass(self) -> Clean:
+    def _clean_pass(self, drawn: Callable[[FactContexts], int]) -> Clean:
+        """drawn: fact → how many noise samples its edit has drawn, which is read only if each forward draws anew."""
         model, kept = self.model, Clean()
         batch = pack(model, [ids for f in self.facts for ids in f.ids])
         to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
@@ -164,7 +195,7 @@ class ValueBatch:
             kept.key[seen.layer] = torch.stack([seen.key[x[0]] for x in rows])
             kept.mean_key[seen.layer] = torch.stack([seen.key[x].mean(0) for x in rows])
 
-        subjects = [subject for f in self.facts for subject in f.subjects()]
+        subjects = [subject for f in self.facts for subject in f.subjects(drawn(f) if self.anew else None)]
         with torch.no_grad():
             h = walk(model, batch, embed_corrupted(model, batch, subjects, self.corruption), visit)
             ends = torch.stack([x[-1] for x in torch.split(last, counts)])
@@ -189,13 +220,14 @@ class ValueBatch:
         running = torch.ones(len(jobs), dtype=torch.bool, device=v0.device)
         last = torch.zeros(len(jobs), device=v0.device)
         for step in range(settings.steps):
+            if step and self.anew:
+                self._draw_again(step)
             nll, kl = objective.losses(delta)
             decay = delta.norm(dim=1) / v0.norm(dim=1).square()
             loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
             last = torch.where(running, loss.detach(), last)
             if settings.early_stop is not None and not minimise:
-                # Like the released loop, this omits the update after the last loss.
-                running = running & (last >= settings.early_stop) & (step + 1 < settings.steps)
+                running = running & (last >= settings.early_stop)
                 if not bool(running.any()):
                     break
             (delta.grad,) = torch.autograd.grad(loss.sum(), delta)

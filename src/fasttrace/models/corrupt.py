@@ -138,22 +138,53 @@ class Corruption:
     """The noise that corrupts a fact's subject in editing problems.
 
     sigma: standard deviation of the noise on the subject's token embeddings. noise, seed: as in `embed_base`. sample:
-    index of the noise sample, as in tracing.
+    index of the noise sample, as in tracing. anew: an optimisation draws new samples for each of its forwards, for its
+    first one sample 0 and for each later sequence the next one (the released code's Fact Forcing).
     """
 
     sigma: float
     noise: str = "philox"
     seed: int = 0
     sample: int = 0
+    anew: bool = False
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject of a packed sequence: tokens [begin, end) of the sequence, and the fact whose noise they get."""
+    """The tokens of a packed sequence that get a fact's noise: [begin, end) of the sequence.
+
+    sample: index of the noise sample; None for the corruption's.
+    """
 
     fact: EncodedFact
     begin: int
     end: int
+    sample: int | None = None
+
+
+def own_place(fact: EncodedFact, length: int, sample: int) -> Subject:
+    """The tokens of a sequence of `length` tokens at which the fact's own prompt has its subject, whatever is there.
+
+    The released code corrupts these tokens in every sequence of an optimisation.
+    """
+    return Subject(fact, min(fact.subject_begin, length), min(fact.subject_end, length), sample)
+
+
+class _ReleasedNoise:
+    """RandomState(1).randn(…, count, width), one noise sample after another, in float64."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self.shape, self.state = (count, width), np.random.RandomState(1)
+        self.samples: list[np.ndarray] = []
+
+    def sample(self, number: int) -> np.ndarray:
+        """(count, width), noise sample `number`."""
+        while len(self.samples) <= number:
+            self.samples.append(self.state.randn(*self.shape))
+        return self.samples[number]
+
+
+_released_noise = lru_cache(8)(_ReleasedNoise)
 
 
 def embed_corrupted(
@@ -168,25 +199,27 @@ def embed_corrupted(
     if corruption is None or not any(subjects):
         return embed(model, batch.ids, batch.positions)
     n = len(batch.ids)
-    hit, key, token = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    hit, key, token, sample = (np.zeros(n, dtype=kind) for kind in (bool, np.int64, np.int64, np.int64))
     drawn = []
     begin = np.cumsum(batch.lengths) - batch.lengths
     for first, subject in zip(begin, subjects, strict=True):
         if subject is None:
             continue
-        rows, count = slice(first + subject.begin, first + subject.end), subject.end - subject.begin
-        hit[rows], key[rows] = True, fact_key(subject.fact.fact_id)
-        token[rows] = subject.fact.subject_begin + np.arange(count)
+        own, count = subject.fact, subject.end - subject.begin
+        number = corruption.sample if subject.sample is None else subject.sample
+        rows = slice(first + subject.begin, first + subject.end)
+        hit[rows], key[rows], sample[rows] = True, fact_key(own.fact_id), number
+        token[rows] = own.subject_begin + np.arange(count)
         if corruption.noise == "released":
-            drawn.append(np.random.RandomState(1).randn(corruption.sample + 1, count, model.width)[-1])
+            most = max(count, own.subject_end - own.subject_begin)
+            drawn.append(_released_noise(most, model.width).sample(number)[:count])
     to = lambda values: torch.from_numpy(values).to(model.device)  # noqa: E731
-    sample = to(np.full(n, corruption.sample, dtype=np.int64))
     x = _noised(
         model,
         batch.ids,
         to(hit),
         to(key),
-        sample,
+        to(sample),
         to(token),
         corruption.sigma,
         corruption.seed,

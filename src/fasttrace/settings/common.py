@@ -5,10 +5,12 @@ from typing import Literal
 
 from fasttrace.protocols import Protocol
 
-from .base import setting, settings
+from .base import resolve, setting, settings
 from .kinds import MOST_SEED, MOST_WEIGHT, Size
 
 Noise = Literal["philox", "released"]
+# The released code draws every number of its noise from NumPy.
+OWN_NOISE: dict[Protocol, Noise] = {"paper": "philox", "released": "released"}
 
 
 @settings("run")
@@ -26,14 +28,15 @@ class RunSettings:
 
 
 @settings("noise")
-class NoiseSettings:
+class NoiseSettings(RunSettings):
     """Settings of the noise that corrupts a subject."""
 
-    noise: Noise = setting(
-        default="philox",
+    noise: Noise | None = setting(
+        default=None,
         names_run="always",
         help="Generator of the noise on the subject's embeddings: philox depends only on the seed, fact, sample, token "
-        "and dimension; released is NumPy's RandomState(1), started afresh for every fact",
+        "and dimension; released is NumPy's RandomState(1), started afresh for every fact; by default released with "
+        "protocol released, and philox otherwise",
     )
     sigma: float | Literal["3sd"] | None = setting(
         default=None,
@@ -48,3 +51,7 @@ class NoiseSettings:
         names_run="never",
         help="Facts whose subjects give 3sd, whichever facts are traced: builtin, or a file of facts",
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.noise is None:
+            resolve(self, "noise", OWN_NOISE[self.protocol])

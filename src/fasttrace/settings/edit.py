@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fasttrace.errors import shown
 
-from .base import arguments_of, refusal, setting, settings
+from .base import arguments_of, refusal, resolve, setting, settings
 from .common import NoiseSettings, RunSettings
 from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_TOKENS, Bounds, kind_of
 from .methods import METHOD_SETTINGS, SOLVED, Method, MethodSettings, method_settings
@@ -14,6 +14,8 @@ from .moments import CORPUS_TOKENS, CorpusSettings
 ProblemName = Literal["error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing"]
 
 HYPERPARAMETERS = kind_of(MethodSettings | Mapping[str, Any] | None, Bounds())
+# Prefixes of the published methods: ROME's 20, and MEMIT's one after each of five words.
+OWN_CONTEXTS: dict[Method, int] = {"rome": 20, "memit": 5}
 READ_BY_SOLVED = ("contexts", "corpus", "corpus_tokens", "ridge")  # fine-tuning has no use for them
 
 
@@ -35,12 +37,13 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         names_run="always",
         help="Size of the window that memit and ft-5 change, and of the tracing windows that edits are compared with",
     )
-    contexts: int | Sequence[str] = setting(
-        default=20,
+    contexts: int | Sequence[str] | None = setting(
+        default=None,
         least=0,
         most=MOST_ITEMS,
         names_run="always",
-        help="Number of prefixes to sample, half of 5 tokens and half of 10; or prompt templates, the first being {}",
+        help="Number of prefixes to sample; or prompt templates, the first being {}; by default 20 for rome, half of 5 "
+        "tokens and half of 10, and 5 for memit, which begin with The, Therefore, Because, I and You",
     )
     essence: int = setting(
         default=5,
@@ -51,6 +54,13 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     )
     noise_sample: int = setting(
         default=0, least=0, most=MOST_ITEMS, names_run="always", help="Noise sample that corrupts the subject"
+    )
+    score_noise_sample: int | None = setting(
+        default=None,
+        least=0,
+        most=MOST_ITEMS,
+        help="Noise sample that corrupts the subject in the scores of fact-forcing; by default noise_sample, on which "
+        "the edit was optimised",
     )
     corpus_tokens: int = setting(
         default=CORPUS_TOKENS,
@@ -67,7 +77,10 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     )
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.contexts, int):
+        super().__attrs_post_init__()
+        if self.score_noise_sample == self.noise_sample:
+            resolve(self, "score_noise_sample", None)
+        if isinstance(self.contexts, Sequence):
             if self.contexts[0] != "{}":
                 raise refusal(self, "contexts", "'{}' as the first template", shown(self.contexts[0]))
             if bad := [text for text in self.contexts if text.count("{}") != 1 or len(text) > MOST_CHARACTERS]:
@@ -76,6 +89,8 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
             about = arguments_of(type(self))
             if unread := [name for name in READ_BY_SOLVED if getattr(self, name) != about[name].default]:
                 raise refusal(self, unread[0], f"a value only with {' or '.join(SOLVED)}", f"one with {self.method}")
+        if self.contexts is None:
+            resolve(self, "contexts", OWN_CONTEXTS.get(self.method, 0))
         if isinstance(self.hyperparameters, Mapping):
             object.__setattr__(self, "hyperparameters", method_settings(self.method, dict(self.hyperparameters)))
         wanted = METHOD_SETTINGS[self.method]

@@ -57,6 +57,7 @@ class TraceSettings(NoiseSettings, RunSettings):
     memory: Size = setting(default="512MB")
 
     def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
         if self.tokens is None:
             resolve(self, "tokens", OWN_TOKENS.get(self.method, "all"))
         if self.verify_top is not None and self.method != "attribution":

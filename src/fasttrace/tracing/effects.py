@@ -62,24 +62,23 @@ def fractional_effect(
     """Fractional tracing effect of a grid of probabilities, or None where there was nothing to restore or lose.
 
     denoise, paper (section 4.1): (p − p_noised) / (p_clean − p_noised).
-    denoise, released: max(0, …) of the same, with the larger of p_clean and the grid's largest p in place of p_clean.
+    denoise, released: max(0, …) of the same, with the larger of p_clean and the grid's largest p in place of p_clean,
+        and the absolute value of the denominator.
     noise: (p_clean − p) / (p_clean − p_noised), the share of the corruption's damage that the cell does.
     zero (paper, Appendix B): (p_clean − p) / p_clean, the share of p that the cell deletes.
 
     noise and zero are the same in both protocols, because the released code has no runnable version of them. The result
-    is None where p_noised ≥ p_clean.
+    is None where p_noised ≥ p_clean. For denoise, released, it is None only where the denominator is 0.
     """
     if method == "zero":
         return (p_clean - p) / p_clean if p_clean > 0 else None
     assert p_noised is not None
+    if protocol == "released" and method != "noise":
+        original = max(p_clean, float(p.max()))
+        return np.maximum(0.0, (p - p_noised) / abs(original - p_noised)) if original != p_noised else None
     if p_noised >= p_clean:
         return None
-    if method == "noise":
-        return (p_clean - p) / (p_clean - p_noised)
-    if protocol == "paper":
-        return (p - p_noised) / (p_clean - p_noised)
-    original = max(p_clean, float(p.max()))
-    return np.maximum(0.0, (p - p_noised) / abs(original - p_noised))
+    return (p_clean - p if method == "noise" else p - p_noised) / (p_clean - p_noised)
 
 
 def sample_mean(samples: np.ndarray) -> float:

@@ -3,8 +3,9 @@
 -- Units: p_restored = mean over noise samples of p(scored) under the cell's intervention, p_restored_sem its standard
 -- error; effect = fraction of the lost probability that the cell restores (method noise: fraction of it that the cell
 -- loses; method zero: fraction of p_clean that the cell deletes), NULL where the corruption lost none (p_noised >=
--- p_clean; method zero: p_clean = 0). A cell of several tokens has the index of the last. approximate = whether
--- p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
+-- p_clean; method zero: p_clean = 0; method denoise of protocol released: only where the denominator is 0). A cell of
+-- several tokens has the index of the last. approximate = whether p_restored is an estimate; p_screened = the estimate,
+-- kept where the cell was verified.
 -- Layers and tokens count from 0.
 -- No index: statements/add_trace_cells.sql and guard_trace_cells.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS trace_cells (
