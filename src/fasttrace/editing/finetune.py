@@ -145,8 +145,8 @@ class FineTuneBatch:
 
         summed: the loss is the NLL of the whole target in all rows, as in the released code.
 
-        A job takes no step while its loss is below `early_stop`. It is done after PATIENCE such losses in a row, unless it
-        minimises.
+        A job takes no step while its loss is below `early_stop`. After PATIENCE such losses in a row it is done, unless
+        it minimises.
 
         Return the edits in the order of the jobs. The steps are float32. In a bfloat16 model the edit is the change
         that remains once weights are rounded (`delta.as_rounded`), which may exceed ε by half a step of bfloat16.
