@@ -11,7 +11,7 @@ from fasttrace.store import Readable
 
 from .chart import Panel, Series
 from .commands import store_options
-from .naming import GROUP, RUNS, Row, group_names, in_group, number, p_cell
+from .naming import GROUP, RUNS, Row, group_names, heading, in_group, number, p_cell
 from .paper import FIGURES, TABLES, coverage, what_is_missing
 from .relation import CHAIN, read_by, sql, written
 from .render import render
@@ -223,8 +223,6 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 
 def keys_of(rows: Sequence[Row]) -> list[Column]:
     """Columns that identify a row: problem, method, and the keys in which the rows differ."""
-    names = {"window_size": "window", **{name: name.replace("_", " ") for name in RUNS.values()}}
-    names |= {key: f"{name.replace('_', ' ')} id" for key, name in RUNS.items()}
     lead = [key for key in ("problem", "method") if key in rows[0]]
     labels = [key for key in ("layer", "n_edits") if key in rows[0]]
     rest: list[str] = []
@@ -234,6 +232,6 @@ def keys_of(rows: Sequence[Row]) -> list[Column]:
         if len({tuple(row[key] for key in (*lead, *rest, *labels)) for row in rows}) == len(rows):
             break
     return [
-        Column(key, names.get(key, key), or_dash, numeric=key == "window_size", choose=bool(several(rows, key)))
+        Column(key, heading(key), or_dash, numeric=key == "window_size", choose=bool(several(rows, key)))
         for key in (*lead, *rest)
     ]

@@ -49,16 +49,53 @@ def effect_label(localization: str, effect_at: str = "max") -> str:
     return f"{'absolute ' * absolute}{name}{where} ({unit})"
 
 
-def p_text(p: float | None) -> str:
+def outside_text(effects: Iterable[float]) -> str:
+    """How many tracing effects lie outside 0 to 1, "" if none does."""
+    effects = list(effects)
+    count = sum(not 0 <= effect <= 1 for effect in effects)
+    verb = "lies" if count == 1 else "lie"
+    return f"{count:,} of {len(effects):,} effects {verb} outside 0 to 1" if count else ""
+
+
+def p_text(p: float | None, digits: int = 3) -> str:
     """'p = 0.031', 'p < 1e-4' as the paper prints it, or 'p –' where no test was possible."""
     if p is None or not math.isfinite(p):
         return "p –"
-    return f"p < {LEAST_P}" if p < float(LEAST_P) else f"p = {p:.{p_digits(p)}f}"
+    if p < float(LEAST_P):
+        return f"p < {LEAST_P}"
+    return f"p = {p:.{digits if p >= 0.5 * 10.0**-digits else max(digits, 4)}f}"  # never 0.000
 
 
-def p_digits(p: float, digits: int = 3) -> int:
-    """Decimals of a p value: `digits`, or 4 where it would otherwise show as 0."""
-    return max(digits, 4) if p < 0.5 * 10.0**-digits else digits
+HEADINGS = {
+    "window_size": "window",
+    "n": "edits",
+    "n_facts": "facts",
+    "n_layers": "layers",
+    "n_left_out": "left out",
+    "n_below_0": "below 0",
+    "n_outside": "effects outside 0 to 1",
+    "r2_layer": "R² layer",
+    "r2_effect": "R² effect",
+    "r2_both": "R² both",
+    "diff": "gain",
+    "p_value": "p",
+    "r2_layer_acting": "R² layer, acting",
+    "diff_acting": "gain, acting",
+    "r2_layer_working": "R² layer, working",
+    "diff_working": "gain, working",
+    "p_working": "p, working",
+    "f_value": "F",
+    "rho": "ρ",
+    "sem_effect": "standard error",
+    "regression_metric": "error",
+    "edit_metric": "score",
+}
+"""Words for the columns of tables. A column that is not here has its name with spaces."""
+
+
+def heading(column: str) -> str:
+    """The words above a column in text, Markdown, LaTeX and the report. CSV and JSON keep the column's name."""
+    return HEADINGS.get(column, column.replace("_", " "))
 
 
 def group_names(
@@ -68,8 +105,8 @@ def group_names(
 ) -> dict[Group, str]:
     """A short name for every group of rows, made of the keys `always` and the keys in which the groups differ.
 
-    Groups whose names are otherwise equal are told apart by the settings in which their runs differ. The start of a run's
-    id is added only where no setting differs.
+    Groups whose names are otherwise equal are told apart by the settings in which their runs differ, or by the start of
+    a run's id where no setting differs.
     apart: keys that the reader sees elsewhere, such as in a panel's title. Groups that differ in them may share a name.
     """
     rows = list(rows)
@@ -123,8 +160,9 @@ def visible(token: str) -> str:
     return text or "␣"
 
 
-def p_cell(p: float | None) -> str:
-    return p_text(p).removeprefix("p ").removeprefix("= ")
+def p_cell(p: float | None, digits: int = 3) -> str:
+    """The same for a cell of a table: '0.031', '<1e-4' or '–'."""
+    return p_text(p, digits).removeprefix("p ").removeprefix("= ").replace("< ", "<")
 
 
 def percent(share: float) -> str:

@@ -42,8 +42,8 @@ DESCRIBES = (
     "trace_run_id",
     "source",
 )
-"""The columns that describe an edit and the traces that it is compared with. edit_run and trace_run name the settings in
-which the runs differ from the store's other runs of their kind (sql/run_names.sql)."""
+"""The columns that describe an edit and the traces that it is compared with. edit_run and trace_run name the settings
+in which the runs differ from the store's other runs of their kind (sql/run_names.sql)."""
 KEYS = (*DESCRIBES, "score", "effect_at", "subset", "layers")
 """The columns that identify a regression. Rows that differ in any of them are never pooled."""
 KINDS = dict.fromkeys(KEYS, pa.string()) | {"window_size": pa.int32()}

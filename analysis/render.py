@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -14,8 +15,10 @@ from rich.console import Console
 
 from fasttrace.errors import UserError
 
+from .naming import heading, p_cell
 from .terminal import grid, is_number
 
+P_VALUES = ("p_value", "p_clustered", "p_acting", "p_working")
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 
@@ -30,8 +33,9 @@ def render(
     """A table as a string that ends in a newline.
 
     format: 'text' (headings wrapped to the terminal, or to `width` characters), 'markdown', 'csv', 'json' (a
-    list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit, and NULL as an
-    empty field or null; the others show `digits` decimals, and an en dash for NULL.
+    list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit, the columns' names, and
+    NULL as an empty field or null. The others have words as headings (naming.HEADINGS), `digits` decimals, an en dash
+    for NULL, and the table's notes (`noted`) below it.
     Raises UserError for another format.
     """
     if format not in FORMATS:
@@ -43,6 +47,16 @@ def render(
     if format == "json":
         return json.dumps(json_rows(table), ensure_ascii=False, indent=2) + "\n"
     return (_markdown if format == "markdown" else _latex)(table, title, digits)
+
+
+def noted(table: pa.Table, notes: Sequence[str]) -> pa.Table:
+    """The table with sentences to print below it, which its schema's metadata keep."""
+    return table.replace_schema_metadata({"notes": json.dumps(list(notes))}) if notes else table
+
+
+def _notes(table: pa.Table) -> list[str]:
+    found: list[str] = json.loads((table.schema.metadata or {}).get(b"notes", b"[]"))
+    return found
 
 
 def _cells(table: pa.Table, digits: int) -> tuple[list[str], list[list[str]]]:
@@ -64,23 +78,26 @@ def _shown(name: str, value: Any, digits: int) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
-        least = 10.0**-digits
-        if name in ("p_value", "p_clustered") and value < least:
-            return f"<{least:.{digits}f}"
+        if name in P_VALUES:
+            return p_cell(value, digits)
         text = f"{value:.{digits}f}"
         return text.lstrip("-") if float(text) == 0 else text
-    return str(value)
+    return str(value).replace("_", " ") if name in ("score", "edit_metric") else str(value)
 
 
 def _text(table: pa.Table, title: str | None, digits: int, width: int | None) -> str:
     names, rows = _cells(table, digits)
-    headings = [name.replace("r2_", "R² ").replace("p_value", "p").replace("_", " ") for name in names]
+    headings = list(map(heading, names))
     widths = [max(map(cell_len, column)) + 2 for column in zip(headings, *rows, strict=True)]
-    if sum(widths) > (Console().width if width is None else width):
-        headings = [heading.replace(" ", "\n") for heading in headings]  # only headings wrap
+    width = Console().width if width is None else width
+    if sum(widths) > width:
+        headings = [words.replace(" ", "\n") for words in headings]  # only headings wrap
     numeric = [is_number(table.schema.field(name).type) for name in names]
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
-    return grid(headings, columns, numeric, title=title)
+    notes = [
+        textwrap.fill(note, max(width - 1, 40), initial_indent=" ", subsequent_indent=" ") for note in _notes(table)
+    ]
+    return grid(headings, columns, numeric, title=title) + "".join(f"\n{note}\n" for note in notes)
 
 
 def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
@@ -89,8 +106,9 @@ def _markdown(table: pa.Table, title: str | None, digits: int) -> str:
 
     names, rows = _cells(table, digits)
     rules = ["---:" if is_number(table.schema.field(name).type) else ":---" for name in names]
-    lines = [line(names), "|" + "|".join(rules) + "|", *map(line, rows)]
-    return "\n".join(([f"**{title}**", ""] if title else []) + lines) + "\n"
+    lines = [line(list(map(heading, names))), "|" + "|".join(rules) + "|", *map(line, rows)]
+    notes = [line for note in _notes(table) for line in ("", note)]
+    return "\n".join(([f"**{title}**", ""] if title else []) + lines + notes) + "\n"
 
 
 def _latex(table: pa.Table, title: str | None, digits: int) -> str:
@@ -103,11 +121,12 @@ def _latex(table: pa.Table, title: str | None, digits: int) -> str:
         *([f"% {title}"] if title else []),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        line(names),
+        line(list(map(heading, names))),
         r"\midrule",
         *map(line, rows),
         r"\bottomrule",
         r"\end{tabular}",
+        *(f"% {note}" for note in _notes(table)),
     ]
     return "\n".join(lines) + "\n"
 

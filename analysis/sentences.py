@@ -25,6 +25,7 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] 
     for name, members in _ways(whole):
         lead = f"For {name}: " if name else ""
         sentences += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
+    sentences += [*fewer_layers(whole), *outside(whole)]
     sentences += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
     return sentences
 
@@ -70,6 +71,62 @@ def _one_answer(row: Row) -> str:
         return gain
     verdict = "is more than chance" if _is_sure(row) else "cannot be told from chance"
     return f"{gain} At the 5\u00a0% level that gain {verdict}."
+
+
+def fewer_layers(rows: list[Row]) -> list[str]:
+    """What the layer explains without the layers that cannot act, and among those at which editing works.
+
+    rows: of tables.fits_with_certainty. Rows without its columns of fewer layers have no sentence.
+    """
+    rows = [row for row in rows if row.get("r2_layer_working") is not None]
+    idle = [row for row in rows if row["n_layers_acting"] < row["n_layers"] and row["r2_layer_acting"] is not None]
+    if len(rows) != 1:
+        return _many_fewer_layers(rows, idle) if rows else []
+    [row] = rows
+    working = (
+        f"mong the {plural(row['n_layers_working'], 'layer')} with at least nine tenths of the best mean rewrite "
+        f"score, the layer explains {percent(row['r2_layer_working'])}, and both {percent(row['r2_both_working'])} "
+        f"({p_text(row['p_working'])})."
+    )
+    if not idle:
+        return [f"A{working}"]
+    there = plural(row["n_layers"] - row["n_layers_acting"], "layer")
+    share = percent(row["r2_layer_acting"])
+    return [f"Without the {there} where {row['method'].upper()} cannot act, the layer explains {share}; a{working}"]
+
+
+def _many_fewer_layers(rows: list[Row], idle: list[Row]) -> list[str]:
+    top = max(rows, key=lambda row: row["diff_working"])
+    name = list(group_names(rows).values())[rows.index(top)]
+    said = [
+        f"Among the layers with at least nine tenths of the best mean rewrite score, the layer explains "
+        f"{_mean_and_range([row['r2_layer_working'] for row in rows])}; there the tracing effect adds at most "
+        f"{points(top['diff_working'])} ({name}; {p_text(top['p_working'])})."
+    ]
+    if idle:
+        lead = f"In {len(idle)} of the {len(rows)} regressions some layer cannot act. Without such layers, the layer"
+        with_all, without = (_mean_and_range([row[key] for row in idle]) for key in ("r2_layer", "r2_layer_acting"))
+        said.insert(0, f"{lead} explains {without} there; with them, {with_all}.")
+    return said
+
+
+def _mean_and_range(shares: list[float]) -> str:
+    mean = percent(sum(shares) / len(shares))
+    return mean if len(shares) == 1 else f"{mean} on average ({percent(min(shares))} to {percent(max(shares))})"
+
+
+def outside(rows: list[Row]) -> list[str]:
+    """How many tracing effects are outside 0 to 1, and how many scores are below 0, where there are any."""
+    edits = plural(sum(row.get("n") or 0 for row in rows), "edit")
+    count, below = (sum(row.get(name) or 0 for row in rows) for name in ("n_outside", "n_below_0"))
+    said = []
+    if count:
+        lows, highs = ([row[name] for row in rows if row[name] is not None] for name in ("effect_min", "effect_max"))
+        ends = f"{number(min(lows), 2)} to {number(max(highs), 2)}"
+        said.append(f"Of {edits}, {count:,} have a tracing effect below 0 or above 1 (effects: {ends}), which is kept.")
+    if below:
+        said.append(f"Of {edits}, {below:,} have a score below 0, which is kept.")
+    return said
 
 
 def _p(row: Row) -> float | None:

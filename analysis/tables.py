@@ -11,10 +11,12 @@ from fasttrace.settings.kinds import MOST_LAYERS, Bounds, Count
 from fasttrace.store import Readable, Stored
 
 from .certainty import COLUMNS, SHARES, certainty
-from .paper import coverage, table_numbered, what_is_missing
-from .regression import KEYS, Choice, regressions
+from .naming import Row
+from .paper import Numbered, coverage, table_numbered, what_is_missing
+from .regression import FLOORED, KEYS, LAYERS, Choice, regressions
 from .relation import relation
-from .render import render
+from .render import noted, render
+from .sentences import fewer_layers, outside
 
 # Columns that tell runs apart: shown only where rows differ in them.
 _DISTINGUISHING = (
@@ -42,8 +44,10 @@ def r2_table(store: Stored, score: str = "rewrite", *, resamples: Count = 1000, 
 
     resamples: number of bootstrap samples for the intervals (see `certainty`); 0 leaves the intervals out.
     choice: problem, method, window_size, protocol, effect_at, … as for `regressions`.
-    Columns: problem, method, any other columns that distinguish the rows, n, n_facts, n_left_out; r2_layer, r2_effect,
-    r2_both and diff, each with its 95 % interval as X_low, X_high; p_value (edits independent), p_clustered (by fact).
+    Columns: problem, method, any other columns that distinguish the rows, n, n_facts, n_left_out; n_below_0 where
+    a score is below 0; r2_layer, r2_effect, r2_both and diff, each with its 95 %
+    interval as X_low, X_high; p_value (edits independent), p_clustered (by fact); r2_layer_acting and diff_acting where
+    a layer cannot act; r2_layer_working, diff_working, p_working (sql/edited_layers.sql).
     """
     return _r2_columns(fits_with_certainty(store, score, resamples=resamples, **choice), intervals=resamples > 0)
 
@@ -59,9 +63,10 @@ def paper_table(
     """One of the paper's Tables 1 to 8 for the store's edits and traces.
 
     window_size: tracing window in layers that the edits are compared with; None: the window of each edit.
-    Tables 1 to 6 have the columns of `r2_table`. Tables 7 and 8 have problem, method, any other columns that
-    distinguish the rows, n, edit_metric (a score), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both),
-    value.
+    Tables 1 to 6 have the columns of `r2_table`. Where a score of a problem and method is below 0, a second row has the
+    score with a floor at 0, and a column `score` tells the two apart. Tables 7 and 8 have problem, method, any other
+    columns that distinguish the rows, n, edit_metric (a score), regression_metric (R2, RMSE, MAE), predictor (layer,
+    effect, both), value.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
     one = table_numbered(number).at_window(window_size)
@@ -69,10 +74,9 @@ def paper_table(
     if missing:
         raise StoreError(f"Table {number} ({one.title}): {missing}")
     if one.kind == "r2":
-        fits = one.rows.kept(fits_with_certainty(store, one.scores[0], resamples=resamples, **one.rows.choice()))
-        return _r2_columns(fits, intervals=resamples > 0)
+        return _r2_columns(_with_floored(store, one, resamples), intervals=resamples > 0)
     fits = one.rows.kept(pa.concat_tables([regressions(store, score, **one.rows.choice()) for score in one.scores]))
-    apart = ["problem", "method", *_differing(fits)]
+    apart = ["problem", "method", *_differing(fits.drop(["score"]))]
     rows = [
         {
             **{name: fit[name] for name in (*apart, "n")},
@@ -93,18 +97,61 @@ def paper_table(
 def fits_with_certainty(
     store: Readable, score: str = "rewrite", *, resamples: int = 1000, **choice: Unpack[Choice]
 ) -> pa.Table:
-    """The table of `regressions` with the columns of `certainty`: intervals and clustered tests."""
+    """The table of `regressions` with the columns of `certainty`, and the same regressions on fewer layers.
+
+    X_acting, X_working for X in n_layers, r2_layer, r2_both, diff and p: on the layers that can act and on those that
+    work (`Choice`), NULL where no edit is at such a layer. They are absent if the choice itself names layers.
+    """
     fits, sure = regressions(store, score, **choice), certainty(store, score, resamples=resamples, **choice)
     assert fits.select(KEYS) == sure.select(KEYS), "expected one query's rows in one order"
     for name in COLUMNS:
         fits = fits.append_column(name, sure[name])
+    for layers in LAYERS[1:] if choice.get("layers", "all") == "all" else ():
+        fewer = regressions(store, score, **{**choice, "layers": layers})
+        found = {_place(row): row for row in fewer.to_pylist()}
+        rows = [found.get(_place(row), {}) for row in fits.to_pylist()]
+        for name, column in _ON_FEWER.items():
+            values = pa.array([row.get(column) for row in rows], fewer.schema.field(column).type)
+            fits = fits.append_column(f"{name}_{layers}", values)
     return fits
+
+
+_ON_FEWER = {"n_layers": "n_layers", "r2_layer": "r2_layer", "r2_both": "r2_both", "diff": "diff", "p": "p_value"}
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """What regressions of other layers, or of the score with a floor, have in common with this one."""
+    return tuple(row[key] for key in KEYS if key not in ("score", "layers"))
+
+
+def _with_floored(store: Readable, one: Numbered, resamples: int) -> pa.Table:
+    """The regressions of one of the paper's tables, and below each with a score below 0 the one with a floor."""
+    score, choice = one.scores[0], one.rows.choice()
+    fits = one.rows.kept(fits_with_certainty(store, score, resamples=resamples, **choice))
+    if score not in FLOORED or not any(fits["n_below_0"].to_pylist()):
+        return fits
+    floored = fits_with_certainty(store, FLOORED[score], resamples=resamples, **choice)
+    second = {_place(row): row for row in floored.to_pylist()}
+    pairs = [(row, *([second[_place(row)]] if row["n_below_0"] else [])) for row in fits.to_pylist()]
+    return pa.Table.from_pylist([row for pair in pairs for row in pair], schema=fits.schema)
 
 
 def _r2_columns(fits: pa.Table, intervals: bool) -> pa.Table:
     spread = [f"{name}{end}" for name in SHARES for end in (("", "_low", "_high") if intervals else ("",))]
-    counts = ["n", "n_facts", "n_left_out"]
-    return fits.select(["problem", "method", *_differing(fits), *counts, *spread, "p_value", "p_clustered"])
+    notable = ["n_below_0"] if any(fits["n_below_0"].to_pylist()) else []
+    shown = ["problem", "method", *_differing(fits), "n", "n_facts", "n_left_out", *notable, *spread]
+    shown += ["p_value", "p_clustered"]
+    if "n_layers_acting" in fits.column_names:
+        idle = fits["n_layers_acting"].to_pylist() != fits["n_layers"].to_pylist()
+        shown += [
+            *(("r2_layer_acting", "diff_acting") if idle else ()),
+            "r2_layer_working",
+            "diff_working",
+            "p_working",
+        ]
+    rows = [row for row in fits.to_pylist() if row["n"]]
+    plain = [row for row in rows if row["score"] not in FLOORED.values()] or rows
+    return noted(fits.select(shown), [*fewer_layers(plain), *outside(plain)])
 
 
 @checked
@@ -112,10 +159,12 @@ def layer_table(store: Stored) -> pa.Table:
     """Mean rewrite, paraphrase, neighborhood and overall score at each edited layer (paper, Figures 7 and 9).
 
     Columns: problem, method, any other columns that distinguish the rows, layer, n, rewrite, paraphrase, neighborhood,
-    overall.
+    overall; where a rewrite score is below 0, also n_below_0 and rewrite_floored, paraphrase_floored, overall_floored.
     """
     table = relation(store, "scores_by_layer")
     numbers = ["layer", "n", "rewrite", "paraphrase", "neighborhood", "overall"]
+    if any(table["n_below_0"].to_pylist()):
+        numbers += ["n_below_0", *FLOORED.values()]
     return table.select(["problem", "method", *_differing(table), *numbers])
 
 
@@ -123,7 +172,11 @@ def layer_table(store: Stored) -> pa.Table:
 def summary(store: Stored, score: str = "rewrite", *, width: int | None = None, **choice: Unpack[Choice]) -> str:
     """R² of the score, then the mean scores by layer, as text. choice: as for `regressions`."""
     parts = [
-        render(r2_table(store, score, resamples=0, **choice), title=f"R² of the {score} score", width=width),
+        render(
+            r2_table(store, score, resamples=0, **choice),
+            title=f"R² of the {score.replace('_', ' ')} score",
+            width=width,
+        ),
         render(layer_table(store), title="Mean scores by edited layer", width=width),
     ]
     return "\n".join(parts)

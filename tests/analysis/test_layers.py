@@ -16,6 +16,8 @@ from fasttrace.analysis.naming import group_names
 from fasttrace.analysis.regress import regress
 from fasttrace.analysis.regression import FLOORED, layer_correlations, layer_means, regressions
 from fasttrace.analysis.relation import query, relation
+from fasttrace.analysis.render import render
+from fasttrace.analysis.tables import layer_table, paper_table, r2_table
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 
@@ -24,7 +26,7 @@ KEPT = {"all": (0, 1, 2, 3), "acting": (0, 1, 2), "working": (0, 1)}
 
 
 def made_scores():
-    """{(fact, layer): scores}. Layer 2 works badly and is below 0 for two facts. No edit at layer 3 changes anything."""
+    """{(fact, layer): scores}. Layer 2 works badly and is below 0 for two facts. No edit at layer 3 acts."""
     random, scores = np.random.default_rng(5), {}
     for place, fact in enumerate(IDS):
         for layer in range(4):
@@ -201,3 +203,47 @@ def test_runs_of_the_same_settings_are_told_apart_by_id(tmp_path):
         "rome · edit run aaaa1111",
         "rome · edit run bbbb2222",
     ]
+
+
+@pytest.mark.parametrize(("number", "score"), [(1, "rewrite"), (4, "paraphrase"), (6, "overall"), (5, "neighborhood")])
+def test_a_score_below_0_has_a_second_row_with_a_floor(store, frame, number, score):
+    rows = paper_table(store, number, resamples=0).to_pylist()
+    if score == "neighborhood":
+        assert len(rows) == 1
+        assert "n_below_0" not in rows[0]
+        return
+    plain, floored = rows
+    assert (plain["score"], floored["score"]) == (score, FLOORED[score])
+    assert (plain["n_below_0"], floored["n_below_0"]) == ((frame[score] < 0).sum(), 0)
+    for row in rows:
+        assert row["r2_layer"] == pytest.approx(fitted(frame, row["score"])[0], rel=1e-9)
+        acting = frame[frame.layer.isin(KEPT["acting"])]
+        working = frame[frame.layer.isin(KEPT["working"])]
+        assert row["r2_layer_acting"] == pytest.approx(fitted(acting, row["score"])[0], rel=1e-9)
+        r2_layer, r2_both, p = fitted(working, row["score"])
+        assert row["r2_layer_working"] == pytest.approx(r2_layer, rel=1e-9)
+        assert row["diff_working"] == pytest.approx(r2_both - r2_layer, rel=1e-8)
+        assert row["p_working"] == pytest.approx(p, rel=1e-8)
+
+
+def test_the_notes_say_what_is_left_out(store, frame):
+    acting, working = (frame[frame.layer.isin(KEPT[name])] for name in ("acting", "working"))
+    (without, _, _), (few, both, p) = (fitted(rows, "rewrite") for rows in (acting, working))
+    table = r2_table(store, resamples=0)
+    for format in ("text", "markdown", "latex"):
+        text = " ".join(render(table, format).replace("\u00a0", " ").split())
+        assert f"Without the 1 layer where ROME cannot act, the layer explains {100 * without:.1f} %" in text
+        assert "among the 2 layers with at least nine tenths of the best mean rewrite score" in text
+        assert f"the layer explains {100 * few:.1f} %, and both {100 * both:.1f} % (p = {p:.3f})." in text
+        assert "Of 56 edits, 2 have a tracing effect below 0 or above 1 (effects: −1.02 to 1.30)" in text
+        assert "Of 56 edits, 2 have a score below 0" in text
+    assert "cannot act" not in render(table, "csv")
+    assert layer_table(store)["n_below_0"].to_pylist() == [0, 0, 2, 0]
+    assert "R² layer, working" in render(table, "markdown")
+
+
+def test_the_table_names_runs_by_their_settings(alike):
+    table = r2_table(alike, resamples=0)
+    assert table.column_names[2:5] == ["tokens", "edit_run", "trace_run"]
+    assert "edit_run_id" not in table.column_names
+    assert "contexts 21" in render(table)
