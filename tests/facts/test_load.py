@@ -116,8 +116,43 @@ def test_known_prompt_continues_after_the_template(tmp_path: Path) -> None:
     assert (facts[0].target_true, facts[0].target_false, facts[0].relation) == ("Florence", None, "R2")
 
 
-def test_zsre(tmp_path: Path) -> None:
-    (fact,) = load_facts(write_list(tmp_path, zsre()))
+def test_zsre_asks_as_in_the_papers_experiments(tmp_path: Path) -> None:
+    path = write_list(tmp_path, zsre(), zsre(answers=["Paris"]), zsre(answers=["London "]))
+    first, second, third = load_facts(path)
+    assert first == Fact(
+        "Question: Where was {} born? Answer:",
+        "Ada",
+        "London",
+        "Paris",
+        paraphrases=("Question: In what place was Ada born? Answer:",),
+        neighborhood=("Question: who wrote the first program? Answer:",),
+        fact_id="zsre/question/0",
+        source="zsre",
+    )
+    assert [(fact.target_true, fact.target_false) for fact in (second, third)] == [
+        ("Paris", "London"), ("London", "Paris"),
+    ]  # fmt: skip
+
+
+def test_a_false_answer_of_zsre_is_that_of_another_record(tmp_path: Path) -> None:
+    path = write_list(tmp_path, *(zsre(answers=[f"a{i % 20}"]) for i in range(400)))
+    facts = load_facts(path)
+    assert facts == load_facts(path)
+    assert facts[:7] == load_facts(path, limit=7), "all of the file's answers are drawn from"
+    assert {fact.target_false for fact in facts} == {f"a{i}" for i in range(20)}
+    assert all(fact.target_false != fact.target_true for fact in facts)
+    [alone] = load_facts(write_list(tmp_path, zsre()))
+    assert alone.target_false is None
+
+
+def test_a_bad_record_of_zsre_gives_no_answer(tmp_path: Path) -> None:
+    path = write_list(tmp_path, zsre(), 5, zsre(answers=[7]), zsre(answers=[]), zsre(answers=["Oslo"]))
+    first, last = load_facts(path, on_bad="skip", rejected=[])
+    assert (first.target_false, last.target_false) == ("Oslo", "London")
+
+
+def test_zsre_bare(tmp_path: Path) -> None:
+    (fact,) = load_facts(write_list(tmp_path, zsre()), zsre="bare")
     assert fact == Fact(
         "Where was {} born?",
         "Ada",
@@ -132,13 +167,13 @@ def test_zsre(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alt", ["", "London"])
 def test_zsre_without_an_alternative(tmp_path: Path, alt: str) -> None:
-    (fact,) = load_facts(write_list(tmp_path, zsre(alt=alt)))
+    (fact,) = load_facts(write_list(tmp_path, zsre(alt=alt)), zsre="bare")
     assert fact.target_false is None
 
 
 def test_zsre_subject_is_a_whole_word_if_possible(tmp_path: Path) -> None:
     (fact,) = load_facts(write_list(tmp_path, zsre(subject="In", src="When was Indra's In made?")))
-    assert fact.prompt == "When was Indra's {} made?"
+    assert fact.prompt == "Question: When was Indra's {} made? Answer:"
 
 
 def test_own_lines_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
@@ -440,8 +475,19 @@ def test_known_dev() -> None:
 
 def test_zsre_dev() -> None:
     path = shared("zsre_mend_1k.json")
-    facts = load_facts(path)
+    facts, bare = load_facts(path), load_facts(path, zsre="bare")
     raw = json.loads(path.read_text())
-    assert [f.text for f in facts] == [r["src"] for r in raw]
-    assert [f.target_true for f in facts] == [r["answers"][0] for r in raw]
-    assert not any(n.startswith("nq question") for f in facts for n in f.neighborhood)
+    assert [f.text for f in bare] == [r["src"] for r in raw]
+    assert [f.text for f in facts] == [f"Question: {r['src']} Answer:" for r in raw]
+    assert [f.paraphrases for f in facts] == [(f"Question: {r['rephrase']} Answer:",) for r in raw]
+    assert [f.neighborhood for f in facts] == [
+        (r["loc"].replace("nq question:", "Question:") + "? Answer:",) for r in raw
+    ]
+    answers = [r["answers"][0] for r in raw]
+    assert [f.target_true for f in facts] == [f.target_true for f in bare] == answers
+    assert {f.target_false for f in facts} <= {*answers}
+    assert len({f.target_false for f in facts}) > 300, "they are spread over the file's answers"
+    assert [f.target_false for f in bare] == [
+        None if r["alt"] in ("", r["answers"][0]) else r["alt"].strip() for r in raw
+    ]
+    assert not {f.fact_id for f in facts} & {f.fact_id for f in bare}

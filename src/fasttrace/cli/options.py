@@ -27,7 +27,7 @@ from rich.text import Text
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.settings.base import Setting, settings_of, text_of
-from fasttrace.settings.study import FactSettings, StudySettings
+from fasttrace.settings.study import FactSettings, StudySettings, ZsreForm
 
 from .deliver import STORE
 
@@ -137,7 +137,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
     """The options that verbs share, by name, in the order given."""
     known: dict[str, Callable[[Verb], Verb]] = {
         **{name: _option(settings_of(StudySettings)[name]) for name in ("model", "dtype", "device")},
-        **{name: _option(settings_of(FactSettings)[name]) for name in ("relation", "limit")},
+        **{name: _option(settings_of(FactSettings)[name]) for name in ("relation", "limit", "zsre")},
         "facts": click.option(
             "--facts",
             type=click.Path(),
@@ -185,6 +185,7 @@ class Work:
     facts: str | None
     relation: str | None
     limit: int | None
+    zsre: ZsreForm
     model: str
     dtype: str
     device: str
@@ -192,7 +193,7 @@ class Work:
     as_json: bool
 
     def load_facts(self) -> list[ft.Fact]:
-        return ft.load_facts(self.facts, relation=self.relation, limit=self.limit)
+        return ft.load_facts(self.facts, relation=self.relation, limit=self.limit, zsre=self.zsre)
 
     def load_model(self) -> Any:
         return load(self.model, self.dtype, self.device)
@@ -206,7 +207,7 @@ def work_options(verb: Callable[..., None]) -> Verb:
     def packed(**given: Any) -> None:
         verb(Work(**{name: given.pop(name) for name in names}), **given)
 
-    return options("facts", "relation", "limit", "model", "dtype", "device", "store", "json")(packed)
+    return options("facts", "relation", "limit", "zsre", "model", "dtype", "device", "store", "json")(packed)
 
 
 def load(model: str, dtype: str, device: str) -> Any:

@@ -16,6 +16,7 @@ from .moments import MomentSettings
 from .trace import TraceSettings
 
 DEFAULT_MODEL = "smollm2-135m"
+ZsreForm = Literal["question", "bare"]
 
 
 @settings("study")
@@ -41,6 +42,11 @@ class FactSettings:
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
     limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts")
+    zsre: ZsreForm = setting(
+        default="question",
+        help="Prompts of a zsRE file: question asks 'Question: … Answer:' as the paper's experiments do, bare has the "
+        "question alone",
+    )
     known: bool | int = setting(
         default=True,
         least=1,

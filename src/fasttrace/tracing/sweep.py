@@ -19,6 +19,7 @@ from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
+from fasttrace.settings.common import Noise
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.trace import Tokens, TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
@@ -73,6 +74,12 @@ class TracePlan:
         """The tokens of the interventions: those asked for, or the method's own."""
         assert self.settings.tokens is not None  # the settings resolve it
         return self.settings.tokens
+
+    @property
+    def noise(self) -> Noise:
+        """The generator of the noise: the one asked for, or the protocol's own."""
+        assert self.settings.noise is not None  # the settings resolve it
+        return self.settings.noise
 
     def cost(self, memory: str | int | None = None) -> Cost:
         """Predict FLOPs, bytes, waves and peak memory for tracing every fact. No pass runs.
@@ -189,7 +196,7 @@ class TracePlan:
         started: list[Callable[[], WaveResult]] = []
         for i in range(len(waves) + ahead):
             if i < len(waves):
-                drawn = (self.sigma or 0.0, self.settings.noise, self.settings.seed)
+                drawn = (self.sigma or 0.0, self.noise, self.settings.seed)
                 started.append(start_wave(self.model, items, waves[i], self.intervention, *drawn, tidy=tidy))
             if i >= ahead:
                 yield i - ahead, waves[i - ahead], started.pop(0)()
@@ -212,7 +219,7 @@ class TracePlan:
                 part,
                 self.intervention.samples,
                 self.sigma or 0.0,
-                self.settings.noise,
+                self.noise,
                 self.settings.seed,
                 module=self.intervention.module,
                 memory_rows=rows,
