@@ -18,6 +18,7 @@ from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
 from fasttrace.editing.edit import check_edit
 from fasttrace.editing.hyperparameters import settings_for, window_of
 from fasttrace.editing.moments import Moments, check_moments
+from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, load_facts
 from fasttrace.models.adapter import Decoder
@@ -269,6 +270,7 @@ class Runner:
             window_size=cell.window_size,
             contexts=len(cell.contexts) - 1 if isinstance(cell.contexts, Sequence) else cell.contexts or 0,
             essence=cell.essence,
+            anew=cell.protocol == "released" and PROBLEMS[cell.problem].corrupted,
         )
 
     def _edits_done(self, cell: EditSettings, ids: set[str]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fasttrace.editing.essence import TOKENS
+from fasttrace.editing.finetune import NOISE_ROWS
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
@@ -35,6 +36,7 @@ def edit_cost(
     window_size: int,
     contexts: int,
     essence: int,
+    anew: bool = False,
 ) -> EditCost:
     """Predict the work of editing every fact at every layer, assuming targets as long as o_true.
 
@@ -42,6 +44,9 @@ def edit_cost(
     of fine-tuning runs the window and the layers above it, for all rows. Each step runs forward, and backward to the
     activations. Scoring an edit runs the window and the layers above it, for every prompt. The clean pass and the
     scores before the edit run all layers, once per fact.
+
+    anew: whether every step draws new noise (the released code's Fact Forcing). Each step then has a clean pass of its
+    own, and fine-tuning has NOISE_ROWS rows for every row.
     """
     a_row = sum(sum(linear_flops(model, block)) for block in model.blocks) / model.n_layers
     a_logit = 2.0 * model.width * model.vocab_size
@@ -52,14 +57,16 @@ def edit_cost(
         prompts = 1 + len(record.paraphrases) + len(record.neighborhood)
         scored = prompts * (len(fact.ids) + 2 * extra) + essence * TOKENS
         logits = 2 * prompts * extra + essence * TOKENS
-        sequences = 1 if tuned else contexts + 2
-        flops += (sequences * len(fact.ids) + scored) * model.n_layers * a_row + logits * a_logit
+        copies = NOISE_ROWS if anew and tuned else 1
+        sequences = copies if tuned else contexts + 2
+        passes = settings.steps if anew else 1
+        flops += (passes * sequences * len(fact.ids) + scored) * model.n_layers * a_row + logits * a_logit
         for layer in layers:
             window = window_of(method, layer, window_size, model.n_layers)
             entered = window[-1] if method == "memit" else window[0]
             tail = len(fact.ids) + extra - 1 - (0 if tuned else fact.subject_end - 1)
-            rows = tail if tuned else (contexts + 1) * tail + 1
-            seen = extra if tuned else (contexts + 1) * extra + 1
+            rows = copies * tail if tuned else (contexts + 1) * tail + 1
+            seen = copies * extra if tuned else (contexts + 1) * extra + 1
             flops += settings.steps * 2 * (rows * (model.n_layers - entered) * a_row + seen * a_logit)
             flops += scored * (model.n_layers - window[0]) * a_row + logits * a_logit
             if tuned:
