@@ -107,7 +107,8 @@ def fits_with_certainty(
     for name in COLUMNS:
         fits = fits.append_column(name, sure[name])
     for layers in LAYERS[1:] if choice.get("layers", "all") == "all" else ():
-        fewer = regressions(store, score, **{**choice, "layers": layers})
+        narrower: Choice = {**choice, "layers": layers}
+        fewer = regressions(store, score, **narrower)
         found = {_place(row): row for row in fewer.to_pylist()}
         rows = [found.get(_place(row), {}) for row in fits.to_pylist()]
         for name, column in _ON_FEWER.items():

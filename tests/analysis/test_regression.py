@@ -166,7 +166,9 @@ def test_against_statsmodels(store, by_sql):
 
 
 def test_layer_sums_equal_their_definition(store, cases):
-    sums = "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND layers = 'all' AND n > 0"
+    sums = (
+        "SELECT * FROM layer_sums WHERE score = ? AND effect_at = 'max' AND subset = 'all' AND layers = 'all' AND n > 0"
+    )
     rows = query(store, sums, ["rewrite"]).to_pylist()
     assert len(rows) > 60
     for row in rows:

@@ -109,9 +109,9 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
         "df_den": 160,
     }
     row |= {"problem": "error-injection", "method": "rome", "score": "rewrite"}
-    said = answer([row | {"p_value": 0.0004}], [], [])[0].replace("\u00a0", " ")
+    said = answer([row | {"p_value": 0.00004}], [], [])[0].replace("\u00a0", " ")
     assert "explains 58.5 % of the variance" in said
-    assert "raises that by 1.6 points, to 60.1 % (F-test: F(8, 160) = 4.00, p < 0.001)" in said
+    assert "raises that by 1.6 points, to 60.1 % (F-test: F(8, 160) = 4.00, p < 1e-4)" in said
     assert said.endswith("that gain is more than chance.")
     assert answer([row | {"p_value": 0.4}], [], [])[0].endswith("cannot be told from chance.")
     assert "alone explains less than 0.1" in answer([row | {"p_value": 0.4, "r2_effect": 0.0002}], [], [])[0]

@@ -77,8 +77,8 @@ def test_the_subset_is_the_regression_of_those_facts_alone(store):
     assert [(row["source"], row["n_facts"], row["subset"]) for row in rows] == [
         ("counterfact", 4, "concentrated"), ("zsre", 4, "concentrated"),
     ]  # fmt: skip
-    sql = "FROM regression_rows WHERE score = 'rewrite' AND effect_at = 'max' AND subset = 'concentrated' AND layers = 'all'"
-    table = query(store, sql)
+    sql = "FROM regression_rows WHERE score = 'rewrite' AND effect_at = 'max' AND subset = ? AND layers = 'all'"
+    table = query(store, sql, ["concentrated"])
     assert set(table["fact_id"].to_pylist()) == set(CONCENTRATED)
 
 
