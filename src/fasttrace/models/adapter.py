@@ -21,6 +21,7 @@ from fasttrace.models.identity import bit_sums
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
 from fasttrace.settings.kinds import Kind, instance
+from fasttrace.windows import default_layer
 
 # Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
 # the attention biases of falcon-rw. Empty if the blocks need none.
@@ -393,10 +394,8 @@ class Decoder(ABC):
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:
-        """The layer edited by default: the published choice where there is one, otherwise a fifth of the way up."""
-        return {("gptj", 28): 5, ("gpt2", 48): 17}.get(
-            (self.config.model_type, self.n_layers), round(self.n_layers / 5)
-        )
+        """The layer edited by default (`fasttrace.windows.default_layer`)."""
+        return default_layer(self.n_layers, model_type=self.config.model_type)
 
     def edit_layers(self) -> list[int]:
         """The layers that a study edits: every fourth, the last, and `default_layer` (paper, section 4.2)."""
