@@ -155,9 +155,12 @@ def test_shipped_studies_load_and_can_be_shown(name, run):
 
 
 def test_the_papers_studies_have_the_papers_cells():
-    for name in ("gpt-j", "gpt2-xl", "smollm2-135m"):
+    for name, cells in (("gpt-j", 20), ("gpt2-xl", 8), ("smollm2-135m", 20)):
         [edits] = load_study(name).edits
-        assert len(edits.methods) * len(edits.problems) == 20
+        assert len(edits.methods) * len(edits.problems) == cells
+    xl = load_study("gpt2-xl")
+    assert xl.edits[0].problems == ("error-injection", "fact-forcing")
+    assert [trace.windows for trace in xl.traces] == [(10,)]
     assert load_study("gpt-j").edits[0].layers == (0, 4, 5, 8, 12, 16, 20, 24, 27)
     assert {window for trace in load_study("gpt-j").traces for window in trace.windows} == {10, 5, 3, 1}
 
