@@ -5,7 +5,7 @@ Series also differ in marker and line style, or in hatch. chart.py makes the fig
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -14,20 +14,19 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
 from fasttrace.errors import UserError
 
-from .naming import Row, group_names, in_group, number, p_text, visible
+from .naming import Row, effect_label, group_names, in_group, number, outside_text, p_text, score_label, visible
 
 INK = "#22272e"
 FAINT = "#c9ced6"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-HATCHES = ("", "///", "...")
 COLORMAP = "cividis"
-SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
-GROUPS_ABREAST = 4  # groups of three bars that fit side by side across a page
+PAGE = 10.0  # inches: the width that panels of bars share
 MAX_VECTOR_POINTS = 4000  # above this a scatter is drawn as pixels, because its SVG would take megabytes
 
 
@@ -57,13 +56,44 @@ def _dress(axes: Axes, x: str | None = None, y: str | None = None, title: str | 
     return axes
 
 
+def _two_lines(label: str) -> str:
+    """A label with its unit on a line of its own."""
+    return label.replace(" (", "\n(", 1)
+
+
 def _layers_on_x(axes: Axes, n_layers: int) -> None:
     axes.set_xlim(-0.6, n_layers - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
 
 
-def _legend(axes: Axes, **options: Any) -> None:
-    legend = axes.legend(fontsize=9, frameon=False, labelcolor=INK, **options)
+def _label_axes(part: Figure | SubFigure, panels: list[Axes], x: str | None, y: str) -> None:
+    """Label the axes that the panels share. A panel that stands alone has the labels itself."""
+    if len(panels) == 1:
+        panels[0].set_ylabel(y, color=INK, fontsize=10)
+        panels[0].set_xlabel(x or "", color=INK, fontsize=10)
+        return
+    part.supylabel(y, color=INK, fontsize=10)
+    if x:
+        part.supxlabel(x, color=INK, fontsize=10)
+
+
+def _legend_columns(labels: Iterable[str], width: float) -> int:
+    """How many labels of 9 points fit side by side into a figure of that width in inches."""
+    labels = list(labels)
+    return max(1, min(len(labels), int(width / (0.55 + 0.068 * max(map(len, labels))))))
+
+
+def _legend_above(figure: Figure, panels: list[Axes]) -> None:
+    """A legend of the whole figure, with every series that some panel has."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels, handles = list(found), list(found.values())
+    ncols = _legend_columns(labels, figure.get_figwidth())
+    legend = figure.legend(
+        handles, labels, loc="outside upper left", ncols=ncols, fontsize=9, frameon=False, labelcolor=INK
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -124,7 +154,7 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     values = grid_of(cells, "p_restored")
     n_tokens, n_layers = values.shape
     low, high = color_range(values, fact["p_clean"], fact["p_noised"])
-    names = list(fact["tokens"] or [])[:n_tokens]
+    names = list(fact["token_texts"] or [])[:n_tokens]
     names += [""] * (n_tokens - len(names))
     labels = [
         f"{visible(name)}{'*' if fact['subject_begin'] <= place < fact['subject_end'] else ''}"
@@ -197,11 +227,12 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
     """
     rows = _need_rows(curve, "tracing effects")
     names = group_names(rows, always=("window_size",))
-    figure = _figure(7.0, 3.2)
+    legend_lines = math.ceil(len(names) / _legend_columns((f"{name} (9999 facts)" for name in names.values()), 7.0))
+    figure = _figure(7.0, 3.2 + 0.2 * legend_lines)
     axes = _dress(
         figure.subplots(),
         "layer at the centre of the restored window (0-based)",
-        "mean tracing effect\n(fraction of p_clean − p_noised)",
+        f"mean {_two_lines(effect_label('denoise'))}",
     )
     for place, (group, name) in enumerate(names.items()):
         members = sorted(in_group(rows, group), key=lambda row: row["layer"])
@@ -223,108 +254,176 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
         )
     _layers_on_x(axes, max(row["layer"] for row in rows) + 1)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    _legend(axes, loc="upper right")
+    _legend_above(figure, [axes])
     return figure
 
 
-def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) -> Figure:
-    """Edit score against tracing effect, one panel per edited layer, with ρ in its title (paper, Figures 4 and 15).
+def fit_and_band(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(least-squares line of y on x, half width of its 95 % confidence band), both at the points `at`.
 
-    pairs: the keys of a regression, layer, effect, score; one row per edit (sql/edit_effects.sql).
+    The band is that of the mean: t · s · √(1/n + (at − x̄)² / Σ(x − x̄)²), with Student's t of n − 2 degrees of freedom
+    and s² the residuals' sum of squares over n − 2. None for fewer than 3 points, and for x that does not vary.
+    """
+    n = len(x)
+    if n < 3 or np.ptp(x) <= 1e-9 * np.abs(x).max():
+        return None
+    from_mean = x - x.mean()
+    spread = np.square(from_mean).sum()
+    slope = (from_mean * y).sum() / spread
+    line = y.mean() + slope * (at - x.mean())
+    residuals = y - y.mean() - slope * from_mean
+    s = math.sqrt(np.square(residuals).sum() / (n - 2))
+    band = stats.t.ppf(0.975, n - 2) * s * np.sqrt(1 / n + np.square(at - x.mean()) / spread)
+    return line, band
+
+
+def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) -> Figure:
+    """Edit score against tracing effect, one panel per edited layer, with ρ in its title (paper, Figures 4, 14 to 22).
+
+    A panel has the perfect relationship, the least-squares line and its 95 % band (`fit_and_band`).
+    pairs: the keys of a regression, layer, effect, score; one row per edit.
     correlations: the same keys, layer, rho, p_value; one row per edited layer.
     """
     rows = _need_rows(pairs, "edits with a tracing effect")
     rhos = correlations.to_pylist()
     names = group_names(rows)
     blocks = {group: sorted({row["layer"] for row in in_group(rows, group)}) for group in names}
-    heights = [0.75 + 1.95 * math.ceil(len(layers) / 4) for layers in blocks.values()]
-    figure = _figure(9.0, sum(heights))
-    x_low, x_high = (pick([0.0, 1.0, *(row["effect"] for row in rows)]) for pick in (min, max))
-    y_low, y_high = (pick([0.0, 1.0, *(row["score"] for row in rows)]) for pick in (min, max))
+    columns = min(4, max(map(len, blocks.values())))
+    side = 3.4 if columns == 1 else 1.95
+    heights = [1.0 + side * math.ceil(len(layers) / columns) for layers in blocks.values()]
+    figure = _figure(max(5.8, 1.0 + 2.05 * columns), 0.3 + sum(heights))
+    limits = [
+        (min(0.0, *values) - 0.05, max(1.0, *values) + 0.05)
+        for values in ([row[name] for row in rows] for name in ("effect", "score"))
+    ]
+    shown: list[Axes] = []
     slices = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False).flat
     for part, (group, layers) in zip(slices, blocks.items(), strict=True):
+        members = in_group(rows, group)
         part.set_facecolor("none")
         if len(names) > 1:
             part.suptitle(names[group], color=INK, fontsize=11, x=0.01, ha="left", parse_math=False)
-        panels = _panel_grid(part, len(layers), 4, sharex=True, sharey=True)
+        panels = _panel_grid(part, len(layers), columns, sharex=True, sharey=True)
+        shown += panels
         for axes, layer in zip(panels, layers, strict=True):
-            points = [row for row in in_group(rows, group) if row["layer"] == layer]
             found = [row for row in in_group(rhos, group) if row["layer"] == layer]
-            rho, p = (found[0]["rho"], found[0]["p_value"]) if found else (None, None)
-            _dress(axes, title=f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = {len(points)}")
-            axes.plot([0, 1], [0, 1], color=SERIES[1], linestyle="--", linewidth=1.0)
-            axes.scatter(
-                [row["effect"] for row in points],
-                [row["score"] for row in points],
-                s=14,
-                color=SERIES[0],
-                alpha=0.75 if len(points) <= 100 else 0.35,
-                linewidths=0,
-                rasterized=len(rows) > MAX_VECTOR_POINTS,
-            )
-            axes.set_xlim(x_low - 0.05, x_high + 0.05)
-            axes.set_ylim(y_low - 0.05, y_high + 0.05)
-        part.supxlabel("tracing effect at the edited layer (fraction of p_clean − p_noised)", color=INK, fontsize=10)
-        part.supylabel(f"{score} score", color=INK, fontsize=10)
+            _scatter_panel(axes, layer, [row for row in members if row["layer"] == layer], found, many=len(rows))
+            axes.set(xlim=limits[0], ylim=limits[1])
+        label = _two_lines(effect_label(members[0]["localization"], members[0]["effect_at"]))
+        outside = outside_text(row["effect"] for row in members)
+        _label_axes(part, panels, label + (f"\n{outside}" if outside else ""), _two_lines(score_label(score)))
+    _legend_above(figure, shown)
     return figure
+
+
+def _scatter_panel(axes: Axes, layer: int, points: list[Row], found: list[Row], *, many: int) -> None:
+    """Draw the edits of one layer. found: the row with their correlation, if any. many: points in the whole figure."""
+    rho, p = (found[0]["rho"], found[0]["p_value"]) if found else (None, None)
+    _dress(axes, title=f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = {len(points)}")
+    x, y = (np.array([row[name] for row in points], dtype=float) for name in ("effect", "score"))
+    axes.scatter(
+        x,
+        y,
+        s=14,
+        color=SERIES[0],
+        alpha=0.75 if len(points) <= 100 else 0.35,
+        linewidths=0,
+        rasterized=many > MAX_VECTOR_POINTS,
+    )
+    axes.plot([0, 1], [0, 1], color=SERIES[1], linestyle="--", linewidth=1.0, label="perfect relationship")
+    at = np.linspace(x.min(), x.max(), 50)
+    fit = fit_and_band(x, y, at)
+    if fit is not None:
+        line, band = fit
+        axes.plot(at, line, color=INK, linewidth=1.4, label="least squares")
+        axes.fill_between(
+            at, line - band, line + band, color=INK, alpha=0.18, linewidth=0, label="95 % confidence band"
+        )
 
 
 def draw_r2_bars(regressions: pa.Table) -> Figure:
-    """R² of the edit score by layer, by tracing effect and by both, for each problem and method (Figure 6).
+    """R² of the edit score by layer, and on top what the tracing effect adds (paper, Figures 6, 12 and 13).
 
-    regressions: the keys of a regression, score, r2_layer, r2_effect, r2_both.
+    There is a panel for each problem, and a bar for each method. The upper number is R² by layer and effect together,
+    the lower one R² by layer.
+    regressions: the keys of a regression, score, r2_layer, r2_both.
     """
     rows = _need_rows(regressions, "edits with a tracing effect")
-    named = list(zip(group_names(rows).values(), rows, strict=True))
-    lines = math.ceil(len(rows) / GROUPS_ABREAST)
-    abreast = math.ceil(len(rows) / lines)
-    figure = _figure(max(5.0, 1.6 + 1.9 * abreast), 0.5 + 2.9 * lines)
-    panels = _panel_grid(figure, lines, 1, sharey=True)
-    for place, axes in enumerate(panels):
-        _r2_panel(_dress(axes), named[abreast * place : abreast * (place + 1)], abreast)
-    figure.supylabel(f"R² of the {rows[0]['score']} score", color=INK, fontsize=10)
-    _legend(panels[0], loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
+    named = list(zip(rows, group_names(rows, always=("method",), apart=("problem",)).values(), strict=True))
+    problems = {
+        row["problem"]: [(name, one) for one, name in named if one["problem"] == row["problem"]] for row in rows
+    }
+    wide = max(map(len, problems.values()))
+    longest = max(len(word) for _, name in named for word in name.split(" · "))
+    panel_width = 0.5 + wide * max(0.62, 0.085 * longest)
+    columns = max(1, min(len(problems), int(PAGE / panel_width)))
+    lines = math.ceil(len(problems) / columns)
+    figure = _figure(max(5.0, 0.6 + panel_width * columns), 0.6 + 2.9 * lines)
+    panels = _panel_grid(figure, len(problems), columns, sharey=True)
+    for axes, (problem, members) in zip(panels, problems.items(), strict=True):
+        _r2_panel(_dress(axes, title=problem), members, wide)
+    _label_axes(figure, panels, None, f"R² of the {score_label(rows[0]['score'])}")
+    _legend_above(figure, panels)
     return figure
 
 
-def _r2_panel(axes: Axes, named: list[tuple[str, Row]], abreast: int) -> None:
-    """Draw three bars for each (name, regression). abreast: number of groups that fit the panel."""
+def _r2_panel(axes: Axes, named: list[tuple[str, Row]], wide: int) -> None:
+    """Draw a stacked bar for each (name, regression). wide: number of bars that fit the panel."""
     places = np.arange(len(named))
-    series = (("r2_layer", "edited layer"), ("r2_effect", "tracing effect"), ("r2_both", "both"))
-    for offset, (column, label) in enumerate(series):
-        values = [math.nan if row[column] is None else row[column] for _, row in named]
-        bars = axes.bar(
-            places + 0.27 * (offset - 1),
-            np.nan_to_num(values),
-            width=0.25,
-            color=SERIES[offset],
-            label=label,
-            hatch=HATCHES[offset],
-            edgecolor="white",
-            linewidth=0,
-        )
-        axes.bar_label(bars, [number(value) for value in values], fontsize=9, color=INK, padding=2)
+    layer, both = (
+        np.array([math.nan if row[column] is None else row[column] for _, row in named], dtype=float)
+        for column in ("r2_layer", "r2_both")
+    )
+    low, high = np.nan_to_num(layer), np.nan_to_num(both)
+    axes.bar(places, low, width=0.6, color=SERIES[0], label="edited layer (lower number)")
+    axes.bar(
+        places,
+        high - low,
+        bottom=low,
+        width=0.6,
+        color=SERIES[1],
+        label="edited layer and tracing effect (upper number)",
+    )
+    for place, top, upper, lower in zip(places, np.maximum(low, high), both, layer, strict=True):
+        for text, up, weight in ((number(lower), 3, "normal"), (number(upper), 14, "bold")):
+            axes.annotate(
+                text,
+                (place, top),
+                (0, up),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=9,
+                color=INK,
+                fontweight=weight,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # hides the line behind a number
+            )
     axes.set_xticks(places, [name.replace(" · ", "\n") for name, _ in named])
-    axes.set_xlim(-0.6, abreast - 0.4)
-    axes.set_ylim(0, 1.08)  # room for the number above a bar of height 1
+    spare = max(0.0, (3 - wide) / 2)  # bars are not wider than a third of a panel
+    axes.set_xlim(-0.6 - spare, wide - 0.4 + spare)
+    axes.set_ylim(0, 1.2)  # room for the numbers above a bar of height 1
     axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    for text in axes.get_xticklabels():
-        text.set_parse_math(False)
+    for label in axes.get_xticklabels():
+        label.set_parse_math(False)
 
 
 def draw_score_by_layer(means: pa.Table) -> Figure:
-    """Mean edit scores by edited layer, one panel per score, one line per problem and method (Figures 7 and 9).
+    """Mean edit scores by edited layer, one panel per score, one line per problem and method (paper, Figures 7 to 9).
 
     means: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, mean, sem; one row per layer and
-    score.
+    score. The panels have the order of the rows.
     """
     rows = [row for row in _need_rows(means, "edits") if row["mean"] is not None]
-    scores = [score for score in SCORES if any(row["score"] == score for row in rows)]
+    scores = list(dict.fromkeys(row["score"] for row in rows))
     names = group_names(rows)
-    figure = _figure(9.0, 0.5 + 2.6 * math.ceil(len(scores) / 2) + 0.22 * math.ceil(len(names) / 2))
-    panels = _panel_grid(figure, len(scores), 2, sharex=True, sharey=True)
+    columns = min(3, len(scores))
+    lines = math.ceil(len(scores) / columns)
+    width = max(5.0, 1.0 + 3.0 * columns)
+    legend_lines = math.ceil(len(names) / _legend_columns(names.values(), width))
+    figure = _figure(width, 0.6 + 2.8 * lines + 0.22 * legend_lines)
+    panels = _panel_grid(figure, len(scores), columns, sharex=True, sharey=True)
     for axes, score in zip(panels, scores, strict=True):
-        _dress(axes, title=f"{score} score")
+        _dress(axes, title=score_label(score))
         for place, (group, name) in enumerate(names.items()):
             members = [row for row in in_group(rows, group) if row["score"] == score]
             members.sort(key=lambda row: row["layer"])
@@ -343,13 +442,7 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
             )
         axes.set_ylim(min(0.0, min(row["mean"] for row in rows)) - 0.02, 1.04)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    figure.supxlabel("edited layer (0-based)", color=INK, fontsize=10)
-    figure.supylabel("mean score (1 = full success)", color=INK, fontsize=10)
+    _label_axes(figure, panels, "edited layer (0-based)", "mean score (1 = full success)")
     if len(names) > 1:
-        handles, labels = panels[0].get_legend_handles_labels()
-        legend = figure.legend(
-            handles, labels, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        _legend_above(figure, panels)
     return figure

@@ -11,13 +11,13 @@ from fasttrace.store import Readable
 from . import chart
 from .chart import Axis, Panel, Series
 from .exhibit import COUNT, P_VALUE, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, run_ids, two
-from .naming import GROUP, RUNS, Row, number, p_text
+from .naming import GROUP, RUNS, Row, effect_label, heading, number, outside_text, p_text
 from .regression import layer_correlations
 from .relation import relation
 from .tables import fits_with_certainty
 
 PREDICTORS = {"r2_layer": "edited layer", "r2_effect": "tracing effect", "r2_both": "both"}
-OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": "all", "source": None}
+OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": "all", "layers": "all", "source": None}
 """The parameters of regressions_of_score and layer_correlations_of_score."""
 
 
@@ -29,6 +29,7 @@ def r2(store: Readable) -> Exhibit | None:
     if not rows:
         return None
     panels = _r2_panels(rows)
+    idle = any(row["n_layers_acting"] != row["n_layers"] for row in rows)
     columns = [
         *keys_of(rows),
         Column("n", "edits", **COUNT),
@@ -38,6 +39,11 @@ def r2(store: Readable) -> Exhibit | None:
         Column("gain", "gain [95 %]", numeric=True),
         Column("p_value", "p", **P_VALUE),
         Column("p_clustered", "p clustered", **P_VALUE),
+        *([Column("r2_layer_acting", heading("r2_layer_acting"), **VALUE)] if idle else []),
+        Column("r2_layer_working", heading("r2_layer_working"), **VALUE),
+        Column("diff_working", heading("diff_working"), **VALUE),
+        Column("p_working", heading("p_working"), **P_VALUE),
+        *([Column("n_below_0", heading("n_below_0"), **COUNT)] if any(row["n_below_0"] for row in rows) else []),
         Column("f_text", "F (df)", numeric=True),
         Column("n_facts", "facts", **COUNT),
         Column("n_left_out", "left out", **COUNT),
@@ -120,6 +126,7 @@ def pairs(store: Readable) -> Exhibit | None:
         Column("rho", "ρ", two, numeric=True),
         Column("p_value", "p of ρ", **P_VALUE),
     ]
+    outside = outside_text(edits["effect"].to_pylist())
     caption = "Pearson’s ρ of tracing effect and rewrite score at each edited layer."
     return Exhibit(
         key="pairs",
@@ -127,7 +134,7 @@ def pairs(store: Readable) -> Exhibit | None:
         title="Rewrite score against tracing effect",
         figures=(4, 15),
         caption="Each point is one edit at the layer in the panel’s title. If localization informed editing, the "
-        "points would follow the dashed line.",
+        f"points would follow the dashed line.{f' {outside}.' if outside else ''}",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -151,12 +158,16 @@ def _pair_panels(rows: Sequence[Row], edits: pa.Table) -> tuple[list[Panel], lis
     scales: dict[str, list[float]] = {}  # panels that are shown at once share a scale
     for _, name, here in shown:
         scales.setdefault(name, [0.0, 1.0]).extend(here.scores)
-    x = _effect_axis(edits["effect"].to_pylist())
+    effects: dict[str, list[float]] = {}  # by tracing method, because the units differ
+    for row, _, here in shown:
+        effects.setdefault(row["localization"], []).extend(here.effects)
+    axes = {method: _effect_axis(method, values) for method, values in effects.items()}
     panels: list[Panel] = []
     lists: list[Row] = []
     for row, name, here in shown:
         y = chart.upward(min(scales[name]), max(scales[name]), "rewrite score")
         of = name if len(scales) > 1 else ""
+        x = axes[row["localization"]]
         panels.append(_pair_panel(row, name, here, x, y, of=of, points=len(lists)))
         lists.append({"name": f"{name}, layer {row['layer']}", **here._asdict()})
     return panels, lists
@@ -174,9 +185,9 @@ def _edits_by_panel(edits: pa.Table, identity: Sequence[str]) -> Mapping[tuple[A
     return found
 
 
-def _effect_axis(effects: Sequence[float]) -> Axis:
+def _effect_axis(method: str, effects: Sequence[float]) -> Axis:
     low, high = min(0.0, *effects), max(1.0, *effects)
-    return chart.across(low, high, "tracing effect at the layer", chart.ticks(low, high))
+    return chart.across(low, high, effect_label(method), chart.ticks(low, high))
 
 
 def _pair_panel(row: Row, name: str, edits: Edits, x: Axis, y: Axis, *, of: str, points: int) -> Panel:

@@ -9,16 +9,18 @@ from fasttrace.store import Readable
 
 from . import chart
 from .chart import Axis, Panel
-from .draw import SCORES
 from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, places, run_ids
-from .naming import GROUP, RUNS, Row, group_names, in_group, number
+from .naming import GROUP, RUNS, Row, group_names, in_group, number, score_label
 from .regression import layer_means
 from .relation import relation
+
+SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
 
 
 def layer_scores(store: Readable) -> pa.Table:
     """Mean and standard error of every score at every edited layer, one row per layer and score (Figures 7 to 9)."""
-    return pa.concat_tables([layer_means(store, score) for score in SCORES])
+    means = [layer_means(store, score) for score in SCORES]
+    return pa.concat_tables([*means, relation(store, "layer_means_with_essence")])
 
 
 def layers(store: Readable) -> Exhibit | None:
@@ -28,7 +30,7 @@ def layers(store: Readable) -> Exhibit | None:
     rows = [row for row in table.to_pylist() if row["mean"] is not None]
     if not rows:
         return None
-    scores = [score for score in SCORES if any(row["score"] == score for row in rows)]
+    scores = list(dict.fromkeys(row["score"] for row in rows))
     panels = _layer_panels(rows, scores)
     return Exhibit(
         key="layers",
@@ -55,19 +57,19 @@ def _layer_panels(rows: Sequence[Row], scores: Sequence[str]) -> list[Panel]:
     ends = [0.0, 1.0, *(row["mean"] for row in rows)]
     panels = []
     for score in scores:
-        y = chart.upward(min(ends), max(ends), f"mean {score} score")
+        y = chart.upward(min(ends), max(ends), f"mean {score_label(score)}")
         for problem in problems:
             members = [row for row in labelled if row["problem"] == problem and row["score"] == score]
             if not members:
                 continue
             names = dict.fromkeys(row["series_name"] for row in members)
             panel = Panel(
-                title=f"{score} score" if len(problems) == 1 else f"{problem}: {score}",
+                title=score_label(score) if len(problems) == 1 else f"{problem}: {score}",
                 kind="lines",
                 x=x,
                 y=y,
                 series=[chart.line(name, colour[name], x, y, _layer_points(members, name)) for name in names],
-                summary=f"{problem}: mean {score} score by edited layer, one line per method",
+                summary=f"{problem}: mean {score_label(score)} by edited layer, one line per method",
                 facets={"score": score, "problem": problem},
             )
             panels.append(panel)
@@ -82,8 +84,8 @@ def _layer_points(rows: Sequence[Row], name: str) -> list[tuple[float, float, fl
             row["layer"],
             row["mean"],
             row["sem"],
-            f"{row['problem']} · {name}, layer {row['layer']}: mean {row['score']} score {number(row['mean'])} ± "
-            f"{number(row['sem'])}, n = {row['n']:,}",
+            f"{row['problem']} · {name}, layer {row['layer']}: mean {score_label(row['score'])} "
+            f"{number(row['mean'])} ± {number(row['sem'])}, n = {row['n']:,}",
         )
         for row in here
     ]
@@ -92,7 +94,7 @@ def _layer_points(rows: Sequence[Row], name: str) -> list[tuple[float, float, fl
 def _layer_table(rows: Sequence[Row], scores: Sequence[str]) -> Table:
     """The means side by side, one row per edited layer."""
     wide: dict[tuple[Any, ...], Row] = {}
-    keys = [key for key in (*GROUP, *RUNS, "layer") if key in rows[0]]
+    keys = [key for key in (*GROUP, *RUNS.values(), *RUNS, "layer") if key in rows[0]]
     for row in rows:
         line = wide.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys} | {"n": 0})
         line["n"] = max(line["n"], row["n"])

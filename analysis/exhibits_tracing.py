@@ -1,13 +1,13 @@
 """Exhibits of tracing: mean effects by layer, and the layer of each fact's largest effect."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fasttrace.store import Readable
 
 from . import chart
 from .chart import Panel, Series
 from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, keys_of, run_ids, several
-from .naming import Row, group_names, in_group, number
+from .naming import Group, Row, effect_label, group_names, in_group, number
 from .relation import relation
 
 
@@ -30,24 +30,38 @@ def curve(store: Readable) -> Exhibit | None:
         section="tracing",
         title="Mean tracing effect by layer",
         figures=(10,),
-        caption="A fact’s effect at a layer is the largest over tokens, as a fraction of p_clean − p_noised. The line "
-        "is the mean over facts, and the band is one standard error on each side.",
+        caption="A fact’s effect at a layer is the largest over tokens. The line is the mean over facts, and the band "
+        "is one standard error on each side.",
         source=source,
         data=table,
         runs=run_ids(rows),
         table=Table("Mean tracing effects.", columns, rows, folded=True),
-        panels=[_curve_panel(rows)],
+        panels=_curve_panels(rows),
     )
 
 
-def _curve_panel(rows: Sequence[Row]) -> Panel:
-    """One line per tracing window, with standard errors as a band."""
+def _curve_panels(rows: Sequence[Row]) -> list[Panel]:
+    """One panel per tracing method, because the effects of two methods have different units."""
+    methods = list(dict.fromkeys(row["localization"] for row in rows))
+    apart = [[row for row in rows if row["localization"] == method] for method in methods]
+    names = dict.fromkeys(name for members in apart for name in _window_names(members).values())
+    colours = {name: place for place, name in enumerate(names)}
+    titles = methods if len(methods) > 1 else [""]
+    return [_curve_panel(members, title, colours) for members, title in zip(apart, titles, strict=True)]
+
+
+def _window_names(rows: Sequence[Row]) -> dict[Group, str]:
+    return group_names(rows, always=("window_size",))
+
+
+def _curve_panel(rows: Sequence[Row], title: str, colours: Mapping[str, int]) -> Panel:
+    """One line per tracing window, with standard errors as a band. colours: {name of a line: its place}."""
     highest = max(row["layer"] for row in rows)
     x = chart.across(0, highest, "layer at the window’s centre", chart.layer_ticks(range(highest + 1)))
     ends = [row["mean_effect"] + sign * (row["sem_effect"] or 0.0) for row in rows for sign in (-1, 1)]
-    y = chart.upward(min(0.0, *ends), max(ends), "mean tracing effect")
+    y = chart.upward(min(0.0, *ends), max(ends), f"mean {effect_label(rows[0]['localization'])}")
     series: list[Series] = []
-    for group, name in group_names(rows, always=("window_size",)).items():
+    for group, name in _window_names(rows).items():
         points = [
             (
                 row["layer"],
@@ -58,9 +72,9 @@ def _curve_panel(rows: Sequence[Row]) -> Panel:
             )
             for row in in_group(rows, group)
         ]
-        series.append(chart.line(name, len(series), x, y, points, as_band=True))
-    summary = "Mean tracing effect by layer, one line per tracing window"
-    return Panel(title="", kind="lines", x=x, y=y, series=series, summary=summary)
+        series.append(chart.line(name, colours[name], x, y, points, as_band=True))
+    summary = ": ".join(filter(None, (title, "mean tracing effect by layer, one line per tracing window")))
+    return Panel(title=title, kind="lines", x=x, y=y, series=series, summary=summary)
 
 
 def _window_column(rows: Sequence[Row]) -> list[Column]:

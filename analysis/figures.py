@@ -16,6 +16,7 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.store import Readable, Stored
+from fasttrace.windows import default_layer
 
 from . import draw
 from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
@@ -59,7 +60,8 @@ def paper_figure(store: Stored, number: int, *, fact_id: str | None = None, laye
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
     fact_id: the fact of Figure 2. None: the fact whose p(o_true) the noise lowered most.
-    layer: the edited layer of Figures 4 and 14. None: the layer with the highest mean score.
+    layer: the edited layer of Figures 4 and 14. None: the layer at which the model is edited by default (the paper's
+    choice; `fasttrace.windows.default_layer`), or the edited layer nearest to it. The panel's title names the layer.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
     one = figure_numbered(number)
@@ -72,8 +74,8 @@ def paper_figure(store: Stored, number: int, *, fact_id: str | None = None, laye
         return draw.draw_mean_effect(_denoised(store, "mean_effect"))
     if one.kind == "peaks":
         peaks = _denoised(store, "peak_layers")
-        if number == 1:
-            peaks = peaks.filter(pc.equal(peaks["window_size"], pc.max(peaks["window_size"])))
+        if one.rows.window_size:
+            peaks = peaks.filter(pc.equal(peaks["window_size"], one.rows.window_size))
         return draw.draw_peak_histogram(peaks)
     if one.kind == "bars":
         return draw.draw_r2_bars(one.rows.kept(regressions(store, one.scores[0], **one.rows.choice())))
@@ -91,14 +93,32 @@ def _scatter(store: Readable, one: Numbered, layer: int | None) -> Figure:
     if one.kind == "scatter-one":
         layers = sorted(set(pairs["layer"].to_pylist()))
         if layer is None:
-            means = pairs.group_by("layer").aggregate([("score", "mean")]).to_pylist()
-            layer = max(means, key=lambda row: (row["score_mean"], -row["layer"]))["layer"]
-        if layer not in layers:
+            chosen = _default_layers(store, pairs)
+        elif layer in layers:
+            chosen = dict.fromkeys(pairs["edit_run_id"].to_pylist(), layer)
+        else:
             raise StoreError(
                 f"expected an edited layer of {store.where}, one of {', '.join(map(str, layers))}, got {layer}"
             )
-        rhos, pairs = (table.filter(pc.equal(table["layer"], layer)) for table in (rhos, pairs))
+        rhos, pairs = (
+            table.filter([chosen.get(row["edit_run_id"]) == row["layer"] for row in table.to_pylist()])
+            for table in (rhos, pairs)
+        )
     return draw.draw_effect_vs_score(pairs, rhos, score)
+
+
+def _default_layers(store: Readable, pairs: pa.Table) -> dict[str, int]:
+    """{editing run: its edited layer nearest to its model's default layer, the lower of two}."""
+    traced = relation(store, "mean_effect").to_pylist()
+    edited: dict[tuple[str, str], set[int]] = {}
+    for run, model, layer in zip(*(pairs[name].to_pylist() for name in ("edit_run_id", "model", "layer")), strict=True):
+        edited.setdefault((run, model), set()).add(layer)
+    chosen = {}
+    for (run, model), layers in edited.items():
+        n_layers = 1 + max(row["layer"] for row in traced if row["model"] == model)
+        default = default_layer(n_layers, name=model)
+        chosen[run] = min(layers, key=lambda one: (abs(one - default), one))
+    return chosen
 
 
 def pairs_table(store: Readable, score: str, **choice: Any) -> pa.Table:

@@ -25,13 +25,15 @@ WITH_ESSENCE = "overall with essence"  # the mean of all four scores
 class RowFilter:
     """The edits and tracing effects of a table or figure. None selects every value, each in separate rows.
 
-    window_size: tracing window in layers; None: the window of each edit. zsre: only edits of zsRE's facts, or only
-    edits of other facts. model: part of the model's name, where the paper names a model.
+    window_size: tracing window in layers; None: the window of each edit, or every window where there are no edits.
+    tokens: the tokens that a tracing run intervenes at. zsre: only edits of zsRE's facts, or only edits of other facts.
+    model: part of the model's name, where the paper names a model.
     """
 
     problem: str | None = None
     method: str | None = None
     localization: str | None = "denoise"
+    tokens: str | None = None
     window_size: int | None = None
     effect_at: str = "max"
     subset: str = "all"
@@ -40,7 +42,7 @@ class RowFilter:
 
     def choice(self) -> dict[str, Any]:
         """Keyword arguments of `regressions`, `certainty` and `regression_rows`."""
-        names = ("problem", "method", "localization", "window_size", "effect_at", "subset")
+        names = ("problem", "method", "localization", "tokens", "window_size", "effect_at", "subset")
         return {name: getattr(self, name) for name in names}
 
     def kept(self, table: pa.Table) -> pa.Table:
@@ -69,15 +71,19 @@ class RowFilter:
         )
 
     def of_traces(self, row: Row) -> bool:
-        """Whether a row of trace_coverage matches these effects, with any window."""
-        return self.localization in (None, row["localization"]) and (self.model is None or self.model in row["model"])
+        """Whether a row of trace_coverage matches these effects."""
+        wanted = {"localization": self.localization, "tokens": self.tokens, "window_size": self.window_size}
+        return all(value in (None, row[name]) for name, value in wanted.items()) and (
+            self.model is None or self.model in row["model"]
+        )
 
     def commands(self, store: Readable) -> list[str]:
         """Command lines that make these traces and edits in this store, with … for values to choose."""
         facts = " --facts zsre_mend_eval.json" if self.zsre else ""
-        model = f" --model {self.model}" if self.model else ""
+        model = f" --model {_FULL_NAMES.get(self.model, self.model)}" if self.model else ""
         common = f"{model}{facts} --store {shlex.quote(str(next(iter(store.files.values()))))}"
         trace = "fasttrace trace" + (f" --method {self.localization}" if self.localization != "denoise" else "")
+        trace += f" --tokens {self.tokens}" if self.tokens else ""
         edit = "fasttrace edit --known"
         edit += f" --problem {self.problem}" if self.problem else " --problem …"
         edit += f" --method {self.method}" if self.method else " --method …"
@@ -94,9 +100,17 @@ class Numbered:
     rows: RowFilter = RowFilter()
     scores: tuple[str, ...] = ("rewrite",)
 
+    def at_window(self, window_size: int | None) -> "Numbered":
+        """The same with the effects of that tracing window. None changes nothing."""
+        if window_size is None:
+            return self
+        return replace(self, rows=replace(self.rows, window_size=window_size))
+
 
 _ROME = RowFilter(problem="error-injection", method="rome")
 _INJECTION = RowFilter(problem="error-injection")
+_ZEROED = replace(_ROME, localization="zero", tokens="whole-subject")  # Appendix B zeroes all subject tokens at once
+_FULL_NAMES = {"gpt2-xl": "openai-community/gpt2-xl"}  # for commands
 
 TABLES = {
     one.number: one
@@ -122,7 +136,8 @@ TABLES = {
 FIGURES = {
     one.number: one
     for one in (
-        Numbered(1, "peaks", "Layers where facts' tracing effects peak, largest window"),
+        # Section 3.2: a tracing window of 5 by default.
+        Numbered(1, "peaks", "Layers where facts' tracing effects peak, window 5", RowFilter(window_size=5)),
         Numbered(2, "heatmap", "Tracing grid of one fact"),
         Numbered(4, "scatter-one", "ROME's rewrite score against the tracing effect at one layer", _ROME),
         Numbered(6, "bars", "R² of the rewrite score by problem and method"),
@@ -138,7 +153,8 @@ FIGURES = {
         Numbered(10, "curve", "Mean tracing effect by layer and window"),
         Numbered(11, "peaks", "Layers where facts' tracing effects peak, by window"),
         Numbered(12, "bars", "R² of the rewrite score, tracing window 10", RowFilter(window_size=10)),
-        Numbered(13, "bars", "R² of the rewrite score, GPT2-XL", RowFilter(model="gpt2-xl")),
+        # Appendix C: GPT2-XL is traced with a window of 10.
+        Numbered(13, "bars", "R² of the rewrite score, GPT2-XL, window 10", RowFilter(model="gpt2-xl", window_size=10)),
         Numbered(
             14,
             "scatter-one",
@@ -168,16 +184,8 @@ FIGURES = {
             replace(_ROME, zsre=True),
             ("overall",),
         ),
-        Numbered(
-            21, "scatter", "ROME's rewrite score against the effect of zeroing", replace(_ROME, localization="zero")
-        ),
-        Numbered(
-            22,
-            "scatter",
-            "ROME's overall score against the effect of zeroing",
-            replace(_ROME, localization="zero"),
-            ("overall",),
-        ),
+        Numbered(21, "scatter", "ROME's rewrite score against the effect of zeroing", _ZEROED),
+        Numbered(22, "scatter", "ROME's overall score against the effect of zeroing", _ZEROED, ("overall",)),
     )
 }
 ILLUSTRATIONS = {3: "an example of CounterFact", 5: "a drawing of the editing problems"}
@@ -226,8 +234,8 @@ def what_is_missing(there: Coverage, one: Numbered) -> str | None:
     elif one.kind == "layers":
         needed = [("edits", edits, edit)]
     else:
-        windows = {one.rows.window_size} if one.rows.window_size else {row["window_size"] for row in edits}
-        traces = [row for row in traces if not windows or row["window_size"] in windows]
+        compared = {(row["model"], one.rows.window_size or row["window_size"]) for row in edits}
+        traces = [row for row in traces if not edits or (row["model"], row["window_size"]) in compared]
         needed = [("tracing effects", traces, trace), ("edits", edits, edit)]
     absent = [(name, command) for name, found, command in needed if not found]
     if absent:

@@ -1,6 +1,7 @@
 """Stores and reports of made-up studies (tests/support/plausible.py)."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from plausible import edit_result, mass_result, study_facts, trace_result
@@ -33,6 +34,27 @@ def wide_study(tmp_path_factory):
     other = {"model": "gpt2", "model_hash": "77aa"}
     store.add(trace_result(facts, run_id="trace-gpt2", **other))
     store.add(edit_result(facts, run_id="edit-gpt2", **other))
+    return store
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Data for every table and figure: every problem and method, windows 5 and 10, zeroing, zsRE's facts, GPT2-XL."""
+    store = Store(tmp_path_factory.mktemp("whole") / "whole.duckdb")
+    facts = study_facts(count=14)
+    store.add_facts(facts)
+    store.add(trace_result(facts[:8], windows=(5, 10)))
+    store.add(trace_result(facts[8:], windows=(5, 10), width=1.2))  # a few layers: concentrated
+    store.add(trace_result(facts, localization="zero", tokens="whole-subject", run_id="zeroed"))
+    for problem, method in itertools.product(PROBLEMS, METHODS):
+        store.add(edit_result(facts, problem=problem, method=method, essence=0.9))
+    asked = [replace(fact, source="zsre") for fact in study_facts("asked", count=10)]
+    store.add_facts(asked)
+    store.add(trace_result(asked, run_id="trace-asked"))
+    store.add(edit_result(asked, run_id="edit-asked"))
+    xl = {"model": "openai-community/gpt2-xl", "model_hash": "77aa"}
+    store.add(trace_result(facts, windows=(5, 10), run_id="trace-xl", **xl))
+    store.add(edit_result(facts, run_id="edit-xl", **xl))
     return store
 
 

@@ -1,41 +1,20 @@
 """The paper's tables and figures by number, on a store that has data for all of them and on stores that lack some."""
 
-from dataclasses import replace
+import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from plausible import edit_result, study_facts, trace_result
 
-from fasttrace.analysis.figures import paper_figure, save
+from fasttrace.analysis.figures import paper_figure
 from fasttrace.analysis.paper import FIGURES, METHODS, PROBLEMS, TABLES, coverage, what_is_missing
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.render import render
 from fasttrace.analysis.tables import paper_table
+from fasttrace.cli import cli
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store, Stores
-
-XL = {"model": "openai-community/gpt2-xl", "model_hash": "77aa"}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Every problem and method, windows 5 and 10, zeroing, zsRE's facts, another model."""
-    store = Store(tmp_path_factory.mktemp("whole") / "whole.duckdb")
-    facts = study_facts(count=14)
-    store.add_facts(facts)
-    store.add(trace_result(facts[:8], windows=(5, 10)))
-    store.add(trace_result(facts[8:], windows=(5, 10), width=1.2))  # a few layers: concentrated
-    store.add(trace_result(facts, localization="zero", run_id="zeroed"))
-    for problem in PROBLEMS:
-        for method in METHODS:
-            store.add(edit_result(facts, problem=problem, method=method, essence=0.9))
-    asked = [replace(fact, source="zsre") for fact in study_facts("asked", count=10)]
-    store.add_facts(asked)
-    store.add(trace_result(asked, run_id="trace-asked"))
-    store.add(edit_result(asked, run_id="edit-asked"))
-    store.add(trace_result(facts, run_id="trace-xl", **XL))
-    store.add(edit_result(facts, run_id="edit-xl", **XL))
-    return store
 
 
 @pytest.mark.parametrize("number", TABLES)
@@ -87,31 +66,6 @@ def test_table_2_has_fewer_facts(whole):
     assert sum(row["n"] for row in few) < sum(row["n"] for row in all_)
 
 
-@pytest.mark.parametrize("number", FIGURES)
-def test_every_figure_is_drawn(whole, number, tmp_path):
-    path = save(paper_figure(whole, number), tmp_path / f"figure-{number}.png")
-    assert path.stat().st_size > 5_000
-
-
-def test_figure_4_is_of_one_layer(whole):
-    figure = paper_figure(whole, 4, layer=8)
-    panels = [axes for axes in figure.get_axes() if axes.get_visible()]
-    assert len(panels) == 2, "one for each model"
-    assert all("layer 8" in panel.get_title(loc="left") for panel in panels)
-    with pytest.raises(StoreError, match=r"expected an edited layer of .*, got 7"):
-        paper_figure(whole, 4, layer=7)
-
-
-def test_figure_16_has_the_effect_at_the_last_subject_token(whole):
-    def xs(number):
-        panels = [axes for axes in paper_figure(whole, number).get_axes() if axes.collections]
-        return np.concatenate([axes.collections[0].get_offsets()[:, 0] for axes in panels])
-
-    largest, last = xs(15), xs(16)
-    assert (last <= largest + 1e-12).all()
-    assert (last < largest - 0.01).any()
-
-
 def test_missing_data_are_named_with_the_command_that_makes_them(study):
     for number, words in (
         (3, None), (8, "--facts zsre_mend_eval.json"), (1, None),
@@ -121,11 +75,12 @@ def test_missing_data_are_named_with_the_command_that_makes_them(study):
     assert "no fact traced in" in what_is_missing(coverage(study), TABLES[2])
     with pytest.raises(StoreError, match=r"Figure 17 .*no such edits .*--problem fact-forcing --method ft-5"):
         paper_figure(study, 17)
-    with pytest.raises(StoreError, match=r"Figure 21 .*no such tracing effects .*fasttrace trace --method zero"):
+    zeroing = "fasttrace trace --method zero --tokens whole-subject --windows 5"
+    with pytest.raises(StoreError, match=rf"Figure 21 .*no such tracing effects .*{zeroing}"):
         paper_figure(study, 21)
     with pytest.raises(StoreError, match=r"Figure 12 .*--windows 10"):
         paper_figure(study, 12)
-    with pytest.raises(StoreError, match=r"Figure 13 .*--model gpt2-xl"):
+    with pytest.raises(StoreError, match=r"Figure 13 .*--windows 10 --model openai-community/gpt2-xl"):
         paper_figure(study, 13)
 
 
@@ -155,6 +110,45 @@ def test_effects_of_another_window_do_not_replace_those_the_edits_need(tmp_path)
     with pytest.raises(StoreError, match=r"Table 3 .*no such tracing effects are in .*--windows 5"):
         paper_table(store, 3)
     assert paper_figure(store, 12).get_axes()
+    with pytest.raises(StoreError, match=r"Figure 1 .*no such tracing effects are in .*--windows 5"):
+        paper_figure(store, 1)
+
+
+def test_traces_of_another_model_do_not_replace_those_the_edits_need(tmp_path):
+    store, facts = Store(tmp_path / "other.duckdb"), study_facts(count=4)
+    store.add(trace_result(facts, model="gpt2", model_hash="77aa"))
+    store.add(edit_result(facts))
+    with pytest.raises(StoreError, match=r"Figure 15 .*no such tracing effects are in "):
+        paper_figure(store, 15)
+
+
+def test_zeroing_token_by_token_is_not_that_of_figures_21_and_22(tmp_path):
+    store, facts = Store(tmp_path / "zeroed.duckdb"), study_facts(count=4)
+    store.add(edit_result(facts))
+    store.add(trace_result(facts, localization="zero", run_id="each-token"))
+    for number in (21, 22):
+        with pytest.raises(StoreError, match=rf"Figure {number} .*--tokens whole-subject"):
+            paper_figure(store, number)
+    store.add(trace_result(facts, localization="zero", tokens="whole-subject", run_id="at-once"))
+    drawn = paper_figure(store, 21).findobj(lambda artist: hasattr(artist, "get_offsets"))
+    shown = np.concatenate([points.get_offsets() for points in drawn if len(points.get_offsets()) > 1])
+    at_once = store.query(
+        "SELECT effect FROM trace_effects JOIN edits USING (fact_id, layer) WHERE trace_effects.run_id = 'at-once'"
+    )
+    assert sorted(shown[:, 0].tolist()) == sorted(at_once["effect"].to_pylist())
+
+
+def test_tables_take_a_tracing_window(whole):
+    own, ten = (paper_table(whole, 3, resamples=0, window_size=size).to_pylist() for size in (None, 10))
+    fits = regressions(whole, window_size=10, localization="denoise").to_pylist()
+    for row in ten:
+        assert any(fit["n"] and row["r2_both"] == pytest.approx(fit["r2_both"], rel=1e-9) for fit in fits)
+    assert [row["r2_both"] for row in own] != [row["r2_both"] for row in ten]
+    line = ["tables", "3", "--tracing-window", "10", "--json", "--resamples", "0", "--store", str(whole.path)]
+    printed = json.loads(CliRunner().invoke(cli, line, catch_exceptions=False).stdout)
+    assert [row["r2_both"] for row in printed] == pytest.approx([row["r2_both"] for row in ten], rel=1e-9)
+    with pytest.raises(StoreError, match=r"Table 3 .*no such tracing effects .*--windows 7"):
+        paper_table(whole, 3, window_size=7)
 
 
 def test_tables_of_several_stores_are_those_of_one(tmp_path, study):

@@ -66,17 +66,23 @@ def _run(run_id: str, kind: str, settings: dict[str, Any], **changes: Any) -> di
 
 
 def trace_result(
-    facts: list[Fact], windows: tuple[int, ...] = (5,), localization: str = "denoise", width: float = 4.0, **run: Any
+    facts: list[Fact],
+    windows: tuple[int, ...] = (5,),
+    localization: str = "denoise",
+    width: float = 4.0,
+    tokens: str = "all",
+    **run: Any,
 ) -> Made:
     """Grids with an early site at the last subject token and a late site at the prompt's last token.
 
-    width: of each site, in layers. The fact "…-21" is left out.
+    width: of each site, in layers. tokens: the setting of that name; "whole-subject" leaves one cell a layer, at the
+    last subject token. Zeroing raises p_clean a little between the sites. The fact "…-21" is left out.
     """
-    about, cells = [], []
+    about, cells, zeroed = [], [], localization == "zero"
     for fact in facts:
         rng = np.random.default_rng(list(fact.fact_id.encode()))
         words = fact.subject.split(" ")
-        tokens = ["The", *(f" {word}" for word in words), " is", " located", " in", " the", " city", " of"]
+        words_of = ["The", *(f" {word}" for word in words), " is", " located", " in", " the", " city", " of"]
         begin, end = 1, 1 + len(words)
         p_clean, p_noised = rng.uniform(0.4, 0.95), rng.uniform(0.002, 0.1)
         if fact.fact_id.endswith("-22"):
@@ -91,8 +97,8 @@ def trace_result(
                 "target_true": fact.target_true,
                 "target_false": fact.target_false,
                 "p_clean": p_clean,
-                "p_noised": p_noised if kept else None,
-                "tokens": tokens,
+                "p_noised": p_noised if kept and not zeroed else None,
+                "tokens": words_of,
                 "subject_begin": begin,
                 "subject_end": end,
                 "sigma": 0.094,
@@ -106,12 +112,18 @@ def trace_result(
             continue
         early, late = rng.normal(4, 1.5), rng.normal(24, 1.5)
         for window in windows:
-            for token, text in enumerate(tokens):
-                height = {end - 1: (0.5, early), len(tokens) - 1: (0.3, late)}.get(token, (0.04, early))
+            for token, text in enumerate(words_of):
+                if tokens == "whole-subject" and token != end - 1:
+                    continue
+                height = {end - 1: (0.5, early), len(words_of) - 1: (0.3, late)}.get(token, (0.04, early))
                 for layer in range(N_LAYERS):
                     shape = height[0] * window / 5 * np.exp(-(((layer - height[1]) / width) ** 2))
                     share = 0.0 if token < begin else min(shape * rng.uniform(0.8, 1.2), 1.0)
+                    effect: float | None = share if p_noised < p_clean else None
                     p = p_noised + share * (p_clean - p_noised)
+                    if zeroed:
+                        effect = share - rng.uniform(0.0, 0.05)
+                        p = p_clean * (1 - effect)
                     cells.append(
                         {
                             "fact_id": fact.fact_id,
@@ -121,7 +133,7 @@ def trace_result(
                             "layer": layer,
                             "p_restored": p,
                             "p_restored_sem": 0.1 * p * (1 - p),
-                            "effect": None if p_noised >= p_clean else (p - p_noised) / (p_clean - p_noised),
+                            "effect": effect,
                             "approximate": False,
                             "p_screened": None,
                         }
@@ -133,6 +145,7 @@ def trace_result(
         "sigma": 0.094,
         "module": "mlp",
         "method": localization,
+        "tokens": tokens,
     }
     return Made(
         _run(run.pop("run_id", "trace-1"), "trace", settings, **run),

@@ -24,6 +24,12 @@ from .options import named_store, open_stores, options
     show_default=True,
     help="Bootstrap resamples of the facts for the 95 % intervals; 0: no intervals.",
 )
+@click.option(
+    "--tracing-window",
+    type=click.IntRange(1),
+    metavar="LAYERS",
+    help="Compare edits with the tracing effects of this window size; by default that of each edit.",
+)
 def tables(
     stores: tuple[str, ...],
     as_json: bool,
@@ -32,6 +38,7 @@ def tables(
     format_: str,
     out: str | None,
     resamples: int,
+    tracing_window: int | None,
 ) -> None:
     """Print the paper's tables from the data of the store.
 
@@ -45,26 +52,27 @@ def tables(
 
     target = open_stores(stores)
     there = coverage(target)
+    catalogue = {n: one.at_window(tracing_window) for n, one in TABLES.items()}
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
-                "regressions": regressions(target, score).to_pylist(),
+                "regressions": regressions(target, score, window_size=tracing_window).to_pylist(),
                 "layer_means": layer_means(target, score).to_pylist(),
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
-        click.echo(summary(target, score), nl=False)
-        _say_which("Table", TABLES, there)
+        click.echo(summary(target, score, window_size=tracing_window), nl=False)
+        _say_which("Table", catalogue, there, "" if tracing_window is None else f" --tracing-window {tracing_window}")
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
-    wanted = numbers or tuple(n for n, one in TABLES.items() if what_is_missing(there, one) is None)
+    wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
     ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
-    made = {n: paper_table(target, n, resamples=resamples) for n in map(int, wanted)}
+    made = {n: paper_table(target, n, resamples=resamples, window_size=tracing_window) for n in map(int, wanted)}
     texts = {n: render(table, kind, title=f"Table {n}. {table_numbered(n).title}") for n, table in made.items()}
     if out is None:
         click.echo(("\n" if kind == "text" else "").join(texts.values()), nl=False)
@@ -93,7 +101,8 @@ def tables(
 @click.option(
     "--layer",
     type=click.IntRange(0),
-    help="Edited layer of Figures 4 and 14; by default the one with the highest mean score.",
+    help="Edited layer of Figures 4 and 14; by default the model's own (5 of GPT-J, 17 of GPT2-XL, else a fifth of the "
+    "way up) or the edited layer nearest to it.",
 )
 def figures(
     stores: tuple[str, ...],
@@ -125,8 +134,8 @@ def figures(
         _say_which("Figure", FIGURES, there)
 
 
-def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
-    """Print which of the paper's tables or figures the store has data for, and which not."""
+def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = "") -> None:
+    """Print which of the paper's tables or figures the store has data for, and which not. asked: options to repeat."""
     from fasttrace.analysis.paper import what_is_missing
 
     there = [n for n, one in catalogue.items() if what_is_missing(covered, one) is None]
@@ -138,7 +147,7 @@ def _say_which(what: str, catalogue: dict[int, Any], covered: Any) -> None:
     elif absent:
         text += f"; not for {', '.join(map(str, absent))}"
     if absent:
-        text += f": `fasttrace {verb} {absent[0]}` names what is missing"
+        text += f": `fasttrace {verb} {absent[0]}{asked}` names what is missing"
     click.echo(text, err=True)
 
 
