@@ -41,11 +41,9 @@ def effect_label(localization: str, effect_at: str = "max") -> str:
     absolute = effect_at == "last-subject-absolute"
     if localization == "zero":
         return f"{'' if absolute else 'share of '}p(o_true) deleted by zeroing{where}"
-    if localization == "noise":
-        unit = "p_clean − p" if absolute else "share of p_clean − p_noised lost"
-        return f"{'absolute ' * absolute}effect of noising{where} ({unit})"
-    name = "estimated tracing effect" if localization == "attribution" else "tracing effect"
-    unit = "p_restored − p_noised" if absolute else "share of p_clean − p_noised restored"
+    name = {"noise": "effect of noising", "attribution": "estimated effect"}.get(localization, "tracing effect")
+    gained = "p_clean − p" if localization == "noise" else "p_restored − p_noised"
+    unit = gained if absolute else "share of p_clean − p_noised"
     return f"{'absolute ' * absolute}{name}{where} ({unit})"
 
 
@@ -95,7 +93,9 @@ HEADINGS = {
 
 def heading(column: str) -> str:
     """The words above a column in text, Markdown, LaTeX and the report. CSV and JSON keep the column's name."""
-    return HEADINGS.get(column, column.replace("_", " "))
+    plain = column.removesuffix("_paper")
+    words = HEADINGS.get(plain, plain.replace("_", " "))
+    return words if plain == column else f"{words}, paper"
 
 
 def group_names(

@@ -331,28 +331,36 @@ def check_results(out: Path) -> None:
     for folder in (out, out / "tables", out / "figures"):
         check_folder(folder)
     check_file(out / "report.html", makes_folder=True)
-    for path in (*out.glob("tables/table-*"), *out.glob("figures/figure-*")):
+    for path in (*out.glob("tables/*"), *out.glob("figures/figure-*")):
         check_replaceable(path)
 
 
-def write_results(store: "Store", out: Path) -> list[Path]:
-    """Write the report, and every table and figure that the store has data for, under `out`. Returns their paths."""
+def write_results(store: "Store", out: Path, model: str) -> list[Path]:
+    """Write every table and figure that the store has data for, the paper's claims and the report. Returns their paths.
+
+    model: its name. The claims are of its results. out: the folder for all.
+    """
+    from fasttrace.analysis.claims import beside_paper, claims
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, TABLES, coverage, what_is_missing
     from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
     from fasttrace.analysis.tables import paper_table
 
-    written, there = [], coverage(store)
-    for number, one in TABLES.items():
-        if what_is_missing(there, one) is None:
-            table = paper_table(store, number)
-            for format, ending in (("markdown", "md"), ("csv", "csv")):
-                path = out / "tables" / f"table-{number}.{ending}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as draft:
-                    draft.write_text(render(table, format, title=f"Table {number}. {one.title}"), encoding="utf-8")
-                written.append(path)
+    there = coverage(store)
+    wanted = [(n, one) for n, one in TABLES.items() if what_is_missing(there, one) is None]
+    tables = {f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n)) for n, one in wanted}
+    if any(one.kind == "r2" for _, one in wanted):
+        tables["claims"] = "The paper's claims, and what was found", claims(store, model=model)
+        tables["beside-paper"] = "The paper's Tables 1 to 6 beside this study", beside_paper(store, model=model)
+    written = []
+    for name, (title, table) in tables.items():
+        for format, ending in (("markdown", "md"), ("csv", "csv")):
+            path = out / "tables" / f"{name}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as draft:
+                draft.write_text(render(table, format, title=title), encoding="utf-8")
+            written.append(path)
     for number, one in FIGURES.items():
         if what_is_missing(there, one) is None:
             written.append(save(paper_figure(store, number), out / "figures" / f"figure-{number}.svg"))

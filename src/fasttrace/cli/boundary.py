@@ -14,7 +14,7 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import why_full
 
-from . import bench, edit, machine, read, regress, signals, sql, study, trace
+from . import bench, claims, edit, machine, read, regress, signals, sql, study, trace
 
 VERBS = (
     trace.facts,
@@ -31,6 +31,7 @@ VERBS = (
     read.tables,
     read.figures,
     read.report,
+    claims.claims,
     bench.bench,
     machine.env,
 )

@@ -1,0 +1,453 @@
+"""What the paper found, beside what a store found: its tables cell by cell, and its claims with a verdict.
+
+A verdict follows from the ends of 95 % intervals, never from an estimate alone. A claim is confirmed if every number in
+its intervals agrees with it, refuted if none does, and otherwise not decided.
+
+To add a claim, write a function Evidence -> Finding and name it in CLAIMS.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from fasttrace.errors import StoreError
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import Count
+from fasttrace.store import Readable, Stored
+from fasttrace.windows import default_layer
+
+from .naming import Row, number, p_text
+from .regression import layer_correlations, layer_means, regressions
+from .relation import relation
+from .tables import fits_with_certainty
+
+CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
+MOST_GAIN = 0.032  # "at most an additional 3.2% of the variance" (paper, section 5.3)
+NEAR_ZERO = 0.1  # a correlation above 0 counts as positive, and one below this as near zero
+Cell = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """theirs, ours: numbers with their intervals, as text. verdict: CONFIRMED, REFUTED or OPEN."""
+
+    theirs: str
+    ours: str
+    verdict: str
+
+
+class NoEvidence(Exception):
+    """The store lacks what a claim is about. The message says what."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The results of one model under one protocol. resamples: bootstrap samples of each interval."""
+
+    store: Readable
+    model: str
+    protocol: str
+    resamples: int
+    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def fits(self, score: str = "rewrite", **choice: Any) -> dict[Cell, Row]:
+        """(problem, method) → its regression with intervals. Raises NoEvidence where there is none."""
+        key = (score, *sorted(choice.items()))
+        if key not in self._kept:
+            asked = {
+                "model": self.model,
+                "protocol": self.protocol,
+                "localization": "denoise",
+                "tokens": "all",
+            } | choice
+            table = fits_with_certainty(self.store, score, resamples=self.resamples, **asked)
+            self._kept[key] = self._by_cell([row for row in table.to_pylist() if row["r2_both"] is not None])
+        found: dict[Cell, Row] = self._kept[key]
+        if not found:
+            raise NoEvidence("no such edits of traced facts")
+        return found
+
+    def correlations(self, score: str, **choice: Any) -> list[Row]:
+        """ρ at each edited layer for ROME and error injection. Raises NoEvidence where there is none."""
+        asked: dict[str, Any] = {"problem": "error-injection", "method": "rome"}
+        asked |= {"model": self.model, "protocol": self.protocol}
+        rows = layer_correlations(self.store, score, **asked, **choice).to_pylist()
+        rows = [row for row in rows if row["rho"] is not None and row["n"] > 3]
+        if not rows:
+            raise NoEvidence("no such edits of traced facts")
+        self._by_cell([{**row, "method": row["layer"]} for row in rows])
+        return rows
+
+    def means(self, score: str) -> list[Row]:
+        """The mean of a score at each layer for error injection, with its standard error."""
+        rows = layer_means(self.store, score).filter(
+            (pc.field("problem") == "error-injection")
+            & (pc.field("model") == self.model)
+            & (pc.field("protocol") == self.protocol)
+        )
+        return [row for row in rows.to_pylist() if row["mean"] is not None]
+
+    @cached_property
+    def default_layer(self) -> int:
+        """The model's own edit layer."""
+        return default_layer(max(row["layer"] for row in self.curve()) + 1, name=self.model)
+
+    def curve(self) -> list[Row]:
+        """The mean tracing effect of denoising MLPs at each window size and layer."""
+        wanted = {"model": self.model, "protocol": self.protocol, "module": "mlp", "localization": "denoise"}
+        rows = relation(self.store, "mean_effect").to_pylist()
+        rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+        if not rows:
+            raise NoEvidence("no such traces")
+        return rows
+
+    @staticmethod
+    def _by_cell(rows: Sequence[Row]) -> dict[Cell, Row]:
+        found: dict[Cell, Row] = {}
+        for row in rows:
+            cell = row["problem"], row["method"]
+            if cell in found:
+                raise NoEvidence(f"several runs of {cell[0]}, {cell[1]}, which are never pooled")
+            found[cell] = row
+        return found
+
+
+def published() -> list[Row]:
+    """The paper's Tables 1 to 6: table, score, problem, method, r2_layer, r2_effect, r2_both, diff, p_value (text)."""
+    text = (files("fasttrace.analysis") / "published.csv").read_text(encoding="utf-8")
+    kinds = dict.fromkeys(("r2_layer", "r2_effect", "r2_both", "diff"), lambda value: float(value) if value else None)
+    kinds |= {"table": int, "p_value": lambda value: value or None}
+    return [
+        {name: kinds.get(name, str)(value) for name, value in row.items()} for row in csv.DictReader(text.splitlines())
+    ]
+
+
+@checked
+def beside_paper(store: Stored, *, model: str | None = None, resamples: Count = 1000) -> pa.Table:
+    """Every cell of the paper's Tables 1 to 6 that the store has, the paper's number beside the store's.
+
+    Columns: table, score, problem, method, then for X in r2_layer, r2_effect, r2_both, diff: X_paper, X, X_low, X_high;
+    p_paper, p_value, p_clustered, n, n_facts.
+    """
+    evidence, rows = _evidence(store, model, resamples), []
+    for cell in published():
+        subset = "concentrated" if cell["table"] == 2 else "all"
+        try:
+            ours = evidence.fits(cell["score"], subset=subset).get((cell["problem"], cell["method"]))
+        except NoEvidence:
+            ours = None
+        if ours is None:
+            continue
+        row = {name: cell[name] for name in ("table", "score", "problem", "method")}
+        for name in ("r2_layer", "r2_effect", "r2_both", "diff"):
+            row |= {f"{name}_paper": cell[name]} | {
+                f"{name}{end}": ours[f"{name}{end}"] for end in ("", "_low", "_high")
+            }
+        row |= {"p_paper": cell["p_value"], **{name: ours[name] for name in ("p_value", "p_clustered", "n", "n_facts")}}
+        rows.append(row)
+    if not rows:
+        raise StoreError(f"no edits of traced facts are in {store.where}, so there is nothing to hold beside the paper")
+    return pa.Table.from_pylist(rows)
+
+
+@checked
+def claims(store: Stored, *, model: str | None = None, resamples: Count = 1000) -> pa.Table:
+    """The paper's claims, what the store says of each, and a verdict.
+
+    model: its name, if the store has results of several. resamples: bootstrap samples of each interval.
+    Columns: claim, source (of the paper), paper, here, verdict (confirmed, refuted, not decided, or no data).
+    Raises StoreError where the store has no traced edits, or those of several models or protocols.
+    """
+    evidence = _evidence(store, model, resamples)
+    rows = []
+    for one in CLAIMS:
+        try:
+            found = one.found(evidence)
+            rows.append((one.text, one.source, found.theirs, found.ours, found.verdict))
+        except NoEvidence as why:
+            rows.append((one.text, one.source, "", str(why), "no data"))
+    names = ("claim", "source", "paper", "here", "verdict")
+    return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+
+
+def _evidence(store: Readable, model: str | None, resamples: int) -> Evidence:
+    found = regressions(store, model=model).to_pylist()
+    kinds = sorted({(row["model"], row["protocol"]) for row in found if row["n"]})
+    if not kinds:
+        raise StoreError(f"expected edits of traced facts in {store.where}, got none")
+    if len(kinds) > 1:
+        names = ", ".join(f"{name} ({protocol})" for name, protocol in kinds)
+        raise StoreError(f"expected results of one model and protocol in {store.where}, got {names}")
+    return Evidence(store, *kinds[0], resamples)
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------
+
+
+def _spread(value: float, low: float | None, high: float | None) -> str:
+    return number(value) + ("" if low is None else f" [{number(low)}, {number(high)}]")
+
+
+def _share(row: Row, name: str) -> str:
+    return _spread(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell[0]}, {cell[1]}"
+
+
+def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
+    """Whether the tracing effect adds at most `most` to R² in every cell. A cell refutes it only if its gain is also
+    more than chance with errors clustered by fact (Bonferroni), because a gain is never negative."""
+    cell, top = max(fits.items(), key=lambda item: item[1]["diff"])
+    sure = [row for row in fits.values() if row["diff_low"] is not None and row["p_clustered"] is not None]
+    over = [row for row in sure if row["diff_low"] > most and row["p_clustered"] < 0.05 / len(fits)]
+    below = len(sure) == len(fits) and all(row["diff_high"] <= most for row in sure)
+    verdict = REFUTED if over else CONFIRMED if below else OPEN
+    ours = f"at most {_share(top, 'diff')} ({_named(cell)}; clustered {p_text(top['p_clustered'])})"
+    return Finding(theirs, f"{ours}; {len(fits)} regressions", verdict)
+
+
+def _fisher(row: Row, tests: int) -> tuple[float, float]:
+    """The interval of ρ at 95 %, for one of `tests` intervals that are to hold together (Bonferroni)."""
+    half = stats.norm.ppf(1 - 0.025 / tests) / math.sqrt(row["n"] - 3)
+    centre = math.atanh(max(-1 + 1e-15, min(1 - 1e-15, row["rho"])))
+    return math.tanh(centre - half), math.tanh(centre + half)
+
+
+def _not_positive(rows: Sequence[Row], theirs: str) -> Finding:
+    """Whether no layer has a positive correlation."""
+    ends = [_fisher(row, len(rows)) for row in rows]
+    top = max(range(len(rows)), key=lambda place: rows[place]["rho"])
+    verdict = (
+        REFUTED if any(low > 0 for low, _ in ends) else CONFIRMED if all(high < NEAR_ZERO for _, high in ends) else OPEN
+    )
+    many = f"at most, of {len(rows)} layers, " if len(rows) > 1 else ""
+    return Finding(theirs, f"ρ {many}{_spread(rows[top]['rho'], *ends[top])} at layer {rows[top]['layer']}", verdict)
+
+
+# -- claims -----------------------------------------------------------------------------------------------
+
+
+def _layer_over_effect(evidence: Evidence) -> Finding:
+    row = evidence.fits().get(("error-injection", "rome"))
+    if row is None or row["r2_layer_low"] is None:
+        raise NoEvidence("no edits by ROME for error injection, or too few facts")
+    ours = f"{_share(row, 'r2_layer')} against {_share(row, 'r2_effect')}"
+    return Finding("0.947 against 0.016", ours, _over(row))
+
+
+def _over(row: Row) -> str:
+    if row["r2_layer_low"] is None:
+        return OPEN
+    if row["r2_layer_low"] > row["r2_effect_high"]:
+        return CONFIRMED
+    return REFUTED if row["r2_effect_low"] > row["r2_layer_high"] else OPEN
+
+
+def _layer_over_effect_everywhere(evidence: Evidence) -> Finding:
+    verdicts = [_over(row) for row in evidence.fits().values()]
+    count = verdicts.count(CONFIRMED)
+    verdict = CONFIRMED if count == len(verdicts) else REFUTED if REFUTED in verdicts else OPEN
+    return Finding("in 20 of 20 regressions", f"in {count} of {len(verdicts)}, intervals apart", verdict)
+
+
+def _most_by_layer(evidence: Evidence) -> Finding:
+    rows = list(evidence.fits().values())
+    value, low, high = (
+        sum(row[name] or 0.0 for row in rows) / len(rows) for name in ("r2_layer", "r2_layer_low", "r2_layer_high")
+    )
+    verdict = CONFIRMED if low >= 0.5 else REFUTED if high < 0.5 else OPEN
+    return Finding("0.585 on average", f"{_spread(value, low, high)} on average of {len(rows)} regressions", verdict)
+
+
+def _small_gain(score: str, most: float, theirs: str, **choice: Any) -> Callable[[Evidence], Finding]:
+    return lambda evidence: _at_most(evidence.fits(score, **choice), most, theirs)
+
+
+def _forcing_gains_most(evidence: Evidence) -> Finding:
+    fits = evidence.fits()
+    forced = [cell for cell in (("fact-forcing", "ft-1"), ("fact-forcing", "ft-5")) if cell in fits]
+    others = [row for cell, row in fits.items() if cell not in forced]
+    if len(forced) < 2 or not others or any(fits[cell]["diff_low"] is None for cell in forced):
+        raise NoEvidence("no fact forcing with fine-tuning beside other edits")
+    least = min(fits[cell]["diff_low"] for cell in forced)
+    sure = all((fits[cell]["p_clustered"] or 1.0) < 0.05 for cell in forced)
+    above = all(row["diff_high"] is not None and row["diff_high"] < least for row in others)
+    most = max(fits[cell]["diff_high"] for cell in forced)
+    beaten = any(row["diff_low"] is not None and row["diff_low"] > most for row in others)
+    top = max(fits, key=lambda cell: fits[cell]["diff"])
+    ours = " and ".join(
+        f"{_share(fits[cell], 'diff')} ({cell[1]}, clustered {p_text(fits[cell]['p_clustered'])})" for cell in forced
+    )
+    verdict = CONFIRMED if above and sure else REFUTED if beaten else OPEN
+    return Finding(
+        "0.027 and 0.032, p < 1e-4", f"{ours}; the largest is {_share(fits[top], 'diff')} ({_named(top)})", verdict
+    )
+
+
+def _not_positive_at_own_layer(score: str, theirs: str, **choice: Any) -> Callable[[Evidence], Finding]:
+    def found(evidence: Evidence) -> Finding:
+        rows = evidence.correlations(score, localization="denoise", tokens="all", **choice)
+        nearest = min(rows, key=lambda row: (abs(row["layer"] - evidence.default_layer), row["layer"]))
+        return _not_positive([nearest], theirs)
+
+    return found
+
+
+def _not_positive_anywhere(score: str, theirs: str, **choice: Any) -> Callable[[Evidence], Finding]:
+    return lambda evidence: _not_positive(evidence.correlations(score, **choice), theirs)
+
+
+def _grows_with_window(evidence: Evidence) -> Finding:
+    sums: dict[int, list[Row]] = {}
+    for row in evidence.curve():
+        sums.setdefault(row["window_size"], []).append(row)
+    if len(sums) < 2:
+        raise NoEvidence("traces of one window size")
+    # Errors of the layers of one fact are correlated, so the standard errors are averaged as if they were one.
+    ends = {
+        size: (sum(r["mean_effect"] for r in rows) / len(rows), sum(r["sem_effect"] or 0.0 for r in rows) / len(rows))
+        for size, rows in sorted(sums.items())
+    }
+    sizes = list(ends)
+    steps = [(ends[b][0] - ends[a][0], 1.96 * math.hypot(ends[a][1], ends[b][1])) for a, b in pairwise(sizes)]
+    verdict = (
+        CONFIRMED if all(d > half for d, half in steps) else REFUTED if any(d < -half for d, half in steps) else OPEN
+    )
+    ours = ", ".join(f"{number(mean)} ± {number(1.96 * sem)} (window {size})" for size, (mean, sem) in ends.items())
+    return Finding("grows with the window", ours, verdict)
+
+
+def _rome_succeeds(evidence: Evidence) -> Finding:
+    rows = [row for row in evidence.means("rewrite") if row["method"] == "rome"]
+    rows = sorted(rows, key=lambda row: row["layer"])[:-1]
+    if not rows:
+        raise NoEvidence("no edits by ROME at several layers")
+    ends = [(row["mean"] - 1.96 * (row["sem"] or 0.0), row["mean"] + 1.96 * (row["sem"] or 0.0)) for row in rows]
+    worst = min(range(len(rows)), key=lambda place: rows[place]["mean"])
+    verdict = (
+        CONFIRMED if all(low >= 0.96 for low, _ in ends) else REFUTED if any(high < 0.96 for _, high in ends) else OPEN
+    )
+    ours = f"{_spread(rows[worst]['mean'], *ends[worst])} at layer {rows[worst]['layer']}, the least of {len(rows)}"
+    return Finding("above 0.96", ours, verdict)
+
+
+def _lower_errors(evidence: Evidence) -> Finding:
+    row = evidence.fits().get(("error-injection", "rome"))
+    if row is None or row["rmse_layer"] is None:
+        raise NoEvidence("no edits by ROME for error injection")
+    ours = "; ".join(
+        f"{name.upper()} {number(row[f'{name}_layer'])} against {number(row[f'{name}_effect'])}"
+        for name in ("rmse", "mae")
+    )
+    # The ratio of the RMSEs is that of the residuals, so its interval is that of R².
+    return Finding("RMSE 0.073 against 0.315; MAE 0.020 against 0.206", ours, _over(row))
+
+
+def _essence_later(evidence: Evidence) -> Finding:
+    by_method: dict[str, list[Row]] = {}
+    for row in sorted(evidence.means("essence"), key=lambda row: row["layer"]):
+        by_method.setdefault(row["method"], []).append(row)
+    pairs = {method: (rows[0], rows[-1]) for method, rows in by_method.items() if len(rows) > 1}
+    if not pairs:
+        raise NoEvidence("no essence scores at several layers")
+    steps = {
+        method: (last["mean"] - first["mean"], 1.96 * math.hypot(first["sem"] or 0.0, last["sem"] or 0.0))
+        for method, (first, last) in pairs.items()
+    }
+    verdict = CONFIRMED if all(d > half for d, half in steps.values()) else OPEN
+    verdict = REFUTED if any(d < -half for d, half in steps.values()) else verdict
+    ours = ", ".join(f"{method} {_spread(d, d - half, d + half)}" for method, (d, half) in steps.items())
+    return Finding("later layers generally preferable", f"last less first edited layer: {ours}", verdict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    text: str
+    source: str
+    found: Callable[[Evidence], Finding]
+
+
+CLAIMS = (
+    Claim(
+        "The edited layer explains more of ROME's rewrite score than the tracing effect does",
+        "Table 1",
+        _layer_over_effect,
+    ),
+    Claim("So it does for every problem and method", "Table 3", _layer_over_effect_everywhere),
+    Claim("The layer explains most of the variance of the rewrite score", "section 5.3", _most_by_layer),
+    Claim(
+        "Beside the layer, the tracing effect adds at most 0.032",
+        "Table 3",
+        _small_gain("rewrite", MOST_GAIN, "at most 0.032"),
+    ),
+    Claim("It adds most to fact forcing with fine-tuning", "section 5.3", _forcing_gains_most),
+    Claim(
+        "To the paraphrase score it adds less than 0.03", "Table 4", _small_gain("paraphrase", 0.03, "at most 0.027")
+    ),
+    Claim(
+        "To the neighborhood score it adds at most 0.02", "Table 5", _small_gain("neighborhood", 0.02, "at most 0.020")
+    ),
+    Claim("To the overall score it adds at most 0.02", "Table 6", _small_gain("overall", 0.02, "at most 0.017")),
+    Claim(
+        "Where the effects are concentrated in few layers, it adds no more",
+        "Table 2, Appendix B",
+        _small_gain("rewrite", MOST_GAIN, "at most 0.032", subset="concentrated"),
+    ),
+    Claim(
+        "Nor does it with a tracing window of 10",
+        "Figure 12",
+        _small_gain("rewrite", MOST_GAIN, "nearly identical", window_size=10),
+    ),
+    Claim(
+        "At the default layer, ROME's success does not grow with the tracing effect",
+        "Figure 4",
+        _not_positive_at_own_layer("rewrite", "ρ = −0.13"),
+    ),
+    Claim(
+        "Nor does it in the metrics of Meng et al.",
+        "Figure 14",
+        _not_positive_at_own_layer("magnitude", "ρ = −0.006", effect_at="last-subject-absolute"),
+    ),
+    Claim(
+        "At no layer does it grow with the effect at the last subject token",
+        "Figure 16",
+        _not_positive_anywhere("rewrite", "none", effect_at="last-subject", localization="denoise", tokens="all"),
+    ),
+    Claim(
+        "Nor with the effect of zeroing the subject",
+        "Figure 21",
+        _not_positive_anywhere("rewrite", "near zero", localization="zero", tokens="whole-subject"),
+    ),
+    Claim(
+        "Nor does ROME's overall score",
+        "Figure 22",
+        _not_positive_anywhere("overall", "near zero", localization="zero", tokens="whole-subject"),
+    ),
+    Claim("Regressions on the layer have lower errors than on the effect", "Table 7", _lower_errors),
+    Claim("Tracing effects grow with the window", "Figure 10", _grows_with_window),
+    Claim("ROME's mean rewrite score is above 0.96 at all edited layers but the last", "section 4.1", _rome_succeeds),
+    Claim("Edits of later layers keep more of the essence", "Figure 8", _essence_later),
+)
+
+
+def lines(table: pa.Table) -> Iterator[str]:
+    """The claims as paragraphs, because sentences are too long for columns."""
+    for place, row in enumerate(table.to_pylist(), 1):
+        yield f"{place:2}. {row['claim']} ({row['source']}): {row['verdict']}"
+        if row["paper"]:
+            yield f"      paper  {row['paper']}"
+        yield f"      here   {row['here']}"
+    verdicts = table["verdict"].to_pylist()
+    counted = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    yield f"{len(verdicts)} claims: {counted}"

@@ -1,0 +1,40 @@
+"""The verb claims: the paper's claims and tables beside what a store says of them."""
+
+import click
+
+from .options import open_stores, options
+
+
+@click.command()
+@options("stores", "json", "format")
+@click.option("--model", help="Model, if the store has results of several.")
+@click.option(
+    "--cells", is_flag=True, help="Print Tables 1 to 6 cell by cell instead, the paper's numbers and the store's."
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(200),
+    default=1000,
+    show_default=True,
+    help="Bootstrap resamples of the facts for the 95 % intervals.",
+)
+def claims(
+    stores: tuple[str, ...], as_json: bool, format_: str, model: str | None, cells: bool, resamples: int
+) -> None:
+    """Print which of the paper's claims the store confirms, and which it refutes.
+
+    A verdict follows from the ends of 95 % intervals over facts. A claim that they leave open is not decided.
+    """
+    from fasttrace.analysis import claims as found
+    from fasttrace.analysis.render import render
+
+    store, kind = open_stores(stores), "json" if as_json else format_
+    if cells:
+        table = found.beside_paper(store, model=model, resamples=resamples)
+        click.echo(render(table, kind, title="The paper's Tables 1 to 6 beside this store"), nl=False)
+        return
+    table = found.claims(store, model=model, resamples=resamples)
+    if kind == "text":
+        click.echo("\n".join(found.lines(table)))
+    else:
+        click.echo(render(table, kind, title="The paper's claims beside this store"), nl=False)
