@@ -170,8 +170,11 @@ def named(rows: Iterable[Row]) -> list[Row]:
     """
     rows = list(rows)
     apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
-    names = group_names(rows, always=("method",), apart=apart)
     ways = "localization" in apart and bool(several(rows, "localization"))
+    traced = {(row["localization"], row["tokens"]) for row in rows} if ways else set()
+    # Where each tracing method has one choice of tokens, its name tells them too.
+    told = ["tokens"] if ways and len(traced) == len({method for method, _ in traced}) else []
+    names = group_names(rows, always=("method",), apart=[*apart, *told])
     labelled = [
         row | {"series_name": name, "traced": row["localization"] if ways else ""}
         for group, name in names.items()

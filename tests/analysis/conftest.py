@@ -85,7 +85,7 @@ def two_ways(tmp_path_factory):
     facts = study_facts(count=6)
     store.add_facts(facts)
     store.add(trace_result(facts))
-    store.add(trace_result(facts, localization="zero", run_id="trace-zero"))
+    store.add(trace_result(facts, localization="zero", tokens="whole-subject", run_id="trace-zero"))
     store.add(edit_result(facts))
     store.add(edit_result(facts, method="memit"))
     return written(store, folder / "report.html")

@@ -27,9 +27,9 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
 PEAKS, SCATTER, BARS, CURVE, LAYERS = 11, 15, 6, 10, 7  # their numbers in the paper
-SHARE = "tracing effect\n(share of p_clean − p_noised restored)"
+SHARE = "tracing effect\n(share of p_clean − p_noised)"
 OUTSIDE = r"\n[\d,]+ of [\d,]+ effects lies? outside 0 to 1$"
-LAST = "tracing effect at the last subject token\n(share of p_clean − p_noised restored)"
+LAST = "tracing effect at the last subject token\n(share of p_clean − p_noised)"
 ABSOLUTE = "absolute tracing effect at the last subject token\n(p_restored − p_noised)"
 ZEROED = "share of p(o_true) deleted by zeroing"
 MAGNITUDE = "rewrite magnitude\n(p(o_false) − p(o_true) after the edit)"
@@ -489,8 +489,8 @@ def test_a_large_scatter_is_drawn_as_pixels(study, monkeypatch):
     ("localization", "effect_at", "label"),
     [
         ("denoise", "max", SHARE),
-        ("attribution", "max", f"estimated {SHARE}"),
-        ("noise", "last-subject", "effect of noising at the last subject token (share of p_clean − p_noised lost)"),
+        ("attribution", "max", "estimated effect (share of p_clean − p_noised)"),
+        ("noise", "last-subject", "effect of noising at the last subject token (share of p_clean − p_noised)"),
         ("noise", "last-subject-absolute", "absolute effect of noising at the last subject token (p_clean − p)"),
         ("zero", "max", ZEROED),
         ("zero", "last-subject-absolute", "p(o_true) deleted by zeroing at the last subject token"),
@@ -503,6 +503,7 @@ def test_an_axis_says_what_its_effects_are(localization, effect_at, label):
 def test_the_reports_panels_have_one_method_each_and_name_its_effects(two_ways):
     shown = {exhibit.key: exhibit for exhibit in exhibits(two_ways.store)}
     assert {panel.x.label for panel in shown["pairs"].panels if panel.facets["localization"] == "zero"} == {ZEROED}
+    assert {panel.facets["method"] for panel in shown["pairs"].panels} == {"rome", "memit"}
     assert {panel.x.label for panel in shown["pairs"].panels} == {ZEROED, SHARE.replace("\n", " ")}
     effects = two_ways.store.query(
         "SELECT effect FROM trace_effects AS t JOIN edits AS e ON e.fact_id = t.fact_id AND e.layer = t.layer "
