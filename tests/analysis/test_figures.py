@@ -20,7 +20,7 @@ from statsmodels.api import OLS, add_constant
 
 from fasttrace.analysis import draw, figures
 from fasttrace.analysis.exhibits import exhibits
-from fasttrace.analysis.naming import effect_label, group_names, number, p_text, visible
+from fasttrace.analysis.naming import number, p_text
 from fasttrace.analysis.paper import FIGURES, RowFilter
 from fasttrace.analysis.regression import regressions
 from fasttrace.errors import StoreError, UserError
@@ -433,39 +433,6 @@ def test_saving_under_another_ending_is_refused(study, tmp_path):
         figures.save(figures.paper_figure(study, BARS), tmp_path / "r2.gif")
 
 
-def test_a_group_is_named_by_what_distinguishes_it():
-    row = {
-        "problem": "error-injection",
-        "method": "rome",
-        "protocol": "paper",
-        "model": "a",
-        "edit_run_id": "e" * 16,
-    }
-    assert list(group_names([row, row]).values()) == ["error-injection · rome"]
-    assert list(group_names([row, row | {"model": "b"}]).values()) == [
-        "error-injection · rome · a",
-        "error-injection · rome · b",
-    ]
-    told = list(group_names([row, row | {"edit_run_id": "f" * 16}]).values())
-    assert told == [
-        "error-injection · rome · edit run eeeeeeee",
-        "error-injection · rome · edit run ffffffff",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.1234, "0.123"), (-0.5, "−0.500"), (-0.0001, "0.000"), (None, "–"), (float("nan"), "–")],
-)
-def test_numbers_for_labels(value, text):
-    assert number(value) == text
-
-
-def test_p_values_and_tokens_as_words():
-    assert [p_text(p) for p in (0.00004, 0.03149, None)] == ["p < 1e-4", "p = 0.031", "p –"]
-    assert [visible(token) for token in (" Tower", "\n", "  ", "a\tb")] == ["Tower", "⏎", "␣", "a⇥b"]
-
-
 def test_absent_cells_stay_blank():
     cells = pa.table({"token_index": [1, 2], "layer": [0, 1], "p": [0.5, None]})
     grid = draw.grid_of(cells, "p")
@@ -483,21 +450,6 @@ def test_a_large_scatter_is_drawn_as_pixels(study, monkeypatch):
     monkeypatch.setattr(draw, "MAX_VECTOR_POINTS", 10)
     figure = figures.paper_figure(study, SCATTER)
     assert all(axes.collections[0].get_rasterized() for axes in panels_of(figure))
-
-
-@pytest.mark.parametrize(
-    ("localization", "effect_at", "label"),
-    [
-        ("denoise", "max", SHARE),
-        ("attribution", "max", "estimated effect (share of p_clean − p_noised)"),
-        ("noise", "last-subject", "effect of noising at the last subject token (share of p_clean − p_noised)"),
-        ("noise", "last-subject-absolute", "absolute effect of noising at the last subject token (p_clean − p)"),
-        ("zero", "max", ZEROED),
-        ("zero", "last-subject-absolute", "p(o_true) deleted by zeroing at the last subject token"),
-    ],
-)
-def test_an_axis_says_what_its_effects_are(localization, effect_at, label):
-    assert effect_label(localization, effect_at) == label.replace("\n", " ")
 
 
 def test_the_reports_panels_have_one_method_each_and_name_its_effects(two_ways):
