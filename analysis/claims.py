@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import stats
 
 from fasttrace.errors import StoreError
@@ -25,10 +24,11 @@ from fasttrace.settings.kinds import Count
 from fasttrace.store import Readable, Stored
 from fasttrace.windows import default_layer
 
-from .naming import Row, number, p_text
+from .certainty import certainty
+from .naming import Row, number, p_text, plural
+from .paper import ZSRE
 from .regression import layer_correlations, layer_means, regressions
 from .relation import relation
-from .tables import fits_with_certainty
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 MOST_GAIN = 0.032  # "at most an additional 3.2% of the variance" (paper, section 5.3)
@@ -51,7 +51,11 @@ class NoEvidence(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """The results of one model under one protocol. resamples: bootstrap samples of each interval."""
+    """The results of one model under one protocol, for the facts of one data set other than zsRE, traced at MLPs.
+
+    resamples: bootstrap samples of each interval. Every method raises NoEvidence where the store has no such results,
+    or those of several runs or data sets, which are never pooled.
+    """
 
     store: Readable
     model: str
@@ -60,64 +64,60 @@ class Evidence:
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def fits(self, score: str = "rewrite", **choice: Any) -> dict[Cell, Row]:
-        """(problem, method) → its regression with intervals. Raises NoEvidence where there is none."""
+        """(problem, method) → its regression with intervals."""
         key = (score, *sorted(choice.items()))
         if key not in self._kept:
-            asked = {
-                "model": self.model,
-                "protocol": self.protocol,
-                "localization": "denoise",
-                "tokens": "all",
-            } | choice
-            table = fits_with_certainty(self.store, score, resamples=self.resamples, **asked)
-            self._kept[key] = self._by_cell([row for row in table.to_pylist() if row["r2_both"] is not None])
+            asked = self._asked | {"localization": "denoise", "tokens": "all"} | choice
+            rows = regressions(self.store, score, **asked).to_pylist()
+            sure = certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
+            both = [row | more for row, more in zip(rows, sure, strict=True) if row["r2_both"] is not None]
+            self._kept[key] = self._apart(both, ("problem", "method"))
         found: dict[Cell, Row] = self._kept[key]
-        if not found:
-            raise NoEvidence("no such edits of traced facts")
         return found
 
     def correlations(self, score: str, **choice: Any) -> list[Row]:
-        """ρ at each edited layer for ROME and error injection. Raises NoEvidence where there is none."""
-        asked: dict[str, Any] = {"problem": "error-injection", "method": "rome"}
-        asked |= {"model": self.model, "protocol": self.protocol}
-        rows = layer_correlations(self.store, score, **asked, **choice).to_pylist()
+        """ρ at each edited layer for ROME and error injection."""
+        asked = self._asked | {"problem": "error-injection", "method": "rome"} | choice
+        rows = layer_correlations(self.store, score, **asked).to_pylist()
         rows = [row for row in rows if row["rho"] is not None and row["n"] > 3]
-        if not rows:
-            raise NoEvidence("no such edits of traced facts")
-        self._by_cell([{**row, "method": row["layer"]} for row in rows])
-        return rows
+        return list(self._apart(rows, ("layer",)).values())
 
     def means(self, score: str) -> list[Row]:
-        """The mean of a score at each layer for error injection, with its standard error."""
-        rows = layer_means(self.store, score).filter(
-            (pc.field("problem") == "error-injection")
-            & (pc.field("model") == self.model)
-            & (pc.field("protocol") == self.protocol)
-        )
-        return [row for row in rows.to_pylist() if row["mean"] is not None]
+        """The mean of a score at each method and layer for error injection, with its standard error."""
+        wanted = self._asked | {"problem": "error-injection"}
+        rows = layer_means(self.store, score).to_pylist()
+        rows = [row for row in rows if row["mean"] is not None and all(row[k] == v for k, v in wanted.items())]
+        return list(self._apart(rows, ("method", "layer")).values())
 
     @cached_property
-    def default_layer(self) -> int:
-        """The model's own edit layer."""
-        return default_layer(max(row["layer"] for row in self.curve()) + 1, name=self.model)
+    def n_layers(self) -> int:
+        """Number of the model's layers."""
+        return max(row["layer"] for row in self.curve()) + 1
 
     def curve(self) -> list[Row]:
-        """The mean tracing effect of denoising MLPs at each window size and layer."""
-        wanted = {"model": self.model, "protocol": self.protocol, "module": "mlp", "localization": "denoise"}
+        """The mean tracing effect of denoising at each window size and layer."""
+        wanted = self._asked | {"localization": "denoise", "tokens": "all"}
         rows = relation(self.store, "mean_effect").to_pylist()
         rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-        if not rows:
-            raise NoEvidence("no such traces")
-        return rows
+        return list(self._apart(rows, ("window_size", "layer")).values())
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {"model": self.model, "protocol": self.protocol}
 
     @staticmethod
-    def _by_cell(rows: Sequence[Row]) -> dict[Cell, Row]:
-        found: dict[Cell, Row] = {}
+    def _apart(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
+        """The rows by the values of `keys`, which are to tell them apart."""
+        found: dict[tuple[Any, ...], Row] = {}
+        rows = [row for row in rows if row.get("module", "mlp") == "mlp" and row.get("source") != ZSRE]
         for row in rows:
-            cell = row["problem"], row["method"]
-            if cell in found:
-                raise NoEvidence(f"several runs of {cell[0]}, {cell[1]}, which are never pooled")
-            found[cell] = row
+            place = tuple(row[key] for key in keys)
+            if place in found:
+                where = ", ".join(f"{row[key]}" if key != "layer" else f"layer {row[key]}" for key in keys)
+                raise NoEvidence(f"several runs or data sets at {where}, which are never pooled")
+            found[place] = row
+        if not found:
+            raise NoEvidence("no such results")
         return found
 
 
@@ -132,19 +132,23 @@ def published() -> list[Row]:
 
 
 @checked
-def beside_paper(store: Stored, *, model: str | None = None, resamples: Count = 1000) -> pa.Table:
+def beside_paper(
+    store: Stored, *, model: str | None = None, protocol: str | None = None, resamples: Count = 1000
+) -> pa.Table:
     """Every cell of the paper's Tables 1 to 6 that the store has, the paper's number beside the store's.
 
     Columns: table, score, problem, method, then for X in r2_layer, r2_effect, r2_both, diff: X_paper, X, X_low, X_high;
     p_paper, p_value, p_clustered, n, n_facts.
+    model, protocol, resamples: as for `claims`.
+    Raises StoreError as `claims`, and where no cell has the edits of one run.
     """
-    evidence, rows = _evidence(store, model, resamples), []
+    evidence, rows, why = _evidence(store, model, protocol, resamples), [], "none"
     for cell in published():
         subset = "concentrated" if cell["table"] == 2 else "all"
         try:
             ours = evidence.fits(cell["score"], subset=subset).get((cell["problem"], cell["method"]))
-        except NoEvidence:
-            ours = None
+        except NoEvidence as absent:
+            ours, why = None, str(absent)
         if ours is None:
             continue
         row = {name: cell[name] for name in ("table", "score", "problem", "method")}
@@ -155,19 +159,21 @@ def beside_paper(store: Stored, *, model: str | None = None, resamples: Count = 
         row |= {"p_paper": cell["p_value"], **{name: ours[name] for name in ("p_value", "p_clustered", "n", "n_facts")}}
         rows.append(row)
     if not rows:
-        raise StoreError(f"no edits of traced facts are in {store.where}, so there is nothing to hold beside the paper")
+        raise StoreError(f"expected edits of traced facts in {store.where} for the paper's tables, got {why}")
     return pa.Table.from_pylist(rows)
 
 
 @checked
-def claims(store: Stored, *, model: str | None = None, resamples: Count = 1000) -> pa.Table:
+def claims(
+    store: Stored, *, model: str | None = None, protocol: str | None = None, resamples: Count = 1000
+) -> pa.Table:
     """The paper's claims, what the store says of each, and a verdict.
 
-    model: its name, if the store has results of several. resamples: bootstrap samples of each interval.
+    model, protocol: whose results, if the store has several. resamples: bootstrap samples of each interval.
     Columns: claim, source (of the paper), paper, here, verdict (confirmed, refuted, not decided, or no data).
     Raises StoreError where the store has no traced edits, or those of several models or protocols.
     """
-    evidence = _evidence(store, model, resamples)
+    evidence = _evidence(store, model, protocol, resamples)
     rows = []
     for one in CLAIMS:
         try:
@@ -179,21 +185,21 @@ def claims(store: Stored, *, model: str | None = None, resamples: Count = 1000) 
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
 
 
-def _evidence(store: Readable, model: str | None, resamples: int) -> Evidence:
-    found = regressions(store, model=model).to_pylist()
+def _evidence(store: Readable, model: str | None, protocol: str | None, resamples: int) -> Evidence:
+    found = regressions(store, model=model, protocol=protocol).to_pylist()
     kinds = sorted({(row["model"], row["protocol"]) for row in found if row["n"]})
     if not kinds:
         raise StoreError(f"expected edits of traced facts in {store.where}, got none")
     if len(kinds) > 1:
-        names = ", ".join(f"{name} ({protocol})" for name, protocol in kinds)
-        raise StoreError(f"expected results of one model and protocol in {store.where}, got {names}")
+        names = ", ".join(f"{name} ({under})" for name, under in kinds)
+        raise StoreError(f"expected a choice of model and protocol, got results of {names} in {store.where}")
     return Evidence(store, *kinds[0], resamples)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------
 
 
-def _spread(value: float, low: float | None, high: float | None) -> str:
+def _spread(value: float | None, low: float | None, high: float | None) -> str:
     return number(value) + ("" if low is None else f" [{number(low)}, {number(high)}]")
 
 
@@ -214,7 +220,7 @@ def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
     below = len(sure) == len(fits) and all(row["diff_high"] <= most for row in sure)
     verdict = REFUTED if over else CONFIRMED if below else OPEN
     ours = f"at most {_share(top, 'diff')} ({_named(cell)}; clustered {p_text(top['p_clustered'])})"
-    return Finding(theirs, f"{ours}; {len(fits)} regressions", verdict)
+    return Finding(theirs, f"{ours}; {plural(len(fits), 'regression')}", verdict)
 
 
 def _fisher(row: Row, tests: int) -> tuple[float, float]:
@@ -263,11 +269,16 @@ def _layer_over_effect_everywhere(evidence: Evidence) -> Finding:
 
 def _most_by_layer(evidence: Evidence) -> Finding:
     rows = list(evidence.fits().values())
-    value, low, high = (
-        sum(row[name] or 0.0 for row in rows) / len(rows) for name in ("r2_layer", "r2_layer_low", "r2_layer_high")
-    )
-    verdict = CONFIRMED if low >= 0.5 else REFUTED if high < 0.5 else OPEN
-    return Finding("0.585 on average", f"{_spread(value, low, high)} on average of {len(rows)} regressions", verdict)
+    value, low, high = (_mean_of(rows, name) for name in ("r2_layer", "r2_layer_low", "r2_layer_high"))
+    verdict = OPEN if low is None or high is None else CONFIRMED if low >= 0.5 else REFUTED if high < 0.5 else OPEN
+    ours = f"{_spread(value, low, high)} on average of {plural(len(rows), 'regression')}"
+    return Finding("0.585 on average", ours, verdict)
+
+
+def _mean_of(rows: Sequence[Row], name: str) -> float | None:
+    """The mean of a number, None where a row lacks it."""
+    values = [row[name] for row in rows]
+    return None if None in values else sum(values) / len(values)
 
 
 def _small_gain(score: str, most: float, theirs: str, **choice: Any) -> Callable[[Evidence], Finding]:
@@ -298,7 +309,10 @@ def _forcing_gains_most(evidence: Evidence) -> Finding:
 def _not_positive_at_own_layer(score: str, theirs: str, **choice: Any) -> Callable[[Evidence], Finding]:
     def found(evidence: Evidence) -> Finding:
         rows = evidence.correlations(score, localization="denoise", tokens="all", **choice)
-        nearest = min(rows, key=lambda row: (abs(row["layer"] - evidence.default_layer), row["layer"]))
+        nearest = min(
+            rows,
+            key=lambda row: (abs(row["layer"] - default_layer(evidence.n_layers, name=evidence.model)), row["layer"]),
+        )
         return _not_positive([nearest], theirs)
 
     return found
@@ -308,38 +322,55 @@ def _not_positive_anywhere(score: str, theirs: str, **choice: Any) -> Callable[[
     return lambda evidence: _not_positive(evidence.correlations(score, **choice), theirs)
 
 
+def _half(row: Row, name: str = "sem") -> float | None:
+    """Half of the 95 % interval of a mean, None where one fact alone gives it."""
+    return None if row[name] is None else 1.96 * row[name]
+
+
+def _apart_by(pairs: Sequence[tuple[float, float | None]]) -> str:
+    """Whether all differences, each with half of its interval, are above 0."""
+    if any(half is None for _, half in pairs):
+        return OPEN
+    if all(d > (half or 0.0) for d, half in pairs):
+        return CONFIRMED
+    return REFUTED if any(d < -(half or 0.0) for d, half in pairs) else OPEN
+
+
+def _hypot(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else math.hypot(one, other)
+
+
+def _plus_minus(value: float, half: float | None) -> str:
+    return number(value) + ("" if half is None else f" ± {number(half)}")
+
+
 def _grows_with_window(evidence: Evidence) -> Finding:
-    sums: dict[int, list[Row]] = {}
+    by_size: dict[int, list[Row]] = {}
     for row in evidence.curve():
-        sums.setdefault(row["window_size"], []).append(row)
-    if len(sums) < 2:
+        by_size.setdefault(row["window_size"], []).append(row)
+    if len(by_size) < 2:
         raise NoEvidence("traces of one window size")
-    # Errors of the layers of one fact are correlated, so the standard errors are averaged as if they were one.
-    ends = {
-        size: (sum(r["mean_effect"] for r in rows) / len(rows), sum(r["sem_effect"] or 0.0 for r in rows) / len(rows))
-        for size, rows in sorted(sums.items())
-    }
-    sizes = list(ends)
-    steps = [(ends[b][0] - ends[a][0], 1.96 * math.hypot(ends[a][1], ends[b][1])) for a, b in pairwise(sizes)]
-    verdict = (
-        CONFIRMED if all(d > half for d, half in steps) else REFUTED if any(d < -half for d, half in steps) else OPEN
-    )
-    ours = ", ".join(f"{number(mean)} ± {number(1.96 * sem)} (window {size})" for size, (mean, sem) in ends.items())
-    return Finding("grows with the window", ours, verdict)
+    means = {}
+    for size, rows in sorted(by_size.items()):
+        halves = [_half(row, "sem_effect") for row in rows]
+        # The layers of one fact are not independent, so their errors are averaged as if they were one.
+        half = None if None in halves else sum(filter(None, halves)) / len(halves)
+        means[size] = sum(row["mean_effect"] for row in rows) / len(rows), half
+    steps = [(means[b][0] - means[a][0], _hypot(means[a][1], means[b][1])) for a, b in pairwise(means)]
+    ours = ", ".join(f"{_plus_minus(*mean)} (window {size})" for size, mean in means.items())
+    return Finding("grows with the window", ours, _apart_by(steps))
 
 
 def _rome_succeeds(evidence: Evidence) -> Finding:
-    rows = [row for row in evidence.means("rewrite") if row["method"] == "rome"]
-    rows = sorted(rows, key=lambda row: row["layer"])[:-1]
+    last = evidence.n_layers - 1
+    rows = [row for row in evidence.means("rewrite") if row["method"] == "rome" and row["layer"] != last]
     if not rows:
-        raise NoEvidence("no edits by ROME at several layers")
-    ends = [(row["mean"] - 1.96 * (row["sem"] or 0.0), row["mean"] + 1.96 * (row["sem"] or 0.0)) for row in rows]
-    worst = min(range(len(rows)), key=lambda place: rows[place]["mean"])
-    verdict = (
-        CONFIRMED if all(low >= 0.96 for low, _ in ends) else REFUTED if any(high < 0.96 for _, high in ends) else OPEN
-    )
-    ours = f"{_spread(rows[worst]['mean'], *ends[worst])} at layer {rows[worst]['layer']}, the least of {len(rows)}"
-    return Finding("above 0.96", ours, verdict)
+        raise NoEvidence("no edits by ROME below the last layer")
+    above = [(row["mean"] - 0.96, _half(row)) for row in rows]
+    worst = min(rows, key=lambda row: row["mean"])
+    least = f"layer {worst['layer']}, the least of {plural(len(rows), 'layer')}"
+    ours = f"{_plus_minus(worst['mean'], _half(worst))} at {least}"
+    return Finding("above 0.96", ours, _apart_by(above))
 
 
 def _lower_errors(evidence: Evidence) -> Finding:
@@ -358,17 +389,13 @@ def _essence_later(evidence: Evidence) -> Finding:
     by_method: dict[str, list[Row]] = {}
     for row in sorted(evidence.means("essence"), key=lambda row: row["layer"]):
         by_method.setdefault(row["method"], []).append(row)
-    pairs = {method: (rows[0], rows[-1]) for method, rows in by_method.items() if len(rows) > 1}
-    if not pairs:
+    ends = {method: (rows[0], rows[-1]) for method, rows in by_method.items() if len(rows) > 1}
+    if not ends:
         raise NoEvidence("no essence scores at several layers")
-    steps = {
-        method: (last["mean"] - first["mean"], 1.96 * math.hypot(first["sem"] or 0.0, last["sem"] or 0.0))
-        for method, (first, last) in pairs.items()
-    }
-    verdict = CONFIRMED if all(d > half for d, half in steps.values()) else OPEN
-    verdict = REFUTED if any(d < -half for d, half in steps.values()) else verdict
-    ours = ", ".join(f"{method} {_spread(d, d - half, d + half)}" for method, (d, half) in steps.items())
-    return Finding("later layers generally preferable", f"last less first edited layer: {ours}", verdict)
+    steps = {method: (b["mean"] - a["mean"], _hypot(_half(a), _half(b))) for method, (a, b) in ends.items()}
+    ours = ", ".join(f"{method} {_plus_minus(*step)}" for method, step in steps.items())
+    found = _apart_by(list(steps.values()))
+    return Finding("later layers generally preferable", f"last less first edited layer: {ours}", found)
 
 
 @dataclass(frozen=True)

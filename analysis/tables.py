@@ -126,14 +126,19 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def _with_floored(store: Readable, one: Numbered, resamples: int) -> pa.Table:
-    """The regressions of one of the paper's tables, and below each with a score below 0 the one with a floor."""
+    """The regressions of one of the paper's tables, and below each that a floor at 0 changes the one with a floor."""
     score, choice = one.scores[0], one.rows.choice()
     fits = one.rows.kept(fits_with_certainty(store, score, resamples=resamples, **choice))
-    if score not in FLOORED or not any(fits["n_below_0"].to_pylist()):
+    # An overall score above 0 may have a part below 0.
+    if score not in FLOORED or not (score == "overall" or any(fits["n_below_0"].to_pylist())):
         return fits
     floored = fits_with_certainty(store, FLOORED[score], resamples=resamples, **choice)
     second = {_place(row): row for row in floored.to_pylist()}
-    pairs = [(row, *([second[_place(row)]] if row["n_below_0"] else [])) for row in fits.to_pylist()]
+    pairs = [
+        (row, *([other] if row["n_below_0"] or any(row[name] != other[name] for name in SHARES) else []))
+        for row in fits.to_pylist()
+        if (other := second[_place(row)])
+    ]
     return pa.Table.from_pylist([row for pair in pairs for row in pair], schema=fits.schema)
 
 

@@ -1,6 +1,6 @@
 -- layer_correlations_of_score: the correlations of one score with the tracing effect at each edited layer.
--- Grain: as in layer_correlation. Parameters: score, effect_at, subset, layers (NULL: all), and source, or NULL for all. The parameters of
--- run_pairs choose the runs. Inputs: layer_correlation. Units: as in layer_correlation.
+-- Grain: as in layer_correlation. Parameters: score, effect_at, subset, layers, or NULL for 'all', and source, or NULL for all. The
+-- parameters of run_pairs choose the runs. Inputs: layer_correlation. Units: as in layer_correlation.
 SELECT *
 FROM layer_correlation
 WHERE score = $score

@@ -1,6 +1,7 @@
 -- regression_input: the raw rows of the chosen regressions, for computations outside SQL.
 -- Grain: one row per edit and tracing run, including edits without an effect or a score. Inputs: regression_rows.
--- Parameters: score, effect_at, subset, layers (NULL: all), and source, or NULL for all. The parameters of run_pairs choose the runs.
+-- Parameters: score, effect_at, subset, layers, or NULL for 'all', and source, or NULL for all. The parameters of
+-- run_pairs choose the runs.
 -- Units: x = tracing effect, y = score.
 SELECT
     problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run, edit_run_id,

@@ -1,6 +1,6 @@
 -- regressions_of_score: the regressions of one score, in the order of the paper's tables.
--- Grain: as in regressions. Parameters: score, effect_at, subset, layers (NULL: all), and source, or NULL for all. The parameters of
--- run_pairs choose the runs. Inputs: regressions. Units: as in regressions.
+-- Grain: as in regressions. Parameters: score, effect_at, subset, layers, or NULL for 'all', and source, or NULL for all. The
+-- parameters of run_pairs choose the runs. Inputs: regressions. Units: as in regressions.
 SELECT *
 FROM regressions
 WHERE score = $score

@@ -5,7 +5,7 @@ The shipped study files are in studies/: the paper's two, one for SmolLM2, and t
 
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -19,7 +19,7 @@ from fasttrace.editing.edit import check_edit
 from fasttrace.editing.hyperparameters import settings_for, window_of
 from fasttrace.editing.moments import Moments, check_moments
 from fasttrace.editing.problems import PROBLEMS
-from fasttrace.errors import UserError
+from fasttrace.errors import StoreError, UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, load_facts
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import encoded_facts
@@ -335,10 +335,10 @@ def check_results(out: Path) -> None:
         check_replaceable(path)
 
 
-def write_results(store: "Store", out: Path, model: str) -> list[Path]:
+def write_results(store: "Store", out: Path, model: str, protocol: str) -> list[Path]:
     """Write every table and figure that the store has data for, the paper's claims and the report. Returns their paths.
 
-    model: its name. The claims are of its results. out: the folder for all.
+    model, protocol: whose results the claims are held to. out: the folder for all.
     """
     from fasttrace.analysis.claims import beside_paper, claims
     from fasttrace.analysis.figures import paper_figure, save
@@ -350,9 +350,10 @@ def write_results(store: "Store", out: Path, model: str) -> list[Path]:
     there = coverage(store)
     wanted = [(n, one) for n, one in TABLES.items() if what_is_missing(there, one) is None]
     tables = {f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n)) for n, one in wanted}
-    if any(one.kind == "r2" for _, one in wanted):
-        tables["claims"] = "The paper's claims, and what was found", claims(store, model=model)
-        tables["beside-paper"] = "The paper's Tables 1 to 6 beside this study", beside_paper(store, model=model)
+    with suppress(StoreError):  # no edit of the model is traced
+        tables["claims"] = "The paper's claims, and what was found", claims(store, model=model, protocol=protocol)
+        beside = beside_paper(store, model=model, protocol=protocol)  # not of several runs, as the claims then say
+        tables["beside-paper"] = "The paper's Tables 1 to 6 beside this study", beside
     written = []
     for name, (title, table) in tables.items():
         for format, ending in (("markdown", "md"), ("csv", "csv")):

@@ -58,13 +58,14 @@ def test_sources_of_a_query(place, ask):
 def test_the_views_of_the_analysis_can_be_queried(ask):
     [row] = json.loads(
         ask(
-            "SELECT * FROM regressions WHERE score = 'rewrite' AND effect_at = 'max' AND subset = 'all'",
+            "FROM regressions WHERE score = 'rewrite' AND effect_at = 'max' AND subset = 'all' AND layers = 'all'",
             *STORE, "--json",
         ).stdout
     )  # fmt: skip
     assert row["n"] == 60
     fits = json.loads(ask("regressions", *STORE, "--json").stdout)
-    assert len([fit for fit in fits if fit["subset"] == "all"]) == 6 * 3, "six scores, three measures of the effect"
+    whole = [fit for fit in fits if fit["subset"] == fit["layers"] == "all"]
+    assert len(whole) == 9 * 3, "nine scores, three measures of the effect"
     assert len(json.loads(ask("edits", *STORE, "--json").stdout)) == 60
 
 
@@ -116,7 +117,7 @@ def test_relations_are_described(ask):
     rows = {row["relation"]: row for row in json.loads(ask("--relations", *STORE, "--json").stdout)}
     assert (rows["edits"]["n_rows"], rows["edits"]["n_columns"]) == (60, 26)
     assert rows["regressions"]["kind"] == "view"
-    assert rows["regressions"]["n_columns"] == 31
+    assert rows["regressions"]["n_columns"] == 40
     assert all(row["what"] for row in rows.values())
 
 

@@ -15,7 +15,7 @@ import torch
 from fork_server import ForkServer
 
 import fasttrace as ft
-from fasttrace.cli import boundary
+from fasttrace.cli import boundary, signals
 from fasttrace.errors import StoreError
 from fasttrace.store import query
 
@@ -262,3 +262,12 @@ def test_ctrl_c_while_the_query_is_being_started_is_not_lost(monkeypatch, moment
         assert give_up.is_alive()
         give_up.cancel()
     assert bool(began) == (moment == "when it has begun")
+
+
+def test_a_stop_that_duckdb_swallowed(monkeypatch):
+    """A signal inside a query comes out of DuckDB as an error of its own."""
+    error = RuntimeError("Query interrupted")
+    assert boundary._ended_by(error) == (2, None), "no signal arrived"
+    monkeypatch.setattr(signals, "_stopped_by", signal.SIGTERM)
+    assert boundary._ended_by(error) == (128 + signal.SIGTERM, boundary.STOPPED)
+    assert boundary._ended_by(RuntimeError("a mistake")) == (2, None)

@@ -71,7 +71,7 @@ def _ended_by(error: BaseException) -> tuple[int, str | None]:
     """(exit code, sentence) for what ended a verb. The sentence is empty where there is nothing to say, and None for an
     error of fasttrace itself."""
     chain = list(_causes(error))
-    if stops := [one for one in chain if isinstance(one, KeyboardInterrupt | click.Abort)]:
+    if stops := [one for one in (signals.behind(link) or link for link in chain) if isinstance(one, _STOPS)]:
         return signals.exit_code(stops[-1]), STOPPED
     if short := next((one for one in chain if _lacks_memory(one)), None):
         return 2, f"the memory does not suffice ({_first_line(short)}): {_less_memory()}"
@@ -88,6 +88,7 @@ def _ended_by(error: BaseException) -> tuple[int, str | None]:
 STOPPED = (
     "stopped; finished work is in the store (a mass edit only as a whole), and the same command continues from there"
 )
+_STOPS = KeyboardInterrupt | click.Abort
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED", re.IGNORECASE)
 
 

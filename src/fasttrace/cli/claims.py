@@ -9,6 +9,9 @@ from .options import open_stores, options
 @options("stores", "json", "format")
 @click.option("--model", help="Model, if the store has results of several.")
 @click.option(
+    "--protocol", type=click.Choice(["paper", "released"]), help="Protocol, if the store has results of both."
+)
+@click.option(
     "--cells", is_flag=True, help="Print Tables 1 to 6 cell by cell instead, the paper's numbers and the store's."
 )
 @click.option(
@@ -19,7 +22,13 @@ from .options import open_stores, options
     help="Bootstrap resamples of the facts for the 95 % intervals.",
 )
 def claims(
-    stores: tuple[str, ...], as_json: bool, format_: str, model: str | None, cells: bool, resamples: int
+    stores: tuple[str, ...],
+    as_json: bool,
+    format_: str,
+    model: str | None,
+    protocol: str | None,
+    cells: bool,
+    resamples: int,
 ) -> None:
     """Print which of the paper's claims the store confirms, and which it refutes.
 
@@ -30,10 +39,10 @@ def claims(
 
     store, kind = open_stores(stores), "json" if as_json else format_
     if cells:
-        table = found.beside_paper(store, model=model, resamples=resamples)
+        table = found.beside_paper(store, model=model, protocol=protocol, resamples=resamples)
         click.echo(render(table, kind, title="The paper's Tables 1 to 6 beside this store"), nl=False)
         return
-    table = found.claims(store, model=model, resamples=resamples)
+    table = found.claims(store, model=model, protocol=protocol, resamples=resamples)
     if kind == "text":
         click.echo("\n".join(found.lines(table)))
     else:

@@ -14,6 +14,7 @@ NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 CLEANING_SECONDS = 10.0
 
 _stopped_at: float | None = None
+_stopped_by: int | None = None
 _begun = False
 
 
@@ -27,8 +28,8 @@ class Stopped(KeyboardInterrupt):
 
 def listen() -> None:
     """From now on, let the signals end this process. A signal that is ignored, as under nohup, stays ignored."""
-    global _stopped_at, _begun
-    _stopped_at, _begun = None, False
+    global _stopped_at, _stopped_by, _begun
+    _stopped_at, _stopped_by, _begun = None, None, False
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may
     for number in NUMBERS:
@@ -68,6 +69,14 @@ def exit_code(stop: BaseException) -> int:
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
+def behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The stop that `error` is about. DuckDB raises an error of its own in place of one that arrives in a query."""
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    swallowed = _stopped_by is not None and isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+    return Stopped(_stopped_by) if swallowed and _stopped_by is not None else None
+
+
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
     """Raise Stopped once more, a moment later, where it was raised in a finaliser, which can only print it."""
     if not isinstance(lost.exc_value, Stopped):
@@ -85,7 +94,7 @@ def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:
-    global _stopped_at
+    global _stopped_at, _stopped_by
     if not _begun:
         # An exception inside an import may be printed by whatever imports, or lost.
         os.write(2, b"fasttrace: stopped before it began\n")
@@ -93,5 +102,5 @@ def _arrived(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     # A second one would interrupt the cleaning up. Later it is needed, in case the first one was lost.
     if _stopped_at is None or now - _stopped_at >= CLEANING_SECONDS:
-        _stopped_at = now
+        _stopped_at, _stopped_by = now, number
         raise Stopped(number)

@@ -72,7 +72,7 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
         folder.mkdir(parents=True, exist_ok=True)
     facts = runner.run()
     with saying_overwritten(out, out / "tables", out / "figures"):
-        written = write_results(store, out, model.name)
+        written = write_results(store, out, model.name, asked.protocol)
     if as_json:
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
         return
