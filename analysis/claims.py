@@ -9,7 +9,7 @@ To add a claim, write a function Evidence -> Finding and name it in CLAIMS.
 import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
@@ -26,7 +26,7 @@ from fasttrace.windows import default_layer
 
 from .certainty import certainty
 from .naming import Row, number, p_text, plural
-from .paper import ZSRE
+from .paper import METHODS, PROBLEMS, ZSRE
 from .regression import layer_correlations, layer_means, regressions
 from .relation import relation
 
@@ -252,6 +252,12 @@ def _layer_over_effect(evidence: Evidence) -> Finding:
     return Finding("0.947 against 0.016", ours, _over(row))
 
 
+def _of_all(fits: dict[Cell, Row], found: Finding) -> Finding:
+    """A claim about every problem and method is not confirmed by some of them."""
+    count = len(PROBLEMS) * len(METHODS)
+    return replace(found, verdict=OPEN) if found.verdict == CONFIRMED and len(fits) < count else found
+
+
 def _over(row: Row) -> str:
     if row["r2_layer_low"] is None:
         return OPEN
@@ -264,7 +270,8 @@ def _layer_over_effect_everywhere(evidence: Evidence) -> Finding:
     verdicts = [_over(row) for row in evidence.fits().values()]
     count = verdicts.count(CONFIRMED)
     verdict = CONFIRMED if count == len(verdicts) else REFUTED if REFUTED in verdicts else OPEN
-    return Finding("in 20 of 20 regressions", f"in {count} of {len(verdicts)}, intervals apart", verdict)
+    found = Finding("in 20 of 20 regressions", f"in {count} of {len(verdicts)}, intervals apart", verdict)
+    return _of_all(evidence.fits(), found)
 
 
 def _most_by_layer(evidence: Evidence) -> Finding:
@@ -272,7 +279,7 @@ def _most_by_layer(evidence: Evidence) -> Finding:
     value, low, high = (_mean_of(rows, name) for name in ("r2_layer", "r2_layer_low", "r2_layer_high"))
     verdict = OPEN if low is None or high is None else CONFIRMED if low >= 0.5 else REFUTED if high < 0.5 else OPEN
     ours = f"{_spread(value, low, high)} on average of {plural(len(rows), 'regression')}"
-    return Finding("0.585 on average", ours, verdict)
+    return _of_all(evidence.fits(), Finding("0.585 on average", ours, verdict))
 
 
 def _mean_of(rows: Sequence[Row], name: str) -> float | None:
@@ -282,7 +289,11 @@ def _mean_of(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _small_gain(score: str, most: float, theirs: str, **choice: Any) -> Callable[[Evidence], Finding]:
-    return lambda evidence: _at_most(evidence.fits(score, **choice), most, theirs)
+    def found(evidence: Evidence) -> Finding:
+        fits = evidence.fits(score, **choice)
+        return _of_all(fits, _at_most(fits, most, theirs))
+
+    return found
 
 
 def _forcing_gains_most(evidence: Evidence) -> Finding:

@@ -74,6 +74,7 @@ def test_claims_have_the_tables_numbers(one_set):
         f"{ours['r2_layer']:.3f} [{ours['r2_layer_low']:.3f}, {ours['r2_layer_high']:.3f}]" in found["Table 1"]["here"]
     )
     assert found["Table 1"]["verdict"] == (CONFIRMED if ours["r2_layer_low"] > ours["r2_effect_high"] else OPEN)
+    assert found["Table 3"]["verdict"] != CONFIRMED, "the store has one of 20 regressions"
     rows = layer_correlations(one_set, "rewrite").to_pylist()
     assert "at layer 4" in found["Figure 4"]["here"], (
         "the default layer of a model with 30 layers is 6, and 4 is edited"
