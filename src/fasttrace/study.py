@@ -326,12 +326,15 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
     return [fact for turn in zip_longest(*by_relation.values()) for fact in turn if fact is not None]
 
 
+_TABLES = ("table-*", "claims.*", "beside-paper.*")  # what `write_results` writes to the folder `tables`
+
+
 def check_results(out: Path) -> None:
     """Raise UserError where `write_results` could not write."""
     for folder in (out, out / "tables", out / "figures"):
         check_folder(folder)
     check_file(out / "report.html", makes_folder=True)
-    for path in (*out.glob("tables/*"), *out.glob("figures/figure-*")):
+    for path in (*(found for name in _TABLES for found in out.glob(f"tables/{name}")), *out.glob("figures/figure-*")):
         check_replaceable(path)
 
 

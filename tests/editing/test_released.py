@@ -59,6 +59,7 @@ def test_rome_draws_new_noise_in_every_forward(model, corpus, tmp_path):
     moments = moments_of(model, corpus, tmp_path)
     own = {"steps": 4, "clamp": 4.0, **VALUE}
     result = ft.edit(model, FACTS, layers=[0, 1], moments=moments, contexts=CONTEXTS, **FORCED, **own)
+    assert [edit.layer for edit in result.edits] == [0, 0, 1, 1], "two facts at two layers"
     for edit in result.edits:
         inputs, span = inputs_of(model, next(f for f in FACTS if f.fact_id == edit.fact_id))
         wanted = released_rome(
@@ -73,6 +74,7 @@ def test_memit_draws_new_noise_in_every_forward(model, corpus, tmp_path):
     own = {"steps": 4, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 2, **VALUE}
     result = ft.edit(model, FACTS, method="memit", layers=[2], moments=moments, contexts=CONTEXTS, **FORCED, **own)
     blocks = [block.layer for block in model.blocks]
+    assert len(result.edits) == len(FACTS)
     for edit in result.edits:
         inputs, span = inputs_of(model, next(f for f in FACTS if f.fact_id == edit.fact_id))
         window = sorted(edit.updates)
@@ -89,6 +91,7 @@ def test_memit_draws_new_noise_in_every_forward(model, corpus, tmp_path):
 def test_fine_tuning_is_on_ten_noise_rows_drawn_anew(model, method):
     own = {"steps": 6, "lr": 5e-3, "epsilon": 1e-2}
     result = ft.edit(model, FACTS, method=method, window_size=2, layers=[1], **FORCED, **own)
+    assert len(result.edits) == len(FACTS)
     for edit in result.edits:
         inputs, span = inputs_of(model, next(f for f in FACTS if f.fact_id == edit.fact_id))
         wanted, losses = released_finetune(model.hf, inputs, sorted(edit.updates), span, SIGMA, 10, 6, 5e-3, 1e-2)

@@ -213,7 +213,7 @@ def test_real_model_is_edited_and_the_export_agrees(smollm2, tmp_path):
     assert float(p[tokenizer(" Rome")["input_ids"][0]]) == pytest.approx(row["p_after"], abs=1e-3)
 
 
-def test_released_protocol_stops_early_and_scores_the_first_prompt(small_tokenizer, corpus, tmp_path):
+def test_an_early_stop_takes_no_step_and_released_scores_the_first_prompt(small_tokenizer, corpus, tmp_path):
     _, _, paper = edited("llama", small_tokenizer, corpus, tmp_path)
     _, _, released = edited("llama", small_tokenizer, corpus, tmp_path, protocol="released", early_stop=100.0)
     assert all(not edit.updates[edit.layer].value.any() for edit in released.edits), (

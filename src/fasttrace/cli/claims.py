@@ -6,20 +6,13 @@ from .options import open_stores, options
 
 
 @click.command()
-@options("stores", "json", "format")
+@options("stores", "json", "format", "resamples")
 @click.option("--model", help="Model, if the store has results of several.")
 @click.option(
     "--protocol", type=click.Choice(["paper", "released"]), help="Protocol, if the store has results of both."
 )
 @click.option(
     "--cells", is_flag=True, help="Print Tables 1 to 6 cell by cell instead, the paper's numbers and the store's."
-)
-@click.option(
-    "--resamples",
-    type=click.IntRange(200),
-    default=1000,
-    show_default=True,
-    help="Bootstrap resamples of the facts for the 95 % intervals.",
 )
 def claims(
     stores: tuple[str, ...],

@@ -168,6 +168,13 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             help="Format of the numbers.",
         ),
         "score": click.option("--score", default="rewrite", show_default=True, help="Edit score to analyse."),
+        "resamples": click.option(
+            "--resamples",
+            type=click.IntRange(0),
+            default=1000,
+            show_default=True,
+            help="Bootstrap resamples of the facts for the 95 % intervals; 0: no intervals.",
+        ),
     }
 
     def add(verb: Verb) -> Verb:

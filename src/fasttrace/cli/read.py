@@ -14,16 +14,9 @@ from .options import named_store, open_stores, options
 
 
 @click.command()
-@options("stores", "json", "format", "score")
+@options("stores", "json", "format", "score", "resamples")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
-@click.option(
-    "--resamples",
-    type=click.IntRange(0),
-    default=1000,
-    show_default=True,
-    help="Bootstrap resamples of the facts for the 95 % intervals; 0: no intervals.",
-)
 @click.option(
     "--tracing-window",
     type=click.IntRange(1),

@@ -73,8 +73,9 @@ def behind(error: BaseException) -> KeyboardInterrupt | None:
     """The stop that `error` is about. DuckDB raises an error of its own in place of one that arrives in a query."""
     if isinstance(error, KeyboardInterrupt):
         return error
-    swallowed = _stopped_by is not None and isinstance(error, RuntimeError) and str(error) == "Query interrupted"
-    return Stopped(_stopped_by) if swallowed and _stopped_by is not None else None
+    if _stopped_by is not None and isinstance(error, RuntimeError) and str(error) == "Query interrupted":
+        return Stopped(_stopped_by)
+    return None
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:

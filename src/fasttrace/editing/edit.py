@@ -276,9 +276,9 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     Methods: ROME, MEMIT (the window around the layer) and constrained fine-tuning of the layer (ft-1) or of its
     window (ft-5). Problems: error-injection, tracing-reversal, fact-erasure (facts with p(o_true) ≥ 0.02; others get
     a row with the reason), fact-amplification, and fact-forcing (the subject is corrupted in editing and scoring).
-    protocol="released" follows the released code in the hyperparameters, the early stop, o_noise (which includes the
-    prompt) and the scores: first paraphrase and neighbourhood prompt only, floors, and the problem's target in the
-    neighbourhood score.
+    protocol="released" follows the released code in the hyperparameters, the steps and losses, the noise (drawn anew in
+    every forward of fact-forcing), o_noise (which includes the prompt) and the scores: first paraphrase and
+    neighbourhood prompt only, floors, and the problem's target in the neighbourhood score.
 
     Returns an EditResult, which keeps every edit in memory. A fine-tuned edit takes 4·d·m bytes per changed layer. For
     many edits, iterate over `prepare_edit(…).batches()` and keep only the parts you need.
