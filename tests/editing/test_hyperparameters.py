@@ -1,11 +1,14 @@
 """Default hyperparameters of each model."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyarrow.csv import read_csv
 
 from fasttrace.editing.hyperparameters import settings_for
 from fasttrace.editing.problems import PROBLEMS
+from fasttrace.editing.tune import choose
 from fasttrace.settings.methods import METHOD_SETTINGS
 
 
@@ -23,9 +26,17 @@ def test_a_model_of_another_width_gets_the_general_defaults(method, problem):
     default = settings_for(ANOTHER, method, problem, "paper")
     for stranger in (model("llama", 30, 4096), model("gptj", 28, 64), model("gpt2", 48, 768)):
         assert settings_for(stranger, method, problem, "paper") == default
-    assert settings_for(SMOLLM2, "ft-1", problem, "paper").epsilon == pytest.approx(
-        50 * settings_for(ANOTHER, "ft-1", problem, "paper").epsilon
-    )
+
+
+def test_smollm2_has_the_values_that_tuning_chose():
+    rows = read_csv(Path(__file__).parents[2] / "analysis/results/smollm2-135m/tuning.csv").to_pylist()
+    cells = {(row["method"], row["problem"]) for row in rows}
+    assert {("memit", "fact-amplification"), ("ft-5", "fact-forcing"), ("ft-1", "tracing-reversal")} <= cells
+    for method, problem in cells:
+        chosen = choose([row for row in rows if (row["method"], row["problem"]) == (method, problem)])
+        assert chosen["edits"] == 100
+        found = getattr(settings_for(SMOLLM2, method, problem, "paper"), chosen["setting"])
+        assert found == chosen["value"], (method, problem)
 
 
 @pytest.mark.parametrize("method", METHOD_SETTINGS)
