@@ -8,6 +8,7 @@ rewrite score is above 0.99, or below 0.95 in fine-tuning. Takes about 80 minute
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -32,7 +33,7 @@ VALUES = {
 }
 
 model = ft.load_model("smollm2-135m")
-facts, known = interleaved(ft.load_facts()), []
+facts, known = interleaved(ft.load_facts()), list[ft.Fact]()
 while len(known) < 200:
     some, facts = facts[:50], facts[50:]
     verdicts = check_known(model, some, protocol="paper").verdicts["known"].to_pylist()
@@ -44,9 +45,10 @@ with (Path(__file__).parent / "tuning.csv").open("w", newline="") as file:
         ["problem", "method", "setting", "value", "edits", "rewrite", "paraphrase", "neighborhood", "overall"]
     )
     for (problem, method), values in VALUES.items():
-        own = {"contexts": 2, "corpus_tokens": 100000} if method in ("rome", "memit") else {}
-        asked = TuneSettings(method=method, problem=problem, values=values, **own)
-        for one in candidates(model, known[100:], asked):
+        asked: dict[str, Any] = {"method": method, "problem": problem, "values": values}
+        if method in ("rome", "memit"):
+            asked |= {"contexts": 2, "corpus_tokens": 100000}
+        for one in candidates(model, known[100:], TuneSettings(**asked)):
             scores = pa.concat_tables([part.scores for part in one.plan.batches(memory="1GB")])
             rows.writerow([problem, method, *mean_scores(one, scores).values()])
             file.flush()
