@@ -42,6 +42,8 @@ def module_files() -> dict[str, Path]:
     found = {}
     for package, folder in FOLDERS.items():
         for path in folder.rglob("*.py"):
+            if path.is_relative_to(ROOT / "analysis/results"):
+                continue  # what studies found, and how, is not part of the package
             parts = path.relative_to(folder).with_suffix("").parts
             found[".".join([package, *(part for part in parts if part != "__init__")])] = path
     return found

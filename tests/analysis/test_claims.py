@@ -61,9 +61,9 @@ def test_every_cell_is_beside_the_papers(one_set):
     [ours] = paper_table(one_set, 3, resamples=200).to_pylist()
     [row] = [row for row in table if row["table"] == 3]
     for name in ("r2_layer", "r2_effect", "r2_both", "diff"):
-        assert [row[f"{name}{end}"] for end in ("", "_low", "_high")] == [
-            ours[f"{name}{end}"] for end in ("", "_low", "_high")
-        ]
+        # DuckDB's threads add in an order of their own, so two computations differ in their last bits.
+        for end in ("", "_low", "_high"):
+            assert row[f"{name}{end}"] == pytest.approx(ours[f"{name}{end}"], rel=1e-9), f"{name}{end}"
     assert (row["r2_layer_paper"], row["p_paper"], row["n"]) == (0.947, "<1e-4", ours["n"])
 
 

@@ -85,7 +85,7 @@ def test_layer_table_is_the_means(store):
     rows = layer_table(store).to_pylist()
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
     for score in ("rewrite", "paraphrase", "neighborhood", "overall"):
-        assert [row[score] for row in rows] == layer_means(store, score)["mean"].to_pylist()
+        assert [row[score] for row in rows] == pytest.approx(layer_means(store, score)["mean"].to_pylist(), rel=1e-12)
 
 
 def test_text():
