@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 from scipy import stats
 
 from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.kinds import Count
+from fasttrace.settings.kinds import MOST_ITEMS, Bounds, Count
 from fasttrace.store import Readable, Stored
 from fasttrace.windows import default_layer
 
@@ -165,11 +165,16 @@ def beside_paper(
 
 @checked
 def claims(
-    store: Stored, *, model: str | None = None, protocol: str | None = None, resamples: Count = 1000
+    store: Stored,
+    *,
+    model: str | None = None,
+    protocol: str | None = None,
+    resamples: Annotated[int, Bounds(200, most=MOST_ITEMS)] = 1000,  # the ends of fewer would decide a verdict
 ) -> pa.Table:
     """The paper's claims, what the store says of each, and a verdict.
 
-    model, protocol: whose results, if the store has several. resamples: bootstrap samples of each interval.
+    model, protocol: whose results, if the store has several. resamples: bootstrap samples of each interval, at least
+    200.
     Columns: claim, source (of the paper), paper, here, verdict (confirmed, refuted, not decided, or no data).
     Raises StoreError where the store has no traced edits, or those of several models or protocols.
     """

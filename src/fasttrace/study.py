@@ -326,7 +326,8 @@ def interleaved(facts: Sequence[Fact]) -> list[Fact]:
     return [fact for turn in zip_longest(*by_relation.values()) for fact in turn if fact is not None]
 
 
-_TABLES = ("table-*", "claims.*", "beside-paper.*")  # what `write_results` writes to the folder `tables`
+# What `write_results` writes beside the report.
+_WRITTEN = ("tables/table-*", "tables/claims.*", "tables/beside-paper.*", "figures/figure-*")
 
 
 def check_results(out: Path) -> None:
@@ -334,8 +335,9 @@ def check_results(out: Path) -> None:
     for folder in (out, out / "tables", out / "figures"):
         check_folder(folder)
     check_file(out / "report.html", makes_folder=True)
-    for path in (*(found for name in _TABLES for found in out.glob(f"tables/{name}")), *out.glob("figures/figure-*")):
-        check_replaceable(path)
+    for pattern in _WRITTEN:
+        for path in out.glob(pattern):
+            check_replaceable(path)
 
 
 def write_results(store: "Store", out: Path, model: str, protocol: str) -> list[Path]:

@@ -12,7 +12,7 @@ from fasttrace.analysis.claims import CONFIRMED, OPEN, REFUTED, beside_paper, cl
 from fasttrace.analysis.regression import layer_correlations
 from fasttrace.analysis.tables import paper_table
 from fasttrace.cli import cli
-from fasttrace.errors import StoreError
+from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store
 
 XL = "openai-community/gpt2-xl"
@@ -83,6 +83,15 @@ def test_claims_have_the_tables_numbers(one_set):
     assert found["Figure 4"]["here"].startswith(f"ρ {at_4['rho']:.3f}".replace("-", "−"))
     assert found["Figure 21"]["verdict"] == "no data", "nothing was zeroed"
     assert found["Figure 12"]["verdict"] != "no data"
+
+
+def test_too_few_resamples_give_no_verdict(one_set):
+    """The interval of a single resample has no width, and would decide every claim."""
+    with pytest.raises(UserError, match="resamples: expected a whole number from 200 to 1000000, got 199"):
+        claims(one_set, resamples=199)
+    [row] = [row for row in beside_paper(one_set, resamples=0).to_pylist() if row["table"] == 3]
+    assert row["r2_layer"] == pytest.approx(paper_table(one_set, 3, resamples=0)["r2_layer"][0].as_py(), rel=1e-9)
+    assert row["r2_layer_low"] is None
 
 
 def test_several_runs_are_not_mixed(tmp_path):

@@ -173,7 +173,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             type=click.IntRange(0),
             default=1000,
             show_default=True,
-            help="Bootstrap resamples of the facts for the 95 % intervals; 0: no intervals.",
+            help="Bootstrap resamples of the facts for the 95 % intervals; 0: none. Verdicts need at least 200.",
         ),
     }
 
