@@ -123,7 +123,7 @@ NOT_STORES = {
     "half": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is damaged"),
     "text": (lambda path: path.write_text("hello " * 3000), "is not a DuckDB file"),
     "empty": (lambda path: path.write_bytes(b""), "is not a DuckDB file"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "a folder|is a directory"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "is not a store in Parquet"),
     "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "expected a file, got neither file nor folder"),
     "altered": (_altered, "altered or dropped by hand"),
     "newer": (_newer, "the store s.duckdb "),

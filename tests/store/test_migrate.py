@@ -151,6 +151,7 @@ def test_an_old_export_is_read(old, current, tmp_path):
     new = Store(tmp_path / "new.duckdb")
     new.add_parquet(tmp_path / "parquet")
     assert {**rows(new), "store_schema": None} == {**rows(current), "store_schema": None}
+    assert rows(Store(tmp_path / "parquet")) == rows(current)
 
 
 def by_edits(row):

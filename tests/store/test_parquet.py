@@ -11,6 +11,7 @@ import pytest
 from made_results import made_edit, made_run, made_trace
 from real_store import real_store
 
+from fasttrace.analysis.relation import relation as view_of
 from fasttrace.errors import StoreError, UserError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
@@ -83,6 +84,21 @@ def test_importing_again_adds_nothing(exported, store):
     assert {relation: rows(store, relation) for relation in RELATIONS} == before
 
 
+def test_an_export_is_read_as_its_store_is_and_not_written(real, exported):
+    read = Store(exported)
+    for name in RELATIONS:
+        assert rows(read, name) == rows(real, name), name
+    for name in ("scores_by_layer", "mean_effect"):
+        assert view_of(read, name).equals(view_of(real, name)), name
+    [run] = real.query("SELECT run_id FROM traces LIMIT 1").to_pylist()
+    assert read.done(run["run_id"]) == real.done(run["run_id"]) != set()
+    before = {path: path.read_bytes() for path in exported.iterdir()}
+    for change in (lambda: read.add(made_trace(IDS)), read.create, read.check, lambda: read.add_parquet(exported)):
+        with pytest.raises(StoreError, match="is a folder of Parquet files, which is only read: name a file"):
+            change()
+    assert {path: path.read_bytes() for path in exported.iterdir()} == before
+
+
 def test_one_file_a_relation_and_nothing_else(exported):
     assert sorted(path.name for path in exported.iterdir()) == sorted(f"{name}.parquet" for name in RELATIONS)
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
@@ -144,6 +160,8 @@ def test_a_folder_that_is_no_store_is_refused_before_a_file_is_made(folder, stor
     spoil(folder)
     refused(store, folder, sentence)
     assert not store.path.exists()
+    with pytest.raises(StoreError, match="parquet"):
+        Store(folder).query("SELECT 1")
 
 
 def test_half_a_file_is_damaged(folder, store):
@@ -151,6 +169,8 @@ def test_half_a_file_is_damaged(folder, store):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     refused(store, folder, "damaged file")
+    with pytest.raises(StoreError, match="damaged file"):
+        Store(folder).query("SELECT 1")
 
 
 def test_a_damaged_page_is_found_when_it_is_read(folder, store):
@@ -162,6 +182,8 @@ def test_a_damaged_page_is_found_when_it_is_read(folder, store):
     file.write_bytes(whole)
     store.add(made_trace(IDS))
     refused(store, folder, "damaged file")
+    with pytest.raises(StoreError, match="damaged file"):
+        Store(folder).query("SELECT 1")
 
 
 @pytest.mark.parametrize(

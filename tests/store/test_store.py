@@ -242,7 +242,7 @@ def test_query_cannot_write(store):
     [
         (lambda path: path.write_bytes(b"hello world " * 900), "is not a DuckDB file"),
         (lambda path: path.write_bytes(b""), "is not a DuckDB file"),
-        (lambda path: path.mkdir(), "expected a file, got a folder"),
+        (lambda path: path.mkdir(), "is not a store in Parquet"),
         (
             lambda path: duckdb.connect(str(path)).execute("CREATE TABLE t (a INT)").close(),
             "not a fasttrace store",

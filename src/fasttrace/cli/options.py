@@ -156,7 +156,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             "stores",
             multiple=True,
             metavar="[NAME=]FILE",
-            help="DuckDB file to read; repeat it to read several together.",
+            help="DuckDB file to read, or a folder of Parquet files; repeat it to read several together.",
         ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         "format": click.option(

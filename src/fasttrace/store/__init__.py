@@ -27,8 +27,9 @@ class Store(Readable):
     """A study in one DuckDB file. The file stays closed between calls: every method opens it and closes it again.
 
     A file of an older schema version is read as it is. The first write upgrades it in place, before it adds anything.
+    A folder that `to_parquet` wrote is read as a store, too. Its relations are views, and it is never written.
 
-    path: the file. The first write (or `create`) creates it.
+    path: the file, or such a folder. The first write (or `create`) creates the file.
     timeout_s: for how many seconds a method retries while another process has the file open.
     memory: DuckDB's memory_limit for a query, such as "2GB". Data beyond it go to a folder beside the file. None is
         DuckDB's default, 80 % of the machine's memory.

@@ -22,6 +22,7 @@ import duckdb
 
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing, sweep, why_full, why_unwritable
+from fasttrace.store.folder import files_of, is_folder, show
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, upgrade
 from fasttrace.version import VERSION
 
@@ -103,27 +104,38 @@ def connection(
     stores: Mapping[str, Path] | None = None,
     folders: Iterable[Path] = (),
 ) -> duckdb.DuckDBPyConnection:
-    """A connection to the file `path`, or to a database in memory. Every connection of fasttrace is made here.
+    """A connection to the store `path`, or to a database in memory. Every connection of fasttrace is made here.
 
+    A store that is a folder of Parquet files is a database in memory with views of them.
     memory: as for `opened`. stores: {name: file} to attach for reading. folders: the folders whose files its queries
         may read and write.
     Raises StoreError where a file cannot be opened.
     """
-    stores, reachable = stores or {}, [str(folder.resolve()) for folder in folders]
+    stores = stores or {}
+    exports = {name: file for name, file in {"": path, **stores}.items() if file is not None and is_folder(file)}
+    in_memory = path is None or "" in exports
+    reachable = [str(folder.resolve()) for folder in (*folders, *exports.values())]
     config = dict(_WITHOUT_EXTENSIONS)
     if memory is not None:
         config["memory_limit"] = memory
-    if path is None:  # otherwise DuckDB takes a folder beside the file
-        config["temp_directory"] = next((f"{file.resolve()}.tmp" for file in stores.values()), "")
+    if in_memory:  # otherwise DuckDB takes a folder beside the file
+        beside = [file for file in (path, *stores.values()) if file is not None]
+        config["temp_directory"] = f"{beside[0].resolve()}.tmp" if beside else ""
     if not stores and not reachable:
         config |= _CLOSED  # from the start, so that connections to one file within each other have one configuration
     with _opening(path):
-        con = duckdb.connect(":memory:" if path is None else str(path), read_only=read_only, config=config)
+        file_name = ":memory:" if in_memory else str(path)
+        con = duckdb.connect(file_name, read_only=read_only and not in_memory, config=config)
     try:
         for name, file in stores.items():
             text = str(file.resolve()).replace("'", "''")  # DuckDB 1.5 takes no parameter here
             with _opening(file):
-                con.execute(f"ATTACH '{text}' AS {quoted(name)} (READ_ONLY)")
+                if name in exports:
+                    con.execute(f"ATTACH ':memory:' AS {quoted(name)}")
+                else:
+                    con.execute(f"ATTACH '{text}' AS {quoted(name)} (READ_ONLY)")
+        for name, folder in exports.items():
+            show(con, folder, RELATIONS, quoted(name) if name else "memory")
         if stores or reachable:
             con.execute("SET allowed_directories = $folders", {"folders": reachable})
             for name, value in _CLOSED.items():
@@ -391,9 +403,16 @@ def _check_file(path: Path, read_only: bool) -> None:
         raise StoreError(f"there is no store at {path}: `fasttrace trace` or `fasttrace edit` creates one") from None
     except (OSError, ValueError) as error:  # such as a name that is too long
         raise StoreError(f"the store {path} cannot be opened: {getattr(error, 'strerror', error)}") from error
+    if stat.S_ISDIR(found.st_mode):
+        files_of(path, RELATIONS)
+        if not read_only:
+            raise StoreError(
+                f"the store {path} is a folder of Parquet files, which is only read: name a file, into which "
+                "Store.add_parquet takes the folder's rows"
+            )
+        return
     if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "neither file nor folder"
-        raise StoreError(f"the store {path}: expected a file, got {kind}")
+        raise StoreError(f"the store {path}: expected a file, got neither file nor folder")
     if not os.access(path, os.R_OK):
         raise StoreError(f"the store {path} cannot be read: permission denied")
     if not read_only and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):

@@ -11,6 +11,7 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing, why_full
 from fasttrace.store.connect import RELATIONS, schema_columns
+from fasttrace.store.folder import files_of
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
 
@@ -40,17 +41,9 @@ def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
     Raises StoreError where the folder is not an export of a schema version from OLDEST_VERSION on, lacks a file or has
     an unknown one, or where a file is damaged or has other columns.
     """
-    if not folder.is_dir():
-        raise StoreError(f"there is no folder {folder}: Store.to_parquet writes one")
-    if not (folder / "store_schema.parquet").exists():
-        raise StoreError(f"the folder {folder} is not a store in Parquet: it has no store_schema.parquet")
-    found_names = {path.stem for path in folder.glob("*.parquet")}
-    for name in sorted(set(RELATIONS) - found_names):
-        raise StoreError(f"the folder {folder} lacks {name}.parquet")
-    for name in sorted(found_names - set(RELATIONS)):
-        raise StoreError(f"the folder {folder}: expected only the files of a store, got {name}.parquet too: remove it")
+    paths = files_of(folder, RELATIONS)
     with _damage_reported(folder):
-        files = {name: con.read_parquet(str(folder / f"{name}.parquet")) for name in RELATIONS}
+        files = {name: con.read_parquet(str(path)) for name, path in paths.items()}
         version = files["store_schema"].max("version").fetchall()[0][0]
     if version is None or not OLDEST_VERSION <= version <= SCHEMA_VERSION:
         raise StoreError(

@@ -42,7 +42,8 @@ _STORES = Kind("{name: file}, (name, file) pairs or files", _pairs)
 class Stores(Readable):
     """Several stores attached to one connection, for reading. Like a `Store`, they stay closed between calls.
 
-    stores: {name: file}, (name, file) pairs, or files, each named by its stem (runs/a.duckdb is a).
+    stores: {name: file}, (name, file) pairs, or files, each named by its stem (runs/a.duckdb is a). A folder that
+        `Store.to_parquet` wrote may stand for a file.
     timeout_s: for how many seconds a method retries while another process has one of the stores open.
 
     A relation of one store is name.relation, with the columns of its file. A plain relation has the rows of all stores,
