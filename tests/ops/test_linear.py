@@ -107,10 +107,19 @@ def test_auto_uses_onednn_where_it_is_faster(monkeypatch, faster):
     assert taken == (["oneDNN"] if faster and linear_module._onednn_op is not None else [])
 
 
-@pytest.mark.parametrize(("vendor", "float32"), [("AuthenticAMD", True), ("GenuineIntel", False)])
-def test_the_choice_depends_on_the_processor_alone(monkeypatch, vendor, float32):
+@pytest.mark.parametrize(
+    ("vendor", "flags", "float32"),
+    [
+        ("AuthenticAMD", "avx2 avx512f", True),
+        ("AuthenticAMD", "avx2", False),
+        ("GenuineIntel", "avx2 avx512f", False),
+        ("GenuineIntel", "avx2", False),
+    ],
+)
+def test_the_choice_depends_on_the_processor_alone(monkeypatch, vendor, flags, float32):
+    text = f"processor : 0\nvendor_id : {vendor}\nflags : fpu {flags} fma\n"
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(f"processor : 0\nvendor_id : {vendor}\n"))
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     for dtype, taken in ((torch.float32, float32), (torch.bfloat16, True)):
         assert linear_module._onednn_is_faster.__wrapped__(dtype) == taken

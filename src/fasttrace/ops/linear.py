@@ -1,7 +1,8 @@
 """linear: x wᵀ + b, through oneDNN's matrix product on CPUs where that is faster.
 
-PyTorch's float32 product on a CPU is MKL's, which reaches less than half of oneDNN's rate on AMD processors
-(183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). In bfloat16 PyTorch uses oneDNN already.
+PyTorch's float32 product on a CPU is MKL's, which uses AVX-512 on Intel's processors alone. On AMD's it reaches less
+than half of oneDNN's rate (183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). Without AVX-512 it
+is a tenth faster than oneDNN (Zen 3). In bfloat16 PyTorch uses oneDNN already.
 The processor and the dtype alone decide which of the two runs. They round differently, so a choice by a measurement
 would let the last bits of a result depend on what else the machine was doing.
 """
@@ -36,8 +37,8 @@ def linear(
     activation: f, None or "gelu_tanh", which oneDNN applies for less than the cost of a pass over y
         (6.5 -> 4.5 ms for 1024 x 576 -> 1536). Multiplying, adding and SiLU gained nothing and are not offered.
     impl: "reference" is torch.nn.functional.linear, "native" is oneDNN. "auto" is oneDNN, except in float32 on an Intel
-        processor or in a torch without MKL, and the reference where oneDNN does not apply: other devices and dtypes, a
-        weight or bias that requires grad, tensor subclasses, under torch.compile.
+        processor, on one without AVX-512 or in a torch without MKL, and the reference where oneDNN does not apply:
+        other devices and dtypes, a weight or bias that requires grad, tensor subclasses, under torch.compile.
     Returns (..., m), the dtype of x; both implementations agree up to its rounding. Differentiable once w.r.t. x.
 
     Raises UserError for shapes and dtypes that do not match, an unknown activation or impl, and impl="native"
@@ -134,15 +135,16 @@ def _onednn_is_faster(dtype: torch.dtype) -> bool:
     """Whether "auto" takes oneDNN. This depends on the processor, and not on how fast it is at the moment."""
     if dtype != torch.float32:
         return True  # functional.linear is oneDNN too, but cannot apply the activation
-    return torch.backends.mkl.is_available() and not _is_intel()
+    return torch.backends.mkl.is_available() and not _suits_mkl()
 
 
-def _is_intel() -> bool:
-    """Whether the processor is Intel's, for which alone MKL has its fastest kernels."""
+def _suits_mkl() -> bool:
+    """Whether MKL has its fastest kernels for the processor: Intel's, or one without AVX-512."""
     if sys.platform == "darwin":
         return platform.machine() == "x86_64"
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return any("GenuineIntel" in line for line in lines)
+            text = lines.read()
     except OSError:
         return "GenuineIntel" in platform.processor()
+    return "GenuineIntel" in text or "avx512f" not in text
