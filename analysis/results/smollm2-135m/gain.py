@@ -46,7 +46,7 @@ def explained(xy: np.ndarray, xx: np.ndarray) -> np.ndarray:
 
 
 def permuted(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The 95 % quantile of the gain when facts have each other's effects, and the share of such gains ≥ the found one."""
+    """The 95 % quantile of the gain when facts have each other's effects, and the share that reach the found one."""
     random, n = np.random.default_rng(0), len(x)
     centred = x - x.mean(0)
     orders = random.permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)
