@@ -32,7 +32,7 @@ def real(tmp_path_factory, small_tokenizer):
 
 @pytest.fixture(scope="module")
 def exported(real, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out") / "parquet"
+    folder = tmp_path_factory.mktemp("out") / "a store's [1]"
     real.to_parquet(folder)
     return folder
 

@@ -39,7 +39,7 @@ def show(con: duckdb.DuckDBPyConnection, folder: Path, relations: Iterable[str],
     database: its name as a quoted identifier. Raises StoreError as `files_of`, and where a file cannot be read.
     """
     for relation, file in files_of(folder, relations).items():
-        place = str(file.resolve()).replace("'", "''")  # a view takes no parameter
+        place = str(folder.resolve() / file.name).replace("'", "''")  # a view takes no parameter
         try:
             # Every value is read once, so that a damaged page shows here and not in the middle of a command.
             con.execute(f"SELECT bit_xor(hash(every)) FROM read_parquet('{place}') AS every").fetchall()
