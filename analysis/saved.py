@@ -16,9 +16,10 @@ from fasttrace.errors import UserError, shown
 from fasttrace.optional import duckdb
 from fasttrace.settings.columns import SETTINGS
 from fasttrace.store import Readable, Store
-from fasttrace.store.connect import RELATIONS, quoted_if_needed, schema_sql, statement
+from fasttrace.store.connect import quoted_if_needed
 from fasttrace.store.header import Header, header_of
 from fasttrace.store.query import ONCE, parameters_of, run_script
+from fasttrace.store.texts import RELATIONS, schema_sql, statement
 
 from .relation import CHAIN, make_chain, sql
 

@@ -19,9 +19,9 @@ from fasttrace.analysis.regression import (
 from fasttrace.analysis.relation import CHAIN, SETTINGS, make_chain, query, read_by, relation, sql, written
 from fasttrace.errors import UserError
 from fasttrace.store import Store
-from fasttrace.store.connect import RELATIONS, schema_sql
 from fasttrace.store.header import header_of
 from fasttrace.store.query import parameters_of
+from fasttrace.store.texts import RELATIONS, schema_sql
 
 NUMBERS = (
     "r2_layer", "r2_effect", "r2_both", "diff", "f_value", "df_num", "df_den", "p_value", "rmse_layer",

@@ -160,6 +160,7 @@ def test_files_in_a_folder_are_checked_before_the_first_is_written(place, comman
         (("sql", "q.sql", *STORE, "--out", "./q.sql"), "expected the query and --out to name two paths"),
         (("sql", "q.sql", *STORE, "--out", "hard.sql"), "expected the query and --out to name two paths"),
         (("sql", "SELECT 1", "--store", "new", "--out", "./new"), "expected --store and --out to name two paths"),
+        (("sql", "SELECT 1", "--store", "sub", "--out", "sub/edits.parquet"), "'sub/edits.parquet' is in the store"),
         (("report", *STORE, "--out", "-", "--json"), "expected --json or --out -, got both"),
     ],
 )  # fmt: skip

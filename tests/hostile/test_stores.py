@@ -12,7 +12,7 @@ from made_results import made_edit, made_known, made_trace
 
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store, Stores
-from fasttrace.store.connect import RELATIONS
+from fasttrace.store.texts import RELATIONS
 
 IDS = [f"f{i}" for i in range(4)]
 HEADERS, BLOCK = 3 * 4096, 262_144  # of a DuckDB file
@@ -123,7 +123,7 @@ NOT_STORES = {
     "half": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is damaged"),
     "text": (lambda path: path.write_text("hello " * 3000), "is not a DuckDB file"),
     "empty": (lambda path: path.write_bytes(b""), "is not a DuckDB file"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "is not a store in Parquet"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "expected a file, got a folder|is not a store in Parquet"),
     "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "expected a file, got neither file nor folder"),
     "altered": (_altered, "altered or dropped by hand"),
     "newer": (_newer, "the store s.duckdb "),

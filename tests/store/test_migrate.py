@@ -18,8 +18,8 @@ from fasttrace.analysis.relation import relation
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import SCHEMA_VERSION, Store, Stores
-from fasttrace.store.connect import RELATIONS
 from fasttrace.store.migrate import OLDEST_VERSION
+from fasttrace.store.texts import RELATIONS
 
 VERSION_5 = Path(__file__).with_name("version_5.sql").read_text(encoding="utf-8")
 IDS = [f"f{i}" for i in range(3)]

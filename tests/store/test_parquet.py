@@ -15,7 +15,7 @@ from fasttrace.analysis.relation import relation as view_of
 from fasttrace.errors import StoreError, UserError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
-from fasttrace.store.connect import RELATIONS
+from fasttrace.store.texts import RELATIONS
 
 IDS = [f"f{i}" for i in range(4)]
 MOMENTS = pa.table(
@@ -94,7 +94,7 @@ def test_an_export_is_read_as_its_store_is_and_not_written(real, exported):
     assert read.done(run["run_id"]) == real.done(run["run_id"]) != set()
     before = {path: path.read_bytes() for path in exported.iterdir()}
     for change in (lambda: read.add(made_trace(IDS)), read.create, read.check, lambda: read.add_parquet(exported)):
-        with pytest.raises(StoreError, match="is a folder of Parquet files, which is only read: name a file"):
+        with pytest.raises(StoreError, match="expected a file, got a folder; one of Parquet files is only read"):
             change()
     assert {path: path.read_bytes() for path in exported.iterdir()} == before
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 def listed(saved: Mapping[str, Any]) -> pa.Table:
     """The saved queries, the user's own first: name, kind, answers, grain, parameters, about_parameters."""
-    from fasttrace.store.connect import RELATIONS
+    from fasttrace.store.texts import RELATIONS
 
     rows = [
         {

@@ -82,13 +82,15 @@ def check_cache() -> None:
 
 def check_apart(*places: tuple[str, str | Path | None]) -> None:
     """Raise UserError where two options, each given as (name, value), name the same file or folder. A store's log
-    belongs to the store. `-` names no file."""
+    belongs to the store, as do the files of one that is a folder. `-` names no file."""
     given = [(option, place) for option, place in places if place is not None and str(place) != STDOUT]
     for (one, first), (other, second) in permutations(given, 2):
         if one != other and is_same(first, second):
             raise UserError(f"expected {one} and {other} to name two paths, got '{second}' for both")
         if one == "--store" and is_same(f"{first}.wal", second):
             raise UserError(f"{other}: '{second}' is the log of the store {first}: name another path")
+        if one == "--store" and is_same(first, Path(second).parent):
+            raise UserError(f"{other}: '{second}' is in the store {first}: name another path")
 
 
 @contextmanager

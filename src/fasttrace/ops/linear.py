@@ -1,8 +1,8 @@
 """linear: x wᵀ + b, through oneDNN's matrix product on CPUs where that is faster.
 
 PyTorch's float32 product on a CPU is MKL's, which uses AVX-512 on Intel's processors alone. On AMD's it reaches less
-than half of oneDNN's rate (183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). Without AVX-512 it
-is a tenth faster than oneDNN (Zen 3). In bfloat16 PyTorch uses oneDNN already.
+than half of oneDNN's rate (183 against 424 GFLOP/s for 1024 x 576 by 576 x 576 on two Zen 5 cores). Without AVX-512
+it takes a tenth off ROME, and the rest is as fast (Zen 3). In bfloat16 PyTorch uses oneDNN already.
 The processor and the dtype alone decide which of the two runs. They round differently, so a choice by a measurement
 would let the last bits of a result depend on what else the machine was doing.
 """

@@ -14,10 +14,11 @@ from fasttrace.optional import duckdb  # first, so that PackageError is raised w
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_new, check_schema, connection, create, opened, statement
+from fasttrace.store.connect import check_new, check_schema, connection, create, opened
 from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
+from fasttrace.store.texts import statement
 from fasttrace.store.write import Result, batch_of, facts_table, write, write_facts
 
 __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]

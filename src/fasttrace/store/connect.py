@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,40 +23,13 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing, sweep, why_full, why_unwritable
 from fasttrace.store.folder import files_of, is_folder, show
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, upgrade
+from fasttrace.store.texts import RELATIONS, schema_sql, statement
 from fasttrace.version import VERSION
-
-RELATIONS = (
-    "store_schema",
-    "runs",
-    "facts",
-    "known",
-    "traces",
-    "trace_cells",
-    "trace_samples",
-    "trace_effects",
-    "edits",
-    "edit_prompts",
-    "mass_edits",
-    "moments",
-    "benches",
-)
 
 T = TypeVar("T")
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
 _turn = threading.RLock()
-
-
-@cache
-def statement(name: str) -> str:
-    """The text of statements/<name>.sql."""
-    return (files("fasttrace.store") / "statements" / f"{name}.sql").read_text(encoding="utf-8")
-
-
-@cache
-def schema_sql(relation: str) -> str:
-    """The text of schema/<relation>.sql."""
-    return (files("fasttrace.store") / "schema" / f"{relation}.sql").read_text(encoding="utf-8")
 
 
 @cache
@@ -135,7 +107,7 @@ def connection(
                 else:
                     con.execute(f"ATTACH '{text}' AS {quoted(name)} (READ_ONLY)")
         for name, folder in exports.items():
-            show(con, folder, RELATIONS, quoted(name) if name else "memory")
+            show(con, folder, quoted(name) if name else "memory")
         if stores or reachable:
             con.execute("SET allowed_directories = $folders", {"folders": reachable})
             for name, value in _CLOSED.items():
@@ -404,12 +376,12 @@ def _check_file(path: Path, read_only: bool) -> None:
     except (OSError, ValueError) as error:  # such as a name that is too long
         raise StoreError(f"the store {path} cannot be opened: {getattr(error, 'strerror', error)}") from error
     if stat.S_ISDIR(found.st_mode):
-        files_of(path, RELATIONS)
         if not read_only:
             raise StoreError(
-                f"the store {path} is a folder of Parquet files, which is only read: name a file, into which "
-                "Store.add_parquet takes the folder's rows"
+                f"the store {path}: expected a file, got a folder; one of Parquet files is only read, and "
+                "Store.add_parquet takes its rows into a file"
             )
+        files_of(path)
         return
     if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
         raise StoreError(f"the store {path}: expected a file, got neither file nor folder")

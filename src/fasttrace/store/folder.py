@@ -1,11 +1,11 @@
 """A store as a folder of Parquet files, one per relation, which `Store.to_parquet` writes."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import duckdb
 
 from fasttrace.errors import StoreError
+from fasttrace.store.texts import RELATIONS
 
 
 def is_folder(path: Path) -> bool:
@@ -16,7 +16,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def files_of(folder: Path, relations: Iterable[str]) -> dict[str, Path]:
+def files_of(folder: Path) -> dict[str, Path]:
     """{relation: its file}.
 
     Raises StoreError where the folder is missing, is no such store, lacks a file, or has an unknown Parquet file.
@@ -25,25 +25,34 @@ def files_of(folder: Path, relations: Iterable[str]) -> dict[str, Path]:
         raise StoreError(f"there is no folder {folder}: Store.to_parquet writes one")
     if not (folder / "store_schema.parquet").exists():
         raise StoreError(f"the folder {folder} is not a store in Parquet: it has no store_schema.parquet")
-    expected, found = set(relations), {path.stem for path in folder.glob("*.parquet")}
+    expected, found = set(RELATIONS), {path.stem for path in folder.glob("*.parquet")}
     for name in sorted(expected - found):
         raise StoreError(f"the folder {folder} lacks {name}.parquet")
     for name in sorted(found - expected):
         raise StoreError(f"the folder {folder}: expected only the files of a store, got {name}.parquet too: remove it")
-    return {name: folder / f"{name}.parquet" for name in sorted(expected)}
+    return {name: folder / f"{name}.parquet" for name in RELATIONS}
 
 
-def show(con: duckdb.DuckDBPyConnection, folder: Path, relations: Iterable[str], database: str) -> None:
+# The files that this process has read as a whole.
+_whole: set[tuple[Path, int, int]] = set()
+
+
+def show(con: duckdb.DuckDBPyConnection, folder: Path, database: str) -> None:
     """Create a view of every relation in `database`, which then reads as the store does.
 
+    The first call for a file reads all of it, so that a damaged page shows here and not in the middle of a command.
     database: its name as a quoted identifier. Raises StoreError as `files_of`, and where a file cannot be read.
     """
-    for relation, file in files_of(folder, relations).items():
-        place = str(folder.resolve() / file.name).replace("'", "''")  # a view takes no parameter
+    for relation, file in files_of(folder).items():
+        path = folder.resolve() / file.name
+        place = str(path).replace("'", "''")  # a view takes no parameter
         try:
-            # Every value is read once, so that a damaged page shows here and not in the middle of a command.
-            con.execute(f"SELECT bit_xor(hash(every)) FROM read_parquet('{place}') AS every").fetchall()
+            found = path.stat()
+            key = (path, found.st_mtime_ns, found.st_size)
+            if key not in _whole:
+                con.execute(f"SELECT bit_xor(hash(every)) FROM read_parquet('{place}') AS every").fetchall()
+                _whole.add(key)
             con.execute(f"CREATE VIEW {database}.main.{relation} AS FROM read_parquet('{place}')")
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StoreError(f"the folder {folder} holds a damaged file: {line}") from error

@@ -10,9 +10,10 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
 from fasttrace.places import replacing, why_full
-from fasttrace.store.connect import RELATIONS, schema_columns
+from fasttrace.store.connect import schema_columns
 from fasttrace.store.folder import files_of
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current
+from fasttrace.store.texts import RELATIONS
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
 
 Read = Mapping[str, duckdb.DuckDBPyRelation]
@@ -41,7 +42,7 @@ def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
     Raises StoreError where the folder is not an export of a schema version from OLDEST_VERSION on, lacks a file or has
     an unknown one, or where a file is damaged or has other columns.
     """
-    paths = files_of(folder, RELATIONS)
+    paths = files_of(folder)
     with _damage_reported(folder):
         files = {name: con.read_parquet(str(path)) for name, path in paths.items()}
         version = files["store_schema"].max("version").fetchall()[0][0]

@@ -15,9 +15,10 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
-from fasttrace.store.connect import RELATIONS, attached, quoted, schema_columns, schema_keys, statement
+from fasttrace.store.connect import attached, quoted, schema_columns, schema_keys
 from fasttrace.store.migrate import as_current
 from fasttrace.store.query import ONCE, Readable
+from fasttrace.store.texts import RELATIONS, statement
 
 File = str | PathLike[str]
 

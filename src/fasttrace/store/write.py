@@ -14,7 +14,8 @@ from fasttrace.facts.record import Fact
 from fasttrace.places import why_full
 from fasttrace.runs import Run
 from fasttrace.settings.columns import stored_settings
-from fasttrace.store.connect import schema_columns, statement, utc_now
+from fasttrace.store.connect import schema_columns, utc_now
+from fasttrace.store.texts import statement
 
 # Kind of run → (attribute of the result, relation). A row of the last relation marks its fact or edit as finished.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
