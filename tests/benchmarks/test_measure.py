@@ -8,7 +8,7 @@ import torch
 import fasttrace as ft
 from fasttrace.benchmarks import OPS, bench, sizes_of
 from fasttrace.benchmarks.load import Draw
-from fasttrace.benchmarks.measure import DTYPES, ways
+from fasttrace.benchmarks.measure import DTYPES, squares, ways
 from fasttrace.cli import main
 from fasttrace.errors import UserError
 
@@ -92,6 +92,16 @@ def test_bad_requests_are_refused_in_a_sentence(arguments, words, monkeypatch, c
 def test_an_unknown_dtype():
     with pytest.raises(UserError, match="dtype: expected one of float32"):
         next(bench("rank_one_", dtype="int8"))
+
+
+def test_the_ceiling_of_products_takes_no_half_minute_where_the_processor_cannot_multiply_the_dtype(monkeypatch):
+    clock = iter(range(1000))
+    # Every product takes one second on this clock.
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert [len(matrix) for matrix in squares(Draw.on(torch.bfloat16, "cpu"), 2048)] == [256, 256]
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    a, b = squares(Draw.on(torch.float32, "cpu"), 512)
+    assert a.shape == b.shape == (512, 512)
 
 
 def run(monkeypatch, capsys, *arguments):

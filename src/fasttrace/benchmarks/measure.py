@@ -110,17 +110,32 @@ class Ceilings:
 
 @cache
 def ceilings(dtype: str, device: str) -> Ceilings:
-    """Measure the ceilings by copying 256 MB (1 GB on a GPU) and multiplying square matrices (2048 wide; 8192 on a
-    GPU). Each is the best of three medians."""
+    """Measure the ceilings by copying 256 MB (1 GB on a GPU) and multiplying square matrices (2048 wide, 8192 on a GPU,
+    or the widest whose product takes about a second). Each is the best of three medians."""
     cuda = torch.device(device).type == "cuda"
     draw = Draw.on(DTYPES[dtype], device)
     source = torch.zeros((1 << 30 if cuda else 1 << 28) // 4, device=device)
-    target, width = torch.empty_like(source), 8192 if cuda else 2048
-    a, b = draw.normal(width, width), draw.normal(width, width)
+    target = torch.empty_like(source)
     with torch.inference_mode():
+        a, b = squares(draw, 8192 if cuda else 2048)
+        width = len(a)
         copied = min(_timed(lambda: target.copy_(source), device)["seconds"] for _ in range(3))
         product = min(_timed(lambda: torch.mm(a, b), device)["seconds"] for _ in range(3))
     return Ceilings(2 * source.nbytes / copied / 1e9, 2 * width**3 / product / 1e9)
+
+
+def squares(draw: Draw, widest: int) -> tuple[Tensor, Tensor]:
+    """Two square matrices, `widest` wide, or less if their product would take more than about a second."""
+    width = 256
+    while True:
+        a, b = draw.normal(width, width), draw.normal(width, width)
+        torch.mm(a, b)
+        begun = time.perf_counter()
+        torch.mm(a, b)
+        # A processor without AVX-512 multiplies bfloat16 at 0.6 GFLOP/s: 30 s for matrices 2048 wide.
+        if width >= widest or 8 * (time.perf_counter() - begun) > 1.0:
+            return a, b
+        width *= 2
 
 
 def bench(
