@@ -12,6 +12,7 @@ from command_line import FACTS
 
 import fasttrace as ft
 from fasttrace.analysis.relation import relation
+from fasttrace.cli import cli
 
 COMMON = ("--model", "model", "--facts", "facts.jsonl")
 TRACE = ("trace", *COMMON, "--keep", "all", "--sigma", "0.4", "--windows", "3,1", "--samples", "3")
@@ -311,9 +312,19 @@ def test_mass_erasure_counts_the_facts_it_leaves_out(workplace, run):
     assert all("is below 0.02, too little to erase" in row["reason"] for row in left_out)
 
 
-def test_every_verb_has_help(run):
-    verbs = ("facts", "trace", "stats", "edit", "mass", "tune", "export", "sql", "tables", "report", "env", "demo")
-    shown = run("--help").stdout
+def test_every_verb_has_help_and_none_is_imported_for_the_list(run):
+    shown = run("--help").stdout.partition("Commands:\n")[2].splitlines()
+    verbs = [line.split()[0] for line in shown]
+    assert verbs == cli.list_commands(None)
+    assert {"facts", "trace", "edit", "mass", "tune", "export", "sql", "tables", "report", "env", "demo"} < set(verbs)
     for verb in verbs:
-        assert verb in shown
         assert "--json" in run(verb, "--help").stdout
+    assert run("no-such-verb", code=2).stderr == "fasttrace: No such command 'no-such-verb'.\n"
+    for word in ("--help", "--version"):
+        program = (
+            "import atexit, sys; from fasttrace.cli import main; sys.argv = ['fasttrace', sys.argv[1]]; "
+            "atexit.register(lambda: print(*({'torch', 'pyarrow', 'transformers'} & {*sys.modules}), 'imported')); "
+            "main()"
+        )
+        done = subprocess.run([sys.executable, "-c", program, word], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "imported"

@@ -20,7 +20,7 @@ FOLDERS = {
 ORDER = [
     ("errors", "version"),
     ("memory", "optional", "places", "protocols", "windows"),
-    ("settings",),
+    ("cache", "settings"),
     ("facts", "kernels"),
     ("ops",),
     ("models",),

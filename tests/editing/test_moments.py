@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_models import small_model
 
+from fasttrace.cache import load_tensors
 from fasttrace.editing import corpus as corpus_module
 from fasttrace.editing import moments as moments_module
-from fasttrace.editing.cache import load_tensors
 from fasttrace.editing.moments import layer_file, second_moments
 from fasttrace.errors import UserError
 from fasttrace.models.generate import sample_tokens, start_ids

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing.cache import digest
+from fasttrace.cache import digest
 from fasttrace.editing.delta import Dense, LowRank, export_model, save_delta
 
 D, M = 48, 80  # of small_model("llama"), which has five layers

@@ -107,6 +107,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 from fasttrace.cli import main
 assert "torch" not in sys.modules and "click" not in sys.modules
+sys.argv = ["fasttrace", "trace"]
 main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -154,7 +155,7 @@ def verb(**given):
     del one
     time.sleep(10)
     print("lost", flush=True)
-boundary.cli.commands["env"].callback = verb
+boundary.cli.get_command(None, "env").callback = verb
 atexit.register(os.kill, os.getpid(), {int(number)})
 class Last:
     def __del__(self, kill=os.kill, pid=os.getpid()):
@@ -221,12 +222,12 @@ def test_too_little_memory_names_the_option(monkeypatch, command, workplace, kin
 
 
 def test_a_verb_without_the_option_says_so(monkeypatch, command):
-    monkeypatch.setattr(boundary.cli.commands["env"], "callback", gone(MemoryError()))
+    monkeypatch.setattr(boundary.cli.get_command(None, "env"), "callback", gone(MemoryError()))
     assert "(MemoryError): this command has no --memory to lower" in command("env", code=2).stderr
 
 
 def test_an_error_of_fasttrace_itself_is_not_hidden(monkeypatch, command):
-    monkeypatch.setattr(boundary.cli.commands["env"], "callback", gone(RuntimeError("a mistake")))
+    monkeypatch.setattr(boundary.cli.get_command(None, "env"), "callback", gone(RuntimeError("a mistake")))
     with pytest.raises(RuntimeError, match="a mistake"):
         command("env")
 

@@ -75,14 +75,14 @@ def test_the_signature_has_every_methods_hyperparameters(function, one):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_command_line_has_every_setting(verb):
-    options = {option.opts[0]: option for option in cli.commands[verb].params}
+    options = {option.opts[0]: option for option in cli.get_command(None, verb).params}
     for one in settings_of(VERBS[verb]).values():
         option = options[one.option]
         if one.name == "hyperparameters":
             assert all(name in option.help for name in hyperparameters())
             continue
         assert option.help == one.description
-        context = cli.commands[verb].make_context(verb, [])
+        context = cli.get_command(None, verb).make_context(verb, [])
         assert context.params[one.name] == one.default
 
 
@@ -126,7 +126,7 @@ def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
     [_, line] = run_commands([run], {"0123456789": {"layers": layers}}, 'fasttrace.Store("study.duckdb")')["0123456789"]
     _, told, *words = shlex.split(line)
     assert told == verb
-    given = cli.commands[verb].make_context(verb, words).params
+    given = cli.get_command(None, verb).make_context(verb, words).params
     if one.name == "hyperparameters":
         assert method_settings(made.method, given["own"]) == made.hyperparameters
     elif one.name not in ("memory", "sigma_facts"):  # a run has σ as a number
@@ -140,6 +140,6 @@ def test_the_command_repeats_every_methods_hyperparameters(method):
     run = {"run_id": "0", "kind": "edit", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}
     run["settings"] = json.dumps({"method": method, **run_settings(own)})
     [_, line] = run_commands([run], {"0": {"layers": [1]}}, 'fasttrace.Store("study.duckdb")')["0"]
-    given = cli.commands["edit"].make_context("edit", shlex.split(line)[2:]).params
+    given = cli.get_command(None, "edit").make_context("edit", shlex.split(line)[2:]).params
     assert method_settings(method, given["own"]) == own
     assert given["own"] == {name: text_of(getattr(own, name)) for name in settings_of(kind)}

@@ -86,9 +86,12 @@ def import_all() -> None:
     import fasttrace.analysis.paper
     import fasttrace.analysis.report
     import fasttrace.analysis.tables
-    import fasttrace.cli.boundary
     import fasttrace.study
     import fasttrace.workflow  # noqa: F401
+    from fasttrace.cli import cli
+
+    for verb in cli.list_commands(None):
+        cli.get_command(None, verb)
 
 
 def _child(request: dict) -> None:

@@ -1,6 +1,6 @@
 """The command line: verbs that parse, call and print. Tables go to stdout, progress and errors to stderr.
 
-This module imports nothing large. `main` imports the verbs, and with them torch, once it listens to Ctrl-C.
+Nothing large is imported until a verb is named, and it imports torch once `main` listens to Ctrl-C.
 """
 
 import os
@@ -25,7 +25,6 @@ def main() -> None:
     signals.listen()
     from .boundary import run
 
-    signals.begin()
     try:
         code = run()
     finally:

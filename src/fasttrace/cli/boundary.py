@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from typing import TextIO
 
 import click
@@ -14,37 +15,57 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import why_full
 
-from . import bench, claims, edit, machine, read, regress, signals, sql, study, trace
+from . import signals
 
-VERBS = (
-    trace.facts,
-    trace.trace,
-    trace.stats,
-    edit.edit,
-    edit.mass,
-    edit.tune,
-    edit.export,
-    study.study,
-    study.demo,
-    sql.sql,
-    regress.regress,
-    read.tables,
-    read.figures,
-    read.report,
-    claims.claims,
-    bench.bench,
-    machine.env,
-)
+# verb → (module, its line in the help), in the order in which a study needs them
+VERBS = {
+    "facts": ("trace", "List, filter and test facts."),
+    "trace": ("trace", "Measure the probability that restoring each window brings back."),
+    "stats": ("trace", "Collect the second moments of keys."),
+    "edit": ("edit", "Edit each fact at each layer, and score every edit."),
+    "mass": ("edit", "Edit many facts into one model, and score all of them."),
+    "tune": ("edit", "Choose the best of a hyperparameter's values."),
+    "export": ("edit", "Write an edited model that transformers can load."),
+    "study": ("study", "Trace, edit, analyse and report, as one resumable study."),
+    "demo": ("study", "Run the small study 'demo', from facts to report."),
+    "sql": ("sql", "Query a store with SQL."),
+    "regress": ("regress", "Regress an edit score on layer, tracing effect or any column."),
+    "tables": ("read", "Print the paper's tables from the data of a store."),
+    "figures": ("read", "Draw the paper's figures from the data of a store."),
+    "report": ("read", "Write a report on a store as one HTML file."),
+    "claims": ("claims", "Print which of the paper's claims a store confirms or refutes."),
+    "bench": ("bench", "Time ops beside their reference and other ways."),
+    "env": ("machine", "Print versions and devices, for a bug report."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    """The verbs. A verb's module, and with it torch, is imported once the verb is named, so that --help needs none."""
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context | None, name: str) -> click.Command | None:
+        if name in VERBS and name not in self.commands:
+            self.add_command(getattr(import_module(f".{VERBS[name][0]}", __package__), name))
+        return self.commands.get(name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = super().resolve_command(ctx, args)
+        signals.begin()  # all is imported
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ft.__version__, prog_name="fasttrace")
 def cli() -> None:
     """Trace facts in a language model, edit them, and test whether tracing tells where to edit."""
-
-
-for verb in VERBS:
-    cli.add_command(verb)
 
 
 def run() -> int:

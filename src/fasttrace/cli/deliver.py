@@ -12,7 +12,7 @@ import click
 import pyarrow as pa
 
 import fasttrace as ft
-from fasttrace.editing.cache import cache_root
+from fasttrace.cache import cache_root
 from fasttrace.editing.delta import check_delta_file, check_export_folder
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, check_folder, is_same, replacing

@@ -1,6 +1,6 @@
 """What ends a command from outside: Ctrl-C, SIGTERM (`kill`, a scheduler) and SIGHUP (its terminal is gone).
 
-Imports nothing large, because the console script listens before it imports torch.
+Imports nothing large, because the console script listens before a verb imports torch.
 """
 
 import os

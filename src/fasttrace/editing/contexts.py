@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.cache import cache_root, content_key
+from fasttrace.cache import cache_root, content_key
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import continue_tokens, prefix_ids, sample_tokens, start_ids

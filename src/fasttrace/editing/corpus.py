@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fasttrace.editing.cache import content_key, load_tensors, save_tensors
+from fasttrace.cache import content_key, load_tensors, save_tensors
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import prefix_ids, sample_tokens, start_ids

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.cache import digest, load_tensors, metadata_of, save_tensors
+from fasttrace.cache import digest, load_tensors, metadata_of, save_tensors
 from fasttrace.errors import UserError, shown
 from fasttrace.models.adapter import Block, Decoder, Model
 from fasttrace.ops.rank_one import rank_one_

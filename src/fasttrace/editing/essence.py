@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fasttrace.editing.cache import cache_root, content_key
+from fasttrace.cache import cache_root, content_key
 from fasttrace.errors import UserError, shown
 from fasttrace.facts import encode_prompt
 from fasttrace.models.adapter import Decoder

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fasttrace.editing.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
+from fasttrace.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.errors import UserError
 from fasttrace.memory import parse_bytes

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
-from fasttrace.models import families  # noqa: F401  registers every family
+from fasttrace.models import converted, families  # noqa: F401  families registers every family
 from fasttrace.models.adapter import Decoder, adapter_for
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
@@ -65,6 +65,10 @@ def load_model(
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.
 
+    The first load of a GGUF file onto one device writes its weights in `dtype` as safetensors into the cache folder
+    ($XDG_CACHE_HOME/fasttrace/models), if the disk has room for twice as much. Later loads read these, which takes a
+    second instead of half a minute. They are checked by their SHA-256 first.
+
     The weights are read once more, to find NaN and infinite ones (0.2 s per GB), and two prompts are run by fasttrace
     and by transformers, whose layers and logits must be equal up to rounding (`check_outputs`). If weights are
     offloaded, neither is done: they are checked for NaN when they are read for the model's hash.
@@ -79,8 +83,13 @@ def load_model(
     with _as_model_errors(f"model '{source}' could not be loaded"), _quiet():
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        new = None  # a copy to be made
         if gguf is not None:
             require("gguf")
+            new = None if spread else converted.copy_of(Path(where) / gguf, DTYPES[dtype])
+        if new is not None and converted.is_whole(new):
+            where, new = str(new), None
+        elif gguf is not None:
             options["gguf_file"] = gguf
         hf, adapter = _load(where, dtype, options, _placement(device, max_memory, offload_folder) if spread else {})
         with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
@@ -98,7 +107,16 @@ def load_model(
         if elsewhere:
             raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
+    if new is not None:
+        converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
     return model
+
+
+def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
+    """The decoder of a copy that `converted.keep` has written."""
+    options = {"trust_remote_code": False}
+    with _quiet():
+        return adapter(_load(folder, dtype, options, {})[0], _load_tokenizer(folder, options), folder)
 
 
 def _check_arguments(dtype: str, device: Any, max_memory: Any, offload_folder: Any) -> None:

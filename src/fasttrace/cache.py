@@ -1,4 +1,4 @@
-"""The files that editing keeps between runs: content-addressed, and written atomically."""
+"""The files that are kept between runs: content-addressed, and written atomically."""
 
 import hashlib
 import json

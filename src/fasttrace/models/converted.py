@@ -1,0 +1,73 @@
+"""The copy of a GGUF model as safetensors that the cache keeps, since transformers takes half a minute to read GGUF."""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from fasttrace.cache import cache_root, content_key
+from fasttrace.errors import ModelError, UserError
+from fasttrace.models.adapter import Decoder
+from fasttrace.places import replacing
+
+SUMS = "sha256.json"  # SHA-256 of every other file of a copy
+
+
+def copy_of(gguf: Path, dtype: torch.dtype) -> Path | None:
+    """The folder for a GGUF file's copy in a dtype, named after the file's SHA-256 and the packages that read it.
+
+    None where the cache folder cannot be created. The copy itself may be missing.
+    """
+    try:
+        folder = cache_root(None) / "models"
+    except UserError:
+        return None
+    with gguf.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    readers = {name: importlib.metadata.version(name) for name in ("transformers", "gguf")}
+    return folder / content_key({"file": content, "dtype": str(dtype), **readers})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a copy is there, and every file has the SHA-256 that it was written with."""
+    try:
+        return bool(json.loads((folder / SUMS).read_text(encoding="utf-8")) == _sums(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def keep(folder: Path, model: Decoder, read: Callable[[Path], Decoder]) -> None:
+    """Write the copy of a model. It is kept only if `read` finds the same model in it.
+
+    A full disk or a cache that cannot be written to is no error. The model is then read from GGUF the next time too.
+    """
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.hf.named_parameters()}
+    with suppress(OSError, UserError, ModelError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
+        if shutil.disk_usage(folder.parent).free < 2 * sum(weight.nbytes for weight in weights.values()):
+            return
+        with replacing(folder, keep=True) as draft:
+            draft.mkdir()
+            model.hf.config.to_json_file(draft / "config.json")
+            model.hf.generation_config.save_pretrained(draft)
+            model.tokenizer.save_pretrained(draft)
+            save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+            if read(draft).model_hash != model.model_hash:
+                raise ModelError(f"the copy of '{model.name}' is another model")
+            (draft / SUMS).write_text(json.dumps(_sums(draft), indent=1), encoding="utf-8")
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != SUMS:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -1,0 +1,109 @@
+"""The copy of a GGUF model: it is the same model, it is read instead of the file, and it is never trusted blindly."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from small_gguf import write_gguf
+
+import fasttrace as ft
+from fasttrace.models import converted
+from fasttrace.models.packed import logits, pack
+
+TEXT = "The Eiffel Tower is located in the city of Paris"
+
+
+@pytest.fixture(scope="module")
+def gguf(small_tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    write_gguf(path, small_tokenizer)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "fasttrace" / "models"
+
+
+def load_without_gguf(monkeypatch, path):
+    """What the copy alone gives."""
+    with monkeypatch.context() as patch:
+        patch.setattr("gguf.GGUFReader", None)
+        return ft.load_model(path)
+
+
+def test_the_copy_is_the_same_model_and_is_read_instead(gguf, cache, monkeypatch):
+    first = ft.load_model(gguf)
+    assert [sorted(path.name for path in copy.iterdir()) for copy in cache.iterdir()] == [
+        ["config.json", "generation_config.json", "model.safetensors", "sha256.json", "tokenizer.json",
+         "tokenizer_config.json"]
+    ]  # fmt: skip
+    again = load_without_gguf(monkeypatch, gguf)
+    assert again.name == first.name == str(gguf)
+    assert again.model_hash == first.model_hash
+    for (name, one), (other, two) in zip(first.hf.named_parameters(), again.hf.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+    ids = first.tokenizer(TEXT).input_ids
+    assert again.tokenizer(TEXT).input_ids == ids
+    assert torch.equal(logits(first, pack(first, [ids])), logits(again, pack(again, [ids])))
+
+
+def test_each_dtype_and_each_file_has_a_copy(gguf, cache, small_tokenizer, tmp_path):
+    """The bfloat16 copy has the rounded weights, and a file that changes under its name is read anew."""
+    assert ft.load_model(gguf, "bfloat16").model_hash == ft.load_model(gguf, "bfloat16").model_hash
+    mine = tmp_path / "mine.gguf"
+    shutil.copy(gguf, mine)
+    before = ft.load_model(mine).model_hash
+    assert len(list(cache.iterdir())) == 2
+    write_gguf(mine, small_tokenizer, seed=1)
+    assert ft.load_model(mine).model_hash != before
+    assert len(list(cache.iterdir())) == 3
+
+
+def spoil(copy):
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+
+
+DAMAGE = {
+    "a weight": spoil,
+    "a word of the tokenizer": lambda copy: os.truncate(copy / "tokenizer.json", 20),
+    "a file too many": lambda copy: (copy / "adapter_config.json").write_text("{}"),
+    "no sums": lambda copy: (copy / "sha256.json").unlink(),
+    "sums that are none": lambda copy: (copy / "sha256.json").write_text("[" * 10_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_copy_is_made_again(damage, gguf, cache, monkeypatch):
+    sound = ft.load_model(gguf).model_hash
+    [copy] = cache.iterdir()
+    damage(copy)
+    assert ft.load_model(gguf).model_hash == sound
+    assert load_without_gguf(monkeypatch, gguf).model_hash == sound
+
+
+def test_a_copy_that_would_be_another_model_is_not_kept(gguf, cache, monkeypatch):
+    def other(weights, path, **options):
+        save({name: weight + 1 for name, weight in weights.items()}, path, **options)
+
+    save = converted.save_file
+    monkeypatch.setattr(converted, "save_file", other)
+    ft.load_model(gguf)
+    assert list(cache.iterdir()) == []
+
+
+def test_without_room_or_a_cache_nothing_is_kept(gguf, cache, monkeypatch, tmp_path):
+    full = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    expected = ft.load_model(gguf).model_hash
+    assert list(cache.iterdir()) == []
+    with pytest.raises(ft.ModelError, match=r"small\.gguf' cannot be read as GGUF"):
+        load_without_gguf(monkeypatch, gguf)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert ft.load_model(gguf).model_hash == expected
