@@ -61,7 +61,7 @@ class Evidence:
     model: str
     protocol: str
     resamples: int
-    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _kept: dict[Any, list[Row]] = field(default_factory=dict, repr=False)
 
     def fits(self, score: str = "rewrite", **choice: Any) -> dict[Cell, Row]:
         """(problem, method) → its regression with intervals."""
@@ -70,10 +70,8 @@ class Evidence:
             asked = self._asked | {"localization": "denoise", "tokens": "all"} | choice
             rows = regressions(self.store, score, **asked).to_pylist()
             sure = certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
-            both = [row | more for row, more in zip(rows, sure, strict=True) if row["r2_both"] is not None]
-            self._kept[key] = self._apart(both, ("problem", "method"))
-        found: dict[Cell, Row] = self._kept[key]
-        return found
+            self._kept[key] = [row | more for row, more in zip(rows, sure, strict=True) if row["r2_both"] is not None]
+        return self._apart(self._kept[key], ("problem", "method"))
 
     def correlations(self, score: str, **choice: Any) -> list[Row]:
         """ρ at each edited layer for ROME and error injection."""

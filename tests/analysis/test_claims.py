@@ -94,8 +94,14 @@ def test_too_few_resamples_give_no_verdict(one_set):
     assert row["r2_layer_low"] is None
 
 
-def test_several_runs_are_not_mixed(tmp_path):
-    """The second run has other essence scores. Neither is a difference between layers."""
+def test_several_runs_are_not_mixed(tmp_path, monkeypatch):
+    """The second run has other essence scores. Neither is a difference between layers. No regression is made twice."""
+    made, regressions = [], module.regressions
+
+    def counted(store, score="rewrite", **choice):
+        made.append((score, *sorted(choice.items())))
+        return regressions(store, score, **choice)
+
     store, facts = Store(tmp_path / "two.duckdb"), study_facts(count=6)
     store.add_facts(facts)
     store.add(trace_result(facts))
@@ -106,8 +112,10 @@ def test_several_runs_are_not_mixed(tmp_path):
         assert found[source]["verdict"] == "no data", source
         assert "several runs or data sets at" in found[source]["here"]
     assert found["Figure 10"]["here"] == "traces of one window size"
+    monkeypatch.setattr(module, "regressions", counted)
     with pytest.raises(StoreError, match="got several runs or data sets at error-injection, rome"):
         beside_paper(store, resamples=200)
+    assert len(made) == len(set(made)) > 1
 
 
 def test_one_fact_decides_nothing(tmp_path):

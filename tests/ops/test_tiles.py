@@ -20,7 +20,7 @@ from fasttrace.kernels.tiles import each
 SIZES = {
     "noised_embed": {"facts": 2, "samples": 2, "tokens": 5, "subject": 2, "vocab": 40, "d": 1100},
     "window_restore": {"rows": 140, "d": 70},
-    "prefix_attention": {"facts": 2, "length": 37, "cells": 1, "samples": 2, "heads": 6, "kv_heads": 2, "head_dim": 24},
+    "prefix_attention": {"facts": 1, "length": 37, "cells": 1, "samples": 2, "heads": 6, "kv_heads": 2, "head_dim": 24},
     "target_logprob": {"rows": 140, "d": 140, "vocab": 4200},
     "rms_norm": {"rows": 30, "d": 1100},
     "rotary_": {"rows": 30, "heads": 3, "head_dim": 70},
@@ -35,16 +35,24 @@ def copies(load):
     return [x.clone() if isinstance(x, torch.Tensor) else x for x in load.args]
 
 
+def size_of(tile):
+    return {name: value for name, value in tile.items() if name not in ("num_warps", "num_stages")}
+
+
 @pytest.mark.parametrize("op", TILED)
 def test_every_tile_computes_the_same(op, triton_device):
-    """The interpreter has no bfloat16 products, so it runs the tiles of every dtype on float32."""
+    """The interpreter has no bfloat16 products, so it runs the tiles of every dtype on float32. It has no warps and
+    stages either, so one of the tiles that differ in these alone is run."""
     kernel = op.removesuffix("_")
     known = importlib.import_module(f"fasttrace.kernels.{kernel}").TILES
     for dtype in (torch.float32,) if triton_device == "cpu" else (torch.float32, torch.bfloat16):
         load = OPS[op].load(Draw.on(dtype, triton_device), **SIZES[op])
         wanted = load.op(*copies(load), impl="reference").double()
         taken = known.values() if triton_device == "cpu" else [tiles.tiles_of(known, dtype)]
-        for one in [one for each_of in taken for one in each_of]:
+        chosen = {
+            str(size_of(one)) if triton_device == "cpu" else str(one): one for each_of in taken for one in each_of
+        }
+        for one in chosen.values():
             with tiles.trying(kernel, one) as asked:
                 found = load.op(*copies(load), impl="triton").double()
             assert len(asked) == 1
