@@ -16,8 +16,8 @@ READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
 help:
 	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
-	@echo "make test         every test"
-	@echo "make test-all     make test, the numerical tests as other processors compute them, and 200 kills of commands"
+	@echo "make test         every test but a few that take a minute each"
+	@echo "make test-all     these too, the numerical tests as other processors compute them, and 200 kills of commands"
 	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
 	@echo "make bench-peers  one sweep by fasttrace and by its peers, which have a separate environment (.venv-peers)"
 	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
@@ -26,10 +26,13 @@ demo: setup
 	$(BIN)/fasttrace demo --out demo
 
 # At most eight test processes, because they share the machine's memory.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10
+	$(PYTEST) -m "not slow" --durations 10
 
 test-all: test
+	$(PYTEST) -m slow
 	$(BIN)/python tests/processors.py
 	$(BIN)/python tests/kills.py
 

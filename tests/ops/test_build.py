@@ -23,6 +23,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 def test_messages_keep_their_numbers_with_a_static_libstdcpp(tmp_path):
     if shutil.which("g++") is None or not sys.platform.startswith("linux"):
         pytest.skip("needs g++ on Linux")

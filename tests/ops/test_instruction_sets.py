@@ -146,6 +146,7 @@ def test_smaller_instruction_sets_compute_the_same(name: str, tmp_path: Path) ->
     check(measure(tmp_path, ["-O2", f"-DFASTTRACE_ISA={SETS[name]}"]))
 
 
+@pytest.mark.slow
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     found = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True)
     if found.returncode or not os.path.isabs(found.stdout.strip()):

@@ -57,6 +57,7 @@ def test_kernels_are_right_and_stay_within_their_memory(flags: list[str], tmp_pa
         assert worst[name] <= bound, worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "file", "line", "instead", "flags", "seen"),
     [
