@@ -97,6 +97,18 @@ def test_a_copy_that_would_be_another_model_is_not_kept(gguf, cache, monkeypatch
     assert list(cache.iterdir()) == []
 
 
+def test_the_copy_of_a_faster_process_is_left_alone(gguf, cache, monkeypatch):
+    """It appears between this process's look for it and its own writing."""
+    looks = iter([False])
+    look = converted.is_whole
+    ft.load_model(gguf)
+    [copy] = cache.iterdir()
+    before = {path: path.stat().st_ctime_ns for path in [copy, *copy.iterdir()]}
+    monkeypatch.setattr(converted, "is_whole", lambda folder: next(looks, look(folder)))
+    ft.load_model(gguf)
+    assert {path: path.stat().st_ctime_ns for path in [copy, *copy.iterdir()]} == before
+
+
 def test_without_room_or_a_cache_nothing_is_kept(gguf, cache, monkeypatch, tmp_path):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)

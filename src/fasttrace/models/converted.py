@@ -50,6 +50,8 @@ def keep(folder: Path, model: Decoder, read: Callable[[Path], Decoder]) -> None:
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.hf.named_parameters()}
     with suppress(OSError, UserError, ModelError):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if is_whole(folder):  # another process was faster
+            return
         shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
         if shutil.disk_usage(folder.parent).free < 2 * sum(weight.nbytes for weight in weights.values()):
             return
