@@ -109,6 +109,18 @@ def test_the_copy_of_a_faster_process_is_left_alone(gguf, cache, monkeypatch):
     assert {path: path.stat().st_ctime_ns for path in [copy, *copy.iterdir()]} == before
 
 
+def test_a_model_that_transformers_cannot_save_is_loaded_all_the_same(gguf, cache, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("The generation config instance is invalid")
+
+    expected = ft.load_model(gguf, "bfloat16").model_hash
+    [copy] = cache.iterdir()
+    shutil.rmtree(copy)
+    monkeypatch.setattr("transformers.GenerationConfig.save_pretrained", refuse)
+    assert ft.load_model(gguf, "bfloat16").model_hash == expected
+    assert list(cache.iterdir()) == []
+
+
 def test_without_room_or_a_cache_nothing_is_kept(gguf, cache, monkeypatch, tmp_path):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -43,27 +42,28 @@ def is_whole(folder: Path) -> bool:
 
 
 def keep(folder: Path, model: Decoder, read: Callable[[Path], Decoder]) -> None:
-    """Write the copy of a model. It is kept only if `read` finds the same model in it.
+    """Write the copy of a model, if the disk has room for twice as much.
 
-    A full disk or a cache that cannot be written to is no error. The model is then read from GGUF the next time too.
+    read: loads the copy. Raises ModelError where it finds another model, and what transformers, safetensors and the
+    system raise. Then there is no copy.
     """
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.hf.named_parameters()}
-    with suppress(OSError, UserError, ModelError):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if is_whole(folder):  # another process was faster
-            return
-        shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
-        if shutil.disk_usage(folder.parent).free < 2 * sum(weight.nbytes for weight in weights.values()):
-            return
-        with replacing(folder, keep=True) as draft:
-            draft.mkdir()
-            model.hf.config.to_json_file(draft / "config.json")
-            model.hf.generation_config.save_pretrained(draft)
-            model.tokenizer.save_pretrained(draft)
-            save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
-            if read(draft).model_hash != model.model_hash:
-                raise ModelError(f"the copy of '{model.name}' is another model")
-            (draft / SUMS).write_text(json.dumps(_sums(draft), indent=1), encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if is_whole(folder):  # another process was faster
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
+    weights = {name: weight.detach() for name, weight in model.hf.named_parameters()}
+    if shutil.disk_usage(folder.parent).free < 2 * sum(weight.nbytes for weight in weights.values()):
+        return
+    with replacing(folder, keep=True) as draft:
+        draft.mkdir()
+        model.hf.config.to_json_file(draft / "config.json")
+        model.hf.generation_config.save_pretrained(draft)
+        model.tokenizer.save_pretrained(draft)
+        on_cpu = {name: weight.cpu().contiguous() for name, weight in weights.items()}
+        save_file(on_cpu, draft / "model.safetensors", metadata={"format": "pt"})
+        if read(draft).model_hash != model.model_hash:
+            raise ModelError(f"the copy of '{model.name}' is another model")
+        (draft / SUMS).write_text(json.dumps(_sums(draft), indent=1), encoding="utf-8")
 
 
 def _sums(folder: Path) -> dict[str, str]:

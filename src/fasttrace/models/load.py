@@ -66,8 +66,8 @@ def load_model(
         written when they go to disk.
 
     The first load of a GGUF file onto one device writes its weights in `dtype` as safetensors into the cache folder
-    ($XDG_CACHE_HOME/fasttrace/models), if the disk has room for twice as much. Later loads read these, which takes a
-    second instead of half a minute. They are checked by their SHA-256 first.
+    ($XDG_CACHE_HOME/fasttrace/models), if the disk has room for twice as much. Later loads check their SHA-256 and map
+    them into memory, which is much faster. Without a copy, because none can be written, GGUF is read every time.
 
     The weights are read once more, to find NaN and infinite ones (0.2 s per GB), and two prompts are run by fasttrace
     and by transformers, whose layers and logits must be equal up to rounding (`check_outputs`). If weights are
@@ -108,7 +108,9 @@ def load_model(
             raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
     if new is not None:
-        converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
+        # The model is loaded, whatever prevents a copy, such as a full disk.
+        with contextlib.suppress(FasttraceError), _as_model_errors(f"model '{source}' cannot be copied"):
+            converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
     return model
 
 
