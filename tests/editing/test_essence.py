@@ -10,6 +10,7 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.editing.essence import essence_texts
+from fasttrace.models.adapter import Decoder
 
 TUNE = {"steps": 5, "lr": 2e-2, "epsilon": 5e-2}
 
@@ -25,6 +26,14 @@ def test_texts_depend_only_on_their_subject(small_tokenizer, tmp_path):
         assert all(len(text) == 30 and list(text[: len(start)]) == start for text in texts)
     again = essence_texts(model, ["Paris", "Eiffel Tower"], cache_dir=tmp_path / "a", texts=3, tokens=30)
     assert again == both
+
+
+def test_weights_are_summed_once_for_all_subjects(small_tokenizer, tmp_path, monkeypatch):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    calls, sums = [], Decoder.bit_sums
+    monkeypatch.setattr(Decoder, "bit_sums", lambda self: calls.append(self) or sums(self))
+    essence_texts(model, ["Paris", "Eiffel Tower", "Rome"], cache_dir=tmp_path, texts=1, tokens=12)
+    assert len(calls) == 1
 
 
 def test_a_damaged_file_is_named(small_tokenizer, tmp_path):

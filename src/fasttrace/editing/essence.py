@@ -39,11 +39,11 @@ def essence_texts(
     """
     tokens = model.room(1, tokens)
     folder = cache_root(cache_dir) / "essence"
-    paths = {}
+    paths, model_hash = {}, model.model_hash  # read once: it sums every weight
     for subject in dict.fromkeys(subjects):
         identity = {
             "format": 1,
-            "model": model.model_hash,
+            "model": model_hash,
             "dtype": model.dtype_name,
             "seed": seed,
             "texts": texts,

@@ -293,7 +293,7 @@ def _collect(
     rest = sorted(left)
     work += [(rest[i : i + size], None) for i in range(0, len(rest), size)]
 
-    total = corpus.n_tokens * len(work)
+    total, model_hash = corpus.n_tokens * len(work), model.model_hash
     for number, (group, partial) in enumerate(work):
         done = _Report(progress, corpus.n_tokens * number, total)
         sums = _group_sums(model, sequences, group, folder, partial, batch_rows, dtype, done)
@@ -303,7 +303,7 @@ def _collect(
             for layer in group:
                 if len(writing) == WRITERS:
                     writing.popleft().result()
-                note = {"layer": layer, "n_tokens": corpus.n_tokens, "model": model.model_hash}
+                note = {"layer": layer, "n_tokens": corpus.n_tokens, "model": model_hash}
                 mean = (sums.pop(layer).double() / corpus.n_tokens).float().cpu()
                 told = {**note, "corpus": corpus.corpus_hash}
                 writing.append(pool.submit(save_tensors, layer_file(folder, layer), {"C": mean}, told))
