@@ -135,11 +135,16 @@ def _with_floored(store: Readable, one: Numbered, resamples: int) -> pa.Table:
     floored = fits_with_certainty(store, FLOORED[score], resamples=resamples, **choice)
     second = {_place(row): row for row in floored.to_pylist()}
     pairs = [
-        (row, *([other] if row["n_below_0"] or any(row[name] != other[name] for name in SHARES) else []))
+        (row, *([other] if row["n_below_0"] or _differ(row, other) else []))
         for row in fits.to_pylist()
         if (other := second[_place(row)])
     ]
     return pa.Table.from_pylist([row for pair in pairs for row in pair], schema=fits.schema)
+
+
+def _differ(row: Row, other: Row) -> bool:
+    """Whether shares differ by more than the rounding of sums, whose order changes from query to query."""
+    return any(row[name] is not None and abs(row[name] - other[name]) > 1e-9 for name in SHARES)
 
 
 def _r2_columns(fits: pa.Table, intervals: bool) -> pa.Table:

@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from made_results import made_edit, made_trace
 from statsmodels.formula.api import ols
 
+from fasttrace.analysis import tables
 from fasttrace.analysis.certainty import certainty
 from fasttrace.analysis.naming import group_names
 from fasttrace.analysis.regress import regress
@@ -224,6 +226,17 @@ def test_a_score_below_0_has_a_second_row_with_a_floor(store, frame, number, sco
         assert row["r2_layer_working"] == pytest.approx(r2_layer, rel=1e-9)
         assert row["diff_working"] == pytest.approx(r2_both - r2_layer, rel=1e-8)
         assert row["p_working"] == pytest.approx(p, rel=1e-8)
+
+
+@pytest.mark.parametrize(("moved", "rows"), [(1e-15, 1), (1e-6, 2)])
+def test_a_floor_that_changes_only_last_bits_has_no_row(store, monkeypatch, moved, rows):
+    fits = tables.fits_with_certainty(store, "overall", resamples=0).to_pandas().assign(n_below_0=0)
+
+    def made(store, score, **_):
+        return pa.Table.from_pandas(fits if score == "overall" else fits.assign(r2_layer=fits.r2_layer + moved))
+
+    monkeypatch.setattr(tables, "fits_with_certainty", made)
+    assert len(paper_table(store, 6, resamples=0)) == rows
 
 
 def test_the_notes_say_what_is_left_out(store, frame):
