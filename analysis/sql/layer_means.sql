@@ -4,25 +4,25 @@
 -- Units: mean over the n edits that have the score, in units of the score; sd = standard deviation (n - 1) and
 -- sem = sd / sqrt(n), both NULL for n < 2; n_left_out = edits without this score; n_below_0 = edits whose score is below
 -- 0; edit_run = the run's name (run_names).
--- Each score is a branch with a constant name, so that DuckDB reads only the scores that a query selects.
 WITH scored AS NOT MATERIALIZED (
-    SELECT *, 'rewrite' AS score, rewrite AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'paraphrase' AS score, paraphrase AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'neighborhood' AS score, neighborhood AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'essence' AS score, essence AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'overall' AS score, overall AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'magnitude' AS score, magnitude AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'rewrite_floored' AS score, rewrite_floored AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'paraphrase_floored' AS score, paraphrase_floored AS y FROM scored_edits
-    UNION ALL
-    SELECT *, 'overall_floored' AS score, overall_floored AS y FROM scored_edits
+    SELECT
+        *,
+        CASE score
+            WHEN 'rewrite' THEN rewrite
+            WHEN 'paraphrase' THEN paraphrase
+            WHEN 'neighborhood' THEN neighborhood
+            WHEN 'essence' THEN essence
+            WHEN 'overall' THEN overall
+            WHEN 'magnitude' THEN magnitude
+            WHEN 'rewrite_floored' THEN rewrite_floored
+            WHEN 'paraphrase_floored' THEN paraphrase_floored
+            WHEN 'overall_floored' THEN overall_floored
+        END AS y
+    FROM scored_edits
+    CROSS JOIN (
+        VALUES ('rewrite'), ('paraphrase'), ('neighborhood'), ('essence'), ('overall'), ('magnitude'),
+        ('rewrite_floored'), ('paraphrase_floored'), ('overall_floored')
+    ) AS name (score)
 ),
 means AS (
     SELECT

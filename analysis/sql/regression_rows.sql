@@ -7,27 +7,28 @@
 -- Inputs: traced_edits, concentrated_facts, edited_layers.
 -- Units: x = tracing effect; y = score, where 1 is full success, or magnitude = p*(o_false) - p*(o_true); used =
 -- whether both are defined.
--- Each score, subset and choice of layers is a branch with a constant name, so that DuckDB reads only the branches that a
--- query selects.
+-- Each subset and choice of layers is a branch with a constant name, so that DuckDB reads only the branches that a query
+-- selects. Scores are rows of a list, which the filter on the score reaches, because a branch each multiplies the plan.
 WITH
 scored AS NOT MATERIALIZED (
-    SELECT *, 'rewrite' AS score, rewrite AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'paraphrase' AS score, paraphrase AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'neighborhood' AS score, neighborhood AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'essence' AS score, essence AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'overall' AS score, overall AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'magnitude' AS score, magnitude AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'rewrite_floored' AS score, rewrite_floored AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'paraphrase_floored' AS score, paraphrase_floored AS y FROM traced_edits
-    UNION ALL
-    SELECT *, 'overall_floored' AS score, overall_floored AS y FROM traced_edits
+    SELECT
+        *,
+        CASE score
+            WHEN 'rewrite' THEN rewrite
+            WHEN 'paraphrase' THEN paraphrase
+            WHEN 'neighborhood' THEN neighborhood
+            WHEN 'essence' THEN essence
+            WHEN 'overall' THEN overall
+            WHEN 'magnitude' THEN magnitude
+            WHEN 'rewrite_floored' THEN rewrite_floored
+            WHEN 'paraphrase_floored' THEN paraphrase_floored
+            WHEN 'overall_floored' THEN overall_floored
+        END AS y
+    FROM traced_edits
+    CROSS JOIN (
+        VALUES ('rewrite'), ('paraphrase'), ('neighborhood'), ('essence'), ('overall'), ('magnitude'),
+        ('rewrite_floored'), ('paraphrase_floored'), ('overall_floored')
+    ) AS name (score)
 ),
 chosen AS NOT MATERIALIZED (
     SELECT *, 'all' AS subset FROM scored
