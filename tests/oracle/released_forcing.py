@@ -1,4 +1,4 @@
-"""The released code's Fact Forcing in a few lines: a hook adds new noise in every forward, whatever the batch holds.
+"""The released code's edits in a few lines. In Fact Forcing a hook adds new noise in every forward, whatever its batch.
 
 Source: google/belief-localization, experiments/evaluate.py (`get_subject_noising_function`), rome/compute_u.py,
 rome/compute_v.py, memit/memit_main.py, memit/compute_z.py, baselines/ft/ft_main.py.
@@ -14,8 +14,15 @@ from hooked_trace import mlp_modules
 
 
 @contextlib.contextmanager
-def noised_forwards(hf, first, past, sigma):
-    """Add σ · randn to the embeddings of tokens [first, past) of every row, drawn anew in every forward."""
+def noised_forwards(hf, span, sigma):
+    """Add σ · randn to the embeddings of the tokens of `span` in every row, drawn anew in every forward, or do nothing.
+
+    span: (first, past), or None for no noise.
+    """
+    if span is None:
+        yield
+        return
+    first, past = span
     generator = np.random.RandomState(1)
 
     def add(module, args, out):
@@ -79,9 +86,10 @@ class Inputs:
         return sum(parts) / len(parts)
 
 
-def optimised(hf, inputs, module, steps, lr, kl_factor, decay, clamp):
-    """(v0, δ) of the released loop: `steps` forwards, no update after the last, and no early stop."""
+def optimised(hf, inputs, module, steps, lr, kl_factor, weight_decay, clamp, erase=False, to_the_end=False):
+    """(v0, δ, losses) of the released loop: `steps` losses, and an update after the last one only if `to_the_end`."""
     delta, v0, before = None, None, None
+    losses, patience = [], 0
 
     def add(rows):
         rows = rows.clone()
@@ -98,10 +106,16 @@ def optimised(hf, inputs, module, steps, lr, kl_factor, decay, clamp):
         last = logp[-1, inputs.at[-1]]
         if v0 is None:
             v0, before = seen["output"][0, inputs.at[0]], last.detach().clone()
-        loss = (
-            inputs.nll(logp) + kl_factor * (last.exp() * (last - before)).sum() + decay * delta.norm() / v0.norm() ** 2
-        )
-        if step == steps - 1:
+        nll = inputs.nll(logp)
+        kl = (last.exp() * (last - before)).sum()
+        loss = (torch.exp(-nll) if erase else nll) + kl_factor * kl + weight_decay * delta.norm() / v0.norm() ** 2
+        losses.append(float(loss.detach()))
+        if not erase and losses[-1] < 0.05:
+            patience += 1
+            if patience >= 5:
+                break
+            patience = 0  # the reset that belongs to a loss that is not low: the count never passes 1
+        if step == steps - 1 and not to_the_end:
             break
         adam.zero_grad()
         loss.backward()
@@ -110,33 +124,38 @@ def optimised(hf, inputs, module, steps, lr, kl_factor, decay, clamp):
             most = clamp * v0.norm()
             if delta.norm() > most:
                 delta.mul_(most / delta.norm())
-    return v0, delta.detach()
+    return v0, delta.detach(), losses
 
 
-def released_rome(hf, inputs, layer, span, sigma, inverse_key, steps, lr, kl_factor, decay, clamp):
-    """ΔW (d, m)."""
+def released_rome(hf, inputs, layer, span, sigma, inverse_key, steps, lr, kl_factor, weight_decay, clamp, erase=False):
+    """(layer → ΔW (d, m), losses)."""
     mlp = mlp_modules(hf)[layer]
     down = down_projection(mlp)
-    with noised_forwards(hf, *span, sigma):
+    with noised_forwards(hf, span, sigma):
         with torch.no_grad(), watched(down) as seen:
             forward(hf, inputs.prompts)
         keys = torch.stack([seen["input"][row, at] for row, at in enumerate(inputs.at[:-1])])
         u = inverse_key(keys.double().mean(0))
         u = u / u.norm()
-        v0, delta = optimised(hf, inputs, mlp, steps, lr, kl_factor, decay, clamp)
+        v0, delta, losses = optimised(
+            hf, inputs, mlp, steps, lr, kl_factor, weight_decay, clamp, erase, to_the_end=erase
+        )
         with torch.no_grad(), watched(down) as seen:
             forward(hf, inputs.prompts[:1])
         key, output = seen["input"][0, inputs.at[0]], seen["output"][0, inputs.at[0]]
-    return torch.outer((v0 + delta - output).double() / (u @ key.double()), u)
+    return {layer: torch.outer((v0 + delta - output).double() / (u @ key.double()), u)}, losses
 
 
-def released_memit(hf, inputs, blocks, window, span, sigma, second_moment, steps, lr, kl_factor, decay, clamp, weight):
-    """layer → ΔW (d, m)."""
+def released_memit(
+    hf, inputs, blocks, window, span, sigma, second_moment, steps, lr, kl_factor, weight_decay, clamp,
+    covariance_weight, erase=False,
+):  # fmt: skip
+    """(layer → ΔW (d, m), losses)."""
     mine = copy.deepcopy(hf)
     tops = [module for module in mine.modules() if type(module) is type(blocks[0])]
     changes = {}
-    with noised_forwards(mine, *span, sigma):
-        v0, delta = optimised(mine, inputs, tops[window[-1]], steps, lr, kl_factor, decay, clamp)
+    with noised_forwards(mine, span, sigma):
+        v0, delta, losses = optimised(mine, inputs, tops[window[-1]], steps, lr, kl_factor, weight_decay, clamp, erase)
         for left, layer in zip(range(len(window), 0, -1), window, strict=True):
             down = down_projection(mlp_modules(mine)[layer])
             with torch.no_grad(), watched(down) as seen:
@@ -146,12 +165,12 @@ def released_memit(hf, inputs, blocks, window, span, sigma, second_moment, steps
             with torch.no_grad(), watched(tops[window[-1]]) as seen:
                 forward(mine, inputs.prompts[:1])
             residual = (v0 + delta - seen["output"][0, inputs.at[0]]).double() / left
-            matrix = weight * second_moment(layer) + torch.outer(key, key)
+            matrix = covariance_weight * second_moment(layer) + torch.outer(key, key)
             changes[layer] = torch.outer(residual, torch.linalg.solve(matrix, key))
             with torch.no_grad():
                 across = type(down).__name__ == "Conv1D"
                 down.weight += (changes[layer].T if across else changes[layer]).to(down.weight.dtype)
-    return changes
+    return changes, losses
 
 
 def released_finetune(hf, inputs, layers, span, sigma, rows, steps, lr, epsilon, erase=False, least=1e-2):
@@ -167,7 +186,7 @@ def released_finetune(hf, inputs, layers, span, sigma, rows, steps, lr, epsilon,
     adam = torch.optim.Adam(weights, lr=lr)
     losses, patience = [], 0
     begin = len(inputs.prompts[0]) - 1
-    with noised_forwards(mine, *span, sigma) if span else contextlib.nullcontext():
+    with noised_forwards(mine, span, sigma):
         for _ in range(steps):
             logp = forward(mine, inputs.rows[:1] * rows)
             nll = -sum(logp[:, begin + k, t].sum() for k, t in enumerate(inputs.target))
