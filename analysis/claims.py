@@ -26,9 +26,10 @@ from fasttrace.windows import default_layer
 
 from .certainty import certainty
 from .naming import Row, number, p_text, plural
-from .paper import METHODS, PROBLEMS, ZSRE
+from .paper import METHODS, PROBLEMS, ZSRE_FORMS
 from .regression import layer_correlations, layer_means, regressions
-from .relation import relation
+from .relation import one_reading, relation
+from .tables import place_of
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 MOST_GAIN = 0.032  # "at most an additional 3.2% of the variance" (paper, section 5.3)
@@ -64,13 +65,20 @@ class Evidence:
     _kept: dict[Any, list[Row]] = field(default_factory=dict, repr=False)
 
     def fits(self, score: str = "rewrite", **choice: Any) -> dict[Cell, Row]:
-        """(problem, method) → its regression with intervals."""
+        """(problem, method) → its regression with intervals, and r2_layer_acting as in `fits_with_certainty`."""
         key = (score, *sorted(choice.items()))
         if key not in self._kept:
             asked = self._asked | {"localization": "denoise", "tokens": "all"} | choice
             rows = regressions(self.store, score, **asked).to_pylist()
             sure = certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
-            self._kept[key] = [row | more for row, more in zip(rows, sure, strict=True) if row["r2_both"] is not None]
+            acting = regressions(self.store, score, **asked, layers="acting").to_pylist()
+            names = ("n_layers", "r2_layer")
+            fewer = {place_of(row): {f"{name}_acting": row[name] for name in names} for row in acting}
+            self._kept[key] = [
+                row | more | fewer.get(place_of(row), {"n_layers_acting": 0, "r2_layer_acting": None})
+                for row, more in zip(rows, sure, strict=True)
+                if row["r2_both"] is not None
+            ]
         return self._apart(self._kept[key], ("problem", "method"))
 
     def correlations(self, score: str, **choice: Any) -> list[Row]:
@@ -107,7 +115,7 @@ class Evidence:
     def _apart(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
         """The rows by the values of `keys`, which are to tell them apart."""
         found: dict[tuple[Any, ...], Row] = {}
-        rows = [row for row in rows if row.get("module", "mlp") == "mlp" and row.get("source") != ZSRE]
+        rows = [row for row in rows if row.get("module", "mlp") == "mlp" and row.get("source") not in ZSRE_FORMS]
         for row in rows:
             place = tuple(row[key] for key in keys)
             if place in found:
@@ -130,13 +138,15 @@ def published() -> list[Row]:
 
 
 @checked
+@one_reading()
 def beside_paper(
     store: Stored, *, model: str | None = None, protocol: str | None = None, resamples: Count = 1000
 ) -> pa.Table:
     """Every cell of the paper's Tables 1 to 6 that the store has, the paper's number beside the store's.
 
     Columns: table, score, problem, method, then for X in r2_layer, r2_effect, r2_both, diff: X_paper, X, X_low, X_high;
-    p_paper, p_value, p_clustered, n, n_facts.
+    p_paper, p_value, p_clustered, n, n_facts, n_below_0 (Tables 1 to 6 of the store have these scores also with a floor
+    at 0), r2_layer_acting (without layers that cannot act).
     model, protocol, resamples: as for `claims`.
     Raises StoreError as `claims`, and where no cell has the edits of one run.
     """
@@ -154,7 +164,8 @@ def beside_paper(
             row |= {f"{name}_paper": cell[name]} | {
                 f"{name}{end}": ours[f"{name}{end}"] for end in ("", "_low", "_high")
             }
-        row |= {"p_paper": cell["p_value"], **{name: ours[name] for name in ("p_value", "p_clustered", "n", "n_facts")}}
+        names = ("p_value", "p_clustered", "n", "n_facts", "n_below_0", "r2_layer_acting")
+        row |= {"p_paper": cell["p_value"], **{name: ours[name] for name in names}}
         rows.append(row)
     if not rows:
         raise StoreError(f"expected edits of traced facts in {store.where} for the paper's tables, got {why}")
@@ -162,6 +173,7 @@ def beside_paper(
 
 
 @checked
+@one_reading()
 def claims(
     store: Stored,
     *,
@@ -252,7 +264,15 @@ def _layer_over_effect(evidence: Evidence) -> Finding:
     if row is None or row["r2_layer_low"] is None:
         raise NoEvidence("no edits by ROME for error injection, or too few facts")
     ours = f"{_share(row, 'r2_layer')} against {_share(row, 'r2_effect')}"
-    return Finding("0.947 against 0.016", ours, _over(row))
+    return Finding("0.947 against 0.016", f"{ours}{_without_idle([row])}", _over(row))
+
+
+def _without_idle(rows: Sequence[Row]) -> str:
+    """What the layer explains without the layers that cannot act, where there are any, in parentheses."""
+    if all(row["n_layers_acting"] == row["n_layers"] for row in rows):
+        return ""
+    mean = _mean_of([row for row in rows if row["n_layers_acting"]], "r2_layer_acting")
+    return f" ({number(mean)} without layers that cannot act)"
 
 
 def _of_all(fits: dict[Cell, Row], found: Finding) -> Finding:
@@ -281,7 +301,7 @@ def _most_by_layer(evidence: Evidence) -> Finding:
     rows = list(evidence.fits().values())
     value, low, high = (_mean_of(rows, name) for name in ("r2_layer", "r2_layer_low", "r2_layer_high"))
     verdict = OPEN if low is None or high is None else CONFIRMED if low >= 0.5 else REFUTED if high < 0.5 else OPEN
-    ours = f"{_spread(value, low, high)} on average of {plural(len(rows), 'regression')}"
+    ours = f"{_spread(value, low, high)} on average of {plural(len(rows), 'regression')}{_without_idle(rows)}"
     return _of_all(evidence.fits(), Finding("0.585 on average", ours, verdict))
 
 

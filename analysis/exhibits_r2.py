@@ -14,7 +14,7 @@ from .exhibit import COUNT, P_VALUE, VALUE, Column, Exhibit, Source, Table, face
 from .naming import GROUP, RUNS, Row, effect_label, heading, number, outside_text, p_text
 from .regression import layer_correlations
 from .relation import relation
-from .tables import fits_with_certainty
+from .tables import fits_with_floor
 
 PREDICTORS = {"r2_layer": "edited layer", "r2_effect": "tracing effect", "r2_both": "both"}
 OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": "all", "layers": "all", "source": None}
@@ -23,15 +23,17 @@ OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": 
 
 def r2(store: Readable) -> Exhibit | None:
     note = "certainty.py computes intervals and p_clustered from regression_input; regression.py computes p_value"
-    source = Source(fits_with_certainty, ("rewrite",), "regressions_of_score", OF_REWRITE, note)
+    source = Source(fits_with_floor, ("rewrite",), "regressions_of_score", OF_REWRITE, note)
     table = source.table(store)
     rows = [row | {"f_text": _f_and_df(row), "gain": _gain(row)} for row in table.to_pylist() if row["n"]]
     if not rows:
         return None
-    panels = _r2_panels(rows)
+    panels = _r2_panels([row for row in rows if row["score"] == "rewrite"])
+    notable = [name for name in ("n_below_0", "n_outside") if any(row[name] for row in rows)]
     idle = any(row["n_layers_acting"] != row["n_layers"] for row in rows)
     columns = [
         *keys_of(rows),
+        *([Column("score", "score", _score)] if any(row["score"] != "rewrite" for row in rows) else []),
         Column("n", "edits", **COUNT),
         Column("r2_layer", "R² layer", **VALUE),
         Column("r2_effect", "R² effect", **VALUE),
@@ -43,7 +45,7 @@ def r2(store: Readable) -> Exhibit | None:
         Column("r2_layer_working", heading("r2_layer_working"), **VALUE),
         Column("diff_working", heading("diff_working"), **VALUE),
         Column("p_working", heading("p_working"), **P_VALUE),
-        *([Column("n_below_0", heading("n_below_0"), **COUNT)] if any(row["n_below_0"] for row in rows) else []),
+        *(Column(name, heading(name), **COUNT) for name in notable),
         Column("f_text", "F (df)", numeric=True),
         Column("n_facts", "facts", **COUNT),
         Column("n_left_out", "left out", **COUNT),
@@ -59,7 +61,11 @@ def r2(store: Readable) -> Exhibit | None:
         source=source,
         data=table,
         runs=run_ids(rows),
-        table=Table("R² by layer, tracing effect and both.", columns, rows),
+        table=Table(
+            "R² by layer, tracing effect and both. Where a score is below 0, also of the score with a floor at 0.",
+            columns,
+            rows,
+        ),
         panels=panels,
         facets=facets(panels, ("localization",), at_once=1),
     )
@@ -95,6 +101,10 @@ def _spread(row: Row, key: str) -> str:
 
 def _gain(row: Row) -> str:
     return _spread(row, "diff")
+
+
+def _score(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _f_and_df(row: Row) -> str:

@@ -10,17 +10,24 @@ from fasttrace.store import Readable
 from . import chart
 from .chart import Axis, Panel
 from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, places, run_ids
-from .naming import GROUP, RUNS, Row, group_names, in_group, number, score_label
-from .regression import layer_means
+from .naming import GROUP, RUNS, Row, group_names, heading, in_group, number, score_label
+from .paper import WITH_ESSENCE
+from .regression import FLOORED, layer_means
 from .relation import relation
 
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
 
 
 def layer_scores(store: Readable) -> pa.Table:
-    """Mean and standard error of every score at every edited layer, one row per layer and score (Figures 7 to 9)."""
+    """Mean and standard error of every score at every edited layer, one row per layer and score (Figures 7 to 9).
+
+    Where a score is below 0, also of the scores with a floor at 0.
+    """
     means = [layer_means(store, score) for score in SCORES]
-    return pa.concat_tables([*means, relation(store, "layer_means_with_essence")])
+    means.append(relation(store, "layer_means_with_essence"))
+    if any(any(table["n_below_0"].to_pylist()) for table in means):
+        means += [layer_means(store, score) for score in FLOORED.values()]
+    return pa.concat_tables(means)
 
 
 def layers(store: Readable) -> Exhibit | None:
@@ -31,7 +38,7 @@ def layers(store: Readable) -> Exhibit | None:
     if not rows:
         return None
     scores = list(dict.fromkeys(row["score"] for row in rows))
-    panels = _layer_panels(rows, scores)
+    panels = _layer_panels(rows, [score for score in scores if score not in FLOORED.values()])
     return Exhibit(
         key="layers",
         section="layers",
@@ -99,6 +106,7 @@ def _layer_table(rows: Sequence[Row], scores: Sequence[str]) -> Table:
         line = wide.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys} | {"n": 0})
         line["n"] = max(line["n"], row["n"])
         line[row["score"]] = (row["mean"], row["sem"])
+        line[f"{row['score']}_below_0"] = row["n_below_0"]
     lines = sorted(
         ({**dict.fromkeys(scores), **line} for line in wide.values()),
         key=lambda line: [str(line[key]) if key != "layer" else f"{line[key]:06d}" for key in keys],
@@ -107,9 +115,15 @@ def _layer_table(rows: Sequence[Row], scores: Sequence[str]) -> Table:
         *keys_of(lines),
         Column("layer", "layer", str, numeric=True, choose=True),
         Column("n", "edits", **COUNT),
-        *(Column(score, score, _mean_and_error, numeric=True) for score in scores),
+        *(Column(score, heading(score), _mean_and_error, numeric=True) for score in scores),
+        *(Column(name, heading(name), **COUNT) for name in _below(lines)),
     ]
     return Table("Mean scores over facts ± standard error.", columns, lines)
+
+
+def _below(rows: Sequence[Row]) -> list[str]:
+    """The counts of scores below 0, of the scores that have any."""
+    return [name for score in (*SCORES, WITH_ESSENCE) if any(row.get(name := f"{score}_below_0") for row in rows)]
 
 
 def _mean_and_error(value: tuple[float, float | None] | None) -> str:
@@ -127,12 +141,14 @@ def mass(store: Readable) -> Exhibit | None:
     x = chart.across(0, most, "edits in the model", chart.ticks(0, most))
     lowest = min(row[score] for row in rows for score in scores if row[score] is not None)
     y = chart.upward(min(0.0, lowest), 1.0, "mean over the edited facts")
-    groups = group_names(rows).items()
+    groups, below = group_names(rows).items(), _below(rows)
     columns = [
         *keys_of(rows),
         Column("layer", "layer", str, numeric=True),
         Column("n_edits", "edits", **COUNT),
         *(Column(score, score, **VALUE) for score in scores),
+        *(Column(name, heading(name), **COUNT) for name in below),
+        *(Column(name, heading(name), **VALUE) for name in (FLOORED.values() if below else ())),
     ]
     return Exhibit(
         key="mass",

@@ -19,34 +19,45 @@ from fasttrace.store import Readable, Stored
 from fasttrace.windows import default_layer
 
 from . import draw
+from .naming import Row
 from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
 from .regression import KINDS, layer_correlations, layer_means, regression_rows, regressions
-from .relation import relation
+from .relation import one_reading, relation
 
 FORMATS = (".png", ".svg", ".pdf")
 
 
 @checked
-def heatmap(store: Stored, fact_id: str, window_size: int | None = None) -> Figure:
-    """One fact's grid of p(o_true) restored, tokens × layers, from its newest trace (paper, Figure 2).
+@one_reading()
+def heatmap(
+    store: Stored,
+    fact_id: str,
+    window_size: int | None = None,
+    *,
+    localization: str = "denoise",
+    tokens: str | None = None,
+    module: str | None = None,
+) -> Figure:
+    """One fact's grid of p(o_true) restored, tokens × layers, from its newest such trace (paper, Figure 2).
 
     window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
     fact has no window of 5. The figure names the window.
-    Raises StoreError where the fact was not traced, or not with that window.
+    localization: the tracing method. tokens, module: where it intervened. None: the paper's "all" and "mlp", or any
+    others where the fact has no such trace.
+    Raises StoreError where the fact was not traced so, or not with that window.
     """
-    traces = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact_id]
-    if not traces:
-        raise StoreError(f"fact {fact_id!r} was not traced in {store.where}")
-    sizes = sorted({row["window_size"] for row in traces if row["window_size"] is not None})
-    if not sizes:
-        raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.where}: {traces[0]['reason'] or 'no cells'}")
-    window = window_size if window_size is not None else (5 if 5 in sizes else sizes[0])
-    if window not in sizes:
+    grids = _grids(store, fact_id, localization, tokens, module)
+    window = window_size
+    if window is None:
+        sizes = _sizes_of_first(grids)
+        window = 5 if 5 in sizes else sizes[0]
+    trace = next((row for row in grids if row["window_size"] == window), None)
+    if trace is None:
+        sizes = sorted({row["window_size"] for row in grids})
         raise StoreError(
             f"expected a window size of fact {fact_id!r} in {store.where}, one of {', '.join(map(str, sizes))}, "
             f"got {window}"
         )
-    trace = next(row for row in traces if row["window_size"] == window)
     cells = relation(store, "fact_cells", {"fact_ids": [fact_id]})
     mine = pa.Table.from_pylist(
         [row for row in cells.to_pylist() if row["run_id"] == trace["trace_run_id"] and row["window_size"] == window],
@@ -55,7 +66,34 @@ def heatmap(store: Stored, fact_id: str, window_size: int | None = None) -> Figu
     return draw.draw_heatmap(trace, mine)
 
 
+def _grids(store: Readable, fact_id: str, localization: str, tokens: str | None, module: str | None) -> list[Row]:
+    """The fact's traces of that method, a row per window. Traces at all tokens and of the MLPs come first, the newest
+    of these before the others."""
+    traces = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact_id]
+    if not traces:
+        raise StoreError(f"fact {fact_id!r} was not traced in {store.where}")
+    wanted = {"localization": localization, "tokens": tokens, "module": module}
+    such = [row for row in traces if all(value in (None, row[name]) for name, value in wanted.items())]
+    if not such:
+        asked, there = (
+            ", ".join(sorted({" ".join(str(row[name]) for name in wanted if row[name] is not None) for row in rows}))
+            for rows in ([wanted], traces)
+        )
+        raise StoreError(f"expected a trace of fact {fact_id!r} in {store.where} by {asked}, got {there}")
+    grids = [row for row in such if row["window_size"] is not None]
+    if not grids:
+        raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.where}: {such[0]['reason'] or 'no cells'}")
+    return sorted(grids, key=lambda row: (row["tokens"] != "all", row["module"] != "mlp"))
+
+
+def _sizes_of_first(grids: list[Row]) -> list[int]:
+    """The window sizes of the traces at the same tokens and of the same module as the first."""
+    alike = [row for row in grids if all(row[name] == grids[0][name] for name in ("tokens", "module"))]
+    return sorted({row["window_size"] for row in alike})
+
+
 @checked
+@one_reading()
 def paper_figure(store: Stored, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
@@ -69,7 +107,9 @@ def paper_figure(store: Stored, number: int, *, fact_id: str | None = None, laye
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")
     if one.kind == "heatmap":
-        return heatmap(store, fact_id or _most_hurt(store), _largest_window(store, at_most=10))
+        fact_id = fact_id or _most_hurt(store)
+        sizes = _sizes_of_first(_grids(store, fact_id, "denoise", None, None))
+        return heatmap(store, fact_id, max((size for size in sizes if size <= 10), default=sizes[0]))
     if one.kind == "curve":
         return draw.draw_mean_effect(_denoised(store, "mean_effect"))
     if one.kind == "peaks":
@@ -141,11 +181,6 @@ def _means(store: Readable, score: str) -> pa.Table:
 def _denoised(store: Readable, name: str) -> pa.Table:
     table = relation(store, name)
     return table.filter(pc.equal(table["localization"], "denoise"))
-
-
-def _largest_window(store: Readable, at_most: int) -> int:
-    sizes = sorted(set(_denoised(store, "mean_effect")["window_size"].to_pylist()))
-    return max([size for size in sizes if size <= at_most], default=sizes[0])
 
 
 def _most_hurt(store: Readable) -> str:

@@ -17,7 +17,8 @@ from .relation import relation
 
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
 METHODS = ("ft-1", "ft-5", "rome", "memit")
-ZSRE = "zsre"
+ZSRE = "zsre"  # in the form of the paper's experiments, "Question: … Answer:"
+ZSRE_FORMS = (ZSRE, "zsre-bare")
 WITH_ESSENCE = "overall with essence"  # the mean of all four scores
 
 
@@ -26,7 +27,8 @@ class RowFilter:
     """The edits and tracing effects of a table or figure. None selects every value, each in separate rows.
 
     window_size: tracing window in layers; None: the window of each edit, or every window where there are no edits.
-    tokens: the tokens that a tracing run intervenes at. zsre: only edits of zsRE's facts, or only edits of other facts.
+    tokens: the tokens that a tracing run intervenes at. zsre: only edits of zsRE's facts in the form of the paper's
+    experiments, or only edits of other data sets' facts. zsRE's bare form is in neither.
     model: part of the model's name, where the paper names a model.
     """
 
@@ -53,7 +55,7 @@ class RowFilter:
         rows = [
             row
             for row in table.to_pylist()
-            if (row["source"] == ZSRE) == self.zsre
+            if self._has_data_set(row["source"])
             and (self.model is None or self.model in row["model"])
             and row.get("n", 1) > 0
         ]
@@ -65,10 +67,13 @@ class RowFilter:
         wanted = {"problem": self.problem, "method": self.method}
         return (
             all(value in (None, row[name]) for name, value in wanted.items())
-            and row["zsre"] == self.zsre
+            and self._has_data_set(row["source"])
             and (self.model is None or self.model in row["model"])
             and all(row["essence" if score == WITH_ESSENCE else score] for score in scores)
         )
+
+    def _has_data_set(self, source: str | None) -> bool:
+        return source == ZSRE if self.zsre else source not in ZSRE_FORMS
 
     def of_traces(self, row: Row) -> bool:
         """Whether a row of trace_coverage matches these effects."""

@@ -14,6 +14,8 @@ from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
 from fasttrace.store import Stored
 
+from .naming import number, p_text
+from .render import render
 from .selection import Selection, select
 from .terminal import is_number
 
@@ -46,11 +48,11 @@ _FUNCTIONS = (
 
 @dataclass(frozen=True)
 class Regression:
-    """One fit. str() is statsmodels' summary with an account of the rows.
+    """One fit. str() is its coefficients, its statistics and an account of the rows.
 
     formula: the fitted formula. errors: how standard errors were computed, in words. fit: statsmodels' results object,
-    for everything else (`fit.predict`, `fit.f_test`, `fit.resid`). selection: the rows used and dropped. variables: the
-    columns of the formula. notes: statsmodels' warnings about the model.
+    for everything else (`fit.summary`, `fit.predict`, `fit.f_test`, `fit.resid`). selection: the rows used and dropped.
+    variables: the columns of the formula. notes: statsmodels' warnings about the model.
     """
 
     formula: str
@@ -106,14 +108,34 @@ class Regression:
     def mixed(self) -> bool:
         return hasattr(self.fit, "cov_re")
 
+    def summary(self) -> str:
+        """Lines of text: the statistics of the whole fit, and the distribution of its tests."""
+        found = self.statistics
+        end = f"log-likelihood {number(found['log_likelihood'])}\n"
+        if self.mixed:
+            return (
+                f"Mixed model by REML: n = {found['n']:,}, {self.fit.model.n_groups:,} groups, "
+                f"variance of the intercepts {_small(found['variance_groups'])}, "
+                f"residual variance {_small(found['variance_residual'])}, {end}"
+                "Tests and 95 % intervals: the normal distribution (z)\n"
+            )
+        r2 = "R²" if self.fit.k_constant else "R² (uncentered)"
+        lines = (
+            f"Least squares: n = {found['n']:,}, {r2} {number(found['r2'])}, adjusted {number(found['r2_adjusted'])}, "
+            f"RMSE {_small(found['rmse'])}, {end}"
+        )
+        if found["df_num"]:
+            degrees = f"{found['df_num']:g}, {found['df_den']:g}"
+            lines += f"All terms: F({degrees}) = {number(found['f_value'])}, {p_text(found['p_value'])}\n"
+        return f"{lines}Tests and 95 % intervals: Student's t with {_df_of_tests(self.fit):g} degrees of freedom\n"
+
     def account(self) -> str:
         """Lines of text: how many rows were used, how many were dropped and why, and statsmodels' warnings."""
         lines = [f"Errors: {self.errors}\n", self.selection.text(self.variables)]
         return "".join([*lines, *(f"Note: {note}\n" for note in self.notes)])
 
     def __str__(self) -> str:
-        with _quiet():
-            return f"{self.fit.summary()}\n\n{self.formula}\n{self.account()}"
+        return f"{self.formula}\n\n{render(self.coefficients)}\n{self.summary()}{self.account()}"
 
     def __repr__(self) -> str:
         return f"Regression({self.formula!r}, n={len(self.selection.columns)}, errors={self.errors!r})"
@@ -288,6 +310,11 @@ def _dependent(design: np.ndarray, names: Sequence[str]) -> list[str]:
 
 def _df_of_tests(fit: Any) -> float:
     return getattr(fit, "df_resid_inference", None) or fit.df_resid
+
+
+def _small(value: float | None) -> str:
+    """A positive number in units of the score, which may be far below 1."""
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _number(value: Any) -> float | None:

@@ -7,7 +7,10 @@ edit_settings, …), which have no file because they are generated from the sett
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -97,10 +100,64 @@ def query(
     params: values of its `?` or `$name` parameters. runs: values of the parameters of sql/run_pairs.sql, which choose
     the runs to compare; None keeps all runs.
     """
-    with store.reading() as con:
-        named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
-        make_chain(con, runs, only=frozenset(named).union(*map(read_by, named)))
+    named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
+    with one_reading():
+        there = _shared.get()
+        assert there is not None
+        con = there.of(store).with_chain(frozenset(named).union(*map(read_by, named)), {**ALL_RUNS, **runs})
         return rows_of(con, text, params)
+
+
+@contextmanager
+def one_reading() -> Iterator[None]:
+    """Let the queries of the analysis in the `with` block share one connection to each store.
+
+    To open a store and create views takes longer than most queries of a small one. Other processes cannot write to the
+    store meanwhile, so a block is one table or page and no more.
+    """
+    if _shared.get() is not None:
+        yield
+        return
+    with ExitStack() as stack:
+        token = _shared.set(_Shared(stack))
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
+@dataclass
+class _Place:
+    """A connection, the relations of CHAIN that are on it, and the runs in run_pairs."""
+
+    con: duckdb.DuckDBPyConnection
+    made: set[str] = field(default_factory=set)
+    runs: Mapping[str, Any] | None = None
+
+    def with_chain(self, wanted: frozenset[str], runs: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
+        """The connection, after the relations that it lacks are created, and run_pairs where it has other runs."""
+        stale = {"run_pairs"} & wanted if self.runs != runs else set()
+        make_chain(self.con, runs, only=wanted - self.made | stale)
+        self.made |= wanted
+        if stale:
+            self.runs = runs
+        return self.con
+
+
+@dataclass
+class _Shared:
+    """The connections of a block of `one_reading`, which are closed at its end."""
+
+    stack: ExitStack
+    places: dict[Any, _Place] = field(default_factory=dict)
+
+    def of(self, store: Readable) -> _Place:
+        if store.key not in self.places:
+            self.places[store.key] = _Place(self.stack.enter_context(store.reading()))
+        return self.places[store.key]
+
+
+_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 
 
 def make_chain(

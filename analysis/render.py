@@ -19,6 +19,7 @@ from .naming import heading, p_cell
 from .terminal import grid, is_number
 
 P_VALUES = ("p_value", "p_clustered", "p_acting", "p_working")
+COEFFICIENTS = ("estimate", "std_error")  # in the units of their term, so of any size
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 
@@ -34,8 +35,8 @@ def render(
 
     format: 'text' (headings wrapped to the terminal, or to `width` characters), 'markdown', 'csv', 'json' (a
     list of objects) or 'latex' (a tabular with booktabs rules). csv and json keep every digit, the columns' names, and
-    NULL as an empty field or null. The others have words as headings (naming.HEADINGS), `digits` decimals, an en dash
-    for NULL, and the table's notes (`noted`) below it.
+    NULL as an empty field or null. The others have words as headings (naming.HEADINGS), `digits` decimals (an exponent
+    where they do not show a coefficient), an en dash for NULL, and the table's notes (`noted`) below it.
     Raises UserError for another format.
     """
     if format not in FORMATS:
@@ -80,6 +81,8 @@ def _shown(name: str, value: Any, digits: int) -> str:
     if isinstance(value, float):
         if name in P_VALUES:
             return p_cell(value, digits)
+        if name in COEFFICIENTS and 0 < abs(value) < 10.0**-digits:
+            return f"{value:.{digits - 1}e}"
         text = f"{value:.{digits}f}"
         return text.lstrip("-") if float(text) == 0 else text
     return str(value).replace("_", " ") if name in ("score", "edit_metric") else str(value)

@@ -21,7 +21,7 @@ from .embed import embedded
 from .exhibit import COUNT, Column, Exhibit, Table, or_dash, paper_commands
 from .exhibits import exhibits
 from .naming import Row
-from .relation import definition, relation
+from .relation import definition, one_reading, relation
 from .sentences import R2_NOTE, answer, byline, pick_note
 
 SCRIPTS = ("figures.js", "tables.js", "facts.js")
@@ -56,6 +56,7 @@ def write_report(
 
 
 @checked
+@one_reading()
 def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int, Bounds(0)] = 20_000_000) -> str:
     """The store's study as one HTML page, which loads nothing else. `<file>#fact=<fact_id>` opens it at that fact.
 

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from .naming import GROUP, Row, group_names, in_group, number, p_text, percent, plural, points
+from .regression import FLOORED
 
 R2_NOTE = (
     "Layer is a category. “Both” fits one straight line in the tracing effect per layer. The F-test compares “both” "
@@ -15,7 +16,8 @@ R2_NOTE = (
 
 def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] | None = None) -> list[str]:
     """Sentences that answer the question of the study."""
-    whole = [row for row in fits if row["r2_both"] is not None and row["r2_layer"] is not None]
+    plain = [row for row in fits if row["score"] not in FLOORED.values()]
+    whole = [row for row in plain if row["r2_both"] is not None and row["r2_layer"] is not None]
     sentences: list[str] = []
     if not whole:
         sentences.append(

@@ -3,12 +3,13 @@
 python bench/bench_gptj_edits.py --dtype bfloat16 [--device cuda] [--methods rome memit ft-1 ft-5] [--out FILE]
 python bench/bench_gptj_edits.py --dtype float32 --device cpu --small     at a size that runs anywhere
 
-Layer 5, error injection, 20 contexts and the default hyperparameters. The facts have prompts as long as CounterFact's
-(8 tokens), 2 paraphrases and 10 neighbourhood prompts. Each method makes one edit, and then one edit of each of 8
-facts (4 with ft-5, whose weight changes and Adam moments take 4 GB a fact), unscored and in one batch. Rows by
-themselves: second moments (m = 16384, of the layers that the methods solve with), the first solve with one of them,
-scoring, and one ROME edit in the released way (bench/released_edits.py). Both ways round at every step, so the last
-row has the distance of each one's δ from the released way's in a wider dtype. Every kernel has run before it is timed.
+Layer 5, error injection, the default hyperparameters, and as many contexts as a method has by default, which the names
+of ROME's and MEMIT's rows say. The facts have prompts as long as CounterFact's (8 tokens), 2 paraphrases and 10
+neighbourhood prompts. Each method makes one edit, and then one edit of each of 8 facts (4 with ft-5, whose weight
+changes and Adam moments take 4 GB a fact), unscored and in one batch. Rows by themselves: second moments (m = 16384, of
+the layers that the methods solve with), the first solve with one of them, scoring, and one ROME edit in the released
+way (bench/released_edits.py). Both ways round at every step, so the last row has the distance of each one's δ from the
+released way's in a wider dtype. Every kernel has run before it is timed.
 `bytes` is the peak of the GPU's memory beside the model. Each row is printed and written as soon as it is finished.
 """
 
@@ -38,6 +39,7 @@ from fasttrace.editing.value import contexts_of
 from fasttrace.models import Decoder
 from fasttrace.places import check_file
 from fasttrace.settings.base import replaced
+from fasttrace.settings.edit import OWN_CONTEXTS
 
 METHODS = ("rome", "memit", "ft-1", "ft-5")
 LAYER, SMALL_LAYER = 5, 1
@@ -66,10 +68,17 @@ def drawn_words(count: int, seed: int) -> list[str]:
     return [f"w{i}" for i in np.random.default_rng(seed).integers(0, 400, count)]
 
 
-def templates() -> list[str]:
-    """The bare prompt, and 20 prefixes: ten of 5 words and ten of 10."""
-    prefixes = [" ".join(drawn_words(5 if i < 10 else 10, i)) for i in range(20)]
+def templates(method: str) -> list[str]:
+    """The bare prompt, and the method's default number of prefixes: of 10 words, the first half of ROME's of 5."""
+    count = OWN_CONTEXTS[method]
+    short = count // 2 if method == "rome" else 0
+    prefixes = [" ".join(drawn_words(5 if i < short else 10, i)) for i in range(count)]
     return ["{}", *(f"{prefix} . {{}}" for prefix in prefixes)]
+
+
+def row_name(method: str) -> str:
+    """The method, with its number of contexts if it has any."""
+    return f"{method}, {OWN_CONTEXTS[method]} contexts" if method in OWN_CONTEXTS else method
 
 
 class Bench:
@@ -82,7 +91,8 @@ class Bench:
         self.layer, self.tokens, self.window = sizes
         text = " ".join(drawn_words(self.tokens, 20))
         (folder / "corpus.txt").write_text(text)
-        prompts = [text, "Paris", *templates(), *(p for f in self.facts for p in (*f.paraphrases, *f.neighborhood))]
+        contexts = [template for name in OWN_CONTEXTS for template in templates(name)]
+        prompts = [text, "Paris", *contexts, *(p for f in self.facts for p in (*f.paraphrases, *f.neighborhood))]
         tokenizer = word_tokenizer(self.facts, prompts)
         self.model: Decoder = random_gptj(tokenizer, options.dtype, options.device, options.small)
         self.case = f"{self.model.name} {options.dtype}, layer {self.layer}"
@@ -108,7 +118,7 @@ class Bench:
         )
 
     def plan(self, method: str, moments: Moments) -> EditPlan:
-        solved: dict[str, Any] = {} if method.startswith("ft") else {"moments": moments, "contexts": templates()}
+        solved: dict[str, Any] = {"moments": moments, "contexts": templates(method)} if method in OWN_CONTEXTS else {}
         return prepare_edit(
             self.model,
             self.facts,
@@ -142,7 +152,7 @@ def rate(row: BenchRow, edits: int) -> BenchRow:
 def of_method(bench: Bench, name: str, moments: Moments) -> Iterator[BenchRow]:
     """Yield a method's rows: one edit, a batch of them, and their scoring."""
     plan, rounds = bench.plan(name, moments), bench.options.rounds
-    row = {"benchmark": f"editing: {name}", "impl": "fasttrace"}
+    row = {"benchmark": f"editing: {row_name(name)}", "impl": "fasttrace"}
     made: list[Edit] = []
     for count in sorted({1, max(1, len(bench.facts) // FEWER.get(name, 1))}):
 
@@ -182,7 +192,7 @@ def released_way(bench: Bench, moments: Moments) -> Iterator[BenchRow]:
     def find() -> None:
         found.append(released.value(bench.model.hf, contexts, bench.layer, plan.hyperparameters))
 
-    row = {"benchmark": "editing: rome", "case": f"{bench.case}, batch of 1"}
+    row = {"benchmark": f"editing: {row_name('rome')}", "case": f"{bench.case}, batch of 1"}
     yield {**row, "impl": "released", **rate(bench.timed(find), 1), "distance of δ": off(ours, found[0])}
     if bench.model.device.type == "cuda":
         torch.cuda.empty_cache()

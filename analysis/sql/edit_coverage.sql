@@ -1,12 +1,12 @@
 -- edit_coverage: how many edits have each score.
--- Grain: one row per (model, problem, method, window_size, zsre). Inputs: edits, runs, facts.
--- Units: numbers of edits; zsre = whether the facts are zsRE's.
+-- Grain: one row per (model, problem, method, window_size, source). Inputs: edits, runs, facts.
+-- Units: numbers of edits; source = data set of the facts, NULL if the store was not given them.
 SELECT
     run.model,
     edit.problem,
     edit.method,
     edit.window_size,
-    coalesce(fact.source, '') = 'zsre' AS zsre,
+    fact.source,
     count(edit.rewrite) AS rewrite,
     count(edit.paraphrase) AS paraphrase,
     count(edit.neighborhood) AS neighborhood,

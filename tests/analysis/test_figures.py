@@ -1,6 +1,7 @@
 """Figures draw the values that the store has."""
 
 import re
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,21 @@ def test_heatmap_shows_dollars_and_foreign_letters_unchanged(study, tmp_path):
 def test_heatmap_names_its_window_and_prefers_five(wide_study):
     assert "window of 5" in drawn(figures.heatmap(wide_study, "place-00"))
     assert "window of 3" in drawn(figures.heatmap(wide_study, "place-00", window_size=3))
+
+
+def test_figure_2_is_of_denoising_all_tokens_whatever_was_traced_last(tmp_path):
+    store, facts = Store(tmp_path / "s.duckdb"), study_facts(count=3)
+    for place, (method, tokens) in enumerate([("denoise", "all"), ("denoise", "subject"), ("zero", "whole-subject")]):
+        day = datetime(2026, 1, 1 + place)
+        store.add(trace_result(facts, (5, 10), method, tokens=tokens, run_id=f"t{place}", created_at=day))
+    for figure, window in ((figures.paper_figure(store, 2), 10), (figures.heatmap(store, "place-00"), 5)):
+        assert f"window of {window} " in "".join(axis_labels(figure, "x"))
+        assert axis_labels(figure, "y") == {"token (* subject, noised)"}
+        assert np.isfinite(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)).all()
+    zeroed = figures.heatmap(store, "place-00", localization="zero")
+    assert axis_labels(zeroed, "y") == {"token (* subject)"}
+    with pytest.raises(StoreError, match="by noise, got denoise all mlp, denoise subject mlp, zero whole-subject mlp"):
+        figures.heatmap(store, "place-00", localization="noise")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 Every number is computed again with pandas and statsmodels from the rows that the test wrote.
 """
 
+import html
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,8 @@ from fasttrace.analysis.regress import regress
 from fasttrace.analysis.regression import FLOORED, layer_correlations, layer_means, regressions
 from fasttrace.analysis.relation import query, relation
 from fasttrace.analysis.render import render
-from fasttrace.analysis.tables import layer_table, paper_table, r2_table
+from fasttrace.analysis.report import report_page
+from fasttrace.analysis.tables import layer_table, paper_table, r2_table, summary
 from fasttrace.errors import UserError
 from fasttrace.store import Store
 
@@ -36,6 +39,8 @@ def made_scores():
             paraphrase = 0.5 * rewrite
             if layer == 2 and place in (3, 8):
                 rewrite, paraphrase = -2.0 - place, -0.1
+            if layer == 1 and place == 5:
+                paraphrase = -0.1
             neighborhood = 1 - 0.02 * layer
             row = {"rewrite": rewrite, "paraphrase": paraphrase, "neighborhood": neighborhood}
             row["overall"] = (rewrite + paraphrase + neighborhood) / 3
@@ -127,7 +132,8 @@ def test_means_by_layer_with_and_without_a_floor(store, frame):
             assert row["mean"] == pytest.approx(here.mean(), abs=1e-12)
             assert row["n_below_0"] == (here < 0).sum()
     wide = relation(store, "scores_by_layer").to_pylist()
-    assert [row["n_below_0"] for row in wide] == [0, 0, 2, 0]
+    assert [row["rewrite_below_0"] for row in wide] == [0, 0, 2, 0]
+    assert [row["paraphrase_below_0"] for row in wide] == [0, 1, 2, 0]
     floored = frame.groupby("layer")["overall_floored"].mean().tolist()
     assert [row["overall_floored"] for row in wide] == pytest.approx(floored)
 
@@ -228,6 +234,30 @@ def test_a_score_below_0_has_a_second_row_with_a_floor(store, frame, number, sco
         assert row["p_working"] == pytest.approx(p, rel=1e-8)
 
 
+def test_errors_are_of_the_scores_with_a_floor_too(store, frame):
+    table = paper_table(store, 7)
+    found = {(row["edit_metric"], row["regression_metric"], row["predictor"]): row for row in table.to_pylist()}
+    for score in ("rewrite", "rewrite_floored", "overall", "overall_floored"):
+        assert found[score, "R2", "layer"]["value"] == pytest.approx(fitted(frame, score)[0], rel=1e-9)
+        assert {found[score, name, "both"]["n_below_0"] for name in ("R2", "RMSE", "MAE")} == {(frame[score] < 0).sum()}
+    assert "Overall score: Without the 1 layer where ROME cannot act" in render(table, "markdown").replace(
+        "\u00a0", " "
+    )
+
+
+def test_the_report_says_what_is_left_out_and_below_0(store, frame):
+    page = html.unescape(report_page(store)).replace("\u00a0", " ")
+    (without, _, _), (few, _, _) = (
+        fitted(frame[frame.layer.isin(KEPT[name])], "rewrite") for name in ("acting", "working")
+    )
+    assert f"Without the 1 layer where ROME cannot act, the layer explains {100 * without:.1f} %" in page
+    assert f"best mean rewrite score, the layer explains {100 * few:.1f} %" in page
+    assert "Of 56 edits, 2 have a tracing effect below 0 or above 1" in page
+    assert "Of 56 edits, 2 have a score below 0, which is kept." in page
+    for words in ("R² layer, acting", "R² layer, working", "rewrite floored", "below 0", "paraphrase below 0"):
+        assert re.search(rf"<th[^>]*>\s*(<button[^>]*>)?\s*{re.escape(words)}\s*<", page), words
+
+
 @pytest.mark.parametrize(("moved", "rows"), [(1e-15, 1), (1e-6, 2)])
 def test_a_floor_that_changes_only_last_bits_has_no_row(store, monkeypatch, moved, rows):
     fits = tables.fits_with_certainty(store, "overall", resamples=0).to_pandas().assign(n_below_0=0)
@@ -251,7 +281,10 @@ def test_the_notes_say_what_is_left_out(store, frame):
         assert "Of 56 edits, 2 have a tracing effect below 0 or above 1 (effects: −1.02 to 1.30)" in text
         assert "Of 56 edits, 2 have a score below 0" in text
     assert "cannot act" not in render(table, "csv")
-    assert layer_table(store)["n_below_0"].to_pylist() == [0, 0, 2, 0]
+    below = layer_table(store).select(["rewrite_below_0", "paraphrase_below_0", "overall_below_0"]).to_pydict()
+    assert list(below.values()) == [[0, 0, 2, 0], [0, 1, 2, 0], [0, 0, 2, 0]]
+    assert "paraphrase below 0" in summary(store, width=400)
+    assert "rewrite floored" in summary(store, width=400)
     assert "R² layer, working" in render(table, "markdown")
 
 

@@ -1,5 +1,6 @@
 """ft.regress against the SQL regressions and against numpy by hand, and its refusals."""
 
+import re
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ from made_results import made_edit, made_trace
 
 import fasttrace as ft
 from fasttrace.analysis.certainty import certainty
+from fasttrace.analysis.naming import number, p_cell, p_text
 from fasttrace.analysis.regress import MODELS, regress
 from fasttrace.analysis.regression import regressions
 from fasttrace.errors import UserError
@@ -163,13 +165,44 @@ def test_columns_of_facts_and_booleans(store, tmp_path):
     assert slopes["C(layer)[T.1]"] == pytest.approx(-5 / 20)
 
 
-def test_the_summary_is_statsmodels(store):
-    text = str(regress(store, "both", where=ROME, cluster="fact_id"))
-    assert "OLS Regression Results" in text
-    assert "C(layer)[T.2]:effect" in text
+def test_the_text_has_the_coefficients_the_statistics_and_the_account(store):
+    found = regress(store, "both", where=ROME, cluster="fact_id")
+    text, statistics = str(found), found.statistics
+    assert text.startswith("rewrite ~ C(layer) * effect\n\n")
+    lines = text.splitlines()
+    for row in found.coefficients.to_pylist():
+        [line] = [line for line in lines if line.split()[:1] == [row["term"]]]
+        interval = f"{row['estimate']:.3f} [{row['estimate_low']:.3f}, {row['estimate_high']:.3f}]"
+        assert f"{interval}  " in line
+        assert line.split()[-1] == p_cell(row["p_value"])
+    adjusted = number(statistics["r2_adjusted"])
+    assert f"Least squares: n = {statistics['n']}, R² {statistics['r2']:.3f}, adjusted {adjusted}, RMSE " in text
+    assert f"All terms: F(7, 21) = {statistics['f_value']:.3f}, {p_text(statistics['p_value'])}\n" in text
+    assert "Student's t with 21 degrees of freedom" in text
+    assert text.endswith(found.account())
     assert "Errors: clustered by fact_id" in text
     few = str(regress(store, "rewrite ~ effect", where=[ROME, "layer = 0", "fact_id < 'f15'"]))
-    assert "No. Observations:                   7 " in few, "few rows make scipy warn, which must not leak"
+    assert "Least squares: n = 7, R² " in few
+    assert "All terms" not in str(regress(store, "rewrite ~ 1")), "a constant explains nothing"
+    assert "R² (uncentered) " in str(regress(store, "rewrite ~ 0 + effect"))
+
+
+@pytest.mark.parametrize("options", [{}, {"robust": True}, {"cluster": "fact_id"}, {"groups": "fact_id"}])
+def test_a_small_p_is_below_1e_4_and_never_0(tmp_path, options):
+    rng, store = np.random.default_rng(4), Store(tmp_path / "s.duckdb")
+    own = {fact: 0.1 * rng.normal() for fact in IDS}
+    scores = {(fact, j): {"rewrite": j / 4 + own[fact] + 0.1 * rng.normal()} for fact in IDS for j in range(4)}
+    store.add(made_trace(IDS))
+    store.add(made_edit(IDS, scores=scores))
+    found = regress(store, "rewrite ~ I(1000 * layer)", **options)
+    [_, slope] = found.coefficients.to_pylist()
+    assert (slope["p_value"] < 1e-4, slope["estimate"]) == (True, pytest.approx(2.5e-4, rel=0.1))
+    text = str(found)
+    [line] = [line for line in text.splitlines() if line.startswith(" I(1000 * layer) ")]
+    assert line.split()[-1] == "<1e-4"
+    assert f" {slope['estimate']:.2e} [{slope['estimate_low']:.2e}, {slope['estimate_high']:.2e}] " in line
+    assert ("p < 1e-4" in text) == (not found.mixed), "the F-test of all terms"
+    assert not re.search(r"(?<![\d.])0\.0+(?!\d)", text)
 
 
 def test_a_warning_of_statsmodels_becomes_a_note(store):

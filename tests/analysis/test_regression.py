@@ -5,6 +5,7 @@ from importlib.resources import files
 import duckdb
 import least_squares
 import numpy as np
+import pandas as pd
 import pytest
 from made_results import made_edit, made_trace
 from scipy import stats
@@ -16,9 +17,9 @@ from fasttrace.analysis.regression import (
     layer_means,
     regressions,
 )
-from fasttrace.analysis.relation import CHAIN, SETTINGS, make_chain, query, read_by, relation, sql, written
+from fasttrace.analysis.relation import CHAIN, SETTINGS, make_chain, one_reading, query, read_by, relation, sql, written
 from fasttrace.errors import UserError
-from fasttrace.store import Store
+from fasttrace.store import Store, Stores
 from fasttrace.store.header import header_of
 from fasttrace.store.query import parameters_of
 from fasttrace.store.texts import RELATIONS, schema_sql
@@ -243,6 +244,21 @@ def many(tmp_path):
     store.add(made_edit(ids, run_id="e-released", protocol="released", seed=6))
     store.add(made_edit(ids, run_id="e-other", model="other", model_hash="m1", seed=7))
     return store
+
+
+@pytest.mark.parametrize("kind", [Store, Stores])
+def test_queries_of_one_block_share_a_connection_and_choose_their_own_runs(many, monkeypatch, kind):
+    choices = [{}, {"protocol": "released"}, {"window_size": 3}, {"protocol": "released", "layers": "working"}, {}]
+    store = many if kind is Store else Stores([many.path])
+    alone = [regressions(store, **choice) for choice in choices]
+    opened, reading = [], kind.reading
+    monkeypatch.setattr(kind, "reading", lambda self, **folders: opened.append(self) or reading(self, **folders))
+    with one_reading():
+        together = [regressions(store, **choice) for choice in choices]
+    assert len(opened) == 1
+    for found, wanted in zip(together, alone, strict=True):
+        assert found.num_rows > 0
+        pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), rtol=1e-9)
 
 
 def test_runs_are_not_mixed(many):

@@ -7,10 +7,12 @@ import pytest
 from made_results import made_edit, made_trace
 from statsmodels_fits import check_with_statsmodels
 
+from fasttrace.analysis.figures import paper_figure
 from fasttrace.analysis.regression import layer_correlations, regressions
 from fasttrace.analysis.relation import query
-from fasttrace.analysis.tables import r2_table
-from fasttrace.errors import UserError
+from fasttrace.analysis.tables import paper_table, r2_table
+from fasttrace.errors import StoreError, UserError
+from fasttrace.facts import load_facts
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
 
@@ -70,6 +72,52 @@ def test_data_sets_are_regressed_apart(store):
     ]  # fmt: skip
     assert len({row["r2_layer"] for row in rows}) == 3
     assert "source" in r2_table(store, problem="error-injection", localization="denoise").column_names
+
+
+def both_forms(folder):
+    """Two lists of facts of one zsRE file: 6 in the form of the paper's experiments, and 5 in the bare form."""
+    records = [
+        {"subject": f"s{i}", "src": f"Where is s{i}?", "rephrase": f"s{i} is where?", "answers": [f"a{i}"], "alt": "b"}
+        for i in range(6)
+    ]
+    path = folder / "zsre.json"
+    path.write_text(json.dumps(records))
+    return load_facts(path), load_facts(path, zsre="bare", limit=5)
+
+
+def stored(path, facts):
+    """A store with one tracing and one editing run of the facts."""
+    store, ids = Store(path), [fact.fact_id for fact in facts]
+    store.add_facts(facts)
+    store.add(made_trace(ids))
+    store.add(made_edit(ids))
+    return store
+
+
+def test_the_two_forms_of_zsre_are_two_data_sets(tmp_path):
+    asked, bare = both_forms(tmp_path)
+    store = stored(tmp_path / "study.duckdb", [*asked, *bare])
+    rows = regressions(store).to_pylist()
+    assert len({(row["edit_run_id"], row["trace_run_id"]) for row in rows}) == 1
+    assert [(row["source"], row["n_facts"], row["n"]) for row in rows] == [("zsre", 6, 24), ("zsre-bare", 5, 20)]
+    table = paper_table(store, 8).to_pylist()
+    assert {row["n"] for row in table} == {24}
+    [r2] = [row["value"] for row in table if (row["edit_metric"], row["regression_metric"], row["predictor"]) == (
+        "rewrite", "R2", "both")]  # fmt: skip
+    assert r2 == pytest.approx(rows[0]["r2_both"], rel=1e-9)
+    for number in (19, 20):
+        drawn = paper_figure(store, number).findobj(lambda artist: hasattr(artist, "get_offsets"))
+        assert sum(len(points.get_offsets()) for points in drawn if len(points.get_offsets()) > 1) == 24
+    with pytest.raises(StoreError, match=r"Table 7 .*no such edits"):
+        paper_table(store, 7)
+
+
+def test_table_8_has_no_facts_of_the_bare_form(tmp_path):
+    _, bare = both_forms(tmp_path)
+    store = stored(tmp_path / "bare.duckdb", bare)
+    for make, number in ((paper_table, 8), (paper_figure, 19), (paper_figure, 20)):
+        with pytest.raises(StoreError, match=r"no such edits .*--facts zsre_mend_eval.json"):
+            make(store, number)
 
 
 def test_the_subset_is_the_regression_of_those_facts_alone(store):

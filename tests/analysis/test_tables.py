@@ -42,6 +42,7 @@ def test_r2_table_is_the_regression(store):
         "n",
         "n_facts",
         "n_left_out",
+        "n_outside",
         "r2_layer",
         "r2_effect",
         "r2_both",

@@ -11,12 +11,12 @@ STORE = ("--store", "s.duckdb")
 
 def test_the_summary_and_its_counts_of_rows(run):
     done = run("regress", "rewrite ~ C(layer) * effect", *STORE, "--cluster", "fact_id")
-    assert "OLS Regression Results" in done.stdout
+    assert "Least squares: n = 60, R² " in done.stdout
     assert "Errors: clustered by fact_id" in done.stdout
     assert "Rows: 60 of 60 selected, of 15 facts" in done.stdout
     assert done.stderr == ""
     mixed = run("regress", "effect", *STORE, "--mixed").stdout
-    assert "Mixed Linear Model" in mixed
+    assert "Mixed model by REML: n = 60, 15 groups, " in mixed
     assert mixed == run("regress", "effect", *STORE, "--groups", "fact_id").stdout
     few = run("regress", "effect", *STORE, "--where", "layer = 1", "--where", "fact_id < 'f13'")
     assert "Rows: 5 of 5 selected" in few.stdout

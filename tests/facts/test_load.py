@@ -161,7 +161,7 @@ def test_zsre_bare(tmp_path: Path) -> None:
         paraphrases=("In what place was Ada born?",),
         neighborhood=("who wrote the first program",),
         fact_id="zsre/0",
-        source="zsre",
+        source="zsre-bare",
     )
 
 
@@ -491,3 +491,4 @@ def test_zsre_dev() -> None:
         None if r["alt"] in ("", r["answers"][0]) else r["alt"].strip() for r in raw
     ]
     assert not {f.fact_id for f in facts} & {f.fact_id for f in bare}
+    assert ({f.source for f in facts}, {f.source for f in bare}) == ({"zsre"}, {"zsre-bare"})

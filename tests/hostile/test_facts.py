@@ -293,7 +293,8 @@ def test_every_format_loads_as_a_list_and_as_lines(tmp_path, format, lines, give
     path = tmp_path / "facts"
     path.write_text(f"\n{json.dumps(record)}\n" if lines else json.dumps([record], indent=1))
     [fact] = load_facts(path, format="auto" if given == "auto" else format, zsre="bare")
-    assert (fact.subject, fact.target_true, fact.source) == ("Paris", "France", format)
+    source = "zsre-bare" if format == "zsre" else format
+    assert (fact.subject, fact.target_true, fact.source) == ("Paris", "France", source)
     assert fact.target_false == (None if format == "known" else "Italy")
 
 

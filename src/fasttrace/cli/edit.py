@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import click
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import fasttrace as ft
+from fasttrace.editing.floors import floored_means
 from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
@@ -236,7 +238,11 @@ def _means_by_n_edits(scores: pa.Table) -> pa.Table:
     """Mean scores of the facts edited so far, one row per scoring."""
     names = ("rewrite", "paraphrase", "neighborhood", "overall", "p_after")
     means = scores.group_by("n_edits").aggregate([(name, "mean") for name in names])
-    return means.rename_columns([name.removesuffix("_mean") for name in means.column_names]).sort_by("n_edits")
+    means = means.rename_columns([name.removesuffix("_mean") for name in means.column_names]).sort_by("n_edits")
+    parts = [scores.filter(pc.equal(scores["n_edits"], n)) for n in means["n_edits"].to_pylist()]
+    for name, values in floored_means(parts).items():
+        means = means.append_column(name, pa.array(values))
+    return means
 
 
 @click.command()
@@ -258,7 +264,7 @@ def tune(
     decoder = work.load_model()
     if known:
         loaded = _known(work, decoder, loaded, asked.protocol)
-    rows = []
+    rows, tried = [], []
     for candidate in candidates(decoder, loaded, asked):
         plan = candidate.plan
         with bar(f"{candidate.setting} {candidate.value:g}", len(plan.encoded)) as done:
@@ -270,8 +276,12 @@ def tune(
                 scores = _stored(target, plan, "*")
         _say_reasons(scores)
         rows.append(mean_scores(candidate, scores))
-    best = choose(rows)
-    emit(pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows]), work.as_json)
+        tried.append(scores)
+    best, floored = choose(rows), floored_means(tried)
+    table = pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows])
+    for name, values in floored.items():
+        table = table.append_column(name, pa.array(values))
+    emit(table, work.as_json)
 
 
 @click.command()

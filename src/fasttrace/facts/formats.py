@@ -191,6 +191,7 @@ def _known(record: dict[str, Any], number: int) -> Fact:
 
 
 def _zsre(record: dict[str, Any], number: int) -> Fact:
+    """The bare form. Its source is not that of the questions, so that no regression pools the two."""
     question = _string(_get(record, "src", "src"), "src")
     subject = _string(_get(record, "subject", "subject"), "subject")
     if "{}" in question:
@@ -215,7 +216,7 @@ def _zsre(record: dict[str, Any], number: int) -> Fact:
         paraphrases=() if paraphrase is None else (paraphrase,),
         neighborhood=() if nearby is None else (_string(nearby.removeprefix(_LOC_PREFIX), "loc"),),
         fact_id=f"zsre/{number}",
-        source="zsre",
+        source="zsre-bare",
     )
 
 
@@ -232,6 +233,7 @@ def _zsre_questions(records: Iterable[object]) -> Parser:
             paraphrases=tuple(map(_asked, fact.paraphrases)),
             neighborhood=tuple(_asked(f"{text}?") for text in fact.neighborhood),
             fact_id=f"zsre/question/{number}",
+            source="zsre",
         )
 
     return parse

@@ -57,9 +57,9 @@ def load_facts(
     zsre, "question": the prompt is "Question: <src> Answer:", the paraphrase "Question: <rephrase> Answer:" and the
         neighbourhood prompt "Question: <loc>? Answer:", where loc has no "nq question: ". answers[0] is o_true. o_false
         is the answers[0] of another record, None if all are the same; a hash of the index draws it. fact_id
-        "zsre/question/<index>". Source: the released code (dsets/zsre.py, eval_utils_counterfact.py).
+        "zsre/question/<index>", source "zsre". From the released code (dsets/zsre.py, eval_utils_counterfact.py).
     zsre, "bare": src, rephrase and loc alone, as in the released ROME. alt is o_false (None where MEND wrote "" or
-        o_true again). fact_id "zsre/<index>".
+        o_true again). fact_id "zsre/<index>", source "zsre-bare".
 
     A warning is logged with the number of prompts that end in white space.
 

@@ -45,7 +45,7 @@ class FactSettings:
     zsre: ZsreForm = setting(
         default="question",
         help="Prompts of a zsRE file: question asks 'Question: … Answer:' as the paper's experiments do, bare has the "
-        "question alone",
+        "question alone and is a data set of its own, zsre-bare",
     )
     known: bool | int = setting(
         default=True,

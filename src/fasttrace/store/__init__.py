@@ -1,6 +1,6 @@
 """The store: one DuckDB file with every run, trace and edit, opened only for as long as it is needed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -133,6 +133,11 @@ class Store(Readable):
     def done_edits(self, run_id: str) -> set[tuple[str, int]]:
         """(fact_id, layer) of the edits that an editing run has finished."""
         return {(row[0], row[1]) for row in self._rows("done_edits", run_id)}
+
+    @property
+    def key(self) -> Hashable:
+        """As of every `Readable`. The limit of the memory is the connection's."""
+        return super().key, self.memory
 
     @contextmanager
     def reading(self, *, folders: Iterable[Path] = ()) -> Iterator[duckdb.DuckDBPyConnection]:

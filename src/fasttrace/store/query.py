@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,6 +38,11 @@ class Readable(ABC):
     def where(self) -> str:
         """The files, for messages."""
         return ", ".join(map(str, self.files.values()))
+
+    @property
+    def key(self) -> Hashable:
+        """What two objects share if a connection of the one reads what a connection of the other reads."""
+        return type(self), tuple(self.files.items())
 
     @abstractmethod
     def reading(self, *, folders: Iterable[Path] = ()) -> AbstractContextManager[duckdb.DuckDBPyConnection]:

@@ -1,7 +1,7 @@
 """Several stores read as one: attached side by side, with views over all of them."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from os import PathLike
@@ -72,6 +72,11 @@ class Stores(Readable):
     def files(self) -> dict[str, Path]:
         """The files by name."""
         return self.paths
+
+    @property
+    def key(self) -> Hashable:
+        """As of every `Readable`. `once` reads other relations under the same names."""
+        return super().key, self._search
 
     @contextmanager
     def reading(self, *, folders: Iterable[Path] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
