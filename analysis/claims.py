@@ -54,6 +54,7 @@ class NoEvidence(Exception):
 class Evidence:
     """The results of one model under one protocol, for the facts of one data set other than zsRE, traced at MLPs.
 
+    window_size: the tracing window that edits are compared with where a claim names none; None: that of each edit.
     resamples: bootstrap samples of each interval. Every method raises NoEvidence where the store has no such results,
     or those of several runs or data sets, which are never pooled.
     """
@@ -61,6 +62,7 @@ class Evidence:
     store: Readable
     model: str
     protocol: str
+    window_size: int | None
     resamples: int
     _kept: dict[Any, list[Row]] = field(default_factory=dict, repr=False)
 
@@ -68,7 +70,8 @@ class Evidence:
         """(problem, method) → its regression with intervals, and r2_layer_acting as in `fits_with_certainty`."""
         key = (score, *sorted(choice.items()))
         if key not in self._kept:
-            asked = self._asked | {"localization": "denoise", "tokens": "all"} | choice
+            same = {"localization": "denoise", "tokens": "all", "window_size": self.window_size}
+            asked = self._asked | same | choice
             rows = regressions(self.store, score, **asked).to_pylist()
             sure = certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
             acting = regressions(self.store, score, **asked, layers="acting").to_pylist()
@@ -83,7 +86,8 @@ class Evidence:
 
     def correlations(self, score: str, **choice: Any) -> list[Row]:
         """ρ at each edited layer for ROME and error injection."""
-        asked = self._asked | {"problem": "error-injection", "method": "rome"} | choice
+        same = {"problem": "error-injection", "method": "rome", "window_size": self.window_size}
+        asked = self._asked | same | choice
         rows = layer_correlations(self.store, score, **asked).to_pylist()
         rows = [row for row in rows if row["rho"] is not None and row["n"] > 3]
         return list(self._apart(rows, ("layer",)).values())
@@ -140,17 +144,22 @@ def published() -> list[Row]:
 @checked
 @one_reading()
 def beside_paper(
-    store: Stored, *, model: str | None = None, protocol: str | None = None, resamples: Count = 1000
+    store: Stored,
+    *,
+    model: str | None = None,
+    protocol: str | None = None,
+    window_size: int | None = None,
+    resamples: Count = 1000,
 ) -> pa.Table:
     """Every cell of the paper's Tables 1 to 6 that the store has, the paper's number beside the store's.
 
     Columns: table, score, problem, method, then for X in r2_layer, r2_effect, r2_both, diff: X_paper, X, X_low, X_high;
     p_paper, p_value, p_clustered, n, n_facts, n_below_0 (Tables 1 to 6 of the store have these scores also with a floor
     at 0), r2_layer_acting (without layers that cannot act).
-    model, protocol, resamples: as for `claims`.
+    model, protocol, window_size, resamples: as for `claims`.
     Raises StoreError as `claims`, and where no cell has the edits of one run.
     """
-    evidence, rows, why = _evidence(store, model, protocol, resamples), [], "none"
+    evidence, rows, why = _evidence(store, model, protocol, window_size, resamples), [], "none"
     for cell in published():
         subset = "concentrated" if cell["table"] == 2 else "all"
         try:
@@ -179,16 +188,18 @@ def claims(
     *,
     model: str | None = None,
     protocol: str | None = None,
+    window_size: int | None = None,
     resamples: Annotated[int, Bounds(200, most=MOST_ITEMS)] = 1000,  # the ends of fewer would decide a verdict
 ) -> pa.Table:
     """The paper's claims, what the store says of each, and a verdict.
 
-    model, protocol: whose results, if the store has several. resamples: bootstrap samples of each interval, at least
-    200.
+    model, protocol: whose results, if the store has several. window_size: tracing window in layers that edits are
+    compared with where a claim names none; None: that of each edit. resamples: bootstrap samples of each interval, at
+    least 200.
     Columns: claim, source (of the paper), paper, here, verdict (confirmed, refuted, not decided, or no data).
     Raises StoreError where the store has no traced edits, or those of several models or protocols.
     """
-    evidence = _evidence(store, model, protocol, resamples)
+    evidence = _evidence(store, model, protocol, window_size, resamples)
     rows = []
     for one in CLAIMS:
         try:
@@ -200,15 +211,17 @@ def claims(
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
 
 
-def _evidence(store: Readable, model: str | None, protocol: str | None, resamples: int) -> Evidence:
-    found = regressions(store, model=model, protocol=protocol).to_pylist()
+def _evidence(
+    store: Readable, model: str | None, protocol: str | None, window_size: int | None, resamples: int
+) -> Evidence:
+    found = regressions(store, model=model, protocol=protocol, window_size=window_size).to_pylist()
     kinds = sorted({(row["model"], row["protocol"]) for row in found if row["n"]})
     if not kinds:
         raise StoreError(f"expected edits of traced facts in {store.where}, got none")
     if len(kinds) > 1:
         names = ", ".join(f"{name} ({under})" for name, under in kinds)
         raise StoreError(f"expected a choice of model and protocol, got results of {names} in {store.where}")
-    return Evidence(store, *kinds[0], resamples)
+    return Evidence(store, *kinds[0], window_size, resamples)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------

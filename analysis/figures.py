@@ -94,15 +94,23 @@ def _sizes_of_first(grids: list[Row]) -> list[int]:
 
 @checked
 @one_reading()
-def paper_figure(store: Stored, number: int, *, fact_id: str | None = None, layer: int | None = None) -> Figure:
+def paper_figure(
+    store: Stored,
+    number: int,
+    *,
+    fact_id: str | None = None,
+    layer: int | None = None,
+    window_size: int | None = None,
+) -> Figure:
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
     fact_id: the fact of Figure 2. None: the fact whose p(o_true) the noise lowered most.
     layer: the edited layer of Figures 4 and 14. None: the layer at which the model is edited by default (the paper's
     choice; `fasttrace.windows.default_layer`), or the edited layer nearest to it. The panel's title names the layer.
+    window_size: tracing window in layers that edits are compared with. None: the figure's own, or that of each edit.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
-    one = figure_numbered(number)
+    one = figure_numbered(number).at_window(window_size)
     missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")

@@ -95,6 +95,10 @@ class RowFilter:
         return [f"{trace} --windows {self.window_size or 5}{common}", f"{edit} --layers …{common}"]
 
 
+COMPARED = ("r2", "errors", "bars", "scatter", "scatter-one")
+"""Kinds of tables and figures that compare edits with tracing effects."""
+
+
 @dataclass(frozen=True)
 class Numbered:
     """A table or figure of the paper. kind: which function makes it. scores: the edit scores it shows, in order."""
@@ -106,8 +110,11 @@ class Numbered:
     scores: tuple[str, ...] = ("rewrite",)
 
     def at_window(self, window_size: int | None) -> "Numbered":
-        """The same with the effects of that tracing window. None changes nothing."""
-        if window_size is None:
+        """The same with edits compared with the effects of that tracing window.
+
+        None changes nothing, and so does any window where the paper names one or no edit is compared with an effect.
+        """
+        if window_size is None or self.rows.window_size is not None or self.kind not in COMPARED:
             return self
         return replace(self, rows=replace(self.rows, window_size=window_size))
 

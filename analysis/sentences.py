@@ -24,12 +24,22 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] 
             "The store does not yet hold enough edits of traced facts for a regression, so it does not say "
             "whether localization informs editing."
         )
+        edited, traced = ({row["window_size"] for row in rows} for rows in (means, curve))
+        if edited and traced and not edited & traced:
+            sentences.append(
+                f"Its edits are compared with tracing windows of {_listed(edited)} by default, and it has traces of "
+                f"{_listed(traced)}: `fasttrace tables --tracing-window {max(traced)}` compares them."
+            )
     for name, members in _ways(whole):
         lead = f"For {name}: " if name else ""
         sentences += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
     sentences += [*fewer_layers(whole), *outside(whole)]
     sentences += [text for text in (_best_layer(means, curve), _tracing_peak(means, curve), _mass(mass or [])) if text]
     return sentences
+
+
+def _listed(sizes: set[int]) -> str:
+    return " and ".join(map(str, sorted(sizes)))
 
 
 def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:

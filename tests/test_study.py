@@ -61,11 +61,18 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
     assert totals["trace denoise mlp window 3, 1"] == 4
     assert all(stage["seconds"] > 0 for stage in plan)
 
+    (workplace / "small.toml").write_text(SMALL.partition("[moments]")[0])
+    run("study", "small.toml", "--json")
+    store = ft.Store(workplace / "small" / "study.duckdb")
+    traced = store.query("SELECT run_id, seconds FROM runs WHERE kind = 'trace' ORDER BY run_id")
+    assert traced.num_rows == 2
+
+    (workplace / "small.toml").write_text(SMALL)
     written = json.loads(run("study", "small.toml", "--json").stdout)["written"]
+    assert store.query("SELECT run_id, seconds FROM runs WHERE kind = 'trace' ORDER BY run_id") == traced
     assert any(path.endswith("table-3.csv") for path in written)
     assert any(path.endswith("figure-6.svg") for path in written)
     assert written[-1].endswith("report.html")
-    store = ft.Store(workplace / "small" / "study.duckdb")
     cells = store.query("SELECT problem, method, count(*) AS n FROM edits GROUP BY ALL ORDER BY ALL").to_pylist()
     assert [(row["problem"], row["method"], row["n"]) for row in cells] == [
         ("error-injection", "ft-1", 8), ("error-injection", "memit", 8), ("error-injection", "rome", 8),
@@ -74,11 +81,8 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
     asked = store.query("SELECT settings FROM runs WHERE kind = 'trace'")["settings"].to_pylist()
     tokens = {run["method"]: run["tokens"] for run in map(json.loads, asked)}
     assert tokens == {"denoise": "all", "zero": "whole-subject"}
-    before = store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id")
     plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
     assert all(stage["done"] == stage["total"] for stage in plan if stage["unit"] != "tokens")
-    run("study", "small.toml", "--json")
-    assert store.query("SELECT run_id, seconds FROM runs WHERE kind <> 'moments' ORDER BY run_id") == before
     (workplace / "small.toml").write_text(SMALL.replace("seed = 3", "seed = 4"))
     plan = json.loads(run("study", "small.toml", "--dry-run", "--json").stdout)
     assert {stage["done"] for stage in plan if stage["unit"] == "edits"} == {0}, "the stored edits have another seed"
@@ -161,8 +165,11 @@ def test_the_papers_studies_have_the_papers_cells():
     xl = load_study("gpt2-xl")
     assert xl.edits[0].problems == ("error-injection", "fact-forcing")
     assert [trace.windows for trace in xl.traces] == [(10,)]
-    assert load_study("gpt-j").edits[0].layers == (0, 4, 5, 8, 12, 16, 20, 24, 27)
-    assert {window for trace in load_study("gpt-j").traces for window in trace.windows} == {10, 5, 3, 1}
+    assert xl.settings.tracing_window == 10
+    assert xl.edits[0].layers == (0, 4, 8, 12, 16, 17, 20, 24, 28, 32, 36, 40, 44, 47)
+    j = load_study("gpt-j")
+    assert j.edits[0].layers == (0, 4, 5, 8, 12, 16, 20, 24, 27)
+    assert [(trace.method, trace.windows) for trace in j.traces] == [("denoise", (10, 5, 3, 1)), ("zero", (5,))]
 
 
 def test_interleaved_takes_relations_in_turn():

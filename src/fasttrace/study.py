@@ -340,10 +340,11 @@ def check_results(out: Path) -> None:
             check_replaceable(path)
 
 
-def write_results(store: "Store", out: Path, model: str, protocol: str) -> list[Path]:
+def write_results(store: "Store", out: Path, model: str, protocol: str, window_size: int | None = None) -> list[Path]:
     """Write every table and figure that the store has data for, the paper's claims and the report. Returns their paths.
 
-    model, protocol: whose results the claims are held to. out: the folder for all.
+    model, protocol: whose results the claims are held to. out: the folder for all. window_size: tracing window in
+    layers that edits are compared with; None: that of each edit.
     """
     from fasttrace.analysis.claims import beside_paper, claims
     from fasttrace.analysis.figures import paper_figure, save
@@ -353,11 +354,20 @@ def write_results(store: "Store", out: Path, model: str, protocol: str) -> list[
     from fasttrace.analysis.tables import paper_table
 
     there = coverage(store)
-    wanted = [(n, one) for n, one in TABLES.items() if what_is_missing(there, one) is None]
-    tables = {f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n)) for n, one in wanted}
+    wanted, figures = (
+        [(n, one) for n, one in catalogue.items() if what_is_missing(there, one.at_window(window_size)) is None]
+        for catalogue in (TABLES, FIGURES)
+    )
+    tables = {
+        f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n, window_size=window_size)) for n, one in wanted
+    }
     with suppress(StoreError):  # no edit of the model is traced
-        tables["claims"] = "The paper's claims, and what was found", claims(store, model=model, protocol=protocol)
-        beside = beside_paper(store, model=model, protocol=protocol)  # not of several runs, as the claims then say
+        tables["claims"] = (
+            "The paper's claims, and what was found",
+            claims(store, model=model, protocol=protocol, window_size=window_size),
+        )
+        # Not of several runs, as the claims then say.
+        beside = beside_paper(store, model=model, protocol=protocol, window_size=window_size)
         tables["beside-paper"] = "The paper's Tables 1 to 6 beside this study", beside
     written = []
     for name, (title, table) in tables.items():
@@ -367,9 +377,9 @@ def write_results(store: "Store", out: Path, model: str, protocol: str) -> list[
             with replacing(path) as draft:
                 draft.write_text(render(table, format, title=title), encoding="utf-8")
             written.append(path)
-    for number, one in FIGURES.items():
-        if what_is_missing(there, one) is None:
-            written.append(save(paper_figure(store, number), out / "figures" / f"figure-{number}.svg"))
+    for number, _ in figures:
+        figure = paper_figure(store, number, window_size=window_size)
+        written.append(save(figure, out / "figures" / f"figure-{number}.svg"))
     return [*written, write_report(store, out / "report.html")]
 
 

@@ -1,5 +1,7 @@
 """The paper's tables and figures by number, on a store that has data for all of them and on stores that lack some."""
 
+import csv
+import html
 import json
 
 import numpy as np
@@ -15,6 +17,7 @@ from fasttrace.analysis.tables import paper_table
 from fasttrace.cli import cli
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store, Stores
+from fasttrace.study import write_results
 
 
 @pytest.mark.parametrize("number", TABLES)
@@ -136,6 +139,20 @@ def test_zeroing_token_by_token_is_not_that_of_figures_21_and_22(tmp_path):
         "SELECT effect FROM trace_effects JOIN edits USING (fact_id, layer) WHERE trace_effects.run_id = 'at-once'"
     )
     assert sorted(shown[:, 0].tolist()) == sorted(at_once["effect"].to_pylist())
+
+
+def test_a_study_may_compare_edits_with_a_window_of_its_own(tmp_path):
+    store, facts = Store(tmp_path / "s.duckdb"), study_facts(count=8)
+    store.add(trace_result(facts, windows=(10,)))
+    store.add(edit_result(facts))
+    [(model,)] = store.query("SELECT DISTINCT model FROM runs").to_pandas().to_numpy()
+    [report] = [path for path in write_results(store, tmp_path / "own", model, "paper") if path.suffix == ".html"]
+    assert "`fasttrace tables --tracing-window 10` compares them" in html.unescape(report.read_text())
+    assert not list((tmp_path / "own").glob("tables/*"))
+    names = {path.stem for path in write_results(store, tmp_path / "ten", model, "paper", 10)}
+    assert {"table-1", "table-3", "table-7", "claims", "beside-paper", "figure-4", "figure-6", "figure-15"} <= names
+    [row, *_] = csv.DictReader((tmp_path / "ten/tables/beside-paper.csv").open())
+    assert float(row["r2_layer"]) == pytest.approx(regressions(store, window_size=10)["r2_layer"][0].as_py(), rel=1e-9)
 
 
 def test_tables_take_a_tracing_window(whole):

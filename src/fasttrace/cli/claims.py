@@ -6,7 +6,7 @@ from .options import open_stores, options
 
 
 @click.command()
-@options("stores", "json", "format", "resamples")
+@options("stores", "json", "format", "resamples", "tracing window")
 @click.option("--model", help="Model, if the store has results of several.")
 @click.option(
     "--protocol", type=click.Choice(["paper", "released"]), help="Protocol, if the store has results of both."
@@ -22,6 +22,7 @@ def claims(
     protocol: str | None,
     cells: bool,
     resamples: int,
+    tracing_window: int | None,
 ) -> None:
     """Print which of the paper's claims the store confirms, and which it refutes.
 
@@ -32,10 +33,12 @@ def claims(
 
     store, kind = open_stores(stores), "json" if as_json else format_
     if cells:
-        table = found.beside_paper(store, model=model, protocol=protocol, resamples=resamples)
+        table = found.beside_paper(
+            store, model=model, protocol=protocol, window_size=tracing_window, resamples=resamples
+        )
         click.echo(render(table, kind, title="The paper's Tables 1 to 6 beside this store"), nl=False)
         return
-    table = found.claims(store, model=model, protocol=protocol, resamples=resamples)
+    table = found.claims(store, model=model, protocol=protocol, window_size=tracing_window, resamples=resamples)
     if kind == "text":
         click.echo("\n".join(found.lines(table)))
     else:

@@ -175,6 +175,12 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             show_default=True,
             help="Bootstrap resamples of the facts for the 95 % intervals; 0: none. Verdicts need at least 200.",
         ),
+        "tracing window": click.option(
+            "--tracing-window",
+            type=click.IntRange(1),
+            metavar="LAYERS",
+            help="Compare edits with the tracing effects of this window size; by default that of each edit.",
+        ),
     }
 
     def add(verb: Verb) -> Verb:

@@ -14,15 +14,9 @@ from .options import named_store, open_stores, options
 
 
 @click.command()
-@options("stores", "json", "format", "score", "resamples")
+@options("stores", "json", "format", "score", "resamples", "tracing window")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
-@click.option(
-    "--tracing-window",
-    type=click.IntRange(1),
-    metavar="LAYERS",
-    help="Compare edits with the tracing effects of this window size; by default that of each edit.",
-)
 def tables(
     stores: tuple[str, ...],
     as_json: bool,
@@ -79,7 +73,7 @@ def tables(
 
 
 @click.command()
-@options("stores", "json")
+@options("stores", "json", "tracing window")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option(
     "--format",
@@ -105,6 +99,7 @@ def figures(
     out: str,
     fact_id: str | None,
     layer: int | None,
+    tracing_window: int | None,
 ) -> None:
     """Draw the paper's figures from the data of the store.
 
@@ -115,16 +110,17 @@ def figures(
 
     target = open_stores(stores)
     there = coverage(target)
-    wanted = numbers or tuple(n for n, one in FIGURES.items() if what_is_missing(there, one) is None)
+    catalogue = {n: one.at_window(tracing_window) for n, one in FIGURES.items()}
+    wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
     paths = {n: Path(out) / f"figure-{n}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
-    made = {n: paper_figure(target, n, fact_id=fact_id, layer=layer) for n in wanted}
+    made = {n: paper_figure(target, n, fact_id=fact_id, layer=layer, window_size=tracing_window) for n in wanted}
     with saying_overwritten(*paths.values()):
         written = [str(save(made[n], path)) for n, path in paths.items()]
     click.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
     if not numbers:
-        _say_which("Figure", FIGURES, there)
+        _say_which("Figure", catalogue, there, "" if tracing_window is None else f" --tracing-window {tracing_window}")
 
 
 def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = "") -> None:

@@ -72,11 +72,11 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
         folder.mkdir(parents=True, exist_ok=True)
     facts = runner.run()
     with saying_overwritten(out, out / "tables", out / "figures"):
-        written = write_results(store, out, model.name, asked.protocol)
+        written = write_results(store, out, model.name, asked.protocol, asked.tracing_window)
     if as_json:
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
         return
-    click.echo(summary(store), nl=False)
+    click.echo(summary(store, window_size=asked.tracing_window), nl=False)
     click.echo(f"store:  {store_path}\nreport: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
     edits = len(facts) * sum(len(cell.layers or ()) for cell in runner.cells)
     click.echo(f"{len(facts)} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")

@@ -31,6 +31,12 @@ class StudySettings(RunSettings):
         default="cpu", help="Device as torch names it, or auto to spread the model over GPUs, CPU and disk"
     )
     memory: Size = setting(default="512MB")
+    tracing_window: int | None = setting(
+        default=None,
+        least=1,
+        most=MOST_LAYERS,
+        help="Tracing window in layers that the results compare edits with; by default that of each edit",
+    )
 
 
 @settings("facts")
