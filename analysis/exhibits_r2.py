@@ -57,7 +57,7 @@ def r2(store: Readable) -> Exhibit | None:
         tables=(1, 3),
         figures=(6,),
         caption="Share of the variance of the rewrite score that is explained by the choice of layer, by the tracing "
-        "effect and by both together, in this order from the top.",
+        "effect and by both together, in this order from the top. The paper’s figure stacks the layer and both.",
         source=source,
         data=table,
         runs=run_ids(rows),
@@ -144,7 +144,8 @@ def pairs(store: Readable) -> Exhibit | None:
         title="Rewrite score against tracing effect",
         figures=(4, 15),
         caption="Each point is one edit at the layer in the panel’s title. If localization informed editing, the "
-        f"points would follow the dashed line.{f' {outside}.' if outside else ''}",
+        "points would follow the dashed line. The paper’s figures also have a fitted line with its band."
+        f"{f' {outside}.' if outside else ''}",
         source=source,
         data=table,
         runs=run_ids(rows),

@@ -1,12 +1,15 @@
 """The committed store of the study is sound, and every run of it has the settings that its page states."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from pyarrow.csv import read_csv
 
 from fasttrace import Store
 from fasttrace.analysis.checks import failures
+from fasttrace.editing.tune import MOST_REWRITE, choose
 
 RESULTS = Path(__file__).parents[2] / "analysis/results/smollm2-135m"
 
@@ -43,3 +46,17 @@ def test_every_run_has_the_settings_of_the_page(store):
     assert len(cells) == len(set(cells)) > 0
     layers = store.query("SELECT DISTINCT layer FROM edits ORDER BY layer").column(0).to_pylist()
     assert layers == [0, 6, 12, 17, 23, 29]
+
+
+def test_the_page_names_every_cell_above_the_cap_of_tuning(store):
+    means = "SELECT problem, method, avg(rewrite) AS rewrite FROM edits WHERE layer = 6 GROUP BY ALL"
+    here = {(row["problem"], row["method"]): row["rewrite"] for row in store.query(means).to_pylist()}
+    above = {cell: rewrite for cell, rewrite in here.items() if rewrite > MOST_REWRITE}
+    tried: dict[tuple[str, str], list] = {}
+    for row in read_csv(RESULTS / "tuning.csv").to_pylist():
+        tried.setdefault((row["problem"], row["method"]), []).append(row)
+    page = (RESULTS / "README.md").read_text()
+    said = re.findall(r"^\| ([a-z-]+) \| ([a-z0-9-]+) \| (0\.\d{3}) \| (0\.\d{3}) \|$", page, re.MULTILINE)
+    assert {(problem, method): (tuned, rewrite) for problem, method, tuned, rewrite in said} == {
+        cell: (f"{choose(tried[cell])['rewrite']:.3f}", f"{rewrite:.3f}") for cell, rewrite in above.items()
+    }
