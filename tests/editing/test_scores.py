@@ -2,6 +2,10 @@
 
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pytest
+
+from fasttrace.editing.floors import floored_means
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.editing.scores import scored_prompts
 from fasttrace.facts import Fact, encode_fact
@@ -27,3 +31,18 @@ def test_an_added_space_is_not_part_of_the_subject():
     rows = scored_prompts(model, encoded, PROBLEMS["fact-forcing"])
     places = [row.subject and (row.subject.begin, row.subject.end) for row in rows]
     assert places == [(1, 2), (1, 2), (2, 3), None]
+
+
+def test_floored_means_count_each_score_below_0():
+    columns = ("rewrite", "paraphrase", "neighborhood", "overall")
+    plain = pa.table(dict(zip(columns, ([0.5, 1.0], [0.2, None], [1.0, 1.0], [0.6, None]), strict=True)))
+    assert floored_means([plain]) == {}
+    below = pa.table(dict(zip(columns, ([-3.0, 1.0], [-0.5, 0.5], [0.5, 1.0], [-1.0, 2.5 / 3]), strict=True)))
+    assert floored_means([plain, below]) == {
+        "rewrite_below_0": [0, 1],
+        "paraphrase_below_0": [0, 1],
+        "overall_below_0": [0, 1],
+        "rewrite_floored": [0.75, 0.5],
+        "paraphrase_floored": [0.2, 0.25],
+        "overall_floored": pytest.approx([1.7 / 3, (0.5 / 3 + 2.5 / 3) / 2]),
+    }
