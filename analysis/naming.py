@@ -71,7 +71,7 @@ HEADINGS = {
     "n_layers": "layers",
     "n_left_out": "left out",
     "n_below_0": "below 0",
-    "n_outside": "effects outside 0 to 1",
+    "n_outside": "outside",
     "r2_layer": "R² layer",
     "r2_effect": "R² effect",
     "r2_both": "R² both",
