@@ -24,12 +24,11 @@ from fasttrace.settings.kinds import MOST_ITEMS, Bounds, Count
 from fasttrace.store import Readable, Stored
 from fasttrace.windows import default_layer
 
-from .certainty import certainty
 from .naming import Row, number, p_text, plural
 from .paper import METHODS, PROBLEMS, ZSRE_FORMS
 from .regression import layer_correlations, layer_means, regressions
 from .relation import one_reading, relation
-from .tables import place_of
+from .tables import fits_with_certainty
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 MOST_GAIN = 0.032  # "at most an additional 3.2% of the variance" (paper, section 5.3)
@@ -67,21 +66,13 @@ class Evidence:
     _kept: dict[Any, list[Row]] = field(default_factory=dict, repr=False)
 
     def fits(self, score: str = "rewrite", **choice: Any) -> dict[Cell, Row]:
-        """(problem, method) → its regression with intervals, and r2_layer_acting as in `fits_with_certainty`."""
+        """(problem, method) → its row of `fits_with_certainty`."""
         key = (score, *sorted(choice.items()))
         if key not in self._kept:
             same = {"localization": "denoise", "tokens": "all", "window_size": self.window_size}
             asked = self._asked | same | choice
-            rows = regressions(self.store, score, **asked).to_pylist()
-            sure = certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
-            acting = regressions(self.store, score, **asked, layers="acting").to_pylist()
-            names = ("n_layers", "r2_layer")
-            fewer = {place_of(row): {f"{name}_acting": row[name] for name in names} for row in acting}
-            self._kept[key] = [
-                row | more | fewer.get(place_of(row), {"n_layers_acting": 0, "r2_layer_acting": None})
-                for row, more in zip(rows, sure, strict=True)
-                if row["r2_both"] is not None
-            ]
+            rows = fits_with_certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
+            self._kept[key] = [row for row in rows if row["r2_both"] is not None]
         return self._apart(self._kept[key], ("problem", "method"))
 
     def correlations(self, score: str, **choice: Any) -> list[Row]:
@@ -284,7 +275,7 @@ def _without_idle(rows: Sequence[Row]) -> str:
     """What the layer explains without the layers that cannot act, where there are any, in parentheses."""
     if all(row["n_layers_acting"] == row["n_layers"] for row in rows):
         return ""
-    mean = _mean_of([row for row in rows if row["n_layers_acting"]], "r2_layer_acting")
+    mean = _mean_of([row for row in rows if row["r2_layer_acting"] is not None], "r2_layer_acting")
     return f" ({number(mean)} without layers that cannot act)"
 
 

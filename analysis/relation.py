@@ -7,10 +7,10 @@ edit_settings, …), which have no file because they are generated from the sett
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -102,37 +102,51 @@ def query(
     """
     named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
     with one_reading():
-        there = _shared.get()
-        assert there is not None
-        con = there.of(store).with_chain(frozenset(named).union(*map(read_by, named)), {**ALL_RUNS, **runs})
-        return rows_of(con, text, params)
+        places = _places.get()
+        assert places is not None
+        if store.key not in places:
+            places[store.key] = _Place(store)
+        place = places[store.key]
+        try:
+            con = place.with_chain(frozenset(named).union(*map(read_by, named)), {**ALL_RUNS, **runs})
+            return rows_of(con, text, params)
+        finally:
+            if time.monotonic() - place.since > MOST_SECONDS:
+                places.pop(store.key).stack.close()
 
 
 @contextmanager
 def one_reading() -> Iterator[None]:
-    """Let the queries of the analysis in the `with` block share one connection to each store.
+    """Let the queries of the analysis in the `with` block share a connection to each store and its views.
 
-    To open a store and create views takes longer than most queries of a small one. Other processes cannot write to the
-    store meanwhile, so a block is one table or page and no more.
+    To open a store and create views takes longer than most queries of a small one. Other processes cannot write to a
+    store that is open, so after MOST_SECONDS a connection is closed, and the next query opens another.
     """
-    if _shared.get() is not None:
+    if _places.get() is not None:
         yield
         return
-    with ExitStack() as stack:
-        token = _shared.set(_Shared(stack))
-        try:
-            yield
-        finally:
-            _shared.reset(token)
+    places: dict[Hashable, _Place] = {}
+    token = _places.set(places)
+    try:
+        yield
+    finally:
+        _places.reset(token)
+        for place in places.values():
+            place.stack.close()
 
 
-@dataclass
+MOST_SECONDS = 2.0
+
+
 class _Place:
-    """A connection, the relations of CHAIN that are on it, and the runs in run_pairs."""
+    """A connection to a store, the relations of CHAIN that are on it, and the runs in run_pairs."""
 
-    con: duckdb.DuckDBPyConnection
-    made: set[str] = field(default_factory=set)
-    runs: Mapping[str, Any] | None = None
+    def __init__(self, store: Readable) -> None:
+        self.stack = ExitStack()
+        self.con = self.stack.enter_context(store.reading())
+        self.since = time.monotonic()
+        self.made: set[str] = set()
+        self.runs: Mapping[str, Any] | None = None
 
     def with_chain(self, wanted: frozenset[str], runs: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
         """The connection, after the relations that it lacks are created, and run_pairs where it has other runs."""
@@ -144,20 +158,7 @@ class _Place:
         return self.con
 
 
-@dataclass
-class _Shared:
-    """The connections of a block of `one_reading`, which are closed at its end."""
-
-    stack: ExitStack
-    places: dict[Any, _Place] = field(default_factory=dict)
-
-    def of(self, store: Readable) -> _Place:
-        if store.key not in self.places:
-            self.places[store.key] = _Place(self.stack.enter_context(store.reading()))
-        return self.places[store.key]
-
-
-_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
+_places: ContextVar[dict[Hashable, _Place] | None] = ContextVar("places", default=None)
 
 
 def make_chain(

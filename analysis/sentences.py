@@ -28,7 +28,7 @@ def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] 
         if edited and traced and not edited & traced:
             sentences.append(
                 f"Its edits are compared with tracing windows of {_listed(edited)} by default, and it has traces of "
-                f"{_listed(traced)}: `fasttrace tables --tracing-window {max(traced)}` compares them."
+                f"{_listed(traced)}: fasttrace tables --tracing-window {max(traced)} compares them."
             )
     for name, members in _ways(whole):
         lead = f"For {name}: " if name else ""

@@ -126,8 +126,8 @@ def fits_with_certainty(
     for layers in LAYERS[1:] if choice.get("layers", "all") == "all" else ():
         narrower: Choice = {**choice, "layers": layers}
         fewer = regressions(store, score, **narrower)
-        found = {place_of(row): row for row in fewer.to_pylist()}
-        rows = [found.get(place_of(row), {}) for row in fits.to_pylist()]
+        found = {_place(row): row for row in fewer.to_pylist()}
+        rows = [found.get(_place(row), {}) for row in fits.to_pylist()]
         for name, column in _ON_FEWER.items():
             values = pa.array([row.get(column) for row in rows], fewer.schema.field(column).type)
             fits = fits.append_column(f"{name}_{layers}", values)
@@ -137,7 +137,7 @@ def fits_with_certainty(
 _ON_FEWER = {"n_layers": "n_layers", "r2_layer": "r2_layer", "r2_both": "r2_both", "diff": "diff", "p": "p_value"}
 
 
-def place_of(row: Row) -> tuple[Any, ...]:
+def _place(row: Row) -> tuple[Any, ...]:
     """What regressions of other layers, or of the score with a floor, have in common with this one."""
     return tuple(row[key] for key in KEYS if key not in ("score", "layers"))
 
@@ -151,11 +151,11 @@ def fits_with_floor(
     if score not in FLOORED or not (score == "overall" or any(fits["n_below_0"].to_pylist())):
         return fits
     floored = fits_with_certainty(store, FLOORED[score], resamples=resamples, **choice)
-    second = {place_of(row): row for row in floored.to_pylist()}
+    second = {_place(row): row for row in floored.to_pylist()}
     pairs = [
         (row, *([other] if row["n_below_0"] or _differ(row, other) else []))
         for row in fits.to_pylist()
-        if (other := second[place_of(row)])
+        if (other := second[_place(row)])
     ]
     return pa.Table.from_pylist([row for pair in pairs for row in pair], schema=fits.schema)
 
@@ -198,13 +198,13 @@ def layer_table(store: Stored) -> pa.Table:
     """Mean rewrite, paraphrase, neighborhood and overall score at each edited layer (paper, Figures 7 and 9).
 
     Columns: problem, method, any other columns that distinguish the rows, layer, n, rewrite, paraphrase, neighborhood,
-    overall; where a score is below 0, also X_below_0 for the scores X below 0, and rewrite_floored, paraphrase_floored,
-    overall_floored.
+    overall; where a score X is below 0, also X_below_0, X_floored and overall_floored.
     """
     table = relation(store, "scores_by_layer")
     numbers = ["layer", "n", "rewrite", "paraphrase", "neighborhood", "overall"]
-    if below := [name for score in FLOORED if any(table[name := f"{score}_below_0"].to_pylist())]:
-        numbers += [*below, *FLOORED.values()]
+    if below := [score for score in FLOORED if any(table[f"{score}_below_0"].to_pylist())]:
+        numbers += [f"{score}_below_0" for score in below]
+        numbers += [FLOORED[score] for score in FLOORED if score in below or score == "overall"]
     return table.select(["problem", "method", *_differing(table), *numbers])
 
 

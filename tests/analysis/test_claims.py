@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from plausible import edit_result, study_facts, trace_result
 
 from fasttrace.analysis import claims as module
+from fasttrace.analysis import tables
 from fasttrace.analysis.claims import CONFIRMED, OPEN, REFUTED, beside_paper, claims, published
 from fasttrace.analysis.regression import layer_correlations
 from fasttrace.analysis.tables import paper_table
@@ -96,7 +97,7 @@ def test_too_few_resamples_give_no_verdict(one_set):
 
 def test_several_runs_are_not_mixed(tmp_path, monkeypatch):
     """The second run has other essence scores. Neither is a difference between layers. No regression is made twice."""
-    made, regressions = [], module.regressions
+    made, regressions = [], tables.regressions
 
     def counted(store, score="rewrite", **choice):
         made.append((score, *sorted(choice.items())))
@@ -112,7 +113,7 @@ def test_several_runs_are_not_mixed(tmp_path, monkeypatch):
         assert found[source]["verdict"] == "no data", source
         assert "several runs or data sets at" in found[source]["here"]
     assert found["Figure 10"]["here"] == "traces of one window size"
-    monkeypatch.setattr(module, "regressions", counted)
+    monkeypatch.setattr(tables, "regressions", counted)
     with pytest.raises(StoreError, match="got several runs or data sets at error-injection, rome"):
         beside_paper(store, resamples=200)
     assert len(made) == len(set(made)) > 1

@@ -147,12 +147,18 @@ def test_a_study_may_compare_edits_with_a_window_of_its_own(tmp_path):
     store.add(edit_result(facts))
     [(model,)] = store.query("SELECT DISTINCT model FROM runs").to_pandas().to_numpy()
     [report] = [path for path in write_results(store, tmp_path / "own", model, "paper") if path.suffix == ".html"]
-    assert "`fasttrace tables --tracing-window 10` compares them" in html.unescape(report.read_text())
+    assert "fasttrace tables --tracing-window 10 compares them" in html.unescape(report.read_text())
     assert not list((tmp_path / "own").glob("tables/*"))
     names = {path.stem for path in write_results(store, tmp_path / "ten", model, "paper", 10)}
     assert {"table-1", "table-3", "table-7", "claims", "beside-paper", "figure-4", "figure-6", "figure-15"} <= names
     [row, *_] = csv.DictReader((tmp_path / "ten/tables/beside-paper.csv").open())
-    assert float(row["r2_layer"]) == pytest.approx(regressions(store, window_size=10)["r2_layer"][0].as_py(), rel=1e-9)
+    wanted = pytest.approx(regressions(store, window_size=10)["r2_layer"][0].as_py(), rel=1e-9)
+    assert float(row["r2_layer"]) == wanted
+    where = ["--tracing-window", "10", "--json", "--store", str(store.path)]
+    for words in (["figures", "6", "--out", str(tmp_path)], ["claims", "--cells", "--resamples", "0"]):
+        run = CliRunner().invoke(cli, [*words, *where], catch_exceptions=False)
+        assert run.exit_code == 0
+    assert json.loads(run.stdout)[0]["r2_layer"] == wanted
 
 
 def test_tables_take_a_tracing_window(whole):

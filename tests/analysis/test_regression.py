@@ -253,10 +253,15 @@ def test_queries_of_one_block_share_a_connection_and_choose_their_own_runs(many,
     alone = [regressions(store, **choice) for choice in choices]
     opened, reading = [], kind.reading
     monkeypatch.setattr(kind, "reading", lambda self, **folders: opened.append(self) or reading(self, **folders))
+    monkeypatch.setattr("fasttrace.analysis.relation.MOST_SECONDS", float("inf"))
     with one_reading():
         together = [regressions(store, **choice) for choice in choices]
     assert len(opened) == 1
-    for found, wanted in zip(together, alone, strict=True):
+    monkeypatch.setattr("fasttrace.analysis.relation.MOST_SECONDS", 0.0)
+    with one_reading():
+        together += [regressions(store, **choice) for choice in choices]
+    assert len(opened) == 1 + len(choices), "other processes can write between two queries"
+    for found, wanted in zip(together, alone + alone, strict=True):
         assert found.num_rows > 0
         pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), rtol=1e-9)
 
