@@ -12,10 +12,12 @@ from .exhibit import Exhibit
 from .exhibits_r2 import pairs, r2
 from .exhibits_scores import layers, mass
 from .exhibits_tracing import curve, peaks
+from .relation import one_reading
 
 EXHIBITS: tuple[Callable[[Readable], Exhibit | None], ...] = (r2, pairs, layers, curve, peaks, mass)
 
 
+@one_reading()
 def exhibits(store: Readable) -> list[Exhibit]:
     """The exhibits for which the store has data, in the order of the page."""
     return [found for make in EXHIBITS if (found := make(store)) is not None]

@@ -109,10 +109,13 @@ def query(
         place = places[store.key]
         try:
             con = place.with_chain(frozenset(named).union(*map(read_by, named)), {**ALL_RUNS, **runs})
-            return rows_of(con, text, params)
-        finally:
-            if time.monotonic() - place.since > MOST_SECONDS:
-                places.pop(store.key).stack.close()
+            rows = rows_of(con, text, params)
+        except BaseException:
+            with places.pop(store.key).stack:  # the store says what is wrong with it
+                raise
+        if time.monotonic() - place.since > MOST_SECONDS:
+            places.pop(store.key).stack.close()
+        return rows
 
 
 @contextmanager
