@@ -47,7 +47,13 @@ def run(folder: Path, flags: list[str], *ops: str, kernels: Path = CSRC) -> subp
     return subprocess.run([str(program), *ops], env=first, capture_output=True, text=True, timeout=500)
 
 
-@pytest.mark.parametrize("flags", [ASAN, TSAN], ids=["address and undefined behaviour", "threads"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(ASAN, id="address and undefined behaviour"),
+        pytest.param(TSAN, id="threads", marks=pytest.mark.slow),
+    ],
+)
 def test_kernels_are_right_and_stay_within_their_memory(flags: list[str], tmp_path: Path) -> None:
     answer = run(tmp_path, flags)
     assert answer.returncode == 0, answer.stderr[-3000:]
