@@ -1,4 +1,4 @@
-"""What the paper found, beside what a store found: its tables cell by cell, and its claims with a verdict.
+"""The paper's claims, each with a verdict from a store's results.
 
 A verdict follows from the ends of 95 % intervals, never from an estimate alone. A claim is confirmed if every number in
 its intervals agrees with it, refuted if none does, and otherwise not decided.
@@ -6,34 +6,28 @@ its intervals agrees with it, refuted if none does, and otherwise not decided.
 To add a claim, write a function Evidence -> Finding and name it in CLAIMS.
 """
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
 import pyarrow as pa
 from scipy import stats
 
-from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.kinds import MOST_ITEMS, Bounds, Count
-from fasttrace.store import Readable, Stored
+from fasttrace.settings.kinds import MOST_ITEMS, Bounds
+from fasttrace.store import Stored
 from fasttrace.windows import default_layer
 
+from .evidence import Cell, Evidence, NoEvidence, evidence_of
 from .naming import Row, number, p_text, plural
-from .paper import METHODS, PROBLEMS, ZSRE_FORMS
-from .regression import layer_correlations, layer_means, regressions
-from .relation import one_reading, relation
-from .tables import fits_with_certainty
+from .paper import METHODS, PROBLEMS
+from .relation import one_reading
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 MOST_GAIN = 0.032  # "at most an additional 3.2% of the variance" (paper, section 5.3)
 NEAR_ZERO = 0.1  # a correlation above 0 counts as positive, and one below this as near zero
-Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -43,133 +37,6 @@ class Finding:
     theirs: str
     ours: str
     verdict: str
-
-
-class NoEvidence(Exception):
-    """The store lacks what a claim is about. The message says what."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The results of one model under one protocol, for the facts of one data set other than zsRE, traced at MLPs.
-
-    window_size: the tracing window that edits are compared with where a claim names none; None: that of each edit.
-    resamples: bootstrap samples of each interval. Every method raises NoEvidence where the store has no such results,
-    or those of several runs or data sets, which are never pooled.
-    """
-
-    store: Readable
-    model: str
-    protocol: str
-    window_size: int | None
-    resamples: int
-    _kept: dict[Any, list[Row]] = field(default_factory=dict, repr=False)
-
-    def fits(self, score: str = "rewrite", **choice: Any) -> dict[Cell, Row]:
-        """(problem, method) → its row of `fits_with_certainty`."""
-        key = (score, *sorted(choice.items()))
-        if key not in self._kept:
-            same = {"localization": "denoise", "tokens": "all", "window_size": self.window_size}
-            asked = self._asked | same | choice
-            rows = fits_with_certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
-            self._kept[key] = [row for row in rows if row["r2_both"] is not None]
-        return self._apart(self._kept[key], ("problem", "method"))
-
-    def correlations(self, score: str, **choice: Any) -> list[Row]:
-        """ρ at each edited layer for ROME and error injection."""
-        same = {"problem": "error-injection", "method": "rome", "window_size": self.window_size}
-        asked = self._asked | same | choice
-        rows = layer_correlations(self.store, score, **asked).to_pylist()
-        rows = [row for row in rows if row["rho"] is not None and row["n"] > 3]
-        return list(self._apart(rows, ("layer",)).values())
-
-    def means(self, score: str) -> list[Row]:
-        """The mean of a score at each method and layer for error injection, with its standard error."""
-        wanted = self._asked | {"problem": "error-injection"}
-        rows = layer_means(self.store, score).to_pylist()
-        rows = [row for row in rows if row["mean"] is not None and all(row[k] == v for k, v in wanted.items())]
-        return list(self._apart(rows, ("method", "layer")).values())
-
-    @cached_property
-    def n_layers(self) -> int:
-        """Number of the model's layers."""
-        return max(row["layer"] for row in self.curve()) + 1
-
-    def curve(self) -> list[Row]:
-        """The mean tracing effect of denoising at each window size and layer."""
-        wanted = self._asked | {"localization": "denoise", "tokens": "all"}
-        rows = relation(self.store, "mean_effect").to_pylist()
-        rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-        return list(self._apart(rows, ("window_size", "layer")).values())
-
-    @property
-    def _asked(self) -> dict[str, Any]:
-        return {"model": self.model, "protocol": self.protocol}
-
-    @staticmethod
-    def _apart(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
-        """The rows by the values of `keys`, which are to tell them apart."""
-        found: dict[tuple[Any, ...], Row] = {}
-        rows = [row for row in rows if row.get("module", "mlp") == "mlp" and row.get("source") not in ZSRE_FORMS]
-        for row in rows:
-            place = tuple(row[key] for key in keys)
-            if place in found:
-                where = ", ".join(f"{row[key]}" if key != "layer" else f"layer {row[key]}" for key in keys)
-                raise NoEvidence(f"several runs or data sets at {where}, which are never pooled")
-            found[place] = row
-        if not found:
-            raise NoEvidence("no such results")
-        return found
-
-
-def published() -> list[Row]:
-    """The paper's Tables 1 to 6: table, score, problem, method, r2_layer, r2_effect, r2_both, diff, p_value (text)."""
-    text = (files("fasttrace.analysis") / "published.csv").read_text(encoding="utf-8")
-    kinds = dict.fromkeys(("r2_layer", "r2_effect", "r2_both", "diff"), lambda value: float(value) if value else None)
-    kinds |= {"table": int, "p_value": lambda value: value or None}
-    return [
-        {name: kinds.get(name, str)(value) for name, value in row.items()} for row in csv.DictReader(text.splitlines())
-    ]
-
-
-@checked
-@one_reading()
-def beside_paper(
-    store: Stored,
-    *,
-    model: str | None = None,
-    protocol: str | None = None,
-    window_size: int | None = None,
-    resamples: Count = 1000,
-) -> pa.Table:
-    """Every cell of the paper's Tables 1 to 6 that the store has, the paper's number beside the store's.
-
-    Columns: table, score, problem, method, then for X in r2_layer, r2_effect, r2_both, diff: X_paper, X, X_low, X_high;
-    p_paper, p_value, p_clustered, n, n_facts, n_below_0 (Tables 1 to 6 of the store have these scores also with a floor
-    at 0), r2_layer_acting (without layers that cannot act).
-    model, protocol, window_size, resamples: as for `claims`.
-    Raises StoreError as `claims`, and where no cell has the edits of one run.
-    """
-    evidence, rows, why = _evidence(store, model, protocol, window_size, resamples), [], "none"
-    for cell in published():
-        subset = "concentrated" if cell["table"] == 2 else "all"
-        try:
-            ours = evidence.fits(cell["score"], subset=subset).get((cell["problem"], cell["method"]))
-        except NoEvidence as absent:
-            ours, why = None, str(absent)
-        if ours is None:
-            continue
-        row = {name: cell[name] for name in ("table", "score", "problem", "method")}
-        for name in ("r2_layer", "r2_effect", "r2_both", "diff"):
-            row |= {f"{name}_paper": cell[name]} | {
-                f"{name}{end}": ours[f"{name}{end}"] for end in ("", "_low", "_high")
-            }
-        names = ("p_value", "p_clustered", "n", "n_facts", "n_below_0", "r2_layer_acting")
-        row |= {"p_paper": cell["p_value"], **{name: ours[name] for name in names}}
-        rows.append(row)
-    if not rows:
-        raise StoreError(f"expected edits of traced facts in {store.where} for the paper's tables, got {why}")
-    return pa.Table.from_pylist(rows)
 
 
 @checked
@@ -190,7 +57,7 @@ def claims(
     Columns: claim, source (of the paper), paper, here, verdict (confirmed, refuted, not decided, or no data).
     Raises StoreError where the store has no traced edits, or those of several models or protocols.
     """
-    evidence = _evidence(store, model, protocol, window_size, resamples)
+    evidence = evidence_of(store, model, protocol, window_size, resamples)
     rows = []
     for one in CLAIMS:
         try:
@@ -200,19 +67,6 @@ def claims(
             rows.append((one.text, one.source, "", str(why), "no data"))
     names = ("claim", "source", "paper", "here", "verdict")
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
-
-
-def _evidence(
-    store: Readable, model: str | None, protocol: str | None, window_size: int | None, resamples: int
-) -> Evidence:
-    found = regressions(store, model=model, protocol=protocol, window_size=window_size).to_pylist()
-    kinds = sorted({(row["model"], row["protocol"]) for row in found if row["n"]})
-    if not kinds:
-        raise StoreError(f"expected edits of traced facts in {store.where}, got none")
-    if len(kinds) > 1:
-        names = ", ".join(f"{name} ({under})" for name, under in kinds)
-        raise StoreError(f"expected a choice of model and protocol, got results of {names} in {store.where}")
-    return Evidence(store, *kinds[0], window_size, resamples)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------

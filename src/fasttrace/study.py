@@ -346,7 +346,8 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
     model, protocol: whose results the claims are held to. out: the folder for all. window_size: tracing window in
     layers that edits are compared with; None: that of each edit.
     """
-    from fasttrace.analysis.claims import beside_paper, claims
+    from fasttrace.analysis.beside import beside_paper
+    from fasttrace.analysis.claims import claims
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import FIGURES, TABLES, coverage, what_is_missing
     from fasttrace.analysis.render import render

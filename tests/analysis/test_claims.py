@@ -9,7 +9,8 @@ from plausible import edit_result, study_facts, trace_result
 
 from fasttrace.analysis import claims as module
 from fasttrace.analysis import tables
-from fasttrace.analysis.claims import CONFIRMED, OPEN, REFUTED, beside_paper, claims, published
+from fasttrace.analysis.beside import beside_paper, published
+from fasttrace.analysis.claims import CONFIRMED, OPEN, REFUTED, claims
 from fasttrace.analysis.regression import layer_correlations
 from fasttrace.analysis.tables import paper_table
 from fasttrace.cli import cli

@@ -28,18 +28,17 @@ def claims(
 
     A verdict follows from the ends of 95 % intervals over facts. A claim that they leave open is not decided.
     """
-    from fasttrace.analysis import claims as found
+    from fasttrace.analysis.beside import beside_paper
+    from fasttrace.analysis.claims import claims, lines
     from fasttrace.analysis.render import render
 
     store, kind = open_stores(stores), "json" if as_json else format_
     if cells:
-        table = found.beside_paper(
-            store, model=model, protocol=protocol, window_size=tracing_window, resamples=resamples
-        )
+        table = beside_paper(store, model=model, protocol=protocol, window_size=tracing_window, resamples=resamples)
         click.echo(render(table, kind, title="The paper's Tables 1 to 6 beside this store"), nl=False)
         return
-    table = found.claims(store, model=model, protocol=protocol, window_size=tracing_window, resamples=resamples)
+    table = claims(store, model=model, protocol=protocol, window_size=tracing_window, resamples=resamples)
     if kind == "text":
-        click.echo("\n".join(found.lines(table)))
+        click.echo("\n".join(lines(table)))
     else:
         click.echo(render(table, kind, title="The paper's claims beside this store"), nl=False)
