@@ -87,13 +87,21 @@ def _named(cell: Cell) -> str:
 def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
     """Whether the tracing effect adds at most `most` to R² in every cell. A cell refutes it only if its gain is also
     more than chance with errors clustered by fact (Bonferroni), because a gain is never negative."""
-    cell, top = max(fits.items(), key=lambda item: item[1]["diff"])
-    sure = [row for row in fits.values() if row["diff_low"] is not None and row["p_clustered"] is not None]
-    over = [row for row in sure if row["diff_low"] > most and row["p_clustered"] < 0.05 / len(fits)]
-    below = len(sure) == len(fits) and all(row["diff_high"] <= most for row in sure)
+    sure = {c: row for c, row in fits.items() if row["diff_low"] is not None and row["p_clustered"] is not None}
+    over = {c: row for c, row in sure.items() if row["diff_low"] > most and row["p_clustered"] < 0.05 / len(fits)}
+    below = len(sure) == len(fits) and all(row["diff_high"] <= most for row in sure.values())
     verdict = REFUTED if over else CONFIRMED if below else OPEN
-    ours = f"at most {_share(top, 'diff')} ({_named(cell)}; clustered {p_text(top['p_clustered'])})"
-    return Finding(theirs, f"{ours}; {plural(len(fits), 'regression')}", verdict)
+    ours = f"at most {_largest_gain(fits)}; {plural(len(fits), 'regression')}"
+    if over:
+        ours += f", of which {len(over)} refute{'s' * (len(over) == 1)} it"
+        if _largest_gain(over) != _largest_gain(fits):
+            ours += f", the largest {_largest_gain(over)}"
+    return Finding(theirs, ours, verdict)
+
+
+def _largest_gain(fits: dict[Cell, Row]) -> str:
+    cell, row = max(fits.items(), key=lambda item: item[1]["diff"])
+    return f"{_share(row, 'diff')} ({_named(cell)}; clustered {p_text(row['p_clustered'])})"
 
 
 def _fisher(row: Row, tests: int) -> tuple[float, float]:

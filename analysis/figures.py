@@ -203,13 +203,16 @@ def _most_hurt(store: Readable) -> str:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as .png (200 dots per inch), .svg (with text as text) or .pdf. Return the path.
 
+    The file has no date and no random ids, so the same figure has the same bytes.
     Raises UserError for any other ending, and where the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"expected a file that ends in {', '.join(FORMATS)}, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}), replacing(path) as draft:
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "fasttrace", "pdf.fonttype": 42}
+    date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    with matplotlib.rc_context(settings), replacing(path) as draft:
         FigureCanvasAgg(figure)
-        figure.savefig(draft, dpi=200)
+        figure.savefig(draft, dpi=200, metadata=date)
     return path

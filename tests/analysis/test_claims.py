@@ -145,6 +145,17 @@ def test_a_gain_is_judged_by_its_interval(gains, verdict):
     assert module._at_most(fits, 0.032, "").verdict == verdict
 
 
+def test_a_refuted_gain_names_the_regression_that_refutes_it():
+    names = ("diff", "diff_low", "diff_high", "p_clustered")
+    rows = {"chance": (0.2, 0.01, 0.4, 0.07), "sure": (0.06, 0.04, 0.12, 1e-6), "surer": (0.07, 0.05, 0.12, 1e-6)}
+    fits = {("p", cell): dict(zip(names, row, strict=True)) for cell, row in rows.items()}
+    largest, refutes = "0.200 [0.010, 0.400] (p, chance; clustered p = 0.070)", "0.070 [0.050, 0.120] (p, surer; "
+    said = module._at_most(fits, 0.032, "").ours
+    assert said.startswith(f"at most {largest}; 3 regressions, of which 2 refute it, the largest {refutes}")
+    del fits["p", "chance"], fits["p", "sure"]
+    assert module._at_most(fits, 0.032, "").ours.endswith("; 1 regression, of which 1 refutes it")
+
+
 @pytest.mark.parametrize(
     ("rho", "n", "verdict"),
     [(0.5, 100, REFUTED), (0.05, 100, OPEN), (-0.5, 100, CONFIRMED), (0.05, 10_000, REFUTED), (0.0, 10_000, CONFIRMED)],

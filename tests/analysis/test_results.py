@@ -1,15 +1,24 @@
 """The committed store of the study is sound, and every run of it has the settings that its page states."""
 
+import importlib.util
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from pyarrow.csv import read_csv
+from statsmodels.formula.api import ols
 
 from fasttrace import Store
 from fasttrace.analysis.checks import failures
+from fasttrace.analysis.relation import relation
+from fasttrace.analysis.render import render
+from fasttrace.analysis.tables import paper_table
 from fasttrace.editing.tune import MOST_REWRITE, choose
+from fasttrace.study import write_results
 
 RESULTS = Path(__file__).parents[2] / "analysis/results/smollm2-135m"
 
@@ -23,8 +32,8 @@ def test_the_store_passes_every_check(store, tmp_path):
     assert failures(store).to_pylist() == []
     taken = Store(tmp_path / "study.duckdb")
     taken.add_parquet(RESULTS / "store")
-    for relation in ("edits", "trace_cells", "runs"):
-        rows = f"SELECT * FROM {relation} ORDER BY ALL"
+    for name in ("edits", "trace_cells", "runs"):
+        rows = f"SELECT * FROM {name} ORDER BY ALL"
         assert taken.query(rows).equals(store.query(rows))
 
 
@@ -61,3 +70,121 @@ def test_the_page_names_every_cell_above_the_cap_of_tuning(store):
     assert {(problem, method): (tuned, rewrite) for problem, method, tuned, rewrite in said} == {
         cell: (f"{choose(tried[cell])['rewrite']:.3f}", f"{rewrite:.3f}") for cell, rewrite in above.items()
     }
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory):
+    """The committed rows in a DuckDB file, as someone who recomputes has them."""
+    store = Store(tmp_path_factory.mktemp("taken") / "study.duckdb")
+    store.add_parquet(RESULTS / "store")
+    return store
+
+
+def check_equal(found: Path, wanted: Path):
+    """Assert that two CSV files have the same cells, and numbers to nine digits."""
+    here, there = (read_csv(path).to_pylist() for path in (found, wanted))
+    assert len(here) == len(there) > 0
+    for one, other in zip(here, there, strict=True):
+        assert one == {
+            name: pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value
+            for name, value in other.items()
+        }
+
+
+def test_table_3_is_remade_from_the_store(taken, tmp_path):
+    (tmp_path / "table-3.csv").write_text(render(paper_table(taken, 3), "csv"))
+    check_equal(tmp_path / "table-3.csv", RESULTS / "tables/table-3.csv")
+
+
+@pytest.mark.slow
+def test_every_table_and_figure_is_remade_from_the_store(taken, tmp_path):
+    write_results(taken, tmp_path, "smollm2-135m", "paper")
+    for folder, ending in (("tables", "csv"), ("tables", "md"), ("figures", "svg")):
+        names = {path.name for path in (tmp_path / folder).glob(f"*.{ending}")}
+        assert names == {path.name for path in (RESULTS / folder).glob(f"*.{ending}")} != set()
+    for path in (RESULTS / "tables").glob("*.csv"):
+        check_equal(tmp_path / "tables" / path.name, path)
+    (tmp_path / "scores-by-layer.csv").write_text(render(relation(taken, "scores_by_layer"), "csv"))
+    check_equal(tmp_path / "scores-by-layer.csv", RESULTS / "scores-by-layer.csv")
+
+
+def gain_script():
+    spec = importlib.util.spec_from_file_location("gain", RESULTS / "gain.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows_of(name, keys=("problem", "method")):
+    return {tuple(row[key] for key in keys): row for row in read_csv(RESULTS / name).to_pylist()}
+
+
+def test_the_gains_asked_about_are_those_of_the_tables():
+    found = rows_of("gain.csv")
+    for table, column in ((2, "gain"), (3, "gain_all_facts")):
+        plain = {
+            (row["problem"], row["method"]): row["diff"]
+            for row in read_csv(RESULTS / f"tables/table-{table}.csv").to_pylist()
+            if row["score"] == "rewrite"
+        }
+        assert plain == {cell: pytest.approx(row[column], rel=1e-5) for cell, row in found.items()}
+
+
+def test_the_page_says_what_the_gains_are():
+    """The page's numbers, each as it is rounded there."""
+    page = (RESULTS / "README.md").read_text()
+    [about] = re.findall(r"^## Concentrated facts\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    one = rows_of("gain.csv")["fact-amplification", "ft-5"]
+    assert one["gain"] == max(row["gain"] for row in rows_of("gain.csv").values())
+    assert (one["gain_floored"], one["below_0"]) == (one["gain"], 0)
+    assert f"| {one['gain']:.3f}, the same" in about
+    assert f"| {one['gain_without_1']:.3f}, {one['gain_without_3']:.3f} |" in about
+    assert f"| {one['gain_beyond_p']:.3f} (permuted effects: p = {one['p_permuted_beyond_p']:.3f}) |" in about
+    assert f"| {one['permuted_95']:.3f} at the 95 % quantile; p = {one['p_permuted']:.3f}, of 20 cells |" in about
+    assert f"{one['p_permuted']:.3f}, or {20 * one['p_permuted']:.3f} for 20 cells" in about
+    half, same, twice = (rows_of("gain-epsilon.csv", ["epsilon"])[epsilon,] for epsilon in (2.5e-4, 5e-4, 1e-3))
+    assert same["gain"] == one["gain"]
+    means = f"{half['rewrite_mean']:.3f} and {twice['rewrite_mean']:.3f} instead of {same['rewrite_mean']:.3f}"
+    assert f"(mean rewrite {means}) | {half['gain']:.3f}, {twice['gain']:.3f} |" in about
+    forced = [rows_of("gain.csv")["fact-forcing", method] for method in ("ft-1", "ft-5")]
+    gains = [f"{row['gain_all_facts_beyond_p']:.3f} with {row['method'].upper()}" for row in forced]
+    chances = [f"{row['p_permuted_all_facts_beyond_p']:.2f}" for row in forced]
+    assert f"adds {' and '.join(gains)}" in page
+    assert f"p = {' and '.join(chances)}" in page
+
+
+def test_the_page_counts_the_verdicts():
+    verdicts = Counter(row["verdict"] for row in read_csv(RESULTS / "tables/claims.csv").to_pylist())
+    said = "{confirmed} are confirmed, {refuted} refuted and {not decided} not\ndecided"
+    assert said.format_map(verdicts) in (RESULTS / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_gains_are_remade_from_the_store(store, tmp_path):
+    script = gain_script()
+    script.write(tmp_path / "gain.csv", script.gains(store))
+    here, there = (read_csv(path).to_pylist() for path in (tmp_path / "gain.csv", RESULTS / "gain.csv"))
+    for one, other in zip(here, there, strict=True):
+        assert one == {k: pytest.approx(v, rel=2e-5) if isinstance(v, float) else v for k, v in other.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gain_beyond_other_numbers_is_that_of_statsmodels(seed):
+    random, (facts, layers) = np.random.default_rng(seed), (12, 3)
+    names = [f"f{i}" for i in range(facts)]
+    fact, layer = (a.ravel() for a in np.meshgrid(np.arange(facts), np.arange(layers), indexing="ij"))
+    known = {name: list(random.normal(size=2)) for name in names}
+    z = np.array([known[names[i]] for i in fact])
+    x = random.normal(size=len(fact)) + z[:, 0]
+    y = x * layer + z[:, 1] + random.normal(size=len(fact))
+    frame = pd.DataFrame({"x": x, "y": y, "z1": z[:, 0], "z2": z[:, 1], "layer": layer})
+    script = gain_script()
+    one = script.grid({"fact_id": np.array(names)[fact], "layer": layer, "x": x, "y": y})
+    for plain, ours in (("C(layer)", one), ("C(layer) * (z1 + z2)", one.beyond(known))):
+        theirs = ols(f"y ~ {plain} + C(layer):x", frame).fit().rsquared - ols(f"y ~ {plain}", frame).fit().rsquared
+        assert script.gain(ours) == pytest.approx(theirs, rel=1e-9)
+        # Permuted effects are permuted rows of x.
+        order = random.permutation(facts)
+        moved = ours._replace(x=one.x[order])
+        if plain == "C(layer)":
+            assert script.gain(ours, order[None])[0] == pytest.approx(script.gain(moved), rel=1e-9)
