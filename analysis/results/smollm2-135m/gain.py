@@ -1,11 +1,11 @@
-"""Ask what makes the tracing effect's gain in R² on facts whose effect is concentrated (Table 2), and write gain.csv.
+"""Ask what makes the tracing effect's gain in R². Write gain.csv and gain-scores.csv.
 
 A gain can come from a few edits far below a score of 0, from a few facts, from how well the model knows a fact, or from
-where it stores it. So each cell of Table 2 has its gain again with a floor at 0, on the layers where the method works,
-without the one and the three facts that it depends on most, and beyond p(o_true) of the clean and the noised prompt,
-whose log-odds then have a line per layer too. Each is held to effects that are permuted between facts. These keep every
-outlier and the number of facts, and lose every relation, so `p_permuted` counts neither as evidence. The gains on all
-facts (Table 3) follow.
+where it stores it. So gain.csv has each gain of Table 2 (facts whose effect is concentrated) again with a floor at 0,
+on the layers where the method works, without the one and the three facts that it depends on most, and beyond p(o_true)
+of the clean and the noised prompt, whose log-odds then have a line per layer too. Each is held to effects that are
+permuted between facts. These keep every outlier and the number of facts, and lose every relation, so `p_permuted`
+counts neither as evidence. gain-scores.csv has the gains of Tables 3 to 6 (all facts), also beyond p.
 
 Usage: python gain.py [STORE], by default the folder store/ beside this file.
 """
@@ -100,32 +100,52 @@ def knowledge(store: ft.Store) -> dict[str, list[float]]:
     return {row["fact_id"]: [float(np.log(p / (1 - p))) for p in (row["p_clean"], row["p_noised"])] for row in rows}
 
 
-def gains(store: ft.Store) -> Iterator[dict[str, Any]]:
+def judged(one: Grid, known: dict[str, list[float]]) -> dict[str, Any]:
+    beyond = one.beyond(known)
+    return {
+        "gain": gain(one),
+        "p_permuted": p_value(one),
+        "gain_beyond_p": gain(beyond),
+        "p_permuted_beyond_p": p_value(beyond),
+    }
+
+
+def concentrated(store: ft.Store) -> Iterator[dict[str, Any]]:
     """The rows of gain.csv, one for each problem and method."""
     known = knowledge(store)
-    plain, floored = cells(store, "rewrite"), cells(store, "rewrite_floored")
-    working, every = cells(store, "rewrite", layers="working"), cells(store, "rewrite", subset="all")
-    for cell, one in sorted(plain.items()):
+    plain, floored, working = (
+        cells(store, score, **choice)
+        for score, choice in (("rewrite", {}), ("rewrite_floored", {}), ("rewrite", {"layers": "working"}))
+    )
+    for (problem, method), one in sorted(plain.items()):
         yield {
-            "problem": cell[0],
-            "method": cell[1],
+            "problem": problem,
+            "method": method,
             "facts": len(one.x),
             "below_0": int((one.y < 0).sum()),
-            "gain": gain(one),
+            **judged(one, known),
             "permuted_95": float(np.quantile(permuted(one), 0.95)),
-            "p_permuted": p_value(one),
-            "gain_floored": gain(floored[cell]),
-            "p_permuted_floored": p_value(floored[cell]),
-            "gain_working": gain(working[cell]),
+            "gain_floored": gain(floored[problem, method]),
+            "p_permuted_floored": p_value(floored[problem, method]),
+            "gain_working": gain(working[problem, method]),
             "gain_without_1": gain(without(one, 1)),
             "gain_without_3": gain(without(one, 3)),
-            "gain_beyond_p": gain(one.beyond(known)),
-            "p_permuted_beyond_p": p_value(one.beyond(known)),
-            "gain_all_facts": gain(every[cell]),
-            "p_permuted_all_facts": p_value(every[cell]),
-            "gain_all_facts_beyond_p": gain(every[cell].beyond(known)),
-            "p_permuted_all_facts_beyond_p": p_value(every[cell].beyond(known)),
         }
+
+
+def of_scores(store: ft.Store) -> Iterator[dict[str, Any]]:
+    """The rows of gain-scores.csv, one for each score, problem and method."""
+    known = knowledge(store)
+    for score in ("rewrite", "paraphrase", "neighborhood", "overall"):
+        for (problem, method), one in sorted(cells(store, score, subset="all").items()):
+            yield {
+                "score": score,
+                "problem": problem,
+                "method": method,
+                "facts": len(one.x),
+                **judged(one, known),
+                "gain_beyond_p_without_3": gain(without(one.beyond(known), 3)),
+            }
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -138,4 +158,6 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    write(HERE / "gain.csv", gains(ft.Store(sys.argv[1] if len(sys.argv) > 1 else HERE / "store")))
+    study = ft.Store(sys.argv[1] if len(sys.argv) > 1 else HERE / "store")
+    write(HERE / "gain.csv", concentrated(study))
+    write(HERE / "gain-scores.csv", of_scores(study))

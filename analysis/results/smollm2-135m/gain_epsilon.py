@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from gain import HERE, Grid, cells, gain, knowledge, p_value, without, write
+from gain import HERE, Grid, cells, gain, judged, knowledge, without, write
 
 import fasttrace as ft
 
@@ -30,11 +30,8 @@ def row(epsilon: float, one: Grid, known: dict[str, list[float]]) -> dict[str, A
         "facts": len(one.x),
         "rewrite_mean": float(one.y.mean()),
         "rewrite_least": float(one.y.min()),
-        "gain": gain(one),
-        "p_permuted": p_value(one),
+        **judged(one, known),
         "gain_without_3": gain(without(one, 3)),
-        "gain_beyond_p": gain(one.beyond(known)),
-        "p_permuted_beyond_p": p_value(one.beyond(known)),
     }
 
 
