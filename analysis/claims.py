@@ -94,8 +94,8 @@ def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
     ours = f"at most {_largest_gain(fits)}; {plural(len(fits), 'regression')}"
     if over:
         ours += f", of which {len(over)} refute{'s' * (len(over) == 1)} it"
-        if _largest_gain(over) != _largest_gain(fits):
-            ours += f", the largest {_largest_gain(over)}"
+        if (largest := _largest_gain(over)) not in ours:
+            ours += f", the largest {largest}"
     return Finding(theirs, ours, verdict)
 
 

@@ -1,6 +1,7 @@
 """The committed store of the study is sound, and every run of it has the settings that its page states."""
 
 import importlib.util
+import itertools
 import json
 import re
 from collections import Counter
@@ -102,8 +103,17 @@ def test_every_table_and_figure_is_remade_from_the_store(taken, tmp_path):
     for folder, ending in (("tables", "csv"), ("tables", "md"), ("figures", "svg")):
         names = {path.name for path in (tmp_path / folder).glob(f"*.{ending}")}
         assert names == {path.name for path in (RESULTS / folder).glob(f"*.{ending}")} != set()
-    for path in (RESULTS / "tables").glob("*.csv"):
-        check_equal(tmp_path / "tables" / path.name, path)
+    for path in (RESULTS / "tables").iterdir():
+        if path.suffix == ".csv":
+            check_equal(tmp_path / "tables" / path.name, path)
+        else:
+            assert (tmp_path / "tables" / path.name).read_text() == path.read_text()
+    for path in (RESULTS / "figures").iterdir():
+        here, there = (
+            re.findall(r"<text.*?</text>", one.read_text()) for one in (tmp_path / "figures" / path.name, path)
+        )
+        words = [[re.sub("<[^>]*>", "", text) for text in one] for one in (here, there)]
+        assert words[0] == words[1] != []
     (tmp_path / "scores-by-layer.csv").write_text(render(relation(taken, "scores_by_layer"), "csv"))
     check_equal(tmp_path / "scores-by-layer.csv", RESULTS / "scores-by-layer.csv")
 
@@ -132,37 +142,107 @@ def test_the_gains_asked_about_are_those_of_the_tables():
         assert theirs == {cell: pytest.approx(gain, rel=1e-5) for cell, gain in ours.items()}
 
 
-def test_the_page_says_what_the_gains_are():
-    """The page's numbers, each as it is rounded there."""
-    page = (RESULTS / "README.md").read_text()
-    [about] = re.findall(r"^## Concentrated facts\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+@pytest.fixture(scope="module")
+def page():
+    """The page with every line break as one space."""
+    return " ".join((RESULTS / "README.md").read_text().split())
+
+
+def test_the_page_says_what_the_tables_have(page):
+    plain = {
+        (table, problem, method): row
+        for table in (2, 3)
+        for (problem, method, score), row in rows_of(
+            f"tables/table-{table}.csv", ["problem", "method", "score"]
+        ).items()
+        if score == "rewrite"
+    }
+    rome = plain[3, "error-injection", "rome"]
+    assert f"explains {rome['r2_layer']:.3f} of the variance of the rewrite score" in page
+    assert f"the tracing effect {rome['r2_effect']:.3f} (the paper" in page
+    third = [row for (table, *_), row in plain.items() if table == 3]
+    acting, whole, working = (
+        sum(row[name] for row in third) / 20 for name in ("r2_layer_acting", "r2_layer", "r2_layer_working")
+    )
+    assert f"{rome['r2_layer_acting']:.3f} for ROME and error injection, and {acting:.3f} on average" in page
+    assert f"({whole:.3f} with it; " in page
+    assert f"the layer explains {working:.3f} on average" in page
+    for table in (2, 3):
+        top = max((row for (n, *_), row in plain.items() if n == table), key=lambda row: row["diff"])
+        assert f"{top['diff']:.3f} [{top['diff_low']:.3f}, {top['diff_high']:.3f}]" in page
+    means = rows_of("scores-by-layer.csv", ["problem", "method", "layer"])
+    assert f"is {means['error-injection', 'rome', 23]['rewrite']:.3f} at layer 23" in page
+    first, last, least = (means["error-injection", "ft-1", layer]["rewrite"] for layer in (0, 29, 17))
+    assert f"{first:.3f} and {last:.3f}, and {least:.3f} at layer 17" in page
+
+
+def test_the_page_says_where_effects_peak(store, page):
+    peaks = """
+        SELECT arg_max(layer, effect) AS layer
+        FROM trace_effects
+        WHERE window_size = $size AND method = 'denoise' AND effect IS NOT NULL
+        GROUP BY fact_id"""
+    at = {size: Counter(store.query(peaks, {"size": size})["layer"].to_pylist()) for size in (1, 10)}
+    assert f"is at layer 0 for {at[1][0]} of {at[1].total()} facts" in page
+    assert f"at layer 5 for {at[10][5]}." in page
+    zeroed = """
+        SELECT count(*) AS n, count(*) FILTER (effect NOT BETWEEN 0 AND 1) AS outside, min(effect) AS least
+        FROM trace_effects
+        WHERE method = 'zero' AND window_size = 5 AND layer IN (0, 6, 12, 17, 23, 29)"""
+    [row] = store.query(zeroed).to_pylist()
+    least = f"{row['least']:.2f}".replace("-", "−")
+    assert f"Of {row['n']} effects at edited layers, {row['outside']} are outside 0 to 1 (down to {least})" in page
+
+
+def test_the_page_says_what_the_gains_are(page):
+    about = page.split("## Concentrated facts")[1].split("## Settings")[0]
     one = rows_of("gain.csv")["fact-amplification", "ft-5"]
     assert one["gain"] == max(row["gain"] for row in rows_of("gain.csv").values())
     assert (one["gain_floored"], one["below_0"]) == (one["gain"], 0)
     assert f"| {one['gain']:.3f}, the same" in about
     assert f"| {one['gain_without_1']:.3f}, {one['gain_without_3']:.3f} |" in about
-    assert f"| {one['gain_beyond_p']:.3f} (permuted effects: p = {one['p_permuted_beyond_p']:.3f}) |" in about
-    assert f"| {one['permuted_95']:.3f} at the 95 % quantile; p = {one['p_permuted']:.3f}, of 20 cells |" in about
-    assert f"{one['p_permuted']:.3f}, or {20 * one['p_permuted']:.3f} for 20 cells" in about
+    assert f"| {one['gain_beyond_p']:.3f} (p = {one['p_permuted_beyond_p']:.3f}) |" in about
+    within, chance = one["p_permuted_within_relations"], one["p_permuted"]
+    assert f"| {one['gain_within_relations']:.3f} (p = {within:.3f}) |" in about
+    assert f"| {one['permuted_95']:.3f} at the 95 % quantile (p = {chance:.3f}; {20 * chance:.3f} for 20 " in about
+    assert min(20 * min(within, chance), 20 * one["p_permuted_beyond_p"]) > 0.05
     half, same, twice = (rows_of("gain-epsilon.csv", ["epsilon"])[epsilon,] for epsilon in (2.5e-4, 5e-4, 1e-3))
     assert same["gain"] == one["gain"]
     means = f"{half['rewrite_mean']:.3f} and {twice['rewrite_mean']:.3f} instead of {same['rewrite_mean']:.3f}"
     assert f"(mean rewrite {means}) | {half['gain']:.3f}, {twice['gain']:.3f} |" in about
-    beyond = rows_of("gain-scores.csv", ["score", "problem", "method"])
-    rewrite = [row["gain_beyond_p"] for (score, *_), row in beyond.items() if score == "rewrite"]
-    ft = beyond["rewrite", "fact-forcing", "ft-1"]["gain_beyond_p"]
-    assert f"adds {ft:.3f} in that cell and at most {max(rewrite):.3f} in all" in page.replace("\n", " ")
-    [(cell, left)] = [(k, row) for k, row in beyond.items() if row["p_permuted_beyond_p"] < 0.05 / 20]
+    assert f"| {half['gain_without_3']:.3f}, {twice['gain_without_3']:.3f} |" in about
+    assert f"(p = {half['p_permuted']:.4f} there, {20 * half['p_permuted']:.3f} for 20 cells)" in about
+
+
+def test_the_page_says_what_is_left_of_the_gains(page):
+    gains = rows_of("gain-scores.csv", ["score", "problem", "method"])
+    rewrite = {cell: row for cell, row in gains.items() if cell[0] == "rewrite"}
+    top = max(rewrite.values(), key=lambda row: row["gain"])
+    most = max(row["gain_beyond_p"] for row in rewrite.values())
+    assert f"adds {top['gain_beyond_p']:.3f} in that cell, and at most {most:.3f} in all of Table 3" in page
+    assert f"adds {top['gain_within_relations']:.3f} in that cell" in page
+    assert f"interval is [{top['by_relation_low']:.3f}, {top['by_relation_high']:.3f}]" in page
+    limits = {"rewrite": 0.032, "paraphrase": 0.03, "neighborhood": 0.02, "overall": 0.02}
+    ends = {score: max(row["by_relation_low"] for cell, row in gains.items() if cell[0] == score) for score in limits}
+    assert {score for score, low in ends.items() if low > limits[score]} == {"overall", "paraphrase"}
+    assert f"({ends['overall']:.3f} against 0.02)" in page
+    assert f"({ends['paraphrase']:.4f} against 0.03)" in page
+    before = [row for row in gains.values() if row["p_permuted"] < 0.05 / 20]
+    [(cell, left)] = [(cell, row) for cell, row in gains.items() if row["p_permuted_beyond_p"] < 0.05 / 20]
     assert cell == ("neighborhood", "fact-forcing", "rome")
-    assert f"(p = {left['p_permuted_beyond_p']:.4f})" in page
-    assert f"It is\n{left['gain_beyond_p']:.3f}, of" in page
-    assert f"{left['gain_beyond_p_without_3']:.3f} without three facts" in page
+    assert f"Of the {len(gains)} gains of Tables 3 to 6, {len(before)} are more" in page
+    assert f"{left['gain_beyond_p']:.3f}, ROME's neighborhood score" in page
+    without = f"{left['gain_beyond_p_without_3']:.3f}, and within relations the effect adds"
+    assert f"{without} {left['gain_within_relations']:.3f} (p = {left['p_permuted_within_relations']:.2f})" in page
+    erased = gains["rewrite", "fact-erasure", "rome"]
+    assert f"adds {erased['gain_acting']:.3f}. That is one fact" in page
+    assert f"without HSBC it adds {erased['gain_acting_without_1']:.3f}." in page
 
 
-def test_the_page_counts_the_verdicts():
+def test_the_page_counts_the_verdicts(page):
     verdicts = Counter(row["verdict"] for row in read_csv(RESULTS / "tables/claims.csv").to_pylist())
-    said = "{confirmed} are confirmed, {refuted} refuted and {not decided} not\ndecided"
-    assert said.format_map(verdicts) in (RESULTS / "README.md").read_text()
+    said = "{confirmed} of 19 are confirmed, {refuted} refuted and {not decided} not decided"
+    assert said.format_map(verdicts) in page
 
 
 @pytest.mark.slow
@@ -178,7 +258,7 @@ def test_the_gains_are_remade_from_the_store(rows, name, store, tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_gain_beyond_other_numbers_is_that_of_statsmodels(seed):
     random, (facts, layers) = np.random.default_rng(seed), (12, 3)
-    names = [f"f{i}" for i in range(facts)]
+    names = [f"{i:02}" for i in range(facts)]
     fact, layer = (a.ravel() for a in np.meshgrid(np.arange(facts), np.arange(layers), indexing="ij"))
     known = {name: list(random.normal(size=2)) for name in names}
     z = np.array([known[names[i]] for i in fact])
@@ -190,8 +270,22 @@ def test_a_gain_beyond_other_numbers_is_that_of_statsmodels(seed):
     for plain, ours in (("C(layer)", one), ("C(layer) * (z1 + z2)", one.beyond(known))):
         theirs = ols(f"y ~ {plain} + C(layer):x", frame).fit().rsquared - ols(f"y ~ {plain}", frame).fit().rsquared
         assert script.gain(ours) == pytest.approx(theirs, rel=1e-9)
-        # Permuted effects are permuted rows of x.
+        # What is exchanged between facts is the effect less its lines.
         order = random.permutation(facts)
-        moved = ours._replace(x=one.x[order])
-        if plain == "C(layer)":
-            assert script.gain(ours, order[None])[0] == pytest.approx(script.gain(moved), rel=1e-9)
+        rest = ols(f"x ~ {plain}", frame).fit().resid.to_numpy().reshape(facts, layers)
+        moved = ours._replace(x=rest[order])
+        assert script.gain(ours, order[None])[0] == pytest.approx(script.gain(moved), rel=1e-9)
+
+
+def test_facts_exchange_effects_within_their_relation():
+    random, script = np.random.default_rng(0), gain_script()
+    names = np.array(["a", "b", "c", "d", "e"])
+    ends = np.array([[0.0], [1.0], [5.0], [6.0], [7.0]])
+    relations = dict(zip(names, "xyxyy", strict=True))
+    one = script.Grid(names, ends, random.normal(size=(5, 1)), np.ones((5, 1)), np.zeros(5, int)).within(relations)
+    found = []
+    script.gain = lambda one, orders: found.extend(orders) or np.zeros(len(orders))
+    script.permuted(one)
+    seen = {tuple(order) for order in found}
+    firsts, others = [(0, 2), (2, 0)], list(itertools.permutations((1, 3, 4)))
+    assert seen == {(a[0], b[0], a[1], b[1], b[2]) for a in firsts for b in others}
