@@ -33,6 +33,7 @@ def test_inside_the_first_case(request):
     assert not module._onednn_is_faster(torch.float32)
 
 
+@pytest.mark.slow
 def test_settings_reach_the_tests_and_a_failure_is_the_exit_code():
     inside = "tests/test_processors.py::test_inside_the_first_case"
     for test, code, words in ((inside, 0, "1 passed"), (f"{inside}_that_is_not_there", 1, "FAILED  onednn=AVX2")):
