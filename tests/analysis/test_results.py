@@ -230,7 +230,7 @@ def test_the_page_says_what_is_left_of_the_gains(page):
     before = [row for row in gains.values() if row["p_permuted"] < 0.05 / 20]
     [(cell, left)] = [(cell, row) for cell, row in gains.items() if row["p_permuted_beyond_p"] < 0.05 / 20]
     assert cell == ("neighborhood", "fact-forcing", "rome")
-    assert f"Of the {len(gains)} gains of Tables 3 to 6, {len(before)} are more" in page
+    assert f"Of the {len(gains)} gains of Tables 3 to 6, {len(before)} exceed" in page
     assert f"{left['gain_beyond_p']:.3f}, ROME's neighborhood score" in page
     without = f"{left['gain_beyond_p_without_3']:.3f}, and within relations the effect adds"
     assert f"{without} {left['gain_within_relations']:.3f} (p = {left['p_permuted_within_relations']:.2f})" in page
