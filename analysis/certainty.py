@@ -1,8 +1,9 @@
-"""Uncertainty of the regressions when every fact has several rows: bootstrap over facts, and errors clustered by fact.
+"""Uncertainty of the regressions when every fact has several rows: bootstrap over facts, and tests that know of facts.
 
 The paper's F-test treats all edits as independent, although each fact is edited at several layers. Here whole facts are
 resampled (bootstrap), and the same slopes are tested with a covariance that allows the errors of one fact to correlate.
-Both start from sums over (fact, layer), so that many resamples are one matrix product.
+That test rejects too often where facts are few, so there is also Hotelling's, which rejects too seldom there.
+All start from sums over (fact, layer), so that many resamples are one matrix product.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from fasttrace.store import Readable
 from .regression import KEYS, KINDS, regression_rows
 
 SHARES = ("r2_layer", "r2_effect", "r2_both", "diff")
-TESTED = ("f_clustered", "df_clustered", "p_clustered")
+TESTED = ("f_clustered", "df_clustered", "p_clustered", "p_hotelling")
 COLUMNS = (*(f"{name}_{end}" for name in SHARES for end in ("low", "high")), *TESTED)
 DRAWS = 50_000_000  # limit of resamples × facts; above it fewer resamples are drawn, but not fewer than 200
 _NOISE = 1e-13  # a variance below this share of the total counts as zero
@@ -27,14 +28,16 @@ Numbers = dict[str, float | None]
 def certainty(
     store: Readable, score: str = "rewrite", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **choice: Any
 ) -> pa.Table:
-    """Bootstrap intervals of every R², and the F-test with errors clustered by fact, one row per regression.
+    """Bootstrap intervals of every R², and two tests of the gain that know of facts, one row per regression.
 
     choice: as for `regressions`. resamples: number of bootstrap samples, each of which draws as many facts as there
     are, with replacement; 0 leaves the intervals NULL. level: coverage of the percentile interval.
-    Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, df_clustered, p_clustered.
+    Columns: KEYS; X_low, X_high for X in r2_layer, r2_effect, r2_both, diff; f_clustered, df_clustered, p_clustered;
+    p_hotelling.
     The clustered test is a joint test of the slopes of "both", without layers whose score does not vary. Its degrees of
     freedom are the number of these slopes and df_clustered = facts − 1. Its covariance has the usual correction
-    facts / (facts − 1) · (rows − 1) / (rows − parameters). Numbers are NULL where there are too few facts.
+    facts / (facts − 1) · (rows − 1) / (rows − parameters). Hotelling's test asks whether effect and score covary at any
+    layer (docs/algorithms.md, section 20). Numbers are NULL where there are too few facts.
     Raises UserError for a level outside (0, 1) or a negative number of resamples.
     """
     if not 0 < level < 1 or resamples < 0:
@@ -43,7 +46,7 @@ def certainty(
     for keys, group in regression_rows(store, score, **choice):
         fact, layer = (np.unique(group[name], return_inverse=True)[1] for name in ("fact_id", "layer"))
         sample = Sample(fact, layer, group["x"], group["y"])
-        rows.append(keys | sample.intervals(resamples, level, seed) | sample.clustered_test())
+        rows.append(keys | sample.intervals(resamples, level, seed) | sample.clustered_test() | sample.hotelling())
     return pa.table(
         {name: pa.array([row[name] for row in rows], KINDS.get(name, pa.float64())) for name in (*KEYS, *COLUMNS)}
     )
@@ -86,7 +89,7 @@ class Sample:
 
     def clustered_test(self) -> Numbers:
         """Wald's F-test that all slopes of y ~ C(layer) * x are 0, with a covariance clustered by fact."""
-        none: Numbers = dict.fromkeys(TESTED)
+        none: Numbers = dict.fromkeys(("f_clustered", "df_clustered", "p_clustered"))
         if not self.n:
             return none
         count, sx, sy, sxx, _, syy = self._sums().sum(0).T
@@ -118,6 +121,30 @@ class Sample:
             "df_clustered": df,
             "p_clustered": float(stats.f.sf(f_value, len(sloped), df)),
         }
+
+    def hotelling(self) -> Numbers:
+        """Hotelling's T² that the effect and the score, each less its layer's mean, covary at no layer.
+
+        Each fact is one draw of the vector of their products over layers. The products' own spread is the yardstick,
+        not that of residuals, so no slope is estimated before it is tested.
+        """
+        if not self.n:
+            return {"p_hotelling": None}
+        count, sx, sy, sxx, _, syy = self._sums().sum(0).T
+        within = np.stack([sxx - sx**2 / count, syy - sy**2 / count])
+        varies = (within > _NOISE * np.maximum([[sxx.sum()], [syy.sum()]], 1e-300)).all(0)
+        products = np.zeros((self.n_facts, self.n_layers))
+        apart = (self.x - (sx / count)[self.layer]) * (self.y - (sy / count)[self.layer])
+        np.add.at(products, (self.fact, self.layer), apart)
+        products = products[:, varies]
+        n, q = products.shape
+        if not q or n <= q:
+            return {"p_hotelling": None}
+        mean, spread = products.mean(0), np.atleast_2d(np.cov(products, rowvar=False))
+        if np.linalg.matrix_rank(spread) < q:
+            return {"p_hotelling": None}
+        squared = n * float(mean @ np.linalg.solve(spread, mean))
+        return {"p_hotelling": float(stats.f.sf(squared * (n - q) / (q * (n - 1)), q, n - q))}
 
     def _sums(self) -> np.ndarray:
         """(facts, layers, 6): n, Σx, Σy, Σx², Σxy, Σy² of every fact at every layer."""

@@ -86,9 +86,9 @@ def _named(cell: Cell) -> str:
 
 def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
     """Whether the tracing effect adds at most `most` to R² in every cell. A cell refutes it only if its gain is also
-    more than chance with errors clustered by fact (Bonferroni), because a gain is never negative."""
-    sure = {c: row for c, row in fits.items() if row["diff_low"] is not None and row["p_clustered"] is not None}
-    over = {c: row for c, row in sure.items() if row["diff_low"] > most and row["p_clustered"] < 0.05 / len(fits)}
+    more than chance by Hotelling's test (Bonferroni), because a gain is never negative."""
+    sure = {c: row for c, row in fits.items() if row["diff_low"] is not None and row["p_hotelling"] is not None}
+    over = {c: row for c, row in sure.items() if row["diff_low"] > most and row["p_hotelling"] < 0.05 / len(fits)}
     below = len(sure) == len(fits) and all(row["diff_high"] <= most for row in sure.values())
     verdict = REFUTED if over else CONFIRMED if below else OPEN
     ours = f"at most {_largest_gain(fits)}; {plural(len(fits), 'regression')}"
@@ -101,7 +101,11 @@ def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
 
 def _largest_gain(fits: dict[Cell, Row]) -> str:
     cell, row = max(fits.items(), key=lambda item: item[1]["diff"])
-    return f"{_share(row, 'diff')} ({_named(cell)}; clustered {p_text(row['p_clustered'])})"
+    return f"{_share(row, 'diff')} ({_named(cell)}; {_p_text(row)})"
+
+
+def _p_text(row: Row) -> str:
+    return f"Hotelling's {p_text(row['p_hotelling'])}"
 
 
 def _fisher(row: Row, tests: int) -> tuple[float, float]:
@@ -192,14 +196,12 @@ def _forcing_gains_most(evidence: Evidence) -> Finding:
     if len(forced) < 2 or not others or any(fits[cell]["diff_low"] is None for cell in forced):
         raise NoEvidence("no fact forcing with fine-tuning beside other edits")
     least = min(fits[cell]["diff_low"] for cell in forced)
-    sure = all((fits[cell]["p_clustered"] or 1.0) < 0.05 for cell in forced)
+    sure = all(fits[cell]["p_hotelling"] is not None and fits[cell]["p_hotelling"] < 0.05 for cell in forced)
     above = all(row["diff_high"] is not None and row["diff_high"] < least for row in others)
     most = max(fits[cell]["diff_high"] for cell in forced)
     beaten = any(row["diff_low"] is not None and row["diff_low"] > most for row in others)
     top = max(fits, key=lambda cell: fits[cell]["diff"])
-    ours = " and ".join(
-        f"{_share(fits[cell], 'diff')} ({cell[1]}, clustered {p_text(fits[cell]['p_clustered'])})" for cell in forced
-    )
+    ours = " and ".join(f"{_share(fits[cell], 'diff')} ({cell[1]}, {_p_text(fits[cell])})" for cell in forced)
     verdict = CONFIRMED if above and sure else REFUTED if beaten else OPEN
     return Finding(
         "0.027 and 0.032, p < 1e-4", f"{ours}; the largest is {_share(fits[top], 'diff')} ({_named(top)})", verdict

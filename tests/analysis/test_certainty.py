@@ -40,6 +40,34 @@ def test_clustered_errors_are_those_of_statsmodels(seed, dead):
     assert ours["df_clustered"] == theirs.df_denom == len(np.unique(fact)) - 1
 
 
+@pytest.mark.parametrize("dead", [None, 3], ids=["all layers vary", "layer 3 does not"])
+@pytest.mark.parametrize("missing", [0, 0.1])
+def test_hotelling_is_that_of_statsmodels(missing, dead):
+    import pandas as pd
+    from statsmodels.stats.multivariate import test_mvmean as hotelling
+
+    fact, layer, x, y = made_rows(5, missing=missing)
+    y = np.where(layer == dead, 0.0, y)
+    frame = pd.DataFrame({"fact": fact, "layer": layer, "x": x, "y": y})
+    apart = frame[["x", "y"]] - frame.groupby("layer")[["x", "y"]].transform("mean")
+    products = (apart.x * apart.y).groupby([frame.fact, frame.layer]).sum().unstack(fill_value=0.0)
+    theirs = hotelling(products.drop(columns=[] if dead is None else [dead]))
+    assert Sample(fact, layer, x, y).hotelling()["p_hotelling"] == pytest.approx(float(theirs.pvalue), rel=1e-8)
+
+
+def test_with_few_facts_hotelling_is_not_lenient():
+    """Of studies without any relation, it rejects at most one in twenty at 5 %. The clustered test rejects far more."""
+    rejected = {"p_hotelling": 0, "p_clustered": 0}
+    for seed in range(300):
+        sample = Sample(*made_rows(2000 + seed, facts=25, missing=0, gain=0.0))
+        for name, p_value in (sample.hotelling() | sample.clustered_test()).items():
+            if name in rejected:
+                rejected[name] += p_value < 0.05
+    assert rejected["p_hotelling"] <= 25, "expected 15, at most 25 with probability 0.995"
+    assert rejected["p_clustered"] > 30
+    assert Sample(*made_rows(1, facts=200, gain=3.0)).hotelling()["p_hotelling"] < 1e-3
+
+
 def test_shares_are_r_squared_of_least_squares():
     fact, layer, x, y = made_rows(7)
     sample = Sample(fact, layer, x, y)
@@ -85,9 +113,9 @@ def test_too_few_facts_have_no_interval():
     fact, layer, x, y = made_rows(1, facts=1, missing=0)
     sample = Sample(fact, layer, x, y)
     assert set(sample.intervals(100, 0.95, 0).values()) == {None}
-    assert set(sample.clustered_test().values()) == {None}
+    assert set(sample.clustered_test().values()) == set(sample.hotelling().values()) == {None}
     nothing = Sample(*(np.array([], kind) for kind in (int, int, float, float)))
-    assert set(nothing.clustered_test().values()) == {None}
+    assert set(nothing.clustered_test().values()) == set(nothing.hotelling().values()) == {None}
 
 
 def test_certainty_of_a_store(wide_study, monkeypatch):

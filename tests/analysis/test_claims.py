@@ -140,16 +140,16 @@ def test_one_fact_decides_nothing(tmp_path):
     ],
 )
 def test_a_gain_is_judged_by_its_interval(gains, verdict):
-    names = ("diff", "diff_low", "diff_high", "p_clustered")
+    names = ("diff", "diff_low", "diff_high", "p_hotelling")
     fits = {("p", str(i)): dict(zip(names, row, strict=True)) for i, row in enumerate(gains)}
     assert module._at_most(fits, 0.032, "").verdict == verdict
 
 
 def test_a_refuted_gain_names_the_regression_that_refutes_it():
-    names = ("diff", "diff_low", "diff_high", "p_clustered")
+    names = ("diff", "diff_low", "diff_high", "p_hotelling")
     rows = {"chance": (0.2, 0.01, 0.4, 0.07), "sure": (0.06, 0.04, 0.12, 1e-6), "surer": (0.07, 0.05, 0.12, 1e-6)}
     fits = {("p", cell): dict(zip(names, row, strict=True)) for cell, row in rows.items()}
-    largest, refutes = "0.200 [0.010, 0.400] (p, chance; clustered p = 0.070)", "0.070 [0.050, 0.120] (p, surer; "
+    largest, refutes = "0.200 [0.010, 0.400] (p, chance; Hotelling's p = 0.070)", "0.070 [0.050, 0.120] (p, surer; "
     said = module._at_most(fits, 0.032, "").ours
     assert said.startswith(f"at most {largest}; 3 regressions, of which 2 refute it, the largest {refutes}")
     del fits["p", "chance"], fits["p", "sure"]

@@ -243,6 +243,10 @@ def test_the_page_counts_the_verdicts(page):
     verdicts = Counter(row["verdict"] for row in read_csv(RESULTS / "tables/claims.csv").to_pylist())
     said = "{confirmed} of 19 are confirmed, {refuted} refuted and {not decided} not decided"
     assert said.format_map(verdicts) in page
+    [one] = [row for row in read_csv(RESULTS / "tables/claims.csv").to_pylist() if "concentrated" in row["claim"]]
+    assert one["verdict"] == "not decided"
+    assert "Hotelling's p = 0.087" in one["here"]
+    assert "(p = 0.087; " in page
 
 
 @pytest.mark.slow
