@@ -22,7 +22,7 @@ OF_REWRITE: dict[str, Any] = {"score": "rewrite", "effect_at": "max", "subset": 
 
 
 def r2(store: Readable) -> Exhibit | None:
-    note = "certainty.py computes intervals and p_clustered from regression_input; regression.py computes p_value"
+    note = "certainty.py computes intervals, p_clustered and p_hotelling; regression.py computes p_value"
     source = Source(fits_with_floor, ("rewrite",), "regressions_of_score", OF_REWRITE, note)
     table = source.table(store)
     rows = [row | {"f_text": _f_and_df(row), "gain": _gain(row)} for row in table.to_pylist() if row["n"]]
@@ -41,6 +41,7 @@ def r2(store: Readable) -> Exhibit | None:
         Column("gain", "gain [95 %]", numeric=True),
         Column("p_value", "p", **P_VALUE),
         Column("p_clustered", "p clustered", **P_VALUE),
+        Column("p_hotelling", "p Hotelling", **P_VALUE),
         *([Column("r2_layer_acting", heading("r2_layer_acting"), **VALUE)] if idle else []),
         Column("r2_layer_working", heading("r2_layer_working"), **VALUE),
         Column("diff_working", heading("diff_working"), **VALUE),

@@ -18,7 +18,7 @@ from fasttrace.errors import UserError
 from .naming import heading, p_cell
 from .terminal import grid, is_number
 
-P_VALUES = ("p_value", "p_clustered", "p_acting", "p_working")
+P_VALUES = ("p_value", "p_clustered", "p_hotelling", "p_acting", "p_working")
 COEFFICIENTS = ("estimate", "std_error")  # in the units of their term, so of any size
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 

@@ -9,8 +9,9 @@ from .regression import FLOORED
 R2_NOTE = (
     "Layer is a category. “Both” fits one straight line in the tracing effect per layer. The F-test compares “both” "
     "with the layer alone. Its p treats every edit as independent, as the paper does, although each fact is edited at "
-    "several layers. “p clustered” allows the errors of one fact to correlate. Intervals are 95 % bootstrap intervals "
-    "over facts. “Left out” counts edits without a tracing effect or a score."
+    "several layers. “p clustered” allows the errors of one fact to correlate, and is too small where facts are few. "
+    "“p Hotelling” takes each fact as one draw, and decides here. Intervals are 95 % bootstrap intervals over facts. "
+    "“Left out” counts edits without a tracing effect or a score."
 )
 
 
@@ -61,12 +62,12 @@ def _many_answers(rows: list[Row], lead: str) -> list[str]:
     top = max(range(len(rows)), key=lambda place: rows[place]["diff"])
     over = f"{'over' if lead else 'Over'} {len(rows)} regressions"
     sure = sum(map(_is_sure, rows))
-    counted = "" if all(row.get("p_clustered") is None for row in rows) else ", with errors clustered by fact"
+    counted = "" if all(row.get("p_hotelling") is None for row in rows) else " by Hotelling's test"
     return [
         f"{lead}{over}, one per problem and method, choosing the layer explains "
         f"{percent(sum(layer) / len(layer))} of the variance of the rewrite score on average "
         f"({percent(min(layer))} to {percent(max(layer))}); adding the tracing effect raises that by at "
-        f"most {points(rows[top]['diff'])} ({names[top]}; {f_text(rows[top])}{_clustered_text(rows[top])}).",
+        f"most {points(rows[top]['diff'])} ({names[top]}; {f_text(rows[top])}{_hotelling_text(rows[top])}).",
         f"In {sure} of the {len(rows)} regressions the gain is more than chance at the 5\u00a0% level{counted}; "
         "the table below lists them all.",
     ]
@@ -76,7 +77,7 @@ def _one_answer(row: Row) -> str:
     gain = (
         f"Choosing the layer explains {percent(row['r2_layer'])} of the variance of the {row['score']} "
         f"score; adding the tracing effect raises that by {points(row['diff'])}, to "
-        f"{percent(row['r2_both'])} (F-test: {f_text(row)}{_clustered_text(row)}). "
+        f"{percent(row['r2_both'])} (F-test: {f_text(row)}{_hotelling_text(row)}). "
         f"The tracing effect alone explains {percent(row['r2_effect'])}."
     )
     if _p(row) is None:
@@ -142,9 +143,9 @@ def outside(rows: list[Row]) -> list[str]:
 
 
 def _p(row: Row) -> float | None:
-    """The p value that decides: with errors clustered by fact, or the plain one where there are too few facts."""
-    clustered: float | None = row.get("p_clustered")
-    return row["p_value"] if clustered is None else clustered
+    """The p value that decides: Hotelling's, or the plain one where there are too few facts."""
+    hotelling: float | None = row.get("p_hotelling")
+    return row["p_value"] if hotelling is None else hotelling
 
 
 def _is_sure(row: Row) -> bool:
@@ -152,10 +153,12 @@ def _is_sure(row: Row) -> bool:
     return p is not None and p < 0.05
 
 
-def _clustered_text(row: Row) -> str:
-    if row.get("p_clustered") is None:
+def _hotelling_text(row: Row) -> str:
+    if row.get("p_hotelling") is None:
         return ""
-    return f"; with errors clustered by fact {p_text(row['p_clustered'])}".replace(" = ", "\u00a0=\u00a0")
+    return f"; Hotelling's test, with each fact as one draw: {p_text(row['p_hotelling'])}".replace(
+        " = ", "\u00a0=\u00a0"
+    )
 
 
 def _best_layer(means: list[Row], curve: list[Row]) -> str | None:

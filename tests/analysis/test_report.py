@@ -118,12 +118,14 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
     many = answer([row | {"p_value": 0.4}, row | {"p_value": 0.01, "method": "memit", "diff": 0.03}], [], [])
     assert "at most 3.0 points (error-injection · memit;" in many[0]
     assert many[1].startswith("In 1 of the 2")
-    clustered = [row | {"p_value": 0.01, "p_clustered": 0.2}, row | {"p_value": 0.4, "p_clustered": 0.01}]
-    assert "with errors clustered by fact p = 0.200" in answer(clustered[:1], [], [])[0].replace("\u00a0", " ")
-    assert answer(clustered[:1], [], [])[0].endswith("cannot be told from chance.")
-    said = answer([clustered[0], clustered[1] | {"method": "memit"}], [], [])[1]
+    tested = [row | {"p_value": 0.01, "p_hotelling": 0.2}, row | {"p_value": 0.4, "p_hotelling": 0.01}]
+    assert "Hotelling's test, with each fact as one draw: p = 0.200" in answer(tested[:1], [], [])[0].replace(
+        "\u00a0", " "
+    )
+    assert answer(tested[:1], [], [])[0].endswith("cannot be told from chance.")
+    said = answer([tested[0], tested[1] | {"method": "memit"}], [], [])[1]
     assert said.startswith("In 1 of the 2")
-    assert "level, with errors clustered by fact;" in said
+    assert "level by Hotelling's test;" in said
     assert "does not say whether" in answer([row | {"r2_both": None}], [], [])[0]
 
 
