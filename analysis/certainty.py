@@ -6,6 +6,7 @@ That test rejects too often where facts are few, so there is also Hotelling's, w
 All start from sums over (fact, layer), so that many resamples are one matrix product.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class Sample:
             return empty
         resamples = max(min(resamples, DRAWS // self.n_facts), min(resamples, 200))
         random = np.random.default_rng(seed)
-        sums = self._sums().reshape(self.n_facts, -1)
+        sums = self.sums.reshape(self.n_facts, -1)
         block = max(1, 2**22 // self.n_facts)  # resamples per matrix product: 32 MB of counts
         even = np.full(self.n_facts, 1 / self.n_facts)
         found = [
@@ -92,7 +93,7 @@ class Sample:
         none: Numbers = dict.fromkeys(("f_clustered", "df_clustered", "p_clustered"))
         if not self.n:
             return none
-        count, sx, sy, sxx, _, syy = self._sums().sum(0).T
+        count, sx, sy, sxx, _, syy = self.sums.sum(0).T
         within = sxx - sx**2 / count
         sloped = within > _NOISE * max(float(sxx.sum()), 1e-300)
         free = self.n - self.n_layers - int(sloped.sum())
@@ -130,8 +131,9 @@ class Sample:
         """
         if not self.n:
             return {"p_hotelling": None}
-        count, sx, sy, sxx, _, syy = self._sums().sum(0).T
+        count, sx, sy, sxx, _, syy = self.sums.sum(0).T
         within = np.stack([sxx - sx**2 / count, syy - sy**2 / count])
+        # A layer counts if effect and score vary there.
         varies = (within > _NOISE * np.maximum([[sxx.sum()], [syy.sum()]], 1e-300)).all(0)
         products = np.zeros((self.n_facts, self.n_layers))
         apart = (self.x - (sx / count)[self.layer]) * (self.y - (sy / count)[self.layer])
@@ -140,13 +142,16 @@ class Sample:
         n, q = products.shape
         if not q or n <= q:
             return {"p_hotelling": None}
+        scale = products.std(0)
+        products /= np.where(scale > 0, scale, 1)  # T² is the same in any unit, the rank of the covariance is not
         mean, spread = products.mean(0), np.atleast_2d(np.cov(products, rowvar=False))
         if np.linalg.matrix_rank(spread) < q:
             return {"p_hotelling": None}
         squared = n * float(mean @ np.linalg.solve(spread, mean))
         return {"p_hotelling": float(stats.f.sf(squared * (n - q) / (q * (n - 1)), q, n - q))}
 
-    def _sums(self) -> np.ndarray:
+    @cached_property
+    def sums(self) -> np.ndarray:
         """(facts, layers, 6): n, Σx, Σy, Σx², Σxy, Σy² of every fact at every layer."""
         place = self.fact * self.n_layers + self.layer
         terms = (None, self.x, self.y, self.x**2, self.x * self.y, self.y**2)
