@@ -139,7 +139,7 @@ def test_strided_rows():
 def test_opcheck(kind):
     args = draw(3, 6, 11, kind=kind, bias=True)
     for softcap in CAPS:
-        torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], softcap, "reference"))
+        torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], softcap, "reference", True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)

@@ -42,8 +42,8 @@ def target_logprob(
     bias: (V,) dtype of h, or None.
     target: (R,) int64, 0 … V-1. A target out of range is a UserError, or a result of NaN with Triton on a GPU.
     softcap: > 0, in nats, or None.
-    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h: the backward pass
-    computes the softmax again, block by block.
+    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h. Where h requires grad, the
+    pass that reads the unembedding for log p also computes ∂ log p / ∂h, so no logit is computed twice or kept.
 
     Raises UserError for arguments that differ from these, and for a norm_weight, norm_bias, unembed or bias that
     requires grad while grad is enabled.
@@ -73,7 +73,8 @@ def target_logprob(
     if softcap is not None and softcap <= 0:
         raise UserError(f"target_logprob: expected softcap to be a positive number or None, got {softcap}")
     impl = choose("target_logprob", impl, _available(h), h, norm_weight, norm_bias, unembed, bias, target)
-    logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, softcap, impl)
+    sloped = h.requires_grad and torch.is_grad_enabled()
+    logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, softcap, impl, sloped)
     return logprob
 
 
@@ -94,18 +95,19 @@ def _op(
     target: Tensor,
     softcap: float | None,
     impl: str,
+    sloped: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(log p, log-sum-exp), both (R,)."""
+    """(R,) log p, and (R, d) ∂ log p / ∂h where it is asked for (`sloped`), else (0, d)."""
     # Triton's kernel returns NaN for a target out of range, because reading targets here would stall the GPU.
     if target.numel() and (impl == "reference" or target.device.type == "cpu"):
         low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= len(unembed):
             raise UserError(f"target_logprob: expected target in 0 … {len(unembed) - 1}, got values {low} … {high}")
-    if impl == "triton":
-        launch = triton_launcher("target_logprob")
-        pair: tuple[Tensor, Tensor] = launch(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
-        return pair
-    return target_logprob_reference(h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
+    args = (h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
+    if sloped:
+        return _with_slope(*args)
+    logprob = triton_launcher("target_logprob")(*args)[0] if impl == "triton" else target_logprob_reference(*args)
+    return logprob, h.new_empty((0, h.shape[1]), dtype=_wide(h.dtype))
 
 
 @_op.register_fake
@@ -120,9 +122,10 @@ def _(
     target: Tensor,
     softcap: float | None,
     impl: str,
+    sloped: bool,
 ) -> tuple[Tensor, Tensor]:
-    empty = h.new_empty(h.shape[0], dtype=_wide(h.dtype))
-    return empty, torch.empty_like(empty)
+    wide = _wide(h.dtype)
+    return h.new_empty(h.shape[0], dtype=wide), h.new_empty((h.shape[0] if sloped else 0, h.shape[1]), dtype=wide)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -156,32 +159,30 @@ def target_logprob_reference(
     bias: Tensor | None,
     target: Tensor,
     softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    """The definition of `target_logprob`, for any device: (log p, log-sum-exp), both (R,)."""
+) -> Tensor:
+    """The definition of `target_logprob`, for any device: (R,) log p."""
     x = _norm(h, norm_weight, norm_bias, eps, kind)
     logprob = h.new_empty(len(h), dtype=_wide(h.dtype))
-    total = torch.empty_like(logprob)
     for top in range(0, len(h), ROW_BLOCK):
         rows = slice(top, top + ROW_BLOCK)
-        hit = torch.zeros_like(total[rows])
+        hit = torch.zeros_like(logprob[rows])
         parts = []
         for begin in range(0, len(unembed), VOCAB_BLOCK):
             logits = _logits(x[rows], unembed, bias, softcap, begin)
             parts.append(logits.logsumexp(1))
             # The target's logit comes from the product that is summed, so that log p ≤ 0 up to a rounding.
-            column = target[rows] - begin
-            here = (column >= 0) & (column < logits.shape[1])
-            at = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-            hit = torch.where(here, at, hit)
-        total[rows] = torch.stack(parts).logsumexp(0)
-        logprob[rows] = hit - total[rows]
-    return logprob, total
+            hit = _hit(hit, logits, target[rows] - begin)
+        logprob[rows] = hit - torch.stack(parts).logsumexp(0)
+    return logprob
 
 
-@torch.library.custom_op("fasttrace::target_logprob_backward", mutates_args=())
-def _backward_op(
-    grad: Tensor,
-    total: Tensor,
+def _hit(before: Tensor, logits: Tensor, column: Tensor) -> Tensor:
+    """logits[i, column[i]] where that column is in the block, else before[i]: (rows,)."""
+    here = (column >= 0) & (column < logits.shape[1])
+    return torch.where(here, logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0], before)
+
+
+def _with_slope(
     h: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor | None,
@@ -191,26 +192,42 @@ def _backward_op(
     bias: Tensor | None,
     target: Tensor,
     softcap: float | None,
-) -> Tensor:
-    """∂/∂h of Σ_i grad[i] log p_i: grad (1[v = t] − softmax_v) at logit v, back through cap, U and the norm."""
+) -> tuple[Tensor, Tensor]:
+    """(R,) log p and (R, d) ∂ log p / ∂h, from one pass over the unembedding.
+
+    ∂ log p / ∂x = s_t U_t − Σ_v softmax_v s_v U_v, with s = ∂ cap(a) / ∂a. The sum is kept relative to the largest logit
+    so far, and scaled down where a later block has a larger one.
+    """
     wide = _wide(h.dtype)
     x = _norm(h, norm_weight, norm_bias, eps, kind)
-    grad_x = torch.zeros(h.shape, dtype=wide, device=h.device)
-    for top in range(0, len(h), ROW_BLOCK):
-        rows = slice(top, top + ROW_BLOCK)
-        scale = grad[rows, None]
+    logprob = h.new_empty(len(h), dtype=wide)
+    slope = h.new_empty(h.shape, dtype=wide)
+    for first in range(0, len(h), ROW_BLOCK):
+        rows = slice(first, first + ROW_BLOCK)
+        hit, total = torch.zeros_like(logprob[rows]), torch.zeros_like(logprob[rows])
+        top, mean = torch.full_like(hit, -torch.inf), torch.zeros_like(slope[rows])
         for begin in range(0, len(unembed), VOCAB_BLOCK):
             logits = _logits(x[rows], unembed, bias, softcap, begin)
+            hit = _hit(hit, logits, target[rows] - begin)
+            higher = torch.maximum(top, logits.amax(1))
+            # Where every logit so far is −inf, exp(−inf − −inf) would be NaN.
+            level = torch.where(higher == -torch.inf, 0.0, higher)
+            shrunk = torch.exp(top - level)
             # d cap(a) / da = 1 − (cap(a) / softcap)².
             steep = None if softcap is None else 1 - (logits / softcap).square_()
-            slope = logits.sub_(total[rows, None]).exp_().mul_(-scale)
-            column = target[rows, None] - begin
-            here = (column >= 0) & (column < slope.shape[1])
-            slope.scatter_add_(1, column.clamp(0, slope.shape[1] - 1), torch.where(here, scale, 0.0))
+            weights = logits.sub_(level[:, None]).exp_()
+            total = total * shrunk + weights.sum(1)
             if steep is not None:
-                slope *= steep
-            grad_x[rows] += linear(slope, unembed[begin : begin + VOCAB_BLOCK].to(wide).t())
-    return _norm_backward(grad_x, h.to(wide), norm_weight.to(wide), eps, kind).to(h.dtype)
+                weights *= steep
+            below = unembed[begin : begin + VOCAB_BLOCK].to(wide)
+            mean = mean.mul_(shrunk[:, None]).add_(linear(weights, below.t()))
+            top = higher
+        logprob[rows] = hit - (top + total.log())
+        own = unembed[target[rows]].to(wide)
+        if softcap is not None:
+            own = own * (1 - (hit / softcap).square())[:, None]
+        slope[rows] = own - mean / total[:, None]
+    return logprob, _norm_backward(slope, h.to(wide), norm_weight.to(wide), eps, kind)
 
 
 def _norm_backward(grad: Tensor, h: Tensor, weight: Tensor, eps: float, kind: str) -> Tensor:
@@ -225,33 +242,15 @@ def _norm_backward(grad: Tensor, h: Tensor, weight: Tensor, eps: float, kind: st
     return inverse * (grad - unit * (grad * unit).mean(-1, keepdim=True))
 
 
-@_backward_op.register_fake
-def _(
-    grad: Tensor,
-    total: Tensor,
-    h: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor | None,
-    eps: float,
-    kind: str,
-    unembed: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    softcap: float | None,
-) -> Tensor:
-    return torch.empty_like(h)
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, ctx.softcap, _ = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], h, norm_weight, norm_bias, unembed, bias, target)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    total, h, norm_weight, norm_bias, unembed, bias, target = ctx.saved_tensors
-    grad_h = _backward_op(grad, total, h, norm_weight, norm_bias, ctx.eps, ctx.kind, unembed, bias, target, ctx.softcap)
-    return (grad_h, *(None,) * 9)
+    (slope,) = ctx.saved_tensors
+    return ((grad[:, None] * slope).to(ctx.dtype), *(None,) * 10)
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
