@@ -13,7 +13,7 @@ from hooked_trace import mlp_modules
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing import prepare_edit
+from fasttrace.editing import prepare_edit, value
 from fasttrace.errors import FactError, UserError
 
 FAMILIES = ["llama", "gpt2", "gptj", "neox", "gemma2", "bloom", "falcon-rw", "opt"]
@@ -211,6 +211,28 @@ def test_real_model_is_edited_and_the_export_agrees(smollm2, tmp_path):
     with torch.no_grad():
         p = plain(torch.tensor([tokenizer(fact.text)["input_ids"]])).logits[0, -1].softmax(-1)
     assert float(p[tokenizer(" Rome")["input_ids"][0]]) == pytest.approx(row["p_after"], abs=1e-3)
+
+
+def test_edits_that_stop_early_leave_the_batch(small_tokenizer, corpus, tmp_path, monkeypatch):
+    model, moments, whole = edited("llama", small_tokenizer, corpus, tmp_path)
+    losses = sorted(row["loss"] for row in whole.scores.to_pylist() if row["loss"] is not None)
+    # Between two losses, so that no rounding decides which edits stop.
+    early_stop = sum(losses[len(losses) // 2 - 1 :][:2]) / 2
+    own = {**SETTINGS, "moments": moments, "contexts": CONTEXTS, "essence": 0, "early_stop": early_stop}
+    in_batch = []
+    losses_of = value._Objective.losses
+    monkeypatch.setattr(
+        value._Objective, "losses", lambda self, delta: in_batch.append(len(delta)) or losses_of(self, delta)
+    )
+    batch = ft.edit(model, FACTS, layers=[0, 2], **own)
+    together = list(in_batch)
+    assert together[0] == 2 * len(FACTS)
+    assert 0 < together[-1] < together[0], f"some stop and some go on, so that this test compares both: {together}"
+    for edit in batch.edits:
+        fact = next(f for f in FACTS if f.fact_id == edit.fact_id)
+        [alone] = ft.edit(model, [fact], layers=[edit.layer], **own).edits
+        assert edit.loss == pytest.approx(alone.loss, rel=1e-5)
+        torch.testing.assert_close(edit.updates[edit.layer].value, alone.updates[edit.layer].value, rtol=1e-4, atol=1e-6)
 
 
 def test_an_early_stop_takes_no_step_and_released_scores_the_first_prompt(small_tokenizer, corpus, tmp_path):

@@ -213,30 +213,36 @@ class ValueBatch:
         Return (δ (P, d) float32, the last loss of each job (P,)). Where a job diverged, its δ is 0 and its loss NaN.
         """
         v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in jobs]).float()
-        limit = settings.clamp * v0.norm(dim=1, keepdim=True)
+        length = v0.norm(dim=1)
+        limit = settings.clamp * length[:, None]
         delta = torch.zeros_like(v0, requires_grad=True)
         adam = torch.optim.Adam([delta], lr=settings.lr)
         objective = _Objective(self, jobs)
-        running = torch.ones(len(jobs), dtype=torch.bool, device=v0.device)
+        running = torch.arange(len(jobs), device=v0.device)
         last = torch.zeros(len(jobs), device=v0.device)
         for step in range(settings.steps):
             if step and self.anew:
                 self._draw_again(step)
-            nll, kl = objective.losses(delta)
-            decay = delta.norm(dim=1) / v0.norm(dim=1).square()
+            mine = delta[running]
+            nll, kl = objective.losses(mine)
+            decay = mine.norm(dim=1) / length[running].square()
             loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
-            last = torch.where(running, loss.detach(), last)
+            last[running] = loss.detach()
             if settings.early_stop is not None and not minimise:
-                running = running & (last >= settings.early_stop)
-                if not bool(running.any()):
-                    break
+                stays = loss.detach() >= settings.early_stop
+                if not bool(stays.all()):
+                    running, loss = running[stays], loss[stays]
+                    if not len(running):
+                        break
+                    objective = _Objective(self, [jobs[i] for i in running.tolist()])
             (delta.grad,) = torch.autograd.grad(loss.sum(), delta)
             before = delta.detach().clone()
             adam.step()
             with torch.no_grad():
                 norm = delta.norm(dim=1, keepdim=True)
-                delta.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
-                delta.copy_(torch.where(running[:, None], delta, before))
+                moved = delta * torch.where(norm > limit, limit / norm, torch.ones_like(norm))
+                # Adam would go on moving an edit that has stopped.
+                delta.copy_(before.index_copy(0, running, moved[running]))
         finite = torch.isfinite(delta.detach()).all(1) & torch.isfinite(last)
         return torch.where(finite[:, None], delta.detach(), 0.0), torch.where(finite, last, torch.nan)
 
