@@ -195,8 +195,8 @@ def _with_slope(
 ) -> tuple[Tensor, Tensor]:
     """(R,) log p and (R, d) ∂ log p / ∂h, from one pass over the unembedding.
 
-    ∂ log p / ∂x = s_t U_t − Σ_v softmax_v s_v U_v, with s = ∂ cap(a) / ∂a. The sum is kept relative to the largest logit
-    so far, and scaled down where a later block has a larger one.
+    ∂ log p / ∂x = s_t U_t − Σ_v softmax_v s_v U_v, with s = ∂ cap(a) / ∂a. The sum is kept relative to the largest
+    logit so far, and scaled down where a later block has a larger one.
     """
     wide = _wide(h.dtype)
     x = _norm(h, norm_weight, norm_bias, eps, kind)
