@@ -145,6 +145,37 @@ inline void check_window_restore(const Tensor& h, const Tensor& out, const Tenso
   check_alike("window_restore", "h, out and result", {&h, &out, &result});
 }
 
+inline void check_token_logprob(const Tensor& x, const Tensor& unembed, const std::optional<Tensor>& bias,
+                                const Tensor& target, double softcap, const Tensor& logprob, const Tensor& total) {
+  check(x.dim() == 2 && unembed.dim() == 2 && unembed.size(1) == x.size(1) && x.size(1) > 0 && unembed.size(0) > 0,
+        "token_logprob: expected x (R, d) and unembed (V, d), got x ", shape_of(x), " and unembed ",
+        shape_of(unembed));
+  check(is_bfloat16(x) && is_bfloat16(unembed) && x.is_contiguous() && x.is_cpu() && unembed.is_cpu(),
+        "token_logprob: expected x and unembed to be bfloat16 on the CPU, x contiguous");
+  if (bias)
+    check(bias->dim() == 1 && bias->size(0) == unembed.size(0) && is_bfloat16(*bias) && bias->is_contiguous() &&
+              bias->is_cpu(),
+          "token_logprob: expected bias to be contiguous bfloat16 of shape (", unembed.size(0),
+          ",) on the CPU, got shape ", shape_of(*bias));
+  check_row_numbers("token_logprob", "target", target);
+  check(softcap >= 0, "token_logprob: expected softcap to be positive, or 0 for none, got ", softcap);
+  check(target.size(0) == x.size(0), "token_logprob: expected target of shape (", x.size(0), ",), got ",
+        shape_of(target));
+  for (const Tensor* t : {&logprob, &total})
+    check(t->dim() == 1 && t->size(0) == x.size(0) && is_float32(*t) && t->is_contiguous() && t->is_cpu(),
+          "token_logprob: expected logprob and total to be contiguous float32 of shape (", x.size(0),
+          ",) on the CPU, got shape ", shape_of(*t));
+}
+
+inline void check_token_logprob_backward(const Tensor& grad, const Tensor& total, const Tensor& x,
+                                         const Tensor& unembed, const std::optional<Tensor>& bias,
+                                         const Tensor& target, double softcap, const Tensor& grad_x) {
+  check_token_logprob(x, unembed, bias, target, softcap, grad, total);
+  check(shape_of(grad_x) == shape_of(x) && is_float32(grad_x) && grad_x.is_contiguous() && grad_x.is_cpu(),
+        "token_logprob_backward: expected grad_x to be contiguous float32 of shape ", shape_of(x), ", got shape ",
+        shape_of(grad_x));
+}
+
 inline void check_rank_one_add(const Tensor& y, const Tensor& x, const Tensor& edit, const Tensor& key,
                                const Tensor& value) {
   check(y.dim() == 2 && x.dim() == 2 && edit.dim() == 1 && key.dim() == 3 && value.dim() == 3 &&

@@ -21,6 +21,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def("silu_mul_(Tensor(a!) gate, Tensor up) -> ()");
   library.def("gelu_tanh_(Tensor(a!) x) -> ()");
   library.def("window_restore_(Tensor h, Tensor out, Tensor base, Tensor source, Tensor(a!) result) -> ()");
+  library.def(
+      "token_logprob_(Tensor x, Tensor unembed, Tensor? bias, Tensor target, float softcap, Tensor(a!) logprob, "
+      "Tensor(b!) total) -> ()");
+  library.def(
+      "token_logprob_backward_(Tensor grad, Tensor total, Tensor x, Tensor unembed, Tensor? bias, Tensor target, "
+      "float softcap, Tensor(a!) grad_x) -> ()");
+  library.def("bfloat16_products() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
@@ -34,6 +41,13 @@ STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
   library.impl("silu_mul_", TORCH_BOX(&fasttrace::silu_mul_cpu));
   library.impl("gelu_tanh_", TORCH_BOX(&fasttrace::gelu_tanh_cpu));
   library.impl("window_restore_", TORCH_BOX(&fasttrace::window_restore_cpu));
+  library.impl("token_logprob_", TORCH_BOX(&fasttrace::token_logprob_cpu));
+  library.impl("token_logprob_backward_", TORCH_BOX(&fasttrace::token_logprob_backward_cpu));
+}
+
+// It takes no tensor, so no device chooses its kernel.
+STABLE_TORCH_LIBRARY_IMPL(fasttrace, CompositeExplicitAutograd, library) {
+  library.impl("bfloat16_products", TORCH_BOX(&fasttrace::bfloat16_products));
 }
 
 FASTTRACE_MODULE(_C)

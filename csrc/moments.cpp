@@ -4,9 +4,6 @@
 // A tile (p, q), p <= q, is the W x W product of two panels. Its sums stay in float32 registers for `flush` rows and
 // are then added to a float64 tile, so the error does not grow with n. C is touched once per tile and block of rows.
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
@@ -21,18 +18,6 @@ namespace {
 constexpr int64_t flush = 32;         // rows summed in float32 before they are added to the float64 tile
 constexpr int64_t block_rows = 1024;  // rows packed at once: one panel fits the second-level cache
 constexpr int max_panel = 48;
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-template <class T>
-std::unique_ptr<T[], Free> aligned(int64_t count) {
-  const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
-  void* p = std::aligned_alloc(64, bytes ? bytes : 64);
-  if (p == nullptr) throw std::bad_alloc();
-  return std::unique_ptr<T[], Free>(static_cast<T*>(p));
-}
 
 // tile (3V, 3V) float64 += aᵀ b for packed panels a, b (rows, 3V). A vector has V floats; MR rows are in registers.
 template <int V, int MR>

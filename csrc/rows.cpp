@@ -124,32 +124,10 @@ struct WindowRestore {
   }
 };
 
-// A body is compiled once per instruction set, each time in a separate function into which all of it is inlined.
-template <class Body, class... Arguments>
-void in_baseline(const Body& body, Arguments... arguments) {
-  body(arguments...);
-}
-
-#if defined(__x86_64__)
-template <class Body, class... Arguments>
-FT_AVX2 void in_avx2(const Body& body, Arguments... arguments) {
-  body(arguments...);
-}
-
-template <class Body, class... Arguments>
-FT_AVX512 void in_avx512(const Body& body, Arguments... arguments) {
-  body(arguments...);
-}
-#endif
-
 // Runs body over [0, count) on all of torch's threads; each index writes `step` elements.
 template <class Body, class... Pointers>
 void over(const Body& body, int64_t count, int64_t step, Pointers... pointers) {
-  auto* kernel = in_baseline<Body, Pointers..., int64_t, int64_t>;
-#if defined(__x86_64__)
-  if (isa() == Isa::avx2) kernel = in_avx2<Body, Pointers..., int64_t, int64_t>;
-  if (isa() == Isa::avx512) kernel = in_avx512<Body, Pointers..., int64_t, int64_t>;
-#endif
+  auto* kernel = compiled_here<Body, Pointers..., int64_t, int64_t>();
   torch::stable::parallel_for(0, count, 1 + 32768 / step, [&](int64_t begin, int64_t end) {
     kernel(body, pointers..., begin, end);
   });

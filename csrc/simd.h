@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #define FT_INLINE inline __attribute__((always_inline))
 
@@ -32,6 +35,47 @@ inline Isa isa() {
 #else
   return Isa::baseline;
 #endif
+}
+
+// A body is compiled once per instruction set, each time in a separate function into which all of it is inlined.
+template <class Body, class... Arguments>
+void in_baseline(const Body& body, Arguments... arguments) {
+  body(arguments...);
+}
+
+#if defined(__x86_64__)
+template <class Body, class... Arguments>
+FT_AVX2 void in_avx2(const Body& body, Arguments... arguments) {
+  body(arguments...);
+}
+
+template <class Body, class... Arguments>
+FT_AVX512 void in_avx512(const Body& body, Arguments... arguments) {
+  body(arguments...);
+}
+#endif
+
+// The function that runs a body with the instruction set of this CPU.
+template <class Body, class... Arguments>
+auto compiled_here() -> void (*)(const Body&, Arguments...) {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return in_avx512<Body, Arguments...>;
+  if (isa() == Isa::avx2) return in_avx2<Body, Arguments...>;
+#endif
+  return in_baseline<Body, Arguments...>;
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Memory for `count` elements that begins at a cache line.
+template <class T>
+std::unique_ptr<T[], Free> aligned(int64_t count) {
+  const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
+  void* p = std::aligned_alloc(64, bytes ? bytes : 64);
+  if (p == nullptr) throw std::bad_alloc();
+  return std::unique_ptr<T[], Free>(static_cast<T*>(p));
 }
 
 // bfloat16 is the upper half of a float32.

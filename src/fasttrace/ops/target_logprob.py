@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.errors import UserError
+from fasttrace.ops import native
 from fasttrace.ops.dispatch import choose, triton_launcher
 from fasttrace.ops.linear import linear
 
-IMPLEMENTATIONS = ("reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # 256 x 8192 float32 logits stay in cache: 512 rows and a (49152, 576) unembedding take 90 ms, whole rows 149 ms.
 ROW_BLOCK, VOCAB_BLOCK = 256, 8192
+# Whether the processor multiplies bfloat16 itself. Elsewhere the compiled kernel is slower than the reference's products.
+NATIVE_IS_FASTER = native.unavailable_reason() is None and torch.ops.fasttrace.bfloat16_products() > 0
 
 
 def target_logprob(
@@ -42,6 +44,9 @@ def target_logprob(
     bias: (V,) dtype of h, or None.
     target: (R,) int64, 0 … V-1. A target out of range is a UserError, or a result of NaN with Triton on a GPU.
     softcap: > 0, in nats, or None.
+    impl: "native" is for bfloat16 on a CPU. It multiplies bfloat16 and sums in float32, by the processor's own products
+        where it has AMX or AVX512_BF16; "auto" takes it there. The reference widens both factors to float32. Neither
+        rounds a logit to bfloat16.
     Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h. Where h requires grad, the
     pass that reads the unembedding for log p also computes ∂ log p / ∂h, so no logit is computed twice or kept.
 
@@ -72,7 +77,9 @@ def target_logprob(
         raise UserError("target_logprob: expected norm_bias to be None for kind 'rms', got a tensor")
     if softcap is not None and softcap <= 0:
         raise UserError(f"target_logprob: expected softcap to be a positive number or None, got {softcap}")
-    impl = choose("target_logprob", impl, _available(h), h, norm_weight, norm_bias, unembed, bias, target)
+    tensors = (h, norm_weight, norm_bias, unembed, bias, target)
+    faster = lambda name: name != "native" or NATIVE_IS_FASTER  # noqa: E731
+    impl = choose("target_logprob", impl, _available(h), *tensors, worthwhile=faster)
     sloped = h.requires_grad and torch.is_grad_enabled()
     logprob, _ = _op(h, norm_weight, norm_bias, float(eps), kind, unembed, bias, target, softcap, impl, sloped)
     return logprob
@@ -80,7 +87,16 @@ def target_logprob(
 
 def _available(h: Tensor) -> dict[str, str | None]:
     why = "the Triton kernel sums in float32 and h is float64" if h.dtype == torch.float64 else None
-    return {"reference": None, "triton": why}
+    return {"reference": None, "triton": why, "native": _native_reason(h)}
+
+
+def _native_reason(h: Tensor) -> str | None:
+    """Why the compiled kernel cannot take these rows, or None where it can."""
+    if h.device.type != "cpu":
+        return f"the compiled kernel is for the CPU, these are on {h.device}"
+    if h.dtype != torch.bfloat16:
+        return f"the compiled kernel takes bfloat16, these are {h.dtype}"
+    return native.unavailable_reason()
 
 
 @torch.library.custom_op("fasttrace::target_logprob", mutates_args=())
@@ -99,11 +115,13 @@ def _op(
 ) -> tuple[Tensor, Tensor]:
     """(R,) log p, and (R, d) ∂ log p / ∂h where it is asked for (`sloped`), else (0, d)."""
     # Triton's kernel returns NaN for a target out of range, because reading targets here would stall the GPU.
-    if target.numel() and (impl == "reference" or target.device.type == "cpu"):
+    if target.numel() and (impl != "triton" or target.device.type == "cpu"):
         low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= len(unembed):
             raise UserError(f"target_logprob: expected target in 0 … {len(unembed) - 1}, got values {low} … {high}")
     args = (h, norm_weight, norm_bias, eps, kind, unembed, bias, target, softcap)
+    if impl == "native":
+        return _compiled(*args, sloped)
     if sloped:
         return _with_slope(*args)
     logprob = triton_launcher("target_logprob")(*args)[0] if impl == "triton" else target_logprob_reference(*args)
@@ -147,6 +165,30 @@ def _logits(x: Tensor, unembed: Tensor, bias: Tensor | None, softcap: float | No
     block = slice(begin, begin + VOCAB_BLOCK)
     logits = linear(x.to(wide), unembed[block].to(wide), None if bias is None else bias[block].to(wide))
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _compiled(
+    h: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    unembed: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    softcap: float | None,
+    sloped: bool,
+) -> tuple[Tensor, Tensor]:
+    """The values of `_op` by the compiled kernel, whose second pass for the slope computes the logits again."""
+    x = _norm(h, norm_weight, norm_bias, eps, kind).contiguous()
+    args = (x, unembed, None if bias is None else bias.contiguous(), target.contiguous(), softcap or 0.0)
+    logprob, total = (h.new_empty(len(h), dtype=torch.float32) for _ in range(2))
+    torch.ops.fasttrace.token_logprob_(*args, logprob, total)
+    slope = h.new_empty((len(h) if sloped else 0, h.shape[1]), dtype=torch.float32)
+    if sloped:
+        torch.ops.fasttrace.token_logprob_backward_(torch.ones_like(total), total, *args, slope)
+        slope = _norm_backward(slope, h.float(), norm_weight.float(), eps, kind)
+    return logprob, slope
 
 
 def target_logprob_reference(
@@ -204,7 +246,8 @@ def _with_slope(
     slope = h.new_empty(h.shape, dtype=wide)
     for first in range(0, len(h), ROW_BLOCK):
         rows = slice(first, first + ROW_BLOCK)
-        hit, total = torch.zeros_like(logprob[rows]), torch.zeros_like(logprob[rows])
+        # A target outside the vocabulary stays NaN, as in Triton's kernel.
+        hit, total = torch.full_like(logprob[rows], torch.nan), torch.zeros_like(logprob[rows])
         top, mean = torch.full_like(hit, -torch.inf), torch.zeros_like(slope[rows])
         for begin in range(0, len(unembed), VOCAB_BLOCK):
             logits = _logits(x[rows], unembed, bias, softcap, begin)
@@ -223,7 +266,7 @@ def _with_slope(
             mean = mean.mul_(shrunk[:, None]).add_(linear(weights, below.t()))
             top = higher
         logprob[rows] = hit - (top + total.log())
-        own = unembed[target[rows]].to(wide)
+        own = unembed[target[rows].clamp(0, len(unembed) - 1)].to(wide)
         if softcap is not None:
             own = own * (1 - (hit / softcap).square())[:, None]
         slope[rows] = own - mean / total[:, None]
