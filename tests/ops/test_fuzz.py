@@ -19,6 +19,7 @@ from fasttrace.ops import (
     adam_linf_,
     gelu_tanh_,
     linear,
+    native,
     noised_embed,
     rank_one_,
     rank_one_add_,
@@ -313,6 +314,15 @@ def test_reference_and_auto(op: str, data: st.DataObject) -> None:
     if exact.numel():
         gap = (double(call("reference")) - exact).abs().max()
         assert gap <= 64 * torch.finfo(drawn.dtype).eps * (1 + exact.abs().max())
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=f"{native.unavailable_reason()}")
+@FUZZ
+@given(data=st.data())
+def test_native_scores(data: st.DataObject) -> None:
+    """A processor without products of bfloat16 takes them for "auto" nowhere."""
+    call, exact = of_target_logprob(Drawn(data, "cpu", [torch.bfloat16]))
+    check(call, exact, "native")
 
 
 @pytest.mark.parametrize("op", TILED)

@@ -1,6 +1,4 @@
-"""The C++ sources compiled for the two smaller instruction sets, as a CPU without AVX-512 runs them, and for the
-sanitizers.
-"""
+"""The C++ sources compiled for lesser instruction sets than this CPU has, and for the sanitizers."""
 
 import json
 import os
@@ -13,15 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from fasttrace.ops import native
+
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 TORCH = Path(torch.__file__).resolve().parent
-SETS = {"baseline": 0, "avx2": 1}
+SETS = {
+    "baseline": "FASTTRACE_ISA=0",
+    "avx2": "FASTTRACE_ISA=1",
+    "avx512": "FASTTRACE_PRODUCTS=0",
+    "avx512_bf16": "FASTTRACE_PRODUCTS=1",
+}
 
 MEASURE = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 torch.manual_seed(0)
-names = ("moment", "rank_one", "rank_one_add", "adam", "rows", "attention float32", "attention bfloat16")
+names = ("moment", "rank_one", "rank_one_add", "adam", "rows", "attention float32", "attention bfloat16", "score", "slope")
 worst = dict.fromkeys(names, 0.0)
 for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
     for dtype in (torch.float32, torch.bfloat16):
@@ -106,6 +111,39 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
                     error = (mixed[b : b + t] - wanted).abs().max().item() / unit
                     name = f"attention {str(dtype)[6:]}"
                     worst[name] = max(worst[name], error)
+# Rows and tokens beside the borders of tiles (16, 32), of what a product of the gradient sums (256) and of shares (2048).
+for n, d, vocab, bias, cap in (
+    (1, 1, 1, 0, 0), (3, 7, 16, 1, 0), (17, 33, 97, 1, 2), (33, 64, 2049, 0, 0), (150, 96, 2304, 1, 30), (2, 576, 4097, 0, 0)
+):
+    x, U, b = (torch.randn(*shape).bfloat16() for shape in ((n, d), (vocab, d), (vocab,)))
+    b, target = b if bias else None, torch.randint(0, vocab, (n,))
+    target[:2] = torch.tensor([vocab - 1, 0])[:n]
+    wide = x.double().requires_grad_()
+    a = wide @ U.double().T + (b.double() if bias else 0)
+    wanted = (cap * (a / cap).tanh() if cap else a).log_softmax(1).gather(1, target[:, None])[:, 0]
+    g = torch.randn(n)
+    (slope,) = torch.autograd.grad(wanted, wide, g.double())
+    first = None
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found, total, grad = (torch.full(shape, torch.nan) for shape in ((n,), (n,), (n, d)))
+        # Rows of U with NaN between them, and U stored by columns.
+        gaps = torch.full((vocab, 2 * d), torch.nan, dtype=torch.bfloat16)
+        gaps[:, :d] = U
+        for V in (U, gaps[:, :d], U.t().contiguous().t()):
+            torch.ops.fasttrace.token_logprob_(x, V, b, target, cap, found, total)
+            torch.ops.fasttrace.token_logprob_backward_(g, total, x, V, b, target, cap, grad)
+            now = (found.clone(), total.clone(), grad.clone())
+            first = first or now
+            assert all(torch.equal(p, q) for p, q in zip(now, first))
+    # Sums of d products in float32: the rounding of each sum, of which errors add up like a random walk.
+    unit = 2.0**-24 * d**0.5 * (x.double().abs() @ U.double().abs().T).max()
+    worst["score"] = max(worst["score"], ((found - wanted).abs().max() / (unit + 2.0**-22 * wanted.abs().max())).item())
+    # The slopes are sums of two bfloat16: 17 bits.
+    size = g.abs().max().double() * U.double().abs().max()
+    worst["slope"] = max(worst["slope"], ((grad - slope).abs().max() / (size * (unit + 2.0**-17))).item())
+torch.ops.fasttrace.token_logprob_(x[:2] * torch.tensor([[1], [torch.nan]]), U, b, target[:2], 0, found[:2], total[:2])
+assert found[:2].isnan().tolist() == [False, True]
 print(json.dumps(worst))
 """
 
@@ -136,14 +174,23 @@ def check(worst: dict[str, float]) -> None:
     assert worst["adam"] <= 1e-6
     assert worst["rows"] <= 5.0  # units of the dtype, mostly of float32's sums and exponential; bfloat16 takes only two
     assert worst["attention float32"] <= 16.0  # values are up to 3 and follow an exponential of a sum over the head
+    assert worst["score"] <= 1.0
+    assert worst["slope"] <= 1.0
     assert worst["attention bfloat16"] <= 2.0  # computed in float32, so little more than the final rounding
 
 
-@pytest.mark.parametrize("name", ["baseline", pytest.param("avx2", marks=pytest.mark.slow)])
+def has(name: str) -> bool:
+    """Whether this CPU has more than the set, so that compiling for the set tests another path."""
+    most = "AVX512" if "AVX512" in torch.backends.cpu.get_cpu_capability() else torch.backends.cpu.get_cpu_capability()
+    products = torch.ops.fasttrace.bfloat16_products() if native.unavailable_reason() is None else 0
+    return {"baseline": True, "avx2": most in ("AVX2", "AVX512"), "avx512": products > 0, "avx512_bf16": products > 1}[name]
+
+
+@pytest.mark.parametrize("name", ["baseline", *(pytest.param(one, marks=pytest.mark.slow) for one in list(SETS)[1:])])
 def test_smaller_instruction_sets_compute_the_same(name: str, tmp_path: Path) -> None:
-    if name == "avx2" and "AVX2" not in torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX2"):
-        pytest.skip("this CPU has no AVX2")
-    check(measure(tmp_path, ["-O2", f"-DFASTTRACE_ISA={SETS[name]}"]))
+    if not has(name):
+        pytest.skip(f"this CPU has no {name}, or nothing beyond it")
+    check(measure(tmp_path, ["-O2", f"-D{SETS[name]}"]))
 
 
 @pytest.mark.slow

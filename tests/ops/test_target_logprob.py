@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from fasttrace.errors import UserError
+from fasttrace.ops import native
 from fasttrace.ops.target_logprob import _op, target_logprob
 
 module = importlib.import_module("fasttrace.ops.target_logprob")
@@ -14,6 +15,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 CAPS = [None, 2.0]
 NORMS = [("rms", False, False), ("layer", True, True), ("layer", False, False)]
 EPS = 1e-5
+needs_native = pytest.mark.skipif(native.unavailable_reason() is not None, reason=f"{native.unavailable_reason()}")
 
 
 def draw(rows, d, vocab, dtype=torch.float32, kind="rms", bias=False, norm_bias=True, scale=1.0):
@@ -142,6 +144,95 @@ def test_opcheck(kind):
         torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], softcap, "reference", True))
 
 
+@needs_native
+def test_opcheck_of_native():
+    args = draw(3, 6, 11, torch.bfloat16, bias=True)
+    torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], 2.0, "native"))
+
+
+@needs_native
+@pytest.mark.parametrize(("kind", "bias", "norm_bias"), NORMS)
+@pytest.mark.parametrize(("rows", "d", "vocab"), [(1, 1, 2), (3, 7, 16), (140, 48, 2051), (17, 576, 300), (0, 4, 5)])
+@pytest.mark.parametrize("softcap", CAPS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_native_equals_float64(softcap, rows, d, vocab, kind, bias, norm_bias):
+    """An error of at most twice that of float32 products, plus some roundings of the result."""
+    args = (*draw(rows, d, vocab, torch.bfloat16, kind, bias, norm_bias), softcap)
+
+    def run(impl):
+        leaf = args[0].clone().requires_grad_()
+        logprob = target_logprob(leaf, *args[1:], impl=impl)
+        (g,) = torch.autograd.grad(logprob, leaf, torch.linspace(-1, 1, rows))
+        return logprob.detach(), g
+
+    # The reference in float64, on the norm rounded to bfloat16.
+    norm = module._norm(*args[:5]).double().requires_grad_()
+    logits = functional.linear(norm, args[5].double(), None if args[6] is None else args[6].double())
+    capped = logits if softcap is None else softcap * (logits / softcap).tanh()
+    exact = capped.log_softmax(-1).gather(1, args[7][:, None])[:, 0]
+    (exact_x,) = torch.autograd.grad(exact, norm, torch.linspace(-1, 1, rows).double())
+    exact_h = module._norm_backward(exact_x, args[0].double(), args[1].double(), EPS, kind)
+    (own, own_h), (got, got_h) = run("reference"), run("native")
+    assert got.dtype == torch.float32
+    assert got_h.dtype == torch.bfloat16
+    if rows:
+        eps = torch.finfo(torch.float32).eps
+        assert (got - exact).abs().max() <= 2 * (own - exact).abs().max() + 4 * eps * (1 + exact.abs().max())
+        rounding = torch.finfo(torch.bfloat16).eps / 8  # beside the final rounding, which both have
+        assert (got_h - exact_h).abs().max() <= (own_h - exact_h).abs().max() + rounding * exact_h.abs().max()
+
+
+@needs_native
+def test_native_does_not_depend_on_the_number_of_threads():
+    args = draw(150, 40, 5000, torch.bfloat16, bias=True)
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        leaf = args[0].clone().requires_grad_()
+        logprob = target_logprob(leaf, *args[1:], impl="native")
+        found.append((logprob, *torch.autograd.grad(logprob.sum(), leaf)))
+    for one in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(one, found[0], strict=True))
+
+
+@needs_native
+def test_native_extreme_logits_and_strides():
+    args = list(draw(33, 16, 300, torch.bfloat16, scale=100.0))
+    args[7][:2] = torch.tensor([299, 0])
+    for softcap in (None, 30.0):
+        once = target_logprob(*args, softcap, impl="native")
+        assert_as_exact_as_whole_rows(once, (*args, softcap))
+        turned = [*args[:5], args[5].t().contiguous().t(), *args[6:], softcap]
+        assert torch.equal(target_logprob(*turned, impl="native"), once)
+
+
+@needs_native
+@pytest.mark.parametrize("softcap", CAPS)
+def test_native_nan_and_infinity(softcap):
+    args = list(draw(4, 6, 70, torch.bfloat16, bias=True))
+    args[0][1] = torch.nan
+    assert target_logprob(*args, softcap, impl="native").isnan().tolist() == [False, True, False, False]
+    args[0][1] = 1.0
+    args[6][5] = -torch.inf  # a token that is never next
+    args[7][:] = 7
+    found, wanted = (target_logprob(*args, softcap, impl=impl) for impl in ("native", "reference"))
+    torch.testing.assert_close(found, wanted)
+    args[6][5] = torch.inf
+    found, wanted = (target_logprob(*args, softcap, impl=impl) for impl in ("native", "reference"))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_auto_takes_native_where_the_processor_multiplies_bfloat16(monkeypatch):
+    taken = []
+    monkeypatch.setattr(module, "_op", lambda *args: (taken.append(args[-1]), None))
+    for faster in (False, True):
+        monkeypatch.setattr(module, "NATIVE_IS_FASTER", faster)
+        for dtype in (torch.bfloat16, torch.float32):
+            target_logprob(*draw(3, 6, 11, dtype))
+    available = native.unavailable_reason() is None
+    assert taken == ["reference", "reference", "native" if available else "reference", "reference"]
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize(("kind", "bias", "norm_bias"), NORMS)
 @pytest.mark.parametrize(("rows", "d", "vocab"), [(1, 1, 2), (140, 48, 2051), (0, 4, 5)])
@@ -224,6 +315,12 @@ def test_a_softcap_that_is_not_positive_is_refused():
 def test_triton_refuses_float64():
     with pytest.raises(UserError, match=r"impl='triton' was asked for, but .*float64; possible: reference"):
         target_logprob(*draw(3, 6, 11, torch.float64), impl="triton")
+
+
+@needs_native
+def test_native_refuses_float32():
+    with pytest.raises(UserError, match=r"impl='native' was asked for, but .*float32; possible: reference"):
+        target_logprob(*draw(3, 6, 11), impl="native")
 
 
 @pytest.mark.gpu
