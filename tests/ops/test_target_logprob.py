@@ -147,7 +147,7 @@ def test_opcheck(kind):
 @needs_native
 def test_opcheck_of_native():
     args = draw(3, 6, 11, torch.bfloat16, bias=True)
-    torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], 2.0, "native"))
+    torch.library.opcheck(_op, (args[0].requires_grad_(), *args[1:], 2.0, "native", True))
 
 
 @needs_native
@@ -224,7 +224,7 @@ def test_native_nan_and_infinity(softcap):
 
 def test_auto_takes_native_where_the_processor_multiplies_bfloat16(monkeypatch):
     taken = []
-    monkeypatch.setattr(module, "_op", lambda *args: (taken.append(args[-1]), None))
+    monkeypatch.setattr(module, "_op", lambda *args: (taken.append(args[-2]), None))
     for faster in (False, True):
         monkeypatch.setattr(module, "NATIVE_IS_FASTER", faster)
         for dtype in (torch.bfloat16, torch.float32):
