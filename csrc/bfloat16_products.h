@@ -212,7 +212,7 @@ inline void multiply_amx(const uint16_t* a, int64_t stride, const uint32_t* b, i
 }
 #endif
 
-inline Multiply multiply_of(Products which) {
+inline Multiply multiply_of([[maybe_unused]] Products which) {
 #if defined(__x86_64__)
   if (which == Products::amx) return multiply_amx;
   if (which == Products::avx512_bf16) return multiply_avx512_bf16;
@@ -244,7 +244,7 @@ class Multiplying {
   Multiplying& operator=(const Multiplying&) = delete;
 
  private:
-  bool tiles_;
+  [[maybe_unused]] bool tiles_;
 };
 
 // Packs b as Multiply reads it: element (k, j) of the matrix is from[k · row + j · column]. Rows past `depth`, up to
