@@ -1,9 +1,9 @@
 // The score of bfloat16 rows: log p of one token a row from products of bfloat16, and its gradient. No logit is stored,
 // and none is rounded to bfloat16.
 //
-// The product is U xᵀ: tokens by rows. U is read in place and x is packed once. A vector then holds one token's logits of
-// 16 rows, so maxima and sums of exponentials need no sum across a vector. The vocabulary is cut into shares, which are
-// merged in their order. Neither a share nor a row's sums depend on the number of threads.
+// The product is U xᵀ: tokens by rows. U is read in place and x is packed once. A vector then holds one token's logits
+// of 16 rows, so maxima and sums of exponentials need no sum across a vector. The vocabulary is cut into shares, which
+// are merged in their order. Neither a share nor a row's sums depend on the number of threads.
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
@@ -194,8 +194,8 @@ struct GradientShare {
   }
 };
 
-// Runs work(item) for every item below `count` on torch's threads. Each takes items from one counter, so that a slow core
-// delays only its own.
+// Runs thread(next) on torch's threads. next() is an item below `count`, or -1 after the last: all take items from one
+// counter, so that a slow core delays only its own.
 template <class Thread>
 void share_out(int64_t count, const Thread& thread) {
   std::atomic<int64_t> next{0};

@@ -113,7 +113,7 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
                     name = f"attention {str(dtype)[6:]}"
                     worst[name] = max(worst[name], error)
 # Rows and tokens beside the borders of tiles (16, 32), of a product of the gradient (256) and of shares (2048).
-SIZES = [(1, 1, 1, 0, 0), (3, 7, 16, 1, 0), (17, 33, 97, 1, 2), (33, 64, 2049, 0, 0), (150, 96, 2304, 1, 30)]
+SIZES = [(1, 1, 1, 0, 0), (3, 7, 16, 1, 0), (17, 33, 97, 1, 2), (33, 64, 2049, 0, 0), (150, 40, 2304, 1, 30)]
 for n, d, vocab, bias, cap in (*SIZES, (2, 576, 4097, 0, 0)):
     x, U, b = (torch.randn(*shape).bfloat16() for shape in ((n, d), (vocab, d), (vocab,)))
     b, target = b if bias else None, torch.randint(0, vocab, (n,))
@@ -130,7 +130,7 @@ for n, d, vocab, bias, cap in (*SIZES, (2, 576, 4097, 0, 0)):
         # Rows of U with NaN between them, and U stored by columns.
         gaps = torch.full((vocab, 2 * d), torch.nan, dtype=torch.bfloat16)
         gaps[:, :d] = U
-        for V in (U, gaps[:, :d], U.t().contiguous().t()):
+        for V in (U, gaps[:, :d], U.t().contiguous().t())[: 3 if threads == 1 else 1]:
             torch.ops.fasttrace.token_logprob_(x, V, b, target, cap, found, total)
             torch.ops.fasttrace.token_logprob_backward_(g, total, x, V, b, target, cap, grad)
             now = (found.clone(), total.clone(), grad.clone())
