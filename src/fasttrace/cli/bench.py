@@ -5,15 +5,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
-import pyarrow as pa
 from click.core import ParameterSource
 
 import fasttrace as ft
 from fasttrace.errors import UserError
-from fasttrace.kernels import tiles
 from fasttrace.places import check_file
 
-from .options import bar, emit, options
+from .options import Rows, bar, emit, options
 
 if TYPE_CHECKING:
     from fasttrace.benchmarks.result import BenchRow
@@ -54,10 +52,11 @@ def bench(
     --tune records the fastest tile in the cache folder, and every later launch on this device uses it.
     """
     from fasttrace import benchmarks
+    from fasttrace.kernels import tiles
 
     if listing:
         named = [{"op": op, "sizes": _words(benchmarks.sizes_of(op))} for op in benchmarks.OPS]
-        emit(pa.Table.from_pylist(named), as_json)
+        emit(named, as_json)
         return
     context = click.get_current_context()
     if tuning and context.get_parameter_source("device") is ParameterSource.DEFAULT:
@@ -101,6 +100,7 @@ def bench(
 def _record(tried: "list[BenchRow]", dtype: str, device: str) -> None:
     """Add the fastest tile of an op's rows to the user's record, if the device is a GPU."""
     from fasttrace import benchmarks
+    from fasttrace.kernels import tiles
 
     what = f"{tried[0]['benchmark']} in {dtype}"
     best = benchmarks.fastest(tried, dtype)
@@ -113,7 +113,7 @@ def _record(tried: "list[BenchRow]", dtype: str, device: str) -> None:
         click.echo(f"{what}: {best['impl']}, recorded in {tiles.records()[1]}", err=True)
 
 
-def _table(rows: "list[BenchRow]") -> pa.Table:
+def _table(rows: "list[BenchRow]") -> Rows:
     reference = next((row["seconds"] for row in rows if row["impl"] == "reference"), None)
     shown: list[dict[str, Any]] = []
     for row in rows:
@@ -136,7 +136,7 @@ def _table(rows: "list[BenchRow]") -> pa.Table:
         shown.append(columns)
     names = list(dict.fromkeys(name for row in shown for name in row))
     filled = [name for name in names if any(row.get(name) is not None for row in shown)]
-    return pa.Table.from_pylist([{name: row.get(name) for name in filled} for row in shown])
+    return [{name: row.get(name) for name in filled} for row in shown]
 
 
 def _short(difference: float | None) -> str | None:

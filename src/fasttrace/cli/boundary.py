@@ -17,30 +17,30 @@ from fasttrace.places import why_full
 
 from . import signals
 
-# verb → (module, its line in the help), in the order in which a study needs them
+# verb → (module, what it imports before it runs, its line in the help), in the order in which a study needs them
 VERBS = {
-    "facts": ("trace", "List, filter and test facts."),
-    "trace": ("trace", "Measure the probability that restoring each window brings back."),
-    "stats": ("trace", "Collect the second moments of keys."),
-    "edit": ("edit", "Edit each fact at each layer, and score every edit."),
-    "mass": ("edit", "Edit many facts into one model, and score all of them."),
-    "tune": ("edit", "Choose the best of a hyperparameter's values."),
-    "export": ("edit", "Write an edited model that transformers can load."),
-    "study": ("study", "Trace, edit, analyse and report, as one resumable study."),
-    "demo": ("study", "Run the small study 'demo', from facts to report."),
-    "sql": ("sql", "Query a store with SQL."),
-    "regress": ("regress", "Regress an edit score on layer, tracing effect or any column."),
-    "tables": ("read", "Print the paper's tables from the data of a store."),
-    "figures": ("read", "Draw the paper's figures from the data of a store."),
-    "report": ("read", "Write a report on a store as one HTML file."),
-    "claims": ("claims", "Print which of the paper's claims a store confirms or refutes."),
-    "bench": ("bench", "Time ops beside their reference and other ways."),
-    "env": ("machine", "Print versions and devices, for a bug report."),
+    "facts": ("trace", "fasttrace.workflow", "List, filter and test facts."),
+    "trace": ("trace", "fasttrace.workflow", "Measure the probability that restoring each window brings back."),
+    "stats": ("trace", "fasttrace.workflow", "Collect the second moments of keys."),
+    "edit": ("edit", "fasttrace.workflow", "Edit each fact at each layer, and score every edit."),
+    "mass": ("edit", "fasttrace.workflow", "Edit many facts into one model, and score all of them."),
+    "tune": ("edit", "fasttrace.workflow", "Choose the best of a hyperparameter's values."),
+    "export": ("edit", "fasttrace.workflow", "Write an edited model that transformers can load."),
+    "study": ("study", "fasttrace.study", "Trace, edit, analyse and report, as one resumable study."),
+    "demo": ("study", "fasttrace.study", "Run the small study 'demo', from facts to report."),
+    "sql": ("sql", "fasttrace.store", "Query a store with SQL."),
+    "regress": ("regress", "fasttrace.store", "Regress an edit score on layer, tracing effect or any column."),
+    "tables": ("read", "fasttrace.store", "Print the paper's tables from the data of a store."),
+    "figures": ("read", "fasttrace.store", "Draw the paper's figures from the data of a store."),
+    "report": ("read", "fasttrace.store", "Write a report on a store as one HTML file."),
+    "claims": ("claims", "fasttrace.store", "Print which of the paper's claims a store confirms or refutes."),
+    "bench": ("bench", "fasttrace.benchmarks", "Time ops beside their reference and other ways."),
+    "env": ("machine", "fasttrace.ops", "Print versions and devices, for a bug report."),
 }
 
 
 class _Verbs(click.Group):
-    """The verbs. A verb's module, and with it torch, is imported once the verb is named, so that --help needs none."""
+    """The verbs. What a verb needs, torch above all, is imported once its words are read and do not ask for help."""
 
     def list_commands(self, ctx: click.Context | None) -> list[str]:
         return list(VERBS)
@@ -53,13 +53,19 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        found = super().resolve_command(ctx, args)
-        signals.begin()  # all is imported
-        return found
+        name, verb, rest = super().resolve_command(ctx, args)
+        if name is not None and verb is not None and not ctx.resilient_parsing:
+            own = click.Context(verb, ctx, name)
+            given, _, _ = verb.make_parser(own).parse_args(list(rest))
+            asks = verb.get_help_option(own)
+            if asks is None or not given.get(asks.name):
+                import_module(VERBS[name][1])
+                signals.begin()  # all is imported
+        return name, verb, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+            formatter.write_dl([(name, line) for name, (*_, line) in VERBS.items()])
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

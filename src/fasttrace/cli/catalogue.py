@@ -2,14 +2,16 @@
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from rich.console import Console
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-def listed(saved: Mapping[str, Any]) -> pa.Table:
+def listed(saved: Mapping[str, Any]) -> "pa.Table":
     """The saved queries, the user's own first: name, kind, answers, grain, parameters, about_parameters."""
+    import pyarrow as pa
+
     from fasttrace.store.texts import RELATIONS
 
     rows = [
@@ -27,8 +29,10 @@ def listed(saved: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def rendered(table: pa.Table) -> str:
+def rendered(table: "pa.Table") -> str:
     """`listed` as paragraphs, because sentences are too long for columns."""
+    from rich.console import Console
+
     width = min(Console().width, 100)
     lines = []
     for row in table.to_pylist():
@@ -40,8 +44,10 @@ def rendered(table: pa.Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def relations_of(store: Any, saved: Mapping[str, Any]) -> pa.Table:
+def relations_of(store: Any, saved: Mapping[str, Any]) -> "pa.Table":
     """Every relation of the store and view of the analysis: kind, n_rows (NULL for a view), n_columns, what it is."""
+    import pyarrow as pa
+
     from fasttrace.analysis.relation import CHAIN
     from fasttrace.analysis.saved import columns_of
 

@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import pyarrow as pa
 
 import fasttrace as ft
-from fasttrace.cache import cache_root
-from fasttrace.editing.delta import check_delta_file, check_export_folder
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, check_folder, is_same, replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 STDOUT = "-"
 
@@ -50,6 +51,8 @@ def check_store(path: str | Path, *, makes_folder: bool = False) -> None:
 
 
 def _check_new_folder(path: str) -> None:
+    from fasttrace.editing.delta import check_export_folder
+
     folder = check_export_folder(path)
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"export: expected a new folder, got '{path}', which is a link that leads to nothing")
@@ -59,6 +62,8 @@ def _check_new_folder(path: str) -> None:
 
 
 def _check_new_file(path: str) -> None:
+    from fasttrace.editing.delta import check_delta_file
+
     check_file(check_delta_file(path), makes_folder=True)
 
 
@@ -75,6 +80,8 @@ NAME = Place("path", lambda _: None)
 def check_cache() -> None:
     """Raise UserError where the cache folder cannot be created, or is empty and cannot be written to. A folder that is
     not empty may already have all that is needed."""
+    from fasttrace.cache import cache_root
+
     root = cache_root(None)
     if not any(root.iterdir()):
         check_folder(root)
@@ -147,7 +154,7 @@ def format_of(as_json: bool, as_csv: bool, parquet: str | None, out: str | None)
     return ending if ending in ("json", "csv", "parquet") else "text"
 
 
-def deliver(table: pa.Table, form: str, file: str | None, text: Callable[[], str]) -> None:
+def deliver(table: "pa.Table", form: str, file: str | None, text: Callable[[], str]) -> None:
     """Print the table where `file` is None or `-`, or write it to `file` and say so on stderr.
 
     text: makes the text form of the table.
@@ -164,7 +171,8 @@ def deliver(table: pa.Table, form: str, file: str | None, text: Callable[[], str
     click.echo(f"{len(table)} rows are in {file}", err=True)
 
 
-def _parquet(table: pa.Table, file: str | None) -> bytes:
+def _parquet(table: "pa.Table", file: str | None) -> bytes:
+    import pyarrow as pa
     from pyarrow.parquet import write_table
 
     try:

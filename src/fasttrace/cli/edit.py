@@ -3,15 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import pyarrow as pa
-import pyarrow.compute as pc
 
 import fasttrace as ft
-from fasttrace.editing.floors import floored_means
-from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.edit import EditingSettings, EditSettings
@@ -20,6 +16,12 @@ from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
 from .options import Verb, Work, bar, emit, load, options, setting_options, stages, work_options
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fasttrace.editing.plan import EditPlan
+    from fasttrace.facts import Fact
 
 Kind = TypeVar("Kind", bound=EditingSettings)
 
@@ -81,7 +83,7 @@ def _check_somewhere(*places: str | None) -> None:
         raise UserError("expected --store FILE, --export FOLDER or --delta FILE for the edits, got none")
 
 
-def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, delta: str | None) -> None:
+def _write(result: Any, plan: "EditPlan", store: str | None, export: str | None, delta: str | None) -> None:
     """Write an EditResult or MassResult to the store, then to the files. The store comes first, because its write is
     atomic and can be repeated where a file could not be written."""
     if store is not None:
@@ -99,21 +101,21 @@ def _write(result: Any, plan: EditPlan, store: str | None, export: str | None, d
         click.echo(f"the change of the weights is in {delta}", err=True)
 
 
-def _say_reasons(scores: pa.Table) -> None:
+def _say_reasons(scores: "pa.Table") -> None:
     """Say on stderr how many edits have a reason, such as an optimisation that diverged."""
     reasons = [reason for reason in scores["reason"].to_pylist() if reason is not None]
     if reasons:
         click.echo(f"{len(reasons)} of {len(scores)} edits have a reason, the first: {reasons[0]}", err=True)
 
 
-def _stored(store: Any, plan: EditPlan, columns: str) -> pa.Table:
+def _stored(store: Any, plan: "EditPlan", columns: str) -> "pa.Table":
     """The stored edits of a plan. Its run may also have edits of other facts and layers."""
     mine = [fact.fact_id for fact in plan.encoded]
     sql = f"SELECT {columns} FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
     return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
 
 
-def _known(work: Work, decoder: Any, loaded: list[ft.Fact], protocol: Protocol) -> list[ft.Fact]:
+def _known(work: Work, decoder: Any, loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
     """The facts that the model knows. Raises UserError where there are none."""
     from fasttrace.workflow import known_into
 
@@ -234,8 +236,13 @@ def mass(
     emit(_means_by_n_edits(scores), work.as_json)
 
 
-def _means_by_n_edits(scores: pa.Table) -> pa.Table:
+def _means_by_n_edits(scores: "pa.Table") -> "pa.Table":
     """Mean scores of the facts edited so far, one row per scoring."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from fasttrace.editing.floors import floored_means
+
     names = ("rewrite", "paraphrase", "neighborhood", "overall", "p_after")
     means = scores.group_by("n_edits").aggregate([(name, "mean") for name in names])
     means = means.rename_columns([name.removesuffix("_mean") for name in means.column_names]).sort_by("n_edits")
@@ -254,6 +261,9 @@ def tune(
     **given: Any,
 ) -> None:
     """Try values of a method's hyperparameter on the first 100 facts, and choose the best."""
+    import pyarrow as pa
+
+    from fasttrace.editing.floors import floored_means
     from fasttrace.editing.tune import candidates, choose, mean_scores, tuned_values
     from fasttrace.workflow import edit_into
 

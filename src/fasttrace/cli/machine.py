@@ -4,7 +4,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import click
-import pyarrow as pa
 
 from fasttrace.version import VERSION
 
@@ -18,6 +17,7 @@ def env(as_json: bool) -> None:
     import torch
 
     from fasttrace.ops.native import unavailable_reason
+    from fasttrace.processor import this_processor
 
     names = (
         "torch",
@@ -36,10 +36,11 @@ def env(as_json: bool) -> None:
     rows.append({"what": "python", "value": sys.version.split()[0]})
     rows.append({"what": "extension", "value": unavailable_reason() or "loaded"})
     capability = torch.backends.cpu.get_cpu_capability()
-    rows.append({"what": "cpu", "value": f"{torch.get_num_threads()} threads, {capability}"})
+    cpu = this_processor() or "unknown processor"
+    rows.append({"what": "cpu", "value": f"{cpu}, {torch.get_num_threads()} threads, torch uses {capability}"})
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     rows.append({"what": "cuda", "value": cuda})
-    emit(pa.Table.from_pylist(rows), as_json)
+    emit(rows, as_json)
 
 
 def _version(name: str) -> str:

@@ -5,24 +5,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
-import pyarrow as pa
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 import fasttrace as ft
 from fasttrace.errors import UserError
@@ -31,35 +18,21 @@ from fasttrace.settings.study import FactSettings, StudySettings, ZsreForm
 
 from .deliver import STORE
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fasttrace.facts import Fact
+
 Verb = Callable[..., None]
-
-
-class _Rate(ProgressColumn):
-    """Items per second, or seconds per item."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
-            return Text("–")
-        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
+Rows = list[dict[str, Any]]
 
 
 @contextmanager
 def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on stderr. Yields a function to call as f(n) after n more items."""
-    with _progress() as progress:
+    from .progress import progress_bars
+
+    with progress_bars() as progress:
         task = progress.add_task(title, total=total)
         yield lambda n: progress.advance(task, n)
 
@@ -67,7 +40,9 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """Show a progress bar per stage. Yields a function to call as f(stage, done, total)."""
-    with _progress() as progress:
+    from .progress import progress_bars
+
+    with progress_bars() as progress:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -205,7 +180,7 @@ class Work:
     store: str | None
     as_json: bool
 
-    def load_facts(self) -> list[ft.Fact]:
+    def load_facts(self) -> "list[Fact]":
         return ft.load_facts(self.facts, relation=self.relation, limit=self.limit, zsre=self.zsre)
 
     def load_model(self) -> Any:
@@ -224,13 +199,19 @@ def work_options(verb: Callable[..., None]) -> Verb:
 
 
 def load(model: str, dtype: str, device: str) -> Any:
+    from rich.console import Console
+
     with Console(stderr=True).status(f"Loading {model}"):
         return ft.load_model(model, dtype=dtype, device=device)
 
 
-def emit(table: pa.Table, as_json: bool, title: str | None = None) -> None:
+def emit(rows: "Rows | pa.Table", as_json: bool, title: str | None = None) -> None:
+    """Print rows of the same columns, or a table, as text or JSON."""
+    import pyarrow as pa
+
     from fasttrace.analysis.render import render
 
+    table = pa.Table.from_pylist(rows) if isinstance(rows, list) else rows
     click.echo(render(table, "json" if as_json else "text", title=title), nl=False)
 
 

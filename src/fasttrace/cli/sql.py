@@ -3,11 +3,9 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pyarrow as pa
-from rich.console import Console
 
 from fasttrace.errors import UserError
 from fasttrace.optional import require
@@ -18,6 +16,9 @@ from . import signals
 from .catalogue import listed, relations_of, rendered
 from .deliver import FILE, STDOUT, check_apart, deliver, format_of
 from .options import SettingType, named_store, open_stores, options
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ON_A_TERMINAL = 40
 WAIT = Setting(owner="sql", name="wait", annotation=float, kind=kind_of(float, Bounds(0, most=MOST_SECONDS)))
@@ -121,8 +122,10 @@ def sql(
     deliver(table, form, parquet or out, lambda: shown(table, max_rows, screen=out in (None, STDOUT)))
 
 
-def shown(table: pa.Table, max_rows: int | None, *, screen: bool = True) -> str:
+def shown(table: "pa.Table", max_rows: int | None, *, screen: bool = True) -> str:
     """A table as text, on a terminal no wider than that and by default at most 40 rows long."""
+    from rich.console import Console
+
     from fasttrace.analysis.terminal import fit
 
     screen = screen and sys.stdout.isatty()

@@ -4,19 +4,20 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pyarrow as pa
 
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
-from fasttrace.study import Runner, Stage, Study, check_results, load_study, shipped, write_results
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
 from .options import bar, emit, load, options, stages
+
+if TYPE_CHECKING:
+    from fasttrace.study import Stage, Study
 
 
 @click.command()
@@ -35,8 +36,10 @@ def study(
     FILE is a .toml file or the name of a shipped study. Without it, the shipped studies are listed. If a study was
     interrupted, the same command continues it.
     """
+    from fasttrace.study import load_study, shipped
+
     if listed or file is None:
-        emit(pa.table({"study": shipped()}), as_json)
+        emit([{"study": name} for name in shipped()], as_json)
         return
     chosen = load_study(file)
     if show:
@@ -49,8 +52,9 @@ def study(
     _run(chosen, folder, Path(store) if store else folder / "study.duckdb", dry_run, as_json)
 
 
-def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: bool) -> None:
+def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: bool) -> None:
     from fasttrace.analysis.tables import summary
+    from fasttrace.study import Runner, check_results, write_results
 
     begun, store = time.perf_counter(), ft.Store(store_path)
     if not dry_run:
@@ -82,7 +86,7 @@ def _run(chosen: Study, out: Path, store_path: Path, dry_run: bool, as_json: boo
     click.echo(f"{len(facts)} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
 
 
-def _print_plan(plan: list[Stage], as_json: bool) -> None:
+def _print_plan(plan: "list[Stage]", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(stage) for stage in plan], indent=2))
         return
@@ -96,7 +100,7 @@ def _print_plan(plan: list[Stage], as_json: bool) -> None:
         }
         for stage in plan
     ]
-    emit(pa.Table.from_pylist(rows), False)
+    emit(rows, False)
     click.echo(f"about {_duration(sum(stage.seconds for stage in plan))} at this machine's current rate")
 
 
@@ -114,6 +118,8 @@ def _duration(seconds: float) -> str:
 )
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
     """Run the small study 'demo', from facts to report."""
+    from fasttrace.study import load_study
+
     chosen = load_study("demo")
     chosen = replace(
         chosen, settings=replaced(chosen.settings, model=model), facts=replaced(chosen.facts, known=wanted)

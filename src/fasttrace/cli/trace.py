@@ -3,20 +3,21 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pyarrow as pa
 
 import fasttrace as ft
 from fasttrace.errors import UserError
-from fasttrace.facts.joint import joint
 from fasttrace.protocols import Protocol
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
 from .deliver import check_cache
 from .options import Work, bar, emit, load, open_store, options, setting_options, stages, work_options
+
+if TYPE_CHECKING:
+    from fasttrace.facts import Fact
 
 
 @click.command()
@@ -70,8 +71,10 @@ def facts(work: Work, protocol: Protocol, check: bool, show: bool) -> None:
         click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {work.model}")
 
 
-def _joined(fact: ft.Fact, as_json: bool) -> Iterator[dict[str, Any]]:
+def _joined(fact: "Fact", as_json: bool) -> Iterator[dict[str, Any]]:
     """A row per prompt and target of a fact, with the text that is scored. A joint is quoted, except in JSON."""
+    from fasttrace.facts.joint import joint
+
     prompts = [("prompt", fact.text), *(("paraphrase", text) for text in fact.paraphrases)]
     prompts += [("neighborhood", text) for text in fact.neighborhood]
     for kind, prompt in prompts:
@@ -86,7 +89,7 @@ def _joined(fact: ft.Fact, as_json: bool) -> Iterator[dict[str, Any]]:
 def _emit(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Print rows. In text, line breaks and other control characters of a cell are escaped, so that a row is a line."""
     shown = rows if as_json else [{name: _escaped(value) for name, value in row.items()} for row in rows]
-    emit(pa.Table.from_pylist(shown), as_json)
+    emit(shown, as_json)
 
 
 def _escaped(value: Any) -> Any:
@@ -151,7 +154,7 @@ def stats(model: str, dtype: str, device: str, store: str | None, as_json: bool,
         "corpus": moments.corpus,
         "path": str(moments.path),
     }
-    emit(pa.Table.from_pylist([row]), as_json)
+    emit([row], as_json)
 
 
 def cost_lines(row: dict[str, Any]) -> str:
