@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fasttrace.processor import this_processor
 from fasttrace.runs import Run
 from fasttrace.version import VERSION
 
@@ -136,19 +137,20 @@ def about(device: str = DEVICE, **more: Any) -> dict[str, Any]:
 
 
 def processor(device: str = DEVICE) -> str:
-    """The name of the CUDA device, or the model name in /proc/cpuinfo ("cpu" where there is none)."""
+    """The name of the CUDA device, or the CPU's with its generation and instruction set ("cpu" where it is unknown)."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.MULTILINE)
-    return found[1].strip() if found else "cpu"
+    found = this_processor()
+    return "cpu" if found is None else str(found)
 
 
 def machine(device: str = DEVICE) -> str:
-    """The processor as a folder name: cpu-amd-epyc, cuda-nvidia-h100-80gb-hbm3."""
+    """The processor as a folder name: cpu-amd-epyc-zen3-avx2, cuda-nvidia-h100-80gb-hbm3."""
     kind = device.partition(":")[0]
-    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|@.*|\bcpu\b", " ", processor(device).lower()))
-    return "-".join([kind, *words])
+    if kind == "cuda":
+        return "-".join([kind, *re.findall(r"[a-z0-9]+", processor(device).lower())])
+    found = this_processor()
+    return kind if found is None else f"{kind}-{found.slug}"
 
 
 def commit() -> str:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from fasttrace.errors import UserError
 from fasttrace.ops.dispatch import choose
+from fasttrace.processor import this_processor
 
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 _onednn_op: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -157,9 +158,7 @@ def _suits_mkl() -> bool:
     """Whether MKL has its fastest kernels for the processor: Intel's, or one without AVX-512."""
     if sys.platform == "darwin":
         return platform.machine() == "x86_64"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            text = lines.read()
-    except OSError:
+    found = this_processor()
+    if found is None:
         return "GenuineIntel" in platform.processor()
-    return "GenuineIntel" in text or "avx512f" not in text
+    return found.vendor == "GenuineIntel" or "avx512f" not in found.flags
