@@ -75,6 +75,6 @@ def this_processor() -> Processor | None:
     about = dict(re.findall(r"^([^:\n]+?)[ \t]*:[ \t]*(.*?)[ \t]*$", text.partition("\n\n")[0], re.MULTILINE))
     if "vendor_id" not in about:
         return None
-    numbers = (int(about.get(name, "0")) for name in ("cpu family", "model"))
+    family, model = (int(about.get(name, "0")) for name in ("cpu family", "model"))
     flags = frozenset(about.get("flags", "").split())
-    return Processor(about.get("model name", "cpu"), about["vendor_id"], *numbers, flags)
+    return Processor(about.get("model name", "cpu"), about["vendor_id"], family, model, flags)

@@ -4,7 +4,7 @@ The shipped study files are in studies/: the paper's two, one for SmolLM2, and t
 """
 
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate
 from fasttrace.tracing.known import known_run
-from fasttrace.workflow import edit_into, known_into, reasons, trace_into
+from fasttrace.workflow import edit_into, has_edited, has_traced, known_into, reasons, trace_into
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -160,6 +160,7 @@ class Runner:
     def __init__(self, study: Study, store: "Store", model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
         self.study, self.store, self.model = study, store, model
         self.bar, self.stages, self.say = bar, stages, say
+        self.runs: dict[str, Any] = {}  # what `run` computed, as `has_run` finds it again
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
         # Errors are raised before the first trace, which may take hours.
         last = model.n_layers - 1
@@ -184,13 +185,16 @@ class Runner:
         """Compute everything that the store lacks. Returns the facts studied."""
         facts = self.known_facts()
         self.check(facts)
+        self.runs = {"fact_ids": [fact.fact_id for fact in facts], "traces": [], "edits": []}
         for trace in self.study.traces:
             plan = prepare_trace(self.model, facts, settings=trace)
+            self.runs["traces"].append(plan.run["run_id"])
             with self.bar(f"Tracing: {_trace_name(trace)}", len(facts)) as done:
                 trace_into(self.store, plan, done)
         moments = self.second_moments()
         for cell in self.cells:
             edits = prepare_edit(self.model, facts, settings=cell, moments=moments)
+            self.runs["edits"].append([edits.run["run_id"], list(edits.layers)])
             with self.bar(f"Editing: {cell.problem}, {cell.method}", len(facts) * len(edits.layers)) as done:
                 edit_into(self.store, edits, done)
             if (why := reasons(self.store, edits)) is not None:
@@ -316,6 +320,14 @@ class Runner:
                 for at in window_of(cell.method, layer, cell.window_size, self.model.n_layers)
             }
         )
+
+
+def has_run(store: "Store", runs: Mapping[str, Any]) -> bool:
+    """Whether the store has everything that a study computed. runs: a `Runner`'s, after its `run`."""
+    ids = runs["fact_ids"]
+    return all(has_traced(store, run_id, ids) for run_id in runs["traces"]) and all(
+        has_edited(store, run_id, ids, layers) for run_id, layers in runs["edits"]
+    )
 
 
 def interleaved(facts: Sequence[Fact]) -> list[Fact]:

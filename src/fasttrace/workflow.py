@@ -1,7 +1,8 @@
 """Computations whose results go to a store. Each skips what the store has, and commits every batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -55,6 +56,38 @@ def known_into(
     return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
 
 
+def known_stored(store: "Store", run_id: str, facts: Sequence[Fact]) -> list[dict[str, Any]] | None:
+    """Verdicts of a knowledge test on the facts, in their order, or None where the store lacks one."""
+    if not store.path.exists():
+        return None
+    rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
+    verdicts = {row["fact_id"]: row for row in rows}
+    if not all(fact.fact_id in verdicts for fact in facts):
+        return None
+    return [verdicts[fact.fact_id] for fact in facts]
+
+
+def has_traced(store: "Store", run_id: str, fact_ids: Iterable[str]) -> bool:
+    """Whether a tracing run in the store has finished the facts."""
+    wanted = set(fact_ids)
+    return bool(wanted) and store.path.exists() and wanted <= store.done(run_id)
+
+
+def has_edited(store: "Store", run_id: str, fact_ids: Iterable[str], layers: Iterable[int]) -> bool:
+    """Whether an editing run in the store has finished the facts at the layers."""
+    wanted = set(product(fact_ids, layers))
+    return bool(wanted) and store.path.exists() and wanted <= store.done_edits(run_id)
+
+
+def mass_scores(store: "Store", run_id: str, fact_ids: Iterable[str]) -> pa.Table | None:
+    """The scores of a mass edit of the facts (MASS_SCORES), or None where the store lacks it."""
+    if not store.path.exists():
+        return None
+    names = ", ".join(MASS_SCORES.names)
+    stored = store.query(f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY n_edits, position", [run_id])
+    return stored if len(stored) and set(stored["fact_id"].to_pylist()) == set(fact_ids) else None
+
+
 @dataclass
 class Effort:
     """What a sweep added to a store: number of facts, and seconds and FLOPs of the tracing without knowledge tests."""
@@ -105,10 +138,8 @@ def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
     store.add_facts([encoded.fact for encoded in plan.plan.encoded])
     if plan.plan.moments is not None:
         store.add(plan.plan.moments)
-    names = ", ".join(MASS_SCORES.names)
-    sql = f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY n_edits, position"
-    stored = store.query(sql, [plan.run["run_id"]])
-    if set(stored["fact_id"].to_pylist()) == {encoded.fact_id for encoded in plan.plan.encoded}:
+    stored = mass_scores(store, plan.run["run_id"], [encoded.fact_id for encoded in plan.plan.encoded])
+    if stored is not None:
         progress(len(plan.facts))
         return stored
     result = plan.compute(progress=progress)

@@ -15,7 +15,19 @@ from fasttrace.settings.mass import MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
-from .options import Verb, Work, bar, emit, load, options, setting_options, stages, work_options
+from .options import (
+    Verb,
+    Work,
+    bar,
+    emit,
+    known_verdicts,
+    load,
+    options,
+    say_all_there,
+    setting_options,
+    stages,
+    work_options,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from fasttrace.editing.plan import EditPlan
     from fasttrace.facts import Fact
 
+EDIT_COLUMNS = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
 Kind = TypeVar("Kind", bound=EditingSettings)
 
 
@@ -108,22 +121,20 @@ def _say_reasons(scores: "pa.Table") -> None:
         click.echo(f"{len(reasons)} of {len(scores)} edits have a reason, the first: {reasons[0]}", err=True)
 
 
-def _stored(store: Any, plan: "EditPlan", columns: str) -> "pa.Table":
-    """The stored edits of a plan. Its run may also have edits of other facts and layers."""
-    mine = [fact.fact_id for fact in plan.encoded]
+def _named(run_id: str, plan: "EditPlan") -> dict[str, Any]:
+    """The edits of a plan by the names that they have in a store."""
+    return {"run_id": run_id, "fact_ids": [fact.fact_id for fact in plan.encoded], "layers": list(plan.layers)}
+
+
+def _stored(store: Any, edits: dict[str, Any], columns: str) -> "pa.Table":
+    """Stored edits, as `_named` names them. Their run may also have edits of other facts and layers."""
     sql = f"SELECT {columns} FROM edits WHERE run_id = ? AND list_contains(?, layer) AND list_contains(?, fact_id)"
-    return store.query(sql, [plan.run["run_id"], list(plan.layers), mine])
+    return store.query(sql, [edits["run_id"], edits["layers"], edits["fact_ids"]])
 
 
 def _known(work: Work, decoder: Any, loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
     """The facts that the model knows. Raises UserError where there are none."""
-    from fasttrace.workflow import known_into
-
-    with bar("Checking facts", len(loaded)) as done:
-        if work.store is not None:
-            verdicts = known_into(ft.Store(work.store), decoder, loaded, protocol, done)
-        else:
-            verdicts = ft.check_known(decoder, loaded, protocol=protocol, progress=done).verdicts.to_pylist()
+    verdicts = known_verdicts(work, decoder, loaded, protocol)
     kept = [fact for fact, verdict in zip(loaded, verdicts, strict=True) if verdict["known"]]
     if not kept:
         raise UserError(f"none of the facts is known to {work.model}, so none was edited")
@@ -149,7 +160,7 @@ def edit(
     --export and --delta need one fact at one layer.
     """
     from fasttrace.editing import prepare_edit
-    from fasttrace.workflow import edit_into
+    from fasttrace.workflow import edit_into, has_edited
 
     asked = _settings(EditSettings, given, own)
     _check_somewhere(work.store, export, delta)
@@ -161,17 +172,26 @@ def edit(
         loaded = [fact for fact in loaded if fact.fact_id == fact_id]
         if not loaded:
             raise UserError(f"no fact has the fact_id '{fact_id}'")
+    written = export is not None or delta is not None
+    question = work.asks("edit", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
+    runs = None if written else question.answer()
+    if runs and work.store is not None and has_edited(ft.Store(work.store), **runs):
+        say_all_there(f"{len(runs['fact_ids']) * len(runs['layers'])} edits", work.store, runs["run_id"], err=True)
+        rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
+        _say_reasons(rows)
+        emit(rows, work.as_json)
+        return
     decoder = work.load_model()
     if known:
         loaded = _known(work, decoder, loaded, asked.protocol)
     chosen = decoder.edit_layers() if asked.layers is None else asked.layers
-    written = export is not None or delta is not None
     if written and len(loaded) * len(set(chosen)) != 1:
         what = "export" if export is not None else "delta"
         found = f"{len(loaded)} facts at {len(set(chosen))} layers"
         raise UserError(f"--{what}: expected one fact at one layer, got {found}")
     with stages() as progress:
         plan = prepare_edit(decoder, loaded, settings=asked, progress=progress)
+    question.keep(_named(plan.run["run_id"], plan))
     if written:
         [result] = plan.batches()
         if not result.edits:
@@ -183,8 +203,7 @@ def edit(
             added = edit_into(ft.Store(work.store), plan, done)
         if not work.as_json:
             click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
-        columns = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
-        rows = _stored(ft.Store(work.store), plan, columns)
+        rows = _stored(ft.Store(work.store), _named(plan.run["run_id"], plan), EDIT_COLUMNS)
     _say_reasons(rows)
     emit(rows, work.as_json)
 
@@ -207,27 +226,36 @@ def mass(
     --export or --delta is given.
     """
     from fasttrace.editing import prepare_mass_edit
-    from fasttrace.workflow import mass_into
+    from fasttrace.workflow import mass_into, mass_scores
 
     asked = _settings(MassSettings, given, own)
     _check_somewhere(work.store, export, delta)
     _check_places(asked, work.store, export, delta)
     loaded = work.load_facts()
+    # The edited weights are not stored, so they are computed again where they are to be written.
+    target = ft.Store(work.store) if work.store is not None and export is None and delta is None else None
+    question = work.asks("mass", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
+    found = question.answer()
+    if found and target is not None and (stored := mass_scores(target, **found)) is not None:
+        say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
+        _say_reasons(stored)
+        emit(_means_by_n_edits(stored), work.as_json)
+        return
     decoder = work.load_model()
     if known:
         loaded = _known(work, decoder, loaded, asked.protocol)
     with stages() as progress:
         plan = prepare_mass_edit(decoder, loaded, settings=asked, progress=progress)
+    question.keep({"run_id": plan.run["run_id"], "fact_ids": [fact.fact_id for fact in plan.plan.encoded]})
     left_out = plan.plan.left_out
     if left_out:
         click.echo(
             f"{len(left_out)} of {len(loaded)} facts left out, the first: {next(iter(left_out.values()))}", err=True
         )
     with bar("Editing", len(plan.facts)) as done:
-        if work.store is not None and export is None and delta is None:
-            scores = mass_into(ft.Store(work.store), plan, done)
+        if target is not None:
+            scores = mass_into(target, plan, done)
         else:
-            # The edited weights are not stored, so they are computed again.
             result = plan.compute(progress=done)
             scores = result.scores
     if export is not None or delta is not None:
@@ -283,7 +311,7 @@ def tune(
             else:
                 target = ft.Store(work.store)
                 edit_into(target, plan, done)
-                scores = _stored(target, plan, "*")
+                scores = _stored(target, _named(plan.run["run_id"], plan), "*")
         _say_reasons(scores)
         rows.append(mean_scores(candidate, scores))
         tried.append(scores)

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, settings_of, text_of
 from fasttrace.settings.study import FactSettings, StudySettings, ZsreForm
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from fasttrace.facts import Fact
+    from fasttrace.recall import Question
 
 Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
@@ -186,6 +188,10 @@ class Work:
     def load_model(self) -> Any:
         return load(self.model, self.dtype, self.device)
 
+    def asks(self, verb: str, **parts: Any) -> "Question":
+        """Which runs the verb has with this model: a question to be asked before the model is loaded."""
+        return asks(verb, self.model, self.dtype, self.device, **parts)
+
 
 def work_options(verb: Callable[..., None]) -> Verb:
     """Add the options of `Work`. The verb receives them as its first argument."""
@@ -198,11 +204,50 @@ def work_options(verb: Callable[..., None]) -> Verb:
     return options("facts", "relation", "limit", "zsre", "model", "dtype", "device", "store", "json")(packed)
 
 
+def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] = (), **parts: Any) -> "Question":
+    """As `Work.asks`. corpora: paths of the texts that the runs follow from, or None for sampled text."""
+    from fasttrace.models.files import local_files
+    from fasttrace.recall import NONE, question
+
+    files = local_files(model)
+    texts = [Path(corpus).expanduser() for corpus in corpora if corpus is not None]
+    return NONE if files is None else question(verb, [*files, *texts], dtype=dtype, device=device, **parts)
+
+
 def load(model: str, dtype: str, device: str) -> Any:
     from rich.console import Console
 
     with Console(stderr=True).status(f"Loading {model}"):
         return ft.load_model(model, dtype=dtype, device=device)
+
+
+def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: Protocol) -> Rows:
+    """Verdicts on which facts the model knows, from the store where that has them all.
+
+    decoder: the model if it is loaded already; with None it is loaded where it is needed.
+    """
+    from fasttrace.tracing.known import known_run
+    from fasttrace.workflow import known_into, known_stored
+
+    store = None if work.store is None else ft.Store(work.store)
+    asked = work.asks("facts", protocol=protocol)
+    found = asked.answer()
+    if store is not None and found and (stored := known_stored(store, found.get("run_id", ""), facts)) is not None:
+        click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
+        return stored
+    model = work.load_model() if decoder is None else decoder
+    with bar("Checking facts", len(facts)) as done:
+        if store is None:
+            return ft.check_known(model, facts, protocol=protocol, progress=done).verdicts.to_pylist()
+        if decoder is None:  # a model that was loaded before may be of older files than the question
+            asked.keep({"run_id": known_run(model, protocol)["run_id"]})
+        return known_into(store, model, facts, protocol, done)
+
+
+def say_all_there(what: str, store: Any, run_id: str | None = None, *, err: bool = False) -> None:
+    """Say that a command has nothing to compute, because the store has it all."""
+    run = "" if run_id is None else f" (run {run_id})"
+    click.echo(f"nothing to compute: all {what} are in {store}{run}", err=err)
 
 
 def emit(rows: "Rows | pa.Table", as_json: bool, title: str | None = None) -> None:

@@ -14,9 +14,10 @@ from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
-from .options import bar, emit, load, options, stages
+from .options import asks, bar, emit, load, options, say_all_there, stages
 
 if TYPE_CHECKING:
+    from fasttrace.store import Store
     from fasttrace.study import Stage, Study
 
 
@@ -54,7 +55,7 @@ def study(
 
 def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: bool) -> None:
     from fasttrace.analysis.tables import summary
-    from fasttrace.study import Runner, check_results, write_results
+    from fasttrace.study import check_results, has_run, write_results
 
     begun, store = time.perf_counter(), ft.Store(store_path)
     if not dry_run:
@@ -65,25 +66,49 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         check_store(store_path, makes_folder=True)
         if chosen.uses_cache:
             check_cache()
-    _ = chosen.loaded_facts  # raises before the model is loaded
+    facts = chosen.loaded_facts  # raises before the model is loaded
     asked = chosen.settings
-    model = load(asked.model, asked.dtype, asked.device)
-    runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
-    if dry_run:
-        _print_plan(list(runner.plan()), as_json)
-        return
-    for folder in (out, store_path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    facts = runner.run()
+    question = asks(
+        *("study", asked.model, asked.dtype, asked.device),
+        corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
+        facts=facts,
+        settings=[asked, chosen.facts, chosen.moments, *chosen.traces, *chosen.edits],
+    )
+    runs = None if dry_run else question.answer()
+    if runs is not None and has_run(store, runs):
+        say_all_there(f"traces and edits of {len(runs['fact_ids'])} facts", store_path, err=True)
+        out.mkdir(parents=True, exist_ok=True)
+    else:
+        runs = _computed(chosen, store, out, dry_run, as_json)
+        if runs is None:
+            return
+        question.keep(runs)
     with saying_overwritten(out, out / "tables", out / "figures"):
-        written = write_results(store, out, model.name, asked.protocol, asked.tracing_window)
+        written = write_results(store, out, asked.model, asked.protocol, asked.tracing_window)
     if as_json:
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
         return
     click.echo(summary(store, window_size=asked.tracing_window), nl=False)
     click.echo(f"store:  {store_path}\nreport: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
-    edits = len(facts) * sum(len(cell.layers or ()) for cell in runner.cells)
-    click.echo(f"{len(facts)} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
+    n_facts = len(runs["fact_ids"])
+    edits = n_facts * sum(len(layers) for _, layers in runs["edits"])
+    click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
+
+
+def _computed(chosen: "Study", store: "Store", out: Path, dry_run: bool, as_json: bool) -> dict[str, Any] | None:
+    """Run a study, and return the names of its runs, or print its plan and return None."""
+    from fasttrace.study import Runner
+
+    asked = chosen.settings
+    model = load(asked.model, asked.dtype, asked.device)
+    runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
+    if dry_run:
+        _print_plan(list(runner.plan()), as_json)
+        return None
+    for folder in (out, store.path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    runner.run()
+    return runner.runs
 
 
 def _print_plan(plan: "list[Stage]", as_json: bool) -> None:

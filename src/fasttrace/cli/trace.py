@@ -14,9 +14,23 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
 from .deliver import check_cache
-from .options import Work, bar, emit, load, open_store, options, setting_options, stages, work_options
+from .options import (
+    Work,
+    bar,
+    emit,
+    known_verdicts,
+    load,
+    open_store,
+    options,
+    say_all_there,
+    setting_options,
+    stages,
+    work_options,
+)
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from fasttrace.facts import Fact
 
 
@@ -56,14 +70,7 @@ def facts(work: Work, protocol: Protocol, check: bool, show: bool) -> None:
         for fact in loaded
     ]
     if check:
-        from fasttrace.workflow import known_into
-
-        decoder = work.load_model()
-        with bar("Checking facts", len(loaded)) as done:
-            if work.store is None:
-                verdicts = ft.check_known(decoder, loaded, protocol=protocol, progress=done).verdicts.to_pylist()
-            else:
-                verdicts = known_into(ft.Store(work.store), decoder, loaded, protocol, done)
+        verdicts = known_verdicts(work, None, loaded, protocol)
         for row, verdict in zip(rows, verdicts, strict=True):
             row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
     _emit(rows, work.as_json)
@@ -106,11 +113,18 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
     """Trace facts: measure the probability that restoring each window brings back."""
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak
-    from fasttrace.workflow import trace_into
+    from fasttrace.workflow import has_traced, trace_into
 
     settings = TraceSettings(**given)
     target = None if dry_run else open_store(work.store)
     loaded = work.load_facts()
+    asked = work.asks("trace", facts=loaded, settings=settings)
+    found = asked.answer()
+    if target is not None and found and has_traced(target, found.get("run_id", ""), found.get("fact_ids", ())):
+        emit(_traced(target, found["run_id"]), work.as_json)
+        if not work.as_json:
+            say_all_there(f"{len(found['fact_ids'])} facts", target.path, found["run_id"])
+        return
     decoder = work.load_model()
     plan = prepare_trace(decoder, loaded, settings=settings)
     if target is None:
@@ -118,13 +132,10 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
         row = asdict(cost) | {"seconds": cost.wave_flops / block_rate(decoder), "gemm_peak": gemm_peak(decoder)}
         click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row), nl=work.as_json)
         return
+    asked.keep({"run_id": plan.run["run_id"], "fact_ids": [fact.fact_id for fact in plan.encoded]})
     with bar("Tracing", len(loaded)) as done:
         effort = trace_into(target, plan, done)
-    rows = target.query(
-        "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?",
-        [plan.run["run_id"]],
-    )
-    emit(rows, work.as_json)
+    emit(_traced(target, plan.run["run_id"]), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
         click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
@@ -134,6 +145,11 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
                 f"{effort.flops / 1e12:.2f} TFLOP in {effort.seconds:.1f} s: {rate / 1e9:.0f} GFLOP/s, "
                 f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's matrix product reaches"
             )
+
+
+def _traced(store: Any, run_id: str) -> "pa.Table":
+    sql = "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?"
+    return store.query(sql, [run_id])
 
 
 @click.command()

@@ -35,10 +35,16 @@ def copy_of(gguf: Path, dtype: torch.dtype) -> Path | None:
 
 def is_whole(folder: Path) -> bool:
     """Whether a copy is there, and every file has the SHA-256 that it was written with."""
+    return sums_of(folder) is not None
+
+
+def sums_of(folder: Path) -> dict[str, str] | None:
+    """SHA-256 of every file of a copy, or None where it is not whole."""
     try:
-        return bool(json.loads((folder / SUMS).read_text(encoding="utf-8")) == _sums(folder))
+        found = _sums(folder)
+        return found if json.loads((folder / SUMS).read_text(encoding="utf-8")) == found else None
     except (OSError, ValueError, RecursionError):
-        return False
+        return None
 
 
 def keep(folder: Path, model: Decoder, read: Callable[[Path], Decoder]) -> None:

@@ -64,6 +64,15 @@ def resolve(source: str) -> tuple[str, str | None]:
     return source, None
 
 
+def local_files(source: str) -> list[Path] | None:
+    """The files that a model is read from, or None for a hub id, whose files may not be here yet."""
+    where, gguf = resolve(source)
+    folder = Path(where)
+    if gguf is not None:
+        return [folder / gguf]
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+
+
 def check_config(where: str) -> None:
     """Raise ModelError where a folder or hub id is not that of a whole model with plain weights.
 

@@ -29,6 +29,7 @@ from fasttrace.models.files import (
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import is_offloaded
 from fasttrace.optional import require
+from fasttrace.recall import NONE, question
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.study import DEFAULT_MODEL
 
@@ -71,7 +72,9 @@ def load_model(
 
     The weights are read once more, to find NaN and infinite ones (0.2 s per GB), and two prompts are run by fasttrace
     and by transformers, whose layers and logits must be equal up to rounding (`check_outputs`). If weights are
-    offloaded, neither is done: they are checked for NaN when they are read for the model's hash.
+    offloaded, neither is done: they are checked for NaN when they are read for the model's hash. Of a copy in the cache
+    that is loaded onto the CPU, the result is kept with the SHA-256 of its files, the processor, and the versions of
+    fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
     a config that do not fit each other, is quantised, an adapter or not finite, or belongs to a family without an
@@ -84,11 +87,13 @@ def load_model(
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         new = None  # a copy to be made
+        sound = NONE  # the question whether a copy computes what fasttrace computes
         if gguf is not None:
             require("gguf")
             new = None if spread else converted.copy_of(Path(where) / gguf, DTYPES[dtype])
-        if new is not None and converted.is_whole(new):
+        if new is not None and (sums := converted.sums_of(new)) is not None:
             where, new = str(new), None
+            sound = question("copy", sums=sums, dtype=dtype) if device == "cpu" else NONE
         elif gguf is not None:
             options["gguf_file"] = gguf
         hf, adapter = _load(where, dtype, options, _placement(device, max_memory, offload_folder) if spread else {})
@@ -98,10 +103,17 @@ def load_model(
         with _as_model_errors(f"device '{device}' cannot be used"):
             hf = hf.to(device)
     check_modules(hf, str(source))
-    model = _checked(adapter, hf, tokenizer, str(source))
-    if not is_offloaded(hf):
-        with _as_model_errors(f"model '{source}' cannot be run"):
-            check_outputs(model)
+    known = sound.answer()
+    model = _decoder(adapter, hf, tokenizer, str(source))
+    if known is not None:
+        model.expect_identity(known["bit_sums"], known["model_hash"])
+    else:
+        check_weights(model)
+        if not is_offloaded(hf):
+            with _as_model_errors(f"model '{source}' cannot be run"):
+                check_outputs(model)
+        if sound is not NONE:
+            sound.keep({"bit_sums": model.bit_sums(), "model_hash": model.model_hash})
     if dtype == "tf32":
         elsewhere = sorted({str(block.device) for block in model.blocks if block.device.type != "cuda"})
         if elsewhere:
@@ -287,7 +299,8 @@ def wrap_model(
     check_modules(hf, name)
     with _as_model_errors(f"model '{name}': its modules cannot be copied"):
         own = _own_modules(hf)
-    model = _checked(adapter, own, tokenizer, name)
+    model = _decoder(adapter, own, tokenizer, name)
+    check_weights(model)
     if check:
         with _as_model_errors(f"model '{name}' cannot be run and compared (check=False leaves that out)"):
             check_outputs(model)
@@ -296,12 +309,9 @@ def wrap_model(
     return model
 
 
-def _checked(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
-    """The decoder of a model, all of whose weights are finite."""
+def _decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
     with _as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
-        model = adapter(hf, tokenizer, name)
-    check_weights(model)
-    return model
+        return adapter(hf, tokenizer, name)
 
 
 def _way_to_the_model(given: Any) -> str:
