@@ -18,6 +18,7 @@ from scipy import stats
 
 from fasttrace.errors import UserError
 
+from .grids import color_range, grid_of
 from .naming import Row, effect_label, group_names, in_group, number, outside_text, p_text, score_label, visible
 
 INK = "#22272e"
@@ -120,26 +121,6 @@ def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options
 
 
 # -- figures ----------------------------------------------------------------------------------------------
-
-
-def color_range(p_restored: np.ndarray, p_clean: float, p_noised: float | None) -> tuple[float, float]:
-    """(low, high) probability of a heatmap's colours: from p_noised, or the lowest cell if lower, to the highest cell.
-
-    The range is at least a tenth of p_clean − p_noised, so that a grid in which nothing is restored looks flat.
-    """
-    low = float(np.nanmin(p_restored))
-    if p_noised is None:  # zeroing has no p_noised, and the range ends at p_clean
-        return low, max(p_clean, low + 1e-6)
-    low = min(p_noised, low)
-    return low, max(float(np.nanmax(p_restored)), low + max(0.1 * (p_clean - p_noised), 1e-6))
-
-
-def grid_of(cells: pa.Table, column: str) -> np.ndarray:
-    """(tokens, layers) float64 of one fact's cells at one window size; NaN where a cell is absent or NULL."""
-    tokens, layers = (np.asarray(cells[name].to_pylist(), dtype=int) for name in ("token_index", "layer"))
-    grid = np.full((int(tokens.max()) + 1, int(layers.max()) + 1), np.nan)
-    grid[tokens, layers] = [math.nan if value is None else value for value in cells[column].to_pylist()]
-    return grid
 
 
 def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:

@@ -16,6 +16,7 @@ from fasttrace.store import Readable
 
 from . import draw
 from .exhibit import Exhibit
+from .grids import grid_of
 from .naming import Row, group_names, in_group
 from .relation import relation
 
@@ -148,9 +149,7 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         "reason",
     )
     grid: dict[str, list[list[Any]]] = {
-        name: []
-        if cells is None
-        else [[short(value) for value in line] for line in draw.grid_of(cells, column).tolist()]
+        name: [] if cells is None else [[short(value) for value in line] for line in grid_of(cells, column).tolist()]
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
     place = {"tokens": row["token_texts"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}

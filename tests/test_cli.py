@@ -41,8 +41,8 @@ def test_a_study_verb_by_verb(workplace, run):
     run("report", *store, "--out", "report.html")
     assert "Does localization inform editing?" in (workplace / "report.html").read_text()
     again = run(*TRACE, *store)
-    assert "0 facts added" in again.stdout
-    assert "0 edits added" in run(*EDIT, "--layers", "0,2,3", *store).stderr
+    assert "nothing to compute: all 4 facts are in study.duckdb" in again.stdout
+    assert "nothing to compute: all 12 edits are in study.duckdb" in run(*EDIT, "--layers", "0,2,3", *store).stderr
     assert json.loads(counted.stdout) == json.loads(
         run("sql", "SELECT count(*) AS n FROM trace_cells", *store, "--json").stdout
     )

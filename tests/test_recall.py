@@ -1,4 +1,4 @@
-"""A command whose work is in the store says so and loads no model, and a changed file of the model is a new question."""
+"""A command whose work is in the store says so and loads no model. A changed file of the model is another question."""
 
 import json
 import shutil

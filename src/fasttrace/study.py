@@ -32,7 +32,7 @@ from fasttrace.settings.methods import SOLVED, method_settings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, EditTable, FactSettings, StudySettings, keys
 from fasttrace.settings.trace import TraceSettings
-from fasttrace.tracing import prepare_trace
+from fasttrace.tracing import TraceResult, prepare_trace
 from fasttrace.tracing.cost import block_rate
 from fasttrace.tracing.known import known_run
 from fasttrace.workflow import edit_into, has_edited, has_traced, known_into, reasons, trace_into
@@ -155,10 +155,22 @@ def _table(part: str, table: Any, **stated: Any) -> Any:
 
 
 class Runner:
-    """Runs a study with a model and a store. bar, stages: show progress. say: prints a line for the user."""
+    """Runs a study with a model and a store.
 
-    def __init__(self, study: Study, store: "Store", model: Decoder, bar: Bar, stages: Stages, say: Say) -> None:
-        self.study, self.store, self.model = study, store, model
+    bar, stages: show progress. say: prints a line for the user. show: shows the first fact that a sweep traced.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: "Store",
+        model: Decoder,
+        bar: Bar,
+        stages: Stages,
+        say: Say,
+        show: Callable[[TraceResult], None] | None = None,
+    ) -> None:
+        self.study, self.store, self.model, self.show = study, store, model, show
         self.bar, self.stages, self.say = bar, stages, say
         self.runs: dict[str, Any] = {}  # what `run` computed, as `has_run` finds it again
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
@@ -190,7 +202,7 @@ class Runner:
             plan = prepare_trace(self.model, facts, settings=trace)
             self.runs["traces"].append(plan.run["run_id"])
             with self.bar(f"Tracing: {_trace_name(trace)}", len(facts)) as done:
-                trace_into(self.store, plan, done)
+                trace_into(self.store, plan, done, self.show)
         moments = self.second_moments()
         for cell in self.cells:
             edits = prepare_edit(self.model, facts, settings=cell, moments=moments)

@@ -14,7 +14,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import encoded_facts
 from fasttrace.protocols import Protocol
 from fasttrace.tracing.known import BATCH, check_known, known_run
-from fasttrace.tracing.sweep import TracePlan
+from fasttrace.tracing.sweep import TracePlan, TraceResult
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -97,8 +97,13 @@ class Effort:
     flops: float = 0.0
 
 
-def trace_into(store: "Store", plan: TracePlan, progress: Progress) -> Effort:
-    """Run the part of a sweep that the store lacks, committing every batch."""
+def trace_into(
+    store: "Store", plan: TracePlan, progress: Progress, show: Callable[[TraceResult], None] | None = None
+) -> Effort:
+    """Run the part of a sweep that the store lacks, committing every batch.
+
+    show: called with the first batch that has cells, after it is committed.
+    """
     store.add_facts([encoded.fact for encoded in plan.encoded])
     planned = {encoded.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & planned
@@ -106,6 +111,9 @@ def trace_into(store: "Store", plan: TracePlan, progress: Progress) -> Effort:
     effort = Effort()
     for batch in plan.batches(skip=done, progress=progress):
         effort.facts += store.add(batch)
+        if show is not None and len(batch.cells):
+            show(batch)
+            show = None
         if batch.run["flops"]:
             effort.seconds += batch.run["seconds"]
             effort.flops += batch.run["flops"]

@@ -21,6 +21,7 @@ from statsmodels.api import OLS, add_constant
 
 from fasttrace.analysis import draw, figures
 from fasttrace.analysis.exhibits import exhibits
+from fasttrace.analysis.grids import color_range, grid_of
 from fasttrace.analysis.naming import number, p_text
 from fasttrace.analysis.paper import FIGURES, RowFilter
 from fasttrace.analysis.regression import regressions
@@ -218,11 +219,11 @@ def test_heatmap_names_what_is_missing(study, fact_id, window, said):
 
 
 def test_colors_run_from_noised_to_the_highest_cell_but_do_not_magnify_noise():
-    assert draw.color_range(np.array([[0.1, 0.6]]), 0.9, 0.1) == (0.1, 0.6)
-    low, high = draw.color_range(np.array([[0.1, 0.1001]]), 0.9, 0.1)
+    assert color_range(np.array([[0.1, 0.6]]), 0.9, 0.1) == (0.1, 0.6)
+    low, high = color_range(np.array([[0.1, 0.1001]]), 0.9, 0.1)
     assert low == 0.1
     assert high == pytest.approx(0.18)
-    assert draw.color_range(np.array([[0.05, np.nan]]), 0.3, 0.31)[0] == 0.05
+    assert color_range(np.array([[0.05, np.nan]]), 0.3, 0.31)[0] == 0.05
 
 
 def test_peaks_count_every_fact_with_an_effect_once(study):
@@ -453,7 +454,7 @@ def test_saving_under_another_ending_is_refused(study, tmp_path):
 
 def test_absent_cells_stay_blank():
     cells = pa.table({"token_index": [1, 2], "layer": [0, 1], "p": [0.5, None]})
-    grid = draw.grid_of(cells, "p")
+    grid = grid_of(cells, "p")
     assert grid.shape == (3, 2)
     assert grid[1, 0] == 0.5
     assert np.isnan(np.delete(grid.ravel(), 2)).all()

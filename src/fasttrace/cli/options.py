@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from fasttrace.facts import Fact
     from fasttrace.recall import Question
+    from fasttrace.tracing import TraceResult
 
 Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
@@ -212,6 +214,22 @@ def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] 
     files = local_files(model)
     texts = [Path(corpus).expanduser() for corpus in corpora if corpus is not None]
     return NONE if files is None else question(verb, [*files, *texts], dtype=dtype, device=device, **parts)
+
+
+def show_first(batch: "TraceResult") -> None:
+    """Draw the first traced fact of a batch on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        return
+    import pyarrow.compute as pc
+    from rich.console import Console
+
+    from fasttrace.analysis.grids import heatmap_text
+
+    fact_id, size = (batch.cells[name][0] for name in ("fact_id", "window_size"))
+    mine = pc.and_(pc.equal(batch.cells["fact_id"], fact_id), pc.equal(batch.cells["window_size"], size))
+    [fact] = batch.facts.filter(pc.equal(batch.facts["fact_id"], fact_id)).to_pylist()
+    console = Console(stderr=True)
+    console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
 
 
 def load(model: str, dtype: str, device: str) -> Any:

@@ -14,7 +14,7 @@ from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
-from .options import asks, bar, emit, load, options, say_all_there, stages
+from .options import asks, bar, emit, load, options, say_all_there, show_first, stages
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -101,7 +101,7 @@ def _computed(chosen: "Study", store: "Store", out: Path, dry_run: bool, as_json
 
     asked = chosen.settings
     model = load(asked.model, asked.dtype, asked.device)
-    runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True))
+    runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True), show_first)
     if dry_run:
         _print_plan(list(runner.plan()), as_json)
         return None

@@ -24,6 +24,7 @@ from .options import (
     options,
     say_all_there,
     setting_options,
+    show_first,
     stages,
     work_options,
 )
@@ -134,7 +135,7 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
         return
     asked.keep({"run_id": plan.run["run_id"], "fact_ids": [fact.fact_id for fact in plan.encoded]})
     with bar("Tracing", len(loaded)) as done:
-        effort = trace_into(target, plan, done)
+        effort = trace_into(target, plan, done, show_first)
     emit(_traced(target, plan.run["run_id"]), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
