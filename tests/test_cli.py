@@ -81,6 +81,22 @@ def test_every_way_of_tracing_from_the_command_line(workplace, run):
     run("report", *store, "--out", "ways.html")
 
 
+def test_the_first_traced_fact_is_drawn_on_a_terminal_alone(workplace, run, monkeypatch):
+    drawn = "p restored by a window of 3 layers"
+    assert drawn not in run(*TRACE, "--store", "plain.duckdb").stderr
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    several = ("--memory", "300kB")  # waves, of which one is drawn
+    done = run(*TRACE, *several, "--store", "drawn.duckdb", "--json")
+    assert done.stderr.count(drawn) == 1
+    assert drawn not in done.stdout
+    assert drawn not in run(*TRACE, *several, "--store", "drawn.duckdb").stderr
+    plain, shown = (
+        ft.Store(workplace / name).query("SELECT * EXCLUDE run_id FROM trace_cells ORDER BY ALL").num_rows
+        for name in ("plain.duckdb", "drawn.duckdb")
+    )
+    assert plain == shown
+
+
 def test_a_killed_sweep_resumes(workplace, run):
     whole, cut = ("--store", "whole.duckdb"), ("--store", "cut.duckdb")
     small = ("--memory", "300kB")  # several waves, so that a kill falls between batches
