@@ -67,6 +67,28 @@ inline void check_rank_one(const Tensor& W, const Tensor& u, const Tensor& v) {
         W.stride(0), ", ", W.stride(1), ")");
 }
 
+inline void check_linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, const Tensor& out) {
+  check(x.dim() == 2 && w.dim() == 2 && w.size(1) == x.size(1) && x.size(1) > 0,
+        "linear_: expected x of shape (m, k) and w (n, k) with k of 1 or more, got x ", shape_of(x), " and w ",
+        shape_of(w));
+  check(out.dim() == 2 && out.size(0) == x.size(0) && out.size(1) == w.size(0), "linear_: expected out of shape (",
+        x.size(0), ", ", w.size(0), "), got ", shape_of(out));
+  for (const Tensor* t : {&x, &w, &out})
+    check(is_float32(*t) && t->is_cpu(), "linear_: expected x, w and out to be float32, on the CPU");
+  check(rows_without_gaps(x), "linear_: expected x with rows without gaps, got strides (", x.stride(0), ", ",
+        x.stride(1), ")");
+  // An axis of extent one never steps, so its stride says nothing about the layout.
+  check(w.stride(1) == 1 || w.size(1) <= 1 || w.stride(0) == 1 || w.size(0) <= 1,
+        "linear_: expected w with one stride of 1, got strides (", w.stride(0), ", ", w.stride(1), ")");
+  check(out.is_contiguous(), "linear_: expected out to be contiguous, got strides (", out.stride(0), ", ",
+        out.stride(1), ")");
+  if (bias)
+    check(bias->dim() == 1 && bias->size(0) == w.size(0) && is_float32(*bias) && bias->is_contiguous() &&
+              bias->is_cpu(),
+          "linear_: expected bias to be contiguous float32 of shape (", w.size(0), ",) on the CPU, got shape ",
+          shape_of(*bias));
+}
+
 inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table,
                                    double softcap, const std::optional<Tensor>& alibi, const Tensor& out) {
   check(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && k.size(2) == q.size(2) && k.size(1) > 0 &&

@@ -13,6 +13,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def(
       "adam_linf_(Tensor(a!) delta, Tensor(b!) m, Tensor(c!) v, Tensor g, Tensor k, Tensor begin, Tensor? active, "
       "int step, float lr, float limit, float beta1, float beta2, float eps) -> ()");
+  library.def("linear_(Tensor x, Tensor w, Tensor? bias, Tensor(a!) out) -> ()");
   library.def(
       "prefix_attention_(Tensor q, Tensor k, Tensor v, Tensor table, float scale, int window, float softcap, "
       "Tensor? alibi, Tensor(a!) out) -> ()");
@@ -35,6 +36,7 @@ STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
   library.impl("rank_one_", TORCH_BOX(&fasttrace::rank_one_cpu));
   library.impl("rank_one_add_", TORCH_BOX(&fasttrace::rank_one_add_cpu));
   library.impl("adam_linf_", TORCH_BOX(&fasttrace::adam_linf_cpu));
+  library.impl("linear_", TORCH_BOX(&fasttrace::linear_cpu));
   library.impl("prefix_attention_", TORCH_BOX(&fasttrace::prefix_attention_cpu));
   library.impl("rms_norm_", TORCH_BOX(&fasttrace::rms_norm_cpu));
   library.impl("rotary_", TORCH_BOX(&fasttrace::rotary_cpu));

@@ -22,6 +22,9 @@ void rank_one_cuda(Tensor W, const Tensor u, const Tensor v, double alpha);
 void rank_one_add_cpu(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value);
 void rank_one_add_cuda(Tensor y, const Tensor x, const Tensor edit, const Tensor key, const Tensor value);
 
+// out (m, n) = x (m, k) wᵀ + bias (n,), all float32, for w (n, k) with either its rows or its columns contiguous.
+void linear_cpu(const Tensor x, const Tensor w, std::optional<Tensor> bias, Tensor out);
+
 // Causal attention of the sequences in table (S, 8) int64: queries q (Nq, H, hd) over keys and values k, v (N, Hkv, hd)
 // into out (Nq, H · hd), all float32 or all bfloat16. window: tokens a query sees, 0 for all. softcap: bound of the
 // scores, 0 for none. alibi: (H,) float32, how much a score falls per token of distance.
