@@ -20,7 +20,10 @@ namespace fasttrace {
 namespace {
 
 constexpr int64_t block_k = 256;    // a block of k of a panel of x stays in the first-level cache
+constexpr int64_t block_rows = 64;  // rows of wᵀ at a time, where lanes are its columns: few pages, and a tile in the first-level cache
+constexpr int64_t slice_n = 576;    // columns of wᵀ at a time: two blocks of them stay in the second-level cache
 constexpr int64_t block_n = 96;     // rows of w that are multiplied with every panel: they stay in the second-level cache
+constexpr int64_t small = 16384;    // floats of a panel that may be read from the second-level cache
 constexpr int64_t chunk_m = 240;    // rows of x at a time
 constexpr int64_t line = 16;        // floats in a cache line
 constexpr int64_t spare = 16;       // rows of w in the largest tile: the last one may be filled up
@@ -40,8 +43,8 @@ Floats aligned(int64_t count) {
 }
 
 // k is cut into blocks of equal length, which depends on k alone.
-FT_INLINE int64_t block_of(int64_t k) {
-  const int64_t blocks = (k + block_k - 1) / block_k;
+FT_INLINE int64_t block_of(int64_t k, int64_t most) {
+  const int64_t blocks = (k + most - 1) / most;
   return (k + blocks - 1) / blocks;
 }
 
@@ -97,14 +100,15 @@ FT_INLINE void tile_of_rows(const float* w, int64_t stride, const float* x, int6
     }
 }
 
-// part (rows, C vectors) = w (rows, count) xᵀ for `rows` rows of w, added unless `first`.
+// part (rows, C vectors) = w (rows, count) xᵀ for `rows` rows of w, added unless `first`. The rows at `next` are read
+// after these.
 template <int V, int R, int C>
 FT_INLINE void panel_of_rows(const float* w, int64_t stride, int64_t rows, const float* x, int64_t count, bool first,
-                             float* part) {
+                             const float* next, float* part) {
   int64_t j = 0;
   for (; j + R <= rows; j += R) {
     const float* at = w + j * stride;
-    tile_of_rows<V, R, C>(at, stride, x, count, j + 2 * R <= rows ? at + R * stride : at, first, part + j * C * V);
+    tile_of_rows<V, R, C>(at, stride, x, count, j + 2 * R <= rows ? at + R * stride : next, first, part + j * C * V);
   }
   if (j < rows) {
     alignas(64) float last[R * block_k] = {};
@@ -150,19 +154,24 @@ template <int V, int R>
 FT_INLINE void multiply_rows(const Product& p, const float* packed, float* y, int64_t rows, int64_t begin, int64_t end,
                              float* part) {
   constexpr int single = R > 4 ? 16 : 3 * R;
-  const int64_t block = block_of(p.k);
-  for (int64_t n0 = begin; n0 < end; n0 += block_n) {
-    const int64_t count = std::min(block_n, end - n0);
+  const int64_t block = block_of(p.k, block_k);
+  // Where the one panel is small, w is read in the order of memory.
+  const int64_t step = rows <= 3 * V && p.k * panel_width(rows, V) <= small ? 12 : block_n;
+  for (int64_t n0 = begin; n0 < end; n0 += step) {
+    const int64_t count = std::min(step, end - n0);
     for (int64_t k0 = 0; k0 < p.k; k0 += block) {
       const int64_t length = std::min(block, p.k - k0);
       const float* w = p.w + n0 * p.w_stride + k0;
+      const float* next = w;
+      if (k0 + block < p.k) next = w + block;
+      else if (n0 + step + spare <= end) next = w + step * p.w_stride - k0;
       for (int64_t i = 0; i < rows; i += 3 * V) {
         const int64_t width = panel_width(rows - i, V);
         const float* x = packed + i * p.k + k0 * width;
         float* to = part + i * (block_n + spare);
-        if (width == 3 * V) panel_of_rows<V, R, 3>(w, p.w_stride, count, x, length, k0 == 0, to);
-        if (width == 2 * V) panel_of_rows<V, R * 3 / 2, 2>(w, p.w_stride, count, x, length, k0 == 0, to);
-        if (width == V) panel_of_rows<V, single, 1>(w, p.w_stride, count, x, length, k0 == 0, to);
+        if (width == 3 * V) panel_of_rows<V, R, 3>(w, p.w_stride, count, x, length, k0 == 0, next, to);
+        if (width == 2 * V) panel_of_rows<V, R * 3 / 2, 2>(w, p.w_stride, count, x, length, k0 == 0, next, to);
+        if (width == V) panel_of_rows<V, single, 1>(w, p.w_stride, count, x, length, k0 == 0, next, to);
       }
     }
     for (int64_t i = 0; i < rows; i += 3 * V)
@@ -175,7 +184,8 @@ FT_INLINE void multiply_rows(const Product& p, const float* packed, float* y, in
 
 struct Columns {
   const float* w;      // (count, C vectors)
-  const float* ahead;  // the block of w that is read next
+  const float* ahead;  // what is fetched meanwhile: pieces of C vectors, of which the row of w holds `left` more
+  int64_t left, pieces;
   float* copy;         // where w is copied without gaps, or null
   const float* bias;   // of the last block of k, or null
   int64_t stride, count;
@@ -189,6 +199,10 @@ FT_INLINE void tile_of_columns(const Columns& b, const float* x, int64_t x_strid
   const float* w = b.w;
   const float* ahead = b.ahead;
   float* copy = b.copy;
+  int64_t left = b.left;
+  if (!b.first)
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C * V; c += line) __builtin_prefetch(y + r * y_stride + c);
   for (int64_t k = 0; k < b.count; ++k, w += b.stride) {
     Vector row[C];
 #pragma GCC unroll 4
@@ -198,7 +212,11 @@ FT_INLINE void tile_of_columns(const Columns& b, const float* x, int64_t x_strid
       for (int c = 0; c < C; ++c) *(Vector*)(copy + c * V) = row[c];
       copy += C * V;
       for (int c = 0; c < C * V; c += line) __builtin_prefetch(ahead + c);
-      ahead += b.stride;
+      ahead += C * V;
+      if (--left == 0) {
+        left = b.pieces;
+        ahead += b.stride - b.pieces * C * V;
+      }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -223,51 +241,65 @@ FT_INLINE void tile_of(int64_t rows, const Columns& b, const float* x, int64_t x
   tile_of_columns<V, R, 3, cold>(b, x, x_stride, y, y_stride);
 }
 
+// The columns begin … end of y for all rows of x and the rows k0 … k0 + length of wᵀ. `next` (length, as wide) is fetched
+// meanwhile, in the order of memory: the tiles themselves cross a page or two with every row.
+template <int V, int R>
+FT_INLINE void block_of_columns(const Product& p, int64_t k0, int64_t length, int64_t begin, int64_t end,
+                                const float* next, float* scratch) {
+  constexpr int64_t W = 3 * V;
+  const int64_t pieces = std::max<int64_t>(1, (end - begin) / W);
+  for (int64_t m0 = 0; m0 < p.m; m0 += chunk_m) {
+    const int64_t rows = std::min(chunk_m, p.m - m0), blocks = (rows + R - 1) / R;
+    for (int64_t n0 = begin; n0 < end; n0 += W) {
+      const float* from = p.w + k0 * p.w_stride + n0;
+      const int64_t filled = std::min(W, end - n0), fetched = (n0 - begin) / W * length;
+      const bool whole = filled == W;
+      Columns b{from, next + fetched / pieces * p.w_stride + fetched % pieces * W, pieces - fetched % pieces, pieces,
+                scratch, p.bias && k0 + length == p.k ? p.bias + n0 : nullptr, p.w_stride, length, k0 == 0};
+      alignas(64) float edge[W] = {}, tile[R * W];
+      if (!whole) {
+        for (int64_t k = 0; k < length; ++k)
+          for (int64_t j = 0; j < W; ++j) scratch[k * W + j] = j < filled ? from[k * p.w_stride + j] : 0.0f;
+        if (b.bias) {
+          std::memcpy(edge, b.bias, size_t(filled) * 4);
+          b.bias = edge;
+        }
+        b.w = scratch;
+        b.stride = W;
+      }
+      for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t row = m0 + rows * i / blocks, count = m0 + rows * (i + 1) / blocks - row;
+        const float* x = p.x + row * p.x_stride + k0;
+        float* y = p.y + row * p.n + n0;
+        if (!whole) {
+          for (int64_t r = 0; r < count && !b.first; ++r) std::memcpy(tile + r * W, y + r * p.n, size_t(filled) * 4);
+          tile_of<V, R, false>(count, b, x, p.x_stride, tile, W);
+          for (int64_t r = 0; r < count; ++r) std::memcpy(y + r * p.n, tile + r * W, size_t(filled) * 4);
+        } else if (i == 0) {
+          tile_of<V, R, true>(count, b, x, p.x_stride, y, p.n);
+          b.w = scratch;
+          b.stride = W;
+        } else {
+          tile_of<V, R, false>(count, b, x, p.x_stride, y, p.n);
+        }
+      }
+    }
+  }
+}
+
 // The columns begin … end of y, for all rows of x.
 template <int V, int R>
 FT_INLINE void multiply_columns(const Product& p, int64_t begin, int64_t end, float* scratch) {
-  constexpr int64_t W = 3 * V;
-  const int64_t block = block_of(p.k);
+  constexpr int64_t slice = slice_n / (3 * V) * (3 * V);
+  const int64_t block = block_of(p.k, block_rows);
   for (int64_t k0 = 0; k0 < p.k; k0 += block) {
     const int64_t length = std::min(block, p.k - k0);
-    const bool last = k0 + block >= p.k;
-    for (int64_t m0 = 0; m0 < p.m; m0 += chunk_m) {
-      const int64_t rows = std::min(chunk_m, p.m - m0), blocks = (rows + R - 1) / R;
-      for (int64_t n0 = begin; n0 < end; n0 += W) {
-        const float* from = p.w + k0 * p.w_stride + n0;
-        const int64_t filled = std::min(W, end - n0);
-        const bool whole = filled == W;
-        Columns b{from, from, scratch, last && p.bias ? p.bias + n0 : nullptr, p.w_stride, length, k0 == 0};
-        if (n0 + 2 * W <= end) b.ahead = from + W;
-        else if (!last) b.ahead = p.w + (k0 + block) * p.w_stride + begin;
-        alignas(64) float edge[W] = {}, tile[R * W];
-        if (!whole) {
-          for (int64_t k = 0; k < length; ++k)
-            for (int64_t j = 0; j < W; ++j) scratch[k * W + j] = j < filled ? from[k * p.w_stride + j] : 0.0f;
-          if (b.bias) {
-            std::memcpy(edge, b.bias, size_t(filled) * 4);
-            b.bias = edge;
-          }
-          b.w = scratch;
-          b.stride = W;
-        }
-        for (int64_t i = 0; i < blocks; ++i) {
-          const int64_t row = m0 + rows * i / blocks, count = m0 + rows * (i + 1) / blocks - row;
-          const float* x = p.x + row * p.x_stride + k0;
-          float* y = p.y + row * p.n + n0;
-          if (!whole) {
-            for (int64_t r = 0; r < count && !b.first; ++r) std::memcpy(tile + r * W, y + r * p.n, size_t(filled) * 4);
-            tile_of<V, R, false>(count, b, x, p.x_stride, tile, W);
-            for (int64_t r = 0; r < count; ++r) std::memcpy(y + r * p.n, tile + r * W, size_t(filled) * 4);
-          } else if (i == 0) {
-            tile_of<V, R, true>(count, b, x, p.x_stride, y, p.n);
-            b.w = scratch;
-            b.stride = W;
-          } else {
-            tile_of<V, R, false>(count, b, x, p.x_stride, y, p.n);
-          }
-        }
-      }
+    for (int64_t n0 = begin; n0 < end; n0 += slice) {
+      const float* at = p.w + k0 * p.w_stride;
+      const float* next = at + n0;
+      if (n0 + 2 * slice <= end) next = at + n0 + slice;
+      else if (n0 + slice >= end && k0 + 2 * block <= p.k) next = at + block * p.w_stride + begin;
+      block_of_columns<V, R>(p, k0, length, n0, std::min(end, n0 + slice), next, scratch);
     }
   }
 }
@@ -312,7 +344,7 @@ void multiply(const Product& p, bool by_rows) {
   const int64_t grain = 1 + (int64_t(1) << 20) / (p.m * p.k * tile);
   if (!by_rows) {
     torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-      alignas(64) float scratch[block_k * max_panel];
+      alignas(64) float scratch[block_rows * max_panel];
       kernels->by_columns(p, begin * tile, std::min(p.n, end * tile), scratch);
     });
     return;
