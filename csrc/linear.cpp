@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t block_k = 256;    // a block of k of a panel of x stays in the first-level cache
 constexpr int64_t block_rows = 64;  // rows of wᵀ at a time, where lanes are its columns: few pages, and a tile in the first-level cache
+constexpr int64_t large_m = 128, group_k = 3;  // beyond large_m rows, y leaves the second-level cache
 constexpr int64_t slice_n = 576;    // columns of wᵀ at a time: two blocks of them stay in the second-level cache
 constexpr int64_t block_n = 96;     // rows of w that are multiplied with every panel: they stay in the second-level cache
 constexpr int64_t small = 16384;    // floats of a panel that may be read from the second-level cache
@@ -171,7 +172,9 @@ FT_INLINE void multiply_rows(const Product& p, const float* packed, float* y, in
         float* to = part + i * (block_n + spare);
         if (width == 3 * V) panel_of_rows<V, R, 3>(w, p.w_stride, count, x, length, k0 == 0, next, to);
         if (width == 2 * V) panel_of_rows<V, R * 3 / 2, 2>(w, p.w_stride, count, x, length, k0 == 0, next, to);
-        if (width == V) panel_of_rows<V, single, 1>(w, p.w_stride, count, x, length, k0 == 0, next, to);
+        // Rows of w that are a multiple of 2 KB apart share few sets of the first-level cache: few streams from memory.
+        if (width == V && step == 12) panel_of_rows<V, 6, 1>(w, p.w_stride, count, x, length, k0 == 0, next, to);
+        if (width == V && step != 12) panel_of_rows<V, single, 1>(w, p.w_stride, count, x, length, k0 == 0, next, to);
       }
     }
     for (int64_t i = 0; i < rows; i += 3 * V)
@@ -241,46 +244,50 @@ FT_INLINE void tile_of(int64_t rows, const Columns& b, const float* x, int64_t x
   tile_of_columns<V, R, 3, cold>(b, x, x_stride, y, y_stride);
 }
 
-// The columns begin … end of y for all rows of x and the rows k0 … k0 + length of wᵀ. `next` (length, as wide) is fetched
-// meanwhile, in the order of memory: the tiles themselves cross a page or two with every row.
+// The columns begin … end of y for all rows of x and the rows k0 … k0 + length of wᵀ, summed `block` rows at a time.
+// `next` (length, as wide) is fetched meanwhile, in the order of memory: the tiles themselves cross a page with almost
+// every row.
 template <int V, int R>
-FT_INLINE void block_of_columns(const Product& p, int64_t k0, int64_t length, int64_t begin, int64_t end,
-                                const float* next, float* scratch) {
+FT_INLINE void part_of_columns(const Product& p, int64_t k0, int64_t length, int64_t block, int64_t begin, int64_t end,
+                               const float* next, float* scratch) {
   constexpr int64_t W = 3 * V;
   const int64_t pieces = std::max<int64_t>(1, (end - begin) / W);
   for (int64_t m0 = 0; m0 < p.m; m0 += chunk_m) {
-    const int64_t rows = std::min(chunk_m, p.m - m0), blocks = (rows + R - 1) / R;
+    const int64_t rows = std::min(chunk_m, p.m - m0), tiles = (rows + R - 1) / R;
     for (int64_t n0 = begin; n0 < end; n0 += W) {
-      const float* from = p.w + k0 * p.w_stride + n0;
-      const int64_t filled = std::min(W, end - n0), fetched = (n0 - begin) / W * length;
+      const float* w = p.w + k0 * p.w_stride + n0;
+      const int64_t filled = std::min(W, end - n0);
       const bool whole = filled == W;
-      Columns b{from, next + fetched / pieces * p.w_stride + fetched % pieces * W, pieces - fetched % pieces, pieces,
-                scratch, p.bias && k0 + length == p.k ? p.bias + n0 : nullptr, p.w_stride, length, k0 == 0};
       alignas(64) float edge[W] = {}, tile[R * W];
+      const float* bias = p.bias ? p.bias + n0 : nullptr;
       if (!whole) {
         for (int64_t k = 0; k < length; ++k)
-          for (int64_t j = 0; j < W; ++j) scratch[k * W + j] = j < filled ? from[k * p.w_stride + j] : 0.0f;
-        if (b.bias) {
-          std::memcpy(edge, b.bias, size_t(filled) * 4);
-          b.bias = edge;
-        }
-        b.w = scratch;
-        b.stride = W;
+          for (int64_t j = 0; j < W; ++j) scratch[k * W + j] = j < filled ? w[k * p.w_stride + j] : 0.0f;
+        if (bias) bias = static_cast<const float*>(std::memcpy(edge, bias, size_t(filled) * 4));
       }
-      for (int64_t i = 0; i < blocks; ++i) {
-        const int64_t row = m0 + rows * i / blocks, count = m0 + rows * (i + 1) / blocks - row;
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t row = m0 + rows * i / tiles, count = m0 + rows * (i + 1) / tiles - row;
         const float* x = p.x + row * p.x_stride + k0;
         float* y = p.y + row * p.n + n0;
-        if (!whole) {
-          for (int64_t r = 0; r < count && !b.first; ++r) std::memcpy(tile + r * W, y + r * p.n, size_t(filled) * 4);
-          tile_of<V, R, false>(count, b, x, p.x_stride, tile, W);
-          for (int64_t r = 0; r < count; ++r) std::memcpy(y + r * p.n, tile + r * W, size_t(filled) * 4);
-        } else if (i == 0) {
-          tile_of<V, R, true>(count, b, x, p.x_stride, y, p.n);
-          b.w = scratch;
-          b.stride = W;
-        } else {
-          tile_of<V, R, false>(count, b, x, p.x_stride, y, p.n);
+        for (int64_t k = 0; k < length; k += block) {
+          Columns b{scratch + k * W, nullptr, 0, pieces, nullptr, nullptr, W, std::min(block, length - k), k0 + k == 0};
+          if (k0 + k + b.count == p.k) b.bias = bias;
+          if (!whole) {
+            for (int64_t r = 0; r < count && !b.first; ++r) std::memcpy(tile + r * W, y + r * p.n, size_t(filled) * 4);
+            tile_of<V, R, false>(count, b, x + k, p.x_stride, tile, W);
+            for (int64_t r = 0; r < count; ++r) std::memcpy(y + r * p.n, tile + r * W, size_t(filled) * 4);
+          } else if (i == 0) {
+            // The first tile reads w itself, and leaves a copy without gaps for the others.
+            const int64_t fetched = (n0 - begin) / W * length + k;
+            b.copy = scratch + k * W;
+            b.w = w + k * p.w_stride;
+            b.stride = p.w_stride;
+            b.ahead = next + fetched / pieces * p.w_stride + fetched % pieces * W;
+            b.left = pieces - fetched % pieces;
+            tile_of<V, R, true>(count, b, x + k, p.x_stride, y, p.n);
+          } else {
+            tile_of<V, R, false>(count, b, x + k, p.x_stride, y, p.n);
+          }
         }
       }
     }
@@ -290,16 +297,18 @@ FT_INLINE void block_of_columns(const Product& p, int64_t k0, int64_t length, in
 // The columns begin … end of y, for all rows of x.
 template <int V, int R>
 FT_INLINE void multiply_columns(const Product& p, int64_t begin, int64_t end, float* scratch) {
-  constexpr int64_t slice = slice_n / (3 * V) * (3 * V);
-  const int64_t block = block_of(p.k, block_rows);
-  for (int64_t k0 = 0; k0 < p.k; k0 += block) {
-    const int64_t length = std::min(block, p.k - k0);
+  constexpr int64_t W = 3 * V;
+  // Where y is large, several blocks are added while a tile of it is in the first-level cache.
+  const int64_t group = p.m > large_m ? group_k : 1;
+  const int64_t block = block_of(p.k, block_rows), part = group * block, slice = slice_n / group / W * W;
+  for (int64_t k0 = 0; k0 < p.k; k0 += part) {
+    const int64_t length = std::min(part, p.k - k0);
     for (int64_t n0 = begin; n0 < end; n0 += slice) {
       const float* at = p.w + k0 * p.w_stride;
       const float* next = at + n0;
       if (n0 + 2 * slice <= end) next = at + n0 + slice;
-      else if (n0 + slice >= end && k0 + 2 * block <= p.k) next = at + block * p.w_stride + begin;
-      block_of_columns<V, R>(p, k0, length, n0, std::min(end, n0 + slice), next, scratch);
+      else if (n0 + slice >= end && k0 + 2 * part <= p.k) next = at + part * p.w_stride + begin;
+      part_of_columns<V, R>(p, k0, length, block, n0, std::min(end, n0 + slice), next, scratch);
     }
   }
 }
@@ -344,7 +353,7 @@ void multiply(const Product& p, bool by_rows) {
   const int64_t grain = 1 + (int64_t(1) << 20) / (p.m * p.k * tile);
   if (!by_rows) {
     torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-      alignas(64) float scratch[block_rows * max_panel];
+      alignas(64) float scratch[group_k * block_rows * max_panel];
       kernels->by_columns(p, begin * tile, std::min(p.n, end * tile), scratch);
     });
     return;

@@ -33,7 +33,7 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     group = parser.getgroup("fasttrace", "compute as another processor would (tests/processors.py)")
     group.addoption("--threads", type=int, help="threads of every product in every test")
-    group.addoption("--linear", choices=("reference", "native"), help="ops.linear's product, instead of a choice")
+    group.addoption("--linear", choices=("reference", "native", "onednn"), help="ops.linear's product, instead of a choice")
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def _linear(request, monkeypatch):
     wanted = request.config.getoption("--linear")
     if wanted is not None and request.path.name != "test_linear.py":
         module = importlib.import_module("fasttrace.ops.linear")
-        monkeypatch.setattr(module, "_onednn_is_faster", lambda dtype: wanted == "native")
+        monkeypatch.setattr(module, "_is_faster", lambda name, x, w: name in (wanted, "reference"))
 
 
 @pytest.fixture(autouse=True)

@@ -47,11 +47,14 @@ class Case(NamedTuple):
 
 CASES = (
     Case("AVX2", "avx2", "COMPATIBLE", 1, "reference"),
-    Case("AVX2", None, None, 2, "native"),
-    Case("AVX512_CORE", "avx2", None, 2, "reference"),
-    Case("AVX512_CORE", None, "COMPATIBLE", 1, "native"),
-    Case(None, "avx2", "COMPATIBLE", 2, "native"),
-    Case(None, None, None, 1, "reference"),
+    Case("AVX2", None, "COMPATIBLE", 2, "native"),
+    Case("AVX2", None, None, 1, "onednn"),
+    Case("AVX512_CORE", None, None, 1, "reference"),
+    Case("AVX512_CORE", "avx2", None, 1, "native"),
+    Case("AVX512_CORE", "avx2", "COMPATIBLE", 2, "onednn"),
+    Case(None, None, None, 2, "reference"),
+    Case(None, "avx2", None, 1, "native"),
+    Case(None, None, "COMPATIBLE", 1, "onednn"),
 )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fasttrace.errors import UserError
 
-IMPLEMENTATIONS = ("auto", "reference", "triton", "native")
+IMPLEMENTATIONS = ("auto", "reference", "triton", "native", "onednn")
 log = logging.getLogger("fasttrace.ops")
 _announced: set[tuple[str, str, str]] = set()
 
@@ -52,10 +52,10 @@ def choose(
     *tensors: torch.Tensor | None,
     worthwhile: Callable[[str], bool] = lambda name: True,
 ) -> str:
-    """The implementation of `op` to run: "reference", "triton" or "native".
+    """The implementation of `op` to run: "reference", "triton", "native" or "onednn".
 
     op: the op's name, for messages.
-    impl: "auto" prefers Triton for CUDA tensors if it can be imported, then native if `available` has it,
+    impl: "auto" prefers Triton for CUDA tensors if it can be imported, then native and oneDNN if `available` has them,
         then the reference. It logs its choice once per op and device (logger "fasttrace.ops", INFO).
         Any other name is used as given or refused: there is no fallback.
     available: the implementations this op has here. As a mapping: name -> the reason it cannot be used, or None.
@@ -80,7 +80,7 @@ def choose(
             raise UserError(f"{op}: impl={impl!r} was asked for, but {reason}; possible: {possible}")
         return impl
 
-    order = ("triton", "native", "reference") if device.type == "cuda" else ("native", "reference")
+    order = ("triton", "native", "reference") if device.type == "cuda" else ("native", "onednn", "reference")
     for name in order:
         if _unusable_reason(name, available, device) is None and worthwhile(name):
             _announce(op, device.type, name)
