@@ -33,7 +33,7 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     group = parser.getgroup("fasttrace", "compute as another processor would (tests/processors.py)")
     group.addoption("--threads", type=int, help="threads of every product in every test")
-    group.addoption("--linear", choices=("reference", "native", "onednn"), help="ops.linear's product, instead of a choice")
+    group.addoption("--linear", choices=("reference", "native", "onednn"), help="ops.linear's product")
 
 
 @pytest.fixture(autouse=True)

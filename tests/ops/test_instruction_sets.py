@@ -26,10 +26,17 @@ MEASURE = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 torch.manual_seed(0)
-names = ("moment", "rank_one", "rank_one_add", "adam", "rows", "attention float32", "attention bfloat16")
+names = ("moment", "linear", "rank_one", "rank_one_add", "adam", "rows", "attention float32", "attention bfloat16")
 names += ("score", "slope")
 worst = dict.fromkeys(names, 0.0)
 for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
+    # x wᵀ by rows of w, and by columns.
+    x, w, b, y = torch.randn(n, m), torch.randn(97, m), torch.randn(97), torch.empty(n, 97)
+    wanted = x.double() @ w.double().T + b.double()
+    bound = (m + 1) ** 0.5 * (1 + x.abs().max() * w.abs().max())
+    for weight in (w, w.T.contiguous().T):
+        torch.ops.fasttrace.linear_(x, weight, b, y)
+        worst["linear"] = max(worst["linear"], ((y - wanted).abs() / bound).max().item())
     for dtype in (torch.float32, torch.bfloat16):
         K, C = torch.randn(n, m).to(dtype), torch.zeros(m, m, dtype=torch.float64)
         torch.ops.fasttrace.second_moment_(C, K)
@@ -170,6 +177,7 @@ def measure(folder: Path, flags: list[str], **environment: str) -> dict[str, flo
 
 def check(worst: dict[str, float]) -> None:
     assert worst["moment"] < 6e-7
+    assert worst["linear"] < 6e-7
     assert worst["rank_one"] <= 1.0
     assert worst["rank_one_add"] <= 1.0
     assert worst["adam"] <= 1e-6
