@@ -175,8 +175,8 @@ class _Linear(torch.autograd.Function):
 
 def _is_faster(name: str, x: Tensor, w: Tensor) -> bool:
     """Whether "auto" takes an implementation that applies. The processor, the dtype and the shapes decide."""
-    if name == "onednn":
-        return _onednn_is_faster(x.dtype)
+    if name != "native":
+        return name == "reference" or _onednn_is_faster(x.dtype)
     if x.dtype == torch.bfloat16:
         return _onednn_refusal(x.dtype) is not None
     # For these shapes the compiled kernel is at least as fast as MKL (measured on Zen 3).
