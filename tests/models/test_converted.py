@@ -51,6 +51,22 @@ def test_the_copy_is_the_same_model_and_is_read_instead(gguf, cache, monkeypatch
     assert torch.equal(logits(first, pack(first, [ids])), logits(again, pack(again, [ids])))
 
 
+def test_a_copy_is_run_and_compared_once(gguf, monkeypatch):
+    """The answer is kept, and asked for again where a package has another version."""
+    compared = []
+    monkeypatch.setattr("fasttrace.models.load.check_outputs", lambda model: compared.append(model.model_hash))
+    hashes = [ft.load_model(gguf).model_hash for _ in range(4)]
+    assert compared == hashes[:2], "when the file is read, and at the copy's first load"
+    again = ft.load_model(gguf)
+    with torch.no_grad():
+        again.blocks[0].down[0, 0] += 1
+    assert again.model_hash != hashes[0], "weights that change in memory have no kept identity"
+    monkeypatch.setattr("fasttrace.recall._version", lambda package: "another")
+    assert ft.load_model(gguf).model_hash == hashes[0]
+    assert len(compared) == 3
+    assert len(set(hashes)) == 1
+
+
 def test_each_dtype_and_each_file_has_a_copy(gguf, cache, small_tokenizer, tmp_path):
     """The bfloat16 copy has the rounded weights, and a file that changes under its name is read anew."""
     assert ft.load_model(gguf, "bfloat16").model_hash == ft.load_model(gguf, "bfloat16").model_hash

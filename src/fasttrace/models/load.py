@@ -96,14 +96,15 @@ def load_model(
             sound = question("copy", sums=sums, dtype=dtype) if device == "cpu" else NONE
         elif gguf is not None:
             options["gguf_file"] = gguf
-        hf, adapter = _load(where, dtype, options, _placement(device, max_memory, offload_folder) if spread else {})
+        known = sound.answer()
+        placed = _placement(device, max_memory, offload_folder) if spread else {}
+        hf, adapter = _load(where, dtype, options, placed, fits=known is not None)
         with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
             tokenizer = _load_tokenizer(where, options)
     if not spread:
         with _as_model_errors(f"device '{device}' cannot be used"):
             hf = hf.to(device)
     check_modules(hf, str(source))
-    known = sound.answer()
     model = _decoder(adapter, hf, tokenizer, str(source))
     if known is not None:
         model.expect_identity(known["bit_sums"], known["model_hash"])
@@ -159,8 +160,13 @@ def _placement(device: Any, max_memory: Any, offload_folder: Any) -> dict[str, A
     }
 
 
-def _load(where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any]) -> tuple[Any, type[Decoder]]:
-    """The transformers model of a folder, hub id or .gguf file, all of whose weights come from it, and its adapter."""
+def _load(
+    where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any], *, fits: bool = False
+) -> tuple[Any, type[Decoder]]:
+    """The transformers model of a folder, hub id or .gguf file, all of whose weights come from it, and its adapter.
+
+    fits: whether its config is known to describe its weights.
+    """
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -180,7 +186,7 @@ def _load(where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any
             placed = {**placed, "quantization_config": packed(dequantize=True)}
     else:
         placed = {**placed, "use_safetensors": True}
-        headers = read_headers(where)
+        headers = None if fits else read_headers(where)
         if headers is not None and not options["trust_remote_code"]:
             check_size(config, headers, where, lambda: _without_memory(config))
     hf, info = AutoModelForCausalLM.from_pretrained(
