@@ -6,9 +6,6 @@
 // columns of wᵀ, and each number of x is broadcast. Either way an element of y is a sum over blocks of k, each summed in
 // order, so its bits depend on its own row of x, on w and on b alone: neither on the other rows nor on the threads.
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -19,29 +16,19 @@
 namespace fasttrace {
 namespace {
 
-constexpr int64_t block_k = 256;    // a block of k of a panel of x stays in the first-level cache
-constexpr int64_t block_rows = 64;  // rows of wᵀ at a time, where lanes are its columns: few pages, and a tile in the first-level cache
+constexpr int64_t block_k = 256;  // a block of k of a panel of x stays in the first-level cache
+// Rows of wᵀ at a time, where lanes are its columns: few pages, and a tile in the first-level cache.
+constexpr int64_t block_rows = 64;
 constexpr int64_t large_m = 128, group_k = 3;  // beyond large_m rows, y leaves the second-level cache
-constexpr int64_t slice_n = 576;    // columns of wᵀ at a time: two blocks of them stay in the second-level cache
-constexpr int64_t block_n = 96;     // rows of w that are multiplied with every panel: they stay in the second-level cache
-constexpr int64_t small = 16384;    // floats of a panel that may be read from the second-level cache
-constexpr int64_t chunk_m = 240;    // rows of x at a time
+constexpr int64_t slice_n = 576;  // columns of wᵀ at a time: two blocks of them stay in the second-level cache
+constexpr int64_t block_n = 96;   // rows of w that every panel is multiplied with, in the second-level cache
+constexpr int64_t small = 16384;  // floats of a panel that may be read from the second-level cache
+constexpr int64_t chunk_m = 240;  // rows of x at a time
 constexpr int64_t line = 16;        // floats in a cache line
 constexpr int64_t spare = 16;       // rows of w in the largest tile: the last one may be filled up
 constexpr int64_t max_panel = 48;
 
 typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-Floats aligned(int64_t count) {
-  void* p = std::aligned_alloc(64, (size_t(count) * sizeof(float) + 64) / 64 * 64);
-  if (p == nullptr) throw std::bad_alloc();
-  return Floats(static_cast<float*>(p));
-}
 
 // k is cut into blocks of equal length, which depends on k alone.
 FT_INLINE int64_t block_of(int64_t k, int64_t most) {
@@ -359,7 +346,7 @@ void multiply(const Product& p, bool by_rows) {
     return;
   }
   const int64_t chunk = chunk_m / panel * panel, most = std::min(chunk, (p.m + panel - 1) / panel * panel);
-  const auto packed = aligned(most * p.k);
+  const auto packed = aligned<float>(most * p.k);
   for (int64_t m0 = 0; m0 < p.m; m0 += chunk) {
     const int64_t rows = std::min(chunk, p.m - m0), panels = (rows + panel - 1) / panel;
     torch::stable::parallel_for(0, panels, 1 + (int64_t(1) << 16) / (panel * p.k), [&](int64_t begin, int64_t end) {
@@ -368,7 +355,7 @@ void multiply(const Product& p, bool by_rows) {
                       panel_width(rows - i, kernels->vector), packed.get() + i * p.k);
     });
     torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-      const auto part = aligned(panels * panel * (block_n + spare));
+      const auto part = aligned<float>(panels * panel * (block_n + spare));
       kernels->by_rows(p, packed.get(), p.y + m0 * p.n, rows, begin * tile, std::min(p.n, end * tile), part.get());
     });
   }

@@ -25,7 +25,8 @@ constexpr int64_t kPanel = 2 * kTile;          // tokens, and at most as many ro
 constexpr int64_t kShare = 2048;               // tokens whose sums are merged in float64
 constexpr int64_t kDeep = 256;                 // tokens that one product of the gradient sums: their U is packed once
 constexpr int64_t kPackedBytes = 512 * 1024;   // of x that stay in the second-level cache beside a panel of U
-constexpr int64_t kGradientRows = 128;         // rows whose gradients of all shares are kept at once
+constexpr int64_t kGradientRows = 128;         // rows whose gradients of all shares are kept at once,
+constexpr int64_t kGradientBytes = 32 << 20;   // as far as they stay below this
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -299,7 +300,8 @@ void token_logprob_backward_cpu(const Tensor grad, const Tensor total, const Ten
   const GradientShare body{packed.scores, scale.get(), sums.get()};
   auto* kernel =
       compiled_here<GradientShare, int64_t, int64_t, int64_t, int64_t, GradientShare::Scratch, float*>();
-  const int64_t block = std::min(rows, kGradientRows);
+  const int64_t fitting = kGradientBytes / (shares * width * 4) / kTile * kTile;
+  const int64_t block = std::min(rows, std::min(kGradientRows, std::max(kTile, fitting)));
   const auto parts = aligned<float>(shares * block * width);
   auto* to = static_cast<float*>(grad_x.mutable_data_ptr());
   for (int64_t begin = 0; begin < rows; begin += block) {

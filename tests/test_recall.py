@@ -128,6 +128,24 @@ def test_changed_files_of_the_model_or_the_facts_are_noticed(workplace, run, tmp
         assert SAID in run(*words).stdout
 
 
+@pytest.mark.parametrize("verb", ["trace", "edit", "mass", "study"])
+def test_a_fact_that_changed_under_its_fact_id_is_refused_each_time(verb, workplace, run, monkeypatch):
+    monkeypatch.setattr("fasttrace.study.write_results", lambda store, out, *_: [out / "report.html"])
+    records = [json.loads(line) for line in (workplace / "facts.jsonl").read_text().splitlines()]
+    named = [{**record, "fact_id": f"f{i}"} for i, record in enumerate(records)]
+    own, store = workplace / "own.jsonl", f"own-{verb}.duckdb"
+    (workplace / "own.toml").write_text(STUDY.replace("facts.jsonl", "own.jsonl"))
+    words = [{"facts.jsonl": "own.jsonl", "s.toml": "own.toml"}.get(word, word) for word in VERBS[verb]]
+    own.write_text("\n".join(map(json.dumps, named)))
+    run(*words, "--store", store)
+    named[0]["prompt"] = "Now " + named[0]["prompt"]
+    own.write_text("\n".join(map(json.dumps, named)))
+    for _ in range(2):
+        assert "the store has another fact with the fact_id 'f0'" in run(*words, "--store", store, code=2).stderr
+    run(*words, "--store", f"other-{verb}.duckdb")  # after which the answer is known
+    assert "the store has another fact with the fact_id 'f0'" in run(*words, "--store", store, code=2).stderr
+
+
 def test_an_answer_is_not_kept_for_files_that_changed_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "weights"

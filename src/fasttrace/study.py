@@ -35,7 +35,7 @@ from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import TraceResult, prepare_trace
 from fasttrace.tracing.cost import block_rate
 from fasttrace.tracing.known import known_run
-from fasttrace.workflow import edit_into, has_edited, has_traced, known_into, reasons, trace_into
+from fasttrace.workflow import edit_into, has_edited, has_traced, known_into, known_stored, reasons, trace_into
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -197,7 +197,7 @@ class Runner:
         """Compute everything that the store lacks. Returns the facts studied."""
         facts = self.known_facts()
         self.check(facts)
-        self.runs = {"fact_ids": [fact.fact_id for fact in facts], "traces": [], "edits": []}
+        self.runs |= {"fact_ids": [fact.fact_id for fact in facts], "traces": [], "edits": []}
         for trace in self.study.traces:
             plan = prepare_trace(self.model, facts, settings=trace)
             self.runs["traces"].append(plan.run["run_id"])
@@ -221,6 +221,8 @@ class Runner:
         enough = None if known is True else known
         with self.bar("Known facts", None if enough else len(facts)) as done:
             verdicts = known_into(self.store, self.model, facts, self.study.settings.protocol, done, enough=enough)
+        self.runs["known"] = known_run(self.model, self.study.settings.protocol)["run_id"]
+        self.runs["tested"] = [verdict["fact_id"] for verdict in verdicts]
         ids = {verdict["fact_id"] for verdict in verdicts if verdict["known"]}
         kept = [fact for fact in distinct(facts) if fact.fact_id in ids][:enough]
         self.say(f"    {len(ids)} of {len(verdicts)} tested facts are known; studying {len(kept)}")
@@ -334,11 +336,20 @@ class Runner:
         )
 
 
-def has_run(store: "Store", runs: Mapping[str, Any]) -> bool:
-    """Whether the store has everything that a study computed. runs: a `Runner`'s, after its `run`."""
-    ids = runs["fact_ids"]
-    return all(has_traced(store, run_id, ids) for run_id in runs["traces"]) and all(
-        has_edited(store, run_id, ids, layers) for run_id, layers in runs["edits"]
+def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
+    """Whether the store has everything that a study computed. runs: a `Runner`'s, after its `run`.
+
+    Raises StoreError where the store has another fact under the fact_id of one that was studied.
+    """
+    facts, tested = (
+        [fact for fact in distinct(study.loaded_facts) if fact.fact_id in set(runs.get(name, ()))]
+        for name in ("fact_ids", "tested")
+    )
+    return (
+        store.path.exists()
+        and (not tested or known_stored(store, runs["known"], tested) is not None)
+        and all(has_traced(store, run_id, facts) for run_id in runs["traces"])
+        and all(has_edited(store, run_id, facts, layers) for run_id, layers in runs["edits"])
     )
 
 

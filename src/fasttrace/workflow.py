@@ -67,25 +67,36 @@ def known_stored(store: "Store", run_id: str, facts: Sequence[Fact]) -> list[dic
     return [verdicts[fact.fact_id] for fact in facts]
 
 
-def has_traced(store: "Store", run_id: str, fact_ids: Iterable[str]) -> bool:
-    """Whether a tracing run in the store has finished the facts."""
-    wanted = set(fact_ids)
-    return bool(wanted) and store.path.exists() and wanted <= store.done(run_id)
+def has_traced(store: "Store", run_id: str, facts: Sequence[Fact]) -> bool:
+    """Whether a tracing run in the store has finished the facts. Raises StoreError as `Store.add_facts`."""
+    return bool(facts) and _has_facts(store, facts) and {fact.fact_id for fact in facts} <= store.done(run_id)
 
 
-def has_edited(store: "Store", run_id: str, fact_ids: Iterable[str], layers: Iterable[int]) -> bool:
-    """Whether an editing run in the store has finished the facts at the layers."""
-    wanted = set(product(fact_ids, layers))
-    return bool(wanted) and store.path.exists() and wanted <= store.done_edits(run_id)
+def has_edited(store: "Store", run_id: str, facts: Sequence[Fact], layers: Iterable[int]) -> bool:
+    """Whether an editing run in the store has finished the facts at the layers. Raises StoreError as
+    `Store.add_facts`."""
+    wanted = set(product((fact.fact_id for fact in facts), layers))
+    return bool(wanted) and _has_facts(store, facts) and wanted <= store.done_edits(run_id)
 
 
-def mass_scores(store: "Store", run_id: str, fact_ids: Iterable[str]) -> pa.Table | None:
-    """The scores of a mass edit of the facts (MASS_SCORES), or None where the store lacks it."""
-    if not store.path.exists():
+def mass_scores(store: "Store", run_id: str, facts: Sequence[Fact]) -> pa.Table | None:
+    """The scores of a mass edit of the facts (MASS_SCORES), or None where the store lacks it. Raises StoreError as
+    `Store.add_facts`."""
+    if not facts or not _has_facts(store, facts):
         return None
     names = ", ".join(MASS_SCORES.names)
     stored = store.query(f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY n_edits, position", [run_id])
-    return stored if len(stored) and set(stored["fact_id"].to_pylist()) == set(fact_ids) else None
+    wanted = {fact.fact_id for fact in facts}
+    return stored if len(stored) and set(stored["fact_id"].to_pylist()) == wanted else None
+
+
+def _has_facts(store: "Store", facts: Sequence[Fact]) -> bool:
+    """Whether there is a store, which then has the facts. A run is named without its facts, so only this finds a fact
+    that has changed under its fact_id."""
+    if not store.path.exists():
+        return False
+    store.add_facts(facts)
+    return True
 
 
 @dataclass
@@ -146,7 +157,7 @@ def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
     store.add_facts([encoded.fact for encoded in plan.plan.encoded])
     if plan.plan.moments is not None:
         store.add(plan.plan.moments)
-    stored = mass_scores(store, plan.run["run_id"], [encoded.fact_id for encoded in plan.plan.encoded])
+    stored = mass_scores(store, plan.run["run_id"], [encoded.fact for encoded in plan.plan.encoded])
     if stored is not None:
         progress(len(plan.facts))
         return stored

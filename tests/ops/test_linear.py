@@ -258,3 +258,14 @@ except UserError as error:
     assert done.returncode == 0, done.stderr
     assert "impl='onednn' was asked for, but oneDNN has no torch.bfloat16 product on this processor" in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_torch_func_and_forward_gradients_reach_the_product():
+    x, v, w = torch.randn(5, 8), torch.randn(5, 8), torch.randn(4, 8)
+    _, tangent = torch.func.jvp(lambda x: linear(x, w), (x,), (v,))
+    torch.testing.assert_close(tangent, v @ w.T)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, v)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(linear(dual, w)).tangent, v @ w.T)
+    torch.testing.assert_close(torch.func.vmap(lambda row: linear(row, w))(x), x @ w.T)
+    torch.testing.assert_close(torch.func.grad(lambda x: linear(x, w).sum())(x), w.sum(0).expand(5, 8))

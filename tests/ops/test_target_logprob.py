@@ -129,6 +129,23 @@ def test_gradient_of_an_unused_row_is_zero():
     assert (g[[0, 2]] == 0).all()
 
 
+def test_a_second_derivative_is_refused():
+    args = draw(3, 6, 11)
+    leaf = args[0].clone().requires_grad_()
+    p = target_logprob(leaf, *args[1:]).exp().sum()
+    (g,) = torch.autograd.grad(p, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        torch.autograd.grad(g.sum(), leaf)
+
+
+def test_an_infinite_logit_gives_the_same_with_and_without_a_gradient(small_blocks):
+    args = list(draw(2, 6, 40))
+    args[5][21, :] = torch.inf
+    args[0], args[7] = args[0].abs(), torch.tensor([3, 39])
+    leaf = args[0].clone().requires_grad_()
+    assert target_logprob(*args).tolist() == target_logprob(leaf, *args[1:]).tolist() == [-torch.inf] * 2
+
+
 def test_strided_rows():
     args = list(draw(8, 6, 11))
     expected = target_logprob(*args)

@@ -1,7 +1,7 @@
 """Verbs that edit: edit, mass, tune, export."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ from .options import (
     emit,
     known_verdicts,
     load,
+    named,
     options,
     say_all_there,
     setting_options,
@@ -121,6 +122,12 @@ def _say_reasons(scores: "pa.Table") -> None:
         click.echo(f"{len(reasons)} of {len(scores)} edits have a reason, the first: {reasons[0]}", err=True)
 
 
+def _say_left_out(reasons: Sequence[str], loaded: "list[Fact]") -> None:
+    """Say on stderr how many facts are not edited, and why the first is not."""
+    if reasons:
+        click.echo(f"{len(reasons)} of {len(loaded)} facts left out, the first: {reasons[0]}", err=True)
+
+
 def _named(run_id: str, plan: "EditPlan") -> dict[str, Any]:
     """The edits of a plan by the names that they have in a store."""
     return {"run_id": run_id, "fact_ids": [fact.fact_id for fact in plan.encoded], "layers": list(plan.layers)}
@@ -160,6 +167,7 @@ def edit(
     --export and --delta need one fact at one layer.
     """
     from fasttrace.editing import prepare_edit
+    from fasttrace.recall import NONE
     from fasttrace.workflow import edit_into, has_edited
 
     asked = _settings(EditSettings, given, own)
@@ -173,9 +181,15 @@ def edit(
         if not loaded:
             raise UserError(f"no fact has the fact_id '{fact_id}'")
     written = export is not None or delta is not None
-    question = work.asks("edit", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
-    runs = None if written else question.answer()
-    if runs and work.store is not None and has_edited(ft.Store(work.store), **runs):
+    question = NONE
+    if not written:
+        question = work.asks("edit", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
+    runs = question.answer()
+    if (
+        runs
+        and work.store is not None
+        and has_edited(ft.Store(work.store), runs["run_id"], named(loaded, runs["fact_ids"]), runs["layers"])
+    ):
         say_all_there(f"{len(runs['fact_ids']) * len(runs['layers'])} edits", work.store, runs["run_id"], err=True)
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
         _say_reasons(rows)
@@ -226,6 +240,7 @@ def mass(
     --export or --delta is given.
     """
     from fasttrace.editing import prepare_mass_edit
+    from fasttrace.recall import NONE
     from fasttrace.workflow import mass_into, mass_scores
 
     asked = _settings(MassSettings, given, own)
@@ -234,10 +249,15 @@ def mass(
     loaded = work.load_facts()
     # The edited weights are not stored, so they are computed again where they are to be written.
     target = ft.Store(work.store) if work.store is not None and export is None and delta is None else None
-    question = work.asks("mass", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
-    found = question.answer()
-    if found and target is not None and (stored := mass_scores(target, **found)) is not None:
+    question = NONE
+    if target is not None:
+        question = work.asks("mass", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
+    found, stored = question.answer(), None
+    if found and target is not None:
+        stored = mass_scores(target, found["run_id"], named(loaded, found["fact_ids"]))
+    if found and target is not None and stored is not None:
         say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
+        _say_left_out(found["left_out"], loaded)
         _say_reasons(stored)
         emit(_means_by_n_edits(stored), work.as_json)
         return
@@ -246,12 +266,10 @@ def mass(
         loaded = _known(work, decoder, loaded, asked.protocol)
     with stages() as progress:
         plan = prepare_mass_edit(decoder, loaded, settings=asked, progress=progress)
-    question.keep({"run_id": plan.run["run_id"], "fact_ids": [fact.fact_id for fact in plan.plan.encoded]})
-    left_out = plan.plan.left_out
-    if left_out:
-        click.echo(
-            f"{len(left_out)} of {len(loaded)} facts left out, the first: {next(iter(left_out.values()))}", err=True
-        )
+    left_out = list(plan.plan.left_out.values())
+    ids = [fact.fact_id for fact in plan.plan.encoded]
+    question.keep({"run_id": plan.run["run_id"], "fact_ids": ids, "left_out": left_out})
+    _say_left_out(left_out, loaded)
     with bar("Editing", len(plan.facts)) as done:
         if target is not None:
             scores = mass_into(target, plan, done)

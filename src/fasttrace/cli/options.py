@@ -212,8 +212,14 @@ def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] 
     from fasttrace.recall import NONE, question
 
     files = local_files(model)
-    texts = [Path(corpus).expanduser() for corpus in corpora if corpus is not None]
+    given = [Path(corpus).expanduser() for corpus in corpora if corpus is not None]
+    texts = [text for one in given for text in (sorted(one.glob("*.txt")) if one.is_dir() else [one])]
     return NONE if files is None else question(verb, [*files, *texts], dtype=dtype, device=device, **parts)
+
+
+def named(facts: "Sequence[Fact]", fact_ids: Sequence[str]) -> "list[Fact]":
+    """The facts with these fact_ids, each once."""
+    return [fact for fact in {fact.fact_id: fact for fact in facts}.values() if fact.fact_id in set(fact_ids)]
 
 
 def show_first(batch: "TraceResult") -> None:
@@ -244,21 +250,22 @@ def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: 
 
     decoder: the model if it is loaded already; with None it is loaded where it is needed.
     """
+    from fasttrace.recall import NONE
     from fasttrace.tracing.known import known_run
     from fasttrace.workflow import known_into, known_stored
 
     store = None if work.store is None else ft.Store(work.store)
-    asked = work.asks("facts", protocol=protocol)
+    # A model that was loaded before may be of older files than the question.
+    asked = NONE if store is None or decoder is not None else work.asks("facts", protocol=protocol)
     found = asked.answer()
-    if store is not None and found and (stored := known_stored(store, found.get("run_id", ""), facts)) is not None:
+    if store is not None and found and (stored := known_stored(store, found["run_id"], facts)) is not None:
         click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
         return stored
     model = work.load_model() if decoder is None else decoder
     with bar("Checking facts", len(facts)) as done:
         if store is None:
             return ft.check_known(model, facts, protocol=protocol, progress=done).verdicts.to_pylist()
-        if decoder is None:  # a model that was loaded before may be of older files than the question
-            asked.keep({"run_id": known_run(model, protocol)["run_id"]})
+        asked.keep({"run_id": known_run(model, protocol)["run_id"]})
         return known_into(store, model, facts, protocol, done)
 
 

@@ -55,6 +55,7 @@ def study(
 
 def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: bool) -> None:
     from fasttrace.analysis.tables import summary
+    from fasttrace.recall import NONE
     from fasttrace.study import check_results, has_run, write_results
 
     begun, store = time.perf_counter(), ft.Store(store_path)
@@ -68,14 +69,16 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
             check_cache()
     facts = chosen.loaded_facts  # raises before the model is loaded
     asked = chosen.settings
-    question = asks(
-        *("study", asked.model, asked.dtype, asked.device),
-        corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
-        facts=facts,
-        settings=[asked, chosen.facts, chosen.moments, *chosen.traces, *chosen.edits],
-    )
-    runs = None if dry_run else question.answer()
-    if runs is not None and has_run(store, runs):
+    question = NONE
+    if not dry_run:
+        question = asks(
+            *("study", asked.model, asked.dtype, asked.device),
+            corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
+            facts=facts,
+            settings=[asked, chosen.facts, chosen.moments, *chosen.traces, *chosen.edits],
+        )
+    runs = question.answer()
+    if runs is not None and has_run(chosen, store, runs):
         say_all_there(f"traces and edits of {len(runs['fact_ids'])} facts", store_path, err=True)
         out.mkdir(parents=True, exist_ok=True)
     else:

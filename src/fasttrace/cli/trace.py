@@ -20,6 +20,7 @@ from .options import (
     emit,
     known_verdicts,
     load,
+    named,
     open_store,
     options,
     say_all_there,
@@ -112,6 +113,7 @@ def _escaped(value: Any) -> Any:
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(work: Work, dry_run: bool, **given: Any) -> None:
     """Trace facts: measure the probability that restoring each window brings back."""
+    from fasttrace.recall import NONE
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak
     from fasttrace.workflow import has_traced, trace_into
@@ -119,9 +121,9 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
     settings = TraceSettings(**given)
     target = None if dry_run else open_store(work.store)
     loaded = work.load_facts()
-    asked = work.asks("trace", facts=loaded, settings=settings)
+    asked = NONE if target is None else work.asks("trace", facts=loaded, settings=settings)
     found = asked.answer()
-    if target is not None and found and has_traced(target, found.get("run_id", ""), found.get("fact_ids", ())):
+    if target is not None and found and has_traced(target, found["run_id"], named(loaded, found["fact_ids"])):
         emit(_traced(target, found["run_id"]), work.as_json)
         if not work.as_json:
             say_all_there(f"{len(found['fact_ids'])} facts", target.path, found["run_id"])

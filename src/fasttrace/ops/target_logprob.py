@@ -47,8 +47,8 @@ def target_logprob(
     impl: "native" is for bfloat16 on a CPU. It multiplies bfloat16 and sums in float32, by the processor's own products
         where it has AMX or AVX512_BF16; "auto" takes it there. The reference widens both factors to float32. Neither
         rounds a logit to bfloat16.
-    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h. Where h requires grad, the
-    pass that reads the unembedding for log p also computes ∂ log p / ∂h, so no logit is computed twice or kept.
+    Returns (R,) float32 (float64 for float64 rows), in nats. Differentiable once w.r.t. h. Where h requires grad, log p
+    and ∂ log p / ∂h come from one pass over the unembedding: the reference's, for Triton too. Native has two.
 
     Raises UserError for arguments that differ from these, and for a norm_weight, norm_bias, unembed or bias that
     requires grad while grad is enabled.
@@ -253,8 +253,8 @@ def _with_slope(
             logits = _logits(x[rows], unembed, bias, softcap, begin)
             hit = _hit(hit, logits, target[rows] - begin)
             higher = torch.maximum(top, logits.amax(1))
-            # Where every logit so far is −inf, exp(−inf − −inf) would be NaN.
-            level = torch.where(higher == -torch.inf, 0.0, higher)
+            # inf − inf would be NaN in the exponents.
+            level = torch.where(higher.isinf(), 0.0, higher)
             shrunk = torch.exp(top - level)
             # d cap(a) / da = 1 − (cap(a) / softcap)².
             steep = None if softcap is None else 1 - (logits / softcap).square_()
@@ -285,6 +285,17 @@ def _norm_backward(grad: Tensor, h: Tensor, weight: Tensor, eps: float, kind: st
     return inverse * (grad - unit * (grad * unit).mean(-1, keepdim=True))
 
 
+@torch.library.custom_op("fasttrace::scaled_slope", mutates_args=())
+def _scaled(grad: Tensor, slope: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, d), grad[i] · slope[i]. An op without a gradient of its own, so that a second derivative is refused."""
+    return (grad[:, None] * slope).to(dtype)
+
+
+@_scaled.register_fake
+def _(grad: Tensor, slope: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(slope, dtype=dtype)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
@@ -293,7 +304,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     (slope,) = ctx.saved_tensors
-    return ((grad[:, None] * slope).to(ctx.dtype), *(None,) * 10)
+    return (_scaled(grad, slope, ctx.dtype), *(None,) * 10)
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

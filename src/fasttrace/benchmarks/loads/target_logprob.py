@@ -31,6 +31,7 @@ def load(draw: Draw, rows: int = 512, d: int = 576, vocab: int = 49152, gradient
         whole,
         {"whole_rows": whole},
         gigabyte=traffic(h, unembed),
+        # Native computes the logits twice instead of keeping them. The second time is not counted.
         gigaflop=(4 if gradient_too else 2) * rows * vocab * d / 1e9,
         grad=bool(gradient_too),
     )
