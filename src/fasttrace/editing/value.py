@@ -219,7 +219,7 @@ class ValueBatch:
         adam = torch.optim.Adam([delta], lr=settings.lr)
         objective = _Objective(self, jobs)
         running = torch.arange(len(jobs), device=v0.device)
-        last = torch.zeros(len(jobs), device=v0.device)
+        last = torch.zeros(len(jobs), dtype=torch.float64, device=v0.device)
         for step in range(settings.steps):
             if step and self.anew:
                 self._draw_again(step)
@@ -227,7 +227,7 @@ class ValueBatch:
             nll, kl = objective.losses(mine)
             decay = mine.norm(dim=1) / length[running].square()
             loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
-            last[running] = loss.detach()
+            last[running] = loss.detach().double()
             if settings.early_stop is not None and not minimise:
                 stays = loss.detach() >= settings.early_stop
                 if not bool(stays.all()):
