@@ -128,7 +128,7 @@ def test_changed_files_of_the_model_or_the_facts_are_noticed(workplace, run, tmp
         assert SAID in run(*words).stdout
 
 
-@pytest.mark.parametrize("verb", ["trace", "edit", "mass", "study"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_fact_that_changed_under_its_fact_id_is_refused_each_time(verb, workplace, run, monkeypatch):
     monkeypatch.setattr("fasttrace.study.write_results", lambda store, out, *_: [out / "report.html"])
     records = [json.loads(line) for line in (workplace / "facts.jsonl").read_text().splitlines()]

@@ -172,7 +172,8 @@ class Runner:
     ) -> None:
         self.study, self.store, self.model, self.show = study, store, model, show
         self.bar, self.stages, self.say = bar, stages, say
-        self.runs: dict[str, Any] = {}  # what `run` computed, as `has_run` finds it again
+        # What `run` computed, as `has_run` finds it again.
+        self.runs: dict[str, Any] = {"known": None, "tested": [], "fact_ids": [], "traces": [], "edits": []}
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
         # Errors are raised before the first trace, which may take hours.
         last = model.n_layers - 1
@@ -197,7 +198,7 @@ class Runner:
         """Compute everything that the store lacks. Returns the facts studied."""
         facts = self.known_facts()
         self.check(facts)
-        self.runs |= {"fact_ids": [fact.fact_id for fact in facts], "traces": [], "edits": []}
+        self.runs["fact_ids"] = [fact.fact_id for fact in facts]
         for trace in self.study.traces:
             plan = prepare_trace(self.model, facts, settings=trace)
             self.runs["traces"].append(plan.run["run_id"])
@@ -341,15 +342,14 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
 
     Raises StoreError where the store has another fact under the fact_id of one that was studied.
     """
-    facts, tested = (
-        [fact for fact in distinct(study.loaded_facts) if fact.fact_id in set(runs.get(name, ()))]
-        for name in ("fact_ids", "tested")
-    )
+    facts, ids = study.loaded_facts, runs["fact_ids"]
+    of_test = set(runs["tested"])
+    tested = [fact for fact in distinct(facts) if fact.fact_id in of_test]
     return (
         store.path.exists()
-        and (not tested or known_stored(store, runs["known"], tested) is not None)
-        and all(has_traced(store, run_id, facts) for run_id in runs["traces"])
-        and all(has_edited(store, run_id, facts, layers) for run_id, layers in runs["edits"])
+        and (not tested or known_stored(store, tested, runs["known"]) is not None)
+        and all(has_traced(store, facts, run_id, ids) for run_id in runs["traces"])
+        and all(has_edited(store, facts, run_id, ids, layers) for run_id, layers in runs["edits"])
     )
 
 

@@ -1,6 +1,6 @@
 """Computations whose results go to a store. Each skips what the store has, and commits every batch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,12 @@ def known_into(
     return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
 
 
-def known_stored(store: "Store", run_id: str, facts: Sequence[Fact]) -> list[dict[str, Any]] | None:
-    """Verdicts of a knowledge test on the facts, in their order, or None where the store lacks one."""
-    if not store.path.exists():
+def known_stored(store: "Store", facts: Sequence[Fact], run_id: str) -> list[dict[str, Any]] | None:
+    """Verdicts of a knowledge test on the facts, in their order, or None where the store lacks one.
+
+    Raises StoreError as `Store.add_facts`.
+    """
+    if not _has_facts(store, facts, {fact.fact_id for fact in facts}):
         return None
     rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
     verdicts = {row["fact_id"]: row for row in rows}
@@ -67,35 +70,38 @@ def known_stored(store: "Store", run_id: str, facts: Sequence[Fact]) -> list[dic
     return [verdicts[fact.fact_id] for fact in facts]
 
 
-def has_traced(store: "Store", run_id: str, facts: Sequence[Fact]) -> bool:
-    """Whether a tracing run in the store has finished the facts. Raises StoreError as `Store.add_facts`."""
-    return bool(facts) and _has_facts(store, facts) and {fact.fact_id for fact in facts} <= store.done(run_id)
+def has_traced(store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Sequence[str]) -> bool:
+    """Whether a tracing run in the store has finished those of the facts that have these ids.
+
+    Raises StoreError as `Store.add_facts`.
+    """
+    wanted = set(fact_ids)
+    return _has_facts(store, facts, wanted) and wanted <= store.done(run_id)
 
 
-def has_edited(store: "Store", run_id: str, facts: Sequence[Fact], layers: Iterable[int]) -> bool:
-    """Whether an editing run in the store has finished the facts at the layers. Raises StoreError as
-    `Store.add_facts`."""
-    wanted = set(product((fact.fact_id for fact in facts), layers))
-    return bool(wanted) and _has_facts(store, facts) and wanted <= store.done_edits(run_id)
+def has_edited(
+    store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Sequence[str], layers: Sequence[int]
+) -> bool:
+    """As `has_traced`, for an editing run at the layers."""
+    return _has_facts(store, facts, set(fact_ids)) and set(product(fact_ids, layers)) <= store.done_edits(run_id)
 
 
-def mass_scores(store: "Store", run_id: str, facts: Sequence[Fact]) -> pa.Table | None:
-    """The scores of a mass edit of the facts (MASS_SCORES), or None where the store lacks it. Raises StoreError as
-    `Store.add_facts`."""
-    if not facts or not _has_facts(store, facts):
+def mass_scores(store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Sequence[str]) -> pa.Table | None:
+    """The scores of a mass edit (MASS_SCORES), or None where the store lacks it. Arguments, errors: `has_traced`."""
+    wanted = set(fact_ids)
+    if not _has_facts(store, facts, wanted):
         return None
     names = ", ".join(MASS_SCORES.names)
     stored = store.query(f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY n_edits, position", [run_id])
-    wanted = {fact.fact_id for fact in facts}
-    return stored if len(stored) and set(stored["fact_id"].to_pylist()) == wanted else None
+    return stored if set(stored["fact_id"].to_pylist()) == wanted else None
 
 
-def _has_facts(store: "Store", facts: Sequence[Fact]) -> bool:
-    """Whether there is a store, which then has the facts. A run is named without its facts, so only this finds a fact
-    that has changed under its fact_id."""
-    if not store.path.exists():
+def _has_facts(store: "Store", facts: Sequence[Fact], fact_ids: set[str]) -> bool:
+    """Whether there is a store and a fact to look for. The store then has those of the facts with these ids. A run is
+    named without its facts, so only this finds one that has changed under its fact_id."""
+    if not fact_ids or not store.path.exists():
         return False
-    store.add_facts(facts)
+    store.add_facts([fact for fact in facts if fact.fact_id in fact_ids])
     return True
 
 
@@ -154,10 +160,11 @@ def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
 
     All edits are in one model, so there is no intermediate state to continue from.
     """
-    store.add_facts([encoded.fact for encoded in plan.plan.encoded])
+    facts = [encoded.fact for encoded in plan.plan.encoded]
+    store.add_facts(facts)
     if plan.plan.moments is not None:
         store.add(plan.plan.moments)
-    stored = mass_scores(store, plan.run["run_id"], [encoded.fact for encoded in plan.plan.encoded])
+    stored = mass_scores(store, facts, plan.run["run_id"], [fact.fact_id for fact in facts])
     if stored is not None:
         progress(len(plan.facts))
         return stored

@@ -22,7 +22,6 @@ from .options import (
     emit,
     known_verdicts,
     load,
-    named,
     options,
     say_all_there,
     setting_options,
@@ -185,11 +184,7 @@ def edit(
     if not written:
         question = work.asks("edit", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
     runs = question.answer()
-    if (
-        runs
-        and work.store is not None
-        and has_edited(ft.Store(work.store), runs["run_id"], named(loaded, runs["fact_ids"]), runs["layers"])
-    ):
+    if runs and work.store is not None and has_edited(ft.Store(work.store), loaded, **runs):
         say_all_there(f"{len(runs['fact_ids']) * len(runs['layers'])} edits", work.store, runs["run_id"], err=True)
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
         _say_reasons(rows)
@@ -254,7 +249,7 @@ def mass(
         question = work.asks("mass", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
     found, stored = question.answer(), None
     if found and target is not None:
-        stored = mass_scores(target, found["run_id"], named(loaded, found["fact_ids"]))
+        stored = mass_scores(target, loaded, found["run_id"], found["fact_ids"])
     if found and target is not None and stored is not None:
         say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
         _say_left_out(found["left_out"], loaded)

@@ -217,11 +217,6 @@ def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] 
     return NONE if files is None else question(verb, [*files, *texts], dtype=dtype, device=device, **parts)
 
 
-def named(facts: "Sequence[Fact]", fact_ids: Sequence[str]) -> "list[Fact]":
-    """The facts with these fact_ids, each once."""
-    return [fact for fact in {fact.fact_id: fact for fact in facts}.values() if fact.fact_id in set(fact_ids)]
-
-
 def show_first(batch: "TraceResult") -> None:
     """Draw the first traced fact of a batch on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
@@ -258,7 +253,7 @@ def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: 
     # A model that was loaded before may be of older files than the question.
     asked = NONE if store is None or decoder is not None else work.asks("facts", protocol=protocol)
     found = asked.answer()
-    if store is not None and found and (stored := known_stored(store, found["run_id"], facts)) is not None:
+    if store is not None and found and (stored := known_stored(store, facts, found["run_id"])) is not None:
         click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
         return stored
     model = work.load_model() if decoder is None else decoder

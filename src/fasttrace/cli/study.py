@@ -18,7 +18,7 @@ from .options import asks, bar, emit, load, options, say_all_there, show_first, 
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
-    from fasttrace.study import Stage, Study
+    from fasttrace.study import Runner, Stage, Study
 
 
 @click.command()
@@ -55,7 +55,6 @@ def study(
 
 def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: bool) -> None:
     from fasttrace.analysis.tables import summary
-    from fasttrace.recall import NONE
     from fasttrace.study import check_results, has_run, write_results
 
     begun, store = time.perf_counter(), ft.Store(store_path)
@@ -69,22 +68,26 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
             check_cache()
     facts = chosen.loaded_facts  # raises before the model is loaded
     asked = chosen.settings
-    question = NONE
-    if not dry_run:
-        question = asks(
-            *("study", asked.model, asked.dtype, asked.device),
-            corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
-            facts=facts,
-            settings=[asked, chosen.facts, chosen.moments, *chosen.traces, *chosen.edits],
-        )
-    runs = question.answer()
-    if runs is not None and has_run(chosen, store, runs):
+    if dry_run:
+        _print_plan(list(_runner(chosen, store).plan()), as_json)
+        return
+    question = asks(
+        *("study", asked.model, asked.dtype, asked.device),
+        corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
+        facts=facts,
+        settings=[asked, chosen.facts, chosen.moments, *chosen.traces, *chosen.edits],
+    )
+    found = question.answer()
+    if found is not None and has_run(chosen, store, found):
+        runs = found
         say_all_there(f"traces and edits of {len(runs['fact_ids'])} facts", store_path, err=True)
         out.mkdir(parents=True, exist_ok=True)
     else:
-        runs = _computed(chosen, store, out, dry_run, as_json)
-        if runs is None:
-            return
+        runner = _runner(chosen, store)
+        for folder in (out, store_path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        runner.run()
+        runs = runner.runs
         question.keep(runs)
     with saying_overwritten(out, out / "tables", out / "figures"):
         written = write_results(store, out, asked.model, asked.protocol, asked.tracing_window)
@@ -98,20 +101,12 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
     click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
 
 
-def _computed(chosen: "Study", store: "Store", out: Path, dry_run: bool, as_json: bool) -> dict[str, Any] | None:
-    """Run a study, and return the names of its runs, or print its plan and return None."""
+def _runner(chosen: "Study", store: "Store") -> "Runner":
     from fasttrace.study import Runner
 
     asked = chosen.settings
     model = load(asked.model, asked.dtype, asked.device)
-    runner = Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True), show_first)
-    if dry_run:
-        _print_plan(list(runner.plan()), as_json)
-        return None
-    for folder in (out, store.path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    runner.run()
-    return runner.runs
+    return Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True), show_first)
 
 
 def _print_plan(plan: "list[Stage]", as_json: bool) -> None:

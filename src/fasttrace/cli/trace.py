@@ -20,7 +20,6 @@ from .options import (
     emit,
     known_verdicts,
     load,
-    named,
     open_store,
     options,
     say_all_there,
@@ -123,7 +122,7 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
     loaded = work.load_facts()
     asked = NONE if target is None else work.asks("trace", facts=loaded, settings=settings)
     found = asked.answer()
-    if target is not None and found and has_traced(target, found["run_id"], named(loaded, found["fact_ids"])):
+    if target is not None and found and has_traced(target, loaded, **found):
         emit(_traced(target, found["run_id"]), work.as_json)
         if not work.as_json:
             say_all_there(f"{len(found['fact_ids'])} facts", target.path, found["run_id"])
