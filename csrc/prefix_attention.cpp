@@ -2,6 +2,7 @@
 // whole vectors of float32 are widened, once per key head, into a scratch buffer that stays in cache.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -17,8 +18,9 @@
 namespace fasttrace {
 namespace {
 
-constexpr int64_t kLanes = 16;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+// Queries whose scores are held at once. One query's dot products, softmax and mean wait for one another; those of other
+// queries fill that time.
+constexpr int64_t kTogether = 16;
 
 constexpr float kUnseen = -1e38f;  // the score of a key that a query may not see: finite, so that only NaN gives NaN
 
@@ -28,7 +30,7 @@ struct Sequence {
 };
 
 struct Shape {
-  int64_t heads, kv_heads, head_dim, padded;  // padded: head_dim rounded up to whole vectors
+  int64_t heads, kv_heads, head_dim;
   float scale;
   int64_t window;       // tokens a query sees, itself included; 0: all
   float softcap;        // scores are softcap * tanh(score / softcap); 0: uncapped
@@ -36,172 +38,221 @@ struct Shape {
 };
 
 struct Scratch {
+  int64_t most = 0;                        // keys for which there is room
   std::vector<const float*> keys, values;  // one pointer per key, in token order
-  std::vector<float> widened, query, scores;
+  std::unique_ptr<float[], Free> widened, queries, scores;
+
+  // The lanes past head_dim are zeroed here and never written, so they stay zero.
+  void hold(int64_t count, int64_t padded) {
+    if (!queries) queries = zeros(kTogether * padded);
+    if (count <= most) return;
+    most = count;
+    keys.resize(size_t(most));
+    values.resize(size_t(most));
+    scores = zeros(kTogether * most);
+    widened = zeros(2 * most * padded);
+  }
+
+  static std::unique_ptr<float[], Free> zeros(int64_t count) {
+    auto made = aligned<float>(count);
+    std::fill_n(made.get(), count, 0.0f);
+    return made;
+  }
 };
 
-FT_INLINE Lanes load_lanes(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+// The kernel with vectors of V lanes. width: head_dim if it is a compile-time constant of whole vectors, else 0.
+template <class T, int64_t V, int64_t width>
+struct Attention {
+  using Lanes = Simd<V>;
+  using Floats = typename Lanes::Floats;
+  using Integers = typename Lanes::Integers;
+  static constexpr int64_t kSums = std::min<int64_t>(8, 64 / V);  // vectors of a mean in flight
 
-template <int32_t step, size_t... lane>
-FT_INLINE Lanes fold(Lanes a, Lanes b, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(a, b, int32_t(lane + (lane & step ? kLanes : 0))...) +
-         __builtin_shufflevector(a, b, int32_t((lane ^ step) + (lane & step ? kLanes : 0))...);
-}
+  template <int64_t step, size_t... lane>
+  static FT_INLINE Floats fold(Floats a, Floats b, std::index_sequence<lane...>) {
+    return __builtin_shufflevector(a, b, int32_t(lane + (lane & step ? V : 0))...) +
+           __builtin_shufflevector(a, b, int32_t((lane ^ step) + (lane & step ? V : 0))...);
+  }
 
-// Lane i of the result is a[i] + a[i ^ step] if i lacks the bit `step`, else b[i] + b[i ^ step].
-template <int32_t step>
-FT_INLINE Lanes fold(Lanes a, Lanes b) {
-  return fold<step>(a, b, std::make_index_sequence<kLanes>());
-}
-
-// Sixteen vectors → the sum of each, in 15 folds instead of lane by lane.
-FT_INLINE Lanes sums(const Lanes* v) {
-  Lanes pairs[8], fours[4], eights[2];
-  for (int64_t i = 0; i < 8; ++i) pairs[i] = fold<1>(v[2 * i], v[2 * i + 1]);
-  for (int64_t i = 0; i < 4; ++i) fours[i] = fold<2>(pairs[2 * i], pairs[2 * i + 1]);
-  for (int64_t i = 0; i < 2; ++i) eights[i] = fold<4>(fours[2 * i], fours[2 * i + 1]);
-  return fold<8>(eights[0], eights[1]);
-}
-
-FT_INLINE float sum(Lanes v) {
-  v = fold<8>(v, v);
-  v = fold<4>(v, v);
-  v = fold<2>(v, v);
-  return fold<1>(v, v)[0];
-}
-
-FT_INLINE float largest(Lanes v) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof lanes);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + half]);
-  return lanes[0];
-}
-
-// Writes a pointer to each row of a sequence to `to`; rows that cannot be read in place are widened into `copy`.
-template <class T>
-FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, const Shape& s, float* copy,
-                      const float** to) {
-  const int64_t row = s.kv_heads * s.head_dim;
-  const std::pair<int64_t, int64_t> runs[] = {{sequence.first_begin, sequence.first_len},
-                                              {sequence.second_begin, sequence.second_len},
-                                              {sequence.k_begin, sequence.k_len}};
-  for (const auto& [begin, count] : runs) {
-    for (int64_t i = begin; i < begin + count; ++i, ++to) {
-      const T* source = from + i * row + column;
-      if constexpr (std::is_same_v<T, float>) {
-        if (s.padded == s.head_dim) {
-          *to = source;
-          continue;
-        }
-      }
-      for (int64_t d = 0; d < s.head_dim; ++d) copy[d] = widen(source[d]);
-      *to = copy;
-      copy += s.padded;
+  // V vectors → the sum of each, in V - 1 folds instead of lane by lane. Lane i of a fold is a[i] + a[i ^ step] if i
+  // lacks the bit `step`, else b[i] + b[i ^ step].
+  template <int64_t step = 1>
+  static FT_INLINE Floats sums(Floats* v) {
+    if constexpr (step == V) {
+      return v[0];
+    } else {
+      for (int64_t i = 0; i < V / step / 2; ++i)
+        v[i] = fold<step>(v[2 * i], v[2 * i + 1], std::make_index_sequence<V>());
+      return sums<2 * step>(v);
     }
   }
-}
 
-// width: head_dim if it is a compile-time constant of whole vectors, else 0.
-template <class T, int64_t width>
-FT_INLINE void one_sequence(const T* q, const T* k, const T* v, T* out, const Sequence& sequence, const Shape& s,
-                            Scratch& scratch) {
-  const int64_t keys = sequence.first_len + sequence.second_len + sequence.k_len, padded = width ? width : s.padded;
-  const int64_t whole = (keys + kLanes - 1) / kLanes * kLanes;
-  const int64_t share = s.heads / s.kv_heads, q_row = s.heads * s.head_dim;
-  // Zeroed once when it grows. The lanes past head_dim are never written, so they stay zero.
-  if (int64_t(scratch.keys.size()) < whole) {
-    scratch.keys.resize(size_t(whole));
-    scratch.values.resize(size_t(whole));
-    scratch.scores.resize(size_t(whole));
-    scratch.widened.assign(size_t(2 * whole * s.padded), 0.0f);
+  template <int64_t step = V / 2>
+  static FT_INLINE float sum(Floats v) {
+    v = fold<step>(v, v, std::make_index_sequence<V>());
+    if constexpr (step == 1) return v[0];
+    else return sum<step / 2>(v);
   }
-  for (int64_t group = 0; group < s.kv_heads; ++group) {
-    locate(k, sequence, group * s.head_dim, s, scratch.widened.data(), scratch.keys.data());
-    std::fill(scratch.keys.begin() + keys, scratch.keys.begin() + whole, scratch.keys[0]);
-    locate(v, sequence, group * s.head_dim, s, scratch.widened.data() + keys * s.padded, scratch.values.data());
-    for (int64_t i = 0; i < sequence.q_len; ++i) {
-      const int64_t last = keys - sequence.q_len + i;  // the key at the query's own token
-      const int64_t from = s.window > 0 ? std::max<int64_t>(0, last - s.window + 1) : 0;
-      for (int64_t head = group * share; head < (group + 1) * share; ++head) {
-        const T* query = q + (sequence.q_begin + i) * q_row + head * s.head_dim;
-        for (int64_t d = 0; d < s.head_dim; ++d) scratch.query[size_t(d)] = s.scale * widen(query[d]);
-        float* scores = scratch.scores.data();
-        const int64_t first = from / kLanes * kLanes, end = (last / kLanes + 1) * kLanes;
-        for (int64_t block = first; block < end; block += kLanes) {
-          // All sixteen keys are scored; those that the query may not see are masked below.
-          Lanes products[kLanes];
-          const float* a = scratch.query.data();
-          for (int64_t j = 0; j < kLanes; ++j) {
-            const float* key = scratch.keys[size_t(block + j)];
-            Lanes product = load_lanes(a) * load_lanes(key);
-            for (int64_t d = kLanes; d < padded; d += kLanes) product += load_lanes(a + d) * load_lanes(key + d);
-            products[j] = product;
-          }
-          *reinterpret_cast<Lanes*>(scores + block) = sums(products);
-        }
-        if (s.softcap > 0)
-          for (int64_t j = from; j <= last; ++j) scores[j] = s.softcap * std::tanh(scores[j] / s.softcap);
-        if (s.slopes)
-          for (int64_t j = from; j <= last; ++j) scores[j] -= s.slopes[head] * float(last - j);
-        for (int64_t j = first; j < from; ++j) scores[j] = kUnseen;
-        for (int64_t j = last + 1; j < end; ++j) scores[j] = kUnseen;
-        Lanes most = load_lanes(scores + first), total = {};
-        for (int64_t block = first + kLanes; block < end; block += kLanes) {
-          const Lanes here = load_lanes(scores + block);
-          most = here > most ? here : most;
-        }
-        const float top = largest(most);
-        for (int64_t block = first; block < end; block += kLanes) {
-          float* weight = scores + block;
-          for (int64_t j = 0; j < kLanes; ++j) {
-            const float x = weight[j] - top;
-            weight[j] = vector_exp(x) + (x - x);  // a NaN stays NaN
-          }
-          total += load_lanes(weight);
-        }
-        const float inverse = 1.0f / sum(total);
-        T* result = out + (sequence.q_begin + i) * q_row + head * s.head_dim;
-        // Four vectors of the head at a time, so that four independent sums are in flight.
-        for (int64_t d = 0; d < padded; d += 4 * kLanes) {
-          const int64_t vectors = std::min<int64_t>(4, (padded - d) / kLanes);
-          Lanes mixed[4] = {};
-          if (vectors == 4) {
-            for (int64_t j = from; j <= last; ++j) {
-              const float* value = scratch.values[size_t(j)] + d;
-              for (int64_t n = 0; n < 4; ++n) mixed[n] += scores[j] * load_lanes(value + n * kLanes);
-            }
-          } else {
-            for (int64_t n = 0; n < vectors; ++n)
-              for (int64_t j = from; j <= last; ++j)
-                mixed[n] += scores[j] * load_lanes(scratch.values[size_t(j)] + d + n * kLanes);
-          }
-          for (int64_t n = 0; n < vectors; ++n) {
-            mixed[n] *= inverse;
-            const int64_t at = d + n * kLanes;
-            float lanes[kLanes];
-            std::memcpy(lanes, &mixed[n], sizeof lanes);
-            if (at + kLanes <= s.head_dim)
-              for (int64_t lane = 0; lane < kLanes; ++lane) store(result + at + lane, lanes[lane]);
-            else
-              for (int64_t lane = 0; at + lane < s.head_dim; ++lane) store(result + at + lane, lanes[lane]);
+
+  template <int64_t step, size_t... lane>
+  static FT_INLINE Floats greater(Floats v, std::index_sequence<lane...>) {
+    const Floats other = __builtin_shufflevector(v, v, int32_t(lane ^ step)...);
+    return v > other ? v : other;
+  }
+
+  template <int64_t step = V / 2>
+  static FT_INLINE float largest(Floats v) {
+    v = greater<step>(v, std::make_index_sequence<V>());
+    if constexpr (step == 1) return v[0];
+    else return largest<step / 2>(v);
+  }
+
+  template <size_t... lane>
+  static FT_INLINE Integers numbers(std::index_sequence<lane...>) {
+    return Integers{int32_t(lane)...};
+  }
+
+  const T *q, *k, *v;
+  T* out;
+  const Shape& s;
+  Scratch& scratch;
+  int64_t padded = width ? width : (s.head_dim + V - 1) / V * V;  // head_dim rounded up to whole vectors
+
+  // to[d] = scale · from[d]. The lanes past head_dim are not written.
+  FT_INLINE void widen_row(const T* from, float scale, float* to) const {
+    int64_t d = 0;
+    for (; d + V <= s.head_dim; d += V) Lanes::store(to + d, scale * Lanes::load(from + d));
+    for (; d < s.head_dim; ++d) to[d] = scale * widen(from[d]);
+  }
+
+  // Writes a pointer to each row of a sequence to `to`; rows that cannot be read in place are widened into `copy`.
+  FT_INLINE void locate(const T* from, const Sequence& sequence, int64_t column, float* copy, const float** to) const {
+    const int64_t row = s.kv_heads * s.head_dim;
+    const std::pair<int64_t, int64_t> runs[] = {{sequence.first_begin, sequence.first_len},
+                                                {sequence.second_begin, sequence.second_len},
+                                                {sequence.k_begin, sequence.k_len}};
+    for (const auto& [begin, count] : runs) {
+      for (int64_t i = begin; i < begin + count; ++i, ++to) {
+        const T* source = from + i * row + column;
+        if constexpr (std::is_same_v<T, float>) {
+          if (padded == s.head_dim) {
+            *to = source;
+            continue;
           }
         }
+        widen_row(source, 1.0f, copy);
+        *to = copy;
+        copy += padded;
       }
     }
   }
-}
+
+  // Scores of a query with every key of the blocks of V that have keys `from` to `last`, which are those it sees; the
+  // others are masked. Returns the largest.
+  FT_INLINE float score(const float* query, int64_t from, int64_t last, int64_t head, float* scores) const {
+    const Integers lane = numbers(std::make_index_sequence<V>());
+    Floats most = Floats{} + kUnseen;
+    for (int64_t block = from / V * V; block <= last; block += V) {
+      Floats products[V];
+      for (int64_t j = 0; j < V; ++j) {
+        const float* key = scratch.keys[size_t(block + j)];
+        Floats product = Lanes::load(query) * Lanes::load(key);
+        for (int64_t d = V; d < padded; d += V) product += Lanes::load(query + d) * Lanes::load(key + d);
+        products[j] = product;
+      }
+      Floats found = sums(products);
+      if (s.softcap > 0)
+        for (int64_t j = 0; j < V; ++j) found[j] = s.softcap * std::tanh(found[j] / s.softcap);
+      const Integers after = lane + int32_t(block - last);  // tokens from the query to the key
+      if (s.slopes) found += s.slopes[head] * Lanes::of(after);
+      found = after > 0 || after < int32_t(from - last) ? Floats{} + kUnseen : found;
+      Lanes::store(scores + block, found);
+      most = found > most ? found : most;
+    }
+    return largest(most);
+  }
+
+  // Scores → weights, not yet divided by their sum. Returns that sum.
+  static FT_INLINE float exponentials(int64_t from, int64_t last, float top, float* scores) {
+    Floats total = {};
+    for (int64_t block = from / V * V; block <= last; block += V) {
+      float* weight = scores + block;
+      for (int64_t j = 0; j < V; ++j) {
+        const float x = weight[j] - top;
+        weight[j] = vector_exp(x) + (x - x);  // a NaN stays NaN
+      }
+      total += Lanes::load(weight);
+    }
+    return sum(total);
+  }
+
+  // The values' mean by weights whose sum is 1 / inverse.
+  FT_INLINE void mean(const float* weights, int64_t from, int64_t last, float inverse, T* result) const {
+    for (int64_t d = 0; d < padded; d += kSums * V) {
+      const int64_t vectors = std::min(kSums, (padded - d) / V);
+      Floats mixed[kSums] = {};
+      if (vectors == kSums) {
+        for (int64_t j = from; j <= last; ++j) {
+          const float* value = scratch.values[size_t(j)] + d;
+          for (int64_t i = 0; i < kSums; ++i) mixed[i] += weights[j] * Lanes::load(value + i * V);
+        }
+      } else {
+        for (int64_t i = 0; i < vectors; ++i)
+          for (int64_t j = from; j <= last; ++j)
+            mixed[i] += weights[j] * Lanes::load(scratch.values[size_t(j)] + d + i * V);
+      }
+      for (int64_t i = 0; i < vectors; ++i) {
+        const int64_t at = d + i * V;
+        mixed[i] *= inverse;
+        if (at + V <= s.head_dim)
+          Lanes::store(result + at, mixed[i]);
+        else
+          for (int64_t lane = 0; at + lane < s.head_dim; ++lane) store(result + at + lane, mixed[i][lane]);
+      }
+    }
+  }
+
+  FT_INLINE void operator()(const Sequence& sequence) const {
+    const int64_t keys = sequence.first_len + sequence.second_len + sequence.k_len;
+    const int64_t whole = (keys + V - 1) / V * V, share = s.heads / s.kv_heads;
+    scratch.hold(whole, padded);
+    float* const scores = scratch.scores.get();
+    for (int64_t group = 0; group < s.kv_heads; ++group) {
+      locate(k, sequence, group * s.head_dim, scratch.widened.get(), scratch.keys.data());
+      std::fill(scratch.keys.begin() + keys, scratch.keys.begin() + whole, scratch.keys[0]);
+      locate(v, sequence, group * s.head_dim, scratch.widened.get() + keys * padded, scratch.values.data());
+      // Query n: head n % share of the group, at token n / share of the tail.
+      for (int64_t begin = 0; begin < sequence.q_len * share; begin += kTogether) {
+        const int64_t count = std::min(kTogether, sequence.q_len * share - begin);
+        int64_t from[kTogether], last[kTogether], at[kTogether];
+        float top[kTogether], inverse[kTogether];
+        for (int64_t n = 0; n < count; ++n) {
+          const int64_t i = (begin + n) / share, head = group * share + (begin + n) % share;
+          last[n] = keys - sequence.q_len + i;  // the key at the query's own token
+          from[n] = s.window > 0 ? std::max<int64_t>(0, last[n] - s.window + 1) : 0;
+          at[n] = ((sequence.q_begin + i) * s.heads + head) * s.head_dim;
+          float* query = scratch.queries.get() + n * padded;
+          widen_row(q + at[n], s.scale, query);
+          top[n] = score(query, from[n], last[n], head, scores + n * whole);
+        }
+        for (int64_t n = 0; n < count; ++n)
+          inverse[n] = 1.0f / exponentials(from[n], last[n], top[n], scores + n * whole);
+        for (int64_t n = 0; n < count; ++n) mean(scores + n * whole, from[n], last[n], inverse[n], out + at[n]);
+      }
+    }
+  }
+};
 
 // The two most common head widths are compiled separately.
-template <class T>
+template <class T, int64_t V>
 FT_INLINE void any_width(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s,
                          Scratch& scratch) {
   if (s.head_dim == 64)
-    one_sequence<T, 64>(q, k, v, out, x, s, scratch);
+    Attention<T, V, 64>{q, k, v, out, s, scratch}(x);
   else if (s.head_dim == 128)
-    one_sequence<T, 128>(q, k, v, out, x, s, scratch);
+    Attention<T, V, 128>{q, k, v, out, s, scratch}(x);
   else
-    one_sequence<T, 0>(q, k, v, out, x, s, scratch);
+    Attention<T, V, 0>{q, k, v, out, s, scratch}(x);
 }
 
 template <class T>
@@ -209,19 +260,19 @@ using Kernel = void (*)(const T*, const T*, const T*, T*, const Sequence&, const
 
 template <class T>
 void baseline(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s, Scratch& scratch) {
-  any_width(q, k, v, out, x, s, scratch);
+  any_width<T, 4>(q, k, v, out, x, s, scratch);
 }
 
 #if defined(__x86_64__)
 template <class T>
 FT_AVX2 void avx2(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s, Scratch& scratch) {
-  any_width(q, k, v, out, x, s, scratch);
+  any_width<T, 8>(q, k, v, out, x, s, scratch);
 }
 
 template <class T>
 FT_AVX512 void avx512(const T* q, const T* k, const T* v, T* out, const Sequence& x, const Shape& s,
                       Scratch& scratch) {
-  any_width(q, k, v, out, x, s, scratch);
+  any_width<T, 16>(q, k, v, out, x, s, scratch);
 }
 #endif
 
@@ -239,7 +290,6 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, const S
   T* to = static_cast<T*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    scratch.query.assign(size_t(s.padded), 0.0f);
     for (int64_t i = begin; i < end; ++i) kernel(from_q, from_k, from_v, to, sequences[i], s, scratch);
   });
 }
@@ -264,8 +314,7 @@ void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const 
   }
   const int64_t head_dim = q.size(2);
   const float* slopes = alibi ? static_cast<const float*>(alibi->const_data_ptr()) : nullptr;
-  const Shape shape{q.size(1),    k.size(1), head_dim,       (head_dim + kLanes - 1) / kLanes * kLanes,
-                    float(scale), window,    float(softcap), slopes};
+  const Shape shape{q.size(1), k.size(1), head_dim, float(scale), window, float(softcap), slopes};
   if (is_bfloat16(q))
     run<uint16_t>(q, k, v, out, sequences, count, shape);
   else

@@ -13,17 +13,7 @@ namespace fasttrace {
 namespace {
 
 constexpr int64_t kLanes = 16;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2), may_alias));
-typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-
-FT_INLINE Lanes load_lanes(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
-FT_INLINE Lanes load_lanes(const uint16_t* from) {
-  const Words wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
-  Lanes value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
+using Lanes = Simd<kLanes>;
 
 // value rounded to T and back.
 template <class T>
@@ -43,10 +33,10 @@ struct RmsNorm {
     for (int64_t i = begin; i < end; ++i) {
       const T* row = x + (rows ? rows[i] : i) * width;
       T* __restrict__ to = out + i * width;
-      Lanes sums[2] = {};
+      Lanes::Floats sums[2] = {};
       int64_t j = 0;
       for (; j + 2 * kLanes <= width; j += 2 * kLanes) {
-        const Lanes a = load_lanes(row + j), b = load_lanes(row + j + kLanes);
+        const Lanes::Floats a = Lanes::load(row + j), b = Lanes::load(row + j + kLanes);
         sums[0] += a * a;
         sums[1] += b * b;
       }

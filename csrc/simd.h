@@ -99,4 +99,35 @@ FT_INLINE uint16_t narrow_bfloat16(float value) {
 FT_INLINE void store(float* where, float value) { *where = value; }
 FT_INLINE void store(uint16_t* where, float value) { *where = narrow_bfloat16(value); }
 
+// V lanes at once. A vector wider than the instruction set's own is compiled to several.
+template <int64_t V>
+struct Simd;
+
+// By a macro, because GCC 12 converts no vector whose type depends on a template's argument.
+// The store of bfloat16 rounds as narrow_bfloat16 does.
+#define FT_SIMD(V)                                                                                    \
+  template <>                                                                                         \
+  struct Simd<V> {                                                                                    \
+    typedef float Floats __attribute__((vector_size(V * 4), aligned(4), may_alias));                  \
+    typedef int32_t Integers __attribute__((vector_size(V * 4)));                                     \
+    typedef uint32_t Words __attribute__((vector_size(V * 4)));                                       \
+    typedef uint16_t Halves __attribute__((vector_size(V * 2), aligned(2), may_alias));               \
+    static FT_INLINE Floats of(Integers v) { return __builtin_convertvector(v, Floats); }             \
+    static FT_INLINE Floats load(const float* from) { return *(const Floats*)from; }                  \
+    static FT_INLINE Floats load(const uint16_t* from) {                                              \
+      return (Floats)(__builtin_convertvector(*(const Halves*)from, Words) << 16);                    \
+    }                                                                                                 \
+    static FT_INLINE void store(float* to, Floats value) { *(Floats*)to = value; }                    \
+    static FT_INLINE void store(uint16_t* to, Floats value) {                                         \
+      const Words bits = (Words)value;                                                                \
+      const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;                             \
+      const Words kept = (bits & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc0u : rounded;            \
+      *(Halves*)to = __builtin_convertvector(kept, Halves);                                           \
+    }                                                                                                 \
+  };
+FT_SIMD(4)
+FT_SIMD(8)
+FT_SIMD(16)
+#undef FT_SIMD
+
 }  // namespace fasttrace
