@@ -4,7 +4,6 @@
 #include "simd.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -36,8 +35,7 @@ inline Products products() {
 #if defined(__x86_64__)
   static const Products found = [] {
     unsigned a, b, c, d;
-    if (isa() != Isa::avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5))) return Products::widened;
-    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Products::widened;
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
     return (d & amx_bf16) && (d & amx_tile) && amx_permitted() ? Products::amx : Products::avx512_bf16;
   }();

@@ -6,10 +6,15 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #define FT_INLINE inline __attribute__((always_inline))
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+#if !defined(__clang__)  // Clang refuses instructions on vectors that the body's own target lacks.
+#define FT_ROUNDS_BFLOAT16
+#endif
 #define FT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define FT_AVX2 __attribute__((target("avx2,fma")))
 #endif
@@ -37,6 +42,24 @@ inline Isa isa() {
 #endif
 }
 
+struct Bfloat16;
+
+// Whether this CPU multiplies and rounds bfloat16 by itself. The tests leave that out with FASTTRACE_PRODUCTS=0.
+inline bool has_avx512_bf16() {
+#if defined(__x86_64__)
+#if defined(FASTTRACE_PRODUCTS)
+  if (FASTTRACE_PRODUCTS == 0) return false;
+#endif
+  static const bool found = [] {
+    unsigned a, b, c, d;
+    return isa() == Isa::avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+  }();
+  return found;
+#else
+  return false;
+#endif
+}
+
 // A body is compiled once per instruction set, each time in a separate function into which all of it is inlined.
 template <class Body, class... Arguments>
 void in_baseline(const Body& body, Arguments... arguments) {
@@ -59,6 +82,8 @@ FT_AVX512 void in_avx512(const Body& body, Arguments... arguments) {
 template <class Body, class... Arguments>
 auto compiled_here() -> void (*)(const Body&, Arguments...) {
 #if defined(__x86_64__)
+  if constexpr ((std::is_same_v<std::remove_cv_t<std::remove_pointer_t<Arguments>>, Bfloat16> || ...))
+    return in_avx512<Body, Arguments...>;
   if (isa() == Isa::avx512) return in_avx512<Body, Arguments...>;
   if (isa() == Isa::avx2) return in_avx2<Body, Arguments...>;
 #endif
@@ -129,5 +154,46 @@ FT_SIMD(4)
 FT_SIMD(8)
 FT_SIMD(16)
 #undef FT_SIMD
+
+// The vectors of element-wise kernels.
+constexpr int64_t kLanes = 16;
+using Floats = Simd<kLanes>::Floats;
+
+template <class T>
+FT_INLINE Floats load(const T* from) {
+  return Simd<kLanes>::load(from);
+}
+
+template <class T>
+FT_INLINE void store(T* to, Floats value) {
+  Simd<kLanes>::store(to, value);
+}
+
+#if defined(FT_ROUNDS_BFLOAT16)
+// bfloat16 in kernels that have AVX512_BF16, which rounds in one instruction instead of ten and takes subnormal numbers
+// for 0. The instructions are written here because intrinsics cannot be inlined into a body that has no target yet.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+FT_INLINE float widen(Bfloat16 value) { return widen(value.bits); }
+
+FT_INLINE void store(Bfloat16* where, float value) {
+  const uint16_t bits = narrow_bfloat16(value);
+  where->bits = bits & 0x7f80u ? bits : uint16_t(bits & 0x8000u);
+}
+
+FT_INLINE Floats load(const Bfloat16* from) {
+  Simd<kLanes>::Words wide;
+  asm("vpmovzxwd %1, %0" : "=v"(wide) : "vm"(*reinterpret_cast<const Simd<kLanes>::Halves*>(from)));
+  return (Floats)(wide << 16);
+}
+
+FT_INLINE void store(Bfloat16* to, Floats value) {
+  Simd<kLanes>::Halves rounded;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(value));
+  *reinterpret_cast<Simd<kLanes>::Halves*>(to) = rounded;
+}
+#endif
 
 }  // namespace fasttrace

@@ -46,4 +46,11 @@ FT_INLINE float vector_exp(float x) {
   return sum * power_of_two(half) * power_of_two(whole - half);
 }
 
+FT_INLINE Floats vector_exp(Floats x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = vector_exp(lanes[i]);
+  return load(lanes);
+}
+
 }  // namespace fasttrace

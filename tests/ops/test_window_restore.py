@@ -198,3 +198,21 @@ def test_refusals_name_the_argument(change, words):
         args[i] = value
     with pytest.raises(UserError, match=words):
         window_restore(*args)
+
+
+def test_a_bfloat16_sum_is_the_same_in_a_vector_and_beside_it() -> None:
+    """Ties, NaN, infinities and subnormal numbers, which processors with AVX512_BF16 take for 0 in both places."""
+    h = torch.tensor([1.0, 1.0, -1.0, 3e38, torch.inf, torch.nan, 0.0, -0.0, 1e-40, -1e-40, 2e-38, 5.0] * 2).bfloat16()
+    out = torch.tensor([2**-8, 3 * 2**-8, 2**-9, 3e38, -torch.inf, 1.0, 0.0, -0.0, 0.0, 0.0, -1.5e-38, 7.0] * 2)
+    out, row = out.bfloat16(), torch.zeros(1, dtype=torch.int64)
+    together = window_restore(h[None], out[None], row, row, impl="native")[0]
+    rows = torch.arange(len(h))
+    alone = window_restore(h[:, None], out[:, None], rows, rows, impl="native")[:, 0]
+    wanted = h + out
+    for found in (together, alone):
+        assert found.isnan().equal(wanted.isnan())
+    bits = [found.nan_to_num().view(torch.int16) for found in (together, alone)]
+    assert torch.equal(*bits)
+    normal = wanted.abs() >= torch.finfo(torch.float32).tiny
+    assert torch.equal(together[normal], wanted[normal])
+    assert (together[~normal].nan_to_num().abs() <= torch.finfo(torch.float32).tiny).all()
