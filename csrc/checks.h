@@ -244,4 +244,20 @@ inline void check_adam_linf(const Tensor& delta, const Tensor& m, const Tensor& 
   check(limit > 0, "adam_linf_: expected limit to be positive, infinite for none, got ", limit);
 }
 
+constexpr int64_t kBitSumWords = 4096;  // of a sum
+
+inline void check_bit_sums(const Tensor& words, const Tensor& factors, const Tensor& sums) {
+  const ScalarType type = words.scalar_type();
+  check(words.dim() == 1 && (type == ScalarType::Char || type == ScalarType::Short || type == ScalarType::Int) &&
+            words.is_contiguous() && words.is_cpu(),
+        "bit_sums: expected words to be contiguous int8, int16 or int32 of shape (n,) on the CPU, got shape ",
+        shape_of(words));
+  check_row_numbers("bit_sums", "factors", factors);
+  check(factors.size(0) == kBitSumWords, "bit_sums: expected factors of shape (", kBitSumWords, ",), got ",
+        shape_of(factors));
+  check_row_numbers("bit_sums", "sums", sums);
+  check(sums.size(0) == words.size(0) / kBitSumWords + 1, "bit_sums: expected sums of shape (",
+        words.size(0) / kBitSumWords + 1, ",) to match words, got ", shape_of(sums));
+}
+
 }  // namespace fasttrace

@@ -28,6 +28,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def(
       "token_logprob_backward_(Tensor grad, Tensor total, Tensor x, Tensor unembed, Tensor? bias, Tensor target, "
       "float softcap, Tensor(a!) grad_x) -> ()");
+  library.def("bit_sums_(Tensor words, Tensor factors, Tensor(a!) sums) -> ()");
   library.def("bfloat16_products() -> int");
 }
 
@@ -45,6 +46,7 @@ STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
   library.impl("window_restore_", TORCH_BOX(&fasttrace::window_restore_cpu));
   library.impl("token_logprob_", TORCH_BOX(&fasttrace::token_logprob_cpu));
   library.impl("token_logprob_backward_", TORCH_BOX(&fasttrace::token_logprob_backward_cpu));
+  library.impl("bit_sums_", TORCH_BOX(&fasttrace::bit_sums_cpu));
 }
 
 // It takes no tensor, so no device chooses its kernel.

@@ -58,6 +58,10 @@ void token_logprob_cpu(const Tensor x, const Tensor unembed, std::optional<Tenso
 void token_logprob_backward_cpu(const Tensor grad, const Tensor total, const Tensor x, const Tensor unembed,
                                 std::optional<Tensor> bias, const Tensor target, double softcap, Tensor grad_x);
 
+// sums[i] = Σ_j factors[j] · words[4096 i + j] modulo 2^64, for words (n,) int8, int16 or int32, factors (4096,) int64 and
+// sums (n / 4096 + 1,) int64. The last sum is of the words left over, of which there may be none.
+void bit_sums_cpu(const Tensor words, const Tensor factors, Tensor sums);
+
 // Step `step` of Adam on delta (P, d, n) with moments m and v, then the clamp to ± limit (infinite for none). The
 // gradient of item p is gᵀ k over rows begin[p] to begin[p + 1] of g (R, d) and k (R, n). active: (P,) bool, null: all.
 void adam_linf_cpu(Tensor delta, Tensor m, Tensor v, const Tensor g, const Tensor k, const Tensor begin,

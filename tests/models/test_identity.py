@@ -8,7 +8,6 @@ import fasttrace as ft
 from fasttrace.editing.delta import LowRank
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.identity import bit_sums
 
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="Paris")
 
@@ -112,48 +111,6 @@ def test_a_change_beside_an_applied_edit_stays_in_the_identity(small_tokenizer, 
     assert model.model_hash == ft.wrap_model(model.hf, small_tokenizer).model_hash != before
     model.final_norm.weight.div_(2)
     assert model.model_hash == before
-
-
-def wholly(function):
-    return lambda weight: weight.copy_(function(weight))
-
-
-def at(index, function):
-    return lambda weight: weight[index].copy_(function(weight[index]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_sums_show_whole_weights_that_change_together(dtype):
-    weight = torch.randn((50, 4096), generator=torch.Generator().manual_seed(0)).to(dtype)
-    changes = {
-        "negated": wholly(torch.neg),
-        "doubled": wholly(lambda w: 2 * w),
-        "one row negated": at(7, torch.neg),
-        "odd columns negated": at((slice(None), slice(1, None, 2)), torch.neg),
-        "two numbers negated": at((7, slice(1, 4, 2)), torch.neg),
-        "rows exchanged": wholly(lambda w: w.flip(0)),
-        "columns exchanged": wholly(lambda w: w.flip(1)),
-        "neighbours exchanged": at((7, slice(1, 3)), lambda w: w.flip(0)),
-        "zero": wholly(torch.zeros_like),
-        "the same number everywhere": wholly(lambda w: torch.full_like(w, 2)),
-    }
-    found = {"unchanged": bit_sums(weight)}
-    for name, change in changes.items():
-        change(changed := weight.clone())
-        found[name] = bit_sums(changed)
-    assert len({tuple(sums.tolist()) for sums in found.values()}) == len(found)
-
-
-@pytest.mark.parametrize("shape", [(5,), (6,), (3, 5), (3, 8), (4097,), (0,), ()])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_sums_show_a_change_of_any_one_number(shape, dtype):
-    whole = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0)).to(dtype)
-    for weight in whole:  # the second begins inside the storage
-        before = bit_sums(weight)
-        for i in (*range(min(weight.numel(), 30)), *range(30, weight.numel(), 419)):
-            changed = weight.clone()
-            changed.view(-1)[i] = changed.view(-1)[i].nextafter(torch.tensor(9.0, dtype=dtype))
-            assert not bit_sums(changed).equal(before)
 
 
 def test_edits_are_removed_in_reverse_order(small_tokenizer):

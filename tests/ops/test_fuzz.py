@@ -17,6 +17,7 @@ from fasttrace.benchmarks import TILED
 from fasttrace.errors import UserError
 from fasttrace.ops import (
     adam_linf_,
+    bit_sums,
     gelu_tanh_,
     linear,
     native,
@@ -323,6 +324,16 @@ def test_native_scores(data: st.DataObject) -> None:
     """A processor without products of bfloat16 takes them for "auto" nowhere."""
     call, exact = of_target_logprob(Drawn(data, "cpu", [torch.bfloat16]))
     check(call, exact, "native")
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=f"{native.unavailable_reason()}")
+@FUZZ
+@given(data=st.data())
+def test_native_sums_of_bits(data: st.DataObject) -> None:
+    """They are exact, so float64 and `check` have no part in this."""
+    drawn = Drawn(data, "cpu", [*HALF, torch.float16, torch.float64])
+    weight = drawn.normal(drawn.size(0, 9), drawn.size(1, 3000))
+    assert bit_sums(weight, impl="native").equal(bit_sums(weight, impl="reference"))
 
 
 @pytest.mark.parametrize("op", TILED)

@@ -152,6 +152,17 @@ for n, d, vocab, bias, cap in (*SIZES, (2, 576, 4097, 0, 0)):
 x[1, 5] = torch.nan
 torch.ops.fasttrace.token_logprob_(x, U, b, target, cap, found, total)
 assert found[:2].isnan().tolist() == [False, True]
+# Words beside a sum and beside the eight sums taken together, some of them at an odd byte.
+factors = torch.randint(-(2**63), 2**63 - 1, (4096,))
+for dtype in (torch.int8, torch.int16, torch.int32):
+    for n in (0, 5, 4095, 4096, 8 * 4096 - 1, 8 * 4096, 19 * 4096 + 7):
+        for at in (0, 1):
+            bits = torch.randint(0, 256, (at + n * dtype.itemsize,), dtype=torch.uint8)
+            words = torch.frombuffer(bits.numpy(), dtype=dtype, offset=at) if n else torch.empty(0, dtype=dtype)
+            sums = torch.full((n // 4096 + 1,), -1)
+            torch.ops.fasttrace.bit_sums_(words, factors, sums)
+            filled = torch.nn.functional.pad(words.long(), (0, len(sums) * 4096 - n)).view(-1, 4096)
+            assert torch.equal(sums, (filled * factors).sum(1)), (dtype, n, at)
 print(json.dumps(worst))
 """
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fasttrace.benchmarks.load import Draw, Load, Way
 from fasttrace.benchmarks.loads import (
     adam_linf,
+    bit_sums,
     gelu_tanh,
     linear,
     noised_embed,
@@ -46,6 +47,7 @@ OPS = {
     "rank_one_linear": rank_one_linear,
     "rank_one_add_": rank_one_add,
     "adam_linf_": adam_linf,
+    "bit_sums": bit_sums,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED = "torch.compile"

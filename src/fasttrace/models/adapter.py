@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.identity import bit_sums
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
 
@@ -345,7 +345,7 @@ class Decoder(ABC):
 
     @torch.no_grad()
     def bit_sums(self) -> str:
-        """A hash of `identity.bit_sums` of every weight, which shows whether weights have changed.
+        """A hash of `ops.bit_sums` of every weight, which shows whether weights have changed.
 
         On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
         Offloaded weights are read-only, and are not read.

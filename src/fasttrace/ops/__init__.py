@@ -4,6 +4,7 @@ Importing this loads no Triton and needs no compiled extension: an op looks for 
 """
 
 from fasttrace.ops.adam_linf import adam_linf_
+from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.ops.gelu_tanh import gelu_tanh_
 from fasttrace.ops.linear import linear
 from fasttrace.ops.noised_embed import fact_key, noised_embed
@@ -18,6 +19,7 @@ from fasttrace.ops.window_restore import window_restore
 
 __all__ = [
     "adam_linf_",
+    "bit_sums",
     "fact_key",
     "gelu_tanh_",
     "linear",
