@@ -141,6 +141,16 @@ inline void check_rms_norm(const Tensor& x, const Tensor& weight, const std::opt
   check_alike("rms_norm", "x, weight and out", {&x, &weight, &out});
 }
 
+inline void check_rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& grad_x) {
+  check(x.dim() == 2 && weight.dim() == 1 && weight.size(0) == x.size(1),
+        "rms_norm_backward: expected x of shape (N, d) and weight (d,), got x ", shape_of(x), " and weight ",
+        shape_of(weight));
+  for (const Tensor* t : {&grad, &grad_x})
+    check(shape_of(*t) == shape_of(x), "rms_norm_backward: expected grad and grad_x of shape ", shape_of(x), ", got ",
+          shape_of(*t));
+  check_alike("rms_norm_backward", "grad, x, weight and grad_x", {&grad, &x, &weight, &grad_x});
+}
+
 inline void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check(x.dim() == 3 && x.size(2) % 2 == 0, "rotary_: expected x of shape (N, H, hd) with hd even, got ", shape_of(x));
   for (const Tensor* t : {&cos, &sin})
@@ -153,6 +163,15 @@ inline void check_silu_mul(const Tensor& gate, const Tensor& up) {
   check(shape_of(gate) == shape_of(up), "silu_mul_: expected up of shape ", shape_of(gate), " to match gate, got ",
         shape_of(up));
   check_alike("silu_mul_", "gate and up", {&gate, &up});
+}
+
+inline void check_silu_mul_backward(const Tensor& grad, const Tensor& gate, const Tensor& up, const Tensor& grad_gate,
+                                    const Tensor& grad_up) {
+  const char* names = "grad, gate, up, grad_gate and grad_up";
+  for (const Tensor* t : {&gate, &up, &grad_gate, &grad_up})
+    check(shape_of(*t) == shape_of(grad), "silu_mul_backward: expected ", names, " of one shape, got ", shape_of(grad),
+          " and ", shape_of(*t));
+  check_alike("silu_mul_backward", names, {&grad, &gate, &up, &grad_gate, &grad_up});
 }
 
 inline void check_window_restore(const Tensor& h, const Tensor& out, const Tensor& base, const Tensor& source,

@@ -18,8 +18,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
       "prefix_attention_(Tensor q, Tensor k, Tensor v, Tensor table, float scale, int window, float softcap, "
       "Tensor? alibi, Tensor(a!) out) -> ()");
   library.def("rms_norm_(Tensor x, Tensor weight, float eps, Tensor? rows, Tensor(a!) out) -> ()");
+  library.def("rms_norm_backward_(Tensor grad, Tensor x, Tensor weight, float eps, Tensor(a!) grad_x) -> ()");
   library.def("rotary_(Tensor(a!) x, Tensor cos, Tensor sin) -> ()");
   library.def("silu_mul_(Tensor(a!) gate, Tensor up) -> ()");
+  library.def(
+      "silu_mul_backward_(Tensor grad, Tensor gate, Tensor up, Tensor(a!) grad_gate, Tensor(b!) grad_up) -> ()");
   library.def("gelu_tanh_(Tensor(a!) x) -> ()");
   library.def("window_restore_(Tensor h, Tensor out, Tensor base, Tensor source, Tensor(a!) result) -> ()");
   library.def(
@@ -40,8 +43,10 @@ STABLE_TORCH_LIBRARY_IMPL(fasttrace, CPU, library) {
   library.impl("linear_", TORCH_BOX(&fasttrace::linear_cpu));
   library.impl("prefix_attention_", TORCH_BOX(&fasttrace::prefix_attention_cpu));
   library.impl("rms_norm_", TORCH_BOX(&fasttrace::rms_norm_cpu));
+  library.impl("rms_norm_backward_", TORCH_BOX(&fasttrace::rms_norm_backward_cpu));
   library.impl("rotary_", TORCH_BOX(&fasttrace::rotary_cpu));
   library.impl("silu_mul_", TORCH_BOX(&fasttrace::silu_mul_cpu));
+  library.impl("silu_mul_backward_", TORCH_BOX(&fasttrace::silu_mul_backward_cpu));
   library.impl("gelu_tanh_", TORCH_BOX(&fasttrace::gelu_tanh_cpu));
   library.impl("window_restore_", TORCH_BOX(&fasttrace::window_restore_cpu));
   library.impl("token_logprob_", TORCH_BOX(&fasttrace::token_logprob_cpu));

@@ -34,11 +34,17 @@ void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const 
 // out (n, d) = weight (d,) · rounded(x · rsqrt(mean x² + eps)) for the rows of x (N, d) in rows (n,), or for all rows.
 void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out);
 
+// grad_x (N, d), the gradient w.r.t. x, from grad (N, d), that of the norm of all rows.
+void rms_norm_backward_cpu(const Tensor grad, const Tensor x, const Tensor weight, double eps, Tensor grad_x);
+
 // Rotates x (N, H, hd) in place by cos and sin (N, hd), pairing dimension i with i + hd/2.
 void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin);
 
 // gate = silu(gate) · up, both contiguous, of one shape and dtype.
 void silu_mul_cpu(Tensor gate, const Tensor up);
+
+// The gradients of silu(gate) · up with respect to both, from grad, the product's. All contiguous, of one shape and dtype.
+void silu_mul_backward_cpu(const Tensor grad, const Tensor gate, const Tensor up, Tensor grad_gate, Tensor grad_up);
 
 // x = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), contiguous.
 void gelu_tanh_cpu(Tensor x);

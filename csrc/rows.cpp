@@ -1,5 +1,5 @@
 // The CPU ops of a block between its matrix products. Each is a single pass over the rows in float32 and rounds
-// wherever the transformers modules round.
+// wherever the transformers modules round. A gradient is rounded once, at the end.
 #include <cmath>
 #include <type_traits>
 
@@ -147,6 +147,62 @@ struct WindowRestore {
   }
 };
 
+// The gradient of the norm with respect to x, from `grad`, that of its result: with s = 1 / sqrt(mean x^2 + eps) and
+// g = grad * weight, s (g - x s^2 mean(g x)).
+struct RmsNormBackward {
+  int64_t width;
+  float eps;
+
+  template <class T>
+  FT_INLINE void operator()(const T* grad, const T* x, const T* weight, T* __restrict__ out, int64_t begin,
+                            int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const T *from = grad + i * width, *row = x + i * width;
+      T* __restrict__ to = out + i * width;
+      // Vectors of eight, as in RmsNorm.
+      Eight::Floats squares[2] = {}, along[2] = {};
+      int64_t j = 0;
+      for (; j + 16 <= width; j += 16)
+        for (int64_t part = 0; part < 2; ++part) {
+          const int64_t k = j + 8 * part;
+          const Eight::Floats value = Eight::load(bits(row + k));
+          squares[part] += value * value;
+          along[part] += value * (Eight::load(bits(from + k)) * Eight::load(bits(weight + k)));
+        }
+      float square = 0, product = 0;
+      for (; j < width; ++j) {
+        square += widen(row[j]) * widen(row[j]);
+        product += widen(row[j]) * (widen(from[j]) * widen(weight[j]));
+      }
+      squares[0] += squares[1];
+      along[0] += along[1];
+      for (int64_t lane = 0; lane < 8; ++lane) {
+        square += squares[0][lane];
+        product += along[0][lane];
+      }
+      const float scale = 1.0f / std::sqrt(square / float(width) + eps);
+      const float back = scale * scale * (product / float(width));
+      each<T>(0, width, FT_EACH {
+        store(to + j, scale * (get<n>(from + j) * get<n>(weight + j) - get<n>(row + j) * back));
+      });
+    }
+  }
+};
+
+// The gradient of silu(gate) * up with respect to both, from `grad`, that of the product.
+struct SiluMulBackward {
+  template <class T>
+  FT_INLINE void operator()(const T* grad, const T* gate, const T* up, T* __restrict__ grad_gate,
+                            T* __restrict__ grad_up, int64_t begin, int64_t end) const {
+    each<T>(begin, end, FT_EACH {
+      const auto g = get<n>(grad + j), x = get<n>(gate + j);
+      const auto sigmoid = 1.0f / (1.0f + vector_exp(-x));
+      store(grad_up + j, g * (x * sigmoid));
+      store(grad_gate + j, g * get<n>(up + j) * sigmoid * (1.0f + x * (1.0f - sigmoid)));
+    });
+  }
+};
+
 #undef FT_EACH
 
 // Runs body over [0, count) on all of torch's threads; each index writes `step` elements.
@@ -196,6 +252,15 @@ void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional
   by_type(x, [&]<class T>(T*) { over(body, out.size(0), x.size(1), read<T>(x), read<T>(weight), write<T>(out)); });
 }
 
+void rms_norm_backward_cpu(const Tensor grad, const Tensor x, const Tensor weight, double eps, Tensor grad_x) {
+  check_rms_norm_backward(grad, x, weight, grad_x);
+  if (x.numel() == 0) return;
+  const RmsNormBackward body{x.size(1), float(eps)};
+  by_type(x, [&]<class T>(T*) {
+    over(body, x.size(0), x.size(1), read<T>(grad), read<T>(x), read<T>(weight), write<T>(grad_x));
+  });
+}
+
 void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin) {
   check_rotary(x, cos, sin);
   if (x.numel() == 0) return;
@@ -207,6 +272,14 @@ void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin) {
 void silu_mul_cpu(Tensor gate, const Tensor up) {
   check_silu_mul(gate, up);
   by_type(gate, [&]<class T>(T*) { over(SiluMul{}, gate.numel(), 1, read<T>(up), write<T>(gate)); });
+}
+
+void silu_mul_backward_cpu(const Tensor grad, const Tensor gate, const Tensor up, Tensor grad_gate, Tensor grad_up) {
+  check_silu_mul_backward(grad, gate, up, grad_gate, grad_up);
+  by_type(grad, [&]<class T>(T*) {
+    over(SiluMulBackward{}, grad.numel(), 1, read<T>(grad), read<T>(gate), read<T>(up), write<T>(grad_gate),
+         write<T>(grad_up));
+  });
 }
 
 void gelu_tanh_cpu(Tensor x) {

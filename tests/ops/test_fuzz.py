@@ -272,6 +272,27 @@ def of_adam_linf(drawn: Drawn) -> tuple[Call, Tensor]:
     return run, run("", wide=True)
 
 
+def slopes(call: Callable[[str], Tensor], leaves: list[Tensor], grad: Tensor, impl: str) -> Tensor:
+    return torch.cat([slope.flatten() for slope in torch.autograd.grad(call(impl), leaves, grad)])
+
+
+def of_rms_norm_gradient(drawn: Drawn) -> tuple[Call, Tensor]:
+    n, d = drawn.size(1, 20), drawn.size(1, 90)
+    x, weight, grad = drawn.normal(n, d).requires_grad_(), drawn.normal(d), drawn.normal(n, d)
+    wide = double(x).requires_grad_()
+    normed = double(weight) * wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    exact = slopes(lambda _: normed, [wide], double(grad), "")
+    return lambda impl: slopes(lambda impl: rms_norm(x, weight, 1e-5, impl=impl), [x], grad, impl), exact
+
+
+def of_silu_mul_gradient(drawn: Drawn) -> tuple[Call, Tensor]:
+    n, m = drawn.size(0, 20), drawn.size(1, 90)
+    gate, up, grad = drawn.normal(n, m).requires_grad_(), drawn.normal(n, m).requires_grad_(), drawn.normal(n, m)
+    wide = [double(gate).requires_grad_(), double(up).requires_grad_()]
+    exact = slopes(lambda _: wide[0] * wide[0].sigmoid() * wide[1], wide, double(grad), "")
+    return lambda impl: slopes(lambda impl: silu_mul_(gate, up, impl=impl), [gate, up], grad, impl), exact
+
+
 HALF = [torch.float32, torch.bfloat16]
 OPS: dict[str, tuple[Callable[[Drawn], tuple[Call, Tensor]], list[torch.dtype]]] = {
     "noised_embed": (of_noised_embed, [*HALF, torch.float16]),
@@ -289,6 +310,7 @@ OPS: dict[str, tuple[Callable[[Drawn], tuple[Call, Tensor]], list[torch.dtype]]]
     "rank_one_add_": (of_rank_one_add, HALF),
     "adam_linf_": (of_adam_linf, HALF),
 }
+GRADIENTS = {"rms_norm": (of_rms_norm_gradient, HALF), "silu_mul_": (of_silu_mul_gradient, HALF)}
 
 
 def check(call: Call, exact: Tensor, impl: str) -> None:
@@ -315,6 +337,15 @@ def test_reference_and_auto(op: str, data: st.DataObject) -> None:
     if exact.numel():
         gap = (double(call("reference")) - exact).abs().max()
         assert gap <= 64 * torch.finfo(drawn.dtype).eps * (1 + exact.abs().max())
+
+
+@pytest.mark.parametrize("op", GRADIENTS)
+@FUZZ
+@given(data=st.data())
+def test_gradients(op: str, data: st.DataObject) -> None:
+    made, dtypes = GRADIENTS[op]
+    call, exact = made(Drawn(data, "cpu", dtypes))
+    check(call, exact, "auto")
 
 
 @pytest.mark.skipif(native.unavailable_reason() is not None, reason=f"{native.unavailable_reason()}")

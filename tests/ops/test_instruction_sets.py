@@ -78,7 +78,20 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
         torch.ops.fasttrace.rms_norm_(x, w, 1e-5, None, out)
         wanted = w.double() * x.double() / (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt()
         errors = [(out - wanted).abs() / wanted.abs()]
+        scale = 1 / (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt()
+        grad = draw(n, m)
+        along, unit_row = grad.double() * w.double(), x.double() * scale
+        terms = along, unit_row * (along * unit_row).mean(1, keepdim=True)
+        torch.ops.fasttrace.rms_norm_backward_(grad, x, w, 1e-5, out)
+        bound = along.abs() + unit_row.abs() * (along * unit_row).abs().mean(1, keepdim=True)
+        errors.append((out - scale * (terms[0] - terms[1])).abs() / (scale * bound))
         gate, up = 9 * draw(n, m), draw(n, m)
+        wide, half = gate.double(), gate.double().sigmoid()
+        to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
+        torch.ops.fasttrace.silu_mul_backward_(grad, gate, up, to_gate, to_up)
+        errors.append((to_up - grad.double() * wide * half).abs() / (grad.double() * wide * half).abs())
+        wanted = grad.double() * up.double() * half
+        errors.append((to_gate - wanted * (1 + wide * (1 - half))).abs() / (wanted.abs() * (1 + wide.abs())))
         wanted = gate.double() * gate.double().sigmoid() * up.double()
         torch.ops.fasttrace.silu_mul_(gate, up)
         errors.append((gate - wanted).abs() / wanted.abs())

@@ -147,11 +147,64 @@ def test_auto_keeps_the_gradient():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 4), *SHAPES], ids=str)
+@pytest.mark.parametrize("by_index", [False, True])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_native_gradient_equals_float64(by_index, shape, dtype):
+    x, weight = draw(*shape, dtype)
+    x = torch.stack((x, x), 1)[:, 0].requires_grad_()
+    rows = torch.arange(len(x)).flip(0) if by_index else None
+    grad = torch.randn(shape[1]).to(dtype).expand(shape)
+    y = rms_norm(x, weight, EPS, rows=rows, impl="native")
+    assert torch.equal(y, rms_norm(x.detach(), weight, EPS, rows=rows, impl="native"))
+    (found,) = torch.autograd.grad(y, x, grad)
+    wide = x.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(oracle(wide, weight, EPS, rows), wide, grad.double())
+    assert found.dtype == dtype
+    # A difference of two terms, of which the second is a sum over the row.
+    scale = 1 / (wide.detach().square().mean(1, keepdim=True) + EPS).sqrt()
+    along = (grad * weight).double().abs()
+    unit = wide.detach().abs() * scale
+    terms = scale * (along + unit * (along * unit).mean(1, keepdim=True))
+    rounding = torch.finfo(dtype).eps / 2 * wanted.abs() if dtype == torch.bfloat16 else 0
+    assert ((found.double() - wanted).abs() <= rounding + 1e-6 * terms).all()
+
+
+def test_a_row_read_twice_gets_both_gradients():
+    x, weight = draw(5, 12)
+    rows = torch.tensor([4, 0, 0])
+    found = [torch.autograd.grad(rms_norm(leaf, weight, EPS, rows=rows, impl=impl).square().sum(), leaf)[0]
+             for leaf in [x.requires_grad_()] for impl in IMPLS]  # fmt: skip
+    torch.testing.assert_close(*found)
+    assert (found[0][1:4] == 0).all()
+
+
+def test_second_derivatives():
+    x, weight = draw(5, 12)
+    found = []
+    for leaf in (x.requires_grad_(), x.detach().double().requires_grad_()):
+        y = rms_norm(leaf, weight, EPS, impl="native") if leaf is x else oracle(leaf, weight, EPS)
+        (slope,) = torch.autograd.grad(y.pow(3).sum(), leaf, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), leaf)[0].double())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_gradients():
+    (x, weight), (tangent, _) = draw(5, 12), draw(5, 12, seed=1)
+    wanted = torch.func.jvp(lambda x: oracle(x, weight, EPS), (x,), (tangent,))[1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(rms_norm(dual, weight, EPS)).tangent
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     x, weight = draw(5, 12, dtype)
     for rows in (None, torch.tensor([1, 4])):
         out = torch.empty(5 if rows is None else 2, 12, dtype=dtype)
         torch.library.opcheck(torch.ops.fasttrace.rms_norm_.default, (x, weight, EPS, rows, out))
+    torch.library.opcheck(torch.ops.fasttrace.rms_norm_backward_.default, (x, x, weight, EPS, x.clone()))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +217,7 @@ def test_opcheck(dtype):
         ({}, {"rows": torch.ones(2)}, r"expected rows .*, got \(2,\) torch.float32"),
         ({}, {"rows": torch.tensor([0, 3])}, "expected rows in 0 … 2, got values 0 … 3"),
         ({}, {"rows": torch.tensor([-1])}, "expected rows in 0 … 2, got values -1"),
-        ({0: torch.ones(3, 4, requires_grad=True)}, {"impl": "native"}, "no gradient"),
+        ({1: torch.ones(4, requires_grad=True)}, {"impl": "native"}, "no gradient"),
         ({}, {"impl": "triton"}, "Triton needs CUDA tensors"),
     ],
 )
@@ -185,6 +238,8 @@ def test_the_op_itself_never_reads_outside():
     x, weight = draw(3, 4)
     with pytest.raises(RuntimeError, match=r"^rms_norm: expected rows\[1\] in 0 … 2, got 3"):
         torch.ops.fasttrace.rms_norm_(x, weight, EPS, torch.tensor([0, 3]), torch.empty(2, 4))
+    with pytest.raises(RuntimeError, match=r"^rms_norm_backward: expected .* of shape \(3, 4\), got \(2, 4\)"):
+        torch.ops.fasttrace.rms_norm_backward_(x[:2], x, weight, EPS, torch.empty(3, 4))
 
 
 def test_reference_takes_rows_as_a_gather():

@@ -156,8 +156,9 @@ def test_strides():
 
 
 @pytest.mark.parametrize("leaf", [0, 1])
-def test_gradients_leave_gate_as_it_was(leaf):
-    args = [t.double() for t in draw(4, 6)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_leave_gate_as_it_was(dtype, leaf):
+    args = [t.to(dtype) for t in draw(4, 6)]
     args[leaf].requires_grad_()
     before = args[0].detach().clone()
     y = silu_mul_(*args)
@@ -168,8 +169,60 @@ def test_gradients_leave_gate_as_it_was(leaf):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 4), *SHAPES], ids=str)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_native_gradients_equal_float64(shape, dtype):
+    # Halves of one product, as in Phi-3, and a gradient without rows of its own.
+    gate, up = torch.stack(draw(*shape, dtype=dtype), 1).unbind(1)
+    leaves, grad = (gate.requires_grad_(), up.requires_grad_()), torch.randn(shape[1]).to(dtype).expand(shape)
+    y = silu_mul_(*leaves, impl="native")
+    assert torch.equal(y, silu_mul_(gate.detach().contiguous(), up.detach(), impl="native"))
+    found = torch.autograd.grad(y, leaves, grad)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = torch.autograd.grad(oracle(*wide), wide, grad.double())
+    # The gradient of gate has a zero, near which it is as exact as its terms.
+    terms = (grad * up).double().abs() * gate.sigmoid() * (1 + gate.abs()), wanted[1].abs()
+    for one, exact, term in zip(found, wanted, terms, strict=True):
+        assert one.dtype == dtype
+        rounding = torch.finfo(dtype).eps / 2 * exact.abs() if dtype == torch.bfloat16 else 0
+        assert ((one.double() - exact).abs() <= rounding + 1e-6 * term).all()
+
+
+def test_native_gradients_far_from_zero():
+    gate = torch.tensor([64.0, 1e30, -100.0, -1e30, 0.0, float("nan")], requires_grad=True)
+    up = torch.full((6,), 2.0, requires_grad=True)
+    to_gate, to_up = torch.autograd.grad(silu_mul_(gate, up, impl="native"), (gate, up), torch.full((6,), 2.0**30))
+    assert to_gate[:5].tolist() == [2.0**31, 2.0**31, 0, 0, 2.0**30]
+    assert to_up[:5].tolist() == [2.0**36, torch.inf, 0, 0, 0]
+    assert to_gate[5].isnan()
+    assert to_up[5].isnan()
+
+
+def test_second_derivatives():
+    leaves = [t.requires_grad_() for t in draw(4, 6)]
+    found = []
+    for args in (leaves, [t.detach().double().requires_grad_() for t in leaves]):
+        y = silu_mul_(*args, impl="native") if args is leaves else oracle(*args)
+        slopes = torch.autograd.grad(y.square().sum(), args, create_graph=True)
+        found.append(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), args))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_forward_gradients():
+    (gate, up), (tangent, _) = draw(4, 6), draw(4, 6, seed=1)
+    wanted = torch.func.jvp(lambda gate: oracle(gate, up), (gate,), (tangent,))[1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(gate.clone(), tangent)
+        found = torch.autograd.forward_ad.unpack_dual(silu_mul_(dual, up)).tangent
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
-    torch.library.opcheck(torch.ops.fasttrace.silu_mul_.default, draw(4, 6, dtype=dtype))
+    gate, up = draw(4, 6, dtype=dtype)
+    torch.library.opcheck(torch.ops.fasttrace.silu_mul_.default, (gate.clone(), up))
+    torch.library.opcheck(torch.ops.fasttrace.silu_mul_backward_.default, (up, gate, up, gate.clone(), gate.clone()))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +231,7 @@ def test_opcheck(dtype):
         ({0: torch.ones(3, 4, dtype=torch.int32)}, "auto", "expected gate to be floating point, got torch.int32"),
         ({1: torch.ones(3, 5)}, "auto", r"expected 'up' to be \(3, 4\) torch.float32 to match gate, got \(3, 5\)"),
         ({1: torch.ones(3, 4).double()}, "auto", "expected 'up' .*float64"),
-        ({1: torch.ones(3, 4, requires_grad=True)}, "native", "no gradient"),
+        ({0: torch.ones(3, 4).double(), 1: torch.ones(3, 4).double()}, "native", "takes float32 and bfloat16"),
         ({}, "triton", "Triton needs CUDA tensors"),
     ],
 )
@@ -193,3 +246,5 @@ def test_refusals_name_the_argument(change, impl, words):
 def test_the_op_itself_refuses_in_a_sentence():
     with pytest.raises(RuntimeError, match=r"^silu_mul_: expected up of shape \(3, 4\) to match gate, got \(3, 5\)"):
         torch.ops.fasttrace.silu_mul_(torch.ones(3, 4), torch.ones(3, 5))
+    with pytest.raises(RuntimeError, match=r"^silu_mul_backward: expected .* of one shape, got \(3, 4\) and \(3, 5\)"):
+        torch.ops.fasttrace.silu_mul_backward_(*[torch.ones(3, 4)] * 3, torch.ones(3, 4), torch.ones(3, 5))

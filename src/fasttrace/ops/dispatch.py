@@ -3,11 +3,12 @@
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad as fwAD
 
 from fasttrace.errors import UserError
 
@@ -96,11 +97,39 @@ def _announce(op: str, kind: str, name: str) -> None:
         log.info("%s on %s: impl='auto' takes '%s'", op, kind, name)
 
 
+def transformed_reason() -> str | None:
+    """Why only torch's own operations can run now, or None: forward gradients and torch.func see no others."""
+    if fwAD._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return "forward gradients and torch.func need the reference"
+    return None
+
+
+def wrapped_reason(x: torch.Tensor) -> str | None:
+    """Why an autograd.Function cannot read the memory of x, or None: fake and wrapped tensors have none."""
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return "x is not a plain tensor"
+    return None
+
+
+def records(*tensors: torch.Tensor) -> bool:
+    """Whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def reference_gradient(
+    reference: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradient of reference(*inputs) w.r.t. each input, itself differentiable; None where none is required."""
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(reference(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(found) if x.requires_grad else None for x in inputs)
+
+
 def narrow_triton_reason(*tensors: torch.Tensor) -> str | None:
     """Why a Triton kernel that computes in float32 and has no gradient cannot take these tensors, or None."""
     if tensors[0].dtype == torch.float64:
         return "Triton's kernel computes in float32, these are float64"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if records(*tensors):
         return "Triton's kernel has no gradient, and one is required"
     return None
 

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad as fwAD
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose
+from fasttrace.ops.dispatch import choose, transformed_reason, wrapped_reason
 from fasttrace.processor import this_processor
 
 ONEDNN_DTYPES = NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -100,12 +99,7 @@ def _frozen_and_plain_reason(x: Tensor, w: Tensor, bias: Tensor | None) -> str |
         return "w or bias requires grad"
     if x.numel() == 0 or w.numel() == 0:
         return "there is nothing to multiply"
-    if fwAD._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
-        return "forward gradients and torch.func need the reference"
-    # Fake and wrapped tensors have no memory to read.
-    if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
-        return "x is not a plain tensor"
-    return None
+    return transformed_reason() or wrapped_reason(x)
 
 
 def _onednn_reason(x: Tensor, w: Tensor, bias: Tensor | None) -> str | None:

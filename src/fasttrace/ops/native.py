@@ -2,10 +2,12 @@
 
 import functools
 import importlib
+from collections.abc import Sequence
 
 import torch
 
 from fasttrace.errors import UserError
+from fasttrace.ops.dispatch import records, transformed_reason, wrapped_reason
 
 
 @functools.cache
@@ -36,8 +38,11 @@ def unavailable_reason(device: torch.device | str = "cpu") -> str | None:
     return _import_reason("fasttrace._C_cuda")
 
 
-def row_op_reason(*tensors: torch.Tensor) -> str | None:
-    """Why the compiled CPU ops on rows cannot take these tensors, or None where they can."""
+def row_op_reason(*tensors: torch.Tensor, frozen: Sequence[torch.Tensor] | None = None) -> str | None:
+    """Why the compiled CPU ops on rows cannot take these tensors, or None where they can.
+
+    frozen: those for which the op has no gradient, by default all of them.
+    """
     first = tensors[0]
     if first.device.type != "cpu":
         return f"the compiled kernel is for the CPU, these are on {first.device}"
@@ -45,9 +50,11 @@ def row_op_reason(*tensors: torch.Tensor) -> str | None:
         return reason
     if first.dtype not in (torch.float32, torch.bfloat16):
         return f"the compiled kernel takes float32 and bfloat16, these are {first.dtype}"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if records(*(tensors if frozen is None else frozen)):
         return "the compiled kernel has no gradient, and one is required"
-    return None
+    if (reason := transformed_reason()) is not None or not records(*tensors):
+        return reason
+    return wrapped_reason(first)
 
 
 def refuse_gradients(op: str, **tensors: torch.Tensor) -> None:
