@@ -75,6 +75,17 @@ def test_gradients_leave_x_as_it_was():
     torch.testing.assert_close(got, wanted)
 
 
+def test_forward_gradients_and_torch_func():
+    x, tangent = draw(4, 6), draw(4, 6, seed=1)
+    wanted = torch.func.jvp(oracle, (x,), (tangent,))[1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.clone(), tangent.clone())
+        found = torch.autograd.forward_ad.unpack_dual(gelu_tanh_(dual)).tangent
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+    slope = torch.func.grad(lambda x: (gelu_tanh_(x) * tangent).sum())(x)
+    torch.testing.assert_close(slope.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.fasttrace.gelu_tanh_.default, (draw(4, 6, dtype=dtype),))

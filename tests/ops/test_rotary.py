@@ -159,6 +159,17 @@ def test_gradients_leave_x_as_it_was():
     torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_forward_gradients_and_torch_func():
+    (x, cos, sin), (other, _, _) = draw(4, 2, 6), draw(4, 2, 6, seed=1)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.clone(), other.clone())
+        found = torch.autograd.forward_ad.unpack_dual(rotary_(dual, cos, sin)).tangent
+    torch.testing.assert_close(found, rotary_reference(other, cos, sin))
+    # The rotation is linear, so the product of its gradient with x is that of its result with `other`.
+    slope = torch.func.grad(lambda x: (rotary_(x, cos, sin) * other).sum())(x)
+    torch.testing.assert_close((slope * x).sum(), (rotary_reference(x, cos, sin) * other).sum())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.fasttrace.rotary_.default, draw(4, 2, 6, dtype))

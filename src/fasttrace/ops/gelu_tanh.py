@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, records, transformed_reason, triton_launcher
 
 
 def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
@@ -26,7 +26,7 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
     """
     if not x.dtype.is_floating_point:
         raise UserError(f"gelu_tanh_: expected x to be floating point, got {x.dtype}")
-    if impl == "auto" and torch.is_grad_enabled() and x.requires_grad:
+    if impl == "auto" and records(x) and transformed_reason() is None:
         copied: Tensor = _OnACopy.apply(x)
         return copied
     why = native.row_op_reason(x)
@@ -42,7 +42,7 @@ def gelu_tanh_(x: Tensor, impl: str = "auto") -> Tensor:
         triton_launcher("gelu_tanh")(x)
         return x
     found = gelu_tanh_reference(x)
-    return found if torch.is_grad_enabled() and x.requires_grad else x.copy_(found)
+    return found if records(x) else x.copy_(found)
 
 
 class _OnACopy(torch.autograd.Function):

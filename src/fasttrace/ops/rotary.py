@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.ops import native
-from fasttrace.ops.dispatch import choose, narrow_triton_reason, triton_launcher
+from fasttrace.ops.dispatch import choose, narrow_triton_reason, records, transformed_reason, triton_launcher
 
 
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl: str = "auto") -> Tensor:
@@ -56,8 +56,8 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, i
 
 
 def _differentiates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether autograd records a gradient of x, and none of the tables."""
-    return torch.is_grad_enabled() and x.requires_grad and not (cos.requires_grad or sin.requires_grad)
+    """Whether autograd records a gradient of x, and none of the tables, and takes it from `_OnACopy`."""
+    return records(x) and not records(cos, sin) and transformed_reason() is None
 
 
 class _OnACopy(torch.autograd.Function):
