@@ -82,12 +82,16 @@ FT_AVX512 void in_avx512(const Body& body, Arguments... arguments) {
 template <class Body, class... Arguments>
 auto compiled_here() -> void (*)(const Body&, Arguments...) {
 #if defined(__x86_64__)
-  if constexpr ((std::is_same_v<std::remove_cv_t<std::remove_pointer_t<Arguments>>, Bfloat16> || ...))
+  if constexpr ((std::is_same_v<std::remove_cv_t<std::remove_pointer_t<Arguments>>, Bfloat16> || ...)) {
     return in_avx512<Body, Arguments...>;
-  if (isa() == Isa::avx512) return in_avx512<Body, Arguments...>;
-  if (isa() == Isa::avx2) return in_avx2<Body, Arguments...>;
-#endif
+  } else {
+    if (isa() == Isa::avx512) return in_avx512<Body, Arguments...>;
+    if (isa() == Isa::avx2) return in_avx2<Body, Arguments...>;
+    return in_baseline<Body, Arguments...>;
+  }
+#else
   return in_baseline<Body, Arguments...>;
+#endif
 }
 
 struct Free {
