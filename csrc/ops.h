@@ -43,7 +43,8 @@ void rotary_cpu(Tensor x, const Tensor cos, const Tensor sin);
 // gate = silu(gate) · up, both contiguous, of one shape and dtype.
 void silu_mul_cpu(Tensor gate, const Tensor up);
 
-// The gradients of silu(gate) · up with respect to both, from grad, the product's. All contiguous, of one shape and dtype.
+// The gradients of silu(gate) · up with respect to both, from grad, the product's. All are contiguous, of one shape and
+// dtype.
 void silu_mul_backward_cpu(const Tensor grad, const Tensor gate, const Tensor up, Tensor grad_gate, Tensor grad_up);
 
 // x = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), contiguous.
@@ -64,8 +65,8 @@ void token_logprob_cpu(const Tensor x, const Tensor unembed, std::optional<Tenso
 void token_logprob_backward_cpu(const Tensor grad, const Tensor total, const Tensor x, const Tensor unembed,
                                 std::optional<Tensor> bias, const Tensor target, double softcap, Tensor grad_x);
 
-// sums[i] = Σ_j factors[j] · words[4096 i + j] modulo 2^64, for words (n,) int8, int16 or int32, factors (4096,) int64 and
-// sums (n / 4096 + 1,) int64. The last sum is of the words left over, of which there may be none.
+// sums[i] = Σ_j factors[j] · words[4096 i + j] modulo 2^64, for words (n,) int8, int16 or int32, factors (4096,) int64
+// and sums (n / 4096 + 1,) int64. The last sum is of the words left over, of which there may be none.
 void bit_sums_cpu(const Tensor words, const Tensor factors, Tensor sums);
 
 // Step `step` of Adam on delta (P, d, n) with moments m and v, then the clamp to ± limit (infinite for none). The

@@ -18,8 +18,8 @@
 namespace fasttrace {
 namespace {
 
-// Queries whose scores are held at once. A query's scores, softmax and mean wait for one another, and other queries fill
-// that time.
+// Queries whose scores are held at once. A query's scores, softmax and mean wait for one another. Other queries fill that
+// time.
 constexpr int64_t kTogether = 16;
 
 constexpr float kUnseen = -1e38f;  // the score of a key that a query may not see: finite, so that only NaN gives NaN
