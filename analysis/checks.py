@@ -10,8 +10,9 @@ import pyarrow as pa
 from fasttrace.errors import StoreError
 from fasttrace.optional import duckdb
 from fasttrace.store import Readable
+from fasttrace.store.header import header_of
 
-from .relation import SETTINGS, make_chain
+from .relation import CHAIN, SETTINGS, make_chain, read_by
 
 
 @cache
@@ -31,12 +32,17 @@ def failures(store: Readable) -> pa.Table:
     """
     found = []
     with store.reading() as con:
-        make_chain(con, only=SETTINGS)
+        make_chain(con, only=frozenset(SETTINGS).union(*({name, *read_by(name)} for name in _views())))
         for name, text in checks().items():
             rows, example = _failing(con, name, text)
             if rows:
                 found.append({"check": name, "rows": rows, "example": example})
     return pa.Table.from_pylist(found, schema=_SCHEMA)
+
+
+def _views() -> set[str]:
+    """The relations of CHAIN that the checks read."""
+    return {one for name, text in checks().items() for one in header_of(text, name).inputs if one in CHAIN}
 
 
 _SCHEMA = pa.schema([("check", pa.string()), ("rows", pa.int64()), ("example", pa.string())])

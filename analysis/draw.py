@@ -19,7 +19,18 @@ from scipy import stats
 from fasttrace.errors import UserError
 
 from .grids import color_range, grid_of
-from .naming import Row, effect_label, group_names, in_group, number, outside_text, p_text, score_label, visible
+from .naming import (
+    METRICS,
+    Row,
+    effect_label,
+    group_names,
+    in_group,
+    number,
+    outside_text,
+    p_text,
+    score_label,
+    visible,
+)
 
 INK = "#22272e"
 FAINT = "#c9ced6"
@@ -34,11 +45,12 @@ MAX_VECTOR_POINTS = 4000  # above this a scatter is drawn as pixels, because its
 # -- frame ------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A white figure of that size in inches."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _dress(axes: Axes, x: str | None = None, y: str | None = None, title: str | None = None) -> Axes:
+def dress(axes: Axes, x: str | None = None, y: str | None = None, title: str | None = None) -> Axes:
     """Apply the common style: two spines, faint horizontal lines behind the data, one text colour, 9-point ticks."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
@@ -62,7 +74,8 @@ def _two_lines(label: str) -> str:
     return label.replace(" (", "\n(", 1)
 
 
-def _layers_on_x(axes: Axes, n_layers: int) -> None:
+def layers_on_x(axes: Axes, n_layers: int) -> None:
+    """Let the x axis show the layers, from 0."""
     axes.set_xlim(-0.6, n_layers - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
 
@@ -84,7 +97,7 @@ def _legend_columns(labels: Iterable[str], width: float) -> int:
     return max(1, min(len(labels), int(width / (0.55 + 0.068 * max(map(len, labels))))))
 
 
-def _legend_above(figure: Figure, panels: list[Axes]) -> None:
+def legend_above(figure: Figure, panels: list[Axes]) -> None:
     """A legend of the whole figure, with every series that some panel has."""
     found: dict[str, Any] = {}
     for axes in panels:
@@ -99,7 +112,8 @@ def _legend_above(figure: Figure, panels: list[Axes]) -> None:
         text.set_parse_math(False)
 
 
-def _need_rows(table: pa.Table, what: str) -> list[Row]:
+def need_rows(table: pa.Table, what: str) -> list[Row]:
+    """The table's rows. Raises UserError where there are none. what: names what was expected."""
     if table.num_rows == 0:
         raise UserError(f"expected {what} to draw, got none")
     rows: list[Row] = table.to_pylist()
@@ -124,25 +138,26 @@ def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options
 
 
 def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
-    """One fact's grid of p_restored, tokens down, layers across (paper, Figure 2).
+    """One fact's grid of the metric restored, tokens down, layers across (paper, Figure 2).
 
-    fact: subject, target_true, tokens, subject_begin, subject_end, p_clean, p_noised of one trace.
-    cells: token_index, token, layer, p_restored, window_size of that trace at one window size.
+    fact: a row of sql/fact_traces.sql. cells: its rows of sql/fact_cells.sql at one window size.
     Raises UserError where there are no cells.
     """
     if cells.num_rows == 0:
         raise UserError("expected traced cells of the fact to draw, got none")
-    values = grid_of(cells, "p_restored")
+    metric = METRICS[fact["metric"]]
+    values = grid_of(cells, f"{metric.column}_restored")
     n_tokens, n_layers = values.shape
-    low, high = color_range(values, fact["p_clean"], fact["p_noised"])
+    clean, noised = fact.get(f"{metric.column}_clean", 0.0), fact[f"{metric.column}_noised"]  # KL's clean value is 0
+    low, high = color_range(values, clean, noised)
     names = list(fact["token_texts"] or [])[:n_tokens]
     names += [""] * (n_tokens - len(names))
     labels = [
         f"{visible(name)}{'*' if fact['subject_begin'] <= place < fact['subject_end'] else ''}"
         for place, name in enumerate(names)
     ]
-    figure = _figure(max(5.5, 2.6 + 0.17 * n_layers), max(2.4, 1.5 + 0.24 * n_tokens))
-    axes = _dress(
+    figure = new_figure(max(5.5, 2.6 + 0.17 * n_layers), max(2.4, 1.5 + 0.24 * n_tokens))
+    axes = dress(
         figure.subplots(),
         x=f"layer at the centre of the restored window of {cells['window_size'][0]} (0-based)",
     )
@@ -158,20 +173,22 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     axes.set_yticks(range(n_tokens), labels)
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
-    axes.set_ylabel(
-        "token (* subject)" if fact["p_noised"] is None else "token (* subject, noised)", color=INK, fontsize=10
-    )
+    by_noise = noised is not None and fact["counterfactuals"] is None
+    axes.set_ylabel("token (* subject, noised)" if by_noise else "token (* subject)", color=INK, fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
-    target, noised = visible(str(fact["target_true"])), fact["p_noised"]
+    name = metric.name.replace("o_true", visible(str(fact["target_true"])))
+    ends = "" if noised is None else f", {'noised' if by_noise else 'counterfactual'} {noised:.3f}"
+    heads = "; the strongest head of each cell" if cells["head"].null_count < len(cells) else ""
     axes.set_title(
-        f"p({target}) clean {fact['p_clean']:.3f}" + ("" if noised is None else f", noised {noised:.3f}"),
+        f"{name} clean {clean:.3f}{ends}{heads}",
         color=INK,
         fontsize=10,
         loc="left",
         parse_math=False,
     )
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(f"p({target}) restored", color=INK, fontsize=9, parse_math=False)
+    unit = f" ({metric.unit})" if metric.unit else ""
+    bar.set_label(f"{name} restored{unit}", color=INK, fontsize=9, parse_math=False)
     bar.ax.tick_params(colors=INK, labelsize=9)
     bar.outline.set_visible(False)
     return figure
@@ -182,14 +199,14 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
 
     peaks: the rows of sql/peak_layers.sql.
     """
-    rows = _need_rows(peaks, "tracing effects")
+    rows = need_rows(peaks, "tracing effects")
     names = group_names(rows, always=("window_size",))
-    figure = _figure(7.0, 0.6 + 2.2 * len(names))
+    figure = new_figure(7.0, 0.6 + 2.2 * len(names))
     for axes, (group, name) in zip(_panel_grid(figure, len(names), 1), names.items(), strict=True):
         members = in_group(rows, group)
         n_layers = max(row["n_layers"] for row in members)
         counts = np.bincount([row["peak_layer"] for row in members], minlength=n_layers)
-        _dress(
+        dress(
             axes,
             "layer with the fact's largest tracing effect (0-based)",
             "facts",
@@ -197,7 +214,7 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
         )
         axes.bar(range(n_layers), counts, width=0.85, color=SERIES[0])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        _layers_on_x(axes, n_layers)
+        layers_on_x(axes, n_layers)
     return figure
 
 
@@ -206,14 +223,15 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
 
     curve: the rows of sql/mean_effect.sql.
     """
-    rows = _need_rows(curve, "tracing effects")
+    rows = need_rows(curve, "tracing effects")
     names = group_names(rows, always=("window_size",))
     legend_lines = math.ceil(len(names) / _legend_columns((f"{name} (9999 facts)" for name in names.values()), 7.0))
-    figure = _figure(7.0, 3.2 + 0.2 * legend_lines)
-    axes = _dress(
+    figure = new_figure(7.0, 3.2 + 0.2 * legend_lines)
+    labels = {effect_label(row["localization"], metric=row["metric"]) for row in rows}
+    axes = dress(
         figure.subplots(),
         "layer at the centre of the restored window (0-based)",
-        f"mean {_two_lines(effect_label('denoise'))}",
+        f"mean {_two_lines(labels.pop() if len(labels) == 1 else 'tracing effect (share of the lost metric)')}",
     )
     for place, (group, name) in enumerate(names.items()):
         members = sorted(in_group(rows, group), key=lambda row: row["layer"])
@@ -233,9 +251,9 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
             linewidth=1.6,
             label=f"{name} ({facts} facts)",
         )
-    _layers_on_x(axes, max(row["layer"] for row in rows) + 1)
+    layers_on_x(axes, max(row["layer"] for row in rows) + 1)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    _legend_above(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -265,14 +283,14 @@ def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) ->
     pairs: the keys of a regression, layer, effect, score; one row per edit.
     correlations: the same keys, layer, rho, p_value; one row per edited layer.
     """
-    rows = _need_rows(pairs, "edits with a tracing effect")
+    rows = need_rows(pairs, "edits with a tracing effect")
     rhos = correlations.to_pylist()
     names = group_names(rows)
     blocks = {group: sorted({row["layer"] for row in in_group(rows, group)}) for group in names}
     columns = min(4, max(map(len, blocks.values())))
     side = 3.4 if columns == 1 else 1.95
     heights = [1.0 + side * math.ceil(len(layers) / columns) for layers in blocks.values()]
-    figure = _figure(max(5.8, 1.0 + 2.05 * columns), 0.3 + sum(heights))
+    figure = new_figure(max(5.8, 1.0 + 2.05 * columns), 0.3 + sum(heights))
     limits = [
         (min(0.0, *values) - 0.05, max(1.0, *values) + 0.05)
         for values in ([row[name] for row in rows] for name in ("effect", "score"))
@@ -290,17 +308,17 @@ def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) ->
             found = [row for row in in_group(rhos, group) if row["layer"] == layer]
             _scatter_panel(axes, layer, [row for row in members if row["layer"] == layer], found, many=len(rows))
             axes.set(xlim=limits[0], ylim=limits[1])
-        label = _two_lines(effect_label(members[0]["localization"], members[0]["effect_at"]))
+        label = _two_lines(effect_label(members[0]["localization"], members[0]["effect_at"], members[0]["metric"]))
         outside = outside_text(row["effect"] for row in members)
         _label_axes(part, panels, label + (f"\n{outside}" if outside else ""), _two_lines(score_label(score)))
-    _legend_above(figure, shown)
+    legend_above(figure, shown)
     return figure
 
 
 def _scatter_panel(axes: Axes, layer: int, points: list[Row], found: list[Row], *, many: int) -> None:
     """Draw the edits of one layer. found: the row with their correlation, if any. many: points in the whole figure."""
     rho, p = (found[0]["rho"], found[0]["p_value"]) if found else (None, None)
-    _dress(axes, title=f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = {len(points)}")
+    dress(axes, title=f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = {len(points)}")
     x, y = (np.array([row[name] for row in points], dtype=float) for name in ("effect", "score"))
     axes.scatter(
         x,
@@ -329,7 +347,7 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
     the lower one R² by layer.
     regressions: the keys of a regression, score, r2_layer, r2_both.
     """
-    rows = _need_rows(regressions, "edits with a tracing effect")
+    rows = need_rows(regressions, "edits with a tracing effect")
     named = list(zip(rows, group_names(rows, always=("method",), apart=("problem",)).values(), strict=True))
     problems = {
         row["problem"]: [(name, one) for one, name in named if one["problem"] == row["problem"]] for row in rows
@@ -339,12 +357,12 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
     panel_width = 0.5 + wide * max(0.62, 0.085 * longest)
     columns = max(1, min(len(problems), int(PAGE / panel_width)))
     lines = math.ceil(len(problems) / columns)
-    figure = _figure(max(5.0, 0.6 + panel_width * columns), 0.6 + 2.9 * lines)
+    figure = new_figure(max(5.0, 0.6 + panel_width * columns), 0.6 + 2.9 * lines)
     panels = _panel_grid(figure, len(problems), columns, sharey=True)
     for axes, (problem, members) in zip(panels, problems.items(), strict=True):
-        _r2_panel(_dress(axes, title=problem), members, wide)
+        _r2_panel(dress(axes, title=problem), members, wide)
     _label_axes(figure, panels, None, f"R² of the {score_label(rows[0]['score'])}")
-    _legend_above(figure, panels)
+    legend_above(figure, panels)
     return figure
 
 
@@ -394,17 +412,17 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
     means: problem, method, protocol, model, window_size, edit_run_id, score, layer, n, mean, sem; one row per layer and
     score. The panels have the order of the rows.
     """
-    rows = [row for row in _need_rows(means, "edits") if row["mean"] is not None]
+    rows = [row for row in need_rows(means, "edits") if row["mean"] is not None]
     scores = list(dict.fromkeys(row["score"] for row in rows))
     names = group_names(rows)
     columns = min(3, len(scores))
     lines = math.ceil(len(scores) / columns)
     width = max(5.0, 1.0 + 3.0 * columns)
     legend_lines = math.ceil(len(names) / _legend_columns(names.values(), width))
-    figure = _figure(width, 0.6 + 2.8 * lines + 0.22 * legend_lines)
+    figure = new_figure(width, 0.6 + 2.8 * lines + 0.22 * legend_lines)
     panels = _panel_grid(figure, len(scores), columns, sharex=True, sharey=True)
     for axes, score in zip(panels, scores, strict=True):
-        _dress(axes, title=score_label(score))
+        dress(axes, title=score_label(score))
         for place, (group, name) in enumerate(names.items()):
             members = [row for row in in_group(rows, group) if row["score"] == score]
             members.sort(key=lambda row: row["layer"])
@@ -425,5 +443,5 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     _label_axes(figure, panels, "edited layer (0-based)", "mean score (1 = full success)")
     if len(names) > 1:
-        _legend_above(figure, panels)
+        legend_above(figure, panels)
     return figure

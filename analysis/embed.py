@@ -141,10 +141,12 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         "model",
         "protocol",
         "localization",
+        "metric",
         "window_size",
         "p_clean",
         "p_noised",
         "sigma",
+        "counterfactuals",
         "kept",
         "reason",
     )

@@ -18,6 +18,9 @@ Cell = tuple[str, str]
 """A problem and a method."""
 
 
+_METRIC = {"metric": "probability"}  # the paper's
+
+
 class NoEvidence(Exception):
     """The store lacks what a claim is about. The message says what."""
 
@@ -42,7 +45,7 @@ class Evidence:
         """(problem, method) → its row of `fits_with_certainty`."""
         key = (score, *sorted(choice.items()))
         if key not in self._kept:
-            same = {"localization": "denoise", "tokens": "all", "window_size": self.window_size}
+            same = {"localization": "denoise", "tokens": "all", "window_size": self.window_size} | _METRIC
             asked = self._asked | same | choice
             rows = fits_with_certainty(self.store, score, resamples=self.resamples, **asked).to_pylist()
             self._kept[key] = [row for row in rows if row["r2_both"] is not None]
@@ -50,7 +53,7 @@ class Evidence:
 
     def correlations(self, score: str, **choice: Any) -> list[Row]:
         """ρ at each edited layer for ROME and error injection."""
-        same = {"problem": "error-injection", "method": "rome", "window_size": self.window_size}
+        same = {"problem": "error-injection", "method": "rome", "window_size": self.window_size} | _METRIC
         asked = self._asked | same | choice
         rows = layer_correlations(self.store, score, **asked).to_pylist()
         rows = [row for row in rows if row["rho"] is not None and row["n"] > 3]
@@ -70,7 +73,7 @@ class Evidence:
 
     def curve(self) -> list[Row]:
         """The mean tracing effect of denoising at each window size and layer."""
-        wanted = self._asked | {"localization": "denoise", "tokens": "all"}
+        wanted = self._asked | {"localization": "denoise", "tokens": "all"} | _METRIC
         rows = relation(self.store, "mean_effect").to_pylist()
         rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
         return list(self._apart(rows, ("window_size", "layer")).values())

@@ -11,7 +11,7 @@ from fasttrace.store import Readable
 
 from .chart import Panel, Series
 from .commands import store_options
-from .naming import GROUP, RUNS, Row, group_names, heading, in_group, number, p_cell
+from .naming import GROUP, RUNS, Row, group_names, heading, in_group, number, own_way, p_cell
 from .paper import FIGURES, TABLES, coverage, what_is_missing
 from .relation import CHAIN, read_by, sql, written
 from .render import render
@@ -165,24 +165,23 @@ def paper_commands(store: Readable, exhibit: Exhibit) -> list[str]:
 def named(rows: Iterable[Row]) -> list[Row]:
     """The rows, ordered by tracing method and problem, with `series_name` and `traced`.
 
-    A panel shows one problem and one tracing method. `series_name` distinguishes the rows of a panel. `traced` names
-    the tracing method if there are several, else it is empty.
+    A panel shows one problem and one tracing method: a localization and a metric. `series_name` distinguishes the rows
+    of a panel. `traced` names the tracing method if there are several, else it is empty.
     """
     rows = list(rows)
-    apart = [key for key in ("problem", "localization") if rows and key in rows[0]]
-    ways = "localization" in apart and bool(several(rows, "localization"))
-    traced = {(row["localization"], row["tokens"]) for row in rows} if ways else set()
+    apart = [key for key in ("problem", "localization", "metric") if rows and key in rows[0]]
+    differ = several(rows, *(key for key in ("localization", "metric") if key in apart))
+    ways = {tuple(row[key] for key in (*differ, "tokens")) for row in rows} if differ else set()
     # Where each tracing method has one choice of tokens, its name tells them too.
-    told = ["tokens"] if ways and len(traced) == len({method for method, _ in traced}) else []
+    told = ["tokens"] if differ and len(ways) == len({way[:-1] for way in ways}) else []
     names = group_names(rows, always=("method",), apart=[*apart, *told])
     labelled = [
-        row | {"series_name": name, "traced": row["localization"] if ways else ""}
+        row | {"series_name": name, "traced": " · ".join(row[key] for key in differ)}
         for group, name in names.items()
         for row in in_group(rows, group)
     ]
     problems = list(dict.fromkeys(row["problem"] for row in labelled))
-    # Denoising, the paper's causal tracing, comes first.
-    return sorted(labelled, key=lambda row: (row["traced"] != "denoise", row["traced"], problems.index(row["problem"])))
+    return sorted(labelled, key=lambda row: (not own_way(row), row["traced"], problems.index(row["problem"])))
 
 
 def places(rows: Iterable[Row], key: str) -> dict[str, int]:

@@ -170,16 +170,16 @@ def _pair_panels(rows: Sequence[Row], edits: pa.Table) -> tuple[list[Panel], lis
     scales: dict[str, list[float]] = {}  # panels that are shown at once share a scale
     for _, name, here in shown:
         scales.setdefault(name, [0.0, 1.0]).extend(here.scores)
-    effects: dict[str, list[float]] = {}  # by tracing method, because the units differ
+    effects: dict[tuple[str, str], list[float]] = {}  # by tracing method and metric, because the units differ
     for row, _, here in shown:
-        effects.setdefault(row["localization"], []).extend(here.effects)
-    axes = {method: _effect_axis(method, values) for method, values in effects.items()}
+        effects.setdefault((row["localization"], row["metric"]), []).extend(here.effects)
+    axes = {how: _effect_axis(*how, values) for how, values in effects.items()}
     panels: list[Panel] = []
     lists: list[Row] = []
     for row, name, here in shown:
         y = chart.upward(min(scales[name]), max(scales[name]), "rewrite score")
         of = name if len(scales) > 1 else ""
-        x = axes[row["localization"]]
+        x = axes[row["localization"], row["metric"]]
         panels.append(_pair_panel(row, name, here, x, y, of=of, points=len(lists)))
         lists.append({"name": f"{name}, layer {row['layer']}", **here._asdict()})
     return panels, lists
@@ -197,9 +197,9 @@ def _edits_by_panel(edits: pa.Table, identity: Sequence[str]) -> Mapping[tuple[A
     return found
 
 
-def _effect_axis(method: str, effects: Sequence[float]) -> Axis:
+def _effect_axis(localization: str, metric: str, effects: Sequence[float]) -> Axis:
     low, high = min(0.0, *effects), max(1.0, *effects)
-    return chart.across(low, high, effect_label(method), chart.ticks(low, high))
+    return chart.across(low, high, effect_label(localization, metric=metric), chart.ticks(low, high))
 
 
 def _pair_panel(row: Row, name: str, edits: Edits, x: Axis, y: Axis, *, of: str, points: int) -> Panel:

@@ -41,13 +41,14 @@ def curve(store: Readable) -> Exhibit | None:
 
 
 def _curve_panels(rows: Sequence[Row]) -> list[Panel]:
-    """One panel per tracing method, because the effects of two methods have different units."""
-    methods = list(dict.fromkeys(row["localization"] for row in rows))
-    apart = [[row for row in rows if row["localization"] == method] for method in methods]
-    names = dict.fromkeys(name for members in apart for name in _window_names(members).values())
+    """One panel per tracing method and metric, because the effects of two have different units."""
+    differ = several(rows, "localization", "metric")
+    apart: dict[str, list[Row]] = {}
+    for row in rows:
+        apart.setdefault(" · ".join(row[key] for key in differ), []).append(row)
+    names = dict.fromkeys(name for members in apart.values() for name in _window_names(members).values())
     colours = {name: place for place, name in enumerate(names)}
-    titles = methods if len(methods) > 1 else [""]
-    return [_curve_panel(members, title, colours) for members, title in zip(apart, titles, strict=True)]
+    return [_curve_panel(members, title, colours) for title, members in apart.items()]
 
 
 def _window_names(rows: Sequence[Row]) -> dict[Group, str]:
@@ -59,7 +60,9 @@ def _curve_panel(rows: Sequence[Row], title: str, colours: Mapping[str, int]) ->
     highest = max(row["layer"] for row in rows)
     x = chart.across(0, highest, "layer at the window’s centre", chart.layer_ticks(range(highest + 1)))
     ends = [row["mean_effect"] + sign * (row["sem_effect"] or 0.0) for row in rows for sign in (-1, 1)]
-    y = chart.upward(min(0.0, *ends), max(ends), f"mean {effect_label(rows[0]['localization'])}")
+    y = chart.upward(
+        min(0.0, *ends), max(ends), f"mean {effect_label(rows[0]['localization'], metric=rows[0]['metric'])}"
+    )
     series: list[Series] = []
     for group, name in _window_names(rows).items():
         points = [

@@ -16,10 +16,12 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.store import Readable, Stored
+from fasttrace.tracing.roles import with_bands
 from fasttrace.windows import default_layer
 
 from . import draw
-from .naming import Row
+from .draw_roles import draw_roles
+from .naming import METRICS, Row
 from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
 from .regression import KINDS, layer_correlations, layer_means, regression_rows, regressions
 from .relation import one_reading, relation
@@ -35,18 +37,21 @@ def heatmap(
     window_size: int | None = None,
     *,
     localization: str = "denoise",
+    metric: str | None = None,
     tokens: str | None = None,
     module: str | None = None,
 ) -> Figure:
-    """One fact's grid of p(o_true) restored, tokens × layers, from its newest such trace (paper, Figure 2).
+    """One fact's grid of the metric restored, by default p(o_true), tokens × layers, from its newest such trace (paper,
+    Figure 2). Of several heads, each cell shows the one with the largest effect.
 
     window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
     fact has no window of 5. The figure names the window.
-    localization: the tracing method. tokens, module: where it intervened. None: the paper's "all" and "mlp", or any
-    others where the fact has no such trace.
+    localization: how it was traced, as "denoise" or "counterfactual". metric: what its effects are made of. tokens,
+    module: where it intervened. None: the paper's "probability", "all" and "mlp", or any others where the fact has no
+    such trace.
     Raises StoreError where the fact was not traced so, or not with that window.
     """
-    grids = _grids(store, fact_id, localization, tokens, module)
+    grids = _grids(store, fact_id, localization, metric, tokens, module)
     window = window_size
     if window is None:
         sizes = _sizes_of_first(grids)
@@ -66,13 +71,15 @@ def heatmap(
     return draw.draw_heatmap(trace, mine)
 
 
-def _grids(store: Readable, fact_id: str, localization: str, tokens: str | None, module: str | None) -> list[Row]:
-    """The fact's traces of that method, a row per window. Traces at all tokens and of the MLPs come first, the newest
-    of these before the others."""
+def _grids(
+    store: Readable, fact_id: str, localization: str, metric: str | None, tokens: str | None, module: str | None
+) -> list[Row]:
+    """The fact's traces of that method, a row per window. Traces in probabilities, at all tokens and of the MLPs come
+    first, the newest of these before the others."""
     traces = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact_id]
     if not traces:
         raise StoreError(f"fact {fact_id!r} was not traced in {store.where}")
-    wanted = {"localization": localization, "tokens": tokens, "module": module}
+    wanted = {"localization": localization, "metric": metric, "tokens": tokens, "module": module}
     such = [row for row in traces if all(value in (None, row[name]) for name, value in wanted.items())]
     if not such:
         asked, there = (
@@ -83,12 +90,13 @@ def _grids(store: Readable, fact_id: str, localization: str, tokens: str | None,
     grids = [row for row in such if row["window_size"] is not None]
     if not grids:
         raise StoreError(f"fact {fact_id!r} has no tracing grid in {store.where}: {such[0]['reason'] or 'no cells'}")
-    return sorted(grids, key=lambda row: (row["tokens"] != "all", row["module"] != "mlp"))
+    places = {name: place for place, name in enumerate(METRICS)}
+    return sorted(grids, key=lambda row: (places[row["metric"]], row["tokens"] != "all", row["module"] != "mlp"))
 
 
 def _sizes_of_first(grids: list[Row]) -> list[int]:
-    """The window sizes of the traces at the same tokens and of the same module as the first."""
-    alike = [row for row in grids if all(row[name] == grids[0][name] for name in ("tokens", "module"))]
+    """The window sizes of the traces in the same metric, at the same tokens and of the same module as the first."""
+    alike = [row for row in grids if all(row[name] == grids[0][name] for name in ("metric", "tokens", "module"))]
     return sorted({row["window_size"] for row in alike})
 
 
@@ -101,6 +109,8 @@ def paper_figure(
     fact_id: str | None = None,
     layer: int | None = None,
     window_size: int | None = None,
+    localization: str | None = None,
+    metric: str | None = None,
 ) -> Figure:
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
@@ -108,20 +118,23 @@ def paper_figure(
     layer: the edited layer of Figures 4 and 14. None: the layer at which the model is edited by default (the paper's
     choice; `fasttrace.windows.default_layer`), or the edited layer nearest to it. The panel's title names the layer.
     window_size: tracing window in layers that edits are compared with. None: the figure's own, or that of each edit.
+    localization, metric: as for `paper_table`.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
-    one = figure_numbered(number).at_window(window_size)
+    one = figure_numbered(number).at(window_size, localization, metric)
     missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")
     if one.kind == "heatmap":
-        fact_id = fact_id or _most_hurt(store)
-        sizes = _sizes_of_first(_grids(store, fact_id, "denoise", None, None))
-        return heatmap(store, fact_id, max((size for size in sizes if size <= 10), default=sizes[0]))
+        fact_id = fact_id or _most_hurt(store, one)
+        by, metric = one.rows.localization or "denoise", one.rows.metric
+        sizes = _sizes_of_first(_grids(store, fact_id, by, metric, None, None))
+        window = max((size for size in sizes if size <= 10), default=sizes[0])
+        return heatmap(store, fact_id, window, localization=by, metric=metric)
     if one.kind == "curve":
-        return draw.draw_mean_effect(_denoised(store, "mean_effect"))
+        return draw.draw_mean_effect(_traced(store, "mean_effect", one))
     if one.kind == "peaks":
-        peaks = _denoised(store, "peak_layers")
+        peaks = _traced(store, "peak_layers", one)
         if one.rows.window_size:
             peaks = peaks.filter(pc.equal(peaks["window_size"], one.rows.window_size))
         return draw.draw_peak_histogram(peaks)
@@ -180,22 +193,66 @@ def pairs_table(store: Readable, score: str, **choice: Any) -> pa.Table:
     return pa.concat_tables(rows, promote_options="permissive")
 
 
+@checked
+@one_reading()
+def role_figure(
+    store: Stored, *, localization: str | None = None, metric: str | None = None, window_size: int | None = None
+) -> Figure:
+    """Mean indirect effects by token role and layer, a panel for each tracing run and window (Meng et al. 2022, Figures
+    2 and 3), and heads × layers for runs of heads.
+
+    localization, metric, window_size: only the runs with that value. None: all runs, and of their windows the one
+    nearest to 5 (of heads and blocks: to 1).
+    Raises StoreError where no run at single tokens has these values.
+    """
+    table = role_effects(store)
+    for column, value in (("localization", localization), ("metric", metric), ("window_size", window_size)):
+        if value is not None:
+            table = table.filter(pc.equal(table[column], value))
+    if window_size is None:
+        table = _one_window(table)
+    if not len(table):
+        asked = [str(value) for value in (localization, metric, window_size) if value is not None]
+        such = f" by {', '.join(asked)}" if asked else ""
+        raise StoreError(f"expected a trace at single tokens{such} in {store.where}, got none")
+    return draw_roles(table)
+
+
+def role_effects(store: Readable) -> pa.Table:
+    """The rows of sql/effects_by_role.sql with 95 % bands, `low` and `high`."""
+    return with_bands(relation(store, "effects_by_role"))
+
+
+def _one_window(table: pa.Table) -> pa.Table:
+    """Of each run the rows of one window size: the nearest to the paper's 5, or to 1 for heads and blocks."""
+    rows = table.select(["trace_run_id", "module", "window_size"]).to_pylist()
+    usual = {row["trace_run_id"]: 1 if row["module"] in ("head", "block") else 5 for row in rows}
+    sizes: dict[str, set[int]] = {}
+    for row in rows:
+        sizes.setdefault(row["trace_run_id"], set()).add(row["window_size"])
+    chosen = {run: min((abs(size - usual[run]), size) for size in found)[1] for run, found in sizes.items()}
+    return table.filter(pa.array([chosen[row["trace_run_id"]] == row["window_size"] for row in rows], pa.bool_()))
+
+
 def _means(store: Readable, score: str) -> pa.Table:
     if score == WITH_ESSENCE:
         return relation(store, "layer_means_with_essence")
     return layer_means(store, score)
 
 
-def _denoised(store: Readable, name: str) -> pa.Table:
+def _traced(store: Readable, name: str, one: Numbered) -> pa.Table:
+    """The rows of a query with the localization and the metric of a figure."""
     table = relation(store, name)
-    return table.filter(pc.equal(table["localization"], "denoise"))
+    for column, value in (("localization", one.rows.localization), ("metric", one.rows.metric)):
+        if value is not None:
+            table = table.filter(pc.equal(table[column], value))
+    return table
 
 
-def _most_hurt(store: Readable) -> str:
-    rows = [
-        row for row in relation(store, "fact_traces").to_pylist() if row["kept"] and row["localization"] == "denoise"
-    ]
-    most: str = max(rows, key=lambda row: row["p_clean"] - row["p_noised"])["fact_id"]
+def _most_hurt(store: Readable, one: Numbered) -> str:
+    """The fact whose p(o_true) the corruption lowered most; with zeroing, the one that the model knows best."""
+    rows = [row for row in _traced(store, "fact_traces", one).to_pylist() if row["kept"]]
+    most: str = max(rows, key=lambda row: row["p_clean"] - (row["p_noised"] or 0.0))["fact_id"]
     return most
 
 

@@ -30,7 +30,12 @@ def color_range(p_restored: np.ndarray, p_clean: float, p_noised: float | None) 
 
 
 def grid_of(cells: pa.Table, column: str) -> np.ndarray:
-    """(tokens, layers) float64 of one fact's cells at one window size; NaN where a cell is absent or NULL."""
+    """(tokens, layers) float64 of one fact's cells at one window size; NaN where a cell is absent or NULL.
+
+    Of several heads at a token and layer, the one with the largest effect counts, as in trace_effects.
+    """
+    if cells["head"].null_count < len(cells):
+        cells = cells.sort_by([("effect", "descending"), ("head", "ascending")])[::-1]  # the last one is kept
     tokens, layers = (np.asarray(cells[name].to_pylist(), dtype=int) for name in ("token_index", "layer"))
     grid = np.full((int(tokens.max()) + 1, int(layers.max()) + 1), np.nan)
     grid[tokens, layers] = [math.nan if value is None else value for value in cells[column].to_pylist()]
@@ -50,7 +55,8 @@ def heatmap_text(fact: Mapping[str, Any], cells: pa.Table, width: int) -> Text:
     wide = 2 if label + 1 + 2 * values.shape[1] <= width else 1
     target, noised = visible(fact["target_true"]), fact["p_noised"]
     text = Text(f"{visible(fact['prompt'])} … {target}: p {fact['p_clean']:.3f}")
-    text.append("\n" if noised is None else f", with noise on the subject {noised:.3f}\n")
+    corrupted = "noise on the subject" if fact["counterfactuals"] is None else "the counterfactuals"
+    text.append("\n" if noised is None else f", with {corrupted} {noised:.3f}\n")
     for name, marked, row in zip(names, inside, values, strict=True):
         text.append(f"{set_cell_size(name + '*' * marked, label)} ", "bold" if marked else "")
         for p in row:

@@ -2,14 +2,55 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
-GROUP = ("problem", "method", "protocol", "model", "module", "localization", "tokens", "window_size", "source")
+GROUP = (
+    "problem",
+    "method",
+    "protocol",
+    "model",
+    "module",
+    "localization",
+    "metric",
+    "tokens",
+    "window_size",
+    "source",
+)
 RUNS = {"edit_run_id": "edit_run", "trace_run_id": "trace_run"}
 """The columns of run ids, and the columns that name the runs by the settings in which they differ (sql/run_names.sql).
 Results of different runs are never pooled (regression.KEYS)."""
+
+_EFFECTS = {
+    "denoise": "tracing effect",
+    "noise": "effect of noising",
+    "zero": "effect of zeroing",
+    "attribution": "estimated effect",
+    "counterfactual": "counterfactual tracing effect",
+    "counterfactual-noise": "effect of the counterfactual",
+    "counterfactual-attribution": "estimated counterfactual effect",
+}
+LOCALIZATIONS = tuple(_EFFECTS)
+"""How tracing runs localize facts, as sql/trace_runs.sql names it."""
+
+
+class Metric(NamedTuple):
+    """What an effect is made of. name: on an axis. lost: what the corruption takes from it. unit: "" for none. column:
+    the start of the names of its columns in the store."""
+
+    name: str
+    lost: str
+    unit: str
+    column: str
+
+
+METRICS = {
+    "probability": Metric("p(o_true)", "p_clean − p_noised", "", "p"),
+    "log-probability": Metric("log p(o_true)", "log p_clean − log p_noised", "nats", "logprob"),
+    "logit-difference": Metric("the logit difference", "the lost logit difference", "logits", "logit_diff"),
+    "kl": Metric("the KL divergence from the clean pass", "the noised KL divergence", "nats", "kl"),
+}
 
 LEAST_P = "1e-4"  # a smaller p value is not written out
 
@@ -32,19 +73,29 @@ def score_label(score: str) -> str:
     return " ".join([first, "score", *rest])
 
 
-def effect_label(localization: str, effect_at: str = "max") -> str:
+def effect_label(localization: str, effect_at: str = "max", metric: str = "probability") -> str:
     """What an axis of tracing effects shows (docs/algorithms.md, sections 6 and 7), with its unit in parentheses.
 
-    localization: the tracing method. effect_at: as in `regressions`.
+    localization, metric: as in sql/trace_runs.sql. effect_at: as in `regressions`. An absolute effect is one on the
+    probability, whatever the metric.
     """
     where = "" if effect_at == "max" else " at the last subject token"
     absolute = effect_at == "last-subject-absolute"
     if localization == "zero":
-        return f"{'' if absolute else 'share of '}p(o_true) deleted by zeroing{where}"
-    name = {"noise": "effect of noising", "attribution": "estimated effect"}.get(localization, "tracing effect")
-    gained = "p_clean − p" if localization == "noise" else "p_restored − p_noised"
-    unit = gained if absolute else "share of p_clean − p_noised"
+        of = "p(o_true)" if absolute else f"share of {METRICS[metric].name}"
+        return f"{of} deleted by zeroing{where}"
+    name = _EFFECTS[localization]
+    from_clean = localization in ("noise", "counterfactual-noise")
+    gained = "p_clean − p" if from_clean else "p_restored − p_noised"
+    unit = gained if absolute else f"share of {METRICS[metric].lost}"
+    if localization.startswith("counterfactual"):
+        unit = unit.replace("noised", "counterfactual")
     return f"{'absolute ' * absolute}{name}{where} ({unit})"
+
+
+def own_way(row: Row) -> bool:
+    """Whether a row is of the paper's own causal tracing, which comes first: denoising with noise, in probabilities."""
+    return row.get("localization", "denoise") == "denoise" and row.get("metric", "probability") == "probability"
 
 
 def outside_text(effects: Iterable[float]) -> str:

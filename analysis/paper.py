@@ -12,7 +12,7 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.store import Readable
 
-from .naming import Row
+from .naming import LOCALIZATIONS, METRICS, Row
 from .relation import relation
 
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
@@ -27,6 +27,7 @@ class RowFilter:
     """The edits and tracing effects of a table or figure. None selects every value, each in separate rows.
 
     window_size: tracing window in layers; None: the window of each edit, or every window where there are no edits.
+    localization, metric: how a tracing run localizes facts, and what its effects are made of (sql/trace_runs.sql).
     tokens: the tokens that a tracing run intervenes at. zsre: only edits of zsRE's facts in the form of the paper's
     experiments, or only edits of other data sets' facts. zsRE's bare form is in neither.
     model: part of the model's name, where the paper names a model.
@@ -35,6 +36,7 @@ class RowFilter:
     problem: str | None = None
     method: str | None = None
     localization: str | None = "denoise"
+    metric: str | None = "probability"
     tokens: str | None = None
     window_size: int | None = None
     effect_at: str = "max"
@@ -44,7 +46,7 @@ class RowFilter:
 
     def choice(self) -> dict[str, Any]:
         """Keyword arguments of `regressions`, `certainty` and `regression_rows`."""
-        names = ("problem", "method", "localization", "tokens", "window_size", "effect_at", "subset")
+        names = ("problem", "method", "localization", "metric", "tokens", "window_size", "effect_at", "subset")
         return {name: getattr(self, name) for name in names}
 
     def kept(self, table: pa.Table) -> pa.Table:
@@ -77,8 +79,8 @@ class RowFilter:
 
     def of_traces(self, row: Row) -> bool:
         """Whether a row of trace_coverage matches these effects."""
-        wanted = {"localization": self.localization, "tokens": self.tokens, "window_size": self.window_size}
-        return all(value in (None, row[name]) for name, value in wanted.items()) and (
+        names = ("localization", "metric", "tokens", "window_size")
+        return all(getattr(self, name) in (None, row[name]) for name in names) and (
             self.model is None or self.model in row["model"]
         )
 
@@ -87,7 +89,7 @@ class RowFilter:
         facts = " --facts zsre_mend_eval.json" if self.zsre else ""
         model = f" --model {_FULL_NAMES.get(self.model, self.model)}" if self.model else ""
         common = f"{model}{facts} --store {shlex.quote(str(next(iter(store.files.values()))))}"
-        trace = "fasttrace trace" + (f" --method {self.localization}" if self.localization != "denoise" else "")
+        trace = " ".join(["fasttrace trace", *_trace_options(self.localization, self.metric)])
         trace += f" --tokens {self.tokens}" if self.tokens else ""
         edit = "fasttrace edit --known"
         edit += f" --problem {self.problem}" if self.problem else " --problem …"
@@ -109,14 +111,27 @@ class Numbered:
     rows: RowFilter = RowFilter()
     scores: tuple[str, ...] = ("rewrite",)
 
-    def at_window(self, window_size: int | None) -> "Numbered":
-        """The same with edits compared with the effects of that tracing window.
+    def at(
+        self, window_size: int | None = None, localization: str | None = None, metric: str | None = None
+    ) -> "Numbered":
+        """The same with the effects of that tracing window, localization and metric.
 
-        None changes nothing, and so does any window where the paper names one or no edit is compared with an effect.
+        window_size: None changes nothing, and so does any window where the paper names one or no edit is compared with
+        an effect. localization: None changes nothing, and so does any where the paper names another than denoising with
+        noise, or nothing is traced. metric: None is the probability, or with a localization every metric.
+        Raises UserError for an unknown localization or metric.
         """
-        if window_size is None or self.rows.window_size is not None or self.kind not in COMPARED:
-            return self
-        return replace(self, rows=replace(self.rows, window_size=window_size))
+        for name, value, known in (("localization", localization, LOCALIZATIONS), ("metric", metric, METRICS)):
+            if value not in (None, *known):
+                raise UserError(f"expected a {name} of {', '.join(known)}, got {value!r}")
+        rows, words = self.rows, []
+        if window_size is not None and rows.window_size is None and self.kind in COMPARED:
+            rows = replace(rows, window_size=window_size)
+        if localization is not None and rows.localization == "denoise" and self.kind != "layers":
+            rows, words = replace(rows, localization=localization, metric=None), [localization]
+        if metric is not None and self.kind != "layers":
+            rows, words = replace(rows, metric=metric), [*words, metric]
+        return replace(self, rows=rows, title=", ".join([self.title, *words]))
 
 
 _ROME = RowFilter(problem="error-injection", method="rome")
@@ -256,6 +271,14 @@ def what_is_missing(there: Coverage, one: Numbered) -> str | None:
     if one.rows.subset == "concentrated" and not any(row["concentrated"] for row in traces):
         return f"no fact traced in {path} has its effect concentrated in few layers; trace more facts with: {trace}"
     return None
+
+
+def _trace_options(localization: str | None, metric: str | None) -> list[str]:
+    """The options of `fasttrace trace` that make such traces."""
+    method = (localization or "denoise").removeprefix("counterfactual").removeprefix("-") or "denoise"
+    words = ["--corruption counterfactual"] if (localization or "").startswith("counterfactual") else []
+    words += [f"--method {method}"] if method != "denoise" else []
+    return words + ([f"--metric {metric}"] if metric not in (None, "probability") else [])
 
 
 def _place(order: tuple[str, ...], name: str) -> int:

@@ -3,8 +3,8 @@
 SQL computes everything but the p values: the edits with their effects (sql/traced_edits.sql), sums over layers
 (sql/layer_sums.sql), fits (sql/group_fits.sql) and regressions (sql/regressions.sql). Runs are never pooled. A row
 belongs to one editing run (edit_run_id: its model, seed, protocol, method and settings), one tracing run
-(trace_run_id: its noise, samples, module, localization method and window size) of the same model weights and protocol,
-and one data set (source). regress.py fits any other formula.
+(trace_run_id: its corruption, samples, metric, module, heads, method and window size) of the same model weights and
+protocol, and one data set (source). regress.py fits any other formula.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ DESCRIBES = (
     "model",
     "module",
     "localization",
+    "metric",
     "tokens",
     "window_size",
     "edit_run",
@@ -60,7 +61,8 @@ class Choice(TypedDict, total=False):
     subject token ("last-subject"), or the probability restored there ("last-subject-absolute"; paper, Figure 14).
     subset: "all" facts (the default), or only facts whose effect is "concentrated" in few layers (paper, Table 2;
     sql/concentrated_facts.sql). window_size: tracing window in layers; None: the window of each edit. source: the
-    facts' data set, such as "counterfact". localization: the tracing method.
+    facts' data set, such as "counterfact". localization: how the tracing run localizes facts, such as "denoise", "zero"
+    or "counterfactual" (sql/trace_runs.sql). metric: what its effects are made of.
     tokens: the tokens at which the tracing run intervened. layers: "all" edited layers (the default), only the "acting"
     ones, at which an edit can change anything, or only the "working" ones, whose mean rewrite score is at least 0.9 of
     the best layer's (sql/edited_layers.sql).
@@ -75,6 +77,7 @@ class Choice(TypedDict, total=False):
     problem: str | None
     method: str | None
     localization: str | None
+    metric: str | None
     tokens: str | None
     model: str | None
 

@@ -27,6 +27,10 @@ from fasttrace.store.query import define
 CHAIN = (
     *SETTINGS,
     "run_names",
+    "trace_runs",
+    "measured_traces",
+    "measured_cells",
+    "fact_peaks",
     "run_pairs",
     "scored_edits",
     "edited_layers",
@@ -43,7 +47,7 @@ CHAIN = (
 runs are compared. The others are views."""
 
 ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
-    ("tracing_window", "protocol", "problem", "method", "localization", "tokens", "model")
+    ("tracing_window", "protocol", "problem", "method", "localization", "metric", "tokens", "model")
 )
 """Values for the parameters of sql/run_pairs.sql that keep every run."""
 

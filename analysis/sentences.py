@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from .naming import GROUP, Row, group_names, in_group, number, p_text, percent, plural, points
+from .naming import GROUP, Row, group_names, in_group, number, own_way, p_text, percent, plural, points
 from .regression import FLOORED
 
 R2_NOTE = (
@@ -51,8 +51,7 @@ def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
         sets.setdefault(tuple(row[key] for key in keys), []).append(row)
     names = group_names([dict(zip(keys, values, strict=True)) for values in sets], always=())
     named = {tuple(value for _, value in group): name for group, name in names.items()}
-    # Denoising, the paper's causal tracing, comes first.
-    order = sorted(sets, key=lambda values: dict(zip(keys, values, strict=True)).get("localization") != "denoise")
+    order = sorted(sets, key=lambda values: not own_way(dict(zip(keys, values, strict=True))))
     return [(named[values], sets[values]) for values in order]
 
 

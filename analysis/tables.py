@@ -24,6 +24,7 @@ _DISTINGUISHING = (
     "model",
     "module",
     "localization",
+    "metric",
     "tokens",
     "window_size",
     "source",
@@ -63,16 +64,21 @@ def paper_table(
     *,
     resamples: Count = 1000,
     window_size: Annotated[int | None, Bounds(1, most=MOST_LAYERS)] = None,
+    localization: str | None = None,
+    metric: str | None = None,
 ) -> pa.Table:
     """One of the paper's Tables 1 to 8 for the store's edits and traces.
 
     window_size: tracing window in layers that the edits are compared with; None: the window of each edit.
+    localization: how the traces localize facts, such as "counterfactual" or "zero"; None: the table's own, denoising
+    with noise. metric: what their effects are made of; None: the probability, or every metric, in rows of its own, of
+    another localization.
     Tables 1 to 6 have the columns of `r2_table`. Tables 7 and 8 have problem, method, any other columns that
     distinguish the rows, n, n_below_0 and n_outside as `r2_table`, edit_metric (a score, also with a floor at 0 where
     one is below 0), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both), value.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
-    one = table_numbered(number).at_window(window_size)
+    one = table_numbered(number).at(window_size, localization, metric)
     missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Table {number} ({one.title}): {missing}")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import DEVICE, BenchRow, about, command, device, positive, seconds, spread, write
-from hooked_trace import hooked_trace
+from hooked_trace import Noise, hooked_trace
 from one_fact import first_grid
 from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedTokenizerFast
 
@@ -80,19 +80,10 @@ def hooked(model: Decoder, fact: ft.Fact) -> np.ndarray:
     """The rival's grid (tokens, L): every cell is a whole forward of 11 rows."""
     encoded = encode_fact(model.tokenizer, fact)
     begin, end = encoded.subject_begin, encoded.subject_end
-    noise = np.random.RandomState(1).randn(SETTINGS["samples"], end - begin, model.width)
-    _, _, restored = hooked_trace(
-        model.hf,
-        encoded.ids,
-        encoded.target_true_ids,
-        begin,
-        end,
-        noise,
-        SETTINGS["sigma"],
-        5,
-        range(begin, len(encoded.ids)),
-    )
-    return restored.mean(-1)
+    noise = SETTINGS["sigma"] * np.random.RandomState(1).randn(SETTINGS["samples"], end - begin, model.width)
+    tokens = range(begin, len(encoded.ids))
+    found = hooked_trace(model.hf, encoded.ids, encoded.target_true_ids, Noise(begin, noise), 5, tokens)
+    return found.patched.p.mean(-1)
 
 
 def off(found: np.ndarray, exact: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from harness import BenchRow, Results, about, command, device, positive, seconds, spread, writes
-from hooked_trace import hooked_trace
+from hooked_trace import Noise, hooked_trace
 from one_fact import FACT, SETTINGS, fast_grid
 
 import fasttrace as ft
@@ -22,19 +22,10 @@ from fasttrace.tracing.cost import gemm_peak
 
 
 def hooked(model, encoded, tokens):
-    """The rival: every cell is a whole forward of 11 rows."""
-    noise = np.random.RandomState(1).randn(10, encoded.subject_end - encoded.subject_begin, model.width)
-    return hooked_trace(
-        model.hf,
-        encoded.ids,
-        encoded.target_true_ids,
-        encoded.subject_begin,
-        encoded.subject_end,
-        noise,
-        0.4,
-        5,
-        tokens,
-    )
+    """The rival's p (tokens, L, 10): every cell is a whole forward of 11 rows."""
+    noise = 0.4 * np.random.RandomState(1).randn(10, encoded.subject_end - encoded.subject_begin, model.width)
+    corrupted = Noise(encoded.subject_begin, noise)
+    return hooked_trace(model.hf, encoded.ids, encoded.target_true_ids, corrupted, 5, tokens).patched.p
 
 
 def swept(options: argparse.Namespace) -> Iterator[BenchRow]:
@@ -60,7 +51,7 @@ def swept(options: argparse.Namespace) -> Iterator[BenchRow]:
             if dtype == "float32" and not options.no_rival:
                 place = range(encoded.subject_begin, encoded.subject_end if tokens == "subject" else len(encoded.ids))
                 begun = time.perf_counter()
-                _, _, restored = hooked(model, encoded, place)
+                restored = hooked(model, encoded, place)
                 rival = spread([time.perf_counter() - begun])
                 row["times_faster"] = rival["seconds"] / row["seconds"]
                 row["difference"] = float(np.abs(fast_grid(model, tokens) - restored.mean(-1)).max())

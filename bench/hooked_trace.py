@@ -1,9 +1,12 @@
 """Plain causal tracing, the reference for sweeps: one whole transformers forward per cell, with hooks.
 
 It uses no code of fasttrace. The caller gives token ids, and noise as numbers. Hooks replace module outputs: an MLP's
-(that of its down-projection), what attention adds to the residual stream, or the residual stream after a block.
-Source: paper, section 3.2; docs/algorithms.md, sections 3 to 7.
+(that of its down-projection), what attention adds to the residual stream, the residual stream after a block, or some
+attention heads' (that is a slice of the output projection's input). Everything is measured from whole logits.
+Source: paper, section 3.2; docs/algorithms.md, sections 3 to 9.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,12 +38,49 @@ def attn_modules(hf):
     return [places.get(hf.config.model_type, lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
 
+def head_modules(hf):
+    """For every block, attention's output projection. Its input has the heads' outputs one after another."""
+    places = {
+        **dict.fromkeys(("bloom", "falcon"), lambda b: b.self_attention.dense),
+        "gpt_neox": lambda b: b.attention.dense,
+        "gpt2": lambda b: b.attn.c_proj,
+        "gptj": lambda b: b.attn.out_proj,
+        "gpt_neo": lambda b: b.attn.attention.out_proj,
+        "opt": lambda b: b.self_attn.out_proj,
+        "phi": lambda b: b.self_attn.dense,
+    }
+    return [places.get(hf.config.model_type, lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
+
+
 MODULES = {"mlp": mlp_modules, "attn": attn_modules, "block": block_modules}
 
 
 def change_first(out, change):
     """A module's output with `change` applied to it, or to the first of several."""
     return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+
+def head_columns(hf, width, heads):
+    """The columns of an output projection's input, which has `width`, that are the outputs of these heads."""
+    size = width // hf.config.num_attention_heads
+    return [column for head in heads for column in range(head * size, (head + 1) * size)]
+
+
+def hook_output(hf, module, layer, change, heads=()):
+    """Apply `change` to what a module gives in one layer; with module "head", to the outputs of these heads.
+
+    Return the handle that removes the hook.
+    """
+    if module != "head":
+        return MODULES[module](hf)[layer].register_forward_hook(lambda _, args, out: change_first(out, change))
+
+    def hook(_, args):
+        x = args[0].clone()
+        columns = head_columns(hf, x.shape[-1], heads)
+        x[..., columns] = change(x[..., columns])
+        return (x, *args[1:])
+
+    return head_modules(hf)[layer].register_forward_pre_hook(hook)
 
 
 def replaced(x, shape, token, given, source):
@@ -51,20 +91,75 @@ def replaced(x, shape, token, given, source):
     return whole.view(x.shape)
 
 
-@torch.no_grad()
-def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, module="mlp", method="denoise"):
-    """Return p_clean, p_noised (n,) and p (len(tokens), L, runs) of the whole target.
+class Noise(NamedTuple):
+    """Noise on the embeddings of a prompt's tokens from `begin` on. added: (n, tokens, d), one for each corrupted
+    pass."""
 
-    ids: prompt ids. targets: target ids. [begin, end): subject tokens. noise: (n, end - begin, d) standard
-    normal numbers. tokens: the prompt tokens to intervene at, each a number or a slice of several at once.
+    begin: int
+    added: np.ndarray
+
+
+class Measured(NamedTuple):
+    """What is measured of passes, each an array of one shape, or a number for a single pass.
+
+    p, logprob: probability of the whole target, and its logarithm. At the position that predicts the first token in
+    which the true and the false target differ: p_false, the probability of the false token there, and logit_diff, the
+    true token's logit minus the false one's. Both are NaN where there is no such token. kl: KL(clean ‖ this pass) at
+    that position, or at the one that predicts the first target token where there is none, in nats.
+    """
+
+    p: np.ndarray
+    logprob: np.ndarray
+    p_false: np.ndarray
+    logit_diff: np.ndarray
+    kl: np.ndarray
+
+
+class Traced(NamedTuple):
+    """clean: the clean pass. noised: the n corrupted passes. patched: (tokens, L, runs), every cell's passes."""
+
+    clean: Measured
+    noised: Measured
+    patched: Measured
+
+
+def measured(logits, targets, false, clean):
+    """logits: (rows, K, V) where the K target tokens are predicted, clean: (K, V) those of the clean pass → the
+    Measured of every row. targets, false: the true and the false target's tokens, the latter perhaps None."""
+    logits, clean = logits.double(), clean.double()
+    logp, clean_logp = logits.log_softmax(-1), clean.log_softmax(-1)
+    logprob = sum(logp[:, k, t] for k, t in enumerate(targets))
+    differ = [k for k, (true, other) in enumerate(zip(targets, false or (), strict=False)) if true != other]
+    at = differ[0] if differ else 0
+    p_false = logit_diff = torch.full_like(logprob, torch.nan)
+    if differ:
+        p_false = logp[:, at, false[at]].exp()
+        logit_diff = logits[:, at, targets[at]] - logits[:, at, false[at]]
+    kl = (clean_logp[at].exp() * (clean_logp[at] - logp[:, at])).sum(-1)
+    return Measured(*(x.cpu().numpy() for x in (logprob.exp(), logprob, p_false, logit_diff, kl)))
+
+
+@torch.no_grad()
+def hooked_trace(hf, ids, targets, corrupted, window, tokens, module="mlp", method="denoise", *, heads=(), false=None):
+    """Trace one fact, a forward per cell. Return Traced.
+
+    ids: prompt ids. targets: target ids. corrupted: what makes the n corrupted passes, either Noise or n prompts' ids,
+    each as many as `ids`. tokens: the prompt tokens to intervene at, each a number or a slice of several at once.
+    module: "mlp", "attn", "block", or "head": the heads of the numbers `heads`, all at once.
     method: "denoise" puts the clean row's outputs into the corrupted rows, "noise" the corrupted rows' outputs into
     clean rows, "zero" zeros into one clean row.
-    module: "mlp", "attn" or "block".
+    false: the false target's ids, or None.
     """
-    modules, n = MODULES[module](hf), noise.shape[0]
-    layers = len(modules)
-    added = torch.zeros((n + 1, len(ids) + len(targets) - 1, noise.shape[2]), dtype=torch.float64)
-    added[1:, begin:end] = sigma * torch.as_tensor(noise, dtype=torch.float64)
+    layers = len(block_modules(hf))
+    noise = corrupted if isinstance(corrupted, Noise) else None
+    n = len(noise.added if noise else corrupted)
+    # Row 0 is the clean one. The target's tokens follow every prompt.
+    prompts = [ids, *([ids] * n if noise else corrupted)]
+    rows = torch.tensor([[*prompt, *targets[:-1]] for prompt in prompts], device=hf.device)
+    added = torch.zeros((*rows.shape, 1), dtype=torch.float64)
+    if noise:
+        added = added.repeat(1, 1, noise.added.shape[2])
+        added[1:, noise.begin : noise.begin + noise.added.shape[1]] = torch.as_tensor(noise.added)
     added = added.to(hf.device)
     # run: rows of (clean, corrupted …) in the batch. source, given: batch rows that give and that get outputs.
     if method == "denoise":
@@ -73,32 +168,32 @@ def hooked_trace(hf, ids, targets, begin, end, noise, sigma, window, tokens, mod
         run, source, given = [*range(1, n + 1), *[0] * n], range(n), range(n, 2 * n)
     else:
         run, source, given = [0], None, [0]
-    source, given = source and list(source), list(given)
+    run, source, given = list(run), source and list(source), list(given)
 
-    def probability(rows, hooks=()):
-        noised = added[list(rows)]
+    def logits_of(which, change=None, where=()):
+        """Logits (rows, K, V) of the rows `which`, with `change` applied in the layers `where`."""
 
-        def corrupt(module, args, out):
-            return (out.double() + noised).to(out.dtype)
+        def corrupt(_, args, out):
+            return (out.double() + added[which]).to(out.dtype)
 
         handles = [hf.get_input_embeddings().register_forward_hook(corrupt)]
-        handles += [m.register_forward_hook(hook) for m, hook in hooks]
+        handles += [hook_output(hf, module, layer, change, heads) for layer in where]
         try:
-            logits = hf(torch.tensor([[*ids, *targets[:-1]]], device=hf.device).repeat(len(rows), 1)).logits
+            return hf(rows[which]).logits[:, len(ids) - 1 :]
         finally:
             for handle in handles:
                 handle.remove()
-        logp = logits.double().log_softmax(-1)
-        return sum(logp[:, len(ids) - 1 + k, t] for k, t in enumerate(targets)).exp().cpu().numpy()
 
-    base = probability(range(n + 1))
-    values = np.zeros((len(tokens), layers, len(given)))
+    base = logits_of(list(range(n + 1)))
+    every = measured(base, targets, false, base[0])
+    cells = np.zeros((len(Measured._fields), len(tokens), layers, len(given)))
     for i, token in enumerate(tokens):
 
-        def replace(module, args, out, token=token):
-            return change_first(out, lambda made: replaced(made, (len(run), added.shape[1]), token, given, source))
+        def change(x, token=token):
+            return replaced(x, (len(run), rows.shape[1]), token, given, source)
 
         for layer in range(layers):
             low, high = max(0, layer - window // 2), min(layers, layer - (-window // 2))
-            values[i, layer] = probability(run, [(modules[x], replace) for x in range(low, high)])[given]
-    return float(base[0]), base[1:], values
+            logits = logits_of(run, change, range(low, high))[given]
+            cells[:, i, layer] = measured(logits, targets, false, base[0])
+    return Traced(Measured(*(x[0] for x in every)), Measured(*(x[1:] for x in every)), Measured(*cells))

@@ -4,10 +4,10 @@
 -- Parameter: score = the score's name.
 -- Units: effect = largest over tokens of the fraction of the lost probability that is restored; score in its own units.
 SELECT
-    problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run, edit_run_id,
-    trace_run_id, source, fact_id, layer, x AS effect, y AS score
+    problem, method, protocol, model, module, localization, metric, tokens, window_size, edit_run, trace_run,
+    edit_run_id, trace_run_id, source, fact_id, layer, x AS effect, y AS score
 FROM regression_rows
 WHERE score = $score AND effect_at = 'max' AND subset = 'all' AND layers = 'all' AND used
 ORDER BY
-    problem, method, protocol, model, window_size, module, localization, tokens, source, edit_run_id,
+    problem, method, protocol, model, window_size, module, localization, metric, tokens, source, edit_run_id,
     trace_run_id, layer, fact_id;

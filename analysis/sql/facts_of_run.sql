@@ -2,9 +2,9 @@
 -- order in which they were edited.
 -- Grain: one row per fact. Parameter: run_id. Inputs: facts, traces, edits, mass_edits. Facts that are not in facts
 -- have no row.
--- Units: prompt is a template with one "{}"; paraphrases and neighborhood are complete prompts.
+-- Units: prompt is a template with one "{}"; paraphrases, neighborhood and counterfactual_prompt are complete prompts.
 SELECT fact_id, source, relation, prompt, subject, target_true, target_false, paraphrases, neighborhood,
-    target_prefix
+    target_prefix, counterfactual_subject, counterfactual_prompt
 FROM facts
 WHERE fact_id IN (
     SELECT fact_id FROM traces WHERE run_id = $run_id

@@ -24,7 +24,7 @@ centred AS (
 ),
 sums AS (
     SELECT
-        problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run,
+        problem, method, protocol, model, module, localization, metric, tokens, window_size, edit_run, trace_run,
         edit_run_id, trace_run_id, pair, source, score, effect_at, subset, layers,
         sum(n)::BIGINT AS rows_used,
         sum(n_rows - n)::BIGINT AS n_left_out,

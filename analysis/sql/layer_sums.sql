@@ -1,7 +1,7 @@
 -- layer_sums: counts, means and sums of squares of each layer, from which the regressions are computed.
 -- Grain: one row per group (pair, source, score, effect_at, subset, layers) and
 -- layer. The pair determines problem, method,
--- protocol, model, module, localization, tokens, window_size and the runs.
+-- protocol, model, module, localization, metric, tokens, window_size and the runs.
 -- Inputs: regression_rows, run_pairs.
 -- Units: n_rows = all rows; n = rows with both numbers, which alone enter the sums; n_below_0 = rows
 -- used whose score is below 0; n_outside = rows used whose effect is below 0 or above 1; s_xx, s_xy, s_yy = sums of
@@ -28,8 +28,8 @@ WITH sums AS (  -- grouped only by numbers and short texts, which is fast
     GROUP BY ALL
 )
 SELECT
-    pair.problem, pair.method, pair.protocol, pair.model, pair.module, pair.localization, pair.tokens,
-    pair.window_size, pair.edit_run, pair.trace_run, pair.edit_run_id, pair.trace_run_id,
+    pair.problem, pair.method, pair.protocol, pair.model, pair.module, pair.localization, pair.metric,
+    pair.tokens, pair.window_size, pair.edit_run, pair.trace_run, pair.edit_run_id, pair.trace_run_id,
     sums.*,
     coalesce(sqrt(s_xx / nullif(n, 0)) > 1e-12 * greatest(abs(min_x), abs(max_x)), FALSE) AS has_slope
 FROM sums

@@ -4,8 +4,8 @@
 -- run_pairs choose the runs.
 -- Units: x = tracing effect, y = score.
 SELECT
-    problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run, edit_run_id,
-    trace_run_id, source, score, effect_at, subset, layers, fact_id, layer, x, y
+    problem, method, protocol, model, module, localization, metric, tokens, window_size, edit_run, trace_run,
+    edit_run_id, trace_run_id, source, score, effect_at, subset, layers, fact_id, layer, x, y
 FROM regression_rows
 WHERE score = $score
   AND effect_at = $effect_at
@@ -13,5 +13,5 @@ WHERE score = $score
   AND layers = coalesce($layers, 'all')
   AND ($source IS NULL OR source = $source)
 ORDER BY
-    problem, method, protocol, model, window_size, module, localization, tokens, source, edit_run_id,
+    problem, method, protocol, model, window_size, module, localization, metric, tokens, source, edit_run_id,
     trace_run_id, layer, fact_id;

@@ -56,8 +56,8 @@ laid AS NOT MATERIALIZED (
         AND CASE kind.layers WHEN 'acting' THEN kept.acting ELSE kept.working END
 )
 SELECT
-    problem, method, protocol, model, module, localization, tokens, window_size, edit_run, trace_run, edit_run_id,
-    trace_run_id, pair, source, score, subset, layers, effect_at, fact_id, layer,
+    problem, method, protocol, model, module, localization, metric, tokens, window_size, edit_run, trace_run,
+    edit_run_id, trace_run_id, pair, source, score, subset, layers, effect_at, fact_id, layer,
     CASE effect_at WHEN 'max' THEN effect WHEN 'last-subject' THEN effect_last_subject ELSE effect_absolute END AS x,
     y,
     x IS NOT NULL AND y IS NOT NULL AS used

@@ -56,8 +56,9 @@ errors AS NOT MATERIALIZED (
     GROUP BY ALL
 )
 SELECT
-    fit.problem, fit.method, fit.protocol, fit.model, fit.module, fit.localization, fit.tokens, fit.window_size,
-    fit.edit_run, fit.trace_run, fit.edit_run_id, fit.trace_run_id, fit.source, fit.score, fit.effect_at, fit.subset, fit.layers,
+    fit.problem, fit.method, fit.protocol, fit.model, fit.module, fit.localization, fit.metric, fit.tokens,
+    fit.window_size, fit.edit_run, fit.trace_run, fit.edit_run_id, fit.trace_run_id, fit.source, fit.score,
+    fit.effect_at, fit.subset, fit.layers,
     fit.n,
     errors.n_facts,
     fit.n_layers,

@@ -1,11 +1,13 @@
 -- run_names: the settings that tell a run apart from the store's other runs of the same kind.
--- Grain: one row per run that traces or edits, if another run of the same kind, model, protocol, problem, method, module
--- and tokens differs from it in a setting. Inputs: runs, trace_settings, edit_settings, mass_settings.
--- Units: run_name = the settings in which these runs differ, with this run's values, such as "contexts 0, seed 3"; lists
--- without brackets, and texts of more than 40 characters cut. weights = the first 8 letters of model_hash; fasttrace =
--- its version.
+-- Grain: one row per run that traces or edits, if another run of the same kind, model, protocol, problem, method,
+-- module, corruption, metric and tokens differs from it in a setting. Inputs: runs, trace_settings, edit_settings,
+-- mass_settings.
+-- Units: run_name = the settings in which these runs differ, with this run's values, such as "contexts 0, seed 3";
+-- lists without brackets, and texts of more than 40 characters cut. weights = the first 8 letters of model_hash;
+-- fasttrace = its version.
 WITH asked AS (
-    SELECT run_id, concat_ws(' ', module, method, tokens) AS what, to_json(one) AS settings FROM trace_settings AS one
+    SELECT run_id, concat_ws(' ', module, corruption, method, metric, tokens) AS what, to_json(one) AS settings
+    FROM trace_settings AS one
     UNION ALL
     SELECT run_id, concat_ws(' ', problem, method) AS what, to_json(one) AS settings FROM edit_settings AS one
     UNION ALL

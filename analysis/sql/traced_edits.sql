@@ -3,11 +3,12 @@
 -- (run_pairs).
 -- Inputs: scored_edits, run_pairs, trace_effects, facts.
 -- Units: the columns of scored_edits as there, with run_id as edit_run_id and window_size as edit_window_size.
--- window_size = tracing window in layers; localization, tokens and module = method of the tracing run, the tokens at
--- which it intervened, and the module whose output it replaced; edit_run, trace_run = names of the runs (run_names); pair
--- = number of the pair of runs. effect, effect_last_subject, effect_absolute, peak_token_index, p_restored_max,
--- approximate, p_clean and p_noised as in trace_effects; effect_reason = why effect is NULL. source, relation and subject
--- of the fact are NULL where the fact is not in facts.
+-- window_size = tracing window in layers; localization, metric, tokens and module = how the tracing run localizes
+-- facts, what its effects are made of, the tokens at which it intervened, and the module whose output it replaced
+-- (trace_runs); edit_run, trace_run = names of the runs (run_names); pair = number of the pair of runs. effect,
+-- effect_last_subject, effect_absolute, peak_token_index, p_restored_max, approximate, p_clean and p_noised as in
+-- trace_effects; effect_reason = why effect is NULL. source, relation and subject of the fact are NULL where the fact
+-- is not in facts.
 WITH traced AS (  -- only the grids that an edit is compared with
     SELECT compared.grid, trace.*
     FROM trace_effects AS trace
@@ -24,6 +25,7 @@ SELECT
     pair.trace_run_id,
     pair.module,
     pair.localization,
+    pair.metric,
     pair.tokens,
     pair.edit_run,
     pair.trace_run,
@@ -40,6 +42,9 @@ SELECT
         WHEN traced.effect IS NOT NULL THEN NULL
         WHEN pair.trace_run_id IS NULL THEN 'no trace of this model, protocol and window size'
         WHEN traced.fact_id IS NULL THEN 'the trace has no cells of this fact and layer'
+        WHEN pair.metric <> 'probability' THEN 'the denominator of the effect is about 0'
+        WHEN traced.p_noised >= traced.p_clean AND starts_with(pair.localization, 'counterfactual')
+            THEN 'the counterfactuals did not lower p(o_true)'
         WHEN traced.p_noised >= traced.p_clean THEN 'the noise did not lower p(o_true)'
         ELSE 'undefined'
     END AS effect_reason,

@@ -49,7 +49,7 @@
   function describe(row, layer) {
     const p = trace.p[row][layer], sem = trace.sem[row][layer], effect = trace.effect[row][layer];
     const subject = row >= trace.begin && row < trace.end ? " (subject)" : "";
-    const share = effect === null || effect === undefined ? "no effect defined (noise did not lower p)" : `effect ${shown(effect)}`;
+    const share = effect === null || effect === undefined ? "no effect defined (the corruption did not hurt)" : `effect ${shown(effect)}`;
     return `token “${seen(trace.tokens[row] || "")}”${subject}, layer ${layer}: p_restored ${shown(p)} ± ${shown(sem)}, ${share}`;
   }
 
@@ -106,7 +106,7 @@
     readout.textContent += " (the highest cell)";
     at("ramp-low").textContent = `p_restored ${shown(low)}`;
     at("ramp-high").textContent = shown(high);
-    at("ramp-note").textContent = `* subject token${trace.p_noised === null ? "" : ", noised"}`;
+    at("ramp-note").textContent = `* subject token${trace.p_noised === null || trace.counterfactuals ? "" : ", noised"}`;
     at("ramp").style.background = `linear-gradient(to right, ${data.colors.join(", ")})`;
   }
 
@@ -123,7 +123,8 @@
   // The trace that a group's edits are compared with: the trace shown if it fits, else the fact's first that fits.
   function traceOf(group) {
     const fits = (t) => t && t.model === group.model && t.protocol === group.protocol && t.window_size === group.window_size && t.by_layer.length;
-    return fits(trace) ? trace : fact.traces.find(fits);
+    const own = (t) => fits(t) && t.localization === "denoise" && t.metric === "probability"; // the paper's way
+    return fits(trace) ? trace : fact.traces.find(own) ?? fact.traces.find(fits);
   }
 
   const effectAt = (group, layer) => traceOf(group)?.by_layer[layer] ?? null;
@@ -227,8 +228,10 @@
     if (trace) {
       words.push(`${trace.model}, ${trace.protocol} protocol`);
       if (trace.window_size !== null) words.push(`window ${trace.window_size}`);
-      const noised = trace.p_noised === null ? "" : `, noised ${shown(trace.p_noised)}`;
+      const corrupted = trace.counterfactuals ? "with the counterfactuals" : "noised";
+      const noised = trace.p_noised === null ? "" : `, ${corrupted} ${shown(trace.p_noised)}`;
       words.push(`p(${fact.target_true}) clean ${shown(trace.p_clean)}${noised}`);
+      if (trace.counterfactuals) words.push(`counterfactuals: ${trace.counterfactuals.map((text) => `“${text}”`).join(", ")}`);
       if (trace.sigma !== null) words.push(`σ ${shown(trace.sigma)}`);
       if (trace.kept === false) words.push(`left out: ${trace.reason || "no reason recorded"}`);
     } else words.push("not traced");

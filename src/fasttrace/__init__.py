@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fasttrace.editing import apply_delta, edit, load_delta, mass_edit, second_moments
     from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
     from fasttrace.facts import Fact, load_facts
-    from fasttrace.models import load_model, wrap_model
+    from fasttrace.models import load_model, pair_facts, wrap_model
     from fasttrace.settings import (
         EditSettings,
         FineTuneSettings,
@@ -48,6 +48,7 @@ __all__ = [
     "load_facts",
     "load_model",
     "mass_edit",
+    "pair_facts",
     "regress",
     "second_moments",
     "trace",

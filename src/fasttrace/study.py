@@ -22,7 +22,7 @@ from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import StoreError, UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, load_facts
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.encode import encoded_facts
+from fasttrace.models.encode import encoded_facts, pair_facts
 from fasttrace.models.flops import linear_flops
 from fasttrace.places import check_file, check_folder, check_replaceable, replacing
 from fasttrace.settings.base import carried, check_names, replaced
@@ -190,7 +190,7 @@ class Runner:
     def check(self, facts: Sequence[Fact]) -> None:
         """Raise UserError where a trace or an edit of these facts would be refused. No pass runs."""
         for trace in self.study.traces:
-            prepare_trace(self.model, facts, settings=trace)
+            prepare_trace(self.model, self._traced(trace, facts), settings=trace)
         for cell in self.cells:
             check_edit(self.model, facts, cell)
 
@@ -200,9 +200,10 @@ class Runner:
         self.check(facts)
         self.runs["fact_ids"] = [fact.fact_id for fact in facts]
         for trace in self.study.traces:
-            plan = prepare_trace(self.model, facts, settings=trace)
-            self.runs["traces"].append(plan.run["run_id"])
-            with self.bar(f"Tracing: {_trace_name(trace)}", len(facts)) as done:
+            traced = self._traced(trace, facts)
+            plan = prepare_trace(self.model, traced, settings=trace)
+            self.runs["traces"].append([plan.run["run_id"], [fact.fact_id for fact in traced]])
+            with self.bar(f"Tracing: {_trace_name(trace)}", len(traced)) as done:
                 trace_into(self.store, plan, done, self.show)
         moments = self.second_moments()
         for cell in self.cells:
@@ -213,6 +214,24 @@ class Runner:
             if (why := reasons(self.store, edits)) is not None:
                 self.say(f"    {cell.problem}, {cell.method}: {why}")
         return facts
+
+    def _traced(self, trace: TraceSettings, facts: Sequence[Fact]) -> Sequence[Fact]:
+        """The facts that a table traces: all, or with counterfactuals those that have one."""
+        if trace.corruption != "counterfactual":
+            return facts
+        asked = self.study.facts
+        if asked.pairs is not None:
+            # The whole file, so that the pairs do not depend on which facts are studied.
+            among = load_facts(asked.file, zsre=asked.zsre)
+            facts = pair_facts(self.model, facts, count=asked.pairs, among=among)
+        if not (paired := [fact for fact in facts if fact.counterfactuals]):
+            raise UserError(
+                "[trace] corruption: expected facts with a counterfactual_subject or counterfactual_prompt, or pairs "
+                "in [facts], got neither"
+            )
+        if len(paired) < len(facts):
+            self.say(f"    {len(paired)} of {len(facts)} facts have a counterfactual; tracing these")
+        return paired
 
     def known_facts(self) -> list[Fact]:
         """The facts to study: all facts, those that the model knows, or the first N of those."""
@@ -257,11 +276,12 @@ class Runner:
             facts = [fact for fact in facts if seen.get(fact.fact_id, True)][: None if known is True else known]
             yield Stage("known facts", "facts", len(facts), sum(fact.fact_id in seen for fact in facts), 0.0, 0.0)
         for trace in self.study.traces:
-            plan = prepare_trace(self.model, facts, settings=trace)
+            traced = self._traced(trace, facts)
+            plan = prepare_trace(self.model, traced, settings=trace)
             cost = plan.cost()
-            done = len(self.store.done(plan.run["run_id"]) & {fact.fact_id for fact in facts})
-            flops = cost.wave_flops * (1 - done / len(facts))
-            yield Stage(f"trace {_trace_name(trace)}", "facts", len(facts), done, flops, flops / rate)
+            done = len(self.store.done(plan.run["run_id"]) & {fact.fact_id for fact in traced})
+            flops = cost.wave_flops * (1 - done / len(traced))
+            yield Stage(f"trace {_trace_name(trace)}", "facts", len(traced), done, flops, flops / rate)
         tokens, layers = self.study.moments.tokens, self._solved_layers()
         if layers:
             keys = sum(sum(linear_flops(self.model, block)) for block in self.model.blocks)
@@ -348,7 +368,7 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
     return (
         store.path.exists()
         and (not tested or known_stored(store, tested, runs["known"]) is not None)
-        and all(has_traced(store, facts, run_id, ids) for run_id in runs["traces"])
+        and all(has_traced(store, facts, run_id, traced) for run_id, traced in runs["traces"])
         and all(has_edited(store, facts, run_id, ids, layers) for run_id, layers in runs["edits"])
     )
 
@@ -391,7 +411,7 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
 
     there = coverage(store)
     wanted, figures = (
-        [(n, one) for n, one in catalogue.items() if what_is_missing(there, one.at_window(window_size)) is None]
+        [(n, one) for n, one in catalogue.items() if what_is_missing(there, one.at(window_size)) is None]
         for catalogue in (TABLES, FIGURES)
     )
     tables = {
@@ -420,4 +440,5 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
 
 
 def _trace_name(trace: TraceSettings) -> str:
-    return f"{trace.method} {trace.module} window {', '.join(map(str, trace.windows))}"
+    kind = "" if trace.corruption == "noise" else f"{trace.corruption} "
+    return f"{kind}{trace.method} {trace.module} window {', '.join(map(str, trace.windows))}"

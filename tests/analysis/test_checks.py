@@ -1,11 +1,13 @@
 """Checks of stores: sound stores pass, and each store broken on purpose fails the right checks."""
 
+import dataclasses
+import itertools
 import json
 import shutil
 
 import duckdb
 import pytest
-from made_results import made_known
+from made_results import COLUMN_OF, made_known, made_trace
 from plausible import edit_result, study_facts, trace_result
 from real_store import real_store
 
@@ -14,11 +16,13 @@ from fasttrace.errors import StoreError
 from fasttrace.store import Store
 
 FACTS = study_facts(count=4)
+IDS = ["f0", "f1"]
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Both protocols, kept samples, edits of a fact without a trace and of a fact that was not added."""
+    """Both protocols, kept samples, edits of a fact without a trace and of a fact that was not added, heads, every
+    metric, and counterfactuals."""
     store = Store(tmp_path_factory.mktemp("sound") / "sound.duckdb")
     store.add_facts(FACTS[:3])
     for protocol in ("paper", "released"):
@@ -26,11 +30,22 @@ def sound(tmp_path_factory):
         store.add(edit_result(FACTS, run_id=f"edit-{protocol}", protocol=protocol))
     store.add(made_known([fact.fact_id for fact in FACTS], protocol=None))
     kept = trace_result(FACTS[2:3], run_id="trace-kept")
-    keys = ["fact_id", "window_size", "token_index", "layer", "p_restored"]
-    rows = [row | {"sample": n} for n in range(2) for row in kept.cells.select(keys).to_pylist()]
-    kept.samples = kept.samples.from_pylist(rows, schema=kept.samples.schema)
-    store.add(kept)
+    store.add(with_samples(kept))
+    for metric, method in itertools.product(COLUMN_OF, ("denoise", "noise")):
+        asked = {"module": "head", "heads": "all", "metric": metric, "method": method}
+        store.add(made_trace(IDS, run_id=f"{metric} {method}", heads=(0, 4), no_effect=("f1",), asked=asked))
+    asked = {"corruption": "counterfactual", "metric": "logit-difference"}
+    store.add(with_samples(made_trace(IDS, run_id="pairs", asked=asked)))
+    asked = {"corruption": "counterfactual", "module": "head"}
+    store.add(with_samples(made_trace(IDS, run_id="pairs of heads", heads=(1, 2), asked=asked)))
     return store
+
+
+def with_samples(result):
+    """The result with two equal samples of every cell."""
+    keys = ["fact_id", "window_size", "token_index", "layer", "head", "p_restored", "logit_diff_restored"]
+    rows = [row | {"sample": n} for n in range(2) for row in result.cells.select(keys).to_pylist()]
+    return dataclasses.replace(result, samples=result.samples.from_pylist(rows, schema=result.samples.schema))
 
 
 def broken(store, folder, *changes):
@@ -84,7 +99,8 @@ BREAKS = {
         {"duplicate_cells": 1},
     ),
     "a sample twice": (
-        "INSERT INTO trace_samples SELECT * FROM trace_samples WHERE layer = 2 AND token_index = 1 AND sample = 0",
+        "INSERT INTO trace_samples SELECT * FROM trace_samples WHERE run_id = 'trace-kept' AND layer = 2 "
+        "AND token_index = 1 AND sample = 0",
         {"duplicate_samples": 1},
     ),
     "an effect twice": (
@@ -119,6 +135,46 @@ BREAKS = {
     "p_noised another": (
         "UPDATE traces SET p_noised = 0.999 WHERE run_id = 'trace-paper' AND fact_id = 'place-00'",
         {"effects_off": 2 * 9 * 30},
+    ),
+    "an effect of a log-probability another": (
+        "UPDATE traces SET logprob_noised = logprob_noised - 1e-6 "
+        "WHERE run_id = 'log-probability denoise' AND fact_id = 'f0'",
+        {"effects_off": 24},
+    ),
+    "an effect where the logit difference did not change": (
+        "UPDATE trace_cells SET effect = 0 WHERE run_id = 'logit-difference noise' AND fact_id = 'f1' "
+        "AND layer = 2 AND token_index = 1 AND head = 4",
+        {"effects_off": 1, "layer_effects_off": 1},
+    ),
+    "a KL divergence another": (
+        "UPDATE trace_cells SET kl_restored = kl_restored + 1e-6 WHERE run_id = 'kl denoise' AND fact_id = 'f0' "
+        "AND layer = 0 AND token_index = 1 AND head = 4",
+        {"effects_off": 1},
+    ),
+    "another direction than the effects'": (
+        "UPDATE runs SET settings = replace(settings, 'noise', 'denoise') WHERE run_id = 'kl noise'",
+        {"effects_off": 24},
+    ),
+    "a logit difference another than its samples'": (
+        "UPDATE trace_samples SET logit_diff_restored = 9 WHERE run_id = 'pairs' AND fact_id = 'f0' AND sample = 0 "
+        "AND layer = 0 AND token_index = 1",
+        {"samples_off": 1},
+    ),
+    "the samples of another head": (
+        "UPDATE trace_samples SET head = 7 WHERE run_id = 'pairs of heads' AND fact_id = 'f0' AND head = 1",
+        {"samples_off": 3 * 4},
+    ),
+    "a head twice": (
+        "UPDATE trace_cells SET head = 0 WHERE run_id = 'kl noise' AND fact_id = 'f0'",
+        {"duplicate_cells": 3 * 4},
+    ),
+    "a head's sample twice": (
+        "INSERT INTO trace_samples SELECT * FROM trace_samples WHERE run_id = 'pairs of heads' AND head = 1",
+        {"duplicate_samples": 2 * 3 * 4 * 2},
+    ),
+    "a p of o_false above 1": (
+        "UPDATE trace_cells SET p_false_restored = 1.0005 WHERE run_id = 'pairs' AND layer = 1 AND token_index = 0",
+        {"no_probability": 2},
     ),
     "a layer's effect another": (
         "UPDATE trace_effects SET effect_last_subject = 0.5 WHERE run_id = 'trace-kept' AND layer = 3",

@@ -201,7 +201,8 @@ def test_figure_2_is_of_denoising_all_tokens_whatever_was_traced_last(tmp_path):
         assert np.isfinite(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)).all()
     zeroed = figures.heatmap(store, "place-00", localization="zero")
     assert axis_labels(zeroed, "y") == {"token (* subject)"}
-    with pytest.raises(StoreError, match="by noise, got denoise all mlp, denoise subject mlp, zero whole-subject mlp"):
+    there = "denoise probability all mlp, denoise probability subject mlp, zero probability whole-subject mlp"
+    with pytest.raises(StoreError, match=f"by noise, got {there}"):
         figures.heatmap(store, "place-00", localization="noise")
 
 
@@ -300,6 +301,7 @@ def test_the_legend_has_the_series_of_every_panel():
             "problem": "p",
             "method": "m",
             "localization": "denoise",
+            "metric": "probability",
             "effect_at": "max",
             "layer": layer,
             "effect": x,
@@ -452,8 +454,21 @@ def test_saving_under_another_ending_is_refused(study, tmp_path):
         figures.save(figures.paper_figure(study, BARS), tmp_path / "r2.gif")
 
 
+def test_of_several_heads_the_one_with_the_largest_effect_is_shown():
+    """In whatever order they come; the lowest of equals; a head without an effect only where none has one."""
+    rows = [  # token, layer, head, effect, p
+        (0, 0, 0, 0.2, 0.1), (0, 0, 1, 0.9, 0.2), (0, 0, 2, 0.5, 0.3), (0, 1, 3, 0.4, 0.4), (0, 1, 1, 0.4, 0.5),
+        (1, 0, 0, None, 0.6), (1, 0, 1, -0.3, 0.7), (1, 1, 1, None, 0.8),
+    ]  # fmt: skip
+    names = ("token_index", "layer", "head", "effect", "p")
+    for some in (rows, rows[::-1], rows[3:] + rows[:3]):
+        cells = pa.table(dict(zip(names, zip(*some, strict=True), strict=True)))
+        assert grid_of(cells, "p").tolist() == [[0.2, 0.5], [0.7, 0.8]]
+        assert grid_of(cells, "effect")[0].tolist() == [0.9, 0.4]
+
+
 def test_absent_cells_stay_blank():
-    cells = pa.table({"token_index": [1, 2], "layer": [0, 1], "p": [0.5, None]})
+    cells = pa.table({"token_index": [1, 2], "layer": [0, 1], "head": pa.nulls(2, pa.int32()), "p": [0.5, None]})
     grid = grid_of(cells, "p")
     assert grid.shape == (3, 2)
     assert grid[1, 0] == 0.5

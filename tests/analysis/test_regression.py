@@ -359,6 +359,6 @@ def test_every_relation_declares_what_it_reads():
                 before = CHAIN[: CHAIN.index(name)]
                 assert set(declared) <= {*RELATIONS, *before}, f"{name} comes before one of its inputs"
     assert read_by("regressions_of_score") == {
-        *SETTINGS, "run_names", "run_pairs", "scored_edits", "edited_layers", "traced_edits", "concentrated_facts",
-        "regression_rows", "layer_sums", "group_fits", "regressions",
+        *SETTINGS, "run_names", "trace_runs", "run_pairs", "scored_edits", "edited_layers", "traced_edits",
+        "concentrated_facts", "regression_rows", "layer_sums", "group_fits", "regressions",
     } - {"moments_settings"}  # fmt: skip

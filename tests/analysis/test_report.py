@@ -153,7 +153,7 @@ def test_headings_are_in_order_and_everything_has_a_name(report):
     labels = {attributes.get("for") for tag, attributes in report.page.tags if tag == "label"}
     assert {attributes["id"] for tag, attributes in report.page.tags if tag in ("select", "input")} <= labels
     charts = [attributes for tag, attributes in report.page.tags if tag == "svg" and "aria-hidden" not in attributes]
-    assert len(charts) == 1 + len(EDITED) + 4 + 1 + 1
+    assert len(charts) == 1 + len(EDITED) + 4 + 1 + 1 + 1
     assert all(chart["role"] == "group" and chart["aria-label"] for chart in charts)
     ids = [attributes["id"] for _, attributes in report.page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
@@ -286,7 +286,7 @@ def same(one: str, other: str) -> bool:
 
 def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
     shown = exhibits(twenty.store)
-    assert [exhibit.key for exhibit in shown] == ["r2", "pairs", "layers", "curve", "peaks", "mass"]
+    assert [exhibit.key for exhibit in shown] == ["r2", "pairs", "layers", "curve", "peaks", "roles", "mass"]
     pythons = [text for name, text in codes(twenty.text) if name == "Python"]
     queries = [text for name, text in codes(twenty.text) if name == "SQL"]
     kept = embedded(twenty.text)["csv"]

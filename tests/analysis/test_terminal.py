@@ -36,13 +36,14 @@ def test_a_heatmap_has_a_colour_for_every_cell_that_was_traced():
     tokens = ["The", " Eiffel", " Tower\n", " is"]
     fact = {
         **{"prompt": "The Eiffel Tower\n is", "target_true": "tall", "tokens": tokens},
-        **{"subject_begin": 1, "subject_end": 3, "p_clean": 0.9, "p_noised": 0.1},
+        **{"subject_begin": 1, "subject_end": 3, "p_clean": 0.9, "p_noised": 0.1, "counterfactuals": None},
     }
     rows = [(token, layer) for token in (1, 2, 3) for layer in range(7)]
     cells = pa.table(
         {
             "token_index": [token for token, _ in rows],
             "layer": [layer for _, layer in rows],
+            "head": pa.nulls(len(rows), pa.int32()),
             "p_restored": [0.5 if row == (2, 3) else 0.1 for row in rows],
             "window_size": [5] * len(rows),
         }
@@ -59,5 +60,7 @@ def test_a_heatmap_has_a_colour_for_every_cell_that_was_traced():
     begin = text.plain.index("Tower⏎*")
     assert text.plain[begin:start].count("\n") == 0
     assert start - begin == len("Eiffel* ") + 2 * 3
+    paired = heatmap_text(fact | {"counterfactuals": ["The Kremlin is"]}, cells, 80).plain
+    assert paired.startswith("The Eiffel Tower⏎ is … tall: p 0.900, with the counterfactuals 0.100\n")
     narrow = heatmap_text(fact, cells, 12).plain.splitlines()
     assert len(narrow[2]) < len(lines[2])

@@ -117,7 +117,7 @@ def test_relations_are_described(ask):
     rows = {row["relation"]: row for row in json.loads(ask("--relations", *STORE, "--json").stdout)}
     assert (rows["edits"]["n_rows"], rows["edits"]["n_columns"]) == (60, 26)
     assert rows["regressions"]["kind"] == "view"
-    assert rows["regressions"]["n_columns"] == 40
+    assert rows["regressions"]["n_columns"] == 41
     assert all(row["what"] for row in rows.values())
 
 

@@ -20,6 +20,7 @@ from fasttrace.tracing import prepare_trace
 QUICK = {"samples": 1, "sigma": 0.4, "keep": "all"}
 TUNE = {"method": "ft-1", "layers": [1], "steps": 1, "essence": 0}
 MASS = {"method": "ft-1", "layer": 1, "steps": 1}
+PAIRED = [ft.Fact("the {} is", name, target) for name, target in (("Paris", "Rome"), ("Rome", "Paris"))]
 
 
 class Odd:
@@ -112,6 +113,7 @@ def calls(model, store, place, small_tokenizer):
         "mass_edit": (ft.mass_edit, both | MASS | {"progress": None}),
         "prepare_mass_edit": (prepare_mass_edit, both | MASS),
         "second_moments": (ft.second_moments, {"model": model, "settings": None, "progress": None} | moments),
+        "pair_facts": (ft.pair_facts, {"model": model, "facts": PAIRED, "count": 1, "among": None}),
         "check_known": (ft.check_known, both | {"protocol": "paper", "batch": 4, "progress": None}),
         "load_facts": (
             ft.load_facts,
@@ -167,7 +169,7 @@ def calls(model, store, place, small_tokenizer):
 
 NAMES = {
     "trace": ["model", "facts", "samples", "sigma", "keep", "progress", "settings", "windows", "seed",
-              "memory", "oops"],
+              "memory", "corruption", "metric", "heads", "oops"],
     "prepare_trace": ["model", "facts", "windows", "samples", "module", "verify_top"],
     "edit": ["model", "facts", "method", "layers", "steps", "essence", "progress", "settings", "moments", "contexts"],
     "prepare_edit": ["model", "facts", "problem", "hyperparameters", "window_size", "lr", "epsilon", "bias",
@@ -176,6 +178,7 @@ NAMES = {
     "prepare_mass_edit": ["model", "facts", "layer"],
     "second_moments": ["model", "corpus", "tokens", "layers", "sequence_length", "ridge", "cache_dir", "settings",
                        "progress", "batch_rows", "memory"],
+    "pair_facts": ["model", "facts", "count", "among", "oops"],
     "check_known": ["model", "facts", "protocol", "batch", "progress"],
     "load_facts": ["source", "format", "relation", "limit", "on_bad", "rejected", "oops"],
     "load_model": ["source", "dtype", "device", "max_memory", "offload_folder", "trust_remote_code"],
@@ -183,7 +186,7 @@ NAMES = {
     "load_delta": ["path", "model"],
     "apply_delta": ["model", "delta"],
     "Fact": ["prompt", "subject", "target_true", "target_false", "relation", "paraphrases", "neighborhood", "fact_id",
-             "source", "oops"],
+             "source", "counterfactual_subject", "counterfactual_prompt", "oops"],
     "TraceSettings": ["windows", "memory", "sigma", "oops"],
     "EditSettings": ["contexts", "hyperparameters", "ridge", "corpus"],
     "RomeSettings": ["lr", "key_mode", "early_stop"],

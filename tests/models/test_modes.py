@@ -45,13 +45,13 @@ def test_what_torch_is_set_to_changes_no_value(small_tokenizer, monkeypatch):
     plain = ft.trace(model, FACTS[:1], sigma=0.4, keep="all", samples=1)
     places = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before, seen = [matmul.fp32_precision for matmul in places], []
-    attend = packed.attend
+    attend = packed.head_outputs
 
     def watched(*args, **kwargs):
         seen.append((*(matmul.fp32_precision for matmul in places), torch.is_autocast_enabled("cpu")))
         return attend(*args, **kwargs)
 
-    monkeypatch.setattr("fasttrace.tracing.wavefront.attend", watched)
+    monkeypatch.setattr("fasttrace.tracing.wavefront.head_outputs", watched)
     try:
         for matmul, precision in zip(places, ("tf32", "bf16"), strict=True):
             matmul.fp32_precision = precision

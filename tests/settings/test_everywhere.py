@@ -34,7 +34,8 @@ ELSEWHERE = {
         "corpus": ("moments", "corpus"), "corpus_tokens": ("moments", "tokens"), "ridge": ("moments", "ridge"),
     },
 }  # fmt: skip
-COMPANIONS = {"verify_top": {"method": "attribution"}}  # setting → the settings that it requires
+# Setting → the settings that it requires.
+COMPANIONS = {"verify_top": {"method": "attribution"}, "heads": {"module": "head"}}
 
 
 def every(kinds):

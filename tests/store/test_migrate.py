@@ -1,4 +1,5 @@
-"""Stores of schema version 5 are read as they are, and the first write upgrades them in place and keeps every row."""
+"""Stores of schema versions 5 to 7 are read as they are, and the first write upgrades them in place and keeps every
+row."""
 
 import multiprocessing
 import signal
@@ -18,7 +19,7 @@ from fasttrace.analysis.relation import relation
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import SCHEMA_VERSION, Store, Stores
-from fasttrace.store.migrate import OLDEST_VERSION
+from fasttrace.store.migrate import OLDEST_VERSION, added
 from fasttrace.store.texts import RELATIONS
 
 VERSION_5 = Path(__file__).with_name("version_5.sql").read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ processes = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module")
 def current(tmp_path_factory):
-    """A store of the current version with rows in every relation except benches."""
+    """A store of the current version with rows in every relation except benches, and nothing that version 5 lacks."""
     store = Store(tmp_path_factory.mktemp("current") / "current.duckdb")
     store.add_facts(study_facts(count=12))
     store.add(made_trace(IDS, windows=(3, 5), left_out=("f2",)))
@@ -48,6 +49,9 @@ def current(tmp_path_factory):
     with store.writing() as con:
         con.execute(LEFT_OUT).fetchall()
         con.execute("UPDATE store_schema SET created_at = $made", {"made": datetime(2025, 5, 5)}).fetchall()
+        for name in RELATIONS:
+            if new := added(name, 5):
+                con.execute(f"UPDATE {name} SET {', '.join(f'{column} = NULL' for column in new)}").fetchall()
     return store
 
 
@@ -59,12 +63,11 @@ def old(current, tmp_path):
         con.execute(VERSION_5).fetchall()
         con.execute(f"ATTACH '{current.path}' AS current (READ_ONLY)").fetchall()
         for name in RELATIONS:
-            source = {
-                "facts": "(SELECT * EXCLUDE (target_prefix) FROM current.facts)",
-                "mass_edits": "(SELECT * RENAME (n_edits AS landed) FROM current.mass_edits)",
-                "store_schema": "(SELECT * REPLACE (5 AS version) FROM current.store_schema)",
-            }.get(name, f"current.{name}")
-            con.execute(f"INSERT INTO {name} BY NAME FROM {source}").fetchall()
+            change = {
+                "mass_edits": "RENAME (n_edits AS landed)",
+                "store_schema": "REPLACE (5 AS version)",
+            }.get(name, f"EXCLUDE ({', '.join(added(name, 5))})" if added(name, 5) else "")
+            con.execute(f"INSERT INTO {name} BY NAME FROM (SELECT * {change} FROM current.{name})").fetchall()
     return store
 
 
@@ -97,13 +100,28 @@ def write_sql(store):
 def test_the_first_write_upgrades_and_keeps_every_row(old, current, write):
     assert in_the_file(old.path) == (5, "landed", 25)
     write(old)
-    assert in_the_file(old.path) == (7, "n_edits", 25)
+    assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
     found, wanted = rows(old), rows(current)
     assert sum(map(len, wanted.values())) > 150
     for name in RELATIONS:
         kept = [row for row in found[name] if "new" not in (row.get("fact_id"), row.get("run_id"))]
         assert kept == wanted[name], name
     assert list(old.path.parent.iterdir()) == [old.path]
+
+
+@pytest.mark.parametrize("version", range(OLDEST_VERSION + 1, SCHEMA_VERSION))
+def test_a_store_of_each_later_version_is_read_and_upgraded(old, current, version):
+    with duckdb.connect(str(old.path)) as con:
+        for later in range(OLDEST_VERSION + 1, version + 1):
+            con.execute((files("fasttrace.store") / "migrations" / f"{later}.sql").read_text()).fetchall()
+    assert in_the_file(old.path)[0] == version
+    assert rows(old) == rows(current)
+    assert in_the_file(old.path)[0] == version
+    add_facts(old)
+    add_result(old)
+    assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
+    found = {name: [row for row in of if "new" not in row.values()] for name, of in rows(old).items()}
+    assert found == rows(current)
 
 
 def test_an_upgraded_store_is_like_a_new_one(old, tmp_path):
@@ -184,20 +202,22 @@ def test_a_killed_upgrade_leaves_the_old_store_whole(old, current):
     assert in_the_file(old.path) == (5, "landed", 25)
     assert rows(old) == rows(current)
     add_facts(old)
-    assert in_the_file(old.path) == (7, "n_edits", 25)
+    assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
 
 
 def test_a_killed_first_write_leaves_the_upgraded_store_whole(old, current):
     killed(other_process.killed_after_an_upgrade, old.path)
     assert rows(old) == rows(current)
     add_facts(old)
-    assert in_the_file(old.path) == (7, "n_edits", 25)
+    assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
 
 
 def test_an_upgrade_that_fails_leaves_the_old_store_whole(old, current):
     with duckdb.connect(str(old.path)) as con:
         con.execute("CREATE TABLE mass_edits_of_version_6 (a INTEGER)").fetchall()
-    with pytest.raises(StoreError, match=r"old\.duckdb cannot be upgraded from schema version 5 to 7") as caught:
+    with pytest.raises(
+        StoreError, match=rf"old\.duckdb cannot be upgraded from schema version 5 to {SCHEMA_VERSION}"
+    ) as caught:
         add_facts(old)
     assert "\n" not in str(caught.value)
     assert in_the_file(old.path) == (5, "landed", 25)
@@ -213,7 +233,7 @@ def test_two_first_writes_at_once(old, current):
     for writer in writers:
         writer.join(60)
         assert writer.exitcode == 0
-    assert in_the_file(old.path) == (7, "n_edits", 25)
+    assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
     found = rows(old)
     assert found["mass_edits"] == rows(current)["mass_edits"]
     assert {row["fact_id"] for row in found["traces"]} == {*IDS, *ids[0], *ids[1]}

@@ -141,6 +141,42 @@ def test_traces_of_one_store_are_compared_with_edits_of_another(tmp_path):
     assert_same(found, regressions(whole))
 
 
+def test_cells_with_and_without_heads_count_once(tmp_path):
+    """A key with a NULL is the same key in another store."""
+    one, two = Store(tmp_path / "one.duckdb"), Store(tmp_path / "two.duckdb")
+    heads = {"run_id": "h0", "heads": (0, 1), "asked": {"module": "head", "heads": "all"}}
+    for store, ids in ((one, IDS[:3]), (two, IDS[1:4])):
+        for result in (made_trace(ids), made_trace(ids, **heads)):
+            keys = ["fact_id", "window_size", "token_index", "layer", "head", "p_restored"]
+            rows = [row | {"sample": n} for n in range(2) for row in result.cells.select(keys).to_pylist()]
+            result.samples = result.samples.from_pylist(rows, schema=result.samples.schema)
+            store.add(result)
+    counted = "SELECT run_id, count(*) AS n, count(head) AS heads FROM {} GROUP BY run_id ORDER BY run_id"
+    for stores in (Stores([one.path, two.path]), Stores([two.path, one.path])):
+        for name, times in (("trace_cells", 1), ("trace_samples", 2)):
+            found = stores.once().query(counted.format(name)).to_pylist()
+            cells = 4 * 3 * 4 * times
+            assert found == [
+                {"run_id": "h0", "n": 2 * cells, "heads": 2 * cells},
+                {"run_id": "t0", "n": cells, "heads": 0},
+            ]
+
+
+def test_a_fact_has_its_counterfactuals_whichever_store_has_them(tmp_path):
+    bare, more, other = (Store(tmp_path / f"{name}.duckdb") for name in ("bare", "more", "other"))
+    with_one = dataclasses.replace(FACTS["f0"], counterfactual_subject="Sparta")
+    bare.add_facts([FACTS["f0"], FACTS["f1"]])
+    more.add_facts([with_one, FACTS["f2"]])
+    other.add_facts([dataclasses.replace(FACTS["f0"], counterfactual_subject="Troy")])
+    asked = "SELECT fact_id, counterfactual_subject AS others FROM facts ORDER BY fact_id"
+    for stores in (Stores([bare.path, more.path]), Stores([more.path, bare.path])):
+        found = [tuple(row.values()) for row in stores.once().query(asked).to_pylist()]
+        assert found == [("f0", ["Sparta"]), ("f1", None), ("f2", None)]
+    refused(
+        [more.path, bare.path, other.path], "the stores more and other have different counterfactuals of the fact 'f0'"
+    )
+
+
 def test_several_stores_are_read_only(parts):
     stores, _ = parts
     before = stores.query("SELECT count(*) FROM edits").to_pylist()

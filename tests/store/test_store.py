@@ -6,12 +6,13 @@ import json
 import duckdb
 import pyarrow as pa
 import pytest
-from made_results import Made, made_edit, made_known, made_run, made_trace
+from made_results import CELLS, FACTS, SAMPLES, Made, made_edit, made_known, made_run, made_trace
 
 from fasttrace.errors import StoreError
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
 from fasttrace.store.texts import RELATIONS, schema_sql
+from fasttrace.tracing import effects as engine
 
 IDS = [f"f{i}" for i in range(6)]
 
@@ -127,12 +128,69 @@ def test_a_fact_is_added_once_and_another_with_its_id_is_refused(store):
     assert row == {name: getattr(facts[0], name) for name in row} | {
         "paraphrases": ["a", "b"],
         "neighborhood": [],
+        "counterfactual_subject": None,
+        "counterfactual_prompt": None,
     }
     with pytest.raises(StoreError, match="fact_id 'f1'"):
         store.add_facts([dataclasses.replace(facts[1], target_true="Bonn")])
     with pytest.raises(StoreError, match="two facts have the fact_id 'f1'"):
         store.add_facts([facts[1], dataclasses.replace(facts[1], subject="other")])
     assert counts(store)["facts"] == 3
+
+
+def test_a_stored_fact_gets_the_counterfactuals_that_it_comes_with(store):
+    bare = [Fact("{} is in", f"s{i}", "Rome", "Oslo", fact_id=f"f{i}") for i in range(3)]
+    more = dataclasses.replace(bare[0], counterfactual_subject=("Bonn", "Kiel"), counterfactual_prompt="It was in")
+    other = dataclasses.replace(bare[0], counterfactual_subject="Bonn")
+    names = "counterfactual_subject, counterfactual_prompt"
+
+    def stored():
+        return [tuple(row.values()) for row in store.query(f"SELECT {names} FROM facts ORDER BY fact_id").to_pylist()]
+
+    wanted = (["Bonn", "Kiel"], ["It was in"])
+    assert store.add_facts(bare[:2]) == 2
+    assert store.add_facts([more, bare[2], bare[0]]) == 1, "the changed fact is not new"
+    assert stored() == [wanted, (None, None), (None, None)]
+    for again in (more, bare[0]):
+        assert store.add_facts([again]) == 0
+    assert stored()[0] == wanted
+    for one in (other, dataclasses.replace(bare[0], counterfactual_prompt="It was in")):
+        with pytest.raises(StoreError, match="the store has other counterfactuals of the fact 'f0'"):
+            store.add_facts([bare[1], one])
+    with pytest.raises(StoreError, match="the fact 'f0' is given twice, with different counterfactuals"):
+        store.add_facts([more, other])
+    with pytest.raises(StoreError, match="another fact with the fact_id 'f0'"):
+        store.add_facts([dataclasses.replace(more, target_true="Bonn")])
+    assert stored() == [wanted, (None, None), (None, None)]
+    with store.writing() as con:  # an empty list is none, too
+        con.execute("UPDATE facts SET counterfactual_subject = [] WHERE fact_id = 'f1'").fetchall()
+    assert store.add_facts([bare[1], dataclasses.replace(bare[1], counterfactual_subject="Kiel")]) == 0
+    assert stored()[1] == (["Kiel"], None)
+
+
+def test_made_results_have_the_columns_of_the_engine():
+    for made, own in ((FACTS, engine.TRACED_FACTS), (CELLS, engine.CELLS), (SAMPLES, engine.SAMPLES)):
+        assert pa.schema(list(made.items())) == own
+
+
+def test_effects_of_heads_and_of_another_metric(store):
+    """The largest over tokens and heads, in the run's metric; effect_absolute stays a difference of probabilities."""
+    result = made_trace(IDS, heads=(0, 3, 7), asked={"module": "head", "metric": "logit-difference", "heads": "all"})
+    store.add(result)
+    rows, cells = store.query("SELECT * FROM trace_effects").to_pylist(), result.cells.to_pylist()
+    facts = {row["fact_id"]: row for row in result.facts.to_pylist()}
+    assert len(rows) == 6 * 4
+    for row in rows:
+        here = [c for c in cells if all(c[k] == row[k] for k in ("fact_id", "window_size", "layer"))]
+        last = [c for c in here if c["token_index"] == 1]
+        assert (len(here), len(last)) == (9, 3)
+        peak = max(here, key=lambda c: c["effect"])
+        assert (row["effect"], row["peak_token_index"]) == (peak["effect"], peak["token_index"])
+        assert row["effect_last_subject"] == max(c["effect"] for c in last)
+        restored = max(c["p_restored"] for c in last)
+        assert row["effect_absolute"] == pytest.approx(restored - facts[row["fact_id"]]["p_noised"], abs=1e-15)
+        assert row["p_restored_max"] == max(c["p_restored"] for c in here)
+        assert (row["module"], row["method"]) == ("head", "denoise")
 
 
 def test_moments_and_benches(store):
@@ -169,13 +227,16 @@ def test_moments_and_benches(store):
         ("cells", "p_restored", [0.1, 2.0, 0.1]),
         ("cells", "window_size", [0, 5, 5]),
         ("cells", "token_index", [None, 1, 2]),
+        ("cells", "layer", [1, 0, 0]),  # the token indices become 0 and the heads 1 below: a head twice
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused_with_its_whole_batch(store, table, column, values):
     good = made_trace(["f0"], layers=1)
     bad = change(made_trace(["f1"], layers=1), table, column, values)
-    if values == [0, 0, 0]:
+    if values in ([0, 0, 0], [1, 0, 0]):
         bad = change(bad, "cells", "token_index", [0, 0, 0])
+    if values == [1, 0, 0]:
+        bad = change(bad, "cells", "head", [1, 1, 1])
     store.add(good)
     before = counts(store)
     with pytest.raises(StoreError, match="of the run t0 does not fit the store"):

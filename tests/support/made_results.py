@@ -1,5 +1,6 @@
 """Random results in the form that the engines return, for the tests of store and analysis."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,10 +55,17 @@ def made_trace(
     no_effect: tuple[str, ...] = (),
     left_out: tuple[str, ...] = (),
     effects: dict[tuple[str, int], float] | None = None,
+    heads: tuple[int | None, ...] = (None,),
+    asked: dict[str, Any] | None = None,
     **run: Any,
 ) -> Made:
     """no_effect: facts whose corruption did not hurt. left_out: facts without cells.
-    effects: {(fact_id, layer): largest effect of the layer}, in place of random ones."""
+    effects: {(fact_id, layer): largest effect of the layer}, in place of random ones.
+    heads: of module head. asked: settings of the run, which also have a part in the numbers."""
+    settings = {"module": "mlp", "method": "denoise"} | (asked or {})
+    metric, method = settings.get("metric", "probability"), settings["method"]
+    if settings.get("corruption") == "counterfactual" and not seed:
+        seed = 1  # with another corruption, other effects
     facts, cells = [], []
     for fact_id in fact_ids:
         rng = np.random.default_rng([seed, *fact_id.encode()])
@@ -65,6 +73,12 @@ def made_trace(
         if fact_id in no_effect:
             p_noised = p_clean
         kept = fact_id not in left_out
+        ends = {"logit_diff": (4 * p_clean, 2 * p_noised - 1), "logprob": (np.log(p_clean), np.log(p_noised))}
+        if fact_id in no_effect:
+            ends["logit_diff"] = (2.0, 2.0)
+        ends = {name: ends[name] for name in ("logit_diff", COLUMN_OF[metric]) if name in ends}
+        if metric == "kl":
+            ends["kl"] = (0.0, 0.0 if fact_id in no_effect else 2 - p_noised)
         facts.append(
             {
                 "fact_id": fact_id,
@@ -84,7 +98,11 @@ def made_trace(
                 "scored": " Rome" if kept else None,
                 "rank_correlation": None,
             }
+            | {f"{name}_clean": clean for name, (clean, _) in ends.items() if kept and name != "kl"}
+            | {f"{name}_noised": noised for name, (_, noised) in ends.items() if kept}
         )
+        if settings.get("corruption") == "counterfactual":
+            facts[-1] |= {"sigma": None, "counterfactuals": ["Sparta is in"] if kept else None}
         if not kept:
             continue
         for window in windows:
@@ -92,10 +110,16 @@ def made_trace(
                 top = rng.uniform(-0.1, 1.0)
                 if effects and (fact_id, layer) in effects:
                     top = effects[fact_id, layer]
-                peak = int(rng.integers(tokens))
-                for token in range(tokens):
-                    effect = top if token == peak else top - rng.uniform(0.01, 0.5)
-                    p_restored = p_noised + effect * (p_clean - p_noised)
+                peak = int(rng.integers(tokens * len(heads)))
+                for place, (token, head) in enumerate(itertools.product(range(tokens), heads)):
+                    effect = top if place == peak else top - rng.uniform(0.01, 0.5)
+                    if asked and metric == "probability":  # so that p stays in [0, 1] and the effect follows from it
+                        effect = min(max(effect, 0.0), 1.0)
+
+                    def value(clean: float, noised: float, effect: float = effect) -> float:
+                        share = 1 - effect if method == "noise" else effect
+                        return noised + share * (clean - noised)
+
                     cells.append(
                         {
                             "fact_id": fact_id,
@@ -103,15 +127,18 @@ def made_trace(
                             "token_index": token,
                             "token": f"t{token}",
                             "layer": layer,
-                            "p_restored": min(max(p_restored, 0.0), 1.0),
+                            "head": head,
+                            "p_restored": min(max(value(p_clean, p_noised), 0.0), 1.0),
                             "p_restored_sem": 0.01,
                             "effect": None if fact_id in no_effect else effect,
                             "approximate": False,
                             "p_screened": None,
                         }
+                        | {f"{name}_restored": value(*both) for name, both in ends.items()}
+                        | {f"{name}_sem": 0.02 for name in ends}
                     )
     made = {"facts": _table(facts, FACTS), "cells": _table(cells, CELLS), "samples": _table([], SAMPLES)}
-    return Made(made_run(run_id, "trace", **run), **made)
+    return Made(made_run(run_id, "trace", **({"settings": json.dumps(settings)} | run)), **made)
 
 
 def made_edit(
@@ -177,13 +204,21 @@ S, D, N, B = pa.string(), pa.float64(), pa.int32(), pa.bool_()
 FACTS = {
     "fact_id": S, "prompt": S, "subject": S, "relation": S, "target_true": S, "target_false": S,
     "p_clean": D, "p_noised": D, "tokens": pa.list_(S), "subject_begin": N, "subject_end": N, "sigma": D,
-    "kept": B, "reason": S, "scored": S, "rank_correlation": D,
+    "kept": B, "reason": S, "scored": S, "rank_correlation": D, "p_false_clean": D, "p_false_noised": D,
+    "logit_diff_clean": D, "logit_diff_noised": D, "logprob_clean": D, "logprob_noised": D, "kl_noised": D,
+    "counterfactuals": pa.list_(S),
 }  # fmt: skip
 CELLS = {
-    "fact_id": S, "window_size": N, "token_index": N, "token": S, "layer": N, "p_restored": D,
-    "p_restored_sem": D, "effect": D, "approximate": B, "p_screened": D,
+    "fact_id": S, "window_size": N, "token_index": N, "token": S, "layer": N, "head": N, "p_restored": D,
+    "p_restored_sem": D, "effect": D, "approximate": B, "p_screened": D, "p_false_restored": D, "p_false_sem": D,
+    "logit_diff_restored": D, "logit_diff_sem": D, "logprob_restored": D, "logprob_sem": D, "kl_restored": D,
+    "kl_sem": D,
 }  # fmt: skip
-SAMPLES = {"fact_id": S, "window_size": N, "token_index": N, "layer": N, "sample": N, "p_restored": D}
+SAMPLES = {
+    "fact_id": S, "window_size": N, "token_index": N, "layer": N, "head": N, "sample": N, "p_restored": D,
+    "logit_diff_restored": D,
+}  # fmt: skip
+COLUMN_OF = {"probability": "p", "log-probability": "logprob", "logit-difference": "logit_diff", "kl": "kl"}
 _EDIT = {"fact_id": S, "problem": S, "method": S, "layer": N, "window_size": N}
 _P = {"p_before": D, "p_after": D, "p_true_before": D, "p_true_after": D}
 SCORES = _EDIT | dict.fromkeys(("rewrite", "paraphrase", "neighborhood", "essence", "overall"), D) | _P

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fasttrace as ft
 from fasttrace.tracing import prepare_trace
 from fasttrace.tracing.cost import block_rate, gemm_peak, item_flops, pass_work
-from fasttrace.tracing.plan import METHODS, MODULES, Intervention, split_waves
+from fasttrace.tracing.plan import METHODS, MODULES, split_waves
 from fasttrace.tracing.wavefront import start_wave
 
 FACT = ft.Fact(prompt="The {} is located in the city of", subject="Eiffel Tower", target_true="New York")
@@ -23,7 +23,7 @@ def test_products_are_those_that_torch_counts(module, method, tokens, family, sm
     settings = {"windows": [3, 1], "samples": 2, "sigma": 0.4, "keep": "all"}
     plan = prepare_trace(model, [FACT], module=module, method=method, tokens=tokens, **settings)
     [item] = plan.items(plan.encoded)
-    [wave] = split_waves([item], plan.intervention, 10**6)
+    [wave] = split_waves([item], 10**6)
     with FlopCounterMode(display=False) as counter:
         start_wave(model, [item], wave, plan.intervention, 0.4, "philox", 0)()
     counted = counter.get_flop_counts()["Global"]
@@ -31,7 +31,7 @@ def test_products_are_those_that_torch_counts(module, method, tokens, family, sm
     # The unembedding is inside an op of fasttrace, where torch does not count.
     work = pass_work(model, item, plan.intervention, item.cells, base=True)
     assert products == work.products
-    scored = len(item.targets) * (1 + plan.intervention.corrupted)
+    scored = len(item.targets) * (1 + item.corrupted)
     assert work.unembed >= 2 * model.width * model.vocab_size * scored
     assert item_flops(model, item, plan.intervention) == work.products + work.attention + work.unembed
 
@@ -69,5 +69,7 @@ def test_rates_are_measured(small_tokenizer):
     assert block_rate(model) > 1e6
 
 
-def test_zeroing_draws_no_noise():
-    assert (Intervention("mlp", "zero", 10).corrupted, Intervention("mlp", "zero", 10).runs) == (0, 1)
+def test_zeroing_draws_no_noise(small_tokenizer):
+    plan = prepare_trace(small_model("gpt2", small_tokenizer, torch.float32), [FACT], method="zero", samples=10)
+    [item] = plan.items(plan.encoded)
+    assert (item.corrupted, item.runs) == (0, 1)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fasttrace as ft
 from fasttrace.facts import encode_fact
 from fasttrace.tracing import wavefront
-from fasttrace.tracing.plan import METHODS, MODULES, Intervention, make_item, split_waves
+from fasttrace.tracing.plan import METHODS, MODULES, Intervention, make_item, split_waves, traced_heads
 
 FAMILIES = ("gptj", "gpt2", "llama", "gemma2")
 OPS = ("window_restore", "prefix_attention", "rms_norm", "rotary", "silu_mul", "gelu_tanh")
@@ -60,14 +60,15 @@ def started(family, tokenizer, module, method, n_facts, launches, monkeypatch):
     facts = [ft.Fact(prompt="The {} is in the city of", subject=subject, target_true="Paris") for subject in subjects]
     encoded = [encode_fact(tokenizer, fact) for fact in facts]
     assert len({(len(e.ids), e.subject_begin, e.subject_end) for e in encoded}) == 1
-    intervention = Intervention(module, method, 3)
-    items = [make_item(e, [3, 1], model.n_layers, "all", method, e.target_true_ids[:1]) for e in encoded]
-    [wave] = split_waves(items, intervention, 10**9)
-    rows = sum(item.base_rows(intervention.corrupted) for item in items)
+    intervention = Intervention(module, method)
+    how = {"samples": 3, "heads": traced_heads(model, [0, 2] if module == "head" else None)}
+    items = [make_item(e, [3, 1], model.n_layers, "all", method, e.target_true_ids[:1], **how) for e in encoded]
+    [wave] = split_waves(items, 10**9)
+    rows = sum(item.base_rows() for item in items)
     with torch.device("meta"):
         entered = torch.empty(rows, model.width, dtype=torch.bfloat16), torch.empty(rows, dtype=torch.int64)
     monkeypatch.setattr(wavefront, "embed_base", lambda *_: entered)
-    monkeypatch.setattr(wavefront, "_scores", lambda model, layout, wave, h: lambda: h)
+    monkeypatch.setattr(wavefront, "_scores", lambda model, layout, wave, h, compare: lambda: h)
     launches.clear()
     with Started() as host:
         h = wavefront.start_wave(model, items, wave, intervention, 0.1, "philox", 0)()

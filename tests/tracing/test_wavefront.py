@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
-from hooked_trace import hooked_trace
+from hooked_trace import Noise, hooked_trace
 from small_models import FAMILIES, small_model
 
 import fasttrace as ft
@@ -50,10 +50,9 @@ def check_every_cell(model, facts, result, windows, samples, sigma, noise, seed,
         z = noise_of(model, fact, samples, noise, seed)
         for window in windows:
             tokens = range(len(encoded.ids))
-            clean, noised, restored = hooked_trace(
-                model.hf, encoded.ids, encoded.target_true_ids, encoded.subject_begin, encoded.subject_end,
-                z, sigma, window, tokens,
-            )  # fmt: skip
+            added = Noise(encoded.subject_begin, sigma * z)
+            found = hooked_trace(model.hf, encoded.ids, encoded.target_true_ids, added, window, tokens)
+            clean, noised, restored = found.clean.p, found.noised.p, found.patched.p
             limit = tolerance * (restored.max() if relative else 1.0)
             assert row["p_clean"] == pytest.approx(clean, abs=limit)
             assert row["p_noised"] == pytest.approx(noised.mean(), abs=limit)
@@ -99,10 +98,13 @@ def test_grid_on_a_gpu_equals_hooked_forwards(family, small_tokenizer):
 def check_intervention(model, module, method, tokens, windows):
     """Compare every cell of two facts, both passes and the effects with hooked forwards in float64.
 
-    tokens: None leaves the choice to the method and expects the whole subject. Returns the cells.
+    tokens: None leaves the choice to the method and expects the whole subject. Module "head" is all heads at once.
+    Returns the cells.
     """
     settings = {"samples": 3, "sigma": 0.5, "noise": "released", "module": module, "method": method}
     settings |= {} if tokens is None else {"tokens": tokens}
+    settings |= {"heads": "at-once"} if module == "head" else {}
+    heads = range(model.blocks[0].n_heads) if module == "head" else ()
     result = ft.trace(model, FACTS, keep="all", windows=windows, **settings)
     cells = result.cells.to_pandas()
     for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
@@ -111,9 +113,11 @@ def check_intervention(model, module, method, tokens, windows):
         z = noise_of(model, fact, 3, "released", 0)
         spots = range(len(encoded.ids)) if tokens == "all" else [slice(begin, end)]
         for window in windows:
-            clean, noised, expected = hooked_trace(
-                model.hf, encoded.ids, encoded.target_true_ids, begin, end, z, 0.5, window, spots, module, method
+            traced = hooked_trace(
+                model.hf, encoded.ids, encoded.target_true_ids, Noise(begin, 0.5 * z), window, spots, module, method,
+                heads=heads,
             )  # fmt: skip
+            clean, noised, expected = traced.clean.p, traced.noised.p, traced.patched.p
             grid = cells[(cells.fact_id == fact.fact_id) & (cells.window_size == window)]
             grid = grid.sort_values(["token_index", "layer"])
             found, limit = grid.p_restored.to_numpy(), 1e-11 * expected.max()
@@ -169,10 +173,9 @@ def test_targets_that_are_one_token(small_tokenizer):
             token = encoded.target_true_ids[0]
             if target == "argmax-first":
                 token = int(model.hf(torch.tensor([encoded.ids])).logits[0, -1].argmax())
-            clean, _, expected = hooked_trace(
-                model.hf, encoded.ids, [token], encoded.subject_begin, encoded.subject_end,
-                noise_of(model, fact, 3, "released", 0), 0.5, 3, range(len(encoded.ids)),
-            )  # fmt: skip
+            added = Noise(encoded.subject_begin, 0.5 * noise_of(model, fact, 3, "released", 0))
+            traced = hooked_trace(model.hf, encoded.ids, [token], added, 3, range(len(encoded.ids)))
+            clean, expected = traced.clean.p, traced.patched.p
             cells = result.cells.to_pandas()
             found = cells[cells.fact_id == fact.fact_id].sort_values(["token_index", "layer"]).p_restored.to_numpy()
             assert np.abs(found.reshape(expected.shape[:2]) - expected.mean(-1)).max() < 1e-11 * expected.max()
@@ -254,7 +257,7 @@ def test_settings_are_checked(small_tokenizer):
         ({"tokens": "some"}, "tokens: expected one of all, subject, .*, got 'some'"),
         ({"keep": "some"}, "keep: expected one of known, all, got 'some'"),
         ({"protocol": "mine"}, "protocol: expected one of paper, released, got 'mine'"),
-        ({"module": "norm"}, "module: expected one of mlp, attn, block, got 'norm'"),
+        ({"module": "norm"}, "module: expected one of mlp, attn, block, head, got 'norm'"),
     ):
         with pytest.raises(UserError, match=message):
             ft.trace(model, FACTS, **{"keep": "all", **bad})
@@ -319,14 +322,14 @@ def test_a_prompt_longer_than_the_models_positions_is_refused(small_tokenizer):
 @pytest.mark.parametrize("method", METHODS)
 def test_cells_that_no_scored_token_sees_equal_the_base_pass_to_the_bit(method, small_tokenizer):
     """Computing such cells could give other bits, since in MKL's products rounding depends on a row's position."""
-    from fasttrace.tracing.plan import Cell, Intervention, TraceItem
+    from fasttrace.tracing.plan import Cell, Intervention, make_item
 
     model = small_model("mistral", small_tokenizer, torch.float32)  # every layer sees four tokens
     result = ft.trace(model, FACTS, keep="all", windows=[1], samples=3, sigma=0.5, method=method, tokens="all")
     unseen = 0
     for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
         encoded = encode_fact(small_tokenizer, fact)
-        item = TraceItem(encoded, encoded.ids, encoded.target_true_ids, ())
+        item = make_item(encoded, [1], model.n_layers, "all", method)
         base = row["p_noised"] if method == "denoise" else row["p_clean"]
         for cell in result.cells.filter(pc.field("fact_id") == fact.fact_id).to_pylist():
             place = Cell(cell["token_index"], cell["layer"], cell["layer"] + 1)

@@ -4,11 +4,14 @@
 WITH found AS (
     SELECT
         'traces' AS relation, run_id, fact_id, NULL AS layer,
-        least(p_clean, p_noised) AS least, greatest(p_clean, p_noised) AS most
+        least(p_clean, p_noised, p_false_clean, p_false_noised) AS least,
+        greatest(p_clean, p_noised, p_false_clean, p_false_noised) AS most
     FROM traces
     UNION ALL
     SELECT
-        'trace_cells', run_id, fact_id, layer, least(p_restored, p_screened), greatest(p_restored, p_screened)
+        'trace_cells', run_id, fact_id, layer,
+        least(p_restored, p_screened, p_false_restored),
+        greatest(p_restored, p_screened, p_false_restored)
     FROM trace_cells
     UNION ALL
     SELECT 'trace_samples', run_id, fact_id, layer, p_restored, p_restored FROM trace_samples

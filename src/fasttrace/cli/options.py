@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import fasttrace as ft
+from fasttrace.analysis.naming import LOCALIZATIONS, METRICS
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, settings_of, text_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from fasttrace.facts import Fact
+    from fasttrace.facts.pairs import Paired
     from fasttrace.recall import Question
     from fasttrace.tracing import TraceResult
 
@@ -117,6 +119,13 @@ def options(*names: str) -> Callable[[Verb], Verb]:
     known: dict[str, Callable[[Verb], Verb]] = {
         **{name: _option(settings_of(StudySettings)[name]) for name in ("model", "dtype", "device")},
         **{name: _option(settings_of(FactSettings)[name]) for name in ("relation", "limit", "zsre")},
+        "pairs": click.option(
+            "--pairs",
+            type=SettingType(pairs := settings_of(FactSettings)["pairs"]),
+            is_flag=False,
+            flag_value="1",
+            help=f"{pairs.help}; without a number, one.",
+        ),
         "facts": click.option(
             "--facts",
             type=click.Path(),
@@ -160,6 +169,16 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             metavar="LAYERS",
             help="Compare edits with the tracing effects of this window size; by default that of each edit.",
         ),
+        "localization": click.option(
+            "--localization",
+            type=click.Choice(LOCALIZATIONS),
+            help="How the traces localize facts; by default as the paper's table or figure, mostly denoise.",
+        ),
+        "metric": click.option(
+            "--metric",
+            type=click.Choice(list(METRICS)),
+            help="What the tracing effects are made of; by default probability, and with --localization every metric.",
+        ),
     }
 
     def add(verb: Verb) -> Verb:
@@ -186,6 +205,19 @@ class Work:
 
     def load_facts(self) -> "list[Fact]":
         return ft.load_facts(self.facts, relation=self.relation, limit=self.limit, zsre=self.zsre)
+
+    def pair_facts(self, decoder: Any, loaded: "Sequence[Fact]", count: int) -> "Paired":
+        """The facts with counterfactual subjects from the whole file. Raises UserError where none has any."""
+        from fasttrace.facts.pairs import pair_subjects
+
+        paired = pair_subjects(decoder.tokenizer, loaded, ft.load_facts(self.facts, zsre=self.zsre), count)
+        if not paired.facts:
+            fact_id, reason = next(iter(paired.reasons.items()))
+            raise UserError(f"--pairs: expected a fact with a counterfactual, got none: '{fact_id}': {reason}")
+        if paired.reasons:
+            told = f"{len(paired.reasons)} of {len(loaded)} facts have no pair, such as '{next(iter(paired.reasons))}'"
+            click.echo(told, err=True)
+        return paired
 
     def load_model(self) -> Any:
         return load(self.model, self.dtype, self.device)

@@ -14,7 +14,7 @@ from .options import named_store, open_stores, options
 
 
 @click.command()
-@options("stores", "json", "format", "score", "resamples", "tracing window")
+@options("stores", "json", "format", "score", "resamples", "tracing window", "localization", "metric")
 @click.argument("numbers", nargs=-1, type=int)
 @click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
 def tables(
@@ -26,30 +26,33 @@ def tables(
     out: str | None,
     resamples: int,
     tracing_window: int | None,
+    localization: str | None,
+    metric: str | None,
 ) -> None:
     """Print the paper's tables from the data of the store.
 
     NUMBERS are 1 to 8. Without any, print R² of --score and mean scores by layer, or with --out write every table that
     the store has data for.
     """
-    from fasttrace.analysis.paper import TABLES, coverage, table_numbered, what_is_missing
+    from fasttrace.analysis.paper import TABLES, coverage, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.render import render
     from fasttrace.analysis.tables import paper_table, summary
 
     target = open_stores(stores)
     there = coverage(target)
-    catalogue = {n: one.at_window(tracing_window) for n, one in TABLES.items()}
+    effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
+    catalogue = {n: one.at(**effects) for n, one in TABLES.items()}
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
-                "regressions": regressions(target, score, window_size=tracing_window).to_pylist(),
+                "regressions": regressions(target, score, **effects).to_pylist(),
                 "layer_means": layer_means(target, score).to_pylist(),
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
-        click.echo(summary(target, score, window_size=tracing_window), nl=False)
-        _say_which("Table", catalogue, there, "" if tracing_window is None else f" --tracing-window {tracing_window}")
+        click.echo(summary(target, score, **effects), nl=False)
+        _say_which("Table", catalogue, there, _asked(effects))
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
@@ -59,8 +62,8 @@ def tables(
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
-    made = {n: paper_table(target, n, resamples=resamples, window_size=tracing_window) for n in map(int, wanted)}
-    texts = {n: render(table, kind, title=f"Table {n}. {table_numbered(n).title}") for n, table in made.items()}
+    made = {n: paper_table(target, n, resamples=resamples, **effects) for n in map(int, wanted)}
+    texts = {n: render(table, kind, title=f"Table {n}. {catalogue[n].title}") for n, table in made.items()}
     if out is None:
         click.echo(("\n" if kind == "text" else "").join(texts.values()), nl=False)
         return
@@ -72,9 +75,26 @@ def tables(
             click.echo(str(path))
 
 
+ROLES = "roles"
+
+
+class _FigureName(click.ParamType):
+    """The number of a figure of the paper, or ROLES."""
+
+    name = "figure"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or ROLES."""
+        if value == ROLES or isinstance(value, int):
+            return value
+        if not str(value).isdecimal():
+            self.fail(f"expected the number of a figure or {ROLES}, got {value!r}", param, ctx)
+        return int(value)
+
+
 @click.command()
-@options("stores", "json", "tracing window")
-@click.argument("numbers", nargs=-1, type=int)
+@options("stores", "json", "tracing window", "localization", "metric")
+@click.argument("names", nargs=-1, type=_FigureName(), metavar="[NUMBERS | roles]...")
 @click.option(
     "--format",
     "format_",
@@ -94,33 +114,49 @@ def tables(
 def figures(
     stores: tuple[str, ...],
     as_json: bool,
-    numbers: tuple[int, ...],
+    names: tuple[int | str, ...],
     format_: str,
     out: str,
     fact_id: str | None,
     layer: int | None,
     tracing_window: int | None,
+    localization: str | None,
+    metric: str | None,
 ) -> None:
-    """Draw the paper's figures from the data of the store.
+    """Draw the paper's figures from the data of the store, or mean effects by token role.
 
-    NUMBERS are 1, 2, 4 and 6 to 22. Without any, draw every figure that the store has data for.
+    NUMBERS are 1, 2, 4 and 6 to 22. Without any, draw every figure of the paper that the store has data for. `roles`
+    are mean indirect effects by token role and layer, and heads × layers for traces of heads (Meng et al. 2022, Figures
+    2 and 3).
     """
-    from fasttrace.analysis.figures import paper_figure, save
+    from fasttrace.analysis.figures import paper_figure, role_figure, save
     from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
 
     target = open_stores(stores)
     there = coverage(target)
-    catalogue = {n: one.at_window(tracing_window) for n, one in FIGURES.items()}
-    wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
-    paths = {n: Path(out) / f"figure-{n}.{format_}" for n in wanted}
+    effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
+    catalogue = {n: one.at(**effects) for n, one in FIGURES.items()}
+    wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    paths = {n: Path(out) / f"{n if n == ROLES else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
-    made = {n: paper_figure(target, n, fact_id=fact_id, layer=layer, window_size=tracing_window) for n in wanted}
+    made = {
+        n: paper_figure(target, n, fact_id=fact_id, layer=layer, **effects)
+        if isinstance(n, int)
+        else role_figure(target, **effects)
+        for n in wanted
+    }
     with saying_overwritten(*paths.values()):
         written = [str(save(made[n], path)) for n, path in paths.items()]
     click.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
-    if not numbers:
-        _say_which("Figure", catalogue, there, "" if tracing_window is None else f" --tracing-window {tracing_window}")
+    if not names:
+        _say_which("Figure", catalogue, there, _asked(effects))
+
+
+def _asked(effects: dict[str, Any]) -> str:
+    """The options that choose tracing effects, as they were given."""
+    options = {"window_size": "--tracing-window", "localization": "--localization", "metric": "--metric"}
+    return "".join(f" {options[name]} {value}" for name, value in effects.items() if value is not None)
 
 
 def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = "") -> None:

@@ -9,11 +9,12 @@ import click
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.places import replacing
 from fasttrace.protocols import Protocol
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
-from .deliver import check_cache
+from .deliver import FILE, STDOUT, check_apart, check_cache, saying_overwritten
 from .options import (
     Work,
     bar,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 @click.command()
 @work_options
 @setting_options(TraceSettings, only=["protocol"])
+@options("pairs")
+@click.option("--out", type=FILE, metavar="FILE", help="With --pairs: write the paired facts as JSONL, for --facts.")
 @click.option(
     "--check",
     is_flag=True,
@@ -50,11 +53,18 @@ if TYPE_CHECKING:
     help="Print every prompt with the target that follows it, and what joins them: the fact's target_prefix, or what "
     "the text asks for, usually a space.",
 )
-def facts(work: Work, protocol: Protocol, check: bool, show: bool) -> None:
-    """List, filter and test facts."""
-    if show and check:
-        raise UserError("expected --show or --check, got both")
+def facts(work: Work, protocol: Protocol, pairs: int | None, out: str | None, check: bool, show: bool) -> None:
+    """List, filter, pair and test facts."""
+    asked = [name for name, given in (("--show", show), ("--check", check), ("--pairs", pairs)) if given]
+    if len(asked) > 1:
+        raise UserError(f"expected one of --show, --check and --pairs, got {' and '.join(asked)}")
+    if out is not None and pairs is None:
+        raise UserError("--out: expected --pairs, whose facts it writes, got --out alone")
+    check_apart(("--store", work.store), ("--out", out))
     loaded = work.load_facts()
+    if pairs is not None:
+        _pair(work, loaded, pairs, out)
+        return
     if work.store is not None:
         ft.Store(work.store).add_facts(loaded)
     if show:
@@ -77,6 +87,43 @@ def facts(work: Work, protocol: Protocol, check: bool, show: bool) -> None:
     _emit(rows, work.as_json)
     if check and not work.as_json:
         click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {work.model}")
+
+
+def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None:
+    """Give the facts counterfactual subjects, and print, store and write them."""
+    from fasttrace.facts.formats import own_record
+
+    paired = work.pair_facts(work.load_model(), loaded, count)
+    if work.store is not None:
+        ft.Store(work.store).add_facts(paired.facts)
+    text = "".join(json.dumps(own_record(fact), ensure_ascii=False) + "\n" for fact in paired.facts)
+    if out == STDOUT:
+        click.echo(text, nl=False)
+        return
+    if out is not None:
+        with saying_overwritten(out), replacing(out) as draft:
+            draft.write_text(text, encoding="utf-8")
+    found = {fact.fact_id: fact for fact in paired.facts}
+    _emit(
+        [
+            {
+                "fact_id": fact.fact_id,
+                "relation": fact.relation,
+                "subject": fact.subject,
+                "counterfactuals": _counterfactuals(found.get(fact.fact_id)),
+                "reason": paired.reasons.get(fact.fact_id),
+            }
+            for fact in loaded
+        ],
+        work.as_json,
+    )
+    if not work.as_json:
+        click.echo(f"{len(paired.facts)} of {len(loaded)} facts have a counterfactual" + (f", in {out}" if out else ""))
+
+
+def _counterfactuals(fact: "Fact | None") -> str | None:
+    """The counterfactual subjects, and the whole prompts, of a fact."""
+    return None if fact is None else "; ".join((*fact.counterfactual_subject, *fact.counterfactual_prompt))
 
 
 def _joined(fact: "Fact", as_json: bool) -> Iterator[dict[str, Any]]:
@@ -108,10 +155,11 @@ def _escaped(value: Any) -> Any:
 
 @click.command()
 @work_options
+@options("pairs")
 @setting_options(TraceSettings)
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
-def trace(work: Work, dry_run: bool, **given: Any) -> None:
-    """Trace facts: measure the probability that restoring each window brings back."""
+def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
+    """Trace facts: measure what restoring each window brings back."""
     from fasttrace.recall import NONE
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import block_rate, gemm_peak
@@ -120,14 +168,19 @@ def trace(work: Work, dry_run: bool, **given: Any) -> None:
     settings = TraceSettings(**given)
     target = None if dry_run else open_store(work.store)
     loaded = work.load_facts()
-    asked = NONE if target is None else work.asks("trace", facts=loaded, settings=settings)
+    decoder = None
+    if pairs is not None:
+        decoder = work.load_model()
+        loaded = work.pair_facts(decoder, loaded, pairs).facts
+    # A model that is loaded already has nothing to save.
+    asked = NONE if target is None or decoder else work.asks("trace", facts=loaded, settings=settings)
     found = asked.answer()
     if target is not None and found and has_traced(target, loaded, **found):
         emit(_traced(target, found["run_id"]), work.as_json)
         if not work.as_json:
             say_all_there(f"{len(found['fact_ids'])} facts", target.path, found["run_id"])
         return
-    decoder = work.load_model()
+    decoder = decoder or work.load_model()
     plan = prepare_trace(decoder, loaded, settings=settings)
     if target is None:
         cost = plan.cost()

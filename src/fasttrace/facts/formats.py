@@ -24,6 +24,8 @@ _OWN_FIELDS = (
     "fact_id",
     "source",
     "target_prefix",
+    "counterfactual_subject",
+    "counterfactual_prompt",
 )
 _LOC_PREFIX = "nq question: "
 
@@ -96,14 +98,28 @@ def _optional(record: dict[str, Any], key: str) -> str | None:
 
 
 def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
-    """The whole prompts under a key. A missing key means that there are none."""
+    """The whole prompts under a key, a list. A missing key means that there are none."""
     value = record.get(key, [])
     if not isinstance(value, list):
         raise Bad(key, f"expected a list of strings, got {kind(value)}")
-    for i, item in enumerate(value):
-        if "{}" in _string(item, f"{key}[{i}]"):
-            raise Bad(f"{key}[{i}]", f"expected a whole prompt with its subject, got {shown(item)} with a placeholder")
-    return tuple(value)
+    return tuple(_whole(item, f"{key}[{i}]") for i, item in enumerate(value))
+
+
+def _whole(value: object, field: str) -> str:
+    text = _string(value, field)
+    if "{}" in text:
+        raise Bad(field, f"expected a whole prompt with its subject, got {shown(text)} with a placeholder")
+    return text
+
+
+def _one_or_more(record: dict[str, Any], key: str, each: Callable[[object, str], str]) -> tuple[str, ...]:
+    """The texts under a key: one, a list of them, or none where it is null or missing. each: checks one of a field."""
+    value = record.get(key)
+    if isinstance(value, list):
+        return tuple(each(item, f"{key}[{i}]") for i, item in enumerate(value))
+    if value is not None and not isinstance(value, str):
+        raise Bad(key, f"expected a string or a list of strings, got {kind(value)}")
+    return () if value is None else (each(value, key),)
 
 
 def _object(value: object, field: str) -> dict[str, Any]:
@@ -277,7 +293,15 @@ def _own(record: dict[str, Any], number: int) -> Fact:
         fact_id=_optional(record, "fact_id") or "",
         source=_optional(record, "source") or "own",
         target_prefix=None if record.get("target_prefix") is None else _text(record["target_prefix"], "target_prefix"),
+        counterfactual_subject=_one_or_more(record, "counterfactual_subject", _string),
+        counterfactual_prompt=_one_or_more(record, "counterfactual_prompt", _whole),
     )
+
+
+def own_record(fact: Fact) -> dict[str, Any]:
+    """A fact as a record of fasttrace's own format, without the fields that it does not have."""
+    found = {name: getattr(fact, name) for name in _OWN_FIELDS}
+    return {name: value for name, value in found.items() if value not in (None, ())}
 
 
 _PARSERS: dict[str, Parser] = {"counterfact": _counterfact, "known": _known, "zsre": _zsre, "own": _own}

@@ -12,6 +12,13 @@ from fasttrace.settings.arguments import names_checked
 from fasttrace.settings.base import check_names
 from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS, Kind, items_of
 
+# The fields that are several texts, and what they are.
+_TEXTS = {
+    "paraphrases": "whole prompts",
+    "neighborhood": "whole prompts",
+    "counterfactual_subject": "subjects",
+    "counterfactual_prompt": "whole prompts",
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what bytes that are not UTF-8 become
 
 
@@ -29,9 +36,12 @@ class Fact:
     source: the data set it came from.
     target_prefix: what stands between every prompt of this fact and its targets. None: what each prompt's own end asks
         for, usually a space (`joint`).
+    counterfactual_subject: other subjects to put in the template's place, as corrupted prompts: none, one or several.
+    counterfactual_prompt: whole corrupted prompts, for those that differ elsewhere: none, one or several.
 
     Raises FactError where a field is not of its type, or has more than 100,000 characters, where a text is empty, where
-    the targets are equal, or prompt does not have exactly one "{}".
+    the targets are equal, a counterfactual prompt is the prompt itself or occurs twice, or prompt does not have exactly
+    one "{}".
     """
 
     prompt: str
@@ -44,6 +54,8 @@ class Fact:
     fact_id: str = field(default="")
     source: str = "own"
     target_prefix: str | None = None
+    counterfactual_subject: tuple[str, ...] = ()
+    counterfactual_prompt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target_true"):
@@ -54,19 +66,21 @@ class Fact:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("fact_id", "source")):
                 raise FactError(f"field '{name}' of a fact: expected a string, got {shown(value)}")
-        for name in ("paraphrases", "neighborhood"):
+        for name in _TEXTS:
             value = getattr(self, name)
+            value = () if value is None and name.startswith("counterfactual") else value
             try:
                 texts = (value,) if isinstance(value, str | Mapping) else tuple(islice(value, MOST_ITEMS))
             except TypeError:  # not iterable
                 texts = (value,)
             if not all(isinstance(text, str) for text in texts):
-                raise FactError(f"field '{name}' of a fact: expected whole prompts, got {shown(value)}")
+                raise FactError(f"field '{name}' of a fact: expected {_TEXTS[name]}, got {shown(value)}")
             if not all(text.strip() for text in texts):
-                raise FactError(f"field '{name}' of a fact: expected prompts that are not empty, got {shown(value)}")
+                expected = f"{_TEXTS[name]} that are not empty"
+                raise FactError(f"field '{name}' of a fact: expected {expected}, got {shown(value)}")
             object.__setattr__(self, name, texts)
         own = (self.prompt, self.subject, self.target_true, self.target_false or "", self.target_prefix or "")
-        every = (*own, *self.paraphrases, *self.neighborhood)
+        every = (*own, *(text for name in _TEXTS for text in getattr(self, name)))
         if (longest := max(map(len, every))) > MOST_CHARACTERS:
             raise FactError(f"a fact: expected at most {MOST_CHARACTERS} characters in a text, got {longest}")
         if any(_SURROGATE.search(text) for text in every):
@@ -79,6 +93,13 @@ class Fact:
                 f"field 'target_false' of a fact: expected a false target that differs from the true one, got "
                 f"{shown(self.target_false)} and {shown(self.target_true)}"
             )
+        prompts = (self.text, *self.counterfactuals)
+        if len(set(prompts)) < len(prompts):
+            twice = next(text for i, text in enumerate(prompts) if text in prompts[:i])
+            raise FactError(
+                f"the counterfactuals of a fact: expected prompts that differ from {shown(self.text)} and from each "
+                f"other, got {shown(twice)} twice"
+            )
         if not self.fact_id:
             prefix = () if self.target_prefix is None else (self.target_prefix,)
             parts = "\x1f".join((self.prompt, self.subject, self.target_true, *prefix))
@@ -88,6 +109,12 @@ class Fact:
     def text(self) -> str:
         """The prompt with the subject in place."""
         return self.prompt.replace("{}", self.subject, 1)
+
+    @property
+    def counterfactuals(self) -> tuple[str, ...]:
+        """The counterfactual prompts: the template with each counterfactual subject, then the whole prompts."""
+        in_place = (self.prompt.replace("{}", subject, 1) for subject in self.counterfactual_subject)
+        return (*in_place, *self.counterfactual_prompt)
 
     @property
     def subject_span(self) -> tuple[int, int]:

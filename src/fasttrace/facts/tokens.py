@@ -22,6 +22,9 @@ class EncodedFact:
     subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end), at least one.
     target_true_ids: (K,) ids of o_true as they follow the prompt, with what joins it to the prompt.
     target_false_ids: the same for o_false, None where the fact has none.
+    counterfactuals: the ids of each counterfactual prompt that fits: T of them, not those of the prompt.
+    fitting: the texts of these prompts.
+    misfits: why each of the others does not fit, as a clause.
     """
 
     fact: Fact
@@ -31,6 +34,9 @@ class EncodedFact:
     subject_end: int
     target_true_ids: tuple[int, ...]
     target_false_ids: tuple[int, ...] | None
+    counterfactuals: tuple[tuple[int, ...], ...] = ()
+    fitting: tuple[str, ...] = ()
+    misfits: tuple[str, ...] = ()
 
     @property
     def fact_id(self) -> str:
@@ -59,6 +65,7 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
             f"fact {fact.fact_id}: expected a false target that differs from the true one, got {shown(false)} and "
             f"{shown(true)}, which have the same tokens"
         )
+    fitting, misfits = _counterfactuals(tokenizer, fact, prompt)
     return EncodedFact(
         fact=fact,
         ids=prompt.ids,
@@ -67,7 +74,37 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
         subject_end=subject[1],
         target_true_ids=prompt.targets[0],
         target_false_ids=None if false is None else prompt.targets[1],
+        counterfactuals=tuple(fitting.values()),
+        fitting=tuple(fitting),
+        misfits=misfits,
     )
+
+
+def _counterfactuals(
+    tokenizer: Any, fact: Fact, prompt: "Joined"
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """({counterfactual prompt that fits: its ids}, why each of the others does not). prompt: the fact's own, encoded.
+
+    Raises FactError for one with the prompt's own tokens.
+    """
+    targets = [target for target in (fact.target_true, fact.target_false) if target is not None]
+    fitting, misfits = {}, []
+    for text in fact.counterfactuals:
+        other = encode_joined(tokenizer, text, targets, fact.target_prefix)
+        if other.ids == prompt.ids:
+            raise FactError(
+                f"fact {fact.fact_id}: expected counterfactuals that differ from the prompt {shown(fact.text)}, got "
+                f"{shown(text)}, which has the same tokens"
+            )
+        if len(other.ids) != len(prompt.ids):
+            wanted, got = f"{len(prompt.ids)} tokens as the prompt has", str(len(other.ids))
+        elif other.targets != prompt.targets:
+            wanted, got = "the target to have the same tokens as after the prompt", "others"
+        else:
+            fitting[text] = other.ids
+            continue
+        misfits.append(f"counterfactual {shown(text)}: expected {wanted}, got {got}")
+    return fitting, tuple(misfits)
 
 
 def tokens_of(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Decoder models behind one interface: `load_model`, `wrap_model`, `Decoder`."""
 
 from fasttrace.models.adapter import Block, Decoder, Model
+from fasttrace.models.encode import pair_facts
 from fasttrace.models.load import DEFAULT_MODEL, load_model, wrap_model
 
-__all__ = ["DEFAULT_MODEL", "Block", "Decoder", "Model", "load_model", "wrap_model"]
+__all__ = ["DEFAULT_MODEL", "Block", "Decoder", "Model", "load_model", "pair_facts", "wrap_model"]

@@ -1,4 +1,5 @@
-"""Noise on the subject's token embeddings: its scale and its values (docs/algorithms.md, section 3)."""
+"""Corrupted passes: noise on the subject's token embeddings, or a counterfactual prompt's tokens (docs/algorithms.md,
+section 3)."""
 
 import math
 import os
@@ -68,39 +69,60 @@ def _subject_ids(tokenizer: Any, of: str) -> list[int]:
     return ids
 
 
-def embed_base(
-    model: Decoder,
-    facts: Sequence[EncodedFact],
-    ids: Sequence[Sequence[int]],
-    samples: int,
-    sigma: float,
-    noise: str,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Token embeddings of the base rows: for each fact, the rows of the clean pass, then those of every corrupted pass
-    from the subject on.
+@dataclass(frozen=True)
+class Passes:
+    """The clean pass of a fact and its corrupted passes, from which every cell starts.
 
-    ids: the tokens of each fact's pass. samples: corrupted passes per fact. noise: "philox" depends only on (seed,
-    fact, sample, token, dimension); "released" is NumPy's RandomState(1), started afresh for every fact.
+    fact: the fact. clean: the tokens of the clean pass. corrupted: those of each corrupted pass, as many, and equal to
+    the clean ones before `begin`. begin, end: only at the tokens [begin, end) can the input of a corrupted pass differ
+    from the clean one. noised: whether it differs there by noise, rather than by its tokens.
+    """
+
+    fact: EncodedFact
+    clean: tuple[int, ...]
+    corrupted: tuple[tuple[int, ...], ...]
+    begin: int
+    end: int
+    noised: bool
+
+
+def noised_passes(fact: EncodedFact, scored: tuple[int, ...], samples: int) -> Passes:
+    """Passes over the prompt and the tokens `scored`, with `samples` corrupted ones that have noise on the subject."""
+    clean = (*fact.ids, *scored)
+    return Passes(fact, clean, (clean,) * samples, fact.subject_begin, fact.subject_end, noised=True)
+
+
+def counterfactual_passes(fact: EncodedFact, scored: tuple[int, ...]) -> Passes:
+    """As `noised_passes`, with a corrupted pass for each counterfactual prompt of the fact, which has at least one."""
+    differ = np.flatnonzero((np.array(fact.counterfactuals) != np.array(fact.ids)).any(0))
+    corrupted = tuple((*ids, *scored) for ids in fact.counterfactuals)
+    return Passes(fact, (*fact.ids, *scored), corrupted, int(differ[0]), int(differ[-1]) + 1, noised=False)
+
+
+def embed_base(model: Decoder, passes: Sequence[Passes], sigma: float, noise: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Token embeddings of the base rows: for each fact, the rows of the clean pass, then those of every corrupted pass
+    from `begin` on.
+
+    noise: "philox" depends only on (seed, fact, sample, token, dimension); "released" is NumPy's RandomState(1),
+    started afresh for every fact. sigma, noise and seed play no part where no pass is noised.
 
     Return (embeddings (N, d) before position embeddings, positions (N,)).
     """
     row_ids, sample, token, key, noised = [], [], [], [], []
-    for fact, tokens in zip(facts, ids, strict=True):
-        t, b, e = len(tokens), fact.subject_begin, fact.subject_end
-        length = t + samples * (t - b)
-        place = np.concatenate((np.arange(t), np.tile(np.arange(b, t), samples)))
-        which = np.concatenate((np.full(t, -1), np.repeat(np.arange(samples), t - b)))
-        row_ids.append(np.asarray(tokens)[place])
+    for one in passes:
+        t, b, n = len(one.clean), one.begin, len(one.corrupted)
+        place = np.concatenate((np.arange(t), np.tile(np.arange(b, t), n)))
+        which = np.concatenate((np.full(t, -1), np.repeat(np.arange(n), t - b)))
+        row_ids.append(np.concatenate([one.clean, *(ids[b:] for ids in one.corrupted)]))
         sample.append(which)
         token.append(place)
-        key.append(np.full(length, fact_key(fact.fact_id)))
-        noised.append((which >= 0) & (place >= b) & (place < e))
+        key.append(np.full(len(place), fact_key(one.fact.fact_id)))
+        noised.append(one.noised & (which >= 0) & (place < one.end))
     to = lambda parts: torch.from_numpy(np.concatenate(parts)).to(model.device)  # noqa: E731
     positions = to(token)
     drawn = None
-    if noise == "released":
-        shapes = [(samples, f.subject_end - f.subject_begin, model.width) for f in facts]
+    if noise == "released" and any(one.noised for one in passes):
+        shapes = [(len(one.corrupted), one.end - one.begin, model.width) for one in passes if one.noised]
         drawn = np.concatenate([np.random.RandomState(1).randn(*shape).reshape(-1, model.width) for shape in shapes])
     x = _noised(model, to(row_ids), to(noised), to(key), to(sample).clamp_min(0), positions, sigma, seed, drawn)
     return x, positions

@@ -1,9 +1,17 @@
 """Facts as a model's tokenizer encodes them, checked against the model's positions before any pass runs."""
 
+import logging
 from collections.abc import Sequence
+from typing import Annotated
 
-from fasttrace.facts import EncodedFact, Fact, distinct, encode_fact
-from fasttrace.models.adapter import Decoder
+from fasttrace.errors import UserError
+from fasttrace.facts import EncodedFact, Fact, Facts, distinct, encode_fact
+from fasttrace.facts.pairs import pair_subjects
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.settings.arguments import checked
+from fasttrace.settings.kinds import MOST_ITEMS, Bounds
+
+log = logging.getLogger(__name__)
 
 
 def encoded_facts(model: Decoder, facts: Sequence[Fact]) -> list[EncodedFact]:
@@ -16,3 +24,34 @@ def encoded_facts(model: Decoder, facts: Sequence[Fact]) -> list[EncodedFact]:
     for fact in encoded:
         model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact_id}' with its target")
     return encoded
+
+
+@checked
+def pair_facts(
+    model: Model,
+    facts: Facts,
+    *,
+    count: Annotated[int, Bounds(least=1, most=MOST_ITEMS)] = 1,
+    among: Facts | None = None,
+) -> list[Fact]:
+    """The facts that have a counterfactual subject, each with up to `count` of them.
+
+    A counterfactual is the subject of another fact of the same relation (without relations: of the same template) that
+    has another true object and takes the subject's place token for token, so that the two prompts have as many tokens.
+    Which ones are taken does not depend on the order of the facts. A fact that has counterfactuals keeps them. One
+    without a target_false gets the true object of its first counterfactual.
+
+    among: the facts whose subjects are candidates; None for `facts`. Give the whole data set where `facts` is a part.
+
+    A warning is logged with the number of facts that are left out because no subject fits.
+    Raises UserError where none of the facts can be paired, and FactError for a fact that cannot be encoded.
+    Source: symmetric token replacement, Zhang and Nanda 2023 (arXiv 2309.16042), section 2; docs/algorithms.md,
+    section 3.
+    """
+    paired = pair_subjects(model.tokenizer, distinct(facts), facts if among is None else among, count)
+    if paired.reasons:
+        fact_id, reason = next(iter(paired.reasons.items()))
+        if not paired.facts:
+            raise UserError(f"pairs: expected a fact with a counterfactual, got none: '{fact_id}': {reason}")
+        log.warning("%d of %d facts have no pair, such as '%s': %s", len(paired.reasons), len(facts), fact_id, reason)
+    return paired.facts

@@ -73,11 +73,18 @@ def bring(rotary: Rotary, device: torch.device) -> Rotary:
 
 def attend(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None) -> Tensor:
     """h: (N, d), query_rows: (n,) int64, or None for all → (n, d), what attention adds to the residual there."""
+    return block.attn_out(head_outputs(block, h, rotary, sequences, query_rows))
+
+
+def head_outputs(
+    block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None
+) -> Tensor:
+    """As `attend`, before the output projection: (n, H·hd), the output z of each head, one after another."""
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
     if query_rows is not None:
         x, rotary = x[query_rows], rotary_rows(rotary, query_rows)
-    return block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
+    return mix(block, block.query(x, rotary), k, v, sequences)
 
 
 def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:

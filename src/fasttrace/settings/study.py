@@ -48,6 +48,13 @@ class FactSettings:
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
     limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts")
+    pairs: int | None = setting(
+        default=None,
+        least=1,
+        most=MOST_SEED,
+        help="Give each fact up to this many counterfactual subjects from the file: those of the same relation, with "
+        "another true object, that take its place token for token",
+    )
     zsre: ZsreForm = setting(
         default="question",
         help="Prompts of a zsRE file: question asks 'Question: … Answer:' as the paper's experiments do, bare has the "

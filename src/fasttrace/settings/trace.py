@@ -7,9 +7,11 @@ from .base import refusal, resolve, setting, settings
 from .common import NoiseSettings, RunSettings
 from .kinds import MOST_ITEMS, MOST_LAYERS, Size
 
-Module = Literal["mlp", "attn", "block"]
+Module = Literal["mlp", "attn", "block", "head"]
 TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
 Tokens = Literal["all", "subject", "last-subject", "whole-subject"]
+Corruption = Literal["noise", "counterfactual"]
+Metric = Literal["probability", "log-probability", "logit-difference", "kl"]
 Target = Literal["sequence", "first-token", "argmax-first"]
 # Representation zeroing zeroes all subject tokens at once (paper, Appendix B).
 OWN_TOKENS: dict[TraceMethod, Tokens] = {"zero": "whole-subject"}
@@ -24,7 +26,28 @@ class TraceSettings(NoiseSettings, RunSettings):
     )
     samples: int = setting(default=10, least=1, most=MOST_ITEMS, names_run="always", help="Noise samples per fact")
     module: Module = setting(
-        default="mlp", names_run="always", help="Module whose output is replaced in the window's layers"
+        default="mlp",
+        names_run="always",
+        help="Module whose output is replaced in the window's layers; head is one attention head, before the output "
+        "projection",
+    )
+    heads: Literal["all", "at-once"] | Sequence[int] | None = setting(
+        default=None,
+        least=0,
+        most=MOST_ITEMS,
+        help="With module head: all heads one by one, the heads of these numbers, as in 3,7, or all heads of a layer "
+        "at once; by default all",
+    )
+    corruption: Corruption = setting(
+        default="noise",
+        help="What corrupts a prompt: noise on the subject's embeddings, or the tokens of the fact's counterfactual "
+        "prompts, each of which is a sample; samples, noise, sigma and seed then play no part",
+    )
+    metric: Metric = setting(
+        default="probability",
+        help="What effects are made of: the probability of the scored text, its logarithm, the difference between the "
+        "logits of o_true and o_false at the first token in which they differ, or the KL divergence from the clean "
+        "pass's next-token distribution there",
     )
     method: TraceMethod = setting(
         default="denoise",
@@ -58,9 +81,22 @@ class TraceSettings(NoiseSettings, RunSettings):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
+        if self.module == "head":
+            if self.heads is None:
+                resolve(self, "heads", "all")
+        elif self.heads is not None:
+            raise refusal(self, "heads", "module head", f"module {self.module}")
         if self.tokens is None:
             resolve(self, "tokens", OWN_TOKENS.get(self.method, "all"))
         if self.verify_top is not None and self.method != "attribution":
             raise refusal(self, "verify_top", "method attribution", f"method {self.method}")
         if self.method == "attribution" and self.tokens == "whole-subject":
             raise refusal(self, "tokens", "one token per cell with method attribution", self.tokens)
+        if self.method == "attribution" and self.heads == "at-once":
+            raise refusal(self, "heads", "one head per cell with method attribution", self.heads)
+        if self.method == "attribution" and self.metric == "kl":
+            raise refusal(self, "metric", "one whose slope estimates it with method attribution", self.metric)
+        if self.method == "zero" and self.corruption != "noise":
+            raise refusal(self, "corruption", "noise, which plays no part, with method zero", self.corruption)
+        if self.method == "zero" and self.metric in ("log-probability", "kl"):
+            raise refusal(self, "metric", "probability or logit-difference with method zero", self.metric)

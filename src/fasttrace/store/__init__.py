@@ -92,7 +92,11 @@ class Store(Readable):
 
     @checked
     def add_facts(self, facts: Facts) -> int:
-        """Add facts by fact_id as one transaction. Returns how many were new."""
+        """Add facts by fact_id as one transaction. Returns how many were new.
+
+        A stored fact without counterfactuals gets those that it comes with now.
+        Raises StoreError where the store has another fact, or other counterfactuals of it, under the same fact_id.
+        """
         facts_table(facts)  # raises before the file is created
         create(self.path)
         with self._opened(read_only=False) as con:

@@ -41,8 +41,8 @@ def schema_columns() -> dict[str, dict[str, str]]:
 
 # The keys of the relations without an index. statements/guard_<relation>.sql enforces them.
 _UNINDEXED = {
-    "trace_cells": ["run_id", "fact_id", "window_size", "token_index", "layer"],
-    "trace_samples": ["run_id", "fact_id", "window_size", "token_index", "layer", "sample"],
+    "trace_cells": ["run_id", "fact_id", "window_size", "token_index", "layer", "head"],
+    "trace_samples": ["run_id", "fact_id", "window_size", "token_index", "layer", "head", "sample"],
     "trace_effects": ["run_id", "fact_id", "window_size", "layer"],
     "edits": ["run_id", "fact_id", "problem", "method", "layer"],
     "edit_prompts": ["run_id", "fact_id", "problem", "method", "layer", "kind", "prompt_index"],

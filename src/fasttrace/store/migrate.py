@@ -11,7 +11,7 @@ from importlib.resources import files
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
@@ -19,7 +19,34 @@ OLDEST_VERSION = 5
 # Version → relation → {a column's name in the version before: its name since}.
 _RENAMED = {6: {"mass_edits": {"landed": "n_edits"}}}
 # Version → relation → {a column that it adds: its type}.
-_ADDED = {7: {"facts": {"target_prefix": "VARCHAR"}}}
+_ADDED = {
+    7: {"facts": {"target_prefix": "VARCHAR"}},
+    8: {
+        "facts": {"counterfactual_subject": "VARCHAR[]", "counterfactual_prompt": "VARCHAR[]"},
+        "traces": {
+            "p_false_clean": "DOUBLE",
+            "p_false_noised": "DOUBLE",
+            "logit_diff_clean": "DOUBLE",
+            "logit_diff_noised": "DOUBLE",
+            "logprob_clean": "DOUBLE",
+            "logprob_noised": "DOUBLE",
+            "kl_noised": "DOUBLE",
+            "counterfactuals": "VARCHAR[]",
+        },
+        "trace_cells": {
+            "head": "INTEGER",
+            "p_false_restored": "DOUBLE",
+            "p_false_sem": "DOUBLE",
+            "logit_diff_restored": "DOUBLE",
+            "logit_diff_sem": "DOUBLE",
+            "logprob_restored": "DOUBLE",
+            "logprob_sem": "DOUBLE",
+            "kl_restored": "DOUBLE",
+            "kl_sem": "DOUBLE",
+        },
+        "trace_samples": {"head": "INTEGER", "logit_diff_restored": "DOUBLE"},
+    },
+}
 
 
 def current_names(columns: Iterable[str], relation: str, version: int) -> dict[str, str]:

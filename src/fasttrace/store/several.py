@@ -118,6 +118,9 @@ def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
         key = schema_keys()[relation]
         stored = [_rows(con, name, relation, version) for name, version in versions.items()]
         rows = [part.select(StarExpression(exclude=["store"])) for part in stored]
+        if relation == "facts":  # a row with counterfactuals comes before the same fact without
+            has = "coalesce(len(counterfactual_subject), 0) + coalesce(len(counterfactual_prompt), 0) > 0"
+            rows = [part.filter(which) for which in (has, f"NOT ({has})") for part in rows]
         new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
         _union(new).create_view(relation)
 
@@ -145,7 +148,14 @@ def _without(
     """The rows whose key is not among those of the earlier stores."""
     if not before:
         return rows
-    return rows.set_alias("later").join(_union(before).set_alias("earlier"), key, how="anti")
+    same = " AND ".join(map(_same, key))
+    return rows.set_alias("later").join(_union(before).set_alias("earlier"), same, how="anti")
+
+
+def _same(column: str) -> str:
+    """SQL for whether two rows have the same value in a column of a key. Only a head can be NULL."""
+    equal = "IS NOT DISTINCT FROM" if column == "head" else "="
+    return f"later.{quoted(column)} {equal} earlier.{quoted(column)}"
 
 
 def _check_agreement(con: duckdb.DuckDBPyConnection) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -154,7 +155,8 @@ def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) 
 def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
     """Add the facts that the store lacks, in one transaction. Returns their number.
 
-    Raises StoreError where one fact_id means two different facts.
+    A stored fact without counterfactuals gets those that it comes with now; it is not counted.
+    Raises StoreError where one fact_id means two different facts, or two counterfactuals of one fact differ.
     """
     con.begin()
     added = add_facts(con, facts_table(facts))
@@ -165,24 +167,49 @@ def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
 def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyRelation) -> int:
     """`write_facts` within the caller's transaction. table: rows of the relation facts."""
     con.register("batch_facts", table)
-    differ = con.execute(statement("facts_that_differ")).fetchall()
-    if differ:
-        raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each fact a unique id")
+    for fact_id, counterfactuals in con.execute(statement("facts_that_differ")).fetchall():
+        if counterfactuals:
+            raise StoreError(
+                f"the store has other counterfactuals of the fact {fact_id!r}: use those, another fact_id or store"
+            )
+        raise StoreError(f"the store has another fact with the fact_id {fact_id!r}: give each fact a unique id")
+    execute(con, "add_counterfactuals", {})
     return execute(con, "add_facts", {})
 
 
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
-    """Facts as rows of the relation facts. A fact that occurs twice is one row."""
+    """Facts as rows of the relation facts. A fact that occurs twice is one row, with its counterfactuals if any.
+
+    Raises StoreError as `write_facts`.
+    """
     rows: dict[str, Fact] = {}
     for fact in facts:
         other = rows.setdefault(fact.fact_id, fact)
-        if other != fact:
+        if other == fact:
+            continue
+        if _bare(other) != _bare(fact):
             raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
+        if other.counterfactuals and fact.counterfactuals:
+            raise StoreError(f"the fact {fact.fact_id!r} is given twice, with different counterfactuals: give it once")
+        rows[fact.fact_id] = fact if fact.counterfactuals else other
     types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
     columns = schema_columns()["facts"]
     return pa.table(
-        {name: pa.array([getattr(fact, name) for fact in rows.values()], types[kind]) for name, kind in columns.items()}
+        {name: pa.array([_stored(fact, name) for fact in rows.values()], types[kind]) for name, kind in columns.items()}
     )
+
+
+_COUNTERFACTUALS = ("counterfactual_subject", "counterfactual_prompt")
+
+
+def _bare(fact: Fact) -> Fact:
+    return replace(fact, counterfactual_subject=(), counterfactual_prompt=())
+
+
+def _stored(fact: Fact, column: str) -> Any:
+    """The value of a column of the relation facts."""
+    value = getattr(fact, column)
+    return value or None if column in _COUNTERFACTUALS else value
 
 
 def _moments_table(result: Result) -> pa.Table:

@@ -59,15 +59,23 @@ class Work(NamedTuple):
 
 
 def pass_work(
-    model: Decoder, item: TraceItem, intervention: Intervention, cells: tuple[Cell, ...] | list[Cell], *, base: bool
+    model: Decoder,
+    item: TraceItem,
+    intervention: Intervention,
+    cells: tuple[Cell, ...] | list[Cell],
+    *,
+    base: bool,
+    compare: bool = False,
 ) -> Work:
-    """The work of some cells of a fact. base: whether its clean and corrupted passes count too."""
-    n_layers, k, length = model.n_layers, len(item.targets), len(item.ids)
-    tails: list[Tail] = [*item.base_tails(intervention.corrupted)] if base else []
-    tails += [item.cell_tail(cell, intervention.runs) for cell in cells if item.sees(model, cell, intervention)]
+    """The work of some cells of a fact. base: whether its clean and corrupted passes count too. compare: whether KL
+    divergences are measured."""
+    n_layers, k, length = model.n_layers, len(item.targets), item.rows
+    tails: list[Tail] = [*item.base_tails()] if base else []
+    tails += [item.cell_tail(cell) for cell in cells if item.sees(model, cell, intervention)]
     if not tails:
         return Work(0, 0, 0, 0)
-    first, runs, start, stop, lead = np.array(tails, dtype=np.int64).T
+    first, runs, start, stop, lead = np.array([tail[:5] for tail in tails], dtype=np.int64).T
+    module = intervention.module
     tail = length - first
     products = attention = moved = 0
     for layer, block in enumerate(model.blocks):
@@ -76,33 +84,45 @@ def pass_work(
         kept = np.minimum(tail, k) if last else tail
         leading = np.maximum(0, lead - (tail - kept))
         replaced = np.where(stop > layer, leading, 0)
-        queries = kept - (replaced if intervention.module != "mlp" else 0)
-        mlps = kept - (replaced if intervention.module != "attn" else 0)
+        queries = kept - (replaced if module in ("attn", "block") else 0)
+        mlps = kept - (replaced if module in ("mlp", "block") else 0)
         pairs = queries * length - queries * (queries - 1) // 2
         active = runs * (start < layer)
         products += int((active * (tail * key_value + queries * query_out + mlps * mlp_cost)).sum())
         attention += int((active * pairs).sum()) * 4 * block.n_heads * block.head_dim
         moved += int((active * tail).sum())
-        if intervention.module == "attn" and not block.parallel:
-            # A cell's own tokens enter between attention and MLP.
-            products += int((runs * (start == layer) * leading).sum()) * mlp_cost
-    unembed = 2 * model.width * model.vocab_size * int((runs * np.minimum(tail, k)).sum())
+        if module in ("attn", "head"):
+            # A cell's own tokens enter between attention and MLP, with head outputs that are projected once more.
+            between = int((runs * (start == layer) * leading).sum())
+            projection = 2 * block.n_heads * block.head_dim * model.width if module == "head" else 0
+            products += between * (projection + (0 if block.parallel else mlp_cost))
+    # A compared row is multiplied once more with the unembedding.
+    unembed = 2 * model.width * model.vocab_size * int((runs * (np.minimum(tail, k) + compare)).sum())
     return Work(products, attention, unembed, moved)
 
 
-def item_flops(model: Decoder, item: TraceItem, intervention: Intervention) -> int:
+def item_flops(model: Decoder, item: TraceItem, intervention: Intervention, *, compare: bool = False) -> int:
     """FLOPs of one fact in one wave: its clean and corrupted passes and its cells, with attention and unembedding."""
-    return pass_work(model, item, intervention, item.cells, base=True).flops
+    return pass_work(model, item, intervention, item.cells, base=True, compare=compare).flops
 
 
-def sweep_cost(model: Decoder, items: list[TraceItem], intervention: Intervention, memory: int, cells: int) -> Cost:
-    """The cost of tracing `items` with `memory` bytes for activations. cells: cells of the reported grids."""
-    waves = split_waves(items, intervention, memory // bytes_per_row(model))
-    flops = sum(item_flops(model, item, intervention) for item in items)
+def sweep_cost(
+    model: Decoder,
+    items: list[TraceItem],
+    intervention: Intervention,
+    memory: int,
+    cells: int,
+    *,
+    compare: bool = False,
+) -> Cost:
+    """The cost of tracing `items` with `memory` bytes for activations. cells: cells of the reported grids. compare: as
+    for `pass_work`."""
+    waves = split_waves(items, memory // bytes_per_row(model))
+    flops = sum(item_flops(model, item, intervention, compare=compare) for item in items)
     wave_flops = moved = 0
     for wave in waves:
         for number, its_cells in wave.items:
-            work = pass_work(model, items[number], intervention, its_cells, base=True)
+            work = pass_work(model, items[number], intervention, its_cells, base=True, compare=compare)
             wave_flops += work.flops
             moved += work.rows
     size = model.embed_weight.element_size()

@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from fasttrace.facts.tokens import EncodedFact
-from fasttrace.tracing.plan import Cell, Spot
+from fasttrace.settings.trace import Metric
+from fasttrace.tracing.measures import KL, LOGIT_DIFF, LOGPROB, P_FALSE, ROW_OF, P, Span, metric_effect
+from fasttrace.tracing.plan import WHOLE, Cell, Heads, Spot, TraceItem
 from fasttrace.windows import window_interval
 
 TRACED_FACTS = pa.schema(
@@ -28,6 +30,14 @@ TRACED_FACTS = pa.schema(
         ("reason", pa.string()),
         ("scored", pa.string()),
         ("rank_correlation", pa.float64()),
+        ("p_false_clean", pa.float64()),
+        ("p_false_noised", pa.float64()),
+        ("logit_diff_clean", pa.float64()),
+        ("logit_diff_noised", pa.float64()),
+        ("logprob_clean", pa.float64()),
+        ("logprob_noised", pa.float64()),
+        ("kl_noised", pa.float64()),
+        ("counterfactuals", pa.list_(pa.string())),
     ]
 )
 CELLS = pa.schema(
@@ -37,11 +47,20 @@ CELLS = pa.schema(
         ("token_index", pa.int32()),
         ("token", pa.string()),
         ("layer", pa.int32()),
+        ("head", pa.int32()),
         ("p_restored", pa.float64()),
         ("p_restored_sem", pa.float64()),
         ("effect", pa.float64()),
         ("approximate", pa.bool_()),
         ("p_screened", pa.float64()),
+        ("p_false_restored", pa.float64()),
+        ("p_false_sem", pa.float64()),
+        ("logit_diff_restored", pa.float64()),
+        ("logit_diff_sem", pa.float64()),
+        ("logprob_restored", pa.float64()),
+        ("logprob_sem", pa.float64()),
+        ("kl_restored", pa.float64()),
+        ("kl_sem", pa.float64()),
     ]
 )
 SAMPLES = pa.schema(
@@ -50,8 +69,10 @@ SAMPLES = pa.schema(
         ("window_size", pa.int32()),
         ("token_index", pa.int32()),
         ("layer", pa.int32()),
+        ("head", pa.int32()),
         ("sample", pa.int32()),
         ("p_restored", pa.float64()),
+        ("logit_diff_restored", pa.float64()),
     ]
 )
 
@@ -81,27 +102,39 @@ def fractional_effect(
     return (p_clean - p if method == "noise" else p - p_noised) / (p_clean - p_noised)
 
 
-def sample_mean(samples: np.ndarray) -> float:
-    """samples: (n,) → their mean. It is exact for equal samples, where a sum and a division might round."""
-    return float(samples[0] + (samples - samples[0]).mean())
+def sample_mean(samples: np.ndarray) -> np.ndarray:
+    """samples: (…, n) → (…), their mean. It is exact for equal samples, where a sum and a division might round."""
+    first: np.ndarray = samples[..., 0]
+    return first + (samples - samples[..., :1]).mean(-1)
 
 
-def standard_error(samples: np.ndarray) -> float | None:
-    """samples: (n,) → the standard error of their mean (n − 1 in the denominator). None for a single sample."""
-    spread = samples - samples[0]
-    return float(spread.std(ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else None
+def standard_error(samples: np.ndarray) -> np.ndarray:
+    """samples: (…, n) → (…), the standard error of their mean (n − 1 in the denominator). NaN for a single sample."""
+    n = samples.shape[-1]
+    if n < 2:
+        return np.full(samples.shape[:-1], np.nan)
+    error: np.ndarray = (samples - samples[..., :1]).std(-1, ddof=1) / np.sqrt(n)
+    return error
 
 
 def fact_row(
     encoded: EncodedFact,
     sigma: float | None,
+    *,
     p_clean: float | None = None,
-    p_noised: float | None = None,
     reason: str | None = None,
+    kept: bool = True,
     scored: str | None = None,
     rank_correlation: float | None = None,
+    counterfactual: bool = False,
+    measured: dict[str, float | None] | None = None,
 ) -> dict[str, object]:
-    """A row of TRACED_FACTS. scored: the text whose probability was traced. reason: why the fact was left out."""
+    """A row of TRACED_FACTS.
+
+    scored: the text whose probability was traced. reason: why the fact was left out, or which of its counterfactuals
+    were. counterfactual: whether counterfactual prompts were the corrupted passes. measured: the columns of
+    `Grid.measured`, if it was traced.
+    """
     fact = encoded.fact
     return {
         "fact_id": fact.fact_id,
@@ -111,100 +144,150 @@ def fact_row(
         "target_true": fact.target_true,
         "target_false": fact.target_false,
         "p_clean": p_clean,
-        "p_noised": p_noised,
         "tokens": list(encoded.tokens),
         "subject_begin": encoded.subject_begin,
         "subject_end": encoded.subject_end,
         "sigma": sigma,
-        "kept": reason is None,
+        "kept": kept,
         "reason": reason,
         "scored": scored,
         "rank_correlation": rank_correlation,
+        "counterfactuals": list(encoded.fitting) if counterfactual else None,
+        **(measured or {}),
     }
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The traced values of one fact.
+    """The traced values of one fact. M is the number of MEASURES.
 
-    spots: where the interventions are made. values: cell → (runs,) p. unreached: (runs,) p of every cell before the
-    spots, where the corruption cannot reach; None if those tokens are not reported. screened: cell → (runs,) estimate
-    if the grid is approximate, else None. `values` then holds only the exact values of the verified cells.
+    item: the fact, with the cells that were computed. spots: where the interventions are made. heads: on which heads.
+    clean: (M, 1) measures of the clean pass. noised: (M, n) of the corrupted passes. values: cell → (M, runs).
+    screened: cell → (M, runs) estimates if the grid is approximate, else None. `values` then has only the verified
+    cells.
     """
 
-    encoded: EncodedFact
+    item: TraceItem
     spots: Sequence[Spot]
+    heads: Sequence[Heads]
+    clean: np.ndarray
+    noised: np.ndarray
     values: Mapping[Cell, np.ndarray]
-    p_clean: float
-    p_noised: float | None
-    unreached: np.ndarray | None = None
     screened: Mapping[Cell, np.ndarray] | None = None
 
+    def measured(self, metric: Metric) -> dict[str, float | None]:
+        """The columns of TRACED_FACTS that say what the clean and the corrupted passes gave."""
+        clean = self.clean[:, 0]
+        noised = sample_mean(self.noised) if self.noised.shape[1] else np.full(len(clean), np.nan)
+        shown = {
+            "p_clean": clean[P],
+            "p_noised": noised[P],
+            "p_false_clean": clean[P_FALSE],
+            "p_false_noised": noised[P_FALSE],
+            "logit_diff_clean": clean[LOGIT_DIFF],
+            "logit_diff_noised": noised[LOGIT_DIFF],
+        }
+        if metric == "log-probability":
+            shown |= {"logprob_clean": clean[LOGPROB], "logprob_noised": noised[LOGPROB]}
+        if metric == "kl":
+            shown["kl_noised"] = noised[KL]
+        return {name: None if np.isnan(value) else float(value) for name, value in shown.items()}
+
     def tables(
-        self, windows: Sequence[int], n_layers: int, protocol: str, method: str, keep_samples: bool
+        self, windows: Sequence[int], n_layers: int, protocol: str, method: str, metric: Metric, keep_samples: bool
     ) -> tuple[pa.Table, pa.Table]:
-        """(CELLS, SAMPLES): every window size, reported token and layer; SAMPLES is empty unless keep_samples."""
+        """(CELLS, SAMPLES): every window size, spot, layer and head; SAMPLES is empty unless keep_samples."""
         cells, samples = [], []
         for window in windows:
-            table, drawn = self._window(window, n_layers, protocol, method)
+            table, drawn = self._window(window, n_layers, protocol, method, metric)
             cells.append(table)
             if keep_samples:
                 samples.append(drawn())
         return pa.concat_tables(cells), pa.concat_tables([SAMPLES.empty_table(), *samples])
 
     def _window(
-        self, window: int, n_layers: int, protocol: str, method: str
+        self, window: int, n_layers: int, protocol: str, method: str, metric: Metric
     ) -> tuple[pa.Table, Callable[[], pa.Table]]:
-        names = self.encoded.tokens
-        runs = [window_interval(layer, window, n_layers) for layer in range(n_layers)]
-        before = range(self.spots[0].token) if self.unreached is not None else range(0)
-        rows: list[tuple[int, str, list[Cell | None]]] = [(t, names[t], [None] * n_layers) for t in before]
-        for first, count in self.spots:
-            # A spot of several tokens is reported at its last token.
-            text = "".join(names[first : first + count])
-            rows.append((first + count - 1, text, [Cell(first, *run, count) for run in runs]))
-        places: list[Cell | None] = [cell for _, _, row in rows for cell in row]
-        # Several layers may share one clipped interval; its samples are read once.
-        known = {cell: self._value(cell) for cell in set(places)}
-        stat = {cell: (sample_mean(p), standard_error(p)) for cell, p in known.items()}
-        p = np.array([stat[cell][0] for cell in places])
-        effect = fractional_effect(p, self.p_clean, self.p_noised, protocol, method)
-        index, layer = np.repeat([r[0] for r in rows], n_layers), np.tile(np.arange(n_layers), len(rows))
-        screened = None if self.screened is None else [sample_mean(self.screened[c]) if c else None for c in places]
-        count = len(places)
-        common = [
-            pa.array([self.encoded.fact_id] * count, pa.string()),
-            pa.array(np.full(count, window), pa.int32()),
-            pa.array(index, pa.int32()),
+        intervals = [window_interval(layer, window, n_layers) for layer in range(n_layers)]
+        places = [
+            self.item.cell(spot, run, some, method) for spot in self.spots for run in intervals for some in self.heads
         ]
-        table = pa.table(
-            [
-                *common,
-                pa.array([text for _, text, row in rows for _ in row], pa.string()),
-                pa.array(layer, pa.int32()),
-                pa.array(p),
-                pa.array([stat[cell][1] for cell in places], pa.float64()),
-                pa.nulls(count, pa.float64()) if effect is None else pa.array(effect),
-                pa.array([bool(c) and c not in self.values for c in places], pa.bool_()),
-                pa.array([None] * count if screened is None else screened, pa.float64()),
-            ],
-            schema=CELLS,
-        )
+        # Several layers may share one clipped interval, whose samples are read once.
+        distinct = list(dict.fromkeys(places))
+        number = {cell: i for i, cell in enumerate(distinct)}
+        which = np.array([number[cell] for cell in places])
+        values = np.stack([self._value(cell, method) for cell in distinct])
+        mean, error = sample_mean(values), standard_error(values)
+        effect = self._effect(mean[which], protocol, method, metric)
+        estimate = np.full(len(distinct), np.nan)
+        if self.screened is not None:
+            estimate[:] = [np.nan if cell is None else sample_mean(self.screened[cell][P]) for cell in distinct]
+        guessed = np.array([cell is not None and cell not in self.values for cell in distinct])
+        count, names, each = len(places), self.item.encoded.tokens, n_layers * len(self.heads)
+        # A spot of several tokens is reported at its last token.
+        texts = ["".join(names[first : first + tokens]) for first, tokens in self.spots]
+        last = np.array([first + tokens - 1 for first, tokens in self.spots])
+        head = [None if some == WHOLE or some.size > 1 else some.first for some in self.heads]
+        keys = {
+            "fact_id": pa.array([self.item.encoded.fact_id] * count, pa.string()),
+            "window_size": pa.array(np.full(count, window), pa.int32()),
+            "token_index": pa.array(np.repeat(last, each), pa.int32()),
+            "layer": pa.array(np.tile(np.repeat(np.arange(n_layers), len(self.heads)), len(last)), pa.int32()),
+            "head": pa.array(head * (n_layers * len(last)), pa.int32()),
+        }
+        columns = {
+            **keys,
+            "token": pa.array([text for text in texts for _ in range(each)], pa.string()),
+            "effect": pa.nulls(count, pa.float64()) if effect is None else pa.array(effect),
+            "approximate": pa.array(guessed[which]),
+            "p_screened": _column(estimate[which]),
+        }
+        for row, (name, its_error) in _COLUMNS.items():
+            hidden = row in (LOGPROB, KL) and row != ROW_OF[metric]
+            columns[name] = pa.nulls(count, pa.float64()) if hidden else _column(mean[which, row])
+            columns[its_error] = pa.nulls(count, pa.float64()) if hidden else _column(error[which, row])
+        table = pa.table([columns[name] for name in CELLS.names], schema=CELLS)
 
         def drawn() -> pa.Table:
-            each = np.stack([known[cell] for cell in places])
-            n = each.shape[1]
-            columns = [column.take(np.repeat(np.arange(count), n)) for column in (*common, pa.array(layer, pa.int32()))]
-            sample = pa.array(np.tile(np.arange(n), count), pa.int32())
-            return pa.table([*columns, sample, pa.array(each.reshape(-1))], schema=SAMPLES)
+            n = values.shape[2]
+            rows = np.repeat(np.arange(count), n)
+            parts = {name: column.take(rows) for name, column in keys.items()}
+            parts["sample"] = pa.array(np.tile(np.arange(n), count), pa.int32())
+            parts["p_restored"] = _column(values[which, P].reshape(-1))
+            parts["logit_diff_restored"] = _column(values[which, LOGIT_DIFF].reshape(-1))
+            return pa.table([parts[name] for name in SAMPLES.names], schema=SAMPLES)
 
         return table, drawn
 
-    def _value(self, cell: Cell | None) -> np.ndarray:
+    def _effect(self, mean: np.ndarray, protocol: str, method: str, metric: Metric) -> np.ndarray | None:
+        """mean: (cells, M) → (cells,) effects in the metric, or None where they are not defined."""
+        row = ROW_OF[metric]
+        clean = float(self.clean[row, 0])
+        noised = float(sample_mean(self.noised[row])) if self.noised.shape[1] else None
+        if metric == "probability":
+            return fractional_effect(mean[:, row], clean, noised, protocol, method)
+        return metric_effect(mean[:, row], Span(clean, noised), method)
+
+    def _value(self, cell: Cell | None, method: str) -> np.ndarray:
         if cell is None:
-            assert self.unreached is not None
-            return self.unreached
+            # Before the first corrupted token the passes are equal, so replacing outputs there changes nothing.
+            return self.noised if method == "denoise" else self.clean.repeat(self.item.runs, 1)
         if cell in self.values:
             return self.values[cell]
         assert self.screened is not None
         return self.screened[cell]
+
+
+# Row of MEASURES → the columns of CELLS that have its mean and its standard error.
+_COLUMNS = {
+    P: ("p_restored", "p_restored_sem"),
+    P_FALSE: ("p_false_restored", "p_false_sem"),
+    LOGIT_DIFF: ("logit_diff_restored", "logit_diff_sem"),
+    LOGPROB: ("logprob_restored", "logprob_sem"),
+    KL: ("kl_restored", "kl_sem"),
+}
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    """values: (n,) float64 → a column in which NaN, which stands for undefined, is NULL."""
+    return pa.array(values, pa.float64(), from_pandas=True)

@@ -1,14 +1,14 @@
 """Which cells a sweep has, in which waves they are computed, and where their rows are.
 
 A cell replaces a module's outputs at some tokens, over the layers [start, stop) of a window, by those of another pass.
+The outputs are the whole of what a module gives, or the slice of it that is some attention heads'.
 In a causal model that changes nothing below `start` and nothing before the token. So the cell's rows (its tail: the
 tokens from there on, in every noise sample) enter the pack after layer `start`, and the cell computes no others
 (docs/algorithms.md, section 9).
 """
 
-import functools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from fasttrace.errors import UserError
 from fasttrace.facts.tokens import EncodedFact
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.corrupt import Passes, counterfactual_passes, noised_passes
 from fasttrace.ops.prefix_attention import Column, sequence_table
 from fasttrace.settings.trace import Module, Tokens
 from fasttrace.windows import window_interval
@@ -31,34 +32,34 @@ OWN, ZERO = -1, -2  # marks of a row that keeps its own module output, or has no
 class Intervention:
     """What a cell does: which module's output it replaces, in which pass, and by what.
 
-    module: "mlp" or "attn" (what the module adds to the residual), or "block" (the residual after it).
+    module: "mlp" or "attn" (what the module adds to the residual), "block" (the residual after it), or "head" (the
+        output of some attention heads, before the output projection).
     method: "denoise" puts the clean pass's outputs into the corrupted passes. "noise" puts the corrupted passes'
         outputs into the clean pass. "zero" puts zeros into the clean pass.
-    samples: n corrupted passes (none for "zero").
     """
 
     module: str = "mlp"
     method: str = "denoise"
-    samples: int = 10
 
-    @property
-    def corrupted(self) -> int:
-        """How many corrupted passes a fact has."""
-        return 0 if self.method == "zero" else self.samples
 
-    @property
-    def runs(self) -> int:
-        """How many passes a cell has: one per noise sample, or one without noise."""
-        return self.corrupted or 1
+class Heads(NamedTuple):
+    """`size` attention heads from `first` on; a size of 0 stands for a module's whole output."""
+
+    first: int = 0
+    size: int = 0
+
+
+WHOLE = Heads()
 
 
 class Cell(NamedTuple):
-    """Intervene at `tokens` tokens from `token` on, over layers [start, stop)."""
+    """Intervene at `tokens` tokens from `token` on, over layers [start, stop), on the heads."""
 
     token: int
     start: int
     stop: int
     tokens: int = 1
+    heads: Heads = WHOLE
 
 
 class Spot(NamedTuple):
@@ -72,7 +73,8 @@ class Tail(NamedTuple):
     """Rows of a fact that advance together: its tokens from `token` on, in each of `passes` passes.
 
     They enter the pack after layer `entered`, which is −1 for rows that are in the pack from the start. In the layers
-    below `stop`, the module's output is replaced at their first `replaced` tokens. `stop` is 0 if it is never replaced.
+    below `stop`, the module's output (that of `heads` heads from `head` on) is replaced at their first `replaced`
+    tokens. `stop` is 0 if it is never replaced.
     """
 
     token: int
@@ -80,19 +82,38 @@ class Tail(NamedTuple):
     entered: int = -1
     stop: int = 0
     replaced: int = 0
+    head: int = 0
+    heads: int = 0
+
+
+class Contrast(NamedTuple):
+    """The first scored token in which o_true and o_false differ. at: its number. true, false: their tokens there."""
+
+    at: int
+    true: int
+    false: int
+
+
+def contrast_of(encoded: EncodedFact, scored: int) -> Contrast | None:
+    """Where o_true and o_false differ in their first `scored` tokens, or None: without an o_false, where they do not
+    differ, and where the whole of one begins the other."""
+    pairs = zip(encoded.target_true_ids[:scored], encoded.target_false_ids or (), strict=False)
+    return next((Contrast(at, true, false) for at, (true, false) in enumerate(pairs) if true != false), None)
 
 
 @dataclass(frozen=True)
 class TraceItem:
     """A fact ready to be traced.
 
-    ids: the tokens of a pass, which are the prompt and all but the last scored token. targets: the scored tokens. Each
-    value of the grid is their joint probability after the prompt. cells: the distinct cells of the grids.
+    passes: the passes that cells start from, over the prompt and all but the last scored token. targets: the scored
+    tokens. Each value of the grid is their joint probability after the prompt. contrast: where the logit difference is
+    read. cells: the distinct cells of the grids that are not plainly equal to the pass that they change.
     """
 
     encoded: EncodedFact
-    ids: tuple[int, ...]
+    passes: Passes
     targets: tuple[int, ...]
+    contrast: Contrast | None
     cells: tuple[Cell, ...]
 
     @property
@@ -100,44 +121,66 @@ class TraceItem:
         """T, the number of prompt tokens."""
         return len(self.encoded.ids)
 
-    def base_tails(self, corrupted: int) -> tuple[Tail, Tail]:
-        """The clean pass and the corrupted passes, from which cells start. Before the subject they are equal."""
-        return Tail(0, passes=1), Tail(self.encoded.subject_begin, passes=corrupted)
+    @property
+    def rows(self) -> int:
+        """Rows of a whole pass: the prompt and all but the last scored token."""
+        return len(self.passes.clean)
 
-    def cell_tail(self, cell: Cell, runs: int) -> Tail:
+    @property
+    def corrupted(self) -> int:
+        """How many corrupted passes the fact has, none with method "zero"."""
+        return len(self.passes.corrupted)
+
+    @property
+    def runs(self) -> int:
+        """How many passes a cell has: one per corrupted pass, or one without them."""
+        return self.corrupted or 1
+
+    @property
+    def compared_at(self) -> int:
+        """Number of the scored token whose distribution is compared: the contrast's, or the first."""
+        return self.contrast.at if self.contrast else 0
+
+    def base_tails(self) -> tuple[Tail, Tail]:
+        """The clean pass and the corrupted passes, from which cells start. Before `passes.begin` they are equal."""
+        return Tail(0, passes=1), Tail(self.passes.begin, passes=self.corrupted)
+
+    def cell_tail(self, cell: Cell) -> Tail:
         """The rows that a cell can change: none before its token and none below its window."""
-        return Tail(cell.token, runs, cell.start, cell.stop, cell.tokens)
+        return Tail(cell.token, self.runs, cell.start, cell.stop, cell.tokens, *cell.heads)
 
-    def base_rows(self, corrupted: int) -> int:
+    def base_rows(self) -> int:
         """How many rows `base_tails` have."""
-        return sum(map(self._rows, self.base_tails(corrupted)))
+        return sum(map(self._rows, self.base_tails()))
 
-    def cell_rows(self, cell: Cell, runs: int) -> int:
+    def cell_rows(self, cell: Cell) -> int:
         """How many rows a cell adds to the pack."""
-        return self._rows(self.cell_tail(cell, runs))
+        return self._rows(self.cell_tail(cell))
 
     def _rows(self, tail: Tail) -> int:
-        return tail.passes * (len(self.ids) - tail.token)
+        return tail.passes * (self.rows - tail.token)
+
+    def cell(self, spot: Spot, interval: tuple[int, int], heads: Heads, method: str) -> Cell | None:
+        """The cell that intervenes at a spot, or None where the spot is before every corrupted token."""
+        first = spot.token if method == "zero" else max(spot.token, self.passes.begin)
+        tokens = spot.token + spot.tokens - first
+        return Cell(first, *interval, tokens, heads) if tokens > 0 else None
 
     def sees(self, model: Decoder, cell: Cell, intervention: Intervention) -> bool:
         """Whether a scored token can see what the cell changes. If not, p is the base pass's and is not computed."""
         seen = model.reach(cell.start, cell.token + cell.tokens - 1) >= self.length - 1
-        return seen and (intervention.method == "zero" or self.sees_noise(model))
+        return seen and (intervention.method == "zero" or self.sees_corruption(model))
 
-    def sees_noise(self, model: Decoder) -> bool:
-        """Whether a scored token can see the corrupted subject. If not, the corrupted passes have the clean p."""
-        return model.reach(-1, self.encoded.subject_end - 1) >= self.length - 1
+    def sees_corruption(self, model: Decoder) -> bool:
+        """Whether a scored token can see a corrupted token. If not, the corrupted passes have the clean p."""
+        return model.reach(-1, self.passes.end - 1) >= self.length - 1
 
 
-def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[Spot]:
-    """The spots of all interventions that are computed.
-
-    Noise cannot reach a token before the subject, so only zeroing changes anything there.
-    Raises UserError for an unknown choice.
-    """
+def traced_spots(encoded: EncodedFact, tokens: str) -> list[Spot]:
+    """The spots that are reported. Raises UserError for an unknown choice."""
     begin, end = encoded.subject_begin, encoded.subject_end
     if tokens == "all":
-        return [Spot(t, 1) for t in range(0 if method == "zero" else begin, len(encoded.ids))]
+        return [Spot(t, 1) for t in range(len(encoded.ids))]
     if tokens == "subject":
         return [Spot(t, 1) for t in range(begin, end)]
     if tokens == "last-subject":
@@ -147,6 +190,20 @@ def traced_spots(encoded: EncodedFact, tokens: str, method: str) -> list[Spot]:
     raise UserError(f"tokens: expected one of {', '.join(TOKENS)}, got '{tokens}'")
 
 
+def traced_heads(model: Decoder, heads: str | Sequence[int] | None) -> list[Heads]:
+    """The heads of each cell of a layer: every head by itself ("all"), some of them, all in one cell ("at-once"), or a
+    module's whole output (None). Raises UserError for a head that the model does not have."""
+    if heads is None:
+        return [WHOLE]
+    count = min(block.n_heads for block in model.blocks)
+    if heads == "at-once":
+        return [Heads(0, count)]
+    chosen = range(count) if heads == "all" else sorted({int(head) for head in heads})
+    if chosen[-1] >= count:
+        raise UserError(f"trace: heads: expected numbers from 0 to {count - 1} for '{model.name}', got {chosen[-1]}")
+    return [Heads(head, 1) for head in chosen]
+
+
 def make_item(
     encoded: EncodedFact,
     windows: Sequence[int],
@@ -154,16 +211,26 @@ def make_item(
     tokens: str,
     method: str = "denoise",
     targets: Sequence[int] | None = None,
+    *,
+    corruption: str = "noise",
+    samples: int = 10,
+    heads: Sequence[Heads] = (WHOLE,),
 ) -> TraceItem:
     """The fact with the distinct cells of its grids: an interval that several windows share occurs once.
 
-    targets: the scored tokens, None for all of o_true.
+    targets: the scored tokens, None for all of o_true. samples: n corrupted passes with corruption "noise". A
+    counterfactual fact has one for each counterfactual. With method "zero" there are none.
     """
-    intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
-    spots = traced_spots(encoded, tokens, method)
-    cells = tuple(Cell(spot.token, a, c, spot.tokens) for a, c in intervals for spot in spots)
     scored = tuple(encoded.target_true_ids if targets is None else targets)
-    return TraceItem(encoded, (*encoded.ids, *scored[:-1]), scored, cells)
+    if method == "zero" or corruption == "noise":
+        passes = noised_passes(encoded, scored[:-1], 0 if method == "zero" else samples)
+    else:
+        passes = counterfactual_passes(encoded, scored[:-1])
+    item = TraceItem(encoded, passes, scored, contrast_of(encoded, len(scored)), ())
+    intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
+    spots = traced_spots(encoded, tokens)
+    made = (item.cell(spot, run, some, method) for run in intervals for some in heads for spot in spots)
+    return replace(item, cells=tuple(cell for cell in made if cell is not None))
 
 
 @dataclass(frozen=True)
@@ -193,25 +260,21 @@ def bytes_per_row(model: Decoder) -> int:
     return 2 * (6 * model.width + heads) * model.embed_weight.element_size()
 
 
-def split_waves(
-    items: Sequence[TraceItem], intervention: Intervention, max_rows: int, done: Collection[int] = ()
-) -> list[TraceWave]:
+def split_waves(items: Sequence[TraceItem], max_rows: int, done: Collection[int] = ()) -> list[TraceWave]:
     """Pack cells into waves of at most max_rows rows, facts in order. Only a fact that is too large is split.
 
     done: numbers of items that are left out of the waves. The others stay in the wave that they are in without `done`,
     so that a sweep that continues computes the same products as one that was never interrupted.
     Raises UserError where a fact's base passes and its largest cell need more than max_rows rows.
     """
-    runs = intervention.runs
     pieces: list[_Piece] = []
     for number, item in enumerate(items):
-        base = item.base_rows(intervention.corrupted)
-        rows_of = functools.partial(item.cell_rows, runs=runs)
+        base, rows_of = item.base_rows(), item.cell_rows
         largest = max(map(rows_of, item.cells), default=0)
         if base + largest > max_rows:
             raise UserError(
                 f"memory: expected a budget of at least {base + largest} rows for fact '{item.encoded.fact_id}', "
-                f"got {max_rows}; use a larger --memory or fewer --samples"
+                f"got {max_rows}; use a larger --memory or fewer samples"
             )
         for cells in pack_by_budget(item.cells, rows_of, max_rows - base) if item.cells else [[]]:
             pieces.append(_Piece(number, cells, base + sum(map(rows_of, cells))))
@@ -227,7 +290,7 @@ def split_waves(
     ]
 
 
-def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+def ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
     """begin, length: (n,) int64 → the concatenation of all [begin_i, begin_i + length_i)."""
     ends = np.cumsum(length)
     return np.repeat(begin - (ends - length), length) + np.arange(int(ends[-1]) if len(ends) else 0)
@@ -237,9 +300,9 @@ def _ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
 class _Sequences:
     """The sequences of a wave: every pass of every tail, base passes first. All fields are (S,) int64.
 
-    fact: number of the fact in the wave. token, entered, stop, replaced: as in `Tail`. subject: first token of the
-    fact's subject. rows: number of rows. begin: first row. clean, corrupted: first row of the fact's clean pass, and of
-    the corrupted pass of the sequence's noise sample.
+    fact: number of the fact in the wave. token, entered, stop, replaced, head, heads: as in `Tail`. apart: first token
+    at which the fact's corrupted passes differ from the clean one. rows: number of rows. begin: first row. clean,
+    corrupted: first row of the fact's clean pass, and of the corrupted pass of the sequence's sample.
     """
 
     fact: np.ndarray
@@ -247,31 +310,33 @@ class _Sequences:
     entered: np.ndarray
     stop: np.ndarray
     replaced: np.ndarray
-    subject: np.ndarray
+    head: np.ndarray
+    heads: np.ndarray
+    apart: np.ndarray
     rows: np.ndarray
     begin: np.ndarray
     clean: np.ndarray
     corrupted: np.ndarray
 
     @classmethod
-    def of(
-        cls, items: Sequence[TraceItem], cells: Sequence[tuple[int, Cell]], intervention: Intervention
-    ) -> "_Sequences":
+    def of(cls, items: Sequence[TraceItem], cells: Sequence[tuple[int, Cell]]) -> "_Sequences":
         """The sequences of a wave of these items with cells (fact, cell)."""
-        length = np.array([len(item.ids) for item in items])
-        subject = np.array([item.encoded.subject_begin for item in items])
-        base_rows = np.array([item.base_rows(intervention.corrupted) for item in items])
+        length = np.array([item.rows for item in items])
+        apart = np.array([item.passes.begin for item in items])
+        base_rows = np.array([item.base_rows() for item in items])
         clean_begin = np.cumsum(base_rows) - base_rows
 
-        tails = [(f, tail) for f, item in enumerate(items) for tail in item.base_tails(intervention.corrupted)]
-        tails += [(f, items[f].cell_tail(cell, intervention.runs)) for f, cell in cells]
+        tails = [(f, tail) for f, item in enumerate(items) for tail in item.base_tails()]
+        tails += [(f, items[f].cell_tail(cell)) for f, cell in cells]
         fact = np.array([f for f, _ in tails])
-        token, passes, entered, stop, replaced = np.array([tail for _, tail in tails]).T
-        fact, token, entered, stop, replaced = (
-            column.repeat(passes) for column in (fact, token, entered, stop, replaced)
+        passes = np.array([tail.passes for _, tail in tails])
+        # −1 stands for the clean pass, which is every other of the base tails.
+        first = np.where(np.arange(len(tails)) < 2 * len(items), -1 + np.arange(len(tails)) % 2, 0)
+        sample = ranges(first, passes)
+        fact, token, entered, stop, replaced, head, heads = (
+            column.repeat(passes)
+            for column in (fact, *np.array([(t, *rest) for _, (t, _, *rest) in tails], dtype=np.int64).T)
         )
-        of_base = np.tile(np.arange(-1, intervention.corrupted), len(items))  # −1: the clean pass
-        sample = np.concatenate((of_base, np.tile(np.arange(intervention.runs), len(cells))))
         rows = length[fact] - token
         clean = clean_begin[fact]
         return cls(
@@ -280,11 +345,13 @@ class _Sequences:
             entered=entered,
             stop=stop,
             replaced=replaced,
-            subject=subject[fact],
+            head=head,
+            heads=heads,
+            apart=apart[fact],
             rows=rows,
             begin=np.cumsum(rows) - rows,
             clean=clean,
-            corrupted=clean + length[fact] + sample * (length - subject)[fact],
+            corrupted=clean + length[fact] + sample * (length - apart)[fact],
         )
 
     @property
@@ -300,31 +367,34 @@ class _Sequences:
     @property
     def in_corrupted(self) -> np.ndarray:
         """Row of the sequence's first token in its corrupted pass."""
-        return self.corrupted + self.token - self.subject
+        return self.corrupted + self.token - self.apart
 
 
 class Layout:
     """Row numbers of one wave: which rows enter after which layer, which rows they copy, and which are scored.
 
-    Base rows come first: for each fact its clean pass, then the tokens from the subject on of each corrupted pass
+    Base rows come first: for each fact its clean pass, then each corrupted pass from the first corrupted token on
     (earlier tokens are those of the clean pass). Cells follow in the order of the layer they enter after, each with
-    `runs` sequences of rows. A row never moves.
+    a sequence of rows per run of its fact. A row never moves.
 
     items: the facts of the wave. cells: (fact, cell) of the cells that are computed, in order. unseen: (fact, cell) of
-    the cells that no scored token can see. sequences: (S, 8), the table of ops.prefix_attention. fact: (S,) the fact of
-    each sequence. rows_at, sequences_at: (L + 1,) how many rows and sequences are in the pack at each layer.
+    the cells that no scored token can see. sequences: (S, 8), the table of ops.prefix_attention. n_base: how many of
+    these are base passes. fact: (S,) the fact of each sequence. rows_at, sequences_at: (L + 1,) how many rows and
+    sequences are in the pack at each layer.
 
     For every row of the pack, base rows included: base (N,) the row it starts from; patch (N,) the base row whose
     module output it takes inside its window, or OWN, or ZERO; stop (N,) the first layer after that window, or 0 without
-    a window; position (N,) its token; scored (N,) bool, whether it predicts a target token.
+    a window; head, heads (N,) which heads' outputs it takes, `heads` being 0 for the whole output; position (N,) its
+    token; scored (N,) bool, whether it predicts a target token.
     """
 
     def __init__(self, model: Decoder, items: Sequence[TraceItem], wave: TraceWave, intervention: Intervention) -> None:
         self.items = [items[number] for number, _ in wave.items]
         self.intervention = intervention
         self._sort_cells(model, wave)
-        sequences = _Sequences.of(self.items, self.cells, intervention)
+        sequences = _Sequences.of(self.items, self.cells)
         self.fact = sequences.fact
+        self.n_base = int(np.sum(~sequences.is_cell))
         self.sequences = self._table(sequences)
         self._number_rows(sequences)
         self._count_entered(sequences, model.n_layers)
@@ -342,11 +412,11 @@ class Layout:
     def _table(self, sequences: _Sequences) -> np.ndarray:
         """(S, 8), the sequence table. A cell's prefixes are the tokens before it in the pass that it changes.
 
-        In a corrupted pass these are clean up to the subject and corrupted from there on.
+        In a corrupted pass these are clean up to the first corrupted token and corrupted from there on.
         """
         denoise = self.intervention.method == "denoise"
-        before_subject = np.minimum(sequences.token, sequences.subject)
-        first_len = np.where(sequences.is_cell & (not denoise), sequences.token, before_subject)
+        shared = np.minimum(sequences.token, sequences.apart)
+        first_len = np.where(sequences.is_cell & (not denoise), sequences.token, shared)
         second_len = np.where(sequences.is_cell & denoise, sequences.token - first_len, 0)
         return sequence_table(
             q_begin=sequences.begin,
@@ -360,23 +430,24 @@ class Layout:
         )
 
     def _number_rows(self, sequences: _Sequences) -> None:
-        """Set `base`, `patch`, `stop`, `position` and `scored`."""
+        """Set `base`, `patch`, `stop`, `head`, `heads`, `position` and `scored`."""
         method = self.intervention.method
         changed_pass = sequences.in_corrupted if method == "denoise" else sequences.in_clean
         base_begin = np.where(sequences.is_cell, changed_pass, sequences.begin)
         # For each row, the number of rows before it in its sequence.
-        within = _ranges(np.zeros_like(sequences.rows), sequences.rows)
+        within = ranges(np.zeros_like(sequences.rows), sequences.rows)
         replaced = within < np.repeat(sequences.replaced, sequences.rows)
         if method == "zero":
             patch = np.full_like(within, ZERO)
         else:
             patch_begin = sequences.in_clean if method == "denoise" else sequences.in_corrupted
             patch = np.repeat(patch_begin, sequences.rows) + within
-        self.base = _ranges(base_begin, sequences.rows)
+        self.base = ranges(base_begin, sequences.rows)
         self.patch = np.where(replaced, patch, OWN)
         self.stop = np.where(replaced, np.repeat(sequences.stop, sequences.rows), 0)
+        self.head, self.heads = (np.repeat(one, sequences.rows) for one in (sequences.head, sequences.heads))
         self.position = np.repeat(sequences.token, sequences.rows) + within
-        first_scored = np.array([len(item.ids) - len(item.targets) for item in self.items])
+        first_scored = np.array([item.rows - len(item.targets) for item in self.items])
         self.scored = self.position >= np.repeat(first_scored[sequences.fact], sequences.rows)
 
     def _count_entered(self, sequences: _Sequences, n_layers: int) -> None:

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Facts
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
@@ -24,19 +24,23 @@ from fasttrace.settings.kinds import Size
 from fasttrace.settings.trace import Tokens, TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
-from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, fact_row, sample_mean
+from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, fact_row
 from fasttrace.tracing.known import BATCH, check_known
+from fasttrace.tracing.measures import LOGIT_DIFF, ROW_OF
 from fasttrace.tracing.plan import (
     Cell,
+    Heads,
     Intervention,
-    Spot,
     TraceItem,
     TraceWave,
     bytes_per_row,
+    contrast_of,
     make_item,
     split_waves,
+    traced_heads,
     traced_spots,
 )
+from fasttrace.tracing.roles import average_by_role
 from fasttrace.tracing.wavefront import WaveResult, start_wave
 
 
@@ -45,7 +49,7 @@ class TraceResult:
     """run: the `runs` row, with the seconds and flops of this result.
 
     facts: TRACED_FACTS, one row per fact, traced or left out. cells: CELLS, one row per grid cell. samples: SAMPLES,
-    one row per grid cell and noise sample with keep_samples, else empty.
+    one row per grid cell and sample with keep_samples, else empty.
     """
 
     run: Run
@@ -53,21 +57,45 @@ class TraceResult:
     cells: pa.Table
     samples: pa.Table
 
+    @checked
+    def average(self, *, by: Literal["role"] = "role") -> pa.Table:
+        """The mean over facts of the indirect effect, for each window size, token role and layer (and head).
+
+        The indirect effect is by how much a cell moves the run's metric, in its own units: towards the clean pass, or
+        away from it with methods noise and zero. Returns roles.AVERAGES, with standard errors over facts and 95 %
+        bands. Roles: first-subject, middle-subject, last-subject, first-after, further, last-prompt.
+        Source: Meng et al. 2022 (arXiv 2202.05262), Figures 2 and 3.
+        """
+        return average_by_role(self.run["settings"], self.facts, self.cells)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TracePlan:
     """A sweep that is ready to run: `cost` predicts its work, `batches` runs it.
 
     settings: the given ones with the final σ, distinct windows in descending order, and verify_top, which is a number
-    if cells are estimated and None otherwise. sigma: σ, None if nothing is corrupted.
+    if cells are estimated and None otherwise. heads: those of each cell of a layer. sigma: σ, None without noise.
+    unmeasured: fact_id → why these settings cannot measure the fact, which is then left out.
     """
 
     model: Decoder
     encoded: list[EncodedFact]
     settings: TraceSettings
     intervention: Intervention
+    heads: list[Heads]
     sigma: float | None
+    unmeasured: dict[str, str]
     run: Run
+
+    @property
+    def measured(self) -> list[EncodedFact]:
+        """The facts that these settings can measure."""
+        return [fact for fact in self.encoded if fact.fact_id not in self.unmeasured]
+
+    @property
+    def counterfactual(self) -> bool:
+        """Whether the corrupted passes have the tokens of counterfactual prompts."""
+        return self.settings.corruption == "counterfactual"
 
     @property
     def tokens(self) -> Tokens:
@@ -82,16 +110,16 @@ class TracePlan:
         return self.settings.noise
 
     def cost(self, memory: str | int | None = None) -> Cost:
-        """Predict FLOPs, bytes, waves and peak memory for tracing every fact. No pass runs.
+        """Predict FLOPs, bytes, waves and peak memory for tracing every fact that can be measured. No pass runs.
 
         memory: as in `batches`.
         """
-        items, budget = self.items(self.encoded), self._budget(memory)
-        every_token = self.tokens == "all"
-        rows = sum(len(i.encoded.ids) if every_token else len(self._spots(i.encoded)) for i in items)
-        cells = rows * len(self.settings.windows) * self.model.n_layers
+        items, budget = self.items(self.measured), self._budget(memory)
+        spots = sum(len(traced_spots(item.encoded, self.tokens)) for item in items)
+        cells = spots * len(self.settings.windows) * self.model.n_layers * len(self.heads)
         if self.settings.verify_top is None:
-            return sweep_cost(self.model, items, self.intervention, budget, cells)
+            compare = self.settings.metric == "kl"
+            return sweep_cost(self.model, items, self.intervention, budget, cells, compare=compare)
         return screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
 
     @checked
@@ -111,19 +139,24 @@ class TracePlan:
         more facts.
         """
         report, budget = progress or (lambda n: None), self._budget(memory)
+        unmeasured = [f for f in self.encoded if f.fact_id in self.unmeasured and f.fact_id not in skip]
+        if unmeasured:
+            yield self._result([self._left_out(f, self.unmeasured[f.fact_id]) for f in unmeasured], [], 0.0, 0)
+            report(len(unmeasured))
         if self.settings.keep == "all":
-            yield from self._traced(self.encoded, skip, budget, report)
+            yield from self._traced(self.measured, skip, budget, report)
             return
         first_only = self.settings.target != "sequence"
-        for i in range(0, len(self.encoded), BATCH):
+        measured = self.measured
+        for i in range(0, len(measured), BATCH):
             begun = time.perf_counter()
-            part = self.encoded[i : i + BATCH]
+            part = measured[i : i + BATCH]
             if all(f.fact_id in skip for f in part):
                 continue
             found = check_known(self.model, [f.fact for f in part], protocol=self.settings.protocol)
             verdicts = found.verdicts.to_pylist()
             left = [
-                fact_row(f, self.sigma, None if first_only else v["p_true"], reason=v["reason"])
+                self._left_out(f, v["reason"], None if first_only else v["p_true"])
                 for f, v in zip(part, verdicts, strict=True)
                 if not v["known"] and f.fact_id not in skip
             ]
@@ -142,11 +175,11 @@ class TracePlan:
             whole = self.settings.target == "sequence"
             targets = [f.target_true_ids if whole else f.target_true_ids[:1] for f in facts]
         windows, tokens, n_layers = self.settings.windows, self.tokens, self.model.n_layers
-        method = self.intervention.method
-        return [make_item(f, windows, n_layers, tokens, method, t) for f, t in zip(facts, targets, strict=True)]
-
-    def _spots(self, encoded: EncodedFact) -> list[Spot]:
-        return traced_spots(encoded, self.tokens, self.intervention.method)
+        method, corruption, samples = self.intervention.method, self.settings.corruption, self.settings.samples
+        options: dict[str, Any] = {"corruption": corruption, "samples": samples, "heads": self.heads}
+        return [
+            make_item(f, windows, n_layers, tokens, method, t, **options) for f, t in zip(facts, targets, strict=True)
+        ]
 
     def _traced(
         self, facts: list[EncodedFact], skip: Collection[str], budget: int, report: Callable[[int], None]
@@ -174,11 +207,14 @@ class TracePlan:
         for done, clean, noised, values in self._waves(items, skipped, budget):
             grids = [self._grid(items[n], clean[n], noised[n], values[n]) for n in done]
             rows = [self._row(items[n], grid) for n, grid in zip(done, grids, strict=True)]
-            yield rows, grids, sum(item_flops(self.model, items[n], self.intervention) for n in done)
+            yield rows, grids, sum(self._flops(items[n]) for n in done)
+
+    def _flops(self, item: TraceItem) -> int:
+        return item_flops(self.model, item, self.intervention, compare=self.settings.metric == "kl")
 
     def _waves(self, items: list[TraceItem], skipped: Collection[int], budget: int) -> Iterator["_Finished"]:
         """Yield the values of the facts that each wave finishes."""
-        waves = split_waves(items, self.intervention, budget // bytes_per_row(self.model), skipped)
+        waves = split_waves(items, budget // bytes_per_row(self.model), skipped)
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
         for i, wave, result in self._results(items, waves):
@@ -197,7 +233,9 @@ class TracePlan:
         for i in range(len(waves) + ahead):
             if i < len(waves):
                 drawn = (self.sigma or 0.0, self.noise, self.settings.seed)
-                started.append(start_wave(self.model, items, waves[i], self.intervention, *drawn, tidy=tidy))
+                compare = self.settings.metric == "kl"
+                wave = start_wave(self.model, items, waves[i], self.intervention, *drawn, compare=compare, tidy=tidy)
+                started.append(wave)
             if i >= ahead:
                 yield i - ahead, waves[i - ahead], started.pop(0)()
 
@@ -208,6 +246,7 @@ class TracePlan:
         verify_top = self.settings.verify_top
         assert verify_top is not None
         rows = budget // max(bytes_per_row(self.model), row_bytes(self.model))
+        row = ROW_OF[self.settings.metric]
         for i in range(0, len(items), BATCH):
             part = items[i : i + BATCH]
             here = {number - i for number in skipped}
@@ -217,16 +256,16 @@ class TracePlan:
             found = attribute(
                 self.model,
                 part,
-                self.intervention.samples,
                 self.sigma or 0.0,
                 self.noise,
                 self.settings.seed,
                 module=self.intervention.module,
                 memory_rows=rows,
+                logit_diff=row == LOGIT_DIFF,
             )
             chosen = []
             for number, item in enumerate(part):
-                estimate = np.array([found.estimates[number][cell].mean() for cell in item.cells])
+                estimate = np.array([found.estimates[number][cell][row].mean() for cell in item.cells])
                 best = np.argsort(-estimate, kind="stable")[:verify_top]
                 chosen.append(replace(item, cells=tuple(item.cells[i] for i in best)))
             verified = self._waves(chosen, here, budget) if verify_top else _unverified(found, left)
@@ -236,8 +275,8 @@ class TracePlan:
                     grid = self._grid(part[n], clean[n], noised[n], values[n], found.estimates[n])
                     cells = list(values[n])
                     ranks = rank_correlation(
-                        np.array([found.estimates[n][c].mean() for c in cells]),
-                        np.array([values[n][c].mean() for c in cells]),
+                        np.array([found.estimates[n][c][row].mean() for c in cells]),
+                        np.array([values[n][c][row].mean() for c in cells]),
                     )
                     grids.append(grid)
                     about.append(self._row(part[n], grid, ranks))
@@ -247,32 +286,33 @@ class TracePlan:
     def _grid(
         self,
         item: TraceItem,
-        p_clean: float,
+        clean: np.ndarray,
         noised: np.ndarray,
         values: dict[Cell, np.ndarray],
         screened: dict[Cell, np.ndarray] | None = None,
     ) -> Grid:
-        method = self.intervention.method
-        # Before the subject the corrupted rows equal the clean ones, so replacing them changes nothing.
-        untouched = noised if method == "denoise" else np.full(self.intervention.runs, p_clean)
-        report_all = self.tokens == "all" and method != "zero"
-        return Grid(
-            item.encoded,
-            self._spots(item.encoded),
-            values,
-            p_clean,
-            sample_mean(noised) if len(noised) else None,
-            untouched if report_all else None,
-            screened,
-        )
+        return Grid(item, traced_spots(item.encoded, self.tokens), self.heads, clean, noised, values, screened)
 
     def _row(self, item: TraceItem, grid: Grid, rank: float | None = None) -> dict[str, object]:
-        scored = self.model.tokenizer.decode(list(item.targets))
-        return fact_row(item.encoded, self.sigma, grid.p_clean, grid.p_noised, scored=scored, rank_correlation=rank)
+        return fact_row(
+            item.encoded,
+            self.sigma,
+            reason="; ".join(item.encoded.misfits) or None if self.counterfactual else None,
+            scored=self.model.tokenizer.decode(list(item.targets)),
+            rank_correlation=rank,
+            counterfactual=self.counterfactual,
+            measured=grid.measured(self.settings.metric),
+        )
+
+    def _left_out(self, fact: EncodedFact, reason: str, p_clean: float | None = None) -> dict[str, object]:
+        return fact_row(fact, self.sigma, p_clean=p_clean, reason=reason, kept=False)
 
     def _result(self, rows: list[dict[str, object]], grids: list[Grid], seconds: float, flops: int) -> TraceResult:
         asked, n_layers, method = self.settings, self.model.n_layers, self.intervention.method
-        tables = [grid.tables(asked.windows, n_layers, asked.protocol, method, asked.keep_samples) for grid in grids]
+        tables = [
+            grid.tables(asked.windows, n_layers, asked.protocol, method, asked.metric, asked.keep_samples)
+            for grid in grids
+        ]
         return TraceResult(
             {**self.run, "seconds": seconds, "flops": float(flops)},
             pa.Table.from_pylist(rows, schema=TRACED_FACTS),
@@ -284,11 +324,11 @@ class TracePlan:
 class _Finished(NamedTuple):
     """Facts whose cells are all computed, by index.
 
-    clean, noised: as in WaveResult. cells: fact → cell → (runs,) p.
+    clean, noised: as in WaveResult. cells: fact → cell → (M, runs).
     """
 
     facts: list[int]
-    clean: dict[int, float]
+    clean: dict[int, np.ndarray]
     noised: dict[int, np.ndarray]
     cells: dict[int, dict[Cell, np.ndarray]]
 
@@ -318,38 +358,84 @@ class TraceArguments(PrepareTraceArguments):
 def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
     """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
-    Raises UserError for a bad setting, for no facts, and for a fact that is too long for the model.
+    Raises UserError for a bad setting, for no facts, where the settings cannot measure any of them, and for a fact that
+    is too long for the model or has no counterfactual with corruption "counterfactual".
     """
     asked = carried(TraceSettings, given)
     if not facts:
         raise UserError("trace: facts: expected at least one, got none")
     encoded = encoded_facts(model, facts)
     screened = asked.method == "attribution"
-    intervention = Intervention(asked.module, "denoise" if screened else asked.method, asked.samples)
-    sigma = noise_sigma(model, asked.sigma, asked.sigma_facts) if intervention.corrupted else None
+    intervention = Intervention(asked.module, "denoise" if screened else asked.method)
+    heads = traced_heads(model, asked.heads)
+    unmeasured = _unmeasured(asked, encoded)
+    noised = asked.method != "zero" and asked.corruption == "noise"
+    sigma = noise_sigma(model, asked.sigma, asked.sigma_facts) if noised else None
     settled = replaced(
         asked,
         windows=sorted(set(asked.windows), reverse=True),
         sigma=sigma,
-        seed=asked.seed if intervention.corrupted else 0,  # without corruption nothing is drawn
+        seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
     )
-    named = run_settings(settled, without=() if intervention.corrupted else ("samples", "noise", "sigma"))
+    named = run_settings(settled, without=() if noised else ("samples", "noise", "sigma"))
     run = describe_run("trace", model, named, seed=settled.seed, protocol=settled.protocol)
-    return TracePlan(model=model, encoded=encoded, settings=settled, intervention=intervention, sigma=sigma, run=run)
+    return TracePlan(
+        model=model,
+        encoded=encoded,
+        settings=settled,
+        intervention=intervention,
+        heads=heads,
+        sigma=sigma,
+        unmeasured=unmeasured,
+        run=run,
+    )
+
+
+def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:
+    """fact_id → why the settings cannot measure the fact. Raises UserError where they can measure none, and for facts
+    without a counterfactual where one is asked for."""
+    reasons: dict[str, str] = {}
+    if asked.corruption == "counterfactual":
+        if without := [fact for fact in encoded if not fact.fact.counterfactuals]:
+            raise UserError(
+                "trace: corruption: expected a counterfactual_subject or counterfactual_prompt in every fact, got none "
+                f"in {len(without)} of {len(encoded)} facts, such as '{without[0].fact_id}': `fasttrace facts --pairs` "
+                "finds some"
+            )
+        reasons |= {fact.fact_id: "; ".join(fact.misfits) for fact in encoded if not fact.counterfactuals}
+    if asked.metric == "logit-difference":
+        whole = asked.target == "sequence"
+        for fact in encoded:
+            if fact.target_false_ids is None:
+                reasons[fact.fact_id] = "metric logit-difference: expected a target_false, got none"
+            elif contrast_of(fact, len(fact.target_true_ids) if whole else 1) is None:
+                reasons[fact.fact_id] = (
+                    f"metric logit-difference: expected a target_false that differs from the target_true at a scored "
+                    f"token, got {shown(fact.fact.target_false)} and {shown(fact.fact.target_true)}"
+                )
+    if len(reasons) == len(encoded):
+        fact_id, reason = next(iter(reasons.items()))
+        others = f" (and {len(reasons) - 1} more facts that cannot be measured)" if len(reasons) > 1 else ""
+        raise UserError(f"trace: fact '{fact_id}': {reason}{others}")
+    return reasons
 
 
 @takes(TraceArguments)
 def trace(model: Model, facts: Facts, given: TraceArguments) -> TraceResult:
     """Causal tracing: compute the exact grid of every fact and window size in one sweep.
 
-    Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over noise samples.
+    Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over the corrupted
+    passes. Its logit differences are read where o_true and o_false first differ (NULL where they do not). With
+    corruption="counterfactual", a fact's counterfactual prompts are the corrupted passes; those of another number of
+    tokens are left out with a reason.
     With method="attribution" every estimated cell is marked `approximate`. A sweep that does not fit into `memory` runs
     in several waves and returns the same values. Facts that keep="known" leaves out are in the result with a reason.
 
     Raises UserError for a bad setting.
     Source: paper, section 3.2 and Appendix B; docs/algorithms.md, sections 3 to 9; Meng et al. 2022 (arXiv 2202.05262)
-    for "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution".
+    for "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution"; Zhang and Nanda
+    2023 (arXiv 2309.16042) for counterfactuals and logit differences.
     """
     plan = prepare_trace(model, facts, settings=carried(TraceSettings, given))
     parts = list(plan.batches(progress=given.progress))

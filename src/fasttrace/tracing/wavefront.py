@@ -17,11 +17,13 @@ from torch import Tensor
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.corrupt import embed_base
-from fasttrace.models.packed import attend, bring, mlp, rotary_rows, row_logprob
+from fasttrace.models.packed import bring, head_outputs, mlp, rotary_rows, row_logprob
+from fasttrace.models.readout import divergence, token_logits
 from fasttrace.ops.dispatch import download, upload
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.window_restore import window_restore
-from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, TraceWave
+from fasttrace.tracing.measures import measures
+from fasttrace.tracing.plan import OWN, Cell, Intervention, Layout, TraceItem, TraceWave, ranges
 
 TIDY_LAYERS = 4  # layers between two returns of memory; one after each layer took 10 % of the time (bench/LOG.md)
 
@@ -45,12 +47,12 @@ def give_back() -> None:
 
 @dataclass(frozen=True, eq=False)
 class WaveResult:
-    """Probabilities of the scored tokens, by fact number in the sweep.
+    """What was measured, by fact number in the sweep. M is the number of MEASURES.
 
-    clean: fact → p. noised: fact → (n,) p of each corrupted pass. cells: (fact, cell) → (runs,) p.
+    clean: fact → (M, 1). noised: fact → (M, n), each corrupted pass. cells: (fact, cell) → (M, runs).
     """
 
-    clean: dict[int, float]
+    clean: dict[int, np.ndarray]
     noised: dict[int, np.ndarray]
     cells: dict[tuple[int, Cell], np.ndarray]
 
@@ -65,19 +67,20 @@ def start_wave(
     noise: str,
     seed: int,
     *,
+    compare: bool = False,
     tidy: bool = False,
 ) -> Callable[[], WaveResult]:
     """Start computing one wave exactly. Return a function that waits for the result.
 
     A GPU is still computing when this returns, so that the host can prepare the next wave meanwhile.
 
-    sigma, noise, seed: see `embed_base`. tidy: return freed memory to the system between layers, which a sweep of
+    sigma, noise, seed: see `embed_base`. compare: also measure KL divergences, for which the unembedding is read once
+    more. tidy: return freed memory to the system between layers, which a sweep of
     several waves needs to stay near its budget.
     """
     layout = Layout(model, items, wave, intervention)
-    encoded, ids = [item.encoded for item in layout.items], [item.ids for item in layout.items]
     with model.entry():
-        x, positions = embed_base(model, encoded, ids, intervention.corrupted, sigma, noise, seed)
+        x, positions = embed_base(model, [item.passes for item in layout.items], sigma, noise, seed)
         h = model.enter(x, positions)
     rotary = model.rotary(_tensor(layout.position, h))
     for layer, block in model.layers():
@@ -85,7 +88,7 @@ def start_wave(
         h = _Layer(layout, layer).advance(block, h, rotary_rows(rotary, slice(h.shape[0])))
         if tidy and h.device.type == "cpu" and layer % TIDY_LAYERS == 0:
             give_back()
-    return _scores(model, layout, wave, h)
+    return _scores(model, layout, wave, h, compare)
 
 
 class _Layer:
@@ -99,7 +102,7 @@ class _Layer:
     (n,) the place of each row among queries and mid, never read for other rows.
 
     For the rows that enter after this layer: base, patch as in `Layout`; replaced, whether this layer's output is
-    replaced.
+    replaced. head, heads: (entered,) as in `Layout`. inside: rows of the pack whose heads are replaced in this layer.
     """
 
     def __init__(self, layout: Layout, layer: int) -> None:
@@ -112,7 +115,7 @@ class _Layer:
         self.output_from = np.where(replaced, layout.patch[: self.n], np.arange(self.n))
         self.computed = keep[: self.n] & ~replaced
         computed = np.flatnonzero(self.computed)
-        self.queries = self.kept if self.module == "mlp" else computed
+        self.queries = self.kept if self.module in ("mlp", "head") else computed
         self.mid = computed if self.module == "block" else self.kept
         is_query = np.zeros(self.n, dtype=bool)
         is_query[self.queries] = True
@@ -120,11 +123,15 @@ class _Layer:
         self.query_of, self.mid_of = _places(self.queries, self.n), _places(self.mid, self.n)
         self.base, self.patch = layout.base[entering], layout.patch[entering]
         self.replaced = self.patch != OWN
+        self.head, self.heads = layout.head, layout.heads
+        self.patches = layout.patch
+        self.inside = np.flatnonzero(replaced & keep[: self.n])
+        self.entering = entering[self.replaced]
 
     @property
     def n_between(self) -> int:
         """Rows that enter between attention and MLP, after `mid`: a cell's tokens whose attention is replaced."""
-        return int(self.replaced.sum()) if self.module == "attn" else 0
+        return int(self.replaced.sum()) if self.module in ("attn", "head") else 0
 
     def advance(self, block: Block, h: Tensor, rotary: Rotary) -> Tensor:
         """h: (rows in the pack, d) → (rows in the pack after this layer, d)."""
@@ -136,12 +143,31 @@ class _Layer:
     def _resid_mid(self, block: Block, h: Tensor, rotary: Rotary) -> Tensor:
         """h: (n, d) → (len(mid) + n_between, d), the residual after attention."""
         rows = None if len(self.queries) == self.n else _tensor(self.queries, h)
-        added = attend(block, h, rotary, self.sequences, rows)
+        mixed = head_outputs(block, h, rotary, self.sequences, rows)
+        if self.module == "head":
+            return self._with_heads(block, h, mixed)
+        added = block.attn_out(mixed)
         if self.module != "attn":
             return added.add_(h if rows is None else h.index_select(0, rows))
         before = np.concatenate((self.mid, self.base[self.replaced]))
         source = np.concatenate((self.output_from[self.mid], self.patch[self.replaced]))
         return window_restore(h, added, _tensor(before, h), _tensor(_through(self.query_of, source), h))
+
+    def _with_heads(self, block: Block, h: Tensor, mixed: Tensor) -> Tensor:
+        """mixed: (len(queries), H·hd), the heads' outputs before any is replaced → as `_resid_mid`."""
+        base, rows = self.base[self.replaced], np.concatenate((self.inside, self.entering))
+        z = torch.cat((mixed, mixed.index_select(0, _tensor(self.query_of[base], h)))).view(
+            -1, block.n_heads, block.head_dim
+        )
+        # The rows that enter follow the queries, and take their heads from rows that no window replaces.
+        given = np.concatenate((self.query_of[self.inside], len(mixed) + np.arange(len(base))))
+        count = self.heads[rows]
+        place, head = given.repeat(count), ranges(self.head[rows], count)
+        source = self.patches[rows].repeat(count)
+        taken = 0.0 if (source < 0).all() else z[_tensor(self.query_of[source], h), _tensor(head, h)]
+        z[_tensor(place, h), _tensor(head, h)] = taken
+        before = h.index_select(0, _tensor(np.concatenate((self.queries, base)), h))
+        return before.add_(block.attn_out(z.view(len(z), -1)))
 
     def _mlp(self, block: Block, h: Tensor, resid_mid: Tensor) -> tuple[Tensor, np.ndarray]:
         """(the MLP outputs that are computed, (len(mid) + n_between,) the place of each row's output among them)."""
@@ -165,7 +191,7 @@ class _Layer:
         source = np.concatenate((self.output_from[self.kept], np.where(self.replaced, self.patch, self.base)))
         if self.module == "mlp":
             return self.mid_of[rows], _through(out_of[self.mid_of], source)
-        if self.module == "attn":
+        if self.module in ("attn", "head"):
             mid_of = self.mid_of[rows]
             mid_of[len(self.kept) :][self.replaced] = len(self.mid) + np.arange(self.n_between)
             return mid_of, out_of[mid_of]
@@ -188,30 +214,62 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
     return upload(array, like.device)
 
 
-def _scores(model: Decoder, layout: Layout, wave: TraceWave, h: Tensor) -> Callable[[], WaveResult]:
-    """h: (rows, d), the scored rows in the order of the pack, each sequence's K together → the wave's probabilities."""
-    targets = [np.asarray(item.targets) for item in layout.items]
-    tokens = np.concatenate([targets[fact] for fact in layout.fact])
+def _scores(model: Decoder, layout: Layout, wave: TraceWave, h: Tensor, compare: bool) -> Callable[[], WaveResult]:
+    """h: (rows, d), the scored rows in the order of the pack, each sequence's K together → what the wave measured."""
+    items = layout.items
+    targets = [np.asarray(item.targets) for item in items]
     count = np.array([len(t) for t in targets])[layout.fact]
-    logp = download(row_logprob(model, h, _tensor(tokens, h)))
-    return lambda: _result(model, layout, wave, logp().astype(np.float64), count)
+    first = np.cumsum(count) - count
+    logp = download(row_logprob(model, h, _tensor(np.concatenate([targets[fact] for fact in layout.fact]), h)))
+    # The row of each sequence whose distribution is compared.
+    at = np.array([item.compared_at for item in items])
+    rows = first + at[layout.fact]
+    contrasted = np.array([item.contrast is not None for item in items])[layout.fact]
+    logits = kl = None
+    if contrasted.any():
+        # Of the scored token, o_true's and o_false's.
+        three = np.array(
+            [(t[i], *(item.contrast or (0, 0, 0))[1:]) for t, i, item in zip(targets, at, items, strict=True)]
+        )
+        chosen = np.flatnonzero(contrasted)
+        logits = download(token_logits(model, _rows(h, rows[chosen]), _tensor(three[layout.fact[chosen]], h)))
+    if compare:
+        # A fact's first sequence is its clean pass.
+        clean = np.searchsorted(layout.fact[: layout.n_base], np.arange(len(items)))
+        kl = download(divergence(model, _rows(h, rows), _tensor(clean[layout.fact], h)))
+
+    def result() -> WaveResult:
+        found = measures(logp().astype(np.float64), first, rows, contrasted, logits and logits(), kl and kl())
+        return _result(model, layout, wave, found)
+
+    return result
 
 
-def _result(model: Decoder, layout: Layout, wave: TraceWave, logp: np.ndarray, count: np.ndarray) -> WaveResult:
-    """logp: (rows,) log p of every scored row. count: (S,) how many of them each sequence has."""
-    p = np.exp(np.minimum(np.add.reduceat(logp, np.cumsum(count) - count), 0.0))
-    passes, runs = 1 + layout.intervention.corrupted, layout.intervention.runs
+def _rows(h: Tensor, rows: np.ndarray) -> Tensor:
+    return h.index_select(0, _tensor(rows, h))
+
+
+def _result(model: Decoder, layout: Layout, wave: TraceWave, found: np.ndarray) -> WaveResult:
+    """found: (M, S), what was measured of every sequence."""
     numbers = [number for number, _ in wave.items]
-    base = p[: len(numbers) * passes].reshape(len(numbers), passes)
-    clean = dict(zip(numbers, base[:, 0].tolist(), strict=True))
-    # Equal rows may round differently, so a p that the noise cannot change is copied from the clean pass.
-    seen = [item.sees_noise(model) for item in layout.items]
-    noised = {n: p[1:] if sees else np.full_like(p[1:], p[0]) for n, p, sees in zip(numbers, base, seen, strict=True)}
-    rest = p[len(numbers) * passes :].reshape(-1, runs)
-    cells = {(numbers[fact], cell): x for (fact, cell), x in zip(layout.cells, rest, strict=True)}
+    runs = np.array([item.runs for item in layout.items])
+    passes = np.array([1 + item.corrupted for item in layout.items])
+    base = np.split(found[:, : layout.n_base], np.cumsum(passes)[:-1], axis=1)
+    clean = {n: part[:, :1] for n, part in zip(numbers, base, strict=True)}
+    # Equal rows may round differently, so what the corruption cannot change is copied from the clean pass.
+    seen = [item.sees_corruption(model) for item in layout.items]
+    noised = {
+        n: np.ascontiguousarray(part[:, 1:]) if sees else part[:, :1].repeat(part.shape[1] - 1, 1)
+        for n, part, sees in zip(numbers, base, seen, strict=True)
+    }
+    each = runs[[fact for fact, _ in layout.cells]] if layout.cells else np.zeros(0, dtype=np.int64)
+    ends = layout.n_base + np.cumsum(each)
+    cells = {
+        (numbers[fact], cell): np.ascontiguousarray(found[:, end - n : end])
+        for (fact, cell), end, n in zip(layout.cells, ends, each, strict=True)
+    }
     for fact, cell in layout.unseen:
         number = numbers[fact]
-        cells[number, cell] = (
-            noised[number] if layout.intervention.method == "denoise" else np.full(runs, clean[number])
-        )
+        denoise = layout.intervention.method == "denoise"
+        cells[number, cell] = noised[number] if denoise else clean[number].repeat(runs[fact], 1)
     return WaveResult(clean, noised, cells)

@@ -1,12 +1,14 @@
 -- trace_cells: the tracing grid.
--- Grain: one row per (run, fact, window size, token, layer). Inputs: the `cells` of ft.trace.
--- Units: p_restored = mean over noise samples of p(scored) under the cell's intervention, p_restored_sem its standard
--- error; effect = fraction of the lost probability that the cell restores (method noise: fraction of it that the cell
--- loses; method zero: fraction of p_clean that the cell deletes), NULL where the corruption lost none (p_noised >=
--- p_clean; method zero: p_clean = 0; method denoise of protocol released: only where the denominator is 0). A cell of
--- several tokens has the index of the last. approximate = whether p_restored is an estimate; p_screened = the estimate,
--- kept where the cell was verified.
--- Layers and tokens count from 0.
+-- Grain: one row per (run, fact, window size, token, layer, head). Inputs: the `cells` of ft.trace.
+-- Units: p_restored = mean over samples of p(scored) under the cell's intervention, p_restored_sem its standard error;
+-- p_false_*, logit_diff_*, logprob_* and kl_* as in traces, each with its standard error; effect = fraction of the lost
+-- metric (by default the probability) that the cell restores (method noise: fraction of it that the cell loses; method
+-- zero: fraction of the clean pass's that the cell deletes). For the probability it is NULL where the corruption lost
+-- none (p_noised >= p_clean; method zero: p_clean = 0; method denoise of protocol released: only where the denominator
+-- is 0), for other metrics where the denominator is about 0. A cell of several tokens has the index of the last.
+-- head = the attention head of module head, NULL for other modules and for all heads at once. approximate = whether
+-- p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
+-- Layers, tokens and heads count from 0.
 -- No index: statements/add_trace_cells.sql and guard_trace_cells.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS trace_cells (
     run_id         VARCHAR NOT NULL,
@@ -20,5 +22,14 @@ CREATE TABLE IF NOT EXISTS trace_cells (
     p_restored_sem DOUBLE  CHECK (p_restored_sem >= 0),
     effect         DOUBLE,
     approximate    BOOLEAN NOT NULL,
-    p_screened     DOUBLE  CHECK (p_screened BETWEEN 0 AND 1.001)
+    p_screened     DOUBLE  CHECK (p_screened BETWEEN 0 AND 1.001),
+    head                INTEGER,
+    p_false_restored    DOUBLE,
+    p_false_sem         DOUBLE,
+    logit_diff_restored DOUBLE,
+    logit_diff_sem      DOUBLE,
+    logprob_restored    DOUBLE,
+    logprob_sem         DOUBLE,
+    kl_restored         DOUBLE,
+    kl_sem              DOUBLE
 );

@@ -3,12 +3,12 @@
 -- (bench/LOG.md).
 -- Grain: one row per (run, fact, window size, layer). No index enforces it; statements/ and the analysis' checks do.
 -- Inputs: trace_cells, traces, runs. statements/add_trace_effects.sql computes it.
--- Units: effect = largest fractional effect over the tokens, NULL where no token has one; peak_token_index = the token
--- with that effect, the earliest of equals; effect_last_subject = the effect at token subject_end - 1;
--- effect_absolute = the probability gained at token subject_end - 1, p_restored - p_noised (methods noise and zero: the
--- probability lost, p_clean - p_restored; paper, Figure 14); p_restored_max = largest p_restored over the tokens;
--- approximate = whether some cell is an estimate; model_hash, module and method are the run's, p_clean and p_noised the
--- fact's (traces).
+-- Units: effect = largest fractional effect over the tokens and heads, NULL where none has one; peak_token_index = the
+-- token with that effect, the earliest of equals; effect_last_subject = the effect at token subject_end - 1, the largest
+-- over heads; effect_absolute = the probability gained there, p_restored - p_noised (methods noise and zero: the
+-- probability lost, p_clean - p_restored; paper, Figure 14), also in runs of other metrics, the largest over heads;
+-- p_restored_max = largest p_restored over the tokens and heads; approximate = whether some cell is an estimate;
+-- model_hash, module and method are the run's, p_clean and p_noised the fact's (traces).
 CREATE TABLE IF NOT EXISTS trace_effects (
     run_id              VARCHAR NOT NULL,
     protocol            VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

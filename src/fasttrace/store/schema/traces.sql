@@ -1,10 +1,15 @@
 -- traces: the results of a tracing run for a fact as a whole.
 -- Grain: one row per (run, fact), including the facts that were left out. Inputs: the `facts` of ft.trace.
--- Units: p_clean, p_noised = p(scored), a probability, p_noised NULL without noise; scored = the text that is scored
--- after the prompt (o_true, its first token, or the first token of the model's answer); subject tokens are
--- [subject_begin, subject_end); sigma = standard deviation of the noise on the embeddings; reason = why the fact was
--- left out, NULL where it was kept; rank_correlation = Spearman's correlation of estimated and exact cells, where a
--- screening run verified some.
+-- Units: p_clean, p_noised = p(scored), a probability, p_noised NULL without corrupted passes; scored = the text that is
+-- scored after the prompt (o_true, its first token, or the first token of the model's answer); subject tokens are
+-- [subject_begin, subject_end); sigma = standard deviation of the noise on the embeddings, NULL without noise; reason =
+-- why the fact was left out, or which of its counterfactuals were, NULL where nothing was; rank_correlation = Spearman's
+-- correlation of estimated and exact cells, where a screening run verified some. p_false_* = p of o_false's token,
+-- logit_diff_* = logit of o_true's token minus that of o_false's, both at the position that predicts the first token in
+-- which the two differ (NULL without one); logprob_* = log of p(scored), in nats, for runs with that metric; kl_noised =
+-- KL divergence of the clean pass's distribution at that position from the corrupted passes', in nats, for runs with
+-- that metric; counterfactuals = the prompts of the corrupted passes (NULL with noise). *_noised = mean over the
+-- corrupted passes.
 CREATE TABLE IF NOT EXISTS traces (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -24,6 +29,14 @@ CREATE TABLE IF NOT EXISTS traces (
     reason        VARCHAR,
     scored        VARCHAR,
     rank_correlation DOUBLE CHECK (rank_correlation BETWEEN -1.001 AND 1.001),
+    p_false_clean     DOUBLE,
+    p_false_noised    DOUBLE,
+    logit_diff_clean  DOUBLE,
+    logit_diff_noised DOUBLE,
+    logprob_clean     DOUBLE,
+    logprob_noised    DOUBLE,
+    kl_noised         DOUBLE,
+    counterfactuals   VARCHAR[],
     PRIMARY KEY (run_id, fact_id),
     CHECK (kept OR reason IS NOT NULL)
 );

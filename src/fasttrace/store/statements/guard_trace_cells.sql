@@ -2,7 +2,7 @@
 -- that the batch does not finish.
 SELECT fact_id, 'has a cell twice in its batch' AS reason
 FROM batch_trace_cells
-GROUP BY fact_id, window_size, token_index, layer
+GROUP BY fact_id, window_size, token_index, layer, head
 HAVING count(*) > 1
 UNION ALL
 SELECT fact_id, 'has cells but no row of its own in its batch'

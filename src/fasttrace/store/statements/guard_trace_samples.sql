@@ -2,7 +2,7 @@
 -- fact that the batch does not finish.
 SELECT fact_id, 'has a sample twice in its batch' AS reason
 FROM batch_trace_samples
-GROUP BY fact_id, window_size, token_index, layer, sample
+GROUP BY fact_id, window_size, token_index, layer, head, sample
 HAVING count(*) > 1
 UNION ALL
 SELECT fact_id, 'has samples but no row of its own in its batch'

@@ -1,0 +1,7 @@
+-- Gives stored facts that have no counterfactuals those of the batch.
+UPDATE facts
+SET counterfactual_subject = batch.counterfactual_subject, counterfactual_prompt = batch.counterfactual_prompt
+FROM batch_facts AS batch
+WHERE batch.fact_id = facts.fact_id
+  AND coalesce(len(facts.counterfactual_subject), 0) + coalesce(len(facts.counterfactual_prompt), 0) = 0
+  AND coalesce(len(batch.counterfactual_subject), 0) + coalesce(len(batch.counterfactual_prompt), 0) > 0;
