@@ -29,6 +29,12 @@ def store():
     return Store(RESULTS / "store")
 
 
+@pytest.fixture(scope="module")
+def page():
+    """The page with every line break as one space."""
+    return " ".join((RESULTS / "README.md").read_text().split())
+
+
 def test_the_store_passes_every_check(store, tmp_path):
     assert failures(store).to_pylist() == []
     taken = Store(tmp_path / "study.duckdb")
@@ -45,8 +51,14 @@ def test_every_run_has_the_settings_of_the_page(store):
     settings = {
         kind: [json.loads(run["settings"]) for run in runs if run["kind"] == kind] for kind in ("trace", "edit")
     }
+    paired = [trace for trace in settings["trace"] if trace.get("corruption") == "counterfactual"]
+    assert sorted(trace.get("metric", "probability") for trace in paired) == ["logit-difference", "probability"]
+    assert all((trace["tokens"], trace["method"], trace["windows"]) == ("all", "denoise", [5, 1]) for trace in paired)
     for trace in settings["trace"]:
-        assert (trace["module"], trace["windows"]) == ("mlp", [10, 5, 3, 1])
+        assert trace["module"] == "mlp"
+        if trace in paired:
+            continue
+        assert trace["windows"] == [10, 5, 3, 1]
         wanted = {"denoise": ("all", 10), "zero": ("whole-subject", None)}  # zeroing has no noise to sample
         assert (trace["tokens"], trace.get("samples")) == wanted[trace["method"]]
     for edit in settings["edit"]:
@@ -97,6 +109,37 @@ def test_table_3_is_remade_from_the_store(taken, tmp_path):
     check_equal(tmp_path / "table-3.csv", RESULTS / "tables/table-3.csv")
 
 
+def test_the_page_says_what_counterfactual_prompts_give(store, page):
+    """Table 3 over other traces, their correlation with the noise's, and how windows move peaks."""
+    found = {}
+    for metric in ("probability", "logit-difference"):
+        table = paper_table(store, 3, resamples=0, localization="counterfactual", metric=metric).to_pylist()
+        rows = [row for row in table if row["score"] == "rewrite"]
+        assert len(rows) == sum(row["r2_layer"] > row["r2_effect"] for row in rows) == 20
+        mean = sum(row["r2_effect"] for row in rows) / 20
+        top = max(row["diff"] for row in rows)
+        [rome] = [row for row in rows if (row["problem"], row["method"]) == ("error-injection", "rome")]
+        found[metric] = f"{mean:.3f}", f"{top:.3f}", f"{rome['r2_effect']:.3f}"
+    noise = [row for row in paper_table(store, 3, resamples=0).to_pylist() if row["score"] == "rewrite"]
+    whole = f"{sum(row['r2_effect'] for row in noise) / 20:.3f}"
+    (p, top, rome), (d, top_d, rome_d) = found["probability"], found["logit-difference"]
+    assert f"explains {p} of the variance on average with probabilities and {d} with logit differences" in page
+    assert f"with noise it is {whole}" in page
+    assert f"adds at most {top} and {top_d} to the layer" in page
+    assert f"error injection {rome} and {rome_d}" in page
+    both = [row for row in relation(store, "corruption_correlations").to_pylist() if row["window_size"] == 5]
+    at = {row["layer"]: row for row in both}
+    assert f"r = {at[None]['pearson']:.2f} over facts and layers" in page
+    assert f"{at[0]['pearson']:.2f} at layer 0 and {at[6]['pearson']:.2f} at layer 6" in page
+    assert f"{at[None]['same_peak']:.0%} of {at[0]['n']} facts".replace("%", " %") in page
+    peaks = {
+        row["window_size"]: f"{row['mean_peak']:.2f}"
+        for row in relation(store, "window_peaks").to_pylist()
+        if (row["localization"], row["metric"]) == ("denoise", "probability")
+    }
+    assert f"{peaks[1]}, {peaks[3]}, {peaks[5]} and {peaks[10]} with windows of 1, 3, 5 and 10" in page
+
+
 @pytest.mark.slow
 def test_every_table_and_figure_is_remade_from_the_store(taken, tmp_path):
     write_results(taken, tmp_path, "smollm2-135m", "paper")
@@ -142,12 +185,6 @@ def test_the_gains_asked_about_are_those_of_the_tables():
         assert theirs == {cell: pytest.approx(gain, rel=1e-5) for cell, gain in ours.items()}
 
 
-@pytest.fixture(scope="module")
-def page():
-    """The page with every line break as one space."""
-    return " ".join((RESULTS / "README.md").read_text().split())
-
-
 def test_the_page_says_what_the_tables_have(page):
     plain = {
         (table, problem, method): row
@@ -179,8 +216,9 @@ def test_the_page_says_what_the_tables_have(page):
 def test_the_page_says_where_effects_peak(store, page):
     peaks = """
         SELECT arg_max(layer, effect) AS layer
-        FROM trace_effects
+        FROM trace_effects JOIN runs USING (run_id)
         WHERE window_size = $size AND method = 'denoise' AND effect IS NOT NULL
+            AND settings ->> '$.corruption' IS NULL
         GROUP BY fact_id"""
     at = {size: Counter(store.query(peaks, {"size": size})["layer"].to_pylist()) for size in (1, 10)}
     assert f"is at layer 0 for {at[1][0]} of {at[1].total()} facts" in page

@@ -29,6 +29,7 @@ import numpy as np
 import fasttrace as ft
 from fasttrace.analysis.certainty import Sample
 from fasttrace.analysis.regression import regression_rows
+from fasttrace.analysis.relation import query
 
 PERMUTATIONS = 10_000
 HERE = Path(__file__).parent
@@ -111,7 +112,8 @@ def without(one: Grid, count: int) -> Grid:
 
 
 def cells(store: ft.Store, score: str, **choice: Any) -> dict[Cell, Grid]:
-    asked = {"localization": "denoise", "tokens": "all", "subset": "concentrated", **choice}
+    how = {"localization": "denoise", "metric": "probability", "tokens": "all"}
+    asked = {**how, "subset": "concentrated", **choice}
     found = regression_rows(store, score, **asked)
     return {(keys["problem"], keys["method"]): grid(rows) for keys, rows in found if len(rows["x"])}
 
@@ -124,8 +126,13 @@ class Facts(NamedTuple):
 
 
 def facts_of(store: ft.Store) -> Facts:
-    wanted = "SELECT fact_id, relation, p_clean, p_noised FROM traces WHERE p_noised IS NOT NULL"
-    rows = store.query(wanted).to_pylist()
+    wanted = """
+        SELECT fact_id, relation, p_clean, p_noised
+        FROM traces
+        JOIN trace_runs USING (run_id)
+        WHERE p_noised IS NOT NULL AND localization = 'denoise' AND metric = 'probability'
+    """
+    rows = query(store, wanted).to_pylist()
     odds = {row["fact_id"]: [float(np.log(p / (1 - p))) for p in (row["p_clean"], row["p_noised"])] for row in rows}
     return Facts(odds, {row["fact_id"]: row["relation"] for row in rows})
 
