@@ -19,7 +19,7 @@ help:
 	@echo "make test         every test but a few that take a minute each"
 	@echo "make test-all     these too, the numerical tests as other processors compute them, and 200 kills of commands"
 	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
-	@echo "make bench-peers  one sweep by fasttrace and by its peers, which have a separate environment (.venv-peers)"
+	@echo "make bench-peers  sweeps by fasttrace and by its peers, which have a separate environment (.venv-peers)"
 	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
 
 demo: setup

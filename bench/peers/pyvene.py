@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pyvene
 import torch
-from peers.task import Task
+from peers.task import Noised
 
 WAYS = ("as its tutorial", "cached sources", "cached sources, all tokens in one batch")
 
@@ -28,11 +28,11 @@ class Noise(pyvene.ConstantSourceIntervention, pyvene.LocalistRepresentationInte
         return base
 
 
-def wrap(task: Task):
+def wrap(task: Noised):
     return task.load()[0]
 
 
-def intervenable(hf, task: Task, layers) -> pyvene.IntervenableModel:
+def intervenable(hf, task: Noised, layers) -> pyvene.IntervenableModel:
     """A model with noise on the embeddings and a replaced MLP output in each of `layers`."""
     restored = [pyvene.RepresentationConfig(i, "mlp_output") for i in layers]
     config = pyvene.IntervenableConfig(
@@ -42,7 +42,7 @@ def intervenable(hf, task: Task, layers) -> pyvene.IntervenableModel:
     return pyvene.IntervenableModel(config, hf)
 
 
-def collect(hf, task: Task) -> list[torch.Tensor]:
+def collect(hf, task: Noised) -> list[torch.Tensor]:
     """Clean MLP outputs (1, T, d), layer by layer."""
     layers = range(hf.config.num_hidden_layers)
     config = pyvene.IntervenableConfig(
@@ -56,7 +56,7 @@ def collect(hf, task: Task) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def sweep(hf, task: Task, way: str) -> np.ndarray:
+def sweep(hf, task: Noised, way: str) -> np.ndarray:
     """(tokens, L) grid."""
     n, tokens = task.samples, list(task.tokens)
     intervals = task.intervals(hf.config.num_hidden_layers)
@@ -88,3 +88,6 @@ def sweep(hf, task: Task, way: str) -> np.ndarray:
     if way == WAYS[1]:
         return np.array([[forward(layers, [t], clean=clean)[0] for layers in intervals] for t in tokens])
     return np.array([forward(layers, tokens, clean=clean) for layers in intervals]).T
+
+
+SWEEPS = {Noised: (WAYS, sweep)}

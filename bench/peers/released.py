@@ -6,7 +6,7 @@ embeddings and copy row 0's state over theirs. Logits are computed at every posi
 
 import numpy as np
 import torch
-from peers.task import Task, paths
+from peers.task import Noised, paths
 
 WAYS = ("one forward a cell",)
 
@@ -33,13 +33,13 @@ class TraceDict(dict):
             hook.remove()
 
 
-def wrap(task: Task):
+def wrap(task: Noised):
     return task.load()[0]
 
 
-def trace_with_patch(hf, task: Task, restored: list[str], token: int) -> float:
+def trace_with_patch(hf, task: Noised, restored: list[str], token: int) -> float:
     """Mean probability of the target over the corrupted rows, with `token` restored in the named modules."""
-    embedding, _ = paths(hf)
+    embedding = paths(hf).embedding
 
     def patch(output, name):
         if name == embedding:
@@ -54,10 +54,13 @@ def trace_with_patch(hf, task: Task, restored: list[str], token: int) -> float:
     return p
 
 
-def sweep(hf, task: Task, way: str) -> np.ndarray:
+def sweep(hf, task: Noised, way: str) -> np.ndarray:
     """(tokens, L) grid."""
-    _, mlp = paths(hf)
+    mlp = paths(hf).mlp
     intervals = task.intervals(hf.config.num_hidden_layers)
     return np.array(
         [[trace_with_patch(hf, task, [mlp.format(i) for i in layers], t) for layers in intervals] for t in task.tokens]
     )
+
+
+SWEEPS = {Noised: (WAYS, sweep)}

@@ -2,9 +2,9 @@
 
 python -m peers.run PEER FOLDER --dtype D --rounds R --limit X --threads T --out FOLDER
 
-Run it in bench/ with the Python of .venv-peers. It writes OUT/0.npz, OUT/1.npz, … in the order of the peer's WAYS, each
-with the way, the grid (tokens, L), the seconds of each round (none if the grid differs by more than X), the seconds of
-the compared sweep, and the error.
+Run it in bench/ with the Python of .venv-peers. It writes OUT/0.npz, OUT/1.npz, … in the order of the peer's ways, each
+with the way, the grid, the seconds of each round (none if the grid differs by more than X), the seconds of the compared
+sweep, and the error.
 """
 
 import argparse
@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers.task import Task
+from peers.task import Task, read
 
 
-def attempt(peer, model, task: Task, way: str, rounds: int, limit: float) -> dict:
+def attempt(sweep, model, task: Task, way: str, rounds: int, limit: float) -> dict:
     """The result of one way of using the peer. An exception becomes its `error`."""
     found = {"grid": np.empty(0), "seconds": [], "first": np.nan, "error": ""}
     try:
         begun = time.perf_counter()
-        grid = found["grid"] = np.asarray(peer.sweep(model, task, way))
+        grid = found["grid"] = np.asarray(sweep(model, task, way))
         found["first"] = time.perf_counter() - begun
         if grid.shape == task.expected.shape and np.abs(grid - task.expected).max() <= limit:
             for _ in range(rounds):
                 begun = time.perf_counter()
-                peer.sweep(model, task, way)
+                sweep(model, task, way)
                 found["seconds"].append(time.perf_counter() - begun)
     except Exception as error:
         traceback.print_exc()
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--limit", type=float, required=True, help="the largest |Δp| that counts as equal")
+    parser.add_argument("--limit", type=float, required=True, help="the largest difference that counts as equal")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -51,10 +51,11 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: --out: expected a folder, got {options.out}\n")
     torch.set_num_threads(options.threads)
     peer = importlib.import_module(f"peers.{options.peer}")
-    task = Task.read(options.folder, options.dtype)
+    task = read(options.folder, options.dtype)
     model = peer.wrap(task)
-    for number, way in enumerate(peer.WAYS):
-        found = attempt(peer, model, task, way, options.rounds, options.limit)
+    ways, sweep = peer.SWEEPS[type(task)]
+    for number, way in enumerate(ways):
+        found = attempt(sweep, model, task, way, options.rounds, options.limit)
         # Renamed when complete, because this process may be stopped at any moment and its folder is read then.
         draft = options.out / f"{number}.tmp"
         with draft.open("wb") as file:

@@ -36,6 +36,7 @@ METRICS = {
     "GFLOP/s": ("rate", "GFLOP/s"),
     "bytes": ("memory", "bytes"),
     "difference": ("difference", "probability"),
+    "logit_difference": ("difference", "logits"),
     "relative_difference": ("relative difference", "ratio"),
     "fraction_of_ceiling": ("fraction of ceiling", "ratio"),
 }
@@ -53,6 +54,7 @@ BenchRow = TypedDict(
         "GFLOP/s": float,
         "bytes": int,
         "difference": float,
+        "logit_difference": float,
         "relative_difference": float | None,
         "fraction_of_ceiling": float,
         "error": str,
