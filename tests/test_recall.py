@@ -146,6 +146,69 @@ def test_a_fact_that_changed_under_its_fact_id_is_refused_each_time(verb, workpl
     assert "the store has another fact with the fact_id 'f0'" in run(*words, "--store", store, code=2).stderr
 
 
+PAIRED = """
+model = "model"
+[facts]
+file = "open.jsonl"
+known = false
+limit = 2
+pairs = 1
+[[trace]]
+windows = [3]
+samples = 2
+sigma = 0.4
+[[trace]]
+windows = [3]
+corruption = "counterfactual"
+"""
+SUBJECTS = ("Paris", "Rome", "France", "city")
+
+
+def open_facts(subjects):
+    """Lines of facts without a false target, whose subjects have one token each."""
+    record = {"prompt": "the {} is located in", "relation": "in"}
+    made = [record | {"subject": name, "target_true": f"the city {name}", "fact_id": name} for name in subjects]
+    return "\n".join(map(json.dumps, made))
+
+
+def test_pairs_are_those_of_the_file_in_every_run(workplace, run, no_model, monkeypatch):
+    """A fact without a false target gets one with its pair, also where a store has it without."""
+    monkeypatch.setattr("fasttrace.study.write_results", lambda store, out, *_: [out / "report.html"])
+    (workplace / "open.jsonl").write_text(open_facts(SUBJECTS[:3]))
+    (workplace / "paired.toml").write_text(PAIRED)
+    words = ("trace", "--model", "model", "--facts", "open.jsonl", "--limit", "2", "--keep", "all", "--windows", "3")
+    noise = (*words, "--sigma", "0.4", "--samples", "2", "--store", "p.duckdb")
+    pairs = (*words, "--corruption", "counterfactual", "--store", "p.duckdb", "--pairs")
+    study = ("study", "paired.toml", "--out", "out", "--store")
+    run(*noise)
+    run(*pairs, "1")
+    run(*study, "s.duckdb")
+    asked = (
+        "SELECT count(*) AS n, count(logit_diff_clean) AS scored, count(facts.target_false) AS false "
+        "FROM traces JOIN facts USING (fact_id)"
+    )
+    of_trace, of_study = ({"n": 4, "scored": n, "false": 4} for n in (2, 4))
+    for path, wanted in (("p.duckdb", of_trace), ("s.duckdb", of_study)):
+        assert ft.Store(workplace / path).query(asked).to_pylist() == [wanted]
+    assert "other counterfactuals of the fact" in run(*pairs, "2", code=2).stderr
+    run(*pairs[:-2], "two.duckdb", "--pairs", "2")  # after which its answer is known
+    assert "other counterfactuals of the fact" in run(*pairs, "2", code=2).stderr
+    with monkeypatch.context() as unloaded:
+        unloaded.setattr(ft, "load_model", None)
+        for again in (noise, (*pairs, "1"), (*study, "s.duckdb")):
+            done = run(*again)
+            assert SAID in done.stdout + done.stderr
+    # One fact more is no fact that is studied, but another pair for one that is.
+    (workplace / "open.jsonl").write_text(open_facts(SUBJECTS))
+    paired = run("facts", "--model", "model", "--facts", "open.jsonl", "--limit", "2", "--pairs", "--json")
+    found = [row["counterfactuals"] for row in json.loads(paired.stdout)]
+    assert "city" in found, "choose subjects of which the fourth is the pair of one before"
+    assert "other counterfactuals of the fact" in run(*study, "s.duckdb", code=2).stderr
+    (workplace / "paired.toml").write_text(PAIRED.replace("pairs = 1", "pairs = 3"))
+    run(*study, "three.duckdb")
+    assert "other counterfactuals of the fact" in run(*study, "s.duckdb", code=2).stderr
+
+
 def test_an_answer_is_not_kept_for_files_that_changed_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "weights"

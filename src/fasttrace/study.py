@@ -21,9 +21,11 @@ from fasttrace.editing.moments import Moments, check_moments
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import StoreError, UserError
 from fasttrace.facts import EncodedFact, Fact, distinct, load_facts
+from fasttrace.facts.pairs import pair_subjects
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.encode import encoded_facts, pair_facts
+from fasttrace.models.encode import encoded_facts
 from fasttrace.models.flops import linear_flops
+from fasttrace.models.load import load_tokenizer
 from fasttrace.places import check_file, check_folder, check_replaceable, replacing
 from fasttrace.settings.base import carried, check_names, replaced
 from fasttrace.settings.edit import EditSettings
@@ -68,6 +70,23 @@ class Study:
         """The facts of the file, in the study's order. Raises FactError as `load_facts`."""
         facts = load_facts(self.facts.file, relation=self.facts.relation, limit=self.facts.limit, zsre=self.facts.zsre)
         return interleaved(facts) if self.facts.order == "interleaved" else facts
+
+    @cached_property
+    def candidates(self) -> list[Fact]:
+        """The facts whose subjects may be counterfactuals: the whole file, so that the pairs do not depend on which
+        facts are studied. Empty without pairs."""
+        return [] if self.facts.pairs is None else load_facts(self.facts.file, zsre=self.facts.zsre)
+
+    def paired(self, tokenizer: Any, facts: Sequence[Fact]) -> list[Fact]:
+        """The facts in their order, with counterfactual subjects where the study asks for them and there are some.
+
+        Raises UserError where there are none, and FactError as `pair_subjects`.
+        """
+        if self.facts.pairs is None:
+            return list(facts)
+        found = pair_subjects(tokenizer, facts, self.candidates, self.facts.pairs).checked().facts
+        by_id = {fact.fact_id: fact for fact in found}
+        return [by_id.get(fact.fact_id, fact) for fact in facts]
 
 
 @dataclass(frozen=True)
@@ -196,12 +215,14 @@ class Runner:
 
     def run(self) -> list[Fact]:
         """Compute everything that the store lacks. Returns the facts studied."""
-        facts = self.known_facts()
+        facts = self.study.paired(self.model.tokenizer, self.known_facts())
         self.check(facts)
         self.runs["fact_ids"] = [fact.fact_id for fact in facts]
         for trace in self.study.traces:
             traced = self._traced(trace, facts)
             plan = prepare_trace(self.model, traced, settings=trace)
+            if len(traced) < len(facts):
+                self.say(f"    {len(traced)} of {len(facts)} facts have a counterfactual; tracing these")
             self.runs["traces"].append([plan.run["run_id"], [fact.fact_id for fact in traced]])
             with self.bar(f"Tracing: {_trace_name(trace)}", len(traced)) as done:
                 trace_into(self.store, plan, done, self.show)
@@ -219,18 +240,11 @@ class Runner:
         """The facts that a table traces: all, or with counterfactuals those that have one."""
         if trace.corruption != "counterfactual":
             return facts
-        asked = self.study.facts
-        if asked.pairs is not None:
-            # The whole file, so that the pairs do not depend on which facts are studied.
-            among = load_facts(asked.file, zsre=asked.zsre)
-            facts = pair_facts(self.model, facts, count=asked.pairs, among=among)
         if not (paired := [fact for fact in facts if fact.counterfactuals]):
             raise UserError(
                 "[trace] corruption: expected facts with a counterfactual_subject or counterfactual_prompt, or pairs "
                 "in [facts], got neither"
             )
-        if len(paired) < len(facts):
-            self.say(f"    {len(paired)} of {len(facts)} facts have a counterfactual; tracing these")
         return paired
 
     def known_facts(self) -> list[Fact]:
@@ -275,6 +289,7 @@ class Runner:
                 seen = {row["fact_id"]: row["known"] for row in self.store.query(sql, [run_id]).to_pylist()}
             facts = [fact for fact in facts if seen.get(fact.fact_id, True)][: None if known is True else known]
             yield Stage("known facts", "facts", len(facts), sum(fact.fact_id in seen for fact in facts), 0.0, 0.0)
+        facts = self.study.paired(self.model.tokenizer, facts)
         for trace in self.study.traces:
             traced = self._traced(trace, facts)
             plan = prepare_trace(self.model, traced, settings=trace)
@@ -362,12 +377,16 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
 
     Raises StoreError where the store has another fact under the fact_id of one that was studied.
     """
-    facts, ids = study.loaded_facts, runs["fact_ids"]
-    of_test = set(runs["tested"])
-    tested = [fact for fact in distinct(facts) if fact.fact_id in of_test]
+    if not store.path.exists():
+        return False
+    facts, ids = distinct(study.loaded_facts), runs["fact_ids"]
+    of_test, studied = set(runs["tested"]), set(ids)
+    tested = [fact for fact in facts if fact.fact_id in of_test]
+    facts = [fact for fact in facts if fact.fact_id in studied]
+    if study.facts.pairs is not None:
+        facts = study.paired(load_tokenizer(study.settings.model, study.settings.dtype), facts)
     return (
-        store.path.exists()
-        and (not tested or known_stored(store, tested, runs["known"]) is not None)
+        (not tested or known_stored(store, tested, runs["known"]) is not None)
         and all(has_traced(store, facts, run_id, traced) for run_id, traced in runs["traces"])
         and all(has_edited(store, facts, run_id, ids, layers) for run_id, layers in runs["edits"])
     )

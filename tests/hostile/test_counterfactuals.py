@@ -25,7 +25,7 @@ DIFFERENCE = ("--metric", "logit-difference")
         ([SHORTER], PAIRED, "'The Tower is located in the city of': expected 9 tokens as the prompt has, got 8"),
         ([SHORTER, {**SHORTER, "subject": "New York"}], PAIRED, "(and 1 more fact"),
         ([{**FACT, "counterfactual_subject": "Eiffel Tower"}], PAIRED, "expected prompts that differ from"),
-        ([{**FACT, "counterfactual_prompt": f"{TEXT} "}], PAIRED, "has the same tokens"),
+        ([{**PLAIN, "counterfactual_prompt": f"{TEXT} "}], PAIRED, "that differ from the prompt's, got the same"),
         ([PLAIN, {**FACT, "subject": "New York"}], PAIRED, "expected a counterfactual_subject or"),
         ([{**FACT, "counterfactual_subject": 3}], PAIRED, "field 'counterfactual_subject': expected"),
         ([{**FACT, "counterfactual_prompt": ["a", ""]}], PAIRED, "field 'counterfactual_prompt"),

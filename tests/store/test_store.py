@@ -168,6 +168,27 @@ def test_a_stored_fact_gets_the_counterfactuals_that_it_comes_with(store):
     assert stored()[1] == (["Kiel"], None)
 
 
+def test_counterfactuals_bring_a_false_target_and_nothing_else_does(store):
+    bare = Fact("{} is in", "Rome", "Italy", fact_id="f0")
+    paired = dataclasses.replace(bare, counterfactual_subject="Bonn", target_false="Germany")
+    with pytest.raises(StoreError, match="two facts have the fact_id 'f0'"):
+        store.add_facts([bare, dataclasses.replace(paired, target_true="Lazio")])
+    assert store.add_facts([bare]) == 1
+    for other in ({"target_false": "Germany"}, {"counterfactual_subject": "Bonn", "target_true": "Lazio"}):
+        with pytest.raises(StoreError, match="the store has another fact with the fact_id 'f0'"):
+            store.add_facts([dataclasses.replace(bare, **other)])
+    assert store.add_facts([bare, paired]) == 0
+    for again in ([bare], [paired, bare]):
+        assert store.add_facts(again) == 0
+    [row] = store.query("SELECT target_false, counterfactual_subject AS others FROM facts").to_pylist()
+    assert row == {"target_false": "Germany", "others": ["Bonn"]}
+    for other in ({"target_false": None}, {"target_false": "France"}):
+        with pytest.raises(StoreError, match="the store has another fact with the fact_id 'f0'"):
+            store.add_facts([dataclasses.replace(paired, **other)])
+    with pytest.raises(StoreError, match="the store has another fact with the fact_id 'f0'"):
+        store.add_facts([dataclasses.replace(bare, target_false="France")])
+
+
 def test_made_results_have_the_columns_of_the_engine():
     for made, own in ((FACTS, engine.TRACED_FACTS), (CELLS, engine.CELLS), (SAMPLES, engine.SAMPLES)):
         assert pa.schema(list(made.items())) == own

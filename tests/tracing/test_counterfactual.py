@@ -147,12 +147,15 @@ def test_counterfactuals_that_do_not_fit_are_named_and_the_others_traced(small_t
     assert EIFFEL.fact_id == mixed.fact_id, "counterfactuals are no part of a fact's id"
     mine, plain = cells_of(found), cells_of(ft.trace(model, [EIFFEL], **how))
     np.testing.assert_allclose(mine[mine.fact_id == mixed.fact_id].p_restored, plain.p_restored, rtol=1e-12)
+    same = replace(PARIS, fact_id="same", counterfactual_prompt="the Paris is ", counterfactual_subject=())
+    twice = replace(PARIS, counterfactual_subject="France", counterfactual_prompt="the France is ")
+    left, once = ft.trace(model, [same, twice], **how).facts.to_pylist()
+    assert (left["kept"], once["counterfactuals"]) == (False, ["the France is"])
+    assert "'the Paris is ': expected tokens that differ from the prompt's, got the same" in left["reason"]
+    assert "'the France is ': expected tokens that differ from another counterfactual's" in once["reason"]
     for bad, message in (
         ([none], f"trace: fact '{none.fact_id}': counterfactual 'the New York is': expected 3 tokens"),
-        (
-            [replace(PARIS, counterfactual_prompt="the Paris is ")],
-            "expected counterfactuals that differ from the prompt",
-        ),
+        ([same], "counterfactual 'the Paris is ': expected tokens that differ from the prompt's, got the same"),
         ([YORK, replace(PARIS, counterfactual_subject=())], "expected a counterfactual_subject .* got none in 1 of 2"),
     ):
         with pytest.raises(UserError, match=message):

@@ -206,14 +206,13 @@ class Work:
     def load_facts(self) -> "list[Fact]":
         return ft.load_facts(self.facts, relation=self.relation, limit=self.limit, zsre=self.zsre)
 
-    def pair_facts(self, decoder: Any, loaded: "Sequence[Fact]", count: int) -> "Paired":
-        """The facts with counterfactual subjects from the whole file. Raises UserError where none has any."""
+    def pair_facts(self, loaded: "Sequence[Fact]", count: int) -> "Paired":
+        """The facts with counterfactual subjects from the whole file. Only the model's tokenizer is loaded."""
         from fasttrace.facts.pairs import pair_subjects
+        from fasttrace.models.load import load_tokenizer
 
-        paired = pair_subjects(decoder.tokenizer, loaded, ft.load_facts(self.facts, zsre=self.zsre), count)
-        if not paired.facts:
-            fact_id, reason = next(iter(paired.reasons.items()))
-            raise UserError(f"--pairs: expected a fact with a counterfactual, got none: '{fact_id}': {reason}")
+        tokenizer = load_tokenizer(self.model, self.dtype)
+        paired = pair_subjects(tokenizer, loaded, ft.load_facts(self.facts, zsre=self.zsre), count).checked()
         if paired.reasons:
             told = f"{len(paired.reasons)} of {len(loaded)} facts have no pair, such as '{next(iter(paired.reasons))}'"
             click.echo(told, err=True)

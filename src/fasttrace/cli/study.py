@@ -75,6 +75,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         *("study", asked.model, asked.dtype, asked.device),
         corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
         facts=facts,
+        candidates=chosen.candidates,
         settings=[asked, chosen.facts, chosen.moments, *chosen.traces, *chosen.edits],
     )
     found = question.answer()

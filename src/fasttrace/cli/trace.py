@@ -93,7 +93,7 @@ def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None
     """Give the facts counterfactual subjects, and print, store and write them."""
     from fasttrace.facts.formats import own_record
 
-    paired = work.pair_facts(work.load_model(), loaded, count)
+    paired = work.pair_facts(loaded, count)
     if work.store is not None:
         ft.Store(work.store).add_facts(paired.facts)
     text = "".join(json.dumps(own_record(fact), ensure_ascii=False) + "\n" for fact in paired.facts)
@@ -168,19 +168,16 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
     settings = TraceSettings(**given)
     target = None if dry_run else open_store(work.store)
     loaded = work.load_facts()
-    decoder = None
     if pairs is not None:
-        decoder = work.load_model()
-        loaded = work.pair_facts(decoder, loaded, pairs).facts
-    # A model that is loaded already has nothing to save.
-    asked = NONE if target is None or decoder else work.asks("trace", facts=loaded, settings=settings)
+        loaded = work.pair_facts(loaded, pairs).facts
+    asked = NONE if target is None else work.asks("trace", facts=loaded, settings=settings)
     found = asked.answer()
     if target is not None and found and has_traced(target, loaded, **found):
         emit(_traced(target, found["run_id"]), work.as_json)
         if not work.as_json:
             say_all_there(f"{len(found['fact_ids'])} facts", target.path, found["run_id"])
         return
-    decoder = decoder or work.load_model()
+    decoder = work.load_model()
     plan = prepare_trace(decoder, loaded, settings=settings)
     if target is None:
         cost = plan.cost()

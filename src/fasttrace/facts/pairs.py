@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from fasttrace.errors import UserError
 from fasttrace.facts.record import Fact
 from fasttrace.facts.tokens import encode_fact, encode_joined
 
@@ -29,6 +30,13 @@ class Paired(NamedTuple):
     facts: list[Fact]
     reasons: dict[str, str]
 
+    def checked(self) -> "Paired":
+        """Itself. Raises UserError where no fact has a counterfactual."""
+        if self.reasons and not self.facts:
+            fact_id, reason = next(iter(self.reasons.items()))
+            raise UserError(f"pairs: expected a fact with a counterfactual, got none: '{fact_id}': {reason}")
+        return self
+
 
 def pair_subjects(tokenizer: Any, facts: Sequence[Fact], among: Sequence[Fact], count: int) -> Paired:
     """Give each fact up to `count` counterfactual subjects from the facts in `among`.
@@ -38,6 +46,7 @@ def pair_subjects(tokenizer: Any, facts: Sequence[Fact], among: Sequence[Fact], 
     them are taken depends on the fact's id and the subjects alone, not on the order of the facts. A fact that has
     counterfactuals keeps them. One without a target_false gets the true object of its first counterfactual.
 
+    Raises FactError for a fact that cannot be encoded.
     Source: symmetric token replacement, Zhang and Nanda 2023 (arXiv 2309.16042), section 2.
     """
     groups = _groups(tokenizer, among)

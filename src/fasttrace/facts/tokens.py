@@ -22,7 +22,7 @@ class EncodedFact:
     subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end), at least one.
     target_true_ids: (K,) ids of o_true as they follow the prompt, with what joins it to the prompt.
     target_false_ids: the same for o_false, None where the fact has none.
-    counterfactuals: the ids of each counterfactual prompt that fits: T of them, not those of the prompt.
+    counterfactuals: the ids of each counterfactual prompt that fits: T of them, and no two prompts with the same.
     fitting: the texts of these prompts.
     misfits: why each of the others does not fit, as a clause.
     """
@@ -83,20 +83,16 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
 def _counterfactuals(
     tokenizer: Any, fact: Fact, prompt: "Joined"
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """({counterfactual prompt that fits: its ids}, why each of the others does not). prompt: the fact's own, encoded.
-
-    Raises FactError for one with the prompt's own tokens.
-    """
+    """({counterfactual prompt that fits: its ids}, why each of the others does not). prompt: the fact's, encoded."""
     targets = [target for target in (fact.target_true, fact.target_false) if target is not None]
-    fitting, misfits = {}, []
+    fitting: dict[str, tuple[int, ...]] = {}
+    misfits = []
     for text in fact.counterfactuals:
         other = encode_joined(tokenizer, text, targets, fact.target_prefix)
-        if other.ids == prompt.ids:
-            raise FactError(
-                f"fact {fact.fact_id}: expected counterfactuals that differ from the prompt {shown(fact.text)}, got "
-                f"{shown(text)}, which has the same tokens"
-            )
-        if len(other.ids) != len(prompt.ids):
+        if other.ids in (prompt.ids, *fitting.values()):
+            whose = "the prompt's" if other.ids == prompt.ids else "another counterfactual's"
+            wanted, got = f"tokens that differ from {whose}", "the same"
+        elif len(other.ids) != len(prompt.ids):
             wanted, got = f"{len(prompt.ids)} tokens as the prompt has", str(len(other.ids))
         elif other.targets != prompt.targets:
             wanted, got = "the target to have the same tokens as after the prompt", "others"

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Annotated
 
-from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts, distinct, encode_fact
 from fasttrace.facts.pairs import pair_subjects
 from fasttrace.models.adapter import Decoder, Model
@@ -48,10 +47,8 @@ def pair_facts(
     Source: symmetric token replacement, Zhang and Nanda 2023 (arXiv 2309.16042), section 2; docs/algorithms.md,
     section 3.
     """
-    paired = pair_subjects(model.tokenizer, distinct(facts), facts if among is None else among, count)
+    paired = pair_subjects(model.tokenizer, distinct(facts), facts if among is None else among, count).checked()
     if paired.reasons:
         fact_id, reason = next(iter(paired.reasons.items()))
-        if not paired.facts:
-            raise UserError(f"pairs: expected a fact with a counterfactual, got none: '{fact_id}': {reason}")
         log.warning("%d of %d facts have no pair, such as '%s': %s", len(paired.reasons), len(facts), fact_id, reason)
     return paired.facts

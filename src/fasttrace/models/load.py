@@ -127,6 +127,22 @@ def load_model(
     return model
 
 
+def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> Any:
+    """The tokenizer of `load_model`, without the weights. Arguments and errors: as there."""
+    _check_arguments(dtype, "cpu", None, None)
+    with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"), _quiet():
+        where, gguf = resolve(os.fspath(source))
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if gguf is not None:
+            require("gguf")
+            copy = converted.copy_of(Path(where) / gguf, DTYPES[dtype])
+            if copy is not None and converted.is_whole(copy):
+                where = str(copy)
+            else:
+                options["gguf_file"] = gguf
+        return _load_tokenizer(where, options)
+
+
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
     """The decoder of a copy that `converted.keep` has written."""
     options = {"trust_remote_code": False}

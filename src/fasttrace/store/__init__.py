@@ -94,7 +94,7 @@ class Store(Readable):
     def add_facts(self, facts: Facts) -> int:
         """Add facts by fact_id as one transaction. Returns how many were new.
 
-        A stored fact without counterfactuals gets those that it comes with now.
+        A stored fact without counterfactuals gets those that it comes with now, and their target_false if it has none.
         Raises StoreError where the store has another fact, or other counterfactuals of it, under the same fact_id.
         """
         facts_table(facts)  # raises before the file is created

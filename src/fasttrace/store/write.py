@@ -187,7 +187,7 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
         other = rows.setdefault(fact.fact_id, fact)
         if other == fact:
             continue
-        if _bare(other) != _bare(fact):
+        if not _same(other, fact):
             raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
         if other.counterfactuals and fact.counterfactuals:
             raise StoreError(f"the fact {fact.fact_id!r} is given twice, with different counterfactuals: give it once")
@@ -200,10 +200,15 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
 
 
 _COUNTERFACTUALS = ("counterfactual_subject", "counterfactual_prompt")
+_NONE: dict[str, Any] = dict.fromkeys(_COUNTERFACTUALS, ())
 
 
-def _bare(fact: Fact) -> Fact:
-    return replace(fact, counterfactual_subject=(), counterfactual_prompt=())
+def _same(one: Fact, other: Fact) -> bool:
+    """Whether two facts differ at most in their counterfactuals, and in the target_false that these bring."""
+    bare, paired = sorted((one, other), key=lambda fact: bool(fact.counterfactuals))
+    if paired.counterfactuals and not bare.counterfactuals and bare.target_false is None:
+        paired = replace(paired, target_false=None)
+    return replace(paired, **_NONE) == replace(bare, **_NONE)
 
 
 def _stored(fact: Fact, column: str) -> Any:

@@ -1,13 +1,21 @@
 -- An id that stands for different things in several stores: what it names, the id, and its stores. A fact without
--- counterfactuals is the same fact. At most one row.
-WITH with_counterfactuals AS (
-    SELECT
-        *, {'subjects': coalesce(counterfactual_subject, []), 'prompts': coalesce(counterfactual_prompt, [])} AS others
+-- counterfactuals is the same fact, also without the target_false that they may bring. At most one row.
+WITH every AS (
+    SELECT *, coalesce(len(counterfactual_subject), 0) + coalesce(len(counterfactual_prompt), 0) > 0 AS paired
     FROM main.facts
-    WHERE coalesce(len(counterfactual_subject), 0) + coalesce(len(counterfactual_prompt), 0) > 0
+),
+filled AS (
+    SELECT
+        * REPLACE (
+            CASE WHEN paired THEN target_false
+            ELSE coalesce(target_false, max(target_false) FILTER (paired) OVER (PARTITION BY fact_id)) END
+            AS target_false
+        ),
+        {'subjects': coalesce(counterfactual_subject, []), 'prompts': coalesce(counterfactual_prompt, [])} AS others
+    FROM every
 )
 SELECT 'facts under the fact_id' AS what, fact_id AS name, list_sort(list_distinct(list(store))) AS stores
-FROM main.facts
+FROM filled
 GROUP BY fact_id
 HAVING count(DISTINCT {
     'prompt': prompt, 'subject': subject, 'target_true': target_true, 'target_false': target_false,
@@ -15,7 +23,8 @@ HAVING count(DISTINCT {
 }) > 1
 UNION ALL
 SELECT 'counterfactuals of the fact', fact_id, list_sort(list_distinct(list(store)))
-FROM with_counterfactuals
+FROM filled
+WHERE paired
 GROUP BY fact_id
 HAVING count(DISTINCT others) > 1
 UNION ALL
