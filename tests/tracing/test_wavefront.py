@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
+from grids import EIFFEL, YORK, check_grids
 from hooked_trace import Noise, hooked_trace
 from small_models import FAMILIES, small_model
 
@@ -93,6 +94,7 @@ def test_grid_on_a_gpu_equals_hooked_forwards(family, small_tokenizer):
     settings = {"windows": [5], "samples": 4, "sigma": 0.4, "noise": "released", "seed": 0}
     result = ft.trace(model, FACTS, keep="all", **settings)
     check_every_cell(model, FACTS, result, **settings, tolerance=1e-4)
+    check_grids(model, [EIFFEL, YORK], module="head", tolerance=1e-5)
 
 
 def check_intervention(model, module, method, tokens, windows):
