@@ -212,8 +212,9 @@ def role_figure(
     if window_size is None:
         table = _one_window(table)
     if not len(table):
-        asked = [str(value) for value in (localization, metric, window_size) if value is not None]
-        such = f" by {', '.join(asked)}" if asked else ""
+        named = (("localization", localization), ("metric", metric), ("window size", window_size))
+        asked = " and ".join(f"{name} {value}" for name, value in named if value is not None)
+        such = f" with {asked}" if asked else ""
         raise StoreError(f"expected a trace at single tokens{such} in {store.where}, got none")
     return draw_roles(table)
 

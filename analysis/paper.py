@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.errors import UserError
+from fasttrace.settings.trace import TraceSettings
 from fasttrace.store import Readable
 
 from .naming import LOCALIZATIONS, METRICS, Row
@@ -88,7 +89,9 @@ class RowFilter:
         """Command lines that make these traces and edits in this store, with … for values to choose."""
         facts = " --facts zsre_mend_eval.json" if self.zsre else ""
         model = f" --model {_FULL_NAMES.get(self.model, self.model)}" if self.model else ""
-        common = f"{model}{facts} --store {shlex.quote(str(next(iter(store.files.values()))))}"
+        path = next(iter(store.files.values()))
+        file = "…" if path.is_dir() else shlex.quote(str(path))  # a folder of Parquet files is only read
+        common = f"{model}{facts} --store {file}"
         trace = " ".join(["fasttrace trace", *_trace_options(self.localization, self.metric)])
         trace += f" --tokens {self.tokens}" if self.tokens else ""
         edit = "fasttrace edit --known"
@@ -119,7 +122,7 @@ class Numbered:
         window_size: None changes nothing, and so does any window where the paper names one or no edit is compared with
         an effect. localization: None changes nothing, and so does any where the paper names another than denoising with
         noise, or nothing is traced. metric: None is the probability, or with a localization every metric.
-        Raises UserError for an unknown localization or metric.
+        Raises UserError for an unknown localization or metric, and for two that no trace has.
         """
         for name, value, known in (("localization", localization, LOCALIZATIONS), ("metric", metric, METRICS)):
             if value not in (None, *known):
@@ -131,6 +134,7 @@ class Numbered:
             rows, words = replace(rows, localization=localization, metric=None), [localization]
         if metric is not None and self.kind != "layers":
             rows, words = replace(rows, metric=metric), [*words, metric]
+            TraceSettings(**_trace_settings(rows.localization, metric))  # raises where no trace has both
         return replace(self, rows=rows, title=", ".join([self.title, *words]))
 
 
@@ -273,12 +277,19 @@ def what_is_missing(there: Coverage, one: Numbered) -> str | None:
     return None
 
 
+def _trace_settings(localization: str | None, metric: str | None) -> dict[str, Any]:
+    """The settings of such traces, where they differ from the defaults."""
+    method = (localization or "denoise").removeprefix("counterfactual").removeprefix("-") or "denoise"
+    found = {"corruption": "counterfactual"} if (localization or "").startswith("counterfactual") else {}
+    found |= {"method": method} if method != "denoise" else {}
+    return found | ({"metric": metric} if metric not in (None, "probability") else {})
+
+
 def _trace_options(localization: str | None, metric: str | None) -> list[str]:
     """The options of `fasttrace trace` that make such traces."""
-    method = (localization or "denoise").removeprefix("counterfactual").removeprefix("-") or "denoise"
-    words = ["--corruption counterfactual"] if (localization or "").startswith("counterfactual") else []
-    words += [f"--method {method}"] if method != "denoise" else []
-    return words + ([f"--metric {metric}"] if metric not in (None, "probability") else [])
+    asked = _trace_settings(localization, metric)
+    pairs = ["--pairs"] if "corruption" in asked else []
+    return pairs + [f"--{name} {value}" for name, value in asked.items()]
 
 
 def _place(order: tuple[str, ...], name: str) -> int:

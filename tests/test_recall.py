@@ -161,6 +161,7 @@ sigma = 0.4
 windows = [3]
 corruption = "counterfactual"
 """
+OTHERS = "is in the store with other counterfactuals of the fact"
 SUBJECTS = ("Paris", "Rome", "France", "city")
 
 
@@ -171,8 +172,8 @@ def open_facts(subjects):
     return "\n".join(map(json.dumps, made))
 
 
-def test_pairs_are_those_of_the_file_in_every_run(workplace, run, no_model, monkeypatch):
-    """A fact without a false target gets one with its pair, also where a store has it without."""
+def test_pairs_are_those_of_the_file_in_every_run(workplace, run, monkeypatch):
+    """A fact without a false target has the answer of its pair, in the runs that have the pair."""
     monkeypatch.setattr("fasttrace.study.write_results", lambda store, out, *_: [out / "report.html"])
     (workplace / "open.jsonl").write_text(open_facts(SUBJECTS[:3]))
     (workplace / "paired.toml").write_text(PAIRED)
@@ -183,16 +184,15 @@ def test_pairs_are_those_of_the_file_in_every_run(workplace, run, no_model, monk
     run(*noise)
     run(*pairs, "1")
     run(*study, "s.duckdb")
-    asked = (
-        "SELECT count(*) AS n, count(logit_diff_clean) AS scored, count(facts.target_false) AS false "
-        "FROM traces JOIN facts USING (fact_id)"
-    )
-    of_trace, of_study = ({"n": 4, "scored": n, "false": 4} for n in (2, 4))
-    for path, wanted in (("p.duckdb", of_trace), ("s.duckdb", of_study)):
-        assert ft.Store(workplace / path).query(asked).to_pylist() == [wanted]
-    assert "other counterfactuals of the fact" in run(*pairs, "2", code=2).stderr
+    asked = "SELECT count(*) AS n, count(logit_diff_clean) AS scored, count(target_false) AS false FROM traces"
+    for path, wanted in (("p.duckdb", 2), ("s.duckdb", 4)):
+        assert ft.Store(workplace / path).query(asked).to_pylist() == [{"n": 4, "scored": wanted, "false": wanted}]
+    assert not ft.Store(workplace / "p.duckdb").query("SELECT count(target_false) AS n FROM facts")["n"][0].as_py()
+    run(*pairs, "1", "--metric", "kl")  # another run, which may have other pairs
+    run(*pairs, "2", "--metric", "log-probability")
+    assert OTHERS in run(*pairs, "2", code=2).stderr
     run(*pairs[:-2], "two.duckdb", "--pairs", "2")  # after which its answer is known
-    assert "other counterfactuals of the fact" in run(*pairs, "2", code=2).stderr
+    assert OTHERS in run(*pairs, "2", code=2).stderr
     with monkeypatch.context() as unloaded:
         unloaded.setattr(ft, "load_model", None)
         for again in (noise, (*pairs, "1"), (*study, "s.duckdb")):
@@ -202,11 +202,15 @@ def test_pairs_are_those_of_the_file_in_every_run(workplace, run, no_model, monk
     (workplace / "open.jsonl").write_text(open_facts(SUBJECTS))
     paired = run("facts", "--model", "model", "--facts", "open.jsonl", "--limit", "2", "--pairs", "--json")
     found = [row["counterfactuals"] for row in json.loads(paired.stdout)]
-    assert "city" in found, "choose subjects of which the fourth is the pair of one before"
-    assert "other counterfactuals of the fact" in run(*study, "s.duckdb", code=2).stderr
+    assert ["city"] in found, "choose subjects of which the fourth is the pair of one before"
+    # The trace with noise comes first. It compares o_true with the answer of the pair.
+    assert "is in the store with another o_false of the fact" in run(*study, "s.duckdb", code=2).stderr
     (workplace / "paired.toml").write_text(PAIRED.replace("pairs = 1", "pairs = 3"))
+    (workplace / "open.jsonl").write_text(open_facts(SUBJECTS[:3]))
+    run(*study, "three.duckdb")  # after which its answer is known
+    (workplace / "paired.toml").write_text(PAIRED.replace("pairs = 1", "pairs = 3").replace("limit = 2", "limit = 1"))
     run(*study, "three.duckdb")
-    assert "other counterfactuals of the fact" in run(*study, "s.duckdb", code=2).stderr
+    assert OTHERS in run(*study, "s.duckdb", code=2).stderr
 
 
 def test_an_answer_is_not_kept_for_files_that_changed_meanwhile(tmp_path, monkeypatch):

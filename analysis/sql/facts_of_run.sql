@@ -3,9 +3,13 @@
 -- Grain: one row per fact. Parameter: run_id. Inputs: facts, traces, edits, mass_edits. Facts that are not in facts
 -- have no row.
 -- Units: prompt is a template with one "{}"; paraphrases, neighborhood and counterfactual_prompt are complete prompts.
-SELECT fact_id, source, relation, prompt, subject, target_true, target_false, paraphrases, neighborhood,
-    target_prefix, counterfactual_subject, counterfactual_prompt
+-- counterfactual_prompt and counterfactual_answer are those of a tracing run, NULL without any.
+SELECT
+    fact_id, facts.source, facts.relation, facts.prompt, facts.subject, facts.target_true, facts.target_false,
+    facts.paraphrases, facts.neighborhood, facts.target_prefix, traced.counterfactuals AS counterfactual_prompt,
+    CASE WHEN facts.target_false IS NULL THEN traced.target_false END AS counterfactual_answer
 FROM facts
+LEFT JOIN (FROM traces WHERE run_id = $run_id) AS traced USING (fact_id)
 WHERE fact_id IN (
     SELECT fact_id FROM traces WHERE run_id = $run_id
     UNION

@@ -84,9 +84,7 @@ class Study:
         """
         if self.facts.pairs is None:
             return list(facts)
-        found = pair_subjects(tokenizer, facts, self.candidates, self.facts.pairs).checked().facts
-        by_id = {fact.fact_id: fact for fact in found}
-        return [by_id.get(fact.fact_id, fact) for fact in facts]
+        return pair_subjects(tokenizer, facts, self.candidates, self.facts.pairs).checked().filled(facts)
 
 
 @dataclass(frozen=True)
@@ -207,11 +205,14 @@ class Runner:
                 raise UserError(f"[moments] {error}") from None
 
     def check(self, facts: Sequence[Fact]) -> None:
-        """Raise UserError where a trace or an edit of these facts would be refused. No pass runs."""
-        for trace in self.study.traces:
-            prepare_trace(self.model, self._traced(trace, facts), settings=trace)
+        """Raise UserError where a trace or an edit of these facts would be refused, also by the store. No pass runs."""
+        plans = [prepare_trace(self.model, facts, settings=trace) for trace in self.study.traces]
         for cell in self.cells:
             check_edit(self.model, facts, cell)
+        if self.store.path.exists():
+            self.store.add_facts(facts)
+            for plan in plans:
+                self.store.check_contrasts(plan.run["run_id"], plan.contrasts)
 
     def run(self) -> list[Fact]:
         """Compute everything that the store lacks. Returns the facts studied."""
@@ -219,12 +220,11 @@ class Runner:
         self.check(facts)
         self.runs["fact_ids"] = [fact.fact_id for fact in facts]
         for trace in self.study.traces:
-            traced = self._traced(trace, facts)
-            plan = prepare_trace(self.model, traced, settings=trace)
-            if len(traced) < len(facts):
-                self.say(f"    {len(traced)} of {len(facts)} facts have a counterfactual; tracing these")
-            self.runs["traces"].append([plan.run["run_id"], [fact.fact_id for fact in traced]])
-            with self.bar(f"Tracing: {_trace_name(trace)}", len(traced)) as done:
+            plan = prepare_trace(self.model, facts, settings=trace)
+            if plan.unmeasured:
+                self.say(f"    {_trace_name(trace)}: {len(plan.measured)} of {len(facts)} facts can be measured")
+            self.runs["traces"].append([plan.run["run_id"], plan.contrasts.to_pylist()])
+            with self.bar(f"Tracing: {_trace_name(trace)}", len(facts)) as done:
                 trace_into(self.store, plan, done, self.show)
         moments = self.second_moments()
         for cell in self.cells:
@@ -235,17 +235,6 @@ class Runner:
             if (why := reasons(self.store, edits)) is not None:
                 self.say(f"    {cell.problem}, {cell.method}: {why}")
         return facts
-
-    def _traced(self, trace: TraceSettings, facts: Sequence[Fact]) -> Sequence[Fact]:
-        """The facts that a table traces: all, or with counterfactuals those that have one."""
-        if trace.corruption != "counterfactual":
-            return facts
-        if not (paired := [fact for fact in facts if fact.counterfactuals]):
-            raise UserError(
-                "[trace] corruption: expected facts with a counterfactual_subject or counterfactual_prompt, or pairs "
-                "in [facts], got neither"
-            )
-        return paired
 
     def known_facts(self) -> list[Fact]:
         """The facts to study: all facts, those that the model knows, or the first N of those."""
@@ -291,12 +280,11 @@ class Runner:
             yield Stage("known facts", "facts", len(facts), sum(fact.fact_id in seen for fact in facts), 0.0, 0.0)
         facts = self.study.paired(self.model.tokenizer, facts)
         for trace in self.study.traces:
-            traced = self._traced(trace, facts)
-            plan = prepare_trace(self.model, traced, settings=trace)
+            plan = prepare_trace(self.model, facts, settings=trace)
             cost = plan.cost()
-            done = len(self.store.done(plan.run["run_id"]) & {fact.fact_id for fact in traced})
-            flops = cost.wave_flops * (1 - done / len(traced))
-            yield Stage(f"trace {_trace_name(trace)}", "facts", len(traced), done, flops, flops / rate)
+            done = len(self.store.done(plan.run["run_id"]) & {fact.fact_id for fact in facts})
+            flops = cost.wave_flops * (1 - done / len(facts))
+            yield Stage(f"trace {_trace_name(trace)}", "facts", len(facts), done, flops, flops / rate)
         tokens, layers = self.study.moments.tokens, self._solved_layers()
         if layers:
             keys = sum(sum(linear_flops(self.model, block)) for block in self.model.blocks)
@@ -387,7 +375,7 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
         facts = study.paired(load_tokenizer(study.settings.model, study.settings.dtype), facts)
     return (
         (not tested or known_stored(store, tested, runs["known"]) is not None)
-        and all(has_traced(store, facts, run_id, traced) for run_id, traced in runs["traces"])
+        and all(has_traced(store, facts, run_id, contrasts) for run_id, contrasts in runs["traces"])
         and all(has_edited(store, facts, run_id, ids, layers) for run_id, layers in runs["edits"])
     )
 
@@ -459,5 +447,7 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
 
 
 def _trace_name(trace: TraceSettings) -> str:
+    """A trace by what tells it from the others of a study."""
     kind = "" if trace.corruption == "noise" else f"{trace.corruption} "
-    return f"{kind}{trace.method} {trace.module} window {', '.join(map(str, trace.windows))}"
+    metric = "" if trace.metric == "probability" else f", {trace.metric}"
+    return f"{kind}{trace.method} {trace.module} window {', '.join(map(str, trace.windows))}{metric}"

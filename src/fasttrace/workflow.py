@@ -1,6 +1,6 @@
 """Computations whose results go to a store. Each skips what the store has, and commits every batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import encoded_facts
 from fasttrace.protocols import Protocol
+from fasttrace.tracing.effects import CONTRASTS
 from fasttrace.tracing.known import BATCH, check_known, known_run
 from fasttrace.tracing.sweep import TracePlan, TraceResult
 
@@ -70,24 +71,30 @@ def known_stored(store: "Store", facts: Sequence[Fact], run_id: str) -> list[dic
     return [verdicts[fact.fact_id] for fact in facts]
 
 
-def has_traced(store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Sequence[str]) -> bool:
-    """Whether a tracing run in the store has finished those of the facts that have these ids.
+def has_traced(store: "Store", facts: Sequence[Fact], run_id: str, contrasts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a tracing run in the store has finished those of the facts that `contrasts` has.
 
-    Raises StoreError as `Store.add_facts`.
+    contrasts: rows of `TracePlan.contrasts`. Raises StoreError as `Store.add_facts` and `Store.check_contrasts`.
     """
-    wanted = set(fact_ids)
-    return _has_facts(store, facts, wanted) and wanted <= store.done(run_id)
+    wanted = {row["fact_id"] for row in contrasts}
+    if not _has_facts(store, facts, wanted) or not wanted <= store.done(run_id):
+        return False
+    store.check_contrasts(run_id, pa.Table.from_pylist(list(contrasts), schema=CONTRASTS))
+    return True
 
 
 def has_edited(
     store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Sequence[str], layers: Sequence[int]
 ) -> bool:
-    """As `has_traced`, for an editing run at the layers."""
+    """Whether an editing run in the store has finished those of the facts that have these ids, at the layers.
+
+    Raises StoreError as `Store.add_facts`.
+    """
     return _has_facts(store, facts, set(fact_ids)) and set(product(fact_ids, layers)) <= store.done_edits(run_id)
 
 
 def mass_scores(store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Sequence[str]) -> pa.Table | None:
-    """The scores of a mass edit (MASS_SCORES), or None where the store lacks it. Arguments, errors: `has_traced`."""
+    """The scores of a mass edit (MASS_SCORES), or None where the store lacks it. Arguments, errors: `has_edited`."""
     wanted = set(fact_ids)
     if not _has_facts(store, facts, wanted):
         return None
@@ -117,11 +124,12 @@ class Effort:
 def trace_into(
     store: "Store", plan: TracePlan, progress: Progress, show: Callable[[TraceResult], None] | None = None
 ) -> Effort:
-    """Run the part of a sweep that the store lacks, committing every batch.
+    """Run the part of a sweep that the store lacks, committing every batch. Raises StoreError as `has_traced`.
 
     show: called with the first batch that has cells, after it is committed.
     """
     store.add_facts([encoded.fact for encoded in plan.encoded])
+    store.check_contrasts(plan.run["run_id"], plan.contrasts)
     planned = {encoded.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & planned
     progress(len(done))

@@ -152,8 +152,11 @@ def test_runs_that_differ_in_heads_are_named_by_them(tmp_path):
 
 def test_missing_traces_are_named_with_the_command_that_makes_them(plain):
     for choice, words in (
-        ({"localization": "counterfactual"}, "fasttrace trace --corruption counterfactual --windows 5"),
-        ({"localization": "counterfactual-noise"}, "fasttrace trace --corruption counterfactual --method noise"),
+        ({"localization": "counterfactual"}, "fasttrace trace --pairs --corruption counterfactual --windows 5"),
+        (
+            {"localization": "counterfactual-noise"},
+            "fasttrace trace --pairs --corruption counterfactual --method noise",
+        ),
         ({"metric": "kl"}, "fasttrace trace --metric kl --windows 5"),
         ({"localization": "noise", "metric": "kl"}, "fasttrace trace --method noise --metric kl --windows 5"),
     ):
@@ -164,6 +167,8 @@ def test_missing_traces_are_named_with_the_command_that_makes_them(plain):
         paper_table(plain, 3, localization="pairs")
     with pytest.raises(UserError, match=r"expected a metric of probability, .*, got 'p'"):
         paper_figure(plain, 1, metric="p")
+    with pytest.raises(UserError, match="metric: expected probability or logit-difference with method zero, got kl"):
+        paper_figure(plain, 12, localization="zero", metric="kl")
     assert FIGURES[21].at(localization="counterfactual") == FIGURES[21], "the paper names zeroing"
     assert FIGURES[7].at(localization="counterfactual", metric="kl") == FIGURES[7], "nothing is traced in it"
 

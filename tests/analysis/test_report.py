@@ -14,9 +14,11 @@ import shlex
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
+from made_results import made_trace
 from plausible import (
     EDITED,
     HOSTILE,
@@ -39,7 +41,7 @@ from fasttrace.analysis.sentences import answer
 from fasttrace.analysis.tables import fits_with_certainty
 from fasttrace.cli import cli
 from fasttrace.errors import StoreError
-from fasttrace.facts import load_facts
+from fasttrace.facts import Fact, load_facts
 from fasttrace.store import Store
 
 
@@ -262,6 +264,24 @@ def test_a_mass_edit_alone_makes_a_report(tmp_path):
     assert "--set steps=25" in text
     ids = relation(store, "facts_of_run", {"run_id": "mass-1"})["fact_id"].to_pylist()
     assert ids == [fact.fact_id for fact in facts]
+
+
+def test_the_facts_of_a_run_have_the_counterfactuals_of_that_run(tmp_path):
+    store = Store(tmp_path / "pairs.duckdb")
+    fact = Fact("{} is in", "f0", "Rome", fact_id="f0")
+    store.add_facts([fact])
+    for run_id, pairs, false in (
+        ("t0", ["Bonn is in"], "Germany"),
+        ("t1", ["Oslo is in", "Kiel is in"], "Norway"),
+        ("t2", None, None),
+    ):
+        made = made_trace(["f0"], run_id=run_id)
+        row = made.facts.to_pylist()[0] | {"counterfactuals": pairs, "target_false": false}
+        store.add(dataclasses.replace(made, facts=pa.Table.from_pylist([row], schema=made.facts.schema)))
+        lines = [json.dumps(record) for record in relation(store, "facts_of_run", {"run_id": run_id}).to_pylist()]
+        (tmp_path / "facts.jsonl").write_text("\n".join(lines))
+        wanted = dataclasses.replace(fact, counterfactual_prompt=tuple(pairs or ()), counterfactual_answer=false)
+        assert load_facts(tmp_path / "facts.jsonl") == [wanted]
 
 
 def test_the_command_line_accepts_the_commands(twenty):

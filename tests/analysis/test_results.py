@@ -15,7 +15,8 @@ from statsmodels.formula.api import ols
 
 from fasttrace import Store
 from fasttrace.analysis.checks import failures
-from fasttrace.analysis.relation import relation
+from fasttrace.analysis.regression import regressions
+from fasttrace.analysis.relation import query, relation
 from fasttrace.analysis.render import render
 from fasttrace.analysis.tables import paper_table
 from fasttrace.editing.tune import MOST_REWRITE, choose
@@ -120,11 +121,7 @@ def test_the_page_says_what_counterfactual_prompts_give(store, page):
         top = max(row["diff"] for row in rows)
         [rome] = [row for row in rows if (row["problem"], row["method"]) == ("error-injection", "rome")]
         found[metric] = f"{mean:.3f}", f"{top:.3f}", f"{rome['r2_effect']:.3f}"
-    noise = [row for row in paper_table(store, 3, resamples=0).to_pylist() if row["score"] == "rewrite"]
-    whole = f"{sum(row['r2_effect'] for row in noise) / 20:.3f}"
-    (p, top, rome), (d, top_d, rome_d) = found["probability"], found["logit-difference"]
-    assert f"explains {p} of the variance on average with probabilities and {d} with logit differences" in page
-    assert f"with noise it is {whole}" in page
+    (_, top, rome), (_, top_d, rome_d) = found["probability"], found["logit-difference"]
     assert f"adds at most {top} and {top_d} to the layer" in page
     assert f"error injection {rome} and {rome_d}" in page
     both = [row for row in relation(store, "corruption_correlations").to_pylist() if row["window_size"] == 5]
@@ -138,6 +135,34 @@ def test_the_page_says_what_counterfactual_prompts_give(store, page):
         if (row["localization"], row["metric"]) == ("denoise", "probability")
     }
     assert f"{peaks[1]}, {peaks[3]}, {peaks[5]} and {peaks[10]} with windows of 1, 3, 5 and 10" in page
+
+
+def test_the_page_compares_corruptions_on_the_same_facts(tmp_path, page):
+    store = Store(tmp_path / "same.duckdb")
+    store.add_parquet(RESULTS / "store")
+    asked = "SELECT DISTINCT localization, metric, fact_id FROM fact_peaks JOIN trace_runs USING (run_id)"
+    traced = query(store, asked)
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in traced.to_pylist():
+        found.setdefault((row["localization"], row["metric"]), set()).add(row["fact_id"])
+    ways = ("denoise", "probability"), ("counterfactual", "probability"), ("counterfactual", "logit-difference")
+    same = set.intersection(*(found[way] for way in ways))
+    with store.writing() as con:
+        con.execute(
+            "DELETE FROM trace_effects WHERE NOT list_contains($same, fact_id)", {"same": list(same)}
+        ).fetchall()
+    means = []
+    for localization, metric in ways:
+        fits = regressions(store, "rewrite", localization=localization, metric=metric).to_pylist()
+        assert {row["n_facts"] for row in fits} == {len(same)}
+        assert len(fits) == sum(row["r2_layer"] > row["r2_effect"] for row in fits) == 20
+        means.append(f"{np.mean([row['r2_effect'] for row in fits]):.3f}")
+    noise, p, difference = means
+    assert f"On the {len(same)} facts that have an effect by all three, the effect explains {p} of" in page
+    assert f"with probabilities and {difference} with logit differences; with noise it is {noise}." in page
+    readme = " ".join((RESULTS.parents[2] / "README.md").read_text().split())
+    assert f"on the {len(same)} facts that have an effect by all three methods, the effect explains {p} of" in readme
+    assert f"with logit differences {difference}, and with noise {noise}." in readme
 
 
 @pytest.mark.slow

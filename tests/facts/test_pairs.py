@@ -28,7 +28,9 @@ def test_counterfactuals_are_subjects_in_place_and_whole_prompts():
     [
         ({"counterfactual_subject": "Eiffel Tower"}, "expected prompts that differ from 'The Eiffel Tower is"),
         ({"counterfactual_prompt": FACT.text}, "expected prompts that differ from 'The Eiffel Tower is"),
-        ({"counterfactual_subject": ("Rome", "Rome")}, "got 'The Rome is located in the city of' twice"),
+        ({"counterfactual_subject": ("Rome", "Rome")}, "got 'The Rome is located in the city of' again"),
+        ({"counterfactual_answer": " Paris"}, "field 'counterfactual_answer' of a fact: expected a false target that"),
+        ({"counterfactual_answer": 3}, "field 'counterfactual_answer' of a fact: expected a string, got 3"),
         ({"counterfactual_subject": 3}, "field 'counterfactual_subject' of a fact: expected subjects, got 3"),
         ({"counterfactual_subject": " "}, "expected subjects that are not empty"),
         ({"counterfactual_prompt": [None]}, "expected whole prompts"),
@@ -55,7 +57,7 @@ def test_a_counterfactual_fits_if_it_has_as_many_tokens_and_the_same_targets(sma
     joined = replace(FACT, counterfactual_prompt="The New York is located in the city(")
     assert len(encode_fact(small_tokenizer, joined).ids) == 9
     assert (
-        "expected the target to have the same tokens as after the prompt"
+        "expected a text that the target follows with the same tokens as the prompt"
         in encode_fact(small_tokenizer, joined).misfits[0]
     )
 
@@ -94,7 +96,8 @@ def test_pairs_fit_and_do_not_depend_on_the_order(names, count, shuffled):
         assert set(fact.counterfactual_subject) <= set(expected)
         assert len(fact.counterfactual_subject) == min(count, len(expected))
         assert encode_fact(tokenizer, fact).misfits == ()
-        assert fact.target_false == next(f.target_true for f in facts if f.subject == fact.counterfactual_subject[0])
+        answer = next(f.target_true for f in facts if f.subject == fact.counterfactual_subject[0])
+        assert (fact.target_false, fact.counterfactual_answer, fact.contrast) == (None, answer, answer)
     for fact in facts:
         if fact.fact_id in found.reasons:
             assert not any(fits(tokenizer, fact, name) for name in names if name != fact.subject)
@@ -132,7 +135,9 @@ def test_a_fact_keeps_its_own_counterfactuals_and_its_false_target(small_tokeniz
     false = replace(facts[1], target_false="Oslo")
     found = pair_subjects(small_tokenizer, [own, false], facts, 2).facts
     assert found[0] == own
-    assert found[1].target_false == "Oslo"
+    assert (found[1].target_false, found[1].counterfactual_answer, found[1].contrast) == ("Oslo", None, "Oslo")
+    answered = replace(facts[2], counterfactual_answer="Oslo")
+    assert pair_subjects(small_tokenizer, [answered], facts, 1).facts[0].counterfactual_answer == "Oslo"
 
 
 def test_the_model_pairs_a_part_with_the_whole(smollm2, caplog):

@@ -1,4 +1,4 @@
-"""Stores of schema versions 5 to 7 are read as they are, and the first write upgrades them in place and keeps every
+"""Stores of schema versions 5 to 8 are read as they are, and the first write upgrades them in place and keeps every
 row."""
 
 import multiprocessing

@@ -162,33 +162,6 @@ def test_cells_with_and_without_heads_count_once(tmp_path):
             ]
 
 
-def test_a_fact_has_its_counterfactuals_whichever_store_has_them(tmp_path):
-    bare, more, other = (Store(tmp_path / f"{name}.duckdb") for name in ("bare", "more", "other"))
-    with_one = dataclasses.replace(FACTS["f0"], counterfactual_subject="Sparta")
-    bare.add_facts([FACTS["f0"], FACTS["f1"]])
-    more.add_facts([with_one, FACTS["f2"]])
-    other.add_facts([dataclasses.replace(FACTS["f0"], counterfactual_subject="Troy")])
-    asked = "SELECT fact_id, counterfactual_subject AS others FROM facts ORDER BY fact_id"
-    for stores in (Stores([bare.path, more.path]), Stores([more.path, bare.path])):
-        found = [tuple(row.values()) for row in stores.once().query(asked).to_pylist()]
-        assert found == [("f0", ["Sparta"]), ("f1", None), ("f2", None)]
-    refused(
-        [more.path, bare.path, other.path], "the stores more and other have different counterfactuals of the fact 'f0'"
-    )
-
-
-def test_counterfactuals_of_one_store_bring_the_false_target(tmp_path):
-    bare, more, other = (Store(tmp_path / f"{name}.duckdb") for name in ("bare", "more", "other"))
-    fact = dataclasses.replace(FACTS["f0"], target_false=None)
-    bare.add_facts([fact])
-    more.add_facts([dataclasses.replace(fact, counterfactual_subject="Sparta", target_false="Crete")])
-    other.add_facts([dataclasses.replace(fact, target_false="Rhodes")])
-    for stores in (Stores([bare.path, more.path]), Stores([more.path, bare.path])):
-        assert stores.once().query("SELECT target_false FROM facts").to_pylist() == [{"target_false": "Crete"}]
-    refused([bare.path, other.path], "the stores bare and other have different facts under the fact_id 'f0'")
-    refused([more.path, other.path], "the stores more and other have different facts under the fact_id 'f0'")
-
-
 def test_several_stores_are_read_only(parts):
     stores, _ = parts
     before = stores.query("SELECT count(*) FROM edits").to_pylist()

@@ -128,8 +128,6 @@ def test_a_fact_is_added_once_and_another_with_its_id_is_refused(store):
     assert row == {name: getattr(facts[0], name) for name in row} | {
         "paraphrases": ["a", "b"],
         "neighborhood": [],
-        "counterfactual_subject": None,
-        "counterfactual_prompt": None,
     }
     with pytest.raises(StoreError, match="fact_id 'f1'"):
         store.add_facts([dataclasses.replace(facts[1], target_true="Bonn")])
@@ -138,55 +136,43 @@ def test_a_fact_is_added_once_and_another_with_its_id_is_refused(store):
     assert counts(store)["facts"] == 3
 
 
-def test_a_stored_fact_gets_the_counterfactuals_that_it_comes_with(store):
-    bare = [Fact("{} is in", f"s{i}", "Rome", "Oslo", fact_id=f"f{i}") for i in range(3)]
-    more = dataclasses.replace(bare[0], counterfactual_subject=("Bonn", "Kiel"), counterfactual_prompt="It was in")
-    other = dataclasses.replace(bare[0], counterfactual_subject="Bonn")
-    names = "counterfactual_subject, counterfactual_prompt"
-
-    def stored():
-        return [tuple(row.values()) for row in store.query(f"SELECT {names} FROM facts ORDER BY fact_id").to_pylist()]
-
-    wanted = (["Bonn", "Kiel"], ["It was in"])
-    assert store.add_facts(bare[:2]) == 2
-    assert store.add_facts([more, bare[2], bare[0]]) == 1, "the changed fact is not new"
-    assert stored() == [wanted, (None, None), (None, None)]
-    for again in (more, bare[0]):
-        assert store.add_facts([again]) == 0
-    assert stored()[0] == wanted
-    for one in (other, dataclasses.replace(bare[0], counterfactual_prompt="It was in")):
-        with pytest.raises(StoreError, match="the store has other counterfactuals of the fact 'f0'"):
-            store.add_facts([bare[1], one])
-    with pytest.raises(StoreError, match="the fact 'f0' is given twice, with different counterfactuals"):
-        store.add_facts([more, other])
-    with pytest.raises(StoreError, match="another fact with the fact_id 'f0'"):
-        store.add_facts([dataclasses.replace(more, target_true="Bonn")])
-    assert stored() == [wanted, (None, None), (None, None)]
-    with store.writing() as con:  # an empty list is none, too
-        con.execute("UPDATE facts SET counterfactual_subject = [] WHERE fact_id = 'f1'").fetchall()
-    assert store.add_facts([bare[1], dataclasses.replace(bare[1], counterfactual_subject="Kiel")]) == 0
-    assert stored()[1] == (["Kiel"], None)
-
-
-def test_counterfactuals_bring_a_false_target_and_nothing_else_does(store):
+def test_counterfactuals_are_those_of_a_run_and_not_of_a_fact(store):
     bare = Fact("{} is in", "Rome", "Italy", fact_id="f0")
-    paired = dataclasses.replace(bare, counterfactual_subject="Bonn", target_false="Germany")
-    with pytest.raises(StoreError, match="two facts have the fact_id 'f0'"):
-        store.add_facts([bare, dataclasses.replace(paired, target_true="Lazio")])
-    assert store.add_facts([bare]) == 1
-    for other in ({"target_false": "Germany"}, {"counterfactual_subject": "Bonn", "target_true": "Lazio"}):
-        with pytest.raises(StoreError, match="the store has another fact with the fact_id 'f0'"):
-            store.add_facts([dataclasses.replace(bare, **other)])
-    assert store.add_facts([bare, paired]) == 0
-    for again in ([bare], [paired, bare]):
-        assert store.add_facts(again) == 0
-    [row] = store.query("SELECT target_false, counterfactual_subject AS others FROM facts").to_pylist()
-    assert row == {"target_false": "Germany", "others": ["Bonn"]}
-    for other in ({"target_false": None}, {"target_false": "France"}):
-        with pytest.raises(StoreError, match="the store has another fact with the fact_id 'f0'"):
-            store.add_facts([dataclasses.replace(paired, **other)])
-    with pytest.raises(StoreError, match="the store has another fact with the fact_id 'f0'"):
-        store.add_facts([dataclasses.replace(bare, target_false="France")])
+    one = dataclasses.replace(bare, counterfactual_subject=("Bonn", "Kiel"), counterfactual_answer="Germany")
+    other = dataclasses.replace(bare, counterfactual_subject="Oslo", counterfactual_answer="Norway")
+    assert store.add_facts([bare, one]) == 1
+    assert store.add_facts([other]) == 0
+    with pytest.raises(StoreError, match="another fact with the fact_id 'f0'"):
+        store.add_facts([dataclasses.replace(bare, target_false="Germany")])
+
+
+def test_a_run_refuses_other_counterfactuals_of_a_fact(store):
+    """A run is named without its facts, so their rows would be taken for those that are there."""
+    made = made_trace(["f0"])
+    names = made.facts.column_names
+
+    def with_pairs(pairs, false, run_id="t0"):
+        row = made.facts.to_pylist()[0] | {"counterfactuals": pairs, "target_false": false}
+        result = dataclasses.replace(made, facts=pa.Table.from_pylist([row], schema=made.facts.schema))
+        return dataclasses.replace(result, run={**made.run, "run_id": run_id})
+
+    assert store.add(with_pairs(["Bonn is in", "Kiel is in"], "Germany")) == 1
+    assert store.add(with_pairs(["Kiel is in", "Bonn is in"], "Germany")) == 0
+    assert store.add(with_pairs(["Kiel is in", "Bonn is in"], None)) == 0
+    assert store.add(with_pairs(["Oslo is in"], "Norway", "t1")) == 1
+    for pairs, false, words in (
+        (["Oslo is in"], "Germany", "other counterfactuals"),
+        (["Bonn is in"], None, "other counterfactuals"),
+        (None, "Germany", "other counterfactuals"),
+        (["Bonn is in", "Kiel is in"], "Norway", "another o_false"),
+    ):
+        new = with_pairs(pairs, false)
+        with pytest.raises(StoreError, match=f"the run t0 is in the store with {words} of the fact 'f0'"):
+            store.add(new)
+        with pytest.raises(StoreError, match=f"the run t0 is in the store with {words} of the fact 'f0'"):
+            store.check_contrasts("t0", new.facts)
+    assert counts(store)["traces"] == 2
+    assert names == made.facts.column_names
 
 
 def test_made_results_have_the_columns_of_the_engine():

@@ -1,5 +1,7 @@
 """Attribution patching against hooks and autograd in plain transformers, and against the exact sweep."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,29 @@ def test_the_largest_estimates_of_heads_are_verified(metric, small_tokenizer):
         np.testing.assert_array_equal(cells[guessed][column], plain[guessed][column])
         assert plain[verified][column].min() >= plain[guessed][column].max() - 1e-12
         assert -1.0 <= row["rank_correlation"] <= 1.0
+
+
+@pytest.mark.parametrize("metric", ["log-probability", "logit-difference"])
+def test_where_the_corruption_raises_the_metric_the_smallest_values_are_verified(metric, small_tokenizer):
+    """The effect is relative to clean − noised, so there the largest effects lower the metric."""
+    model = small_model("llama", small_tokenizer, torch.float64)
+    how = {"corruption": "counterfactual", "metric": metric, "windows": [1], "keep": "all"}
+    pairs = [replace(PARIS, counterfactual_subject=name, fact_id=name) for name in ("Tower", "Rome", "France", "York")]
+    # Exchanging the targets exchanges the signs of logit differences.
+    pairs += [
+        replace(fact, target_true=fact.target_false, target_false=fact.target_true, fact_id=f"{fact.fact_id} <")
+        for fact in pairs
+    ]
+    screened = ft.trace(model, pairs, method="attribution", verify_top=4, **how)
+    cells, name = cells_of(screened), "logprob" if metric == "log-probability" else "logit_diff"
+    guesses = cells_of(ft.trace(model, pairs, method="attribution", **how))
+    raised = [row["fact_id"] for row in screened.facts.to_pylist() if row[f"{name}_noised"] > row[f"{name}_clean"]]
+    assert 0 < len(raised) < len(pairs)
+    for fact in pairs:
+        mine = (cells.fact_id == fact.fact_id) & (cells.token_index >= begin_of(model, fact))
+        verified, guessed = (guesses[mine & which].effect for which in (~cells.approximate, cells.approximate))
+        assert len(verified) == 4
+        assert verified.min() >= guessed.max() - 1e-12
 
 
 def test_batches_do_not_change_estimates(small_tokenizer):

@@ -8,6 +8,7 @@ from small_models import FAMILIES, small_model
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.tracing import prepare_trace
 
 ONE_METRIC = ("logit-difference",)
 
@@ -64,6 +65,18 @@ def test_all_heads_at_once_are_attention_and_some_heads_are_rows_of_all(family, 
             some[name], rows[name], rtol=1e-12, atol=1e-12 if name == "effect" else 1e-14, err_msg=name
         )
     assert every.groupby(["fact_id", "window_size", "token_index", "layer"]).p_restored.nunique().max() == count
+
+
+def test_the_same_heads_are_the_same_run(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    count = model.blocks[0].n_heads
+
+    def run_id(heads):
+        return prepare_trace(model, [PARIS], module="head", heads=heads, keep="all", sigma=0.4).run["run_id"]
+
+    assert run_id([3, 1]) == run_id([1, 3]) == run_id([3, 1, 1])
+    assert run_id(range(count)) == run_id("all") == run_id(None)
+    assert len({run_id(heads) for heads in ([3, 1], [3], "all", "at-once")}) == 4
 
 
 def test_bad_heads_are_refused_in_a_sentence(small_tokenizer):

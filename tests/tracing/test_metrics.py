@@ -176,7 +176,7 @@ def test_metrics_that_a_method_does_not_have_are_refused_in_a_sentence(small_tok
         ),
         ({"method": "zero", "metric": "log-probability"}, "metric: expected probability or logit-difference with"),
         ({"method": "attribution", "metric": "kl"}, "metric: expected .* with method attribution, got kl"),
-        ({"method": "zero", "corruption": "counterfactual"}, "corruption: expected noise, .* with method zero"),
+        ({"method": "zero", "corruption": "counterfactual"}, "corruption: expected noise with method zero"),
         ({"corruption": "tokens"}, "corruption: expected one of noise, counterfactual, got 'tokens'"),
     ):
         with pytest.raises(UserError, match=message):

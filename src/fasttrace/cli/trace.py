@@ -60,7 +60,7 @@ def facts(work: Work, protocol: Protocol, pairs: int | None, out: str | None, ch
         raise UserError(f"expected one of --show, --check and --pairs, got {' and '.join(asked)}")
     if out is not None and pairs is None:
         raise UserError("--out: expected --pairs, whose facts it writes, got --out alone")
-    check_apart(("--store", work.store), ("--out", out))
+    check_apart(("--store", work.store), ("--out", out), ("--facts", work.facts))
     loaded = work.load_facts()
     if pairs is not None:
         _pair(work, loaded, pairs, out)
@@ -95,7 +95,7 @@ def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None
 
     paired = work.pair_facts(loaded, count)
     if work.store is not None:
-        ft.Store(work.store).add_facts(paired.facts)
+        ft.Store(work.store).add_facts(loaded)
     text = "".join(json.dumps(own_record(fact), ensure_ascii=False) + "\n" for fact in paired.facts)
     if out == STDOUT:
         click.echo(text, nl=False)
@@ -110,7 +110,7 @@ def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None
                 "fact_id": fact.fact_id,
                 "relation": fact.relation,
                 "subject": fact.subject,
-                "counterfactuals": _counterfactuals(found.get(fact.fact_id)),
+                "counterfactuals": _counterfactuals(found.get(fact.fact_id), work.as_json),
                 "reason": paired.reasons.get(fact.fact_id),
             }
             for fact in loaded
@@ -121,9 +121,10 @@ def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None
         click.echo(f"{len(paired.facts)} of {len(loaded)} facts have a counterfactual" + (f", in {out}" if out else ""))
 
 
-def _counterfactuals(fact: "Fact | None") -> str | None:
-    """The counterfactual subjects, and the whole prompts, of a fact."""
-    return None if fact is None else "; ".join((*fact.counterfactual_subject, *fact.counterfactual_prompt))
+def _counterfactuals(fact: "Fact | None", as_json: bool) -> list[str] | str | None:
+    """The counterfactual subjects, and the whole prompts, of a fact. In text they are joined."""
+    every = None if fact is None else [*fact.counterfactual_subject, *fact.counterfactual_prompt]
+    return every if as_json or every is None else "; ".join(every)
 
 
 def _joined(fact: "Fact", as_json: bool) -> Iterator[dict[str, Any]]:
@@ -166,16 +167,18 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
     from fasttrace.workflow import has_traced, trace_into
 
     settings = TraceSettings(**given)
+    if pairs is not None and settings.corruption != "counterfactual":
+        raise UserError(f"--pairs: expected --corruption counterfactual, got {settings.corruption}")
     target = None if dry_run else open_store(work.store)
     loaded = work.load_facts()
     if pairs is not None:
-        loaded = work.pair_facts(loaded, pairs).facts
+        loaded = work.pair_facts(loaded, pairs).filled(loaded)
     asked = NONE if target is None else work.asks("trace", facts=loaded, settings=settings)
     found = asked.answer()
     if target is not None and found and has_traced(target, loaded, **found):
-        emit(_traced(target, found["run_id"]), work.as_json)
+        emit(_traced(target, found["run_id"], settings), work.as_json)
         if not work.as_json:
-            say_all_there(f"{len(found['fact_ids'])} facts", target.path, found["run_id"])
+            say_all_there(f"{len(found['contrasts'])} facts", target.path, found["run_id"])
         return
     decoder = work.load_model()
     plan = prepare_trace(decoder, loaded, settings=settings)
@@ -184,10 +187,10 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
         row = asdict(cost) | {"seconds": cost.wave_flops / block_rate(decoder), "gemm_peak": gemm_peak(decoder)}
         click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row), nl=work.as_json)
         return
-    asked.keep({"run_id": plan.run["run_id"], "fact_ids": [fact.fact_id for fact in plan.encoded]})
+    asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
     with bar("Tracing", len(loaded)) as done:
         effort = trace_into(target, plan, done, show_first)
-    emit(_traced(target, plan.run["run_id"]), work.as_json)
+    emit(_traced(target, plan.run["run_id"], settings), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
         click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
@@ -199,8 +202,17 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
             )
 
 
-def _traced(store: Any, run_id: str) -> "pa.Table":
-    sql = "SELECT fact_id, prompt, target_true, p_clean, p_noised, kept, reason FROM traces WHERE run_id = ?"
+# Metric → what `trace` prints of a fact besides its probabilities.
+_PRINTED = {
+    "log-probability": "logprob_clean, logprob_noised, ",
+    "logit-difference": "target_false, logit_diff_clean, logit_diff_noised, ",
+    "kl": "kl_noised, ",
+}
+
+
+def _traced(store: Any, run_id: str, settings: TraceSettings) -> "pa.Table":
+    more = _PRINTED.get(settings.metric, "")
+    sql = f"SELECT fact_id, prompt, target_true, p_clean, p_noised, {more}kept, reason FROM traces WHERE run_id = ?"
     return store.query(sql, [run_id])
 
 

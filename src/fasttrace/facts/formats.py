@@ -26,6 +26,7 @@ _OWN_FIELDS = (
     "target_prefix",
     "counterfactual_subject",
     "counterfactual_prompt",
+    "counterfactual_answer",
 )
 _LOC_PREFIX = "nq question: "
 
@@ -295,6 +296,7 @@ def _own(record: dict[str, Any], number: int) -> Fact:
         target_prefix=None if record.get("target_prefix") is None else _text(record["target_prefix"], "target_prefix"),
         counterfactual_subject=_one_or_more(record, "counterfactual_subject", _string),
         counterfactual_prompt=_one_or_more(record, "counterfactual_prompt", _whole),
+        counterfactual_answer=_optional(record, "counterfactual_answer"),
     )
 
 

@@ -30,6 +30,11 @@ class Paired(NamedTuple):
     facts: list[Fact]
     reasons: dict[str, str]
 
+    def filled(self, facts: Sequence[Fact]) -> list[Fact]:
+        """The given facts in their order, those that have a counterfactual now with it."""
+        by_id = {fact.fact_id: fact for fact in self.facts}
+        return [by_id.get(fact.fact_id, fact) for fact in facts]
+
     def checked(self) -> "Paired":
         """Itself. Raises UserError where no fact has a counterfactual."""
         if self.reasons and not self.facts:
@@ -44,7 +49,8 @@ def pair_subjects(tokenizer: Any, facts: Sequence[Fact], among: Sequence[Fact], 
     A subject fits if it is of the same relation (without relations: of the same template), has another true object, and
     the prompt with it has the same tokens before and after the subject, and as many in the subject's place. Which of
     them are taken depends on the fact's id and the subjects alone, not on the order of the facts. A fact that has
-    counterfactuals keeps them. One without a target_false gets the true object of its first counterfactual.
+    counterfactuals keeps them. One without a target_false gets the true object of its first counterfactual as its
+    counterfactual_answer.
 
     Raises FactError for a fact that cannot be encoded.
     Source: symmetric token replacement, Zhang and Nanda 2023 (arXiv 2309.16042), section 2.
@@ -62,12 +68,17 @@ def pair_subjects(tokenizer: Any, facts: Sequence[Fact], among: Sequence[Fact], 
             if len(found) == count:
                 break
         if not found:
-            others = sum(_differs(fact, one) for one in group)
+            others = min(MOST_TRIED, sum(_differs(fact, one) for one in group))
             where = f"relation {fact.relation}" if fact.relation is not None else "same template"
-            reasons[fact.fact_id] = f"none of {others} other subjects of the {where} has as many tokens in its place"
+            why = f"no other subject of the {where} has another true object"
+            if others:
+                why = f"none of {others} other subjects of the {where} has as many tokens in its place"
+            reasons[fact.fact_id] = why
             continue
-        false = fact.target_false if fact.target_false is not None else found[0].answer
-        done.append(replace(fact, counterfactual_subject=tuple(one.subject for one in found), target_false=false))
+        subjects, answer = tuple(one.subject for one in found), None
+        if fact.target_false is None:
+            answer = found[0].answer if fact.counterfactual_answer is None else fact.counterfactual_answer
+        done.append(replace(fact, counterfactual_subject=subjects, counterfactual_answer=answer))
     return Paired(done, reasons)
 
 
@@ -106,8 +117,8 @@ def _fitting(tokenizer: Any, fact: Fact, group: Sequence[_Candidate]) -> Iterato
     begin, end = own.subject_begin, own.subject_end
     [sizes], spaced = _sizes(tokenizer, [fact.subject]), int(fact.prompt[: fact.subject_span[0]].endswith(" "))
     first = bisect_left(group, _Candidate(_place(fact.fact_id)))
-    targets = [target for target in (fact.target_true, fact.target_false) if target is not None]
-    scored = tuple(ids for ids in (own.target_true_ids, own.target_false_ids) if ids is not None)
+    targets = [target for target in (fact.target_true, fact.contrast) if target is not None]
+    scored = tuple(ids for ids in (own.target_true_ids, own.contrast_ids) if ids is not None)
     others = [one for one in (*group[first:], *group[:first]) if _differs(fact, one)]
     # Subjects of as many tokens alone are likely to have as many in place, so they are tried first.
     others.sort(key=lambda one: one.tokens[spaced] != sizes[spaced])

@@ -38,6 +38,7 @@ class Fact:
         for, usually a space (`joint`).
     counterfactual_subject: other subjects to put in the template's place, as corrupted prompts: none, one or several.
     counterfactual_prompt: whole corrupted prompts, for those that differ elsewhere: none, one or several.
+    counterfactual_answer: the true answer to the first counterfactual, which a trace takes as o_false if there is none.
 
     Raises FactError where a field is not of its type, or has more than 100,000 characters, where a text is empty, where
     the targets are equal, a counterfactual prompt is the prompt itself or occurs twice, or prompt does not have exactly
@@ -56,13 +57,14 @@ class Fact:
     target_prefix: str | None = None
     counterfactual_subject: tuple[str, ...] = ()
     counterfactual_prompt: tuple[str, ...] = ()
+    counterfactual_answer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target_true"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise FactError(f"field '{name}' of a fact: expected a non-empty string, got {shown(value)}")
-        for name in ("target_false", "relation", "fact_id", "source", "target_prefix"):
+        for name in ("target_false", "relation", "fact_id", "source", "target_prefix", "counterfactual_answer"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("fact_id", "source")):
                 raise FactError(f"field '{name}' of a fact: expected a string, got {shown(value)}")
@@ -79,7 +81,8 @@ class Fact:
                 expected = f"{_TEXTS[name]} that are not empty"
                 raise FactError(f"field '{name}' of a fact: expected {expected}, got {shown(value)}")
             object.__setattr__(self, name, texts)
-        own = (self.prompt, self.subject, self.target_true, self.target_false or "", self.target_prefix or "")
+        own = [self.prompt, self.subject, self.target_true]
+        own += [text or "" for text in (self.target_false, self.target_prefix, self.counterfactual_answer)]
         every = (*own, *(text for name in _TEXTS for text in getattr(self, name)))
         if (longest := max(map(len, every))) > MOST_CHARACTERS:
             raise FactError(f"a fact: expected at most {MOST_CHARACTERS} characters in a text, got {longest}")
@@ -88,17 +91,19 @@ class Fact:
         if self.prompt.count("{}") != 1:
             places = self.prompt.count("{}")
             raise FactError(f"prompt {shown(self.prompt)}: expected one '{{}}' for the subject, got {places}")
-        if self.target_false is not None and self.target_false.strip() in ("", self.target_true.strip()):
-            raise FactError(
-                f"field 'target_false' of a fact: expected a false target that differs from the true one, got "
-                f"{shown(self.target_false)} and {shown(self.target_true)}"
-            )
+        for name in ("target_false", "counterfactual_answer"):
+            false = getattr(self, name)
+            if false is not None and false.strip() in ("", self.target_true.strip()):
+                raise FactError(
+                    f"field '{name}' of a fact: expected a false target that differs from the true one, got "
+                    f"{shown(false)} and {shown(self.target_true)}"
+                )
         prompts = (self.text, *self.counterfactuals)
         if len(set(prompts)) < len(prompts):
             twice = next(text for i, text in enumerate(prompts) if text in prompts[:i])
             raise FactError(
                 f"the counterfactuals of a fact: expected prompts that differ from {shown(self.text)} and from each "
-                f"other, got {shown(twice)} twice"
+                f"other, got {shown(twice)} again"
             )
         if not self.fact_id:
             prefix = () if self.target_prefix is None else (self.target_prefix,)
@@ -115,6 +120,11 @@ class Fact:
         """The counterfactual prompts: the template with each counterfactual subject, then the whole prompts."""
         in_place = (self.prompt.replace("{}", subject, 1) for subject in self.counterfactual_subject)
         return (*in_place, *self.counterfactual_prompt)
+
+    @property
+    def contrast(self) -> str | None:
+        """What a trace compares o_true with: o_false, or the counterfactual answer of a fact without one."""
+        return self.counterfactual_answer if self.target_false is None else self.target_false
 
     @property
     def subject_span(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ class EncodedFact:
     subject_begin, subject_end: the subject's tokens are [subject_begin, subject_end), at least one.
     target_true_ids: (K,) ids of o_true as they follow the prompt, with what joins it to the prompt.
     target_false_ids: the same for o_false, None where the fact has none.
+    contrast_ids: the same for `Fact.contrast`, o_false or the counterfactual answer.
     counterfactuals: the ids of each counterfactual prompt that fits: T of them, and no two prompts with the same.
     fitting: the texts of these prompts.
     misfits: why each of the others does not fit, as a clause.
@@ -34,6 +35,7 @@ class EncodedFact:
     subject_end: int
     target_true_ids: tuple[int, ...]
     target_false_ids: tuple[int, ...] | None
+    contrast_ids: tuple[int, ...] | None = None
     counterfactuals: tuple[tuple[int, ...], ...] = ()
     fitting: tuple[str, ...] = ()
     misfits: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
     Raises ModelError for a tokenizer without offsets, and FactError where no token contains a part of the subject, or
     both targets have the same tokens.
     """
-    true, false = fact.target_true, fact.target_false
+    true, false = fact.target_true, fact.contrast
     prompt = encode_joined(tokenizer, fact.text, (true,) if false is None else (true, false), fact.target_prefix)
     subject = tokens_of(tokenizer, prompt.text, *fact.subject_span)
     if subject is None:
@@ -73,7 +75,8 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
         subject_begin=subject[0],
         subject_end=subject[1],
         target_true_ids=prompt.targets[0],
-        target_false_ids=None if false is None else prompt.targets[1],
+        target_false_ids=None if fact.target_false is None else prompt.targets[1],
+        contrast_ids=None if false is None else prompt.targets[1],
         counterfactuals=tuple(fitting.values()),
         fitting=tuple(fitting),
         misfits=misfits,
@@ -84,7 +87,7 @@ def _counterfactuals(
     tokenizer: Any, fact: Fact, prompt: "Joined"
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
     """({counterfactual prompt that fits: its ids}, why each of the others does not). prompt: the fact's, encoded."""
-    targets = [target for target in (fact.target_true, fact.target_false) if target is not None]
+    targets = [target for target in (fact.target_true, fact.contrast) if target is not None]
     fitting: dict[str, tuple[int, ...]] = {}
     misfits = []
     for text in fact.counterfactuals:
@@ -95,7 +98,7 @@ def _counterfactuals(
         elif len(other.ids) != len(prompt.ids):
             wanted, got = f"{len(prompt.ids)} tokens as the prompt has", str(len(other.ids))
         elif other.targets != prompt.targets:
-            wanted, got = "the target to have the same tokens as after the prompt", "others"
+            wanted, got = "a text that the target follows with the same tokens as the prompt", "others"
         else:
             fitting[text] = other.ids
             continue

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .base import refusal, setting, settings, settings_of
 from .common import RunSettings
 from .edit import EditingSettings, ProblemName
-from .kinds import MOST_LAYERS, MOST_SEED, Size
+from .kinds import MOST_ITEMS, MOST_LAYERS, MOST_SEED, Size
 from .methods import Method
 from .moments import MomentSettings
 from .trace import TraceSettings
@@ -51,7 +51,7 @@ class FactSettings:
     pairs: int | None = setting(
         default=None,
         least=1,
-        most=MOST_SEED,
+        most=MOST_ITEMS,
         help="Give each fact up to this many counterfactual subjects from the file: those of the same relation, with "
         "another true object, that take its place token for token",
     )

@@ -35,8 +35,8 @@ class TraceSettings(NoiseSettings, RunSettings):
         default=None,
         least=0,
         most=MOST_ITEMS,
-        help="With module head: all heads one by one, the heads of these numbers, as in 3,7, or all heads of a layer "
-        "at once; by default all",
+        help="With module head: all (each head by itself), the heads of these numbers, as in 3,7, or at-once (those "
+        "of a layer in one cell); by default all",
     )
     corruption: Corruption = setting(
         default="noise",
@@ -46,8 +46,8 @@ class TraceSettings(NoiseSettings, RunSettings):
     metric: Metric = setting(
         default="probability",
         help="What effects are made of: the probability of the scored text, its logarithm, the difference between the "
-        "logits of o_true and o_false at the first token in which they differ, or the KL divergence from the clean "
-        "pass's next-token distribution there",
+        "logits of o_true and o_false at the first token in which they differ, or the KL divergence of that token's "
+        "distribution from the clean pass's (of the first token without an o_false)",
     )
     method: TraceMethod = setting(
         default="denoise",
@@ -97,6 +97,6 @@ class TraceSettings(NoiseSettings, RunSettings):
         if self.method == "attribution" and self.metric == "kl":
             raise refusal(self, "metric", "one whose slope estimates it with method attribution", self.metric)
         if self.method == "zero" and self.corruption != "noise":
-            raise refusal(self, "corruption", "noise, which plays no part, with method zero", self.corruption)
+            raise refusal(self, "corruption", "noise with method zero, which corrupts nothing", self.corruption)
         if self.method == "zero" and self.metric in ("log-probability", "kl"):
             raise refusal(self, "metric", "probability or logit-difference with method zero", self.metric)

@@ -19,7 +19,7 @@ from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.texts import statement
-from fasttrace.store.write import Result, batch_of, facts_table, write, write_facts
+from fasttrace.store.write import Result, batch_of, check_contrasts, facts_table, write, write_facts
 
 __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]
 
@@ -94,13 +94,22 @@ class Store(Readable):
     def add_facts(self, facts: Facts) -> int:
         """Add facts by fact_id as one transaction. Returns how many were new.
 
-        A stored fact without counterfactuals gets those that it comes with now, and their target_false if it has none.
-        Raises StoreError where the store has another fact, or other counterfactuals of it, under the same fact_id.
+        A fact's counterfactuals are not part of it here: each run has its own.
+        Raises StoreError where the store has another fact under the same fact_id.
         """
         facts_table(facts)  # raises before the file is created
         create(self.path)
         with self._opened(read_only=False) as con:
             return write_facts(con, facts)
+
+    def check_contrasts(self, run_id: str, contrasts: pa.Table) -> None:
+        """Raise StoreError where a tracing run has a fact with other counterfactuals, or another target_false.
+
+        contrasts: CONTRASTS, as of `TracePlan.contrasts`.
+        """
+        if self.path.exists():
+            with self._opened(read_only=True) as con:
+                check_contrasts(con, run_id, contrasts)
 
     @checked
     def to_parquet(self, folder: str | PathLike[str]) -> None:

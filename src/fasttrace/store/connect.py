@@ -424,9 +424,11 @@ def _rename_for_reading(con: duckdb.DuckDBPyConnection, version: int) -> None:
     """
     [(database,)] = con.execute("SELECT current_database()").fetchall()
     for relation in RELATIONS:
-        names = current_names(con.table(relation).columns, relation, version)
-        columns = ", ".join(f"{quoted(old)} AS {quoted(name)}" for old, name in names.items() if name != old)
-        change = f"RENAME ({columns})" if columns else ""
+        stored = con.table(relation).columns
+        names = current_names(stored, relation, version)
+        dropped = ", ".join(quoted(column) for column in stored if column not in names)
+        renamed = ", ".join(f"{quoted(old)} AS {quoted(name)}" for old, name in names.items() if name != old)
+        change = (f"EXCLUDE ({dropped}) " if dropped else "") + (f"RENAME ({renamed})" if renamed else "")
         for name, kind in added(relation, version).items():
             change += f", NULL::{kind} AS {quoted(name)}"
         if relation == "store_schema":
@@ -470,7 +472,7 @@ def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> int:
         )
     for relation, columns in schema_columns().items():
         names = current_names(found.get(relation, {}), relation, number)
-        stored = {names[column]: kind for column, kind in found.get(relation, {}).items()}
+        stored = {names[column]: kind for column, kind in found.get(relation, {}).items() if column in names}
         if stored | added(relation, number) != columns or stored.keys() & added(relation, number).keys():
             raise StoreError(
                 f"the relation {relation} of the store {path} differs from this fasttrace's schema: it was "

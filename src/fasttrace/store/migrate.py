@@ -1,8 +1,8 @@
 """Stores of an older schema version: read under this version's names, upgraded in place by the first write.
 
 A change of schema/ raises SCHEMA_VERSION and adds migrations/<version>.sql, which turns a store of the version before
-into one of this version. A column that only changes its name is listed in _RENAMED, and a new one, which is NULL in
-older stores, in _ADDED, so that older stores can be read.
+into one of this version. A column that only changes its name is listed in _RENAMED, a new one, which is NULL in
+older stores, in _ADDED, and one that it lacks in _DROPPED, so that older stores can be read.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from importlib.resources import files
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
@@ -48,13 +48,17 @@ _ADDED = {
     },
 }
 
+# Version → relation → the columns of the version before that it has no more.
+_DROPPED = {9: {"facts": ("counterfactual_subject", "counterfactual_prompt")}}
+
 
 def current_names(columns: Iterable[str], relation: str, version: int) -> dict[str, str]:
-    """{column of a relation in a store of `version`: its name in this version}."""
+    """{column of a relation in a store of `version`: its name in this version}, without those that this lacks."""
     names = {column: column for column in columns}
     for later in range(version + 1, SCHEMA_VERSION + 1):
         renamed = _RENAMED.get(later, {}).get(relation, {})
-        names = {old: renamed.get(name, name) for old, name in names.items()}
+        dropped = _DROPPED.get(later, {}).get(relation, ())
+        names = {old: renamed.get(name, name) for old, name in names.items() if name not in dropped}
     return names
 
 
@@ -63,6 +67,8 @@ def added(relation: str, version: int) -> dict[str, str]:
     found: dict[str, str] = {}
     for later in range(version + 1, SCHEMA_VERSION + 1):
         found |= _ADDED.get(later, {}).get(relation, {})
+        for column in _DROPPED.get(later, {}).get(relation, ()):
+            found.pop(column, None)
     return found
 
 

@@ -118,9 +118,6 @@ def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
         key = schema_keys()[relation]
         stored = [_rows(con, name, relation, version) for name, version in versions.items()]
         rows = [part.select(StarExpression(exclude=["store"])) for part in stored]
-        if relation == "facts":  # a row with counterfactuals comes before the same fact without
-            has = "coalesce(len(counterfactual_subject), 0) + coalesce(len(counterfactual_prompt), 0) > 0"
-            rows = [part.filter(which) for which in (has, f"NOT ({has})") for part in rows]
         new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
         _union(new).create_view(relation)
 

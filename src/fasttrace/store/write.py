@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -139,9 +138,11 @@ def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) 
     execute(con, "add_run", run)
     for relation, table in tables:
         con.register(f"batch_{relation}", table)
-    for relation, _ in tables:
+    for relation, table in tables:
         if relation in GUARDED:
             _check_keys(con, relation, run)
+        elif relation == "traces":
+            check_contrasts(con, run["run_id"], table)
     added = 0
     for relation, _ in tables:
         if relation == "traces":
@@ -155,8 +156,7 @@ def add_run(con: duckdb.DuckDBPyConnection, run: dict[str, Any], tables: Batch) 
 def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
     """Add the facts that the store lacks, in one transaction. Returns their number.
 
-    A stored fact without counterfactuals gets those that it comes with now; it is not counted.
-    Raises StoreError where one fact_id means two different facts, or two counterfactuals of one fact differ.
+    Raises StoreError where one fact_id means two different facts.
     """
     con.begin()
     added = add_facts(con, facts_table(facts))
@@ -167,54 +167,24 @@ def write_facts(con: duckdb.DuckDBPyConnection, facts: Iterable[Fact]) -> int:
 def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyRelation) -> int:
     """`write_facts` within the caller's transaction. table: rows of the relation facts."""
     con.register("batch_facts", table)
-    for fact_id, counterfactuals in con.execute(statement("facts_that_differ")).fetchall():
-        if counterfactuals:
-            raise StoreError(
-                f"the store has other counterfactuals of the fact {fact_id!r}: use those, another fact_id or store"
-            )
-        raise StoreError(f"the store has another fact with the fact_id {fact_id!r}: give each fact a unique id")
-    execute(con, "add_counterfactuals", {})
+    differ = con.execute(statement("facts_that_differ")).fetchall()
+    if differ:
+        raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each fact a unique id")
     return execute(con, "add_facts", {})
 
 
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
-    """Facts as rows of the relation facts. A fact that occurs twice is one row, with its counterfactuals if any.
-
-    Raises StoreError as `write_facts`.
-    """
-    rows: dict[str, Fact] = {}
-    for fact in facts:
-        other = rows.setdefault(fact.fact_id, fact)
-        if other == fact:
-            continue
-        if not _same(other, fact):
-            raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
-        if other.counterfactuals and fact.counterfactuals:
-            raise StoreError(f"the fact {fact.fact_id!r} is given twice, with different counterfactuals: give it once")
-        rows[fact.fact_id] = fact if fact.counterfactuals else other
-    types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
+    """Facts as rows of the relation facts, which has no counterfactuals. A fact that occurs twice is one row."""
     columns = schema_columns()["facts"]
+    rows: dict[str, dict[str, Any]] = {}
+    for fact in facts:
+        row = {name: getattr(fact, name) for name in columns}
+        if rows.setdefault(fact.fact_id, row) != row:
+            raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
+    types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
     return pa.table(
-        {name: pa.array([_stored(fact, name) for fact in rows.values()], types[kind]) for name, kind in columns.items()}
+        {name: pa.array([row[name] for row in rows.values()], types[kind]) for name, kind in columns.items()}
     )
-
-
-_COUNTERFACTUALS = ("counterfactual_subject", "counterfactual_prompt")
-_NONE: dict[str, Any] = dict.fromkeys(_COUNTERFACTUALS, ())
-
-
-def _same(one: Fact, other: Fact) -> bool:
-    """Whether two facts differ at most in their counterfactuals, and in the target_false that these bring."""
-    bare, paired = sorted((one, other), key=lambda fact: bool(fact.counterfactuals))
-    if paired.counterfactuals and not bare.counterfactuals and bare.target_false is None:
-        paired = replace(paired, target_false=None)
-    return replace(paired, **_NONE) == replace(bare, **_NONE)
-
-
-def _stored(fact: Fact, column: str) -> Any:
-    """The value of a column of the relation facts."""
-    value = getattr(fact, column)
-    return value or None if column in _COUNTERFACTUALS else value
 
 
 def _moments_table(result: Result) -> pa.Table:
@@ -267,6 +237,19 @@ def _check_keys(con: duckdb.DuckDBPyConnection, relation: str, run: Mapping[str,
     for fact_id, reason in con.execute(statement(f"guard_{relation}")).fetchall():
         raise StoreError(
             f"a row of the run {run['run_id']} does not fit the store ({relation}): the fact {fact_id!r} {reason}"
+        )
+
+
+def check_contrasts(con: duckdb.DuckDBPyConnection, run_id: str, contrasts: pa.Table) -> None:
+    """Raise StoreError where the run has a fact with other counterfactuals, or another target_false.
+
+    contrasts: rows of the relation traces, of which these columns and fact_id are read.
+    """
+    con.register("batch_traces", contrasts)
+    for fact_id, false in con.execute(statement("traces_that_differ"), {"run_id": run_id}).fetchall():
+        what = "another o_false" if false else "other counterfactuals"
+        raise StoreError(
+            f"the run {run_id} is in the store with {what} of the fact {fact_id!r}: use the same or another store"
         )
 
 

@@ -40,6 +40,8 @@ TRACED_FACTS = pa.schema(
         ("counterfactuals", pa.list_(pa.string())),
     ]
 )
+# What a fact is compared with. No run is named after it.
+CONTRASTS = pa.schema([TRACED_FACTS.field(name) for name in ("fact_id", "target_false", "counterfactuals")])
 CELLS = pa.schema(
     [
         ("fact_id", pa.string()),
@@ -142,7 +144,7 @@ def fact_row(
         "subject": fact.subject,
         "relation": fact.relation,
         "target_true": fact.target_true,
-        "target_false": fact.target_false,
+        "target_false": fact.contrast,
         "p_clean": p_clean,
         "tokens": list(encoded.tokens),
         "subject_begin": encoded.subject_begin,

@@ -95,9 +95,9 @@ class Contrast(NamedTuple):
 
 
 def contrast_of(encoded: EncodedFact, scored: int) -> Contrast | None:
-    """Where o_true and o_false differ in their first `scored` tokens, or None: without an o_false, where they do not
-    differ, and where the whole of one begins the other."""
-    pairs = zip(encoded.target_true_ids[:scored], encoded.target_false_ids or (), strict=False)
+    """Where o_true and o_false (or the counterfactual answer) differ in their first `scored` tokens. None without an
+    o_false, where they do not differ, and where the whole of one begins the other."""
+    pairs = zip(encoded.target_true_ids[:scored], encoded.contrast_ids or (), strict=False)
     return next((Contrast(at, true, false) for at, (true, false) in enumerate(pairs) if true != false), None)
 
 

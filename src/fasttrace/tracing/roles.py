@@ -53,7 +53,7 @@ def average_by_role(settings: str, facts: pa.Table, cells: pa.Table) -> pa.Table
     """AVERAGES: the mean over facts of the indirect effect at each window size, role, layer and head.
 
     settings: the run's, as JSON. facts, cells: those of a TraceResult. A fact's effect at a role is the mean over its
-    tokens of that role. It is undefined, and left out, where the run's metric is.
+    tokens of that role. A fact without the run's metric, such as one without an o_false, is left out.
 
     Raises UserError where a cell is of all subject tokens at once, which have no one role.
     """

@@ -24,7 +24,7 @@ from fasttrace.settings.kinds import Size
 from fasttrace.settings.trace import Tokens, TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
 from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
-from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS, Grid, fact_row
+from fasttrace.tracing.effects import CELLS, CONTRASTS, SAMPLES, TRACED_FACTS, Grid, fact_row
 from fasttrace.tracing.known import BATCH, check_known
 from fasttrace.tracing.measures import LOGIT_DIFF, ROW_OF
 from fasttrace.tracing.plan import (
@@ -96,6 +96,12 @@ class TracePlan:
     def counterfactual(self) -> bool:
         """Whether the corrupted passes have the tokens of counterfactual prompts."""
         return self.settings.corruption == "counterfactual"
+
+    @property
+    def contrasts(self) -> pa.Table:
+        """What each fact is compared with: CONTRASTS, as the facts' rows of TRACED_FACTS will have it."""
+        rows = [fact_row(fact, self.sigma, counterfactual=self.counterfactual) for fact in self.encoded]
+        return pa.Table.from_pylist(rows, schema=TRACED_FACTS).select(CONTRASTS.names)
 
     @property
     def tokens(self) -> Tokens:
@@ -266,6 +272,9 @@ class TracePlan:
             chosen = []
             for number, item in enumerate(part):
                 estimate = np.array([found.estimates[number][cell][row].mean() for cell in item.cells])
+                rises = found.noised[number][row].mean() > found.clean[number][row, 0]
+                if rises and self.settings.metric != "probability":
+                    estimate = -estimate  # the largest effects, relative to clean − noised, are the smallest values
                 best = np.argsort(-estimate, kind="stable")[:verify_top]
                 chosen.append(replace(item, cells=tuple(item.cells[i] for i in best)))
             verified = self._waves(chosen, here, budget) if verify_top else _unverified(found, left)
@@ -305,7 +314,9 @@ class TracePlan:
         )
 
     def _left_out(self, fact: EncodedFact, reason: str, p_clean: float | None = None) -> dict[str, object]:
-        return fact_row(fact, self.sigma, p_clean=p_clean, reason=reason, kept=False)
+        return fact_row(
+            fact, self.sigma, p_clean=p_clean, reason=reason, kept=False, counterfactual=self.counterfactual
+        )
 
     def _result(self, rows: list[dict[str, object]], grids: list[Grid], seconds: float, flops: int) -> TraceResult:
         asked, n_layers, method = self.settings, self.model.n_layers, self.intervention.method
@@ -359,7 +370,7 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
     Raises UserError for a bad setting, for no facts, where the settings cannot measure any of them, and for a fact that
-    is too long for the model or has no counterfactual with corruption "counterfactual".
+    is too long for the model.
     """
     asked = carried(TraceSettings, given)
     if not facts:
@@ -374,6 +385,7 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     settled = replaced(
         asked,
         windows=sorted(set(asked.windows), reverse=True),
+        heads=_settled_heads(model, asked.heads, heads),
         sigma=sigma,
         seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
@@ -392,27 +404,28 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     )
 
 
+def _settled_heads(model: Decoder, asked: str | Sequence[int] | None, heads: Sequence[Heads]) -> Any:
+    """The setting `heads` by one name: numbers in ascending order, "all" where these are all. heads: those traced."""
+    if asked is None or asked == "at-once":
+        return asked
+    return "all" if list(heads) == traced_heads(model, "all") else [one.first for one in heads]
+
+
 def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:
-    """fact_id → why the settings cannot measure the fact. Raises UserError where they can measure none, and for facts
-    without a counterfactual where one is asked for."""
+    """fact_id → why the settings cannot measure the fact. Raises UserError where they can measure none."""
     reasons: dict[str, str] = {}
     if asked.corruption == "counterfactual":
-        if without := [fact for fact in encoded if not fact.fact.counterfactuals]:
-            raise UserError(
-                "trace: corruption: expected a counterfactual_subject or counterfactual_prompt in every fact, got none "
-                f"in {len(without)} of {len(encoded)} facts, such as '{without[0].fact_id}': `fasttrace facts --pairs` "
-                "finds some"
-            )
-        reasons |= {fact.fact_id: "; ".join(fact.misfits) for fact in encoded if not fact.counterfactuals}
+        none = "corruption counterfactual: expected a counterfactual_subject or counterfactual_prompt, got neither"
+        reasons |= {fact.fact_id: "; ".join(fact.misfits) or none for fact in encoded if not fact.counterfactuals}
     if asked.metric == "logit-difference":
         whole = asked.target == "sequence"
         for fact in encoded:
-            if fact.target_false_ids is None:
+            if fact.contrast_ids is None:
                 reasons[fact.fact_id] = "metric logit-difference: expected a target_false, got none"
             elif contrast_of(fact, len(fact.target_true_ids) if whole else 1) is None:
                 reasons[fact.fact_id] = (
                     f"metric logit-difference: expected a target_false that differs from the target_true at a scored "
-                    f"token, got {shown(fact.fact.target_false)} and {shown(fact.fact.target_true)}"
+                    f"token, got {shown(fact.fact.contrast)} and {shown(fact.fact.target_true)}"
                 )
     if len(reasons) == len(encoded):
         fact_id, reason = next(iter(reasons.items()))

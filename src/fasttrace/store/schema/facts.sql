@@ -1,9 +1,8 @@
 -- facts: the facts, as the loader read them.
 -- Grain: one row per fact_id. Inputs: Store.add_facts.
 -- Units: prompt is a template with one "{}"; paraphrases and neighborhood are whole prompts; target_prefix = what stands
--- between each prompt and its target (NULL where the prompt's own end decides, usually for a space);
--- counterfactual_subject = other subjects for the template, counterfactual_prompt = whole prompts, with which tracing
--- can corrupt the prompt (NULL without any).
+-- between each prompt and its target (NULL where the prompt's own end decides, usually for a space). The counterfactuals
+-- of a fact are with the runs that they corrupted (traces).
 CREATE TABLE IF NOT EXISTS facts (
     fact_id       VARCHAR   NOT NULL PRIMARY KEY,
     source        VARCHAR   NOT NULL,
@@ -14,7 +13,5 @@ CREATE TABLE IF NOT EXISTS facts (
     target_false  VARCHAR,
     paraphrases   VARCHAR[] NOT NULL,
     neighborhood  VARCHAR[] NOT NULL,
-    target_prefix VARCHAR,
-    counterfactual_subject VARCHAR[],
-    counterfactual_prompt  VARCHAR[]
+    target_prefix VARCHAR
 );
