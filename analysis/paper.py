@@ -122,7 +122,7 @@ class Numbered:
         window_size: None changes nothing, and so does any window where the paper names one or no edit is compared with
         an effect. localization: None changes nothing, and so does any where the paper names another than denoising with
         noise, or nothing is traced. metric: None is the probability, or with a localization every metric.
-        Raises UserError for an unknown localization or metric, and for two that no trace has.
+        Raises UserError for an unknown localization or metric.
         """
         for name, value, known in (("localization", localization, LOCALIZATIONS), ("metric", metric, METRICS)):
             if value not in (None, *known):
@@ -134,7 +134,6 @@ class Numbered:
             rows, words = replace(rows, localization=localization, metric=None), [localization]
         if metric is not None and self.kind != "layers":
             rows, words = replace(rows, metric=metric), [*words, metric]
-            TraceSettings(**_trace_settings(rows.localization, metric))  # raises where no trace has both
         return replace(self, rows=rows, title=", ".join([self.title, *words]))
 
 
@@ -270,6 +269,10 @@ def what_is_missing(there: Coverage, one: Numbered) -> str | None:
         needed = [("tracing effects", traces, trace), ("edits", edits, edit)]
     absent = [(name, command) for name, found, command in needed if not found]
     if absent:
+        try:
+            TraceSettings(**_trace_settings(one.rows.localization, one.rows.metric))
+        except UserError as error:
+            return f"no trace can have such effects ({error})"
         names, commands = zip(*absent, strict=True)
         return f"no such {' and '.join(names)} are in {path}; make them with: {' ; '.join(commands)}"
     if one.rows.subset == "concentrated" and not any(row["concentrated"] for row in traces):

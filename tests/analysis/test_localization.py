@@ -167,7 +167,7 @@ def test_missing_traces_are_named_with_the_command_that_makes_them(plain):
         paper_table(plain, 3, localization="pairs")
     with pytest.raises(UserError, match=r"expected a metric of probability, .*, got 'p'"):
         paper_figure(plain, 1, metric="p")
-    with pytest.raises(UserError, match="metric: expected probability or logit-difference with method zero, got kl"):
+    with pytest.raises(StoreError, match=r"no trace can have such effects \(trace: metric: expected probability or"):
         paper_figure(plain, 12, localization="zero", metric="kl")
     assert FIGURES[21].at(localization="counterfactual") == FIGURES[21], "the paper names zeroing"
     assert FIGURES[7].at(localization="counterfactual", metric="kl") == FIGURES[7], "nothing is traced in it"

@@ -8,6 +8,7 @@ import time
 
 import duckdb
 import other_process
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
@@ -160,6 +161,16 @@ def test_cells_with_and_without_heads_count_once(tmp_path):
                 {"run_id": "h0", "n": 2 * cells, "heads": 2 * cells},
                 {"run_id": "t0", "n": cells, "heads": 0},
             ]
+
+
+def test_a_run_has_the_same_counterfactuals_in_every_store(tmp_path):
+    paths = [tmp_path / f"{name}.duckdb" for name in ("one", "same", "other")]
+    for path, pairs in zip(paths, (["Bonn", "Kiel"], ["Kiel", "Bonn"], ["Oslo"]), strict=True):
+        made = made_trace(["f0"])
+        row = made.facts.to_pylist()[0] | {"counterfactuals": pairs}
+        Store(path).add(dataclasses.replace(made, facts=pa.Table.from_pylist([row], schema=made.facts.schema)))
+    assert len(Stores(paths[:2]).once().query("FROM traces")) == 1
+    refused(paths, "the stores one and other and same have different counterfactuals in the run 't0': read each alone")
 
 
 def test_several_stores_are_read_only(parts):

@@ -214,8 +214,10 @@ class Work:
         tokenizer = load_tokenizer(self.model, self.dtype)
         paired = pair_subjects(tokenizer, loaded, ft.load_facts(self.facts, zsre=self.zsre), count).checked()
         if paired.reasons:
-            told = f"{len(paired.reasons)} of {len(loaded)} facts have no pair, such as '{next(iter(paired.reasons))}'"
-            click.echo(told, err=True)
+            fact_id, reason = next(iter(paired.reasons.items()))
+            click.echo(
+                f"{len(paired.reasons)} of {len(loaded)} facts have no pair, such as '{fact_id}': {reason}", err=True
+            )
         return paired
 
     def load_model(self) -> Any:
