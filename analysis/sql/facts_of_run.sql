@@ -5,12 +5,12 @@
 -- Units: prompt is a template with one "{}"; paraphrases, neighborhood and counterfactual_prompt are complete prompts.
 -- counterfactual_prompt and counterfactual_answer are those of a tracing run, NULL without any.
 SELECT
-    fact_id, facts.source, facts.relation, facts.prompt, facts.subject, facts.target_true, facts.target_false,
+    facts.fact_id, facts.source, facts.relation, facts.prompt, facts.subject, facts.target_true, facts.target_false,
     facts.paraphrases, facts.neighborhood, facts.target_prefix, traced.counterfactuals AS counterfactual_prompt,
     CASE WHEN facts.target_false IS NULL THEN traced.target_false END AS counterfactual_answer
 FROM facts
-LEFT JOIN (FROM traces WHERE run_id = $run_id) AS traced USING (fact_id)
-WHERE fact_id IN (
+LEFT JOIN traces AS traced ON traced.run_id = $run_id AND traced.fact_id = facts.fact_id
+WHERE facts.fact_id IN (
     SELECT fact_id FROM traces WHERE run_id = $run_id
     UNION
     SELECT fact_id FROM edits WHERE run_id = $run_id
@@ -19,4 +19,4 @@ WHERE fact_id IN (
 )
 ORDER BY
     (SELECT min(mass.position) FROM mass_edits AS mass WHERE mass.run_id = $run_id AND mass.fact_id = facts.fact_id),
-    fact_id;
+    facts.fact_id;
