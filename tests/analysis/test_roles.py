@@ -192,7 +192,7 @@ def test_the_figure_has_a_panel_for_each_run(traced, tmp_path, command, monkeypa
     words = ["figures", "roles", "--metric", "kl", "--tracing-window", "1", "--store", str(store.path), "--out", "f"]
     assert command(*words).stdout.split() == ["f/roles.svg"]
     assert "window 1" in (tmp_path / "f" / "roles.svg").read_text()
-    with pytest.raises(StoreError, match=r"expected a trace at single tokens with localization attribution in .*, got none"):
+    with pytest.raises(StoreError, match=r"expected a trace at single tokens with localization attribution in"):
         role_figure(store, localization="attribution")
     said = command("figures", "role", "--store", str(store.path), code=2).stderr
     assert "expected the number of a figure or roles, got 'role'" in said
