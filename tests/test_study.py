@@ -107,6 +107,11 @@ def test_the_first_known_facts(run, workplace):
         ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number from 0 to 9223372036854775807, got True"),
         ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each item is one of .*, got .*'memitt'"),
         ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, got 'random'"),
+        (
+            'order = "interleaved"',
+            "pairs = 1",
+            r"\[facts\] pairs: expected a \[\[trace\]\] with corruption counterfactual",
+        ),
         ("[moments]", "[moment]", r"\[study\] has no setting 'moment'; did you mean 'moments'\?"),
         ("[moments]", "[[moments]]", r"\[moments\]: expected a table, got \["),
         ("[[trace]]", "[trace]", "is not TOML"),

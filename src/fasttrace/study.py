@@ -147,13 +147,17 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
             method_settings(method, dict(edit.set or {}))
         if "contexts" in edit.given and not {*edit.methods} & {*SOLVED}:
             raise UserError(f"[edit] contexts: expected a value only with {' or '.join(SOLVED)}, got one without them")
+    # keep: `Runner.known_facts` chooses the facts instead.
+    traces = tuple(_table("trace", one, **same, keep="all") for one in tables["trace"])
+    facts = _table("facts", tables["facts"])
+    if facts.pairs is not None and all(trace.corruption != "counterfactual" for trace in traces):
+        raise UserError("[facts] pairs: expected a [[trace]] with corruption counterfactual, got none")
     return Study(
         name=name,
         settings=settings,
-        facts=_table("facts", tables["facts"]),
+        facts=facts,
         moments=_table("moments", tables["moments"], seed=settings.seed),
-        # keep: `Runner.known_facts` chooses the facts instead.
-        traces=tuple(_table("trace", one, **same, keep="all") for one in tables["trace"]),
+        traces=traces,
         edits=edits,
     )
 
@@ -205,14 +209,13 @@ class Runner:
                 raise UserError(f"[moments] {error}") from None
 
     def check(self, facts: Sequence[Fact]) -> None:
-        """Raise UserError where a trace or an edit of these facts would be refused, also by the store. No pass runs."""
-        plans = [prepare_trace(self.model, facts, settings=trace) for trace in self.study.traces]
+        """Raise UserError where a trace or an edit of these facts would be refused, and StoreError where the store has
+        other counterfactuals of them. No pass runs."""
+        for trace in self.study.traces:
+            plan = prepare_trace(self.model, facts, settings=trace)
+            self.store.check_contrasts(plan.run["run_id"], plan.contrasts)
         for cell in self.cells:
             check_edit(self.model, facts, cell)
-        if self.store.path.exists():
-            self.store.add_facts(facts)
-            for plan in plans:
-                self.store.check_contrasts(plan.run["run_id"], plan.contrasts)
 
     def run(self) -> list[Fact]:
         """Compute everything that the store lacks. Returns the facts studied."""
@@ -281,6 +284,7 @@ class Runner:
         facts = self.study.paired(self.model.tokenizer, facts)
         for trace in self.study.traces:
             plan = prepare_trace(self.model, facts, settings=trace)
+            self.store.check_contrasts(plan.run["run_id"], plan.contrasts)
             cost = plan.cost()
             done = len(self.store.done(plan.run["run_id"]) & {fact.fact_id for fact in facts})
             flops = cost.wave_flops * (1 - done / len(facts))

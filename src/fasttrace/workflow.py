@@ -77,10 +77,8 @@ def has_traced(store: "Store", facts: Sequence[Fact], run_id: str, contrasts: Se
     contrasts: rows of `TracePlan.contrasts`. Raises StoreError as `Store.add_facts` and `Store.check_contrasts`.
     """
     wanted = {row["fact_id"] for row in contrasts}
-    if not _has_facts(store, facts, wanted) or not wanted <= store.done(run_id):
-        return False
     store.check_contrasts(run_id, pa.Table.from_pylist(list(contrasts), schema=CONTRASTS))
-    return True
+    return _has_facts(store, facts, wanted) and wanted <= store.done(run_id)
 
 
 def has_edited(
@@ -128,8 +126,8 @@ def trace_into(
 
     show: called with the first batch that has cells, after it is committed.
     """
-    store.add_facts([encoded.fact for encoded in plan.encoded])
     store.check_contrasts(plan.run["run_id"], plan.contrasts)
+    store.add_facts([encoded.fact for encoded in plan.encoded])
     planned = {encoded.fact_id for encoded in plan.encoded}
     done = store.done(plan.run["run_id"]) & planned
     progress(len(done))

@@ -169,6 +169,7 @@ def test_a_run_has_the_same_counterfactuals_in_every_store(tmp_path):
         made = made_trace(["f0"])
         row = made.facts.to_pylist()[0] | {"counterfactuals": pairs}
         Store(path).add(dataclasses.replace(made, facts=pa.Table.from_pylist([row], schema=made.facts.schema)))
+    assert Stores(paths[:2]).once().query("FROM traces")["counterfactuals"].to_pylist() == [["Bonn", "Kiel"]]
     assert len(Stores(paths[:2]).once().query("FROM traces")) == 1
     refused(paths, "the stores one and other and same have different counterfactuals in the run 't0': read each alone")
 

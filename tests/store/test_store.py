@@ -158,12 +158,12 @@ def test_a_run_refuses_other_counterfactuals_of_a_fact(store):
 
     assert store.add(with_pairs(["Bonn is in", "Kiel is in"], "Germany")) == 1
     assert store.add(with_pairs(["Kiel is in", "Bonn is in"], "Germany")) == 0
-    assert store.add(with_pairs(["Kiel is in", "Bonn is in"], None)) == 0
     assert store.add(with_pairs(["Oslo is in"], "Norway", "t1")) == 1
     for pairs, false, words in (
         (["Oslo is in"], "Germany", "other counterfactuals"),
         (["Bonn is in"], None, "other counterfactuals"),
-        (None, "Germany", "other counterfactuals"),
+        (["Bonn is in", "Kiel is in"], None, "another o_false"),
+        (["Oslo is in"], None, "other counterfactuals"),
         (["Bonn is in", "Kiel is in"], "Norway", "another o_false"),
     ):
         new = with_pairs(pairs, false)
@@ -171,7 +171,9 @@ def test_a_run_refuses_other_counterfactuals_of_a_fact(store):
             store.add(new)
         with pytest.raises(StoreError, match=f"the run t0 is in the store with {words} of the fact 'f0'"):
             store.check_contrasts("t0", new.facts)
-    assert counts(store)["traces"] == 2
+    assert store.add(with_pairs(None, "Rome", "t2")) == 1, "as version 8 stored a fact that was left out"
+    assert store.add(with_pairs(["Bonn is in"], "Rome", "t2")) == 0
+    assert counts(store)["traces"] == 3
     assert names == made.facts.column_names
 
 

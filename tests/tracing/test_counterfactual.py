@@ -162,6 +162,22 @@ def test_counterfactuals_that_do_not_fit_are_named_and_the_others_traced(small_t
             ft.trace(model, bad, **how)
 
 
+def test_a_counterfactual_answer_is_the_false_target_between_prompts_alone(small_tokenizer):
+    model = small_model("llama", small_tokenizer, torch.float64)
+    open_ = replace(PARIS, target_false=None, counterfactual_answer=PARIS.target_false)
+    how = {"corruption": "counterfactual", "keep": "all", "metric": "logit-difference"}
+    mine, plain = ft.trace(model, [open_], **how), ft.trace(model, [PARIS], **how)
+    assert mine.cells.equals(plain.cells)
+    assert mine.facts.equals(plain.facts)
+    noise = {"keep": "all", "sigma": 0.4, "samples": 2}
+    [row] = ft.trace(model, [open_], **noise).facts.to_pylist()
+    assert (row["target_false"], row["logit_diff_clean"]) == (None, None)
+    with pytest.raises(UserError, match="metric logit-difference: expected a target_false, got none"):
+        ft.trace(model, [open_], metric="logit-difference", **noise)
+    with pytest.raises(UserError, match="expected a target_false or counterfactual_answer, got none"):
+        ft.trace(model, [replace(PARIS, target_false=None)], **how)
+
+
 def test_settings_of_noise_play_no_part(small_tokenizer):
     model = small_model("llama", small_tokenizer, torch.float64)
     how = {"corruption": "counterfactual", "keep": "all"}

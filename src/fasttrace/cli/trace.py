@@ -90,7 +90,7 @@ def facts(work: Work, protocol: Protocol, pairs: int | None, out: str | None, ch
 
 
 def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None:
-    """Give the facts counterfactual subjects, and print, store and write them."""
+    """Give the facts counterfactual subjects, and print and write them. A store keeps them with the traces alone."""
     from fasttrace.facts.formats import own_record
 
     paired = work.pair_facts(loaded, count)

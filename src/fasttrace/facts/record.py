@@ -38,7 +38,8 @@ class Fact:
         for, usually a space (`joint`).
     counterfactual_subject: other subjects to put in the template's place, as corrupted prompts: none, one or several.
     counterfactual_prompt: whole corrupted prompts, for those that differ elsewhere: none, one or several.
-    counterfactual_answer: the true answer to the first counterfactual, which a trace takes as o_false if there is none.
+    counterfactual_answer: the answer to the first counterfactual. With corruption "counterfactual", a trace takes it as
+        o_false where there is none.
 
     Raises FactError where a field is not of its type, or has more than 100,000 characters, where a text is empty, where
     the targets are equal, a counterfactual prompt is the prompt itself or occurs twice, or prompt does not have exactly
@@ -123,7 +124,7 @@ class Fact:
 
     @property
     def contrast(self) -> str | None:
-        """What a trace compares o_true with: o_false, or the counterfactual answer of a fact without one."""
+        """What a trace between prompts compares o_true with: o_false, or without one the counterfactual answer."""
         return self.counterfactual_answer if self.target_false is None else self.target_false
 
     @property

@@ -37,8 +37,8 @@ def pair_facts(
 
     A counterfactual is the subject of another fact of the same relation (without relations: of the same template) that
     has another true object and takes the subject's place token for token, so that the two prompts have as many tokens.
-    Which ones are taken does not depend on the order of the facts. A fact that has counterfactuals keeps them. One
-    without a target_false gets the true object of its first counterfactual as its counterfactual_answer.
+    Which ones are taken does not depend on the order of the facts. A fact that has counterfactuals keeps them. Of
+    the others, one without a target_false and a counterfactual_answer gets the first one's true object as the latter.
 
     among: the facts whose subjects are candidates; None for `facts`. Give the whole data set where `facts` is a part.
 

@@ -246,8 +246,8 @@ def check_contrasts(con: duckdb.DuckDBPyConnection, run_id: str, contrasts: pa.T
     contrasts: rows of the relation traces, of which these columns and fact_id are read.
     """
     con.register("batch_traces", contrasts)
-    for fact_id, false in con.execute(statement("traces_that_differ"), {"run_id": run_id}).fetchall():
-        what = "another o_false" if false else "other counterfactuals"
+    for fact_id, others in con.execute(statement("traces_that_differ"), {"run_id": run_id}).fetchall():
+        what = "other counterfactuals" if others else "another o_false"
         raise StoreError(
             f"the run {run_id} is in the store with {what} of the fact {fact_id!r}: use the same or another store"
         )

@@ -375,6 +375,10 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     asked = carried(TraceSettings, given)
     if not facts:
         raise UserError("trace: facts: expected at least one, got none")
+    if asked.corruption == "noise":  # answers to prompts that play no part
+        facts = [
+            fact if fact.counterfactual_answer is None else replace(fact, counterfactual_answer=None) for fact in facts
+        ]
     encoded = encoded_facts(model, facts)
     screened = asked.method == "attribution"
     intervention = Intervention(asked.module, "denoise" if screened else asked.method)
@@ -421,7 +425,8 @@ def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[st
         whole = asked.target == "sequence"
         for fact in encoded:
             if fact.contrast_ids is None:
-                reasons[fact.fact_id] = "metric logit-difference: expected a target_false, got none"
+                or_answer = " or counterfactual_answer" if asked.corruption == "counterfactual" else ""
+                reasons[fact.fact_id] = f"metric logit-difference: expected a target_false{or_answer}, got none"
             elif contrast_of(fact, len(fact.target_true_ids) if whole else 1) is None:
                 reasons[fact.fact_id] = (
                     f"metric logit-difference: expected a target_false that differs from the target_true at a scored "

@@ -8,8 +8,8 @@
 -- logit_diff_* = logit of o_true's token minus that of o_false's, both at the position that predicts the first token in
 -- which the two differ (NULL without one); logprob_* = log of p(scored), in nats, for runs with that metric; kl_noised =
 -- KL divergence of the clean pass's distribution at that position from the corrupted passes', in nats, for runs with
--- that metric; counterfactuals = the prompts of the corrupted passes (NULL with noise); target_false = o_false, or the
--- true answer to the first counterfactual. *_noised = mean over the corrupted passes.
+-- that metric; counterfactuals = the fact's counterfactual prompts that fit (NULL with noise); target_false = o_false,
+-- or between prompts the counterfactual answer of a fact without one. *_noised = mean over the corrupted passes.
 CREATE TABLE IF NOT EXISTS traces (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),

@@ -10,7 +10,7 @@ UNION ALL
 SELECT 'counterfactuals in the run', run_id, list_sort(list_distinct(list(store)))
 FROM main.traces
 GROUP BY run_id, fact_id
-HAVING count(DISTINCT list_sort(counterfactuals)) > 1 OR count(DISTINCT target_false) > 1
+HAVING count(DISTINCT list_sort(counterfactuals)) > 1 OR count(DISTINCT coalesce(target_false, '')) > 1
 UNION ALL
 SELECT 'runs under the run_id', run_id, list_sort(list_distinct(list(store)))
 FROM main.runs

@@ -1,9 +1,10 @@
--- Facts of the batch that the run has with other counterfactuals, or another o_false, whatever their order. An o_false
--- that only one of them has leaves its other values as they are.
-SELECT batch.fact_id, batch.target_false <> traces.target_false AS false
+-- A fact of the batch that the run has with other counterfactuals, in whatever order, or with another o_false. Traces
+-- of schema version 8 have no counterfactuals (NULL) where the fact was left out.
+SELECT
+    batch.fact_id,
+    coalesce(list_sort(batch.counterfactuals) <> list_sort(traces.counterfactuals), false) AS others
 FROM batch_traces AS batch
 JOIN traces ON traces.run_id = $run_id AND traces.fact_id = batch.fact_id
-WHERE list_sort(coalesce(batch.counterfactuals, [])) <> list_sort(coalesce(traces.counterfactuals, []))
-   OR batch.target_false <> traces.target_false
+WHERE others OR batch.target_false IS DISTINCT FROM traces.target_false
 ORDER BY batch.fact_id
 LIMIT 1;
