@@ -49,8 +49,8 @@ def pair_subjects(tokenizer: Any, facts: Sequence[Fact], among: Sequence[Fact], 
     A subject fits if it is of the same relation (without relations: of the same template), has another true object, and
     the prompt with it has the same tokens before and after the subject, and as many in the subject's place. Which of
     them are taken depends on the fact's id and the subjects alone, not on the order of the facts. A fact that has
-    counterfactuals keeps them. A fact that is paired here,
-    and has neither a target_false nor a counterfactual_answer, gets the true object of the first as the latter.
+    counterfactuals keeps them. Of the others, one without a target_false and a counterfactual_answer gets the first
+    one's true object as the latter.
 
     Raises FactError for a fact that cannot be encoded.
     Source: symmetric token replacement, Zhang and Nanda 2023 (arXiv 2309.16042), section 2.
