@@ -105,7 +105,8 @@ def test_a_study_file_with_every_key_is_read(table, tmp_path):
         more = "".join(f"{name} = {json.dumps(needed)}\n" for name, needed in COMPANIONS.get(key, {}).items())
         head = {"study": "", "trace": "[[trace]]\n", "edit": "[[edit]]\n"}.get(table, f"[{table}]\n")
         path = tmp_path / f"{key}.toml"
-        path.write_text(f"{head}{line}\n{more}")
+        tail = '[[trace]]\ncorruption = "counterfactual"\n' if key == "pairs" else ""  # which pairs are for
+        path.write_text(f"{head}{line}\n{more}{tail}")
         study = load_study(str(path))
         read = {"study": [study.settings], "facts": [study.facts], "moments": [study.moments]}
         [found] = {**read, "trace": study.traces, "edit": study.edits}[table]
