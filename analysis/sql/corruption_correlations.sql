@@ -65,15 +65,15 @@ peaks AS (
     GROUP BY ALL
 ),
 found AS (
-    SELECT
+    SELECT  -- sums in one order, so that they have the same bits each time
         model, protocol, module, method, metric, tokens, window_size, layer, noise_run_id, counterfactual_run_id,
         count(*) AS n,
         CASE WHEN stddev_pop(by_noise) > 0 AND stddev_pop(by_counterfactual) > 0
-            THEN corr(by_noise, by_counterfactual) END AS pearson,
+            THEN corr(by_noise, by_counterfactual ORDER BY fact_id, by_noise, by_counterfactual) END AS pearson,
         CASE WHEN stddev_pop(noise_rank) > 0 AND stddev_pop(counterfactual_rank) > 0
-            THEN corr(noise_rank, counterfactual_rank) END AS spearman,
-        avg(by_noise) AS mean_noise,
-        avg(by_counterfactual) AS mean_counterfactual
+            THEN corr(noise_rank, counterfactual_rank ORDER BY fact_id, by_noise, by_counterfactual) END AS spearman,
+        avg(by_noise ORDER BY fact_id, by_noise, by_counterfactual) AS mean_noise,
+        avg(by_counterfactual ORDER BY fact_id, by_noise, by_counterfactual) AS mean_counterfactual
     FROM ranked
     GROUP BY ALL
 )

@@ -10,7 +10,7 @@
 -- tracing/roles.py computes the same for one result.
 WITH placed AS (
     SELECT
-        cell.run_id, cell.window_size, cell.fact_id, cell.layer, cell.head,
+        cell.run_id, cell.window_size, cell.fact_id, cell.token_index, cell.layer, cell.head,
         CASE
             WHEN cell.token_index < trace.subject_begin THEN NULL
             WHEN cell.token_index = trace.subject_end - 1 THEN 'last-subject'
@@ -26,7 +26,8 @@ WITH placed AS (
     JOIN traces AS trace ON trace.run_id = cell.run_id AND trace.fact_id = cell.fact_id
 ),
 of_fact AS (
-    SELECT run_id, window_size, role, layer, head, fact_id, avg(moved) AS moved
+    -- In one order, so that a sum over several threads has the same bits each time.
+    SELECT run_id, window_size, role, layer, head, fact_id, avg(moved ORDER BY token_index) AS moved
     FROM placed
     WHERE role IS NOT NULL AND moved IS NOT NULL
     GROUP BY ALL
@@ -35,8 +36,8 @@ means AS (
     SELECT
         run_id, window_size, role, layer, head,
         count(*) AS n,
-        avg(moved) AS mean_effect,
-        stddev_samp(moved) / sqrt(count(*)) AS sem_effect
+        avg(moved ORDER BY fact_id) AS mean_effect,
+        stddev_samp(moved ORDER BY fact_id) / sqrt(count(*)) AS sem_effect
     FROM of_fact
     GROUP BY ALL
 )
