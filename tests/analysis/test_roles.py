@@ -3,6 +3,7 @@
 import json
 from itertools import product
 
+import duckdb
 import numpy as np
 import pytest
 import torch
@@ -114,6 +115,21 @@ def test_sql_has_the_same_averages(traced):
             assert mine["n"] == row["n"]
             for name in ("mean_effect", "sem_effect"):
                 assert mine[name] == (None if row[name] is None else pytest.approx(row[name], rel=1e-9, abs=1e-15))
+
+
+@pytest.mark.parametrize("name", ["effects_by_role", "window_peaks", "corruption_correlations"])
+def test_the_order_of_the_rows_in_a_store_changes_no_bit(name, traced, tmp_path):
+    """A sweep that was interrupted, or a sum over several threads, has its rows in another order."""
+    wanted = relation(traced[0], name)
+    for seed in range(3):
+        mixed = ft.Store(tmp_path / f"{seed}.duckdb")
+        mixed.create()
+        with duckdb.connect(str(mixed.path)) as con:
+            con.execute(f"ATTACH '{traced[0].path}' AS other (READ_ONLY)").fetchall()
+            con.execute(f"SELECT setseed({seed / 10})").fetchall()
+            for one in ("runs", "traces", "trace_cells", "trace_effects"):
+                con.execute(f"INSERT INTO {one} BY NAME FROM other.{one} ORDER BY random()").fetchall()
+        assert relation(mixed, name).equals(wanted)
 
 
 def test_runs_older_than_heads_and_metrics_have_averages(tmp_path):

@@ -75,9 +75,8 @@ def pair_subjects(tokenizer: Any, facts: Sequence[Fact], among: Sequence[Fact], 
                 why = f"none of {others} other subjects of the {where} has as many tokens in its place"
             reasons[fact.fact_id] = why
             continue
-        subjects, answer = tuple(one.subject for one in found), None
-        if fact.target_false is None:
-            answer = found[0].answer if fact.counterfactual_answer is None else fact.counterfactual_answer
+        subjects = tuple(one.subject for one in found)
+        answer = found[0].answer if fact.contrast is None else fact.counterfactual_answer
         done.append(replace(fact, counterfactual_subject=subjects, counterfactual_answer=answer))
     return Paired(done, reasons)
 
