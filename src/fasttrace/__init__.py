@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fasttrace.analysis.regress import regress
     from fasttrace.editing import apply_delta, edit, load_delta, mass_edit, second_moments
     from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
-    from fasttrace.facts import Fact, load_facts
+    from fasttrace.facts import Fact, Probe, load_facts
     from fasttrace.models import load_model, pair_facts, wrap_model
     from fasttrace.settings import (
         EditSettings,
@@ -34,6 +34,7 @@ __all__ = [
     "ModelError",
     "MomentSettings",
     "PackageError",
+    "Probe",
     "RomeSettings",
     "Store",
     "StoreError",

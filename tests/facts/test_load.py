@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fasttrace.errors import FactError
-from fasttrace.facts import Fact, load_facts
+from fasttrace.facts import Fact, Probe, load_facts
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -128,7 +128,9 @@ def test_zsre_asks_as_in_the_papers_experiments(tmp_path: Path) -> None:
         neighborhood=("Question: who wrote the first program? Answer:",),
         fact_id="zsre/question/0",
         source="zsre",
+        probes=(Probe("locality", "Question: who wrote the first program? Answer:", ("nobody knows",)),),
     )
+    assert first.meta == {"alt": "Rome", "answers": ["London", "England"]}
     assert [(fact.target_true, fact.target_false) for fact in (second, third)] == [
         ("Paris", "London"), ("London", "Paris"),
     ]  # fmt: skip
@@ -162,6 +164,7 @@ def test_zsre_bare(tmp_path: Path) -> None:
         neighborhood=("who wrote the first program",),
         fact_id="zsre/0",
         source="zsre-bare",
+        probes=(Probe("locality", "who wrote the first program", ("nobody knows",)),),
     )
 
 
@@ -248,17 +251,38 @@ BAD_OWN = {
     "empty false target": (own(target_false=""), "target_false", "empty"),
     "empty paraphrase": (own(paraphrases=[""]), "paraphrases[0]", "empty"),
     "empty id": (own(fact_id=""), "fact_id", "empty"),
-    "no place": (own(prompt="Ada lives in"), "prompt", "absent"),
+    "no place": (own(prompt="Bob lives in"), "prompt", "absent"),
     "two places": (own(prompt="{} and {} live in"), "prompt", "got 2 in"),
     "a place in a paraphrase": (own(paraphrases=["{} dwells in"]), "paraphrases[0]", "whole prompt"),
-    "unknown field": (own(target_new="Rome"), "target_new", "no field"),
+    "a probe without a prompt": (own(probes=[{"kind": "alias"}]), "probes[0].prompt", "missing"),
+    "a probe of a reserved kind": (
+        own(probes=[{"kind": "rewrite", "prompt": "x"}]),
+        "probes[0].kind",
+        "another kind than rewrite",
+    ),
+    "a probe that expects something else": (
+        own(probes=[{"kind": "alias", "prompt": "x", "expect": "same"}]),
+        "probes[0].expect",
+        "one of changed, unchanged, true",
+    ),
+    "a true probe without answers": (
+        own(probes=[{"kind": "alias", "prompt": "x", "expect": "true"}]),
+        "probes[0].answers",
+        "expected the true ones",
+    ),
+    "a probe of a case that is not there": (
+        own(probes=[{"kind": "alias", "prompt": "x", "after": "case"}]),
+        "case_id",
+        "expected the case that the probe",
+    ),
+    "edits without a case": (own(case_edits=2), "case_edits", "the number of edits of its case"),
     "both targets the same": (own(target_false=" London"), "target_false", "from the true one"),
     "bad utf-8": (
         b'{"prompt": "{} lives in", "subject": "Ad\xff", "target_true": "London"}',
         "subject",
         "UTF-8",
     ),
-    "bad utf-8 in a name": (b'{"prom\xffpt": "{} lives in"}', "prom\\udcffpt", "no field"),
+    "bad utf-8 in a name": (b'{"prompt":"{} is","subject":"A","target_true":"x","n\xff":1}', "n\\udcff", "UTF-8"),
     "bad utf-8 outside of strings": (b'{"prompt": \xff}', None, "UTF-8"),
     "half a surrogate pair": (
         b'{"prompt":"{} is","subject":"\\ud800","target_true":"x"}',
@@ -383,7 +407,7 @@ def test_bad_zsre_record(tmp_path: Path, record: dict[str, Any], field: str, wor
         (b"[]", "empty list"),
         (b"5", "a number"),
         (b'"text"', "a string"),
-        (b'{\n"prompt": "{} is"\n}', "top level"),
+        (b'{\n"prompt": "{} is"\n}', "with the fields prompt: the nearest is fasttrace's own format, which also needs"),
         (b'{"case_id": 1, "requested_rewrite": {}}', "line 1, field 'requested_rewrite.prompt': it is missing"),
         (b'[{"a": 1}]', "got records with the fields a"),
         (b"[1, 2]", "got items that are not JSON objects"),
@@ -419,8 +443,8 @@ def test_bad_utf8_in_a_list_names_its_record(tmp_path: Path, good: bytes, bad: b
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     assert "does not exist" in sentence(tmp_path / "none.json")
-    assert "cannot be read" in sentence(tmp_path)
-    assert "path, got 5" in sentence(5)
+    assert "a folder with files of facts" in sentence(tmp_path)
+    assert "hub:owner/name, got 5" in sentence(5)
 
 
 def test_files_that_do_not_have_the_named_format(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def another(kind, one):
         return method_settings(settings_of(kind)["method"].default, {"steps": 7})
     if one.kind.is_path:
         return __file__
-    for value in (True, 7, 0.25, "7MB", *one.kind.choices, [7], [0.25], ["memit"], ["fact-erasure"]):
+    for value in (True, 7, 0.25, "7MB", *one.kind.choices, [7], [0.25], ["memit"], ["fact-erasure"], {"a": "b"}):
         try:
             if one.convert(value) != one.default:
                 return one.convert(value)
@@ -101,7 +101,8 @@ def test_a_study_file_with_every_key_is_read(table, tmp_path):
         kind = TABLES[table][0]
         one = settings_of(kind)[key]
         value = {"steps": 7} if key == "set" else another(kind, one)
-        line = f"{key} = {{ steps = 7 }}" if key == "set" else f"{key} = {json.dumps(value)}"
+        table_of = {"set": "{ steps = 7 }", "map": '{ a = "b" }'}
+        line = f"{key} = {table_of.get(key) or json.dumps(value)}"
         more = "".join(f"{name} = {json.dumps(needed)}\n" for name, needed in COMPANIONS.get(key, {}).items())
         head = {"study": "", "trace": "[[trace]]\n", "edit": "[[edit]]\n"}.get(table, f"[{table}]\n")
         path = tmp_path / f"{key}.toml"

@@ -1,6 +1,7 @@
 """Facts: records, loaders, the built-in set, and their token ids."""
 
 from fasttrace.facts.load import load_facts
+from fasttrace.facts.probe import Probe
 from fasttrace.facts.record import Fact, Facts, distinct
 from fasttrace.facts.tokens import EncodedFact, encode_fact, encode_joined, encode_prompt, tokens_of
 
@@ -8,6 +9,7 @@ __all__ = [
     "EncodedFact",
     "Fact",
     "Facts",
+    "Probe",
     "distinct",
     "encode_fact",
     "encode_joined",

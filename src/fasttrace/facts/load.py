@@ -1,263 +1,208 @@
-"""Reads facts: CounterFact, known_1000, zsRE in MEND's form, fasttrace's own format and the built-in set.
+"""Reads facts from files and tables of every known format (`formats`), and says what it left out.
 
-A file is one JSON list of records, as published data sets are, or JSONL with one record per line. The keys of a record
-in fasttrace's own format are the fields of `Fact`. The error of an unusable record is one sentence that names the file,
-the record and the field. Records in JSONL are numbered by line (from 1), records in a list by index (from 0).
+The error of an unusable record is one sentence that names the source, the record and the field.
 """
 
-import json
 import logging
-import os
-from collections.abc import Iterable, Iterator
-from functools import partial
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from fasttrace.errors import FactError, shown
-from fasttrace.facts.formats import Bad, check_encoding, kind, parser
+from fasttrace.facts.columns import as_fields, check_map, mapped
+from fasttrace.facts.fields import Bad, Fields, LeftOut, check_encoding, kind
+from fasttrace.facts.formats import FORMATS, detect
+from fasttrace.facts.formats.base import Format
 from fasttrace.facts.record import Fact
+from fasttrace.facts.sources import BUILTIN, Source, source_of
 from fasttrace.settings.arguments import checked_as
 from fasttrace.settings.kinds import Bounds
-from fasttrace.settings.study import ZsreForm
+from fasttrace.settings.study import FactFormat, FactSettings, ZsreForm
 
-Format = Literal["auto", "counterfact", "known", "zsre", "own"]
-
-BUILTIN = "builtin"  # the source that means the built-in set
+__all__ = ["BUILTIN", "Loaded", "load_facts", "read_facts"]
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Facts, and what was left out of them. source: the name of their source, as messages have it."""
+
+    source: str
+    facts: list[Fact] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def summary(self) -> str | None:
+        """What was left out, in a sentence, or None for nothing."""
+        if not self.left_out:
+            return None
+        parts = sum(one.part for one in self.left_out)
+        counts = ((len(self.left_out) - parts, "records"), (parts, "parts of records"))
+        said = " and ".join(f"{n} {what}" for n, what in counts if n)
+        return f"{said} of {self.source} are left out; the first one: {self.left_out[0].sentence(self.source)}"
+
+
 @checked_as(FactError)
 def load_facts(
-    source: str | os.PathLike[str] | None = None,
+    source: Any = None,
     *,
-    format: Format = "auto",
+    format: FactFormat = "auto",
     relation: str | None = None,
     limit: Annotated[int | None, Bounds(1)] = None,
     zsre: ZsreForm = "question",
+    map: Mapping[str, str] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
     rejected: list[str] | None = None,
 ) -> list[Fact]:
-    """Load the facts of one file, in its order. None or "builtin" loads the built-in set.
+    """Load facts from a file, a folder, a table or a data set of the hub, in their order.
 
-    source: path of a CounterFact, known_1000 or zsRE file, or of a file in fasttrace's own format, as a JSON list or
-        JSONL.
-    format: "auto" decides by the content, never by the file's name. A named format must be that of the file.
+    source: None or "builtin" for the built-in set; the path of a JSON list, JSONL, CSV, TSV or Parquet file, or of a
+        folder of them; a DataFrame of pandas or polars, a pyarrow Table, a `datasets.Dataset` or a list of dicts; or
+        "hub:owner/name", which the datasets library loads.
+    format: "auto" decides by the fields of the records, never by the file's name. A named format must be that of the
+        source. Each is described in its file of `fasttrace/facts/formats`, with its source.
     relation: keep only the facts with this `relation`.
-    limit: at most this many facts, counted after the selection by relation. Later records are not checked.
+    limit: at most this many facts, counted after the selection by relation. A case is kept whole or not at all. Later
+        records are not checked.
     zsre: how the prompts of a zsRE file read.
+    map: {field of a fact: column} for tables and records of no known format. "a.b" is the field b in the object a.
+        Columns that are not named are kept in `Fact.meta`.
     on_bad: "raise" stops at the first bad record. "skip" leaves bad records out and appends their error sentences to
         `rejected`. Without that list, it logs a warning with their number and the first sentence.
 
-    How a data set becomes facts:
-    counterfact: target_new is o_false; fact_id "counterfact/<case_id>".
-    known: the prompt is `prompt` where present (the filled template and the model's text up to the attribute),
-        otherwise the filled template. attribute is o_true; there is no o_false. fact_id "known/<known_id>".
-    zsre, "question": the prompt is "Question: <src> Answer:", the paraphrase "Question: <rephrase> Answer:" and the
-        neighbourhood prompt "Question: <loc>? Answer:", where loc has no "nq question: ". answers[0] is o_true. o_false
-        is the answers[0] of another record, None if all are the same; a hash of the index draws it. fact_id
-        "zsre/question/<index>", source "zsre". From the released code (dsets/zsre.py, eval_utils_counterfact.py).
-    zsre, "bare": src, rephrase and loc alone, as in the released ROME. alt is o_false (None where MEND wrote "" or
-        o_true again). fact_id "zsre/<index>", source "zsre-bare".
+    A warning is logged for parts of records that no fact has, for subjects that occur several times in a prompt, and
+    for prompts that end in white space.
 
-    A warning is logged with the number of prompts that end in white space.
-
-    Raises FactError for a file that is missing, empty or in no known format, for a bad record or argument, and for a
-    relation that no fact has.
+    Raises FactError for a source that is missing, empty or in no known format, for a bad record or argument, for a
+    relation that no fact has, and where no record is usable.
     """
-    name, raw = _read(source)
-    records = _records(name, raw, format, zsre)
-    facts: list[Fact] = []
-    bad: list[str] = []
-    first_use: dict[str, str] = {}
+    asked = FactSettings(relation=relation, limit=limit, zsre=zsre, format=format, map=map, on_bad=on_bad)
+    loaded = read_facts(source, asked)
+    if rejected is not None:
+        rejected.extend(one.sentence(loaded.source) for one in loaded.left_out if not one.part)
+    if (said := loaded.summary()) is not None and (rejected is None or any(one.part for one in loaded.left_out)):
+        log.warning("%s", said)
+    return loaded.facts
+
+
+def read_facts(source: Any, asked: FactSettings) -> Loaded:
+    """`load_facts`, with what was left out. asked.file is not read."""
+    read = source_of(source)
+    loaded = Loaded(read.name)
     relations: set[str] = set()
-    for where, fact_or_bad in records:
-        flaw = fact_or_bad if isinstance(fact_or_bad, Bad) else None
-        if isinstance(fact_or_bad, Fact):
-            fact = fact_or_bad
-            if fact.fact_id in first_use:
-                same = first_use[fact.fact_id]
-                flaw = Bad("fact_id", f"expected a unique id, got {shown(fact.fact_id)}, which {same} also has")
-        if flaw is not None:
-            sentence = flaw.sentence(name, where)
-            if on_bad == "raise":
-                raise FactError(sentence)
-            bad.append(sentence)
-            continue
-        first_use[fact.fact_id] = where
+    case: list[Fact] = []  # of which not all edits have been read
+    for fact in _usable(read, asked, loaded.left_out):
         if fact.relation is not None:
             relations.add(fact.relation)
-        if relation is None or fact.relation == relation:
-            facts.append(fact)
-            if limit is not None and len(facts) == limit:
+        if asked.relation not in (None, fact.relation):
+            continue
+        if case and fact.case_id != case[0].case_id:
+            loaded.facts.extend(case)
+            case = []
+        case.append(fact)
+        if asked.limit is not None and len(loaded.facts) + len(case) > asked.limit:
+            case = []
+            break
+        if fact.case_id is None or len(case) == fact.case_edits:
+            loaded.facts.extend(case)
+            case = []
+            if len(loaded.facts) == asked.limit:
                 break
-    if rejected is not None:
-        rejected.extend(bad)
-    elif bad:
-        log.warning("%d records of %s are skipped; the first one: %s", len(bad), name, bad[0])
-    if relation is not None and not facts:
-        known = ", ".join(sorted(relations)) or "none"
-        raise FactError(f"no usable fact of {name} has the relation {relation!r}; its relations are: {known}")
-    prompts = [text for fact in facts for text in (fact.text, *fact.paraphrases, *fact.neighborhood)]
-    if spaced := [text for text in prompts if text[-1].isspace()]:
-        log.warning(
-            "%d of %d prompts of %s end in white space, such as %s: their targets follow without another space",
-            *(len(spaced), len(prompts), name, shown(spaced[0])),
-        )
-    return facts
+    loaded.facts.extend(case)
+    if not loaded.facts:
+        raise FactError(_why_none(loaded, asked, relations))
+    _warn(loaded)
+    return loaded
 
 
-def _read(source: str | os.PathLike[str] | None) -> tuple[str, bytes]:
-    """(the name of `source` in messages, its bytes)."""
-    if source is None or source == BUILTIN:
-        return "the built-in set", resources.files("fasttrace.facts").joinpath("builtin.jsonl").read_bytes()
-    path = Path(source)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise FactError(f"{path}: expected a file of facts, got a path that does not exist") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FactError(f"{path}: expected a file of facts, got one that cannot be read ({reason})") from None
-    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
-        raise FactError(f"{path}: expected a file of facts, got an empty file")
-    return str(path), raw
+def _usable(read: Source, asked: FactSettings, left_out: list[LeftOut]) -> Iterator[Fact]:
+    """The facts of a source. Raises FactError at a bad record, or adds it to `left_out` as asked."""
+    first_use: dict[str, str] = {}
+    for where, found in _records(read, asked):
+        if isinstance(found, Fact):
+            same = first_use.get(found.fact_id)
+            if same is None:
+                first_use[found.fact_id] = where
+                yield found
+                continue
+            found = Bad("fact_id", f"expected a unique id, got {shown(found.fact_id)}, which {same} also has")
+        one = found if isinstance(found, LeftOut) else LeftOut(where, found.field, found.what)
+        if asked.on_bad == "raise" and not one.part:
+            raise FactError(one.sentence(read.name))
+        left_out.append(one)
 
 
-# ---- from bytes to records --------------------------------------------------------------------------------
-
-
-class _Item(NamedTuple):
-    """A record of a file. where: its place, in words. number: its line or index. value: the record, or its flaw."""
-
-    where: str
-    number: int
-    value: object
-
-
-def _records(name: str, raw: bytes, format: str, zsre: ZsreForm) -> Iterator[tuple[str, Fact | Bad]]:
-    """(where, the fact or why it cannot be used) for every record of a file."""
-    try:
-        text, clean = raw.decode("utf-8"), True
-    except UnicodeDecodeError:
-        # Bytes that are not UTF-8 become lone surrogates, so that a message can name their field.
-        text, clean = raw.decode("utf-8", errors="surrogateescape"), False
-    text = text.removeprefix("\ufeff")
-    listed = _list(name, text)
-    items = partial(_lines, text) if listed is None else partial(_listed, listed)
-    found = _detect(name, items(), listed is None) if format == "auto" else format
-    parse = parser(found, zsre, (item.value for item in items()))
-    for where, number, value in items():
+def _records(read: Source, asked: FactSettings) -> Iterator[tuple[str, Fact | Bad | LeftOut]]:
+    """(where, a fact, why a record is none, or what of it no fact has) for every record of a source."""
+    columns = asked.map or {}
+    if columns:
+        if asked.format not in ("auto", "own"):
+            raise FactError(f"map: expected format own, whose fields it names, got {asked.format}")
+        check_map(read.name, columns, (item.value for item in read.items()))
+    format = _format(read, asked)
+    parse = format.parser(read.items(), asked.zsre)
+    own = format.name == "own"
+    for item in read.items():
+        value = item.value
         try:
             if isinstance(value, Bad):
                 raise value
             if not isinstance(value, dict):
                 raise Bad(None, f"expected a JSON object, got {kind(value)}")
-            fact = parse(value, number)
-            if not clean:
+            if columns:
+                value = mapped(value, columns)
+            if own and (columns or item.row):
+                value = as_fields(value)
+            record = Fields(value, file=item.file)
+            every = list(parse(record, item.number))
+            if not read.clean:
                 check_encoding(value)
         except Bad as bad:
-            yield where, bad
+            yield item.where, bad
         except FactError as error:
-            yield where, Bad(None, str(error))
+            yield item.where, Bad(None, str(error))
         else:
-            yield where, fact
+            yield from ((item.where, one) for one in every)
+            yield from ((item.where, LeftOut(item.where, one.field, one.what, part=True)) for one in record.left_out)
 
 
-def _lines(text: str) -> Iterator[_Item]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                value = _parse(line)
-            except Bad as bad:
-                value = bad
-            yield _Item(f"line {number}", number, value)
+def _format(read: Source, asked: FactSettings) -> Format:
+    if asked.map:
+        return FORMATS["own"]
+    if asked.format != "auto":
+        return FORMATS[asked.format]
+    return detect(read.name, (item.value for item in read.items()), lines=read.lines)
 
 
-def _listed(records: list[object]) -> Iterator[_Item]:
-    for number, record in enumerate(records):
-        yield _Item(f"record {number} (counted from 0)", number, record)
+def _why_none(loaded: Loaded, asked: FactSettings, relations: set[str]) -> str:
+    """Why a source has no fact, for the error."""
+    name = loaded.source
+    bad = [one for one in loaded.left_out if not one.part]
+    if asked.relation is not None and (relations or not bad):
+        known = ", ".join(sorted(relations)) or "none"
+        return f"no usable fact of {name} has the relation {asked.relation!r}; its relations are: {known}"
+    if bad:
+        return f"{name}: expected a usable record, got {len(bad)} bad ones; the first one: {bad[0].sentence(name)}"
+    if asked.limit is not None:
+        return f"{name}: expected a limit of at least the edits of its first case, got {asked.limit}"
+    return f"{name}: expected a fact, got none in its records"
 
 
-def _list(name: str, text: str) -> list[object] | None:
-    """The records of a file that is one JSON list, or None for JSONL."""
-    lines = (line for line in text.split("\n") if line.strip())
-    first_line, more = next(lines), next(lines, None) is not None
-    begins = first_line.lstrip()[0]
-    if not more and begins != "[":
-        return None
-    whole: object = None
-    if begins == "[" or (begins == "{" and not _is_json(first_line)):
-        try:
-            whole = _parse(text)
-        except Bad as bad:
-            if begins == "[" and not _is_json(first_line):
-                raise FactError(f"{name}: {bad.what}") from None
-    if isinstance(whole, dict):
-        raise FactError(f"{name}: expected a list of records or JSONL, got one JSON object at its top level")
-    if whole == []:
-        raise FactError(f"{name}: expected at least one record, got an empty list")
-    return whole if isinstance(whole, list) else None
-
-
-def _is_json(text: str) -> bool:
-    try:
-        _parse(text)
-    except Bad:
-        return False
-    return True
-
-
-def _parse(text: str) -> object:
-    """The JSON value of `text`. Raises Bad with the column, and the line where there are several."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if "\n" not in text.strip() else f"line {error.lineno}, column {error.colno}"
-        if any("\udc80" <= c <= "\udcff" for c in text[error.pos : error.pos + 1]):
-            raise Bad(None, f"expected JSON in UTF-8, got other bytes at {place}") from None
-        raise Bad(None, f"the text is not JSON ({error.msg} at {place})") from None
-    except RecursionError:
-        raise Bad(None, "expected JSON of a few levels, got one that is nested too deeply to be read") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise Bad(None, f"the text cannot be read as JSON ({type(error).__name__})") from None
-
-
-# The fields that identify a record's format, and those that suggest it where no record has the former.
-_MARKS: tuple[dict[str, set[str]], ...] = (
-    {
-        "own": {"prompt", "target_true"},
-        "counterfact": {"requested_rewrite"},
-        "known": {"attribute", "template"},
-        "zsre": {"src", "answers"},
-    },
-    {
-        "counterfact": {"case_id"},
-        "known": {"known_id"},
-        "zsre": {"loc", "rephrase"},
-        "own": {"target_true"},
-    },
-)
-
-
-def _detect(name: str, items: Iterable[_Item], lines: bool) -> str:
-    """The format of a file from its records, by the first that identifies one."""
-    records = (item.value for item in items)
-    seen: list[dict[str, Any]] = []
-    for record in records:
-        if isinstance(record, dict):
-            if format := _marked(record, _MARKS[0]):
-                return format
-            seen.append(record)
-    for record in seen:
-        if format := _marked(record, _MARKS[1]):
-            return format
-    if lines:
-        return "own"  # whose errors name the fields that it lacks
-    has = f"records with the fields {', '.join(sorted(seen[0]))}" if seen else "items that are not JSON objects"
-    raise FactError(f"{name}: expected records of CounterFact, known_1000, zsRE or fasttrace's own format, got {has}")
-
-
-def _marked(record: dict[str, Any], marks: dict[str, set[str]]) -> str | None:
-    return next((format for format, fields in marks.items() if fields <= record.keys()), None)
+def _warn(loaded: Loaded) -> None:
+    """Log what a reader may want to look at: subjects in several places, and white space at the ends of prompts."""
+    several = [fact for fact in loaded.facts if ", first of " in fact.subject_found]
+    if several:
+        log.warning(
+            "%d of %d facts of %s have their subject several times in the prompt, such as %s in %s of %s: the first "
+            "place is taken",
+            *(len(several), len(loaded.facts), loaded.source),
+            *(shown(several[0].subject), shown(several[0].text), several[0].fact_id),
+        )
+    facts = loaded.facts
+    prompts = [text for fact in facts for text in (fact.text, *fact.paraphrases, *fact.neighborhood)]
+    prompts += [probe.prompt for fact in facts for probe in fact.probes]
+    if spaced := [text for text in prompts if text[-1].isspace()]:
+        log.warning(
+            "%d of %d prompts of %s end in white space, such as %s: their targets follow without another space",
+            *(len(spaced), len(prompts), loaded.source, shown(spaced[0])),
+        )

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 from fasttrace.errors import FactError, shown
+from fasttrace.facts.probe import NEIGHBORHOOD, PARAPHRASE, Probe, probes_of
 from fasttrace.settings.arguments import names_checked
 from fasttrace.settings.base import check_names
 from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS, Kind, items_of
@@ -19,6 +20,9 @@ _TEXTS = {
     "counterfactual_subject": "subjects",
     "counterfactual_prompt": "whole prompts",
 }
+_REQUIRED = ("prompt", "subject", "target_true")
+_OPTIONAL = ("target_false", "relation", "target_prefix", "counterfactual_answer", "case_id")  # a string, or None
+_STRINGS = (*_OPTIONAL, "fact_id", "source", "subject_found")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what bytes that are not UTF-8 become
 
 
@@ -40,10 +44,17 @@ class Fact:
     counterfactual_prompt: whole corrupted prompts, for those that differ elsewhere: none, one or several.
     counterfactual_answer: the answer to the first counterfactual. With corruption "counterfactual", a trace takes it as
         o_false where there is none.
+    probes: what else to ask after an edit. A paraphrase and a neighborhood prompt without answers are probes, too, in
+        their own fields; `every_probe` has all.
+    case_id, case_edits: the case whose facts are edited together before the probes that wait for it (`Probe.after`),
+        and the number of its facts. None and 1 for a fact by itself.
+    subject_found: how the subject's place in the prompt is known: "template", or how it was searched for
+        (docs/algorithms.md, section 2).
+    meta: other fields of the data set's record, as JSON values. They do not tell facts apart.
 
     Raises FactError where a field is not of its type, or has more than 100,000 characters, where a text is empty, where
-    the targets are equal, a counterfactual prompt is the prompt itself or occurs twice, or prompt does not have exactly
-    one "{}".
+    the targets are equal, a counterfactual prompt is the prompt itself or occurs twice, a probe waits for a case that
+    the fact does not have, or prompt does not have exactly one "{}".
     """
 
     prompt: str
@@ -59,35 +70,33 @@ class Fact:
     counterfactual_subject: tuple[str, ...] = ()
     counterfactual_prompt: tuple[str, ...] = ()
     counterfactual_answer: str | None = None
+    probes: tuple[Probe, ...] = ()
+    case_id: str | None = None
+    case_edits: int = 1
+    subject_found: str = field(default="template", compare=False, repr=False)
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "subject", "target_true"):
+        for name in _REQUIRED:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise FactError(f"field '{name}' of a fact: expected a non-empty string, got {shown(value)}")
-        for name in ("target_false", "relation", "fact_id", "source", "target_prefix", "counterfactual_answer"):
+        for name in _STRINGS:
             value = getattr(self, name)
-            if not isinstance(value, str) and (value is not None or name in ("fact_id", "source")):
+            if not isinstance(value, str) and (value is not None or name not in _OPTIONAL):
                 raise FactError(f"field '{name}' of a fact: expected a string, got {shown(value)}")
         for name in _TEXTS:
-            value = getattr(self, name)
-            value = () if value is None and name.startswith("counterfactual") else value
-            try:
-                texts = (value,) if isinstance(value, str | Mapping) else tuple(islice(value, MOST_ITEMS))
-            except TypeError:  # not iterable
-                texts = (value,)
-            if not all(isinstance(text, str) for text in texts):
-                raise FactError(f"field '{name}' of a fact: expected {_TEXTS[name]}, got {shown(value)}")
-            if not all(text.strip() for text in texts):
-                expected = f"{_TEXTS[name]} that are not empty"
-                raise FactError(f"field '{name}' of a fact: expected {expected}, got {shown(value)}")
-            object.__setattr__(self, name, texts)
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        if self.probes != ():
+            self._sort_probes()
+        self._check_case()
         own = [self.prompt, self.subject, self.target_true]
         own += [text or "" for text in (self.target_false, self.target_prefix, self.counterfactual_answer)]
-        every = (*own, *(text for name in _TEXTS for text in getattr(self, name)))
-        if (longest := max(map(len, every))) > MOST_CHARACTERS:
+        own += [text for name in _TEXTS for text in getattr(self, name)]
+        own += [text for probe in self.probes for text in (probe.prompt, *probe.answers)]
+        if (longest := max(map(len, own))) > MOST_CHARACTERS:
             raise FactError(f"a fact: expected at most {MOST_CHARACTERS} characters in a text, got {longest}")
-        if any(_SURROGATE.search(text) for text in every):
+        if _SURROGATE.search("".join(own)):
             raise FactError(f"a fact: expected text in UTF-8, got other bytes in {shown(self.prompt)}")
         if self.prompt.count("{}") != 1:
             places = self.prompt.count("{}")
@@ -111,6 +120,35 @@ class Fact:
             parts = "\x1f".join((self.prompt, self.subject, self.target_true, *prefix))
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])
 
+    def _sort_probes(self) -> None:
+        """A paraphrase or neighborhood prompt among the probes that says nothing more goes to its own field."""
+        plain = {PARAPHRASE: list(self.paraphrases), NEIGHBORHOOD: list(self.neighborhood)}
+        rest: list[Probe] = []
+        for one in probes_of(self.probes):
+            if one.kind in plain and one == Probe(one.kind, one.prompt):
+                plain[one.kind].append(one.prompt)
+            else:
+                rest.append(one)
+        object.__setattr__(self, "paraphrases", tuple(plain[PARAPHRASE]))
+        object.__setattr__(self, "neighborhood", tuple(plain[NEIGHBORHOOD]))
+        object.__setattr__(self, "probes", tuple(rest))
+
+    def _check_case(self) -> None:
+        edits = self.case_edits
+        if isinstance(edits, bool) or not isinstance(edits, int) or edits < 1 or (self.case_id is None and edits > 1):
+            raise FactError(
+                f"field 'case_edits' of a fact: expected the number of edits of its case, 1 without one, got "
+                f"{shown(edits)} for {shown(self.case_id)}"
+            )
+        waiting = [one for one in self.probes if one.after == "case"] if self.case_id is None else []
+        if waiting:
+            raise FactError(
+                f"field 'case_id' of a fact: expected the case that the probe {shown(waiting[0].prompt)} waits for, "
+                "got none"
+            )
+        if not isinstance(self.meta, Mapping):
+            raise FactError(f"field 'meta' of a fact: expected a mapping, got {shown(self.meta)}")
+
     @property
     def text(self) -> str:
         """The prompt with the subject in place."""
@@ -123,6 +161,13 @@ class Fact:
         return (*in_place, *self.counterfactual_prompt)
 
     @property
+    def every_probe(self) -> tuple[Probe, ...]:
+        """The paraphrases, the neighborhood prompts and the other probes, in this order."""
+        paraphrases = (Probe(PARAPHRASE, text) for text in self.paraphrases)
+        neighborhood = (Probe(NEIGHBORHOOD, text) for text in self.neighborhood)
+        return (*paraphrases, *neighborhood, *self.probes)
+
+    @property
     def contrast(self) -> str | None:
         """What a trace between prompts compares o_true with: o_false, or without one the counterfactual answer."""
         return self.counterfactual_answer if self.target_false is None else self.target_false
@@ -132,6 +177,22 @@ class Fact:
         """Character positions [begin, end) of the subject in `text`, from the template rather than a search."""
         begin = self.prompt.index("{}")
         return begin, begin + len(self.subject)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """The texts of a field, one or several. Raises FactError where one is empty or something else."""
+    if value == () or (value is None and name.startswith("counterfactual")):
+        return ()
+    try:
+        texts = (value,) if isinstance(value, str | Mapping) else tuple(islice(value, MOST_ITEMS))
+    except TypeError:  # not iterable
+        texts = (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise FactError(f"field '{name}' of a fact: expected {_TEXTS[name]}, got {shown(value)}")
+    if not all(text.strip() for text in texts):
+        expected = f"{_TEXTS[name]} that are not empty"
+        raise FactError(f"field '{name}' of a fact: expected {expected}, got {shown(value)}")
+    return texts
 
 
 def _facts(value: Any) -> list[Fact]:

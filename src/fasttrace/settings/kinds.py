@@ -93,7 +93,7 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
     if origin in (Sequence, Iterable) or (origin is tuple and inside[1:] == (...,)):
         return _sequence(kind_of(inside[0], bounds))
     if origin is Mapping:
-        return Kind("a table", _mapping(kind_of(inside[1], bounds)))
+        return Kind("a table", _mapping(kind_of(inside[1], bounds)), "NAME=VALUE,…")
     if origin is collections.abc.Callable:
         return Kind("a function", _function)
     if annotation is int:
@@ -146,11 +146,23 @@ def _path(value: Any) -> Any:
 
 def _mapping(item: Kind) -> Callable[[Any], Any]:
     def convert(value: Any) -> dict[Any, Any]:
+        if isinstance(value, str):  # of the command line: name=value,name=value
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            value = dict(_pair(part) for part in parts)
+            if not value or len(value) < len(parts):
+                raise ValueError
         if not isinstance(value, Mapping):
             raise ValueError
         return {key: item.convert(one) for key, one in value.items()}
 
     return convert
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = (part.strip() for part in text.partition("="))
+    if not (name and sign and value):
+        raise ValueError
+    return name, value
 
 
 def _function(value: Any) -> Any:

@@ -17,6 +17,7 @@ from .trace import TraceSettings
 
 DEFAULT_MODEL = "smollm2-135m"
 ZsreForm = Literal["question", "bare"]
+FactFormat = Literal["auto", "counterfact", "known", "zsre", "own"]
 
 
 @settings("study")
@@ -59,6 +60,14 @@ class FactSettings:
         default="question",
         help="Prompts of a zsRE file: question asks 'Question: … Answer:' as the paper's experiments do, bare has the "
         "question alone and is a data set of its own, zsre-bare",
+    )
+    format: FactFormat = setting(default="auto", help="Format of the file; auto decides by the fields of its records")
+    map: Mapping[str, str] | None = setting(
+        default=None,
+        help="Columns of a table by the field of a fact that they are, as in prompt=question,subject=entity",
+    )
+    on_bad: Literal["raise", "skip"] = setting(
+        default="raise", help="At a bad record: stop, or leave it out, which is said and stored"
     )
     known: bool | int = setting(
         default=True,

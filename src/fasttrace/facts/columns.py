@@ -1,0 +1,82 @@
+"""A column map: which column of a table, or field of a record, is which field of a fact."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fasttrace.errors import FactError
+from fasttrace.facts.fields import Bad, kind
+from fasttrace.facts.formats.own import FIELDS, LISTS, TEXTS
+
+
+def check_map(name: str, columns: Mapping[str, str], records: Iterable[object]) -> None:
+    """Raise FactError where the map has a field that a fact lacks, or a column that no record has."""
+    for field in columns:
+        if field not in FIELDS:
+            near = difflib.get_close_matches(field, FIELDS, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected some of {', '.join(FIELDS)}"
+            raise FactError(f"map: a fact has no field '{field}'; {hint}")
+    missing = dict.fromkeys(columns.values())
+    seen: dict[str, None] = {}
+    for record in records:
+        if isinstance(record, Mapping):
+            for column in [one for one in missing if _at(record, one) is not None]:
+                del missing[column]
+            if not missing:
+                return
+            seen |= dict.fromkeys(map(str, record))
+    if not seen:
+        return  # no records: each has its own fault
+    column = next(iter(missing))
+    raise FactError(f"{name}: map: expected some of the columns {', '.join(seen)}, got '{column}'")
+
+
+def mapped(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The record with the map's columns under the names of fields. A dotted column is inside an object or list."""
+    used = {column for column in columns.values() if column in record}
+    found = {key: value for key, value in record.items() if key not in used}
+    for field, column in columns.items():
+        value = _at(record, column)
+        if value is not None:
+            found[field] = value
+    return found
+
+
+def _at(record: Any, column: str) -> Any:
+    """record[column], or the value at its dotted path; None where there is none."""
+    if isinstance(record, Mapping) and column in record:
+        return record[column]
+    first, dot, rest = column.partition(".")
+    if not dot:
+        if isinstance(record, list) and column.isdecimal() and int(column) < len(record):
+            return record[int(column)]
+        return None
+    inside = _at(record, first)
+    return None if inside is None else _at(inside, rest)
+
+
+def as_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table, whose cells become what a fact's fields are: a whole number a text, and a text that is a JSON
+    list, or a text alone, a list where the field is one."""
+    found = dict(row)
+    for name in TEXTS:
+        value = found.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            found[name] = str(value)
+    for name in LISTS:
+        if isinstance(value := found.get(name), str):
+            found[name] = _list(value, name)
+    return found
+
+
+def _list(cell: str, name: str) -> Any:
+    if not cell.lstrip().startswith("["):
+        return [cell]
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        raise Bad(name, "expected a text or a JSON list, got a text that begins with [ and is neither") from None
+    if not isinstance(value, list):
+        raise Bad(name, f"expected a JSON list, got {kind(value)}")
+    return value
