@@ -5,7 +5,8 @@
 -- Units: edit_run = the run's name (run_names); before, after = share of prompts, 0 to 1; prompts = number of prompts. For injection and reversal the edited
 -- target is compared with o_true, for the other problems o_true with o_false. The wanted target is the edited one for
 -- injection and reversal, o_true for amplification and forcing, and o_false for erasure. On neighborhood prompts it is
--- always o_true. Prompts without both probabilities are not counted.
+-- always o_true, as on every prompt that should not change. Prompts without both probabilities are not counted, so no
+-- probe with answers of its own is.
 WITH sides AS (
     SELECT
         prompt.problem, prompt.method, prompt.protocol, run.model, prompt.window_size, named.run_name AS edit_run,
@@ -17,7 +18,7 @@ WITH sides AS (
             THEN prompt.p_before ELSE prompt.p_false_before END AS other_before,
         CASE WHEN prompt.problem IN ('error-injection', 'tracing-reversal')
             THEN prompt.p_after ELSE prompt.p_false_after END AS other_after,
-        prompt.kind = 'neighborhood' OR prompt.problem IN ('fact-amplification', 'fact-forcing') AS true_wins
+        prompt.kind = 'neighborhood' OR prompt.expect = 'unchanged' OR prompt.problem IN ('fact-amplification', 'fact-forcing') AS true_wins
     FROM edit_prompts AS prompt
     JOIN runs AS run ON run.run_id = prompt.run_id
     LEFT JOIN run_names AS named ON named.run_id = prompt.run_id

@@ -8,7 +8,7 @@ import shutil
 import duckdb
 import pytest
 from made_results import COLUMN_OF, made_known, made_trace
-from plausible import edit_result, study_facts, trace_result
+from plausible import edit_result, mass_result, study_facts, trace_result
 from real_store import real_store
 
 from fasttrace.analysis.checks import checks, failures
@@ -28,6 +28,7 @@ def sound(tmp_path_factory):
     for protocol in ("paper", "released"):
         store.add(trace_result(FACTS[:2], windows=(3, 5), run_id=f"trace-{protocol}", protocol=protocol))
         store.add(edit_result(FACTS, run_id=f"edit-{protocol}", protocol=protocol))
+    store.add(mass_result(FACTS, counts=(2, 4)))
     store.add(made_known([fact.fact_id for fact in FACTS], protocol=None))
     kept = trace_result(FACTS[2:3], run_id="trace-kept")
     store.add(with_samples(kept))
@@ -111,6 +112,23 @@ BREAKS = {
     "a prompt twice": (
         f"INSERT INTO edit_prompts SELECT * FROM edit_prompts WHERE {EDIT}",
         {"duplicate_prompts": 1},
+    ),
+    "a prompt of a mass edit twice": (
+        "INSERT INTO mass_prompts SELECT * FROM mass_prompts WHERE n_edits = 2 AND fact_id = 'place-00'",
+        {"duplicate_prompts": 1},
+    ),
+    "a score of a mass edit gone": (
+        "DELETE FROM mass_edits WHERE n_edits = 2 AND fact_id = 'place-00'",
+        {"prompts_without_an_edit": 1},
+    ),
+    "a prompt's p of a mass edit above 1": (
+        "UPDATE mass_prompts SET p_after = 1.0005 WHERE n_edits = 2 AND fact_id = 'place-00'",
+        {"no_probability": 1},
+    ),
+    "a mass edit's run gone": ("DELETE FROM runs WHERE run_id = 'mass-1'", {"rows_without_their_run": 2}),
+    "a score another than its prompt's": (
+        f"UPDATE edit_prompts SET score = score + 1e-6 WHERE {EDIT}",
+        {"scores_off": 1},
     ),
     "a p above 1": (f"UPDATE edits SET p_after = 1.0005 WHERE {EDIT}", {"no_probability": 1}),
     "a prompt's p above 1": (

@@ -1,8 +1,9 @@
-"""Stores of schema versions 5 to 8 are read as they are, and the first write upgrades them in place and keeps every
+"""Stores of schema versions 5 to 9 are read as they are, and the first write upgrades them in place and keeps every
 row."""
 
 import multiprocessing
 import signal
+from dataclasses import replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +18,9 @@ from plausible import mass_result, study_facts
 
 from fasttrace.analysis.relation import relation
 from fasttrace.errors import StoreError
-from fasttrace.facts.record import Fact
+from fasttrace.facts import Fact, Probe
 from fasttrace.store import SCHEMA_VERSION, Store, Stores
-from fasttrace.store.migrate import OLDEST_VERSION, added
+from fasttrace.store.migrate import OLDEST_VERSION, added, lacking
 from fasttrace.store.texts import RELATIONS
 
 VERSION_5 = Path(__file__).with_name("version_5.sql").read_text(encoding="utf-8")
@@ -49,6 +50,8 @@ def current(tmp_path_factory):
     with store.writing() as con:
         con.execute(LEFT_OUT).fetchall()
         con.execute("UPDATE store_schema SET created_at = $made", {"made": datetime(2025, 5, 5)}).fetchall()
+        for name in lacking(5):
+            con.execute(f"DELETE FROM {name}").fetchall()
         for name in RELATIONS:
             if new := added(name, 5):
                 con.execute(f"UPDATE {name} SET {', '.join(f'{column} = NULL' for column in new)}").fetchall()
@@ -62,7 +65,7 @@ def old(current, tmp_path):
     with duckdb.connect(str(store.path)) as con:
         con.execute(VERSION_5).fetchall()
         con.execute(f"ATTACH '{current.path}' AS current (READ_ONLY)").fetchall()
-        for name in RELATIONS:
+        for name in [one for one in RELATIONS if one not in lacking(5)]:
             change = {
                 "mass_edits": "RENAME (n_edits AS landed)",
                 "store_schema": "REPLACE (5 AS version)",
@@ -164,12 +167,24 @@ def test_an_old_store_is_exported_under_the_new_names(old, current, tmp_path):
 def test_an_old_export_is_read(old, current, tmp_path):
     (tmp_path / "parquet").mkdir()
     with duckdb.connect(str(old.path)) as con:
-        for name in RELATIONS:
+        for name in [one for one in RELATIONS if one not in lacking(5)]:
             con.table(name).write_parquet(str(tmp_path / "parquet" / f"{name}.parquet"))
     new = Store(tmp_path / "new.duckdb")
     new.add_parquet(tmp_path / "parquet")
     assert {**rows(new), "store_schema": None} == {**rows(current), "store_schema": None}
     assert rows(Store(tmp_path / "parquet")) == rows(current)
+
+
+def test_a_fact_of_an_old_store_gets_its_probes_when_it_is_added_again(old):
+    [known] = [fact for fact in study_facts(count=12) if fact.fact_id == study_facts(count=1)[0].fact_id]
+    asked = replace(known, probes=(Probe("alias", "The tower is in", ("Paris",)),), meta={"split": "test"})
+    assert old.add_facts([asked]) == 0
+    select = f"SELECT probes, meta->>'$.split' AS split FROM facts WHERE fact_id = '{known.fact_id}'"
+    [row] = old.query(select).to_pylist()
+    probe = {"kind": "alias", "prompt": "The tower is in", "answers": ["Paris"], "expect": "changed", "after": "edit"}
+    assert row == {"probes": [probe], "split": "test"}
+    with pytest.raises(StoreError, match="another fact with the fact_id"):
+        old.add_facts([known])
 
 
 def by_edits(row):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from datetime import date
 
 import duckdb
 import pyarrow as pa
@@ -9,7 +10,8 @@ import pytest
 from made_results import CELLS, FACTS, SAMPLES, Made, made_edit, made_known, made_run, made_trace
 
 from fasttrace.errors import StoreError
-from fasttrace.facts.record import Fact
+from fasttrace.facts import Fact, Probe
+from fasttrace.facts.fields import LeftOut
 from fasttrace.store import Store
 from fasttrace.store.texts import RELATIONS, schema_sql
 from fasttrace.tracing import effects as engine
@@ -128,12 +130,47 @@ def test_a_fact_is_added_once_and_another_with_its_id_is_refused(store):
     assert row == {name: getattr(facts[0], name) for name in row} | {
         "paraphrases": ["a", "b"],
         "neighborhood": [],
+        "probes": [],
+        "meta": None,
     }
     with pytest.raises(StoreError, match="fact_id 'f1'"):
         store.add_facts([dataclasses.replace(facts[1], target_true="Bonn")])
     with pytest.raises(StoreError, match="two facts have the fact_id 'f1'"):
         store.add_facts([facts[1], dataclasses.replace(facts[1], subject="other")])
     assert counts(store)["facts"] == 3
+
+
+def test_probes_tell_facts_apart_and_other_fields_do_not(store):
+    alias = Probe("alias", "s is in", ("Oslo", "Christiania"))
+    fact = Fact("{} is in", "s", "Rome", "Oslo", fact_id="f0", probes=(alias,), meta={"n": 3, "tags": ["a", None]})
+    assert store.add_facts([fact, dataclasses.replace(fact, meta={"n": 4})]) == 1
+    assert (
+        store.add_facts([dataclasses.replace(fact, meta={"n": 5, "nan": float("nan"), "day": date(2025, 5, 5)})]) == 0
+    )
+    [row] = store.query("SELECT meta->>'$.n' AS n, meta->'$.nan' AS nan, meta->>'$.day' AS day FROM facts").to_pylist()
+    assert row == {"n": "5", "nan": "null", "day": "2025-05-05"}, "the last one's"
+    assert store.add_facts([dataclasses.replace(fact, meta={})]) == 0
+    assert store.query("SELECT meta->>'$.n' AS n FROM facts").to_pylist() == [{"n": "5"}], "none takes nothing away"
+    [probe] = store.query("SELECT unnest(probes, recursive := true) FROM facts").to_pylist()
+    assert probe == dataclasses.asdict(alias) | {"answers": ["Oslo", "Christiania"]}
+    with pytest.raises(StoreError, match="another fact with the fact_id 'f0'"):
+        store.add_facts([dataclasses.replace(fact, probes=(dataclasses.replace(alias, expect="true"),))])
+
+
+def test_what_was_left_out_of_a_source_is_that_of_its_last_reading(store):
+    first = [LeftOut("line 3", "prompt", "it is missing"), LeftOut("line 9", None, "the text is not JSON", part=True)]
+    assert store.add_left_out("a.jsonl", []) == 0
+    assert not store.path.exists(), "nothing to say"
+    assert store.add_left_out("a.jsonl", first) == 2
+    assert store.add_left_out("b.jsonl", first[:1]) == 1
+    select = "SELECT source, record, reason, part FROM facts_left_out ORDER BY ALL"
+    assert store.query(select).to_pylist() == [
+        {"source": "a.jsonl", "record": "line 3", "reason": "field 'prompt': it is missing", "part": False},
+        {"source": "a.jsonl", "record": "line 9", "reason": "the text is not JSON", "part": True},
+        {"source": "b.jsonl", "record": "line 3", "reason": "field 'prompt': it is missing", "part": False},
+    ]
+    assert store.add_left_out("a.jsonl", []) == 0
+    assert store.query("SELECT source FROM facts_left_out").to_pylist() == [{"source": "b.jsonl"}]
 
 
 def test_counterfactuals_are_those_of_a_run_and_not_of_a_fact(store):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from made_results import CELLS, FACTS, PROMPTS, SAMPLES, SCORES, Made, made_run
+from made_results import CELLS, FACTS, MASS_PROMPTS, PROMPTS, SAMPLES, SCORES, Made, made_run
 
 from fasttrace.facts.record import Fact
 from fasttrace.store.connect import schema_columns
@@ -209,6 +209,10 @@ def edit_result(
                     "p_after": p_after,
                     "p_true_before": p_true,
                     "p_true_after": 0.1,
+                    "expect": "changed",
+                    "match_before": False,
+                    "match_after": rewrite > 0.5,
+                    "score": rewrite,
                 }
             )
     settings = {"layers": list(EDITED), "problem": problem, "method": method, "steps": 20}
@@ -253,7 +257,13 @@ def mass_result(facts: list[Fact], counts: tuple[int, ...] = (4, 8, 12), **run: 
     }
     columns = schema_columns()["mass_edits"]
     table = pa.table({name: [row.get(name) for row in rows] for name in columns if name not in ("run_id", "protocol")})
-    return Made(_run(run.pop("run_id", "mass-1"), "mass", settings, **run), scores=table)
+    prompts = [
+        {"n_edits": row["n_edits"], "fact_id": row["fact_id"], "kind": "rewrite", "prompt_index": 0, "prompt": "?"}
+        | {"target_tokens": 1, "p_before": row["p_before"], "p_after": row["p_after"]}
+        for row in rows
+    ]
+    made = {"scores": table, "prompts": _table(prompts, MASS_PROMPTS)}
+    return Made(_run(run.pop("run_id", "mass-1"), "mass", settings, **run), **made)
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:

@@ -35,5 +35,11 @@ WITH found AS (
         least(p_before, p_after, p_true_before, p_true_after, p_false_before, p_false_after),
         greatest(p_before, p_after, p_true_before, p_true_after, p_false_before, p_false_after)
     FROM edit_prompts
+    UNION ALL
+    SELECT
+        'mass_prompts', run_id, fact_id, NULL,
+        least(p_before, p_after, p_true_before, p_true_after, p_false_before, p_false_after),
+        greatest(p_before, p_after, p_true_before, p_true_after, p_false_before, p_false_after)
+    FROM mass_prompts
 )
 SELECT * FROM found WHERE least < 0 OR most > 1 + 1e-6;

@@ -16,6 +16,8 @@ WITH found AS (
     UNION ALL
     SELECT 'mass_edits', 'mass', run_id, protocol, count(*) FROM mass_edits GROUP BY ALL
     UNION ALL
+    SELECT 'mass_prompts', 'mass', run_id, protocol, count(*) FROM mass_prompts GROUP BY ALL
+    UNION ALL
     SELECT 'known', 'facts', run_id, protocol, count(*) FROM known GROUP BY ALL
     UNION ALL
     SELECT 'moments', 'moments', run_id, NULL, count(*) FROM moments GROUP BY ALL

@@ -53,8 +53,8 @@ def edit_cost(
     tuned = isinstance(settings, FineTuneSettings)
     flops = adam = 0.0
     for fact in facts:
-        extra, record = len(fact.target_true_ids), fact.fact
-        prompts = 1 + len(record.paraphrases) + len(record.neighborhood)
+        extra = len(fact.target_true_ids)
+        prompts = 1 + len(fact.fact.every_probe)
         scored = prompts * (len(fact.ids) + 2 * extra) + essence * TOKENS
         logits = 2 * prompts * extra + essence * TOKENS
         copies = NOISE_ROWS if anew and tuned else 1

@@ -1,5 +1,5 @@
-"""`mass_edit`: edits of many facts in one model, all at once or one group after another. Each scoring covers every fact
-edited so far.
+"""`mass_edit`: edits of many facts in one model, all at once or one group after another, or those of each case in a
+model of its own. Each scoring covers every fact edited so far.
 
 MEMIT solves a whole group together (Meng et al. 2022, arXiv 2210.07229, equation 14). ROME and fine-tuning edit one
 fact at a time, each in the model with all earlier edits.
@@ -7,13 +7,12 @@ fact at a time, each in the model with all earlier edits.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -32,8 +31,8 @@ from fasttrace.editing.edit import own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.memit import mass_memit
 from fasttrace.editing.moments import Moments
-from fasttrace.editing.plan import EditPlan
-from fasttrace.editing.scores import ScoredPrompt, Scorer, score_row
+from fasttrace.editing.plan import EditPlan, say_waiting
+from fasttrace.editing.scores import PROMPT_COLUMNS, Reading, ScoredPrompt, Scorer, prompt_rows, score_row
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts
@@ -67,47 +66,75 @@ MASS_SCORES = pa.schema(
         ("reason", pa.string()),
     ]
 )
+MASS_PROMPTS = pa.schema([("n_edits", pa.int32()), ("fact_id", pa.string()), *PROMPT_COLUMNS])
 
 
 @dataclass(frozen=True, eq=False)
 class MassResult:
-    """A model's mass edit and its scores.
+    """A mass edit and its scores.
 
     run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
-    and one row with the reason per fact left out. A fact whose own δ is zero also has a reason. updates:
-    layer → the sum of all facts' changes.
+    and one row with the reason per fact left out. A fact whose own δ is zero also has a reason. prompts: MASS_PROMPTS,
+    one row per edited fact, scoring and scored prompt. updates: layer → the sum of all facts' changes; with
+    together="case" that of the last case, whose model alone they are in.
     """
 
     run: Run
     facts: list[Fact]
     scores: pa.Table
+    prompts: pa.Table
     updates: dict[int, Update] = field(repr=False)
     model: Decoder = field(repr=False)
+    models: int = 1
 
     @checked
     def export(self, folder: str | Path) -> Path:
-        """Write the model with all the edits in its weights, as a folder that plain transformers loads."""
+        """Write the model with all the edits in its weights, as a folder that plain transformers loads.
+
+        Raises UserError where the edits are of several cases, each in a model of its own.
+        """
+        self._check_one("export")
         return export_model(self.model, self.updates, folder)
 
     @checked
     def save_delta(self, path: str | Path) -> Path:
-        """Write only the change, as safetensors. `ft.apply_delta` applies it and can remove it exactly."""
+        """Write only the change, as safetensors. `ft.apply_delta` applies it and can remove it exactly.
+
+        Raises UserError as `export`.
+        """
+        self._check_one("save_delta")
         return save_delta(path, self.model, self.updates, facts=len(self.facts), run_id=self.run["run_id"])
+
+    def _check_one(self, what: str) -> None:
+        if self.models > 1:
+            raise UserError(
+                f"{what}: expected the edits of one model, got those of {self.models} cases, each in its own"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class MassPlan:
-    """A mass edit ready to be computed. at_once: facts solved together. score_every: groups between two scorings."""
+    """A mass edit ready to be computed.
+
+    at_once: facts solved together. score_every: groups between two scorings. together: whose edits are in one model,
+    "all" or those of one "case".
+    """
 
     plan: EditPlan
     at_once: int
     score_every: int
+    together: str
     run: Run
 
     @property
     def facts(self) -> list[EncodedFact]:
         """The facts to edit, in order, without those that the problem leaves out."""
         return [f for f in self.plan.encoded if f.fact_id not in self.plan.left_out]
+
+    @property
+    def models(self) -> list[list[EncodedFact]]:
+        """The facts that are edited into one model, for each model."""
+        return _cases(self.facts) if self.together == "case" else [self.facts]
 
     @checked
     @with_autograd
@@ -116,35 +143,69 @@ class MassPlan:
         progress(n) is called after n more facts."""
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
-        plan, model, facts = self.plan, self.plan.model, self.facts
-        with model.products():
-            prompts = self._prompts(facts)
-            before = _log_probabilities(model, plan, prompts)
-            updates: dict[int, Update] = {}
-            unseen: dict[str, str] = {}
-            rows: list[dict[str, Any]] = []
-            groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
-            n_edits = 0
-            for number, group in enumerate(groups, 1):
-                view = edited_view(model, updates)
-                more, condition, why = self._solve(view, group, budget)
-                updates, unseen = {**summed([updates, *more])}, unseen | why
-                n_edits += len(group)
-                if number % self.score_every == 0 or number == len(groups):
-                    after = before[:n_edits]
-                    if any(update.changes() for update in updates.values()):
-                        after = _log_probabilities(edited_view(model, updates), plan, prompts[:n_edits])
-                    rows += self._rows(n_edits, prompts, before, after, condition, unseen)
-                if progress is not None:
-                    progress(len(group))
-        rows += self._left_out()
+        cut = [f.fact for f in self.facts if not _whole_case(f, self.facts)]
+        say_waiting(cut, "some of them are not among the facts")
+        scores: list[dict[str, Any]] = []
+        prompts: list[dict[str, Any]] = []
+        updates: dict[int, Update] = {}
+        with self.plan.model.products():
+            asked = self._prompts(self.facts)
+            unedited = _readings(self.plan.model, self.plan, asked)
+            place = {fact.fact_id: at for at, fact in enumerate(self.facts)}
+            for facts in self.models:
+                mine = [place[fact.fact_id] for fact in facts]
+                read = [asked[at] for at in mine], [unedited[at] for at in mine]
+                updates = self._edit(facts, *read, budget, scores, prompts, progress)
+        scores += self._left_out()
         return MassResult(
             {**self.run, "seconds": time.perf_counter() - begun},
-            [f.fact for f in facts],
-            pa.Table.from_pylist(rows, schema=MASS_SCORES),
+            [f.fact for f in self.facts],
+            pa.Table.from_pylist(scores, schema=MASS_SCORES),
+            pa.Table.from_pylist(prompts, schema=MASS_PROMPTS),
             updates,
-            model,
+            self.plan.model,
+            len(self.models),
         )
+
+    def _edit(
+        self,
+        facts: list[EncodedFact],
+        prompts: list[list[ScoredPrompt]],
+        before: list[Reading],
+        budget: int,
+        scores: list[dict[str, Any]],
+        rows: list[dict[str, Any]],
+        progress: Callable[[int], None] | None,
+    ) -> dict[int, Update]:
+        """Edit facts into one model, and append their MASS_SCORES and MASS_PROMPTS. Returns the sum of the changes.
+
+        prompts, before: of each fact, and what is read of them in the unedited model.
+        """
+        plan, model = self.plan, self.plan.model
+        updates: dict[int, Update] = {}
+        unseen: dict[str, str] = {}
+        groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
+        n_edits = 0
+        for number, group in enumerate(groups, 1):
+            view = edited_view(model, updates)
+            more, condition, why = self._solve(view, group, budget)
+            updates, unseen = {**summed([updates, *more])}, unseen | why
+            n_edits += len(group)
+            if number % self.score_every == 0 or number == len(groups):
+                after = before[:n_edits]
+                if any(update.changes() for update in updates.values()):
+                    after = _readings(edited_view(model, updates), plan, prompts[:n_edits])
+                for position, (fact, reading) in enumerate(zip(facts, after, strict=False)):
+                    whole = _whole_case(fact, facts[:n_edits])
+                    seen = [i for i, one in enumerate(prompts[position]) if whole or not one.case]
+                    read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
+                    about = {"position": position + 1, "condition": condition}
+                    scores.append(self._scores(n_edits, fact, *read, unseen.get(fact.fact_id)) | about)
+                    found = prompt_rows(*read, plan.problem, plan.settings.protocol)
+                    rows += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in found]
+            if progress is not None:
+                progress(len(group))
+        return updates
 
     def _solve(
         self, view: Decoder, group: list[EncodedFact], memory: int
@@ -194,24 +255,20 @@ class MassPlan:
             subjects = list(dict.fromkeys(f.fact.subject for f in facts))
             found = essence_texts(self.plan.model, subjects, seed=asked.seed, texts=asked.essence)
             texts = dict(zip(subjects, found, strict=True))
-        return [self.plan.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
+        return [self.plan.prompts(f, texts.get(f.fact.subject, []), cases=True) for f in facts]
 
-    def _rows(
+    def _scores(
         self,
         n_edits: int,
-        prompts: list[list[ScoredPrompt]],
-        before: list[np.ndarray],
-        after: list[np.ndarray],
-        condition: float | None,
-        unseen: dict[str, str],
-    ) -> Iterator[dict[str, Any]]:
-        plan = self.plan
-        for position, (fact, logp) in enumerate(zip(self.facts, after, strict=False)):
-            scores = score_row(prompts[position], before[position], logp, plan.problem, plan.settings.protocol)
-            lost = bool((np.isnan(logp) & ~np.isnan(before[position])).any())
-            reason = NO_NUMBER if lost else unseen.get(fact.fact_id)
-            about = {"position": position + 1, "condition": condition, "reason": reason}
-            yield {**self._name(n_edits, fact), **about, **scores}
+        fact: EncodedFact,
+        prompts: list[ScoredPrompt],
+        before: Reading,
+        after: Reading,
+        unseen: str | None,
+    ) -> dict[str, Any]:
+        """A row of MASS_SCORES, without position and condition. unseen: why the fact's own δ is zero."""
+        scores = score_row(prompts, before, after, self.plan.problem, self.plan.settings.protocol)
+        return {**self._name(n_edits, fact), "reason": NO_NUMBER if after.lost(before) else unseen, **scores}
 
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
@@ -229,10 +286,25 @@ class MassPlan:
         }
 
 
-def _log_probabilities(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[np.ndarray]:
-    """Each fact's (prompts, 3) log-probabilities in `model`."""
+def _cases(facts: Sequence[EncodedFact]) -> list[list[EncodedFact]]:
+    """The facts of each case, in the order of the cases' first facts. A fact without a case is one by itself."""
+    found: dict[tuple[bool, str], list[EncodedFact]] = {}
+    for one in facts:
+        case = one.fact.case_id
+        found.setdefault((case is None, one.fact_id if case is None else case), []).append(one)
+    return list(found.values())
+
+
+def _whole_case(fact: EncodedFact, edited: Sequence[EncodedFact]) -> bool:
+    """Whether all edits of the fact's case are among those made."""
+    case = fact.fact.case_id
+    return case is None or sum(one.fact.case_id == case for one in edited) == fact.fact.case_edits
+
+
+def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[Reading]:
+    """What is read of each fact's prompts in `model`."""
     parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
-    return [table for part in parts for table in Scorer(model, part, (), plan.scoring_corruption).before]
+    return [reading for part in parts for reading in Scorer(model, part, (), plan.scoring_corruption).before]
 
 
 def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
@@ -293,24 +365,27 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
         moments=given.moments,
         progress=given.progress,
     )
-    count = len(plan.encoded) - len(plan.left_out)
-    if count == 0:
+    left = [fact for fact in plan.encoded if fact.fact_id not in plan.left_out]
+    if not left:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
+    count = len(left) if asked.together == "all" else max(map(len, _cases(left)))
     at_once = asked.at_once or (count if asked.method == "memit" else 1)
     groups = -(-count // at_once)
-    score_every = asked.score_every or -(-groups // SCORED_TIMES)
+    score_every = asked.score_every or (-(-groups // SCORED_TIMES) if asked.together == "all" else groups)
     settled = replaced(asked, layer=layer, at_once=at_once, score_every=score_every)
     of_edits = json.loads(plan.run["settings"])
     unread = settings_of(EditSettings).keys() - of_edits.keys()
     described = {**run_settings(settled, without=unread), **of_edits}
     described["facts"] = [f.fact_id for f in plan.encoded]
     run = describe_run("mass", model, described, seed=asked.seed, protocol=asked.protocol)
-    return MassPlan(plan, at_once, score_every, run)
+    return MassPlan(plan, at_once, score_every, asked.together, run)
 
 
 @takes(MassArguments)
 def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     """Edit all facts in one model, in order, and score them as their number grows. No weight of the model changes.
+
+    together="case" edits the facts of each case (`Fact.case_id`) in the unedited model, and then asks its probes.
 
     Raises the errors of `edit`, and UserError where no fact is left to edit.
     """

@@ -1,5 +1,6 @@
 """A plan of edits, which computes them in batches that fit into memory, each edit independent of the others."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from fasttrace.editing.delta import NO_NUMBER, Edit, export_model, finite_edit, save_delta, zero_edit
@@ -19,10 +19,10 @@ from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.rome import solve_rome
-from fasttrace.editing.scores import ScoredPrompt, Scorer, prompt_row, score_row, scored_prompts
+from fasttrace.editing.scores import PROMPT_COLUMNS, ScoredPrompt, Scorer, prompt_rows, score_row, scored_prompts
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.editing.wave import Job
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Fact
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
@@ -46,7 +46,6 @@ _EDIT = [
     ("window_size", pa.int32()),
 ]
 _P = [(name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after")]
-_P_FALSE = [(name, pa.float64()) for name in ("p_false_before", "p_false_after")]
 SCORES = pa.schema(
     [
         *_EDIT,
@@ -60,18 +59,22 @@ SCORES = pa.schema(
         ("reason", pa.string()),
     ]
 )
-PROMPTS = pa.schema(
-    [
-        *_EDIT,
-        ("kind", pa.string()),
-        ("prompt_index", pa.int32()),
-        ("prompt", pa.string()),
-        ("target_tokens", pa.int32()),
-        *_P,
-        *_P_FALSE,
-    ]
-)
+PROMPTS = pa.schema([*_EDIT, *PROMPT_COLUMNS])
 Todo = tuple[EncodedFact, list[int]]
+
+log = logging.getLogger(__name__)
+
+
+def say_waiting(facts: Sequence[Fact], why: str) -> None:
+    """Log how many probes of these facts are not asked, because they wait for all edits of their case."""
+    waiting = [(one.prompt, fact.case_id) for fact in facts for one in fact.probes if one.after == "case"]
+    if waiting:
+        prompt, case = waiting[0]
+        log.warning(
+            "%d probe%s not asked, such as %s of the case %s: %s for all edits of the case, and %s",
+            *(len(waiting), "s are" if len(waiting) > 1 else " is", shown(prompt), shown(case)),
+            *("they wait" if len(waiting) > 1 else "it waits", why),
+        )
 
 
 def _without(todo: Sequence[Todo], skip: Collection[tuple[str, int]]) -> list[Todo]:
@@ -160,6 +163,7 @@ class EditPlan:
         after n more edits.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
+        say_waiting([f.fact for f in self.encoded], 'mass_edit(…, together="case") makes them in one model')
         whole = [(fact, list(self.layers)) for fact in self.encoded if fact.fact_id not in self.left_out]
         left = _without([(f, list(self.layers)) for f in self.encoded if f.fact_id in self.left_out], skip)
         if left:
@@ -230,8 +234,7 @@ class EditPlan:
         else:
             tail = len(fact.ids) - fact.subject_end + extra + 1
             rows, state = len(self.contexts) * tail + 1, 0
-        record = fact.fact
-        prompts = 1 + len(record.paraphrases) + len(record.neighborhood)
+        prompts = 1 + len(fact.fact.every_probe)
         tokens = 2 * prompts * len(fact.ids) + self.settings.essence * TOKENS
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 
@@ -292,33 +295,38 @@ class EditPlan:
         scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], self.scoring_corruption)
         after = scorer.after([(number[e.fact_id], e) for e in edits])
         scores, rows = [], []
-        for edit, logp in zip(edits, after, strict=True):
+        for edit, reading in zip(edits, after, strict=True):
             fact = number[edit.fact_id]
+            before = scorer.before[fact]
             name = self._name(edit.fact_id, edit.layer)
-            lost = bool((np.isnan(logp) & ~np.isnan(scorer.before[fact])).any())
+            read = prompts[fact], before, reading, self.problem, self.settings.protocol
             scores.append(
                 {
                     **name,
-                    **score_row(prompts[fact], scorer.before[fact], logp, self.problem, self.settings.protocol),
+                    **score_row(*read),
                     "delta_norm": edit.delta_norm,
                     "denominator": edit.denominator,
                     "condition": edit.condition,
                     "loss": edit.loss,
-                    "reason": NO_NUMBER if lost else edit.reason,
+                    "reason": NO_NUMBER if reading.lost(before) else edit.reason,
                     "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }
             )
-            rows += [
-                {**name, **prompt_row(prompt, scorer.before[fact][i], logp[i])}
-                for i, prompt in enumerate(prompts[fact])
-            ]
+            rows += [{**name, **row} for row in prompt_rows(*read)]
         return self._result(facts, scores, rows, edits)
 
-    def prompts(self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = ()) -> list[ScoredPrompt]:
-        """The prompts and essence texts on which the fact's edits are scored."""
+    def prompts(
+        self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = (), *, cases: bool = False
+    ) -> list[ScoredPrompt]:
+        """The prompts and essence texts on which the fact's edits are scored.
+
+        cases: whether with those that wait for all edits of the fact's case.
+        """
         released = self.settings.protocol == "released"
         noise_target = self.noise_targets.get(fact.fact_id)
-        return scored_prompts(self.model, fact, self.problem, noise_target, essence, noised_essence=released)
+        return scored_prompts(
+            self.model, fact, self.problem, noise_target, essence, noised_essence=released, cases=cases
+        )
 
     def _left_out(self, facts: list[Todo]) -> EditResult:
         rows = [

@@ -4,11 +4,13 @@ The unedited pass over a fact's prompts runs once. An edit starts at its first c
 with the MLP output W k + Λ (u·k) or W k + D k. The edits of a batch share the products of each layer.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -16,23 +18,25 @@ from fasttrace.editing.delta import Dense, Edit, LowRank
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.errors import shown
-from fasttrace.facts import EncodedFact, encode_joined, tokens_of
+from fasttrace.facts import EncodedFact, Probe, encode_joined, tokens_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
+from fasttrace.models.readout import top_tokens
 from fasttrace.ops.rank_one_linear import rank_one_add_
 
-KINDS = ("rewrite", "paraphrase", "neighborhood", "essence")
-EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities
+EDITED, TRUE, FALSE = range(3)  # columns of a prompt's log-probabilities, where it has no answers of its own
 
 
 @dataclass(frozen=True)
 class ScoredPrompt:
     """One prompt of a fact: its kind, index within the kind, text, ids, and the targets that are read after it.
 
-    targets: ids of the edit's target, o_true and o_false (None where the fact has none). An essence text is a prompt of
-    one token. Its first target is the rest of the text, and its other targets are None. subject: the position of the
-    subject, which gets noise if the problem is corrupted.
+    targets: ids of the edit's target, o_true and o_false (None where the fact has none), or of each answer of a probe
+    that has answers. An essence text is a prompt of one token. Its first target is the rest of the text, and its other
+    targets are None. subject: the position of the subject, which gets noise if the problem is corrupted. expect: what
+    the edit should do to the answers, None for an essence text. answers: the texts of a probe's own answers. case:
+    whether the prompt waits for all edits of the fact's case.
     """
 
     kind: str
@@ -41,6 +45,39 @@ class ScoredPrompt:
     ids: tuple[int, ...]
     targets: tuple[tuple[int, ...] | None, ...]
     subject: Subject | None = None
+    expect: str | None = None
+    answers: tuple[str, ...] = ()
+    case: bool = False
+
+    @property
+    def matched(self) -> range:
+        """Which of the targets answer the prompt: the probe's own, o_true for a neighborhood prompt, else the edit's
+        target. None of an essence text."""
+        if self.answers:
+            return range(len(self.answers))
+        if self.expect is None:
+            return range(0)
+        return range(TRUE, TRUE + 1) if self.expect == "unchanged" else range(EDITED, EDITED + 1)
+
+
+class Reading(NamedTuple):
+    """What is read of a fact's prompts in one model.
+
+    logp: (prompts, targets) float64 log-probabilities, NaN where a prompt has no such target. match: (prompts, targets)
+    whether each token of the target is the likeliest, as it follows the tokens before it: whether greedy decoding gives
+    this target. It is False where a prompt is not answered by that target.
+    """
+
+    logp: np.ndarray
+    match: np.ndarray
+
+    def of(self, prompts: Sequence[int]) -> "Reading":
+        """The reading of some of the prompts."""
+        return Reading(self.logp[list(prompts)], self.match[list(prompts)])
+
+    def lost(self, before: "Reading") -> bool:
+        """Whether there is no number where there was one before."""
+        return bool((np.isnan(self.logp) & ~np.isnan(before.logp)).any())
 
 
 def scored_prompts(
@@ -50,11 +87,13 @@ def scored_prompts(
     noise_target: tuple[int, ...] | None = None,
     essence: Sequence[tuple[int, ...]] = (),
     noised_essence: bool = False,
+    cases: bool = False,
 ) -> list[ScoredPrompt]:
-    """The fact's prompt, its paraphrases and neighbourhood prompts, each with its targets, and the essence texts.
+    """The fact's prompt, its paraphrases, neighborhood prompts and other probes with their targets, and essence texts.
 
     noise_target: ids of o_noise, if it is the problem's target. It follows every prompt as it is. essence: token ids of
     each essence text. noised_essence: whether a corrupted problem corrupts the subject in these too, as released.
+    cases: whether to include the probes that wait for all edits of the fact's case.
 
     Raises ModelError where the model has too few positions for a prompt and its target.
     """
@@ -67,10 +106,29 @@ def scored_prompts(
         edited = {"true": true, "false": false, "noise": noise_target}[problem.target]
         return ScoredPrompt(kind, index, text, prompt.ids, (edited, true, false), subject)
 
-    rows = [row("rewrite", 0, record.text, Subject(fact, fact.subject_begin, fact.subject_end))]
-    for kind, prompts in (("paraphrase", record.paraphrases), ("neighborhood", record.neighborhood)):
-        for i, text in enumerate(prompts):
-            rows.append(row(kind, i, text, _subject_in(model, fact, text) if problem.corrupted else None))
+    def probe(one: Probe, index: int) -> ScoredPrompt:
+        subject = _subject_in(model, fact, one.prompt) if problem.corrupted else None
+        if not one.answers:
+            return replace(row(one.kind, index, one.prompt, subject), expect=one.expect, case=one.after == "case")
+        prompt = encode_joined(tokenizer, one.prompt, one.answers, record.target_prefix)
+        return ScoredPrompt(
+            one.kind,
+            index,
+            one.prompt,
+            prompt.ids,
+            prompt.targets,
+            subject,
+            one.expect,
+            one.answers,
+            case=one.after == "case",
+        )
+
+    first = row("rewrite", 0, record.text, Subject(fact, fact.subject_begin, fact.subject_end))
+    rows, count = [replace(first, expect="changed")], Counter[str]()
+    for asked in record.every_probe:
+        if cases or asked.after == "edit":
+            rows.append(probe(asked, count[asked.kind]))
+        count[asked.kind] += 1
     begun = _subject_in(model, fact, f"{record.subject} is a") if problem.corrupted and noised_essence else None
     for i, tokens in enumerate(essence):
         rows.append(ScoredPrompt("essence", i, tokenizer.decode(tokens), tokens[:1], (tokens[1:], None, None), begun))
@@ -132,10 +190,7 @@ class PromptBatch:
 
 
 class Scorer:
-    """Log-probabilities of some facts' prompts: `before` an edit, and `after` any edits of these facts.
-
-    before: per fact, (prompts, 3) float64 log-probabilities, NaN where a prompt has no such target.
-    """
+    """What is read of some facts' prompts: `before` an edit, one Reading per fact, and `after` edits of these facts."""
 
     def __init__(
         self,
@@ -165,8 +220,8 @@ class Scorer:
             self.before = self._read(h, range(len(self.facts)))
 
     @torch.no_grad()
-    def after(self, edits: Sequence[tuple[int, Edit]]) -> list[np.ndarray]:
-        """edits: (index of the fact, edit) → per edit, (prompts, 3) log-probabilities, in the order given.
+    def after(self, edits: Sequence[tuple[int, Edit]]) -> list[Reading]:
+        """edits: (index of the fact, edit) → a Reading per edit, in the order given.
 
         An edit that changes nothing gets the values of `before`, because the same rows in another batch may round
         differently.
@@ -193,15 +248,16 @@ class Scorer:
             return add_updates(layer, key, value, chosen[: len(begin) - 1], begin)
 
         read = self._read(wave.run(enter, change), [edits[number][0] for number in order])
-        for number, logp in zip(order, read, strict=True):
-            result[number] = logp
+        for number, reading in zip(order, read, strict=True):
+            result[number] = reading
         return result
 
-    def _read(self, h: Tensor, facts: Sequence[int]) -> list[np.ndarray]:
-        """h: (R, d), the rows to read of the facts' sequences → per fact, (prompts, 3) log-probabilities."""
+    def _read(self, h: Tensor, facts: Sequence[int]) -> list[Reading]:
+        """h: (R, d), the rows to read of the facts' sequences → a Reading per fact."""
         rows: list[np.ndarray] = []
         targets: list[int] = []
         count: list[int] = []
+        answers: list[bool] = []  # whether each target that is read answers its prompt
         place = 0
         for fact in facts:
             ends = place + np.cumsum([self.batch.read[s] for s in self.batch.of_fact[fact]])
@@ -210,17 +266,27 @@ class Scorer:
                 rows.append(np.arange(end - len(read.target), end))
                 targets += read.target
                 count.append(len(read.target))
+                answers.append(read.which in self.facts[fact][read.prompt].matched)
             place = int(ends[-1])
-        scored = torch.from_numpy(np.concatenate(rows)).to(h.device)
-        logp = row_logprob(self.model, h[scored], torch.tensor(targets, device=h.device)).double().cpu().numpy()
-        sums = np.minimum(np.add.reduceat(logp, np.cumsum(count) - np.asarray(count)), 0.0)
+        every, wanted, begins = np.concatenate(rows), np.array(targets), np.cumsum(count) - np.asarray(count)
+        scored, tokens = torch.from_numpy(every).to(h.device), torch.from_numpy(wanted).to(h.device)
+        logp = row_logprob(self.model, h[scored], tokens).double().cpu().numpy()
+        sums = np.minimum(np.add.reduceat(logp, begins), 0.0)
+        compared = np.repeat(answers, count)
+        top = np.full(len(h), -1)
+        seen = np.unique(every[compared])
+        top[seen] = top_tokens(self.model, h[torch.from_numpy(seen).to(h.device)]).cpu().numpy()
+        equal = np.logical_and.reduceat(top[every] == wanted, begins) & answers
         result, at = [], 0
         for fact in facts:
-            table = np.full((len(self.facts[fact]), 3), np.nan)
+            prompts = self.facts[fact]
+            shape = len(prompts), max(len(prompt.targets) for prompt in prompts)
+            reading = Reading(np.full(shape, np.nan), np.zeros(shape, dtype=bool))
             for read in self.batch.reads[fact]:
-                table[read.prompt, read.which] = sums[at]
+                reading.logp[read.prompt, read.which] = sums[at]
+                reading.match[read.prompt, read.which] = equal[at]
                 at += 1
-            result.append(table)
+            result.append(reading)
         return result
 
 
@@ -251,17 +317,64 @@ def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], b
     return value
 
 
+def prompt_scores(
+    prompts: Sequence[ScoredPrompt], before: Reading, after: Reading, problem: Problem, protocol: str
+) -> np.ndarray:
+    """The score of each prompt: (prompts,) float64, NaN where it has none (docs/algorithms.md, section 18).
+
+    p and p* are the probabilities of the prompt's target before and after the edit. It is the likeliest of a probe's
+    own answers before and after each. Otherwise it is the edit's target, and for a probe that should not change
+    o_false, or the edit's target under protocol "released" and where the fact has no o_false.
+
+    A probe that should change: (p* − p)/(1 − p), or (p − p*)/p if the problem minimises p. Answers of its own follow
+    from o_false, so it has no score for another target. One that should not: 1 − |p* − p|/(.5 + |p − .5|). A true one:
+    p*. Protocol "released" floors the first at 2e-8, or at 0 if the problem minimises p.
+    """
+    column = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
+    p, q, p_near, q_near = (np.exp(one.logp[:, of]) for of in (EDITED, column) for one in (before, after))
+    p_own, q_own = own_answers(prompts, before), own_answers(prompts, after)
+    own = np.array([bool(one.answers) for one in prompts])
+    expect = np.array([one.expect or "" for one in prompts])
+    # Answers of a probe's own follow from o_false.
+    gained = _gain(p_own, q_own, problem, protocol) if problem.target == "false" else np.full(len(own), np.nan)
+    return np.select(
+        [expect == "true", expect == "unchanged", expect == "changed"],
+        [
+            q_own,
+            np.where(own, _kept(p_own, q_own), _kept(p_near, q_near)),
+            np.where(own, gained, _gain(p, q, problem, protocol)),
+        ],
+        np.nan,
+    )
+
+
+def own_answers(prompts: Sequence[ScoredPrompt], reading: Reading) -> np.ndarray:
+    """(prompts,) probability of the likeliest of each prompt's own answers, NaN where it has none."""
+    found = [row[: len(one.answers)].max(initial=-np.inf) for one, row in zip(prompts, reading.logp, strict=True)]
+    return np.where([bool(one.answers) for one in prompts], np.exp(found), np.nan)
+
+
+def _gain(p: np.ndarray, q: np.ndarray, problem: Problem, protocol: str) -> np.ndarray:
+    """The share of the possible gain from p to q, or of the possible loss. Nothing to gain is 0."""
+    if problem.minimise:
+        gain = np.divide(p - q, p, out=np.zeros_like(p), where=p > 0.0)
+    else:
+        gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
+    return np.maximum(gain, 0.0 if problem.minimise else 2e-8) if protocol == "released" else gain
+
+
+def _kept(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return 1.0 - np.abs(q - p) / (0.5 + np.abs(p - 0.5))
+
+
 def score_row(
-    prompts: Sequence[ScoredPrompt], before: np.ndarray, after: np.ndarray, problem: Problem, protocol: str
+    prompts: Sequence[ScoredPrompt], before: Reading, after: Reading, problem: Problem, protocol: str
 ) -> dict[str, float | bool | None]:
-    """The scores of one edit from its log-probabilities (docs/algorithms.md, section 18). before, after: (prompts, 3).
+    """The scores of one edit from what is read of its prompts (docs/algorithms.md, section 18).
 
-    p and p* are the probabilities of the edit's target before and after the edit.
-
-    rewrite: (p* − p)/(1 − p) on the fact's prompt, or (p − p*)/p if the problem minimises p.
-    paraphrase: the mean of the same over the paraphrases.
-    neighborhood: 1 − |p* − p|/(.5 + |p − .5|), the mean over prompts. For every problem p is that of o_false (paper,
-        sections 3.4 and 5.1), or of the edit's target where the fact has no o_false.
+    rewrite: that of the fact's prompt (`prompt_scores`).
+    paraphrase, neighborhood: the mean over the prompts of that kind without answers of their own. For every problem, p
+        of the latter is that of o_false (paper, sections 3.4 and 5.1), or of the edit's target where there is none.
     overall: the mean of these three.
     essence: 1 − clip(ppl* − ppl, 0, 5)/5, with perplexities averaged over the texts. ppl is exp(NLL/(M − 1)) of a text
         of M tokens, of which M − 1 are predicted.
@@ -273,35 +386,26 @@ def score_row(
     target. It floors rewrite and paraphrase at 2e-8, or at 0 if the problem minimises p. Its ppl is exp(NLL/M).
     A score without prompts or targets is None.
     """
-    kind = np.array([p.kind for p in prompts])
-    p, q = np.exp(before[:, EDITED]), np.exp(after[:, EDITED])
-    if problem.minimise:
-        gain = np.divide(p - q, p, out=np.zeros_like(p), where=p > 0.0)
-    else:
-        # A target with p = 1 leaves nothing to gain.
-        gain = np.divide(q - p, 1.0 - p, out=np.zeros_like(p), where=p < 1.0)
-    if protocol == "released":
-        gain = np.maximum(gain, 0.0 if problem.minimise else 2e-8)
-    column = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
-    p_near, q_near = np.exp(before[:, column]), np.exp(after[:, column])
-    kept = 1.0 - np.abs(q_near - p_near) / (0.5 + np.abs(p_near - 0.5))
+    kind = np.array(["" if one.answers else one.kind for one in prompts])
+    scores = prompt_scores(prompts, before, after, problem, protocol)
+    p, q = np.exp(before.logp[:, EDITED]), np.exp(after.logp[:, EDITED])
 
-    def mean(values: np.ndarray, name: str) -> float | None:
-        of_kind = values[kind == name]
+    def mean(name: str) -> float | None:
+        of_kind = scores[kind == name]
         if not len(of_kind):
             return None
         return float(of_kind[0] if protocol == "released" else of_kind.mean())
 
-    rewrite, paraphrase, neighborhood = mean(gain, "rewrite"), mean(gain, "paraphrase"), mean(kept, "neighborhood")
+    rewrite, paraphrase, neighborhood = mean("rewrite"), mean("paraphrase"), mean("neighborhood")
     three = [s for s in (rewrite, paraphrase, neighborhood) if s is not None]
     texts = kind == "essence"
     essence = ppl_before = ppl_after = None
     if texts.any():
         tokens = np.array([len(t.targets[EDITED] or ()) for t in prompts])[texts] + (protocol == "released")
         with np.errstate(over="ignore"):
-            ppl_before, ppl_after = (float(np.exp(-table[texts, EDITED] / tokens).mean()) for table in (before, after))
+            ppl_before, ppl_after = (float(np.exp(-one.logp[texts, EDITED] / tokens).mean()) for one in (before, after))
         essence = 1.0 - float(np.clip(ppl_after - ppl_before, 0.0, 5.0)) / 5.0
-    q_true, q_false = np.exp(after[0, TRUE]), np.exp(after[0, FALSE])
+    q_true, q_false = np.exp(after.logp[0, TRUE]), np.exp(after.logp[0, FALSE])
     ahead, behind = (q[0], q_true) if problem.target != "true" else (q_true, q_false)
     if problem.minimise:
         ahead, behind = behind, ahead
@@ -314,7 +418,7 @@ def score_row(
         "overall": sum(three) / 3 if len(three) == 3 else None,
         "p_before": float(p[0]),
         "p_after": float(q[0]),
-        "p_true_before": float(np.exp(before[0, TRUE])),
+        "p_true_before": float(np.exp(before.logp[0, TRUE])),
         "p_true_after": float(q_true),
         "magnitude": None if np.isnan(q_false) else float(q_false - q_true),
         "success": bool(ahead > behind) if known else None,
@@ -323,14 +427,48 @@ def score_row(
     }
 
 
-def prompt_row(prompt: ScoredPrompt, before: np.ndarray, after: np.ndarray) -> dict[str, object]:
-    """before, after: (3,) log-probabilities → a row of `plan.PROMPTS` without the columns that name the edit."""
-    p = [None if np.isnan(x) else float(np.exp(x)) for pair in zip(before, after, strict=True) for x in pair]
-    names = ("p_before", "p_after", "p_true_before", "p_true_after", "p_false_before", "p_false_after")
-    return {
-        "kind": prompt.kind,
-        "prompt_index": prompt.index,
-        "prompt": prompt.text,
-        "target_tokens": len(prompt.targets[0] or ()),
-        **dict(zip(names, p, strict=True)),
-    }
+_P_COLUMNS = [f"{name}_{when}" for name in ("p", "p_true", "p_false") for when in ("before", "after")]
+PROMPT_COLUMNS = [
+    ("kind", pa.string()),
+    ("prompt_index", pa.int32()),
+    ("prompt", pa.string()),
+    ("target_tokens", pa.int32()),
+    *((name, pa.float64()) for name in _P_COLUMNS),
+    ("expect", pa.string()),
+    ("answer", pa.string()),
+    ("match_before", pa.bool_()),
+    ("match_after", pa.bool_()),
+    ("score", pa.float64()),
+]
+
+
+def prompt_rows(
+    prompts: Sequence[ScoredPrompt], before: Reading, after: Reading, problem: Problem, protocol: str
+) -> Iterator[dict[str, Any]]:
+    """A row of PROMPT_COLUMNS per prompt.
+
+    p_before and p_after are of the edit's target, or of the likeliest of the probe's own answers before and after.
+    answer: the likeliest of them after the edit. target_tokens: the number of its tokens, or the target's.
+    match_before, match_after: whether greedy decoding gives the edit's target, for a neighborhood prompt o_true, and
+    for a probe with answers one of them.
+    """
+    scores = prompt_scores(prompts, before, after, problem, protocol)
+    own = own_answers(prompts, before), own_answers(prompts, after)
+    for i, prompt in enumerate(prompts):
+        best = 0 if not prompt.answers else int(np.argmax(after.logp[i, : len(prompt.answers)]))
+        columns = [np.exp(one.logp[i, column]) for column in (EDITED, TRUE, FALSE) for one in (before, after)]
+        if prompt.answers:
+            columns = [own[0][i], own[1][i], *[np.nan] * 4]
+        matches = [bool(one.match[i, prompt.matched].any()) for one in (before, after)]
+        yield {
+            "kind": prompt.kind,
+            "prompt_index": prompt.index,
+            "prompt": prompt.text,
+            "target_tokens": len(prompt.targets[best] or ()),
+            **{name: None if np.isnan(p) else float(p) for name, p in zip(_P_COLUMNS, columns, strict=True)},
+            "expect": prompt.expect,
+            "answer": prompt.answers[best] if prompt.answers else None,
+            "match_before": matches[0] if prompt.expect else None,
+            "match_after": matches[1] if prompt.expect else None,
+            "score": None if np.isnan(scores[i]) else float(scores[i]),
+        }

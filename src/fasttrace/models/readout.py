@@ -1,5 +1,5 @@
 """What is read from the next-token distributions of single rows, beside the log-probability of a token: the logits of
-some tokens, and KL divergences. No row's V logits are held whole."""
+some tokens, the likeliest token, and KL divergences. No row's V logits are held whole."""
 
 import torch
 from torch import Tensor
@@ -28,6 +28,25 @@ def token_logits(model: Decoder, h: Tensor, tokens: Tensor) -> Tensor:
                 logits = logits + model.unembed_bias[some].to(x.dtype)
             parts.append(_capped(model, logits))
         return torch.cat(parts) if parts else x.new_empty((0, tokens.shape[1]))
+
+
+@torch.no_grad()
+def top_tokens(model: Decoder, h: Tensor) -> Tensor:
+    """h: (R, d) residual before the final norm → (R,) int64, the likeliest next token, the lowest of several."""
+    with model.head():
+        x = _normed(model, h)
+        parts = []
+        for first in range(0, len(x), ROW_BLOCK):
+            rows = x[first : first + ROW_BLOCK]
+            best = rows.new_full((len(rows),), -torch.inf)
+            token = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+            for begin in range(0, model.vocab_size, VOCAB_BLOCK):
+                value, place = _logits(model, rows, begin).max(1)
+                higher = value > best
+                best = torch.where(higher, value, best)
+                token = torch.where(higher, place + begin, token)
+            parts.append(token)
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=x.device)
 
 
 @torch.no_grad()

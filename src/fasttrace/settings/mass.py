@@ -1,6 +1,7 @@
 """Settings of mass edits, and of tuning."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from .base import refusal, setting, settings
 from .edit import EditingSettings
@@ -33,6 +34,11 @@ class MassSettings(EditingSettings):
         most=MOST_ITEMS,
         names_run="always",
         help="Score every fact edited so far after this many groups of facts; by default ten scorings in all",
+    )
+    together: Literal["all", "case"] = setting(
+        default="all",
+        help="Edits that are in one model: all of them, or those of one case of the data set, each case in the unedited "
+        "model",
     )
     essence: int = setting(default=0)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 
 from fasttrace.errors import StoreError
+from fasttrace.facts.fields import LeftOut
 from fasttrace.facts.record import Facts
 from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
 from fasttrace.settings.arguments import checked
@@ -19,7 +20,7 @@ from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.texts import statement
-from fasttrace.store.write import Result, batch_of, check_contrasts, facts_table, write, write_facts
+from fasttrace.store.write import Result, batch_of, check_contrasts, facts_table, write, write_facts, write_left_out
 
 __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]
 
@@ -101,6 +102,18 @@ class Store(Readable):
         create(self.path)
         with self._opened(read_only=False) as con:
             return write_facts(con, facts)
+
+    @checked
+    def add_left_out(self, source: str, left_out: list[LeftOut]) -> int:
+        """Store which records of a source are no facts, and why, instead of what is stored of it. Returns their number.
+
+        left_out: of `read_facts`. Without any, a store that has none is not touched.
+        """
+        if not left_out and not self.path.exists():
+            return 0
+        create(self.path)
+        with self._opened(read_only=False) as con:
+            return write_left_out(con, source, left_out)
 
     def check_contrasts(self, run_id: str, contrasts: pa.Table) -> None:
         """Raise StoreError where a tracing run has a fact with other counterfactuals, or another target_false.

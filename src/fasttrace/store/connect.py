@@ -22,7 +22,7 @@ import duckdb
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing, sweep, why_full, why_unwritable
 from fasttrace.store.folder import files_of, is_folder, show
-from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, upgrade
+from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, empty, lacking, upgrade
 from fasttrace.store.texts import RELATIONS, schema_sql, statement
 from fasttrace.version import VERSION
 
@@ -46,6 +46,7 @@ _UNINDEXED = {
     "trace_effects": ["run_id", "fact_id", "window_size", "layer"],
     "edits": ["run_id", "fact_id", "problem", "method", "layer"],
     "edit_prompts": ["run_id", "fact_id", "problem", "method", "layer", "kind", "prompt_index"],
+    "mass_prompts": ["run_id", "n_edits", "fact_id", "kind", "prompt_index"],
 }
 
 
@@ -424,6 +425,9 @@ def _rename_for_reading(con: duckdb.DuckDBPyConnection, version: int) -> None:
     """
     [(database,)] = con.execute("SELECT current_database()").fetchall()
     for relation in RELATIONS:
+        if relation in lacking(version):
+            con.execute(f"CREATE TEMP VIEW {quoted(relation)} AS {empty(schema_columns()[relation])}").fetchall()
+            continue
         stored = con.table(relation).columns
         names = current_names(stored, relation, version)
         dropped = ", ".join(quoted(column) for column in stored if column not in names)
@@ -471,6 +475,8 @@ def check_schema(con: duckdb.DuckDBPyConnection, path: Path) -> int:
             f"versions {OLDEST_VERSION} to {SCHEMA_VERSION}"
         )
     for relation, columns in schema_columns().items():
+        if relation in lacking(int(number)) and relation not in found:
+            continue
         names = current_names(found.get(relation, {}), relation, number)
         stored = {names[column]: kind for column, kind in found.get(relation, {}).items() if column in names}
         if stored | added(relation, number) != columns or stored.keys() & added(relation, number).keys():

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fasttrace.errors import StoreError
+from fasttrace.store.migrate import SCHEMA_VERSION, lacking
 from fasttrace.store.texts import RELATIONS
 
 
@@ -26,11 +29,20 @@ def files_of(folder: Path) -> dict[str, Path]:
     if not (folder / "store_schema.parquet").exists():
         raise StoreError(f"the folder {folder} is not a store in Parquet: it has no store_schema.parquet")
     expected, found = set(RELATIONS), {path.stem for path in folder.glob("*.parquet")}
-    for name in sorted(expected - found):
+    for name in sorted(expected - found - lacking(_version(folder))):
         raise StoreError(f"the folder {folder} lacks {name}.parquet")
     for name in sorted(found - expected):
         raise StoreError(f"the folder {folder}: expected only the files of a store, got {name}.parquet too: remove it")
-    return {name: folder / f"{name}.parquet" for name in RELATIONS}
+    return {name: folder / f"{name}.parquet" for name in RELATIONS if name in found}
+
+
+def _version(folder: Path) -> int:
+    """The schema version of a store, or this one where it cannot be read, which the reader of its rows will say."""
+    try:
+        [version] = {row["version"] for row in pq.read_table(folder / "store_schema.parquet").to_pylist()}
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return SCHEMA_VERSION
+    return version if isinstance(version, int) else SCHEMA_VERSION
 
 
 # The files that this process has read as a whole.

@@ -2,16 +2,17 @@
 
 A change of schema/ raises SCHEMA_VERSION and adds migrations/<version>.sql, which turns a store of the version before
 into one of this version. A column that only changes its name is listed in _RENAMED, a new one, which is NULL in
-older stores, in _ADDED, and one that it lacks in _DROPPED, so that older stores can be read.
+older stores, in _ADDED, one that it lacks in _DROPPED, and a new relation, which is empty in older stores, in _NEW, so
+that older stores can be read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
@@ -46,10 +47,39 @@ _ADDED = {
         },
         "trace_samples": {"head": "INTEGER", "logit_diff_restored": "DOUBLE"},
     },
+    10: {
+        "facts": {
+            "probes": 'STRUCT(kind VARCHAR, prompt VARCHAR, answers VARCHAR[], expect VARCHAR, "after" VARCHAR)[]',
+            "case_id": "VARCHAR",
+            "case_edits": "INTEGER",
+            "subject_found": "VARCHAR",
+            "meta": "JSON",
+        },
+        "edit_prompts": {
+            "expect": "VARCHAR",
+            "answer": "VARCHAR",
+            "match_before": "BOOLEAN",
+            "match_after": "BOOLEAN",
+            "score": "DOUBLE",
+        },
+    },
 }
 
 # Version → relation → the columns of the version before that it has no more.
 _DROPPED = {9: {"facts": ("counterfactual_subject", "counterfactual_prompt")}}
+
+# Version → the relations that the version before lacks.
+_NEW = {10: ("facts_left_out", "mass_prompts")}
+
+
+def lacking(version: int) -> set[str]:
+    """The relations that a store of `version` lacks."""
+    return {name for later in range(version + 1, SCHEMA_VERSION + 1) for name in _NEW.get(later, ())}
+
+
+def empty(columns: Mapping[str, str]) -> str:
+    """A SELECT without rows. columns: {name: DuckDB type}, with names that need no quotes."""
+    return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in columns.items())} LIMIT 0"
 
 
 def current_names(columns: Iterable[str], relation: str, version: int) -> dict[str, str]:

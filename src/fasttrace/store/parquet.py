@@ -12,7 +12,7 @@ from fasttrace.errors import StoreError
 from fasttrace.places import replacing, why_full
 from fasttrace.store.connect import schema_columns
 from fasttrace.store.folder import files_of
-from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current
+from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current, empty, lacking
 from fasttrace.store.texts import RELATIONS
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
 
@@ -52,6 +52,8 @@ def read(con: duckdb.DuckDBPyConnection, folder: Path) -> Read:
             f"{SCHEMA_VERSION}"
         )
     files = {name: as_current(rows, name, version) for name, rows in files.items()}
+    for name in lacking(version) - files.keys():
+        files[name] = con.sql(empty(schema_columns()[name]))
     for name, columns in schema_columns().items():
         found = dict(zip(files[name].columns, map(str, files[name].dtypes), strict=True))
         for column in [*columns, *found]:

@@ -16,7 +16,7 @@ from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
 from fasttrace.store.connect import attached, quoted, schema_columns, schema_keys
-from fasttrace.store.migrate import as_current
+from fasttrace.store.migrate import as_current, empty, lacking
 from fasttrace.store.query import ONCE, Readable
 from fasttrace.store.texts import RELATIONS, statement
 
@@ -131,6 +131,9 @@ def _version(con: duckdb.DuckDBPyConnection, name: str) -> int:
 def _rows(con: duckdb.DuckDBPyConnection, name: str, relation: str, version: int) -> duckdb.DuckDBPyRelation:
     """The rows of a relation of one store, with the column `store` first and this schema version's names."""
     columns = [ColumnExpression(column) for column in schema_columns()[relation]]
+    if relation in lacking(version):
+        none = con.sql(empty(schema_columns()[relation]))
+        return none.select(ConstantExpression(name).alias("store"), *columns)
     stored = as_current(con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}"), relation, version)
     return stored.select(ConstantExpression(name).alias("store"), *columns)
 

@@ -7,6 +7,7 @@ RELATIONS = (
     "store_schema",
     "runs",
     "facts",
+    "facts_left_out",
     "known",
     "traces",
     "trace_cells",
@@ -15,6 +16,7 @@ RELATIONS = (
     "edits",
     "edit_prompts",
     "mass_edits",
+    "mass_prompts",
     "moments",
     "benches",
 )

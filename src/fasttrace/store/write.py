@@ -1,7 +1,10 @@
 """Writes results to the store: one transaction per batch, and no row twice."""
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -10,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fasttrace.errors import StoreError
+from fasttrace.facts.fields import LeftOut
+from fasttrace.facts.probe import Probe
 from fasttrace.facts.record import Fact
 from fasttrace.places import why_full
 from fasttrace.runs import Run
@@ -21,13 +26,13 @@ from fasttrace.store.texts import statement
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
-    "mass": (("scores", "mass_edits"),),
+    "mass": (("prompts", "mass_prompts"), ("scores", "mass_edits")),
     "facts": (("verdicts", "known"),),
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),
 }
 # Relations without an index, which would be larger than the rows. statements/guard_<relation>.sql replaces it.
-GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts")
+GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts", "mass_prompts")
 # Later batches of a run must agree with the first on these, because they describe every row of the run.
 IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
 Batch = Sequence[tuple[str, pa.Table | duckdb.DuckDBPyRelation]]
@@ -47,6 +52,7 @@ _RUN_COLUMNS = (
     "created_at",
 )
 GIVEN_BY_RUN = ("run_id", "protocol")
+_LEFT_OUT = pa.schema([("record", pa.string()), ("reason", pa.string()), ("part", pa.bool_())])
 
 
 class Result(Protocol):
@@ -170,7 +176,22 @@ def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyR
     differ = con.execute(statement("facts_that_differ")).fetchall()
     if differ:
         raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each fact a unique id")
+    execute(con, "complete_facts", {})
     return execute(con, "add_facts", {})
+
+
+def write_left_out(con: duckdb.DuckDBPyConnection, source: str, left_out: Sequence[LeftOut]) -> int:
+    """Replace what the store says of the records of a source that are no facts, in one transaction.
+
+    Returns the number of rows.
+    """
+    con.begin()
+    execute(con, "remove_left_out", {"source": source})
+    rows = [{"record": one.record, "reason": one.reason, "part": one.part} for one in left_out]
+    con.register("batch_left_out", pa.Table.from_pylist(rows, schema=_LEFT_OUT))
+    added = execute(con, "add_left_out", {"source": source})
+    con.commit()
+    return added
 
 
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
@@ -179,12 +200,41 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
     rows: dict[str, dict[str, Any]] = {}
     for fact in facts:
         row = {name: getattr(fact, name) for name in columns}
-        if rows.setdefault(fact.fact_id, row) != row:
+        row["probes"] = [asdict(probe) for probe in fact.probes]
+        row["meta"] = _json(fact.meta) if fact.meta else None
+        first = rows.setdefault(fact.fact_id, row)
+        if first | {name: row[name] for name in ("subject_found", "meta")} != row:
             raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
-    types = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string())}
     return pa.table(
-        {name: pa.array([row[name] for row in rows.values()], types[kind]) for name, kind in columns.items()}
+        {name: pa.array([row[name] for row in rows.values()], _type(kind)) for name, kind in columns.items()}
     )
+
+
+_PROBE = pa.struct(
+    [(name, pa.list_(pa.string()) if name == "answers" else pa.string()) for name in Probe.__dataclass_fields__]
+)
+
+
+def _type(kind: str) -> pa.DataType:
+    """The type of a column of facts."""
+    plain = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string()), "INTEGER": pa.int32(), "JSON": pa.string()}
+    return plain.get(kind) or pa.list_(_PROBE)
+
+
+def _json(meta: Mapping[str, Any]) -> str:
+    """The other fields of a fact as JSON. What JSON lacks is its text, and a number that is none is null."""
+    try:
+        return json.dumps(dict(meta), ensure_ascii=False, default=str, allow_nan=False)
+    except (TypeError, ValueError):  # a key that is no text, or NaN
+        return json.dumps(_plain(meta), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _moments_table(result: Result) -> pa.Table:

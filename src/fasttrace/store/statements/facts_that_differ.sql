@@ -7,5 +7,8 @@ WHERE (facts.prompt, facts.subject, facts.target_true) IS DISTINCT FROM (batch.p
    OR facts.paraphrases IS DISTINCT FROM batch.paraphrases
    OR facts.neighborhood IS DISTINCT FROM batch.neighborhood
    OR facts.target_prefix IS DISTINCT FROM batch.target_prefix
+   -- Facts of older stores have no probes.
+   OR (facts.probes, facts.case_id, facts.case_edits) IS DISTINCT FROM (batch.probes, batch.case_id, batch.case_edits)
+      AND facts.probes IS NOT NULL AND batch.probes IS NOT NULL
 ORDER BY batch.fact_id
 LIMIT 1;

@@ -5,7 +5,7 @@ GROUP BY fact_id
 HAVING count(DISTINCT {
     'prompt': prompt, 'subject': subject, 'target_true': target_true, 'target_false': target_false,
     'paraphrases': paraphrases, 'neighborhood': neighborhood, 'target_prefix': target_prefix
-}) > 1
+}) > 1 OR count(DISTINCT {'probes': probes, 'case_id': case_id, 'case_edits': case_edits}) FILTER (probes IS NOT NULL) > 1
 UNION ALL
 SELECT 'counterfactuals in the run', run_id, list_sort(list_distinct(list(store)))
 FROM main.traces

@@ -1,0 +1,1 @@
+DELETE FROM facts_left_out WHERE source = $source;
