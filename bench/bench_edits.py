@@ -112,7 +112,7 @@ def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterat
         for i in few:
             n, e = work[i]
             found = released.scored(model.hf, plan, plan.encoded[n], e.layer, change(e))
-            mine = after[i][:, :2].reshape(-1)
+            mine = after[i].logp[:, :2].reshape(-1)
             off[0] = max(off[0], float(abs(torch.tensor(found).exp() - torch.tensor(mine).exp()).max()))
 
     row = {"benchmark": "editing: scoring", "case": f"{len(facts)} facts × {len(plan.layers)} layers"}

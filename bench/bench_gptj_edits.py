@@ -140,9 +140,8 @@ class Bench:
         number = {fact.fact_id: i for i, fact in enumerate(plan.encoded)}
         prompts = [plan.prompts(fact) for fact in plan.encoded]
         with self.model.products():
-            return Scorer(self.model, prompts, [e.first_layer for e in edits]).after(
-                [(number[e.fact_id], e) for e in edits]
-            )
+            scorer = Scorer(self.model, prompts, [e.first_layer for e in edits])
+            return [one.logp for one in scorer.after([(number[e.fact_id], e) for e in edits])]
 
 
 def rate(row: BenchRow, edits: int) -> BenchRow:

@@ -344,7 +344,7 @@ ODD = {
         f"{json.dumps([as_own('a', 'b')])}\n{json.dumps(as_own('a', 'b'))}",
         "line 1: expected a JSON",
     ),
-    "one object over lines": (json.dumps(as_own("a", "b"), indent=1), "got one JSON object at its top level"),
+    "records inside an object": (json.dumps({"data": [as_own("a", "b")]}, indent=1), "records with the fields data;"),
     "not UTF-8": (json.dumps(as_own("a", "b")).encode() + b"\n\xff", "line 2: expected JSON in UTF-8"),
     "a number of 10,000 digits": ('{"case_id": ' + "9" * 10_000 + "}", "cannot be read as JSON"),
 }

@@ -54,7 +54,7 @@ def edit_cost(
     flops = adam = 0.0
     for fact in facts:
         extra = len(fact.target_true_ids)
-        prompts = 1 + len(fact.fact.every_probe)
+        prompts = 1 + fact.fact.probe_count
         scored = prompts * (len(fact.ids) + 2 * extra) + essence * TOKENS
         logits = 2 * prompts * extra + essence * TOKENS
         copies = NOISE_ROWS if anew and tuned else 1

@@ -234,7 +234,7 @@ class EditPlan:
         else:
             tail = len(fact.ids) - fact.subject_end + extra + 1
             rows, state = len(self.contexts) * tail + 1, 0
-        prompts = 1 + len(fact.fact.every_probe)
+        prompts = 1 + fact.fact.probe_count
         tokens = 2 * prompts * len(fact.ids) + self.settings.essence * TOKENS
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 

@@ -17,7 +17,21 @@ from .trace import TraceSettings
 
 DEFAULT_MODEL = "smollm2-135m"
 ZsreForm = Literal["question", "bare"]
-FactFormat = Literal["auto", "counterfact", "known", "zsre", "own"]
+FactFormat = Literal[
+    "auto",
+    "rippleedits",
+    "mquake",
+    "knowedit",
+    "easyedit",
+    "counterfact",
+    "known",
+    "zsre",
+    "relations",
+    "lama",
+    "pararel",
+    "pairs",
+    "own",
+]
 
 
 @settings("study")

@@ -4,14 +4,41 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fasttrace.errors import FactError
-from fasttrace.facts.formats import counterfact, known, own, zsre
+from fasttrace.facts.formats import (
+    counterfact,
+    easyedit,
+    knowedit,
+    known,
+    lama,
+    mquake,
+    own,
+    pairs,
+    pararel,
+    relations,
+    rippleedits,
+    zsre,
+)
 from fasttrace.facts.formats.base import Format
 from fasttrace.facts.formats.own import own_record
 
 __all__ = ["FORMATS", "detect", "own_record"]
 
 # In the order in which a record is compared with them: those with more marks before those with fewer.
-FORMATS = {one.FORMAT.name: one.FORMAT for one in (counterfact, known, zsre, own)}
+_MODULES = (
+    rippleedits,
+    mquake,
+    knowedit,
+    easyedit,
+    counterfact,
+    known,
+    zsre,
+    relations,
+    lama,
+    pararel,
+    pairs,
+    own,
+)
+FORMATS = {one.FORMAT.name: one.FORMAT for one in _MODULES}
 
 LONGEST_LIST = 20  # fields that a message lists
 
@@ -49,8 +76,9 @@ def _titles() -> str:
 
 
 def _nearest(fields: set[str]) -> str:
-    """The format with the largest part of its marks among the fields, as the end of a message."""
-    every = [(len(mark & fields) / len(mark), one, mark) for one in FORMATS.values() for mark in one.marks]
+    """The format with the largest part of its marks among the fields, the last of several, as the end of a message."""
+    last_first = reversed(FORMATS.values())
+    every = [(len(mark & fields) / len(mark), one, mark) for one in last_first for mark in one.marks]
     share, format, mark = max(every, key=lambda one: one[0])
     lacking = ", ".join(f"'{field}'" for field in sorted(mark - fields))
     near = f": the nearest is {format.title}, which also needs {lacking}" if 0 < share < 1 else ""

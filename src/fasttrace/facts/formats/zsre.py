@@ -71,7 +71,7 @@ def _fact(
     near: tuple[str, ...] = ()
     if nearby is not None:
         near = (nearby_asked(_not_empty(record, nearby.removeprefix(_LOC_PREFIX))),)
-    answers = record.answers("answers")
+    answers, portability = record.answers("answers"), record.optional_inside("portability")
     return Fact(
         asked(placed.template),
         placed.subject,
@@ -81,9 +81,14 @@ def _fact(
         neighborhood=near,
         fact_id=fact_id,
         source=source,
-        probes=tuple(_probes(record, near, asked)),
+        probes=(*_probes(record, near, asked), *_portability(portability, asked)),
         subject_found=placed.how,
-        meta={**record.rest(), **meta, **({"answers": list(answers)} if len(answers) > 1 else {})},
+        meta={
+            **record.rest(),
+            **({} if portability is None else portability.rest()),
+            **meta,
+            **({"answers": list(answers)} if len(answers) > 1 else {}),
+        },
     )
 
 
@@ -97,10 +102,18 @@ def _probes(record: Fields, near: Sequence[str], asked: Callable[[str], str]) ->
     answers = record.answers("loc_ans")
     if near and answers:
         yield Probe("locality", near[0], answers, "unchanged")
-    if (portability := record.optional_inside("portability")) is not None:
+    elif answers:
+        record.leave_out(record.bad("loc", "it is missing, so its answer is not asked for"))
+
+
+def _portability(portability: Fields | None, asked: Callable[[str], str]) -> Iterator[Probe]:
+    if portability is not None:
         question, answers = portability.optional("New Question"), portability.answers("New Answer")
         if question is not None and answers:
             yield Probe("portability", asked(question), answers)
+        elif question is not None or answers:
+            lacking = "New Answer" if question is not None else "New Question"
+            portability.leave_out(portability.bad(lacking, "it is missing, so there is no portability probe"))
 
 
 def _true(record: Fields) -> str:
