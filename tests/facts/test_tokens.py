@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fasttrace.errors import FactError, ModelError
-from fasttrace.facts import Fact, encode_fact, encode_joined, encode_prompt
+from fasttrace.facts import Fact, encode_fact, encode_facts, encode_joined, encode_prompt, load_facts
+from fasttrace.models.load import load_tokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = [
@@ -306,3 +307,19 @@ def test_subjects_of_the_development_data(smollm: Any) -> None:
     facts = [f for f in load_facts(path) if not f.subject.isascii()][:150] + load_facts(path, limit=100)
     for fact in facts:
         check(smollm, fact)
+
+
+def test_many_facts_are_encoded_as_each_by_itself(small_tokenizer):
+    """With a space at the end of a prompt, targets of which one spans the border, and counterfactuals."""
+    facts = [
+        Fact("{} is in ", "Paris", "France", "Rome", counterfactual_subject=("Rome", "New York")),
+        Fact("{} is the capital of", "Paris", "France", target_prefix=""),
+        Fact("The city of {}", "New York", "is", counterfactual_prompt="The city of Paris"),
+        Fact("{} is in", "Rome", "the city", fact_id="x"),
+    ]
+    assert encode_facts(small_tokenizer, facts) == [encode_fact(small_tokenizer, fact) for fact in facts]
+
+
+def test_many_real_facts_are_encoded_as_each_by_itself():
+    tokenizer, facts = load_tokenizer(), load_facts()
+    assert encode_facts(tokenizer, facts) == [encode_fact(tokenizer, fact) for fact in facts]

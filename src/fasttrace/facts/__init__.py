@@ -3,7 +3,7 @@
 from fasttrace.facts.load import load_facts
 from fasttrace.facts.probe import Probe
 from fasttrace.facts.record import Fact, Facts, distinct
-from fasttrace.facts.tokens import EncodedFact, encode_fact, encode_joined, encode_prompt, tokens_of
+from fasttrace.facts.tokens import EncodedFact, encode_fact, encode_facts, encode_joined, encode_prompt, tokens_of
 
 __all__ = [
     "EncodedFact",
@@ -12,6 +12,7 @@ __all__ = [
     "Probe",
     "distinct",
     "encode_fact",
+    "encode_facts",
     "encode_joined",
     "encode_prompt",
     "load_facts",

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Annotated
 
-from fasttrace.facts import EncodedFact, Fact, Facts, distinct, encode_fact
+from fasttrace.facts import EncodedFact, Fact, Facts, distinct, encode_facts
 from fasttrace.facts.pairs import pair_subjects
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.settings.arguments import checked
@@ -19,7 +19,7 @@ def encoded_facts(model: Decoder, facts: Sequence[Fact]) -> list[EncodedFact]:
     Raises FactError for a fact that cannot be encoded, and ModelError where the model has too few positions for a
     prompt and its o_true.
     """
-    encoded = [encode_fact(model.tokenizer, fact) for fact in distinct(facts)]
+    encoded = encode_facts(model.tokenizer, distinct(facts))
     for fact in encoded:
         model.check_length(len(fact.ids) + len(fact.target_true_ids) - 1, f"fact '{fact.fact_id}' with its target")
     return encoded
