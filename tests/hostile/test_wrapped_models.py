@@ -372,3 +372,16 @@ def test_float16_is_refused_by_name_where_second_moments_are_needed(method, smal
         ft.edit(model, FACTS[:1], method=method, layers=[1])
     with pytest.raises(ModelError, match="second_moments: expected 'llama' in float32"):
         ft.second_moments(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_any_dtype_is_traced_and_edited_in_it(dtype, small_tokenizer):
+    hf = llama(small_tokenizer)
+    wanted = ft.trace(ft.wrap_model(hf, small_tokenizer), FACTS, windows=[1], samples=2, keep="all", sigma=0.3)
+    model = ft.wrap_model(llama(small_tokenizer, dtype=dtype), small_tokenizer)
+    found = ft.trace(model, FACTS, windows=[1], samples=2, keep="all", sigma=0.3)
+    tolerance = {torch.float16: 2e-2, torch.bfloat16: 2e-1, torch.float64: 1e-4}[dtype]
+    p = [result.cells["p_restored"].to_pylist() for result in (wanted, found)]
+    assert p[1] == pytest.approx(p[0], rel=tolerance)
+    edited = ft.edit(model, FACTS, layers=[1], essence=0, method="ft-1", steps=2)
+    assert all(row["p_after"] != row["p_before"] for row in edited.scores.to_pylist())
