@@ -56,7 +56,7 @@ def source_of(source: Any) -> Source:
     """The records of anything that `load_facts` takes. Raises FactError for a source that cannot be read."""
     if isinstance(source, str) and source.startswith(HUB):
         return _hub(source)
-    if source is None or source == BUILTIN:
+    if source is None or (isinstance(source, str) and source == BUILTIN):
         raw = resources.files("fasttrace.facts").joinpath("builtin.jsonl").read_bytes()
         return _of_bytes("the built-in set", raw)
     if not isinstance(source, str | os.PathLike):
@@ -290,9 +290,11 @@ def _of_object(given: Any) -> Source:
 
 
 def _dataset(name: str, given: Any) -> Source:
-    """The rows of a datasets.Dataset. A DatasetDict has several, so a split is named."""
+    """The rows of a datasets.Dataset, or of the one split of a DatasetDict."""
     if isinstance(given, Mapping):
-        raise FactError(f"{name}: expected one split, got the splits {', '.join(given)}")
+        if len(given) != 1:
+            raise FactError(f"{name}: expected one split, got the splits {', '.join(given)}")
+        given = next(iter(given.values()))
     return _of_table(name, given.with_format("arrow")[:])
 
 
@@ -310,11 +312,9 @@ def _hub(source: str) -> Source:
         found = load_dataset(repository, config, split=split)
     except Exception as error:
         raise FactError(f"{source}: the datasets library could not load it: {_first_line(error)}") from None
-    if isinstance(found, Mapping):
-        if len(found) > 1:
-            example = f"{source}:{next(iter(found))}"
-            raise FactError(f"{source}: expected one split, such as {example}, got the splits {', '.join(found)}")
-        found = next(iter(found.values()))
+    if isinstance(found, Mapping) and len(found) > 1:
+        example = f"{source}:{next(iter(found))}"
+        raise FactError(f"{source}: expected one split, such as {example}, got the splits {', '.join(found)}")
     return _dataset(source, found)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fasttrace.errors import FactError
+from fasttrace.facts.fields import Bad
 from fasttrace.facts.formats import (
     counterfact,
     easyedit,
@@ -50,7 +51,9 @@ def detect(name: str, records: Iterable[object], *, lines: bool = False) -> Form
     Raises FactError, which lists the fields seen and the nearest format, where no record has either.
     """
     seen: list[Mapping[str, Any]] = []
+    flawed = lines
     for record in records:
+        flawed = flawed or isinstance(record, Bad)
         if isinstance(record, Mapping):
             if format := next((one for one in FORMATS.values() if one.marked(record)), None):
                 return format
@@ -60,8 +63,8 @@ def detect(name: str, records: Iterable[object], *, lines: bool = False) -> Form
         if format := next((one for one in FORMATS.values() if one.hint and one.hint <= record.keys()), None):
             return format
     if not seen:
-        if lines:
-            return FORMATS["own"]
+        if flawed:
+            return FORMATS["own"]  # each record has its own fault
         raise FactError(f"{name}: expected records of {_titles()}, got items that are not JSON objects")
     fields = sorted({str(key) for record in seen for key in record})
     listed = ", ".join(fields[:LONGEST_LIST]) + (", …" if len(fields) > LONGEST_LIST else "")
