@@ -79,6 +79,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A prompt as a row of tokens. tokens: (text, whether it is the subject's). target: the text that follows it."""
+
+    name: str
+    tokens: list[tuple[str, bool]]
+    target: str
+
+
+@dataclass(frozen=True)
 class Facet:
     """A choice that the page offers. start: the value shown first, "" for all. all: whether it offers "all"."""
 
@@ -91,7 +100,7 @@ class Facet:
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """Numbers of the study as a table, as a figure or as both.
+    """Numbers of the study as a table, as a figure or as both, or prompts with their tokens.
 
     tables, figures: the numbers of the corresponding tables and figures in the paper.
     """
@@ -108,6 +117,7 @@ class Exhibit:
     table: Table | None = None
     panels: list[Panel] = field(default_factory=list)
     facets: list[Facet] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
     points: list[Row] = field(default_factory=list)  # lists of points, indexed by Panel.points
 
     @cached_property

@@ -20,7 +20,8 @@ from fasttrace.editing.hyperparameters import settings_for, window_of
 from fasttrace.editing.moments import Moments, check_moments
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import StoreError, UserError
-from fasttrace.facts import EncodedFact, Fact, distinct, load_facts
+from fasttrace.facts import EncodedFact, Fact, distinct
+from fasttrace.facts.load import Loaded, read_facts
 from fasttrace.facts.pairs import pair_subjects
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import encoded_facts
@@ -66,16 +67,23 @@ class Study:
         return any({*one.methods} & {*SOLVED} or one.essence for one in self.edits)
 
     @cached_property
+    def loaded(self) -> Loaded:
+        """The facts of the file in its order, with what was left out of it. Raises FactError as `load_facts`."""
+        return read_facts(self.facts.file, self.facts)
+
+    @cached_property
     def loaded_facts(self) -> list[Fact]:
         """The facts of the file, in the study's order. Raises FactError as `load_facts`."""
-        facts = load_facts(self.facts.file, relation=self.facts.relation, limit=self.facts.limit, zsre=self.facts.zsre)
+        facts = self.loaded.facts
         return interleaved(facts) if self.facts.order == "interleaved" else facts
 
     @cached_property
     def candidates(self) -> list[Fact]:
         """The facts whose subjects may be counterfactuals: the whole file, so that the pairs do not depend on which
         facts are studied. Empty without pairs."""
-        return [] if self.facts.pairs is None else load_facts(self.facts.file, zsre=self.facts.zsre)
+        if self.facts.pairs is None:
+            return []
+        return read_facts(self.facts.file, replaced(self.facts, relation=None, limit=None)).facts
 
     def paired(self, tokenizer: Any, facts: Sequence[Fact]) -> list[Fact]:
         """The facts in their order, with counterfactual subjects where the study asks for them and there are some.

@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -306,7 +307,7 @@ def same(one: str, other: str) -> bool:
 
 def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
     shown = exhibits(twenty.store)
-    assert [exhibit.key for exhibit in shown] == ["r2", "pairs", "layers", "curve", "peaks", "roles", "mass"]
+    assert [exhibit.key for exhibit in shown] == ["r2", "pairs", "layers", "curve", "peaks", "roles", "tokens", "mass"]
     pythons = [text for name, text in codes(twenty.text) if name == "Python"]
     queries = [text for name, text in codes(twenty.text) if name == "SQL"]
     kept = embedded(twenty.text)["csv"]
@@ -318,6 +319,57 @@ def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
         rows = query(twenty.store, text)
         assert rows.num_rows > 0
         assert set(rows.column_names) <= set(kept[exhibit.key].splitlines()[0].split(","))
+
+
+def token_rows(text):
+    """(fact, tokens, the subject's among them, target) of each row of the exhibit of tokens, as the page has them."""
+    found = []
+    for row in re.findall(r'<tr><th scope="row">([^<]*)</th><td class="tokens">(.*?)</td></tr>', text):
+        boxes = re.findall(r'<(mark|span) class="(token|token target)">([^<]*)</\1>', row[1])
+        assert "".join(f'<{tag} class="{kind}">{one}</{tag}>' for tag, kind, one in boxes) == row[1]
+        *tokens, (tag, kind, target) = boxes
+        assert (tag, kind) == ("span", "token target")
+        texts = [html.unescape(one) for _, _, one in tokens]
+        subject = [one for one, (tag, _, _) in zip(texts, tokens, strict=True) if tag == "mark"]
+        found.append((html.unescape(row[0]), texts, subject, html.unescape(target)))
+    return found
+
+
+def test_the_first_facts_traced_are_shown_with_their_tokens(report, study):
+    rows = study.query("SELECT * FROM traces ORDER BY fact_id LIMIT 12").to_pylist()
+    assert token_rows(report.text) == [
+        (row["fact_id"], row["tokens"], row["tokens"][row["subject_begin"] : row["subject_end"]], row["scored"])
+        for row in rows
+    ]
+    [exhibit] = [one for one in exhibits(study) if one.key == "tokens"]
+    again = [one for one in exhibits(study) if one.key == "tokens"]
+    assert (exhibit.prompts, exhibit.csv) == (again[0].prompts, again[0].csv)
+
+
+def test_odd_tokens_are_text_and_the_oldest_trace_of_a_fact_is_shown(tmp_path):
+    store = Store(tmp_path / "odd.duckdb")
+    store.add_facts([Fact("{} is in", f"f{i}", "Rome", fact_id=f"f{i}") for i in range(3)])
+    tokens = ["<b>", "\n", "\t a", "", " is", " in"]
+    for run_id, year, model, ids in (("late", 2026, "toy", ["f0", "f1"]), ("early", 2024, "other", ["f1", "f2"])):
+        made = made_trace(
+            ids, run_id=run_id, created_at=datetime(year, 1, 1, tzinfo=UTC), model=model, left_out=("f2",)
+        )
+        changes = {"tokens": tokens if run_id == "early" else None, "subject_begin": 0, "subject_end": 3}
+        facts = [{**row, **changes, "target_true": "O\n"} for row in made.facts.to_pylist()]
+        if run_id == "late":
+            facts = made.facts.to_pylist()
+        store.add(dataclasses.replace(made, facts=pa.Table.from_pylist(facts, schema=made.facts.schema)))
+    text = write_report(store, tmp_path / "odd.html").read_text()
+    seen = ["<b>", "⏎", "⇥ a", "␣", " is", " in"]
+    assert token_rows(text) == [
+        ("f1 · other", seen, seen[:3], " Rome"),
+        ("f2 · other", seen, seen[:3], "O⏎"),
+        ("f0 · toy", ["t0", "t1", "t2"], ["t0", "t1"], " Rome"),
+    ]
+    edited = Store(tmp_path / "edits.duckdb")
+    edited.add_facts(study_facts(count=2))
+    edited.add(edit_result(study_facts(count=2)))
+    assert token_rows(write_report(edited, tmp_path / "edits.html").read_text()) == []
 
 
 def test_the_papers_counterparts_can_be_made_by_the_commands_given(twenty, tmp_path):

@@ -71,7 +71,7 @@ def completed(prompt, text):
 
 def test_the_prompt_completes(place):
     prompt = typed(Store("s.duckdb"), ".quit\r")
-    assert completed(prompt, "sco")[:2] == ["scored_edits", "scores_by_layer"]
+    assert completed(prompt, "sco")[:3] == ["scored_edits", "scores_by_kind", "scores_by_layer"]
     assert completed(prompt, ".s") == [".schema"]
     assert completed(prompt, "SELECT rew| FROM edits")[0] == "rewrite"
     assert completed(prompt, "SELECT * FROM regr")[:2] == ["regression_rows", "regressions"]

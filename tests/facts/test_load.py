@@ -229,7 +229,7 @@ def test_format_is_detected_past_bad_first_records(tmp_path: Path) -> None:
 
 def test_records_skipped_without_a_list_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(load_facts(write_lines(tmp_path, own(), own(prompt="x")), on_bad="skip")) == 1
-    assert "1 records" in caplog.text
+    assert "1 record of" in caplog.text
     assert "line 2" in caplog.text
 
 

@@ -199,14 +199,14 @@ def test_nothing_is_left_out_silently() -> None:
         ("record 2 (counted from 0)", "expected a JSON object, got a number", False),
     ]
     assert loaded.summary() == (
-        "2 records and 1 parts of records of the list are left out; the first one: the list, record 0 (counted from "
+        "2 records and 1 part of records of the list left out; the first one: the list, record 0 (counted from "
         "0), field 'paraphrase': no field of a fact has this name, so it is kept in meta: is it 'paraphrases'?"
     )
 
 
 def test_nothing_left_is_an_error() -> None:
     bad = [{"prompt": "{} is in", "subject": "x"}, {"prompt": "x", "subject": "y", "target_true": "z"}]
-    with pytest.raises(FactError, match="expected a usable record, got 2 bad ones; the first one: the list, record 0"):
+    with pytest.raises(FactError, match="expected a usable record, got none in 2; the first one: the list, record 0"):
         ft.load_facts(bad, on_bad="skip", rejected=[])
 
 

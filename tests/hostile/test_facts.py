@@ -401,16 +401,16 @@ def test_show_prints_every_joint(tmp_path, command):
     }
     path.write_text(json.dumps(record))
     rows = json.loads(command("facts", "--facts", str(path), "--show", "--json").stdout)
-    assert [(row["kind"], row["joint"], row["text"]) for row in rows] == [
-        ("prompt", "", 'Paris is in "France'),
-        ("paraphrase", " ", "Paris lies in France"),
-        ("neighborhood", "", "Bonn\nFrance"),
-    ]
+    [row] = rows
+    [target] = row["targets"]
+    assert (target["joint"], target["text"]) == ("", 'Paris is in "France')
+    scored = [(probe["kind"], one["joint"], one["text"]) for probe in row["probes"] for one in probe["scored"]]
+    assert scored == [("paraphrase", " ", "Paris lies in France"), ("neighborhood", "", "Bonn\nFrance")]
     text = command("facts", "--facts", str(path), "--show").stdout
     assert "Bonn\\nFrance" in text
     assert "' '" in text
     said = command("facts", "--facts", str(path), "--show", "--check", code=2).stderr
-    assert "expected one of --show, --check and --pairs, got --show and --check" in said
+    assert "expected one of --show, --profile, --check and --pairs, got --show and --check" in said
 
 
 def test_check_prints_one_line_per_fact(run, monkeypatch):

@@ -27,6 +27,18 @@ def trained_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
+def word_tokenizer():
+    """A tokenizer of whole words, which puts its one special token before every text and in place of unknown words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    known = ["[UNK]", "The", "the", "tower", "is", "in", "Paris", "Rome", "New", "York"]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.post_processor = processors.TemplateProcessing(single="[UNK] $A", special_tokens=[("[UNK]", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", bos_token="[UNK]")
+
+
 def _configs(vocab_size: int):
     """Family or variant → config of a model of some 100,000 parameters. Unusual sizes are intended."""
     import transformers as tf

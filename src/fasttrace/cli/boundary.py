@@ -19,7 +19,7 @@ from . import signals
 
 # verb → (module, what it imports before it runs, its line in the help), in the order in which a study needs them
 VERBS = {
-    "facts": ("trace", "fasttrace.workflow", "List, filter, pair and test facts."),
+    "facts": ("facts", "fasttrace.workflow", "List, show, profile, pair and test facts."),
     "trace": ("trace", "fasttrace.workflow", "Measure what restoring each window brings back."),
     "stats": ("trace", "fasttrace.workflow", "Collect the second moments of keys."),
     "edit": ("edit", "fasttrace.workflow", "Edit each fact at each layer, and score every edit."),

@@ -172,7 +172,7 @@ def edit(
     asked = _settings(EditSettings, given, own)
     _check_somewhere(work.store, export, delta)
     _check_places(asked, work.store, export, delta)
-    if fact_id is not None and work.limit is not None:
+    if fact_id is not None and work.reading.limit is not None:
         raise UserError("expected --fact-id or --limit, got both")
     loaded = work.load_facts()
     if fact_id is not None:
@@ -185,6 +185,7 @@ def edit(
         question = work.asks("edit", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
     runs = question.answer()
     if runs and work.store is not None and has_edited(ft.Store(work.store), loaded, **runs):
+        work.keep_left_out()
         say_all_there(f"{len(runs['fact_ids']) * len(runs['layers'])} edits", work.store, runs["run_id"], err=True)
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
         _say_reasons(rows)
@@ -213,6 +214,7 @@ def edit(
         if not work.as_json:
             click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
         rows = _stored(ft.Store(work.store), _named(plan.run["run_id"], plan), EDIT_COLUMNS)
+    work.keep_left_out()
     _say_reasons(rows)
     emit(rows, work.as_json)
 
@@ -251,6 +253,7 @@ def mass(
     if found and target is not None:
         stored = mass_scores(target, loaded, found["run_id"], found["fact_ids"])
     if found and target is not None and stored is not None:
+        work.keep_left_out()
         say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
         _say_left_out(found["left_out"], loaded)
         _say_reasons(stored)
@@ -273,6 +276,7 @@ def mass(
             scores = result.scores
     if export is not None or delta is not None:
         _write(result, plan.plan, work.store, export, delta)
+    work.keep_left_out()
     _say_reasons(scores)
     emit(_means_by_n_edits(scores), work.as_json)
 
@@ -329,6 +333,7 @@ def tune(
         rows.append(mean_scores(candidate, scores))
         tried.append(scores)
     best, floored = choose(rows), floored_means(tried)
+    work.keep_left_out()
     table = pa.Table.from_pylist([{**row, "chosen": row is best} for row in rows])
     for name, values in floored.items():
         table = table.append_column(name, pa.array(values))

@@ -16,8 +16,8 @@ import fasttrace as ft
 from fasttrace.analysis.naming import LOCALIZATIONS, METRICS
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
-from fasttrace.settings.base import Setting, settings_of, text_of
-from fasttrace.settings.study import FactSettings, StudySettings, ZsreForm
+from fasttrace.settings.base import Setting, replaced, settings_of, text_of
+from fasttrace.settings.study import FactSettings, StudySettings
 
 from .deliver import STORE
 
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from fasttrace.facts import Fact
+    from fasttrace.facts.load import Loaded
     from fasttrace.facts.pairs import Paired
     from fasttrace.recall import Question
     from fasttrace.tracing import TraceResult
 
 Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
+
+# The settings that say how facts are read, and which of them.
+READING = ("relation", "limit", "zsre", "format", "map", "on_bad")
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
     """The options that verbs share, by name, in the order given."""
     known: dict[str, Callable[[Verb], Verb]] = {
         **{name: _option(settings_of(StudySettings)[name]) for name in ("model", "dtype", "device")},
-        **{name: _option(settings_of(FactSettings)[name]) for name in ("relation", "limit", "zsre")},
+        "reading": setting_options(FactSettings, only=READING),
         "pairs": click.option(
             "--pairs",
             type=SettingType(pairs := settings_of(FactSettings)["pairs"]),
@@ -129,7 +133,9 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         "facts": click.option(
             "--facts",
             type=click.Path(),
-            help="CounterFact, known_1000, zsRE or your own, as JSON or JSONL; by default the built-in facts.",
+            metavar="FILE",
+            help="Facts in any known format: a JSON, JSONL, CSV, TSV or Parquet file, a folder of them, or "
+            "hub:owner/name; by default the built-in facts.",
         ),
         "store": click.option(
             "--store",
@@ -191,28 +197,48 @@ def options(*names: str) -> Callable[[Verb], Verb]:
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """The shared options of a verb that computes: the facts, the model and its device, and the output."""
+    """The shared options of a verb that computes: the facts, the model and its device, and the output.
+
+    facts: where they are, None for the built-in set. reading: how they are read, and which of them.
+    """
 
     facts: str | None
-    relation: str | None
-    limit: int | None
-    zsre: ZsreForm
+    reading: FactSettings
     model: str
     dtype: str
     device: str
     store: str | None
     as_json: bool
 
+    @functools.cached_property
+    def loaded(self) -> "Loaded":
+        """The facts with what was left out of their source, of which stderr is told. Raises FactError as
+        `load_facts`."""
+        from fasttrace.facts.load import read_facts
+
+        loaded = read_facts(self.facts, self.reading)
+        if (said := loaded.summary()) is not None:
+            click.echo(said, err=True)
+        return loaded
+
     def load_facts(self) -> "list[Fact]":
-        return ft.load_facts(self.facts, relation=self.relation, limit=self.limit, zsre=self.zsre)
+        return self.loaded.facts
+
+    def keep_left_out(self) -> None:
+        """Store what was left out of the facts, where there is a store. A verb does so once its work is done."""
+        if self.store is not None:
+            keep_left_out(ft.Store(self.store), self.loaded)
 
     def pair_facts(self, loaded: "Sequence[Fact]", count: int) -> "Paired":
         """The facts with counterfactual subjects from the whole file. Only the model's tokenizer is loaded."""
+        from fasttrace.facts.load import read_facts
         from fasttrace.facts.pairs import pair_subjects
         from fasttrace.models.load import load_tokenizer
 
-        tokenizer = load_tokenizer(self.model, self.dtype)
-        paired = pair_subjects(tokenizer, loaded, ft.load_facts(self.facts, zsre=self.zsre), count).checked()
+        every = self.loaded.facts
+        if self.reading.relation is not None or self.reading.limit is not None:
+            every = read_facts(self.facts, replaced(self.reading, relation=None, limit=None)).facts
+        paired = pair_subjects(load_tokenizer(self.model, self.dtype), loaded, every, count).checked()
         if paired.reasons:
             fact_id, reason = next(iter(paired.reasons.items()))
             click.echo(
@@ -228,15 +254,28 @@ class Work:
         return asks(verb, self.model, self.dtype, self.device, **parts)
 
 
+def keep_left_out(store: Any, loaded: "Loaded") -> None:
+    """Store what was left out of facts, instead of what is stored of their source. A store that has just this is only
+    read, so that a command with nothing to compute writes nothing."""
+    found = {(one.record, one.reason, one.part) for one in loaded.left_out}
+    stored: Rows = []
+    if store.path.exists():
+        sql = "SELECT record, reason, part FROM facts_left_out WHERE source = ?"
+        stored = store.query(sql, [loaded.source]).to_pylist()
+    if found != {(row["record"], row["reason"], row["part"]) for row in stored}:
+        store.add_left_out(loaded.source, loaded.left_out)
+
+
 def work_options(verb: Callable[..., None]) -> Verb:
     """Add the options of `Work`. The verb receives them as its first argument."""
-    names = [field.name for field in attrs.fields(Work)]
+    names = [field.name for field in attrs.fields(Work) if field.name != "reading"]
 
     @functools.wraps(verb)
     def packed(**given: Any) -> None:
-        verb(Work(**{name: given.pop(name) for name in names}), **given)
+        reading = FactSettings(**{name: given.pop(name) for name in READING})
+        verb(Work(reading=reading, **{name: given.pop(name) for name in names}), **given)
 
-    return options("facts", "relation", "limit", "zsre", "model", "dtype", "device", "store", "json")(packed)
+    return options("facts", "reading", "model", "dtype", "device", "store", "json")(packed)
 
 
 def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] = (), **parts: Any) -> "Question":

@@ -14,7 +14,7 @@ from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
-from .options import asks, bar, emit, load, options, say_all_there, show_first, stages
+from .options import asks, bar, emit, keep_left_out, load, options, say_all_there, show_first, stages
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -67,6 +67,8 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         if chosen.uses_cache:
             check_cache()
     facts = chosen.loaded_facts  # raises before the model is loaded
+    if (said := chosen.loaded.summary()) is not None:
+        click.echo(said, err=True)
     asked = chosen.settings
     if dry_run:
         _print_plan(list(_runner(chosen, store).plan()), as_json)
@@ -90,6 +92,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         runner.run()
         runs = runner.runs
         question.keep(runs)
+    keep_left_out(store, chosen.loaded)
     with saying_overwritten(out, out / "tables", out / "figures"):
         written = write_results(store, out, asked.model, asked.protocol, asked.tracing_window)
     if as_json:

@@ -1,7 +1,6 @@
-"""Verbs before any edit: facts, trace, stats."""
+"""Verbs before any edit: trace, stats."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +8,14 @@ import click
 
 import fasttrace as ft
 from fasttrace.errors import UserError
-from fasttrace.places import replacing
-from fasttrace.protocols import Protocol
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
-from .deliver import FILE, STDOUT, check_apart, check_cache, saying_overwritten
+from .deliver import check_cache
 from .options import (
     Work,
     bar,
     emit,
-    known_verdicts,
     load,
     open_store,
     options,
@@ -32,126 +28,6 @@ from .options import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from fasttrace.facts import Fact
-
-
-@click.command()
-@work_options
-@setting_options(TraceSettings, only=["protocol"])
-@options("pairs")
-@click.option("--out", type=FILE, metavar="FILE", help="With --pairs: write the paired facts as JSONL, for --facts.")
-@click.option(
-    "--check",
-    is_flag=True,
-    help="Test which facts the model knows: o_true must be in the text of the model's first 36 greedy tokens, and with "
-    "protocol released p(o_true) must be at least 0.02.",
-)
-@click.option(
-    "--show",
-    is_flag=True,
-    help="Print every prompt with the target that follows it, and what joins them: the fact's target_prefix, or what "
-    "the text asks for, usually a space.",
-)
-def facts(work: Work, protocol: Protocol, pairs: int | None, out: str | None, check: bool, show: bool) -> None:
-    """List, filter, pair and test facts."""
-    asked = [name for name, given in (("--show", show), ("--check", check), ("--pairs", pairs)) if given]
-    if len(asked) > 1:
-        raise UserError(f"expected one of --show, --check and --pairs, got {' and '.join(asked)}")
-    if out is not None and pairs is None:
-        raise UserError("--out: expected --pairs, whose facts it writes, got --out alone")
-    check_apart(("--store", work.store), ("--out", out), ("--facts", work.facts))
-    loaded = work.load_facts()
-    if pairs is not None:
-        _pair(work, loaded, pairs, out)
-        return
-    if work.store is not None:
-        ft.Store(work.store).add_facts(loaded)
-    if show:
-        _emit([row for fact in loaded for row in _joined(fact, work.as_json)], work.as_json)
-        return
-    rows = [
-        {
-            "fact_id": fact.fact_id,
-            "relation": fact.relation,
-            "prompt": fact.text,
-            "target_true": fact.target_true,
-            "target_false": fact.target_false,
-        }
-        for fact in loaded
-    ]
-    if check:
-        verdicts = known_verdicts(work, None, loaded, protocol)
-        for row, verdict in zip(rows, verdicts, strict=True):
-            row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
-    _emit(rows, work.as_json)
-    if check and not work.as_json:
-        click.echo(f"{sum(bool(row['known']) for row in rows)} of {len(rows)} facts are known to {work.model}")
-
-
-def _pair(work: Work, loaded: "list[Fact]", count: int, out: str | None) -> None:
-    """Give the facts counterfactual subjects, and print and write them. A store keeps them with the traces alone."""
-    from fasttrace.facts.formats import own_record
-
-    paired = work.pair_facts(loaded, count)
-    if work.store is not None:
-        ft.Store(work.store).add_facts(loaded)
-    text = "".join(json.dumps(own_record(fact), ensure_ascii=False) + "\n" for fact in paired.facts)
-    if out == STDOUT:
-        click.echo(text, nl=False)
-        return
-    if out is not None:
-        with saying_overwritten(out), replacing(out) as draft:
-            draft.write_text(text, encoding="utf-8")
-    found = {fact.fact_id: fact for fact in paired.facts}
-    _emit(
-        [
-            {
-                "fact_id": fact.fact_id,
-                "relation": fact.relation,
-                "subject": fact.subject,
-                "counterfactuals": _counterfactuals(found.get(fact.fact_id), work.as_json),
-                "reason": paired.reasons.get(fact.fact_id),
-            }
-            for fact in loaded
-        ],
-        work.as_json,
-    )
-    if not work.as_json:
-        click.echo(f"{len(paired.facts)} of {len(loaded)} facts have a counterfactual" + (f", in {out}" if out else ""))
-
-
-def _counterfactuals(fact: "Fact | None", as_json: bool) -> list[str] | str | None:
-    """The counterfactual subjects, and the whole prompts, of a fact. In text they are joined."""
-    every = None if fact is None else [*fact.counterfactual_subject, *fact.counterfactual_prompt]
-    return every if as_json or every is None else "; ".join(every)
-
-
-def _joined(fact: "Fact", as_json: bool) -> Iterator[dict[str, Any]]:
-    """A row per prompt and target of a fact, with the text that is scored. A joint is quoted, except in JSON."""
-    from fasttrace.facts.joint import joint
-
-    prompts = [("prompt", fact.text), *(("paraphrase", text) for text in fact.paraphrases)]
-    prompts += [("neighborhood", text) for text in fact.neighborhood]
-    for kind, prompt in prompts:
-        for name, target in (("true", fact.target_true), ("false", fact.target_false)):
-            if target is not None:
-                between = joint(prompt, target, fact.target_prefix)
-                about = {"fact_id": fact.fact_id, "kind": kind, "target": name}
-                text = prompt + between + target.strip()
-                yield {**about, "joint": between if as_json else repr(between), "text": text}
-
-
-def _emit(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows. In text, line breaks and other control characters of a cell are escaped, so that a row is a line."""
-    shown = rows if as_json else [{name: _escaped(value) for name, value in row.items()} for row in rows]
-    emit(shown, as_json)
-
-
-def _escaped(value: Any) -> Any:
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
 
 
 @click.command()
@@ -176,6 +52,7 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
     asked = NONE if target is None else work.asks("trace", facts=loaded, settings=settings)
     found = asked.answer()
     if target is not None and found and has_traced(target, loaded, **found):
+        work.keep_left_out()
         emit(_traced(target, found["run_id"], settings), work.as_json)
         if not work.as_json:
             say_all_there(f"{len(found['contrasts'])} facts", target.path, found["run_id"])
@@ -190,6 +67,7 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
     asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
     with bar("Tracing", len(loaded)) as done:
         effort = trace_into(target, plan, done, show_first)
+    work.keep_left_out()
     emit(_traced(target, plan.run["run_id"], settings), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"

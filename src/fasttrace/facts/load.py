@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """Facts, and what was left out of them. source: the name of their source, as messages have it."""
+    """Facts, and what was left out of them. source: the name of their source, as messages have it. format: its name."""
 
     source: str
+    format: str
     facts: list[Fact] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -37,9 +38,11 @@ class Loaded:
         if not self.left_out:
             return None
         parts = sum(one.part for one in self.left_out)
-        counts = ((len(self.left_out) - parts, "records"), (parts, "parts of records"))
-        said = " and ".join(f"{n} {what}" for n, what in counts if n)
-        return f"{said} of {self.source} are left out; the first one: {self.left_out[0].sentence(self.source)}"
+        records = len(self.left_out) - parts
+        counts = [f"{records} record{'s' if records > 1 else ''}"] if records else []
+        counts += [f"{parts} part{'s' if parts > 1 else ''} of records"] if parts else []
+        said = f"{' and '.join(counts)} of {self.source} left out"
+        return f"{said}; the first one: {self.left_out[0].sentence(self.source)}"
 
 
 @checked_as(FactError)
@@ -88,10 +91,12 @@ def load_facts(
 def read_facts(source: Any, asked: FactSettings) -> Loaded:
     """`load_facts`, with what was left out. asked.file is not read."""
     read = source_of(source)
-    loaded = Loaded(read.name)
+    _check_map(read, asked)
+    format = _format(read, asked)
+    loaded = Loaded(read.name, format.name)
     relations: set[str] = set()
     case: list[Fact] = []  # of which not all edits have been read
-    for fact in _usable(read, asked, loaded.left_out):
+    for fact in _usable(read, format, asked, loaded.left_out):
         if fact.relation is not None:
             relations.add(fact.relation)
         if asked.relation not in (None, fact.relation):
@@ -115,10 +120,10 @@ def read_facts(source: Any, asked: FactSettings) -> Loaded:
     return loaded
 
 
-def _usable(read: Source, asked: FactSettings, left_out: list[LeftOut]) -> Iterator[Fact]:
+def _usable(read: Source, format: Format, asked: FactSettings, left_out: list[LeftOut]) -> Iterator[Fact]:
     """The facts of a source. Raises FactError at a bad record, or adds it to `left_out` as asked."""
     first_use: dict[str, str] = {}
-    for where, found in _records(read, asked):
+    for where, found in _records(read, format, asked):
         if isinstance(found, Fact):
             same = first_use.get(found.fact_id)
             if same is None:
@@ -132,14 +137,9 @@ def _usable(read: Source, asked: FactSettings, left_out: list[LeftOut]) -> Itera
         left_out.append(one)
 
 
-def _records(read: Source, asked: FactSettings) -> Iterator[tuple[str, Fact | Bad | LeftOut]]:
+def _records(read: Source, format: Format, asked: FactSettings) -> Iterator[tuple[str, Fact | Bad | LeftOut]]:
     """(where, a fact, why a record is none, or what of it no fact has) for every record of a source."""
     columns = asked.map or {}
-    if columns:
-        if asked.format not in ("auto", "own"):
-            raise FactError(f"map: expected format own, whose fields it names, got {asked.format}")
-        check_map(read.name, columns, (item.value for item in read.items()))
-    format = _format(read, asked)
     parse = format.parser(read.items(), asked.zsre)
     own = format.name == "own"
     for item in read.items():
@@ -166,6 +166,14 @@ def _records(read: Source, asked: FactSettings) -> Iterator[tuple[str, Fact | Ba
             yield from ((item.where, LeftOut(item.where, one.field, one.what, part=True)) for one in record.left_out)
 
 
+def _check_map(read: Source, asked: FactSettings) -> None:
+    if not asked.map:
+        return
+    if asked.format not in ("auto", "own"):
+        raise FactError(f"map: expected format own, whose fields it names, got {asked.format}")
+    check_map(read.name, asked.map, (item.value for item in read.items()))
+
+
 def _format(read: Source, asked: FactSettings) -> Format:
     if asked.map:
         return FORMATS["own"]
@@ -182,7 +190,7 @@ def _why_none(loaded: Loaded, asked: FactSettings, relations: set[str]) -> str:
         known = ", ".join(sorted(relations)) or "none"
         return f"no usable fact of {name} has the relation {asked.relation!r}; its relations are: {known}"
     if bad:
-        return f"{name}: expected a usable record, got {len(bad)} bad ones; the first one: {bad[0].sentence(name)}"
+        return f"{name}: expected a usable record, got none in {len(bad)}; the first one: {bad[0].sentence(name)}"
     if asked.limit is not None:
         return f"{name}: expected a limit of at least the edits of its first case, got {asked.limit}"
     return f"{name}: expected a fact, got none in its records"

@@ -61,6 +61,8 @@ def source_of(source: Any) -> Source:
         return _of_bytes("the built-in set", raw)
     if not isinstance(source, str | os.PathLike):
         return _of_object(source)
+    if not os.fspath(source):
+        raise FactError("facts: expected the name of a file or folder, got an empty one")
     path = Path(source)
     return _of_folder(path) if _is_folder(path) else _of_file(path)
 

@@ -29,6 +29,7 @@ class EncodedFact:
     counterfactuals: the ids of each counterfactual prompt that fits: T of them, and no two prompts with the same.
     fitting: the texts of these prompts.
     misfits: why each of the others does not fit, as a clause.
+    subject_cut: whether one of the subject's tokens has something else, too, besides white space.
     """
 
     fact: Fact
@@ -42,6 +43,7 @@ class EncodedFact:
     counterfactuals: tuple[tuple[int, ...], ...] = ()
     fitting: tuple[str, ...] = ()
     misfits: tuple[str, ...] = ()
+    subject_cut: bool = False
 
     @property
     def fact_id(self) -> str:
@@ -59,7 +61,7 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
     """
     true, false = fact.target_true, fact.contrast
     prompt = encode_joined(tokenizer, fact.text, (true,) if false is None else (true, false), fact.target_prefix)
-    subject = tokens_of(tokenizer, prompt.text, *fact.subject_span)
+    subject = _place(tokenizer, prompt.text, *fact.subject_span)
     if subject is None:
         raise FactError(
             f"fact {fact.fact_id}: expected a token of {shown(prompt.text)} with a part of the subject "
@@ -77,6 +79,7 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
         tokens=tuple(tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in prompt.ids),
         subject_begin=subject[0],
         subject_end=subject[1],
+        subject_cut=subject[2],
         target_true_ids=prompt.targets[0],
         target_false_ids=None if fact.target_false is None else prompt.targets[1],
         contrast_ids=None if false is None else prompt.targets[1],
@@ -88,14 +91,26 @@ def encode_fact(tokenizer: Any, fact: Fact) -> EncodedFact:
 
 def encode_facts(tokenizer: Any, facts: Sequence[Fact]) -> list[EncodedFact]:
     """`encode_fact` of many facts, whose texts the tokenizer reads in few calls. Raises its errors."""
-    if not getattr(tokenizer, "is_fast", False):
-        return [encode_fact(tokenizer, fact) for fact in facts]
     found: list[EncodedFact] = []
+    for one in encoded_or_refused(tokenizer, facts):
+        if isinstance(one, FactError):
+            raise one
+        found.append(one)
+    return found
+
+
+def encoded_or_refused(tokenizer: Any, facts: Sequence[Fact]) -> Iterator[EncodedFact | FactError]:
+    """`encode_facts`, with the error in place of a fact that cannot be encoded. Raises ModelError as `encode_fact`."""
+    fast = getattr(tokenizer, "is_fast", False)
     for first in range(0, len(facts), READ_TOGETHER):
         part = facts[first : first + READ_TOGETHER]
-        read = _Read(tokenizer, [text for fact in part for text in _texts(fact)])
-        found += [encode_fact(read, fact) for fact in part]
-    return found
+        # A tokenizer without offsets is refused by the first fact.
+        read = _Read(tokenizer, [text for fact in part for text in _texts(fact)]) if fast else tokenizer
+        for fact in part:
+            try:
+                yield encode_fact(read, fact)
+            except FactError as error:
+                yield error
 
 
 def _texts(fact: Fact) -> Iterator[str]:
@@ -160,11 +175,20 @@ def tokens_of(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int
     White space at the ends of text[begin:end] does not count, nor does what is past the text. Raises ModelError for a
     tokenizer without offsets.
     """
+    found = _place(tokenizer, text, begin, end)
+    return None if found is None else found[:2]
+
+
+def _place(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, int, bool] | None:
+    """As `tokens_of`, with whether one of these tokens has something else, too, besides white space."""
     ids, offsets = _encode_with_offsets(tokenizer, text)
     pieces = tokenizer.convert_ids_to_tokens(ids)
     begin, end = _trim(text, begin, min(end, len(text)))
     inside = [i for i in range(len(ids)) if _holds(text, offsets[i], pieces[i], begin, end)]
-    return (inside[0], inside[-1] + 1) if inside else None
+    if not inside:
+        return None
+    first, past = _trim(text, offsets[inside[0]][0], offsets[inside[-1]][1])
+    return inside[0], inside[-1] + 1, first < begin or past > end
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:

@@ -93,7 +93,7 @@ def kind_of(annotation: Any, bounds: Bounds) -> Kind:
     if origin in (Sequence, Iterable) or (origin is tuple and inside[1:] == (...,)):
         return _sequence(kind_of(inside[0], bounds))
     if origin is Mapping:
-        return Kind("a table", _mapping(kind_of(inside[1], bounds)), "NAME=VALUE,…")
+        return Kind("a table such as name=value", _mapping(kind_of(inside[1], bounds)), "NAME=VALUE,…")
     if origin is collections.abc.Callable:
         return Kind("a function", _function)
     if annotation is int:

@@ -37,8 +37,7 @@ class MassSettings(EditingSettings):
     )
     together: Literal["all", "case"] = setting(
         default="all",
-        help="Edits that are in one model: all, or those of one case of the data set, each case in the unedited "
-        "model",
+        help="Edits that are in one model: all, or those of one case of the data set, each case in the unedited model",
     )
     essence: int = setting(default=0)
 
