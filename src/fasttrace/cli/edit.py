@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fasttrace.editing.plan import EditPlan
     from fasttrace.facts import Fact
 
+KIND_COLUMNS = ["kind", "expect", "prompts", "score", "p_before", "p_after", "match_before", "match_after"]
 EDIT_COLUMNS = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
 Kind = TypeVar("Kind", bound=EditingSettings)
 
@@ -138,6 +139,22 @@ def _stored(store: Any, edits: dict[str, Any], columns: str) -> "pa.Table":
     return store.query(sql, [edits["run_id"], edits["layers"], edits["fact_ids"]])
 
 
+def _emit_kinds(work: Work, run_id: str) -> None:
+    """Print a stored run's mean scores by kind of prompt, as text, where the facts have probes of more kinds than the
+    paper's scores have columns for."""
+    if work.store is None or work.as_json or not any(fact.probes for fact in work.load_facts()):
+        return
+    import pyarrow.compute as pc
+
+    from fasttrace.analysis.relation import relation
+
+    kinds = relation(ft.Store(work.store), "scores_by_kind")
+    mine = kinds.filter(pc.equal(kinds["edit_run_id"], run_id))
+    counted = [] if mine["n_edits"].null_count else ["n_edits"]
+    click.echo()
+    emit(mine.select(["layer", *counted, *KIND_COLUMNS]), False, title="By kind of prompt, over the edits of this run")
+
+
 def _known(work: Work, decoder: Any, loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
     """The facts that the model knows. Raises UserError where there are none."""
     verdicts = known_verdicts(work, decoder, loaded, protocol)
@@ -190,6 +207,7 @@ def edit(
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
         _say_reasons(rows)
         emit(rows, work.as_json)
+        _emit_kinds(work, runs["run_id"])
         return
     decoder = work.load_model()
     if known:
@@ -217,6 +235,7 @@ def edit(
     work.keep_left_out()
     _say_reasons(rows)
     emit(rows, work.as_json)
+    _emit_kinds(work, plan.run["run_id"])
 
 
 @click.command()
@@ -258,6 +277,7 @@ def mass(
         _say_left_out(found["left_out"], loaded)
         _say_reasons(stored)
         emit(_means_by_n_edits(stored), work.as_json)
+        _emit_kinds(work, found["run_id"])
         return
     decoder = work.load_model()
     if known:
@@ -279,6 +299,7 @@ def mass(
     work.keep_left_out()
     _say_reasons(scores)
     emit(_means_by_n_edits(scores), work.as_json)
+    _emit_kinds(work, plan.run["run_id"])
 
 
 def _means_by_n_edits(scores: "pa.Table") -> "pa.Table":
