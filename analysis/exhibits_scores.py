@@ -1,4 +1,4 @@
-"""Exhibits of edit scores: by edited layer, and by number of facts edited into one model."""
+"""Exhibits of edit scores: by edited layer, by kind of probe, and by number of facts edited into one model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from fasttrace.store import Readable
 
 from . import chart
 from .chart import Axis, Panel
-from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, places, run_ids
+from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, facets, keys_of, named, or_dash, places, run_ids
 from .naming import GROUP, RUNS, Row, group_names, heading, in_group, number, score_label
 from .paper import WITH_ESSENCE
 from .regression import FLOORED, layer_means
@@ -128,6 +128,43 @@ def _below(rows: Sequence[Row]) -> list[str]:
 
 def _mean_and_error(value: tuple[float, float | None] | None) -> str:
     return "–" if value is None else f"{number(value[0])} ± {number(value[1])}"
+
+
+OF_THE_PAPER = {"rewrite", "paraphrase", "neighborhood"}  # kinds of prompts that the other exhibits show
+
+
+def kinds(store: Readable) -> Exhibit | None:
+    source = Source(relation, ("scores_by_kind",), "scores_by_kind")
+    table = source.table(store)
+    rows = table.to_pylist()
+    if not {row["kind"] for row in rows} - OF_THE_PAPER:
+        return None
+    counted = any(row["n_edits"] is not None for row in rows)
+    columns = [
+        *keys_of(rows),
+        Column("layer", "layer", str, numeric=True),
+        *([Column("n_edits", "edits in the model", **COUNT)] if counted else []),
+        Column("kind", "kind", choose=True),
+        Column("expect", "expected to be", or_dash),
+        Column("prompts", "prompts", **COUNT),
+        Column("score", "score", **VALUE),
+        Column("p_before", "p before", **VALUE),
+        Column("p_after", "p after", **VALUE),
+        Column("match_before", "match before", **VALUE),
+        Column("match_after", "match after", **VALUE),
+    ]
+    return Exhibit(
+        key="kinds",
+        section="layers" if any(row["n_edits"] is None for row in rows) else "mass",
+        title="Mean scores by kind of prompt",
+        caption="Means over prompts. p is the probability of the prompt’s target, or of the likeliest answer of a "
+        "probe that has its own. A match is a prompt whose greedy continuation is one of the answers. Answers that "
+        "should change follow from the false target; they have no score in other problems than error injection.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table("Mean scores by kind of prompt.", columns, rows),
+    )
 
 
 def mass(store: Readable) -> Exhibit | None:

@@ -35,6 +35,7 @@ from reports import codes, embedded
 from fasttrace.analysis.commands import commands, opening
 from fasttrace.analysis.embed import packed, short
 from fasttrace.analysis.exhibits import exhibits
+from fasttrace.analysis.exhibits_scores import kinds
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import query, relation
 from fasttrace.analysis.report import write_report
@@ -249,6 +250,31 @@ def test_traces_alone_and_edits_alone_make_a_report(tmp_path):
             name == "trace",
             False,
         )
+
+
+def test_probes_have_a_table_by_kind_of_prompt(tmp_path):
+    facts = study_facts(count=4)
+    edited, massed = edit_result(facts), mass_result(facts)
+    probe = {"kind": "multi-hop", "prompt_index": 0, "answer": "Rome", "score": 0.25, "match_after": True}
+
+    def with_probe(prompts):
+        more = [row | probe for row in prompts.to_pylist()]
+        return pa.concat_tables([prompts, pa.Table.from_pylist(more, schema=prompts.schema)])
+
+    for name, results in (("edits", [edited]), ("mass", [massed]), ("both", [edited, massed])):
+        store = Store(tmp_path / f"{name}.duckdb")
+        for result in results:
+            store.add(result)
+        assert kinds(store) is None, "the paper's kinds are in other tables"
+        probed = Store(tmp_path / f"{name}-probed.duckdb")
+        for result in results:
+            probed.add(dataclasses.replace(result, prompts=with_probe(result.prompts)))
+        exhibit = kinds(probed)
+        assert exhibit.section == ("mass" if name == "mass" else "layers")
+        assert {row["kind"] for row in exhibit.table.rows} == {"rewrite", "multi-hop"}
+        assert {row["score"] for row in exhibit.table.rows if row["kind"] == "multi-hop"} == {0.25}
+        text = write_report(probed, tmp_path / f"{name}.html").read_text()
+        assert "Mean scores by kind of prompt" in text
 
 
 def test_a_mass_edit_alone_makes_a_report(tmp_path):
