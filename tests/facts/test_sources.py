@@ -5,9 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +14,7 @@ from fasttrace.errors import FactError
 from fasttrace.facts.load import read_facts
 from fasttrace.settings.study import FactSettings
 
+datasets, pd, pl = map(pytest.importorskip, ("datasets", "pandas", "polars"))  # a machine with a GPU may lack them
 ROWS: list[dict[str, Any]] = [
     {"question": "The capital of France is", "entity": "France", "answer": "Paris", "year": 1998, "tags": ["a", "b"]},
     {"question": "In {subject}, people speak", "entity": "Chile", "answer": "Spanish", "year": 2001, "tags": ["c"]},

@@ -9,6 +9,7 @@ import torch
 from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.finetune import NOISE_ROWS
 from fasttrace.editing.hyperparameters import window_of
+from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import linear_flops
@@ -54,7 +55,7 @@ def edit_cost(
     flops = adam = 0.0
     for fact in facts:
         extra = len(fact.target_true_ids)
-        prompts = 1 + fact.fact.probe_count
+        prompts = prompt_count(fact.fact)
         scored = prompts * (len(fact.ids) + 2 * extra) + essence * TOKENS
         logits = 2 * prompts * extra + essence * TOKENS
         copies = NOISE_ROWS if anew and tuned else 1

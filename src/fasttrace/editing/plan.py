@@ -19,7 +19,15 @@ from fasttrace.editing.memit import spread_memit
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.rome import solve_rome
-from fasttrace.editing.scores import PROMPT_COLUMNS, ScoredPrompt, Scorer, prompt_rows, score_row, scored_prompts
+from fasttrace.editing.scores import (
+    PROMPT_COLUMNS,
+    ScoredPrompt,
+    Scorer,
+    prompt_count,
+    prompt_rows,
+    score_row,
+    scored_prompts,
+)
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.editing.wave import Job
 from fasttrace.errors import UserError, shown
@@ -234,7 +242,7 @@ class EditPlan:
         else:
             tail = len(fact.ids) - fact.subject_end + extra + 1
             rows, state = len(self.contexts) * tail + 1, 0
-        prompts = 1 + fact.fact.probe_count
+        prompts = prompt_count(fact.fact)
         tokens = 2 * prompts * len(fact.ids) + self.settings.essence * TOKENS
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
 

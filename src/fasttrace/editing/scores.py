@@ -18,7 +18,7 @@ from fasttrace.editing.delta import Dense, Edit, LowRank
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.errors import shown
-from fasttrace.facts import EncodedFact, Probe, encode_joined, tokens_of
+from fasttrace.facts import EncodedFact, Fact, Probe, encode_joined, tokens_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
@@ -136,6 +136,13 @@ def scored_prompts(
         longest = max(len(target) for target in one.targets if target is not None)
         model.check_length(len(one.ids) + longest - 1, f"fact '{record.fact_id}' with a target after {shown(one.text)}")
     return rows
+
+
+def prompt_count(fact: Fact) -> int:
+    """About how many prompts of a fact are scored with two targets each, for estimates of work and memory. A probe with
+    more answers counts as several."""
+    probes = sum(max(1, -(-len(probe.answers) // 2)) for probe in fact.probes)
+    return 1 + len(fact.paraphrases) + len(fact.neighborhood) + probes
 
 
 def _subject_in(model: Decoder, fact: EncodedFact, text: str) -> Subject | None:

@@ -168,11 +168,6 @@ class Fact:
         return (*paraphrases, *neighborhood, *self.probes)
 
     @property
-    def probe_count(self) -> int:
-        """The number of `every_probe`."""
-        return len(self.paraphrases) + len(self.neighborhood) + len(self.probes)
-
-    @property
     def contrast(self) -> str | None:
         """What a trace between prompts compares o_true with: o_false, or without one the counterfactual answer."""
         return self.counterfactual_answer if self.target_false is None else self.target_false

@@ -59,7 +59,9 @@ class FactSettings:
     """[facts]: the facts to study."""
 
     file: str | None = setting(
-        default=None, help="CounterFact, known_1000, zsRE or your own, as JSON or JSONL; by default the built-in facts"
+        default=None,
+        help="Facts in any known format: a JSON, JSONL, CSV, TSV or Parquet file, a folder of them, or hub:owner/name; "
+        "by default the built-in facts",
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
     limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts")
