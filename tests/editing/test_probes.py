@@ -139,9 +139,34 @@ def test_answers_that_follow_from_o_false_have_no_score_for_another_target(probl
     if not scores:
         assert problem == "fact-erasure", "o_true is too unlikely to erase"
         return
+    taken_away = [] if problem == "fact-amplification" else [("general", 0)]
     assert [kind for kind, score in scores.items() if score is None] == [
-        ("alias", 0), ("portability", 0), ("paraphrase", 2),
+        ("alias", 0), ("portability", 0), *taken_away, ("paraphrase", 2),
     ]  # fmt: skip
+
+
+def test_probes_of_the_papers_kinds_that_say_more_do_not_enter_its_scores(small_tokenizer):
+    """A paraphrase that should not change, a neighborhood prompt that should, and both in a case."""
+    model = small_model("llama", small_tokenizer, torch.float32)
+    more = (
+        ft.Probe("paraphrase", "The city of Rome is", expect="unchanged"),
+        ft.Probe("neighborhood", "Rome is located in", expect="changed"),
+        ft.Probe("paraphrase", "New York is", after="case"),
+        ft.Probe("neighborhood", "New York is the", after="case"),
+    )
+    plain = replace(FACT, probes=(), case_id="c")
+    for protocol in ("paper", "released"):
+        asked = {"layer": 1, "method": "ft-1", "steps": 2, "protocol": protocol}
+        without, with_ = (
+            ft.mass_edit(model, [fact], **asked).scores.to_pylist()[0] for fact in (plain, replace(plain, probes=more))
+        )
+        assert numbers(with_) == pytest.approx(numbers(without), rel=1e-4)
+    scored = ft.edit(model, [replace(plain, probes=more)], layers=[1], method="ft-1", steps=2, essence=0).scores
+    [row], [bare] = (
+        scored.to_pylist(),
+        ft.edit(model, [plain], layers=[1], method="ft-1", steps=2, essence=0).scores.to_pylist(),
+    )
+    assert numbers(row) == pytest.approx(numbers(bare), rel=1e-4)
 
 
 def test_released_scores_have_its_floor_and_its_target(small_tokenizer, corpus, tmp_path):

@@ -354,7 +354,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "no subject in the prompt": (EASYEDIT | {"subject": "Bonn"}, "prompt", "absent"),
     "no new target": (EASYEDIT | {"target_new": ""}, "target_new", "not empty"),
     "both targets the same": (EASYEDIT | {"target_new": "Ada"}, "target_new", "differs from the true one"),
-    "target in a list": (KNOWEDIT | {"target_new": [5]}, "target_new[0]", "a number"),
+    "target in a list": (KNOWEDIT | {"target_new": [5.5]}, "target_new[0]", "a number"),
     "no concept": (WIKIBIO | {"concept": None}, "concept", "null"),
     "edit is a list": (RIPPLE | {"edit": []}, "edit", "a list"),
     "unknown relation": (RIPPLE | {"edit": RIPPLE["edit"] | {"relation": "PET"}}, "edit.relation", "not known"),

@@ -11,6 +11,7 @@ import pytest
 
 import fasttrace as ft
 from fasttrace.errors import FactError
+from fasttrace.facts.formats import own_record
 from fasttrace.facts.load import read_facts
 from fasttrace.settings.study import FactSettings
 
@@ -218,3 +219,97 @@ def test_a_case_is_taken_whole_or_not_at_all() -> None:
     assert [len(ft.load_facts(records, limit=n)) for n in (1, 2, 3, 4, 5)] == [1, 1, 3, 3, 5]
     with pytest.raises(FactError, match="expected a limit of at least the edits of its first case, got 1"):
         ft.load_facts(case, limit=1)
+
+
+def test_the_facts_of_cases_may_alternate_and_a_relation_keeps_a_case() -> None:
+    records = [
+        {"prompt": "{} is in", "subject": f"s{i}", "target_true": "x", "case_id": i % 2, "relation": f"r{i}"}
+        for i in range(4)
+    ]
+    facts = ft.load_facts(records)
+    assert [(fact.subject, fact.case_id, fact.case_edits) for fact in facts] == [
+        ("s0", "0", 2), ("s2", "0", 2), ("s1", "1", 2), ("s3", "1", 2),
+    ]  # fmt: skip
+    assert [fact.subject for fact in ft.load_facts(records, limit=3)] == ["s0", "s2"]
+    assert [fact.subject for fact in ft.load_facts(records, relation="r3")] == ["s1", "s3"]
+
+
+def test_cases_in_a_csv(tmp_path: Path) -> None:
+    text = "prompt, subject, target_true, case_id, case_edits\n{} is, a, x, 7, 2\n{} is, b, x, 7, 2\n{} is, c, x,,\n"
+    facts = ft.load_facts(write(tmp_path, "cases.csv", text))
+    assert [(fact.text, fact.case_id, fact.case_edits) for fact in facts] == [
+        ("a is", "7", 2), ("b is", "7", 2), ("c is", None, 1),
+    ]  # fmt: skip
+
+
+EXTRA: list[dict[str, Any]] = [
+    {"src": "x", "answers": ["y"]},
+    {"attribute": "x", "template": "y"},
+    {"edit": "x", "example_type": "y"},
+    {"sub_label": "x", "obj_label": "y", "uuid": "z"},
+    {"requested_rewrite": 1, "case": 2},
+    {"clean": "x", "counterfactual": "y", "choices": 1},
+    {"samples": 1, "prompt_templates": 2, "pattern": 3, "lemma": 4},
+    {"target_new": "x", "portability": {}, "locality": {}},
+    {"meta": "text"},
+]
+
+
+@pytest.mark.parametrize("extra", EXTRA, ids=str)
+def test_no_extra_column_refuses_a_record(extra: dict[str, Any]) -> None:
+    [fact] = ft.load_facts([{"prompt": "{} is in", "subject": "Rome", "target_true": "Italy", **extra}])
+    assert (fact.text, fact.source, fact.meta) == ("Rome is in", "own", extra)
+
+
+def test_with_a_map_other_columns_are_no_fields() -> None:
+    row = {"prompt": "id 1", "q": "{} is in", "subject": "Rome", "target_true": "Italy", "source": "web", "case_id": 3}
+    [fact] = ft.load_facts([row], map={"prompt": "q"})
+    assert (fact.text, fact.source, fact.case_id) == ("Rome is in", "own", None)
+    assert fact.meta == {"prompt": "id 1", "source": "web", "case_id": 3}
+    with pytest.raises(FactError, match=r"record 1 .*field 'prompt': it is missing"):
+        ft.load_facts([row, {**row, "q": None}], map={"prompt": "q"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("prompt,note,subject,note\nx,a,b,c\n", "expected columns with names of their own, got 'note' twice"),
+        ("prompt,subject,target_true\n", "expected at least one record, got a table without rows"),
+        ("prompt,subject\n".encode("utf-16"), "expected text in UTF-8, got UTF-16"),
+        (
+            b'{"prompt":"{} is","subject":"a","target_true":"x","note":"\\ud800"}',
+            "'note': it contains bytes that are not",
+        ),
+    ],
+)
+def test_bad_tables_and_texts(tmp_path: Path, content: str | bytes, words: str) -> None:
+    with pytest.raises(FactError) as caught:
+        ft.load_facts(write(tmp_path, "facts", content))
+    assert words in str(caught.value)
+
+
+def test_files_of_a_folder_that_number_alike(tmp_path: Path) -> None:
+    record = {"subject": "Ada", "src": "Where was Ada born?", "alt": "Rome", "answers": ["London"]}
+    for name in ("a.json", "b.json"):
+        write(tmp_path, name, json.dumps([record]))
+    assert [fact.fact_id for fact in ft.load_facts(tmp_path, zsre="bare")] == ["zsre/a/0", "zsre/b/0"]
+    assert [fact.fact_id for fact in ft.load_facts(tmp_path / "a.json", zsre="bare")] == ["zsre/0"]
+
+
+def test_facts_of_a_store_are_read_again(tmp_path: Path) -> None:
+    """As a table that SQL writes, whose meta is the text of JSON, and as a record of the own format."""
+    fact = ft.Fact(
+        "{} is in", "Rome", "Italy", "Spain", "r", ("Rome lies in",), case_id="c", meta={"topic": "geo", "n": 3},
+        probes=(ft.Probe("alias", "Roma is in", "Italy"),),
+    )  # fmt: skip
+    store = ft.Store(tmp_path / "s.duckdb")
+    store.add_facts([fact])
+    pq.write_table(store.query("FROM facts"), tmp_path / "facts.parquet")
+    for again in (ft.load_facts(tmp_path / "facts.parquet"), ft.load_facts([own_record(fact)])):
+        assert again == [fact]
+        assert again[0].meta == fact.meta
+    odd = ft.Fact(
+        "{} is in", "Rome", "Italy", meta={"day": pd.Timestamp("2025-05-05"), "half": "\ud800", "nan": float("nan")}
+    )
+    assert json.loads(json.dumps(own_record(odd)))["meta"] == {"day": "2025-05-05 00:00:00", "half": "?", "nan": None}
+    assert ft.Store(tmp_path / "odd.duckdb").add_facts([odd]) == 1

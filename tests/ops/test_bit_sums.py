@@ -28,6 +28,15 @@ def threads():
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, *OTHERS], ids=str)
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_one_number_may_have_any_stride(dtype, impl):
+    """torch calls it contiguous, and yet refuses to view it."""
+    weight = numbers(dtype, 1, 3)
+    for one, same in ((weight[:1:2], 1), (weight.as_strided((1, 1), (3, 2)), 1), (weight[:0:2], 0)):
+        assert bit_sums(one, impl=impl).equal(bit_sums(weight[:same], impl="reference"))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *OTHERS], ids=str)
 def test_native_equals_the_reference(dtype, threads, poisoned_memory):
     for length in LENGTHS:
         for offset in (0, 1, 2, 3):

@@ -179,11 +179,15 @@ def test_a_fact_of_an_old_store_gets_its_probes_when_it_is_added_again(old):
     [known] = [fact for fact in study_facts(count=12) if fact.fact_id == study_facts(count=1)[0].fact_id]
     asked = replace(known, probes=(Probe("alias", "The tower is in", ("Paris",)),), meta={"split": "test"})
     assert old.add_facts([asked]) == 0
+    [run_id] = {row["run_id"] for row in old.query("SELECT run_id FROM edits").to_pylist()}
+    assert old.edits_without_probes(run_id) == 0
+    old.add_facts([replace(asked, fact_id="f0")])
+    assert old.edits_without_probes(run_id) == len(old.query("FROM edits WHERE fact_id = 'f0'")) > 0
     select = f"SELECT probes, meta->>'$.split' AS split FROM facts WHERE fact_id = '{known.fact_id}'"
     [row] = old.query(select).to_pylist()
     probe = {"kind": "alias", "prompt": "The tower is in", "answers": ["Paris"], "expect": "changed", "after": "edit"}
     assert row == {"probes": [probe], "split": "test"}
-    with pytest.raises(StoreError, match="another fact with the fact_id"):
+    with pytest.raises(StoreError, match="with other probes, or in another case"):
         old.add_facts([known])
 
 

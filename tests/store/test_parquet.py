@@ -13,6 +13,7 @@ from real_store import real_store
 
 from fasttrace.analysis.relation import relation as view_of
 from fasttrace.errors import StoreError, UserError
+from fasttrace.facts.fields import LeftOut
 from fasttrace.facts.record import Fact
 from fasttrace.store import Store
 from fasttrace.store.texts import RELATIONS
@@ -104,6 +105,17 @@ def test_one_file_a_relation_and_nothing_else(exported):
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
     column = pq.ParquetFile(exported / "trace_cells.parquet").metadata.row_group(0).column(0)
     assert column.compression == "ZSTD"
+
+
+def test_what_was_left_out_of_a_source_is_exported_and_added(tmp_path):
+    one, other = Store(tmp_path / "one.duckdb"), Store(tmp_path / "other.duckdb")
+    one.add_left_out("a.csv", [LeftOut("line 3", None, "bad")])
+    other.add_left_out("a.csv", [LeftOut("line 4", None, "worse")])
+    other.add_left_out("b.csv", [LeftOut("line 5", "x", "missing", part=True)])
+    other.to_parquet(tmp_path / "folder")
+    one.add_parquet(tmp_path / "folder")
+    rows = one.query("SELECT source, record FROM facts_left_out ORDER BY ALL").to_pylist()
+    assert [(row["source"], row["record"]) for row in rows] == [("a.csv", "line 3"), ("b.csv", "line 5")]
 
 
 def test_an_import_adds_what_a_run_lacks(tmp_path, store):

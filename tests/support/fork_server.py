@@ -76,6 +76,7 @@ def _serve() -> None:
 
 def import_all() -> None:
     """Import what the verbs import late."""
+    sys.modules["polars"] = None  # statsmodels imports it where it is installed, and it starts threads
     import duckdb  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import pyarrow.parquet  # noqa: F401

@@ -7,7 +7,8 @@ WITH found AS (
         run_id, fact_id, problem, method, layer, kind,
         CASE WHEN any_value(protocol) = 'released' THEN arg_min(score, prompt_index) ELSE avg(score) END AS found
     FROM edit_prompts
-    WHERE kind IN ('rewrite', 'paraphrase', 'neighborhood') AND answer IS NULL AND score IS NOT NULL
+    WHERE answer IS NULL AND score IS NOT NULL
+      AND (kind, expect) IN (('rewrite', 'changed'), ('paraphrase', 'changed'), ('neighborhood', 'unchanged'))
     GROUP BY ALL
 ),
 compared AS (

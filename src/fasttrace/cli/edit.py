@@ -148,6 +148,8 @@ def _emit_kinds(work: Work, run_id: str) -> None:
 
     from fasttrace.analysis.relation import relation
 
+    if before := ft.Store(work.store).edits_without_probes(run_id):
+        click.echo(f"{before} edits of this run were stored before their facts had probes: use another store", err=True)
     kinds = relation(ft.Store(work.store), "scores_by_kind")
     mine = kinds.filter(pc.equal(kinds["edit_run_id"], run_id))
     counted = [] if mine["n_edits"].null_count else ["n_edits"]

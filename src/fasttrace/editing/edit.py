@@ -163,7 +163,7 @@ def _encoded(model: Decoder, facts: Sequence[Fact], asked: EditSettings, problem
     encoded = encoded_facts(model, facts)
     for fact in encoded:
         problem.check(fact)
-        scored_prompts(model, fact, problem, _target(fact, problem))
+        scored_prompts(model, fact, problem, _target(fact, problem), cases=True)
         if asked.essence:
             essence_prompt(model, fact.fact.subject)
     return encoded

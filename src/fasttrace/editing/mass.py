@@ -7,6 +7,7 @@ fact at a time, each in the model with all earlier edits.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -273,7 +274,11 @@ class MassPlan:
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
         left = [fact for fact in self.plan.encoded if fact.fact_id in why]
-        return [{**self._name(len(self.facts), fact), "reason": why[fact.fact_id]} for fact in left]
+        every = len(self.facts)
+        if self.together == "case":
+            of_case = Counter(one.fact.case_id for one in self.facts if one.fact.case_id is not None)
+            return [{**self._name(of_case[f.fact.case_id or ""] or 1, f), "reason": why[f.fact_id]} for f in left]
+        return [{**self._name(every, fact), "reason": why[fact.fact_id]} for fact in left]
 
     def _name(self, n_edits: int, fact: EncodedFact) -> dict[str, Any]:
         return {
@@ -308,7 +313,8 @@ def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]])
 
 
 def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
-    return sum(2 * len(prompt.ids) + len(prompt.targets[0] or ()) for prompt in prompts)
+    targets = ([len(target) for target in prompt.targets if target is not None] for prompt in prompts)
+    return sum(max(2, len(lengths)) * len(p.ids) + sum(lengths) for p, lengths in zip(prompts, targets, strict=True))
 
 
 @settings("mass")

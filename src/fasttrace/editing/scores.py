@@ -19,6 +19,7 @@ from fasttrace.editing.problems import Problem
 from fasttrace.editing.wave import EditWave, Span, Visited, walk
 from fasttrace.errors import shown
 from fasttrace.facts import EncodedFact, Fact, Probe, encode_joined, tokens_of
+from fasttrace.facts.probe import NEIGHBORHOOD, PARAPHRASE
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
 from fasttrace.models.packed import pack, row_logprob
@@ -48,6 +49,13 @@ class ScoredPrompt:
     expect: str | None = None
     answers: tuple[str, ...] = ()
     case: bool = False
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper's scores read it: not a probe that has answers, waits for a case or expects something else
+        than its kind does."""
+        usual = {PARAPHRASE: "changed", NEIGHBORHOOD: "unchanged"}.get(self.kind, self.expect)
+        return not self.answers and not self.case and self.expect == usual
 
     @property
     def matched(self) -> range:
@@ -335,7 +343,8 @@ def prompt_scores(
 
     A probe that should change: (p* − p)/(1 − p), or (p − p*)/p if the problem minimises p. Answers of its own follow
     from o_false, so it has no score for another target. One that should not: 1 − |p* − p|/(.5 + |p − .5|). A true one:
-    p*. Protocol "released" floors the first at 2e-8, or at 0 if the problem minimises p.
+    p*, but for an edit that takes o_true away, where it has no score. Protocol "released" floors the first at 2e-8, or
+    at 0 if the problem minimises p.
     """
     column = EDITED if protocol == "released" or prompts[0].targets[FALSE] is None else FALSE
     p, q, p_near, q_near = (np.exp(one.logp[:, of]) for of in (EDITED, column) for one in (before, after))
@@ -344,10 +353,12 @@ def prompt_scores(
     expect = np.array([one.expect or "" for one in prompts])
     # Answers of a probe's own follow from o_false.
     gained = _gain(p_own, q_own, problem, protocol) if problem.target == "false" else np.full(len(own), np.nan)
+    # True answers say nothing of an edit that takes o_true away.
+    true = np.full(len(own), np.nan) if problem.minimise or problem.target == "noise" else q_own
     return np.select(
         [expect == "true", expect == "unchanged", expect == "changed"],
         [
-            q_own,
+            true,
             np.where(own, _kept(p_own, q_own), _kept(p_near, q_near)),
             np.where(own, gained, _gain(p, q, problem, protocol)),
         ],
@@ -380,8 +391,9 @@ def score_row(
     """The scores of one edit from what is read of its prompts (docs/algorithms.md, section 18).
 
     rewrite: that of the fact's prompt (`prompt_scores`).
-    paraphrase, neighborhood: the mean over the prompts of that kind without answers of their own. For every problem, p
-        of the latter is that of o_false (paper, sections 3.4 and 5.1), or of the edit's target where there is none.
+    paraphrase, neighborhood: the mean over the prompts of that kind, without other probes of its name
+        (`ScoredPrompt.of_paper`). For every problem, p of the latter is that of o_false (paper, sections 3.4 and 5.1),
+        or of the edit's target where there is none.
     overall: the mean of these three.
     essence: 1 − clip(ppl* − ppl, 0, 5)/5, with perplexities averaged over the texts. ppl is exp(NLL/(M − 1)) of a text
         of M tokens, of which M − 1 are predicted.
@@ -393,7 +405,7 @@ def score_row(
     target. It floors rewrite and paraphrase at 2e-8, or at 0 if the problem minimises p. Its ppl is exp(NLL/M).
     A score without prompts or targets is None.
     """
-    kind = np.array(["" if one.answers else one.kind for one in prompts])
+    kind = np.array([one.kind if one.of_paper else "" for one in prompts])
     scores = prompt_scores(prompts, before, after, problem, protocol)
     p, q = np.exp(before.logp[:, EDITED]), np.exp(after.logp[:, EDITED])
 

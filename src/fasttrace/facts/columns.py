@@ -9,6 +9,8 @@ from fasttrace.errors import FactError
 from fasttrace.facts.fields import Bad, kind
 from fasttrace.facts.formats.own import FIELDS, LISTS, TEXTS
 
+NEEDED = ("prompt", "subject", "target_true")
+
 
 def check_map(name: str, columns: Mapping[str, str], records: Iterable[object]) -> None:
     """Raise FactError where the map has a field that a fact lacks, or a column that no record has."""
@@ -33,14 +35,14 @@ def check_map(name: str, columns: Mapping[str, str], records: Iterable[object]) 
 
 
 def mapped(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the map's columns under the names of fields. A dotted column is inside an object or list."""
-    used = {column for column in columns.values() if column in record}
-    found = {key: value for key, value in record.items() if key not in used}
-    for field, column in columns.items():
-        value = _at(record, column)
-        if value is not None:
-            found[field] = value
-    return found
+    """The map's columns under the names of fields, and everything else in meta. A dotted column is inside an object or
+    list. Where the map does not name them, prompt, subject and target_true are the columns of these names."""
+    implied = {field: field for field in NEEDED if field not in columns and field not in columns.values()}
+    columns = {**implied, **columns}
+    found = {field: value for field, column in columns.items() if (value := _at(record, column)) is not None}
+    rest = {key: value for key, value in record.items() if key not in columns.values()}
+    own = found.get("meta")
+    return {**found, "meta": {**rest, **own} if isinstance(own, Mapping) else rest}
 
 
 def _at(record: Any, column: str) -> Any:
@@ -62,11 +64,15 @@ def as_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(row)
     for name in TEXTS:
         value = found.get(name)
+        if isinstance(value, float) and value.is_integer():  # of a column that lacks some
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             found[name] = str(value)
     for name in LISTS:
         if isinstance(value := found.get(name), str):
             found[name] = _list(value, name)
+    if isinstance(edits := found.get("case_edits"), str) and edits.strip().isdecimal():
+        found["case_edits"] = int(edits)
     return found
 
 

@@ -1,11 +1,11 @@
 """The checks of a record's fields, for every format: what is wrong with a field, in a sentence that names it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from fasttrace.errors import shown
-from fasttrace.settings.kinds import MOST_CHARACTERS
+from fasttrace.settings.kinds import MOST_CHARACTERS, Kind
 
 PLACE = "{}"  # where the subject stands in a template
 
@@ -40,6 +40,17 @@ class LeftOut(NamedTuple):
         return f"{source}, {self.record}{', ' if self.field else ': '}{self.reason}"
 
 
+def _left_out(value: Any) -> list[LeftOut]:
+    items = [] if isinstance(value, str | bytes | Mapping) else list(value)
+    if isinstance(value, str | bytes | Mapping) or not all(isinstance(one, LeftOut) for one in items):
+        raise ValueError
+    return items
+
+
+LeftOuts = Annotated[Sequence[LeftOut], Kind("what read_facts left out", _left_out)]
+"""What was left out, as the argument of a public function."""
+
+
 def kind(value: object) -> str:
     """The type of a JSON value, in words."""
     names = {
@@ -49,7 +60,7 @@ def kind(value: object) -> str:
         bool: "a boolean",
         type(None): "null",
     }
-    return names.get(type(value), "a number")
+    return names.get(type(value)) or ("a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 
 class Fields:
@@ -57,15 +68,21 @@ class Fields:
 
     prefix: the path to this object within its record, such as "requested_rewrite.".
     left_out: reasons why parts of the record are not used; a parser adds to them by `leave_out`. file: the name of its
-    file without the ending, "" where it is not in a file.
+    file without the ending, "" where it is not in a file. path: the same within its folder, "" where it is not one of
+    several files of a folder; ids by place need it.
     """
 
-    __slots__ = ("_read", "file", "left_out", "prefix", "value")
+    __slots__ = ("_read", "file", "left_out", "path", "prefix", "value")
 
     def __init__(
-        self, value: Mapping[str, Any], prefix: str = "", left_out: list[Bad] | None = None, file: str = ""
+        self,
+        value: Mapping[str, Any],
+        prefix: str = "",
+        left_out: list[Bad] | None = None,
+        file: str = "",
+        path: str = "",
     ) -> None:
-        self.value, self.prefix, self.file = value, prefix, file
+        self.value, self.prefix, self.file, self.path = value, prefix, file, path
         self.left_out: list[Bad] = [] if left_out is None else left_out
         self._read: set[str] = set()
 
@@ -136,10 +153,12 @@ class Fields:
         return () if value is None else (check(value, self.name(key)),)
 
     def answers(self, key: str) -> tuple[str, ...]:
-        """Every text in a text, a list or a list of lists: answers with their aliases. Empty texts are none."""
+        """Every text in a text, a list or a list of lists: answers with their aliases. A whole number is a text, too.
+        Empty texts are none."""
         found: list[str] = []
         for field, item in _flat(self.get(key), self.name(key)):
-            if text := _text(item, field).strip():
+            whole = isinstance(item, int) and not isinstance(item, bool)
+            if text := _text(str(item) if whole else item, field).strip():
                 found.append(text)
         return tuple(dict.fromkeys(found))
 
@@ -175,7 +194,7 @@ class Fields:
     def _fields(self, value: object, key: str) -> "Fields":
         if not isinstance(value, dict):
             raise self.bad(key, f"expected a JSON object, got {kind(value)}")
-        return Fields(value, f"{self.name(key)}.", self.left_out, self.file)
+        return Fields(value, f"{self.name(key)}.", self.left_out, self.file, self.path)
 
 
 Parse = Callable[[Fields, int], Iterator[Any]]

@@ -4,8 +4,9 @@ The error of an unusable record is one sentence that names the source, the recor
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fasttrace.errors import FactError, shown
@@ -14,7 +15,7 @@ from fasttrace.facts.fields import Bad, Fields, LeftOut, check_encoding, kind
 from fasttrace.facts.formats import FORMATS, detect
 from fasttrace.facts.formats.base import Format
 from fasttrace.facts.record import Fact
-from fasttrace.facts.sources import BUILTIN, Source, source_of
+from fasttrace.facts.sources import BUILTIN, Item, Source, source_of
 from fasttrace.settings.arguments import checked_as
 from fasttrace.settings.kinds import Bounds
 from fasttrace.settings.study import FactFormat, FactSettings, ZsreForm
@@ -38,7 +39,7 @@ class Loaded:
         if not self.left_out:
             return None
         parts = sum(one.part for one in self.left_out)
-        records = len(self.left_out) - parts
+        records = len({one.record for one in self.left_out if not one.part})
         counts = [f"{records} record{'s' if records > 1 else ''}"] if records else []
         counts += [f"{parts} part{'s' if parts > 1 else ''} of records"] if parts else []
         said = f"{' and '.join(counts)} of {self.source} left out"
@@ -65,11 +66,12 @@ def load_facts(
     format: "auto" decides by the fields of the records, never by the file's name. A named format must be that of the
         source. Each is described in its file of `fasttrace/facts/formats`, with its source.
     relation: keep only the facts with this `relation`.
-    limit: at most this many facts, counted after the selection by relation. A case is kept whole or not at all. Later
-        records are not checked.
+    limit: at most this many facts, counted after the selection by relation. Later records are not checked. A case is
+        kept whole or not at all, also by `relation`, which one of its facts must have.
     zsre: how the prompts of a zsRE file read.
     map: {field of a fact: column} for tables and records of no known format. "a.b" is the field b in the object a.
-        Columns that are not named are kept in `Fact.meta`.
+        Without a column of their own in it, prompt, subject and target_true are the columns of these names. All other
+        columns are kept in `Fact.meta`.
     on_bad: "raise" stops at the first bad record. "skip" leaves bad records out and appends their error sentences to
         `rejected`. Without that list, it logs a warning with their number and the first sentence.
 
@@ -95,29 +97,34 @@ def read_facts(source: Any, asked: FactSettings) -> Loaded:
     format = _format(read, asked)
     loaded = Loaded(read.name, format.name)
     relations: set[str] = set()
-    case: list[Fact] = []  # of which not all edits have been read
-    for fact in _usable(read, format, asked, loaded.left_out):
-        if fact.relation is not None:
-            relations.add(fact.relation)
-        if asked.relation not in (None, fact.relation):
+    for case in _cases(_usable(read, format, asked, loaded.left_out)):
+        of_case = {fact.relation for fact in case}
+        relations |= {one for one in of_case if one is not None}
+        if asked.relation is not None and asked.relation not in of_case:
             continue
-        if case and fact.case_id != case[0].case_id:
-            loaded.facts.extend(case)
-            case = []
-        case.append(fact)
         if asked.limit is not None and len(loaded.facts) + len(case) > asked.limit:
-            case = []
             break
-        if fact.case_id is None or len(case) == fact.case_edits:
-            loaded.facts.extend(case)
-            case = []
-            if len(loaded.facts) == asked.limit:
-                break
-    loaded.facts.extend(case)
+        loaded.facts.extend(case)
+        if len(loaded.facts) == asked.limit:
+            break
     if not loaded.facts:
         raise FactError(_why_none(loaded, asked, relations))
     _warn(loaded)
     return loaded
+
+
+def _cases(facts: Iterable[Fact]) -> Iterator[list[Fact]]:
+    """The facts of each case together, as soon as all are read, and each fact without a case by itself."""
+    begun: dict[str, list[Fact]] = {}
+    for fact in facts:
+        if fact.case_id is None:
+            yield [fact]
+            continue
+        case = begun.setdefault(fact.case_id, [])
+        case.append(fact)
+        if len(case) == fact.case_edits:
+            yield begun.pop(fact.case_id)
+    yield from begun.values()
 
 
 def _usable(read: Source, format: Format, asked: FactSettings, left_out: list[LeftOut]) -> Iterator[Fact]:
@@ -139,21 +146,16 @@ def _usable(read: Source, format: Format, asked: FactSettings, left_out: list[Le
 
 def _records(read: Source, format: Format, asked: FactSettings) -> Iterator[tuple[str, Fact | Bad | LeftOut]]:
     """(where, a fact, why a record is none, or what of it no fact has) for every record of a source."""
-    columns = asked.map or {}
-    parse = format.parser(read.items(), asked.zsre)
-    own = format.name == "own"
-    for item in read.items():
+    items = partial(_as_fields, read, format, asked.map)
+    parse = format.parser(items(), asked.zsre)
+    for item in items():
         value = item.value
         try:
             if isinstance(value, Bad):
                 raise value
             if not isinstance(value, dict):
                 raise Bad(None, f"expected a JSON object, got {kind(value)}")
-            if columns:
-                value = mapped(value, columns)
-            if own and (columns or item.row):
-                value = as_fields(value)
-            record = Fields(value, file=item.file)
+            record = Fields(value, file=item.file, path=item.path)
             every = list(parse(record, item.number))
             if not read.clean:
                 check_encoding(value)
@@ -164,6 +166,18 @@ def _records(read: Source, format: Format, asked: FactSettings) -> Iterator[tupl
         else:
             yield from ((item.where, one) for one in every)
             yield from ((item.where, LeftOut(item.where, one.field, one.what, part=True)) for one in record.left_out)
+
+
+def _as_fields(read: Source, format: Format, columns: Mapping[str, str] | None) -> Iterator[Item]:
+    """The records of a source, under the names of a fact's fields where they are of its own format."""
+    for item in read.items():
+        value = item.value
+        if format.name == "own" and isinstance(value, dict) and (columns or item.row):
+            try:
+                value = as_fields(mapped(value, columns) if columns else value)
+            except Bad as bad:
+                value = bad
+        yield item._replace(value=value)
 
 
 def _check_map(read: Source, asked: FactSettings) -> None:

@@ -62,10 +62,10 @@ class Probe:
         expect = self.expect
         if expect is None:
             object.__setattr__(self, "expect", "unchanged" if self.kind in _UNCHANGED else "changed")
-        elif expect not in get_args(Expect):
+        elif not isinstance(expect, str) or expect not in get_args(Expect):
             expected = f"one of {', '.join(get_args(Expect))}"
             raise FactError(f"field 'expect' of a probe: expected {expected}, got {shown(expect)}")
-        if self.after not in get_args(After):
+        if not isinstance(self.after, str) or self.after not in get_args(After):
             raise FactError(f"field 'after' of a probe: expected one of edit, case, got {shown(self.after)}")
         if self.expect == "true" and not self.answers:
             raise FactError(f"field 'answers' of a probe: expected the true ones, got none for {shown(self.prompt)}")

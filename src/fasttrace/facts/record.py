@@ -1,6 +1,8 @@
 """One fact (s, r, o): the record that every loader returns and everything downstream reads."""
 
 import hashlib
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -86,8 +88,10 @@ class Fact:
             if not isinstance(value, str) and (value is not None or name not in _OPTIONAL):
                 raise FactError(f"field '{name}' of a fact: expected a string, got {shown(value)}")
         for name in _TEXTS:
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
-        if self.probes != ():
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or value:
+                object.__setattr__(self, name, _texts(name, value))
+        if not isinstance(self.probes, tuple) or self.probes:
             self._sort_probes()
         self._check_case()
         own = [self.prompt, self.subject, self.target_true]
@@ -181,7 +185,7 @@ class Fact:
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     """The texts of a field, one or several. Raises FactError where one is empty or something else."""
-    if value == () or (value is None and name.startswith("counterfactual")):
+    if value is None and name.startswith("counterfactual"):
         return ()
     try:
         texts = (value,) if isinstance(value, str | Mapping) else tuple(islice(value, MOST_ITEMS))
@@ -193,6 +197,23 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
         expected = f"{_TEXTS[name]} that are not empty"
         raise FactError(f"field '{name}' of a fact: expected {expected}, got {shown(value)}")
     return texts
+
+
+def meta_json(fact: Fact) -> str:
+    """The other fields of a fact as JSON. What JSON lacks is its text, and a number that is none is null."""
+    try:
+        text = json.dumps(dict(fact.meta), ensure_ascii=False, default=str, allow_nan=False)
+    except (TypeError, ValueError):  # a key that is no text, or NaN
+        text = json.dumps(_plain(fact.meta), ensure_ascii=False, default=str, allow_nan=False)
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair is a question mark
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _facts(value: Any) -> list[Fact]:

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS
 
 BUILTIN = "builtin"  # the source that means the built-in set
 HUB = "hub:"
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in JSON
 DELIMITERS = ",\t;"
 READ_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # of the files of a folder
 
@@ -31,13 +33,15 @@ class Item(NamedTuple):
     """A record of a source.
 
     where: its place, in words. number: its line or index. value: the record, or its flaw. file: the name of its file
-    without the ending. row: whether it is a row of a table, whose cells are plain text or of a column's type.
+    without the ending. path: the same within its folder, where that has several. row: whether it is a row of a table,
+    whose cells are plain text or of a column's type.
     """
 
     where: str
     number: int
     value: object
     file: str = ""
+    path: str = ""
     row: bool = False
 
 
@@ -83,7 +87,8 @@ def _of_folder(folder: Path) -> Source:
     def items() -> Iterator[Item]:
         for file, one in files.items():
             name = file.relative_to(folder)
-            yield from (item._replace(where=f"{name}, {item.where}") for item in one.items())
+            path = name.with_suffix("").as_posix() if len(files) > 1 else ""
+            yield from (item._replace(where=f"{name}, {item.where}", path=path) for item in one.items())
 
     every = files.values()
     return Source(str(folder), items, all(one.lines for one in every), all(one.clean for one in every))
@@ -123,13 +128,18 @@ def _bytes(path: Path) -> bytes:
 def _of_bytes(name: str, raw: bytes) -> Source:
     if raw.startswith(b"PAR1"):
         return _parquet(name, raw)
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise FactError(f"{name}: expected text in UTF-8, got UTF-16")
     try:
         text, clean = raw.decode("utf-8"), True
     except UnicodeDecodeError:
         # Bytes that are not UTF-8 become lone surrogates, so that a message can name their field.
         text, clean = raw.decode("utf-8", errors="surrogateescape"), False
     text = text.removeprefix("\ufeff")
+    if _HALF.search(text):
+        clean = False  # an escape of half a surrogate pair is no character either
     if delimiter := _delimiter(text):
+        _check_header(name, text, delimiter)
         return Source(name, partial(_rows_of_text, text, delimiter), clean=clean)
     listed = _list(name, text)
     if listed is None:
@@ -211,9 +221,21 @@ def _delimiter(text: str) -> str | None:
     return best if best in first else None
 
 
+def _check_header(name: str, text: str, delimiter: str) -> None:
+    """Raise FactError where a column's name is there twice, or there is no row."""
+    items = _rows_of_text(text, delimiter)
+    first = next(items, None)
+    if first is None:
+        raise FactError(f"{name}: expected at least one record, got a table without rows")
+    header = next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter, skipinitialspace=True), [])
+    columns = [column.strip() for column in header]
+    if twice := next((column for i, column in enumerate(columns) if column in columns[:i]), None):
+        raise FactError(f"{name}: expected columns with names of their own, got '{twice}' twice")
+
+
 def _rows_of_text(text: str, delimiter: str) -> Iterator[Item]:
     """The rows of a CSV file, numbered by the line on which they begin. Empty cells have no value."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     csv.field_size_limit(max(csv.field_size_limit(), 10 * MOST_CHARACTERS))
     columns: list[str] | None = None
     while True:
@@ -273,7 +295,7 @@ def _of_object(given: Any) -> Source:
     try:
         if isinstance(given, pa.Table):
             return _of_table(name, given)
-        if type(given).__module__.startswith("pandas."):
+        if type(given).__module__.startswith("pandas.") and hasattr(given, "columns"):
             return _of_table(name, pa.Table.from_pandas(given, preserve_index=False))
         if hasattr(given, "__arrow_c_stream__"):
             return _of_table(name, pa.table(given))
@@ -281,9 +303,14 @@ def _of_object(given: Any) -> Source:
             return _dataset(name, given)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise FactError(f"{name}: expected columns of one type each, got others ({_first_line(error)})") from None
-    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
-        raise FactError(f"load_facts: source: expected a path, a table, records or {HUB}owner/name, got {shown(given)}")
-    records = list(islice(given, MOST_ITEMS + 1))
+    try:
+        if isinstance(given, Mapping | bytes):
+            raise TypeError
+        records = list(islice(given, MOST_ITEMS + 1))
+    except TypeError:  # nothing to iterate over
+        raise FactError(
+            f"load_facts: source: expected a path, a table, records or {HUB}owner/name, got {shown(given)}"
+        ) from None
     if len(records) > MOST_ITEMS:
         raise FactError(f"{name}: expected at most {MOST_ITEMS} records, got more")
     if not records:

@@ -53,6 +53,7 @@ def bit_sums_reference(weight: Tensor) -> Tensor:
 def _words(weight: Tensor) -> Tensor:
     """(n,) int8, int16 or int32: the weight's bits, in place if it is contiguous."""
     flat = weight.reshape(-1).contiguous()
+    flat = flat.as_strided(flat.shape, (1,))  # a single number may keep another stride, with which it has no view
     narrow = {1: torch.int8, 2: torch.int16}.get(flat.element_size(), torch.int32)
     even = all(n % 2 == 0 for n in (flat.numel(), flat.storage_offset()))
     return flat.view(torch.int32 if narrow is torch.int16 and even else narrow)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 
 from fasttrace.errors import StoreError
-from fasttrace.facts.fields import LeftOut
+from fasttrace.facts.fields import LeftOuts
 from fasttrace.facts.record import Facts
 from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
 from fasttrace.settings.arguments import checked
@@ -104,10 +104,10 @@ class Store(Readable):
             return write_facts(con, facts)
 
     @checked
-    def add_left_out(self, source: str, left_out: list[LeftOut]) -> int:
+    def add_left_out(self, source: str, left_out: LeftOuts) -> int:
         """Store which records of a source are no facts, and why, instead of what is stored of it. Returns their number.
 
-        left_out: of `read_facts`. Without any, a store that has none is not touched.
+        left_out: of `read_facts`. Without any, no store is made.
         """
         if not left_out and not self.path.exists():
             return 0
@@ -159,6 +159,12 @@ class Store(Readable):
     def done_edits(self, run_id: str) -> set[tuple[str, int]]:
         """(fact_id, layer) of the edits that an editing run has finished."""
         return {(row[0], row[1]) for row in self._rows("done_edits", run_id)}
+
+    @checked
+    def edits_without_probes(self, run_id: str) -> int:
+        """How many edits of a run were stored before their facts had probes, as by a fasttrace without them."""
+        rows = self._rows("edits_without_probes", run_id)
+        return int(rows[0][0]) if rows else 0
 
     @property
     def key(self) -> Hashable:

@@ -14,7 +14,7 @@ from fasttrace.store.connect import schema_columns
 from fasttrace.store.folder import files_of
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, as_current, empty, lacking
 from fasttrace.store.texts import RELATIONS
-from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, run_row
+from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, execute, run_row
 
 Read = Mapping[str, duckdb.DuckDBPyRelation]
 
@@ -79,6 +79,8 @@ def add(con: duckdb.DuckDBPyConnection, files: Read, folder: Path) -> int:
             if "run_id" in schema_columns()[relation]:
                 _check_runs(files, relation, runs)
         add_facts(con, files["facts"])
+        con.register("batch_left_out", files["facts_left_out"])
+        execute(con, "add_left_out_of_others", {})
         added = sum(add_run(con, run, _batch(files, run)) for run in runs)
         con.commit()
     return added

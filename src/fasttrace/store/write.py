@@ -1,7 +1,5 @@
 """Writes results to the store: one transaction per batch, and no row twice."""
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +13,7 @@ import pyarrow.compute as pc
 from fasttrace.errors import StoreError
 from fasttrace.facts.fields import LeftOut
 from fasttrace.facts.probe import Probe
-from fasttrace.facts.record import Fact
+from fasttrace.facts.record import Fact, meta_json
 from fasttrace.places import why_full
 from fasttrace.runs import Run
 from fasttrace.settings.columns import stored_settings
@@ -174,6 +172,11 @@ def add_facts(con: duckdb.DuckDBPyConnection, table: pa.Table | duckdb.DuckDBPyR
     """`write_facts` within the caller's transaction. table: rows of the relation facts."""
     con.register("batch_facts", table)
     differ = con.execute(statement("facts_that_differ")).fetchall()
+    if differ and differ[0][1]:
+        raise StoreError(
+            f"the store has the fact {differ[0][0]!r} with other probes, or in another case: use another store, or "
+            "give it another fact_id"
+        )
     if differ:
         raise StoreError(f"the store has another fact with the fact_id {differ[0][0]!r}: give each fact a unique id")
     execute(con, "complete_facts", {})
@@ -201,7 +204,7 @@ def facts_table(facts: Iterable[Fact]) -> pa.Table:
     for fact in facts:
         row = {name: getattr(fact, name) for name in columns}
         row["probes"] = [asdict(probe) for probe in fact.probes]
-        row["meta"] = _json(fact.meta) if fact.meta else None
+        row["meta"] = meta_json(fact) if fact.meta else None
         first = rows.setdefault(fact.fact_id, row)
         if first | {name: row[name] for name in ("subject_found", "meta")} != row:
             raise StoreError(f"two facts have the fact_id {fact.fact_id!r}: give each fact a unique id")
@@ -219,22 +222,6 @@ def _type(kind: str) -> pa.DataType:
     """The type of a column of facts."""
     plain = {"VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string()), "INTEGER": pa.int32(), "JSON": pa.string()}
     return plain.get(kind) or pa.list_(_PROBE)
-
-
-def _json(meta: Mapping[str, Any]) -> str:
-    """The other fields of a fact as JSON. What JSON lacks is its text, and a number that is none is null."""
-    try:
-        return json.dumps(dict(meta), ensure_ascii=False, default=str, allow_nan=False)
-    except (TypeError, ValueError):  # a key that is no text, or NaN
-        return json.dumps(_plain(meta), ensure_ascii=False, default=str, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _moments_table(result: Result) -> pa.Table:

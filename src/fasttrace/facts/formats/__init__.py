@@ -24,8 +24,10 @@ from fasttrace.facts.formats.own import own_record
 
 __all__ = ["FORMATS", "detect", "own_record"]
 
-# In the order in which a record is compared with them: those with more marks before those with fewer.
+# In the order in which a record is compared with them: fasttrace's own first, since its fields say all of a fact, and
+# those with more marks before those with fewer.
 _MODULES = (
+    own,
     rippleedits,
     mquake,
     knowedit,
@@ -37,7 +39,6 @@ _MODULES = (
     lama,
     pararel,
     pairs,
-    own,
 )
 FORMATS = {one.FORMAT.name: one.FORMAT for one in _MODULES}
 
@@ -74,15 +75,14 @@ def detect(name: str, records: Iterable[object], *, lines: bool = False) -> Form
 
 
 def _titles() -> str:
-    *most, last = (one.title for one in FORMATS.values())
-    return f"{', '.join(most)} or {last}"
+    own_title, *others = (one.title for one in FORMATS.values())
+    return f"{', '.join(others)} or {own_title}"
 
 
 def _nearest(fields: set[str]) -> str:
-    """The format with the largest part of its marks among the fields, the last of several, as the end of a message."""
-    last_first = reversed(FORMATS.values())
-    every = [(len(mark & fields) / len(mark), one, mark) for one in last_first for mark in one.marks]
+    """The format with the largest part of its marks among the fields, as the end of a message, if that is half."""
+    every = [(len(mark & fields) / len(mark), one, mark) for one in FORMATS.values() for mark in one.marks]
     share, format, mark = max(every, key=lambda one: one[0])
     lacking = ", ".join(f"'{field}'" for field in sorted(mark - fields))
-    near = f": the nearest is {format.title}, which also needs {lacking}" if 0 < share < 1 else ""
+    near = f": the nearest is {format.title}, which also needs {lacking}" if 0.5 <= share < 1 else ""
     return f"{near}; a map names the columns, such as prompt=question,subject=entity,target_true=answer"

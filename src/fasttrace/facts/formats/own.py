@@ -4,19 +4,24 @@ A prompt is a template with one "{}", or one "{subject}", "<subject>" or "[X]", 
 subject is found. Lists are JSON lists. Every other field is kept as `meta`.
 """
 
+import contextlib
 import difflib
 import functools
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 from fasttrace.errors import FactError
-from fasttrace.facts.fields import Bad, Fields, kind, two_targets
+from fasttrace.facts.fields import Bad, Fields, Parse, kind, two_targets
 from fasttrace.facts.formats.base import Format, marks
 from fasttrace.facts.probe import Probe
-from fasttrace.facts.record import Fact
+from fasttrace.facts.record import Fact, meta_json
+from fasttrace.facts.sources import Item
 from fasttrace.facts.subject import placed_or_found
+from fasttrace.settings.study import ZsreForm
 
 FIELDS = tuple(one.name for one in fields(Fact))
 TEXTS = (
@@ -34,12 +39,27 @@ LISTS = ("paraphrases", "neighborhood", "counterfactual_subject", "counterfactua
 
 
 def parse(record: Fields, number: int) -> Iterator[Fact]:
-    prompt, subject = record.string("prompt"), record.string("subject")
+    """A record by itself."""
+    yield _fact(record, 1)
+
+
+def _begin(items: Iterable[Item], zsre: ZsreForm) -> Parse:
+    every = (item.value.get("case_id") for item in items if isinstance(item.value, dict))
+    edits = Counter(str(one) for one in every if one is not None and not isinstance(one, dict | list))
+
+    def parse_with_cases(record: Fields, number: int) -> Iterator[Fact]:
+        yield _fact(record, edits[str(record.value.get("case_id"))] or 1)
+
+    return parse_with_cases
+
+
+def _fact(record: Fields, edits: int) -> Fact:
+    """edits: the number of records of its case, for one that does not say it."""
+    prompt, subject = record.string("prompt"), record.string("subject").strip()
     placed = placed_or_found(prompt, subject, record.name("prompt"))
     true, false = two_targets(record.string("target_true"), record.optional("target_false"), "target_false")
     found = record.optional("subject_found") or placed.how
-    meta = record.optional_inside("meta")
-    yield Fact(
+    return Fact(
         placed.template,
         placed.subject,
         true,
@@ -54,10 +74,10 @@ def parse(record: Fields, number: int) -> Iterator[Fact]:
         counterfactual_prompt=record.one_or_more("counterfactual_prompt", whole=True),
         counterfactual_answer=record.optional("counterfactual_answer"),
         probes=tuple(_probe(one) for one in record.each("probes")),
-        case_id=record.optional("case_id"),
-        case_edits=_count(record),
+        case_id=None if record.get("case_id") is None else record.identity("case_id"),
+        case_edits=_count(record, edits),
         subject_found=found,
-        meta={**({} if meta is None else meta.value), **_rest(record)},
+        meta={**_meta(record), **_rest(record)},
     )
 
 
@@ -71,13 +91,22 @@ def _probe(record: Fields) -> Probe:
         raise record.bad(field, what) from None
 
 
-def _count(record: Fields) -> int:
+def _count(record: Fields, edits: int) -> int:
     value = record.get("case_edits")
     if value is None:
-        return 1
+        return edits
     if isinstance(value, bool) or not isinstance(value, int):
         raise record.bad("case_edits", f"expected a whole number, got {kind(value)}")
     return value
+
+
+def _meta(record: Fields) -> Mapping[str, Any]:
+    """The field meta: an object, or the text of one, as a store's table has it. Anything else is kept as it is."""
+    value = record.get("meta")
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    return value if isinstance(value, Mapping) else {} if value is None else {"meta": value}
 
 
 def _rest(record: Fields) -> dict[str, Any]:
@@ -96,8 +125,9 @@ def _near(name: str) -> str | None:
 
 def own_record(fact: Fact) -> dict[str, Any]:
     """A fact as a record of this format, without the fields that have their defaults."""
-    found = {name: getattr(fact, name) for name in FIELDS}
+    found = {name: list(value) if isinstance(value := getattr(fact, name), tuple) else value for name in FIELDS}
     found["probes"] = [_probe_record(one) for one in fact.probes]
+    found["meta"] = json.loads(meta_json(fact))
     plain = {"case_edits": 1, "subject_found": "template"}
     return {
         name: value for name, value in found.items() if value not in (None, (), [], {}) and plain.get(name) != value
@@ -112,4 +142,11 @@ def _probe_record(probe: Probe) -> Mapping[str, Any]:
     return record if probe.after == "edit" else {**record, "after": probe.after}
 
 
-FORMAT = Format("own", "fasttrace's own format", marks("prompt target_true"), parse, hint=frozenset({"target_true"}))
+FORMAT = Format(
+    "own",
+    "fasttrace's own format",
+    marks("prompt subject target_true", "prompt target_true"),
+    parse,
+    hint=frozenset({"target_true"}),
+    begin=_begin,
+)

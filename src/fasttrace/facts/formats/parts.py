@@ -23,7 +23,7 @@ _NO_ANSWER = "<|endoftext|>"  # what EasyEdit takes for the old answer where the
 
 def numbered(name: str, record: Fields, number: int) -> str:
     """The id of a fact whose record has none of its own: by its file and its place there."""
-    return "/".join(part for part in (name, record.file, str(number)) if part)
+    return "/".join(part for part in (name, record.path or record.file, str(number)) if part)
 
 
 def rests(**inside: Fields) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def parse(record: Fields, number: int) -> Iterator[Fact]:
     """The bare form."""
     alt = record.need("alt")
     false = None if alt == "" else record.string("alt").strip()
-    yield _fact(record, number, f"zsre/{number}", "zsre-bare", false, str, str)
+    yield _fact(record, number, _id("zsre", record, number), "zsre-bare", false, str, str)
 
 
 def _begin(records: Iterable[Item], zsre: ZsreForm) -> Parse:
@@ -49,7 +49,9 @@ def _begin(records: Iterable[Item], zsre: ZsreForm) -> Parse:
             record.string("alt")
         true = _true(record)
         false = _another(answers, true, number)
-        yield _fact(record, number, f"zsre/question/{number}", "zsre", false, _asked, _asked_as_question, alt=alt)
+        yield _fact(
+            record, number, _id("zsre/question", record, number), "zsre", false, _asked, _asked_as_question, alt=alt
+        )
 
     return questions
 
@@ -90,6 +92,10 @@ def _fact(
             **({"answers": list(answers)} if len(answers) > 1 else {}),
         },
     )
+
+
+def _id(name: str, record: Fields, number: int) -> str:
+    return "/".join(part for part in (name, record.path, str(number)) if part)
 
 
 def _not_empty(record: Fields, loc: str) -> str:

@@ -1,5 +1,12 @@
--- Facts of the batch whose fact_id the store already uses for something else.
-SELECT batch.fact_id
+-- Facts of the batch whose fact_id the store already uses for something else, and whether just their probes differ.
+SELECT
+    batch.fact_id,
+    (facts.prompt, facts.subject, facts.target_true) IS NOT DISTINCT FROM
+        (batch.prompt, batch.subject, batch.target_true)
+    AND facts.target_false IS NOT DISTINCT FROM batch.target_false
+    AND facts.paraphrases IS NOT DISTINCT FROM batch.paraphrases
+    AND facts.neighborhood IS NOT DISTINCT FROM batch.neighborhood
+    AND facts.target_prefix IS NOT DISTINCT FROM batch.target_prefix AS same_but_for_probes
 FROM batch_facts AS batch
 JOIN facts ON facts.fact_id = batch.fact_id
 WHERE (facts.prompt, facts.subject, facts.target_true) IS DISTINCT FROM (batch.prompt, batch.subject, batch.target_true)
