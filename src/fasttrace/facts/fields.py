@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from fasttrace.errors import shown
-from fasttrace.settings.kinds import MOST_CHARACTERS, Kind
+from fasttrace.settings.kinds import MOST_CHARACTERS, Kind, items_of
 
 PLACE = "{}"  # where the subject stands in a template
 
@@ -41,8 +41,8 @@ class LeftOut(NamedTuple):
 
 
 def _left_out(value: Any) -> list[LeftOut]:
-    items = [] if isinstance(value, str | bytes | Mapping) else list(value)
-    if isinstance(value, str | bytes | Mapping) or not all(isinstance(one, LeftOut) for one in items):
+    items = items_of([value] if isinstance(value, str | bytes | Mapping) else value)
+    if not all(isinstance(one, LeftOut) for one in items):
         raise ValueError
     return items
 
