@@ -24,7 +24,8 @@ from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS
 
 BUILTIN = "builtin"  # the source that means the built-in set
 HUB = "hub:"
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in JSON
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")  # in JSON, an escape of half a surrogate pair
 DELIMITERS = ",\t;"
 READ_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # of the files of a folder
 
