@@ -172,12 +172,13 @@ def _as_fields(read: Source, format: Format, columns: Mapping[str, str] | None) 
     """The records of a source, under the names of a fact's fields where they are of its own format."""
     for item in read.items():
         value = item.value
-        if format.name == "own" and isinstance(value, dict) and (columns or item.row):
-            try:
-                value = as_fields(mapped(value, columns) if columns else value)
-            except Bad as bad:
-                value = bad
-        yield item._replace(value=value)
+        if format.name != "own" or not isinstance(value, dict) or not (columns or item.row):
+            yield item
+            continue
+        try:
+            yield item._replace(value=as_fields(mapped(value, columns) if columns else value))
+        except Bad as bad:
+            yield item._replace(value=bad)
 
 
 def _check_map(read: Source, asked: FactSettings) -> None:
