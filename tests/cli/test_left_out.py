@@ -5,6 +5,7 @@ import json
 import pytest
 from command_line import FACTS
 
+import fasttrace.store
 from fasttrace.store import Store
 
 BAD = {"prompt": "{} is {}", "subject": "Paris", "target_true": "x"}
@@ -56,7 +57,7 @@ def test_what_was_left_out_is_said_and_stored(command, workplace, verb, monkeypa
     for again in (False, True):
         with monkeypatch.context() as unwritten:
             if again:
-                unwritten.setattr(Store, "add_left_out", None)
+                unwritten.setattr(fasttrace.store, "write_left_out", None)
             done = command(*words)
         assert f"bad.jsonl left out; the first one: bad.jsonl, line 2, {WHY}" in done.stderr
         assert left_out(f"{verb}.duckdb") == [{"record": "line 2", "reason": WHY}], again

@@ -2,14 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import get_args
 
 import fasttrace as ft
+from fasttrace.cli import cli
 from fasttrace.facts.formats import FORMATS
-from fasttrace.settings.base import settings_of
-from fasttrace.settings.mass import MassSettings
-from fasttrace.settings.study import FactFormat, FactSettings
+from fasttrace.settings.study import FactFormat
 
 PAGE = (Path(__file__).parents[2] / "docs/facts.md").read_text(encoding="utf-8")
 
@@ -37,8 +37,16 @@ def test_the_fact_with_probes_can_be_made() -> None:
     assert [probe.expect for probe in made["fact"].probes] == ["changed", "changed", "unchanged"]
 
 
-def test_the_options_exist() -> None:
-    shell = "".join(blocks("sh")) + " ".join(re.findall(r"`(--[^`]*)`", PAGE))
-    named = set(re.findall(r"--([a-z-]+)", shell))
-    own = {name.replace("_", "-") for name in (*settings_of(FactSettings), *settings_of(MassSettings))}
-    assert named - own <= {"facts", "show", "profile", "check", "layers", "store"}
+def test_every_command_and_option_exists() -> None:
+    """Each command of the page with its options, and those that its prose names, of any verb that reads facts."""
+    verbs = {name: cli.get_command(None, name) for name in ("facts", "edit", "mass", "sql")}
+    options = {name: {text for one in verb.params for text in one.opts} for name, verb in verbs.items()}
+    commands = [line.partition("  #")[0] for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) == 6
+    for command in commands:
+        program, verb, *words = shlex.split(command)
+        assert program == "fasttrace"
+        assert {word for word in words if word.startswith("--")} <= options[verb]
+    named = re.findall(r"`(?:fasttrace \w+ )?(--[a-z-]+)", PAGE.replace("\n", " "))
+    assert named
+    assert set(named) <= set().union(*options.values())

@@ -286,6 +286,9 @@ def mass(
         loaded = _known(work, decoder, loaded, asked.protocol)
     with stages() as progress:
         plan = prepare_mass_edit(decoder, loaded, settings=asked, progress=progress)
+    if (export is not None or delta is not None) and len(plan.models) > 1:
+        what = "export" if export is not None else "delta"
+        raise UserError(f"--{what}: expected the edits of one model, got those of {len(plan.models)} cases")
     left_out = list(plan.plan.left_out.values())
     ids = [fact.fact_id for fact in plan.plan.encoded]
     question.keep({"run_id": plan.run["run_id"], "fact_ids": ids, "left_out": left_out})

@@ -227,7 +227,7 @@ class Work:
     def keep_left_out(self) -> None:
         """Store what was left out of the facts, where there is a store. A verb does so once its work is done."""
         if self.store is not None:
-            keep_left_out(ft.Store(self.store), self.loaded)
+            ft.Store(self.store).add_left_out(self.loaded.source, self.loaded.left_out)
 
     def pair_facts(self, loaded: "Sequence[Fact]", count: int) -> "Paired":
         """The facts with counterfactual subjects from the whole file. Only the model's tokenizer is loaded."""
@@ -252,18 +252,6 @@ class Work:
     def asks(self, verb: str, **parts: Any) -> "Question":
         """Which runs the verb has with this model: a question to be asked before the model is loaded."""
         return asks(verb, self.model, self.dtype, self.device, **parts)
-
-
-def keep_left_out(store: Any, loaded: "Loaded") -> None:
-    """Store what was left out of facts, instead of what is stored of their source. A store that has just this is only
-    read, so that a command with nothing to compute writes nothing."""
-    found = {(one.record, one.reason, one.part) for one in loaded.left_out}
-    stored: Rows = []
-    if store.path.exists():
-        sql = "SELECT record, reason, part FROM facts_left_out WHERE source = ?"
-        stored = store.query(sql, [loaded.source]).to_pylist()
-    if found != {(row["record"], row["reason"], row["part"]) for row in stored}:
-        store.add_left_out(loaded.source, loaded.left_out)
 
 
 def work_options(verb: Callable[..., None]) -> Verb:

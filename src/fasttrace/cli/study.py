@@ -14,7 +14,7 @@ from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
-from .options import asks, bar, emit, keep_left_out, load, options, say_all_there, show_first, stages
+from .options import asks, bar, emit, load, options, say_all_there, show_first, stages
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -92,7 +92,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         runner.run()
         runs = runner.runs
         question.keep(runs)
-    keep_left_out(store, chosen.loaded)
+    store.add_left_out(chosen.loaded.source, chosen.loaded.left_out)
     with saying_overwritten(out, out / "tables", out / "figures"):
         written = write_results(store, out, asked.model, asked.protocol, asked.tracing_window)
     if as_json:

@@ -144,7 +144,8 @@ class MassPlan:
         progress(n) is called after n more facts."""
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
-        cut = [f.fact for f in self.facts if not _whole_case(f, self.facts)]
+        made = _edits_of_cases(self.facts)
+        cut = [f.fact for f in self.facts if not _is_whole(f, made)]
         say_waiting(cut, "some of them are not among the facts")
         scores: list[dict[str, Any]] = []
         prompts: list[dict[str, Any]] = []
@@ -156,7 +157,9 @@ class MassPlan:
             for facts in self.models:
                 mine = [place[fact.fact_id] for fact in facts]
                 read = [asked[at] for at in mine], [unedited[at] for at in mine]
-                updates = self._edit(facts, *read, budget, scores, prompts, progress)
+                updates, more_scores, more_prompts = self._edit(facts, *read, budget, progress)
+                scores += more_scores
+                prompts += more_prompts
         scores += self._left_out()
         return MassResult(
             {**self.run, "seconds": time.perf_counter() - begun},
@@ -174,15 +177,15 @@ class MassPlan:
         prompts: list[list[ScoredPrompt]],
         before: list[Reading],
         budget: int,
-        scores: list[dict[str, Any]],
-        rows: list[dict[str, Any]],
         progress: Callable[[int], None] | None,
-    ) -> dict[int, Update]:
-        """Edit facts into one model, and append their MASS_SCORES and MASS_PROMPTS. Returns the sum of the changes.
+    ) -> tuple[dict[int, Update], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Edit facts into one model → (the sum of the changes, rows of MASS_SCORES, rows of MASS_PROMPTS).
 
         prompts, before: of each fact, and what is read of them in the unedited model.
         """
         plan, model = self.plan, self.plan.model
+        scores: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         updates: dict[int, Update] = {}
         unseen: dict[str, str] = {}
         groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
@@ -196,8 +199,9 @@ class MassPlan:
                 after = before[:n_edits]
                 if any(update.changes() for update in updates.values()):
                     after = _readings(edited_view(model, updates), plan, prompts[:n_edits])
+                made = _edits_of_cases(facts[:n_edits])
                 for position, (fact, reading) in enumerate(zip(facts, after, strict=False)):
-                    whole = _whole_case(fact, facts[:n_edits])
+                    whole = _is_whole(fact, made)
                     seen = [i for i, one in enumerate(prompts[position]) if whole or not one.case]
                     read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
                     about = {"position": position + 1, "condition": condition}
@@ -206,7 +210,7 @@ class MassPlan:
                     rows += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in found]
             if progress is not None:
                 progress(len(group))
-        return updates
+        return updates, scores, rows
 
     def _solve(
         self, view: Decoder, group: list[EncodedFact], memory: int
@@ -274,11 +278,9 @@ class MassPlan:
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
         left = [fact for fact in self.plan.encoded if fact.fact_id in why]
-        every = len(self.facts)
-        if self.together == "case":
-            of_case = Counter(one.fact.case_id for one in self.facts if one.fact.case_id is not None)
-            return [{**self._name(of_case[f.fact.case_id or ""] or 1, f), "reason": why[f.fact_id]} for f in left]
-        return [{**self._name(every, fact), "reason": why[fact.fact_id]} for fact in left]
+        every, made = len(self.facts), _edits_of_cases(self.facts)
+        count = {f.fact_id: every if self.together == "all" else made[f.fact.case_id] or 1 for f in left}
+        return [{**self._name(count[f.fact_id], f), "reason": why[f.fact_id]} for f in left]
 
     def _name(self, n_edits: int, fact: EncodedFact) -> dict[str, Any]:
         return {
@@ -300,10 +302,15 @@ def _cases(facts: Sequence[EncodedFact]) -> list[list[EncodedFact]]:
     return list(found.values())
 
 
-def _whole_case(fact: EncodedFact, edited: Sequence[EncodedFact]) -> bool:
-    """Whether all edits of the fact's case are among those made."""
+def _edits_of_cases(edited: Sequence[EncodedFact]) -> Counter[str | None]:
+    """Case → how many of its edits are among those made. Facts without a case are not counted."""
+    return Counter(one.fact.case_id for one in edited if one.fact.case_id is not None)
+
+
+def _is_whole(fact: EncodedFact, made: Counter[str | None]) -> bool:
+    """Whether all edits of the fact's case are made. made: of `_edits_of_cases`."""
     case = fact.fact.case_id
-    return case is None or sum(one.fact.case_id == case for one in edited) == fact.fact.case_edits
+    return case is None or made[case] == fact.fact.case_edits
 
 
 def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[Reading]:

@@ -171,7 +171,8 @@ class EditPlan:
         after n more edits.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
-        say_waiting([f.fact for f in self.encoded], 'mass_edit(…, together="case") makes them in one model')
+        several = [f.fact for f in self.encoded if f.fact.case_edits > 1]
+        say_waiting(several, 'mass_edit(…, together="case") makes them in one model')
         whole = [(fact, list(self.layers)) for fact in self.encoded if fact.fact_id not in self.left_out]
         left = _without([(f, list(self.layers)) for f in self.encoded if f.fact_id in self.left_out], skip)
         if left:
@@ -328,8 +329,9 @@ class EditPlan:
     ) -> list[ScoredPrompt]:
         """The prompts and essence texts on which the fact's edits are scored.
 
-        cases: whether with those that wait for all edits of the fact's case.
+        cases: whether with those that wait for all edits of the fact's case, if it has several.
         """
+        cases = cases or fact.fact.case_edits == 1
         released = self.settings.protocol == "released"
         noise_target = self.noise_targets.get(fact.fact_id)
         return scored_prompts(

@@ -7,7 +7,7 @@ from typing import Any
 
 from fasttrace.errors import FactError
 from fasttrace.facts.fields import Bad, kind
-from fasttrace.facts.formats.own import FIELDS, LISTS, TEXTS
+from fasttrace.facts.formats.own import FIELDS, LISTS, TEXTS, as_meta
 
 NEEDED = ("prompt", "subject", "target_true")
 
@@ -41,8 +41,7 @@ def mapped(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
     columns = {**implied, **columns}
     found = {field: value for field, column in columns.items() if (value := _at(record, column)) is not None}
     rest = {key: value for key, value in record.items() if key not in columns.values()}
-    own = found.get("meta")
-    return {**found, "meta": {**rest, **own} if isinstance(own, Mapping) else rest}
+    return {**found, "meta": {**rest, **as_meta(found.get("meta"))}}
 
 
 def _at(record: Any, column: str) -> Any:

@@ -53,7 +53,8 @@ class Probe:
             expected = "small letters, digits and hyphens, such as logical-generalization"
             raise FactError(f"field 'kind' of a probe: expected {expected}, got {shown(self.kind)}")
         if self.kind in _RESERVED:
-            raise FactError(f"field 'kind' of a probe: expected another kind than {' and '.join(_RESERVED)}, got both")
+            reserved = " or ".join(_RESERVED)
+            raise FactError(f"field 'kind' of a probe: expected another kind than {reserved}, got {shown(self.kind)}")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise FactError(f"field 'prompt' of a probe: expected a non-empty string, got {shown(self.prompt)}")
         if "{}" in self.prompt:

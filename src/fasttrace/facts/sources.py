@@ -137,7 +137,7 @@ def _of_bytes(name: str, raw: bytes) -> Source:
         # Bytes that are not UTF-8 become lone surrogates, so that a message can name their field.
         text, clean = raw.decode("utf-8", errors="surrogateescape"), False
     text = text.removeprefix("\ufeff")
-    if _HALF.search(text):
+    if ("\\ud" in text or "\\uD" in text) and _HALF.search(text):
         clean = False  # an escape of half a surrogate pair is no character either
     if delimiter := _delimiter(text):
         _check_header(name, text, delimiter)

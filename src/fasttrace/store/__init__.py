@@ -105,11 +105,14 @@ class Store(Readable):
 
     @checked
     def add_left_out(self, source: str, left_out: LeftOuts) -> int:
-        """Store which records of a source are no facts, and why, instead of what is stored of it. Returns their number.
+        """Store which records of a source are no facts, and why, instead of what is stored of it.
 
-        left_out: of `read_facts`. Without any, no store is made.
+        left_out: of `read_facts`. A store that says just this is only read, and without any none is made.
+        Returns the number of rows written.
         """
-        if not left_out and not self.path.exists():
+        wanted = {(one.record, one.reason, one.part) for one in left_out}
+        stored = self.query(statement("left_out_of"), {"source": source}).to_pylist() if self.path.exists() else []
+        if wanted == {(row["record"], row["reason"], row["part"]) for row in stored}:
             return 0
         create(self.path)
         with self._opened(read_only=False) as con:

@@ -77,7 +77,7 @@ def _fact(record: Fields, edits: int) -> Fact:
         case_id=None if record.get("case_id") is None else record.identity("case_id"),
         case_edits=_count(record, edits),
         subject_found=found,
-        meta={**_meta(record), **_rest(record)},
+        meta={**as_meta(record.get("meta")), **_rest(record)},
     )
 
 
@@ -100,9 +100,8 @@ def _count(record: Fields, edits: int) -> int:
     return value
 
 
-def _meta(record: Fields) -> Mapping[str, Any]:
-    """The field meta: an object, or the text of one, as a store's table has it. Anything else is kept as it is."""
-    value = record.get("meta")
+def as_meta(value: Any) -> Mapping[str, Any]:
+    """What a field meta has: an object, or the text of one, as a store's table has it. Anything else is kept in it."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
