@@ -110,9 +110,12 @@ def names_checked(cls: type[S]) -> type[S]:
 
     @functools.wraps(initialise)
     def call(self: S, *args: Any, **keywords: Any) -> None:
-        check_names(cls.__name__, keywords, signature.parameters)
-        _bound(cls.__name__, signature, args, keywords)
-        initialise(self, *args, **keywords)
+        try:
+            initialise(self, *args, **keywords)
+        except TypeError:  # only now, since binding takes longer than most classes take to be made
+            check_names(cls.__name__, keywords, signature.parameters)
+            _bound(cls.__name__, signature, args, keywords)
+            raise
 
     cls.__init__ = call  # type: ignore[assignment]
     return cls
