@@ -13,7 +13,7 @@ from fasttrace.cli import cli
 from fasttrace.settings.base import RUN_COLUMNS, run_settings, settings_of, text_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings
-from fasttrace.settings.methods import METHOD_SETTINGS, hyperparameters, method_settings
+from fasttrace.settings.methods import METHODS, hyperparameters, method_settings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, keys
 from fasttrace.settings.trace import TraceSettings
@@ -35,7 +35,10 @@ ELSEWHERE = {
     },
 }  # fmt: skip
 # Setting → the settings that it requires.
-COMPANIONS = {"verify_top": {"method": "attribution"}, "heads": {"module": "head"}}
+COMPANIONS = {
+    "verify_top": {"method": "attribution"}, "heads": {"module": "head"},
+    "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"},
+}  # fmt: skip
 
 
 def every(kinds):
@@ -132,13 +135,13 @@ def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
     given = cli.get_command(None, verb).make_context(verb, words).params
     if one.name == "hyperparameters":
         assert method_settings(made.method, given["own"]) == made.hyperparameters
-    elif one.name not in ("memory", "sigma_facts"):  # a run has σ as a number
+    elif one.name not in ("memory", "sigma_facts", "continue_from"):  # a run has σ as a number, a file as its hash
         assert given[one.name] == getattr(made, one.name)
 
 
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_command_repeats_every_methods_hyperparameters(method):
-    kind = METHOD_SETTINGS[method]
+    kind = METHODS[method].settings
     own = kind(**{name: another(kind, one) for name, one in settings_of(kind).items()})
     run = {"run_id": "0", "kind": "edit", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}
     run["settings"] = json.dumps({"method": method, **run_settings(own)})

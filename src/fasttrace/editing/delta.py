@@ -107,6 +107,7 @@ class Edit:
         return any(update.changes() for update in self.updates.values())
 
 
+PAST = ("past_keys", "past_total")  # tensors of a delta file that only another mass edit reads
 DIVERGED = (
     "the optimisation diverged (a loss or a weight is NaN or infinite): its change is zero; a smaller lr may help"
 )
@@ -289,14 +290,14 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
             block.down.copy_(weight)
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(updates).items()}
     edited = hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16]
     applied._sums = model.set_identity(edited)
     model.applied.append(applied)
     return applied
 
 
-def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
+def tensors_of(updates: Mapping[int, Update]) -> dict[str, Tensor]:
     """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
@@ -310,17 +311,24 @@ def _parts(update: Update) -> dict[str, Tensor]:
     return {"change": update.change} | ({} if update.bias is None else {"bias": update.bias})
 
 
-def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
+def save_delta(
+    path: str | Path,
+    model: Decoder,
+    updates: Mapping[int, Update],
+    more: Mapping[str, Tensor] | None = None,
+    **about: Any,
+) -> Path:
     """Write an edit without the model, as safetensors.
 
-    The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. about: JSON values
-    for the metadata, beside the model's name, hash and dtype. Raises UserError where the file exists.
+    The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. more: other tensors
+    that `<layer>.past_keys` or `<layer>.past_total` name (`editing.sequence`). about: JSON values for the metadata,
+    beside the model's name, hash and dtype. Raises UserError where the file exists.
     """
     check_updates(model, updates, "save_delta")
     path = check_delta_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     made_for = {"model": model.name, "model_hash": model.model_hash, "dtype": model.dtype_name}
-    save_tensors(path, _tensors(updates), {"kind": "delta", **made_for, **about})
+    save_tensors(path, {**tensors_of(updates), **(more or {})}, {"kind": "delta", **made_for, **about})
     return path
 
 
@@ -340,6 +348,14 @@ def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
     Raises UserError where the file is missing, damaged, not a delta, belongs to another model or dtype, or where its
     tensors do not fit the model (`check_updates`).
     """
+    return read_delta(path, model)[0]
+
+
+def read_delta(path: str | Path, model: Decoder) -> tuple[dict[int, Update], dict[str, Tensor], dict[str, Any]]:
+    """(layer → update, the tensors with the keys of the edits by name, the metadata) of a delta file.
+
+    Raises UserError as `load_delta`.
+    """
     check_delta(path)
     tensors, about = load_tensors(Path(path))
     if about.get("model_hash") != model.model_hash:
@@ -355,10 +371,14 @@ def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
             f"got '{model.name}' with hash {model.model_hash}"
         )
     parts: dict[int, dict[str, Tensor]] = {}
+    past: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if (found := re.fullmatch(r"(0|[1-9]\d{0,4})\.(value|key|change|bias)", name)) is None:
+        if (found := re.fullmatch(rf"(0|[1-9]\d{{0,4}})\.(value|key|change|bias|{'|'.join(PAST)})", name)) is None:
             raise UserError(f"delta '{path}': expected tensors such as 5.value and 5.key, got {shown(name)}")
-        parts.setdefault(int(found[1]), {})[found[2]] = tensor
+        if found[2] in PAST:
+            past[name] = tensor
+        else:
+            parts.setdefault(int(found[1]), {})[found[2]] = tensor
     updates: dict[int, Update] = {}
     for layer, p in sorted(parts.items()):
         if p.keys() == {"value", "key"}:
@@ -371,7 +391,7 @@ def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
     if not updates:
         raise UserError(f"delta '{path}': expected the change of at least one layer, got no tensor")
     check_updates(model, updates, f"delta '{path}'")
-    return updates
+    return updates, past, about
 
 
 def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> None:
