@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.cache import load_tensors, metadata_of, save_tensors
-from fasttrace.editing.delta import Dense, Update, read_delta, tensors_of
+from fasttrace.editing.delta import Dense, Update, read_delta, summed, tensors_of
 from fasttrace.editing.methods.base import Past, PastKeys
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
@@ -42,13 +42,18 @@ class EditSequence:
         """Whether any weight is changed."""
         return any(update.changes() for update in self.updates.values())
 
-    def past_tensors(self) -> dict[str, Tensor]:
-        """`<layer>.past_keys` (p, m) or `<layer>.past_total` (m, m), float64, for a file."""
+    def past_tensors(self, *, moved: bool = False) -> dict[str, Tensor]:
+        """`<layer>.past_keys` (p, m) or `<layer>.past_total` (m, m), float64, for a file.
+
+        moved: whether with `<layer>.past_moved`, without which the next solves may round differently.
+        """
         tensors: dict[str, Tensor] = {}
         for layer, one in self.past.items():
             name, tensor = ("past_total", one.total) if one.keys is None else ("past_keys", one.keys)
             assert tensor is not None
             tensors[f"{layer}.{name}"] = tensor
+            if moved and one.moved is not None:
+                tensors[f"{layer}.past_moved"] = one.moved
         return tensors
 
 
@@ -68,7 +73,8 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
             f"{what}: expected the keys of its edits at layers {', '.join(map(str, missing))}, which memit, emmet and "
             "alphaedit write for the layers they change, got none: past_keys=ignore goes on without them"
         )
-    return EditSequence(updates, past, n_edits)
+    on_device = {at: Dense(one.change.to(model.device), one.bias) for at, one in summed([updates]).items()}
+    return EditSequence(on_device, past, n_edits)
 
 
 def _past(tensors: Mapping[str, Tensor], what: str, model: Decoder) -> dict[int, PastKeys]:
@@ -104,8 +110,8 @@ class Checkpoint:
     _took: float = 0.0
 
     @classmethod
-    def read(cls, path: Path) -> "Checkpoint":
-        """The file's state, or the state before the first edit where there is no whole file."""
+    def read(cls, path: Path, device: torch.device) -> "Checkpoint":
+        """The file's state, on `device`, or the state before the first edit where there is no whole file."""
         if metadata_of(path) is None:
             return cls(path)
         try:
@@ -113,16 +119,16 @@ class Checkpoint:
         except UserError:  # a damaged file; what it had is computed again
             return cls(path)
         scores, prompts = (_rows(tensors.pop(name)) for name in ("scores", "prompts"))
-        past = {name: tensors.pop(name) for name in list(tensors) if ".past_" in name}
-        changes: dict[int, dict[str, Tensor]] = {}
+        parts: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             layer, _, part = name.partition(".")
-            changes.setdefault(int(layer), {})[part] = tensor
-        updates = {layer: Dense(parts["change"], parts.get("bias")) for layer, parts in sorted(changes.items())}
-        keys: dict[int, PastKeys] = {}
-        for name, tensor in past.items():
-            layer, _, kind = name.partition(".")
-            keys[int(layer)] = PastKeys(None, tensor) if kind == "past_total" else PastKeys(tensor)
+            parts.setdefault(int(layer), {})[part] = tensor.to(device)
+        updates = {at: Dense(one["change"], one.get("bias")) for at, one in sorted(parts.items())}
+        keys = {
+            at: PastKeys(one.get("past_keys"), one.get("past_total"), one.get("past_moved"))
+            for at, one in parts.items()
+            if len(one) > 1 and "bias" not in one
+        }
         so_far = EditSequence(updates, keys, about["n_edits"], about["unseen"], about["condition"])
         return cls(path, about["models"], about["groups"], so_far, scores=scores, prompts=prompts)
 
@@ -145,7 +151,9 @@ class Checkpoint:
         rows = {"scores": _bytes(self.scores), "prompts": _bytes(self.prompts)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(
-            self.path, {**tensors_of(one.updates), **one.past_tensors(), **rows}, {**about, "unseen": dict(one.unseen)}
+            self.path,
+            {**tensors_of(one.updates), **one.past_tensors(moved=True), **rows},
+            {**about, "unseen": dict(one.unseen)},
         )
 
 
