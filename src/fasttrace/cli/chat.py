@@ -62,7 +62,8 @@ def chat(model: str, dtype: str, device: str, delta: str | None, compare: bool, 
         require("prompt_toolkit")
         prompts = []
     else:
-        prompts = [line for line in read_stdin("the text").split("\n") if line.strip()]
+        lines = read_stdin("the text").split("\n")
+        prompts = [line.removesuffix("\r") for line in lines if line.strip()]
         if not prompts:
             raise UserError("stdin: expected one prompt per line, got none")
     decoder = load(model, dtype, device)

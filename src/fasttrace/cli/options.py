@@ -343,9 +343,11 @@ def emit(rows: "Rows | pa.Table", as_json: bool, title: str | None = None) -> No
 def read_stdin(what: str) -> str:
     """All of stdin. what: its name in the UserError that is raised where it is not UTF-8 text."""
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
+        text = sys.stdin.read()
+        text.encode()  # in the C locale, Python reads other bytes as halves of surrogate pairs
+    except UnicodeError as error:
         raise UserError(f"{what} on stdin is not UTF-8 text") from error
+    return text
 
 
 def open_store(path: str | None) -> Any:

@@ -32,8 +32,8 @@ R = TypeVar("R")
 
 
 class Takes(Generic[P, S]):
-    """A decorator that turns the last parameter of a function or method, an S, into keywords. One or two parameters come
-    before it."""
+    """A decorator that turns a function's last parameter, an S, into keywords. One or two parameters come before it, of
+    which the self of a method is one."""
 
     def __init__(self, arguments: Callable[P, S]) -> None:
         self.arguments = cast(type, arguments)

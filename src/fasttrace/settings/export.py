@@ -27,4 +27,4 @@ class ExportSettings:
 
     def __attrs_post_init__(self) -> None:
         if self.rank is not None and self.format != "peft":
-            raise refusal(self, "rank", "a rank only with format peft", f"one with {self.format}")
+            raise refusal(self, "rank", "a rank only with format peft", f"one with format {self.format}")
