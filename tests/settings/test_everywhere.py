@@ -10,8 +10,11 @@ import pytest
 import fasttrace as ft
 from fasttrace.analysis.commands import KINDS, run_commands
 from fasttrace.cli import cli
+from fasttrace.editing import EditResult
 from fasttrace.settings.base import RUN_COLUMNS, run_settings, settings_of, text_of
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.export import ExportSettings
+from fasttrace.settings.generate import GenerateSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings
 from fasttrace.settings.methods import METHODS, hyperparameters, method_settings
 from fasttrace.settings.moments import MomentSettings
@@ -21,10 +24,13 @@ from fasttrace.study import load_study
 
 FUNCTIONS = {
     TraceSettings: ft.trace, EditSettings: ft.edit, MassSettings: ft.mass_edit, MomentSettings: ft.second_moments,
+    GenerateSettings: ft.generate, ExportSettings: EditResult.export,
 }  # fmt: skip
 VERBS = {
     "trace": TraceSettings, "edit": EditSettings, "mass": MassSettings, "stats": MomentSettings, "tune": TuneSettings,
+    "chat": GenerateSettings, "export": ExportSettings,
 }  # fmt: skip
+ARGUMENTS = {"export": [__file__, "a-new-folder"]}  # that a verb needs
 # Settings that a study file names otherwise or has in another table. None: it follows from other keys.
 ELSEWHERE = {
     "trace": {"keep": None},
@@ -86,7 +92,7 @@ def test_the_command_line_has_every_setting(verb):
             assert all(name in option.help for name in hyperparameters())
             continue
         assert option.help == one.description
-        context = cli.get_command(None, verb).make_context(verb, [])
+        context = cli.get_command(None, verb).make_context(verb, [*ARGUMENTS.get(verb, ())])
         assert context.params[one.name] == one.default
 
 

@@ -2,6 +2,7 @@
 
 from fasttrace.editing.delta import apply_delta, load_delta
 from fasttrace.editing.edit import edit, prepare_edit
+from fasttrace.editing.generate import generate
 from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
 from fasttrace.editing.moments import Moments, second_moments
 from fasttrace.editing.plan import EditResult
@@ -12,6 +13,7 @@ __all__ = [
     "Moments",
     "apply_delta",
     "edit",
+    "generate",
     "load_delta",
     "mass_edit",
     "prepare_edit",

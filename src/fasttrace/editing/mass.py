@@ -22,15 +22,17 @@ from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
     UNMOVED,
+    Applied,
     LowRank,
     Update,
+    apply_delta,
     edited_view,
-    export_model,
     save_delta,
     summed,
 )
 from fasttrace.editing.edit import own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
+from fasttrace.editing.export import export_edit
 from fasttrace.editing.methods.base import Past
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan, say_waiting
@@ -47,6 +49,7 @@ from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
@@ -93,14 +96,25 @@ class MassResult:
     models: int = 1
     sequence: EditSequence = field(default_factory=EditSequence, repr=False)
 
-    @checked
-    def export(self, folder: str | Path) -> Path:
-        """Write the model with all the edits in its weights, as a folder that plain transformers loads.
+    @takes(ExportSettings)
+    def export(self, folder: str | Path, given: ExportSettings) -> Path:
+        """Write the model with all the edits in its weights, as a folder that plain transformers loads, or only the
+        edits.
 
         Raises UserError where the edits are of several cases, each in a model of its own.
         """
         self._check_one("export")
-        return export_model(self.model, self.updates, folder)
+        return export_edit(self.model, self.updates, folder, given).folder
+
+    @checked
+    def applied(self) -> Applied:
+        """Apply all the edits to the model's weights in memory. `with many.applied() as model:` removes them at the
+        end.
+
+        Raises UserError as `export`, and ModelError as `apply_delta`.
+        """
+        self._check_one("applied")
+        return apply_delta(self.model, self.updates)
 
     @checked
     def save_delta(self, path: str | Path) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.after import After
-from fasttrace.editing.delta import NO_NUMBER, Edit, export_model, finite_edit, save_delta, zero_edit
+from fasttrace.editing.delta import NO_NUMBER, Applied, Edit, apply_delta, finite_edit, save_delta, zero_edit
 from fasttrace.editing.essence import TOKENS, essence_texts
+from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.methods import Solve
 from fasttrace.editing.methods.finetune import NOISE_ROWS, Example, FineTuneBatch
@@ -39,7 +40,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption
 from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run
-from fasttrace.settings.arguments import checked
+from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.methods import (
@@ -108,14 +109,23 @@ class EditResult:
     edits: list[Edit] = field(repr=False)
     model: Decoder = field(repr=False)
 
-    @checked
-    def export(self, folder: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
-        """Write the model with one edit in its weights, as a folder that plain transformers loads.
+    @takes(ExportOneArguments)
+    def export(self, folder: str | Path, given: ExportOneArguments) -> Path:
+        """Write the model with one edit in its weights, as a folder that plain transformers loads, or only the edit.
 
-        fact_id, layer: which edit, if the result has several. Raises UserError where no edit or more than one matches,
-        or the folder exists and is not empty.
+        Raises UserError where no edit or more than one matches, or the folder exists and is not empty.
         """
-        return export_model(self.model, self._one("export", fact_id, layer).updates, folder)
+        updates = self._one("export", given.fact_id, given.layer).updates
+        return export_edit(self.model, updates, folder, given).folder
+
+    @checked
+    def applied(self, *, fact_id: str | None = None, layer: int | None = None) -> Applied:
+        """Apply one edit to the model's weights in memory. `with edit.applied() as model:` removes it at the end.
+
+        fact_id, layer: as in `export`. Raises UserError where no edit or more than one matches, and ModelError as
+        `apply_delta`.
+        """
+        return apply_delta(self.model, self._one("applied", fact_id, layer).updates)
 
     @checked
     def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
