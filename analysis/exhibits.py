@@ -11,13 +11,13 @@ from fasttrace.store import Readable
 from .exhibit import Exhibit
 from .exhibits_r2 import pairs, r2
 from .exhibits_roles import corruptions, roles
-from .exhibits_scores import kinds, layers, mass
+from .exhibits_scores import generated, kinds, layers, mass
 from .exhibits_tokens import tokens
 from .exhibits_tracing import curve, peaks
 from .relation import one_reading
 
 EXHIBITS: tuple[Callable[[Readable], Exhibit | None], ...] = (
-    *(r2, pairs, layers, kinds),
+    *(r2, pairs, layers, kinds, generated),
     *(curve, peaks, roles, corruptions, tokens),
     mass,
 )

@@ -153,6 +153,8 @@ def kinds(store: Readable) -> Exhibit | None:
         Column("match_before", "match before", **VALUE),
         Column("match_after", "match after", **VALUE),
     ]
+    if any(row["exact_after"] is not None for row in rows):
+        columns += [Column("exact_after", "exact text", **VALUE), Column("prefix_after", "text begins", **VALUE)]
     return Exhibit(
         key="kinds",
         section="layers" if any(row["n_edits"] is None for row in rows) else "mass",
@@ -164,6 +166,43 @@ def kinds(store: Readable) -> Exhibit | None:
         data=table,
         runs=run_ids(rows),
         table=Table("Mean scores by kind of prompt.", columns, rows),
+    )
+
+
+def generated(store: Readable) -> Exhibit | None:
+    source = Source(relation, ("teacher_forcing_gap",), "teacher_forcing_gap")
+    table = source.table(store)
+    rows = table.to_pylist()
+    if not rows:
+        return None
+    counted = any(row["n_edits"] is not None for row in rows)
+    shares = ["p_after", "forced", "exact", "prefix"]
+    if any(row["judged"] is not None for row in rows):
+        shares.append("judged")
+    names = {"p_after": "p", "exact": "exact text", "prefix": "text begins"}
+    columns = [
+        *keys_of(rows),
+        Column("layer", "layer", str, numeric=True),
+        *([Column("n_edits", "edits in the model", **COUNT)] if counted else []),
+        Column("kind", "kind", choose=True),
+        Column("expect", "expected to be", or_dash),
+        Column("prompts", "prompts", **COUNT),
+        *(Column(name, names.get(name, name), **VALUE) for name in shares),
+        Column("gap_exact", "forced − exact", **VALUE),
+        Column("gap_prefix", "forced − begins", **VALUE),
+    ]
+    return Exhibit(
+        key="generated",
+        section="layers" if any(row["n_edits"] is None for row in rows) else "mass",
+        title="What the model says by itself after an edit",
+        caption="Shares of prompts. Forced: every token of the answer is the likeliest after the tokens before it. "
+        "Exact, begins: the model’s own greedy text is the answer, or begins with it, once case, accents, articles and "
+        "punctuation are taken away. p is the mean probability of the answer. Where nothing should change, the answer "
+        "is the true one.",
+        source=source,
+        data=table,
+        runs=run_ids(rows),
+        table=Table("What the model says by itself after an edit.", columns, rows),
     )
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fasttrace.facts import Fact
 
 KIND_COLUMNS = ["kind", "expect", "prompts", "score", "p_before", "p_after", "match_before", "match_after"]
+GENERATED_COLUMNS = ["exact_after", "prefix_after"]
 EDIT_COLUMNS = "fact_id, layer, rewrite, paraphrase, neighborhood, essence, overall, p_before, p_after, reason"
 Kind = TypeVar("Kind", bound=EditingSettings)
 
@@ -141,9 +142,9 @@ def _stored(store: Any, edits: dict[str, Any], columns: str) -> "pa.Table":
 
 
 def _emit_kinds(work: Work, run_id: str) -> None:
-    """Print a stored run's mean scores by kind of prompt, as text, where the facts have probes of more kinds than the
-    paper's scores have columns for."""
-    if work.store is None or work.as_json or not any(fact.probes for fact in work.load_facts()):
+    """Print a stored run's mean scores by kind of prompt, as text, where prompts were continued or where facts have
+    probes of more kinds than the paper's scores have columns for."""
+    if work.store is None or work.as_json:
         return
     import pyarrow.compute as pc
 
@@ -153,9 +154,13 @@ def _emit_kinds(work: Work, run_id: str) -> None:
         click.echo(f"{before} edits of this run were stored before their facts had probes: use another store", err=True)
     kinds = relation(ft.Store(work.store), "scores_by_kind")
     mine = kinds.filter(pc.equal(kinds["edit_run_id"], run_id))
+    generated = [] if mine["exact_after"].null_count == len(mine) else GENERATED_COLUMNS
+    if not generated and not any(fact.probes for fact in work.load_facts()):
+        return
     counted = [] if mine["n_edits"].null_count else ["n_edits"]
+    columns = ["layer", *counted, *KIND_COLUMNS, *generated]
     click.echo()
-    emit(mine.select(["layer", *counted, *KIND_COLUMNS]), False, title="By kind of prompt, over the edits of this run")
+    emit(mine.select(columns), False, title="By kind of prompt, over the edits of this run")
 
 
 def _known(work: Work, decoder: Any, loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":

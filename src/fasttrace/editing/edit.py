@@ -9,6 +9,7 @@ from fasttrace.editing.after import After
 from fasttrace.editing.contexts import method_contexts
 from fasttrace.editing.essence import essence_prompt
 from fasttrace.editing.hyperparameters import say_whose, settings_for, shape_of, window_of
+from fasttrace.editing.judge import Judge, judge_of
 from fasttrace.editing.methods import solve_of
 from fasttrace.editing.moments import Moments, second_moments
 from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
@@ -36,6 +37,8 @@ from fasttrace.settings.methods import (
 )
 from fasttrace.settings.moments import MomentSettings
 
+JUDGE_HELP = "Function that is asked as judge(prompt, answers, text) whether a continuation gives one of the answers"
+
 
 @settings("edit")
 class _EditKeywords(EditSettings, Hyperparameters):
@@ -47,6 +50,7 @@ class _EditKeywords(EditSettings, Hyperparameters):
     moments: Moments | None = argument(
         default=None, help="Second moments of the keys, which fine-tuning does not need; by default they are collected"
     )
+    judge: Judge | None = argument(default=None, help=JUDGE_HELP)
 
 
 @settings("edit")
@@ -105,6 +109,7 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     model.check_resident("edit")
     if METHODS[asked.method].solved:
         model.check_moments(asked.method)
+    judge = judge_of(asked, given.judge)
     layers = _layers(model, asked)
     encoded = _encoded(model, facts, asked, problem)
     tuned = isinstance(own, FineTuneSettings)
@@ -142,10 +147,11 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         moments=moments,
         solve=solve_of(asked.method, own, moments),
         after=After(model, settled),
+        judge=judge,
         corruption=corruption,
         noise_targets=noise_targets,
         left_out=_too_unlikely(model, encoded) if problem.minimise else {},
-        run=_run(model, settled, own, templates, moments, corruption),
+        run=_run(model, settled, own, templates, moments, corruption, given.judge),
     )
 
 
@@ -262,6 +268,7 @@ def _run(
     templates: list[str],
     moments: Moments | None,
     corruption: Corruption | None,
+    judge: Judge | None,
 ) -> Run:
     """The `runs` row, without the settings that the method and the problem do not read."""
     unread: tuple[str, ...] = () if corruption is not None else ("sigma", "noise", "noise_sample", "score_noise_sample")
@@ -270,6 +277,8 @@ def _run(
         unread += ("contexts", "corpus", "corpus_tokens", "ridge")
     else:
         fetched = {"templates": templates, "moments": moments.key}
+    if judge is not None:
+        fetched["judge"] = getattr(judge, "__qualname__", type(judge).__qualname__)
     named = {**run_settings(settled, without=unread), **fetched, **run_settings(own)}
     return describe_run("edit", model, named, seed=settled.seed, protocol=settled.protocol)
 
@@ -293,7 +302,7 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
     asked = carried(EditSettings, given, hyperparameters=own_settings(given))
-    plan = prepare_edit(model, facts, settings=asked, moments=given.moments)
+    plan = prepare_edit(model, facts, settings=asked, moments=given.moments, judge=given.judge)
     parts = list(plan.batches(progress=given.progress))
     return EditResult(
         {**plan.run, "seconds": sum(p.run["seconds"] for p in parts)},

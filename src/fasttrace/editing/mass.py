@@ -30,13 +30,15 @@ from fasttrace.editing.delta import (
     save_delta,
     summed,
 )
-from fasttrace.editing.edit import own_settings, prepare_edit
+from fasttrace.editing.edit import JUDGE_HELP, own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.export import export_edit
+from fasttrace.editing.judge import Judge
 from fasttrace.editing.methods.base import Past
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan, say_waiting
-from fasttrace.editing.scores import PROMPT_COLUMNS, Reading, ScoredPrompt, Scorer, prompt_rows, score_row
+from fasttrace.editing.prompts import PROMPT_COLUMNS, prompt_rows
+from fasttrace.editing.scores import Reading, ScoredPrompt, Scorer, score_row
 from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
 from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
@@ -254,7 +256,7 @@ class MassPlan:
             read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
             about = {"position": self.start.n_edits + position + 1, "condition": so_far.condition}
             state.scores.append(self._scores(n_edits, fact, *read, so_far.unseen.get(fact.fact_id)) | about)
-            found = prompt_rows(*read, plan.problem, plan.settings.protocol)
+            found = prompt_rows(*read, plan.problem, plan.settings.protocol, plan.model.tokenizer, plan.judge)
             state.prompts += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in found]
 
     def _solve(
@@ -363,7 +365,8 @@ def _is_whole(fact: EncodedFact, made: Counter[str | None]) -> bool:
 def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[Reading]:
     """What is read of each fact's prompts in `model`."""
     parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
-    return [reading for part in parts for reading in Scorer(model, part, (), plan.scoring_corruption).before]
+    found = [reading for part in parts for reading in Scorer(model, part, (), plan.scoring_corruption).before]
+    return plan.with_model(model).with_texts(found, prompts)
 
 
 def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
@@ -381,6 +384,7 @@ class _MassKeywords(MassSettings, Hyperparameters):
     moments: Moments | None = argument(
         default=None, help="Second moments of the keys, which fine-tuning does not need; by default they are collected"
     )
+    judge: Judge | None = argument(default=None, help=JUDGE_HELP)
 
 
 @settings("mass")
@@ -423,6 +427,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
         facts,
         settings=carried(EditSettings, asked, layers=[layer], **same),
         moments=given.moments,
+        judge=given.judge,
         progress=given.progress,
     )
     left = [fact for fact in plan.encoded if fact.fact_id not in plan.left_out]
@@ -461,7 +466,7 @@ def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     Raises the errors of `edit`, and UserError where no fact is left to edit.
     """
     asked = carried(MassSettings, given, hyperparameters=own_settings(given))
-    plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments)
+    plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments, judge=given.judge)
     result = plan.compute(progress=given.progress)
     plan.checkpoint.unlink(missing_ok=True)
     return result

@@ -12,21 +12,23 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.after import After
+from fasttrace.editing.continuations import continuations
 from fasttrace.editing.delta import NO_NUMBER, Applied, Edit, apply_delta, finite_edit, save_delta, zero_edit
 from fasttrace.editing.essence import TOKENS, essence_texts
 from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
+from fasttrace.editing.judge import Judge
 from fasttrace.editing.methods import Solve
 from fasttrace.editing.methods.finetune import NOISE_ROWS, Example, FineTuneBatch
 from fasttrace.editing.methods.rome import solve_rome
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import Problem
+from fasttrace.editing.prompts import PROMPT_COLUMNS, prompt_rows
 from fasttrace.editing.scores import (
-    PROMPT_COLUMNS,
+    Reading,
     ScoredPrompt,
     Scorer,
     prompt_count,
-    prompt_rows,
     score_row,
     scored_prompts,
 )
@@ -151,6 +153,7 @@ class EditPlan:
     settings: the given ones, with the σ, number of contexts and corpus that are used. hyperparameters: every value of
     the method. contexts: prompt templates, "{}" first; empty for fine-tuning. moments: None for fine-tuning.
     solve: None for ROME and fine-tuning. after: what is done to updates, relative to the unedited model's weights.
+    judge: of continuations, if any.
     noise_targets: fact_id → o_noise, if that is the problem's target. left_out: fact_id → why the fact is not edited.
     """
 
@@ -164,6 +167,7 @@ class EditPlan:
     moments: Moments | None
     solve: Solve | None
     after: After
+    judge: Judge | None
     corruption: Corruption | None
     noise_targets: dict[str, tuple[int, ...]]
     left_out: dict[str, str]
@@ -317,10 +321,19 @@ class EditPlan:
         prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
         scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], self.scoring_corruption)
         after = scorer.after([(number[e.fact_id], e) for e in edits])
+        unedited = self.with_texts(scorer.before, prompts)
+        changed = [i for i, e in enumerate(edits) if e.changes()]
+        mine = [number[e.fact_id] for e in edits]
+        after = [one._replace(texts=unedited[fact].texts) for one, fact in zip(after, mine, strict=True)]
+        again = self.with_texts(
+            [after[i] for i in changed], [prompts[mine[i]] for i in changed], [edits[i] for i in changed]
+        )
+        for i, reading in zip(changed, again, strict=True):
+            after[i] = reading
         scores, rows = [], []
         for edit, reading in zip(edits, after, strict=True):
             fact = number[edit.fact_id]
-            before = scorer.before[fact]
+            before = unedited[fact]
             name = self._name(edit.fact_id, edit.layer)
             read = prompts[fact], before, reading, self.problem, self.settings.protocol
             scores.append(
@@ -335,8 +348,27 @@ class EditPlan:
                     "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }
             )
-            rows += [{**name, **row} for row in prompt_rows(*read)]
+            rows += [{**name, **row} for row in prompt_rows(*read, self.model.tokenizer, self.judge)]
         return self._result(facts, scores, rows, edits)
+
+    def with_texts(
+        self, readings: list[Reading], prompts: list[list[ScoredPrompt]], edits: list[Edit] | None = None
+    ) -> list[Reading]:
+        """The readings with the greedy continuation of every prompt, if it is asked for. edits: that of each reading,
+        or None for the plan's model as it is."""
+        asked = self.settings
+        if not asked.generate or not readings:
+            return readings
+        texts = continuations(
+            self.model,
+            prompts,
+            length=asked.generate,
+            stop=asked.stop,
+            memory=parse_bytes(asked.memory),
+            edits=edits,
+            corruption=self.scoring_corruption,
+        )
+        return [one._replace(texts=mine) for one, mine in zip(readings, texts, strict=True)]
 
     def prompts(
         self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = (), *, cases: bool = False

@@ -5,12 +5,11 @@ with the MLP output W k + Λ (u·k) or W k + D k. The edits of a batch share the
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -73,15 +72,18 @@ class Reading(NamedTuple):
 
     logp: (prompts, targets) float64 log-probabilities, NaN where a prompt has no such target. match: (prompts, targets)
     whether each token of the target is the likeliest, as it follows the tokens before it: whether greedy decoding gives
-    this target. It is False where a prompt is not answered by that target.
+    this target. It is False where a prompt is not answered by that target. texts: the greedy continuation of each
+    prompt (`editing.continuations`), None where it is not asked for.
     """
 
     logp: np.ndarray
     match: np.ndarray
+    texts: tuple[str | None, ...] | None = None
 
     def of(self, prompts: Sequence[int]) -> "Reading":
         """The reading of some of the prompts."""
-        return Reading(self.logp[list(prompts)], self.match[list(prompts)])
+        texts = None if self.texts is None else tuple(self.texts[i] for i in prompts)
+        return Reading(self.logp[list(prompts)], self.match[list(prompts)], texts)
 
     def lost(self, before: "Reading") -> bool:
         """Whether there is no number where there was one before."""
@@ -444,50 +446,3 @@ def score_row(
         "ppl_before": ppl_before,
         "ppl_after": ppl_after,
     }
-
-
-_P_COLUMNS = [f"{name}_{when}" for name in ("p", "p_true", "p_false") for when in ("before", "after")]
-PROMPT_COLUMNS = [
-    ("kind", pa.string()),
-    ("prompt_index", pa.int32()),
-    ("prompt", pa.string()),
-    ("target_tokens", pa.int32()),
-    *((name, pa.float64()) for name in _P_COLUMNS),
-    ("expect", pa.string()),
-    ("answer", pa.string()),
-    ("match_before", pa.bool_()),
-    ("match_after", pa.bool_()),
-    ("score", pa.float64()),
-]
-
-
-def prompt_rows(
-    prompts: Sequence[ScoredPrompt], before: Reading, after: Reading, problem: Problem, protocol: str
-) -> Iterator[dict[str, Any]]:
-    """A row of PROMPT_COLUMNS per prompt.
-
-    p_before and p_after are of the edit's target, or of the likeliest of the probe's own answers before and after.
-    answer: the likeliest of them after the edit. target_tokens: the number of its tokens, or the target's.
-    match_before, match_after: whether greedy decoding gives the edit's target, for a neighborhood prompt o_true, and
-    for a probe with answers one of them.
-    """
-    scores = prompt_scores(prompts, before, after, problem, protocol)
-    own = own_answers(prompts, before), own_answers(prompts, after)
-    for i, prompt in enumerate(prompts):
-        best = 0 if not prompt.answers else int(np.argmax(after.logp[i, : len(prompt.answers)]))
-        columns = [np.exp(one.logp[i, column]) for column in (EDITED, TRUE, FALSE) for one in (before, after)]
-        if prompt.answers:
-            columns = [own[0][i], own[1][i], *[np.nan] * 4]
-        matches = [bool(one.match[i, prompt.matched].any()) for one in (before, after)]
-        yield {
-            "kind": prompt.kind,
-            "prompt_index": prompt.index,
-            "prompt": prompt.text,
-            "target_tokens": len(prompt.targets[best] or ()),
-            **{name: None if np.isnan(p) else float(p) for name, p in zip(_P_COLUMNS, columns, strict=True)},
-            "expect": prompt.expect,
-            "answer": prompt.answers[best] if prompt.answers else None,
-            "match_before": matches[0] if prompt.expect else None,
-            "match_after": matches[1] if prompt.expect else None,
-            "score": None if np.isnan(scores[i]) else float(scores[i]),
-        }

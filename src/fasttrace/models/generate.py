@@ -16,6 +16,9 @@ from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
 from fasttrace.ops.prefix_attention import Sequences, sequence_table
 
+# change(layer, key (N, m), value (N, d), begin (texts + 1,)) → (N, d), the MLP's output as edits change it. Text t has
+# rows begin[t] … begin[t + 1] − 1.
+RowChange = Callable[[int, Tensor, Tensor, np.ndarray], Tensor]
 BLOCK = 256  # tokens whose probabilities are summed as one block in a draw
 
 
@@ -118,6 +121,8 @@ def greedy_tokens(
     *,
     keep_end: bool = False,
     done: Callable[[Sequence[int]], bool] | None = None,
+    change: RowChange | None = None,
+    embedded: Callable[[Batch], Tensor] | None = None,
 ) -> list[list[int]]:
     """Greedy continuation of each prompt (token ids), at most `length` tokens. Prompts may have different lengths.
 
@@ -126,6 +131,8 @@ def greedy_tokens(
 
     done: whether a text is complete, given all its new tokens so far. No token is drawn once all texts are complete.
     Until then a complete text goes on with the others, so the caller cuts it.
+    change: what edits make of the MLP's output. embedded: the input of block 0 at the prompts' tokens, by default that
+    of their embeddings.
 
     Raises ModelError where a prompt alone has more tokens than the model has positions.
     """
@@ -134,8 +141,8 @@ def greedy_tokens(
         model.check_length(len(prompt), "a prompt to continue")
     room = torch.tensor([model.room(len(prompt), length) for prompt in prompts])
     steps = int(room.max())
-    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], steps)
-    h = cache.read(pack(model, prompts))
+    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], steps, change)
+    h = cache.read(pack(model, prompts), embedded)
     ids = torch.empty((len(prompts), steps), dtype=torch.int64)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     for step in range(steps):
@@ -169,8 +176,10 @@ def _scores(model: Decoder, h: Tensor) -> Tensor:
 class _KeyValueCache:
     """Keys and values of texts in progress: `room` rows per text and layer, extended in place."""
 
-    def __init__(self, model: Decoder, lengths: Sequence[int], new_tokens: int) -> None:
-        self.model = model
+    def __init__(
+        self, model: Decoder, lengths: Sequence[int], new_tokens: int, change: RowChange | None = None
+    ) -> None:
+        self.model, self.change = model, change
         self.length = np.asarray(lengths, dtype=np.int64)
         self.room = int(self.length.max()) + new_tokens
         rows = len(lengths) * self.room
@@ -179,11 +188,13 @@ class _KeyValueCache:
             for block in model.blocks
         ]
 
-    def read(self, batch: Batch) -> Tensor:
+    def read(self, batch: Batch, embedded: Callable[[Batch], Tensor] | None = None) -> Tensor:
         """Run whole prompts. Return the (rows, d) residual at the last token of each."""
         begin = np.arange(len(batch.lengths)) * self.room
         place = torch.from_numpy(np.repeat(begin, batch.lengths)).to(batch.ids.device) + batch.positions
-        h = self._blocks(embed(self.model, batch.ids, batch.positions), batch.positions, place, batch.sequences)
+        h = embed(self.model, batch.ids, batch.positions) if embedded is None else embedded(batch)
+        self.rows = np.append(0, np.cumsum(batch.lengths))
+        h = self._blocks(h, batch.positions, place, batch.sequences)
         return h[batch.last_rows.to(h.device)]
 
     def step(self, ids: Tensor) -> Tensor:
@@ -194,6 +205,7 @@ class _KeyValueCache:
         positions = torch.from_numpy(self.length if most is None else self.length.clip(max=most - 1)).to(ids.device)
         place = torch.from_numpy(begin + self.length).to(ids.device)
         self.length = self.length + 1
+        self.rows = np.arange(len(ids) + 1)
         table = sequence_table(q_begin=np.arange(len(ids)), q_len=1, k_begin=begin, k_len=self.length)
         return self._blocks(embed(self.model, ids, positions), positions, place, Sequences(table), whole=True)
 
@@ -207,19 +219,20 @@ class _KeyValueCache:
         rotary = self.model.rotary(positions)
         for layer, block in self.model.layers():
             h, rotary, place = h.to(block.device), bring(rotary, block.device), place.to(block.device)
-            h = self._block(block, h, rotary, self.layers[layer], place, sequences, whole)
+            h = self._block(layer, block, h, rotary, place, sequences, whole)
         return h
 
     def _block(
         self,
+        layer: int,
         block: Block,
         h: Tensor,
         rotary: Rotary,
-        cached: Tensor,
         place: Tensor,
         sequences: Sequences,
         whole: bool,
     ) -> Tensor:
+        cached = self.layers[layer]
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
         cached[0, place], cached[1, place] = k, v
@@ -227,7 +240,11 @@ class _KeyValueCache:
             k, v = cached
         q = block.query(x, rotary)
         resid_mid = h + block.attn_out(mix(block, q, k, v, sequences))
-        return resid_mid + mlp(block, h if block.parallel else resid_mid)
+        entering = h if block.parallel else resid_mid
+        if self.change is None:
+            return resid_mid + mlp(block, entering)
+        key = block.mlp_key(block.mlp_norm(entering))
+        return resid_mid + block.mlp_add(self.change(layer, key, block.mlp_value(key), self.rows))
 
 
 def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import continue_tokens, end_ids, greedy_tokens
 from fasttrace.models.stops import cut
 from fasttrace.settings.arguments import takes
-from fasttrace.settings.generate import GenerateArguments, GenerateSettings
+from fasttrace.settings.generate import GenerateArguments, GenerateSettings, Stop
 from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS
 
 
@@ -43,18 +43,18 @@ def continued(
         model.check_length(len(prompt), "a prompt to continue")
     rooms = [model.room(len(prompt), asked.max_new_tokens) for prompt in ids]
     # Texts that are generated together have as many rows for keys and values as the longest.
-    size = (max(map(len, ids)) + max(rooms)) * _token_bytes(model)
+    size = (max(map(len, ids)) + max(rooms)) * token_bytes(model)
     budget = min(parse_bytes(asked.memory), at_once * size)
     for numbers in pack_by_budget(range(len(ids)), lambda _: size, budget):
         together = [ids[i] for i in numbers]
         length = max(rooms[i] for i in numbers)
         if asked.top_k == 1:
-            done = _is_cut(model, asked) if asked.stop is not None else None
+            done = is_cut(model, asked.stop) if asked.stop is not None else None
             drawn = greedy_tokens(model, together, length, done=done)
         else:
             drawn = _sampled(model, together, length, [[asked.seed, i] for i in numbers], asked.top_k)
         for prompt, new in zip(together, drawn, strict=True):
-            yield cut(_text(model, prompt, new), asked.stop)
+            yield cut(text_after(model, prompt, new), asked.stop)
 
 
 def _prompt_ids(model: Decoder, prompt: str, chat_template: bool) -> list[int]:
@@ -90,7 +90,7 @@ def _message_ids(model: Decoder, prompt: str) -> list[int]:
     return list(model.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _token_bytes(model: Decoder) -> int:
+def token_bytes(model: Decoder) -> int:
     """Bytes of a token in progress: its keys and values in every layer, and activations of about 8 d + 3 m numbers."""
     kept = sum(2 * block.n_kv_heads * block.head_dim for block in model.blocks)
     return (kept + 8 * model.width + 3 * model.key_width) * model.embed_weight.element_size()
@@ -112,17 +112,17 @@ def _decoded(model: Decoder, ids: Sequence[int]) -> str:
     return str(text)
 
 
-def _text(model: Decoder, prompt: Sequence[int], new: Sequence[int]) -> str:
+def text_after(model: Decoder, prompt: Sequence[int], new: Sequence[int]) -> str:
     """The text of the new tokens as it follows the prompt. Some tokenizers drop a space at the begin of a text."""
     before, whole = _decoded(model, prompt), _decoded(model, [*prompt, *new])
     return whole.removeprefix(before) if whole.startswith(before) else _decoded(model, new)
 
 
-def _is_cut(model: Decoder, asked: GenerateSettings) -> Callable[[Sequence[int]], bool]:
+def is_cut(model: Decoder, stop: Stop) -> Callable[[Sequence[int]], bool]:
     """Whether a text with these new tokens goes beyond where it stops, so that more tokens change nothing."""
 
     def done(new: Sequence[int]) -> bool:
         text = _decoded(model, new)
-        return len(cut(text, asked.stop)) < len(text)
+        return len(cut(text, stop)) < len(text)
 
     return done

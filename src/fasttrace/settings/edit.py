@@ -8,7 +8,8 @@ from fasttrace.errors import shown
 
 from .base import arguments_of, refusal, resolve, setting, settings
 from .common import NoiseSettings, RunSettings
-from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_TOKENS, MOST_WEIGHT, Bounds, kind_of
+from .generate import Stop
+from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_SECONDS, MOST_TOKENS, MOST_WEIGHT, Bounds, kind_of
 from .methods import METHODS, SOLVED, Method, MethodSettings, method_settings
 from .moments import CORPUS_TOKENS, CorpusSettings
 
@@ -69,6 +70,28 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         names_run="always",
         help="Tokens of the corpus to read for the second moments",
     )
+    generate: int = setting(
+        default=0,
+        least=0,
+        most=MOST_ITEMS,
+        unit="tokens",
+        help="Longest greedy continuation of every scored prompt, before and after the edit, which is stored as text "
+        "and matched with the answer; 0 generates nothing",
+    )
+    stop: Stop | None = setting(
+        default="sentence",
+        help="Where a continuation ends early: after its first line or sentence; none goes on to the last token",
+    )
+    judge_url: str | None = setting(
+        default=None,
+        names_run="never",
+        help="OpenAI-compatible address whose model judges every continuation after the edit, as in "
+        "http://localhost:8000/v1; the key is in FASTTRACE_JUDGE_KEY or OPENAI_API_KEY; by default nothing is asked",
+    )
+    judge_model: str | None = setting(default=None, help="Name of the model at judge_url")
+    judge_timeout: float = setting(
+        default=30.0, above=0, most=MOST_SECONDS, names_run="never", unit="seconds", help="Time for one judgement"
+    )
     after: Literal["nothing", "rect", "prune"] = setting(
         default="nothing",
         help="What is done to an update: nothing; rect keeps the entries that change their weights most; prune presses "
@@ -113,6 +136,9 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         for name, owner in (("rect_share", "rect"), ("prune_base", "prune")):
             if getattr(self, name) != arguments_of(type(self))[name].default and self.after != owner:
                 raise refusal(self, name, f"a value only with after {owner}", f"one with after {self.after}")
+        if (self.judge_url is None) != (self.judge_model is None):
+            missing = "judge_url" if self.judge_url is None else "judge_model"
+            raise refusal(self, missing, "a value, as judge_url and judge_model belong together", "none")
         if self.contexts is None:
             resolve(self, "contexts", METHODS[self.method].contexts or 0)
         if isinstance(self.hyperparameters, Mapping):

@@ -12,13 +12,23 @@ from importlib.resources import files
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
 
 # Version → relation → {a column's name in the version before: its name since}.
 _RENAMED = {6: {"mass_edits": {"landed": "n_edits"}}}
+_GENERATED = {
+    "generated_before": "VARCHAR",
+    "generated_after": "VARCHAR",
+    "exact_before": "BOOLEAN",
+    "exact_after": "BOOLEAN",
+    "prefix_before": "BOOLEAN",
+    "prefix_after": "BOOLEAN",
+    "judged_after": "BOOLEAN",
+    "judge_error": "VARCHAR",
+}
 # Version → relation → {a column that it adds: its type}.
 _ADDED = {
     7: {"facts": {"target_prefix": "VARCHAR"}},
@@ -63,6 +73,7 @@ _ADDED = {
             "score": "DOUBLE",
         },
     },
+    11: {"edit_prompts": _GENERATED, "mass_prompts": _GENERATED},
 }
 
 # Version → relation → the columns of the version before that it has no more.

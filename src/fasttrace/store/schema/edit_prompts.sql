@@ -9,6 +9,9 @@
 -- for essence texts). match_* = whether greedy decoding gives one of the answers (without any: the edit's target, and
 -- o_true where nothing should change). score = 1 for full success (docs/algorithms.md, section 18), NULL where there is
 -- none. The last five are NULL in rows of older stores.
+-- generated_* = the greedy continuation of the prompt as text, exact_* and prefix_* = whether it is one of the answers, or
+-- begins with one, once both are normalised (editing.answers). judged_after = what a judge says of the text after the
+-- edit, judge_error = why it said nothing. All are NULL where they were not asked for.
 -- No index: statements/add_edit_prompts.sql and guard_edit_prompts.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS edit_prompts (
     run_id         VARCHAR NOT NULL,
@@ -32,5 +35,13 @@ CREATE TABLE IF NOT EXISTS edit_prompts (
     answer         VARCHAR,
     match_before   BOOLEAN,
     match_after    BOOLEAN,
-    score          DOUBLE
+    score          DOUBLE,
+    generated_before VARCHAR,
+    generated_after  VARCHAR,
+    exact_before   BOOLEAN,
+    exact_after    BOOLEAN,
+    prefix_before  BOOLEAN,
+    prefix_after   BOOLEAN,
+    judged_after   BOOLEAN,
+    judge_error    VARCHAR
 );

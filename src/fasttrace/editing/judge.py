@@ -1,0 +1,80 @@
+"""A judge of generated answers: a function, or a model behind an OpenAI-compatible address.
+
+A judge says whether a text answers a prompt with one of the expected answers. An error of the judge, such as a
+time-out, is stored beside the text and stops nothing.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fasttrace.errors import UserError
+from fasttrace.optional import require
+from fasttrace.settings.edit import EditingSettings
+
+# judge(prompt, answers, text) → whether the text, which follows the prompt, gives one of the answers.
+Judge = Callable[[str, Sequence[str], str], bool]
+KEYS = ("FASTTRACE_JUDGE_KEY", "OPENAI_API_KEY")
+AT_ONCE = 8  # questions that are asked at the same time
+QUESTION = """\
+A language model continued a text. Does its continuation give one of the expected answers, without contradicting it?
+A longer or differently worded continuation counts, if it means the same. Reply with YES or NO and nothing else.
+
+Text: {prompt}
+Expected: {answers}
+Continuation: {text}"""
+
+
+def judge_of(asked: EditingSettings, judge: Judge | None) -> Judge | None:
+    """The judge that is asked for: the function, the model at `judge_url`, or None.
+
+    Raises UserError where both are given or nothing is generated, and PackageError where `openai` is missing.
+    """
+    if judge is None and asked.judge_url is None:
+        return None
+    if judge is not None and asked.judge_url is not None:
+        raise UserError("judge: expected a function or judge_url, got both")
+    if not asked.generate:
+        raise UserError("judge: expected generate of at least 1 token, as a judge reads generated text, got 0")
+    return judge if judge is not None else _model_at(asked)
+
+
+def _model_at(asked: EditingSettings) -> Judge:
+    openai = require("openai")
+    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+    client = openai.OpenAI(base_url=asked.judge_url, api_key=key, timeout=asked.judge_timeout, max_retries=1)
+
+    def ask(prompt: str, answers: Sequence[str], text: str) -> bool:
+        question = QUESTION.format(prompt=prompt, answers=" or ".join(answers), text=text)
+        said = client.chat.completions.create(
+            model=asked.judge_model, messages=[{"role": "user", "content": question}], temperature=0
+        )
+        reply = (said.choices[0].message.content or "").strip()
+        word = reply.strip(".*\"' ").upper()
+        if not word.startswith(("YES", "NO")):
+            raise ValueError(f"expected YES or NO, got {reply[:80]!r}")
+        return word.startswith("YES")
+
+    return ask
+
+
+def judged(judge: Judge | None, asked: Sequence[tuple[str, Sequence[str], str | None]]) -> list[dict[str, Any]]:
+    """Of each (prompt, answers, text): judged_after and judge_error. Both are None where there is no text, no answer or
+    no judge. The same question is asked once."""
+    questions = {(prompt, tuple(answers), text) for prompt, answers, text in asked if text is not None and answers}
+    said: dict[Any, dict[str, Any]] = {}
+    if judge is not None and questions:
+        ordered = sorted(questions)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            said = dict(zip(ordered, pool.map(lambda one: _answer(judge, *one), ordered), strict=True))
+    nothing = {"judged_after": None, "judge_error": None}
+    return [said.get((prompt, tuple(answers), text), nothing) for prompt, answers, text in asked]
+
+
+def _answer(judge: Judge, prompt: str, answers: Sequence[str], text: str) -> dict[str, Any]:
+    try:
+        return {"judged_after": bool(judge(prompt, answers, text)), "judge_error": None}
+    except Exception as error:  # whatever a judge raises is its answer
+        first = (str(error).splitlines() or [""])[0]
+        return {"judged_after": None, "judge_error": f"{type(error).__name__}: {first}"[:200]}

@@ -1,0 +1,288 @@
+"""Scores by generation: continuations under an edit against transformers with the edit in its weights, and matches."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from edit_cases import FACTS, contexts_for
+from hooked_rome import noised
+from small_models import small_model
+
+import fasttrace as ft
+from fasttrace.editing.answers import exact_match, normalised, prefix_match
+from fasttrace.editing.edit import prepare_edit
+from fasttrace.editing.problems import PROBLEMS
+from fasttrace.errors import UserError
+from fasttrace.facts import encode_fact
+from fasttrace.models.stops import cut
+from fasttrace.ops.noised_embed import fact_key, noised_embed
+
+LENGTH = 8
+OPTIONS = {
+    # Strong, so that texts change.
+    "rome": {"steps": 4, "lr": 5.0, "clamp": 100.0},
+    "memit": {"steps": 4, "lr": 5.0, "clamp": 100.0, "covariance_weight": 1e-3, "window_size": 3},
+    "ft-5": {"steps": 5, "lr": 5e-2, "epsilon": 0.2, "window_size": 3},
+}
+PROBED = [
+    ft.Fact(
+        FACTS[0].prompt, FACTS[0].subject, FACTS[0].target_true, FACTS[0].target_false,
+        paraphrases=FACTS[0].paraphrases, neighborhood=FACTS[0].neighborhood,
+        probes=(ft.Probe("portability", "The capital of France is", ("Rome", "New")),),
+    ),
+    FACTS[1],
+]  # fmt: skip
+
+
+@pytest.fixture
+def shared(corpus, tmp_path, monkeypatch):
+    """A function: family's model, its moments and the keywords of its edits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def make(model, method):
+        about = {"method": method, "essence": 0, **OPTIONS[method], **contexts_for(method)}
+        if method.startswith("ft"):
+            return about
+        return about | {"moments": ft.second_moments(model, corpus, tokens=3000, sequence_length=32, ridge=1e-3)}
+
+    return make
+
+
+def plain(model, text, length, fact=None, noise=None):
+    """Greedy tokens of transformers, one full pass each."""
+    ids = list(model.tokenizer(text).input_ids)
+    new = []
+    while len(new) < length:
+        with torch.no_grad(), noised(model.hf, model.tokenizer, text, fact and fact.subject, noise):
+            new.append(int(model.hf(torch.tensor([[*ids, *new]])).logits[0, -1].argmax()))
+        if new[-1] == model.hf.generation_config.eos_token_id:  # which need not be a special token here
+            new.pop()
+            break
+    return model.tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gemma2"])
+def test_continuations_are_those_of_the_edited_weights(family, method, small_tokenizer, shared):
+    model = small_model(family, small_tokenizer, torch.float32)
+    before = model.weights_hash()
+    result = ft.edit(model, PROBED, layers=[1, 2], generate=LENGTH, stop=None, **shared(model, method))
+    assert model.weights_hash() == before
+    rows = result.prompts.to_pylist()
+    assert {row["kind"] for row in rows} == {"rewrite", "paraphrase", "neighborhood", "portability"}
+    seen = set()
+    for edit in result.edits:
+        mine = [row for row in rows if (row["fact_id"], row["layer"]) == (edit.fact_id, edit.layer)]
+        for row in mine:
+            assert row["generated_before"] == plain(model, row["prompt"], LENGTH)
+        with ft.apply_delta(model, edit):
+            for row in mine:
+                assert row["generated_after"] == plain(model, row["prompt"], LENGTH)
+                seen.add(row["generated_after"] != row["generated_before"])
+    assert True in seen, "edits that change no text would not be seen"
+
+
+def test_a_stop_cuts_every_text_and_nothing_is_generated_unless_asked(small_tokenizer, shared):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    given = shared(model, "rome")
+    whole = ft.edit(model, PROBED, layers=[1], generate=LENGTH, stop=None, **given).prompts.to_pylist()
+    for stop in ("line", "sentence"):
+        short = ft.edit(model, PROBED, layers=[1], generate=LENGTH, stop=stop, **given)
+        for row, full in zip(short.prompts.to_pylist(), whole, strict=True):
+            assert row["generated_after"] == cut(full["generated_after"], stop)
+    none = ft.edit(model, PROBED, layers=[1], **given)
+    assert none.run["run_id"] != short.run["run_id"]
+    for row in none.prompts.to_pylist():
+        assert {row[name] for name in row if name.startswith(("generated", "exact", "prefix", "judge"))} == {None}
+
+
+def test_essence_texts_are_not_continued(small_tokenizer, shared):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    given = {**shared(model, "rome"), "essence": 1}
+    rows = ft.edit(model, FACTS, layers=[1], generate=2, **given).prompts.to_pylist()
+    assert {row["generated_after"] is None for row in rows if row["kind"] == "essence"} == {True}
+    assert all(row["generated_after"] is not None for row in rows if row["kind"] != "essence")
+
+
+def test_the_subject_is_corrupted_in_the_texts_of_fact_forcing(small_tokenizer, shared):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    given = {"problem": "fact-forcing", "sigma": 0.7, **shared(model, "memit")}
+    result = ft.edit(model, FACTS, layers=[1], generate=4, stop=None, **given)
+    assert PROBLEMS["fact-forcing"].corrupted
+    rows = {row["fact_id"]: row for row in result.prompts.to_pylist() if row["kind"] == "rewrite"}
+    for edit, fact in zip(result.edits, FACTS, strict=True):
+        one = encode_fact(model.tokenizer, fact)
+        place = torch.arange(one.subject_begin, one.subject_end)
+        same, zeros = torch.full_like(place, fact_key(fact.fact_id)), torch.zeros(1, model.width)
+        sigma = torch.full(place.shape, 0.7)
+        noise = noised_embed(zeros, place * 0, sigma, same, place * 0, place, 0)
+        assert rows[fact.fact_id]["generated_before"] == plain(model, fact.text, 4, fact, noise)
+        with ft.apply_delta(model, edit):
+            assert rows[fact.fact_id]["generated_after"] == plain(model, fact.text, 4, fact, noise)
+
+
+def test_a_mass_edit_generates_in_the_edited_model_at_every_scoring(small_tokenizer, shared):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    given = {**shared(model, "memit"), "layer": 1, "at_once": 1, "score_every": 1}
+    result = ft.mass_edit(model, PROBED, generate=LENGTH, stop=None, **given)
+    first = ft.mass_edit(model, PROBED[:1], generate=LENGTH, stop=None, **given)
+    rows = result.prompts.to_pylist()
+    for n_edits, updates in ((1, first.updates), (2, result.updates)):
+        with ft.apply_delta(model, updates):
+            mine = [row for row in rows if row["n_edits"] == n_edits]
+            assert len({row["fact_id"] for row in mine}) == n_edits
+            for row in mine:
+                assert row["generated_after"] == plain(model, row["prompt"], LENGTH)
+
+
+def test_matches_are_of_the_answers_that_the_prompt_expects(small_tokenizer, shared):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    rows = ft.edit(model, PROBED, layers=[1], generate=LENGTH, **shared(model, "rome")).prompts.to_pylist()
+    by_id = {fact.fact_id: fact for fact in PROBED}
+    for row in rows:
+        fact = by_id[row["fact_id"]]
+        answers = [fact.target_true if row["expect"] == "unchanged" else fact.target_false]
+        if row["kind"] == "portability":
+            answers = ["Rome", "New"]
+        for when in ("before", "after"):
+            assert row[f"exact_{when}"] == exact_match(row[f"generated_{when}"], answers)
+            assert row[f"prefix_{when}"] == prefix_match(row[f"generated_{when}"], answers)
+        if row["match_after"] and row["kind"] != "portability":
+            assert row["prefix_after"] or len(row["generated_after"].split()) == 1, "the first tokens are the answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "exact", "prefix"),
+    [
+        (" Rome.", "Rome", True, True),
+        (" rome", "Rome", True, True),
+        (" the Rome", "Rome", True, True),
+        (" São Paulo", "Sao Paulo", True, True),
+        (" Rome, Italy", "Rome", False, True),
+        (" Romeo", "Rome", False, False),
+        (" in Rome", "Rome", False, False),
+        ("", "Rome", False, False),
+        (" U.S.", "US", True, True),
+        (" twenty-one", "twenty one", True, True),
+        (" C++", "C", False, False),
+        (" ＲＯＭＥ", "rome", True, True),
+        (" 東京 です", "東京", False, True),
+        (" An apple", "apple", True, True),
+    ],
+)
+def test_texts_are_compared_once_normalised(text, answer, exact, prefix):
+    assert (exact_match(text, [answer]), prefix_match(text, [answer])) == (exact, prefix)
+    assert exact_match(text, ["no", answer]) == exact
+    assert normalised(normalised(text)) == normalised(text)
+
+
+def test_an_answer_that_is_all_punctuation_is_no_prefix_of_every_text():
+    assert not prefix_match(" Rome", ["..."])
+    assert not exact_match("", ["the"])
+
+
+def test_a_judge_is_asked_once_a_question_and_its_errors_are_stored(small_tokenizer, shared, tmp_path):
+    model = small_model("llama", small_tokenizer, torch.float32)
+    asked = []
+
+    def judge(prompt, answers, text):
+        asked.append((prompt, tuple(answers), text))
+        if "capital" in prompt:
+            raise TimeoutError("too slow\nthe trace of it")
+        return "city" in prompt
+
+    given = shared(model, "rome")
+    result = ft.edit(model, PROBED, layers=[1], generate=LENGTH, judge=judge, **given)
+    store = ft.Store(tmp_path / "study.duckdb")
+    store.add(result)
+    rows = store.query("SELECT * FROM edit_prompts").to_pylist()
+    assert len(asked) == len(set(asked))
+    for row in rows:
+        failed = "capital" in row["prompt"]
+        assert row["judge_error"] == ("TimeoutError: too slow" if failed else None)
+        assert row["judged_after"] == (None if failed else "city" in row["prompt"])
+    assert "judge" in json.loads(result.run["settings"])
+    with pytest.raises(UserError, match="expected generate of at least 1 token"):
+        prepare_edit(model, FACTS, layers=[1], judge=judge, **given)
+
+
+class Grader(BaseHTTPRequestHandler):
+    """An OpenAI-compatible address that says YES to Rome, fails for Paris and talks otherwise."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, self.headers["Authorization"], asked))
+        expected = asked["messages"][0]["content"].split("Expected: ")[1].split("\n")[0]
+        status = 500 if expected == "Paris" else 200
+        said = "YES." if expected == "Rome" else "Well, that depends"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_model_behind_an_address_judges(small_tokenizer, shared, monkeypatch):
+    pytest.importorskip("openai", reason="needs the extra judge")
+    server = HTTPServer(("127.0.0.1", 0), Grader)
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("FASTTRACE_JUDGE_KEY", "secret")
+    model = small_model("llama", small_tokenizer, torch.float32)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    given = shared(model, "rome")
+    result = ft.edit(model, PROBED, layers=[1], generate=4, judge_url=url, judge_model="m", **given)
+    server.shutdown()
+    rows = result.prompts.to_pylist()
+    by_kind = {row["kind"]: row for row in rows if row["fact_id"] == PROBED[0].fact_id}
+    assert by_kind["rewrite"]["judged_after"] is True
+    assert by_kind["neighborhood"]["judge_error"].startswith("InternalServerError")
+    assert by_kind["portability"]["judge_error"] == "ValueError: expected YES or NO, got 'Well, that depends'"
+    path, key, question = server.seen[0]
+    assert (path, key, question["temperature"]) == ("/v1/chat/completions", "Bearer secret", 0)
+    assert "secret" not in result.run["settings"]
+    assert json.loads(result.run["settings"])["judge_model"] == "m"
+    for bad in ({"judge_url": url}, {"judge_model": "m"}):
+        with pytest.raises(UserError, match="judge_url and judge_model belong together"):
+            ft.edit(model, FACTS, layers=[1], generate=4, **bad, **given)
+
+
+def test_the_gap_of_teacher_forcing_is_a_saved_query_and_a_table(small_tokenizer, shared, tmp_path):
+    from fasttrace.analysis.exhibits_scores import generated
+    from fasttrace.analysis.relation import relation
+
+    model = small_model("llama", small_tokenizer, torch.float32)
+    store = ft.Store(tmp_path / "study.duckdb")
+    tuned = {**shared(model, "ft-5"), "steps": 40, "lr": 2e-2, "epsilon": 0.5}
+    single = ft.edit(model, PROBED, layers=[1, 2], generate=LENGTH, **tuned)
+    mass = ft.mass_edit(model, PROBED, layer=1, generate=LENGTH, **shared(model, "memit"))
+    for result in (single, mass, ft.edit(model, PROBED, layers=[1], **shared(model, "rome"))):
+        store.add(result)
+    found = relation(store, "teacher_forcing_gap").to_pylist()
+    assert {row["edit_run_id"] for row in found} == {single.run["run_id"], mass.run["run_id"]}
+    for row in found:
+        whole = mass if row["n_edits"] else single
+        mine = [
+            one for one in whole.prompts.to_pylist()
+            if (one["kind"], one["expect"]) == (row["kind"], row["expect"])
+            and (one.get("n_edits") == row["n_edits"] if row["n_edits"] else one["layer"] == row["layer"])
+        ]  # fmt: skip
+        assert row["prompts"] == len(mine)
+        shares = {name: sum(one[column] for one in mine) / len(mine) for name, column in (
+            ("forced", "match_after"), ("exact", "exact_after"), ("prefix", "prefix_after"), ("p_after", "p_after"))
+        }  # fmt: skip
+        for name, share in shares.items():
+            assert row[name] == pytest.approx(share)
+        assert row["gap_exact"] == pytest.approx(shares["forced"] - shares["exact"])
+        assert row["gap_prefix"] == pytest.approx(shares["forced"] - shares["prefix"])
+        assert row["judged"] is None
+    assert any(row["forced"] > 0 for row in found), "no answer is forced, so the gap would always be 0"
+    assert generated(store).table.rows == found
