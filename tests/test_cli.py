@@ -303,7 +303,7 @@ def test_a_failed_export_leaves_the_edit_in_the_store_and_nothing_else(workplace
         (("mass", *few, "--layer", "2"), "mass_edits"),
     ):
         with monkeypatch.context() as broken:
-            broken.setattr("fasttrace.editing.delta.replacing", full)
+            broken.setattr("fasttrace.editing.export.replacing", full)
             assert "no space is left" in run(*words, *both, code=2).stderr
         assert not (workplace / "full").exists()
         sql = f"SELECT * FROM {table} ORDER BY ALL"
