@@ -1,9 +1,10 @@
 """Editing: change what a model says about a fact, and score the change."""
 
+from fasttrace.editing.collect import import_moments, second_moments
 from fasttrace.editing.delta import apply_delta, load_delta
 from fasttrace.editing.edit import edit, prepare_edit
 from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
-from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditResult
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Moments",
     "apply_delta",
     "edit",
+    "import_moments",
     "load_delta",
     "mass_edit",
     "prepare_edit",

@@ -5,10 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.editing.collect import second_moments
 from fasttrace.editing.contexts import method_contexts
 from fasttrace.editing.essence import essence_prompt
 from fasttrace.editing.hyperparameters import settings_for, window_of
-from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
 from fasttrace.editing.problems import ERASURE_FLOOR, PROBLEMS, Problem
 from fasttrace.editing.scores import scored_prompts
