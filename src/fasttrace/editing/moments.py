@@ -17,6 +17,7 @@ from fasttrace.cache import load_tensors
 from fasttrace.editing.moments_npz import write_key_sum
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.places import check_folder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
 
@@ -86,6 +87,7 @@ class Moments:
         """
         self.check(model, self.layers)
         into = self.export_folder(folder, model)
+        check_folder(into)
         into.mkdir(parents=True, exist_ok=True)
         paths = []
         for layer in self.layers:
