@@ -15,8 +15,11 @@ from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import ROWS, block_rate, linear_flops
+from fasttrace.models.generate import sample_tokens
 from fasttrace.ops import adam_linf_
 from fasttrace.settings.methods import FineTuneSettings, MethodSettings
+
+TRIED = 4  # tokens of the texts that are sampled to measure the rate
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class MomentCost:
     """The cost of collecting second moments.
 
     layers: how many. width: m. disk: bytes of their files. memory: bytes of the running sums. passes: passes over the
-    corpus. sampling: FLOPs of sampling the text. flops: FLOPs of the passes. rows: rows times layers of the passes.
+    corpus. to_sample: tokens that are sampled first. sampling: FLOPs of that. flops: FLOPs of the passes. rows: rows
+    times layers of the passes.
     """
 
     layers: int
@@ -90,16 +94,21 @@ class MomentCost:
     disk: int
     memory: int
     passes: int
+    to_sample: int
     sampling: float
     flops: float
     rows: int
 
     def seconds(self, model: Decoder) -> float:
-        """The expected seconds at this machine's current rates, which are measured on a twentieth of the rows or less,
-        and on at most 5 · 2048."""
-        rows = min(ROWS, max(64, self.rows // 100))
-        seconds = self.flops / block_rate(model, rows, 3)
-        return seconds + self.sampling / block_rate(model, SAMPLED_ROWS, 3) if self.sampling else seconds
+        """The expected seconds at this machine's current rates: of a block, and of texts of a few tokens where text is
+        to be sampled. To measure them takes a few hundredths of that time, if it is more than a second."""
+        rows = min(ROWS, max(64, self.rows // 200))
+        seconds = self.flops / block_rate(model, rows, 5)
+        if self.to_sample:
+            begun = time.perf_counter()
+            sample_tokens(model, SAMPLED_ROWS, TRIED, seed=0)
+            seconds += self.to_sample / (SAMPLED_ROWS * TRIED) * (time.perf_counter() - begun)
+        return seconds
 
     def __str__(self) -> str:
         what = f"{self.layers} layer{'' if self.layers == 1 else 's'} of {self.width} × {self.width}"
@@ -122,7 +131,15 @@ def moment_cost(
     sampling = float(to_sample) * (sum(by_block) + 2 * model.width * model.vocab_size)
     largest = max(map(len, groups), default=0)
     return MomentCost(
-        layers, m, layers * m**2 * 4, largest * m**2 * itemsize, len(groups), sampling, flops, tokens * blocks
+        layers,
+        m,
+        layers * m**2 * 4,
+        largest * m**2 * itemsize,
+        len(groups),
+        to_sample,
+        sampling,
+        flops,
+        tokens * blocks,
     )
 
 
