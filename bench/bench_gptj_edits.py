@@ -30,9 +30,10 @@ from harness import DEVICE, BenchRow, about, command, device, positive, seconds,
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
+from fasttrace.editing.collect import second_moments
 from fasttrace.editing.delta import Edit
 from fasttrace.editing.hyperparameters import window_of
-from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import Scorer
 from fasttrace.editing.value import contexts_of

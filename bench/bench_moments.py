@@ -10,7 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fasttrace as ft
-from fasttrace.editing.moments import second_moments
+from fasttrace.editing.collect import second_moments
 from fasttrace.models import Decoder
 
 TOKENS = 1024

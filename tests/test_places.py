@@ -92,6 +92,7 @@ PLACES = [
     (("facts", "--check", *MODEL, *FACTS), "--store", NOT_A_STORE),
     (("trace", *MODEL, *FACTS), "--store", NOT_A_STORE),
     (("stats", *MODEL), "--store", NOT_A_STORE),
+    (("stats", *MODEL), "--export", NOT_A_FOLDER),
     (("stats", *MODEL), CACHE, NOT_A_CACHE),
     *((verb, "--store", NOT_A_STORE) for verb, _ in EDITS),
     *(((*verb, *to), CACHE, NOT_A_CACHE) for verb, to in EDITS),

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttrace.editing import prepare_edit, second_moments
+from fasttrace.editing.collect import check_moments, planned_moments
 from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
 from fasttrace.editing.edit import check_edit
 from fasttrace.editing.hyperparameters import settings_for, window_of
-from fasttrace.editing.moments import Moments, check_moments
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import StoreError, UserError
 from fasttrace.facts import EncodedFact, Fact, distinct
@@ -25,7 +26,7 @@ from fasttrace.facts.load import Loaded, read_facts
 from fasttrace.facts.pairs import pair_subjects
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import encoded_facts
-from fasttrace.models.flops import linear_flops
+from fasttrace.models.flops import block_rate
 from fasttrace.models.load import load_tokenizer
 from fasttrace.places import check_file, check_folder, check_replaceable, replacing
 from fasttrace.settings.base import carried, check_names, replaced
@@ -36,7 +37,6 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, EditTable, FactSettings, StudySettings, keys
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import TraceResult, prepare_trace
-from fasttrace.tracing.cost import block_rate
 from fasttrace.tracing.known import known_run
 from fasttrace.workflow import edit_into, has_edited, has_traced, known_into, known_stored, reasons, trace_into
 
@@ -299,10 +299,9 @@ class Runner:
             yield Stage(f"trace {_trace_name(trace)}", "facts", len(facts), done, flops, flops / rate)
         tokens, layers = self.study.moments.tokens, self._solved_layers()
         if layers:
-            keys = sum(sum(linear_flops(self.model, block)) for block in self.model.blocks)
-            flops = float(tokens) * (keys + len(layers) * self.model.key_width**2)
-            flops *= 1 if self.study.moments.corpus else 2  # the model samples its text first
-            yield Stage("second moments", "tokens", tokens, 0, flops, flops / rate)
+            collected = planned_moments(self.model, self.study.moments, layers)
+            flops = collected.flops + collected.sampling
+            yield Stage("second moments", "tokens", tokens if collected.passes else 0, 0, flops, flops / rate)
         encoded = encoded_facts(self.model, facts)
         adam = adam_rate(self.model)
         for cell in self.cells:

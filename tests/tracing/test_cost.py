@@ -6,8 +6,9 @@ from small_models import small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import fasttrace as ft
+from fasttrace.models.flops import block_rate
 from fasttrace.tracing import prepare_trace
-from fasttrace.tracing.cost import block_rate, gemm_peak, item_flops, pass_work
+from fasttrace.tracing.cost import gemm_peak, item_flops, pass_work
 from fasttrace.tracing.plan import METHODS, MODULES, split_waves
 from fasttrace.tracing.wavefront import start_wave
 

@@ -49,10 +49,10 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar per stage. Yields a function to call as f(stage, done, total)."""
-    from .progress import progress_bars
+    """Show a progress bar per stage, and what will be collected. Yields a function to call as f(stage, done, total)."""
+    from .progress import progress_bars, saying
 
-    with progress_bars() as progress:
+    with progress_bars() as progress, saying("fasttrace.editing", progress.console):
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -273,7 +273,7 @@ def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] 
 
     files = local_files(model)
     given = [Path(corpus).expanduser() for corpus in corpora if corpus is not None]
-    texts = [text for one in given for text in (sorted(one.glob("*.txt")) if one.is_dir() else [one])]
+    texts = [text for one in given for text in ([*one.glob("*.txt"), *one.rglob("*.npz")] if one.is_dir() else [one])]
     return NONE if files is None else question(verb, [*files, *texts], dtype=dtype, device=device, **parts)
 
 

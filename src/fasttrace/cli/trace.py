@@ -8,10 +8,11 @@ import click
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.settings.base import replaced
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
-from .deliver import check_cache
+from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
 from .options import (
     Work,
     bar,
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
     """Trace facts: measure what restoring each window brings back."""
+    from fasttrace.models.flops import block_rate
     from fasttrace.recall import NONE
     from fasttrace.tracing import prepare_trace
-    from fasttrace.tracing.cost import block_rate, gemm_peak
+    from fasttrace.tracing.cost import gemm_peak
     from fasttrace.workflow import has_traced, trace_into
 
     settings = TraceSettings(**given)
@@ -97,15 +99,47 @@ def _traced(store: Any, run_id: str, settings: TraceSettings) -> "pa.Table":
 @click.command()
 @options("model", "dtype", "device", "store", "json")
 @setting_options(MomentSettings)
-def stats(model: str, dtype: str, device: str, store: str | None, as_json: bool, **given: Any) -> None:
-    """Collect the second moments of the keys, for all layers in one pass."""
+@click.option(
+    "--import",
+    "source",
+    type=NAME,
+    metavar="PATH",
+    help="Read second moments from an .npz file of the released code, or a folder of them; as --corpus, but no text.",
+)
+@click.option(
+    "--export", type=FOLDER, help="Write an .npz file of each layer, as the released code reads it, under this folder."
+)
+def stats(
+    model: str,
+    dtype: str,
+    device: str,
+    store: str | None,
+    as_json: bool,
+    source: str | None,
+    export: str | None,
+    **given: Any,
+) -> None:
+    """Collect the second moments of the keys, for all layers in one pass, or import them from files.
+
+    What is collected is kept in the cache folder, where edits find it.
+    """
+    from fasttrace.editing.moments_npz import check_key_sums
+
     settings = MomentSettings(**given)
+    check_apart(("--store", store), ("--export", export))
+    if source is not None:
+        if settings.corpus is not None:
+            raise UserError(f"expected --corpus or --import, got '{settings.corpus}' and '{source}'")
+        check_key_sums(source)
+        settings = replaced(settings, corpus=source)
     check_cache()
     decoder = load(model, dtype, device)
     with stages() as progress:
         moments = ft.second_moments(decoder, settings=settings, progress=progress)
     if store is not None:
         ft.Store(store).add(moments)
+    if export is not None:
+        _export(moments, decoder, export)
     row = {
         "layers": len(moments.layers),
         "n_tokens": moments.n_tokens,
@@ -113,6 +147,13 @@ def stats(model: str, dtype: str, device: str, store: str | None, as_json: bool,
         "path": str(moments.path),
     }
     emit([row], as_json)
+
+
+def _export(moments: Any, decoder: Any, folder: str) -> None:
+    """Write the released code's files, and say where they are."""
+    with saying_overwritten(moments.export_folder(folder, decoder)):
+        paths = moments.export(folder, decoder)
+    click.echo(f"{len(paths)} files are in {paths[0].parent}", err=True)
 
 
 def cost_lines(row: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """Editing: change what a model says about a fact, and score the change."""
 
+from fasttrace.editing.collect import import_moments, second_moments
 from fasttrace.editing.delta import apply_delta, load_delta
 from fasttrace.editing.edit import edit, prepare_edit
 from fasttrace.editing.generate import generate
 from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
-from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditResult
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "apply_delta",
     "edit",
     "generate",
+    "import_moments",
     "load_delta",
     "mass_edit",
     "prepare_edit",

@@ -26,14 +26,16 @@ class Corpus:
     """A corpus of token sequences.
 
     description: a text for people. corpus_hash: hash of the texts, or of the settings that they are sampled with.
-    identity: the corpus's entries in a cache key. n_tokens: number of tokens used, BOS included. sequences(progress):
-    the token ids of every sequence, at most sequence_length each. It samples text that is not on disk yet.
+    identity: the corpus's entries in a cache key. n_tokens: number of tokens used, BOS included. to_sample: number of
+    tokens that are not on disk yet, which `sequences` samples. sequences(progress): the token ids of every sequence, at
+    most sequence_length each.
     """
 
     description: str
     corpus_hash: str
     identity: dict[str, Any]
     n_tokens: int
+    to_sample: int
     sequences: Callable[[Progress | None], list[list[int]]]
 
 
@@ -70,7 +72,7 @@ def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int)
         log.warning("corpus '%s': expected %d tokens, got %d, which are all used", source, tokens, used)
     ids = hashlib.sha256(repr(sequences).encode()).hexdigest()
     corpus_hash = digest.hexdigest()
-    return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, lambda _: sequences)
+    return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, 0, lambda _: sequences)
 
 
 def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int, root: Path) -> Corpus:
@@ -93,14 +95,16 @@ def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int,
         "seed": seed,
     }
     key = content_key(settings)
+    folder, size = root / "sampled" / key, (len(prefix) + length) * SAMPLED_ROWS
+    numbers = range(-(-tokens // size))
 
     def sequences(progress: Progress | None) -> list[list[int]]:
         result: list[list[int]] = []
         used = 0
-        for number in range(-(-tokens // ((len(prefix) + length) * SAMPLED_ROWS))):
+        for number in numbers:
             if progress is not None:
                 progress("sampling", used, tokens)
-            ids = _sampled_batch(model, root / "sampled" / key, number, length, seed)
+            ids = _sampled_batch(model, folder, number, length, seed)
             for text in ids:
                 sequence = [*prefix, *text][: tokens - used]
                 if sequence:
@@ -111,11 +115,16 @@ def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int,
         return result
 
     description = f"sampled from the model (temperature 1, {sequence_length} tokens a text, seed {seed})"
-    return Corpus(description, key, {"corpus": key}, tokens, sequences)
+    to_sample = size * sum(not _batch_file(folder, number).is_file() for number in numbers)
+    return Corpus(description, key, {"corpus": key}, tokens, to_sample, sequences)
+
+
+def _batch_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.safetensors"
 
 
 def _sampled_batch(model: Decoder, folder: Path, number: int, length: int, seed: int) -> list[list[int]]:
-    path = folder / f"{number:06d}.safetensors"
+    path = _batch_file(folder, number)
     if path.is_file():
         tensors, _ = load_tensors(path)
         stored: list[list[int]] = tensors["ids"].tolist()

@@ -1,4 +1,5 @@
-"""The predicted cost of a set of edits: FLOPs from the shapes of the products, and the weights that Adam updates."""
+"""The predicted cost of edits and of second moments: FLOPs from the shapes of the products, and the weights that Adam
+updates."""
 
 import time
 from collections.abc import Sequence
@@ -6,15 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from fasttrace.editing.corpus import SAMPLED_ROWS
 from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.methods.finetune import NOISE_ROWS
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.flops import linear_flops
+from fasttrace.models.flops import ROWS, block_rate, linear_flops
+from fasttrace.models.generate import sample_tokens
 from fasttrace.ops import adam_linf_
 from fasttrace.settings.methods import METHODS, FineTuneSettings, MethodSettings
+
+TRIED = 4  # tokens of the texts that are sampled to measure the rate
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,77 @@ def edit_cost(
             if tuned:
                 adam += settings.steps * len(window) * model.width * model.key_width
     return EditCost(len(facts) * len(layers), flops, adam)
+
+
+@dataclass(frozen=True)
+class MomentCost:
+    """The cost of collecting second moments.
+
+    layers: how many. width: m. disk: bytes of their files. memory: bytes of the running sums. passes: passes over the
+    corpus. to_sample: tokens that are sampled first. sampling: FLOPs of that. flops: FLOPs of the passes. rows: rows
+    times layers of the passes.
+    """
+
+    layers: int
+    width: int
+    disk: int
+    memory: int
+    passes: int
+    to_sample: int
+    sampling: float
+    flops: float
+    rows: int
+
+    def seconds(self, model: Decoder) -> float:
+        """The expected seconds at this machine's current rates: of a block, and of texts of a few tokens where text is
+        to be sampled. To measure them takes a few hundredths of that time, if it is more than a second."""
+        rows = min(ROWS, max(64, self.rows // 200))
+        seconds = self.flops / block_rate(model, rows, 5)
+        if self.to_sample:
+            begun = time.perf_counter()
+            sample_tokens(model, SAMPLED_ROWS, TRIED, seed=0)
+            seconds += self.to_sample / (SAMPLED_ROWS * TRIED) * (time.perf_counter() - begun)
+        return seconds
+
+    def __str__(self) -> str:
+        what = f"{self.layers} layer{'' if self.layers == 1 else 's'} of {self.width} × {self.width}"
+        several = "" if self.passes == 1 else f" in each of {self.passes} passes"
+        return f"{what}: {_size(self.disk)} on disk, {_size(self.memory)} of memory{several}"
+
+
+def moment_cost(
+    model: Decoder, groups: Sequence[Sequence[int]], tokens: int, to_sample: int, itemsize: int = 4
+) -> MomentCost:
+    """Predict the work of collecting second moments of groups of layers, each in a pass over `tokens` tokens.
+
+    to_sample: number of tokens that the model samples first. itemsize: bytes of a number of the sums.
+    """
+    m = model.key_width
+    by_block = [sum(linear_flops(model, block)) for block in model.blocks]
+    layers = sum(map(len, groups))
+    blocks = sum(max(group) + 1 for group in groups if group)
+    flops = float(tokens) * (sum(sum(by_block[: max(group) + 1]) for group in groups if group) + layers * m**2)
+    sampling = float(to_sample) * (sum(by_block) + 2 * model.width * model.vocab_size)
+    largest = max(map(len, groups), default=0)
+    return MomentCost(
+        layers,
+        m,
+        layers * m**2 * 4,
+        largest * m**2 * itemsize,
+        len(groups),
+        to_sample,
+        sampling,
+        flops,
+        tokens * blocks,
+    )
+
+
+def _size(size: int) -> str:
+    """2831155 → "2.8 MB". 1 MB is 10⁶ bytes."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            return f"{size / factor:.{0 if size >= 100 * factor else 1}f} {unit}"
+    return f"{size / 1000:.0f} kB"
 
 
 def adam_rate(model: Decoder) -> float:

@@ -6,12 +6,13 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.after import After
+from fasttrace.editing.collect import second_moments
 from fasttrace.editing.contexts import method_contexts
 from fasttrace.editing.essence import essence_prompt
 from fasttrace.editing.hyperparameters import say_whose, settings_for, shape_of, window_of
 from fasttrace.editing.judge import Judge, judge_of
 from fasttrace.editing.methods import solve_of
-from fasttrace.editing.moments import Moments, second_moments
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
 from fasttrace.editing.problems import ERASURE_FLOOR, PROBLEMS, Problem
 from fasttrace.editing.scores import scored_prompts

@@ -268,6 +268,14 @@ class Decoder(ABC):
         """Width m of the down-projection's input."""
         return int(self.blocks[0].down.shape[1])
 
+    def down_name(self, layer: int) -> str:
+        """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
+        block = self.blocks[layer]
+        with self._ready(block.device, block.layer):
+            place = block.down.data_ptr()
+            name = next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
+        return name.removesuffix(".weight")
+
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""

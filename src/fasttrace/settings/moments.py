@@ -16,7 +16,8 @@ class CorpusSettings:
     corpus: str | Path | None = setting(
         default=None,
         names_run="always",
-        help="Text to read: a UTF-8 file or a folder of .txt files in order of name; by default the model samples it",
+        help="Text to read: a UTF-8 file or a folder of .txt files in order of name; or second moments to read instead "
+        "of collecting them: an .npz file of the released code or a folder of them; by default the model samples text",
     )
     ridge: float = setting(
         default=0.0,

@@ -1,22 +1,16 @@
 """The cost of a sweep before it runs: FLOPs as the wavefront computes them, waves, memory and the machine's rates."""
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.flops import linear_flops
-from fasttrace.models.packed import Batch, attend, mlp, mlp_rows, pack
+from fasttrace.models.flops import ROWS, linear_flops, median_seconds
+from fasttrace.models.packed import mlp_rows
 from fasttrace.ops.linear import linear
 from fasttrace.tracing.plan import Cell, Intervention, Tail, TraceItem, bytes_per_row, split_waves
-
-ROWS = 2048  # rows of the products and of the block that are timed
 
 
 @dataclass(frozen=True)
@@ -166,37 +160,10 @@ def weight_bytes(model: Decoder) -> int:
     return sum(p.numel() * p.element_size() for p in model.hf.parameters())
 
 
-def _synchronize(model: Decoder) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-
-
-def _seconds(model: Decoder, call: Callable[[], object], rounds: int) -> float:
-    """Median seconds of a call, after one warm-up call."""
-    moments = []
-    for _ in range(rounds + 2):
-        call()
-        _synchronize(model)
-        moments.append(time.perf_counter())
-    return statistics.median(b - a for a, b in pairwise(moments[1:]))
-
-
 @torch.no_grad()
 def gemm_peak(model: Decoder) -> float:
     """FLOP/s of a block's largest product, (2048, d) by (d, m): the best of three medians of 20 calls."""
     x = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
     w = torch.randn(model.key_width, model.width, device=model.device).to(model.dtype)
-    best = min(_seconds(model, lambda: linear(x, w), 20) for _ in range(3))
+    best = min(median_seconds(model, lambda: linear(x, w), 20) for _ in range(3))
     return 2 * ROWS * model.width * model.key_width / best
-
-
-@torch.no_grad()
-def block_rate(model: Decoder) -> float:
-    """FLOP/s of a whole block with attention, norms and activations, over 2048 rows in sequences of 8."""
-    batch: Batch = pack(model, [[0] * 8] * (ROWS // 8))
-    block = model.blocks[model.n_layers // 2]
-    rotary = model.rotary(batch.positions)
-    h = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
-    seconds = _seconds(model, lambda: mlp(block, attend(block, h, rotary, batch.sequences)), 9)
-    pairs = 8 * 9 // 2 * (ROWS // 8)
-    return (ROWS * sum(linear_flops(model, block)) + pairs * 4 * block.n_heads * block.head_dim) / seconds
