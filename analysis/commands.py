@@ -67,6 +67,8 @@ def _options(run: Row, layers: Any) -> list[str]:
             words += [one.option] if value else []
         elif value is not None:
             words += [one.option, shlex.quote(text_of(value))]
+    if "continued" in named:  # the file that has this SHA-256, which the run does not keep
+        words += ["--continue-from", f"{named['continued']}.safetensors"]
     if run["kind"] != "trace":
         for name in hyperparameters():
             if name in named:

@@ -133,7 +133,8 @@ def test_the_prompt_names_the_package_it_needs(workplace):
     finally:
         os.close(ours)
         os.close(terminal)
-    said = "the prompt of `fasttrace sql` needs prompt_toolkit, which is not installed here: pip install prompt_toolkit"
+    what = "the prompt of `fasttrace sql` or `fasttrace chat`"
+    said = f"{what} needs prompt_toolkit, which is not installed here: pip install prompt_toolkit"
     assert (done.returncode, done.stderr) == (2, f"fasttrace: {said}\n")
 
 

@@ -7,13 +7,15 @@ from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fasttrace.analysis.regress import regress
-    from fasttrace.editing import apply_delta, edit, import_moments, load_delta, mass_edit, second_moments
+    from fasttrace.editing import apply_delta, edit, generate, import_moments, load_delta, mass_edit, second_moments
     from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
     from fasttrace.facts import Fact, Probe, load_facts
     from fasttrace.models import load_model, pair_facts, wrap_model
     from fasttrace.settings import (
         EditSettings,
+        ExportSettings,
         FineTuneSettings,
+        GenerateSettings,
         MassSettings,
         MemitSettings,
         MomentSettings,
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EditSettings",
+    "ExportSettings",
     "Fact",
     "FactError",
     "FasttraceError",
     "FineTuneSettings",
+    "GenerateSettings",
     "MassSettings",
     "MemitSettings",
     "ModelError",
@@ -45,6 +49,7 @@ __all__ = [
     "apply_delta",
     "check_known",
     "edit",
+    "generate",
     "import_moments",
     "load_delta",
     "load_facts",

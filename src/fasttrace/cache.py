@@ -22,11 +22,7 @@ def cache_root(cache_dir: str | Path | None) -> Path:
 
     Raises UserError where it cannot be created.
     """
-    if cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        root = Path(base).expanduser() / "fasttrace"
-    else:
-        root = Path(cache_dir).expanduser()
+    root = cache_place(cache_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,9 +30,25 @@ def cache_root(cache_dir: str | Path | None) -> Path:
     return root
 
 
+def cache_place(cache_dir: str | Path | None) -> Path:
+    """The folder of `cache_root`, which may not be there yet."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fasttrace"
+
+
 def content_key(parts: Mapping[str, Any]) -> str:
     """The first 32 hex digits of SHA-256 over the parts, as JSON with sorted names."""
     return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def content_of(path: str | Path) -> str:
+    """The first 32 hex digits of SHA-256 over a file. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except OSError as error:
+        raise UserError(f"file '{path}': expected one that can be read, got {error.strerror}") from None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ NEEDED_BY = {
     "datasets": "a data set of the hub",
     "duckdb": "reading or writing a store",
     "gguf": "reading a GGUF model such as smollm2-135m",
-    "prompt_toolkit": "the prompt of `fasttrace sql`",
+    "prompt_toolkit": "the prompt of `fasttrace sql` or `fasttrace chat`",
 }
 
 

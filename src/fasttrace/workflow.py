@@ -164,7 +164,7 @@ def reasons(store: "Store", plan: EditPlan) -> str | None:
 def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
     """The scores of a mass edit (MASS_SCORES), computed where the store lacks them and committed as a whole.
 
-    All edits are in one model, so there is no intermediate state to continue from.
+    An interrupted computation goes on from its checkpoint in the cache.
     """
     facts = [encoded.fact for encoded in plan.plan.encoded]
     store.add_facts(facts)
@@ -176,4 +176,5 @@ def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:
         return stored
     result = plan.compute(progress=progress)
     store.add(result)
+    plan.checkpoint.unlink(missing_ok=True)
     return result.scores

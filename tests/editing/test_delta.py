@@ -6,7 +6,8 @@ from edit_cases import FACTS
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing.delta import Dense, LowRank, edited_view, export_model, load_delta, save_delta, summed
+from fasttrace.editing.delta import Dense, LowRank, edited_view, load_delta, save_delta, summed
+from fasttrace.editing.export import export_model
 from fasttrace.errors import UserError
 from fasttrace.models.packed import logits, pack
 
@@ -34,7 +35,9 @@ def test_view_weights_and_export_are_one_model(family, dtype, small_tokenizer, t
     assert model.weights_hash() == before
     assert (plain - view).abs().max() > 0.1, "an edit that changes nothing would make this test empty"
     path = save_delta(tmp_path / "edit.safetensors", model, updates, note="a test")
-    with ft.apply_delta(model, path) as applied:
+    applied = ft.apply_delta(model, path)
+    with applied as inside_model:
+        assert inside_model is model
         assert torch.equal(logits(model, batch), view)
         assert model.weights_hash() != before
         inside = {name: weight.clone() for name, weight in model.hf.named_parameters()}
@@ -54,7 +57,8 @@ def test_an_edited_model_has_another_hash_until_the_edit_is_removed(small_tokeni
     before = model.model_hash
     hashes = []
     for updates in (random_updates(model), random_updates(model, 1), random_updates(model), {}):
-        with ft.apply_delta(model, updates) as applied:
+        applied = ft.apply_delta(model, updates)
+        with applied:
             hashes.append(model.model_hash)
             with ft.apply_delta(model, updates):
                 assert model.model_hash not in (before, hashes[-1])

@@ -9,22 +9,23 @@ from pyarrow.csv import read_csv
 from fasttrace.editing.hyperparameters import settings_for
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.editing.tune import choose
-from fasttrace.settings.methods import METHOD_SETTINGS
+from fasttrace.settings.methods import METHODS
 
 
-def model(model_type, n_layers, width):
-    return SimpleNamespace(config=SimpleNamespace(model_type=model_type), n_layers=n_layers, width=width)
+def model(model_type, n_layers, width, key_width):
+    config = SimpleNamespace(model_type=model_type)
+    return SimpleNamespace(config=config, n_layers=n_layers, width=width, key_width=key_width)
 
 
-SMOLLM2, GPTJ, GPT2_XL = model("llama", 30, 576), model("gptj", 28, 4096), model("gpt2", 48, 1600)
-ANOTHER = model("qwen3", 36, 2560)
+SMOLLM2, GPTJ, GPT2_XL = model("llama", 30, 576, 1536), model("gptj", 28, 4096, 16384), model("gpt2", 48, 1600, 6400)
+ANOTHER = model("qwen3", 36, 2560, 9728)
 
 
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_model_of_another_width_gets_the_general_defaults(method, problem):
     default = settings_for(ANOTHER, method, problem, "paper")
-    for stranger in (model("llama", 30, 4096), model("gptj", 28, 64), model("gpt2", 48, 768)):
+    for stranger in (model("llama", 32, 4096, 11008), model("gptj", 28, 64, 256), model("gpt2", 48, 768, 3072)):
         assert settings_for(stranger, method, problem, "paper") == default
 
 
@@ -39,7 +40,7 @@ def test_smollm2_has_the_values_that_tuning_chose():
         assert found == chosen["value"], (method, problem)
 
 
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_released_has_no_values_tuned_for_smollm2(method, problem):
     assert settings_for(SMOLLM2, method, problem, "released") == settings_for(ANOTHER, method, problem, "released")

@@ -67,7 +67,8 @@ def test_one_fact_at_once_is_the_single_edit(model, moments):
 
 def test_the_joint_solve_is_the_normal_equation(model, moments):
     """No layer below the window's first is edited, so there K and R come from the unedited model."""
-    from fasttrace.editing.memit import _keys_and_values, mass_memit
+    from fasttrace.editing.methods.memit import Memit
+    from fasttrace.editing.spread import _keys_and_values, spread_together
     from fasttrace.editing.value import contexts_of
     from fasttrace.facts import encode_fact
     from fasttrace.settings.methods import MemitSettings
@@ -76,7 +77,7 @@ def test_the_joint_solve_is_the_normal_equation(model, moments):
     settings = MemitSettings(covariance_weight=0.05)
     keys, v0 = _keys_and_values(model, facts, None, 1, 3)
     delta = torch.randn(len(facts), model.width, generator=torch.Generator().manual_seed(0))
-    updates, _ = mass_memit(model, facts, None, [1, 2, 3], settings, moments, v0, delta)
+    updates, _, _ = spread_together(model, facts, None, [1, 2, 3], Memit(settings, moments), v0, delta, {})
     K, R = keys.double().T, (delta.double() / 3).T
     exact = R @ K.T @ torch.linalg.inv(0.05 * moments.matrix(1).double() + K @ K.T)
     difference = float((updates[1].matrix() - exact).abs().max())

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import closed_form
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,14 @@ from small_models import FAMILIES, small_model
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
-from fasttrace.editing.memit import spread_memit
+from fasttrace.editing.methods.memit import Memit
 from fasttrace.editing.problems import PROBLEMS
+from fasttrace.editing.spread import spread
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key, noised_embed
-from fasttrace.settings.methods import MemitSettings
+from fasttrace.settings.methods import METHODS, SOLVED, SPREAD, MemitSettings
 
 CASES = [(family, problem) for family in ("llama", "gpt2") for problem in PROBLEMS]
 CASES += [(family, problem) for family in ("gptj", "gemma2") for problem in ("error-injection", "fact-forcing")]
@@ -43,6 +45,11 @@ LIKELY = {
 def options_of(method):
     if method == "rome":
         return {**VALUE, "clamp": 4.0}
+    if method == "emmet":
+        return {**VALUE, "clamp": 0.75, "window_size": 3}
+    if method == "alphaedit":
+        null = {"null_threshold": 0.01, "null_unit": "trace", "norm_weight": 0.05}
+        return {**VALUE, "clamp": 0.75, "window_size": 3, **null}
     if method == "memit":
         # With this covariance weight the update is as large as the weights, and each layer keeps some of the residual.
         return {**VALUE, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 3}
@@ -82,16 +89,23 @@ def oracle(model, moments, fact, method, problem, layer, window, options=None, h
             lambda k: moments.inverse_key(layer, k[None])[0], 4, 0.5, 0.0625, 0.5, 4.0, noise, problem.minimise,
         )  # fmt: skip
         return {layer: torch.outer(value, key)}
-    if method == "memit":
+    if method in SPREAD:
         blocks = [block.layer for block in model.blocks]
 
-        def second_moment(at):
+        def change_of(at, residual, key):
             C = moments.matrix(at).double()
-            return C + moments.ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+            own = {name: options[name] for name in ("covariance_weight", "norm_weight") if name in options}
+            if method == "alphaedit":  # which has no use for the ridge
+                own["null_threshold"] = options["null_threshold"] * float(C.trace())
+            else:
+                C += moments.ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+                own = {"covariance_weight": 1.0, **own}
+            R, K = (x[:, None].numpy() for x in (residual, key))
+            return torch.from_numpy(getattr(closed_form, method)(R, K, C.numpy(), np.zeros((len(C), 0)), **own))
 
         return hooked_memit(
-            model.hf, model.tokenizer, blocks, fact.prompt, fact.subject, target, window, CONTEXTS, second_moment,
-            4, 0.5, 0.0625, 0.5, 0.75, options["covariance_weight"], noise, problem.minimise,
+            model.hf, model.tokenizer, blocks, fact.prompt, fact.subject, target, window, CONTEXTS, change_of,
+            4, 0.5, 0.0625, 0.5, 0.75, noise, problem.minimise,
         )  # fmt: skip
     changes = hooked_finetune(
         model.hf, model.tokenizer, fact.text, fact.subject, target, window, options["steps"], options["lr"],
@@ -139,7 +153,7 @@ def p_with(model, fact, changes, noise, target):
     return float(np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target))))
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "ft-1", "ft-5"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("family", "problem"), CASES)
 def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, corpus, tmp_path):
     model = small_model(family, small_tokenizer, torch.float32)
@@ -160,7 +174,7 @@ def test_batched_equals_one_at_a_time(family, method, problem, small_tokenizer, 
     for edit in edits:
         fact = next(f for f in facts if f.fact_id == edit.fact_id)
         row = next(r for r in rows if r["fact_id"] == edit.fact_id and r["layer"] == edit.layer)
-        if method in ("rome", "memit") and max(edit.updates) >= UNSEEN_FROM.get(family, model.n_layers - 1):
+        if METHODS[method].solved and max(edit.updates) >= UNSEEN_FROM.get(family, model.n_layers - 1):
             check_zero(edit, row)
             continue
         assert row["reason"] is None
@@ -210,7 +224,7 @@ def test_one_step_of_fine_tuning_is_exact(family, method, problem, small_tokeniz
 def test_edits_that_no_prediction_sees_are_zero(family, dtype, small_tokenizer, corpus, tmp_path):
     model = small_model(family, small_tokenizer, dtype)
     moments = ft.second_moments(model, corpus, tokens=600, sequence_length=32, cache_dir=tmp_path, ridge=1e-2)
-    for method in ("rome", "memit"):
+    for method in SOLVED:
         result = ft.edit(
             model,
             FACTS,
@@ -232,7 +246,7 @@ def test_edits_that_no_prediction_sees_are_zero(family, dtype, small_tokenizer, 
 DTYPE_ERRORS = {torch.float64: (1e-5, 1e-6), torch.bfloat16: (0.3, 0.015)}
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "ft-1", "ft-5"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", DTYPE_ERRORS, ids=["float64", "bfloat16"])
 def test_other_dtypes_stay_within_their_stated_error(dtype, method, small_tokenizer, corpus, tmp_path):
     model = small_model("llama", small_tokenizer, dtype)
@@ -289,7 +303,7 @@ def test_memit_keeps_all_digits_of_a_small_delta(dtype, small_tokenizer, corpus,
     facts = [contexts_of(model, encode_fact(small_tokenizer, fact), (5,), CONTEXTS) for fact in FACTS]
     batch = ValueBatch(model, facts, [2], at="block", starts=[2])
     delta = 1e-4 * torch.randn(2, model.width, generator=torch.Generator().manual_seed(0))
-    edits = spread_memit(batch, [0, 1], 2, (2,), MemitSettings(), moments, delta, torch.zeros(2))
+    edits = spread(batch, [0, 1], 2, (2,), Memit(MemitSettings(), moments), delta, torch.zeros(2))
     for edit, wanted in zip(edits, delta, strict=True):
         torch.testing.assert_close(edit.updates[2].value[0], wanted, rtol=1e-6, atol=0)
 

@@ -10,7 +10,8 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.cache import digest
-from fasttrace.editing.delta import Dense, LowRank, export_model, save_delta
+from fasttrace.editing.delta import Dense, LowRank, save_delta
+from fasttrace.editing.export import export_model
 
 D, M = 48, 80  # of small_model("llama"), which has five layers
 

@@ -15,7 +15,8 @@ from plausible import edit_result, study_facts, trace_result
 import fasttrace as ft
 from fasttrace import places
 from fasttrace.cli import main
-from fasttrace.editing.delta import LowRank, export_model, save_delta
+from fasttrace.editing.delta import LowRank, save_delta
+from fasttrace.editing.export import export_model
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, replacing, sweep, why_refused
 

@@ -124,6 +124,12 @@ def calls(model, store, place, small_tokenizer):
         "wrap_model": (ft.wrap_model, {"hf": model.hf, "tokenizer": small_tokenizer, "name": "x", "weights": None}),
         "load_delta": (ft.load_delta, {"path": delta, "model": model}),
         "apply_delta": (lambda **given: ft.apply_delta(**given).remove(), {"model": model, "delta": delta}),
+        "generate": (
+            ft.generate,
+            {"model": model, "prompts": ["the"], "delta": None, "max_new_tokens": 1, "stop": None, "top_k": 1}
+            | {"seed": 0, "settings": None, "memory": "1GB", "chat_template": False},
+        ),
+        "Decoder.generate": (model.generate, {"prompts": "the", "max_new_tokens": 1, "settings": None}),
         "Fact": (ft.Fact, {name: getattr(FACTS[0], name) for name in inspect.signature(ft.Fact).parameters}),
         "Probe": (ft.Probe, {"kind": "alias", "prompt": "x", "answers": ("y",), "expect": None, "after": "edit"}),
         "TraceSettings": (ft.TraceSettings, {"windows": [3], "memory": "1MB"}),
@@ -139,7 +145,13 @@ def calls(model, store, place, small_tokenizer):
         "Store.query": (store.query, {"sql": "SELECT ?", "params": [1]}),
         "Store.add_parquet": (store.add_parquet, {"folder": place / "none"}),
         "Store.to_parquet": (store.to_parquet, {"folder": place / "none" / "none"}),
-        "EditResult.export": (result.export, {"folder": delta, "fact_id": None, "layer": None}),
+        "EditResult.export": (
+            result.export, {"folder": delta, "fact_id": None, "layer": None, "format": "peft", "rank": 1}
+        ),
+        "EditResult.applied": (
+            lambda **given: result.applied(**given).remove(), {"fact_id": None, "layer": None}
+        ),
+        "MassResult.export": (mass.compute().export, {"folder": delta, "format": "peft", "rank": 1}),
         "EditResult.save_delta": (result.save_delta, {"path": delta, "fact_id": None, "layer": None}),
         "TracePlan.batches": (
             lambda **given: list(plans[0].batches(**given)),
@@ -188,6 +200,9 @@ NAMES = {
     "wrap_model": ["hf", "tokenizer", "name", "weights"],
     "load_delta": ["path", "model"],
     "apply_delta": ["model", "delta"],
+    "generate": ["model", "prompts", "delta", "max_new_tokens", "stop", "top_k", "seed", "settings", "memory",
+                 "chat_template", "oops"],
+    "Decoder.generate": ["prompts", "max_new_tokens", "settings", "oops"],
     "Fact": ["prompt", "subject", "target_true", "target_false", "relation", "paraphrases", "neighborhood", "fact_id",
              "source", "counterfactual_subject", "counterfactual_prompt", "probes", "case_id", "case_edits",
              "subject_found", "meta", "oops"],
@@ -205,7 +220,9 @@ NAMES = {
     "Store.query": ["sql", "params"],
     "Store.add_parquet": ["folder"],
     "Store.to_parquet": ["folder"],
-    "EditResult.export": ["folder", "fact_id", "layer"],
+    "EditResult.export": ["folder", "fact_id", "layer", "format", "rank"],
+    "EditResult.applied": ["fact_id", "layer", "oops"],
+    "MassResult.export": ["folder", "format", "rank", "oops"],
     "EditResult.save_delta": ["path", "fact_id", "layer"],
     "TracePlan.batches": ["memory", "skip", "progress"],
     "EditPlan.batches": ["memory", "skip", "progress"],
@@ -233,7 +250,8 @@ def test_the_calls_are_all_public_functions_and_work(calls, place):
     }
     assert functions <= NAMES.keys()
     assert calls.keys() == NAMES.keys()
-    refused = {"load_model", "Store.add_parquet", "Store.to_parquet", "EditResult.export", "EditResult.save_delta",
+    refused = {"load_model", "Store.add_parquet", "Store.to_parquet", "EditResult.export", "MassResult.export",
+            "EditResult.save_delta",
             "paper_table", "regress", "regress by", "regressions", "layer_correlations", "r2_table",
             "summary"}  # fmt: skip
     for name, (function, good) in calls.items():

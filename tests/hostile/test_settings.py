@@ -10,7 +10,7 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.editing import value
-from fasttrace.editing.finetune import FineTuneBatch
+from fasttrace.editing.methods.finetune import FineTuneBatch
 from fasttrace.study import load_study
 
 WHOLE = "9" * 20

@@ -8,7 +8,7 @@ import torch
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing.delta import export_model
+from fasttrace.editing.export import export_model
 from fasttrace.errors import ModelError
 from fasttrace.facts import encode_fact
 from fasttrace.models import packed, placement, wrap_model

@@ -1,4 +1,4 @@
-"""MEMIT for one fact the obvious way: plain transformers, hooks, weights written layer by layer.
+"""MEMIT, EMMET or AlphaEdit for one fact the obvious way: plain transformers, hooks, weights written layer by layer.
 
 It uses nothing of fasttrace's engine. Source: Meng et al. 2022 (arXiv 2210.07229), section 4; docs/algorithms.md,
 sections 12 and 14.
@@ -10,10 +10,10 @@ from hooked_trace import mlp_modules
 
 
 def hooked_memit(
-    hf, tokenizer, blocks, prompt, subject, target_ids, window, contexts, second_moment,
-    steps, lr, kl_factor, decay, clamp, weight, noise=None, minimise=False,
+    hf, tokenizer, blocks, prompt, subject, target_ids, window, contexts, change_of,
+    steps, lr, kl_factor, decay, clamp, noise=None, minimise=False,
 ):  # fmt: skip
-    """Return layer → ΔW (d, m) float64. blocks: the model's blocks. second_moment: layer → C (m, m) float64."""
+    """Return layer → ΔW (d, m) float64. blocks: the model's blocks. change_of: layer, residual (d,), key (m,) → ΔW."""
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
     top = window[-1]
@@ -82,8 +82,7 @@ def hooked_memit(
         share = [0.5, *(0.5 / (len(texts) - 1) for _ in texts[1:])] if len(texts) > 1 else [1.0]
         key = sum(part * seen(text, layer)[0].double() for part, text in zip(share, texts, strict=True))
         residual = (z - seen(texts[0], top)[1].double()) / left
-        matrix = weight * second_moment(layer) + torch.outer(key, key)
-        changes[layer] = torch.outer(residual, torch.linalg.solve(matrix, key))
+        changes[layer] = change_of(layer, residual, key)
         module = down_projection(mlp_modules(hf)[layer])
         update = changes[layer].T if _stored_across(module) else changes[layer]
         with torch.no_grad():

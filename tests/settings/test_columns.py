@@ -7,7 +7,7 @@ import pytest
 
 from fasttrace.settings.base import run_settings
 from fasttrace.settings.columns import RUN_SETTINGS, columns_of, settings_select, stored_settings
-from fasttrace.settings.methods import METHOD_SETTINGS
+from fasttrace.settings.methods import METHODS
 from fasttrace.settings.trace import TraceSettings
 
 
@@ -30,9 +30,9 @@ def test_a_setting_that_a_run_lacks_has_its_default(kind):
         assert row[name] == (None if one.tabled else default), name
 
 
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_methods_own_settings_are_columns_of_its_edits(method):
-    own = METHOD_SETTINGS[method](steps=7, early_stop=0.5)
+    own = METHODS[method].settings(steps=7, early_stop=0.5)
     [row] = rows_of("edit", json.dumps({"method": method, "sigma": 0.4, **run_settings(own)}))
     assert (row["method"], row["sigma"], row["steps"], row["early_stop"]) == (method, 0.4, 7, 0.5)
     for name, value in run_settings(own).items():

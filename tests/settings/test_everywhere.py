@@ -10,10 +10,13 @@ import pytest
 import fasttrace as ft
 from fasttrace.analysis.commands import KINDS, run_commands
 from fasttrace.cli import cli
+from fasttrace.editing import EditResult
 from fasttrace.settings.base import RUN_COLUMNS, run_settings, settings_of, text_of
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.export import ExportSettings
+from fasttrace.settings.generate import GenerateSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings
-from fasttrace.settings.methods import METHOD_SETTINGS, hyperparameters, method_settings
+from fasttrace.settings.methods import METHODS, hyperparameters, method_settings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, keys
 from fasttrace.settings.trace import TraceSettings
@@ -21,10 +24,13 @@ from fasttrace.study import load_study
 
 FUNCTIONS = {
     TraceSettings: ft.trace, EditSettings: ft.edit, MassSettings: ft.mass_edit, MomentSettings: ft.second_moments,
+    GenerateSettings: ft.generate, ExportSettings: EditResult.export,
 }  # fmt: skip
 VERBS = {
     "trace": TraceSettings, "edit": EditSettings, "mass": MassSettings, "stats": MomentSettings, "tune": TuneSettings,
+    "chat": GenerateSettings, "export": ExportSettings,
 }  # fmt: skip
+ARGUMENTS = {"export": [__file__, "a-new-folder"]}  # that a verb needs
 # Settings that a study file names otherwise or has in another table. None: it follows from other keys.
 ELSEWHERE = {
     "trace": {"keep": None},
@@ -35,7 +41,10 @@ ELSEWHERE = {
     },
 }  # fmt: skip
 # Setting → the settings that it requires.
-COMPANIONS = {"verify_top": {"method": "attribution"}, "heads": {"module": "head"}}
+COMPANIONS = {
+    "verify_top": {"method": "attribution"}, "heads": {"module": "head"},
+    "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"},
+}  # fmt: skip
 
 
 def every(kinds):
@@ -83,7 +92,7 @@ def test_the_command_line_has_every_setting(verb):
             assert all(name in option.help for name in hyperparameters())
             continue
         assert option.help == one.description
-        context = cli.get_command(None, verb).make_context(verb, [])
+        context = cli.get_command(None, verb).make_context(verb, [*ARGUMENTS.get(verb, ())])
         assert context.params[one.name] == one.default
 
 
@@ -132,13 +141,13 @@ def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
     given = cli.get_command(None, verb).make_context(verb, words).params
     if one.name == "hyperparameters":
         assert method_settings(made.method, given["own"]) == made.hyperparameters
-    elif one.name not in ("memory", "sigma_facts"):  # a run has σ as a number
+    elif one.name not in ("memory", "sigma_facts", "continue_from"):  # a run has σ as a number, a file as its hash
         assert given[one.name] == getattr(made, one.name)
 
 
-@pytest.mark.parametrize("method", METHOD_SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_command_repeats_every_methods_hyperparameters(method):
-    kind = METHOD_SETTINGS[method]
+    kind = METHODS[method].settings
     own = kind(**{name: another(kind, one) for name, one in settings_of(kind).items()})
     run = {"run_id": "0", "kind": "edit", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}
     run["settings"] = json.dumps({"method": method, **run_settings(own)})

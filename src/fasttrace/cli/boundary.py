@@ -26,6 +26,7 @@ VERBS = {
     "mass": ("edit", "fasttrace.workflow", "Edit many facts into one model, and score all of them."),
     "tune": ("edit", "fasttrace.workflow", "Choose the best of a hyperparameter's values."),
     "export": ("edit", "fasttrace.workflow", "Write an edited model that transformers can load."),
+    "chat": ("chat", "fasttrace.editing", "Continue prompts, with an edited model or an unedited one."),
     "study": ("study", "fasttrace.study", "Trace, edit, analyse and report, as one resumable study."),
     "demo": ("study", "fasttrace.study", "Run the small study 'demo', from facts to report."),
     "sql": ("sql", "fasttrace.store", "Query a store with SQL."),

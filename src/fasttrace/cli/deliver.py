@@ -51,7 +51,7 @@ def check_store(path: str | Path, *, makes_folder: bool = False) -> None:
 
 
 def _check_new_folder(path: str) -> None:
-    from fasttrace.editing.delta import check_export_folder
+    from fasttrace.editing.export import check_export_folder
 
     folder = check_export_folder(path)
     if folder.is_symlink() and not folder.exists():

@@ -11,6 +11,7 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.edit import EditingSettings, EditSettings
+from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.mass import MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
@@ -367,14 +368,27 @@ def tune(
 
 
 @click.command()
-@options("model", "dtype", "json")
+@options("model", "dtype")
+@setting_options(ExportSettings)
+@options("json")
 @click.argument("delta", type=click.Path(exists=True, dir_okay=False))
 @click.argument("folder", type=NEW_FOLDER)
-def export(model: str, dtype: str, as_json: bool, delta: str, folder: str) -> None:
-    """Write a model with the edits of a DELTA file to a new FOLDER, which transformers can load."""
-    from fasttrace.editing.delta import check_delta, export_model, load_delta
+def export(model: str, dtype: str, as_json: bool, delta: str, folder: str, **given: Any) -> None:
+    """Write a model with the edits of a DELTA file to a new FOLDER, which transformers can load.
 
+    With --format peft, FOLDER has only the edits, as a LoRA adapter for the unedited model.
+    """
+    from fasttrace.editing.delta import check_delta, load_delta
+    from fasttrace.editing.export import export_edit
+
+    asked = ExportSettings(**given)
     check_delta(delta)
     decoder = load(model, dtype, "cpu")
-    path = export_model(decoder, load_delta(delta, decoder), folder)
-    click.echo(json.dumps({"folder": str(path)}) if as_json else f"the edited model is in {path}")
+    made = export_edit(decoder, load_delta(delta, decoder), folder, asked)
+    if as_json:
+        of_adapter = {} if made.rank is None else {"rank": made.rank, "relative_error": made.relative_error}
+        click.echo(json.dumps({"folder": str(made.folder), **of_adapter}))
+    elif made.rank is None:
+        click.echo(f"the edited model is in {made.folder}")
+    else:
+        click.echo(f"the edit is a LoRA adapter of rank {made.rank} in {made.folder}")

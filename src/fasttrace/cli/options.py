@@ -340,6 +340,16 @@ def emit(rows: "Rows | pa.Table", as_json: bool, title: str | None = None) -> No
     click.echo(render(table, "json" if as_json else "text", title=title), nl=False)
 
 
+def read_stdin(what: str) -> str:
+    """All of stdin. what: its name in the UserError that is raised where it is not UTF-8 text."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in the C locale, Python reads other bytes as halves of surrogate pairs
+    except UnicodeError as error:
+        raise UserError(f"{what} on stdin is not UTF-8 text") from error
+    return text
+
+
 def open_store(path: str | None) -> Any:
     if path is None:
         raise UserError("expected --store FILE, got no store")

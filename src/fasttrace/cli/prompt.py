@@ -1,17 +1,14 @@
 """The prompt of `fasttrace sql` without a query. The store is open only while a query runs, so a sweep can go on."""
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import pyarrow as pa
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers.sql import SqlLexer
@@ -21,6 +18,7 @@ from fasttrace.store.connect import connection
 
 from . import signals
 from .catalogue import listed, relations_of, rendered
+from .session import converse, history
 
 HELP = """\
 Type SQL, over several lines if you like. A semicolon or an empty line ends it.
@@ -58,7 +56,7 @@ class Prompt:
         self.write, self.folders = write, tuple(folders)
         self.columns = columns_of(store)  # raises before the first prompt if the store cannot be read
         self.session: PromptSession[str] = PromptSession(
-            history=_history(),
+            history=history("sql"),
             completer=Words(self),
             lexer=PygmentsLexer(SqlLexer),
             multiline=True,
@@ -68,20 +66,7 @@ class Prompt:
 
     def run(self) -> None:
         """Answer queries until Ctrl-D or .quit."""
-        click.echo("Type .help for help, or Ctrl-D to leave.", err=True)
-        while True:
-            try:
-                line = self.session.prompt("fasttrace> ").strip()
-                if line in (".quit", ".exit"):
-                    return
-                if line:
-                    click.echo(self.answer(line), nl=False)
-            except EOFError:
-                return
-            except KeyboardInterrupt as stop:
-                signals.go_on(stop)
-            except UserError as error:
-                click.echo(f"fasttrace: {error}", err=True)
+        converse(self.session, self.answer)
 
     def answer(self, line: str) -> str:
         """The text to print for a line. Raises UserError, one sentence, where the line cannot be answered."""
@@ -200,16 +185,3 @@ def _named(owner: str, text: str, columns: Mapping[str, Any]) -> str:
         return owner
     alias = re.search(rf'([\w."]+)\s+(?:AS\s+)?{re.escape(owner)}\b', text, re.IGNORECASE)
     return alias[1] if alias else owner
-
-
-def _history() -> History:
-    """The history of all prompts, in the user's state folder. If that cannot be written, the history of this prompt."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "fasttrace" / "sql_history"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-    except OSError as error:
-        click.echo(f"fasttrace: no history is kept: '{path}' cannot be written: {error.strerror}", err=True)
-        return InMemoryHistory()
-    return FileHistory(path)

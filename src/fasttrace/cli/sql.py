@@ -15,7 +15,7 @@ from fasttrace.settings.kinds import MOST_SECONDS, Bounds, kind_of
 from . import signals
 from .catalogue import listed, relations_of, rendered
 from .deliver import FILE, STDOUT, check_apart, deliver, format_of
-from .options import SettingType, named_store, open_stores, options
+from .options import SettingType, named_store, open_stores, options, read_stdin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,10 +139,7 @@ def _resolved(query: str | None, saved: Mapping[str, Any]) -> Any:
     from fasttrace.analysis.saved import find, is_name, read_query
 
     if query is None or query == "-":
-        try:
-            return sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise UserError("the query on stdin is not UTF-8 text") from error
+        return read_stdin("the query")
     if query.endswith(".sql"):
         return read_query(Path(query))
     return find(saved, query) if is_name(query) else query

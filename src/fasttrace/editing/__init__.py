@@ -3,6 +3,7 @@
 from fasttrace.editing.collect import import_moments, second_moments
 from fasttrace.editing.delta import apply_delta, load_delta
 from fasttrace.editing.edit import edit, prepare_edit
+from fasttrace.editing.generate import generate
 from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditResult
@@ -13,6 +14,7 @@ __all__ = [
     "Moments",
     "apply_delta",
     "edit",
+    "generate",
     "import_moments",
     "load_delta",
     "mass_edit",

@@ -12,6 +12,7 @@ from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import continue_tokens, prefix_ids, sample_tokens, start_ids
 from fasttrace.places import replacing
+from fasttrace.settings.methods import METHODS
 
 SHORT_TOKENS, LONG_TOKENS = 5, 10
 BEGINNINGS = ("The", "Therefore", "Because", "I", "You")
@@ -22,10 +23,10 @@ ROUNDS = 20
 def method_contexts(model: Decoder, method: str, count: int, *, seed: int = 0) -> list[str]:
     """The bare template and `count` templates with sampled prefixes, as the method has them.
 
-    MEMIT's prefixes are begun by five words. Those of every other method have no given beginning, and half of them are
-    short. Source: docs/algorithms.md, section 12, Contexts.
+    ROME's prefixes have no given beginning, and half of them are short. Those of MEMIT, and of the methods that share
+    its engine, are begun by five words. Source: docs/algorithms.md, section 12, Contexts.
     """
-    if method == "memit":
+    if METHODS[method].spread:
         return sample_contexts(model, seed=seed, short=0, long=0, begun=count)
     return sample_contexts(model, seed=seed, short=count // 2, long=count - count // 2)
 

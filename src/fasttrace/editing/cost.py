@@ -9,15 +9,15 @@ import torch
 
 from fasttrace.editing.corpus import SAMPLED_ROWS
 from fasttrace.editing.essence import TOKENS
-from fasttrace.editing.finetune import NOISE_ROWS
 from fasttrace.editing.hyperparameters import window_of
+from fasttrace.editing.methods.finetune import NOISE_ROWS
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import ROWS, block_rate, linear_flops
 from fasttrace.models.generate import sample_tokens
 from fasttrace.ops import adam_linf_
-from fasttrace.settings.methods import FineTuneSettings, MethodSettings
+from fasttrace.settings.methods import METHODS, FineTuneSettings, MethodSettings
 
 TRIED = 4  # tokens of the texts that are sampled to measure the rate
 
@@ -46,10 +46,10 @@ def edit_cost(
 ) -> EditCost:
     """Predict the work of editing every fact at every layer, assuming targets as long as o_true.
 
-    A step of ROME or MEMIT runs δ's layer and the layers above it, for the rows from the last subject token on. A step
-    of fine-tuning runs the window and the layers above it, for all rows. Each step runs forward, and backward to the
-    activations. Scoring an edit runs the window and the layers above it, for every prompt. The clean pass and the
-    scores before the edit run all layers, once per fact.
+    A step of a method that optimises δ runs δ's layer and the layers above it, for the rows from the last subject token
+    on. A step of fine-tuning runs the window and the layers above it, for all rows. Each step runs forward, and
+    backward to the activations. Scoring an edit runs the window and the layers above it, for every prompt. The clean
+    pass and the scores before the edit run all layers, once per fact.
 
     anew: whether every step draws new noise (the released code's Fact Forcing). Each step then has a clean pass of its
     own, and fine-tuning has NOISE_ROWS rows for every row.
@@ -69,7 +69,7 @@ def edit_cost(
         flops += (passes * sequences * len(fact.ids) + scored) * model.n_layers * a_row + logits * a_logit
         for layer in layers:
             window = window_of(method, layer, window_size, model.n_layers)
-            entered = window[-1] if method == "memit" else window[0]
+            entered = window[-1] if METHODS[method].spread else window[0]
             tail = len(fact.ids) + extra - 1 - (0 if tuned else fact.subject_end - 1)
             rows = copies * tail if tuned else (contexts + 1) * tail + 1
             seen = copies * extra if tuned else (contexts + 1) * extra + 1

@@ -19,7 +19,6 @@ from fasttrace.cache import digest, load_tensors, metadata_of, save_tensors
 from fasttrace.errors import UserError, shown
 from fasttrace.models.adapter import Block, Decoder, Model
 from fasttrace.ops.rank_one import rank_one_
-from fasttrace.places import replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import Kind
 
@@ -107,6 +106,7 @@ class Edit:
         return any(update.changes() for update in self.updates.values())
 
 
+PAST = ("past_keys", "past_total")  # tensors of a delta file that only another mass edit reads
 DIVERGED = (
     "the optimisation diverged (a loss or a weight is NaN or infinite): its change is zero; a smaller lr may help"
 )
@@ -206,6 +206,8 @@ def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
 class Applied:
     """An edit that is applied to a model's weights. `remove`, or the end of the `with` block, restores every weight.
 
+    `with` gives the model: `with edit.applied() as model: model.generate("…")`.
+
     Until then `model.model_hash` is a hash of its old value and the edit, so that no result on disk or in a store is
     mistaken for one of the unedited model. Several edits are removed in reverse order.
     """
@@ -238,8 +240,8 @@ class Applied:
             self.model.set_identity(self._hash)
         self._saved, self._hash = {}, None
 
-    def __enter__(self) -> "Applied":
-        return self
+    def __enter__(self) -> Decoder:
+        return self.model
 
     def __exit__(self, *_: object) -> None:
         self.remove()
@@ -249,10 +251,11 @@ def _updates(value: Any) -> Any:
     """What `apply_delta` takes → a path, or layer → update. Raises ValueError for anything else."""
     if isinstance(edits := getattr(value, "edits", None), list):  # an EditResult
         if len(edits) != 1:
-            raise UserError(
-                f"apply_delta: delta: expected a result with one edit, got {len(edits)}: give one of .edits"
-            )
+            raise UserError(f"delta: expected a result with one edit, got {len(edits)}: give one of .edits")
         value = edits[0]
+    models = getattr(value, "models", 1)
+    if isinstance(models, int) and models > 1:  # a MassResult, whose updates are those of the last case
+        raise UserError(f"delta: expected the edits of one model, got those of {models} cases, each in its own")
     value = getattr(value, "updates", value)  # an Edit or a MassResult
     if not isinstance(value, str | Path | Mapping):
         raise ValueError
@@ -265,6 +268,14 @@ Delta = Annotated[
 ]
 
 
+def updates_of(model: Decoder, delta: Delta, what: str) -> Mapping[int, Update]:
+    """The changes of an edit that fits the model. what: names the caller. Raises the errors of `apply_delta`."""
+    updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
+    model.check_resident(what)
+    check_updates(model, updates, what)
+    return updates
+
+
 @checked
 def apply_delta(model: Model, delta: Delta) -> Applied:
     """Apply an edit to the model's weights in memory.
@@ -273,12 +284,10 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
         model hash it was made for, which an applied edit changes. To apply two files, load both with `load_delta`
         first.
 
-    Returns a handle that removes the edit exactly. It is also a context manager.
+    Returns a handle that removes the edit exactly. It is also a context manager, which gives the model.
     Raises UserError as `load_delta`, and ModelError where weights are offloaded or on several devices.
     """
-    updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
-    model.check_resident("apply_delta")
-    check_updates(model, updates, "apply_delta")
+    updates = updates_of(model, delta, "apply_delta")
     applied = Applied(model, model.model_hash)
     with torch.no_grad():
         for layer, update in updates.items():
@@ -289,14 +298,14 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
             block.down.copy_(weight)
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updates).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(updates).items()}
     edited = hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16]
     applied._sums = model.set_identity(edited)
     model.applied.append(applied)
     return applied
 
 
-def _tensors(updates: Mapping[int, Update]) -> dict[str, Tensor]:
+def tensors_of(updates: Mapping[int, Update]) -> dict[str, Tensor]:
     """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
@@ -310,17 +319,24 @@ def _parts(update: Update) -> dict[str, Tensor]:
     return {"change": update.change} | ({} if update.bias is None else {"bias": update.bias})
 
 
-def save_delta(path: str | Path, model: Decoder, updates: Mapping[int, Update], **about: Any) -> Path:
+def save_delta(
+    path: str | Path,
+    model: Decoder,
+    updates: Mapping[int, Update],
+    more: Mapping[str, Tensor] | None = None,
+    **about: Any,
+) -> Path:
     """Write an edit without the model, as safetensors.
 
-    The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. about: JSON values
-    for the metadata, beside the model's name, hash and dtype. Raises UserError where the file exists.
+    The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. more: other tensors
+    that `<layer>.past_keys` or `<layer>.past_total` name (`editing.sequence`). about: JSON values for the metadata,
+    beside the model's name, hash and dtype. Raises UserError where the file exists.
     """
     check_updates(model, updates, "save_delta")
     path = check_delta_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     made_for = {"model": model.name, "model_hash": model.model_hash, "dtype": model.dtype_name}
-    save_tensors(path, _tensors(updates), {"kind": "delta", **made_for, **about})
+    save_tensors(path, {**tensors_of(updates), **(more or {})}, {"kind": "delta", **made_for, **about})
     return path
 
 
@@ -340,6 +356,14 @@ def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
     Raises UserError where the file is missing, damaged, not a delta, belongs to another model or dtype, or where its
     tensors do not fit the model (`check_updates`).
     """
+    return read_delta(path, model)[0]
+
+
+def read_delta(path: str | Path, model: Decoder) -> tuple[dict[int, Update], dict[str, Tensor], dict[str, Any]]:
+    """(layer → update, the tensors with the keys of the edits by name, the metadata) of a delta file.
+
+    Raises UserError as `load_delta`.
+    """
     check_delta(path)
     tensors, about = load_tensors(Path(path))
     if about.get("model_hash") != model.model_hash:
@@ -355,10 +379,14 @@ def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
             f"got '{model.name}' with hash {model.model_hash}"
         )
     parts: dict[int, dict[str, Tensor]] = {}
+    past: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if (found := re.fullmatch(r"(0|[1-9]\d{0,4})\.(value|key|change|bias)", name)) is None:
+        if (found := re.fullmatch(rf"(0|[1-9]\d{{0,4}})\.(value|key|change|bias|{'|'.join(PAST)})", name)) is None:
             raise UserError(f"delta '{path}': expected tensors such as 5.value and 5.key, got {shown(name)}")
-        parts.setdefault(int(found[1]), {})[found[2]] = tensor
+        if found[2] in PAST:
+            past[name] = tensor
+        else:
+            parts.setdefault(int(found[1]), {})[found[2]] = tensor
     updates: dict[int, Update] = {}
     for layer, p in sorted(parts.items()):
         if p.keys() == {"value", "key"}:
@@ -371,7 +399,7 @@ def load_delta(path: str | Path, model: Model) -> dict[int, Update]:
     if not updates:
         raise UserError(f"delta '{path}': expected the change of at least one layer, got no tensor")
     check_updates(model, updates, f"delta '{path}'")
-    return updates
+    return updates, past, about
 
 
 def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> None:
@@ -399,50 +427,6 @@ def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> N
                 raise UserError(f"{what}: expected finite numbers in {name} of layer {layer}, got NaN or infinity")
         if update.bias is not None and model.blocks[layer].down_bias is None:
             raise UserError(f"{what}: expected no bias of layer {layer}, as '{model.name}' has none there, got one")
-
-
-def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
-    """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
-
-    The model in memory does not change. Raises UserError where the folder exists and is not empty, and ModelError where
-    weights are offloaded or on several devices.
-    """
-    path = check_export_folder(folder)
-    model.check_resident("export")
-    check_updates(model, updates, "export")
-    names = {weight.data_ptr(): name for name, weight in model.hf.named_parameters()}
-    state = dict(model.hf.state_dict())
-    for layer, update in updates.items():
-        block = model.blocks[layer]
-        name = names[block.down.data_ptr()]
-        weight = changed_weight(block, update)
-        # `down` is the (d, m) view of a parameter that may be stored transposed.
-        transposed = state[name].shape != weight.shape or state[name].stride() != weight.stride()
-        state[name] = weight.t() if transposed else weight
-        if update.bias is not None and block.down_bias is not None:
-            bias = changed_bias(block, update)
-            assert bias is not None
-            state[names[block.down_bias.data_ptr()]] = bias
-    hf = copy.copy(model.hf)
-    hf.config = copy.deepcopy(model.hf.config)
-    # Weights read from GGUF are plain tensors by now, so the config must not describe them as quantized.
-    if hasattr(hf.config, "quantization_config"):
-        del hf.config.quantization_config
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        hf.__dict__.pop(name, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        hf.save_pretrained(draft, state_dict=state)
-        model.tokenizer.save_pretrained(draft)
-    return path
-
-
-def check_export_folder(folder: str | Path) -> Path:
-    """The folder as a path. Raises UserError where it exists and is not an empty folder."""
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"export: expected a new folder, got '{folder}', which exists and is not an empty folder")
-    return path
 
 
 def check_delta_file(path: str | Path) -> Path:

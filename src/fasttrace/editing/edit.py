@@ -5,10 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.editing.after import After
 from fasttrace.editing.collect import second_moments
 from fasttrace.editing.contexts import method_contexts
 from fasttrace.editing.essence import essence_prompt
-from fasttrace.editing.hyperparameters import settings_for, window_of
+from fasttrace.editing.hyperparameters import say_whose, settings_for, shape_of, window_of
+from fasttrace.editing.methods import solve_of
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
 from fasttrace.editing.problems import ERASURE_FLOOR, PROBLEMS, Problem
@@ -26,10 +28,10 @@ from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import (
+    METHODS,
     FineTuneSettings,
-    MemitSettings,
+    Hyperparameters,
     MethodSettings,
-    RomeSettings,
     hyperparameters,
     method_settings,
 )
@@ -37,7 +39,7 @@ from fasttrace.settings.moments import MomentSettings
 
 
 @settings("edit")
-class _EditKeywords(EditSettings, RomeSettings, MemitSettings, FineTuneSettings):
+class _EditKeywords(EditSettings, Hyperparameters):
     """The settings of an edit, and the hyperparameters of every method."""
 
     settings: EditSettings | None = argument(
@@ -81,7 +83,7 @@ def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> No
     """Raise what `prepare_edit` raises for settings and facts that do not fit the model. No pass runs."""
     problem = PROBLEMS[asked.problem]
     model.check_resident("edit")
-    if not asked.method.startswith("ft"):
+    if METHODS[asked.method].solved:
         model.check_moments(asked.method)
     _layers(model, asked)
     if problem.needs_noise:
@@ -100,8 +102,9 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     """
     asked, problem = carried(EditSettings, given), PROBLEMS[given.problem]
     own = settings_for(model, asked.method, asked.problem, asked.protocol, own_settings(given))
+    say_whose(model.name, asked.method, shape_of(model))
     model.check_resident("edit")
-    if not asked.method.startswith("ft"):
+    if METHODS[asked.method].solved:
         model.check_moments(asked.method)
     layers = _layers(model, asked)
     encoded = _encoded(model, facts, asked, problem)
@@ -138,6 +141,8 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         layers=layers,
         contexts=templates,
         moments=moments,
+        solve=solve_of(asked.method, own, moments),
+        after=After(model, settled),
         corruption=corruption,
         noise_targets=noise_targets,
         left_out=_too_unlikely(model, encoded) if problem.minimise else {},
@@ -274,12 +279,12 @@ def _run(
 def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
 
-    Methods: ROME, MEMIT (the window around the layer) and constrained fine-tuning of the layer (ft-1) or of its
-    window (ft-5). Problems: error-injection, tracing-reversal, fact-erasure (facts with p(o_true) ≥ 0.02; others get
-    a row with the reason), fact-amplification, and fact-forcing (the subject is corrupted in editing and scoring).
-    protocol="released" follows the released code in the hyperparameters, the steps and losses, the noise (drawn anew in
-    every forward of fact-forcing), o_noise (which includes the prompt) and the scores: first paraphrase and
-    neighbourhood prompt only, floors, and the problem's target in the neighbourhood score.
+    Methods: ROME, MEMIT, EMMET and AlphaEdit (the window around the layer), and constrained fine-tuning of the layer
+    (ft-1) or of its window (ft-5). Problems: error-injection, tracing-reversal, fact-erasure (facts with p(o_true) ≥
+    0.02; others get a row with the reason), fact-amplification, and fact-forcing (the subject is corrupted in editing
+    and scoring). protocol="released" follows the released code in the hyperparameters, the steps and losses, the noise
+    (drawn anew in every forward of fact-forcing), o_noise (which includes the prompt) and the scores: first paraphrase
+    and neighbourhood prompt only, floors, and the problem's target in the neighbourhood score.
 
     Returns an EditResult, which keeps every edit in memory. A fine-tuned edit takes 4·d·m bytes per changed layer. For
     many edits, iterate over `prepare_edit(…).batches()` and keep only the parts you need.

@@ -1,21 +1,30 @@
 """Values of the editing methods' hyperparameters, by model and problem.
 
-Sources: paper, Appendix A ("Edit Method Tuning"); Meng et al. 2022 (arXiv 2202.05262, 2210.07229) for values that the
-paper leaves at their defaults; the released code for protocol "released". The values for SmolLM2-135M (`OWN`) are
-fasttrace's. Any other model gets GPT-J's values, except that ROME's KL weight keeps its default. `fasttrace tune` finds
-better values. `settings.methods` describes each setting and has its default, which applies where these tables have no
-value.
+Sources of ROME, MEMIT and fine-tuning: paper, Appendix A ("Edit Method Tuning"); Meng et al. 2022 (arXiv 2202.05262,
+2210.07229) for values that the paper leaves at their defaults; the released code for protocol "released". Sources of
+the other methods and models: the hparams files of the repositories named beside the values.
+
+The values for SmolLM2-135M (`OWN`) are fasttrace's. Any other model gets GPT-J's values, except that ROME's KL weight
+keeps its default. `fasttrace tune` finds better values. `settings.methods` describes each setting and has its default,
+which applies where these tables have no value.
 """
 
+import functools
+import logging
 from typing import Any
 
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.base import given_by
-from fasttrace.settings.methods import MethodSettings, method_settings
+from fasttrace.settings.methods import METHODS, MethodSettings, method_settings
 from fasttrace.windows import window_interval
 
-# (model type, layers, width). The width is needed because different models have the same type and number of layers.
-GPTJ, GPT2_XL, SMOLLM2_135M = ("gptj", 28, 4096), ("gpt2", 48, 1600), ("llama", 30, 576)
+log = logging.getLogger(__name__)
+
+Shape = tuple[str, int, int, int]
+# (model type, layers, width d, key width m). Llama-2-7B differs from Llama-3-8B only in m.
+GPTJ, GPT2_XL = ("gptj", 28, 4096, 16384), ("gpt2", 48, 1600, 6400)
+LLAMA3_8B, QWEN25_7B = ("llama", 32, 4096, 14336), ("qwen2", 28, 3584, 18944)
+SMOLLM2_135M = ("llama", 30, 576, 1536)
 
 # (method, problem) → values that differ from the defaults in `settings.methods`. Problem None is every problem.
 PAPER: dict[tuple[str, str | None], dict[str, Any]] = {
@@ -32,22 +41,37 @@ PAPER: dict[tuple[str, str | None], dict[str, Any]] = {
     ("ft-1", "fact-forcing"): {"epsilon": 1e-4, "steps": 50},
     ("ft-5", "fact-forcing"): {"epsilon": 1e-4, "steps": 50},
 }
-PAPER_MODEL: dict[tuple[str, int, int], dict[tuple[str, str | None], dict[str, Any]]] = {
+PAPER_MODEL: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
     GPTJ: {("rome", "error-injection"): {"kl_factor": 1.0}},
     GPT2_XL: {
         ("memit", None): {"steps": 20, "covariance_weight": 20000.0},
         ("memit", "error-injection"): {"kl_factor": 0.0625},
+        ("emmet", None): {"steps": 20, "covariance_weight": 1000.0},  # scalable-model-editing/unified-model-editing
+        ("alphaedit", None): {"steps": 20},  # jianghoucheng/AlphaEdit
         ("ft-1", "error-injection"): {"epsilon": 1e-3},
         ("ft-5", "error-injection"): {"epsilon": 1e-4},
         ("ft-1", "fact-forcing"): {"epsilon": 5e-4},
         ("ft-5", "fact-forcing"): {"epsilon": 5e-5},
+    },
+    LLAMA3_8B: {
+        ("rome", None): {"steps": 25, "weight_decay": 1e-3},  # zjunlp/EasyEdit
+        ("memit", None): {"lr": 0.1},  # jianghoucheng/AlphaEdit
+        ("memit", "error-injection"): {"kl_factor": 0.0625},
+        ("emmet", None): {"covariance_weight": 1e5},  # scalable-model-editing/encore
+        ("alphaedit", None): {"lr": 0.1},  # jianghoucheng/AlphaEdit
+    },
+    QWEN25_7B: {  # zjunlp/EasyEdit
+        ("rome", None): {"steps": 25, "weight_decay": 1e-3},
+        ("memit", None): {"clamp": 4.0, "weight_decay": 1e-3},
+        ("memit", "error-injection"): {"kl_factor": 0.0625},
+        ("alphaedit", None): {"clamp": 4.0, "weight_decay": 1e-3, "norm_weight": 1.0},
     },
 }
 # fasttrace's values, for models that neither the paper nor the released code covers. Protocol "released" ignores them.
 # SmolLM2-135M hardly changes within GPT-J's ε (rewrite 0.003 for ft-1) or with its λ (0.5 for memit, less in higher
 # layers; bench/LOG.md). λ is a tenth of GPT-J's, and ε fifty times its ε. Where the rewrite score was then above 0.99,
 # or FT-1's low, the cell was tuned at layer 6 as in Appendix A (analysis/results/smollm2-135m/tuning.csv).
-OWN: dict[tuple[str, int, int], dict[tuple[str, str | None], dict[str, Any]]] = {
+OWN: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
     SMOLLM2_135M: {
         ("memit", None): {"covariance_weight": 1500.0},
         ("memit", "fact-amplification"): {"kl_factor": 0.9},
@@ -70,6 +94,8 @@ RELEASED: dict[tuple[str, str | None], dict[str, Any]] = {
     ("rome", "fact-erasure"): {"steps": 20},
     ("rome", "fact-forcing"): {"lr": 0.05, "steps": 24},
     ("memit", None): {"steps": 24},
+    ("emmet", None): {"steps": 24},
+    ("alphaedit", None): {"steps": 24},
     ("ft-1", None): {"bias": True, "early_stop": 0.01},
     ("ft-5", None): {"bias": True, "early_stop": 0.01},
     ("ft-1", "error-injection"): {"epsilon": 1e-4},
@@ -83,24 +109,40 @@ RELEASED: dict[tuple[str, str | None], dict[str, Any]] = {
     ("ft-1", "fact-forcing"): {"epsilon": 1e-4},
     ("ft-5", "fact-forcing"): {"epsilon": 1e-4},
 }
-RELEASED_MODEL: dict[tuple[str, int, int], dict[tuple[str, str | None], dict[str, Any]]] = {
-    GPT2_XL: {("memit", None): {"steps": 19}},
+RELEASED_MODEL: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
+    GPT2_XL: {(method, None): {"steps": 19} for method in ("memit", "emmet", "alphaedit")},
+    LLAMA3_8B: {("rome", None): {"steps": 24}},
+    QWEN25_7B: {("rome", None): {"steps": 24}},
 }
 
 # Method → the setting that `fasttrace tune` varies, and the values it tries (paper, Appendix A).
 TUNED: dict[str, tuple[str, tuple[float, ...]]] = {
     "rome": ("kl_factor", (0.0625, 0.9, 1.0)),
     "memit": ("kl_factor", (0.0625, 0.9, 1.0)),
+    "emmet": ("kl_factor", (0.0625, 0.9, 1.0)),
+    "alphaedit": ("kl_factor", (0.0625, 0.9, 1.0)),
     "ft-1": ("epsilon", (1e-4, 5e-5, 2e-5, 1e-5)),
     "ft-5": ("epsilon", (1e-4, 5e-5, 2e-5, 1e-5)),
 }
+
+
+def shape_of(model: Decoder) -> Shape:
+    """What the tables know a model by."""
+    return model.config.model_type, model.n_layers, model.width, model.key_width
+
+
+@functools.cache
+def say_whose(name: str, method: str, shape: Shape) -> None:
+    """Log, once a method, whose hyperparameters a model takes for which none are published."""
+    if not any(method in {one for one, _ in table.get(shape, {})} for table in (PAPER_MODEL, OWN)):
+        log.warning("%s: no hyperparameters are published for '%s': it takes those of GPT-J", method, name)
 
 
 def settings_for(
     model: Decoder, method: str, problem: str, protocol: str, given: MethodSettings | None = None
 ) -> MethodSettings:
     """The hyperparameters of a method for a model, problem and protocol. Given values override the tables."""
-    which = (model.config.model_type, model.n_layers, model.width)
+    which = shape_of(model)
     own = (RELEASED, RELEASED_MODEL.get(which, {})) if protocol == "released" else (OWN.get(which, {}),)
     values: dict[str, Any] = {}
     for table in (PAPER, PAPER_MODEL.get(which, {}), *own):
@@ -110,7 +152,7 @@ def settings_for(
 
 def window_of(method: str, layer: int, window_size: int, n_layers: int) -> tuple[int, ...]:
     """The layers that an edit at `layer` changes: the layer itself (rome, ft-1), or the window of window_size layers
-    around it, clipped as in tracing (memit, ft-5)."""
-    if method in ("rome", "ft-1"):
+    around it, clipped as in tracing (the other methods)."""
+    if not METHODS[method].windowed:
         return (layer,)
     return tuple(range(*window_interval(layer, window_size, n_layers)))

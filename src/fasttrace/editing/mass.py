@@ -8,7 +8,7 @@ fact at a time, each in the model with all earlier edits.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
@@ -17,23 +17,28 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from fasttrace.cache import cache_place, content_of
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
     UNMOVED,
+    Applied,
     LowRank,
     Update,
+    apply_delta,
     edited_view,
-    export_model,
     save_delta,
     summed,
 )
 from fasttrace.editing.edit import own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
-from fasttrace.editing.memit import mass_memit
+from fasttrace.editing.export import export_edit
+from fasttrace.editing.methods.base import Past
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan, say_waiting
 from fasttrace.editing.scores import PROMPT_COLUMNS, Reading, ScoredPrompt, Scorer, prompt_rows, score_row
+from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
+from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import EncodedFact, Fact, Facts
@@ -44,9 +49,10 @@ from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
-from fasttrace.settings.methods import FineTuneSettings, MemitSettings, RomeSettings
+from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
 
 SCORED_TIMES = 10
 SCORE_ROWS = 4096  # tokens per scoring pass
@@ -77,7 +83,8 @@ class MassResult:
     run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
     and one row with the reason per fact left out. A fact whose own δ is zero also has a reason. prompts: MASS_PROMPTS,
     one row per edited fact, scoring and scored prompt. updates: layer → the sum of all facts' changes; with
-    together="case" that of the last case, whose model alone they are in.
+    together="case" that of the last case, whose model alone they are in. sequence: the edits so far, those of the file
+    that the run went on from included.
     """
 
     run: Run
@@ -87,24 +94,40 @@ class MassResult:
     updates: dict[int, Update] = field(repr=False)
     model: Decoder = field(repr=False)
     models: int = 1
+    sequence: EditSequence = field(default_factory=EditSequence, repr=False)
 
-    @checked
-    def export(self, folder: str | Path) -> Path:
-        """Write the model with all the edits in its weights, as a folder that plain transformers loads.
+    @takes(ExportSettings)
+    def export(self, folder: str | Path, given: ExportSettings) -> Path:
+        """Write the model with all the edits in its weights, as a folder that plain transformers loads, or only the
+        edits.
 
         Raises UserError where the edits are of several cases, each in a model of its own.
         """
         self._check_one("export")
-        return export_model(self.model, self.updates, folder)
+        return export_edit(self.model, self.updates, folder, given).folder
+
+    @checked
+    def applied(self) -> Applied:
+        """Apply all the edits to the model's weights in memory. `with many.applied() as model:` removes them at the
+        end.
+
+        Raises UserError as `export`, and ModelError as `apply_delta`.
+        """
+        self._check_one("applied")
+        return apply_delta(self.model, self.updates)
 
     @checked
     def save_delta(self, path: str | Path) -> Path:
         """Write only the change, as safetensors. `ft.apply_delta` applies it and can remove it exactly.
 
+        The file also has the edits' keys, so that `mass_edit(…, continue_from=path)` can go on from it. They take m · 8
+        bytes per edit and layer, at most m² · 8 per layer.
+
         Raises UserError as `export`.
         """
         self._check_one("save_delta")
-        return save_delta(path, self.model, self.updates, facts=len(self.facts), run_id=self.run["run_id"])
+        so_far, about = self.sequence, {"facts": self.sequence.n_edits, "run_id": self.run["run_id"]}
+        return save_delta(path, self.model, self.updates, so_far.past_tensors(), **about)
 
     def _check_one(self, what: str) -> None:
         if self.models > 1:
@@ -118,14 +141,22 @@ class MassPlan:
     """A mass edit ready to be computed.
 
     at_once: facts solved together. score_every: groups between two scorings. together: whose edits are in one model,
-    "all" or those of one "case".
+    "all" or those of one "case". start: the edits to go on from. keep: whether each solve keeps what the keys of
+    earlier groups give.
     """
 
     plan: EditPlan
     at_once: int
     score_every: int
     together: str
+    start: EditSequence
+    keep: bool
     run: Run
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file in the cache from which an interrupted computation goes on."""
+        return cache_place(None) / "mass" / f"{self.run['run_id']}.safetensors"
 
     @property
     def facts(self) -> list[EncodedFact]:
@@ -140,35 +171,36 @@ class MassPlan:
     @checked
     @with_autograd
     def compute(self, *, memory: Size | None = None, progress: Callable[[int], None] | None = None) -> MassResult:
-        """Edit and score. memory: bytes for the facts that are optimised together; None for the settings' value.
-        progress(n) is called after n more facts."""
+        """Edit and score. An interrupted computation goes on where its last checkpoint (one every 20 s) was written.
+
+        memory: bytes for the facts that are optimised together; None for the settings' value. progress(n) is called
+        after n more facts.
+        """
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
         made = _edits_of_cases(self.facts)
         cut = [f.fact for f in self.facts if not _is_whole(f, made)]
         say_waiting(cut, "some of them are not among the facts")
-        scores: list[dict[str, Any]] = []
-        prompts: list[dict[str, Any]] = []
-        updates: dict[int, Update] = {}
+        state = Checkpoint.read(self.checkpoint, self.plan.model.device)
         with self.plan.model.products():
             asked = self._prompts(self.facts)
             unedited = _readings(self.plan.model, self.plan, asked)
             place = {fact.fact_id: at for at, fact in enumerate(self.facts)}
-            for facts in self.models:
+            models = self.models
+            if progress is not None and (done := sum(map(len, models[: state.models])) + state.groups * self.at_once):
+                progress(done)
+            for facts in models[state.models :]:
                 mine = [place[fact.fact_id] for fact in facts]
-                read = [asked[at] for at in mine], [unedited[at] for at in mine]
-                updates, more_scores, more_prompts = self._edit(facts, *read, budget, progress)
-                scores += more_scores
-                prompts += more_prompts
-        scores += self._left_out()
+                self._edit(facts, [asked[at] for at in mine], [unedited[at] for at in mine], state, budget, progress)
         return MassResult(
             {**self.run, "seconds": time.perf_counter() - begun},
             [f.fact for f in self.facts],
-            pa.Table.from_pylist(scores, schema=MASS_SCORES),
-            pa.Table.from_pylist(prompts, schema=MASS_PROMPTS),
-            updates,
+            pa.Table.from_pylist(state.scores + self._left_out(), schema=MASS_SCORES),
+            pa.Table.from_pylist(state.prompts, schema=MASS_PROMPTS),
+            dict(self.plan.after.summed(state.last.updates)),
             self.plan.model,
-            len(self.models),
+            len(models),
+            state.last,
         )
 
     def _edit(
@@ -176,63 +208,78 @@ class MassPlan:
         facts: list[EncodedFact],
         prompts: list[list[ScoredPrompt]],
         before: list[Reading],
+        state: Checkpoint,
         budget: int,
         progress: Callable[[int], None] | None,
-    ) -> tuple[dict[int, Update], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Edit facts into one model → (the sum of the changes, rows of MASS_SCORES, rows of MASS_PROMPTS).
+    ) -> None:
+        """Edit facts into one model, from the groups that `state` has, and add the edits and the rows to it.
 
         prompts, before: of each fact, and what is read of them in the unedited model.
         """
-        plan, model = self.plan, self.plan.model
-        scores: list[dict[str, Any]] = []
-        rows: list[dict[str, Any]] = []
-        updates: dict[int, Update] = {}
-        unseen: dict[str, str] = {}
         groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
-        n_edits = 0
-        for number, group in enumerate(groups, 1):
-            view = edited_view(model, updates)
-            more, condition, why = self._solve(view, group, budget)
-            updates, unseen = {**summed([updates, *more])}, unseen | why
-            n_edits += len(group)
+        if not state.groups:
+            state.sequence = self.start
+        for number, group in enumerate(groups[state.groups :], state.groups + 1):
+            state.sequence = so_far = self._after(state.sequence, group, budget)
             if number % self.score_every == 0 or number == len(groups):
-                after = before[:n_edits]
-                if any(update.changes() for update in updates.values()):
-                    after = _readings(edited_view(model, updates), plan, prompts[:n_edits])
-                made = _edits_of_cases(facts[:n_edits])
-                for position, (fact, reading) in enumerate(zip(facts, after, strict=False)):
-                    whole = _is_whole(fact, made)
-                    seen = [i for i, one in enumerate(prompts[position]) if whole or not one.case]
-                    read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
-                    about = {"position": position + 1, "condition": condition}
-                    scores.append(self._scores(n_edits, fact, *read, unseen.get(fact.fact_id)) | about)
-                    found = prompt_rows(*read, plan.problem, plan.settings.protocol)
-                    rows += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in found]
+                n_edits = so_far.n_edits - self.start.n_edits
+                self._score(facts[:n_edits], prompts[:n_edits], before[:n_edits], state)
+            state.groups = number
+            if number < len(groups):
+                state.save_if_due()
             if progress is not None:
                 progress(len(group))
-        return updates, scores, rows
+        state.last, state.models, state.groups = state.sequence, state.models + 1, 0
+
+    def _after(self, so_far: EditSequence, group: list[EncodedFact], memory: int) -> EditSequence:
+        """The edits so far and those of a group of facts. memory: bytes for one batch."""
+        view = edited_view(self.plan.model, so_far.updates)
+        new, past, condition, why = self._solve(view, group, so_far.past, memory)
+        after = self.plan.after
+        updates = after.bounded(summed([so_far.updates, *(after.each(view, one) for one in new)]))
+        return EditSequence(updates, past, so_far.n_edits + len(group), {**so_far.unseen, **why}, condition)
+
+    def _score(
+        self, facts: list[EncodedFact], prompts: list[list[ScoredPrompt]], before: list[Reading], state: Checkpoint
+    ) -> None:
+        """Score every fact edited so far, and add the rows to the state."""
+        plan, so_far = self.plan, state.sequence
+        after = before
+        if so_far.changes():
+            after = _readings(edited_view(plan.model, plan.after.summed(so_far.updates)), plan, prompts)
+        made, n_edits = _edits_of_cases(facts), so_far.n_edits
+        for position, (fact, reading) in enumerate(zip(facts, after, strict=True)):
+            whole = _is_whole(fact, made)
+            seen = [i for i, one in enumerate(prompts[position]) if whole or not one.case]
+            read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
+            about = {"position": self.start.n_edits + position + 1, "condition": so_far.condition}
+            state.scores.append(self._scores(n_edits, fact, *read, so_far.unseen.get(fact.fact_id)) | about)
+            found = prompt_rows(*read, plan.problem, plan.settings.protocol)
+            state.prompts += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in found]
 
     def _solve(
-        self, view: Decoder, group: list[EncodedFact], memory: int
-    ) -> tuple[list[dict[int, Update]], float | None, dict[str, str]]:
-        """Edit a group of facts. view: the model with all earlier edits. memory: bytes for one batch.
+        self, view: Decoder, group: list[EncodedFact], past: Past, memory: int
+    ) -> tuple[list[Mapping[int, Update]], Past, float | None, dict[str, str]]:
+        """Edit a group of facts. view: the model with all earlier edits. past: the keys of those. memory: bytes for one
+        batch.
 
-        Return (updates, condition number or None, fact_id → reason of the facts whose own δ is zero).
+        Return (updates, the keys of all edits, condition number or None, fact_id → reason of the facts whose own δ is
+        zero).
         """
         plan = self.plan.with_model(view)
         [layer] = plan.layers
-        if not isinstance(plan.hyperparameters, MemitSettings):
+        if plan.solve is None:
             edits = [edit for fact in group for edit in plan.optimise([(fact, [layer])])]
             unseen = {edit.fact_id: edit.reason for edit in edits if edit.reason is not None}
-            return [dict(edit.updates) for edit in edits], edits[0].condition, unseen
-        assert plan.moments is not None
+            return [edit.updates for edit in edits], past, edits[0].condition, unseen
+        assert not isinstance(plan.hyperparameters, FineTuneSettings)
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
         ready = {f.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
         found = [one.unseen(view, window[-1]) for one in ready.values()]
         unseen = {fact_id: why for fact_id, why in zip(ready, found, strict=True) if why is not None}
         if len(unseen) == len(group):
-            return [{at: LowRank.zero(view.blocks[at]) for at in window}], None, unseen
+            return [{at: LowRank.zero(view.blocks[at]) for at in window}], past, None, unseen
         v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
@@ -250,8 +297,8 @@ class MassPlan:
                 unseen = dict.fromkeys(still, UNMOVED) | unseen
             deltas.append(delta)
         contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
-        updates, conditions = mass_memit(view, contexts, corruption, window, plan.hyperparameters, plan.moments, *z)
-        return [dict(updates)], max(conditions.values()), unseen
+        updates, kept, conditions = spread_together(view, contexts, corruption, window, plan.solve, *z, past)
+        return [updates], kept if self.keep else {}, max(conditions.values()), unseen
 
     def _prompts(self, facts: Sequence[EncodedFact]) -> list[list[ScoredPrompt]]:
         texts: dict[str, list[tuple[int, ...]]] = {}
@@ -325,7 +372,7 @@ def _scored_tokens(prompts: list[ScoredPrompt]) -> int:
 
 
 @settings("mass")
-class _MassKeywords(MassSettings, RomeSettings, MemitSettings, FineTuneSettings):
+class _MassKeywords(MassSettings, Hyperparameters):
     """The settings of a mass edit, and the hyperparameters of every method."""
 
     settings: MassSettings | None = argument(
@@ -362,9 +409,9 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     Raises the errors of `edit`.
     """
     asked = carried(MassSettings, given)
-    if (asked.protocol, asked.method, asked.problem) == ("released", "memit", "fact-forcing"):
+    if (asked.protocol, asked.problem) == ("released", "fact-forcing") and METHODS[asked.method].spread:
         raise refusal(
-            asked, "protocol", "paper with memit and fact-forcing, which is released for one fact", "released"
+            asked, "protocol", f"paper with {asked.method} and fact-forcing, which is released for one fact", "released"
         )
     layer, last = model.default_layer() if asked.layer is None else asked.layer, model.n_layers - 1
     if layer > last:
@@ -382,16 +429,27 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     if not left:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
     count = len(left) if asked.together == "all" else max(map(len, _cases(left)))
-    at_once = asked.at_once or (count if asked.method == "memit" else 1)
+    at_once = asked.at_once or (count if METHODS[asked.method].spread else 1)
     groups = -(-count // at_once)
+    keep = METHODS[asked.method].spread and asked.past_keys != "ignore"
+    start, begun_from = EditSequence(), None
+    if asked.continue_from is not None:
+        start = read_sequence(asked.continue_from, model, plan.window(layer) if keep else (), keep)
+        begun_from = content_of(asked.continue_from)
     score_every = asked.score_every or (-(-groups // SCORED_TIMES) if asked.together == "all" else groups)
     settled = replaced(asked, layer=layer, at_once=at_once, score_every=score_every)
+    if METHODS[asked.method].spread and (groups > 1 or start.n_edits):  # else there are no earlier keys
+        settled = replaced(settled, past_keys="keep" if keep else "ignore")
+    elif asked.past_keys is not None:
+        settled = replaced(settled, past_keys=None)
     of_edits = json.loads(plan.run["settings"])
     unread = settings_of(EditSettings).keys() - of_edits.keys()
     described = {**run_settings(settled, without=unread), **of_edits}
     described["facts"] = [f.fact_id for f in plan.encoded]
+    if begun_from is not None:
+        described["continued"] = begun_from
     run = describe_run("mass", model, described, seed=asked.seed, protocol=asked.protocol)
-    return MassPlan(plan, at_once, score_every, asked.together, run)
+    return MassPlan(plan, at_once, score_every, asked.together, start, keep, run)
 
 
 @takes(MassArguments)
@@ -404,4 +462,6 @@ def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     """
     asked = carried(MassSettings, given, hyperparameters=own_settings(given))
     plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments)
-    return plan.compute(progress=given.progress)
+    result = plan.compute(progress=given.progress)
+    plan.checkpoint.unlink(missing_ok=True)
+    return result

@@ -9,12 +9,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from fasttrace.cache import load_tensors
 from fasttrace.editing.moments_npz import write_key_sum
+from fasttrace.editing.null_space import null_space
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.places import check_folder
@@ -47,7 +49,8 @@ class Moments:
     path: Path
     ridge: float = 0.0
     source: str | None = None
-    _factors: OrderedDict[int, "_Factor"] = field(default_factory=OrderedDict, repr=False)
+    _factors: OrderedDict[tuple[int, float], "_Factor"] = field(default_factory=OrderedDict, repr=False)
+    _null_spaces: OrderedDict[tuple[int, float, str], Tensor] = field(default_factory=OrderedDict, repr=False)
     _conditions: dict[int, float] = field(default_factory=dict, repr=False)
 
     def check(self, model: Decoder, layers: Sequence[int]) -> None:
@@ -102,8 +105,10 @@ class Moments:
         """The folder under `folder` that `export` writes to."""
         return Path(folder).expanduser() / model.name.strip("/").replace("/", "_") / "wikipedia_stats"
 
-    def inverse_key(self, layer: int, keys: Tensor) -> Tensor:
+    def inverse_key(self, layer: int, keys: Tensor, *, added: float = 0.0, extra: Tensor | None = None) -> Tensor:
         """(C + ridge · mean(diag C) · I)⁻¹ k for every row k of keys (n, m), any float dtype: (n, m) float64.
+
+        added: a further number on C's diagonal. extra: (m, m) float64 to add to C, whose factor is not kept.
 
         The solve uses a float64 Cholesky factor, which is kept for later calls. It is on the keys' GPU if that has
         ample free memory, else on the CPU. The diagonal is scaled to 1 first, because each entry of C is as exact as
@@ -113,7 +118,9 @@ class Moments:
         never fires.
         Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 13, u = C⁻¹k*.
         """
-        found = self._factor(layer, keys.device)
+        found = (
+            self._factor(layer, keys.device, added) if extra is None else self._made(layer, keys.device, added, extra)
+        )
         scale, m = found.scale, len(found.scale)
         if keys.ndim != 2 or keys.shape[1] != m:
             raise UserError(f"inverse_key: expected keys (n, {m}), got {tuple(keys.shape)}")
@@ -130,21 +137,45 @@ class Moments:
             self._conditions[layer] = _largest_eigenvalue(found.lower) / found.least
         return self._conditions[layer]
 
-    def _factor(self, layer: int, device: torch.device) -> "_Factor":
+    def null_space(
+        self, layer: int, threshold: float, unit: Literal["absolute", "trace"], device: torch.device
+    ) -> Tensor:
+        """(m, r) float64, `editing.null_space.null_space` of C without the ridge. It is kept as the factors are.
+
+        device: where it is computed, as in `inverse_key`. Raises UserError where no eigenvalue is below the threshold.
+        """
+        which = layer, threshold, unit
+        if which not in self._null_spaces:
+            C = self.matrix(layer)
+            C = C.to(_roomy(device, len(C)))
+            try:
+                basis = null_space(C, threshold, unit)
+            except UserError as error:
+                raise UserError(f"layer {layer}: {error}") from None
+            _keep(self._null_spaces, which, basis, len(C) ** 2 * 8, C.device)
+        self._null_spaces.move_to_end(which)
+        return self._null_spaces[which]
+
+    def _factor(self, layer: int, device: torch.device, added: float = 0.0) -> "_Factor":
         """The layer's factor, which is computed on `device` if that is a GPU with room for it. A factor that is kept is
         returned wherever it is."""
-        if layer in self._factors:
-            self._factors.move_to_end(layer)
-            return self._factors[layer]
+        if (layer, added) not in self._factors:
+            made = self._made(layer, device, added)
+            _keep(self._factors, (layer, added), made, len(made.scale) ** 2 * 8, made.scale.device)
+        self._factors.move_to_end((layer, added))
+        return self._factors[layer, added]
+
+    def _made(self, layer: int, device: torch.device, added: float, extra: Tensor | None = None) -> "_Factor":
+        """The factor of C plus the ridge, `added` and `extra`."""
         stored = self.matrix(layer)
         m = len(stored)
-        if self.ridge == 0.0 and self.n_tokens < m:
+        if self.ridge == 0.0 and self.n_tokens < m and not added:
             raise self._singular(layer, m)
-        size = m * m * 8
-        if device.type != "cuda" or free_bytes(device) < 8 * size:
-            device = torch.device("cpu")
+        device = _roomy(device, m)
         C = stored.to(device).double()
-        C.diagonal().add_(self.ridge * C.diagonal().mean())
+        C.diagonal().add_(self.ridge * C.diagonal().mean() + added)
+        if extra is not None:
+            C += extra.to(device)
         scale = C.diagonal().rsqrt()
         if not bool(torch.isfinite(scale).all()):
             raise self._singular(layer, m)
@@ -153,15 +184,27 @@ class Moments:
         # Rounding C to float32 moves the eigenvalues of the scaled matrix by about this much.
         if not least >= 2.0**-24 * m**0.5:
             raise self._singular(layer, m)
-        held = size * len(self._factors)
-        kept = max(FACTOR_BYTES, (held + free_bytes(device)) // 4)
-        while self._factors and size * (len(self._factors) + 1) > kept:
-            self._factors.popitem(last=False)
-        self._factors[layer] = _Factor(scale, lower, least)
-        return self._factors[layer]
+        return _Factor(scale, lower, least)
 
     def _singular(self, layer: int, m: int) -> UserError:
         return singular(layer, m, self.n_tokens, self.ridge)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _keep(kept: OrderedDict[K, V], which: K, one: V, size: int, device: torch.device) -> None:
+    """Keep a matrix of `size` bytes on `device`, and drop those that were used longest ago where they take too much."""
+    most = max(FACTOR_BYTES, (size * len(kept) + free_bytes(device)) // 4)
+    while kept and size * (len(kept) + 1) > most:
+        kept.popitem(last=False)
+    kept[which] = one
+
+
+def _roomy(device: torch.device, m: int) -> torch.device:
+    """The device if it is a GPU with ample memory for matrices of m × m float64, else the CPU."""
+    return device if device.type == "cuda" and free_bytes(device) >= 64 * m * m else torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)

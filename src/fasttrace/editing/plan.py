@@ -11,14 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.editing.delta import NO_NUMBER, Edit, export_model, finite_edit, save_delta, zero_edit
+from fasttrace.editing.after import After
+from fasttrace.editing.delta import NO_NUMBER, Applied, Edit, apply_delta, finite_edit, save_delta, zero_edit
 from fasttrace.editing.essence import TOKENS, essence_texts
-from fasttrace.editing.finetune import NOISE_ROWS, Example, FineTuneBatch
+from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
-from fasttrace.editing.memit import spread_memit
+from fasttrace.editing.methods import Solve
+from fasttrace.editing.methods.finetune import NOISE_ROWS, Example, FineTuneBatch
+from fasttrace.editing.methods.rome import solve_rome
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import Problem
-from fasttrace.editing.rome import solve_rome
 from fasttrace.editing.scores import (
     PROMPT_COLUMNS,
     ScoredPrompt,
@@ -28,6 +30,7 @@ from fasttrace.editing.scores import (
     score_row,
     scored_prompts,
 )
+from fasttrace.editing.spread import spread
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.editing.wave import Job
 from fasttrace.errors import UserError, shown
@@ -37,7 +40,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption
 from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run
-from fasttrace.settings.arguments import checked
+from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.methods import (
@@ -106,14 +109,23 @@ class EditResult:
     edits: list[Edit] = field(repr=False)
     model: Decoder = field(repr=False)
 
-    @checked
-    def export(self, folder: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
-        """Write the model with one edit in its weights, as a folder that plain transformers loads.
+    @takes(ExportOneArguments)
+    def export(self, folder: str | Path, given: ExportOneArguments) -> Path:
+        """Write the model with one edit in its weights, as a folder that plain transformers loads, or only the edit.
 
-        fact_id, layer: which edit, if the result has several. Raises UserError where no edit or more than one matches,
-        or the folder exists and is not empty.
+        Raises UserError where no edit or more than one matches, or the folder exists and is not empty.
         """
-        return export_model(self.model, self._one("export", fact_id, layer).updates, folder)
+        updates = self._one("export", given.fact_id, given.layer).updates
+        return export_edit(self.model, updates, folder, given).folder
+
+    @checked
+    def applied(self, *, fact_id: str | None = None, layer: int | None = None) -> Applied:
+        """Apply one edit to the model's weights in memory. `with edit.applied() as model:` removes it at the end.
+
+        fact_id, layer: as in `export`. Raises UserError where no edit or more than one matches, and ModelError as
+        `apply_delta`.
+        """
+        return apply_delta(self.model, self._one("applied", fact_id, layer).updates)
 
     @checked
     def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
@@ -123,7 +135,7 @@ class EditResult:
         """
         one = self._one("save_delta", fact_id, layer)
         about = {name: self.run.get(name) for name in ("run_id", "protocol", "seed", "settings")}
-        return save_delta(path, self.model, one.updates, fact_id=one.fact_id, layer=one.layer, **about)
+        return save_delta(path, self.model, one.updates, {}, fact_id=one.fact_id, layer=one.layer, **about)
 
     def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
         mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
@@ -138,6 +150,7 @@ class EditPlan:
 
     settings: the given ones, with the σ, number of contexts and corpus that are used. hyperparameters: every value of
     the method. contexts: prompt templates, "{}" first; empty for fine-tuning. moments: None for fine-tuning.
+    solve: None for ROME and fine-tuning. after: what is done to updates, relative to the unedited model's weights.
     noise_targets: fact_id → o_noise, if that is the problem's target. left_out: fact_id → why the fact is not edited.
     """
 
@@ -149,6 +162,8 @@ class EditPlan:
     layers: tuple[int, ...]
     contexts: list[str]
     moments: Moments | None
+    solve: Solve | None
+    after: After
     corruption: Corruption | None
     noise_targets: dict[str, tuple[int, ...]]
     left_out: dict[str, str]
@@ -189,7 +204,7 @@ class EditPlan:
         for facts in groups:
             begun = time.perf_counter()
             with self.model.products():
-                edits = self.optimise(facts)
+                edits = [self.after.single(edit) for edit in self.optimise(facts)]
                 result = self._score([f for f, _ in facts], edits, texts)
             yield replace(result, run={**self.run, "seconds": time.perf_counter() - begun})
             if progress is not None:
@@ -235,7 +250,7 @@ class EditPlan:
         """
         model, window = self.model, self.window(layer)
         d, m, size = model.width, model.key_width, model.embed_weight.element_size()
-        above = max(1, model.n_layers - 1 - (window[-1] if self.settings.method == "memit" else window[0]))
+        above = max(1, model.n_layers - 1 - (window[-1] if self.solve is not None else window[0]))
         extra = len(self.target_ids(fact))
         if isinstance(self.hyperparameters, FineTuneSettings):
             copies = NOISE_ROWS if self.corruption is not None and self.corruption.anew else 1
@@ -284,6 +299,7 @@ class EditPlan:
             batch = ValueBatch(self.model, ready, layers, corruption=corruption)
             delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
             return edits + solve_rome(batch, where, self.hyperparameters, self.moments, delta, loss)
+        assert self.solve is not None
         starts = [job.window[0] for job in jobs]
         batch = ValueBatch(self.model, ready, layers, at="block", starts=starts, corruption=corruption)
         delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
@@ -291,9 +307,7 @@ class EditPlan:
             here = [i for i, job in enumerate(jobs) if job.layer == layer]
             mine = [jobs[i].fact for i in here]
             window = self.window(layer)
-            edits += spread_memit(
-                batch, mine, layer, window, self.hyperparameters, self.moments, delta[here], loss[here]
-            )
+            edits += spread(batch, mine, layer, window, self.solve, delta[here], loss[here])
         return edits
 
     def _score(

@@ -18,7 +18,7 @@ from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import pack, row_logits, row_logprob
-from fasttrace.settings.methods import MemitSettings, RomeSettings
+from fasttrace.settings.methods import RomeSettings, ValueSettings
 
 
 @dataclass(eq=False)
@@ -203,7 +203,7 @@ class ValueBatch:
         return kept
 
     def optimise(
-        self, jobs: Sequence[tuple[int, int]], settings: RomeSettings | MemitSettings, *, minimise: bool = False
+        self, jobs: Sequence[tuple[int, int]], settings: ValueSettings, *, minimise: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Run Adam on δ for every job.
 
@@ -246,7 +246,7 @@ class ValueBatch:
         finite = torch.isfinite(delta.detach()).all(1) & torch.isfinite(last)
         return torch.where(finite[:, None], delta.detach(), 0.0), torch.where(finite, last, torch.nan)
 
-    def v0(self, layer: int, settings: RomeSettings | MemitSettings) -> Tensor:
+    def v0(self, layer: int, settings: ValueSettings) -> Tensor:
         """(facts, d), the vector to which δ is added and whose norm bounds δ."""
         averaged = isinstance(settings, RomeSettings) and settings.key_mode == "r-rome"
         return (self.clean.mean_value if averaged else self.clean.v0)[layer]

@@ -1,5 +1,6 @@
 """Decoder models behind one interface: `load_model`, `wrap_model`, `Decoder`."""
 
+from fasttrace.models import texts  # noqa: F401  gives Decoder its method generate
 from fasttrace.models.adapter import Block, Decoder, Model
 from fasttrace.models.encode import pair_facts
 from fasttrace.models.load import DEFAULT_MODEL, load_model, wrap_model

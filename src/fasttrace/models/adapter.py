@@ -123,6 +123,8 @@ class Decoder(ABC):
     embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
     logit_softcap: float | None = None  # bound of the absolute logits
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
+    # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
+    generate: ClassVar[Callable[..., Any]]
     _described: tuple[str, str] | None = None  # bit sums of the weights, and the words that `wrap_model` got for them
     _identity: tuple[str, str] | None = None  # bit sums of the weights, and the model's hash with them
 

@@ -4,7 +4,7 @@ transformers' `generate` gives the same greedy tokens. Driving the blocks here u
 extends keys and values in place instead of copying them at every step, and needs no padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,16 +112,24 @@ def continue_tokens(
 
 @torch.no_grad()
 def greedy_tokens(
-    model: Decoder, prompts: Sequence[Sequence[int]], length: int, *, keep_end: bool = False
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    *,
+    keep_end: bool = False,
+    done: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Greedy continuation of each prompt (token ids), at most `length` tokens. Prompts may have different lengths.
 
     A text is cut before its first end-of-text token, or after it with keep_end, and where the model's positions end
     (`Decoder.room`).
 
+    done: whether a text is complete, given all its new tokens so far. No token is drawn once all texts are complete.
+    Until then a complete text goes on with the others, so the caller cuts it.
+
     Raises ModelError where a prompt alone has more tokens than the model has positions.
     """
-    ends = _end_ids(model)
+    ends = end_ids(model)
     for prompt in prompts:
         model.check_length(len(prompt), "a prompt to continue")
     room = torch.tensor([model.room(len(prompt), length) for prompt in prompts])
@@ -134,6 +142,9 @@ def greedy_tokens(
         last = _scores(model, h).argmax(1)
         ids[:, step] = last.cpu()
         ended |= torch.isin(ids[:, step], ends) | (room <= step + 1)
+        if done is not None:
+            complete = [was or done(row) for was, row in zip(ended.tolist(), ids[:, : step + 1].tolist(), strict=True)]
+            ended = torch.tensor(complete)
         if bool(ended.all()):
             break
         h = cache.step(last.to(model.device))
@@ -144,7 +155,7 @@ def greedy_tokens(
     return texts
 
 
-def _end_ids(model: Decoder) -> Tensor:
+def end_ids(model: Decoder) -> Tensor:
     """The tokens that end a text according to the model's generation config: (n,) int64."""
     ends = model.hf.generation_config.eos_token_id
     return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=torch.int64)

@@ -1,6 +1,8 @@
 """Every setting of fasttrace, declared once. base.py describes a declaration and what is derived from it."""
 
 from .edit import EditSettings
+from .export import ExportSettings
+from .generate import GenerateSettings
 from .mass import MassSettings, TuneSettings
 from .methods import FineTuneSettings, MemitSettings, RomeSettings
 from .moments import MomentSettings
@@ -8,7 +10,9 @@ from .trace import TraceSettings
 
 __all__ = [
     "EditSettings",
+    "ExportSettings",
     "FineTuneSettings",
+    "GenerateSettings",
     "MassSettings",
     "MemitSettings",
     "MomentSettings",

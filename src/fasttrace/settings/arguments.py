@@ -32,7 +32,8 @@ R = TypeVar("R")
 
 
 class Takes(Generic[P, S]):
-    """A decorator that turns a function's last parameter, an S, into keywords. One or two parameters come before it."""
+    """A decorator that turns a function's last parameter, an S, into keywords. One or two parameters come before it, of
+    which the self of a method is one."""
 
     def __init__(self, arguments: Callable[P, S]) -> None:
         self.arguments = cast(type, arguments)
@@ -53,8 +54,9 @@ class Takes(Generic[P, S]):
         def call(*args: Any, **keywords: Any) -> Any:
             check_names(function.__name__, [name for name in keywords if name not in names], known)
             bound = _bound(function.__name__, signature, args, keywords).arguments
-            converted = [one.convert(bound.pop(name)) for name, one in objects.items()]
-            return function(*converted, gathered(self.arguments, bound))
+            # The self of a method has no annotation, and is passed on as it is.
+            first = [objects[n].convert(bound.pop(n)) if n in objects else bound.pop(n) for n in names]
+            return function(*first, gathered(self.arguments, bound))
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__doc__ = _documented(function, list(known.values()))

@@ -1,5 +1,6 @@
 """Settings of single edits."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -7,15 +8,13 @@ from fasttrace.errors import shown
 
 from .base import arguments_of, refusal, resolve, setting, settings
 from .common import NoiseSettings, RunSettings
-from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_TOKENS, Bounds, kind_of
-from .methods import METHOD_SETTINGS, SOLVED, Method, MethodSettings, method_settings
+from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_TOKENS, MOST_WEIGHT, Bounds, kind_of
+from .methods import METHODS, SOLVED, Method, MethodSettings, method_settings
 from .moments import CORPUS_TOKENS, CorpusSettings
 
 ProblemName = Literal["error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing"]
 
 HYPERPARAMETERS = kind_of(MethodSettings | Mapping[str, Any] | None, Bounds())
-# Prefixes of the published methods: ROME's 20, and MEMIT's one after each of five words.
-OWN_CONTEXTS: dict[Method, int] = {"rome": 20, "memit": 5}
 READ_BY_SOLVED = ("contexts", "corpus", "corpus_tokens", "ridge")  # fine-tuning has no use for them
 
 
@@ -26,7 +25,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     method: Method = setting(
         default="rome",
         names_run="always",
-        help="Editing method: rome and ft-1 change one layer, memit and ft-5 the window of layers around it",
+        help="Editing method: rome and ft-1 change one layer, the others the window of layers around it",
     )
     problem: ProblemName = setting(default="error-injection", names_run="always", help="Editing problem")
     window_size: int = setting(
@@ -35,7 +34,8 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         most=MOST_LAYERS,
         unit="layers",
         names_run="always",
-        help="Size of the window that memit and ft-5 change, and of the tracing windows that edits are compared with",
+        help="Size of the window that all methods but rome and ft-1 change, and of the tracing windows that edits are "
+        "compared with",
     )
     contexts: int | Sequence[str] | None = setting(
         default=None,
@@ -43,7 +43,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         most=MOST_ITEMS,
         names_run="always",
         help="Number of prefixes to sample; or prompt templates, the first being {}; by default 20 for rome, half of 5 "
-        "tokens and half of 10, and 5 for memit, which begin with The, Therefore, Because, I and You",
+        "tokens and half of 10; 5 for memit, emmet and alphaedit, which begin with The, Therefore, Because, I and You",
     )
     essence: int = setting(
         default=5,
@@ -69,6 +69,27 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         names_run="always",
         help="Tokens of the corpus to read for the second moments",
     )
+    after: Literal["nothing", "rect", "prune"] = setting(
+        default="nothing",
+        help="What is done to an update: nothing; rect keeps the entries that change their weights most; prune presses "
+        "down singular values of the sum of all updates that are above the weights' own",
+    )
+    rect_share: float = setting(
+        default=0.4, above=0, most=1, help="With after rect: share of an update's entries to keep, by |ΔW/W|"
+    )
+    prune_base: float = setting(
+        default=math.e,
+        above=1,
+        most=MOST_WEIGHT,
+        help="With after prune: base of the logarithm; a larger one presses large singular values down more",
+    )
+    max_norm: float | None = setting(
+        default=None,
+        above=0,
+        most=MOST_WEIGHT,
+        unit="multiples of ‖W‖",
+        help="Largest ‖ΔW‖ (Frobenius) of a layer's summed updates, which are scaled down to it; by default no bound",
+    )
     hyperparameters: Annotated[MethodSettings | None, HYPERPARAMETERS] = setting(
         default=None,
         names_run="never",
@@ -89,11 +110,14 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
             about = arguments_of(type(self))
             if unread := [name for name in READ_BY_SOLVED if getattr(self, name) != about[name].default]:
                 raise refusal(self, unread[0], f"a value only with {' or '.join(SOLVED)}", f"one with {self.method}")
+        for name, owner in (("rect_share", "rect"), ("prune_base", "prune")):
+            if getattr(self, name) != arguments_of(type(self))[name].default and self.after != owner:
+                raise refusal(self, name, f"a value only with after {owner}", f"one with after {self.after}")
         if self.contexts is None:
-            resolve(self, "contexts", OWN_CONTEXTS.get(self.method, 0))
+            resolve(self, "contexts", METHODS[self.method].contexts or 0)
         if isinstance(self.hyperparameters, Mapping):
             object.__setattr__(self, "hyperparameters", method_settings(self.method, dict(self.hyperparameters)))
-        wanted = METHOD_SETTINGS[self.method]
+        wanted = METHODS[self.method].settings
         if self.hyperparameters is not None and not isinstance(self.hyperparameters, wanted):
             got = type(self.hyperparameters).__name__
             raise refusal(self, "hyperparameters", f"{wanted.__name__} for {self.method}", got)

@@ -1,12 +1,13 @@
 """Settings of mass edits, and of tuning."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from .base import refusal, setting, settings
 from .edit import EditingSettings
 from .kinds import MOST_ITEMS, MOST_LAYERS
-from .methods import Method
+from .methods import METHODS, SPREAD, Method
 
 
 @settings("mass")
@@ -26,7 +27,17 @@ class MassSettings(EditingSettings):
         least=1,
         most=MOST_ITEMS,
         names_run="always",
-        help="Facts to solve together; by default all for memit, else 1",
+        help="Facts to solve together; by default 1 for rome, ft-1 and ft-5, and all for the others",
+    )
+    past_keys: Literal["keep", "ignore"] | None = setting(
+        default=None,
+        help="Whether the solve of a group keeps what the keys of earlier groups give; by default keep, with all "
+        "methods but rome, ft-1 and ft-5",
+    )
+    continue_from: str | Path | None = setting(
+        default=None,
+        names_run="never",  # by the file's content, in `prepare_mass_edit`
+        help="File of a mass edit (--delta) after which to go on: its edits stay, and its keys are earlier keys",
     )
     score_every: int | None = setting(
         default=None,
@@ -43,8 +54,14 @@ class MassSettings(EditingSettings):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        if self.method != "memit" and self.at_once not in (None, 1):
+        if not METHODS[self.method].spread and self.at_once not in (None, 1):
             raise refusal(self, "at_once", f"1, as {self.method} edits one fact at a time", self.at_once)
+        if self.continue_from is not None and self.together == "case":
+            raise refusal(self, "continue_from", "a file only with together all", "one with together case")
+        if self.continue_from is not None and self.after == "prune":
+            raise refusal(self, "continue_from", "a file only without after prune", "one with after prune")
+        if not METHODS[self.method].spread and self.past_keys is not None:
+            raise refusal(self, "past_keys", f"a value only with {', '.join(SPREAD)}", f"one with {self.method}")
 
 
 @settings("tune")
@@ -62,7 +79,7 @@ class TuneSettings(EditingSettings):
         default=None,
         names_run="never",
         option="--setting",
-        help="Hyperparameter to tune; by default kl_factor for rome and memit, epsilon for ft-1 and ft-5",
+        help="Hyperparameter to tune; by default epsilon for ft-1 and ft-5, kl_factor for the others",
     )
     values: Sequence[float] | None = setting(
         default=None, names_run="never", help="Values to try, as in 0.0625,0.9,1; by default the paper's"

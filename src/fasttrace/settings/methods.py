@@ -5,13 +5,12 @@ the tables of `editing.hyperparameters` may have another default for the model, 
 caller gives overrides both.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from .base import Setting, check_names, setting, settings, settings_of
+from .base import Setting, check_names, refusal, setting, settings, settings_of
 from .kinds import MOST_STEPS, MOST_WEIGHT
 
-Method = Literal["rome", "memit", "ft-1", "ft-5"]
-SOLVED = ("rome", "memit")  # methods that solve with second moments, which the cache folder keeps
+Method = Literal["rome", "memit", "emmet", "alphaedit", "ft-1", "ft-5"]
 
 
 @settings("optimisation")
@@ -34,7 +33,7 @@ class OptimiserSettings:
 
 @settings("value")
 class ValueSettings(OptimiserSettings):
-    """Settings of the optimisation of δ in ROME and MEMIT: loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖²."""
+    """Settings of the optimisation of δ: loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖²."""
 
     kl_factor: float = setting(
         default=0.0625,
@@ -72,10 +71,17 @@ class RomeSettings(ValueSettings):
     steps: int = setting(default=20)
 
 
+@settings("spread")
+class SpreadSettings(ValueSettings):
+    """Settings of the methods that optimise δ on resid_post of the window's last layer, and spread it over the window's
+    layers with one solve a layer."""
+
+    clamp: float = setting(default=0.75)
+
+
 @settings("memit")
-class MemitSettings(ValueSettings):
-    """MEMIT (Meng et al. 2022, arXiv 2210.07229). δ is optimised on resid_post of the window's last layer, and spread
-    over the window's layers by ΔW = R Kᵀ (covariance_weight · C + K Kᵀ)⁻¹."""
+class MemitSettings(SpreadSettings):
+    """MEMIT (Meng et al. 2022, arXiv 2210.07229): ΔW = R Kᵀ (covariance_weight · C + K Kᵀ + norm_weight · I)⁻¹."""
 
     covariance_weight: float = setting(
         default=15000.0,
@@ -85,7 +91,60 @@ class MemitSettings(ValueSettings):
         names_run="always",
         help="Weight of the second moment C",
     )
-    clamp: float = setting(default=0.75)
+    norm_weight: float = setting(
+        default=0.0, least=0, most=1000 * MOST_WEIGHT, help="Weight of ‖ΔW‖² beside what the method minimises"
+    )
+
+
+@settings("emmet")
+class EmmetSettings(MemitSettings):
+    """EMMET (Gupta et al. 2024, arXiv 2403.14236): ΔW = R (Kᵀ B⁻¹ K + slack · I)⁻¹ Kᵀ B⁻¹ with
+    B = covariance_weight · C + norm_weight · I."""
+
+    covariance_weight: float = setting(default=1.0)
+    slack: float = setting(
+        default=0.1,
+        least=0,
+        most=MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="How freely EMMET may miss the values of several facts that are solved together; 0 gives them exactly",
+    )
+
+
+@settings("alphaedit")
+class AlphaEditSettings(SpreadSettings):
+    """AlphaEdit (Fang et al. 2024, arXiv 2410.02355): ΔW = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + norm_weight · I)⁻¹.
+
+    P projects on the null space of C: the eigenvectors whose eigenvalues are below a threshold.
+    """
+
+    norm_weight: float = setting(
+        default=10.0,
+        least=0,
+        most=1000 * MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="Weight of ‖ΔW‖² beside what the method minimises",
+    )
+    null_threshold: float = setting(
+        default=0.02,
+        above=0,
+        most=MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="Eigenvalue of C below which an eigenvector belongs to its null space",
+    )
+    null_unit: Literal["absolute", "trace"] = setting(
+        default="absolute",
+        tabled=True,
+        names_run="always",
+        help="What null_threshold is measured in: absolute, as published, or trace, in shares of the trace of C",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.norm_weight == 0:
+            raise refusal(self, "norm_weight", "a number above 0", 0)
 
 
 @settings("fine-tuning")
@@ -104,22 +163,57 @@ class FineTuneSettings(OptimiserSettings):
     lr: float = setting(default=5e-4)
 
 
-MethodSettings = RomeSettings | MemitSettings | FineTuneSettings
-METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
-    "rome": RomeSettings,
-    "memit": MemitSettings,
-    "ft-1": FineTuneSettings,
-    "ft-5": FineTuneSettings,
+@settings("edit")
+class Hyperparameters(RomeSettings, EmmetSettings, AlphaEditSettings, FineTuneSettings):
+    """The hyperparameters of every method, as keywords."""
+
+    def __attrs_post_init__(self) -> None:
+        pass  # The method's own type checks the values.
+
+
+MethodSettings = RomeSettings | MemitSettings | EmmetSettings | AlphaEditSettings | FineTuneSettings
+
+
+class Traits(NamedTuple):
+    """What a method is, for everything that does not compute it.
+
+    settings: type of its hyperparameters. windowed: whether it changes the window around a layer, not the layer alone.
+    contexts: prefixes that its keys are averaged over, None for a method without keys.
+    """
+
+    settings: type[MethodSettings]
+    windowed: bool
+    contexts: int | None = None
+
+    @property
+    def solved(self) -> bool:
+        """Whether it solves with second moments of keys, which the cache folder keeps."""
+        return self.contexts is not None
+
+    @property
+    def spread(self) -> bool:
+        """Whether it solves for many facts at once."""
+        return issubclass(self.settings, SpreadSettings)
+
+
+METHODS: dict[str, Traits] = {
+    "rome": Traits(RomeSettings, windowed=False, contexts=20),
+    "memit": Traits(MemitSettings, windowed=True, contexts=5),
+    "emmet": Traits(EmmetSettings, windowed=True, contexts=5),
+    "alphaedit": Traits(AlphaEditSettings, windowed=True, contexts=5),
+    "ft-1": Traits(FineTuneSettings, windowed=False),
+    "ft-5": Traits(FineTuneSettings, windowed=True),
 }
+SOLVED, SPREAD = ([name for name, one in METHODS.items() if getattr(one, trait)] for trait in ("solved", "spread"))
 
 
 def method_settings(method: str, values: dict[str, Any]) -> MethodSettings:
     """The hyperparameters of a method from {name: value}. Raises UserError for a name that the method does not have."""
-    kind = METHOD_SETTINGS[method]
+    kind = METHODS[method].settings
     check_names(method, values, settings_of(kind))
     return kind(**values)
 
 
 def hyperparameters() -> dict[str, Setting]:
     """{name: setting} of the hyperparameters of all methods."""
-    return {name: one for kind in METHOD_SETTINGS.values() for name, one in settings_of(kind).items()}
+    return {name: one for kind in METHODS.values() for name, one in settings_of(kind.settings).items()}

@@ -1,8 +1,9 @@
-"""MEMIT: a target z for the block output at a window's last layer, spread over the window's down-projections.
+"""The engine of MEMIT, EMMET and AlphaEdit: a target z for the block output at a window's last layer, which is spread
+over the window's down-projections.
 
-Layer by layer from below, ΔW = R Kᵀ (λC + K Kᵀ)⁻¹. R is the part of z that is still missing, divided by the number of
-layers left. K contains the keys in the model whose lower layers are already changed (docs/algorithms.md, section 14;
-Meng et al. 2022, arXiv 2210.07229, section 4).
+Layer by layer from below, the method's solve (`editing.methods`) gives ΔW from K and R. R is the part of z that is
+still missing, divided by the number of layers left. K contains the keys in the model whose lower layers are already
+changed (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229, section 4).
 """
 
 from collections.abc import Sequence
@@ -12,44 +13,38 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
-from fasttrace.editing.moments import Moments
+from fasttrace.editing.methods.base import Past, PastKeys, Solve
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import Visited, walk
-from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
-from fasttrace.settings.methods import MemitSettings
 
 PASS_ROWS = 4096  # tokens per pass over the contexts of many facts
 
 
 @torch.no_grad()
-def spread_memit(
+def spread(
     batch: ValueBatch,
     facts: Sequence[int],
     layer: int,
     window: Sequence[int],
-    settings: MemitSettings,
-    moments: Moments,
+    solve: Solve,
     delta: Tensor,
     loss: Tensor,
 ) -> list[Edit]:
     """One edit per fact: a rank-one update at every layer of the window.
 
-    Each fact is edited alone, so K is one column and the solution is ΔW = r uᵀ / (λ + uᵀk) with u = C⁻¹k, in float64.
-    The missing part of z is δ minus the contribution of the layers below. At the first layer it is δ, bit for bit. If δ
-    is 0, it is 0 at every layer.
+    Each fact is edited alone, so K is one column, and `Solve.alone` gives ΔW in float64. The missing part of z is δ
+    minus the contribution of the layers below. At the first layer it is δ, bit for bit. If δ is 0, it is 0 at every
+    layer.
 
     facts: their indices in the batch. layer: the layer that the edit was requested for. delta: (F, d). loss: (F,).
     """
     if batch.anew:
-        return [
-            _spread_anew(batch, fact, layer, window, settings, moments, delta[i], loss[i])
-            for i, fact in enumerate(facts)
-        ]
+        return [_spread_anew(batch, fact, layer, window, solve, delta[i], loss[i]) for i, fact in enumerate(facts)]
     model = batch.model
     context = _ContextRows(batch, facts)
     h = batch.clean.start[window[0]][context.kept_rows]
@@ -65,8 +60,7 @@ def spread_memit(
             reached = context.first_only(at + 1, resid_mid + block.mlp_add(value), window[-1])
             missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
         residual = missing / (window[-1] - at + 1)
-        u = moments.inverse_key(at, keys)
-        scaled = u / (settings.covariance_weight + (u * keys).sum(1, keepdim=True))
+        scaled = solve.alone(at, keys)
         for i in range(len(facts)):
             updates[i][at] = LowRank(residual[i].float()[None], scaled[i].float()[None])
         wide = torch.promote_types(h.dtype, torch.float32)
@@ -75,7 +69,7 @@ def spread_memit(
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
     ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
-        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, moments.condition(layer, h.device))
+        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, solve.condition(layer, h.device))
         for i in range(len(facts))
     ]
 
@@ -85,19 +79,18 @@ def _spread_anew(
     fact: int,
     layer: int,
     window: Sequence[int],
-    settings: MemitSettings,
-    moments: Moments,
+    solve: Solve,
     delta: Tensor,
     loss: Tensor,
 ) -> Edit:
-    """`spread_memit` of one fact where every forward draws new noise: the released code's Fact Forcing.
+    """`spread` of one fact where every forward draws new noise: the released code's Fact Forcing.
 
     Its optimisation has one forward more than updates. Each layer then has one forward over the contexts for the key,
     and one over the bare prompt for what is missing.
     """
     own, corruption, top = batch.facts[fact], batch.corruption, window[-1]
     heads = [tokens[: last + 1] for tokens, last in zip(own.ids[:-1], own.last[:-1], strict=True)]
-    drawn = batch.drawn_before(settings.steps + 1)(own)
+    drawn = batch.drawn_before(solve.settings.steps + 1)(own)
     z = batch.clean.v0[top][fact].double() + delta.double()
     updates: dict[int, Update] = {}
     for at in window:
@@ -106,12 +99,10 @@ def _spread_anew(
         key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at)[0])[None]
         reached = _at_last_tokens(view, heads[:1], places[-1:], corruption, top)[1][0].double()
         residual = (z - reached) / (top - at + 1) if bool(delta.any()) else torch.zeros_like(z)
-        u = moments.inverse_key(at, key)
-        scaled = u / (settings.covariance_weight + (u * key).sum(1, keepdim=True))
-        updates[at] = LowRank(residual.float()[None], scaled.float())
+        updates[at] = LowRank(residual.float()[None], solve.alone(at, key).float())
         drawn += len(places)
     norm = float(delta.norm() / batch.clean.v0[top][fact].float().norm())
-    return Edit(own.fact.fact_id, layer, updates, norm, float(loss), None, moments.condition(layer, delta.device))
+    return Edit(own.fact.fact_id, layer, updates, norm, float(loss), None, solve.condition(layer, delta.device))
 
 
 def _at_last_tokens(
@@ -199,24 +190,26 @@ def _until_key(
 
 
 @torch.no_grad()
-def mass_memit(
+def spread_together(
     model: Decoder,
     facts: Sequence[FactContexts],
     corruption: Corruption | None,
     window: Sequence[int],
-    settings: MemitSettings,
-    moments: Moments,
+    solve: Solve,
     v0: Tensor,
     delta: Tensor,
-) -> tuple[dict[int, Dense], dict[int, float]]:
-    """layer → one update for all facts together, and layer → the condition number of its solve.
+    past: Past,
+) -> tuple[dict[int, Dense], dict[int, PastKeys], dict[int, float]]:
+    """layer → one update for all facts together, layer → the keys of earlier edits and these, and layer → the condition
+    number of its solve.
 
-    The target of each fact is z = v0 + δ. ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ = R (λI + KᵀU)⁻¹ Uᵀ with U = C⁻¹K, in float64.
+    The target of each fact is z = v0 + δ. The solves are float64.
 
-    v0, delta: (F, d), at the window's last layer.
-    Raises UserError where λI + KᵀU is singular.
+    v0, delta: (F, d), at the window's last layer. past: the keys of earlier edits.
+    Raises UserError where a solve is singular.
     """
     updates: dict[int, Dense] = {}
+    kept: dict[int, PastKeys] = {}
     conditions: dict[int, float] = {}
     for at in window:
         # Without a change below, the output is v0 itself. Computed again, it might round differently.
@@ -225,19 +218,12 @@ def mass_memit(
         keys, reached = _keys_and_values(view, facts, corruption, at, top)
         moved = reached.double() - v0.double() if edited else 0.0
         residual = (delta.double() - moved) / (window[-1] - at + 1)
-        u = moments.inverse_key(at, keys)
-        inner = keys.double() @ u.T
-        inner = 0.5 * (inner + inner.T)
-        inner.diagonal().add_(settings.covariance_weight)
-        eigenvalues = torch.linalg.eigvalsh(inner)
-        if not bool(eigenvalues[0] > len(inner) * torch.finfo(inner.dtype).eps * eigenvalues[-1]):
-            raise UserError(
-                f"memit: expected a covariance_weight large enough for {len(inner)} facts at layer {at}, which "
-                f"may share keys, got {settings.covariance_weight:g} and a singular system"
-            )
-        conditions[at] = float(eigenvalues[-1] / eigenvalues[0])
-        updates[at] = Dense((residual.T @ torch.linalg.solve(inner, u)).float())
-    return updates, conditions
+        earlier = past.get(at)
+        solved = solve.together(at, keys, earlier)
+        conditions[at] = solved.condition
+        updates[at] = Dense((residual.T @ solved.rows).float())
+        kept[at] = (earlier or PastKeys.none(keys)).with_keys(keys.double(), solved.moved)
+    return updates, kept, conditions
 
 
 def _keys_and_values(

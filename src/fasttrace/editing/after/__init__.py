@@ -1,0 +1,77 @@
+"""What is done to an update once a method has made it: RECT, PRUNE, and a bound of its norm.
+
+RECT changes the update of each edit or group of edits, before the next. PRUNE changes the sum of all edits, whenever it
+is scored or written, and editing goes on from the sum without it. The bound scales the sum down after each group.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from torch import Tensor
+
+from fasttrace.editing.after.prune import largest_singular_value, prune
+from fasttrace.editing.after.rect import rect
+from fasttrace.editing.delta import Dense, Edit, Update
+from fasttrace.models.adapter import Decoder
+from fasttrace.settings.edit import EditingSettings
+
+U = TypeVar("U", bound=Update)
+
+
+@dataclass(frozen=True, eq=False)
+class After:
+    """The settings applied to updates of one model. model: without any edit."""
+
+    model: Decoder
+    settings: EditingSettings
+    _largest: dict[int, float] = field(default_factory=dict, repr=False)
+
+    def single(self, edit: Edit) -> Edit:
+        """An edit by itself, with everything that the settings ask for."""
+        if not edit.changes():
+            return edit
+        return replace(edit, updates=self.summed(self.bounded(self.each(self.model, edit.updates))))
+
+    def each(self, model: Decoder, updates: Mapping[int, Update]) -> Mapping[int, Update]:
+        """The updates of an edit or group of edits in `model`, which has all earlier ones: by RECT."""
+        if self.settings.after != "rect":
+            return updates
+        share = self.settings.rect_share
+        return {at: self._with(one, rect(_weight(model, at), _change(one), share)) for at, one in updates.items()}
+
+    def bounded(self, updates: Mapping[int, Update]) -> Mapping[int, Update]:
+        """The sum of all updates so far, where ‖ΔW‖ is at most max_norm · ‖W‖ (Frobenius) at each layer."""
+        most = self.settings.max_norm
+        if most is None:
+            return updates
+        found: dict[int, Update] = {}
+        for at, one in updates.items():
+            change = _change(one)
+            factor = most * float(_weight(self.model, at).double().norm()) / max(float(change.norm()), 1e-300)
+            found[at] = one if factor >= 1.0 else self._with(one, change * factor)
+        return found
+
+    def summed(self, updates: Mapping[int, Update]) -> Mapping[int, Update]:
+        """The sum of all updates as it is scored and written: by PRUNE."""
+        if self.settings.after != "prune":
+            return updates
+        found: dict[int, Update] = {}
+        for at, one in updates.items():
+            if at not in self._largest:
+                self._largest[at] = largest_singular_value(_weight(self.model, at))
+            found[at] = self._with(one, prune(self._largest[at], _change(one), self.settings.prune_base))
+        return found
+
+    @staticmethod
+    def _with(update: Update, change: Tensor) -> Dense:
+        return Dense(change.float(), update.bias)
+
+
+def _weight(model: Decoder, layer: int) -> Tensor:
+    return model.blocks[layer].down.detach()
+
+
+def _change(update: Update) -> Tensor:
+    """(d, m) float64."""
+    return update.matrix()

@@ -1,0 +1,183 @@
+"""An edit as a folder: the whole edited model, or only the edit as a LoRA adapter in PEFT's format.
+
+An adapter adds B A x to what a down-projection computes of x, so an edit of rank r is an adapter of rank r.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from fasttrace.editing.delta import LowRank, Update, changed_bias, changed_weight, check_updates
+from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
+from fasttrace.places import replacing
+from fasttrace.settings.base import argument, settings
+from fasttrace.settings.export import ExportSettings
+
+# A change is a sum of float32 numbers, whose rounding has full rank. What is left out of an adapter is at most this
+# part of the change (Frobenius norms). One rounding to float32 is 3e-8 of it, and mass edits round after every group.
+TOLERANCE = 1e-6
+
+log = logging.getLogger(__name__)
+
+
+@settings("export")
+class ExportOneArguments(ExportSettings):
+    """Keywords of `EditResult.export`."""
+
+    fact_id: str | None = argument(default=None, help="Which edit, if the result has several")
+    layer: int | None = argument(default=None, help="Which edit, if the result has several")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written. Of an adapter also its rank, and the largest part of a layer's change that it lacks
+    (Frobenius norms); None for a whole model."""
+
+    folder: Path
+    rank: int | None = None
+    relative_error: float | None = None
+
+
+def export_edit(model: Decoder, updates: Mapping[int, Update], folder: str | Path, asked: ExportSettings) -> Exported:
+    """Write an edit as a folder, in the format of the settings. The model in memory does not change.
+
+    Raises UserError where the folder exists and is not empty, and ModelError where weights are offloaded or on several
+    devices.
+    """
+    if asked.format == "model":
+        return Exported(export_model(model, updates, folder))
+    return _export_adapter(model, updates, folder, asked.rank)
+
+
+def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
+    """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
+
+    The model in memory does not change. Raises UserError where the folder exists and is not empty, and ModelError where
+    weights are offloaded or on several devices.
+    """
+    path = _checked(model, updates, folder)
+    names = _names(model)
+    state = dict(model.hf.state_dict())
+    for layer, update in updates.items():
+        block = model.blocks[layer]
+        name = names[block.down.data_ptr()]
+        weight = changed_weight(block, update)
+        # `down` is the (d, m) view of a parameter that may be stored transposed.
+        transposed = state[name].shape != weight.shape or state[name].stride() != weight.stride()
+        state[name] = weight.t() if transposed else weight
+        if update.bias is not None and block.down_bias is not None:
+            bias = changed_bias(block, update)
+            assert bias is not None
+            state[names[block.down_bias.data_ptr()]] = bias
+    hf = copy.copy(model.hf)
+    hf.config = copy.deepcopy(model.hf.config)
+    # Weights read from GGUF are plain tensors by now, so the config must not describe them as quantized.
+    if hasattr(hf.config, "quantization_config"):
+        del hf.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        hf.__dict__.pop(name, None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        hf.save_pretrained(draft, state_dict=state)
+        model.tokenizer.save_pretrained(draft)
+    return path
+
+
+def _checked(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
+    """The folder as a path. Raises the errors of `export_edit`."""
+    path = check_export_folder(folder)
+    model.check_resident("export")
+    check_updates(model, updates, "export")
+    return path
+
+
+def _names(model: Decoder) -> dict[int, str]:
+    """Address of a weight → its name in the transformers model. A view of the whole weight has its address, too."""
+    return {weight.data_ptr(): name for name, weight in model.hf.named_parameters()}
+
+
+def check_export_folder(folder: str | Path) -> Path:
+    """The folder as a path. Raises UserError where it exists and is not an empty folder."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"export: expected a new folder, got '{folder}', which exists and is not an empty folder")
+    return path
+
+
+def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str | Path, rank: int | None) -> Exported:
+    """Write an edit as adapter_config.json and adapter_model.safetensors.
+
+    All layers have the rank of the highest one, with zeros in the others, and lora_alpha is the rank, so that B A is
+    not scaled: vLLM takes one rank and scale for all. Biases that change are PEFT's lora_bias, which vLLM refuses.
+    """
+    path = _checked(model, updates, folder)
+    names = _names(model)
+    modules = {layer: names[model.blocks[layer].down.data_ptr()].removesuffix(".weight") for layer in updates}
+    parts = {layer: _factors(update, rank) for layer, update in updates.items()}
+    highest = max(1, *(len(a) for a, _, _ in parts.values())) if parts else 1
+    error = max((error for *_, error in parts.values()), default=0.0)
+    biased = any(update.bias is not None and bool(update.bias.any()) for update in updates.values())
+    tensors: dict[str, Tensor] = {}
+    for layer, (a, b, _) in parts.items():
+        stem = f"base_model.model.{modules[layer]}"
+        padding = highest - len(a)
+        tensors[f"{stem}.lora_A.weight"] = functional.pad(a, (0, 0, 0, padding)).contiguous()
+        tensors[f"{stem}.lora_B.weight"] = functional.pad(b, (0, padding)).contiguous()
+        if biased:
+            bias = updates[layer].bias
+            tensors[f"{stem}.lora_B.bias"] = torch.zeros(len(b)) if bias is None else bias.float().cpu().contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or model.name,
+        "r": highest,
+        "lora_alpha": highest,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(modules.values()),
+        "fan_in_fan_out": any(_is_transposed(model, module) for module in modules.values()),
+        "bias": "none",
+        "inference_mode": True,
+        **({"lora_bias": True} if biased else {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        draft.mkdir()
+        save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        (draft / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if error > TOLERANCE:
+        log.warning("rank %d leaves out %.2g of the change (Frobenius norm, in its worst layer)", highest, error)
+    return Exported(path, highest, error)
+
+
+def _is_transposed(model: Decoder, module: str) -> bool:
+    """Whether a module stores its weight as (m, d), as those of GPT-2 do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(model.hf.get_submodule(module), Conv1D)
+
+
+def _factors(update: Update, most: int | None) -> tuple[Tensor, Tensor, float]:
+    """A: (r, m), B: (d, r), float32 on the CPU, and ‖ΔW − B A‖ / ‖ΔW‖, with r at most `most`.
+
+    A change in outer products is taken as it is. Any other, and one of too high a rank, is cut by its singular values:
+    r is the lowest rank that leaves out at most TOLERANCE of the change.
+    """
+    if isinstance(update, LowRank) and (most is None or len(update.value) <= most):
+        return update.key.float().cpu(), update.value.float().cpu().T, 0.0
+    u, s, vh = torch.linalg.svd(update.matrix().cpu(), full_matrices=False)
+    # left_out[r]: the norm of what a change of rank r lacks
+    left_out = functional.pad(s.square().flip(0).cumsum(0).flip(0).sqrt(), (0, 1))
+    rank = int((left_out > TOLERANCE * left_out[0]).sum())
+    rank = rank if most is None else min(rank, most)
+    root = s[:rank].sqrt()
+    error = float(left_out[rank] / left_out[0]) if left_out[0] else 0.0
+    return (root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float(), error

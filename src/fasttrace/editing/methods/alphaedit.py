@@ -1,0 +1,38 @@
+"""AlphaEdit: ΔW = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + μI)⁻¹ (Fang et al. 2024, arXiv 2410.02355, equation 14).
+
+P = U₀ U₀ᵀ projects on the null space of C, the eigenvectors U₀ with eigenvalues below a threshold. So the change does
+nothing to keys in the span of the other eigenvectors. It equals R Kᵀ (K_p K_pᵀ + K Kᵀ + μI)⁻¹ for keys U₀ᵀ k.
+"""
+
+import torch
+from torch import Tensor
+
+from fasttrace.editing.methods.base import Solve
+from fasttrace.settings.methods import AlphaEditSettings
+
+
+class AlphaEdit(Solve[AlphaEditSettings]):
+    """μ is norm_weight. G = P. C may be singular."""
+
+    name = "alphaedit"
+    freedom = "norm_weight"
+
+    @property
+    def weight(self) -> float:
+        """μ."""
+        return self.settings.norm_weight
+
+    def slack(self, n: int) -> float:
+        """μ."""
+        return self.settings.norm_weight
+
+    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
+        """U₀ (I + U₀ᵀ K_p K_pᵀ U₀ / μ)⁻¹ U₀ᵀ k. Raises UserError where C has no null space."""
+        own = self.settings
+        basis = self.moments.null_space(layer, own.null_threshold, own.null_unit, keys.device)
+        inside = keys.to(basis.device, torch.float64) @ basis
+        if past is not None:
+            system = basis.T @ past.to(basis.device) @ basis / own.norm_weight
+            system.diagonal().add_(1.0)
+            inside = torch.cholesky_solve(inside.T, torch.linalg.cholesky(system)).T
+        return (inside @ basis.T).to(keys.device)

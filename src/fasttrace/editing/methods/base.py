@@ -1,0 +1,152 @@
+"""What MEMIT, EMMET and AlphaEdit have in common: a solve for the change of one down-projection.
+
+Each method makes ΔW small for old knowledge and fits the new keys. So each is a regression whose kernel is k₁ᵀ G k₂:
+
+    ΔW = [0, R] (K_aᵀ G K_a + N)⁻¹ K_aᵀ G,    K_a = [K_p, K]
+
+G is C⁻¹, or the projection on C's null space. K_p are the keys of earlier edits, whose residual is 0, and K the new
+keys. N is diagonal. It says how freely a key's value may be missed: `weight` for earlier keys, `slack` for new ones.
+With N = λI and G = C⁻¹, this is MEMIT's R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)⁻¹ (docs/algorithms.md, section 14).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from fasttrace.editing.moments import Moments
+from fasttrace.errors import UserError
+from fasttrace.settings.methods import SpreadSettings
+
+S = TypeVar("S", bound=SpreadSettings)
+
+
+@dataclass(eq=False)
+class PastKeys:
+    """The keys of earlier edits at one layer.
+
+    keys: (p, m) float64, or None once there are more of them than m. total: (m, m) float64, K_p K_pᵀ, if keys is None.
+    moved: (p, m) float64, G k of each of the keys, or None where it is not computed yet.
+    """
+
+    keys: Tensor | None
+    total: Tensor | None = None
+    moved: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.keys is not None and len(self.keys) > self.keys.shape[1]:
+            self.total, self.keys, self.moved = self.keys.T @ self.keys, None, None
+
+    @classmethod
+    def none(cls, keys: Tensor) -> "PastKeys":
+        """No keys, of the width and on the device of `keys`."""
+        empty = keys.new_empty((0, keys.shape[1]), dtype=torch.float64)
+        return cls(empty, moved=empty)
+
+    def with_keys(self, keys: Tensor, moved: Tensor) -> "PastKeys":
+        """These keys and more of them. keys, moved: (n, m) float64."""
+        if self.keys is None:
+            assert self.total is not None
+            return PastKeys(None, self.total + keys.T @ keys)
+        both = None if self.moved is None else torch.cat((self.moved, moved))
+        return PastKeys(torch.cat((self.keys, keys)), moved=both)
+
+
+Past = Mapping[int, PastKeys]  # layer → the keys of earlier edits
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A solve for several facts at one layer: ΔW = Rᵀ rows for residuals R (n, d).
+
+    rows: (n, m) float64. moved: (n, m) float64, G k of every new key. condition: condition number of the system.
+    """
+
+    rows: Tensor
+    moved: Tensor
+    condition: float
+
+
+class Solve(ABC, Generic[S]):
+    """The solve of one method with its hyperparameters. `moments` gives C."""
+
+    name: str
+    freedom: str  # the hyperparameter that `slack` is made of
+
+    def __init__(self, settings: S, moments: Moments) -> None:
+        self.settings, self.moments = settings, moments
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """N of the keys of earlier edits."""
+
+    @abstractmethod
+    def slack(self, n: int) -> float:
+        """N of the new keys where n facts are solved together."""
+
+    @abstractmethod
+    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
+        """G k of every row k of keys (n, m): (n, m) float64.
+
+        past: (m, m) float64, K_p K_pᵀ of earlier edits, or None. With it, G is (G⁻¹ + K_p K_pᵀ / weight)⁻¹.
+        """
+
+    def condition(self, layer: int, device: torch.device) -> float | None:
+        """Condition number of the matrix that gives G, or None where none is inverted."""
+        return None
+
+    def alone(self, layer: int, keys: Tensor) -> Tensor:
+        """ΔW = r rowᵀ of each fact edited alone. keys: (F, m), any float dtype → (F, m) float64 rows."""
+        moved = self.moved(layer, keys)
+        return moved / (self.slack(1) + (moved * keys).sum(1, keepdim=True))
+
+    def together(self, layer: int, keys: Tensor, past: PastKeys | None = None) -> Solved:
+        """One solve for all facts. keys: (n, m), any float dtype. past: keys of earlier edits at this layer.
+
+        Raises UserError where the system is singular.
+        """
+        new = keys.double()
+        total = None if past is None else past.total
+        moved = self.moved(layer, new, total)
+        every, all_moved, free = new, moved, [self.slack(len(new))] * len(new)
+        if past is not None and past.keys is not None and len(past.keys):
+            if past.moved is None:
+                past.moved = self.moved(layer, past.keys)
+            every, all_moved = torch.cat((past.keys, new)), torch.cat((past.moved, moved))
+            free = [self.weight] * len(past.keys) + free
+        inner = every @ all_moved.T
+        inner = 0.5 * (inner + inner.T)
+        inner.diagonal().add_(torch.tensor(free, dtype=inner.dtype, device=inner.device))
+        lower, failed = torch.linalg.cholesky_ex(inner)
+        condition = torch.inf if int(failed) else extreme_eigenvalue(lower) * extreme_eigenvalue(lower, inverse=True)
+        if not condition < 1.0 / (len(inner) * torch.finfo(inner.dtype).eps):
+            raise self.singular(layer, len(new))
+        # The last rows of the inverse are the solve with the last unit vectors, as the system is symmetric.
+        own = torch.zeros(len(inner), len(new), dtype=inner.dtype, device=inner.device)
+        own[-len(new) :] = torch.eye(len(new), dtype=inner.dtype, device=inner.device)
+        return Solved(torch.cholesky_solve(own, lower).T @ all_moved, moved, condition)
+
+    def singular(self, layer: int, n: int) -> UserError:
+        """The error for a singular system of n new facts."""
+        return UserError(
+            f"{self.name}: expected a {self.freedom} large enough for {n} facts at layer {layer}, which may share "
+            f"keys, got {getattr(self.settings, self.freedom):g} and a singular system"
+        )
+
+
+def extreme_eigenvalue(lower: Tensor, *, inverse: bool = False, rounds: int = 30) -> float:
+    """Lower estimate of the largest eigenvalue of L Lᵀ, or of its inverse, by power iteration on four seeded vectors.
+
+    lower: (n, n) float64.
+    """
+    x = torch.randn(len(lower), 4, dtype=lower.dtype, generator=torch.Generator().manual_seed(0)).to(lower.device)
+    size = x.norm(dim=0)
+    for _ in range(rounds):
+        x = x / x.norm(dim=0)
+        x = torch.cholesky_solve(x, lower) if inverse else lower @ (lower.T @ x)
+        size = x.norm(dim=0)
+    return float(size.max())

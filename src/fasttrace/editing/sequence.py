@@ -1,0 +1,171 @@
+"""The edits of one model so far: what the next group of a mass edit starts from, and what a file keeps of it."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from fasttrace.cache import load_tensors, metadata_of, save_tensors
+from fasttrace.editing.delta import Dense, Update, read_delta, summed, tensors_of
+from fasttrace.editing.methods.base import Past, PastKeys
+from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SHARE = 10  # a checkpoint is written at most once in this many times what the last one took
+
+
+@dataclass(frozen=True, eq=False)
+class EditSequence:
+    """The edits of one model so far.
+
+    updates: layer → the sum of all changes. past: layer → the keys of all edits, if the method keeps them.
+    n_edits: how many edits there are. unseen: fact_id → why a fact's own δ is zero. condition: the largest condition
+    number of the last solves.
+    """
+
+    updates: Mapping[int, Update] = field(default_factory=dict)
+    past: Past = field(default_factory=dict)
+    n_edits: int = 0
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    condition: float | None = None
+
+    def changes(self) -> bool:
+        """Whether any weight is changed."""
+        return any(update.changes() for update in self.updates.values())
+
+    def past_tensors(self, *, moved: bool = False) -> dict[str, Tensor]:
+        """`<layer>.past_keys` (p, m) or `<layer>.past_total` (m, m), float64, for a file.
+
+        moved: whether with `<layer>.past_moved`, without which the next solves may round differently.
+        """
+        tensors: dict[str, Tensor] = {}
+        for layer, one in self.past.items():
+            name, tensor = ("past_total", one.total) if one.keys is None else ("past_keys", one.keys)
+            assert tensor is not None
+            tensors[f"{layer}.{name}"] = tensor
+            if moved and one.moved is not None:
+                tensors[f"{layer}.past_moved"] = one.moved
+        return tensors
+
+
+def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep: bool) -> EditSequence:
+    """The edits of a delta file, to go on from.
+
+    window: the layers that the next edits change. keep: whether their solves keep what the file's keys give.
+    Raises UserError as `load_delta`, and where the file lacks the keys of a layer of the window or they do not fit.
+    """
+    updates, tensors, about = read_delta(path, model)
+    what, n_edits = f"delta '{path}'", about.get("facts", 1)
+    if isinstance(n_edits, bool) or not isinstance(n_edits, int) or n_edits < 1:
+        raise UserError(f"{what}: expected the number of its edits in the metadata, got {n_edits!r}")
+    past = _past(tensors, what, model) if keep else {}
+    if keep and (missing := [at for at in window if at not in past]):
+        raise UserError(
+            f"{what}: expected the keys of its edits at layers {', '.join(map(str, missing))}, which memit, emmet and "
+            "alphaedit write for the layers they change, got none: past_keys=ignore goes on without them"
+        )
+    on_device = {at: Dense(one.change.to(model.device), one.bias) for at, one in summed([updates]).items()}
+    return EditSequence(on_device, past, n_edits)
+
+
+def _past(tensors: Mapping[str, Tensor], what: str, model: Decoder) -> dict[int, PastKeys]:
+    past: dict[int, PastKeys] = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.partition(".")
+        fits = tensor.ndim == 2 and tensor.shape[1] == model.key_width and tensor.dtype == torch.float64
+        if kind == "past_total":
+            fits = fits and tensor.shape[0] == tensor.shape[1]
+        if not fits or not bool(torch.isfinite(tensor).all()) or int(layer) >= model.n_layers:
+            raise UserError(f"{what}: expected finite float64 keys of width {model.key_width} in {name}, got others")
+        tensor = tensor.to(model.device)
+        past[int(layer)] = PastKeys(None, tensor) if kind == "past_total" else PastKeys(tensor)
+    return past
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """A file with the state of a mass edit that is not finished, from which the same edit goes on.
+
+    models, groups: how many models, and groups of the next model, are done. sequence: the edits of the next model.
+    last: those of the last model, once it is done. scores, prompts: the rows so far.
+    """
+
+    path: Path
+    models: int = 0
+    groups: int = 0
+    sequence: EditSequence = field(default_factory=EditSequence)
+    last: EditSequence = field(default_factory=EditSequence)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    _saved: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path, device: torch.device) -> "Checkpoint":
+        """The file's state, on `device`, or the state before the first edit where there is no whole file."""
+        if metadata_of(path) is None:
+            return cls(path)
+        try:
+            tensors, about = load_tensors(path)
+        except UserError:  # a damaged file; what it had is computed again
+            return cls(path)
+        scores, prompts = (_rows(tensors.pop(name)) for name in ("scores", "prompts"))
+        parts: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            layer, _, part = name.partition(".")
+            parts.setdefault(int(layer), {})[part] = tensor.to(device)
+        updates = {at: Dense(one["change"], one.get("bias")) for at, one in sorted(parts.items())}
+        keys = {
+            at: PastKeys(one.get("past_keys"), one.get("past_total"), one.get("past_moved"))
+            for at, one in parts.items()
+            if len(one) > 1 and "bias" not in one
+        }
+        so_far = EditSequence(updates, keys, about["n_edits"], about["unseen"], about["condition"])
+        return cls(path, about["models"], about["groups"], so_far, scores=scores, prompts=prompts)
+
+    def save_if_due(self) -> None:
+        """Write the file, unless it was written a short time ago."""
+        begun = time.monotonic()
+        if begun - self._saved < max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * self._took):
+            return
+        try:
+            self.save()
+        except (OSError, UserError) as error:
+            log.warning("no checkpoint is kept: %s", error)
+        self._saved = time.monotonic()
+        self._took = self._saved - begun
+
+    def save(self) -> None:
+        """Write the file."""
+        one = self.sequence
+        about = {"models": self.models, "groups": self.groups, "n_edits": one.n_edits, "condition": one.condition}
+        rows = {"scores": _bytes(self.scores), "prompts": _bytes(self.prompts)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(
+            self.path,
+            {**tensors_of(one.updates), **one.past_tensors(moved=True), **rows},
+            {**about, "unseen": dict(one.unseen)},
+        )
+
+
+def _bytes(rows: list[dict[str, Any]]) -> Tensor:
+    """Rows as the bytes of an Arrow stream: (n,) uint8."""
+    table = pa.Table.from_pylist(rows)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return torch.frombuffer(bytearray(sink.getvalue()), dtype=torch.uint8)
+
+
+def _rows(stored: Tensor) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pa.ipc.open_stream(stored.numpy().tobytes()).read_all().to_pylist()
+    return rows
