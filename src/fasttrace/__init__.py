@@ -7,15 +7,7 @@ from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fasttrace.analysis.regress import regress
-    from fasttrace.editing import (
-        apply_delta,
-        edit,
-        generate,
-        import_moments,
-        load_delta,
-        mass_edit,
-        second_moments,
-    )
+    from fasttrace.editing import apply_delta, edit, generate, import_moments, load_delta, mass_edit, second_moments
     from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
     from fasttrace.facts import Fact, Probe, load_facts
     from fasttrace.models import load_model, pair_facts, wrap_model
