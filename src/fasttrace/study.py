@@ -154,7 +154,7 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
         for method in edit.methods:
             method_settings(method, dict(edit.set or {}))
         if "contexts" in edit.given and not {*edit.methods} & {*SOLVED}:
-            raise UserError(f"[edit] contexts: expected a value only with {' or '.join(SOLVED)}, got one without them")
+            raise UserError(f"[edit] contexts: expected a value only with {', '.join(SOLVED)}, got one without them")
     # keep: `Runner.known_facts` chooses the facts instead.
     traces = tuple(_table("trace", one, **same, keep="all") for one in tables["trace"])
     facts = _table("facts", tables["facts"])

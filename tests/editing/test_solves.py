@@ -1,5 +1,7 @@
 """The solves of MEMIT, EMMET and AlphaEdit against their papers' formulas, alone, together and after earlier edits."""
 
+from types import SimpleNamespace
+
 import closed_form
 import numpy as np
 import pytest
@@ -42,7 +44,9 @@ def solve(C, tmp_path):
         save_tensors(layer_file(folder, LAYER), {"C": 0.5 * (C + C.T)}, {})
         about = {"model_hash": "", "corpus": "", "corpus_hash": "", "n_tokens": 1000, "requested_tokens": 1000}
         moments = Moments(run={}, key="", layers=[LAYER], path=folder, **about)
-        return solve_of(method, METHODS[method].settings(**{**OPTIONS[method], **options}), moments)
+        given = METHODS[method].settings(**{**OPTIONS[method], **options})
+        model = SimpleNamespace(name="made", n_layers=LAYER + 1, key_width=M, device="cpu")
+        return solve_of(method, given, moments, model, [LAYER])
 
     return make
 
@@ -172,3 +176,19 @@ def test_facts_that_share_a_key_are_refused_where_nothing_frees_them(method, opt
     with pytest.raises(UserError, match=rf"{method}: expected a {freedom} large enough for 4 facts at layer 3"):
         solve(method, **options).together(LAYER, K)
     assert solve(method).together(LAYER, K).condition > 1
+
+
+@pytest.mark.parametrize("p", [0, 5, M + 8], ids=lambda p: f"{p} earlier keys")
+def test_a_projection_from_a_file_takes_the_place_of_that_of_C(p, C, solve, tmp_path):
+    values, vectors = np.linalg.eigh(C.astype(np.float64))
+    kept = vectors[:, values < OPTIONS["alphaedit"]["null_threshold"]]
+    path = tmp_path / "null_space_project.pt"
+    torch.save(torch.from_numpy(kept @ kept.T).float()[None], path)
+    K, past = rows(normal(2, M, 3)), PastKeys(rows(normal(3, M, p)))
+    wanted = solve("alphaedit").together(LAYER, K, past).rows
+    other = np.eye(M, dtype=np.float32)  # a C that has no null space
+    found = solve("alphaedit", other, projections=str(path)).together(LAYER, K, past).rows
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    torch.save(torch.zeros(2, M, M), path)
+    with pytest.raises(UserError, match=r"expected a tensor \(1, 24, 24\), a projection of 'made'"):
+        solve("alphaedit", projections=str(path))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.cache import content_of
 from fasttrace.editing.after import After
 from fasttrace.editing.collect import second_moments
 from fasttrace.editing.contexts import method_contexts
@@ -120,7 +121,7 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         assert asked.noise is not None  # the settings resolve it
         anew = problem.corrupted and asked.protocol == "released"
         corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample, anew)
-    templates, moments = [], None
+    templates, moments, solved_at = [], None, set[int]()
     if not tuned:
         solved_at = {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
         if given.moments is not None:
@@ -146,7 +147,7 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         layers=layers,
         contexts=templates,
         moments=moments,
-        solve=solve_of(asked.method, own, moments),
+        solve=solve_of(asked.method, own, moments, model, sorted(solved_at)),
         after=After(model, settled),
         judge=judge,
         corruption=corruption,
@@ -280,6 +281,8 @@ def _run(
         fetched = {"templates": templates, "moments": moments.key}
     if judge is not None:
         fetched["judge"] = getattr(judge, "__qualname__", type(judge).__qualname__)
+    if (projections := getattr(own, "projections", None)) is not None:
+        fetched["projections"] = content_of(projections)
     named = {**run_settings(settled, without=unread), **fetched, **run_settings(own)}
     return describe_run("edit", model, named, seed=settled.seed, protocol=settled.protocol)
 

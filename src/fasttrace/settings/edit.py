@@ -132,7 +132,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         if self.method not in SOLVED:
             about = arguments_of(type(self))
             if unread := [name for name in READ_BY_SOLVED if getattr(self, name) != about[name].default]:
-                raise refusal(self, unread[0], f"a value only with {' or '.join(SOLVED)}", f"one with {self.method}")
+                raise refusal(self, unread[0], f"a value only with {', '.join(SOLVED)}", f"one with {self.method}")
         for name, owner in (("rect_share", "rect"), ("prune_base", "prune")):
             if getattr(self, name) != arguments_of(type(self))[name].default and self.after != owner:
                 raise refusal(self, name, f"a value only with after {owner}", f"one with after {self.after}")

@@ -142,6 +142,13 @@ class AlphaEditSettings(SpreadSettings):
         help="What null_threshold is measured in: absolute, as published, or trace, in shares of the trace of C",
     )
 
+    projections: str | None = setting(
+        default=None,
+        names_run="never",  # by the file's content, in `prepare_edit`
+        help="File with P of every layer that is changed, in ascending order, such as AlphaEdit's "
+        "null_space_project.pt; by default P is that of C",
+    )
+
     def __attrs_post_init__(self) -> None:
         if self.norm_weight == 0:
             raise refusal(self, "norm_weight", "a number above 0", 0)

@@ -1,15 +1,22 @@
 """Editing methods, one file each. MEMIT, EMMET and AlphaEdit are solves for the engine of `editing.spread`."""
 
+from collections.abc import Sequence
+
 from fasttrace.editing.methods.alphaedit import AlphaEdit
 from fasttrace.editing.methods.base import Solve
 from fasttrace.editing.methods.emmet import Emmet
 from fasttrace.editing.methods.memit import Memit
 from fasttrace.editing.moments import Moments
+from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import MethodSettings
 
 SOLVES: dict[str, type[Solve]] = {"memit": Memit, "emmet": Emmet, "alphaedit": AlphaEdit}
 
 
-def solve_of(method: str, settings: MethodSettings, moments: Moments | None) -> Solve | None:
-    """The method's solve, or None for a method without one (ROME, fine-tuning)."""
-    return None if method not in SOLVES or moments is None else SOLVES[method](settings, moments)
+def solve_of(
+    method: str, settings: MethodSettings, moments: Moments | None, model: Decoder, layers: Sequence[int]
+) -> Solve | None:
+    """The method's solve, or None for a method without one (ROME, fine-tuning). layers: all that are to be changed."""
+    if method not in SOLVES or moments is None:
+        return None
+    return SOLVES[method](settings, moments, model=model, layers=layers)

@@ -4,10 +4,15 @@ P = U₀ U₀ᵀ projects on the null space of C, the eigenvectors U₀ with eig
 nothing to keys in the span of the other eigenvectors. It equals R Kᵀ (K_p K_pᵀ + K Kᵀ + μI)⁻¹ for keys U₀ᵀ k.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fasttrace.editing.methods.base import Solve
+from fasttrace.editing.null_space import load_projection
+from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import AlphaEditSettings
 
 
@@ -16,6 +21,15 @@ class AlphaEdit(Solve[AlphaEditSettings]):
 
     name = "alphaedit"
     freedom = "norm_weight"
+
+    def __init__(self, *about: Any, model: Decoder, layers: Sequence[int]) -> None:
+        super().__init__(*about, model=model, layers=layers)
+        self._bases: dict[int, Tensor] = {}  # of P from a file
+        if self.settings.projections is not None:
+            read = load_projection(self.settings.projections, model, layers)
+            for layer, P in zip(layers, read, strict=True):
+                values, vectors = torch.linalg.eigh(P.double())
+                self._bases[layer] = vectors[:, values > 0.5].contiguous().to(model.device)
 
     @property
     def weight(self) -> float:
@@ -29,7 +43,9 @@ class AlphaEdit(Solve[AlphaEditSettings]):
     def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
         """U₀ (I + U₀ᵀ K_p K_pᵀ U₀ / μ)⁻¹ U₀ᵀ k. Raises UserError where C has no null space."""
         own = self.settings
-        basis = self.moments.null_space(layer, own.null_threshold, own.null_unit, keys.device)
+        basis = self._bases.get(layer)
+        if basis is None:
+            basis = self.moments.null_space(layer, own.null_threshold, own.null_unit, keys.device)
         inside = keys.to(basis.device, torch.float64) @ basis
         if past is not None:
             system = basis.T @ past.to(basis.device) @ basis / own.norm_weight

@@ -10,7 +10,7 @@ With N = λI and G = C⁻¹, this is MEMIT's R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)�
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fasttrace.editing.moments import Moments
 from fasttrace.errors import UserError
+from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import SpreadSettings
 
 S = TypeVar("S", bound=SpreadSettings)
@@ -76,7 +77,8 @@ class Solve(ABC, Generic[S]):
     name: str
     freedom: str  # the hyperparameter that `slack` is made of
 
-    def __init__(self, settings: S, moments: Moments) -> None:
+    def __init__(self, settings: S, moments: Moments, *, model: Decoder, layers: Sequence[int]) -> None:
+        """layers: every layer that is to be changed, ascending. Raises the errors of files that the settings name."""
         self.settings, self.moments = settings, moments
 
     @property
