@@ -20,6 +20,9 @@ class Made:
     samples: pa.Table | None = None
     scores: pa.Table | None = None
     prompts: pa.Table | None = None
+    measures: pa.Table | None = None
+    norms: pa.Table | None = None
+    tasks: pa.Table | None = None
     verdicts: pa.Table | None = None
     benches: pa.Table | None = None
 
