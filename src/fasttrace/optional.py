@@ -15,6 +15,7 @@ NEEDED_BY = {
     "datasets": "a data set of the hub",
     "duckdb": "reading or writing a store",
     "gguf": "reading a GGUF model such as smollm2-135m",
+    "lm_eval": "a task of lm-evaluation-harness",
     "openai": "a judge behind an address",
     "prompt_toolkit": "the prompt of `fasttrace sql` or `fasttrace chat`",
 }

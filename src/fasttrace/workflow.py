@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from fasttrace.editing.breaks import MEASURES, NORMS
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.editing.plan import EditPlan
 from fasttrace.facts import Fact
@@ -99,6 +100,15 @@ def mass_scores(store: "Store", facts: Sequence[Fact], run_id: str, fact_ids: Se
     names = ", ".join(MASS_SCORES.names)
     stored = store.query(f"SELECT {names} FROM mass_edits WHERE run_id = ? ORDER BY n_edits, position", [run_id])
     return stored if set(stored["fact_id"].to_pylist()) == wanted else None
+
+
+def mass_measured(store: "Store", run_id: str) -> tuple[pa.Table, pa.Table]:
+    """The measures and norms of a mass edit in the store (MEASURES, NORMS), without rows where it is an older one's."""
+    measures, norms = (
+        store.query(f"SELECT {', '.join(schema.names)} FROM {relation} WHERE run_id = ?", [run_id])
+        for relation, schema in (("mass_measures", MEASURES), ("mass_norms", NORMS))
+    )
+    return measures, norms
 
 
 def _has_facts(store: "Store", facts: Sequence[Fact], fact_ids: set[str]) -> bool:

@@ -125,7 +125,11 @@ BREAKS = {
         "UPDATE mass_prompts SET p_after = 1.0005 WHERE n_edits = 2 AND fact_id = 'place-00'",
         {"no_probability": 1},
     ),
-    "a mass edit's run gone": ("DELETE FROM runs WHERE run_id = 'mass-1'", {"rows_without_their_run": 2}),
+    "a mass edit's run gone": ("DELETE FROM runs WHERE run_id = 'mass-1'", {"rows_without_their_run": 5}),
+    "a scoring gone": (
+        "DELETE FROM mass_prompts WHERE n_edits = 2; DELETE FROM mass_edits WHERE n_edits = 2",
+        {"measures_without_scores": 3},
+    ),
     "a score another than its prompt's": (
         f"UPDATE edit_prompts SET score = score + 1e-6 WHERE {EDIT}",
         {"scores_off": 1},

@@ -43,7 +43,8 @@ ELSEWHERE = {
 # Setting → the settings that it requires.
 COMPANIONS = {
     "verify_top": {"method": "attribution"}, "heads": {"module": "head"},
-    "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"},
+    "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"}, "held_out_tokens": {"held_out": __file__},
+    "lm_eval_limit": {"lm_eval": ["a"]}, "lm_eval_tasks": {"lm_eval": ["a"]},
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Stores of schema versions 5 to 9 are read as they are, and the first write upgrades them in place and keeps every
+"""Stores of schema versions 5 to 10 are read as they are, and the first write upgrades them in place and keeps every
 row."""
 
 import multiprocessing

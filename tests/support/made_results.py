@@ -20,6 +20,9 @@ class Made:
     samples: pa.Table | None = None
     scores: pa.Table | None = None
     prompts: pa.Table | None = None
+    measures: pa.Table | None = None
+    norms: pa.Table | None = None
+    tasks: pa.Table | None = None
     verdicts: pa.Table | None = None
     benches: pa.Table | None = None
 
@@ -226,6 +229,8 @@ SCORES |= {"magnitude": D, "success": B, "ppl_before": D, "ppl_after": D, "delta
 SCORES |= {"condition": D, "loss": D, "target": S, "reason": S}
 PROMPTS = _EDIT | {"kind": S, "prompt_index": N, "prompt": S, "target_tokens": N} | _P
 PROMPTS |= {"p_false_before": D, "p_false_after": D, "expect": S, "answer": S}
-PROMPTS |= {"match_before": B, "match_after": B, "score": D}
+PROMPTS |= {"match_before": B, "match_after": B, "score": D, "generated_before": S, "generated_after": S}
+PROMPTS |= {"exact_before": B, "exact_after": B, "prefix_before": B, "prefix_after": B}
+PROMPTS |= {"judged_after": B, "judge_error": S}
 MASS_PROMPTS = {"n_edits": N, "fact_id": S, **{name: kind for name, kind in PROMPTS.items() if name not in _EDIT}}
 VERDICTS = {"fact_id": S, "known": B, "p_true": D, "p_first_token_top": B, "continuation": S, "reason": S}

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from made_results import CELLS, FACTS, MASS_PROMPTS, PROMPTS, SAMPLES, SCORES, Made, made_run
 
+from fasttrace.editing.breaks import MEASURES, NORMS, TASKS
 from fasttrace.facts.record import Fact
 from fasttrace.store.connect import schema_columns
 
@@ -262,7 +263,29 @@ def mass_result(facts: list[Fact], counts: tuple[int, ...] = (4, 8, 12), **run: 
         | {"target_tokens": 1, "p_before": row["p_before"], "p_after": row["p_after"]}
         for row in rows
     ]
-    made = {"scores": table, "prompts": _table(prompts, MASS_PROMPTS)}
+    measured = [{"model_index": 0, "n_edits": n_edits} for n_edits in counts]
+    norms = [
+        row | {"layer": layer, "weight_norm": 20.0 + n, "weight_norm_unedited": 20.0, "change_norm": 2.0 + n + layer}
+        for n, row in enumerate(measured)
+        for layer in (5, 6)
+    ]
+    texts = {"entropy_unedited": 6.0, "texts": 8, "perplexity_unedited": 9.0, "held_out_tokens": 500}
+    measures = [
+        row | texts | {"edit_seconds": 2.0 * row["n_edits"], "perplexity": 9.5 + n, "entropy": 5.75 - n / 4}
+        for n, row in enumerate(measured)
+    ]
+    tasks = [
+        row
+        | {"task": "quiz", "metric": "acc,none", "value": 0.5, "value_sem": 0.1, "value_unedited": 0.6, "samples": 9}
+        for row in measured
+    ]
+    made = {
+        "scores": table,
+        "prompts": _table(prompts, MASS_PROMPTS),
+        "measures": pa.Table.from_pylist(measures, schema=MEASURES),
+        "norms": pa.Table.from_pylist(norms, schema=NORMS),
+        "tasks": pa.Table.from_pylist(tasks, schema=TASKS),
+    }
     return Made(_run(run.pop("run_id", "mass-1"), "mass", settings, **run), **made)
 
 

@@ -18,6 +18,12 @@ WITH found AS (
     UNION ALL
     SELECT 'mass_prompts', 'mass', run_id, protocol, count(*) FROM mass_prompts GROUP BY ALL
     UNION ALL
+    SELECT 'mass_measures', 'mass', run_id, protocol, count(*) FROM mass_measures GROUP BY ALL
+    UNION ALL
+    SELECT 'mass_norms', 'mass', run_id, protocol, count(*) FROM mass_norms GROUP BY ALL
+    UNION ALL
+    SELECT 'mass_tasks', 'mass', run_id, protocol, count(*) FROM mass_tasks GROUP BY ALL
+    UNION ALL
     SELECT 'known', 'facts', run_id, protocol, count(*) FROM known GROUP BY ALL
     UNION ALL
     SELECT 'moments', 'moments', run_id, NULL, count(*) FROM moments GROUP BY ALL

@@ -12,7 +12,7 @@ from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.edit import EditingSettings, EditSettings
 from fasttrace.settings.export import ExportSettings
-from fasttrace.settings.mass import MassSettings, TuneSettings
+from fasttrace.settings.mass import SAMPLED, MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
@@ -90,7 +90,7 @@ def _check_places(
     for option, place in (("--store", store), ("--delta", delta)):
         if place is not None and export is not None and Path(export).resolve() in Path(place).resolve().parents:
             raise UserError(f"{option}: expected a path outside the folder of --export, got '{place}'")
-    if asked.method in SOLVED or asked.essence:
+    if asked.method in SOLVED or asked.essence or getattr(asked, "held_out", None) == SAMPLED:
         check_cache()
 
 
@@ -261,11 +261,13 @@ def mass(
     """Edit many facts into one model, and score all of them as the number of edits grows.
 
     All edits are in one model, so an interrupted mass edit starts again. A finished one is read from the store, unless
-    --export or --delta is given.
+    --export or --delta is given. What an edit breaks is measured at each scoring: the norms of the weights, and with
+    --held-out, --fluency and --lm-eval more.
     """
     from fasttrace.editing import prepare_mass_edit
+    from fasttrace.editing.harness import task_files
     from fasttrace.recall import NONE
-    from fasttrace.workflow import mass_into, mass_scores
+    from fasttrace.workflow import mass_into, mass_measured, mass_scores
 
     asked = _settings(MassSettings, given, own)
     _check_somewhere(work.store, export, delta)
@@ -275,7 +277,9 @@ def mass(
     target = ft.Store(work.store) if work.store is not None and export is None and delta is None else None
     question = NONE
     if target is not None:
-        question = work.asks("mass", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
+        texts = [None if asked.held_out == SAMPLED else asked.held_out, *task_files(asked.lm_eval_tasks)]
+        texts += [asked.corpus, asked.continue_from]
+        question = work.asks("mass", corpora=texts, facts=loaded, settings=asked, known=known)
     found, stored = question.answer(), None
     if found and target is not None:
         stored = mass_scores(target, loaded, found["run_id"], found["fact_ids"])
@@ -284,7 +288,7 @@ def mass(
         say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
         _say_left_out(found["left_out"], loaded)
         _say_reasons(stored)
-        emit(_means_by_n_edits(stored), work.as_json)
+        emit(_means_by_n_edits(stored, *mass_measured(target, found["run_id"])), work.as_json)
         _emit_kinds(work, found["run_id"])
         return
     decoder = work.load_model()
@@ -302,22 +306,24 @@ def mass(
     with bar("Editing", len(plan.facts)) as done:
         if target is not None:
             scores = mass_into(target, plan, done)
+            measured = mass_measured(target, plan.run["run_id"])
         else:
             result = plan.compute(progress=done)
-            scores = result.scores
+            scores, measured = result.scores, (result.measures, result.norms)
     if export is not None or delta is not None:
         _write(result, plan.plan, work.store, export, delta)
     work.keep_left_out()
     _say_reasons(scores)
-    emit(_means_by_n_edits(scores), work.as_json)
+    emit(_means_by_n_edits(scores, *measured), work.as_json)
     _emit_kinds(work, plan.run["run_id"])
 
 
-def _means_by_n_edits(scores: "pa.Table") -> "pa.Table":
-    """Mean scores of the facts edited so far, one row per scoring."""
+def _means_by_n_edits(scores: "pa.Table", measures: "pa.Table", norms: "pa.Table") -> "pa.Table":
+    """Mean scores of the facts edited so far and what is measured of the model, one row per scoring."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from fasttrace.editing.breaks import by_number
     from fasttrace.editing.floors import floored_means
 
     names = ("rewrite", "paraphrase", "neighborhood", "overall", "p_after")
@@ -326,7 +332,7 @@ def _means_by_n_edits(scores: "pa.Table") -> "pa.Table":
     parts = [scores.filter(pc.equal(scores["n_edits"], n)) for n in means["n_edits"].to_pylist()]
     for name, values in floored_means(parts).items():
         means = means.append_column(name, pa.array(values))
-    return means
+    return means.join(by_number(measures, norms), "n_edits").sort_by("n_edits")
 
 
 @click.command()

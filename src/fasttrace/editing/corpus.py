@@ -39,8 +39,8 @@ class Corpus:
     sequences: Callable[[Progress | None], list[list[int]]]
 
 
-def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int) -> Corpus:
-    """The first `tokens` tokens of a text file, or of a folder's .txt files in order of name.
+def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int, *, what: str = "corpus") -> Corpus:
+    """The first `tokens` tokens of a text file, or of a folder's .txt files in order of name. what: its name in errors.
 
     Each file is cut into sequences of sequence_length. The last sequence of a file may be shorter. If the tokenizer
     adds BOS, every sequence starts with it, as a prompt does.
@@ -48,7 +48,7 @@ def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int)
     Raises UserError where the file or folder does not exist or cannot be read, the folder has no .txt file, a file is
     not UTF-8, or no file has text.
     """
-    texts = [(file, _read(file)) for file in _files(source)]
+    texts = [(file, _read(file, what)) for file in _files(source, what)]
     digest = hashlib.sha256()
     for _, text in texts:
         raw = text.encode()
@@ -65,11 +65,11 @@ def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int)
         if used == tokens:
             break
     if not used:
-        raise UserError(f"corpus '{source}': expected at least one token, got no text")
+        raise UserError(f"{what} '{source}': expected at least one token, got no text")
     description = str(source)
     if used < tokens:
         description += f" (all of it: {used} tokens, of {tokens} asked for)"
-        log.warning("corpus '%s': expected %d tokens, got %d, which are all used", source, tokens, used)
+        log.warning("%s '%s': expected %d tokens, got %d, which are all used", what, source, tokens, used)
     ids = hashlib.sha256(repr(sequences).encode()).hexdigest()
     corpus_hash = digest.hexdigest()
     return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, 0, lambda _: sequences)
@@ -136,24 +136,24 @@ def _sampled_batch(model: Decoder, folder: Path, number: int, length: int, seed:
     return drawn
 
 
-def _files(source: Path) -> list[Path]:
+def _files(source: Path, what: str) -> list[Path]:
     if source.is_dir():
         files = sorted(source.glob("*.txt"))
         if not files:
-            raise UserError(f"corpus folder '{source}': expected at least one .txt file, got none")
+            raise UserError(f"{what} folder '{source}': expected at least one .txt file, got none")
         return files
     if not source.is_file():
-        raise UserError(f"corpus '{source}': expected a text file or a folder of .txt files, got neither")
+        raise UserError(f"{what} '{source}': expected a text file or a folder of .txt files, got neither")
     return [source]
 
 
-def _read(file: Path) -> str:
+def _read(file: Path, what: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"corpus file '{file}': expected UTF-8 text, got other bytes at byte {error.start}") from error
+        raise UserError(f"{what} file '{file}': expected UTF-8 text, got other bytes at byte {error.start}") from error
     except OSError as error:
-        raise UserError(f"corpus file '{file}' cannot be read: {error.strerror}") from error
+        raise UserError(f"{what} file '{file}' cannot be read: {error.strerror}") from error
 
 
 def _token_ids(tokenizer: Any, text: str) -> Iterator[int]:

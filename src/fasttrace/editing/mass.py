@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from fasttrace.cache import cache_place, content_of
+from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
@@ -84,15 +85,19 @@ class MassResult:
 
     run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
     and one row with the reason per fact left out. A fact whose own δ is zero also has a reason. prompts: MASS_PROMPTS,
-    one row per edited fact, scoring and scored prompt. updates: layer → the sum of all facts' changes; with
-    together="case" that of the last case, whose model alone they are in. sequence: the edits so far, those of the file
-    that the run went on from included.
+    one row per edited fact, scoring and scored prompt. measures, norms, tasks: what each scoring finds of the model as
+    a whole, rows of MEASURES, NORMS and TASKS of editing/breaks.py. updates: layer → the sum of all facts' changes;
+    with together="case" that of the last case, whose model alone they are in. sequence: the edits so far, those of the
+    file that the run went on from included.
     """
 
     run: Run
     facts: list[Fact]
     scores: pa.Table
     prompts: pa.Table
+    measures: pa.Table
+    norms: pa.Table
+    tasks: pa.Table
     updates: dict[int, Update] = field(repr=False)
     model: Decoder = field(repr=False)
     models: int = 1
@@ -144,7 +149,7 @@ class MassPlan:
 
     at_once: facts solved together. score_every: groups between two scorings. together: whose edits are in one model,
     "all" or those of one "case". start: the edits to go on from. keep: whether each solve keeps what the keys of
-    earlier groups give.
+    earlier groups give. watch: what is measured of the model as a whole.
     """
 
     plan: EditPlan
@@ -153,6 +158,7 @@ class MassPlan:
     together: str
     start: EditSequence
     keep: bool
+    watch: Watch
     run: Run
 
     @property
@@ -199,6 +205,9 @@ class MassPlan:
             [f.fact for f in self.facts],
             pa.Table.from_pylist(state.scores + self._left_out(), schema=MASS_SCORES),
             pa.Table.from_pylist(state.prompts, schema=MASS_PROMPTS),
+            pa.Table.from_pylist(state.measures, schema=MEASURES),
+            pa.Table.from_pylist(state.norms, schema=NORMS),
+            pa.Table.from_pylist(state.tasks, schema=TASKS),
             dict(self.plan.after.summed(state.last.updates)),
             self.plan.model,
             len(models),
@@ -219,13 +228,16 @@ class MassPlan:
         prompts, before: of each fact, and what is read of them in the unedited model.
         """
         groups = [facts[i : i + self.at_once] for i in range(0, len(facts), self.at_once)]
+        watched = self.watch.of(facts)
         if not state.groups:
-            state.sequence = self.start
+            state.sequence, state.seconds = self.start, 0.0
         for number, group in enumerate(groups[state.groups :], state.groups + 1):
+            begun = time.perf_counter()
             state.sequence = so_far = self._after(state.sequence, group, budget)
+            state.seconds += time.perf_counter() - begun
             if number % self.score_every == 0 or number == len(groups):
                 n_edits = so_far.n_edits - self.start.n_edits
-                self._score(facts[:n_edits], prompts[:n_edits], before[:n_edits], state)
+                self._score(facts[:n_edits], prompts[:n_edits], before[:n_edits], watched, state)
             state.groups = number
             if number < len(groups):
                 state.save_if_due()
@@ -242,22 +254,31 @@ class MassPlan:
         return EditSequence(updates, past, so_far.n_edits + len(group), {**so_far.unseen, **why}, condition)
 
     def _score(
-        self, facts: list[EncodedFact], prompts: list[list[ScoredPrompt]], before: list[Reading], state: Checkpoint
+        self,
+        facts: list[EncodedFact],
+        prompts: list[list[ScoredPrompt]],
+        before: list[Reading],
+        watched: WatchedModel,
+        state: Checkpoint,
     ) -> None:
-        """Score every fact edited so far, and add the rows to the state."""
+        """Score every fact edited so far, measure the model, and add the rows to the state."""
         plan, so_far = self.plan, state.sequence
-        after = before
-        if so_far.changes():
-            after = _readings(edited_view(plan.model, plan.after.summed(so_far.updates)), plan, prompts)
+        updates = plan.after.summed(so_far.updates)
+        view = edited_view(plan.model, updates)
+        after = _readings(view, plan, prompts) if so_far.changes() else before
         made, n_edits = _edits_of_cases(facts), so_far.n_edits
+        found = watched.measure(view, updates, model_index=state.models, n_edits=n_edits)
+        state.measures.append(found.measures | {"edit_seconds": state.seconds})
+        state.norms += found.norms
+        state.tasks += found.tasks
         for position, (fact, reading) in enumerate(zip(facts, after, strict=True)):
             whole = _is_whole(fact, made)
             seen = [i for i, one in enumerate(prompts[position]) if whole or not one.case]
             read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
             about = {"position": self.start.n_edits + position + 1, "condition": so_far.condition}
             state.scores.append(self._scores(n_edits, fact, *read, so_far.unseen.get(fact.fact_id)) | about)
-            found = prompt_rows(*read, plan.problem, plan.settings.protocol, plan.model.tokenizer, plan.judge)
-            state.prompts += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in found]
+            rows = prompt_rows(*read, plan.problem, plan.settings.protocol, plan.model.tokenizer, plan.judge)
+            state.prompts += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in rows]
 
     def _solve(
         self, view: Decoder, group: list[EncodedFact], past: Past, memory: int
@@ -410,7 +431,7 @@ class MassArguments(_MassKeywords):
 def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -> MassPlan:
     """Check the settings of a mass edit, and prepare its contexts, second moments and o_noise.
 
-    Raises the errors of `edit`.
+    Raises the errors of `edit` and of `prepare_watch`.
     """
     asked = carried(MassSettings, given)
     if (asked.protocol, asked.problem) == ("released", "fact-forcing") and METHODS[asked.method].spread:
@@ -420,6 +441,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     layer, last = model.default_layer() if asked.layer is None else asked.layer, model.n_layers - 1
     if layer > last:
         raise refusal(asked, "layer", f"one of 0 to {last}", layer)
+    watch = prepare_watch(model, asked)
     # Given explicitly, because the defaults of single edits differ.
     same = {"method": asked.method, "essence": asked.essence, "hyperparameters": own_settings(given)}
     plan = prepare_edit(
@@ -449,12 +471,12 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
         settled = replaced(settled, past_keys=None)
     of_edits = json.loads(plan.run["settings"])
     unread = settings_of(EditSettings).keys() - of_edits.keys()
-    described = {**run_settings(settled, without=unread), **of_edits}
+    described = {**run_settings(settled, without=unread), **of_edits, **watch.identity}
     described["facts"] = [f.fact_id for f in plan.encoded]
     if begun_from is not None:
         described["continued"] = begun_from
     run = describe_run("mass", model, described, seed=asked.seed, protocol=asked.protocol)
-    return MassPlan(plan, at_once, score_every, asked.together, start, keep, run)
+    return MassPlan(plan, at_once, score_every, asked.together, start, keep, watch, run)
 
 
 @takes(MassArguments)

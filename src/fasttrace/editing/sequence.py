@@ -20,6 +20,7 @@ from fasttrace.models.adapter import Decoder
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 20.0
+TABLES = ("scores", "prompts", "measures", "norms", "tasks")  # of a result, whose rows a checkpoint keeps
 CHECKPOINT_SHARE = 10  # a checkpoint is written at most once in this many times what the last one took
 
 
@@ -96,7 +97,8 @@ class Checkpoint:
     """A file with the state of a mass edit that is not finished, from which the same edit goes on.
 
     models, groups: how many models, and groups of the next model, are done. sequence: the edits of the next model.
-    last: those of the last model, once it is done. scores, prompts: the rows so far.
+    last: those of the last model, once it is done. seconds: of editing, in the next model. The lists are the rows so
+    far of the result's tables.
     """
 
     path: Path
@@ -106,6 +108,10 @@ class Checkpoint:
     last: EditSequence = field(default_factory=EditSequence)
     scores: list[dict[str, Any]] = field(default_factory=list)
     prompts: list[dict[str, Any]] = field(default_factory=list)
+    measures: list[dict[str, Any]] = field(default_factory=list)
+    norms: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
     _saved: float = field(default_factory=time.monotonic)
     _took: float = 0.0
 
@@ -118,7 +124,9 @@ class Checkpoint:
             tensors, about = load_tensors(path)
         except UserError:  # a damaged file; what it had is computed again
             return cls(path)
-        scores, prompts = (_rows(tensors.pop(name)) for name in ("scores", "prompts"))
+        if not tensors.keys() >= set(TABLES):  # of another version
+            return cls(path)
+        rows = {name: _rows(tensors.pop(name)) for name in TABLES}
         parts: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             layer, _, part = name.partition(".")
@@ -130,7 +138,10 @@ class Checkpoint:
             if len(one) > 1 and "bias" not in one
         }
         so_far = EditSequence(updates, keys, about["n_edits"], about["unseen"], about["condition"])
-        return cls(path, about["models"], about["groups"], so_far, scores=scores, prompts=prompts)
+        state = cls(path, about["models"], about["groups"], so_far, seconds=about["seconds"])
+        for name, found in rows.items():
+            setattr(state, name, found)
+        return state
 
     def save_if_due(self) -> None:
         """Write the file, unless it was written a short time ago."""
@@ -148,7 +159,8 @@ class Checkpoint:
         """Write the file."""
         one = self.sequence
         about = {"models": self.models, "groups": self.groups, "n_edits": one.n_edits, "condition": one.condition}
-        rows = {"scores": _bytes(self.scores), "prompts": _bytes(self.prompts)}
+        about["seconds"] = self.seconds
+        rows = {name: _bytes(getattr(self, name)) for name in TABLES}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(
             self.path,

@@ -11,6 +11,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
@@ -229,7 +230,7 @@ def run_settings(one: Any, without: Collection[str] = ()) -> dict[str, Any]:
     for name, about in settings_of(type(one)).items():
         value = getattr(one, name)
         if about.names_run == "always" or (about.names_run == "changed" and value != about.default):
-            named[name] = list(value) if isinstance(value, tuple) else value
+            named[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return {name: value for name, value in named.items() if name not in (*RUN_COLUMNS, *without)}
 
 

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from .base import refusal, setting, settings
+from .base import refusal, setting, settings, settings_of
 from .edit import EditingSettings
-from .kinds import MOST_ITEMS, MOST_LAYERS
+from .kinds import MOST_ITEMS, MOST_LAYERS, MOST_TOKENS
 from .methods import METHODS, SPREAD, Method
+
+SAMPLED = "sampled"
+# Setting → the setting without which it has no use.
+NEEDED = {"held_out_tokens": "held_out", "lm_eval_limit": "lm_eval", "lm_eval_tasks": "lm_eval"}
 
 
 @settings("mass")
@@ -50,6 +54,30 @@ class MassSettings(EditingSettings):
         default="all",
         help="Edits that are in one model: all, or those of one case of the data set, each case in the unedited model",
     )
+    held_out: str | Path | None = setting(
+        default=None,
+        help="Text whose perplexity is measured at each scoring: a UTF-8 file or a folder of .txt files in order of "
+        "name, or sampled, which is text of the unedited model; by default none",
+    )
+    held_out_tokens: int = setting(
+        default=10_000, least=2, most=MOST_TOKENS, help="With held_out: tokens to read; a shorter text is used whole"
+    )
+    fluency: int = setting(
+        default=0,
+        least=0,
+        most=MOST_ITEMS,
+        help="Texts to generate at each scoring, whose n-gram entropy is measured; 0 for none",
+    )
+    lm_eval: Sequence[str] | None = setting(
+        default=None,
+        help="Tasks of lm-evaluation-harness to run at each scoring, as in lambada_openai,winogrande; by default none",
+    )
+    lm_eval_limit: int | None = setting(
+        default=None, least=1, most=MOST_ITEMS, help="With lm_eval: items of each task to run; by default all"
+    )
+    lm_eval_tasks: str | Path | None = setting(
+        default=None, help="With lm_eval: folder with task files of your own; by default only the package's tasks"
+    )
     essence: int = setting(default=0)
 
     def __attrs_post_init__(self) -> None:
@@ -62,6 +90,9 @@ class MassSettings(EditingSettings):
             raise refusal(self, "continue_from", "a file only without after prune", "one with after prune")
         if not METHODS[self.method].spread and self.past_keys is not None:
             raise refusal(self, "past_keys", f"a value only with {', '.join(SPREAD)}", f"one with {self.method}")
+        for name, needed in NEEDED.items():
+            if getattr(self, name) != settings_of(type(self))[name].default and getattr(self, needed) is None:
+                raise refusal(self, name, f"a value only with {needed}", "one without")
 
 
 @settings("tune")

@@ -80,7 +80,7 @@ _ADDED = {
 _DROPPED = {9: {"facts": ("counterfactual_subject", "counterfactual_prompt")}}
 
 # Version → the relations that the version before lacks.
-_NEW = {10: ("facts_left_out", "mass_prompts")}
+_NEW = {10: ("facts_left_out", "mass_prompts"), 11: ("mass_measures", "mass_norms", "mass_tasks")}
 
 
 def lacking(version: int) -> set[str]:

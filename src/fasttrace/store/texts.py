@@ -17,6 +17,9 @@ RELATIONS = (
     "edit_prompts",
     "mass_edits",
     "mass_prompts",
+    "mass_measures",
+    "mass_norms",
+    "mass_tasks",
     "moments",
     "benches",
 )

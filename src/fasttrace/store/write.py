@@ -24,7 +24,13 @@ from fasttrace.store.texts import statement
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
-    "mass": (("prompts", "mass_prompts"), ("scores", "mass_edits")),
+    "mass": (
+        ("measures", "mass_measures"),
+        ("norms", "mass_norms"),
+        ("tasks", "mass_tasks"),
+        ("prompts", "mass_prompts"),
+        ("scores", "mass_edits"),
+    ),
     "facts": (("verdicts", "known"),),
     "moments": (("moments", "moments"),),
     "bench": (("benches", "benches"),),
