@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fasttrace.store import Readable
 
 from .exhibit import Exhibit
+from .exhibits_edits import edits
 from .exhibits_r2 import pairs, r2
 from .exhibits_roles import corruptions, roles
 from .exhibits_scores import generated, kinds, layers, mass
@@ -19,7 +20,7 @@ from .relation import one_reading
 EXHIBITS: tuple[Callable[[Readable], Exhibit | None], ...] = (
     *(r2, pairs, layers, kinds, generated),
     *(curve, peaks, roles, corruptions, tokens),
-    mass,
+    *(mass, edits),
 )
 
 

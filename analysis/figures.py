@@ -20,6 +20,7 @@ from fasttrace.tracing.roles import with_bands
 from fasttrace.windows import default_layer
 
 from . import draw
+from .draw_edits import draw_edits
 from .draw_roles import draw_roles
 from .naming import METRICS, Row
 from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
@@ -217,6 +218,20 @@ def role_figure(
         such = f" with {asked}" if asked else ""
         raise StoreError(f"expected a trace at single tokens{such} in {store.where}, got none")
     return draw_roles(table)
+
+
+@checked
+@one_reading()
+def edits_figure(store: Stored) -> Figure:
+    """What N edits do: rewrite, greedy match, neighborhood, perplexity and other measures by number of edits, one line
+    per mass edit.
+
+    Raises StoreError where the store has no mass edit.
+    """
+    table = relation(store, "edits_by_number")
+    if not len(table):
+        raise StoreError(f"expected facts edited into one model (fasttrace mass) in {store.where}, got none")
+    return draw_edits(table)
 
 
 def role_effects(store: Readable) -> pa.Table:

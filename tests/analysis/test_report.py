@@ -333,7 +333,17 @@ def same(one: str, other: str) -> bool:
 
 def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
     shown = exhibits(twenty.store)
-    assert [exhibit.key for exhibit in shown] == ["r2", "pairs", "layers", "curve", "peaks", "roles", "tokens", "mass"]
+    assert [exhibit.key for exhibit in shown] == [
+        "r2",
+        "pairs",
+        "layers",
+        "curve",
+        "peaks",
+        "roles",
+        "tokens",
+        "mass",
+        "edits",
+    ]
     pythons = [text for name, text in codes(twenty.text) if name == "Python"]
     queries = [text for name, text in codes(twenty.text) if name == "SQL"]
     kept = embedded(twenty.text)["csv"]

@@ -211,7 +211,7 @@ def test_the_figure_has_a_panel_for_each_run(traced, tmp_path, command, monkeypa
     with pytest.raises(StoreError, match=r"expected a trace at single tokens with localization attribution in"):
         role_figure(store, localization="attribution")
     said = command("figures", "role", "--store", str(store.path), code=2).stderr
-    assert "expected the number of a figure or roles, got 'role'" in said
+    assert "expected the number of a figure or roles or edits, got 'role'" in said
 
 
 def test_windows_are_compared_by_their_peaks(traced):

@@ -88,7 +88,7 @@ class SettingType(click.ParamType):
         """The setting's value. Raises a UserError that names the verb, or click's error for a missing path."""
         verb = self.setting.owner if ctx is None or ctx.info_name is None else ctx.info_name
         converted = attrs.evolve(self.setting, owner=verb).convert(value)
-        if self.kind.is_path and converted not in (None, self.setting.default):
+        if self.kind.is_path and converted not in (None, self.setting.default, *self.kind.choices):
             click.Path(exists=True).convert(converted, param, ctx)
         return converted
 

@@ -75,26 +75,26 @@ def tables(
             click.echo(str(path))
 
 
-ROLES = "roles"
+NAMED = ("roles", "edits")  # figures that the paper does not have
 
 
 class _FigureName(click.ParamType):
-    """The number of a figure of the paper, or ROLES."""
+    """The number of a figure of the paper, or one of NAMED."""
 
     name = "figure"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """The number, or ROLES."""
-        if value == ROLES or isinstance(value, int):
+        """The number, or the name."""
+        if value in NAMED or isinstance(value, int):
             return value
         if not str(value).isdecimal():
-            self.fail(f"expected the number of a figure or {ROLES}, got {value!r}", param, ctx)
+            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}", param, ctx)
         return int(value)
 
 
 @click.command()
 @options("stores", "json", "tracing window", "localization", "metric")
-@click.argument("names", nargs=-1, type=_FigureName(), metavar="[NUMBERS | roles]...")
+@click.argument("names", nargs=-1, type=_FigureName(), metavar="[NUMBERS | roles | edits]...")
 @click.option(
     "--format",
     "format_",
@@ -123,13 +123,14 @@ def figures(
     localization: str | None,
     metric: str | None,
 ) -> None:
-    """Draw the paper's figures from the data of the store, or mean effects by token role.
+    """Draw the paper's figures from the data of the store, mean effects by token role, or what N edits do.
 
     NUMBERS are 1, 2, 4 and 6 to 22. Without any, draw every figure of the paper that the store has data for. `roles`
     are mean indirect effects by token role and layer, and heads × layers for traces of heads (Meng et al. 2022, Figures
-    2 and 3).
+    2 and 3). `edits` are rewrite, greedy match, neighborhood, perplexity and other measures by number of edits in the
+    model, one line per mass edit.
     """
-    from fasttrace.analysis.figures import paper_figure, role_figure, save
+    from fasttrace.analysis.figures import edits_figure, paper_figure, role_figure, save
     from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
 
     target = open_stores(stores)
@@ -137,13 +138,15 @@ def figures(
     effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
     catalogue = {n: one.at(**effects) for n, one in FIGURES.items()}
     wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
-    paths = {n: Path(out) / f"{n if n == ROLES else f'figure-{n}'}.{format_}" for n in wanted}
+    paths = {n: Path(out) / f"{n if n in NAMED else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
     made = {
         n: paper_figure(target, n, fact_id=fact_id, layer=layer, **effects)
         if isinstance(n, int)
         else role_figure(target, **effects)
+        if n == "roles"
+        else edits_figure(target)
         for n in wanted
     }
     with saying_overwritten(*paths.values()):

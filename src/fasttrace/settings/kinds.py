@@ -60,7 +60,7 @@ class Kind:
     convert: converts a value or its text. Raises one of REFUSALS where it is not of this kind.
     metavar: its placeholder in a command's help.
     sql_type: type of its column.
-    choices: the words to choose from, or ().
+    choices: the words to choose from, or (). A path may be one of them instead of a file's name.
     """
 
     expected: str
@@ -252,13 +252,14 @@ def _union(kinds: list[Kind]) -> Kind:
         raise ValueError
 
     named = [kind for kind in kinds if kind.expected != "none"]
+    has_path = any(kind.is_path for kind in named)
     return Kind(
         " or ".join(kind.expected for kind in named),
         convert,
-        named[0].metavar if len(named) == 1 else "PATH" if any(kind.is_path for kind in named) else "TEXT",
+        named[0].metavar if len(named) == 1 else "PATH" if has_path else "TEXT",
         named[0].sql_type,
-        choices=named[0].choices if len(named) == 1 else (),
-        is_path=any(kind.is_path for kind in named),
+        choices=tuple(word for kind in named for word in kind.choices) if len(named) == 1 or has_path else (),
+        is_path=has_path,
     )
 
 

@@ -54,7 +54,7 @@ class MassSettings(EditingSettings):
         default="all",
         help="Edits that are in one model: all, or those of one case of the data set, each case in the unedited model",
     )
-    held_out: str | Path | None = setting(
+    held_out: Literal["sampled"] | str | Path | None = setting(
         default=None,
         help="Text whose perplexity is measured at each scoring: a UTF-8 file or a folder of .txt files in order of "
         "name, or sampled, which is text of the unedited model; by default none",
