@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from pyarrow.csv import read_csv
 
-from fasttrace.editing.hyperparameters import settings_for
+from fasttrace.editing.hyperparameters import say_whose, settings_for
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.editing.tune import choose
 from fasttrace.settings.methods import METHODS
@@ -27,6 +27,47 @@ def test_a_model_of_another_width_gets_the_general_defaults(method, problem):
     default = settings_for(ANOTHER, method, problem, "paper")
     for stranger in (model("llama", 32, 4096, 11008), model("gptj", 28, 64, 256), model("gpt2", 48, 768, 3072)):
         assert settings_for(stranger, method, problem, "paper") == default
+
+
+def test_a_model_without_values_of_its_own_says_whose_it_takes(caplog):
+    llama, llama2 = ("llama", 32, 4096, 14336), ("llama", 32, 4096, 11008)
+    for name, method, shape in (
+        ("listed", "memit", ("gptj", 28, 4096, 16384)),
+        ("listed", "ft-1", ("gpt2", 48, 1600, 6400)),
+        ("listed", "alphaedit", ("llama", 30, 576, 1536)),
+        ("listed", "alphaedit", llama),
+        ("unlisted", "ft-1", llama),
+        ("other", "alphaedit", llama2),
+        ("other", "alphaedit", llama2),
+    ):
+        say_whose(name, method, shape)
+    assert [one.getMessage() for one in caplog.records] == [
+        "ft-1: no hyperparameters are published for 'unlisted': it takes those of GPT-J",
+        "alphaedit: no hyperparameters are published for 'other': it takes those of GPT-J",
+    ]
+
+
+def test_published_values_of_newer_models_and_methods():
+    llama, qwen = model("llama", 32, 4096, 14336), model("qwen2", 28, 3584, 18944)
+    found = {
+        (name, method): settings_for(which, method, "error-injection", "paper")
+        for name, which in (("gptj", GPTJ), ("xl", GPT2_XL), ("llama", llama), ("qwen", qwen))
+        for method in METHODS
+    }
+    values = lambda name, method, *of: tuple(getattr(found[name, method], one) for one in of)  # noqa: E731
+    alpha = ("steps", "lr", "clamp", "weight_decay", "kl_factor", "norm_weight", "null_threshold", "null_unit")
+    assert values("gptj", "alphaedit", *alpha) == (25, 0.5, 0.75, 0.5, 0.0625, 10.0, 0.02, "absolute")
+    assert values("xl", "alphaedit", *alpha) == (20, 0.5, 0.75, 0.5, 0.0625, 10.0, 0.02, "absolute")
+    assert values("llama", "alphaedit", *alpha) == (25, 0.1, 0.75, 0.5, 0.0625, 10.0, 0.02, "absolute")
+    assert values("qwen", "alphaedit", *alpha) == (25, 0.5, 4.0, 1e-3, 0.0625, 1.0, 0.02, "absolute")
+    memit = ("steps", "lr", "clamp", "weight_decay", "kl_factor", "covariance_weight")
+    assert values("llama", "memit", *memit) == (25, 0.1, 0.75, 0.5, 0.0625, 15000.0)
+    assert values("qwen", "memit", *memit) == (25, 0.5, 4.0, 1e-3, 0.0625, 15000.0)
+    emmet = ("steps", "lr", "clamp", "covariance_weight", "slack")
+    assert values("gptj", "emmet", *emmet) == (25, 0.5, 0.75, 1.0, 0.1)
+    assert values("xl", "emmet", *emmet) == (20, 0.5, 0.75, 1000.0, 0.1)
+    assert values("llama", "emmet", *emmet) == (25, 0.5, 0.75, 1e5, 0.1)
+    assert values("qwen", "rome", "steps", "weight_decay", "clamp") == (25, 1e-3, 4.0)
 
 
 def test_smollm2_has_the_values_that_tuning_chose():
