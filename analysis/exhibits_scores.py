@@ -133,20 +133,27 @@ def _mean_and_error(value: tuple[float, float | None] | None) -> str:
 OF_THE_PAPER = {"rewrite", "paraphrase", "neighborhood"}  # kinds of prompts that the other exhibits show
 
 
-def kinds(store: Readable) -> Exhibit | None:
-    source = Source(relation, ("scores_by_kind",), "scores_by_kind")
-    table = source.table(store)
-    rows = table.to_pylist()
-    if not {row["kind"] for row in rows} - OF_THE_PAPER:
-        return None
+def _by_kind(rows: Sequence[Row]) -> list[Column]:
+    """The columns that say of which edits and prompts a row is."""
     counted = any(row["n_edits"] is not None for row in rows)
-    columns = [
+    return [
         *keys_of(rows),
         Column("layer", "layer", str, numeric=True),
         *([Column("n_edits", "edits in the model", **COUNT)] if counted else []),
         Column("kind", "kind", choose=True),
         Column("expect", "expected to be", or_dash),
         Column("prompts", "prompts", **COUNT),
+    ]
+
+
+def kinds(store: Readable) -> Exhibit | None:
+    source = Source(relation, ("scores_by_kind",), "scores_by_kind")
+    table = source.table(store)
+    rows = table.to_pylist()
+    if not {row["kind"] for row in rows} - OF_THE_PAPER:
+        return None
+    columns = [
+        *_by_kind(rows),
         Column("score", "score", **VALUE),
         Column("p_before", "p before", **VALUE),
         Column("p_after", "p after", **VALUE),
@@ -175,18 +182,12 @@ def generated(store: Readable) -> Exhibit | None:
     rows = table.to_pylist()
     if not rows:
         return None
-    counted = any(row["n_edits"] is not None for row in rows)
     shares = ["p_after", "forced", "exact", "prefix"]
     if any(row["judged"] is not None for row in rows):
         shares.append("judged")
     names = {"p_after": "p", "exact": "exact text", "prefix": "text begins"}
     columns = [
-        *keys_of(rows),
-        Column("layer", "layer", str, numeric=True),
-        *([Column("n_edits", "edits in the model", **COUNT)] if counted else []),
-        Column("kind", "kind", choose=True),
-        Column("expect", "expected to be", or_dash),
-        Column("prompts", "prompts", **COUNT),
+        *_by_kind(rows),
         *(Column(name, names.get(name, name), **VALUE) for name in shares),
         Column("gap_exact", "forced − exact", **VALUE),
         Column("gap_prefix", "forced − begins", **VALUE),
