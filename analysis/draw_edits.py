@@ -28,6 +28,7 @@ class Measure(NamedTuple):
 MEASURES = (
     Measure("rewrite", "rewrite score", share=True),
     Measure("match", "greedy matches (share)", share=True),
+    Measure("prefix", "texts that give the answer (share)", share=True),
     Measure("neighborhood", "neighborhood score", share=True),
     Measure("perplexity", "perplexity of held-out text", "perplexity_unedited"),
     Measure("entropy", "n-gram entropy (bits)", "entropy_unedited"),

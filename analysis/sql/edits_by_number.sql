@@ -5,7 +5,8 @@
 -- are no earlier keys). rewrite, neighborhood = means over the n facts edited so far, where 1 is full success;
 -- rewrite_newest = of the last at_once facts or fewer that were solved together, rewrite_earlier = of those before (NULL
 -- where there are none). match = share of these facts whose rewrite prompt greedy decoding continues with the edit's
--- target. perplexity, entropy (bits) and edit_seconds as in mass_measures, means over the run's models. relative_change
+-- target; exact, prefix = share whose greedy continuation, as text, is the target or begins with it (--generate; NULL
+-- without). perplexity, entropy (bits) and edit_seconds as in mass_measures, means over the run's models. relative_change
 -- = largest ‖ΔW‖/‖W‖ (Frobenius) of a layer, W without any edit. edit_run = the run's name (run_names). Layers count
 -- from 0.
 WITH edited AS (
@@ -22,7 +23,11 @@ grouped AS (
     SELECT *, position - before > (n_edits - before - 1) // at_once * at_once AS newest FROM edited
 ),
 matched AS (
-    SELECT run_id, n_edits, avg(match_after::INTEGER) AS match
+    SELECT
+        run_id, n_edits,
+        avg(match_after::INTEGER) AS match,
+        avg(exact_after::INTEGER) AS exact,
+        avg(prefix_after::INTEGER) AS prefix
     FROM mass_prompts
     WHERE kind = 'rewrite'
     GROUP BY ALL
@@ -51,6 +56,8 @@ SELECT
     avg(edit.rewrite) FILTER (WHERE edit.newest) AS rewrite_newest,
     avg(edit.rewrite) FILTER (WHERE NOT edit.newest) AS rewrite_earlier,
     any_value(matched.match) AS match,
+    any_value(matched.exact) AS exact,
+    any_value(matched.prefix) AS prefix,
     avg(edit.neighborhood) AS neighborhood,
     any_value(measured.perplexity) AS perplexity,
     any_value(measured.perplexity_unedited) AS perplexity_unedited,

@@ -35,7 +35,7 @@ def edited(tmp_path_factory, small_tokenizer):
     moments = ft.second_moments(model, text, tokens=1500, sequence_length=32, cache_dir=folder, ridge=1e-3)
     memit = {"moments": moments, "contexts": CONTEXTS, "layer": 2, "window_size": 3, "steps": 5, "lr": 0.5}
     memit |= {"covariance_weight": 0.05, "at_once": 2, "score_every": 1}
-    asked = {"held_out": held_out, "fluency": 2}
+    asked = {"held_out": held_out, "fluency": 2, "generate": 4}
     results = [ft.mass_edit(model, MORE, past_keys=which, **memit, **asked) for which in ("keep", "ignore")]
     results.append(ft.mass_edit(model, MORE, **TUNED, **asked))
     store = ft.Store(folder / "study.duckdb")
@@ -66,6 +66,9 @@ def test_the_query_has_the_means_of_all_new_and_earlier_edits(edited):
             prompts = [one for one in result.prompts.to_pylist() if one["n_edits"] == n_edits]
             matches = [one["match_after"] for one in prompts if one["kind"] == "rewrite"]
             assert row["match"] == pytest.approx(np.mean(matches))
+            for name in ("exact", "prefix"):
+                said = [one[f"{name}_after"] for one in prompts if one["kind"] == "rewrite"]
+                assert row[name] == pytest.approx(np.mean(said))
             [measures] = [one for one in result.measures.to_pylist() if one["n_edits"] == n_edits]
             for name in ("perplexity", "perplexity_unedited", "entropy", "entropy_unedited", "edit_seconds"):
                 assert row[name] == pytest.approx(measures[name])

@@ -94,6 +94,11 @@ def _check_places(
         check_cache()
 
 
+def _projections(asked: EditingSettings) -> str | None:
+    """The file of null-space projections that the settings name."""
+    return getattr(asked.hyperparameters, "projections", None)
+
+
 def _check_somewhere(*places: str | None) -> None:
     if not any(places):
         raise UserError("expected --store FILE, --export FOLDER or --delta FILE for the edits, got none")
@@ -207,7 +212,7 @@ def edit(
     written = export is not None or delta is not None
     question = NONE
     if not written:
-        question = work.asks("edit", corpora=[asked.corpus], facts=loaded, settings=asked, known=known)
+        question = work.asks("edit", corpora=[asked.corpus, _projections(asked)], facts=loaded, settings=asked, known=known)
     runs = question.answer()
     if runs and work.store is not None and has_edited(ft.Store(work.store), loaded, **runs):
         work.keep_left_out()
@@ -260,8 +265,8 @@ def mass(
 ) -> None:
     """Edit many facts into one model, and score all of them as the number of edits grows.
 
-    All edits are in one model, so an interrupted mass edit starts again. A finished one is read from the store, unless
-    --export or --delta is given. What an edit breaks is measured at each scoring: the norms of the weights, and with
+    An interrupted mass edit goes on from its last checkpoint, which is written every 20 seconds. A finished one is read
+    from the store, unless --export or --delta is given. What an edit breaks is measured at each scoring: the norms of the weights, and with
     --held-out, --fluency and --lm-eval more.
     """
     from fasttrace.editing import prepare_mass_edit
@@ -278,7 +283,7 @@ def mass(
     question = NONE
     if target is not None:
         texts = [None if asked.held_out == SAMPLED else asked.held_out, *task_files(asked.lm_eval_tasks)]
-        texts += [asked.corpus, asked.continue_from]
+        texts += [asked.corpus, asked.continue_from, _projections(asked)]
         question = work.asks("mass", corpora=texts, facts=loaded, settings=asked, known=known)
     found, stored = question.answer(), None
     if found and target is not None:
@@ -312,6 +317,7 @@ def mass(
             scores, measured = result.scores, (result.measures, result.norms)
     if export is not None or delta is not None:
         _write(result, plan.plan, work.store, export, delta)
+        plan.checkpoint.unlink(missing_ok=True)
     work.keep_left_out()
     _say_reasons(scores)
     emit(_means_by_n_edits(scores, *measured), work.as_json)
