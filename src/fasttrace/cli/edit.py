@@ -212,7 +212,8 @@ def edit(
     written = export is not None or delta is not None
     question = NONE
     if not written:
-        question = work.asks("edit", corpora=[asked.corpus, _projections(asked)], facts=loaded, settings=asked, known=known)
+        texts = [asked.corpus, _projections(asked)]
+        question = work.asks("edit", corpora=texts, facts=loaded, settings=asked, known=known)
     runs = question.answer()
     if runs and work.store is not None and has_edited(ft.Store(work.store), loaded, **runs):
         work.keep_left_out()
@@ -266,8 +267,8 @@ def mass(
     """Edit many facts into one model, and score all of them as the number of edits grows.
 
     An interrupted mass edit goes on from its last checkpoint, which is written every 20 seconds. A finished one is read
-    from the store, unless --export or --delta is given. What an edit breaks is measured at each scoring: the norms of the weights, and with
-    --held-out, --fluency and --lm-eval more.
+    from the store, unless --export or --delta is given. What an edit breaks is measured at each scoring: the norms of
+    the weights, and with --held-out, --fluency and --lm-eval more.
     """
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.editing.harness import task_files
