@@ -45,7 +45,7 @@ def content_key(parts: Mapping[str, Any]) -> str:
 def content_of(path: str | Path) -> str:
     """The first 32 hex digits of SHA-256 over a file. Raises UserError where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:32]
     except OSError as error:
         raise UserError(f"file '{path}': expected one that can be read, got {error.strerror}") from None

@@ -1,6 +1,7 @@
 """Scores by generation: continuations under an edit against transformers with the edit in its weights, and matches."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -170,16 +171,28 @@ def test_matches_are_of_the_answers_that_the_prompt_expects(small_tokenizer, sha
         (" ＲＯＭＥ", "rome", True, True),
         (" 東京 です", "東京", False, True),
         (" An apple", "apple", True, True),
+        ("バリ", "パリ", False, False),
+        (" Май", "Маи", False, False),
+        (" Αθήνα.", "Αθηνα", True, True),
+        (" 3.5", "35", False, False),
+        (" -5", "5", False, False),
+        (" 1914-1918", "1914 1918", True, True),
+        (" 3,000.", "3,000", True, True),
+        (" A.", "A", True, True),
+        (" A is right", "A", False, True),
+        (" B", "A", False, False),
+        (" Á", "a", True, True),
     ],
 )
 def test_texts_are_compared_once_normalised(text, answer, exact, prefix):
     assert (exact_match(text, [answer]), prefix_match(text, [answer])) == (exact, prefix)
     assert exact_match(text, ["no", answer]) == exact
-    assert normalised(normalised(text)) == normalised(text)
+    assert normalised(normalised(text), articles=True) == normalised(text)
 
 
 def test_an_answer_that_is_all_punctuation_is_no_prefix_of_every_text():
     assert not prefix_match(" Rome", ["..."])
+    assert not exact_match("", ["..."])
     assert not exact_match("", ["the"])
 
 
@@ -216,7 +229,7 @@ class Grader(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, self.headers["Authorization"], asked))
         expected = asked["messages"][0]["content"].split("Expected: ")[1].split("\n")[0]
         status = 500 if expected == "Paris" else 200
-        said = "YES." if expected == "Rome" else "Well, that depends"
+        said = "YES." if expected == "Rome" else "Not sure"
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         data = json.dumps(body).encode()
@@ -230,7 +243,7 @@ class Grader(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_model_behind_an_address_judges(small_tokenizer, shared, monkeypatch):
+def test_a_model_behind_an_address_judges(small_tokenizer, shared, monkeypatch, caplog):
     pytest.importorskip("openai", reason="needs the extra judge")
     server = HTTPServer(("127.0.0.1", 0), Grader)
     server.seen = []
@@ -245,9 +258,10 @@ def test_a_model_behind_an_address_judges(small_tokenizer, shared, monkeypatch):
     by_kind = {row["kind"]: row for row in rows if row["fact_id"] == PROBED[0].fact_id}
     assert by_kind["rewrite"]["judged_after"] is True
     assert by_kind["neighborhood"]["judge_error"].startswith("InternalServerError")
-    assert by_kind["portability"]["judge_error"] == "ValueError: expected YES or NO, got 'Well, that depends'"
+    assert by_kind["portability"]["judge_error"] == "ValueError: expected YES or NO, got 'Not sure'"
     path, key, question = server.seen[0]
     assert (path, key, question["temperature"]) == ("/v1/chat/completions", "Bearer secret", 0)
+    assert re.search(r"\d+ of \d+ judgements failed, the first: ", caplog.text)
     assert "secret" not in result.run["settings"]
     assert json.loads(result.run["settings"])["judge_model"] == "m"
     for bad in ({"judge_url": url}, {"judge_model": "m"}):

@@ -44,7 +44,10 @@ def solve(C, tmp_path):
         save_tensors(layer_file(folder, LAYER), {"C": 0.5 * (C + C.T)}, {})
         about = {"model_hash": "", "corpus": "", "corpus_hash": "", "n_tokens": 1000, "requested_tokens": 1000}
         moments = Moments(run={}, key="", layers=[LAYER], path=folder, **about)
-        given = METHODS[method].settings(**{**OPTIONS[method], **options})
+        own = {**OPTIONS[method], **options}
+        if "projections" in own:
+            del own["null_threshold"]
+        given = METHODS[method].settings(**own)
         model = SimpleNamespace(name="made", n_layers=LAYER + 1, key_width=M, device="cpu")
         return solve_of(method, given, moments, model, [LAYER])
 
@@ -159,7 +162,9 @@ def test_a_threshold_is_absolute_or_a_share_of_the_trace(C, solve):
     share = OPTIONS["alphaedit"]["null_threshold"] / float(np.trace(C.astype(np.float64)))
     absolute, relative = solve("alphaedit"), solve("alphaedit", null_threshold=share * (1 + 1e-9), null_unit="trace")
     torch.testing.assert_close(absolute.together(LAYER, K).rows, relative.together(LAYER, K).rows)
-    with pytest.raises(UserError, match=r"layer 3: null_space: expected an eigenvalue of C below 0.001, got none"):
+    with pytest.raises(
+        UserError, match=r"null_threshold: layer 3: null_space: expected an eigenvalue of C below 0.001, got none"
+    ):
         solve("alphaedit", null_threshold=0.001).together(LAYER, K)
 
 
@@ -192,3 +197,20 @@ def test_a_projection_from_a_file_takes_the_place_of_that_of_C(p, C, solve, tmp_
     torch.save(torch.zeros(2, M, M), path)
     with pytest.raises(UserError, match=r"expected a tensor \(1, 24, 24\), a projection of 'made'"):
         solve("alphaedit", projections=str(path))
+
+
+def test_settings_that_would_be_ignored_are_refused():
+    import fasttrace as ft
+    from fasttrace.editing.tune import tuned_values
+    from fasttrace.settings.mass import TuneSettings
+
+    with pytest.raises(UserError, match="null_threshold: expected a value only without projections, got both"):
+        METHODS["alphaedit"].settings(projections="p.pt", null_threshold=0.1)
+    with pytest.raises(UserError, match="norm_weight: expected a number above 0, got 0"):
+        METHODS["alphaedit"].settings(norm_weight=0)
+    with pytest.raises(UserError, match="stop: expected a value only with generate, got one without it"):
+        ft.EditSettings(stop="line")
+    with pytest.raises(UserError, match="rect_share: expected a value only with after rect, got one with after prune"):
+        ft.EditSettings(after="prune", rect_share=0.1)
+    with pytest.raises(UserError, match="hyperparameter: expected one that edits of one fact depend on, got slack"):
+        tuned_values(TuneSettings(method="emmet", hyperparameter="slack", values=[0.0, 1.0]))

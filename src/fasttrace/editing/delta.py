@@ -55,8 +55,8 @@ class LowRank:
 class Dense:
     """W += change, and bias += bias where the method changes it. change: (d, m) float32. bias: (d,) float32 or None.
 
-    In a bfloat16 model, both are the changes that remain once the weights are rounded (`as_rounded`), so the scores are
-    those of the written weights.
+    In a bfloat16 model, those of fine-tuning are the changes that remain once the weights are rounded (`as_rounded`).
+    Then the scores are those of the written weights. The others are not rounded.
     """
 
     change: Tensor
@@ -364,6 +364,7 @@ def read_delta(path: str | Path, model: Decoder) -> tuple[dict[int, Update], dic
 
     Raises UserError as `load_delta`.
     """
+    path = Path(path).expanduser()
     check_delta(path)
     tensors, about = load_tensors(Path(path))
     if about.get("model_hash") != model.model_hash:
@@ -400,6 +401,15 @@ def read_delta(path: str | Path, model: Decoder) -> tuple[dict[int, Update], dic
         raise UserError(f"delta '{path}': expected the change of at least one layer, got no tensor")
     check_updates(model, updates, f"delta '{path}'")
     return updates, past, about
+
+
+def check_unchanged(model: Decoder, run: Mapping[str, Any], what: str) -> None:
+    """Raise UserError where the model's weights are not those that a run edited, such as with its edit applied."""
+    if model.model_hash != run["model_hash"]:
+        raise UserError(
+            f"{what}: expected '{model.name}' with the weights that were edited (hash {run['model_hash']}), got hash "
+            f"{model.model_hash}: remove edits that are applied first"
+        )
 
 
 def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> None:

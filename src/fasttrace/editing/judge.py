@@ -4,7 +4,9 @@ A judge says whether a text answers a prompt with one of the expected answers. A
 time-out, is stored beside the text and stops nothing.
 """
 
+import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +17,7 @@ from fasttrace.settings.edit import EditingSettings
 
 # judge(prompt, answers, text) → whether the text, which follows the prompt, gives one of the answers.
 Judge = Callable[[str, Sequence[str], str], bool]
+log = logging.getLogger("fasttrace.editing")
 KEYS = ("FASTTRACE_JUDGE_KEY", "OPENAI_API_KEY")
 AT_ONCE = 8  # questions that are asked at the same time
 QUESTION = """\
@@ -51,10 +54,10 @@ def _model_at(asked: EditingSettings) -> Judge:
             model=asked.judge_model, messages=[{"role": "user", "content": question}], temperature=0
         )
         reply = (said.choices[0].message.content or "").strip()
-        word = reply.strip(".*\"' ").upper()
-        if not word.startswith(("YES", "NO")):
+        word = re.match(r"\W*(yes|no)\b", reply, re.IGNORECASE)
+        if word is None:
             raise ValueError(f"expected YES or NO, got {reply[:80]!r}")
-        return word.startswith("YES")
+        return word[1].lower() == "yes"
 
     return ask
 
@@ -68,6 +71,8 @@ def judged(judge: Judge | None, asked: Sequence[tuple[str, Sequence[str], str | 
         ordered = sorted(questions)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             said = dict(zip(ordered, pool.map(lambda one: _answer(judge, *one), ordered), strict=True))
+        if failed := [one["judge_error"] for one in said.values() if one["judge_error"] is not None]:
+            log.warning("%d of %d judgements failed, the first: %s", len(failed), len(said), failed[0])
     nothing = {"judged_after": None, "judge_error": None}
     return [said.get((prompt, tuple(answers), text), nothing) for prompt, answers, text in asked]
 

@@ -6,6 +6,7 @@ fact at a time, each in the model with all earlier edits.
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from fasttrace.cache import cache_place, content_of
+from fasttrace.cache import cache_place, content_key, content_of
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
 from fasttrace.editing.delta import (
     DIVERGED,
@@ -27,6 +28,7 @@ from fasttrace.editing.delta import (
     LowRank,
     Update,
     apply_delta,
+    check_unchanged,
     edited_view,
     save_delta,
     summed,
@@ -102,6 +104,7 @@ class MassResult:
     model: Decoder = field(repr=False)
     models: int = 1
     sequence: EditSequence = field(default_factory=EditSequence, repr=False)
+    after: str = "nothing"
 
     @takes(ExportSettings)
     def export(self, folder: str | Path, given: ExportSettings) -> Path:
@@ -133,10 +136,14 @@ class MassResult:
         Raises UserError as `export`.
         """
         self._check_one("save_delta")
-        so_far, about = self.sequence, {"facts": self.sequence.n_edits, "run_id": self.run["run_id"]}
+        so_far, about = (
+            self.sequence,
+            {"facts": self.sequence.n_edits, "run_id": self.run["run_id"], "after": self.after},
+        )
         return save_delta(path, self.model, self.updates, so_far.past_tensors(), **about)
 
     def _check_one(self, what: str) -> None:
+        check_unchanged(self.model, self.run, what)
         if self.models > 1:
             raise UserError(
                 f"{what}: expected the edits of one model, got those of {self.models} cases, each in its own"
@@ -163,8 +170,17 @@ class MassPlan:
 
     @property
     def checkpoint(self) -> Path:
-        """The file in the cache from which an interrupted computation goes on."""
-        return cache_place(None) / "mass" / f"{self.run['run_id']}.safetensors"
+        """The file in the cache from which an interrupted computation goes on.
+
+        Its name has the whole facts, where the run's name has their ids.
+        """
+        judge = self.plan.judge
+        parts = {
+            "facts": [repr(one.fact) for one in self.plan.encoded],
+            # A function's name does not say what it does, so its judgements are of this process only.
+            "judge": None if judge is None else [os.getpid(), id(judge)],
+        }
+        return cache_place(None) / "mass" / f"{self.run['run_id']}-{content_key(parts)}.safetensors"
 
     @property
     def facts(self) -> list[EncodedFact]:
@@ -212,6 +228,7 @@ class MassPlan:
             self.plan.model,
             len(models),
             state.last,
+            self.plan.settings.after,
         )
 
     def _edit(
@@ -238,12 +255,14 @@ class MassPlan:
             if number % self.score_every == 0 or number == len(groups):
                 n_edits = so_far.n_edits - self.start.n_edits
                 self._score(facts[:n_edits], prompts[:n_edits], before[:n_edits], watched, state)
-            state.groups = number
             if number < len(groups):
+                state.groups = number
+            else:
+                state.last, state.models, state.groups = so_far, state.models + 1, 0
+            if state.models < len(self.models):
                 state.save_if_due()
             if progress is not None:
                 progress(len(group))
-        state.last, state.models, state.groups = state.sequence, state.models + 1, 0
 
     def _after(self, so_far: EditSequence, group: list[EncodedFact], memory: int) -> EditSequence:
         """The edits so far and those of a group of facts. memory: bytes for one batch."""
@@ -301,7 +320,7 @@ class MassPlan:
         ready = {f.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
         found = [one.unseen(view, window[-1]) for one in ready.values()]
         unseen = {fact_id: why for fact_id, why in zip(ready, found, strict=True) if why is not None}
-        if len(unseen) == len(group):
+        if len(unseen) == len(group) and not self.keep:
             return [{at: LowRank.zero(view.blocks[at]) for at in window}], past, None, unseen
         v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
@@ -456,7 +475,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     if not left:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
     count = len(left) if asked.together == "all" else max(map(len, _cases(left)))
-    at_once = asked.at_once or (count if METHODS[asked.method].spread else 1)
+    at_once = min(asked.at_once or (count if METHODS[asked.method].spread else 1), count)
     groups = -(-count // at_once)
     keep = METHODS[asked.method].spread and asked.past_keys != "ignore"
     start, begun_from = EditSequence(), None

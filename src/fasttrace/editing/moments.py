@@ -151,7 +151,7 @@ class Moments:
             try:
                 basis = null_space(C, threshold, unit)
             except UserError as error:
-                raise UserError(f"layer {layer}: {error}") from None
+                raise UserError(f"alphaedit: null_threshold: layer {layer}: {error}") from None
             _keep(self._null_spaces, which, basis, len(C) ** 2 * 8, C.device)
         self._null_spaces.move_to_end(which)
         return self._null_spaces[which]

@@ -13,7 +13,16 @@ import pyarrow as pa
 
 from fasttrace.editing.after import After
 from fasttrace.editing.continuations import continuations
-from fasttrace.editing.delta import NO_NUMBER, Applied, Edit, apply_delta, finite_edit, save_delta, zero_edit
+from fasttrace.editing.delta import (
+    NO_NUMBER,
+    Applied,
+    Edit,
+    apply_delta,
+    check_unchanged,
+    finite_edit,
+    save_delta,
+    zero_edit,
+)
 from fasttrace.editing.essence import TOKENS, essence_texts
 from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
@@ -140,6 +149,7 @@ class EditResult:
         return save_delta(path, self.model, one.updates, {}, fact_id=one.fact_id, layer=one.layer, **about)
 
     def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
+        check_unchanged(self.model, self.run, what)
         mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
         if len(mine) != 1:
             raise UserError(f"{what}: expected one edit for fact_id={fact_id!r}, layer={layer!r}, got {len(mine)}")
@@ -249,8 +259,9 @@ class EditPlan:
     def _bytes(self, fact: EncodedFact, layer: int) -> int:
         """Estimated bytes of one job, at the larger of its two stages.
 
-        Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning three float32 matrices
-        per layer. Scoring: about 8 d + 3 m numbers per token of the fact's prompts.
+        Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning, or what is done to an
+        update afterwards, three float32 matrices per layer. Scoring: about 8 d + 3 m numbers per token of the fact's
+        prompts.
         """
         model, window = self.model, self.window(layer)
         d, m, size = model.width, model.key_width, model.embed_weight.element_size()
@@ -262,6 +273,8 @@ class EditPlan:
         else:
             tail = len(fact.ids) - fact.subject_end + extra + 1
             rows, state = len(self.contexts) * tail + 1, 0
+        if self.after.makes_dense:
+            state += 12 * d * m * len(window)
         prompts = prompt_count(fact.fact)
         tokens = 2 * prompts * len(fact.ids) + self.settings.essence * TOKENS
         return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size

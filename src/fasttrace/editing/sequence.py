@@ -68,14 +68,18 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
     what, n_edits = f"delta '{path}'", about.get("facts", 1)
     if isinstance(n_edits, bool) or not isinstance(n_edits, int) or n_edits < 1:
         raise UserError(f"{what}: expected the number of its edits in the metadata, got {n_edits!r}")
+    if about.get("after") == "prune":
+        raise UserError(f"{what}: expected the sum of the edits as they were made, got one that prune has changed")
     past = _past(tensors, what, model) if keep else {}
+    if lost := sorted({int(name.partition(".")[0]) for name in tensors} - set(window if keep else ())):
+        log.warning("%s: its keys at layers %s are not kept any further, as no solve reads them", what, lost)
     if keep and (missing := [at for at in window if at not in past]):
         raise UserError(
             f"{what}: expected the keys of its edits at layers {', '.join(map(str, missing))}, which memit, emmet and "
             "alphaedit write for the layers they change, got none: past_keys=ignore goes on without them"
         )
     on_device = {at: Dense(one.change.to(model.device), one.bias) for at, one in summed([updates]).items()}
-    return EditSequence(on_device, past, n_edits)
+    return EditSequence(on_device, {at: past[at] for at in past if at in window}, n_edits)
 
 
 def _past(tensors: Mapping[str, Tensor], what: str, model: Decoder) -> dict[int, PastKeys]:

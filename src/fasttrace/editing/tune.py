@@ -57,6 +57,8 @@ def tuned_values(asked: TuneSettings) -> list[tuple[str, float]]:
     name, values = TUNED[asked.method]
     if asked.hyperparameter not in (None, name) and not asked.values:
         raise refusal(asked, "values", f"values to try for {asked.hyperparameter}", "none")
+    if asked.hyperparameter == "slack":
+        raise refusal(asked, "hyperparameter", "one that edits of one fact depend on", "slack")
     tried = [(asked.hyperparameter or name, value) for value in asked.values or values]
     for one in tried:
         method_settings(asked.method, dict([one]))

@@ -136,6 +136,8 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         for name, owner in (("rect_share", "rect"), ("prune_base", "prune")):
             if getattr(self, name) != arguments_of(type(self))[name].default and self.after != owner:
                 raise refusal(self, name, f"a value only with after {owner}", f"one with after {self.after}")
+        if self.stop != "sentence" and not self.generate:
+            raise refusal(self, "stop", "a value only with generate", "one without it")
         if (self.judge_url is None) != (self.judge_model is None):
             missing = "judge_url" if self.judge_url is None else "judge_model"
             raise refusal(self, missing, "a value, as judge_url and judge_model belong together", "none")

@@ -7,7 +7,7 @@ caller gives overrides both.
 
 from typing import Any, Literal, NamedTuple
 
-from .base import Setting, check_names, refusal, setting, settings, settings_of
+from .base import Setting, check_names, given_by, refusal, setting, settings, settings_of
 from .kinds import MOST_STEPS, MOST_WEIGHT
 
 Method = Literal["rome", "memit", "emmet", "alphaedit", "ft-1", "ft-5"]
@@ -108,7 +108,8 @@ class EmmetSettings(MemitSettings):
         most=MOST_WEIGHT,
         tabled=True,
         names_run="always",
-        help="How freely EMMET may miss the values of several facts that are solved together; 0 gives them exactly",
+        help="How freely EMMET may miss the values of several facts that are solved together; 0 gives them exactly, as "
+        "do edits of one fact, whatever it is",
     )
 
 
@@ -152,6 +153,8 @@ class AlphaEditSettings(SpreadSettings):
     def __attrs_post_init__(self) -> None:
         if self.norm_weight == 0:
             raise refusal(self, "norm_weight", "a number above 0", 0)
+        if self.projections is not None and (both := sorted({"null_threshold", "null_unit"} & given_by(self).keys())):
+            raise refusal(self, both[0], "a value only without projections", "both")
 
 
 @settings("fine-tuning")

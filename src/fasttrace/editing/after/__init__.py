@@ -27,6 +27,11 @@ class After:
     settings: EditingSettings
     _largest: dict[int, float] = field(default_factory=dict, repr=False)
 
+    @property
+    def makes_dense(self) -> bool:
+        """Whether updates become whole matrices."""
+        return self.settings.after != "nothing" or self.settings.max_norm is not None
+
     def single(self, edit: Edit) -> Edit:
         """An edit by itself, with everything that the settings ask for."""
         if not edit.changes():

@@ -15,7 +15,7 @@ class Memit(Solve[MemitSettings]):
 
     @property
     def weight(self) -> float:
-        """λ, so that an earlier key counts as one of the new ones."""
+        """λ: with MEMIT, an earlier key counts as one of the new ones."""
         return self.settings.covariance_weight
 
     def slack(self, n: int) -> float:
