@@ -33,7 +33,7 @@ def edits(store: Readable) -> Exhibit | None:
         Column("rewrite_earlier", "of earlier ones", **VALUE),
     ]
     return Exhibit(
-        key="edits",
+        key="sequence",
         section="mass",
         title="What N edits do",
         caption="Scores are means over the facts edited so far, the newest being those solved last. A greedy match is "

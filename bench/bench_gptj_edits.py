@@ -39,8 +39,8 @@ from fasttrace.editing.scores import Scorer
 from fasttrace.editing.value import contexts_of
 from fasttrace.models import Decoder
 from fasttrace.places import check_file
+from fasttrace.settings import methods as known
 from fasttrace.settings.base import replaced
-from fasttrace.settings.edit import OWN_CONTEXTS
 
 METHODS = ("rome", "memit", "ft-1", "ft-5")
 LAYER, SMALL_LAYER = 5, 1
@@ -71,7 +71,7 @@ def drawn_words(count: int, seed: int) -> list[str]:
 
 def templates(method: str) -> list[str]:
     """The bare prompt, and the method's default number of prefixes: of 10 words, the first half of ROME's of 5."""
-    count = OWN_CONTEXTS[method]
+    count = known.METHODS[method].contexts or 0
     short = count // 2 if method == "rome" else 0
     prefixes = [" ".join(drawn_words(5 if i < short else 10, i)) for i in range(count)]
     return ["{}", *(f"{prefix} . {{}}" for prefix in prefixes)]
@@ -79,7 +79,7 @@ def templates(method: str) -> list[str]:
 
 def row_name(method: str) -> str:
     """The method, with its number of contexts if it has any."""
-    return f"{method}, {OWN_CONTEXTS[method]} contexts" if method in OWN_CONTEXTS else method
+    return f"{method}, {known.METHODS[method].contexts} contexts" if known.METHODS[method].solved else method
 
 
 class Bench:
@@ -92,7 +92,7 @@ class Bench:
         self.layer, self.tokens, self.window = sizes
         text = " ".join(drawn_words(self.tokens, 20))
         (folder / "corpus.txt").write_text(text)
-        contexts = [template for name in OWN_CONTEXTS for template in templates(name)]
+        contexts = [template for name in ("rome", "memit") for template in templates(name)]
         prompts = [text, "Paris", *contexts, *(p for f in self.facts for p in (*f.paraphrases, *f.neighborhood))]
         tokenizer = word_tokenizer(self.facts, prompts)
         self.model: Decoder = random_gptj(tokenizer, options.dtype, options.device, options.small)
@@ -111,7 +111,7 @@ class Bench:
     def collected(self) -> Moments:
         """Second moments of the layers that the methods solve with, and of the layer itself."""
         windows = [window_of(name, self.layer, self.window, self.model.n_layers) for name in self.options.methods]
-        solved = [w for name, w in zip(self.options.methods, windows, strict=True) if name in ("rome", "memit")]
+        solved = [w for name, w in zip(self.options.methods, windows, strict=True) if known.METHODS[name].solved]
         layers = sorted({self.layer, *(at for window in solved for at in window)})
         corpus = self.folder / "corpus.txt"
         return second_moments(
@@ -119,7 +119,9 @@ class Bench:
         )
 
     def plan(self, method: str, moments: Moments) -> EditPlan:
-        solved: dict[str, Any] = {"moments": moments, "contexts": templates(method)} if method in OWN_CONTEXTS else {}
+        solved: dict[str, Any] = (
+            {"moments": moments, "contexts": templates(method)} if known.METHODS[method].solved else {}
+        )
         return prepare_edit(
             self.model,
             self.facts,

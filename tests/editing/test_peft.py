@@ -79,7 +79,7 @@ def test_transformers_loads_the_adapter(small_tokenizer, tmp_path):
 
 def test_the_real_model(smollm2, tmp_path):
     facts = ft.load_facts()[:1]
-    result = ft.edit(smollm2, facts, method="ft-1", layers=[6], steps=5, essence=0)
+    result = ft.edit(smollm2, facts, method="ft-1", layers=[6], steps=5, epsilon=0.05, lr=0.02, essence=0)
     base = export_model(smollm2, {}, tmp_path / "base")
     wanted = logits_of(base_of(result.export(tmp_path / "model")))
     adapter = result.export(tmp_path / "adapter", format="peft")

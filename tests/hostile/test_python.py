@@ -100,6 +100,7 @@ def calls(model, store, place, small_tokenizer):
     text = place / "text.txt"
     text.write_text(" ".join(f"{fact.text} {fact.target_true}" for fact in FACTS * 40))
     moments = {"corpus": text, "tokens": 300, "sequence_length": 16, "layers": [1], "cache_dir": place / "cache"}
+    ft.second_moments(model, **moments).export(place / "npz", model)
     result = ft.edit(model, FACTS[:1], **TUNE)
     delta = result.save_delta(place / "edit.safetensors")
     plans = prepare_trace(model, FACTS, **QUICK), prepare_edit(model, FACTS, **TUNE)
@@ -113,6 +114,10 @@ def calls(model, store, place, small_tokenizer):
         "mass_edit": (ft.mass_edit, both | MASS | {"progress": None}),
         "prepare_mass_edit": (prepare_mass_edit, both | MASS),
         "second_moments": (ft.second_moments, {"model": model, "settings": None, "progress": None} | moments),
+        "import_moments": (
+            ft.import_moments,
+            {"model": model, "path": place / "npz", "layers": [1], "ridge": 0.0, "cache_dir": place / "cache"},
+        ),
         "pair_facts": (ft.pair_facts, {"model": model, "facts": PAIRED, "count": 1, "among": None}),
         "check_known": (ft.check_known, both | {"protocol": "paper", "batch": 4, "progress": None}),
         "load_facts": (
@@ -193,6 +198,7 @@ NAMES = {
     "prepare_mass_edit": ["model", "facts", "layer"],
     "second_moments": ["model", "corpus", "tokens", "layers", "sequence_length", "ridge", "cache_dir", "settings",
                        "progress", "batch_rows", "memory"],
+    "import_moments": ["model", "path", "layers", "ridge", "cache_dir", "oops"],
     "pair_facts": ["model", "facts", "count", "among", "oops"],
     "check_known": ["model", "facts", "protocol", "batch", "progress"],
     "load_facts": ["source", "format", "relation", "limit", "on_bad", "rejected", "map", "zsre", "oops"],

@@ -40,11 +40,16 @@ ELSEWHERE = {
         "corpus": ("moments", "corpus"), "corpus_tokens": ("moments", "tokens"), "ridge": ("moments", "ridge"),
     },
 }  # fmt: skip
+# Settings that a run has otherwise: σ as a number, a file as its hash, and a judge by the name of its model.
+ELSEWHERE_IN_RUNS = {"memory", "sigma_facts", "continue_from", "judge_url", "judge_model", "judge_timeout"}
 # Setting → the settings that it requires.
 COMPANIONS = {
     "verify_top": {"method": "attribution"}, "heads": {"module": "head"},
     "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"}, "held_out_tokens": {"held_out": __file__},
     "lm_eval_limit": {"lm_eval": ["a"]}, "lm_eval_tasks": {"lm_eval": ["a"]},
+    "stop": {"generate": 1},
+    "judge_url": {"judge_model": "m", "generate": 1},
+    "judge_model": {"judge_url": "u", "generate": 1},
 }  # fmt: skip
 
 
@@ -142,17 +147,17 @@ def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
     given = cli.get_command(None, verb).make_context(verb, words).params
     if one.name == "hyperparameters":
         assert method_settings(made.method, given["own"]) == made.hyperparameters
-    elif one.name not in ("memory", "sigma_facts", "continue_from"):  # a run has σ as a number, a file as its hash
+    elif one.name not in ELSEWHERE_IN_RUNS:
         assert given[one.name] == getattr(made, one.name)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_command_repeats_every_methods_hyperparameters(method):
     kind = METHODS[method].settings
-    own = kind(**{name: another(kind, one) for name, one in settings_of(kind).items()})
+    own = kind(**{name: another(kind, one) for name, one in settings_of(kind).items() if one.names_run != "never"})
     run = {"run_id": "0", "kind": "edit", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}
     run["settings"] = json.dumps({"method": method, **run_settings(own)})
     [_, line] = run_commands([run], {"0": {"layers": [1]}}, 'fasttrace.Store("study.duckdb")')["0"]
     given = cli.get_command(None, "edit").make_context("edit", shlex.split(line)[2:]).params
     assert method_settings(method, given["own"]) == own
-    assert given["own"] == {name: text_of(getattr(own, name)) for name in settings_of(kind)}
+    assert given["own"] == {name: text_of(getattr(own, name)) for name in own.given}

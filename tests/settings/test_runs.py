@@ -99,4 +99,6 @@ def test_only_the_first_releases_settings_are_in_every_run(kind):
 
 
 def test_hyperparameters_are_in_every_run():
-    assert all(one.names_run == "always" for one in hyperparameters().values())
+    own = hyperparameters()
+    del own["projections"]  # a file, which names runs by its content
+    assert all(one.names_run == "always" for one in own.values())
