@@ -24,7 +24,7 @@ from fasttrace.settings.base import arguments_of
 
 MOST_BYTES = 2**32  # of the files of a question; to hash more would take longer than it may save
 # Packages that an answer follows from.
-BENEATH = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
+BENEATH = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy", "lm_eval")
 
 Stamp = tuple[int, ...]
 

@@ -178,7 +178,7 @@ class MassPlan:
         parts = {
             "facts": [repr(one.fact) for one in self.plan.encoded],
             # A function's name does not say what it does, so its judgements are of this process only.
-            "judge": None if judge is None else [os.getpid(), id(judge)],
+            "judge": None if judge is None or self.plan.settings.judge_url else [os.getpid(), id(judge)],
         }
         return cache_place(None) / "mass" / f"{self.run['run_id']}-{content_key(parts)}.safetensors"
 
