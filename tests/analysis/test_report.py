@@ -342,7 +342,7 @@ def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
         "roles",
         "tokens",
         "mass",
-        "edits",
+        "sequence",
     ]
     pythons = [text for name, text in codes(twenty.text) if name == "Python"]
     queries = [text for name, text in codes(twenty.text) if name == "SQL"]
