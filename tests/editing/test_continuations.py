@@ -140,7 +140,8 @@ def test_a_mass_edit_generates_in_the_edited_model_at_every_scoring(small_tokeni
 
 def test_matches_are_of_the_answers_that_the_prompt_expects(small_tokenizer, shared):
     model = small_model("llama", small_tokenizer, torch.float32)
-    rows = ft.edit(model, PROBED, layers=[1], generate=LENGTH, **shared(model, "rome")).prompts.to_pylist()
+    tuned = {**shared(model, "ft-5"), "steps": 40, "lr": 2e-2, "epsilon": 0.5}
+    rows = ft.edit(model, PROBED, layers=[1], generate=LENGTH, stop=None, **tuned).prompts.to_pylist()
     by_id = {fact.fact_id: fact for fact in PROBED}
     for row in rows:
         fact = by_id[row["fact_id"]]
@@ -150,8 +151,9 @@ def test_matches_are_of_the_answers_that_the_prompt_expects(small_tokenizer, sha
         for when in ("before", "after"):
             assert row[f"exact_{when}"] == exact_match(row[f"generated_{when}"], answers)
             assert row[f"prefix_{when}"] == prefix_match(row[f"generated_{when}"], answers)
-        if row["match_after"] and row["kind"] != "portability":
-            assert row["prefix_after"] or len(row["generated_after"].split()) == 1, "the first tokens are the answer"
+        if row["match_after"]:
+            assert any(row["generated_after"].startswith(f" {answer}") for answer in answers)
+    assert any(row["match_after"] for row in rows), "nothing that is forced would be seen"
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,12 @@ def _stored(store: Any, edits: dict[str, Any], columns: str) -> "pa.Table":
     return store.query(sql, [edits["run_id"], edits["layers"], edits["fact_ids"]])
 
 
-def _emit_kinds(work: Work, run_id: str) -> None:
+def _emit_kinds(work: Work, run_id: str, asked: EditingSettings) -> None:
     """Print a stored run's mean scores by kind of prompt, as text, where prompts were continued or where facts have
     probes of more kinds than the paper's scores have columns for."""
     if work.store is None or work.as_json:
+        return
+    if not asked.generate and not any(fact.probes for fact in work.load_facts()):
         return
     import pyarrow.compute as pc
 
@@ -160,8 +162,6 @@ def _emit_kinds(work: Work, run_id: str) -> None:
     kinds = relation(ft.Store(work.store), "scores_by_kind")
     mine = kinds.filter(pc.equal(kinds["edit_run_id"], run_id))
     generated = [] if mine["exact_after"].null_count == len(mine) else GENERATED_COLUMNS
-    if not generated and not any(fact.probes for fact in work.load_facts()):
-        return
     counted = [] if mine["n_edits"].null_count else ["n_edits"]
     columns = ["layer", *counted, *KIND_COLUMNS, *generated]
     click.echo()
@@ -221,7 +221,7 @@ def edit(
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
         _say_reasons(rows)
         emit(rows, work.as_json)
-        _emit_kinds(work, runs["run_id"])
+        _emit_kinds(work, runs["run_id"], asked)
         return
     decoder = work.load_model()
     if known:
@@ -249,7 +249,7 @@ def edit(
     work.keep_left_out()
     _say_reasons(rows)
     emit(rows, work.as_json)
-    _emit_kinds(work, plan.run["run_id"])
+    _emit_kinds(work, plan.run["run_id"], asked)
 
 
 @click.command()
@@ -295,7 +295,7 @@ def mass(
         _say_left_out(found["left_out"], loaded)
         _say_reasons(stored)
         emit(_means_by_n_edits(stored, *mass_measured(target, found["run_id"])), work.as_json)
-        _emit_kinds(work, found["run_id"])
+        _emit_kinds(work, found["run_id"], asked)
         return
     decoder = work.load_model()
     if known:
@@ -322,7 +322,7 @@ def mass(
     work.keep_left_out()
     _say_reasons(scores)
     emit(_means_by_n_edits(scores, *measured), work.as_json)
-    _emit_kinds(work, plan.run["run_id"])
+    _emit_kinds(work, plan.run["run_id"], asked)
 
 
 def _means_by_n_edits(scores: "pa.Table", measures: "pa.Table", norms: "pa.Table") -> "pa.Table":

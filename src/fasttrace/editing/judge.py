@@ -7,9 +7,9 @@ time-out, is stored beside the text and stops nothing.
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 from fasttrace.errors import UserError
 from fasttrace.optional import require
@@ -18,6 +18,16 @@ from fasttrace.settings.edit import EditingSettings
 # judge(prompt, answers, text) → whether the text, which follows the prompt, gives one of the answers.
 Judge = Callable[[str, Sequence[str], str], bool]
 log = logging.getLogger("fasttrace.editing")
+Question = tuple[str, tuple[str, ...], str]  # prompt, answers, text
+
+
+class Judgement(NamedTuple):
+    """judged_after: what the judge says of a text after the edit, None where it says nothing. judge_error: why."""
+
+    judged_after: bool | None = None
+    judge_error: str | None = None
+
+
 KEYS = ("FASTTRACE_JUDGE_KEY", "OPENAI_API_KEY")
 AT_ONCE = 8  # questions that are asked at the same time
 QUESTION = """\
@@ -62,24 +72,19 @@ def _model_at(asked: EditingSettings) -> Judge:
     return ask
 
 
-def judged(judge: Judge | None, asked: Sequence[tuple[str, Sequence[str], str | None]]) -> list[dict[str, Any]]:
-    """Of each (prompt, answers, text): judged_after and judge_error. Both are None where there is no text, no answer or
-    no judge. The same question is asked once."""
-    questions = {(prompt, tuple(answers), text) for prompt, answers, text in asked if text is not None and answers}
-    said: dict[Any, dict[str, Any]] = {}
-    if judge is not None and questions:
-        ordered = sorted(questions)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            said = dict(zip(ordered, pool.map(lambda one: _answer(judge, *one), ordered), strict=True))
-        if failed := [one["judge_error"] for one in said.values() if one["judge_error"] is not None]:
-            log.warning("%d of %d judgements failed, the first: %s", len(failed), len(said), failed[0])
-    nothing = {"judged_after": None, "judge_error": None}
-    return [said.get((prompt, tuple(answers), text), nothing) for prompt, answers, text in asked]
+def judged(judge: Judge, questions: Iterable[Question]) -> dict[Question, Judgement]:
+    """What a judge says of each question, which is asked once."""
+    ordered = sorted(set(questions))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        said = dict(zip(ordered, pool.map(lambda one: _answer(judge, *one), ordered), strict=True))
+    if failed := [one.judge_error for one in said.values() if one.judge_error is not None]:
+        log.warning("%d of %d judgements failed, the first: %s", len(failed), len(said), failed[0])
+    return said
 
 
-def _answer(judge: Judge, prompt: str, answers: Sequence[str], text: str) -> dict[str, Any]:
+def _answer(judge: Judge, prompt: str, answers: Sequence[str], text: str) -> Judgement:
     try:
-        return {"judged_after": bool(judge(prompt, answers, text)), "judge_error": None}
+        return Judgement(bool(judge(prompt, answers, text)))
     except Exception as error:  # whatever a judge raises is its answer
         first = (str(error).splitlines() or [""])[0]
-        return {"judged_after": None, "judge_error": f"{type(error).__name__}: {first}"[:200]}
+        return Judgement(judge_error=f"{type(error).__name__}: {first}"[:200])

@@ -8,7 +8,6 @@ fact at a time, each in the model with all earlier edits.
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -20,6 +19,7 @@ import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
+from fasttrace.editing.cases import cases, edits_of_cases, is_whole
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
@@ -40,7 +40,7 @@ from fasttrace.editing.judge import Judge
 from fasttrace.editing.methods.base import Past
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan, say_waiting
-from fasttrace.editing.prompts import PROMPT_COLUMNS, prompt_rows
+from fasttrace.editing.prompts import PROMPT_COLUMNS, judgements_of, prompt_rows
 from fasttrace.editing.scores import Reading, ScoredPrompt, Scorer, score_row
 from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
 from fasttrace.editing.spread import spread_together
@@ -190,7 +190,7 @@ class MassPlan:
     @property
     def models(self) -> list[list[EncodedFact]]:
         """The facts that are edited into one model, for each model."""
-        return _cases(self.facts) if self.together == "case" else [self.facts]
+        return cases(self.facts) if self.together == "case" else [self.facts]
 
     @checked
     @with_autograd
@@ -202,8 +202,8 @@ class MassPlan:
         """
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
-        made = _edits_of_cases(self.facts)
-        cut = [f.fact for f in self.facts if not _is_whole(f, made)]
+        made = edits_of_cases(self.facts)
+        cut = [f.fact for f in self.facts if not is_whole(f, made)]
         say_waiting(cut, "some of them are not among the facts")
         state = Checkpoint.read(self.checkpoint, self.plan.model.device)
         with self.plan.model.products():
@@ -285,18 +285,19 @@ class MassPlan:
         updates = plan.after.summed(so_far.updates)
         view = edited_view(plan.model, updates)
         after = _readings(view, plan, prompts) if so_far.changes() else before
-        made, n_edits = _edits_of_cases(facts), so_far.n_edits
+        made, n_edits = edits_of_cases(facts), so_far.n_edits
         found = watched.measure(view, updates, model_index=state.models, n_edits=n_edits)
         state.measures.append(found.measures | {"edit_seconds": state.seconds})
         state.norms += found.norms
         state.tasks += found.tasks
+        said = judgements_of(plan.judge, zip(prompts, after, strict=True), plan.model.tokenizer)
         for position, (fact, reading) in enumerate(zip(facts, after, strict=True)):
-            whole = _is_whole(fact, made)
+            whole = is_whole(fact, made)
             seen = [i for i, one in enumerate(prompts[position]) if whole or not one.case]
             read = [prompts[position][i] for i in seen], before[position].of(seen), reading.of(seen)
             about = {"position": self.start.n_edits + position + 1, "condition": so_far.condition}
             state.scores.append(self._scores(n_edits, fact, *read, so_far.unseen.get(fact.fact_id)) | about)
-            rows = prompt_rows(*read, plan.problem, plan.settings.protocol, plan.model.tokenizer, plan.judge)
+            rows = prompt_rows(*read, plan.problem, plan.settings.protocol, plan.model.tokenizer, said)
             state.prompts += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in rows]
 
     def _solve(
@@ -367,7 +368,7 @@ class MassPlan:
     def _left_out(self) -> list[dict[str, Any]]:
         why = self.plan.left_out
         left = [fact for fact in self.plan.encoded if fact.fact_id in why]
-        every, made = len(self.facts), _edits_of_cases(self.facts)
+        every, made = len(self.facts), edits_of_cases(self.facts)
         count = {f.fact_id: every if self.together == "all" else made[f.fact.case_id] or 1 for f in left}
         return [{**self._name(count[f.fact_id], f), "reason": why[f.fact_id]} for f in left]
 
@@ -380,26 +381,6 @@ class MassPlan:
             "layer": self.plan.layers[0],
             "window_size": self.plan.settings.window_size,
         }
-
-
-def _cases(facts: Sequence[EncodedFact]) -> list[list[EncodedFact]]:
-    """The facts of each case, in the order of the cases' first facts. A fact without a case is one by itself."""
-    found: dict[tuple[bool, str], list[EncodedFact]] = {}
-    for one in facts:
-        case = one.fact.case_id
-        found.setdefault((case is None, one.fact_id if case is None else case), []).append(one)
-    return list(found.values())
-
-
-def _edits_of_cases(edited: Sequence[EncodedFact]) -> Counter[str | None]:
-    """Case → how many of its edits are among those made. Facts without a case are not counted."""
-    return Counter(one.fact.case_id for one in edited if one.fact.case_id is not None)
-
-
-def _is_whole(fact: EncodedFact, made: Counter[str | None]) -> bool:
-    """Whether all edits of the fact's case are made. made: of `_edits_of_cases`."""
-    case = fact.fact.case_id
-    return case is None or made[case] == fact.fact.case_edits
 
 
 def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[Reading]:
@@ -474,7 +455,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     left = [fact for fact in plan.encoded if fact.fact_id not in plan.left_out]
     if not left:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
-    count = len(left) if asked.together == "all" else max(map(len, _cases(left)))
+    count = len(left) if asked.together == "all" else max(map(len, cases(left)))
     at_once = min(asked.at_once or (count if METHODS[asked.method].spread else 1), count)
     groups = -(-count // at_once)
     keep = METHODS[asked.method].spread and asked.past_keys != "ignore"

@@ -134,7 +134,7 @@ class Moments:
         """
         if layer not in self._conditions:
             found = self._factor(layer, torch.device(device))
-            self._conditions[layer] = _largest_eigenvalue(found.lower) / found.least
+            self._conditions[layer] = largest_eigenvalue(found.lower) / found.least
         return self._conditions[layer]
 
     def null_space(
@@ -180,7 +180,7 @@ class Moments:
         if not bool(torch.isfinite(scale).all()):
             raise self._singular(layer, m)
         lower, failed = torch.linalg.cholesky_ex(C.mul_(scale).mul_(scale[:, None]))
-        least = 0.0 if int(failed) else _least_eigenvalue(lower)
+        least = 0.0 if int(failed) else least_eigenvalue(lower)
         # Rounding C to float32 moves the eigenvalues of the scaled matrix by about this much.
         if not least >= 2.0**-24 * m**0.5:
             raise self._singular(layer, m)
@@ -244,7 +244,7 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
+def least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
     """Upper estimate of the smallest eigenvalue of L Lᵀ, by inverse iteration on four seeded vectors."""
     x = torch.randn(len(factor), 4, dtype=factor.dtype, generator=torch.Generator().manual_seed(0)).to(factor.device)
     size = torch.ones(4, dtype=factor.dtype)
@@ -254,7 +254,7 @@ def _least_eigenvalue(factor: Tensor, rounds: int = 12) -> float:
     return float(1.0 / size.max())
 
 
-def _largest_eigenvalue(factor: Tensor, rounds: int = 30) -> float:
+def largest_eigenvalue(factor: Tensor, rounds: int = 30) -> float:
     """Lower estimate of the largest eigenvalue of L Lᵀ, by power iteration on one vector."""
     x = torch.ones(len(factor), 1, dtype=factor.dtype, device=factor.device)
     size = x.norm()

@@ -32,7 +32,7 @@ from fasttrace.editing.methods.finetune import NOISE_ROWS, Example, FineTuneBatc
 from fasttrace.editing.methods.rome import solve_rome
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import Problem
-from fasttrace.editing.prompts import PROMPT_COLUMNS, prompt_rows
+from fasttrace.editing.prompts import PROMPT_COLUMNS, judgements_of, prompt_rows
 from fasttrace.editing.scores import (
     Reading,
     ScoredPrompt,
@@ -333,19 +333,15 @@ class EditPlan:
         number = {f.fact_id: i for i, f in enumerate(facts)}
         prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
         scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], self.scoring_corruption)
-        after = scorer.after([(number[e.fact_id], e) for e in edits])
         unedited = self.with_texts(scorer.before, prompts)
-        changed = [i for i, e in enumerate(edits) if e.changes()]
         mine = [number[e.fact_id] for e in edits]
-        after = [one._replace(texts=unedited[fact].texts) for one, fact in zip(after, mine, strict=True)]
-        again = self.with_texts(
-            [after[i] for i in changed], [prompts[mine[i]] for i in changed], [edits[i] for i in changed]
+        after = self._with_texts_after(
+            scorer.after(list(zip(mine, edits, strict=True))), unedited, prompts, mine, edits
         )
-        for i, reading in zip(changed, again, strict=True):
-            after[i] = reading
+        of_edit = [prompts[fact] for fact in mine]
+        said = judgements_of(self.judge, zip(of_edit, after, strict=True), self.model.tokenizer)
         scores, rows = [], []
-        for edit, reading in zip(edits, after, strict=True):
-            fact = number[edit.fact_id]
+        for edit, fact, reading in zip(edits, mine, after, strict=True):
             before = unedited[fact]
             name = self._name(edit.fact_id, edit.layer)
             read = prompts[fact], before, reading, self.problem, self.settings.protocol
@@ -361,7 +357,7 @@ class EditPlan:
                     "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }
             )
-            rows += [{**name, **row} for row in prompt_rows(*read, self.model.tokenizer, self.judge)]
+            rows += [{**name, **row} for row in prompt_rows(*read, self.model.tokenizer, said)]
         return self._result(facts, scores, rows, edits)
 
     def with_texts(
@@ -382,6 +378,26 @@ class EditPlan:
             corruption=self.scoring_corruption,
         )
         return [one._replace(texts=mine) for one, mine in zip(readings, texts, strict=True)]
+
+    def _with_texts_after(
+        self,
+        after: list[Reading],
+        unedited: list[Reading],
+        prompts: list[list[ScoredPrompt]],
+        facts: list[int],
+        edits: list[Edit],
+    ) -> list[Reading]:
+        """The readings after the edits with their texts. An edit that changes nothing has those of the unedited model.
+
+        after: of each edit. unedited, prompts: of each fact. facts: the fact of each edit.
+        """
+        after = [one._replace(texts=unedited[fact].texts) for one, fact in zip(after, facts, strict=True)]
+        changed = [i for i, edit in enumerate(edits) if edit.changes()]
+        theirs = [prompts[facts[i]] for i in changed]
+        read = self.with_texts([after[i] for i in changed], theirs, [edits[i] for i in changed])
+        for i, reading in zip(changed, read, strict=True):
+            after[i] = reading
+        return after
 
     def prompts(
         self, fact: EncodedFact, essence: Sequence[tuple[int, ...]] = (), *, cases: bool = False

@@ -1,16 +1,17 @@
 """The rows of the scored prompts: what is stored of each, before and after an edit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fasttrace.editing.answers import exact_match, prefix_match
-from fasttrace.editing.judge import Judge, judged
+from fasttrace.editing.judge import Judge, Judgement, Question, judged
 from fasttrace.editing.problems import Problem
 from fasttrace.editing.scores import EDITED, FALSE, TRUE, Reading, ScoredPrompt, own_answers, prompt_scores
 
+NOTHING = Judgement()  # of a judge that was not asked
 _P_COLUMNS = [f"{name}_{when}" for name in ("p", "p_true", "p_false") for when in ("before", "after")]
 PROMPT_COLUMNS = [
     ("kind", pa.string()),
@@ -37,7 +38,7 @@ def prompt_rows(
     problem: Problem,
     protocol: str,
     tokenizer: Any,
-    judge: Judge | None = None,
+    judgements: Mapping[Question, Judgement],
 ) -> Iterator[dict[str, Any]]:
     """A row of PROMPT_COLUMNS per prompt.
 
@@ -45,14 +46,11 @@ def prompt_rows(
     answer: the likeliest of them after the edit. target_tokens: the number of its tokens, or the target's.
     match_before, match_after: whether greedy decoding gives the edit's target, for a neighborhood prompt o_true, and
     for a probe with answers one of them. generated_before, generated_after: the greedy continuation. exact_*, prefix_*:
-    whether it is one of these answers, or begins with one (`editing.answers`). judged_after, judge_error: what a judge
-    says of the continuation after the edit.
+    whether it is one of these answers, or begins with one (`editing.answers`). judgements: what a judge
+    says of the continuations after the edit.
     """
     scores = prompt_scores(prompts, before, after, problem, protocol)
-    answers = [answers_of(prompt, tokenizer) for prompt in prompts]
-    said = after.texts or [None] * len(prompts)
-    asked = zip((one.text for one in prompts), answers, said, strict=True)
-    judgements = judged(judge, list(asked))
+    asked = questions_of(prompts, after, tokenizer)
     own = own_answers(prompts, before), own_answers(prompts, after)
     for i, prompt in enumerate(prompts):
         best = 0 if not prompt.answers else int(np.argmax(after.logp[i, : len(prompt.answers)]))
@@ -71,9 +69,27 @@ def prompt_rows(
             "match_before": matches[0] if prompt.expect else None,
             "match_after": matches[1] if prompt.expect else None,
             "score": None if np.isnan(scores[i]) else float(scores[i]),
-            **_generated(prompt, answers[i], i, before, after),
-            **judgements[i],
+            **_generated(prompt, answers_of(prompt, tokenizer), i, before, after),
+            **(NOTHING if (question := asked[i]) is None else judgements.get(question, NOTHING))._asdict(),
         }
+
+
+def questions_of(prompts: Sequence[ScoredPrompt], after: Reading, tokenizer: Any) -> list[Question | None]:
+    """The question to a judge about each prompt, None where there is no text or no answer."""
+    texts = after.texts or [None] * len(prompts)
+    answers = [tuple(answers_of(one, tokenizer)) for one in prompts]
+    found = zip(prompts, answers, texts, strict=True)
+    return [None if text is None or not own else (one.text, own, text) for one, own, text in found]
+
+
+def judgements_of(
+    judge: Judge | None, read: Iterable[tuple[Sequence[ScoredPrompt], Reading]], tokenizer: Any
+) -> dict[Question, Judgement]:
+    """What a judge says of every continuation of a prompt that has answers. read: prompts and their readings."""
+    if judge is None:
+        return {}
+    asked = (one for prompts, after in read for one in questions_of(prompts, after, tokenizer))
+    return judged(judge, (one for one in asked if one is not None))
 
 
 def answers_of(prompt: ScoredPrompt, tokenizer: Any) -> list[str]:

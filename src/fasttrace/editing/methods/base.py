@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fasttrace.editing.moments import Moments
+from fasttrace.editing.moments import Moments, largest_eigenvalue, least_eigenvalue
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import SpreadSettings
@@ -63,7 +63,8 @@ Past = Mapping[int, PastKeys]  # layer → the keys of earlier edits
 class Solved:
     """A solve for several facts at one layer: ΔW = Rᵀ rows for residuals R (n, d).
 
-    rows: (n, m) float64. moved: (n, m) float64, G k of every new key. condition: condition number of the system.
+    rows: (n, m) float64. moved: (n, m) float64, G k of every new key. condition: estimate of the system's condition
+    number.
     """
 
     rows: Tensor
@@ -124,7 +125,7 @@ class Solve(ABC, Generic[S]):
         inner = 0.5 * (inner + inner.T)
         inner.diagonal().add_(torch.tensor(free, dtype=inner.dtype, device=inner.device))
         lower, failed = torch.linalg.cholesky_ex(inner)
-        condition = torch.inf if int(failed) else extreme_eigenvalue(lower) * extreme_eigenvalue(lower, inverse=True)
+        condition = torch.inf if int(failed) else largest_eigenvalue(lower) / least_eigenvalue(lower)
         if not condition < 1.0 / (len(inner) * torch.finfo(inner.dtype).eps):
             raise self.singular(layer, len(new))
         # The last rows of the inverse are the solve with the last unit vectors, as the system is symmetric.
@@ -138,17 +139,3 @@ class Solve(ABC, Generic[S]):
             f"{self.name}: expected a {self.freedom} large enough for {n} facts at layer {layer}, which may share "
             f"keys, got {getattr(self.settings, self.freedom):g} and a singular system"
         )
-
-
-def extreme_eigenvalue(lower: Tensor, *, inverse: bool = False, rounds: int = 30) -> float:
-    """Lower estimate of the largest eigenvalue of L Lᵀ, or of its inverse, by power iteration on four seeded vectors.
-
-    lower: (n, n) float64.
-    """
-    x = torch.randn(len(lower), 4, dtype=lower.dtype, generator=torch.Generator().manual_seed(0)).to(lower.device)
-    size = x.norm(dim=0)
-    for _ in range(rounds):
-        x = x / x.norm(dim=0)
-        x = torch.cholesky_solve(x, lower) if inverse else lower @ (lower.T @ x)
-        size = x.norm(dim=0)
-    return float(size.max())
