@@ -236,7 +236,7 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 def keys_of(rows: Sequence[Row]) -> list[Column]:
     """Columns that identify a row: problem, method, and the keys in which the rows differ."""
     lead = [key for key in ("problem", "method") if key in rows[0]]
-    labels = [key for key in ("layer", "n_edits") if key in rows[0]]
+    labels = [key for key in ("layer", "n_edits", "kind", "expect") if key in rows[0]]
     rest: list[str] = []
     # A run is named only where nothing else tells the rows apart, by its id only where its settings do not.
     for more in (GROUP, RUNS.values(), RUNS):

@@ -301,4 +301,6 @@ def test_the_gap_of_teacher_forcing_is_a_saved_query_and_a_table(small_tokenizer
         assert row["gap_prefix"] == pytest.approx(shares["forced"] - shares["prefix"])
         assert row["judged"] is None
     assert any(row["forced"] > 0 for row in found), "no answer is forced, so the gap would always be 0"
-    assert generated(store).table.rows == found
+    shown = generated(store).table
+    assert shown.rows == found
+    assert not {"edit_run", "edit_run_id"} & {column.key for column in shown.columns}, "the method tells the runs apart"
