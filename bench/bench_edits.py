@@ -1,12 +1,13 @@
 """Edits per second of editing in batches, and of the released way, which makes one edit at a time.
 
-.venv/bin/python bench/bench_edits.py [--parts rome memit ft-1 ft-5 scoring memory] [--facts 8] [--layers 3 9 15 21 27]
-    [--contexts 20] [--apart 1] [--rounds 3] [--out FILE] [--store FILE]
+.venv/bin/python bench/bench_edits.py [--parts rome memit ft-1 ft-5 sequence scoring memory] [--facts 8]
+    [--layers 3 9 15 21 27] [--contexts 20] [--apart 1] [--rounds 3] [--out FILE] [--store FILE]
 
 SmolLM2-135M, float32, error injection, the default hyperparameters. "released" is bench/released_edits.py. It makes
 only --apart edits per layer, and its row has their difference from fasttrace's. memit and ft-5 have no such rival here
-and are compared with one call per edit. memory: the peak resident set of a fresh process minus its resident set after
-loading the model, for each budget.
+and are compared with one call per edit. sequence: MEMIT of one fact after another in one model, at the second of
+--layers without prefixed contexts, with earlier keys. memory: the peak resident set of a fresh process minus its
+resident set after loading the model, for each budget.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 import released_edits as released
 import torch
-from harness import BenchRow, Results, about, command, fresh, peak_bytes, positive, seconds, writes
+from harness import BenchRow, Results, about, command, fresh, peak_bytes, positive, seconds, spread, writes
 
 import fasttrace as ft
 from fasttrace.editing import prepare_edit
@@ -27,7 +28,7 @@ from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.scores import Scorer
 from fasttrace.editing.value import contexts_of
 
-PARTS = ("rome", "memit", "ft-1", "ft-5", "scoring", "memory")
+PARTS = ("rome", "memit", "ft-1", "ft-5", "sequence", "scoring", "memory")
 BUDGETS = ("128MB", "256MB", "512MB", "1GB")
 SETTINGS: dict[str, Any] = {"layers": [3, 9, 15, 21, 27], "contexts": 20, "essence": 0}
 CORPUS_TOKENS = 20_000
@@ -91,6 +92,41 @@ def method(model: Any, facts: list[ft.Fact], name: str, rounds: int, apart: int)
     what = "relative distance of δ" if name == "rome" else "share of weights that differ"
     distances = {f"{what}, median": sorted(off)[len(off) // 2], f"{what}, most": max(off)}
     yield {**row, "case": case, "impl": "released", **rate(taken, len(few)), **distances}
+
+
+def sequence(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterator[BenchRow]:
+    layer, few, row = SETTINGS["layers"][1], facts[:apart], {"benchmark": "editing: a sequence"}
+    plan = plan_of(model, few, "memit", layers=[layer], contexts=0)
+    moments, window = plan.moments, plan.window(layer)
+    assert moments is not None
+
+    def ours(some: list[ft.Fact], at_once: int) -> Any:
+        shared = {"layer": layer, "contexts": 0, "moments": moments, "score_every": len(some)}
+        return ft.mass_edit(model, some, method="memit", at_once=at_once, **shared)
+
+    for at_once, some in ((10, facts), (1, few)):
+        results = [ours(some, at_once) for _ in range(rounds)]
+        taken = spread([one.measures["edit_seconds"][-1].as_py() for one in results])
+        impl = "fasttrace" if at_once > 1 else "fasttrace, a solve an edit"
+        yield {**row, "case": f"{len(some)} facts, {at_once} at once", "impl": impl, **rate(taken, len(some))}
+    mine = results[-1].updates
+    C = {at: moments.matrix(at).double() for at in window}
+    before = {at: model.blocks[at].down.clone() for at in window}
+
+    def released_way() -> None:
+        past = {at: torch.zeros_like(one) for at, one in C.items()}
+        for fact in plan.encoded:
+            contexts = contexts_of(model, fact, plan.target_ids(fact), plan.contexts)
+            released.memit(model.hf, contexts, window, plan.hyperparameters, C, past)
+
+    taken = seconds(released_way, 1, warm=False)
+    off = []
+    for at, weight in before.items():
+        theirs = model.blocks[at].down - weight
+        off.append(float((mine[at].matrix() - theirs).norm() / theirs.norm()))
+        model.blocks[at].down.copy_(weight)
+    case = f"{len(few)} facts, 1 at once"
+    yield {**row, "case": case, "impl": "released", **rate(taken, len(few)), "relative distance of ΔW, most": max(off)}
 
 
 def scoring(model: Any, facts: list[ft.Fact], rounds: int, apart: int) -> Iterator[BenchRow]:
@@ -170,6 +206,8 @@ def main() -> None:
 def rows_of(part: str, model: Any, facts: list[ft.Fact], options: argparse.Namespace) -> Iterator[BenchRow]:
     if part == "scoring":
         return scoring(model, facts, options.rounds, options.apart)
+    if part == "sequence":
+        return sequence(model, facts, options.rounds, options.apart)
     if part == "memory":
         return itertools.chain(*(memory(name) for name in ("rome", "ft-1")))
     return method(model, facts, part, options.rounds, options.apart)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.plan import EditPlan
+from fasttrace.editing.spread import mean_key
 from fasttrace.editing.value import FactContexts
 from fasttrace.facts import EncodedFact
 
@@ -25,8 +26,11 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def value(hf: Any, contexts: FactContexts, layer: int, settings: Any) -> Tensor:
-    """δ of ROME: (d,) float32 or wider, on the model's device. hf: of the Llama family, or GPT-J."""
+def value(hf: Any, contexts: FactContexts, layer: int, settings: Any, *, block: bool = False) -> Tensor:
+    """δ of ROME: (d,) float32 or wider, on the model's device. hf: of the Llama family, or GPT-J.
+
+    block: δ of MEMIT instead, at the output of the layer.
+    """
     device, wide = hf.device, torch.promote_types(hf.dtype, torch.float32)
     ids, mask = (x.to(device) for x in padded(contexts.ids))
     last = torch.tensor(contexts.last, device=device)
@@ -45,7 +49,7 @@ def value(hf: Any, contexts: FactContexts, layer: int, settings: Any) -> Tensor:
         return out
 
     layers = hf.transformer.h if hf.config.model_type == "gptj" else hf.model.layers
-    hook = layers[layer].mlp.register_forward_hook(nudge)
+    hook = (layers[layer] if block else layers[layer].mlp).register_forward_hook(nudge)
     for _ in range(settings.steps):
         adam.zero_grad()
         logp = hf(input_ids=ids, attention_mask=mask).logits.to(wide).log_softmax(-1)
@@ -61,6 +65,42 @@ def value(hf: Any, contexts: FactContexts, layer: int, settings: Any) -> Tensor:
                 delta.mul_(limit / delta.norm())
     hook.remove()
     return delta.detach()
+
+
+def memit(
+    hf: Any, contexts: FactContexts, window: Sequence[int], settings: Any, C: dict[int, Tensor], past: dict[int, Tensor]
+) -> None:
+    """Write MEMIT's edit of one fact into the weights, after earlier ones. hf: of the Llama family, on the CPU.
+
+    Each layer takes two forwards, for the key and for what is missing, and a solve of m × m in float64. C: (m, m)
+    float64 of each layer, with its ridge. past: (m, m) K_p K_pᵀ of each layer, to which the fact's keys are added.
+    Source: `execute_memit` of jianghoucheng/AlphaEdit, memit/memit_seq_main.py.
+    """
+    top, layers = window[-1], hf.model.layers
+    ids, mask = padded(contexts.ids[:-1])
+    each, last = torch.arange(len(ids)), torch.tensor(contexts.last[:-1])
+    kept: dict[str, Tensor] = {}
+
+    def seen(layer: int) -> tuple[Tensor, Tensor]:
+        """(mean key (m,) at the layer, output (d,) of the last layer for the bare prompt), float64."""
+        hooks = [
+            layers[layer].mlp.down_proj.register_forward_hook(lambda m, a, out: kept.update(key=a[0][each, last])),
+            layers[top].register_forward_hook(lambda m, a, out: kept.update(out=out[0, last[0]])),
+        ]
+        hf(input_ids=ids, attention_mask=mask)
+        for hook in hooks:
+            hook.remove()
+        return mean_key(kept["key"]), kept["out"].double()
+
+    delta = value(hf, contexts, top, settings, block=True)
+    with torch.no_grad():
+        z = seen(top)[1] + delta.double()
+        for left, layer in zip(range(len(window), 0, -1), window, strict=True):
+            key, now = seen(layer)[0], seen(layer)[1]
+            system = settings.covariance_weight * C[layer] + past[layer] + torch.outer(key, key)
+            change = torch.outer((z - now) / left, torch.linalg.solve(system, key))
+            layers[layer].mlp.down_proj.weight += change.to(hf.dtype)
+            past[layer] += torch.outer(key, key)
 
 
 def tuned(hf: Any, fact: EncodedFact, target: Sequence[int], layer: int, settings: Any) -> Tensor:

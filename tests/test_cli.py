@@ -225,7 +225,7 @@ def test_too_few_corpus_tokens_need_a_ridge(workplace, run):
         ((*TRACE, "--dtype", "tf32", "--store", "x.duckdb"), "dtype 'tf32': expected a CUDA device, got 'cpu'"),
         (
             (*EDIT, "--method", "mend", "--store", "x.duckdb"),
-            "method: expected one of rome, memit, emmet, alphaedit, ft-1, ft-5, got",
+            "method: expected one of rome, memit, emmet, alphaedit, pmet, ft-1, ft-5, got",
         ),
         ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "--set: expected NAME=VALUE with a NAME among"),
         ((*EDIT, "--set", "lr=1", "--set", "lr=2", "--store", "x.duckdb"), "--set: expected one value of lr, got"),

@@ -176,7 +176,7 @@ def test_the_sampled_text_is_the_models_own_and_not_that_of_the_second_moments(m
     found = plan.watch.sequences
     assert sum(map(len, found)) == 300
     assert found != sampled_corpus(model, 300, 128, 0, tmp_path).sequences(None)
-    assert "held_out_hash" not in json.loads(plan.run["settings"])
+    assert json.loads(plan.run["settings"])["held_out"] == "sampled"
     # It was drawn from this model, so a model that is far from it expects it less.
     other = breaks.perplexity(small_model("gpt2", model.tokenizer, torch.float32), found)
     assert plan.watch.unedited_perplexity < 0.8 * other
@@ -247,10 +247,13 @@ def stop_after(count, error):
 
 def test_only_what_is_asked_for_names_the_run(model, held_out, tmp_path):
     plain = prepare_mass_edit(model, FACTS, **FT).run
-    assert not {"held_out", "held_out_hash", "fluency", "lm_eval"} & json.loads(plain["settings"]).keys()
+    assert not {"held_out", "fluency", "lm_eval"} & json.loads(plain["settings"]).keys()
     runs = {plain["run_id"]}
     for asked in ({"held_out": held_out}, {"fluency": 2}, {"held_out": held_out, "held_out_tokens": 50}):
         runs.add(prepare_mass_edit(model, FACTS, **FT, **asked).run["run_id"])
+    (tmp_path / "folder").mkdir()
+    same = tmp_path / "folder" / ".." / held_out.name
+    runs.add(prepare_mass_edit(model, FACTS, **FT, held_out=same).run["run_id"])
     held_out.write_text("Another text of Paris.")
     runs.add(prepare_mass_edit(model, FACTS, **FT, held_out=held_out).run["run_id"])
     assert len(runs) == 5

@@ -39,11 +39,14 @@ def test_a_model_without_values_of_its_own_says_whose_it_takes(caplog):
         ("unlisted", "ft-1", llama),
         ("other", "alphaedit", llama2),
         ("other", "alphaedit", llama2),
+        ("xl", "pmet", ("gpt2", 48, 1600, 6400)),
+        ("listed", "pmet", ("gpt_neox", 44, 6144, 24576)),
     ):
         say_whose(name, method, shape)
     assert [one.getMessage() for one in caplog.records] == [
         "ft-1: no hyperparameters are published for 'unlisted': it takes those of GPT-J",
         "alphaedit: no hyperparameters are published for 'other': it takes those of GPT-J",
+        "pmet: no hyperparameters are published for 'xl': it takes those of GPT-J",
     ]
 
 
@@ -57,6 +60,10 @@ def test_published_values_of_newer_models_and_methods():
     values = lambda name, method, *of: tuple(getattr(found[name, method], one) for one in of)  # noqa: E731
     alpha = ("steps", "lr", "clamp", "weight_decay", "kl_factor", "norm_weight", "null_threshold", "null_unit")
     assert values("gptj", "alphaedit", *alpha) == (25, 0.5, 0.75, 0.5, 0.0625, 10.0, 0.02, "absolute")
+    pmet = ("steps", "lr", "clamp", "weight_decay", "kl_factor", "covariance_weight", "early_stop", "settled_factor")
+    assert values("gptj", "pmet", *pmet) == (30, 0.2, 0.75, 0.5, 1.0, 6000.0, 0.05, 0.1)
+    neox = settings_for(model("gpt_neox", 44, 6144, 24576), "pmet", "error-injection", "paper")
+    assert tuple(getattr(neox, one) for one in pmet) == (30, 0.5, 0.8, 0.5, 0.8, 15000.0, 0.05, 0.1)
     assert values("xl", "alphaedit", *alpha) == (20, 0.5, 0.75, 0.5, 0.0625, 10.0, 0.02, "absolute")
     assert values("llama", "alphaedit", *alpha) == (25, 0.1, 0.75, 0.5, 0.0625, 10.0, 0.02, "absolute")
     assert values("qwen", "alphaedit", *alpha) == (25, 0.5, 4.0, 1e-3, 0.0625, 1.0, 0.02, "absolute")

@@ -75,7 +75,7 @@ def test_the_joint_solve_is_the_normal_equation(model, moments):
 
     facts = [contexts_of(model, encode_fact(model.tokenizer, f), (5,), CONTEXTS) for f in MORE]
     settings = MemitSettings(covariance_weight=0.05)
-    keys, v0 = _keys_and_values(model, facts, None, 1, 3)
+    keys, v0 = _keys_and_values(model, facts, None, 1, 3, "block")
     delta = torch.randn(len(facts), model.width, generator=torch.Generator().manual_seed(0))
     updates, _, _ = spread_together(
         model, facts, None, [1, 2, 3], Memit(settings, moments, model=model, layers=[1, 2, 3]), v0, delta, {}

@@ -10,7 +10,7 @@ from edit_cases import CONTEXTS, FACTS, check_zero, contexts_for
 from hooked_finetune import hooked_finetune
 from hooked_memit import hooked_memit
 from hooked_rome import down_projection, hooked_rome, noised
-from hooked_trace import mlp_modules
+from hooked_trace import head_modules, mlp_modules
 from plain_scores import plain_neighborhood
 from small_models import FAMILIES, small_model
 
@@ -50,6 +50,9 @@ def options_of(method):
     if method == "alphaedit":
         null = {"null_threshold": 0.01, "null_unit": "trace", "norm_weight": 0.05}
         return {**VALUE, "clamp": 0.75, "window_size": 3, **null}
+    if method == "pmet":
+        own = {"lr": 0.3, "kl_factor": 0.01, "covariance_weight": 0.05, "settled_factor": 0.1, "settled_kl": 0.0}
+        return {**VALUE, **own, "clamp": 0.75, "window_size": 3}
     if method == "memit":
         # With this covariance weight the update is as large as the weights, and each layer keeps some of the residual.
         return {**VALUE, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 3}
@@ -79,7 +82,7 @@ def plain_target(model, fact, problem):
     return tokenizer(" " + (fact.target_true if problem.target == "true" else fact.target_false))["input_ids"]
 
 
-def oracle(model, moments, fact, method, problem, layer, window, options=None, history=None):
+def oracle(model, moments, fact, method, problem, layer, window, options=None, history=None, contexts=CONTEXTS):
     noise = noise_of(model, fact) if problem.corrupted else None
     target = plain_target(model, fact, problem)
     options = options or options_of(method)
@@ -103,9 +106,14 @@ def oracle(model, moments, fact, method, problem, layer, window, options=None, h
             R, K = (x[:, None].numpy() for x in (residual, key))
             return torch.from_numpy(getattr(closed_form, method)(R, K, C.numpy(), np.zeros((len(C), 0)), **own))
 
+        pmet = {}
+        if method == "pmet":
+            places = [mlp_modules(model.hf)[window[-1]], head_modules(model.hf)[window[-1]]]
+            pmet = {"places": places, "share": np.sqrt, "settling": (0.1, options["settled_kl"])}
         return hooked_memit(
-            model.hf, model.tokenizer, blocks, fact.prompt, fact.subject, target, window, CONTEXTS, change_of,
-            4, 0.5, 0.0625, 0.5, 0.75, noise, problem.minimise,
+            model.hf, model.tokenizer, blocks, fact.prompt, fact.subject, target, window, contexts, change_of,
+            options["steps"], options["lr"], options["kl_factor"], 0.5, options["clamp"], noise, problem.minimise,
+            **pmet,
         )  # fmt: skip
     changes = hooked_finetune(
         model.hf, model.tokenizer, fact.text, fact.subject, target, window, options["steps"], options["lr"],
@@ -308,6 +316,42 @@ def test_memit_keeps_all_digits_of_a_small_delta(dtype, small_tokenizer, corpus,
     )
     for edit, wanted in zip(edits, delta, strict=True):
         torch.testing.assert_close(edit.updates[2].value[0], wanted, rtol=1e-6, atol=0)
+
+
+def second_best(model, prompt, subject):
+    """The fact whose o_false is the likeliest word but one."""
+    tokenizer = model.tokenizer
+    logits = model.hf(torch.tensor([tokenizer(prompt.format(subject))["input_ids"]])).logits[0, -1]
+    words = [tokenizer.decode(one) for one in logits.argsort(descending=True)[1:]]
+    word = next(one for one in words if one[:1] == " " and len(tokenizer(one)["input_ids"]) == 1 and one.strip())
+    return ft.Fact(prompt, subject, "York", word.strip())
+
+
+def test_pmet_stops_where_the_target_has_settled(small_tokenizer, corpus, tmp_path):
+    model, kind = small_model("llama", small_tokenizer, torch.float32), PROBLEMS["error-injection"]
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
+    facts = [second_best(model, "{} is the capital of", "Rome"), second_best(model, "The {} is in", "France")]
+    shared = {"layers": [1], "moments": moments, "contexts": ["{}"], "essence": 0}
+    losses = {}
+    for settled_kl in (0.0, 10.0):
+        options = {
+            **options_of("pmet"),
+            "steps": 40,
+            "lr": 0.5,
+            "clamp": 6.0,
+            "kl_factor": 1e-3,
+            "settled_kl": settled_kl,
+        }
+        result = ft.edit(model, facts, method="pmet", **shared, **options)
+        losses[settled_kl] = [edit.loss for edit in result.edits]
+        for edit in result.edits:
+            fact = next(f for f in facts if f.fact_id == edit.fact_id)
+            wanted = oracle(model, moments, fact, "pmet", kind, 1, sorted(edit.updates), options, contexts=["{}"])
+            for at, change in wanted.items():
+                error = (edit.updates[at].matrix() - change).abs().max()
+                assert float(error) < 2e-3 * max(float(one.abs().max()) for one in wanted.values()), at
+    assert losses[10.0][0] > 5 * losses[0.0][0], "the first settles: it stops, or its NLL weighs a tenth"
+    assert losses[10.0][1] == pytest.approx(losses[0.0][1]), "the second does not"
 
 
 def test_edits_move_their_target_in_the_right_direction(small_tokenizer, corpus, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from small_models import small_model
 
-from fasttrace.editing.null_space import load_projection, null_space
+from fasttrace.editing.null_space import has_null_space, load_projection, null_space
 from fasttrace.errors import UserError
 
 
@@ -33,6 +33,9 @@ def test_the_null_space_is_numpys(of):
     below = vectors[:, values < (threshold if of == "absolute" else threshold * np.trace(C))]
     found = null_space(torch.from_numpy(C), threshold, of)
     assert 0 < found.shape[1] < 80
+    least = values[0] / (1 if of == "absolute" else np.trace(C))
+    wanted = {0.9 * least: False, 1.1 * least: True, threshold: True}
+    assert {bound: has_null_space(torch.from_numpy(C), bound, of) for bound in wanted} == wanted
     assert found.shape == below.shape
     assert found.dtype == torch.float64
     # Eigenvectors have no sign, so the projections are compared.

@@ -153,7 +153,10 @@ def test_bad_settings_are_refused_in_a_sentence(small_tokenizer, corpus, tmp_pat
     model = small_model("llama", small_tokenizer, torch.float32)
     moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
     for bad, message in (
-        ({"method": "mend"}, "edit: method: expected one of rome, memit, emmet, alphaedit, ft-1, ft-5, got 'mend'"),
+        (
+            {"method": "mend"},
+            "edit: method: expected one of rome, memit, emmet, alphaedit, pmet, ft-1, ft-5, got 'mend'",
+        ),
         ({"problem": "joke"}, "edit: problem: expected one of .*, got 'joke'"),
         ({"layers": [9]}, "edit: layers: expected some of 0 to 4, got 9"),
         ({"layers": []}, r"edit: layers: expected a list .*, got \[\]"),

@@ -30,6 +30,7 @@ OPTIONS = {
     "memit": {**VALUE, "covariance_weight": 0.05},
     "emmet": VALUE,
     "alphaedit": {**VALUE, "null_threshold": 0.01, "null_unit": "trace", "norm_weight": 0.05},
+    "pmet": {**VALUE, "lr": 0.3, "covariance_weight": 0.05},
     "rome": {"steps": 4, "layer": 1, "contexts": CONTEXTS},
     "ft-1": {"steps": 3, "lr": 5e-3, "epsilon": 1e-2, "layer": 1},
 }
@@ -93,7 +94,7 @@ def test_the_second_group_is_the_published_solve(model, options):
 
     def keys_in(which, facts):
         ready = [contexts_of(which, encode_fact(model.tokenizer, f), (5,), CONTEXTS) for f in facts]
-        return _keys_and_values(which, ready, None, 1, 1)[0].double().numpy().T
+        return _keys_and_values(which, ready, None, 1, 1, "block")[0].double().numpy().T
 
     K_p, K = keys_in(model, MORE[:3]), keys_in(view, MORE[3:])
     C = given["moments"].matrix(1).double().numpy()
@@ -262,7 +263,7 @@ def test_a_delta_that_cannot_be_continued_is_refused_in_a_sentence(model, option
         ft.mass_edit(model, MORE[2:], **options("memit", continue_from=bare, past_keys="ignore")).sequence.n_edits == 5
     )
     with pytest.raises(
-        UserError, match="past_keys: expected a value only with memit, emmet, alphaedit, got one with rome"
+        UserError, match="past_keys: expected a value only with memit, emmet, alphaedit, pmet, got one with rome"
     ):
         ft.mass_edit(model, MORE, **options("rome", past_keys="keep"))
 

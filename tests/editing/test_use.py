@@ -79,6 +79,9 @@ def test_a_result_is_applied_and_removed(model):
     many = ft.mass_edit(model, FACTS, **MASS)
     handle = many.applied()
     assert model.generate(PROMPTS) != wanted
+    for twice in (many.applied, lambda: ft.generate(model, PROMPTS, delta=many), lambda: ft.apply_delta(model, many)):
+        with pytest.raises(ft.UserError, match=r"expected .* not applied yet|unchanged|hash"):
+            twice()
     handle.remove()
     assert model.model_hash == before
 

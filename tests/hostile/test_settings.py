@@ -42,7 +42,7 @@ MODEL = ("--model", "no/model")  # loading it would raise another error
         (("edit", "--ridge", "1e300"), "ridge: expected a number from 0 to 1000000"),
         (
             ("edit", "--method", "ft-1", "--ridge", "0.1"),
-            "ridge: expected a value only with rome, memit, emmet, alphaedit, got one with f",
+            "ridge: expected a value only with rome, memit, emmet, alphaedit, pmet, got one with f",
         ),
         (
             ("edit", "--method", "ft-5", "--contexts", "3"),
@@ -100,7 +100,11 @@ essence = 0
         ("layers = [1, 2]", "layers = true", "[edit] layers: expected a whole number from 0 to 10000 or a list"),
         ("contexts = 2", "contexts = -3", "[edit] contexts: expected a whole number from 0 to 1000000 or a list"),
         ("contexts = 2", 'contexts = ["{}", "x"]', "[edit] contexts: expected templates with one '{}' each, got 'x'"),
-        ('["rome", "ft-1"]', '["ft-1"]', "[edit] contexts: expected a value only with rome, memit, emmet, alphaedit"),
+        (
+            '["rome", "ft-1"]',
+            '["ft-1"]',
+            "[edit] contexts: expected a value only with rome, memit, emmet, alphaedit, pmet",
+        ),
         ("essence = 0", 'noise = "pink"', "[edit] noise: expected one of philox, released, got 'pink'"),
         ("essence = 0", "set = { steps = 1e300 }", "steps: expected a whole number from 1 to 100000, got 1e+300"),
         ("essence = 0", "set = { lr = inf }", "lr: expected a number above 0 and at most 1000000, got inf"),

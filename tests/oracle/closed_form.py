@@ -1,4 +1,4 @@
-"""ΔW of MEMIT, EMMET and AlphaEdit as their papers write it, in NumPy's float64. All arrays have a column per key.
+"""ΔW of the closed-form methods as their papers write it, in NumPy's float64. All arrays have a column per key.
 
 K: (m, n) new keys. R: (d, n) residuals. C: (m, m). K_p: (m, p) keys of earlier edits. Sources: Meng et al. 2022 (arXiv
 2210.07229), equation 14; Gupta et al. 2024 (arXiv 2403.14236), equation 13; Fang et al. 2024 (arXiv 2410.02355),
@@ -11,6 +11,9 @@ import numpy as np
 def memit(R, K, C, K_p, covariance_weight, norm_weight=0.0):
     system = covariance_weight * C + K_p @ K_p.T + K @ K.T + norm_weight * np.eye(len(C))
     return R @ K.T @ np.linalg.inv(system)
+
+
+pmet = memit  # Li et al. 2023 (arXiv 2308.08742), equation 7: only R differs
 
 
 def emmet(R, K, C, K_p, covariance_weight, norm_weight=0.0, slack=0.0):

@@ -1,7 +1,7 @@
-"""MEMIT, EMMET or AlphaEdit for one fact the obvious way: plain transformers, hooks, weights written layer by layer.
+"""MEMIT, EMMET, AlphaEdit or PMET for one fact the obvious way: plain transformers, hooks, weights written by layer.
 
-It uses nothing of fasttrace's engine. Source: Meng et al. 2022 (arXiv 2210.07229), section 4; docs/algorithms.md,
-sections 12 and 14.
+It uses nothing of fasttrace's engine. Sources: Meng et al. 2022 (arXiv 2210.07229), section 4; Li et al. 2023
+(arXiv 2308.08742) and its code; docs/algorithms.md, sections 12 and 14.
 """
 
 import torch
@@ -11,77 +11,98 @@ from hooked_trace import mlp_modules
 
 def hooked_memit(
     hf, tokenizer, blocks, prompt, subject, target_ids, window, contexts, change_of,
-    steps, lr, kl_factor, decay, clamp, noise=None, minimise=False,
+    steps, lr, kl_factor, decay, clamp, noise=None, minimise=False, places=None, share=None, settling=None,
 ):  # fmt: skip
-    """Return layer → ΔW (d, m) float64. blocks: the model's blocks. change_of: layer, residual (d,), key (m,) → ΔW."""
+    """Return layer → ΔW (d, m) float64. blocks: the model's blocks. change_of: layer, residual (d,), key (m,) → ΔW.
+
+    places: modules to whose outputs a δ each is added; the edit has to give the first one's (the window's last block).
+    share: layers left → what the missing part is divided by (their number). settling: PMET's (factor, KL), or None.
+    """
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
     top = window[-1]
+    places = places or [blocks[top]]
+    share = share or float
 
     def first(out):
         return out[0] if isinstance(out, tuple) else out
 
-    def run(text, extra, delta):
+    def run(text, extra, deltas):
         at = find_last_subject_token(tokenizer, text, subject)
 
-        def nudge(module, args, out):
-            rows = first(out).clone()
-            rows[0, at] += delta
-            return (rows, *out[1:]) if isinstance(out, tuple) else rows
+        def nudge(delta):
+            def added(module, args, out):
+                rows = first(out).clone()
+                rows[0, at] += delta
+                return (rows, *out[1:]) if isinstance(out, tuple) else rows
 
-        hook = blocks[top].register_forward_hook(nudge)
+            return added
+
+        hooks = [place.register_forward_hook(nudge(delta)) for place, delta in zip(places, deltas, strict=True)]
         with noised(hf, tokenizer, text, subject, None if text == essence else noise):
             logp = hf(torch.tensor([[*tokenizer(text)["input_ids"], *extra]])).logits[0].log_softmax(-1)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         return logp, at
 
     @torch.no_grad()
     def seen(text, layer):
-        """Return the key at `layer` and the top block's output, both at the last subject token."""
+        """Return the key at `layer` and the outputs of `places`, all at the last subject token."""
         at = find_last_subject_token(tokenizer, text, subject)
-        kept = {}
+        kept, outputs = {}, [None] * len(places)
         hooks = [
             down_projection(mlp_modules(hf)[layer]).register_forward_hook(
                 lambda m, a, o: kept.update(key=a[0].reshape(-1, a[0].shape[-1])[at].clone())
             ),
-            blocks[top].register_forward_hook(lambda m, a, o: kept.update(out=first(o)[0, at].clone())),
+            *(
+                place.register_forward_hook(lambda m, a, o, n=n: outputs.__setitem__(n, first(o)[0, at].clone()))
+                for n, place in enumerate(places)
+            ),
         ]
         with noised(hf, tokenizer, text, subject, noise):
             hf(torch.tensor([tokenizer(text)["input_ids"]]))
         for hook in hooks:
             hook.remove()
-        return kept["key"], kept["out"]
+        return kept["key"], outputs
 
-    z0 = seen(texts[0], top)[1]
+    origins = seen(texts[0], top)[1]
     with torch.no_grad():
-        logp, at = run(essence, [], torch.zeros_like(z0))
+        logp, at = run(essence, [], [torch.zeros_like(v) for v in origins])
         clean = logp[at].clone()
-    delta = torch.zeros_like(z0, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=lr)
+    deltas = [torch.zeros_like(v, requires_grad=True) for v in origins]
+    adam = torch.optim.Adam(deltas, lr=lr)
+    nll_factor = 1.0
     for _ in range(steps):
-        nll = 0.0
+        nll, settled = 0.0, True
         for text in texts:
-            logp, _ = run(text, target_ids[:-1], delta)
+            logp, _ = run(text, target_ids[:-1], deltas)
             begin = len(tokenizer(text)["input_ids"]) - 1
+            settled &= all(int(logp[begin + k].argmax()) == t for k, t in enumerate(target_ids))
             nll = nll - sum(logp[begin + k, t] for k, t in enumerate(target_ids)) / len(target_ids) / len(texts)
-        logp, at = run(essence, [], delta)
+        logp, at = run(essence, [], deltas)
         kl = (logp[at].exp() * (logp[at] - clean)).sum()
-        loss = (torch.exp(-nll) if minimise else nll) + kl_factor * kl + decay * delta.norm() / z0.norm() ** 2
+        size = sum(delta.norm() / v.norm() ** 2 for delta, v in zip(deltas, origins, strict=True))
+        loss = nll_factor * (torch.exp(-nll) if minimise else nll) + kl_factor * kl + decay * size
+        if settling and not minimise:
+            nll_factor = settling[0] if settled else 1.0
+            if (settled and kl_factor * kl.detach() < settling[1]) or loss.detach() < 0.05:
+                break
         adam.zero_grad()
         loss.backward()
         adam.step()
         with torch.no_grad():
-            limit = clamp * z0.norm()
-            if delta.norm() > limit:
-                delta.mul_(limit / delta.norm())
-    z = (z0 + delta.detach()).double()
+            for delta, v in zip(deltas, origins, strict=True):
+                if delta.norm() > clamp * v.norm():
+                    delta.mul_(clamp * v.norm() / delta.norm())
+    z = (origins[0] + deltas[0].detach()).double()
 
     changes = {}
+    unedited = {layer: down_projection(mlp_modules(hf)[layer]).weight.clone() for layer in window}
     for left, layer in zip(range(len(window), 0, -1), window, strict=True):
         # The bare prompt has half of the weight, and the other contexts share the other half.
-        share = [0.5, *(0.5 / (len(texts) - 1) for _ in texts[1:])] if len(texts) > 1 else [1.0]
-        key = sum(part * seen(text, layer)[0].double() for part, text in zip(share, texts, strict=True))
-        residual = (z - seen(texts[0], top)[1].double()) / left
+        parts = [0.5, *(0.5 / (len(texts) - 1) for _ in texts[1:])] if len(texts) > 1 else [1.0]
+        key = sum(part * seen(text, layer)[0].double() for part, text in zip(parts, texts, strict=True))
+        residual = (z - seen(texts[0], top)[1][0].double()) / share(left)
         changes[layer] = change_of(layer, residual, key)
         module = down_projection(mlp_modules(hf)[layer])
         update = changes[layer].T if _stored_across(module) else changes[layer]
@@ -89,8 +110,7 @@ def hooked_memit(
             module.weight += update.to(module.weight.dtype)
     with torch.no_grad():
         for layer in window:
-            module = down_projection(mlp_modules(hf)[layer])
-            module.weight -= (changes[layer].T if _stored_across(module) else changes[layer]).to(module.weight.dtype)
+            down_projection(mlp_modules(hf)[layer]).weight.copy_(unedited[layer])
     return changes
 
 

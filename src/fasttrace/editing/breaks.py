@@ -169,7 +169,7 @@ def prepare_watch(model: Decoder, asked: MassSettings) -> Watch:
             held_out = text_corpus(model, path, asked.held_out_tokens, length, what="held-out text")
             if all(len(one) < 2 for one in held_out.sequences(None)):
                 raise refusal(asked, "held_out", "a text of at least two tokens", f"'{path}'")
-            identity["held_out_hash"] = held_out.corpus_hash
+            identity["held_out"] = held_out.corpus_hash  # whatever the path that leads to it
     harness = prepare_harness(model, asked)
     if harness is not None:
         identity |= harness.identity

@@ -213,6 +213,7 @@ class Applied:
     """
 
     model: Decoder
+    updates: Mapping[int, Update] = field(repr=False)
     _hash: str | None = field(repr=False)
     _sums: str = field(default="", repr=False)  # of the weights with the edit
     _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
@@ -273,6 +274,8 @@ def updates_of(model: Decoder, delta: Delta, what: str) -> Mapping[int, Update]:
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident(what)
     check_updates(model, updates, what)
+    if any(one.updates is updates for one in model.applied):
+        raise UserError(f"{what}: expected an edit that is not applied yet, got one that '{model.name}' has")
     return updates
 
 
@@ -285,10 +288,11 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
         first.
 
     Returns a handle that removes the edit exactly. It is also a context manager, which gives the model.
-    Raises UserError as `load_delta`, and ModelError where weights are offloaded or on several devices.
+    Raises UserError as `load_delta` and where this edit is applied already, and ModelError where weights are offloaded
+    or on several devices.
     """
     updates = updates_of(model, delta, "apply_delta")
-    applied = Applied(model, model.model_hash)
+    applied = Applied(model, updates, model.model_hash)
     with torch.no_grad():
         for layer, update in updates.items():
             block = model.blocks[layer]

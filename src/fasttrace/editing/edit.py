@@ -291,8 +291,10 @@ def _run(
 def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
 
-    Methods: ROME, MEMIT, EMMET and AlphaEdit (the window around the layer), and constrained fine-tuning of the layer
-    (ft-1) or of its window (ft-5). Problems: error-injection, tracing-reversal, fact-erasure (facts with p(o_true) ≥
+    Methods: ROME, MEMIT, EMMET, AlphaEdit and PMET (the window around the layer), and constrained fine-tuning of the
+    layer (ft-1) or of its window (ft-5).
+
+    Problems: error-injection, tracing-reversal, fact-erasure (facts with p(o_true) ≥
     0.02; others get a row with the reason), fact-amplification, and fact-forcing (the subject is corrupted in editing
     and scoring). protocol="released" follows the released code in the hyperparameters, the steps and losses, the noise
     (drawn anew in every forward of fact-forcing), o_noise (which includes the prompt) and the scores: first paraphrase

@@ -26,7 +26,8 @@ def generate(model: Model, prompts: str | Sequence[str], given: EditedGenerateAr
 
     Returns the text that follows each prompt, without the prompt: a text for one prompt, a list for several.
 
-    Raises UserError for a prompt without a token and as `load_delta`, and ModelError for a prompt with more tokens than
+    Raises UserError for a prompt without a token, as `load_delta`, and where the edit is applied to the model already,
+    and ModelError for a prompt with more tokens than
     the model has positions, for a model with an edit whose weights are offloaded or on several devices, and with
     chat_template where the tokenizer has none.
     """

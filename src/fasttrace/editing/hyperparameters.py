@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Shape = tuple[str, int, int, int]
 # (model type, layers, width d, key width m). Llama-2-7B differs from Llama-3-8B only in m.
 GPTJ, GPT2_XL = ("gptj", 28, 4096, 16384), ("gpt2", 48, 1600, 6400)
+NEOX_20B = ("gpt_neox", 44, 6144, 24576)
 LLAMA3_8B, QWEN25_7B = ("llama", 32, 4096, 14336), ("qwen2", 28, 3584, 18944)
 SMOLLM2_135M = ("llama", 30, 576, 1536)
 
@@ -30,6 +31,8 @@ SMOLLM2_135M = ("llama", 30, 576, 1536)
 PAPER: dict[tuple[str, str | None], dict[str, Any]] = {
     ("rome", "fact-forcing"): {"steps": 25},
     ("memit", "error-injection"): {"kl_factor": 0.9},
+    # fasttrace's: o_true is the likeliest before the edit, so that PMET's own rule would stop before its first step.
+    ("pmet", "fact-amplification"): {"settled_factor": 1.0, "settled_kl": 0.0},
     ("ft-1", "error-injection"): {"epsilon": 1e-4},
     ("ft-5", "error-injection"): {"epsilon": 2e-5},
     ("ft-1", "tracing-reversal"): {"epsilon": 1e-5},
@@ -52,6 +55,9 @@ PAPER_MODEL: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
         ("ft-5", "error-injection"): {"epsilon": 1e-4},
         ("ft-1", "fact-forcing"): {"epsilon": 5e-4},
         ("ft-5", "fact-forcing"): {"epsilon": 5e-5},
+    },
+    NEOX_20B: {  # xpq-tech/PMET, as all of PMET's defaults
+        ("pmet", None): {"lr": 0.5, "kl_factor": 0.8, "clamp": 0.8, "covariance_weight": 15000.0},
     },
     LLAMA3_8B: {
         ("rome", None): {"steps": 25, "weight_decay": 1e-3},  # zjunlp/EasyEdit
@@ -96,6 +102,7 @@ RELEASED: dict[tuple[str, str | None], dict[str, Any]] = {
     ("memit", None): {"steps": 24},
     ("emmet", None): {"steps": 24},
     ("alphaedit", None): {"steps": 24},
+    ("pmet", None): {"steps": 29},
     ("ft-1", None): {"bias": True, "early_stop": 0.01},
     ("ft-5", None): {"bias": True, "early_stop": 0.01},
     ("ft-1", "error-injection"): {"epsilon": 1e-4},
@@ -121,6 +128,7 @@ TUNED: dict[str, tuple[str, tuple[float, ...]]] = {
     "memit": ("kl_factor", (0.0625, 0.9, 1.0)),
     "emmet": ("kl_factor", (0.0625, 0.9, 1.0)),
     "alphaedit": ("kl_factor", (0.0625, 0.9, 1.0)),
+    "pmet": ("kl_factor", (0.0625, 0.9, 1.0)),
     "ft-1": ("epsilon", (1e-4, 5e-5, 2e-5, 1e-5)),
     "ft-5": ("epsilon", (1e-4, 5e-5, 2e-5, 1e-5)),
 }
@@ -135,7 +143,8 @@ def shape_of(model: Decoder) -> Shape:
 def say_whose(name: str, method: str, shape: Shape) -> None:
     """Log, once a method, whose hyperparameters a model takes for which none are published."""
     of_model = {one for one, _ in PAPER_MODEL.get(shape, {})}
-    if shape not in (GPTJ, GPT2_XL, SMOLLM2_135M) and method not in of_model:
+    covered = shape in (GPTJ, SMOLLM2_135M) or (shape == GPT2_XL and method != "pmet")
+    if not covered and method not in of_model:
         log.warning("%s: no hyperparameters are published for '%s': it takes those of GPT-J", method, name)
 
 

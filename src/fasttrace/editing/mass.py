@@ -326,7 +326,7 @@ class MassPlan:
         v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
-                view, [ready[f.fact_id] for f, _ in part], [window[-1]], at="block", corruption=corruption
+                view, [ready[f.fact_id] for f, _ in part], [window[-1]], at=plan.solve.at, corruption=corruption
             )
             v0.append(batch.clean.v0[window[-1]])
             delta = torch.zeros_like(v0[-1], dtype=torch.float32)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fasttrace.cache import load_tensors
 from fasttrace.editing.moments_npz import write_key_sum
-from fasttrace.editing.null_space import null_space
+from fasttrace.editing.null_space import has_null_space, null_space
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.places import check_folder
@@ -155,6 +155,14 @@ class Moments:
             _keep(self._null_spaces, which, basis, len(C) ** 2 * 8, C.device)
         self._null_spaces.move_to_end(which)
         return self._null_spaces[which]
+
+    def check_null_space(
+        self, layer: int, threshold: float, unit: Literal["absolute", "trace"], device: torch.device
+    ) -> None:
+        """Raise UserError where `null_space` would, at the cost of one Cholesky factor."""
+        C = self.matrix(layer)
+        if not has_null_space(C.to(_roomy(device, len(C))), threshold, unit):
+            self.null_space(layer, threshold, unit, device)
 
     def _factor(self, layer: int, device: torch.device, added: float = 0.0) -> "_Factor":
         """The layer's factor, which is computed on `device` if that is a GPU with room for it. A factor that is kept is

@@ -50,6 +50,14 @@ def null_space(C: Tensor, threshold: float, of: Literal["absolute", "trace"] = "
     return vectors[:, below].contiguous()
 
 
+def has_null_space(C: Tensor, threshold: float, of: Literal["absolute", "trace"] = "absolute") -> bool:
+    """Whether C has an eigenvalue below the threshold, without computing any: whether C − threshold · I has no Cholesky
+    factor. Arguments as in `null_space`."""
+    shifted = C.double().clone()
+    shifted.diagonal().sub_(threshold if of == "absolute" else threshold * float(shifted.trace()))
+    return bool(torch.linalg.cholesky_ex(shifted).info)
+
+
 def load_projection(path: str | Path, model: Decoder, layers: Sequence[int]) -> Tensor:
     """The projections P onto the null space of each layer, as AlphaEdit publishes them: (n, m, m) on the CPU.
 

@@ -318,7 +318,7 @@ class EditPlan:
             return edits + solve_rome(batch, where, self.hyperparameters, self.moments, delta, loss)
         assert self.solve is not None
         starts = [job.window[0] for job in jobs]
-        batch = ValueBatch(self.model, ready, layers, at="block", starts=starts, corruption=corruption)
+        batch = ValueBatch(self.model, ready, layers, at=self.solve.at, starts=starts, corruption=corruption)
         delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
         for layer in sorted({job.layer for job in jobs}):
             here = [i for i, job in enumerate(jobs) if job.layer == layer]

@@ -1,9 +1,9 @@
-"""The engine of MEMIT, EMMET and AlphaEdit: a target z for the block output at a window's last layer, which is spread
-over the window's down-projections.
+"""The engine of MEMIT, EMMET, AlphaEdit and PMET: a target z for the output of a window's last block (in PMET of its
+MLP), which is spread over the window's down-projections.
 
 Layer by layer from below, the method's solve (`editing.methods`) gives ΔW from K and R. R is the part of z that is
-still missing, divided by the number of layers left. K contains the keys in the model whose lower layers are already
-changed (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229, section 4).
+still missing, divided by the number of layers left (in PMET by its root). K contains the keys in the model whose lower
+layers are already changed (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229, section 4).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
 from fasttrace.editing.methods.base import Past, PastKeys, Solve
 from fasttrace.editing.value import FactContexts, ValueBatch
-from fasttrace.editing.wave import Visited, walk
+from fasttrace.editing.wave import At, Visited, walk
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import batches, mix, pack, rotary_rows
@@ -57,9 +57,9 @@ def spread(
         value = block.mlp_value(key)
         keys = context.mean(key[context.last])
         if at > window[0]:
-            reached = context.first_only(at + 1, resid_mid + block.mlp_add(value), window[-1])
+            reached = context.first_only(at, resid_mid, value, window[-1], solve.at)
             missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
-        residual = missing / (window[-1] - at + 1)
+        residual = missing / solve.share(window[-1] - at + 1)
         scaled = solve.alone(at, keys)
         for i in range(len(facts)):
             updates[i][at] = LowRank(residual[i].float()[None], scaled[i].float()[None])
@@ -96,9 +96,9 @@ def _spread_anew(
     for at in window:
         view = edited_view(batch.model, updates)
         places = [own_place(own.fact, len(head), drawn + i) for i, head in enumerate([*heads, heads[0]])]
-        key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at)[0])[None]
-        reached = _at_last_tokens(view, heads[:1], places[-1:], corruption, top)[1][0].double()
-        residual = (z - reached) / (top - at + 1) if bool(delta.any()) else torch.zeros_like(z)
+        key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at, solve.at)[0])[None]
+        reached = _at_last_tokens(view, heads[:1], places[-1:], corruption, top, solve.at)[1][0].double()
+        residual = (z - reached) / solve.share(top - at + 1) if bool(delta.any()) else torch.zeros_like(z)
         updates[at] = LowRank(residual.float()[None], solve.alone(at, key).float())
         drawn += len(places)
     norm = float(delta.norm() / batch.clean.v0[top][fact].float().norm())
@@ -111,15 +111,16 @@ def _at_last_tokens(
     subjects: Sequence[Subject | None],
     corruption: Corruption | None,
     layer: int,
+    where: At,
 ) -> tuple[Tensor, Tensor]:
-    """(keys (S, m), resid_post (S, d)) at a layer and the last token of each sequence."""
+    """(keys (S, m), `Visited.output` (S, d)) at a layer and the last token of each sequence."""
     lower = edited_view(model, {})
     lower.blocks = model.blocks[: layer + 1]
     packed = pack(model, sequences)
     found: list[Visited] = []
     h = embed_corrupted(model, packed, subjects, corruption)
     walk(lower, packed, h, lambda seen: found.append(seen) if seen.layer == layer else None)
-    return found[0].key[packed.last_rows], found[0].resid_post[packed.last_rows]
+    return found[0].key[packed.last_rows], found[0].output(where)[packed.last_rows]
 
 
 def mean_key(keys: Tensor) -> Tensor:
@@ -167,15 +168,22 @@ class _ContextRows:
         """rows: (contexts, m) → (facts, m), each fact's `mean_key`."""
         return torch.stack([mean_key(part) for part in torch.split(rows, self.counts)])
 
-    def first_only(self, layer: int, h: Tensor, last_layer: int) -> Tensor:
-        """h: (N, d) input of block `layer` → (facts, d), the output of block `last_layer` without edits in between, at
-        the last subject token of the un-prefixed context."""
-        h, rotary = h[self.bare_rows], rotary_rows(self.rotary, self.bare_rows)
-        for at in range(layer, last_layer + 1):
-            block = self.model.blocks[at]
+    def first_only(self, layer: int, resid_mid: Tensor, value: Tensor, top: int, where: At) -> Tensor:
+        """(facts, d), the output of block `top`, or of its MLP, without edits from `layer` on.
+
+        It is that at the last subject token of the un-prefixed context.
+
+        resid_mid, value: (N, d), those of block `layer`. where: "block" gives the block's output, else the MLP's.
+        """
+        rotary = rotary_rows(self.rotary, self.bare_rows)
+        resid_mid, value = resid_mid[self.bare_rows], value[self.bare_rows]
+        for at in range(layer + 1, top + 1):
+            h = resid_mid + self.model.blocks[at - 1].mlp_add(value)
             resid_mid, key = _until_key(self.model, at, h, rotary, self.bare_sequences)
-            h = resid_mid + block.mlp_add(block.mlp_value(key))
-        return h[self.bare_last]
+            value = self.model.blocks[at].mlp_value(key)
+        if where != "block":
+            return value[self.bare_last]
+        return (resid_mid + self.model.blocks[top].mlp_add(value))[self.bare_last]
 
 
 def _until_key(
@@ -215,9 +223,9 @@ def spread_together(
         # Without a change below, the output is v0 itself. Computed again, it might round differently.
         edited = any(update.changes() for update in updates.values())
         view, top = edited_view(model, updates), window[-1] if edited else at
-        keys, reached = _keys_and_values(view, facts, corruption, at, top)
+        keys, reached = _keys_and_values(view, facts, corruption, at, top, solve.at)
         moved = reached.double() - v0.double() if edited else 0.0
-        residual = (delta.double() - moved) / (window[-1] - at + 1)
+        residual = (delta.double() - moved) / solve.share(window[-1] - at + 1)
         earlier = past.get(at)
         solved = solve.together(at, keys, earlier)
         conditions[at] = solved.condition
@@ -227,9 +235,9 @@ def spread_together(
 
 
 def _keys_and_values(
-    model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int
+    model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int, where: At
 ) -> tuple[Tensor, Tensor]:
-    """(`mean_key` (F, m) at `layer`, block outputs (F, d) at `top`) of the facts in this model."""
+    """(`mean_key` (F, m) at `layer`, `Visited.output` (F, d) at `top`) of the facts in this model."""
     keys: list[Tensor] = []
     reached: list[Tensor] = []
     lower = edited_view(model, {})
@@ -244,7 +252,7 @@ def _keys_and_values(
             if seen.layer == layer:
                 keys.extend(mean_key(seen.key[rows]) for rows in last)
             if seen.layer == top:
-                reached.extend(seen.resid_post[rows[0]] for rows in last)
+                reached.extend(seen.output(where)[rows[0]] for rows in last)
 
         subjects = [subject for f in facts[part] for subject in f.subjects()[:-1]]
         walk(lower, packed, embed_corrupted(model, packed, subjects, corruption), visit)

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.wave import EditWave, Span, Visited, walk
+from fasttrace.editing.wave import At, EditWave, Span, Visited, walk
 from fasttrace.errors import shown
 from fasttrace.facts import EncodedFact, Fact, encode_fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import pack, row_logits, row_logprob
-from fasttrace.settings.methods import RomeSettings, ValueSettings
+from fasttrace.models.readout import top_tokens
+from fasttrace.settings.methods import PmetSettings, RomeSettings, ValueSettings
 
 
 @dataclass(eq=False)
@@ -94,6 +95,9 @@ class Clean:
     key, mean_key: edited layer → (facts, m), the key there, and its mean over contexts.
     start: layer → (n, d), the layer's input at every context's tokens up to the last subject token.
     kl: (facts, V) log-probabilities after the KL prompt.
+    Where δ is added to both modules, also of the tokens at the last subject token:
+    attn0: edited layer → (facts, d), the attention module's output in the un-prefixed context.
+    before: edited layer → (input of the layer, attention module's output), each (n_sequences, d).
     """
 
     prefix: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -104,13 +108,16 @@ class Clean:
     mean_key: dict[int, Tensor] = field(default_factory=dict)
     start: dict[int, Tensor] = field(default_factory=dict)
     kl: Tensor = field(default_factory=lambda: torch.zeros(0))
+    attn0: dict[int, Tensor] = field(default_factory=dict)
+    before: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class ValueBatch:
     """The clean pass over some facts, from which `optimise` finds δ for any (fact, layer).
 
     layers: the layers at which δ may be added.
-    at: "mlp" adds δ to the MLP's output (ROME), "block" to the block's output (MEMIT).
+    at: "mlp" adds δ to the MLP's output (ROME), "block" to the block's output (MEMIT), "modules" one δ to the MLP's
+    output and one to the attention's (PMET).
     starts: layers whose input is kept at the contexts' tokens up to the last subject token.
     corruption: noise on the subject in every context, or None.
     """
@@ -121,7 +128,7 @@ class ValueBatch:
         facts: Sequence[FactContexts],
         layers: Sequence[int],
         *,
-        at: str = "mlp",
+        at: At = "mlp",
         starts: Sequence[int] = (),
         corruption: Corruption | None = None,
     ) -> None:
@@ -150,7 +157,7 @@ class ValueBatch:
     def _draw_again(self, step: int) -> None:
         """Replace what the noise of the contexts decides by its values under the noise of a later step."""
         again = self._clean_pass(self.drawn_before(step))
-        self.clean.prefix, self.clean.entry = again.prefix, again.entry
+        self.clean.prefix, self.clean.entry, self.clean.before = again.prefix, again.entry, again.before
 
     def read_by_rome(self, settings: RomeSettings) -> tuple[Clean, Clean]:
         """The passes from which ROME reads the mean key over contexts, and the key and the output of the bare prompt.
@@ -187,13 +194,16 @@ class ValueBatch:
             if seen.layer not in self.layers:
                 return
             kept.entry[seen.layer] = seen.resid_mid[tail_rows], seen.value[tail_rows]
-            edited = seen.value if self.at == "mlp" else seen.resid_post
+            edited = seen.output(self.at)
             # The last sequence of each fact is the KL prompt, which is not a context of the key.
             rows = [x[:-1] for x in torch.split(last, counts)]
             kept.v0[seen.layer] = torch.stack([edited[x[0]] for x in rows])
             kept.mean_value[seen.layer] = torch.stack([edited[x].mean(0) for x in rows])
             kept.key[seen.layer] = torch.stack([seen.key[x[0]] for x in rows])
             kept.mean_key[seen.layer] = torch.stack([seen.key[x].mean(0) for x in rows])
+            if self.at == "modules":
+                kept.attn0[seen.layer] = torch.stack([seen.attn[x[0]] for x in rows])
+                kept.before[seen.layer] = seen.resid_pre[last], seen.attn[last]
 
         subjects = [subject for f in self.facts for subject in f.subjects(drawn(f) if self.anew else None)]
         with torch.no_grad():
@@ -207,15 +217,18 @@ class ValueBatch:
     ) -> tuple[Tensor, Tensor]:
         """Run Adam on δ for every job.
 
-        Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL if `minimise`.
+        Loss = NLL + kl_factor · KL + weight_decay · ‖δ‖/‖v0‖², with exp(−NLL) in place of NLL if `minimise`. Where each
+        module has a δ, both are bounded and weighed by themselves, and only the MLP's is returned.
 
         jobs: (index of the fact, layer) in order of layer, none of them `unseen`.
         Return (δ (P, d) float32, the last loss of each job (P,)). Where a job diverged, its δ is 0 and its loss NaN.
         """
-        v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in jobs]).float()
-        length = v0.norm(dim=1)
-        limit = settings.clamp * length[:, None]
+        v0 = torch.stack([self.v0(layer, settings)[fact] for fact, layer in jobs]).float()  # (P, modules, d)
+        length = v0.norm(dim=2)
+        limit = settings.clamp * length[..., None]
         delta = torch.zeros_like(v0, requires_grad=True)
+        settles = isinstance(settings, PmetSettings) and not minimise
+        weight = torch.ones(len(jobs), device=v0.device)
         adam = torch.optim.Adam([delta], lr=settings.lr)
         objective = _Objective(self, jobs)
         running = torch.arange(len(jobs), device=v0.device)
@@ -224,12 +237,18 @@ class ValueBatch:
             if step and self.anew:
                 self._draw_again(step)
             mine = delta[running]
-            nll, kl = objective.losses(mine)
-            decay = mine.norm(dim=1) / length[running].square()
-            loss = (torch.exp(-nll) if minimise else nll) + settings.kl_factor * kl + settings.weight_decay * decay
+            nll, kl, settled = objective.losses(mine, settles)
+            decay = (mine.norm(dim=2) / length[running].square()).sum(1)
+            loss = (torch.exp(-nll) if minimise else nll) * weight[running] + settings.kl_factor * kl
+            loss = loss + settings.weight_decay * decay
             last[running] = loss.detach().double()
-            if settings.early_stop is not None and not minimise:
-                stays = loss.detach() >= settings.early_stop
+            if not minimise:
+                stays = torch.ones_like(running, dtype=torch.bool)
+                if settings.early_stop is not None:
+                    stays = loss.detach() >= settings.early_stop
+                if settled is not None and isinstance(settings, PmetSettings):
+                    weight[running] = torch.where(settled, settings.settled_factor, 1.0)
+                    stays &= ~settled | (settings.kl_factor * kl.detach() >= settings.settled_kl)
                 if not bool(stays.all()):
                     running, loss = running[stays], loss[stays]
                     if not len(running):
@@ -239,17 +258,18 @@ class ValueBatch:
             before = delta.detach().clone()
             adam.step()
             with torch.no_grad():
-                norm = delta.norm(dim=1, keepdim=True)
+                norm = delta.norm(dim=2, keepdim=True)
                 moved = delta * torch.where(norm > limit, limit / norm, torch.ones_like(norm))
                 # Adam would go on moving an edit that has stopped.
                 delta.copy_(before.index_copy(0, running, moved[running]))
-        finite = torch.isfinite(delta.detach()).all(1) & torch.isfinite(last)
-        return torch.where(finite[:, None], delta.detach(), 0.0), torch.where(finite, last, torch.nan)
+        finite = torch.isfinite(delta.detach()).flatten(1).all(1) & torch.isfinite(last)
+        return torch.where(finite[:, None], delta.detach()[:, 0], 0.0), torch.where(finite, last, torch.nan)
 
     def v0(self, layer: int, settings: ValueSettings) -> Tensor:
-        """(facts, d), the vector to which δ is added and whose norm bounds δ."""
+        """(facts, modules, d), the vectors to which each δ is added and whose norms bound it, the MLP's first."""
         averaged = isinstance(settings, RomeSettings) and settings.key_mode == "r-rome"
-        return (self.clean.mean_value if averaged else self.clean.v0)[layer]
+        own = (self.clean.mean_value if averaged else self.clean.v0)[layer]
+        return torch.stack([own, self.clean.attn0[layer]] if self.at == "modules" else [own], dim=1)
 
 
 class _Objective:
@@ -260,6 +280,7 @@ class _Objective:
         prefix_begin = np.cumsum(batch.prefix_len) - batch.prefix_len
         tail_begin = np.cumsum(batch.tail_len) - batch.tail_len
         spans: list[Span] = []
+        sequence: list[int] = []
         targets: list[int] = []
         is_kl: list[bool] = []
         for job, (fact, _) in enumerate(self.jobs):
@@ -269,8 +290,10 @@ class _Objective:
                 prefix, tail = int(batch.prefix_len[s]), int(batch.tail_len[s])
                 read = 1 if kl else len(target)
                 spans.append(Span(job, int(tail_begin[s]), tail, prefix, int(prefix_begin[s]), prefix, read))
+                sequence.append(s)
                 is_kl += [kl] * read
                 targets += [0] if kl else target
+        self.sequence = torch.tensor(sequence, device=batch.model.device)
         self.wave = EditWave(batch.model, [layer for _, layer in self.jobs], spans)
         device = batch.model.device
         kl_row = torch.tensor(is_kl, device=device)
@@ -280,38 +303,50 @@ class _Objective:
         self.tokens = torch.bincount(self.owner, minlength=len(self.jobs))
         self.kl_fact = torch.tensor([fact for fact, _ in self.jobs], device=device)
 
-    def losses(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """delta: (P, d) → (NLL (P,), KL (P,)), differentiable.
+    def losses(self, delta: Tensor, settles: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """delta: (P, modules, d) → (NLL (P,), KL (P,), whether the job is settled (P,)), the first two differentiable.
 
         NLL: −log p(target) per target token, averaged over contexts. KL: divergence of the edited from the unedited
-        distribution after the KL prompt.
+        distribution after the KL prompt. A job is settled where every token of its target is the likeliest in every
+        context, which is only looked at if `settles`.
         """
         batch, model, wave = self.batch, self.batch.model, self.wave
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
             resid_mid, value = (part[rows] for part in batch.clean.entry[layer])
-            places, owner = self._edited_rows(layer, first, first + len(begin) - 1)
-            change = delta.to(value.dtype)[owner]
+            block = model.blocks[layer]
+            places, mine = self._edited_rows(layer, first, first + len(begin) - 1)
+            change = delta.to(value.dtype)[wave.owner[mine]]
             if batch.at == "mlp":
-                return resid_mid + model.blocks[layer].mlp_add(value.index_add(0, places, change))
-            return (resid_mid + model.blocks[layer].mlp_add(value)).index_add(0, places, change)
+                return resid_mid + block.mlp_add(value.index_add(0, places, change[:, 0]))
+            out = resid_mid + block.mlp_add(value)
+            if batch.at == "block":
+                return out.index_add(0, places, change[:, 0])
+            h, attn = (part[self.sequence[mine]] for part in batch.clean.before[layer])
+            mid = h + block.attn_add(attn + change[:, 1])
+            at_mlp = value[places] if block.parallel else block.mlp_value(block.mlp_key(block.mlp_norm(mid)))
+            return out.index_copy(0, places, mid + block.mlp_add(at_mlp + change[:, 0]))
 
         h = wave.run(enter, kept=batch.clean.prefix)
         logp = row_logprob(model, h[self.scored], self.targets)
         total = logp.new_zeros(len(self.jobs)).index_add(0, self.owner, logp)
         now = row_logits(model, h[self.kl_rows]).float().log_softmax(-1)
         kl = (now.exp() * (now - batch.clean.kl[self.kl_fact])).sum(-1)
-        return -total / self.tokens, kl
+        settled = None
+        if settles:
+            likeliest = (top_tokens(model, h[self.scored]) == self.targets).to(self.tokens.dtype)
+            settled = torch.zeros_like(self.tokens).index_add(0, self.owner, likeliest) == self.tokens
+        return -total / self.tokens, kl, settled
 
     def _edited_rows(self, layer: int, first: int, past: int) -> tuple[Tensor, Tensor]:
-        """(n,) indices of the last subject tokens among the rows that enter for jobs first … past − 1, and (n,) their
-        jobs."""
+        """(n,) indices of the last subject tokens among the rows that enter for jobs first … past − 1, and (n,) the
+        sequences that they are of."""
         wave = self.wave
-        chosen = (wave.owner >= first) & (wave.owner < past)
-        rows, owner = wave.first_rows[chosen], wave.owner[chosen]
+        mine = ((wave.owner >= first) & (wave.owner < past)).nonzero()[:, 0]
+        rows = wave.first_rows[mine]
         if layer < self.batch.model.n_layers - 1:
-            return rows - int(wave.row_begin[first]), owner
+            return rows - int(wave.row_begin[first]), mine
         # At the last layer only rows that are read enter, and a sequence's first row may not be among them.
         places = torch.searchsorted(wave.read, rows).clamp_max(len(wave.read) - 1)
         is_read = wave.read[places] == rows
-        return places[is_read] - int(wave.read_begin[first]), owner[is_read]
+        return places[is_read] - int(wave.read_begin[first]), mine[is_read]

@@ -7,7 +7,7 @@ jobs (docs/algorithms.md, section 17).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,23 +17,32 @@ from fasttrace.models.adapter import Block, Decoder
 from fasttrace.models.packed import Batch, mix, rotary_rows
 from fasttrace.ops.prefix_attention import Column, Sequences, sequence_table
 
+# Where δ is added: to the MLP's output (ROME), the block's (MEMIT), or both the MLP's and the attention's (PMET).
+At = Literal["mlp", "block", "modules"]
+
 
 @dataclass(frozen=True, eq=False)
 class Visited:
     """One layer of a clean pass, all rows.
 
     resid_pre, resid_mid, resid_post: (N, d), the residual before the layer, after its attention and after its MLP.
-    k, v: (N, Hkv, hd). key: (N, m), the input of the down-projection. value: (N, d), the MLP module's output.
+    k, v: (N, Hkv, hd). attn: (N, d), the attention module's output. key: (N, m), the input of the down-projection.
+    value: (N, d), the MLP module's output.
     """
 
     layer: int
     resid_pre: Tensor
     k: Tensor
     v: Tensor
+    attn: Tensor
     resid_mid: Tensor
     key: Tensor
     value: Tensor
     resid_post: Tensor
+
+    def output(self, at: "At") -> Tensor:
+        """(N, d), the output to which δ is added: the block's, or the MLP's."""
+        return self.resid_post if at == "block" else self.value
 
 
 @torch.no_grad()
@@ -43,11 +52,12 @@ def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], Non
     for layer, block in enumerate(model.blocks):
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
-        resid_mid = h + block.attn_out(mix(block, block.query(x, rotary), k, v, batch.sequences))
+        attn = block.attn_value(mix(block, block.query(x, rotary), k, v, batch.sequences))
+        resid_mid = h + block.attn_add(attn)
         key = block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
         value = block.mlp_value(key)
         resid_post = resid_mid + block.mlp_add(value)
-        visit(Visited(layer, h, k, v, resid_mid, key, value, resid_post))
+        visit(Visited(layer, h, k, v, attn, resid_mid, key, value, resid_post))
         h = resid_post
     return h
 

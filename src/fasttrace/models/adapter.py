@@ -73,8 +73,16 @@ class Block(ABC):
         """x: (N, d) → keys and values, each (N, n_kv_heads, head_dim), positions applied to the keys."""
 
     @abstractmethod
+    def attn_value(self, mixed: Tensor) -> Tensor:
+        """mixed: (N, n_heads * head_dim) → (N, d), the attention module's output."""
+
+    def attn_add(self, value: Tensor) -> Tensor:
+        """value: (N, d) attention output → (N, d), what it adds to the residual, any norm after attention included."""
+        return value
+
     def attn_out(self, mixed: Tensor) -> Tensor:
-        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual, any norm after it included."""
+        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual."""
+        return self.attn_add(self.attn_value(mixed))
 
     @abstractmethod
     def mlp_norm(self, h: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         most=MOST_ITEMS,
         names_run="always",
         help="Number of prefixes to sample; or prompt templates, the first being {}; by default 20 for rome, half of 5 "
-        "tokens and half of 10; 5 for memit, emmet and alphaedit, which begin with The, Therefore, Because, I and You",
+        "tokens and half of 10; 5 for the other methods with keys, which begin with The, Therefore, Because, I and You",
     )
     essence: int = setting(
         default=5,

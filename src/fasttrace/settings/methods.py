@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from .base import Setting, check_names, given_by, refusal, setting, settings, settings_of
 from .kinds import MOST_STEPS, MOST_WEIGHT
 
-Method = Literal["rome", "memit", "emmet", "alphaedit", "ft-1", "ft-5"]
+Method = Literal["rome", "memit", "emmet", "alphaedit", "pmet", "ft-1", "ft-5"]
 
 
 @settings("optimisation")
@@ -73,8 +73,8 @@ class RomeSettings(ValueSettings):
 
 @settings("spread")
 class SpreadSettings(ValueSettings):
-    """Settings of the methods that optimise δ on resid_post of the window's last layer, and spread it over the window's
-    layers with one solve a layer."""
+    """Settings of the methods that optimise δ at the window's last layer, and spread it over the window's layers with
+    one solve a layer."""
 
     clamp: float = setting(default=0.75)
 
@@ -157,6 +157,33 @@ class AlphaEditSettings(SpreadSettings):
             raise refusal(self, both[0], "a value only without projections", "both")
 
 
+@settings("pmet")
+class PmetSettings(MemitSettings):
+    """PMET (Li et al. 2023, arXiv 2308.08742): of two δ that are optimised together, MEMIT's solve for the MLP's."""
+
+    steps: int = setting(default=30)
+    lr: float = setting(default=0.2)
+    kl_factor: float = setting(default=1.0)
+    early_stop: float | None = setting(default=0.05)
+    covariance_weight: float = setting(default=6000.0)
+    settled_factor: float = setting(
+        default=0.1,
+        least=0,
+        most=MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="Weight of the NLL after a step at which each token of the target was the likeliest in every context",
+    )
+    settled_kl: float = setting(
+        default=0.01,
+        least=0,
+        most=MOST_WEIGHT,
+        tabled=True,
+        names_run="always",
+        help="At such a step, stop optimising the edit if kl_factor times the KL divergence is below this",
+    )
+
+
 @settings("fine-tuning")
 class FineTuneSettings(OptimiserSettings):
     """Constrained fine-tuning: Adam on the window's down-projections."""
@@ -174,14 +201,14 @@ class FineTuneSettings(OptimiserSettings):
 
 
 @settings("edit")
-class Hyperparameters(RomeSettings, EmmetSettings, AlphaEditSettings, FineTuneSettings):
+class Hyperparameters(RomeSettings, EmmetSettings, AlphaEditSettings, PmetSettings, FineTuneSettings):
     """The hyperparameters of every method, as keywords."""
 
     def __attrs_post_init__(self) -> None:
         pass  # The method's own type checks the values.
 
 
-MethodSettings = RomeSettings | MemitSettings | EmmetSettings | AlphaEditSettings | FineTuneSettings
+MethodSettings = RomeSettings | SpreadSettings | FineTuneSettings
 
 
 class Traits(NamedTuple):
@@ -211,6 +238,7 @@ METHODS: dict[str, Traits] = {
     "memit": Traits(MemitSettings, windowed=True, contexts=5),
     "emmet": Traits(EmmetSettings, windowed=True, contexts=5),
     "alphaedit": Traits(AlphaEditSettings, windowed=True, contexts=5),
+    "pmet": Traits(PmetSettings, windowed=True, contexts=5),
     "ft-1": Traits(FineTuneSettings, windowed=False),
     "ft-5": Traits(FineTuneSettings, windowed=True),
 }

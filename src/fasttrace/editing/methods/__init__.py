@@ -1,4 +1,4 @@
-"""Editing methods, one file each. MEMIT, EMMET and AlphaEdit are solves for the engine of `editing.spread`."""
+"""Editing methods, one file each. MEMIT, EMMET, AlphaEdit and PMET are solves for the engine of `editing.spread`."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,12 @@ from fasttrace.editing.methods.alphaedit import AlphaEdit
 from fasttrace.editing.methods.base import Solve
 from fasttrace.editing.methods.emmet import Emmet
 from fasttrace.editing.methods.memit import Memit
+from fasttrace.editing.methods.pmet import Pmet
 from fasttrace.editing.moments import Moments
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import MethodSettings
 
-SOLVES: dict[str, type[Solve]] = {"memit": Memit, "emmet": Emmet, "alphaedit": AlphaEdit}
+SOLVES: dict[str, type[Solve]] = {"memit": Memit, "emmet": Emmet, "alphaedit": AlphaEdit, "pmet": Pmet}
 
 
 def solve_of(

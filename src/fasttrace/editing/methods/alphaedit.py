@@ -25,8 +25,12 @@ class AlphaEdit(Solve[AlphaEditSettings]):
     def __init__(self, *about: Any, model: Decoder, layers: Sequence[int]) -> None:
         super().__init__(*about, model=model, layers=layers)
         self._bases: dict[int, Tensor] = {}  # of P from a file
-        if self.settings.projections is not None:
-            read = load_projection(self.settings.projections, model, layers)
+        own = self.settings
+        if own.projections is None:
+            for layer in layers:
+                self.moments.check_null_space(layer, own.null_threshold, own.null_unit, model.device)
+        else:
+            read = load_projection(own.projections, model, layers)
             for layer, P in zip(layers, read, strict=True):
                 values, vectors = torch.linalg.eigh(P.double())
                 self._bases[layer] = vectors[:, values > 0.5].contiguous().to(model.device)

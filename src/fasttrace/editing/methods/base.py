@@ -1,4 +1,4 @@
-"""What MEMIT, EMMET and AlphaEdit have in common: a solve for the change of one down-projection.
+"""What MEMIT, EMMET, AlphaEdit and PMET have in common: a solve for the change of one down-projection.
 
 Each method makes ΔW small for old knowledge and fits the new keys. So each is a regression whose kernel is k₁ᵀ G k₂:
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.moments import Moments, largest_eigenvalue, least_eigenvalue
+from fasttrace.editing.wave import At
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import SpreadSettings
@@ -76,6 +77,7 @@ class Solve(ABC, Generic[S]):
     """The solve of one method with its hyperparameters. `moments` gives C."""
 
     name: str
+    at: At = "block"  # where δ is added
     freedom: str  # the hyperparameter that `slack` is made of
 
     def __init__(self, settings: S, moments: Moments, *, model: Decoder, layers: Sequence[int]) -> None:
@@ -86,6 +88,10 @@ class Solve(ABC, Generic[S]):
     @abstractmethod
     def weight(self) -> float:
         """N of the keys of earlier edits."""
+
+    def share(self, left: int) -> float:
+        """What the missing part of z is divided by at a layer, with `left` layers left, itself included."""
+        return left
 
     @abstractmethod
     def slack(self, n: int) -> float:

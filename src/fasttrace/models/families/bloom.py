@@ -47,7 +47,7 @@ class BloomBlock(HeadwiseBlock):
         k, v = self.project(x, slice(1, 3)).unbind(2)
         return k, v
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.dense.weight, self.attn.dense.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class FalconBlock(Block):
         bias = None if fused.bias is None else fused.bias.unflatten(0, groups)[:, parts].flatten()
         return linear(x, weight, bias).view(len(x), self.n_kv_heads, -1, hd)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.dense.weight, self.attn.dense.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ class FalconAlibiBlock(FalconBlock):
         (alibi,) = rotary
         return torch.cat((k, alibi[:, :, None]), dim=-1), torch.cat((v, torch.zeros_like(v[..., :1])), dim=-1)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
-        return super().attn_out(mixed.unflatten(1, (self.n_heads, -1))[..., :-1].flatten(1))
+    def attn_value(self, mixed: Tensor) -> Tensor:
+        return super().attn_value(mixed.unflatten(1, (self.n_heads, -1))[..., :-1].flatten(1))
 
 
 @Decoder.register("falcon")

@@ -33,8 +33,8 @@ class Gemma2Block(LlamaBlock):
     def attn_norm(self, h: Tensor) -> Tensor:
         return _norm(self.layer.input_layernorm, h)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
-        return _norm(self.layer.post_attention_layernorm, super().attn_out(mixed))
+    def attn_add(self, value: Tensor) -> Tensor:
+        return _norm(self.layer.post_attention_layernorm, value)
 
     def mlp_norm(self, h: Tensor) -> Tensor:
         return _norm(self.layer.pre_feedforward_layernorm, h)

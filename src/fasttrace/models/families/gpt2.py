@@ -35,7 +35,7 @@ class GPT2Block(Block):
         k, v = kv.view(-1, 2, self.n_heads, self.head_dim).unbind(1)
         return k, v
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.c_proj.weight.t(), self.attn.c_proj.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

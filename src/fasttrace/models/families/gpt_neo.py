@@ -32,7 +32,7 @@ class GPTNeoBlock(Block):
         shape = (-1, self.n_heads, self.head_dim)
         return linear(x, self.attn.k_proj.weight).view(shape), linear(x, self.attn.v_proj.weight).view(shape)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.out_proj.weight, self.attn.out_proj.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

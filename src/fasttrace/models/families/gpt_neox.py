@@ -55,7 +55,7 @@ class GPTNeoXBlock(HeadwiseBlock):
         k, v = self.project(x, slice(1, 3)).unbind(2)
         return partial_rotary_(k, *rotary), v
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.dense.weight, self.attn.dense.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

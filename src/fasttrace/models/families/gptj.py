@@ -38,7 +38,7 @@ class GPTJBlock(Block):
         (N, r)."""
         return partial_rotary_(x.view(-1, self.n_heads, self.head_dim), *rotary, interleaved=True)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.out_proj.weight)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class LlamaBlock(Block):
         cos, sin = rotary
         return rotary_(x, cos, sin)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.o_proj.weight, self.attn.o_proj.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

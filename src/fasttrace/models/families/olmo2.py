@@ -36,8 +36,8 @@ class Olmo2Block(LlamaBlock):
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         return super().rotate(x.to(rotary[0].dtype), rotary).to(x.dtype)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
-        return _norm(self.layer.post_attention_layernorm, super().attn_out(mixed))
+    def attn_add(self, value: Tensor) -> Tensor:
+        return _norm(self.layer.post_attention_layernorm, value)
 
     def mlp_norm(self, h: Tensor) -> Tensor:
         return h

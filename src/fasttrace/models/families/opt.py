@@ -31,7 +31,7 @@ class OPTBlock(Block):
     def _heads(self, x: Tensor, projection: Any) -> Tensor:
         return linear(x, projection.weight, projection.bias).view(-1, self.n_heads, self.head_dim)
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.out_proj.weight, self.attn.out_proj.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:

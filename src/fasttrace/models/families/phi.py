@@ -39,7 +39,7 @@ class PhiBlock(Block):
     def _heads(self, x: Tensor, projection: Any) -> Tensor:
         return linear(x, projection.weight, projection.bias).unflatten(1, (-1, self.head_dim))
 
-    def attn_out(self, mixed: Tensor) -> Tensor:
+    def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.dense.weight, self.attn.dense.bias)
 
     def mlp_norm(self, h: Tensor) -> Tensor:
