@@ -101,4 +101,5 @@ def test_only_the_first_releases_settings_are_in_every_run(kind):
 def test_hyperparameters_are_in_every_run():
     own = hyperparameters()
     del own["projections"]  # a file, which names runs by its content
+    del own["norm_weight"]  # younger than MEMIT's runs, which it names where it is not 0
     assert all(one.names_run == "always" for one in own.values())
