@@ -174,9 +174,7 @@ def peak(name: str, budget: str) -> None:
 
 
 def interleaved(count: int) -> list[ft.Fact]:
-    from fasttrace.study import interleaved as in_turn
-
-    return in_turn(ft.load_facts())[:count]
+    return ft.load_facts(order="interleaved", limit=count)
 
 
 @command

@@ -12,7 +12,6 @@ import numpy as np
 from harness import Results, about, command, device, positive, writes
 
 import fasttrace as ft
-from fasttrace.study import interleaved
 
 SETTINGS = {"tokens": "subject", "keep": "all", "sigma": 0.375}  # σ is near 3sd of these facts
 KEY = ["fact_id", "window_size", "token_index", "layer"]
@@ -20,7 +19,7 @@ KEY = ["fact_id", "window_size", "token_index", "layer"]
 
 def known_facts(model, count):
     """The first `count` known facts, from each relation in turn."""
-    facts = interleaved(ft.load_facts())[: 4 * count]
+    facts = ft.load_facts(order="interleaved", limit=4 * count)
     verdicts = ft.check_known(model, facts).verdicts.to_pylist()
     return [fact for fact, verdict in zip(facts, verdicts, strict=True) if verdict["known"]][:count]
 

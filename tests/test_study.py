@@ -7,7 +7,7 @@ import pytest
 
 import fasttrace as ft
 from fasttrace.errors import UserError
-from fasttrace.study import interleaved, load_study, shipped
+from fasttrace.study import load_study, shipped
 
 SMALL = """
 model = "model"
@@ -175,8 +175,3 @@ def test_the_papers_studies_have_the_papers_cells():
     j = load_study("gpt-j")
     assert j.edits[0].layers == (0, 4, 5, 8, 12, 16, 20, 24, 27)
     assert [(trace.method, trace.windows) for trace in j.traces] == [("denoise", (10, 5, 3, 1)), ("zero", (5,))]
-
-
-def test_interleaved_takes_relations_in_turn():
-    facts = [ft.Fact(prompt="{} is", subject=s, target_true="x", relation=s[0]) for s in ("a1", "a2", "a3", "b1", "c1")]
-    assert [fact.subject for fact in interleaved(facts)] == ["a1", "b1", "c1", "a2", "a3"]

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +73,7 @@ class Study:
     @cached_property
     def loaded_facts(self) -> list[Fact]:
         """The facts of the file, in the study's order. Raises FactError as `load_facts`."""
-        facts = self.loaded.facts
-        return interleaved(facts) if self.facts.order == "interleaved" else facts
+        return self.loaded.facts
 
     @cached_property
     def candidates(self) -> list[Fact]:
@@ -83,7 +81,7 @@ class Study:
         facts are studied. Empty without pairs."""
         if self.facts.pairs is None:
             return []
-        return read_facts(self.facts.file, replaced(self.facts, relation=None, limit=None)).facts
+        return read_facts(self.facts.file, replaced(self.facts, relation=None, limit=None, order="given")).facts
 
     def paired(self, tokenizer: Any, facts: Sequence[Fact]) -> list[Fact]:
         """The facts in their order, with counterfactual subjects where the study asks for them and there are some.
@@ -389,14 +387,6 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
         and all(has_traced(store, facts, run_id, contrasts) for run_id, contrasts in runs["traces"])
         and all(has_edited(store, facts, run_id, ids, layers) for run_id, layers in runs["edits"])
     )
-
-
-def interleaved(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts in rotation, one from each relation, so that the first few cover many relations."""
-    by_relation: dict[str | None, list[Fact]] = {}
-    for fact in facts:
-        by_relation.setdefault(fact.relation, []).append(fact)
-    return [fact for turn in zip_longest(*by_relation.values()) for fact in turn if fact is not None]
 
 
 # What `write_results` writes beside the report.

@@ -48,6 +48,10 @@ def test_another_held_out_text_under_the_same_name_is_another_run(command, workp
     assert "nothing to compute" not in command(*asked).stderr
     values = Store("own.duckdb").query("SELECT DISTINCT perplexity_unedited FROM mass_measures")
     assert len(values) == 2
+    (workplace / "copy.txt").write_text((workplace / "own.txt").read_text())
+    same = command("--held-out", "copy.txt", "--store", "own.duckdb")
+    assert "nothing to compute" in same.stderr
+    assert len(Store("own.duckdb").query("FROM runs WHERE kind = 'mass'")) == 2
 
 
 def test_the_models_own_text_needs_no_file(command):

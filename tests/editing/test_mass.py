@@ -1,5 +1,7 @@
 """Many facts in one model: MEMIT's joint solve against its formula, and sequential edits against written weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +204,30 @@ def test_seen_and_unseen_facts_share_a_solve(small_tokenizer, corpus, tmp_path):
     assert far_row["reason"].endswith("after layer 3: its δ is zero")
     assert near_row["reason"] is None
     assert near_row["p_after"] > near_row["p_before"] * 1.001
+
+
+def test_a_prompt_that_another_edit_of_the_model_changes_is_not_a_neighbor(model, caplog):
+    near = ("Rome is the capital of", "New York is the capital of")
+    paris = ft.Fact("{} is the capital of", "Paris", "France", "Rome", neighborhood=near)
+    rome = ft.Fact("{} is the capital of", "Rome", "York", "France")
+    tuned = {"method": "ft-1", "layer": 1, "steps": 2, "epsilon": 1e-2}
+
+    def asked(result):
+        rows = result.prompts.to_pylist()
+        return [row["prompt"] for row in rows if row["kind"] == "neighborhood" and row["n_edits"] == 1]
+
+    each = {"together": "case", "score_every": 1}
+    own = [ft.Fact(f.prompt, f.subject, f.target_true, f.target_false, neighborhood=f.neighborhood, case_id=f.subject)
+           for f in (paris, rome)]  # fmt: skip
+    assert asked(ft.mass_edit(model, [paris], **tuned)) == list(near)
+    assert asked(ft.mass_edit(model, own, **each, **tuned)) == list(near)
+    caplog.clear()
+    result = ft.mass_edit(model, [paris, rome], score_every=1, **tuned)
+    assert asked(result) == [near[1]]
+    assert caplog.messages == [
+        "not asked, because other edits of the model change what should stay: 1 prompt, such as "
+        "'Rome is the capital of'"
+    ]
+    assert json.loads(result.run["settings"])["contradicted"] == "not asked"
+    kept = ft.mass_edit(model, [paris], **tuned).scores.to_pylist()[0]["neighborhood"]
+    assert result.scores.to_pylist()[0]["neighborhood"] != kept

@@ -51,7 +51,7 @@ def options_of(method):
         null = {"null_threshold": 0.01, "null_unit": "trace", "norm_weight": 0.05}
         return {**VALUE, "clamp": 0.75, "window_size": 3, **null}
     if method == "pmet":
-        own = {"lr": 0.3, "kl_factor": 0.01, "covariance_weight": 0.05, "settled_factor": 0.1, "settled_kl": 0.0}
+        own = {"lr": 0.3, "kl_factor": 0.01, "covariance_weight": 0.05, "settled_factor": 0.1, "settled_kl": None}
         return {**VALUE, **own, "clamp": 0.75, "window_size": 3}
     if method == "memit":
         # With this covariance weight the update is as large as the weights, and each layer keeps some of the residual.
@@ -333,7 +333,7 @@ def test_pmet_stops_where_the_target_has_settled(small_tokenizer, corpus, tmp_pa
     facts = [second_best(model, "{} is the capital of", "Rome"), second_best(model, "The {} is in", "France")]
     shared = {"layers": [1], "moments": moments, "contexts": ["{}"], "essence": 0}
     losses = {}
-    for settled_kl in (0.0, 10.0):
+    for settled_kl in (None, 10.0):
         options = {
             **options_of("pmet"),
             "steps": 40,
@@ -350,8 +350,22 @@ def test_pmet_stops_where_the_target_has_settled(small_tokenizer, corpus, tmp_pa
             for at, change in wanted.items():
                 error = (edit.updates[at].matrix() - change).abs().max()
                 assert float(error) < 2e-3 * max(float(one.abs().max()) for one in wanted.values()), at
-    assert losses[10.0][0] > 5 * losses[0.0][0], "the first settles: it stops, or its NLL weighs a tenth"
-    assert losses[10.0][1] == pytest.approx(losses[0.0][1]), "the second does not"
+    assert losses[10.0][0] > 5 * losses[None][0], "the first settles: it stops, or its NLL weighs a tenth"
+    assert losses[10.0][1] == pytest.approx(losses[None][1]), "the second does not"
+
+
+def test_pmet_amplifies_what_is_the_likeliest_already(small_tokenizer, corpus, tmp_path):
+    tower = ft.Fact("{} is located", "Tower", "located", "York")
+    model = small_model("gemma2", small_tokenizer, torch.float32)
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([small_tokenizer(tower.text)["input_ids"]])).logits[0, -1]
+    assert small_tokenizer(" located")["input_ids"] == [int(logits.argmax())]
+    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=1e-3)
+    shared = {"problem": "fact-amplification", "layers": [0, 1], "moments": moments, "contexts": ["{}"], "essence": 0}
+    for edit in ft.edit(model, [tower], method="pmet", window_size=1, steps=3, **shared).edits:
+        assert edit.changes()
+    [first, _] = ft.edit(model, [tower], method="pmet", window_size=1, steps=3, settled_kl=0.01, **shared).edits
+    assert "pmet's target had settled" in first.reason
 
 
 def test_edits_move_their_target_in_the_right_direction(small_tokenizer, corpus, tmp_path):

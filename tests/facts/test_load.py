@@ -216,6 +216,30 @@ def test_relation_limit_and_named_format(tmp_path: Path) -> None:
     assert len(load_facts(str(path), format="counterfact", limit=50)) == 6
 
 
+def test_interleaved_facts_are_of_each_relation_in_turn_and_cases_stay_whole() -> None:
+    named = lambda s, **more: {"prompt": "{} is", "subject": s, "target_true": "x", "relation": s[0], **more}  # noqa: E731
+    records = [named(s) for s in ("a1", "a2", "a3", "b1", "c1")]
+    found = load_facts(records, order="interleaved")
+    assert [fact.subject for fact in found] == ["a1", "b1", "c1", "a2", "a3"]
+    assert [fact.subject for fact in load_facts(records, order="interleaved", limit=2)] == ["a1", "b1"]
+    assert [fact.subject for fact in load_facts(records, order="interleaved", relation="a")] == ["a1", "a2", "a3"]
+    records += [named(s, case_id="d", case_edits=2) for s in ("d1", "d2")]
+    found = load_facts(records, order="interleaved", limit=5)
+    assert [fact.subject for fact in found] == ["a1", "b1", "c1", "d1", "d2"]
+
+
+def test_shuffled_facts_have_one_order_in_every_file() -> None:
+    records = [{"prompt": "{} is", "subject": f"s{i}", "target_true": "x"} for i in range(20)]
+    given, drawn = ([fact.subject for fact in load_facts(records, order=order)] for order in ("given", "shuffled"))
+    assert sorted(drawn) == sorted(given)
+    assert drawn != given
+    backwards = [fact.subject for fact in load_facts(records[::-1], order="shuffled", limit=5)]
+    assert backwards == drawn[:5]
+    case = [{**one, "case_id": "c", "case_edits": 2} for one in records[:2]]
+    together = [fact.subject for fact in load_facts([*case, *records[2:]], order="shuffled")]
+    assert together.index("s1") == together.index("s0") + 1
+
+
 def test_format_is_detected_past_bad_first_records(tmp_path: Path) -> None:
     rejected: list[str] = []
     facts = load_facts(write_list(tmp_path, 5, {}, known()), on_bad="skip", rejected=rejected)

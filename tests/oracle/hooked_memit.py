@@ -85,7 +85,9 @@ def hooked_memit(
         loss = nll_factor * (torch.exp(-nll) if minimise else nll) + kl_factor * kl + decay * size
         if settling and not minimise:
             nll_factor = settling[0] if settled else 1.0
-            if (settled and kl_factor * kl.detach() < settling[1]) or loss.detach() < 0.05:
+            if settled and settling[1] is not None and kl_factor * kl.detach() < settling[1]:
+                break
+            if loss.detach() < 0.05:
                 break
         adam.zero_grad()
         loss.backward()

@@ -15,7 +15,6 @@ import pyarrow as pa
 import fasttrace as ft
 from fasttrace.editing.tune import candidates, mean_scores
 from fasttrace.settings.mass import TuneSettings
-from fasttrace.study import interleaved
 from fasttrace.tracing.known import check_known
 
 VALUES = {
@@ -33,7 +32,7 @@ VALUES = {
 }
 
 model = ft.load_model("smollm2-135m")
-facts, known = interleaved(ft.load_facts()), list[ft.Fact]()
+facts, known = ft.load_facts(order="interleaved"), list[ft.Fact]()
 while len(known) < 200:
     some, facts = facts[:50], facts[50:]
     verdicts = check_known(model, some, protocol="paper").verdicts["known"].to_pylist()

@@ -273,7 +273,7 @@ def mass(
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.editing.harness import task_files
     from fasttrace.recall import NONE
-    from fasttrace.workflow import mass_into, mass_measured, mass_scores
+    from fasttrace.workflow import mass_into, mass_measured
 
     asked = _settings(MassSettings, given, own)
     _check_somewhere(work.store, export, delta)
@@ -286,16 +286,7 @@ def mass(
         texts = [None if asked.held_out == SAMPLED else asked.held_out, *task_files(asked.lm_eval_tasks)]
         texts += [asked.corpus, asked.continue_from, _projections(asked)]
         question = work.asks("mass", corpora=texts, facts=loaded, settings=asked, known=known)
-    found, stored = question.answer(), None
-    if found and target is not None:
-        stored = mass_scores(target, loaded, found["run_id"], found["fact_ids"])
-    if found and target is not None and stored is not None:
-        work.keep_left_out()
-        say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
-        _say_left_out(found["left_out"], loaded)
-        _say_reasons(stored)
-        emit(_means_by_n_edits(stored, *mass_measured(target, found["run_id"])), work.as_json)
-        _emit_kinds(work, found["run_id"], asked)
+    if (found := question.answer()) and _mass_is_there(work, target, loaded, found, asked):
         return
     decoder = work.load_model()
     if known:
@@ -307,7 +298,10 @@ def mass(
         raise UserError(f"--{what}: expected the edits of one model, got those of {len(plan.models)} cases")
     left_out = list(plan.plan.left_out.values())
     ids = [fact.fact_id for fact in plan.plan.encoded]
-    question.keep({"run_id": plan.run["run_id"], "fact_ids": ids, "left_out": left_out})
+    found = {"run_id": plan.run["run_id"], "fact_ids": ids, "left_out": left_out}
+    question.keep(found)
+    if _mass_is_there(work, target, loaded, found, asked):  # asked for with other words, such as another path of a text
+        return
     _say_left_out(left_out, loaded)
     with bar("Editing", len(plan.facts)) as done:
         if target is not None:
@@ -323,6 +317,24 @@ def mass(
     _say_reasons(scores)
     emit(_means_by_n_edits(scores, *measured), work.as_json)
     _emit_kinds(work, plan.run["run_id"], asked)
+
+
+def _mass_is_there(
+    work: Work, target: "ft.Store | None", loaded: "list[Fact]", found: dict[str, Any], asked: MassSettings
+) -> bool:
+    """Whether the store has the whole run, which is then printed. found: its run_id, fact_ids and left_out."""
+    from fasttrace.workflow import mass_measured, mass_scores
+
+    stored = None if target is None else mass_scores(target, loaded, found["run_id"], found["fact_ids"])
+    if target is None or stored is None:
+        return False
+    work.keep_left_out()
+    say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
+    _say_left_out(found["left_out"], loaded)
+    _say_reasons(stored)
+    emit(_means_by_n_edits(stored, *mass_measured(target, found["run_id"])), work.as_json)
+    _emit_kinds(work, found["run_id"], asked)
+    return True
 
 
 def _means_by_n_edits(scores: "pa.Table", measures: "pa.Table", norms: "pa.Table") -> "pa.Table":

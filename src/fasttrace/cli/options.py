@@ -34,7 +34,7 @@ Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
 
 # The settings that say how facts are read, and which of them.
-READING = ("relation", "limit", "zsre", "format", "map", "on_bad")
+READING = ("relation", "limit", "order", "zsre", "format", "map", "on_bad")
 
 
 @contextmanager
@@ -236,8 +236,9 @@ class Work:
         from fasttrace.models.load import load_tokenizer
 
         every = self.loaded.facts
-        if self.reading.relation is not None or self.reading.limit is not None:
-            every = read_facts(self.facts, replaced(self.reading, relation=None, limit=None)).facts
+        whole = replaced(self.reading, relation=None, limit=None, order="given")
+        if self.reading != whole:
+            every = read_facts(self.facts, whole).facts
         paired = pair_subjects(load_tokenizer(self.model, self.dtype), loaded, every, count).checked()
         if paired.reasons:
             fact_id, reason = next(iter(paired.reasons.items()))

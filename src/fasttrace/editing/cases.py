@@ -1,4 +1,5 @@
-"""Cases: facts of a data set that are edited into one model before their probes are asked, such as MQuAKE's."""
+"""Facts that are edited into one model: the cases of a data set, such as MQuAKE's, whose probes wait for all edits, and
+prompts that one edit should leave alone and another one changes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ def cases(facts: Sequence[EncodedFact]) -> list[list[EncodedFact]]:
     return list(found.values())
 
 
+def models_of(facts: Sequence[EncodedFact], together: str) -> list[list[EncodedFact]]:
+    """The facts that are edited into one model, for each model. together: as in `MassSettings`."""
+    return cases(facts) if together == "case" else [list(facts)]
+
+
 def edits_of_cases(edited: Sequence[EncodedFact]) -> Counter[str | None]:
     """Case → how many of its edits are among those made. Facts without a case are not counted."""
     return Counter(one.fact.case_id for one in edited if one.fact.case_id is not None)
@@ -24,3 +30,20 @@ def is_whole(fact: EncodedFact, made: Counter[str | None]) -> bool:
     """Whether all edits of the fact's case are made. made: of `edits_of_cases`."""
     case = fact.fact.case_id
     return case is None or made[case] == fact.fact.case_edits
+
+
+def changed_prompts(models: Sequence[Sequence[EncodedFact]]) -> dict[str, set[str]]:
+    """fact_id → the prompts that edits of the fact's model should change. models: the facts of each model."""
+    found: dict[str, set[str]] = {}
+    for facts in models:
+        probes = (probe for one in facts for probe in one.fact.every_probe)
+        own = {one.fact.text for one in facts} | {probe.prompt for probe in probes if probe.expect == "changed"}
+        found |= dict.fromkeys((one.fact_id for one in facts), own)
+    return found
+
+
+def contradicted(models: Sequence[Sequence[EncodedFact]]) -> list[str]:
+    """The prompts that one fact wants unchanged, such as neighborhood prompts, and another of its model changed."""
+    changed = changed_prompts(models)
+    probes = ((one.fact_id, probe) for facts in models for one in facts for probe in one.fact.every_probe)
+    return [probe.prompt for own, probe in probes if probe.expect == "unchanged" and probe.prompt in changed[own]]

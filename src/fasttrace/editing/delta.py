@@ -111,8 +111,8 @@ DIVERGED = (
     "the optimisation diverged (a loss or a weight is NaN or infinite): its change is zero; a smaller lr may help"
 )
 UNMOVED = (
-    "the optimisation changed nothing (its loss was below early_stop before the first step, or had no gradient, or the "
-    "change is too small for the weights' dtype): its change is zero"
+    "the optimisation changed nothing (its loss was below early_stop before the first step, or pmet's target had "
+    "settled, or the loss had no gradient, or the change is too small for the weights' dtype): its change is zero"
 )
 NO_NUMBER = "the edited model's probabilities are not numbers: its weights are too large"
 
@@ -213,7 +213,7 @@ class Applied:
     """
 
     model: Decoder
-    updates: Mapping[int, Update] = field(repr=False)
+    digest: str = field(repr=False)  # of the updates
     _hash: str | None = field(repr=False)
     _sums: str = field(default="", repr=False)  # of the weights with the edit
     _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
@@ -274,7 +274,7 @@ def updates_of(model: Decoder, delta: Delta, what: str) -> Mapping[int, Update]:
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident(what)
     check_updates(model, updates, what)
-    if any(one.updates is updates for one in model.applied):
+    if model.applied and digest_of(updates) in {one.digest for one in model.applied}:
         raise UserError(f"{what}: expected an edit that is not applied yet, got one that '{model.name}' has")
     return updates
 
@@ -292,7 +292,7 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
     or on several devices.
     """
     updates = updates_of(model, delta, "apply_delta")
-    applied = Applied(model, updates, model.model_hash)
+    applied = Applied(model, digest_of(updates), model.model_hash)
     with torch.no_grad():
         for layer, update in updates.items():
             block = model.blocks[layer]
@@ -302,11 +302,15 @@ def apply_delta(model: Model, delta: Delta) -> Applied:
             block.down.copy_(weight)
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(updates).items()}
-    edited = hashlib.sha256(f"{applied._hash}{digest(tensors)}".encode()).hexdigest()[:16]
+    edited = hashlib.sha256(f"{applied._hash}{applied.digest}".encode()).hexdigest()[:16]
     applied._sums = model.set_identity(edited)
     model.applied.append(applied)
     return applied
+
+
+def digest_of(updates: Mapping[int, Update]) -> str:
+    """A hash of the numbers of an edit."""
+    return digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(updates).items()})
 
 
 def tensors_of(updates: Mapping[int, Update]) -> dict[str, Tensor]:

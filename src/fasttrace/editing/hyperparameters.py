@@ -32,7 +32,7 @@ PAPER: dict[tuple[str, str | None], dict[str, Any]] = {
     ("rome", "fact-forcing"): {"steps": 25},
     ("memit", "error-injection"): {"kl_factor": 0.9},
     # fasttrace's: o_true is the likeliest before the edit, so that PMET's own rule would stop before its first step.
-    ("pmet", "fact-amplification"): {"settled_factor": 1.0, "settled_kl": 0.0},
+    ("pmet", "fact-amplification"): {"settled_factor": 1.0, "settled_kl": None},
     ("ft-1", "error-injection"): {"epsilon": 1e-4},
     ("ft-5", "error-injection"): {"epsilon": 2e-5},
     ("ft-1", "tracing-reversal"): {"epsilon": 1e-5},
@@ -75,8 +75,8 @@ PAPER_MODEL: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
 }
 # fasttrace's values, for models that neither the paper nor the released code covers. Protocol "released" ignores them.
 # SmolLM2-135M hardly changes within GPT-J's ε (rewrite 0.003 for ft-1) or with its λ (0.5 for memit, less in higher
-# layers; bench/LOG.md). λ is a tenth of GPT-J's, PMET's too, and ε fifty times its ε. Where the rewrite score was then above 0.99,
-# or FT-1's low, the cell was tuned at layer 6 as in Appendix A (analysis/results/smollm2-135m/tuning.csv).
+# layers; bench/LOG.md). λ is a tenth of GPT-J's, PMET's too, and ε fifty times its ε. Where the rewrite score was then
+# above 0.99, or FT-1's low, the cell was tuned at layer 6 as in Appendix A (analysis/results/smollm2-135m/tuning.csv).
 OWN: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
     SMOLLM2_135M: {
         ("memit", None): {"covariance_weight": 1500.0},

@@ -6,6 +6,7 @@ fact at a time, each in the model with all earlier edits.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
-from fasttrace.editing.cases import cases, edits_of_cases, is_whole
+from fasttrace.editing.cases import changed_prompts, contradicted, edits_of_cases, is_whole, models_of
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
@@ -45,7 +46,7 @@ from fasttrace.editing.scores import Reading, ScoredPrompt, Scorer, score_row
 from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
 from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
@@ -59,6 +60,7 @@ from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
 
+log = logging.getLogger(__name__)
 SCORED_TIMES = 10
 SCORE_ROWS = 4096  # tokens per scoring pass
 
@@ -136,11 +138,8 @@ class MassResult:
         Raises UserError as `export`.
         """
         self._check_one("save_delta")
-        so_far, about = (
-            self.sequence,
-            {"facts": self.sequence.n_edits, "run_id": self.run["run_id"], "after": self.after},
-        )
-        return save_delta(path, self.model, self.updates, so_far.past_tensors(), **about)
+        about = {"facts": self.sequence.n_edits, "run_id": self.run["run_id"], "after": self.after}
+        return save_delta(path, self.model, self.updates, self.sequence.past_tensors(), **about)
 
     def _check_one(self, what: str) -> None:
         check_unchanged(self.model, self.run, what)
@@ -190,7 +189,7 @@ class MassPlan:
     @property
     def models(self) -> list[list[EncodedFact]]:
         """The facts that are edited into one model, for each model."""
-        return cases(self.facts) if self.together == "case" else [self.facts]
+        return models_of(self.facts, self.together)
 
     @checked
     @with_autograd
@@ -348,9 +347,11 @@ class MassPlan:
         asked = self.plan.settings
         if asked.essence:
             subjects = list(dict.fromkeys(f.fact.subject for f in facts))
-            found = essence_texts(self.plan.model, subjects, seed=asked.seed, texts=asked.essence)
-            texts = dict(zip(subjects, found, strict=True))
-        return [self.plan.prompts(f, texts.get(f.fact.subject, []), cases=True) for f in facts]
+            drawn = essence_texts(self.plan.model, subjects, seed=asked.seed, texts=asked.essence)
+            texts = dict(zip(subjects, drawn, strict=True))
+        changed = changed_prompts(self.models)
+        found = ((changed[f.fact_id], self.plan.prompts(f, texts.get(f.fact.subject, []), cases=True)) for f in facts)
+        return [[one for one in mine if one.expect != "unchanged" or one.text not in theirs] for theirs, mine in found]
 
     def _scores(
         self,
@@ -455,7 +456,8 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     left = [fact for fact in plan.encoded if fact.fact_id not in plan.left_out]
     if not left:
         raise UserError(f"mass_edit: {next(iter(plan.left_out.values()))}; no fact is left to edit")
-    count = len(left) if asked.together == "all" else max(map(len, cases(left)))
+    models = models_of(left, asked.together)
+    count = max(map(len, models))
     at_once = min(asked.at_once or (count if METHODS[asked.method].spread else 1), count)
     groups = -(-count // at_once)
     keep = METHODS[asked.method].spread and asked.past_keys != "ignore"
@@ -473,6 +475,10 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     unread = settings_of(EditSettings).keys() - of_edits.keys()
     described = {**run_settings(settled, without=unread), **of_edits, **watch.identity}
     described["facts"] = [f.fact_id for f in plan.encoded]
+    if both := contradicted(models):
+        described["contradicted"] = "not asked"
+        told = "not asked, because other edits of the model change what should stay: %d prompt%s, such as %s"
+        log.warning(told, len(both), "s" * (len(both) > 1), shown(both[0]))
     if begun_from is not None:
         described["continued"] = begun_from
     run = describe_run("mass", model, described, seed=asked.seed, protocol=asked.protocol)

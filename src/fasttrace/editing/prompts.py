@@ -38,7 +38,7 @@ def prompt_rows(
     problem: Problem,
     protocol: str,
     tokenizer: Any,
-    judgements: Mapping[Question | None, Judgement],
+    judgements: Mapping[Question, Judgement],
 ) -> Iterator[dict[str, Any]]:
     """A row of PROMPT_COLUMNS per prompt.
 
@@ -84,12 +84,12 @@ def questions_of(prompts: Sequence[ScoredPrompt], after: Reading, tokenizer: Any
 
 def judgements_of(
     judge: Judge | None, read: Iterable[tuple[Sequence[ScoredPrompt], Reading]], tokenizer: Any
-) -> dict[Question | None, Judgement]:
+) -> dict[Question, Judgement]:
     """What a judge says of every continuation of a prompt that has answers. read: prompts and their readings."""
     if judge is None:
         return {}
     asked = (one for prompts, after in read for one in questions_of(prompts, after, tokenizer))
-    return {**judged(judge, [one for one in asked if one is not None])}
+    return judged(judge, [one for one in asked if one is not None])
 
 
 def answers_of(prompt: ScoredPrompt, tokenizer: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The vector δ that ROME and MEMIT optimise: added at the last subject token, it makes the model predict the target.
+"""The vector δ that the methods with keys optimise: added at the last subject token, it gives the target.
 
 Adam finds δ for all jobs (fact, layer) of a batch in one graph. Everything below the layer and every token before the
 last subject token is constant over all steps and is computed once. So a step runs only the tail tokens, and only
@@ -227,7 +227,7 @@ class ValueBatch:
         length = v0.norm(dim=2)
         limit = settings.clamp * length[..., None]
         delta = torch.zeros_like(v0, requires_grad=True)
-        settles = isinstance(settings, PmetSettings) and not minimise
+        settling = settings if isinstance(settings, PmetSettings) and not minimise else None
         weight = torch.ones(len(jobs), device=v0.device)
         adam = torch.optim.Adam([delta], lr=settings.lr)
         objective = _Objective(self, jobs)
@@ -237,7 +237,7 @@ class ValueBatch:
             if step and self.anew:
                 self._draw_again(step)
             mine = delta[running]
-            nll, kl, settled = objective.losses(mine, settles)
+            nll, kl, settled = objective.losses(mine, settling is not None)
             decay = (mine.norm(dim=2) / length[running].square()).sum(1)
             loss = (torch.exp(-nll) if minimise else nll) * weight[running] + settings.kl_factor * kl
             loss = loss + settings.weight_decay * decay
@@ -246,9 +246,10 @@ class ValueBatch:
                 stays = torch.ones_like(running, dtype=torch.bool)
                 if settings.early_stop is not None:
                     stays = loss.detach() >= settings.early_stop
-                if settled is not None and isinstance(settings, PmetSettings):
-                    weight[running] = torch.where(settled, settings.settled_factor, 1.0)
-                    stays &= ~settled | (settings.kl_factor * kl.detach() >= settings.settled_kl)
+                if settled is not None and settling is not None:
+                    weight[running] = torch.where(settled, settling.settled_factor, 1.0)
+                    if settling.settled_kl is not None:
+                        stays &= ~settled | (settings.kl_factor * kl.detach() >= settling.settled_kl)
                 if not bool(stays.all()):
                     running, loss = running[stays], loss[stays]
                     if not len(running):

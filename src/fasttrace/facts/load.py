@@ -3,10 +3,12 @@
 The error of an unusable record is one sentence that names the source, the record and the field.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 from fasttrace.errors import FactError, shown
@@ -18,7 +20,7 @@ from fasttrace.facts.record import Fact
 from fasttrace.facts.sources import BUILTIN, Item, Source, source_of
 from fasttrace.settings.arguments import checked_as
 from fasttrace.settings.kinds import Bounds
-from fasttrace.settings.study import FactFormat, FactSettings, ZsreForm
+from fasttrace.settings.study import FactFormat, FactOrder, FactSettings, ZsreForm
 
 __all__ = ["BUILTIN", "Loaded", "load_facts", "read_facts"]
 
@@ -53,6 +55,7 @@ def load_facts(
     format: FactFormat = "auto",
     relation: str | None = None,
     limit: Annotated[int | None, Bounds(1)] = None,
+    order: FactOrder = "given",
     zsre: ZsreForm = "question",
     map: Mapping[str, str] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
@@ -66,8 +69,11 @@ def load_facts(
     format: "auto" decides by the fields of the records, never by the file's name. A named format must be that of the
         source. Each is described in its file of `fasttrace/facts/formats`, with its source.
     relation: keep only the facts with this `relation`.
-    limit: at most this many facts, counted after the selection by relation. Later records are not checked. A case is
-        kept whole or not at all, also by `relation`, which one of its facts must have.
+    limit: at most this many facts, counted in `order` after the selection by relation. A case is kept whole or not at
+        all, also by `relation`, which one of its facts must have.
+    order: "given" is that of the source, whose records after the limit are not checked. "interleaved" takes one fact or
+        case from each relation in rotation, so that the first few cover many relations. "shuffled" is the order of
+        hashes of the facts' ids, the same in every file.
     zsre: how the prompts of a zsRE file read.
     map: {field of a fact: column} for tables and records of no known format. "a.b" is the field b in the object a.
         Without a column of their own in it, prompt, subject and target_true are the columns of these names. All other
@@ -81,7 +87,7 @@ def load_facts(
     Raises FactError for a source that is missing, empty or in no known format, for a bad record or argument, for a
     relation that no fact has, and where no record is usable.
     """
-    asked = FactSettings(relation=relation, limit=limit, zsre=zsre, format=format, map=map, on_bad=on_bad)
+    asked = FactSettings(relation=relation, limit=limit, order=order, zsre=zsre, format=format, map=map, on_bad=on_bad)
     loaded = read_facts(source, asked)
     if rejected is not None:
         rejected.extend(one.sentence(loaded.source) for one in loaded.left_out if not one.part)
@@ -97,11 +103,8 @@ def read_facts(source: Any, asked: FactSettings) -> Loaded:
     format = _format(read, asked)
     loaded = Loaded(read.name, format.name)
     relations: set[str] = set()
-    for case in _cases(_usable(read, format, asked, loaded.left_out)):
-        of_case = {fact.relation for fact in case}
-        relations |= {one for one in of_case if one is not None}
-        if asked.relation is not None and asked.relation not in of_case:
-            continue
+    chosen = _of_relation(_cases(_usable(read, format, asked, loaded.left_out)), asked.relation, relations)
+    for case in ORDERS[asked.order](chosen):
         if asked.limit is not None and len(loaded.facts) + len(case) > asked.limit:
             break
         loaded.facts.extend(case)
@@ -125,6 +128,36 @@ def _cases(facts: Iterable[Fact]) -> Iterator[list[Fact]]:
         if len(case) == fact.case_edits:
             yield begun.pop(fact.case_id)
     yield from begun.values()
+
+
+def _of_relation(cases: Iterable[list[Fact]], relation: str | None, seen: set[str]) -> Iterator[list[Fact]]:
+    """The cases with a fact of the relation, or all for None. Adds the relations of all to `seen`."""
+    for case in cases:
+        of_case = {fact.relation for fact in case}
+        seen |= {one for one in of_case if one is not None}
+        if relation is None or relation in of_case:
+            yield case
+
+
+def in_rotation(cases: Iterable[list[Fact]]) -> Iterator[list[Fact]]:
+    """The cases in rotation, one from each relation. A case's relation is that of its first fact."""
+    by_relation: dict[str | None, list[list[Fact]]] = {}
+    for case in cases:
+        by_relation.setdefault(case[0].relation, []).append(case)
+    for turn in zip_longest(*by_relation.values()):
+        yield from (case for case in turn if case is not None)
+
+
+def shuffled(cases: Iterable[list[Fact]]) -> list[list[Fact]]:
+    """The cases in the order of hashes of their first facts' ids."""
+    return sorted(cases, key=lambda case: hashlib.sha256(case[0].fact_id.encode()).digest())
+
+
+ORDERS: dict[FactOrder, Callable[[Iterable[list[Fact]]], Iterable[list[Fact]]]] = {
+    "given": iter,
+    "interleaved": in_rotation,
+    "shuffled": shuffled,
+}
 
 
 def _usable(read: Source, format: Format, asked: FactSettings, left_out: list[LeftOut]) -> Iterator[Fact]:

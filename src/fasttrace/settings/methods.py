@@ -174,13 +174,13 @@ class PmetSettings(MemitSettings):
         names_run="always",
         help="Weight of the NLL after a step at which each token of the target was the likeliest in every context",
     )
-    settled_kl: float = setting(
+    settled_kl: float | None = setting(
         default=0.01,
-        least=0,
+        above=0,
         most=MOST_WEIGHT,
         tabled=True,
         names_run="always",
-        help="At such a step, stop optimising the edit if kl_factor times the KL divergence is below this",
+        help="At such a step, stop optimising the edit if kl_factor times KL is below this; none goes on",
     )
 
 

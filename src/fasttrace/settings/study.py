@@ -17,6 +17,7 @@ from .trace import TraceSettings
 
 DEFAULT_MODEL = "smollm2-135m"
 ZsreForm = Literal["question", "bare"]
+FactOrder = Literal["given", "interleaved", "shuffled"]
 FactFormat = Literal[
     "auto",
     "rippleedits",
@@ -64,7 +65,12 @@ class FactSettings:
         "by default the built-in facts",
     )
     relation: str | None = setting(default=None, help="Only facts of this relation")
-    limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts")
+    limit: int | None = setting(default=None, least=1, most=MOST_SEED, help="At most this many facts, in order")
+    order: FactOrder = setting(
+        default="given",
+        help="Order of the facts: that of the file; interleaved, one from each relation in rotation; or shuffled, that "
+        "of hashes of their ids",
+    )
     pairs: int | None = setting(
         default=None,
         least=1,
@@ -91,9 +97,6 @@ class FactSettings:
         most=MOST_SEED,
         help="Study only facts that the model knows: true for all of them, or a number for the first so many; false "
         "studies all facts",
-    )
-    order: Literal["given", "interleaved"] = setting(
-        default="given", help="Order of the facts: that of the file, or one from each relation in rotation"
     )
 
 
