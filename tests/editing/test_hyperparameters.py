@@ -77,6 +77,20 @@ def test_published_values_of_newer_models_and_methods():
     assert values("qwen", "rome", "steps", "weight_decay", "clamp") == (25, 1e-3, 4.0)
 
 
+def test_a_null_space_that_is_given_takes_nothing_from_the_table(tmp_path):
+    of_table = settings_for(SMOLLM2, "alphaedit", "error-injection", "paper")
+    assert (of_table.null_threshold, of_table.null_unit) == (6.4e-4, "trace")
+    given = METHODS["alphaedit"].settings
+    for asked, wanted in (
+        (given(null_threshold=0.1), (0.1, "absolute", None)),
+        (given(null_unit="absolute"), (0.02, "absolute", None)),
+        (given(projections="P.pt"), (0.02, "absolute", "P.pt")),
+        (given(norm_weight=3.0), (6.4e-4, "trace", None)),
+    ):
+        found = settings_for(SMOLLM2, "alphaedit", "error-injection", "paper", asked)
+        assert (found.null_threshold, found.null_unit, found.projections) == wanted
+
+
 def test_smollm2_has_the_values_that_tuning_chose():
     rows = read_csv(Path(__file__).parents[2] / "analysis/results/smollm2-135m/tuning.csv").to_pylist()
     cells = {(row["method"], row["problem"]) for row in rows}

@@ -125,6 +125,9 @@ RELEASED_MODEL: dict[Shape, dict[tuple[str, str | None], dict[str, Any]]] = {
     QWEN25_7B: {("rome", None): {"steps": 24}},
 }
 
+# Settings that only together say what they mean. Where the caller gives one, no table has another.
+JOINT = {"null_threshold", "null_unit", "projections"}
+
 # Method → the setting that `fasttrace tune` varies, and the values it tries (paper, Appendix A).
 TUNED: dict[str, tuple[str, tuple[float, ...]]] = {
     "rome": ("kl_factor", (0.0625, 0.9, 1.0)),
@@ -160,7 +163,10 @@ def settings_for(
     values: dict[str, Any] = {}
     for table in (PAPER, PAPER_MODEL.get(which, {}), *own):
         values |= table.get((method, None), {}) | table.get((method, problem), {})
-    return method_settings(method, values | given_by(given) if given is not None else values)
+    own_values = {} if given is None else given_by(given)
+    if JOINT & own_values.keys():
+        values = {name: value for name, value in values.items() if name not in JOINT}
+    return method_settings(method, values | own_values)
 
 
 def window_of(method: str, layer: int, window_size: int, n_layers: int) -> tuple[int, ...]:
