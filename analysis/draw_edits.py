@@ -30,6 +30,7 @@ MEASURES = (
     Measure("match", "greedy matches (share)", share=True),
     Measure("prefix", "texts that give the answer (share)", share=True),
     Measure("neighborhood", "neighborhood score", share=True),
+    Measure("neighbors_kept", "neighbors still answered (share)", share=True),
     Measure("perplexity", "perplexity of held-out text", "perplexity_unedited"),
     Measure("entropy", "n-gram entropy (bits)", "entropy_unedited"),
     Measure("relative_change", "largest ‖ΔW‖/‖W‖ of a layer"),

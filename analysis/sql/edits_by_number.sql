@@ -6,9 +6,10 @@
 -- rewrite_newest = of the last at_once facts or fewer that were solved together, rewrite_earlier = of those before (NULL
 -- where there are none). match = share of these facts whose rewrite prompt greedy decoding continues with the edit's
 -- target; exact, prefix = share whose greedy continuation, as text, is the target or begins with it (--generate; NULL
--- without). perplexity, entropy (bits) and edit_seconds as in mass_measures, means over the run's models. relative_change
--- = largest ‖ΔW‖/‖W‖ (Frobenius) of a layer, W without any edit. edit_run = the run's name (run_names). Layers count
--- from 0.
+-- without). neighbors_kept = share of the neighborhood prompts that greedy decoding continued with o_true before the
+-- edits, and still does. perplexity, entropy (bits) and edit_seconds as in mass_measures, means over the run's models.
+-- relative_change = largest ‖ΔW‖/‖W‖ (Frobenius) of a layer, W without any edit. edit_run = the run's name (run_names).
+-- Layers count from 0.
 WITH edited AS (
     SELECT
         edit.*,
@@ -25,11 +26,11 @@ grouped AS (
 matched AS (
     SELECT
         run_id, n_edits,
-        avg(match_after::INTEGER) AS match,
-        avg(exact_after::INTEGER) AS exact,
-        avg(prefix_after::INTEGER) AS prefix
+        avg(match_after::INTEGER) FILTER (WHERE kind = 'rewrite') AS match,
+        avg(exact_after::INTEGER) FILTER (WHERE kind = 'rewrite') AS exact,
+        avg(prefix_after::INTEGER) FILTER (WHERE kind = 'rewrite') AS prefix,
+        avg(match_after::INTEGER) FILTER (WHERE kind = 'neighborhood' AND match_before) AS neighbors_kept
     FROM mass_prompts
-    WHERE kind = 'rewrite'
     GROUP BY ALL
 ),
 measured AS (
@@ -59,6 +60,7 @@ SELECT
     any_value(matched.exact) AS exact,
     any_value(matched.prefix) AS prefix,
     avg(edit.neighborhood) AS neighborhood,
+    any_value(matched.neighbors_kept) AS neighbors_kept,
     any_value(measured.perplexity) AS perplexity,
     any_value(measured.perplexity_unedited) AS perplexity_unedited,
     any_value(measured.entropy) AS entropy,

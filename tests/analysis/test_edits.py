@@ -1,6 +1,7 @@
 """What N edits do: the saved query, the figure and the exhibit, from a store that the engine filled."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -36,8 +37,12 @@ def edited(tmp_path_factory, small_tokenizer):
     memit = {"moments": moments, "contexts": CONTEXTS, "layer": 2, "window_size": 3, "steps": 5, "lr": 0.5}
     memit |= {"covariance_weight": 0.05, "at_once": 2, "score_every": 1}
     asked = {"held_out": held_out, "fluency": 2, "generate": 4}
-    results = [ft.mass_edit(model, MORE, past_keys=which, **memit, **asked) for which in ("keep", "ignore")]
-    results.append(ft.mass_edit(model, MORE, **TUNED, **asked))
+    near = tuple(f"{city} is the capital of" for city in ("London", "Oslo", "Paris"))
+    said = Counter(model.generate(list(near), max_new_tokens=1))
+    answered = ft.Fact("{} is in", "Rome", said.most_common(1)[0][0], "York", neighborhood=near, target_prefix="")
+    facts = [answered, *MORE[1:]]  # whose neighbors the model answers
+    results = [ft.mass_edit(model, facts, past_keys=which, **memit, **asked) for which in ("keep", "ignore")]
+    results.append(ft.mass_edit(model, facts, **TUNED, **asked))
     store = ft.Store(folder / "study.duckdb")
     for result in results:
         store.add(result)
@@ -69,6 +74,9 @@ def test_the_query_has_the_means_of_all_new_and_earlier_edits(edited):
             for name in ("exact", "prefix"):
                 said = [one[f"{name}_after"] for one in prompts if one["kind"] == "rewrite"]
                 assert row[name] == pytest.approx(np.mean(said))
+            known = [one for one in prompts if one["kind"] == "neighborhood" and one["match_before"]]
+            assert known
+            assert row["neighbors_kept"] == pytest.approx(np.mean([one["match_after"] for one in known]))
             [measures] = [one for one in result.measures.to_pylist() if one["n_edits"] == n_edits]
             for name in ("perplexity", "perplexity_unedited", "entropy", "entropy_unedited", "edit_seconds"):
                 assert row[name] == pytest.approx(measures[name])
