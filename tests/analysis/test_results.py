@@ -13,7 +13,7 @@ import pytest
 from pyarrow.csv import read_csv
 from statsmodels.formula.api import ols
 
-from fasttrace import Store
+from fasttrace import Store, Stores
 from fasttrace.analysis.checks import failures
 from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import query, relation
@@ -163,6 +163,29 @@ def test_the_page_compares_corruptions_on_the_same_facts(tmp_path, page):
     readme = " ".join((RESULTS.parents[2] / "README.md").read_text().split())
     assert f"on the {len(same)} facts that have an effect by all three methods, the effect explains {p} of" in readme
     assert f"with logit differences {difference}, and with noise {noise}." in readme
+
+
+def test_the_page_says_what_later_methods_give(tmp_path):
+    later = Store(RESULTS / "later-methods/store")
+    assert failures(later).to_pylist() == []
+    both = Stores({"study": RESULTS / "store", "later": RESULTS / "later-methods/store"})
+    (tmp_path / "table-3.csv").write_text(render(paper_table(both, 3), "csv"))
+    check_equal(tmp_path / "table-3.csv", RESULTS / "later-methods/table-3.csv")
+    page = (RESULTS / "README.md").read_text()
+    names = {"rome": "ROME", "memit": "MEMIT", "emmet": "EMMET", "alphaedit": "AlphaEdit", "pmet": "PMET"}
+    rows = rows_of("later-methods/table-3.csv", ["problem", "method", "score"])
+    means = """
+        SELECT avg(rewrite) AS rewrite, avg(neighborhood) AS neighborhood FROM edits
+        WHERE problem = 'error-injection' AND method = $method AND layer < 29 GROUP BY layer ORDER BY layer"""
+    for method, name in names.items():
+        row = rows["error-injection", method, "rewrite"]
+        assert row["n_facts"] == 97
+        r2 = " | ".join(f"{row[one]:.3f}" for one in ("r2_layer", "r2_effect", "r2_both"))
+        gain = f"{row['diff']:.3f} [{row['diff_low']:.3f}, {row['diff_high']:.3f}]"
+        assert f"| {name} | {r2} | {gain} | {row['r2_layer_acting']:.3f} |" in page
+        found = both.query(means, {"method": method}).to_pylist()
+        said = (", ".join(f"{one[score]:.3f}" for one in found) for score in ("rewrite", "neighborhood"))
+        assert f"| {name} | {' | '.join(said)} |" in page
 
 
 @pytest.mark.slow
