@@ -106,7 +106,7 @@ def test_the_first_known_facts(run, workplace):
         ("windows = [3, 1]", "windows = []", r"\[trace\] windows: expected a list .* from 1 to 10000, got \[\]"),
         ("seed = 3", "seed = true", r"\[study\] seed: expected a whole number from 0 to 9223372036854775807, got True"),
         ('"memit"', '"memitt"', r"\[edit\] methods: expected a list in which each item is one of .*, got .*'memitt'"),
-        ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, got 'random'"),
+        ('"interleaved"', '"random"', r"\[facts\] order: expected one of given, interleaved, shuffled, got 'random'"),
         (
             'order = "interleaved"',
             "pairs = 1",

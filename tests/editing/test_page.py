@@ -30,7 +30,7 @@ def test_every_command_and_option_exists() -> None:
 
 def test_relations_and_tables_exist() -> None:
     relations = set(re.findall(r"`(mass_\w+)`", PAGE))
-    assert relations == {"mass_norms", "mass_measures", "mass_tasks", "mass_edits"}
+    assert relations == {"mass_norms", "mass_measures", "mass_tasks", "mass_edits", "mass_prompts"}
     assert relations <= schema_columns().keys()
     assert "position" in schema_columns()["mass_edits"]
     assert {"measures", "norms", "tasks"} <= MassResult.__dataclass_fields__.keys()

@@ -115,9 +115,9 @@ def test_a_change_beside_an_applied_edit_stays_in_the_identity(small_tokenizer, 
 
 def test_edits_are_removed_in_reverse_order(small_tokenizer):
     model = small_model("gpt2", small_tokenizer, torch.float32)
-    edit = {1: LowRank(torch.ones(1, model.width), torch.ones(1, model.key_width))}
+    edits = [{1: LowRank(torch.full((1, model.width), size), torch.ones(1, model.key_width))} for size in (1.0, 2.0)]
     before, weight = model.model_hash, model.blocks[1].down.clone()
-    first, second = (ft.apply_delta(model, edit) for _ in range(2))
+    first, second = (ft.apply_delta(model, edit) for edit in edits)
     both = model.model_hash
     with pytest.raises(UserError, match="expected the edit that was applied last, got one with 1 later"):
         first.remove()

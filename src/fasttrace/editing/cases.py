@@ -32,18 +32,26 @@ def is_whole(fact: EncodedFact, made: Counter[str | None]) -> bool:
     return case is None or made[case] == fact.fact.case_edits
 
 
-def changed_prompts(models: Sequence[Sequence[EncodedFact]]) -> dict[str, set[str]]:
-    """fact_id → the prompts that edits of the fact's model should change. models: the facts of each model."""
-    found: dict[str, set[str]] = {}
+def changed_prompts(
+    models: Sequence[Sequence[EncodedFact]], earlier: frozenset[str] = frozenset()
+) -> dict[str, frozenset[str]]:
+    """fact_id → the prompts that edits of the fact's model should change. models: the facts of each model. earlier: the
+    prompts that edits before these change in every model."""
+    found: dict[str, frozenset[str]] = {}
     for facts in models:
         probes = (probe for one in facts for probe in one.fact.every_probe)
         own = {one.fact.text for one in facts} | {probe.prompt for probe in probes if probe.expect == "changed"}
-        found |= dict.fromkeys((one.fact_id for one in facts), own)
+        found |= dict.fromkeys((one.fact_id for one in facts), earlier | own)
     return found
 
 
-def contradicted(models: Sequence[Sequence[EncodedFact]]) -> list[str]:
+def changed_by_any(models: Sequence[Sequence[EncodedFact]], earlier: frozenset[str]) -> frozenset[str]:
+    """The prompts that any edit should change, of all models. earlier: as in `changed_prompts`."""
+    return earlier.union(*changed_prompts(models).values())
+
+
+def contradicted(models: Sequence[Sequence[EncodedFact]], earlier: frozenset[str] = frozenset()) -> list[str]:
     """The prompts that one fact wants unchanged, such as neighborhood prompts, and another of its model changed."""
-    changed = changed_prompts(models)
+    changed = changed_prompts(models, earlier)
     probes = ((one.fact_id, probe) for facts in models for one in facts for probe in one.fact.every_probe)
     return [probe.prompt for own, probe in probes if probe.expect == "unchanged" and probe.prompt in changed[own]]

@@ -274,7 +274,7 @@ def updates_of(model: Decoder, delta: Delta, what: str) -> Mapping[int, Update]:
     updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
     model.check_resident(what)
     check_updates(model, updates, what)
-    if model.applied and digest_of(updates) in {one.digest for one in model.applied}:
+    if updates and model.applied and digest_of(updates) in {one.digest for one in model.applied}:
         raise UserError(f"{what}: expected an edit that is not applied yet, got one that '{model.name}' has")
     return updates
 

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
-from fasttrace.editing.cases import changed_prompts, contradicted, edits_of_cases, is_whole, models_of
+from fasttrace.editing.cases import changed_by_any, changed_prompts, contradicted, edits_of_cases, is_whole, models_of
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
@@ -138,7 +138,7 @@ class MassResult:
         Raises UserError as `export`.
         """
         self._check_one("save_delta")
-        about = {"facts": self.sequence.n_edits, "run_id": self.run["run_id"], "after": self.after}
+        about = {**self.sequence.about, "run_id": self.run["run_id"], "after": self.after}
         return save_delta(path, self.model, self.updates, self.sequence.past_tensors(), **about)
 
     def _check_one(self, what: str) -> None:
@@ -226,7 +226,7 @@ class MassPlan:
             dict(self.plan.after.summed(state.last.updates)),
             self.plan.model,
             len(models),
-            state.last,
+            replace(state.last, changed=changed_by_any(models, self.start.changed)),
             self.plan.settings.after,
         )
 
@@ -349,7 +349,7 @@ class MassPlan:
             subjects = list(dict.fromkeys(f.fact.subject for f in facts))
             drawn = essence_texts(self.plan.model, subjects, seed=asked.seed, texts=asked.essence)
             texts = dict(zip(subjects, drawn, strict=True))
-        changed = changed_prompts(self.models)
+        changed = changed_prompts(self.models, self.start.changed)
         found = ((changed[f.fact_id], self.plan.prompts(f, texts.get(f.fact.subject, []), cases=True)) for f in facts)
         return [[one for one in mine if one.expect != "unchanged" or one.text not in theirs] for theirs, mine in found]
 
@@ -475,7 +475,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     unread = settings_of(EditSettings).keys() - of_edits.keys()
     described = {**run_settings(settled, without=unread), **of_edits, **watch.identity}
     described["facts"] = [f.fact_id for f in plan.encoded]
-    if both := contradicted(models):
+    if both := contradicted(models, start.changed):
         described["contradicted"] = "not asked"
         told = "not asked, because other edits of the model change what should stay: %d prompt%s, such as %s"
         log.warning(told, len(both), "s" * (len(both) > 1), shown(both[0]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from fasttrace.cache import load_tensors, metadata_of, save_tensors
 from fasttrace.editing.delta import Dense, Update, read_delta, summed, tensors_of
 from fasttrace.editing.methods.base import Past, PastKeys
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, shown
 from fasttrace.models.adapter import Decoder
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ class EditSequence:
 
     updates: layer → the sum of all changes. past: layer → the keys of all edits, if the method keeps them.
     n_edits: how many edits there are. unseen: fact_id → why a fact's own δ is zero. condition: the largest condition
-    number of the last solves.
+    number of the last solves. changed: the prompts that edits of earlier runs should change, and once a run is done,
+    its own.
     """
 
     updates: Mapping[int, Update] = field(default_factory=dict)
@@ -38,6 +39,12 @@ class EditSequence:
     n_edits: int = 0
     unseen: Mapping[str, str] = field(default_factory=dict)
     condition: float | None = None
+    changed: frozenset[str] = frozenset()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file says of the edits in its metadata."""
+        return {"facts": self.n_edits, "changed": sorted(self.changed)}
 
     def changes(self) -> bool:
         """Whether any weight is changed."""
@@ -70,6 +77,9 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
         raise UserError(f"{what}: expected the number of its edits in the metadata, got {n_edits!r}")
     if about.get("after") == "prune":
         raise UserError(f"{what}: expected the sum of the edits as they were made, got one that prune has changed")
+    changed = about.get("changed", [])
+    if not isinstance(changed, list) or not all(isinstance(one, str) for one in changed):
+        raise UserError(f"{what}: expected the prompts that its edits change in the metadata, got {shown(changed)}")
     past = _past(tensors, what, model) if keep else {}
     if lost := sorted({int(name.partition(".")[0]) for name in tensors} - set(window if keep else ())):
         log.warning("%s: its keys at layers %s are not kept any further, as no solve reads them", what, lost)
@@ -79,7 +89,8 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
             "alphaedit write for the layers they change, got none: past_keys=ignore goes on without them"
         )
     on_device = {at: Dense(one.change.to(model.device), one.bias) for at, one in summed([updates]).items()}
-    return EditSequence(on_device, {at: past[at] for at in past if at in window}, n_edits)
+    kept = {at: past[at] for at in past if at in window}
+    return EditSequence(on_device, kept, n_edits, changed=frozenset(changed))
 
 
 def _past(tensors: Mapping[str, Tensor], what: str, model: Decoder) -> dict[int, PastKeys]:
