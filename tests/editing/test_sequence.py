@@ -244,6 +244,10 @@ def test_a_delta_that_cannot_be_continued_is_refused_in_a_sentence(model, option
     narrow, nan = tmp_path / "narrow.safetensors", tmp_path / "nan.safetensors"
     save_tensors(narrow, {**tensors, "1.past_keys": tensors["1.past_keys"][:, 1:]}, about)
     save_tensors(nan, {**tensors, "1.past_keys": tensors["1.past_keys"] * math.nan}, about)
+    odd, none = tmp_path / "odd.safetensors", tmp_path / "no-edits.safetensors"
+    assert set(about["changed"]) == {prompt for one in MORE[:2] for prompt in (one.text, *one.paraphrases)}
+    save_tensors(odd, tensors, {**about, "changed": [1]})
+    save_tensors(none, tensors, {**about, "facts": 0})
     text = tmp_path / "text.safetensors"
     text.write_text("x")
     for file, more, sentence in (
@@ -251,6 +255,8 @@ def test_a_delta_that_cannot_be_continued_is_refused_in_a_sentence(model, option
         (path, {"layer": 3}, "expected the keys of its edits at layers 3, 4"),
         (narrow, {}, r"expected finite float64 keys of width \d+ in 1.past_keys, got others"),
         (nan, {}, r"expected finite float64 keys of width \d+ in 1.past_keys, got others"),
+        (odd, {}, r"expected the prompts that its edits change in the metadata, got \[1\]"),
+        (none, {}, "expected the number of its edits in the metadata, got 0"),
         (text, {}, "expected a complete safetensors file"),
         (pruned, {}, "expected the sum of the edits as they were made, got one that prune has changed"),
         (tmp_path / "none.safetensors", {}, "expected a complete safetensors file"),

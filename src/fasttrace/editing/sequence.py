@@ -16,6 +16,7 @@ from fasttrace.editing.delta import Dense, Update, read_delta, summed, tensors_o
 from fasttrace.editing.methods.base import Past, PastKeys
 from fasttrace.errors import UserError, shown
 from fasttrace.models.adapter import Decoder
+from fasttrace.settings.methods import SPREAD
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
         log.warning("%s: its keys at layers %s are not kept any further, as no solve reads them", what, lost)
     if keep and (missing := [at for at in window if at not in past]):
         raise UserError(
-            f"{what}: expected the keys of its edits at layers {', '.join(map(str, missing))}, which memit, emmet and "
-            "alphaedit write for the layers they change, got none: past_keys=ignore goes on without them"
+            f"{what}: expected the keys of its edits at layers {', '.join(map(str, missing))}, which "
+            f"{', '.join(SPREAD)} write for the layers they change, got none: past_keys=ignore goes on without them"
         )
     on_device = {at: Dense(one.change.to(model.device), one.bias) for at, one in summed([updates]).items()}
     kept = {at: past[at] for at in past if at in window}
