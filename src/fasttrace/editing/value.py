@@ -242,7 +242,7 @@ class ValueBatch:
             loss = (torch.exp(-nll) if minimise else nll) * weight[running] + settings.kl_factor * kl
             loss = loss + settings.weight_decay * decay
             last[running] = loss.detach().double()
-            if not minimise:
+            if not minimise and (settings.early_stop is not None or settling is not None):
                 stays = torch.ones_like(running, dtype=torch.bool)
                 if settings.early_stop is not None:
                     stays = loss.detach() >= settings.early_stop
