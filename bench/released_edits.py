@@ -73,7 +73,7 @@ def memit(
     """Write MEMIT's edit of one fact into the weights, after earlier ones. hf: of the Llama family, on the CPU.
 
     Each layer takes two forwards, for the key and for what is missing, and a solve of m × m in float64. C: (m, m)
-    float64 of each layer, with its ridge. past: (m, m) K_p K_pᵀ of each layer, to which the fact's keys are added.
+    float64 of each layer. past: (m, m) K_p K_pᵀ of each layer, to which the fact's keys are added.
     Source: `execute_memit` of jianghoucheng/AlphaEdit, memit/memit_seq_main.py.
     """
     top, layers = window[-1], hf.model.layers
@@ -96,7 +96,8 @@ def memit(
     with torch.no_grad():
         z = seen(top)[1] + delta.double()
         for left, layer in zip(range(len(window), 0, -1), window, strict=True):
-            key, now = seen(layer)[0], seen(layer)[1]
+            key, _ = seen(layer)
+            _, now = seen(layer)  # a forward of its own, as in the released code
             system = settings.covariance_weight * C[layer] + past[layer] + torch.outer(key, key)
             change = torch.outer((z - now) / left, torch.linalg.solve(system, key))
             layers[layer].mlp.down_proj.weight += change.to(hf.dtype)

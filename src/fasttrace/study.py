@@ -71,11 +71,6 @@ class Study:
         return read_facts(self.facts.file, self.facts)
 
     @cached_property
-    def loaded_facts(self) -> list[Fact]:
-        """The facts of the file, in the study's order. Raises FactError as `load_facts`."""
-        return self.loaded.facts
-
-    @cached_property
     def candidates(self) -> list[Fact]:
         """The facts whose subjects may be counterfactuals: the whole file, so that the pairs do not depend on which
         facts are studied. Empty without pairs."""
@@ -247,7 +242,7 @@ class Runner:
 
     def known_facts(self) -> list[Fact]:
         """The facts to study: all facts, those that the model knows, or the first N of those."""
-        facts, known = self.study.loaded_facts, self.study.facts.known
+        facts, known = self.study.loaded.facts, self.study.facts.known
         if known is False:
             return facts
         enough = None if known is True else known
@@ -277,7 +272,7 @@ class Runner:
 
         The store says which facts are known. A fact that it has no verdict on counts as known.
         """
-        facts, known = self.study.loaded_facts, self.study.facts.known
+        facts, known = self.study.loaded.facts, self.study.facts.known
         rate = block_rate(self.model)
         if known is not False:
             run_id = known_run(self.model, self.study.settings.protocol)["run_id"]
@@ -376,7 +371,7 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
     """
     if not store.path.exists():
         return False
-    facts, ids = distinct(study.loaded_facts), runs["fact_ids"]
+    facts, ids = distinct(study.loaded.facts), runs["fact_ids"]
     of_test, studied = set(runs["tested"]), set(ids)
     tested = [fact for fact in facts if fact.fact_id in of_test]
     facts = [fact for fact in facts if fact.fact_id in studied]

@@ -35,8 +35,8 @@ def test_the_form_of_zsre_is_chosen_by_name(form, prompts, run, place):
     assert [row["target_false"] for row in rows] == (["Rome", "Rome"] if form == "bare" else ["Paris", "London"])
     line = "" if form is None else f'zsre = "{form}"\n'
     (place / "own.toml").write_text(f'[facts]\nfile = "zsre.json"\n{line}')
-    assert [fact.text for fact in load_study("own.toml").loaded_facts] == prompts
-    assert [fact.fact_id for fact in load_study("own.toml").loaded_facts] == [row["fact_id"] for row in rows]
+    assert [fact.text for fact in load_study("own.toml").loaded.facts] == prompts
+    assert [fact.fact_id for fact in load_study("own.toml").loaded.facts] == [row["fact_id"] for row in rows]
 
 
 def test_another_form_is_refused(run, place):
@@ -190,7 +190,7 @@ def test_a_study_file_reads_as_the_options_do(files, run):
         'on_bad = "skip"\nlimit = 1\npairs = 1\n[[trace]]\ncorruption = "counterfactual"\n'
     )
     study = load_study("own.toml")
-    assert [fact.text for fact in study.loaded_facts] == ["The Eiffel Tower is in"]
+    assert [fact.text for fact in study.loaded.facts] == ["The Eiffel Tower is in"]
     assert [fact.text for fact in study.candidates] == ["The Eiffel Tower is in", "Where is Big Ben, in?"]
     listed = run("facts", "mine.csv", *MAP, "--on-bad", "skip", "--json")
     assert ids(listed) == [fact.fact_id for fact in study.candidates]

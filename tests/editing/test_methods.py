@@ -2,15 +2,14 @@
 
 import unicodedata
 
-import closed_form
 import numpy as np
 import pytest
 import torch
 from edit_cases import CONTEXTS, FACTS, check_zero, contexts_for
+from edit_oracles import SIGMA, TUNE, noise_of, options_of, oracle, plain_target
 from hooked_finetune import hooked_finetune
-from hooked_memit import hooked_memit
-from hooked_rome import down_projection, hooked_rome, noised
-from hooked_trace import head_modules, mlp_modules
+from hooked_rome import down_projection, noised
+from hooked_trace import mlp_modules
 from plain_scores import plain_neighborhood
 from small_models import FAMILIES, small_model
 
@@ -22,104 +21,20 @@ from fasttrace.editing.spread import spread
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
-from fasttrace.ops.noised_embed import fact_key, noised_embed
-from fasttrace.settings.methods import METHODS, SOLVED, SPREAD, MemitSettings
+from fasttrace.ops.noised_embed import fact_key
+from fasttrace.settings.methods import METHODS, SOLVED, MemitSettings
 
 CASES = [(family, problem) for family in ("llama", "gpt2") for problem in PROBLEMS]
 CASES += [(family, problem) for family in ("gptj", "gemma2") for problem in ("error-injection", "fact-forcing")]
-VALUE = {"steps": 4, "lr": 0.5, "kl_factor": 0.0625, "weight_decay": 0.5}
-# Larger than the paper's, because the probabilities of the small models hardly move otherwise.
-TUNE = {"steps": 5, "lr": 5e-3, "epsilon": 1e-2}
 LAYERS = [0, 1, 3]
 # From this layer on no prediction sees a change at the subject. In other families it is the last layer. In the small
 # Gemma 2 it is the one before, as windows hold four tokens.
 UNSEEN_FROM = {"gemma2": 3}
-SIGMA = 0.7
 # Facts that are likely enough in the small models to be erased (p ≥ 0.02). No target of FACTS is.
 LIKELY = {
     "llama": [ft.Fact("{} is the capital of", "Rome", "Fr"), ft.Fact("{} of", "Eiffel Tower", "York")],
     "gpt2": [ft.Fact("The {} is located in the city of", "France", "capital"), ft.Fact("{} of", "France", "capital")],
 }
-
-
-def options_of(method):
-    if method == "rome":
-        return {**VALUE, "clamp": 4.0}
-    if method == "emmet":
-        return {**VALUE, "clamp": 0.75, "window_size": 3}
-    if method == "alphaedit":
-        null = {"null_threshold": 0.01, "null_unit": "trace", "norm_weight": 0.05}
-        return {**VALUE, "clamp": 0.75, "window_size": 3, **null}
-    if method == "pmet":
-        own = {"lr": 0.3, "kl_factor": 0.01, "covariance_weight": 0.05, "settled_factor": 0.1, "settled_kl": None}
-        return {**VALUE, **own, "clamp": 0.75, "window_size": 3}
-    if method == "memit":
-        # With this covariance weight the update is as large as the weights, and each layer keeps some of the residual.
-        return {**VALUE, "clamp": 0.75, "covariance_weight": 0.05, "window_size": 3}
-    return {**TUNE, "window_size": 3}
-
-
-def noise_of(model, fact):
-    """Tracing's first noise sample on the subject's tokens, times SIGMA: (subject tokens, d)."""
-    one = encode_fact(model.tokenizer, fact)
-    place = torch.arange(one.subject_begin, one.subject_end)
-    same = torch.full_like(place, fact_key(fact.fact_id))
-    zeros = torch.zeros(1, model.width)
-    return noised_embed(zeros, place * 0, torch.full(place.shape, SIGMA), same, place * 0, place, 0)
-
-
-def plain_target(model, fact, problem):
-    """Ids of the target, found the obvious way."""
-    tokenizer, hf = model.tokenizer, model.hf
-    ids = tokenizer(fact.text)["input_ids"]
-    if problem.target == "noise":
-        length = len(tokenizer(" " + fact.target_true)["input_ids"])
-        said = []
-        for _ in range(length):
-            with torch.no_grad(), noised(hf, tokenizer, fact.text, fact.subject, noise_of(model, fact)):
-                said.append(int(hf(torch.tensor([[*ids, *said]])).logits[0, -1].argmax()))
-        return said
-    return tokenizer(" " + (fact.target_true if problem.target == "true" else fact.target_false))["input_ids"]
-
-
-def oracle(model, moments, fact, method, problem, layer, window, options=None, history=None, contexts=CONTEXTS):
-    noise = noise_of(model, fact) if problem.corrupted else None
-    target = plain_target(model, fact, problem)
-    options = options or options_of(method)
-    if method == "rome":
-        value, key = hooked_rome(
-            model.hf, model.tokenizer, fact.prompt, fact.subject, target, layer, CONTEXTS,
-            lambda k: moments.inverse_key(layer, k[None])[0], 4, 0.5, 0.0625, 0.5, 4.0, noise, problem.minimise,
-        )  # fmt: skip
-        return {layer: torch.outer(value, key)}
-    if method in SPREAD:
-        blocks = [block.layer for block in model.blocks]
-
-        def change_of(at, residual, key):
-            C = moments.matrix(at).double()
-            own = {name: options[name] for name in ("covariance_weight", "norm_weight") if name in options}
-            if method == "alphaedit":  # which has no use for the ridge
-                own["null_threshold"] = options["null_threshold"] * float(C.trace())
-            else:
-                C += moments.ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
-                own = {"covariance_weight": 1.0, **own}
-            R, K = (x[:, None].numpy() for x in (residual, key))
-            return torch.from_numpy(getattr(closed_form, method)(R, K, C.numpy(), np.zeros((len(C), 0)), **own))
-
-        pmet = {}
-        if method == "pmet":
-            places = [mlp_modules(model.hf)[window[-1]], head_modules(model.hf)[window[-1]]]
-            pmet = {"places": places, "share": np.sqrt, "settling": (0.1, options["settled_kl"])}
-        return hooked_memit(
-            model.hf, model.tokenizer, blocks, fact.prompt, fact.subject, target, window, contexts, change_of,
-            options["steps"], options["lr"], options["kl_factor"], 0.5, options["clamp"], noise, problem.minimise,
-            **pmet,
-        )  # fmt: skip
-    changes = hooked_finetune(
-        model.hf, model.tokenizer, fact.text, fact.subject, target, window, options["steps"], options["lr"],
-        options["epsilon"], noise, problem.minimise, history=history,
-    )  # fmt: skip
-    return {at: change.double() for at, (change, _) in changes.items()}
 
 
 def clear_of_rounding(history, part):
@@ -316,56 +231,6 @@ def test_memit_keeps_all_digits_of_a_small_delta(dtype, small_tokenizer, corpus,
     )
     for edit, wanted in zip(edits, delta, strict=True):
         torch.testing.assert_close(edit.updates[2].value[0], wanted, rtol=1e-6, atol=0)
-
-
-def second_best(model, prompt, subject):
-    """The fact whose o_false is the likeliest word but one."""
-    tokenizer = model.tokenizer
-    logits = model.hf(torch.tensor([tokenizer(prompt.format(subject))["input_ids"]])).logits[0, -1]
-    words = [tokenizer.decode(one) for one in logits.argsort(descending=True)[1:]]
-    word = next(one for one in words if one[:1] == " " and len(tokenizer(one)["input_ids"]) == 1 and one.strip())
-    return ft.Fact(prompt, subject, "York", word.strip())
-
-
-def test_pmet_stops_where_the_target_has_settled(small_tokenizer, corpus, tmp_path):
-    model, kind = small_model("llama", small_tokenizer, torch.float32), PROBLEMS["error-injection"]
-    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path)
-    facts = [second_best(model, "{} is the capital of", "Rome"), second_best(model, "The {} is in", "France")]
-    shared = {"layers": [1], "moments": moments, "contexts": ["{}"], "essence": 0}
-    losses = {}
-    for settled_kl in (None, 10.0):
-        options = {
-            **options_of("pmet"),
-            "steps": 40,
-            "lr": 0.5,
-            "clamp": 6.0,
-            "kl_factor": 1e-3,
-            "settled_kl": settled_kl,
-        }
-        result = ft.edit(model, facts, method="pmet", **shared, **options)
-        losses[settled_kl] = [edit.loss for edit in result.edits]
-        for edit in result.edits:
-            fact = next(f for f in facts if f.fact_id == edit.fact_id)
-            wanted = oracle(model, moments, fact, "pmet", kind, 1, sorted(edit.updates), options, contexts=["{}"])
-            for at, change in wanted.items():
-                error = (edit.updates[at].matrix() - change).abs().max()
-                assert float(error) < 2e-3 * max(float(one.abs().max()) for one in wanted.values()), at
-    assert losses[10.0][0] > 5 * losses[None][0], "the first settles: it stops, or its NLL weighs a tenth"
-    assert losses[10.0][1] == pytest.approx(losses[None][1]), "the second does not"
-
-
-def test_pmet_amplifies_what_is_the_likeliest_already(small_tokenizer, corpus, tmp_path):
-    tower = ft.Fact("{} is located", "Tower", "located", "York")
-    model = small_model("gemma2", small_tokenizer, torch.float32)
-    with torch.no_grad():
-        logits = model.hf(torch.tensor([small_tokenizer(tower.text)["input_ids"]])).logits[0, -1]
-    assert small_tokenizer(" located")["input_ids"] == [int(logits.argmax())]
-    moments = ft.second_moments(model, corpus, tokens=3000, sequence_length=32, cache_dir=tmp_path, ridge=1e-3)
-    shared = {"problem": "fact-amplification", "layers": [0, 1], "moments": moments, "contexts": ["{}"], "essence": 0}
-    for edit in ft.edit(model, [tower], method="pmet", window_size=1, steps=3, **shared).edits:
-        assert edit.changes()
-    [first, _] = ft.edit(model, [tower], method="pmet", window_size=1, steps=3, settled_kl=0.01, **shared).edits
-    assert "pmet's target had settled" in first.reason
 
 
 def test_edits_move_their_target_in_the_right_direction(small_tokenizer, corpus, tmp_path):

@@ -13,7 +13,7 @@ def memit(R, K, C, K_p, covariance_weight, norm_weight=0.0):
     return R @ K.T @ np.linalg.inv(system)
 
 
-pmet = memit  # Li et al. 2023 (arXiv 2308.08742), equation 7: only R differs
+pmet = memit  # Li et al. 2023 (arXiv 2308.08742): only R differs
 
 
 def emmet(R, K, C, K_p, covariance_weight, norm_weight=0.0, slack=0.0):

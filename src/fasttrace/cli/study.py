@@ -66,7 +66,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         check_store(store_path, makes_folder=True)
         if chosen.uses_cache:
             check_cache()
-    facts = chosen.loaded_facts  # raises before the model is loaded
+    facts = chosen.loaded.facts  # raises before the model is loaded
     if (said := chosen.loaded.summary()) is not None:
         click.echo(said, err=True)
     asked = chosen.settings

@@ -16,5 +16,5 @@ class Pmet(Memit):
     at = "modules"
 
     def share(self, left: int) -> float:
-        """√n, as in equation 15 of the paper."""
+        """√n, as in the authors' code (xpq-tech/PMET, edit/pmet/pmet_main.py)."""
         return math.sqrt(left)
