@@ -12,7 +12,7 @@ from hooked_rome import noised
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing.answers import exact_match, normalised, prefix_match
+from fasttrace.editing.answers import exact_match, prefix_match
 from fasttrace.editing.edit import prepare_edit
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import UserError
@@ -184,12 +184,29 @@ def test_matches_are_of_the_answers_that_the_prompt_expects(small_tokenizer, sha
         (" A is right", "A", False, True),
         (" B", "A", False, False),
         (" Á", "a", True, True),
+        (" à Rome", "Rome", False, False),
+        ("東京は日本の首都", "東京", False, True),
+        ("パリにあります", "パリ", False, True),
+        ("กรุงเทพเป็น", "กรุงเทพ", False, True),
+        ("กา", "ก", False, True),
+        ("กิน", "ก", False, False),  # the vowel sign is part of the letter
+        (" İstanbul", "Istanbul", True, True),
+        (" Oyo", "Ọ̀yọ́", True, True),
+        (" Serie B", "Serie A", False, False),
+        (" Serie A, the league", "the Serie A", False, True),
+        (" Vitamin", "Vitamin A", False, False),
+        (" Vitamin A", "Vitamin", False, True),
+        (" Rome's", "Rome", False, True),
+        (" Rome,Italy", "Rome", False, True),
+        (" Rome(Italy)", "Rome", False, True),
+        (" 3.5", "3", False, False),
+        (" an apple", "the apple", True, True),
     ],
 )
-def test_texts_are_compared_once_normalised(text, answer, exact, prefix):
+def test_texts_are_compared_word_by_word(text, answer, exact, prefix):
     assert (exact_match(text, [answer]), prefix_match(text, [answer])) == (exact, prefix)
     assert exact_match(text, ["no", answer]) == exact
-    assert normalised(normalised(text), articles=True) == normalised(text)
+    assert not text or exact_match(text, [text])
 
 
 def test_an_answer_that_is_all_punctuation_is_no_prefix_of_every_text():

@@ -32,10 +32,30 @@ def test_a_text_is_cut_at_its_first_line_and_sentence(text, line, sentence):
     assert cut(text, None) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        (" Mt. Everest. It is", "Mt. Everest", " Mt. Everest."),
+        (" mt. everest is high. It", "Mt. Everest", " mt. everest is high."),
+        (" Mt. Blanc. It", "Mt. Everest", " Mt. Blanc."),
+        (" Yahoo! Japan", "Yahoo! Japan", " Yahoo! Japan"),
+        (" Yahoo! It. No", "Yahoo!", " Yahoo!"),
+        (" Paris. It", "Yahoo! Japan", " Paris."),
+        (" 你好。吗。", "你好。吗", " 你好。吗。"),
+    ],
+)
+def test_no_sentence_ends_inside_an_answer(text, answer, found):
+    assert cut(text, "sentence", ["Rome", answer]) == found
+
+
 @pytest.mark.parametrize("stop", ["line", "sentence"])
-@given(text=st.text(alphabet="ab1DrMS.?!。」\")' \n\r", max_size=20), more=st.text(alphabet='a.。」" \n', max_size=5))
-def test_what_is_cut_does_not_depend_on_what_follows(stop, text, more):
-    found = cut(text, stop)
+@given(
+    text=st.text(alphabet="ab1DrMS.?!。」\")' \n\r", max_size=20),
+    more=st.text(alphabet='a.。」" \n', max_size=5),
+    answer=st.text(alphabet="ab1.? ", max_size=6),
+)
+def test_what_is_cut_does_not_depend_on_what_follows(stop, text, more, answer):
+    found = cut(text, stop, [answer])
     assert text.startswith(found)
     if len(found) < len(text):
-        assert cut(text + more, stop) == found
+        assert cut(text + more, stop, [answer]) == found

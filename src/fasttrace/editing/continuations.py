@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fasttrace.editing.delta import Edit
+from fasttrace.editing.prompts import answers_of
 from fasttrace.editing.scores import ScoredPrompt, add_updates
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
@@ -38,7 +39,7 @@ def continuations(
     Prompts that expect nothing (essence texts) have none. Where the model has no position left, the text is "".
 
     prompts: the prompts of each edit's fact, or of each fact where there are no edits. length: most new tokens. stop:
-    where a text ends early (`models.stops`). memory: bytes for the texts that are generated together. corruption: noise
+    where a text ends early (`models.stops`), which is never inside an answer. memory: bytes for the texts that are generated together. corruption: noise
     on the subject in every prompt, or None.
     """
     asked = [[i for i, one in enumerate(mine) if one.expect is not None] for mine in prompts]
@@ -56,10 +57,11 @@ def continuations(
             return embed_corrupted(model, batch, [one.subject for one in chosen], corruption)
 
         ids = [list(one.ids) for one in chosen]
-        done = None if stop is None else is_cut(model, stop)
+        answers = [answers_of(one, model.tokenizer) for one in chosen]
+        done = None if stop is None else is_cut(model, stop, answers)
         new = greedy_tokens(model, ids, length, done=done, change=change, embedded=embedded)
-        for (n, i), before, tokens in zip(rows, ids, new, strict=True):
-            found[n][i] = cut(text_after(model, before, tokens), stop)
+        for (n, i), before, tokens, mine in zip(rows, ids, new, answers, strict=True):
+            found[n][i] = cut(text_after(model, before, tokens), stop, mine)
     return [tuple(texts) for texts in found]
 
 

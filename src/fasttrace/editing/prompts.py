@@ -97,7 +97,7 @@ def answers_of(prompt: ScoredPrompt, tokenizer: Any) -> list[str]:
     if prompt.answers:
         return list(prompt.answers)
     targets = (prompt.targets[i] for i in prompt.matched)
-    return [tokenizer.decode(target).strip() for target in targets if target is not None]
+    return [tokenizer.decode(target, skip_special_tokens=True).strip() for target in targets if target is not None]
 
 
 def _generated(

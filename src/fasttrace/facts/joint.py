@@ -39,7 +39,7 @@ def joint(prompt: str, target: str, prefix: str | None = None) -> str:
     if prefix is not None:
         return prefix
     last, first = prompt[-1:], target.strip()[:1]
-    if not last or last.isspace() or _opens(prompt) or _spaceless(last) or _spaceless(first):
+    if not last or last.isspace() or _opens(prompt) or spaceless(last) or spaceless(first):
         return ""
     return " "
 
@@ -53,6 +53,7 @@ def _opens(prompt: str) -> bool:
     return sum(c == last and not (c == "'" and a.isalnum() and b.isalnum()) for a, c, b in around) % 2 == 1
 
 
-def _spaceless(character: str) -> bool:
+def spaceless(character: str) -> bool:
+    """Whether a character, or none for "", is of a script without spaces between words."""
     at = bisect_right(_BEGINS, ord(character)) - 1 if character else -1
     return at >= 0 and ord(character) <= _SPACELESS[at][1]

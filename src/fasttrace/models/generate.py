@@ -120,7 +120,7 @@ def greedy_tokens(
     length: int,
     *,
     keep_end: bool = False,
-    done: Callable[[Sequence[int]], bool] | None = None,
+    done: Callable[[int, Sequence[int]], bool] | None = None,
     change: RowChange | None = None,
     embedded: Callable[[Batch], Tensor] | None = None,
 ) -> list[list[int]]:
@@ -129,7 +129,7 @@ def greedy_tokens(
     A text is cut before its first end-of-text token, or after it with keep_end, and where the model's positions end
     (`Decoder.room`).
 
-    done: whether a text is complete, given all its new tokens so far. No token is drawn once all texts are complete.
+    done: whether a text is complete, given its number and all its new tokens so far. No token is drawn once all texts are complete.
     Until then a complete text goes on with the others, so the caller cuts it.
     change: what edits make of the MLP's output. embedded: the input of block 0 at the prompts' tokens, by default that
     of their embeddings.
@@ -150,7 +150,8 @@ def greedy_tokens(
         ids[:, step] = last.cpu()
         ended |= torch.isin(ids[:, step], ends) | (room <= step + 1)
         if done is not None:
-            complete = [was or done(row) for was, row in zip(ended.tolist(), ids[:, : step + 1].tolist(), strict=True)]
+            so_far = enumerate(zip(ended.tolist(), ids[:, : step + 1].tolist(), strict=True))
+            complete = [was or done(number, row) for number, (was, row) in so_far]
             ended = torch.tensor(complete)
         if bool(ended.all()):
             break

@@ -118,11 +118,16 @@ def text_after(model: Decoder, prompt: Sequence[int], new: Sequence[int]) -> str
     return whole.removeprefix(before) if whole.startswith(before) else _decoded(model, new)
 
 
-def is_cut(model: Decoder, stop: Stop) -> Callable[[Sequence[int]], bool]:
-    """Whether a text with these new tokens goes beyond where it stops, so that more tokens change nothing."""
+def is_cut(
+    model: Decoder, stop: Stop, answers: Sequence[Sequence[str]] | None = None
+) -> Callable[[int, Sequence[int]], bool]:
+    """Whether a text with these new tokens goes beyond where it stops, so that more tokens change nothing.
 
-    def done(new: Sequence[int]) -> bool:
+    answers: of each text, as in `cut`. The function takes the number of the text and its new tokens.
+    """
+
+    def done(number: int, new: Sequence[int]) -> bool:
         text = _decoded(model, new)
-        return len(cut(text, stop)) < len(text)
+        return len(cut(text, stop, () if answers is None else answers[number])) < len(text)
 
     return done
