@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from fasttrace.editing.breaks import MEASURES, NORMS
+from fasttrace.editing.judge import Judge, judged
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.editing.plan import EditPlan
 from fasttrace.facts import Fact
@@ -21,6 +22,15 @@ from fasttrace.tracing.sweep import TracePlan, TraceResult
 if TYPE_CHECKING:
     from fasttrace.store import Store
 
+JUDGEMENTS = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("generated_after", pa.string()),
+        ("judged_after", pa.bool_()),
+        ("judge_error", pa.string()),
+    ]
+)
 Progress = Callable[[int], None]
 
 
@@ -158,10 +168,22 @@ def edit_into(store: "Store", plan: EditPlan, progress: Progress) -> int:
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
         store.add(plan.moments)
+    if plan.judge is not None:
+        ask_again(store, plan.run["run_id"], plan.judge)
     planned = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
     done = store.done_edits(plan.run["run_id"]) & planned
     progress(len(done))
     return sum(store.add(batch) for batch in plan.batches(skip=done, progress=progress))
+
+
+def ask_again(store: "Store", run_id: str, judge: Judge) -> None:
+    """Ask a judge about the texts of an editing run in the store that it failed to judge."""
+    failed = store.failed_judgements(run_id)
+    if not failed:
+        return
+    rows = [(*question, *said) for question, said in judged(judge, failed).items()]
+    columns = zip(*rows, strict=True)
+    store.add_judgements(run_id, pa.table(dict(zip(JUDGEMENTS.names, columns, strict=True)), schema=JUDGEMENTS))
 
 
 def reasons(store: "Store", plan: EditPlan) -> str | None:

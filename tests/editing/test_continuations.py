@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -14,11 +14,14 @@ from small_models import small_model
 import fasttrace as ft
 from fasttrace.editing.answers import exact_match, prefix_match
 from fasttrace.editing.edit import prepare_edit
+from fasttrace.editing.judge import judge_of, judged
+from fasttrace.editing.mass import prepare_mass_edit
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.models.stops import cut
 from fasttrace.ops.noised_embed import fact_key, noised_embed
+from fasttrace.workflow import ask_again, edit_into
 
 LENGTH = 8
 OPTIONS = {
@@ -247,8 +250,8 @@ class Grader(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, self.headers["Authorization"], asked))
         expected = asked["messages"][0]["content"].split("Expected: ")[1].split("\n")[0]
-        status = 500 if expected == "Paris" else 200
-        said = "YES." if expected == "Rome" else "Not sure"
+        status = 500 if expected == "Paris" and not self.server.mended else 200
+        said = "<think>Or no?</think> YES." if expected in ("Rome", "Paris") else "Not sure"
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         data = json.dumps(body).encode()
@@ -262,23 +265,28 @@ class Grader(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_model_behind_an_address_judges(small_tokenizer, shared, monkeypatch, caplog):
+@pytest.fixture
+def grader():
     pytest.importorskip("openai", reason="needs the extra judge")
-    server = HTTPServer(("127.0.0.1", 0), Grader)
-    server.seen = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Grader)
+    server.seen, server.mended = [], False
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_a_model_behind_an_address_judges(grader, small_tokenizer, shared, monkeypatch, caplog):
     monkeypatch.setenv("FASTTRACE_JUDGE_KEY", "secret")
     model = small_model("llama", small_tokenizer, torch.float32)
-    url = f"http://127.0.0.1:{server.server_port}/v1"
+    url = f"http://127.0.0.1:{grader.server_port}/v1"
     given = shared(model, "rome")
     result = ft.edit(model, PROBED, layers=[1], generate=4, judge_url=url, judge_model="m", **given)
-    server.shutdown()
     rows = result.prompts.to_pylist()
     by_kind = {row["kind"]: row for row in rows if row["fact_id"] == PROBED[0].fact_id}
     assert by_kind["rewrite"]["judged_after"] is True
     assert by_kind["neighborhood"]["judge_error"].startswith("InternalServerError")
     assert by_kind["portability"]["judge_error"] == "ValueError: expected YES or NO, got 'Not sure'"
-    path, key, question = server.seen[0]
+    path, key, question = grader.seen[0]
     assert (path, key, question["temperature"]) == ("/v1/chat/completions", "Bearer secret", 0)
     assert re.search(r"\d+ of \d+ judgements failed, the first: ", caplog.text)
     assert "secret" not in result.run["settings"]
@@ -286,6 +294,69 @@ def test_a_model_behind_an_address_judges(small_tokenizer, shared, monkeypatch, 
     for bad in ({"judge_url": url}, {"judge_model": "m"}):
         with pytest.raises(UserError, match="judge_url and judge_model belong together"):
             ft.edit(model, FACTS, layers=[1], generate=4, **bad, **given)
+
+
+@pytest.mark.parametrize("mass", [False, True])
+def test_a_failed_judgement_is_asked_for_again(mass, grader, small_tokenizer, shared, tmp_path):
+    model, store = small_model("llama", small_tokenizer, torch.float32), ft.Store(tmp_path / "study.duckdb")
+    url = f"http://127.0.0.1:{grader.server_port}/v1"
+    about = {"generate": 4, "judge_url": url, "judge_model": "m", **shared(model, "memit")}
+    if mass:
+        plan = prepare_mass_edit(model, PROBED, layer=1, at_once=1, **about)
+        store.add(plan.compute())
+        ask_again(store, plan.run["run_id"], plan.plan.judge)
+    else:
+        plan = prepare_edit(model, PROBED, layers=[1], **about)
+        edit_into(store, plan, lambda n: None)
+    relation = "mass_prompts" if mass else "edit_prompts"
+    before = store.query(f"SELECT * FROM {relation} ORDER BY ALL").to_pylist()
+    wrong = [row for row in before if row["judge_error"] is not None]
+    assert {row["judge_error"].split(":")[0] for row in wrong} == {"InternalServerError", "ValueError"}
+    grader.mended, asked = True, len(grader.seen)
+    if mass:
+        ask_again(store, plan.run["run_id"], plan.plan.judge)
+    else:
+        assert edit_into(store, plan, lambda n: None) == 0
+    questions = {(row["prompt"], tuple(row["answers"]), row["generated_after"]) for row in wrong}
+    assert len(grader.seen) - asked == len(questions)
+    after = store.query(f"SELECT * FROM {relation} ORDER BY ALL").to_pylist()
+    assert len(after) == len(before)
+    for row in after:
+        judged = row["answers"] in (["Rome"], ["Paris"])
+        assert row["judged_after"] is (True if judged else None)
+        assert (row["judge_error"] is None) == judged
+
+
+def test_a_judgement_takes_no_longer_than_its_time():
+    """Against an address that sends a byte now and then, so that no read of it is ever late."""
+    pytest.importorskip("openai", reason="needs the extra judge")
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            while not self.server.stopped.wait(0.05):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.stopped = threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    judge = judge_of(ft.EditSettings(generate=4, judge_url=url, judge_model="m", judge_timeout=0.5), None)
+    [said] = judged(judge, [("The capital of France is", ("Paris",), " Paris")]).values()
+    server.stopped.set()
+    server.shutdown()
+    assert said == (None, "TimeoutError: expected an answer within 0.5 s, got none")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "localhost:8000/v1", "foo", "", "ftp://x", "http://", "http://x:99999"])
+def test_a_judge_needs_an_address(url):
+    with pytest.raises(UserError, match="judge_url: expected an address such as http://localhost:8000/v1, got"):
+        ft.EditSettings(generate=4, judge_url=url, judge_model="m")
 
 
 def test_the_gap_of_teacher_forcing_is_a_saved_query_and_a_table(small_tokenizer, shared, tmp_path):

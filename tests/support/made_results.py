@@ -231,6 +231,6 @@ PROMPTS = _EDIT | {"kind": S, "prompt_index": N, "prompt": S, "target_tokens": N
 PROMPTS |= {"p_false_before": D, "p_false_after": D, "expect": S, "answer": S}
 PROMPTS |= {"match_before": B, "match_after": B, "score": D, "generated_before": S, "generated_after": S}
 PROMPTS |= {"exact_before": B, "exact_after": B, "prefix_before": B, "prefix_after": B}
-PROMPTS |= {"judged_after": B, "judge_error": S}
+PROMPTS |= {"judged_after": B, "judge_error": S, "answers": pa.list_(S)}
 MASS_PROMPTS = {"n_edits": N, "fact_id": S, **{name: kind for name, kind in PROMPTS.items() if name not in _EDIT}}
 VERDICTS = {"fact_id": S, "known": B, "p_true": D, "p_first_token_top": B, "continuation": S, "reason": S}

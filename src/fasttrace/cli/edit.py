@@ -216,6 +216,7 @@ def edit(
         question = work.asks("edit", corpora=texts, facts=loaded, settings=asked, known=known)
     runs = question.answer()
     if runs and work.store is not None and has_edited(ft.Store(work.store), loaded, **runs):
+        _ask_again(work.store, runs["run_id"], asked)
         work.keep_left_out()
         say_all_there(f"{len(runs['fact_ids']) * len(runs['layers'])} edits", work.store, runs["run_id"], err=True)
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
@@ -328,6 +329,7 @@ def _mass_is_there(
     stored = None if target is None else mass_scores(target, loaded, found["run_id"], found["fact_ids"])
     if target is None or stored is None:
         return False
+    _ask_again(target.path, found["run_id"], asked)
     work.keep_left_out()
     say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
     _say_left_out(found["left_out"], loaded)
@@ -335,6 +337,16 @@ def _mass_is_there(
     emit(_means_by_n_edits(stored, *mass_measured(target, found["run_id"])), work.as_json)
     _emit_kinds(work, found["run_id"], asked)
     return True
+
+
+def _ask_again(store: "str | Path", run_id: str, asked: "EditSettings | MassSettings") -> None:
+    """Ask the judge at `judge_url` about the texts of a stored run that it failed to judge."""
+    from fasttrace.editing.judge import judge_of
+    from fasttrace.workflow import ask_again
+
+    judge = judge_of(asked, None)
+    if judge is not None:
+        ask_again(ft.Store(store), run_id, judge)
 
 
 def _means_by_n_edits(scores: "pa.Table", measures: "pa.Table", norms: "pa.Table") -> "pa.Table":

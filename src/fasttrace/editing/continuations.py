@@ -39,8 +39,8 @@ def continuations(
     Prompts that expect nothing (essence texts) have none. Where the model has no position left, the text is "".
 
     prompts: the prompts of each edit's fact, or of each fact where there are no edits. length: most new tokens. stop:
-    where a text ends early (`models.stops`), which is never inside an answer. memory: bytes for the texts that are generated together. corruption: noise
-    on the subject in every prompt, or None.
+    where a text ends early (`models.stops`), which is never inside an answer. memory: bytes for the texts that are
+    generated together. corruption: noise on the subject in every prompt, or None.
     """
     asked = [[i for i, one in enumerate(mine) if one.expect is not None] for mine in prompts]
     found: list[list[str | None]] = [[None] * len(mine) for mine in prompts]

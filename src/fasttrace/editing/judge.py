@@ -4,12 +4,14 @@ A judge says whether a text answers a prompt with one of the expected answers. A
 time-out, is stored beside the text and stops nothing.
 """
 
+import asyncio
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fasttrace.errors import UserError
 from fasttrace.optional import require
@@ -56,20 +58,39 @@ def judge_of(asked: EditingSettings, judge: Judge | None) -> Judge | None:
 def _model_at(asked: EditingSettings) -> Judge:
     openai = require("openai")
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
-    client = openai.OpenAI(base_url=asked.judge_url, api_key=key, timeout=asked.judge_timeout, max_retries=1)
+    client = openai.AsyncOpenAI(base_url=asked.judge_url, api_key=key, timeout=None, max_retries=1)
+    # A loop of its own, because only a task can be cancelled: a blocking client bounds each read, not the judgement.
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    async def reply(question: str) -> Any:
+        asking = client.chat.completions.create(
+            model=asked.judge_model, messages=[{"role": "user", "content": question}], temperature=0
+        )
+        return await asyncio.wait_for(asking, asked.judge_timeout)
 
     def ask(prompt: str, answers: Sequence[str], text: str) -> bool:
         question = QUESTION.format(prompt=prompt, answers=" or ".join(answers), text=text)
-        said = client.chat.completions.create(
-            model=asked.judge_model, messages=[{"role": "user", "content": question}], temperature=0
-        )
-        reply = (said.choices[0].message.content or "").strip()
-        word = re.match(r"\W*(yes|no)\b", reply, re.IGNORECASE)
-        if word is None:
-            raise ValueError(f"expected YES or NO, got {reply[:80]!r}")
-        return word[1].lower() == "yes"
+        try:
+            said = asyncio.run_coroutine_threadsafe(reply(question), loop).result()
+        except TimeoutError:
+            raise TimeoutError(f"expected an answer within {asked.judge_timeout:g} s, got none") from None
+        return _verdict(said)
 
     return ask
+
+
+def _verdict(said: Any) -> bool:
+    """Whether a reply says yes, after what the model may have thought aloud. Raises ValueError for another reply."""
+    try:
+        text = said.choices[0].message.content or ""
+    except (AttributeError, IndexError, TypeError):
+        raise ValueError(f"expected a chat completion, got {str(said)[:80]!r}") from None
+    text = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+    word = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
+    if word is None:
+        raise ValueError(f"expected YES or NO, got {text[:80]!r}")
+    return word[1].lower() == "yes"
 
 
 def judged(judge: Judge, questions: Iterable[Question]) -> dict[Question, Judgement]:

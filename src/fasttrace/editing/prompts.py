@@ -28,6 +28,7 @@ PROMPT_COLUMNS = [
     *((f"{name}_{when}", pa.bool_()) for name in ("exact", "prefix") for when in ("before", "after")),
     ("judged_after", pa.bool_()),
     ("judge_error", pa.string()),
+    ("answers", pa.list_(pa.string())),
 ]
 
 
@@ -46,8 +47,8 @@ def prompt_rows(
     answer: the likeliest of them after the edit. target_tokens: the number of its tokens, or the target's.
     match_before, match_after: whether greedy decoding gives the edit's target, for a neighborhood prompt o_true, and
     for a probe with answers one of them. generated_before, generated_after: the greedy continuation. exact_*, prefix_*:
-    whether it is one of these answers, or begins with one (`editing.answers`). judgements: what a judge
-    says of the continuations after the edit.
+    whether it is one of these answers, or begins with one (`editing.answers`). answers: their texts, where there is a
+    continuation. judgements: what a judge says of the continuations after the edit.
     """
     scores = prompt_scores(prompts, before, after, problem, protocol)
     asked = questions_of(prompts, after, tokenizer)
@@ -100,14 +101,14 @@ def answers_of(prompt: ScoredPrompt, tokenizer: Any) -> list[str]:
     return [tokenizer.decode(target, skip_special_tokens=True).strip() for target in targets if target is not None]
 
 
-def _generated(
-    prompt: ScoredPrompt, answers: Sequence[str], i: int, before: Reading, after: Reading
-) -> dict[str, str | bool | None]:
+def _generated(prompt: ScoredPrompt, answers: Sequence[str], i: int, before: Reading, after: Reading) -> dict[str, Any]:
     """The columns of PROMPT_COLUMNS about generated text, None where there is none."""
-    columns: dict[str, str | bool | None] = {}
+    columns: dict[str, Any] = {"answers": None}
     for when, one in (("before", before), ("after", after)):
         text = None if one.texts is None else one.texts[i]
         columns[f"generated_{when}"] = text
+        if text is not None:
+            columns["answers"] = list(answers)
         columns[f"exact_{when}"] = exact_match(text, answers) if text is not None and answers else None
         columns[f"prefix_{when}"] = prefix_match(text, answers) if text is not None and answers else None
     return columns

@@ -129,8 +129,8 @@ def greedy_tokens(
     A text is cut before its first end-of-text token, or after it with keep_end, and where the model's positions end
     (`Decoder.room`).
 
-    done: whether a text is complete, given its number and all its new tokens so far. No token is drawn once all texts are complete.
-    Until then a complete text goes on with the others, so the caller cuts it.
+    done: whether a text is complete, given its number and all its new tokens so far. No token is drawn once all texts
+    are complete. Until then a complete text goes on with the others, so the caller cuts it.
     change: what edits make of the MLP's output. embedded: the input of block 0 at the prompts' tokens, by default that
     of their embeddings.
 

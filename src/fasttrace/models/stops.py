@@ -37,4 +37,6 @@ def cut(text: str, stop: Stop | None, answers: Sequence[str] = ()) -> str:
 def _is_begun(text: str, answers: Sequence[str]) -> bool:
     """Whether a text is the begin of an answer that goes on."""
     said = text.strip().casefold()
-    return any(len(said) < len(one) and one.startswith(said) for one in (answer.strip().casefold() for answer in answers))
+    return any(
+        len(said) < len(one) and one.startswith(said) for one in (answer.strip().casefold() for answer in answers)
+    )

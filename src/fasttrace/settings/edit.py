@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from fasttrace.errors import shown
 
@@ -86,11 +87,17 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         default=None,
         names_run="never",
         help="OpenAI-compatible address whose model judges every continuation after the edit, as in "
-        "http://localhost:8000/v1; the key is in FASTTRACE_JUDGE_KEY or OPENAI_API_KEY; by default nothing is asked",
+        "http://localhost:8000/v1; the key is in FASTTRACE_JUDGE_KEY or OPENAI_API_KEY; with a store, the same command "
+        "again asks once more where it failed; by default nothing is asked",
     )
     judge_model: str | None = setting(default=None, help="Name of the model at judge_url")
     judge_timeout: float = setting(
-        default=30.0, above=0, most=MOST_SECONDS, names_run="never", unit="seconds", help="Time for one judgement"
+        default=30.0,
+        above=0,
+        most=MOST_SECONDS,
+        names_run="never",
+        unit="seconds",
+        help="Longest time for one judgement",
     )
     after: Literal["nothing", "rect", "prune"] = setting(
         default="nothing",
@@ -141,6 +148,8 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         if (self.judge_url is None) != (self.judge_model is None):
             missing = "judge_url" if self.judge_url is None else "judge_model"
             raise refusal(self, missing, "a value, as judge_url and judge_model belong together", "none")
+        if self.judge_url is not None and not _is_address(self.judge_url):
+            raise refusal(self, "judge_url", "an address such as http://localhost:8000/v1", shown(self.judge_url))
         if self.contexts is None:
             resolve(self, "contexts", METHODS[self.method].contexts or 0)
         if isinstance(self.hyperparameters, Mapping):
@@ -149,6 +158,15 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         if self.hyperparameters is not None and not isinstance(self.hyperparameters, wanted):
             got = type(self.hyperparameters).__name__
             raise refusal(self, "hyperparameters", f"{wanted.__name__} for {self.method}", got)
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is an http address with a host."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 @settings("edit")

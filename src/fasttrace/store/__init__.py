@@ -20,7 +20,16 @@ from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.texts import statement
-from fasttrace.store.write import Result, batch_of, check_contrasts, facts_table, write, write_facts, write_left_out
+from fasttrace.store.write import (
+    Result,
+    batch_of,
+    check_contrasts,
+    facts_table,
+    write,
+    write_facts,
+    write_judgements,
+    write_left_out,
+)
 
 __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]
 
@@ -168,6 +177,20 @@ class Store(Readable):
         """How many edits of a run were stored before their facts had probes, as by a fasttrace without them."""
         rows = self._rows("edits_without_probes", run_id)
         return int(rows[0][0]) if rows else 0
+
+    @checked
+    def failed_judgements(self, run_id: str) -> list[tuple[str, tuple[str, ...], str]]:
+        """(prompt, answers, text) of every text of an editing run that a judge failed to judge."""
+        return [(prompt, tuple(answers), text) for prompt, answers, text in self._rows("failed_judgements", run_id)]
+
+    @checked
+    def add_judgements(self, run_id: str, judgements: pa.Table) -> None:
+        """Set what a judge says now of such texts, as one transaction.
+
+        judgements: prompt, answers and generated_after as in `edit_prompts`, with judged_after and judge_error.
+        """
+        with self._opened(read_only=False) as con:
+            write_judgements(con, run_id, judgements)
 
     @property
     def key(self) -> Hashable:

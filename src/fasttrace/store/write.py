@@ -203,6 +203,15 @@ def write_left_out(con: duckdb.DuckDBPyConnection, source: str, left_out: Sequen
     return added
 
 
+def write_judgements(con: duckdb.DuckDBPyConnection, run_id: str, judgements: pa.Table) -> None:
+    """Set what a judge says of a run's texts that it had failed to judge, in one transaction."""
+    con.begin()
+    con.register("batch_judgements", judgements)
+    for relation in ("edit_prompts", "mass_prompts"):
+        execute(con, f"judge_{relation}", {"run_id": run_id})
+    con.commit()
+
+
 def facts_table(facts: Iterable[Fact]) -> pa.Table:
     """Facts as rows of the relation facts, which has no counterfactuals. A fact that occurs twice is one row."""
     columns = schema_columns()["facts"]

@@ -10,8 +10,9 @@
 -- o_true where nothing should change). score = 1 for full success (docs/algorithms.md, section 18), NULL where there is
 -- none. The last five are NULL in rows of older stores.
 -- generated_* = the greedy continuation of the prompt as text, exact_* and prefix_* = whether it is one of the answers, or
--- begins with one, once both are normalised (editing.answers). judged_after = what a judge says of the text after the
--- edit, judge_error = why it said nothing. All are NULL where they were not asked for.
+-- begins with one (editing.answers). judged_after = what a judge says of the text after the edit, judge_error = why it
+-- said nothing. answers = the texts of these answers. All are NULL where they were not asked for, and answers in rows of
+-- older stores.
 -- No index: statements/add_edit_prompts.sql and guard_edit_prompts.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS edit_prompts (
     run_id         VARCHAR NOT NULL,
@@ -43,5 +44,6 @@ CREATE TABLE IF NOT EXISTS edit_prompts (
     prefix_before  BOOLEAN,
     prefix_after   BOOLEAN,
     judged_after   BOOLEAN,
-    judge_error    VARCHAR
+    judge_error    VARCHAR,
+    answers        VARCHAR[]
 );
