@@ -70,7 +70,7 @@ def _options(run: Row, layers: Any) -> list[str]:
     if "continued" in named:  # the file that has this SHA-256, which the run does not keep
         words += ["--continue-from", f"{named['continued']}.safetensors"]
     if "judge_model" in named:  # whose address the run does not keep
-        words += ["--judge-url", "ADDRESS"]
+        words += ["--judge-url", "http://ADDRESS/v1"]
     if run["kind"] != "trace":
         for name in hyperparameters():
             if name in named:

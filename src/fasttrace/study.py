@@ -31,7 +31,7 @@ from fasttrace.places import check_file, check_folder, check_replaceable, replac
 from fasttrace.settings.base import carried, check_names, replaced
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.kinds import MOST_CHARACTERS
-from fasttrace.settings.methods import SOLVED, method_settings
+from fasttrace.settings.methods import SOLVED, method_settings, reads_moments
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, EditTable, FactSettings, StudySettings, keys
 from fasttrace.settings.trace import TraceSettings
@@ -353,7 +353,7 @@ class Runner:
                 yield carried(EditSettings, table, **cell)
 
     def _solved_layers(self) -> list[int]:
-        solved = [cell for cell in self.cells if cell.method in SOLVED]
+        solved = [cell for cell in self.cells if reads_moments(cell.method, cell.hyperparameters)]
         return sorted(
             {
                 at

@@ -192,6 +192,8 @@ def changed(at, to):
         ({"mom2_count": 0}, "expected a positive number of tokens as 'mom2.count', got 0"),
         ({"mom2_count": 1.5}, "expected a positive number of tokens as 'mom2.count', got 1.5"),
         ({"mom2_count": np.nan}, "expected a positive number of tokens as 'mom2.count', got nan"),
+        ({"mom2_count": 1e300}, r"expected a positive number of tokens as 'mom2.count', got 1e\+300"),
+        ({"mom2_count": np.uint64(2**63)}, "expected a positive number of tokens as 'mom2.count', got 9.22"),
         ({"mom2_count": "many"}, "expected a whole number as 'mom2.count'"),
         (changed([(3, 4), (4, 3)], np.nan), "expected finite numbers, got NaN or infinity"),
         (changed([(3, 3)], -1), "expected a positive diagonal, got -1 on it"),

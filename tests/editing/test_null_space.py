@@ -1,5 +1,7 @@
 """Null spaces against NumPy's eigenvectors, and projections read from the files that AlphaEdit publishes."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,9 @@ def test_what_is_no_projection_is_refused(llama, tmp_path, how, says):
         load_projection(tmp_path / "P.pt", llama, [0, 4])
 
 
+BROKEN = {"empty stack": b"\x80\x02.", "unknown memo": b"\x80\x02h\x05.", "odd build": b"\x80\x02K\x01}b."}
+
+
 class Anything:
     """An object that a pickle can name."""
 
@@ -142,6 +147,15 @@ def written(kind, m, path):
         torch.save([P], path)
     elif kind == "object":
         torch.save(Anything(), path)
+    elif kind == "meta":
+        torch.save(P.to("meta"), path)
+    elif kind in BROKEN:
+        torch.save(P, path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, part in parts.items():
+                archive.writestr(name, BROKEN[kind] if name.endswith("data.pkl") else part)
     elif kind == "truncated":
         torch.save(P, path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -168,6 +182,8 @@ def written(kind, m, path):
         ("sparse", "expected a dense tensor, got a sparse one"),
         ("list", "expected one tensor, got list"),
         ("object", "expected one tensor, got a file with other objects, which are not loaded"),
+        ("meta", "expected a tensor with its numbers, got one without"),
+        *((kind, "expected .*, got ") for kind in BROKEN),
         ("truncated", "expected a complete file of torch.save"),
         ("npz", "expected a complete file, got one that cannot be read"),
         ("text", "expected a complete file of torch.save"),

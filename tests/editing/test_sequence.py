@@ -248,6 +248,12 @@ def test_a_delta_that_cannot_be_continued_is_refused_in_a_sentence(model, option
     assert set(about["changed"]) == {prompt for one in MORE[:2] for prompt in (one.text, *one.paraphrases)}
     save_tensors(odd, tensors, {**about, "changed": [1]})
     save_tensors(none, tensors, {**about, "facts": 0})
+    many = tmp_path / "many-edits.safetensors"
+    save_tensors(many, tensors, {**about, "facts": 10**12})
+    about_one = {name: value for name, value in options("memit", after="prune").items() if name != "layer"}
+    single = ft.edit(model, MORE[:1], layers=[1], **about_one)
+    one = single.save_delta(tmp_path / "one.safetensors")
+    assert set(load_tensors(one)[1]["changed"]) == {MORE[0].text, *MORE[0].paraphrases}
     text = tmp_path / "text.safetensors"
     text.write_text("x")
     for file, more, sentence in (
@@ -257,6 +263,12 @@ def test_a_delta_that_cannot_be_continued_is_refused_in_a_sentence(model, option
         (nan, {}, r"expected finite float64 keys of width \d+ in 1.past_keys, got others"),
         (odd, {}, r"expected the prompts that its edits change in the metadata, got \[1\]"),
         (none, {}, "expected the number of its edits in the metadata, got 0"),
+        (many, {}, "expected the number of its edits in the metadata, got 1000000000000"),
+        (
+            one,
+            {"past_keys": "ignore"},
+            "expected the sum of the edits as they were made, got one that prune has changed",
+        ),
         (text, {}, "expected a complete safetensors file"),
         (pruned, {}, "expected the sum of the edits as they were made, got one that prune has changed"),
         (tmp_path / "none.safetensors", {}, "expected a complete safetensors file"),
@@ -288,7 +300,7 @@ def test_rect_keeps_the_share_that_changes_its_weights_most():
     torch.testing.assert_close(rect(weight, change, 1.0), change)
 
 
-@pytest.mark.parametrize("base", [math.e, 1.2])
+@pytest.mark.parametrize("base", [math.e, 1.2, 1.01])
 def test_prune_presses_down_singular_values_above_the_weights_own(base):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 30, generator=generator)
@@ -298,6 +310,8 @@ def test_prune_presses_down_singular_values_above_the_weights_own(base):
     u, sigma, v = np.linalg.svd(change.numpy(), full_matrices=False)
     assert 0 < (sigma > largest).sum() < len(sigma)
     pressed = np.where(sigma > largest, np.log(sigma) / np.log(base) - np.log(largest) / np.log(base) + largest, sigma)
+    assert (pressed > sigma).any() == (base == 1.01), "the paper's function raises those just above M"
+    pressed = np.minimum(pressed, sigma)
     np.testing.assert_allclose(prune(largest, change, base).numpy(), (u * pressed) @ v, rtol=1e-9, atol=1e-9)
 
 

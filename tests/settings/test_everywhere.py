@@ -49,7 +49,7 @@ COMPANIONS = {
     "lm_eval_limit": {"lm_eval": ["a"]}, "lm_eval_tasks": {"lm_eval": ["a"]},
     "stop": {"generate": 1},
     "judge_url": {"judge_model": "m", "generate": 1},
-    "judge_model": {"judge_url": "u", "generate": 1},
+    "judge_model": {"judge_url": "http://u/v1", "generate": 1},
 }  # fmt: skip
 
 
@@ -65,7 +65,19 @@ def another(kind, one):
         return method_settings(settings_of(kind)["method"].default, {"steps": 7})
     if one.kind.is_path:
         return __file__
-    for value in (True, 7, 0.25, "7MB", *one.kind.choices, [7], [0.25], ["memit"], ["fact-erasure"], {"a": "b"}):
+    for value in (
+        True,
+        7,
+        0.25,
+        "7MB",
+        *one.kind.choices,
+        "http://localhost/v1",
+        [7],
+        [0.25],
+        ["memit"],
+        ["fact-erasure"],
+        {"a": "b"},
+    ):
         try:
             if one.convert(value) != one.default:
                 return one.convert(value)

@@ -4,7 +4,7 @@ prompts that one edit should leave alone and another one changes."""
 from collections import Counter
 from collections.abc import Sequence
 
-from fasttrace.facts import EncodedFact
+from fasttrace.facts import EncodedFact, Fact
 
 
 def cases(facts: Sequence[EncodedFact]) -> list[list[EncodedFact]]:
@@ -32,6 +32,11 @@ def is_whole(fact: EncodedFact, made: Counter[str | None]) -> bool:
     return case is None or made[case] == fact.fact.case_edits
 
 
+def changed_by(fact: Fact) -> set[str]:
+    """The prompts that an edit of the fact should change."""
+    return {fact.text} | {probe.prompt for probe in fact.every_probe if probe.expect == "changed"}
+
+
 def changed_prompts(
     models: Sequence[Sequence[EncodedFact]], earlier: frozenset[str] = frozenset()
 ) -> dict[str, frozenset[str]]:
@@ -39,8 +44,7 @@ def changed_prompts(
     prompts that edits before these change in every model."""
     found: dict[str, frozenset[str]] = {}
     for facts in models:
-        probes = (probe for one in facts for probe in one.fact.every_probe)
-        own = {one.fact.text for one in facts} | {probe.prompt for probe in probes if probe.expect == "changed"}
+        own = {prompt for one in facts for prompt in changed_by(one.fact)}
         found |= dict.fromkeys((one.fact_id for one in facts), earlier | own)
     return found
 

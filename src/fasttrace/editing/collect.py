@@ -158,11 +158,12 @@ def _imported(model: Decoder, source: Path, asked: MomentSettings, root: Path) -
         seed=asked.seed,
         protocol="paper",
     )
-    folder.mkdir(parents=True, exist_ok=True)
     for layer in layers:
         if metadata_of(layer_file(folder, layer)) is None:
             note = {"layer": layer, "n_tokens": files[layer].n_tokens, "model": model.model_hash, "corpus": corpus_hash}
-            save_tensors(layer_file(folder, layer), {"C": files[layer].mean()}, note)
+            C = files[layer].mean()  # before the folder, as it may be refused
+            folder.mkdir(parents=True, exist_ok=True)
+            save_tensors(layer_file(folder, layer), {"C": C}, note)
     run["seconds"] = time.perf_counter() - begun
     return Moments(
         run=run,

@@ -30,15 +30,18 @@ from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import (
-    METHODS,
     FineTuneSettings,
     Hyperparameters,
     MethodSettings,
     hyperparameters,
     method_settings,
+    reads_moments,
 )
 from fasttrace.settings.moments import MomentSettings
 
+MOMENTS_HELP = (
+    "Second moments of the keys, which fine-tuning and projections do not need; by default they are collected"
+)
 JUDGE_HELP = "Function that is asked as judge(prompt, answers, text) whether a continuation gives one of the answers"
 
 
@@ -49,9 +52,7 @@ class _EditKeywords(EditSettings, Hyperparameters):
     settings: EditSettings | None = argument(
         default=None, help="Settings object; keywords add settings that it does not give"
     )
-    moments: Moments | None = argument(
-        default=None, help="Second moments of the keys, which fine-tuning does not need; by default they are collected"
-    )
+    moments: Moments | None = argument(default=None, help=MOMENTS_HELP)
     judge: Judge | None = argument(default=None, help=JUDGE_HELP)
 
 
@@ -88,7 +89,7 @@ def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> No
     """Raise what `prepare_edit` raises for settings and facts that do not fit the model. No pass runs."""
     problem = PROBLEMS[asked.problem]
     model.check_resident("edit")
-    if METHODS[asked.method].solved:
+    if reads_moments(asked.method, asked.hyperparameters):
         model.check_moments(asked.method)
     _layers(model, asked)
     if problem.needs_noise:
@@ -109,12 +110,12 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     own = settings_for(model, asked.method, asked.problem, asked.protocol, own_settings(given))
     say_whose(model.name, asked.method, shape_of(model))
     model.check_resident("edit")
-    if METHODS[asked.method].solved:
+    if reads_moments(asked.method, own):
         model.check_moments(asked.method)
     judge = judge_of(asked, given.judge)
     layers = _layers(model, asked)
     encoded = _encoded(model, facts, asked, problem)
-    tuned = isinstance(own, FineTuneSettings)
+    tuned, reads = isinstance(own, FineTuneSettings), reads_moments(asked.method, own)
     corruption = None
     if problem.needs_noise:
         sigma = noise_sigma(model, asked.sigma, asked.sigma_facts)
@@ -124,7 +125,7 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     templates, moments, solved_at = [], None, set[int]()
     if not tuned:
         solved_at = {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
-        if given.moments is not None:
+        if given.moments is not None and reads:
             both = sorted({"corpus", "corpus_tokens", "ridge"} & given_by(given).keys())
             if both:
                 raise refusal(given, both[0], "either a value or moments, which have their own", "both")
@@ -135,7 +136,7 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     noise_targets = {}
     if problem.target == "noise":
         noise_targets = _noise_targets(model, encoded, corruption, asked, problem, templates)
-    if not tuned:
+    if reads:
         moments = given.moments or _collected(model, asked, sorted(solved_at), given.progress)
     settled = _settled(asked, own, templates, moments, corruption)
     return EditPlan(
@@ -257,9 +258,11 @@ def _settled(
 ) -> EditSettings:
     """The settings, with the hyperparameters, number of contexts, corpus, ridge and σ that are used."""
     settled = replaced(asked, hyperparameters=own)
+    if templates:
+        settled = replaced(settled, contexts=len(templates) - 1)
     if moments is not None:
         about = {"corpus": moments.source, "corpus_tokens": moments.requested_tokens, "ridge": moments.ridge}
-        settled = replaced(settled, contexts=len(templates) - 1, **about)
+        settled = replaced(settled, **about)
     return settled if corruption is None else replaced(settled, sigma=corruption.sigma)
 
 
@@ -275,10 +278,14 @@ def _run(
     """The `runs` row, without the settings that the method and the problem do not read."""
     unread: tuple[str, ...] = () if corruption is not None else ("sigma", "noise", "noise_sample", "score_noise_sample")
     fetched: dict[str, Any] = {}
-    if moments is None:
-        unread += ("contexts", "corpus", "corpus_tokens", "ridge")
+    if templates:
+        fetched["templates"] = templates
     else:
-        fetched = {"templates": templates, "moments": moments.key}
+        unread += ("contexts",)
+    if moments is not None:
+        fetched["moments"] = moments.key
+    else:
+        unread += ("corpus", "corpus_tokens", "ridge")
     if judge is not None:
         fetched["judge"] = getattr(judge, "__qualname__", type(judge).__qualname__)
     if (projections := getattr(own, "projections", None)) is not None:

@@ -34,7 +34,7 @@ from fasttrace.editing.delta import (
     save_delta,
     summed,
 )
-from fasttrace.editing.edit import JUDGE_HELP, own_settings, prepare_edit
+from fasttrace.editing.edit import JUDGE_HELP, MOMENTS_HELP, own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.export import export_edit
 from fasttrace.editing.judge import Judge
@@ -403,9 +403,7 @@ class _MassKeywords(MassSettings, Hyperparameters):
     settings: MassSettings | None = argument(
         default=None, help="Settings object; keywords add settings that it does not give"
     )
-    moments: Moments | None = argument(
-        default=None, help="Second moments of the keys, which fine-tuning does not need; by default they are collected"
-    )
+    moments: Moments | None = argument(default=None, help=MOMENTS_HELP)
     judge: Judge | None = argument(default=None, help=JUDGE_HELP)
 
 

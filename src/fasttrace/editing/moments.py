@@ -51,7 +51,7 @@ class Moments:
     source: str | None = None
     _factors: OrderedDict[tuple[int, float], "_Factor"] = field(default_factory=OrderedDict, repr=False)
     _null_spaces: OrderedDict[tuple[int, float, str], Tensor] = field(default_factory=OrderedDict, repr=False)
-    _conditions: dict[int, float] = field(default_factory=dict, repr=False)
+    _conditions: dict[tuple[int, float], float] = field(default_factory=dict, repr=False)
 
     def check(self, model: Decoder, layers: Sequence[int]) -> None:
         """Raise UserError where the moments are of another model or lack one of the layers."""
@@ -127,15 +127,16 @@ class Moments:
         right = keys.detach().to(scale.device, torch.float64) * scale
         return (torch.cholesky_solve(right.T, found.lower).T * scale).contiguous().to(keys.device)
 
-    def condition(self, layer: int, device: torch.device | str = "cpu") -> float:
-        """Condition number of the matrix that `inverse_key` solves with: C plus the ridge, its diagonal scaled to 1.
+    def condition(self, layer: int, device: torch.device | str = "cpu", *, added: float = 0.0) -> float:
+        """Condition number of the matrix that `inverse_key` solves with: C plus the ridge and `added`, its diagonal
+        scaled to 1.
 
         device: where the factor is computed if it is not kept, as in `inverse_key` for keys on this device.
         """
-        if layer not in self._conditions:
-            found = self._factor(layer, torch.device(device))
-            self._conditions[layer] = largest_eigenvalue(found.lower) / found.least
-        return self._conditions[layer]
+        if (layer, added) not in self._conditions:
+            found = self._factor(layer, torch.device(device), added)
+            self._conditions[layer, added] = largest_eigenvalue(found.lower) / found.least
+        return self._conditions[layer, added]
 
     def null_space(
         self, layer: int, threshold: float, unit: Literal["absolute", "trace"], device: torch.device

@@ -37,6 +37,7 @@ NAME = re.compile(
 )
 SUM, COUNT, OF_MODEL = "mom2.mom2", "mom2.count", "fasttrace.model"
 # Relative to the diagonal: float32 sums of millions of tokens, with products in TF32, differ by less.
+MOST_COUNT = 2**53  # a float64 has every whole number up to it
 SLACK = 1e-3
 ROWS = 1024  # rows of a matrix that are checked at once
 
@@ -199,7 +200,7 @@ def _count(path: Path, model: Decoder) -> int:
         if shape not in ((), (1,)) or dtype.kind not in "iuf":
             raise UserError(f"{what}: expected a whole number as '{COUNT}', got {shape} of {dtype}")
         count = float(_array(archive, COUNT).reshape(()))
-        if not (count.is_integer() and count > 0):
+        if not (count.is_integer() and 0 < count <= MOST_COUNT):
             raise UserError(f"{what}: expected a positive number of tokens as '{COUNT}', got {count:g}")
         if f"{OF_MODEL}.npy" in names and (of := str(_array(archive, OF_MODEL))) != model.model_hash:
             expected = f"those of '{model.name}' (hash {model.model_hash})"

@@ -103,15 +103,21 @@ def _only_tensor(path: Path, what: str) -> Tensor:
             found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         else:
             raise UserError(f"{what}: expected a complete file of torch.save or a .safetensors file, got another")
+    except UserError:
+        raise
     except UnpicklingError:  # its text has several lines
         raise UserError(f"{what}: expected one tensor, got a file with other objects, which are not loaded") from None
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what}: expected a complete file, got one that cannot be read ({first})") from None
+    except Exception:  # whatever a malformed pickle makes of its stack
+        raise UserError(f"{what}: expected one tensor, got a file whose pickle is damaged") from None
     if not isinstance(found, Tensor):
         raise UserError(f"{what}: expected one tensor, got {found if isinstance(found, str) else type(found).__name__}")
     if found.layout != torch.strided:
         raise UserError(f"{what}: expected a dense tensor, got a sparse one")
+    if found.is_meta:
+        raise UserError(f"{what}: expected a tensor with its numbers, got one without (of the device meta)")
     return found.detach()
 
 

@@ -1,5 +1,6 @@
 """A plan of edits, which computes them in batches that fit into memory, each edit independent of the others."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.after import After
+from fasttrace.editing.cases import changed_by
 from fasttrace.editing.continuations import continuations
 from fasttrace.editing.delta import (
     NO_NUMBER,
@@ -146,6 +148,8 @@ class EditResult:
         """
         one = self._one("save_delta", fact_id, layer)
         about = {name: self.run.get(name) for name in ("run_id", "protocol", "seed", "settings")}
+        about["after"] = json.loads(self.run["settings"]).get("after", "nothing")
+        about["changed"] = sorted(changed_by(next(fact for fact in self.facts if fact.fact_id == one.fact_id)))
         return save_delta(path, self.model, one.updates, {}, fact_id=one.fact_id, layer=one.layer, **about)
 
     def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
@@ -298,7 +302,6 @@ class EditPlan:
             return FineTuneBatch(self.model, examples, jobs, corruption).optimise(
                 self.hyperparameters, minimise=minimise, summed=self.settings.protocol == "released"
             )
-        assert self.moments is not None
         ready = [
             contexts_of(self.model, f, target, self.contexts) for (f, _), target in zip(facts, targets, strict=True)
         ]
@@ -315,6 +318,7 @@ class EditPlan:
         if isinstance(self.hyperparameters, RomeSettings):
             batch = ValueBatch(self.model, ready, layers, corruption=corruption)
             delta, loss = batch.optimise(where, self.hyperparameters, minimise=minimise)
+            assert self.moments is not None
             return edits + solve_rome(batch, where, self.hyperparameters, self.moments, delta, loss)
         assert self.solve is not None
         starts = [job.window[0] for job in jobs]

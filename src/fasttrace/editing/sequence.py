@@ -20,6 +20,7 @@ from fasttrace.settings.methods import SPREAD
 
 log = logging.getLogger(__name__)
 
+MOST_EDITS = 10**9  # of a file, so that the number of the next fits the store
 CHECKPOINT_SECONDS = 20.0
 TABLES = ("scores", "prompts", "measures", "norms", "tasks")  # of a result, whose rows a checkpoint keeps
 CHECKPOINT_SHARE = 10  # a checkpoint is written at most once in this many times what the last one took
@@ -74,7 +75,7 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
     """
     updates, tensors, about = read_delta(path, model)
     what, n_edits = f"delta '{path}'", about.get("facts", 1)
-    if isinstance(n_edits, bool) or not isinstance(n_edits, int) or n_edits < 1:
+    if isinstance(n_edits, bool) or not isinstance(n_edits, int) or not 1 <= n_edits <= MOST_EDITS:
         raise UserError(f"{what}: expected the number of its edits in the metadata, got {n_edits!r}")
     if about.get("after") == "prune":
         raise UserError(f"{what}: expected the sum of the edits as they were made, got one that prune has changed")

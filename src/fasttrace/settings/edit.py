@@ -3,21 +3,31 @@
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from fasttrace.errors import shown
 
 from .base import arguments_of, refusal, resolve, setting, settings
 from .common import NoiseSettings, RunSettings
 from .generate import Stop
-from .kinds import MOST_CHARACTERS, MOST_ITEMS, MOST_LAYERS, MOST_SECONDS, MOST_TOKENS, MOST_WEIGHT, Bounds, kind_of
-from .methods import METHODS, SOLVED, Method, MethodSettings, method_settings
+from .kinds import (
+    MOST_CHARACTERS,
+    MOST_ITEMS,
+    MOST_LAYERS,
+    MOST_SECONDS,
+    MOST_TOKENS,
+    MOST_WEIGHT,
+    Address,
+    Bounds,
+    kind_of,
+)
+from .methods import METHODS, SOLVED, Method, MethodSettings, method_settings, reads_moments
 from .moments import CORPUS_TOKENS, CorpusSettings
 
 ProblemName = Literal["error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing"]
 
 HYPERPARAMETERS = kind_of(MethodSettings | Mapping[str, Any] | None, Bounds())
-READ_BY_SOLVED = ("contexts", "corpus", "corpus_tokens", "ridge")  # fine-tuning has no use for them
+OF_MOMENTS = ("corpus", "corpus_tokens", "ridge")
+READ_BY_SOLVED = ("contexts", *OF_MOMENTS)  # fine-tuning has no use for them
 
 
 @settings("edit")
@@ -83,7 +93,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         default="sentence",
         help="Where a continuation ends early: after its first line or sentence; none goes on to the last token",
     )
-    judge_url: str | None = setting(
+    judge_url: Address | None = setting(
         default=None,
         names_run="never",
         help="OpenAI-compatible address whose model judges every continuation after the edit, as in "
@@ -148,8 +158,6 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         if (self.judge_url is None) != (self.judge_model is None):
             missing = "judge_url" if self.judge_url is None else "judge_model"
             raise refusal(self, missing, "a value, as judge_url and judge_model belong together", "none")
-        if self.judge_url is not None and not _is_address(self.judge_url):
-            raise refusal(self, "judge_url", "an address such as http://localhost:8000/v1", shown(self.judge_url))
         if self.contexts is None:
             resolve(self, "contexts", METHODS[self.method].contexts or 0)
         if isinstance(self.hyperparameters, Mapping):
@@ -158,15 +166,10 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         if self.hyperparameters is not None and not isinstance(self.hyperparameters, wanted):
             got = type(self.hyperparameters).__name__
             raise refusal(self, "hyperparameters", f"{wanted.__name__} for {self.method}", got)
-
-
-def _is_address(text: str) -> bool:
-    """Whether a text is an http address with a host."""
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+        if not reads_moments(self.method, self.hyperparameters):
+            about = arguments_of(type(self))
+            if unread := [name for name in OF_MOMENTS if getattr(self, name) != about[name].default]:
+                raise refusal(self, unread[0], "a value only without projections", "both")
 
 
 @settings("edit")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -133,6 +134,13 @@ def _text(value: Any) -> str:
         raise ValueError
     value.encode()  # UnicodeEncodeError, a ValueError, for bytes that are not UTF-8
     return value
+
+
+def _address(value: Any) -> str:
+    parts = urlsplit(_text(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # .port raises ValueError
+        raise ValueError
+    return str(value)
 
 
 def _path(value: Any) -> Any:
@@ -272,6 +280,7 @@ def _size(value: Any) -> str | int:
 
 
 Size = Annotated[str | int, Kind(f"a size such as 512MB or 8GB, at most {LARGEST}", _size)]
+Address = Annotated[str, Kind("an address such as http://localhost:8000/v1", _address, "URL")]
 REFUSALS = (
     ValueError,
     TypeError,

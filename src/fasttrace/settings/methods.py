@@ -242,6 +242,13 @@ METHODS: dict[str, Traits] = {
     "ft-1": Traits(FineTuneSettings, windowed=False),
     "ft-5": Traits(FineTuneSettings, windowed=True),
 }
+
+
+def reads_moments(method: str, own: "MethodSettings | None") -> bool:
+    """Whether an edit reads second moments of keys, which a file of null-space projections takes the place of."""
+    return METHODS[method].solved and getattr(own, "projections", None) is None
+
+
 SOLVED, SPREAD = ([name for name, one in METHODS.items() if getattr(one, trait)] for trait in ("solved", "spread"))
 
 

@@ -9,11 +9,13 @@ from torch import Tensor
 def prune(largest: float, change: Tensor, base: float) -> Tensor:
     """(d, m) float64, the update whose singular values σ above M have become M + log(σ) − log(M), to the given base.
 
+    That number exceeds σ just above M where M · ln(base) < 1. There σ stays, where the paper's function raises it.
+
     largest: M, the largest singular value of W before any edit. change: ΔW, (d, m), the sum of all edits.
     """
     u, sigma, v = torch.linalg.svd(change.double(), full_matrices=False)
     pressed = largest + (sigma / largest).log() / math.log(base)
-    return (u * torch.where(sigma > largest, pressed, sigma)) @ v
+    return (u * torch.where(sigma > largest, torch.minimum(pressed, sigma), sigma)) @ v
 
 
 def largest_singular_value(weight: Tensor) -> float:

@@ -18,6 +18,6 @@ def solve_of(
     method: str, settings: MethodSettings, moments: Moments | None, model: Decoder, layers: Sequence[int]
 ) -> Solve | None:
     """The method's solve, or None for a method without one (ROME, fine-tuning). layers: all that are to be changed."""
-    if method not in SOLVES or moments is None:
+    if method not in SOLVES:
         return None
     return SOLVES[method](settings, moments, model=model, layers=layers)

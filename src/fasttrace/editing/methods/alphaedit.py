@@ -4,6 +4,7 @@ P = U₀ U₀ᵀ projects on the null space of C, the eigenvectors U₀ with eig
 nothing to keys in the span of the other eigenvectors. It equals R Kᵀ (K_p K_pᵀ + K Kᵀ + μI)⁻¹ for keys U₀ᵀ k.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from fasttrace.editing.methods.base import Solve
 from fasttrace.editing.null_space import load_projection
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import AlphaEditSettings
+
+log = logging.getLogger(__name__)
 
 
 class AlphaEdit(Solve[AlphaEditSettings]):
@@ -31,6 +34,8 @@ class AlphaEdit(Solve[AlphaEditSettings]):
                 self.moments.check_null_space(layer, own.null_threshold, own.null_unit, model.device)
         else:
             read = load_projection(own.projections, model, layers)
+            told = "alphaedit: the projections of '%s' are taken, in their order, for layers %s"
+            log.warning(told, own.projections, ", ".join(map(str, layers)))
             for layer, P in zip(layers, read, strict=True):
                 values, vectors = torch.linalg.eigh(P.double())
                 self._bases[layer] = vectors[:, values > 0.5].contiguous().to(model.device)

@@ -74,15 +74,21 @@ class Solved:
 
 
 class Solve(ABC, Generic[S]):
-    """The solve of one method with its hyperparameters. `moments` gives C."""
+    """The solve of one method with its hyperparameters. `moments` gives C, where the settings name no other file."""
 
     name: str
     at: At = "block"  # where δ is added
     freedom: str  # the hyperparameter that `slack` is made of
 
-    def __init__(self, settings: S, moments: Moments, *, model: Decoder, layers: Sequence[int]) -> None:
+    def __init__(self, settings: S, moments: Moments | None, *, model: Decoder, layers: Sequence[int]) -> None:
         """layers: every layer that is to be changed, ascending. Raises the errors of files that the settings name."""
-        self.settings, self.moments = settings, moments
+        self.settings, self._moments = settings, moments
+
+    @property
+    def moments(self) -> Moments:
+        """The second moments of keys. Only a solve that reads them has any."""
+        assert self._moments is not None
+        return self._moments
 
     @property
     @abstractmethod

@@ -24,10 +24,13 @@ class Memit(Solve[MemitSettings]):
 
     def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
         """(C + μ/λ I + K_p K_pᵀ / λ)⁻¹ k. Raises UserError where that matrix is singular."""
-        added = self.settings.norm_weight / self.settings.covariance_weight
         extra = None if past is None else past / self.settings.covariance_weight
-        return self.moments.inverse_key(layer, keys, added=added, extra=extra)
+        return self.moments.inverse_key(layer, keys, added=self._added, extra=extra)
 
     def condition(self, layer: int, device: torch.device) -> float:
-        """Condition number of C plus the ridge, its diagonal scaled to 1."""
-        return self.moments.condition(layer, device)
+        """Condition number of C + μ/λ I plus the ridge, its diagonal scaled to 1."""
+        return self.moments.condition(layer, device, added=self._added)
+
+    @property
+    def _added(self) -> float:
+        return self.settings.norm_weight / self.settings.covariance_weight
