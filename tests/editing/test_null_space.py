@@ -1,13 +1,16 @@
 """Null spaces against NumPy's eigenvectors, and projections read from the files that AlphaEdit publishes."""
 
+import json
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from edit_cases import FACTS
 from safetensors.torch import save_file
 from small_models import small_model
 
+import fasttrace as ft
 from fasttrace.editing.null_space import has_null_space, load_projection, null_space
 from fasttrace.errors import UserError
 
@@ -207,3 +210,27 @@ def test_a_layer_that_the_model_lacks_is_refused(llama, tmp_path):
         load_projection(tmp_path / "P.pt", llama, [4, 5])
     with pytest.raises(UserError, match="for each of 3 layers, got one of shape"):
         load_projection(tmp_path / "P.pt", llama, [0, 1, 2])
+
+
+def test_projections_take_the_place_of_second_moments(llama, corpus, tmp_path, monkeypatch, caplog):
+    """The edits of both are the same, and nothing is collected."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    about = {"method": "alphaedit", "layers": [2], "window_size": 2, "contexts": ["{}"], "essence": 0, "steps": 3}
+    moments = ft.second_moments(llama, corpus, tokens=3000, sequence_length=32)
+    wanted = ft.edit(llama, FACTS, moments=moments, null_threshold=0.01, null_unit="trace", **about)
+    window = sorted(wanted.edits[0].updates)
+    bases = [null_space(moments.matrix(at), 0.01, "trace") for at in window]
+    path = tmp_path / "P.pt"
+    torch.save(torch.stack([(U @ U.T).float() for U in bases]), path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    found = ft.edit(llama, FACTS, projections=str(path), **about)
+    assert not list((tmp_path / "empty").rglob("*moments*"))
+    assert f"are taken, in their order, for layers {', '.join(map(str, window))}" in caplog.text
+    for mine, theirs in zip(found.edits, wanted.edits, strict=True):
+        for at in window:
+            torch.testing.assert_close(mine.updates[at].matrix(), theirs.updates[at].matrix(), rtol=1e-3, atol=1e-7)
+    settings = json.loads(found.run["settings"])
+    assert not {"corpus", "corpus_tokens", "moments", "ridge"} & settings.keys()
+    assert settings["templates"] == ["{}"]
+    with pytest.raises(UserError, match="corpus_tokens: expected a value only without projections, got both"):
+        ft.edit(llama, FACTS, projections=str(path), corpus_tokens=2000, **about)

@@ -156,6 +156,18 @@ def test_alphaedit_alone_takes_a_singular_C(C, solve):
     for method in ("memit", "emmet"):
         with pytest.raises(UserError, match=r"second moment C of layer 3 \(24 x 24\) is singular"):
             solve(method, singular, norm_weight=0.0).together(LAYER, K)
+        with pytest.raises(UserError, match=r"second moment C of layer 3 \(24 x 24\) is singular"):
+            solve(method, singular, norm_weight=0.0).condition(LAYER, K.device)
+
+
+@pytest.mark.parametrize("method", ["memit", "emmet"])
+def test_the_condition_is_of_the_matrix_that_is_solved_with(method, C, solve):
+    values, vectors = np.linalg.eigh(C.astype(np.float64))
+    singular = (vectors * np.where(values > 0.3, values, 0.0)) @ vectors.T
+    system = singular + OPTIONS[method]["norm_weight"] / OPTIONS[method]["covariance_weight"] * np.eye(M)
+    scale = 1 / np.sqrt(np.diag(system))
+    found = solve(method, singular.astype(np.float32)).condition(LAYER, torch.device("cpu"))
+    assert found == pytest.approx(np.linalg.cond(system * scale * scale[:, None]), rel=0.05)
 
 
 def test_a_threshold_is_absolute_or_a_share_of_the_trace(C, solve):
