@@ -1,4 +1,5 @@
--- teacher_forcing_gap: how much better edits look when the answer's own tokens are given than when the model generates.
+-- teacher_forcing_gap: how much more often an edit's answer is found where its own tokens are given than where the model
+-- generates. With fact-erasure, the answer is the one to be lost.
 -- Grain: one row per (editing run, layer, number of edits in the model, kind of prompt, what is expected of it).
 -- Inputs: edit_prompts, mass_prompts, mass_edits, runs, run_names. Only prompts that were continued (--generate).
 -- Units: n_edits = edits that the model has, NULL where each edit is scored by itself; p_after = mean probability of the

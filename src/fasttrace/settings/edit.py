@@ -87,7 +87,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         most=MOST_ITEMS,
         unit="tokens",
         help="Longest greedy continuation of every scored prompt, before and after the edit, which is stored as text "
-        "and matched with the answer; 0 generates nothing",
+        "and matched with the answer, which matches only if it has no more tokens; 0 generates nothing",
     )
     stop: Stop | None = setting(
         default="sentence",
