@@ -19,6 +19,7 @@ from fasttrace.analysis.regression import regressions
 from fasttrace.analysis.relation import query, relation
 from fasttrace.analysis.render import render
 from fasttrace.analysis.tables import paper_table
+from fasttrace.editing.answers import exact_match, prefix_match
 from fasttrace.editing.tune import MOST_REWRITE, choose
 from fasttrace.study import write_results
 
@@ -186,6 +187,43 @@ def test_the_page_says_what_later_methods_give(tmp_path):
         found = both.query(means, {"method": method}).to_pylist()
         said = (", ".join(f"{one[score]:.3f}" for one in found) for score in ("rewrite", "neighborhood"))
         assert f"| {name} | {' | '.join(said)} |" in page
+
+
+def test_the_page_says_what_many_edits_do(tmp_path):
+    store = Store(RESULTS / "sequence/store")
+    assert failures(store).to_pylist() == []
+    (tmp_path / "table.csv").write_text(render(relation(store, "edits_by_number"), "csv"))
+    check_equal(tmp_path / "table.csv", RESULTS / "sequence/edits-by-number.csv")
+    page = " ".join((RESULTS / "README.md").read_text().split())
+    of = {"keep": "MEMIT, with past keys", "ignore": "MEMIT, without", "alphaedit": "AlphaEdit", "emmet": "EMMET"}
+    rows = relation(store, "edits_by_number").to_pylist()
+    runs = {row["past_keys"] if row["method"] == "memit" else row["method"] for row in rows}
+    assert runs == set(of)
+    assert len(rows) == 20
+    found = {(row["past_keys"] if row["method"] == "memit" else row["method"], row["n_edits"]): row for row in rows}
+    for run, name in of.items():
+        mine = [found[run, n] for n in (100, 300, 500)]
+        columns = (("rewrite", 3), ("neighbors_kept", 3), ("perplexity", 1))
+        said = (", ".join(f"{row[one]:.{digits}f}" for row in mine) for one, digits in columns)
+        assert f"| {name} | {' | '.join(said)} |" in page
+    without, kept = found["ignore", 500], found["keep", 500]
+    assert f"The newest ten stay at {without['rewrite_newest']:.3f}" in page
+    assert without["rewrite_earlier"] == pytest.approx(0.75 * kept["rewrite_earlier"], abs=0.03)
+    assert f"{kept['neighbors_kept']:.0%}".replace("%", " %") + " are still answered after 500 edits" in page
+    assert f"it stays at {kept['neighborhood']:.2f}" in page
+    assert f"unedited at a perplexity of {kept['perplexity_unedited']:.1f}." in page
+    sql = "SELECT n_edits, max(condition) AS c FROM mass_edits WHERE method = 'emmet' GROUP BY n_edits"
+    condition = {row["n_edits"]: f"{row['c']:.0f}" for row in store.query(sql).to_pylist()}
+    assert f"rises there from {condition[200]} to {condition[300]}" in page
+    gaps = relation(store, "teacher_forcing_gap").to_pylist()
+    last = [abs(row["gap_prefix"]) for row in gaps if (row["n_edits"], row["kind"]) == (500, "rewrite")]
+    assert (len(last), f"{max(last):.3f}") == (4, "0.002")
+    sql = "SELECT count(DISTINCT fact_id) AS n FROM mass_prompts WHERE kind = 'rewrite' AND target_tokens = 1"
+    assert f"{store.query(sql).to_pylist()[0]['n']} of the 500 answers have one token" in page
+    texts = "SELECT DISTINCT generated_after, answers, exact_after, prefix_after FROM mass_prompts"
+    for row in store.query(texts).to_pylist():
+        assert exact_match(row["generated_after"], row["answers"]) == row["exact_after"]
+        assert prefix_match(row["generated_after"], row["answers"]) == row["prefix_after"]
 
 
 @pytest.mark.slow
