@@ -377,10 +377,12 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
     facts = [fact for fact in facts if fact.fact_id in studied]
     if study.facts.pairs is not None:
         facts = study.paired(load_tokenizer(study.settings.model, study.settings.dtype), facts)
+    judged = any(edit.judge_url is not None for edit in study.edits)
     return (
         (not tested or known_stored(store, tested, runs["known"]) is not None)
         and all(has_traced(store, facts, run_id, contrasts) for run_id, contrasts in runs["traces"])
         and all(has_edited(store, facts, run_id, ids, layers) for run_id, layers in runs["edits"])
+        and not (judged and any(store.failed_judgements(run_id) for run_id, _ in runs["edits"]))
     )
 
 

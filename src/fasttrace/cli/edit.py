@@ -344,9 +344,11 @@ def _ask_again(store: "str | Path", run_id: str, asked: "EditSettings | MassSett
     from fasttrace.editing.judge import judge_of
     from fasttrace.workflow import ask_again
 
-    judge = judge_of(asked, None)
-    if judge is not None:
-        ask_again(ft.Store(store), run_id, judge)
+    target = ft.Store(store)
+    if asked.judge_url is not None and target.failed_judgements(run_id):
+        judge = judge_of(asked, None)
+        assert judge is not None
+        ask_again(target, run_id, judge)
 
 
 def _means_by_n_edits(scores: "pa.Table", measures: "pa.Table", norms: "pa.Table") -> "pa.Table":
