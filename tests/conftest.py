@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 
 import pytest
 import torch
 from command_line import FACTS, Done
+from grader import Grader
 from small_models import small_model, trained_tokenizer
 
 
@@ -83,6 +86,17 @@ def workplace(small_tokenizer, tmp_path_factory):
     (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in FACTS))
     (folder / "text.txt").write_text(" ".join(f"{f['prompt']} {f['subject']} {f['target_true']}" for f in FACTS * 40))
     return folder
+
+
+@pytest.fixture
+def grader():
+    """A server of `Grader`. `seen` has what it was asked, and `mended` lets it say YES to Paris too."""
+    pytest.importorskip("openai", reason="needs the extra judge")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Grader)
+    server.seen, server.mended = [], False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
 
 
 @pytest.fixture

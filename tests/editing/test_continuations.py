@@ -243,38 +243,6 @@ def test_a_judge_is_asked_once_a_question_and_its_errors_are_stored(small_tokeni
         prepare_edit(model, FACTS, layers=[1], judge=judge, **given)
 
 
-class Grader(BaseHTTPRequestHandler):
-    """An OpenAI-compatible address that says YES to Rome, fails for Paris and talks otherwise."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, self.headers["Authorization"], asked))
-        expected = asked["messages"][0]["content"].split("Expected: ")[1].split("\n")[0]
-        status = 500 if expected == "Paris" and not self.server.mended else 200
-        said = "<think>Or no?</think> YES." if expected in ("Rome", "Paris") else "Not sure"
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def grader():
-    pytest.importorskip("openai", reason="needs the extra judge")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Grader)
-    server.seen, server.mended = [], False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-
-
 def test_a_model_behind_an_address_judges(grader, small_tokenizer, shared, monkeypatch, caplog):
     monkeypatch.setenv("FASTTRACE_JUDGE_KEY", "secret")
     model = small_model("llama", small_tokenizer, torch.float32)
