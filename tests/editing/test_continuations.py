@@ -15,13 +15,11 @@ import fasttrace as ft
 from fasttrace.editing.answers import exact_match, prefix_match
 from fasttrace.editing.edit import prepare_edit
 from fasttrace.editing.judge import judge_of, judged
-from fasttrace.editing.mass import prepare_mass_edit
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
 from fasttrace.models.stops import cut
 from fasttrace.ops.noised_embed import fact_key, noised_embed
-from fasttrace.workflow import ask_again, edit_into
 
 LENGTH = 8
 OPTIONS = {
@@ -262,37 +260,6 @@ def test_a_model_behind_an_address_judges(grader, small_tokenizer, shared, monke
     for bad in ({"judge_url": url}, {"judge_model": "m"}):
         with pytest.raises(UserError, match="judge_url and judge_model belong together"):
             ft.edit(model, FACTS, layers=[1], generate=4, **bad, **given)
-
-
-@pytest.mark.parametrize("mass", [False, True])
-def test_a_failed_judgement_is_asked_for_again(mass, grader, small_tokenizer, shared, tmp_path):
-    model, store = small_model("llama", small_tokenizer, torch.float32), ft.Store(tmp_path / "study.duckdb")
-    url = f"http://127.0.0.1:{grader.server_port}/v1"
-    about = {"generate": 4, "judge_url": url, "judge_model": "m", **shared(model, "memit")}
-    if mass:
-        plan = prepare_mass_edit(model, PROBED, layer=1, at_once=1, **about)
-        store.add(plan.compute())
-        ask_again(store, plan.run["run_id"], plan.plan.judge)
-    else:
-        plan = prepare_edit(model, PROBED, layers=[1], **about)
-        edit_into(store, plan, lambda n: None)
-    relation = "mass_prompts" if mass else "edit_prompts"
-    before = store.query(f"SELECT * FROM {relation} ORDER BY ALL").to_pylist()
-    wrong = [row for row in before if row["judge_error"] is not None]
-    assert {row["judge_error"].split(":")[0] for row in wrong} == {"InternalServerError", "ValueError"}
-    grader.mended, asked = True, len(grader.seen)
-    if mass:
-        ask_again(store, plan.run["run_id"], plan.plan.judge)
-    else:
-        assert edit_into(store, plan, lambda n: None) == 0
-    questions = {(row["prompt"], tuple(row["answers"]), row["generated_after"]) for row in wrong}
-    assert len(grader.seen) - asked == len(questions)
-    after = store.query(f"SELECT * FROM {relation} ORDER BY ALL").to_pylist()
-    assert len(after) == len(before)
-    for row in after:
-        judged = row["answers"] in (["Rome"], ["Paris"])
-        assert row["judged_after"] is (True if judged else None)
-        assert (row["judge_error"] is None) == judged
 
 
 def test_a_judgement_takes_no_longer_than_its_time():

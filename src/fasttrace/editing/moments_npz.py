@@ -36,8 +36,8 @@ NAME = re.compile(
     r"(?P<module>.+)_(?:b?float16|float32|float64)_(?:\w+-)*mom2(?:-\w+)*(?:_t(?:\{batch_tokens\}|\d+))?(?:_\d+)?\.npz"
 )
 SUM, COUNT, OF_MODEL = "mom2.mom2", "mom2.count", "fasttrace.model"
-# Relative to the diagonal: float32 sums of millions of tokens, with products in TF32, differ by less.
 MOST_COUNT = 2**53  # a float64 has every whole number up to it
+# Relative to the diagonal: float32 sums of millions of tokens, with products in TF32, differ by less.
 SLACK = 1e-3
 ROWS = 1024  # rows of a matrix that are checked at once
 

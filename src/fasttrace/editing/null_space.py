@@ -93,18 +93,17 @@ def _only_tensor(path: Path, what: str) -> Tensor:
     """The one tensor of a .safetensors or .pt file."""
     if not path.is_file():
         raise UserError(f"{what}: expected a .pt or .safetensors file, got {'a folder' if path.is_dir() else 'none'}")
+    is_safetensors = path.suffix == ".safetensors"
+    if not is_safetensors and not zipfile.is_zipfile(path):
+        raise UserError(f"{what}: expected a complete file of torch.save or a .safetensors file, got another")
     found: Any
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 found = file.get_tensor(names[0]) if len(names) == 1 else f"{len(names)} tensors"
-        elif zipfile.is_zipfile(path):
-            found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         else:
-            raise UserError(f"{what}: expected a complete file of torch.save or a .safetensors file, got another")
-    except UserError:
-        raise
+            found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UnpicklingError:  # its text has several lines
         raise UserError(f"{what}: expected one tensor, got a file with other objects, which are not loaded") from None
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
