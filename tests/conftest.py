@@ -9,9 +9,11 @@ import sys
 import threading
 from http.server import ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 from command_line import FACTS, Done
+from edit_cases import FACTS as EDITED
 from grader import Grader
 from small_models import small_model, trained_tokenizer
 
@@ -20,6 +22,16 @@ from small_models import small_model, trained_tokenizer
 def small_tokenizer():
     """A byte-level BPE tokenizer of at most 400 tokens, trained on the spot."""
     return trained_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A file of some 4000 words of the small models' facts."""
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    rng = np.random.default_rng(0)
+    words = " ".join([EDITED[0].text, EDITED[1].text, "capital France Rome New York and"])
+    path.write_text(" ".join(rng.choice(words.split(" "), 4000)))
+    return path
 
 
 def pytest_configure(config):

@@ -4,6 +4,9 @@ import functools
 import sys
 from unittest import mock
 
+import more_dense
+import more_experts
+import more_older
 import torch
 
 
@@ -119,11 +122,20 @@ def _configs(vocab_size: int):
 
 
 def small_config(family: str, vocab_size: int):
-    """The config of one of FAMILIES."""
-    return _configs(vocab_size)[family]()
+    """The config of one of EVERY_FAMILY."""
+    return _every_config(vocab_size)[family]()
 
 
+def _every_config(vocab_size: int):
+    """Family or variant → config, of FAMILIES and of those that are like one of them."""
+    more = [part.configs(vocab_size) for part in (more_dense, more_older, more_experts)]
+    return {**_configs(vocab_size), **{name: config for part in more for name, config in part.items()}}
+
+
+# FAMILIES have every test of a family. EVERY_FAMILY, which has more that differ little from one of them, has those of
+# test_every_family.py.
 FAMILIES = tuple(_configs(0))
+EVERY_FAMILY = tuple(_every_config(0))
 
 
 def _float64_where_it_says_float32(hf):
