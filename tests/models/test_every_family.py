@@ -1,5 +1,5 @@
-"""What every model type and variant is held to: transformers' logits, a hooked forward for each cell of whole grids, and
-a ROME edit scored with weights that are really written."""
+"""What every family and variant is held to: transformers' logits, a hooked forward for each cell of whole grids, and a
+ROME edit scored with weights that are really written."""
 
 import numpy as np
 import pytest
