@@ -112,6 +112,10 @@ class Block(ABC):
 
         return linear(key, self.down, self.down_bias)
 
+    def mlp_output(self, x: Tensor) -> Tensor:
+        """x: (N, d) MLP input → (N, d), the MLP module's output."""
+        return self.mlp_value(self.mlp_key(x))
+
     def mlp_add(self, value: Tensor) -> Tensor:
         """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
         return value
@@ -121,7 +125,8 @@ class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
     hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
-    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer.
+    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer. config: that of the decoder.
+    base: the module that contains the decoder's blocks.
     """
 
     registry: ClassVar[dict[str, type["Decoder"]]] = {}
@@ -141,6 +146,7 @@ class Decoder(ABC):
         self.tokenizer = tokenizer
         self.name = name
         self.config = hf.config
+        self.base = hf.base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
@@ -166,12 +172,13 @@ class Decoder(ABC):
 
     @abstractmethod
     def bind(self) -> None:
-        """Set `blocks`, `final_norm` and `norm_kind` from the parts of `self.hf`."""
+        """Set `blocks`, `final_norm` and `norm_kind` from the parts of `self.base`."""
 
     @property
-    @abstractmethod
     def embed_weight(self) -> Tensor:
         """(V, d) token embeddings."""
+        weight: Tensor = self.hf.get_input_embeddings().weight
+        return weight
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """ids: (N,) int64 → (N, d), the embedding module's output, to which noise is added."""

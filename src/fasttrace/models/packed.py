@@ -125,7 +125,7 @@ def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
 
 def _mlp_part(block: Block, h: Tensor, rows: Tensor | None) -> Tensor:
     x = block.mlp_norm(h) if rows is None else block.mlp_norm_rows(h, rows)
-    return block.mlp_add(block.mlp_value(block.mlp_key(x)))
+    return block.mlp_add(block.mlp_output(x))
 
 
 def layer_output(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> Tensor:

@@ -78,14 +78,9 @@ class BloomDecoder(Decoder):
         return None
 
     def bind(self) -> None:
-        base = self.hf.transformer
         alibi = alibi_slopes(self.config.n_head).to(self.device)
-        self.blocks = [BloomBlock(layer, alibi) for layer in base.h]
-        self.final_norm = base.ln_f
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.transformer.word_embeddings.weight
+        self.blocks = [BloomBlock(layer, alibi) for layer in self.base.h]
+        self.final_norm = self.base.ln_f
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
-        return self.hf.transformer.word_embeddings_layernorm(x)
+        return self.base.word_embeddings_layernorm(x)

@@ -114,19 +114,14 @@ class FalconDecoder(Decoder):
         return None
 
     def bind(self) -> None:
-        base = self.hf.transformer
         block = FalconAlibiBlock if self.config.alibi else FalconBlock
-        self.blocks = [block(layer, self.config) for layer in base.h]
-        self.final_norm = base.ln_f
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.transformer.word_embeddings.weight
+        self.blocks = [block(layer, self.config) for layer in self.base.h]
+        self.final_norm = self.base.ln_f
 
     def rotary(self, positions: Tensor) -> Rotary:
         if self.config.alibi:
             slopes = alibi_slopes(self.config.num_attention_heads).to(positions.device)
             # Slopes and products are bfloat16, whatever the model's dtype.
             return ((positions[:, None] * slopes.bfloat16()).to(self.dtype),)
-        cos, sin = self.hf.transformer.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
         return cos[0], sin[0]

@@ -62,7 +62,7 @@ class Gemma2Decoder(LlamaDecoder):
         super().bind()
         # The embedding module rounds its scale to the model's dtype. In older releases of transformers the model scales
         # the embeddings itself.
-        scale = getattr(self.hf.model.embed_tokens, "embed_scale", None)
+        scale = getattr(self.base.embed_tokens, "embed_scale", None)
         self.embed_scale = None if scale is None else float(scale.to(self.dtype))
         self.logit_softcap = self.config.final_logit_softcapping
 
@@ -73,7 +73,7 @@ class Gemma2Decoder(LlamaDecoder):
 
     @property
     def final_norm_weight(self) -> Tensor:
-        weight: Tensor = self.hf.model.norm.weight
+        weight: Tensor = self.base.norm.weight
         return (1.0 + weight.to(torch.promote_types(self.dtype, torch.float32))).to(self.dtype)
 
 
@@ -108,6 +108,6 @@ class Gemma3Decoder(Gemma2Decoder):
         return Gemma3Block(layer, self._sliding_window(number), self.kinds.index(self.config.layer_types[number]))
 
     def rotary(self, positions: Tensor) -> Rotary:
-        rotary_emb = self.hf.model.rotary_emb
+        rotary_emb = self.base.rotary_emb
         tables = [rotary_emb(self.embed_weight[:1], positions[None], kind) for kind in self.kinds]
         return tuple(table[0] for pair in tables for table in pair)

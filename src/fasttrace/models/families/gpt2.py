@@ -60,12 +60,8 @@ class GPT2Decoder(Decoder):
     norm_kind = "layer"
 
     def bind(self) -> None:
-        self.blocks = [GPT2Block(layer) for layer in self.hf.transformer.h]
-        self.final_norm = self.hf.transformer.ln_f
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.transformer.wte.weight
+        self.blocks = [GPT2Block(layer) for layer in self.base.h]
+        self.final_norm = self.base.ln_f
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + self.hf.transformer.wpe.weight[positions]
+        return x + self.base.wpe.weight[positions]

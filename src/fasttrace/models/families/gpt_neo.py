@@ -57,13 +57,8 @@ class GPTNeoDecoder(Decoder):
     norm_kind = "layer"
 
     def bind(self) -> None:
-        base = self.hf.transformer
-        self.blocks = [GPTNeoBlock(layer, self.config) for layer in base.h]
-        self.final_norm = base.ln_f
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.transformer.wte.weight
+        self.blocks = [GPTNeoBlock(layer, self.config) for layer in self.base.h]
+        self.final_norm = self.base.ln_f
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + self.hf.transformer.wpe.weight[positions]
+        return x + self.base.wpe.weight[positions]

@@ -80,14 +80,9 @@ class GPTNeoXDecoder(Decoder):
     norm_kind = "layer"
 
     def bind(self) -> None:
-        base = self.hf.gpt_neox
-        self.blocks = [GPTNeoXBlock(layer, self.config) for layer in base.layers]
-        self.final_norm = base.final_layer_norm
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.gpt_neox.embed_in.weight
+        self.blocks = [GPTNeoXBlock(layer, self.config) for layer in self.base.layers]
+        self.final_norm = self.base.final_layer_norm
 
     def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self.hf.gpt_neox.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
         return cos[0], sin[0]

@@ -63,16 +63,11 @@ class GPTJDecoder(Decoder):
     norm_kind = "layer"
 
     def bind(self) -> None:
-        self.blocks = [GPTJBlock(layer, self.config) for layer in self.hf.transformer.h]
-        self.final_norm = self.hf.transformer.ln_f
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.transformer.wte.weight
+        self.blocks = [GPTJBlock(layer, self.config) for layer in self.base.h]
+        self.final_norm = self.base.ln_f
 
     def rotary(self, positions: Tensor) -> Rotary:
-        base = self.hf.transformer
         # Older releases of transformers keep the table in every attention module.
-        table = (base.rotary_emb if hasattr(base, "rotary_emb") else base.h[0].attn).embed_positions
+        table = (self.base.rotary_emb if hasattr(self.base, "rotary_emb") else self.base.h[0].attn).embed_positions
         sin, cos = table.to(positions.device, self.dtype)[positions].chunk(2, dim=-1)
         return cos, sin

@@ -95,9 +95,8 @@ class LlamaDecoder(Decoder):
     block = LlamaBlock
 
     def bind(self) -> None:
-        base = self.hf.model
-        self.blocks = [self.make_block(layer, i) for i, layer in enumerate(base.layers)]
-        self.final_norm = base.norm
+        self.blocks = [self.make_block(layer, i) for i, layer in enumerate(self.base.layers)]
+        self.final_norm = self.base.norm
 
     def make_block(self, layer: Any, number: int) -> LlamaBlock:
         """The block of a transformers layer, given its number."""
@@ -109,12 +108,8 @@ class LlamaDecoder(Decoder):
             return None
         return getattr(self.config, "sliding_window", None)
 
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.model.embed_tokens.weight
-
     def rotary(self, positions: Tensor) -> Rotary:
         # rotary_emb reads only the dtype and device of `like`. The embedding itself may be on another device.
         like = torch.empty(0, dtype=self.dtype, device=positions.device)
-        cos, sin = self.hf.model.rotary_emb(like, positions[None])
+        cos, sin = self.base.rotary_emb(like, positions[None])
         return cos[0], sin[0]

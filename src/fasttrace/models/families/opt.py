@@ -67,14 +67,9 @@ class OPTDecoder(Decoder):
         return None
 
     def bind(self) -> None:
-        base = self.hf.model.decoder
-        self.blocks = [OPTBlock(layer) for layer in base.layers]
-        self.final_norm = base.final_layer_norm
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.model.decoder.embed_tokens.weight
+        self.blocks = [OPTBlock(layer) for layer in self.base.decoder.layers]
+        self.final_norm = self.base.decoder.final_layer_norm
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
-        table = self.hf.model.decoder.embed_positions
+        table = self.base.decoder.embed_positions
         return x + table.weight[positions + table.offset]

@@ -64,14 +64,9 @@ class PhiDecoder(Decoder):
     norm_kind = "layer"
 
     def bind(self) -> None:
-        base = self.hf.model
-        self.blocks = [PhiBlock(layer) for layer in base.layers]
-        self.final_norm = base.final_layernorm
-
-    @property
-    def embed_weight(self) -> Tensor:
-        return self.hf.model.embed_tokens.weight
+        self.blocks = [PhiBlock(layer) for layer in self.base.layers]
+        self.final_norm = self.base.final_layernorm
 
     def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self.hf.model.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
         return cos[0], sin[0]
