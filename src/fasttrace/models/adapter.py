@@ -40,6 +40,7 @@ class Block(ABC):
     sliding_window: number of tokens that a query sees, itself included, or None for all.
     softcap: bound of the absolute attention scores, or None.
     alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
+    sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
     """
@@ -52,6 +53,7 @@ class Block(ABC):
     sliding_window: int | None = None
     softcap: float | None = None
     alibi: Tensor | None = None
+    sinks: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
 

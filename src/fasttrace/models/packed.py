@@ -98,6 +98,7 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
         sliding_window=block.sliding_window,
         softcap=block.softcap,
         alibi=block.alibi,
+        sinks=block.sinks,
     )
 
 
