@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
 from fasttrace.ops.bit_sums import bit_sums
@@ -43,6 +44,7 @@ class Block(ABC):
     sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
+    experts: the layer's routed experts, or None where one MLP serves all rows.
     """
 
     layer: Any
@@ -56,6 +58,7 @@ class Block(ABC):
     sinks: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
+    experts: Experts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +110,18 @@ class Block(ABC):
     def down_bias(self) -> Tensor | None:
         """(d,) bias of the down-projection, or None."""
         return None
+
+    @property
+    def key_width(self) -> int:
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return int(self.down.shape[1])
+
+    def weights_per_row(self, d: int) -> tuple[int, int, int]:
+        """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
+        the MLP. d: width of the residual stream."""
+        key_value = 2 * d * self.n_kv_heads * self.head_dim
+        query_out = 2 * d * self.n_heads * self.head_dim
+        return key_value, query_out, d * self.key_width * (self.mlp_products + 1)
 
     def mlp_value(self, key: Tensor) -> Tensor:
         """key: (N, m) → (N, d), the MLP module's output."""
@@ -282,8 +297,8 @@ class Decoder(ABC):
 
     @property
     def key_width(self) -> int:
-        """Width m of the down-projection's input."""
-        return int(self.blocks[0].down.shape[1])
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.blocks[0].key_width
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""

@@ -13,11 +13,11 @@ from fasttrace.ops.rms_norm import rms_norm
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """x: (N, d) → (N, d), x · (1 + w) / rms(x) in float32 for every dtype of x, as in the module.
+    """x: (N, d) → (N, d), x · (1 + w) / rms(x) in float32 also for narrower dtypes of x, as in the module.
 
-    The op rounds elsewhere for other dtypes, so it is used only for float32.
+    The op rounds elsewhere for these, so it is used only for float32 and float64.
     """
-    if x.dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.float64):
         return rms_norm(x, 1.0 + module.weight, module.eps)
     normed: Tensor = module(x)
     return normed

@@ -27,8 +27,12 @@ class LlamaBlock(Block):
         self.head_dim = self.attn.head_dim
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
-        self.silu = getattr(self.mlp.config, "hidden_act", None) in ("silu", "swish")
+        self.bind_mlp()
         self.count_heads()
+
+    def bind_mlp(self) -> None:
+        """Set what the MLP's steps need."""
+        self.silu = getattr(self.mlp.config, "hidden_act", None) in ("silu", "swish")
 
     def count_heads(self) -> None:
         """Set `n_heads` and `n_kv_heads`."""
