@@ -139,17 +139,16 @@ EVERY_FAMILY = tuple(_every_config(0))
 
 
 class _Torch:
-    """torch, with float64 for what it calls by these names."""
+    """torch, with float64 for float32."""
 
-    def __init__(self, *names):
-        self.names = names
+    float = float32 = torch.float64
 
     def __getattr__(self, name):
-        return torch.float64 if name in self.names else getattr(torch, name)
+        return getattr(torch, name)
 
 
 def _float64_where_it_says_float32(hf):
-    """Make hf's forward compute in float64 wherever the file that defines it casts to float32, but for rotations.
+    """Make hf's forward compute in float64 wherever the file that defines it casts to float32.
 
     transformers computes RMS norms and the softmax of eager attention (for GPT-Neo, all of attention) in float32 even
     in a float64 model. Numbers that differ in their last bit would now and then be rounded to different float32 ones.
@@ -157,18 +156,19 @@ def _float64_where_it_says_float32(hf):
 
     file = sys.modules[type(hf).__module__]
 
-    def patched(forward, names=("float32",), narrow=torch.Tensor.float):
+    def patched(forward):
         @functools.wraps(forward)
         def in_float64(*args, **options):
-            with mock.patch.object(file, "torch", _Torch(*names)), mock.patch.object(torch.Tensor, "float", narrow):
+            wide = mock.patch.object(torch.Tensor, "float", torch.Tensor.double)
+            with mock.patch.object(file, "torch", _Torch()), wide:
                 return forward(*args, **options)
 
         return in_float64
 
     for part in hf.modules():
         # fasttrace calls some of these by themselves.
-        if any(word in type(part).__name__ for word in ("Router", "Norm")):
-            part.forward = patched(part.forward, ("float32", "float"), torch.Tensor.double)
+        if any(word in type(part).__name__ for word in ("Router", "Norm", "RotaryEmbedding")):
+            part.forward = patched(part.forward)
     hf.forward = patched(hf.forward)
 
 

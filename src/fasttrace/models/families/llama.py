@@ -24,7 +24,6 @@ class LlamaBlock(Block):
     def __init__(self, layer: Any, sliding_window: int | None) -> None:
         self.layer = layer
         self.attn, self.mlp = layer.self_attn, layer.mlp
-        self.head_dim = self.attn.head_dim
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
         self.bind_mlp()
@@ -35,7 +34,8 @@ class LlamaBlock(Block):
         self.silu = getattr(self.mlp.config, "hidden_act", None) in ("silu", "swish")
 
     def count_heads(self) -> None:
-        """Set `n_heads` and `n_kv_heads`."""
+        """Set `head_dim`, `n_heads` and `n_kv_heads`."""
+        self.head_dim = self.attn.head_dim
         self.n_heads = self.attn.q_proj.weight.shape[0] // self.head_dim
         self.n_kv_heads = self.attn.k_proj.weight.shape[0] // self.head_dim
 

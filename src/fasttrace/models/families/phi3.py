@@ -13,6 +13,7 @@ class Phi3Block(LlamaBlock):
     """Llama's block. qkv_proj stacks the rows of queries, keys and values, gate_up_proj those of gate and up."""
 
     def count_heads(self) -> None:
+        self.head_dim = self.attn.head_dim
         self.n_heads = self.attn.config.num_attention_heads
         self.n_kv_heads = self.attn.config.num_key_value_heads
         self.queries = self.n_heads * self.head_dim

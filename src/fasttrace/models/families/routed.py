@@ -1,4 +1,5 @@
-"""Mixtures of experts whose attention is that of a dense family: Mixtral, Qwen 2 and 3 MoE, OLMoE, MiniMax M2.
+"""Mixtures of experts whose attention is that of a dense family: Mixtral, Qwen 2 and 3 MoE, OLMoE, MiniMax M2, GLM 4.5,
+dots.llm1, Solar Open, Hunyuan 3.
 
 A router gives each row to a few experts. Their outputs are added with the router's weights. In some models a shared
 expert serves every row, too.
@@ -153,12 +154,16 @@ class OlmoeDecoder(RoutedDecoder):
     routed_block = WideNormBlock
 
 
-class MiniMaxM2Block(WideNormBlock):
-    """OLMoE's block, whose router chooses by its scores plus a bias of the layer's."""
+class BiasedRouter(RoutedMlp):
+    """A block whose router chooses by its scores plus a bias that the layer keeps."""
 
     def route(self, x: Tensor) -> Routing:
         _, weights, experts = self.router(x, self.mlp.e_score_correction_bias)
         return Routing(experts, weights)
+
+
+class MiniMaxM2Block(BiasedRouter, WideNormBlock):
+    """OLMoE's block with such a router."""
 
 
 @Decoder.register("minimax_m2")
@@ -166,3 +171,43 @@ class MiniMaxM2Decoder(RoutedDecoder):
     """MiniMaxM2ForCausalLM."""
 
     routed_block = MiniMaxM2Block
+
+
+class PartialBlock(LlamaBlock):
+    """Llama's block, which may rotate only part of each head and norm each head of queries and keys (GLM 4.5)."""
+
+    def norm_query(self, q: Tensor) -> Tensor:
+        return self._each_head(q, getattr(self.attn, "q_norm", None))
+
+    def norm_key(self, k: Tensor) -> Tensor:
+        return self._each_head(k, getattr(self.attn, "k_norm", None))
+
+    def _each_head(self, x: Tensor, norm: Any) -> Tensor:
+        if norm is None:
+            return x
+        return rms_norm(x.view(-1, self.head_dim), norm.weight, norm.variance_epsilon).view(x.shape)
+
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        return partial_rotary_(x, *rotary)
+
+
+class RoutedPartialBlock(RoutedMlp, PartialBlock):
+    """The same with experts."""
+
+
+@Decoder.register("glm4_moe", "dots1", "solar_open")
+class Glm4MoeDecoder(RoutedDecoder):
+    """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM."""
+
+    block, routed_block = PartialBlock, RoutedPartialBlock
+
+
+class HYV3Block(BiasedRouter, PartialBlock):
+    """The same with the layer's bias."""
+
+
+@Decoder.register("hy_v3")
+class HYV3Decoder(RoutedDecoder):
+    """HYV3ForCausalLM."""
+
+    block, routed_block = PartialBlock, HYV3Block
