@@ -1,5 +1,6 @@
 """Small random models of every family, on which fasttrace is compared with the oracles."""
 
+import contextlib
 import functools
 import sys
 from unittest import mock
@@ -138,11 +139,11 @@ FAMILIES = tuple(_configs(0))
 EVERY_FAMILY = tuple(_every_config(0))
 
 
-def _float64_where_it_says_float32(hf):
-    """Make hf's forward compute in float64 wherever the file that defines it casts to float32.
+def _float64_where_it_says_float32(module, *, casts=False):
+    """Make a module's forward compute in float64 wherever the file that defines it says torch.float32.
 
-    transformers computes the softmax of eager attention (for GPT-Neo, all of attention) in float32 even in a float64
-    model.
+    transformers computes the softmax of eager attention (for GPT-Neo, all of attention) and the final norm in float32
+    even in a float64 model. casts: `x.float()` leaves float64, too.
     """
 
     class Torch:
@@ -151,14 +152,17 @@ def _float64_where_it_says_float32(hf):
         def __getattr__(self, name):
             return getattr(torch, name)
 
-    file, forward = sys.modules[type(hf).__module__], hf.forward
+    file, forward = sys.modules[type(module).__module__], module.forward
 
     @functools.wraps(forward)
     def in_float64(*args, **options):
-        with mock.patch.object(file, "torch", Torch()):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(file, "torch", Torch()))
+            if casts:
+                stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
             return forward(*args, **options)
 
-    hf.forward = in_float64
+    module.forward = in_float64
 
 
 def small_model(family: str, tokenizer, dtype: torch.dtype):
@@ -171,23 +175,21 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     config = small_config(family, len(tokenizer))
     # transformers' eager attention computes its softmax in float32 even in a float64 model, but its sdpa does not.
     family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
+    capped = ("gemma2", "vaultgemma")
+    eager = config.model_type in (*capped, "gpt_neo", "bloom") or not family_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
     hf = AutoModelForCausalLM.from_config(config).to(dtype)
-    gemma = config.model_type.startswith("gemma")
+    # Their norms multiply by 1 + weight.
+    plus_one = config.model_type.startswith(("gemma", "vaultgemma", "nemotron"))
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            # Gemma's norms multiply by 1 + weight.
-            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) and not gemma else 0.0
-            weight.copy_(torch.randn_like(weight) * scale + centre)
+            is_norm = weight.ndim == 1 and ("norm" in name or "ln_" in name) and not name.endswith("bias")
+            weight.copy_(torch.randn_like(weight) * scale + (1.0 if is_norm and not plus_one else 0.0))
     model = wrap_model(hf, tokenizer, family)
     if dtype == torch.float64:
         if eager:
             _float64_where_it_says_float32(model.hf)
-        if model.norm_kind == "rms":
-            # transformers computes the final RMS norm in float32, fasttrace's fused log-probability in float64.
-            norm, add = model.hf.model.norm, 1.0 if gemma else 0.0
-            eps = norm.eps if gemma else norm.variance_epsilon
-            norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+        # fasttrace's fused log-probability computes the final norm in float64.
+        _float64_where_it_says_float32(model.final_norm, casts=True)
     return model
