@@ -3,6 +3,7 @@ ROME edit scored with weights that are really written."""
 
 import copy
 
+import more_experts
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_logits(family, small_tokenizer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+# A rounding that changes a router's choice changes a row by more than a rounding.
+@pytest.mark.parametrize("family", [family for family in EVERY_FAMILY if family not in more_experts.configs(0)])
 def test_rounded_logits_are_as_close_to_float64_as_transformers_own(family, dtype, small_tokenizer):
     model = small_model(family, small_tokenizer, dtype)
     ours, theirs = packed.logits(model, packed.pack(model, SEQUENCES)), transformers_logits(model)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
 from fasttrace.ops.bit_sums import bit_sums
@@ -40,8 +41,10 @@ class Block(ABC):
     sliding_window: number of tokens that a query sees, itself included, or None for all.
     softcap: bound of the absolute attention scores, or None.
     alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
+    sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
+    experts: the layer's routed experts, or None where one MLP serves all rows.
     """
 
     layer: Any
@@ -52,8 +55,10 @@ class Block(ABC):
     sliding_window: int | None = None
     softcap: float | None = None
     alibi: Tensor | None = None
+    sinks: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
+    experts: Experts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,10 +89,6 @@ class Block(ABC):
         """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual."""
         return self.attn_add(self.attn_value(mixed))
 
-    def attn_products(self, width: int) -> tuple[int, int]:
-        """Multiplications per row for (keys and values, queries and the attention's output), with rows of `width`."""
-        return 2 * width * self.n_kv_heads * self.head_dim, 2 * width * self.n_heads * self.head_dim
-
     @abstractmethod
     def mlp_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual (after attention, or the block's input where `parallel`) → (N, d) MLP input."""
@@ -109,6 +110,18 @@ class Block(ABC):
     def down_bias(self) -> Tensor | None:
         """(d,) bias of the down-projection, or None."""
         return None
+
+    @property
+    def key_width(self) -> int:
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return int(self.down.shape[1])
+
+    def weights_per_row(self, d: int) -> tuple[int, int, int]:
+        """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
+        the MLP. d: width of the residual stream."""
+        key_value = 2 * d * self.n_kv_heads * self.head_dim
+        query_out = 2 * d * self.n_heads * self.head_dim
+        return key_value, query_out, d * self.key_width * (self.mlp_products + 1)
 
     def mlp_value(self, key: Tensor) -> Tensor:
         """key: (N, m) → (N, d), the MLP module's output."""
@@ -291,8 +304,8 @@ class Decoder(ABC):
 
     @property
     def key_width(self) -> int:
-        """Width m of the down-projection's input."""
-        return int(self.blocks[0].down.shape[1])
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.blocks[0].key_width
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""

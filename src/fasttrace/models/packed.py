@@ -98,14 +98,17 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
         sliding_window=block.sliding_window,
         softcap=block.softcap,
         alibi=block.alibi,
+        sinks=block.sinks,
     )
 
 
 def mlp_rows(block: Block, like: Tensor) -> int:
     """Number of rows of one MLP product, for the device and dtype of `like`."""
-    if like.device.type == "cpu":
-        return MLP_ROWS
-    return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
+    rows = MLP_ROWS
+    if like.device.type != "cpu":
+        rows = max(rows, KEY_BYTES // (block.key_width * like.element_size()))
+    # The rows are divided among the experts, and one expert's keys are computed at a time.
+    return rows if block.experts is None else rows * block.experts.count // block.experts.per_row
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -19,9 +19,9 @@ class GemmaBlock(LlamaBlock):
     """Llama's block with Gemma's norms."""
 
     def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        # The module computes x · (1 + w) / rms(x) in float32 for every dtype of x. The op rounds elsewhere for other
-        # dtypes, so it is used only for float32.
-        if x.dtype == torch.float32:
+        # The module computes x · (1 + w) / rms(x) in float32 also for narrower dtypes of x. The op rounds elsewhere for
+        # these, so it is used only for float32 and float64.
+        if x.dtype in (torch.float32, torch.float64):
             return rms_norm(x, 1.0 + module.weight, module.eps, rows=rows)
         normed: Tensor = module(x if rows is None else x.index_select(0, rows))
         return normed

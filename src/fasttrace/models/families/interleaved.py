@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
+from fasttrace.models.families.olmo2 import RoundOnceBlock
 from fasttrace.models.families.phi3 import GateUpBlock
-from fasttrace.ops.rms_norm import rms_norm
 
 
 class InterleavedDecoder(LlamaDecoder):
@@ -45,17 +44,10 @@ class Glm4Decoder(InterleavedDecoder):
     block = Glm4Block
 
 
-class HeliumBlock(LlamaBlock):
-    """Llama's block with norms that round once, after the weight."""
+class HeliumBlock(RoundOnceBlock):
+    """Llama's block with OLMo 2's norms."""
 
     interleaved = True
-
-    def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        # The op also rounds before the weight, which changes nothing only in float32. The module rounds float64 to it.
-        if x.dtype == torch.float32:
-            return rms_norm(x, module.weight, module.variance_epsilon, rows=rows)
-        normed: Tensor = module(x if rows is None else x.index_select(0, rows))
-        return normed
 
 
 @Decoder.register("helium")
@@ -92,9 +84,6 @@ class CohereBlock(Ernie4_5Block):
 
     def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
         x = x if rows is None else x.index_select(0, rows)
-        if x.dtype == torch.float64:  # which the module rounds to float32
-            normed: Tensor = module(x)
-            return normed
         return functional.layer_norm(x, x.shape[-1:], module.weight, None, module.variance_epsilon)
 
     def norm_query(self, q: Tensor) -> Tensor:

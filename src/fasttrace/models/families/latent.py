@@ -61,11 +61,11 @@ class LatentBlock(LlamaBlock):
         heads = mixed.unflatten(1, (self.n_heads, -1))
         return super().attn_value(heads[..., : self.attn.v_head_dim].flatten(1))
 
-    def attn_products(self, width: int) -> tuple[int, int]:
-        attn = self.attn
+    def weights_per_row(self, d: int) -> tuple[int, int, int]:
+        attn, mlp = self.attn, super().weights_per_row(d)[2]
         queries = (attn.q_proj,) if attn.q_lora_rank is None else (attn.q_a_proj, attn.q_b_proj)
         key_value = sum(part.weight.numel() for part in (attn.kv_a_proj_with_mqa, attn.kv_b_proj))
-        return key_value, sum(part.weight.numel() for part in (*queries, attn.o_proj))
+        return key_value, sum(part.weight.numel() for part in (*queries, attn.o_proj)), mlp
 
 
 @Decoder.register("youtu")

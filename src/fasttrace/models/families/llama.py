@@ -39,8 +39,12 @@ class LlamaBlock(Block):
         self.attn, self.mlp = layer.self_attn, layer.mlp
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
-        self.silu = getattr(self.attn.config, "hidden_act", None) in ("silu", "swish")
+        self.bind_mlp()
         self.count_heads()
+
+    def bind_mlp(self) -> None:
+        """Set what the MLP's steps need."""
+        self.silu = getattr(self.attn.config, "hidden_act", None) in ("silu", "swish")
 
     def count_heads(self) -> None:
         """Set `head_dim`, `n_heads` and `n_kv_heads`."""

@@ -16,20 +16,23 @@ from fasttrace.ops.rms_norm import rms_norm
 class PostNormBlock(LlamaBlock):
     """q/k/v, rotary → o_proj → norm; act(gate) · up → down_proj → norm."""
 
-    attn_norm_name = mlp_norm_name = None
+    attn_norm_name, mlp_norm_name = None, None
     attn_post_name, mlp_post_name = "post_attention_layernorm", "post_feedforward_layernorm"
 
 
-class Olmo2Block(PostNormBlock):
-    """The whole query and key projections are normed before they are rotated."""
+class RoundOnceBlock(LlamaBlock):
+    """Llama's block with norms that round once, after the weight."""
 
     def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        # OLMo's norm rounds once, after the weight. The op also rounds before the weight, which changes nothing only in
-        # float32 and float64.
+        # The op also rounds before the weight, which changes nothing only in float32 and float64.
         if x.dtype in (torch.float32, torch.float64):
             return rms_norm(x, module.weight, module.variance_epsilon, rows=rows)
         normed: Tensor = module(x if rows is None else x.index_select(0, rows))
         return normed
+
+
+class Olmo2Block(PostNormBlock, RoundOnceBlock):
+    """The whole query and key projections are normed before they are rotated."""
 
     def norm_query(self, q: Tensor) -> Tensor:
         return self.norm(self.attn.q_norm, q)

@@ -18,8 +18,7 @@ class UngatedBlock(LlamaBlock):
     mlp_products = 1
     up_name, down_name, act_name = "up_proj", "down_proj", "act_fn"
 
-    def __init__(self, layer: Any, sliding_window: int | None) -> None:
-        super().__init__(layer, sliding_window)
+    def bind_mlp(self) -> None:
         self.up_proj, self.down_proj = (getattr(self.mlp, name) for name in (self.up_name, self.down_name))
         self.act = activation(getattr(self.mlp, self.act_name))
 
