@@ -182,18 +182,19 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     config = small_config(family, len(tokenizer))
     # transformers' eager attention computes its softmax in float32 even in a float64 model, but its sdpa does not.
     family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
+    capped = ("gemma2", "vaultgemma")
+    eager = config.model_type in (*capped, "gpt_neo", "bloom") or not family_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
     hf = AutoModelForCausalLM.from_config(config).to(dtype)
     if dtype == torch.float64:
         hf.set_experts_implementation("eager")  # transformers' grouped products have no float64
-    gemma = config.model_type.startswith("gemma")
+    # Their norms multiply by 1 + weight.
+    plus_one = config.model_type.startswith(("gemma", "vaultgemma", "nemotron"))
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            # Gemma's norms multiply by 1 + weight.
-            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) and not gemma else 0.0
-            weight.copy_(torch.randn_like(weight) * scale + centre)
+            is_norm = weight.ndim == 1 and ("norm" in name or "ln_" in name) and not name.endswith("bias")
+            weight.copy_(torch.randn_like(weight) * scale + (1.0 if is_norm and not plus_one else 0.0))
     model = wrap_model(hf, tokenizer, family)
     if dtype == torch.float64:
         _float64_where_it_says_float32(model.hf)

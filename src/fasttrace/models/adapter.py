@@ -151,7 +151,8 @@ class Decoder(ABC):
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
-    logit_softcap: float | None = None  # bound of the absolute logits
+    logit_scale: float = 1.0  # factor of the products with the unembedding
+    logit_softcap: float | None = None  # bound of the absolute logits, after that factor
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
     generate: ClassVar[Callable[..., Any]]
@@ -267,10 +268,16 @@ class Decoder(ABC):
         bias: Tensor | None = self.hf.get_output_embeddings().bias
         return bias
 
+    def finish_logits(self, products: Tensor) -> Tensor:
+        """products: (…) of final rows with unembeddings, biases added → the logits: scaled, then capped."""
+        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
+        cap = self.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
-        weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
+        weight: Tensor | None = getattr(self.final_norm, "weight", None)
         return self.embed_weight.new_ones(self.width) if weight is None else weight
 
     @property
@@ -412,9 +419,10 @@ class Decoder(ABC):
         """The most tokens of a sequence, or None for a model without such a bound."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # A longer sequence would need other rotation frequencies, but packed sequences share one set.
-            most = rope.get("original_max_position_embeddings", most)
+        for one in (rope, *rope.values()):  # some models have parameters for each layer type
+            if isinstance(one, dict) and one.get("rope_type") == "longrope":
+                # A longer sequence would need other rotation frequencies, but packed sequences share one set.
+                most = one.get("original_max_position_embeddings", most)
         return most
 
     def check_length(self, tokens: int, what: str) -> None:

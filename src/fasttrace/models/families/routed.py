@@ -15,8 +15,6 @@ from fasttrace.models.experts import Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.linear import linear
-from fasttrace.ops.rms_norm import rms_norm
-from fasttrace.ops.rotary import partial_rotary_
 from fasttrace.ops.silu_mul import silu_mul_
 
 
@@ -88,9 +86,8 @@ class RoutedDecoder(LlamaDecoder):
 
     routed_block: type[RoutedMlp] = RoutedMlp
 
-    def make_block(self, layer: Any, number: int) -> LlamaBlock:
-        routed = hasattr(layer.mlp, "experts")
-        return (self.routed_block if routed else self.block)(layer, self._sliding_window(number))
+    def block_of(self, layer: Any) -> type[LlamaBlock]:
+        return self.routed_block if hasattr(layer.mlp, "experts") else self.block
 
 
 @Decoder.register("mixtral")
@@ -130,10 +127,10 @@ class WideNormBlock(RoutedMlp):
     """A block with experts that norms whole query and key projections, and may clip them (OLMoE, MiniMax M2)."""
 
     def norm_query(self, q: Tensor) -> Tensor:
-        return self._clipped(rms_norm(q, self.attn.q_norm.weight, self.attn.q_norm.variance_epsilon))
+        return self._clipped(self.norm(self.attn.q_norm, q))
 
     def norm_key(self, k: Tensor) -> Tensor:
-        return self._clipped(rms_norm(k, self.attn.k_norm.weight, self.attn.k_norm.variance_epsilon))
+        return self._clipped(self.norm(self.attn.k_norm, k))
 
     def _clipped(self, x: Tensor) -> Tensor:
         bound = getattr(self.attn.config, "clip_qkv", None)
@@ -142,9 +139,6 @@ class WideNormBlock(RoutedMlp):
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         k, v = super().key_value(x, rotary)
         return k, self._clipped(v)
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return partial_rotary_(x, *rotary)
 
 
 @Decoder.register("olmoe")
@@ -173,25 +167,17 @@ class MiniMaxM2Decoder(RoutedDecoder):
     routed_block = MiniMaxM2Block
 
 
-class PartialBlock(LlamaBlock):
-    """Llama's block, which may rotate only part of each head and norm each head of queries and keys (GLM 4.5)."""
+class Glm4MoeBlock(Qwen3Block):
+    """Qwen 3's block, in which the norms of the heads may be missing."""
 
     def norm_query(self, q: Tensor) -> Tensor:
-        return self._each_head(q, getattr(self.attn, "q_norm", None))
+        return super().norm_query(q) if hasattr(self.attn, "q_norm") else q
 
     def norm_key(self, k: Tensor) -> Tensor:
-        return self._each_head(k, getattr(self.attn, "k_norm", None))
-
-    def _each_head(self, x: Tensor, norm: Any) -> Tensor:
-        if norm is None:
-            return x
-        return rms_norm(x.view(-1, self.head_dim), norm.weight, norm.variance_epsilon).view(x.shape)
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return partial_rotary_(x, *rotary)
+        return super().norm_key(k) if hasattr(self.attn, "k_norm") else k
 
 
-class RoutedPartialBlock(RoutedMlp, PartialBlock):
+class RoutedGlm4MoeBlock(RoutedMlp, Glm4MoeBlock):
     """The same with experts."""
 
 
@@ -199,15 +185,15 @@ class RoutedPartialBlock(RoutedMlp, PartialBlock):
 class Glm4MoeDecoder(RoutedDecoder):
     """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM."""
 
-    block, routed_block = PartialBlock, RoutedPartialBlock
+    block, routed_block = Glm4MoeBlock, RoutedGlm4MoeBlock
 
 
-class HYV3Block(BiasedRouter, PartialBlock):
-    """The same with the layer's bias."""
+class HYV3Block(BiasedRouter, Qwen3Block):
+    """Qwen 3's block with such a router."""
 
 
 @Decoder.register("hy_v3")
 class HYV3Decoder(RoutedDecoder):
     """HYV3ForCausalLM."""
 
-    block, routed_block = PartialBlock, HYV3Block
+    block, routed_block = Qwen3Block, HYV3Block
