@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -58,12 +59,13 @@ class HeliumDecoder(InterleavedDecoder):
 
 
 class Ernie4_5Block(LlamaBlock):
-    """Llama's block, which rotates in float32 whatever the model's dtype."""
+    """Llama's block, which rotates in float32 or wider."""
 
     interleaved = True
 
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return self.turned(x.float(), rotary).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return self.turned(x.to(wide), rotary).to(x.dtype)
 
 
 @Decoder.register("ernie4_5")
