@@ -59,6 +59,34 @@ def head_modules(hf):
     return [places.get(hf.config.model_type, lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
 
 
+def expert_output(mlp, x, expert):
+    """x: (N, d) → (N, d), what one expert adds to a mixture's output: 0 in rows whose router does not choose it.
+
+    The number after the last expert's is that of the shared one.
+    """
+    router = mlp.gate if hasattr(mlp, "gate") else mlp.router
+    bias = [mlp.e_score_correction_bias] if hasattr(mlp, "e_score_correction_bias") else []
+    _, weights, chosen = router(x, *bias)
+    parts, out = mlp.experts, torch.zeros_like(x)
+    if expert == parts.num_experts:
+        if hasattr(mlp, "shared_expert"):
+            return mlp.shared_expert(x) * mlp.shared_expert_gate(x).sigmoid()
+        return mlp.shared_experts(x)
+    up, down = parts.gate_up_proj[expert], parts.down_proj[expert]
+    for row in range(len(x)):
+        for weight, one in zip(weights[row], chosen[row].tolist(), strict=True):
+            if one != expert:
+                continue
+            if parts.is_transposed:
+                key = parts._apply_gate(x[row] @ up + parts.gate_up_proj_bias[expert])
+                value = key @ down + parts.down_proj_bias[expert]
+            else:
+                gate, linear = (up @ x[row]).chunk(2)
+                value = down @ (parts.act_fn(gate) * linear)
+            out[row] += weight * value
+    return out
+
+
 MODULES = {"mlp": mlp_modules, "attn": attn_modules, "block": block_modules}
 
 
@@ -76,8 +104,20 @@ def head_columns(hf, width, heads):
 def hook_output(hf, module, layer, change, heads=()):
     """Apply `change` to what a module gives in one layer; with module "head", to the outputs of these heads.
 
-    Return the handle that removes the hook.
+    Return the handle that removes the hook. With module "expert", `heads` are experts, and `change` is applied to what
+    each adds to the mixture's output.
     """
+    if module == "expert":
+
+        def of_experts(mlp, args, out):
+            whole = out[0] if isinstance(out, tuple) else out
+            if hasattr(mlp, "experts"):
+                for expert in heads:
+                    part = expert_output(mlp, args[0].reshape(-1, whole.shape[-1]), expert).view(whole.shape)
+                    whole = whole + change(part) - part
+            return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+        return mlp_modules(hf)[layer].register_forward_hook(of_experts)
     if module != "head":
         return MODULES[module](hf)[layer].register_forward_hook(lambda _, args, out: change_first(out, change))
 
@@ -152,7 +192,8 @@ def hooked_trace(hf, ids, targets, corrupted, window, tokens, module="mlp", meth
 
     ids: prompt ids. targets: target ids. corrupted: what makes the n corrupted passes, either Noise or n prompts' ids,
     each as many as `ids`. tokens: the prompt tokens to intervene at, each a number or a slice of several at once.
-    module: "mlp", "attn", "block", or "head": the heads of the numbers `heads`, all at once.
+    module: "mlp", "attn", "block", "head" (the heads of the numbers `heads`, all at once) or "expert" (the experts of
+    these numbers).
     method: "denoise" puts the clean row's outputs into the corrupted rows, "noise" the corrupted rows' outputs into
     clean rows, "zero" zeros into one clean row.
     false: the false target's ids, or None.

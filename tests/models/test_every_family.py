@@ -17,6 +17,7 @@ from small_models import EVERY_FAMILY, small_model
 import fasttrace as ft
 from fasttrace.models import packed
 
+EXPERTS = more_experts.configs(0)
 SEQUENCES = [[5, 9, 2, 7, 11, 3, 8, 1, 4], [17], [3, 3, 250]]
 
 
@@ -75,6 +76,25 @@ def _first(out):
 def test_grids(family, module, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     check_grids(model, [EIFFEL], module=module, windows=[3])
+
+
+@pytest.mark.parametrize("method", ["denoise", "zero"])
+@pytest.mark.parametrize("family", EXPERTS)
+def test_grids_of_experts(family, method, small_tokenizer):
+    """Of the second expert and of the last, which is the shared one where there is one."""
+    model = small_model(family, small_tokenizer, torch.float64)
+    corruption = {} if method == "denoise" else {"corruption": "noise", "samples": 1}
+    metrics = ["probability", "logit-difference"]
+    check_grids(
+        model,
+        [EIFFEL],
+        module="expert",
+        heads=[1, model.n_experts - 1],
+        method=method,
+        windows=[3],
+        metrics=metrics,
+        **corruption,
+    )
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)

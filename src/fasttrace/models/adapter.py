@@ -116,6 +116,11 @@ class Block(ABC):
         """Width m of the down-projection's input; that of one expert where rows are routed."""
         return int(self.down.shape[1])
 
+    @property
+    def n_experts(self) -> int:
+        """Number of the layer's experts, a shared one included, which comes last; 0 where one MLP serves all rows."""
+        return 0
+
     def weights_per_row(self, d: int) -> tuple[int, int, int]:
         """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
         the MLP. d: width of the residual stream."""
@@ -132,6 +137,13 @@ class Block(ABC):
     def mlp_output(self, x: Tensor) -> Tensor:
         """x: (N, d) MLP input → (N, d), the MLP module's output."""
         return self.mlp_value(self.mlp_key(x))
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        """x: (N, d) MLP input, experts: (N,) int64 → (N, d), what one expert each adds to the MLP's output.
+
+        It is 0 in a row that does not go to the expert, and in a layer without experts.
+        """
+        return torch.zeros_like(x)
 
     def mlp_add(self, value: Tensor) -> Tensor:
         """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
@@ -306,6 +318,11 @@ class Decoder(ABC):
     def key_width(self) -> int:
         """Width m of the down-projection's input; that of one expert where rows are routed."""
         return self.blocks[0].key_width
+
+    @property
+    def n_experts(self) -> int:
+        """The largest number of experts of a layer, a shared one included, or 0."""
+        return max(block.n_experts for block in self.blocks)
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""

@@ -111,24 +111,27 @@ def mlp_rows(block: Block, like: Tensor) -> int:
     return rows if block.experts is None else rows * block.experts.count // block.experts.per_row
 
 
-def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
+def mlp(block: Block, h: Tensor, rows: Tensor | None = None, *, added: bool = True) -> Tensor:
     """h: (N, d), rows: (n,) int64, or None for all → (n, d), what the MLP adds to the residual at these rows.
+
+    added: False gives the MLP module's output instead, before `Block.mlp_add`.
 
     Rows are processed `mlp_rows` at a time, so that the keys stay small.
     """
     n, most = h.shape[0] if rows is None else rows.shape[0], mlp_rows(block, h)
     if n <= most:
-        return _mlp_part(block, h, rows)
+        return _mlp_part(block, h, rows, added)
     out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)
     for i in range(0, n, most):
         run = slice(i, i + most)
-        out[run] = _mlp_part(block, h[run], None) if rows is None else _mlp_part(block, h, rows[run])
+        out[run] = _mlp_part(block, h[run], None, added) if rows is None else _mlp_part(block, h, rows[run], added)
     return out
 
 
-def _mlp_part(block: Block, h: Tensor, rows: Tensor | None) -> Tensor:
+def _mlp_part(block: Block, h: Tensor, rows: Tensor | None, added: bool) -> Tensor:
     x = block.mlp_norm(h) if rows is None else block.mlp_norm_rows(h, rows)
-    return block.mlp_add(block.mlp_output(x))
+    value = block.mlp_output(x)
+    return block.mlp_add(value) if added else value
 
 
 def layer_output(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> Tensor:

@@ -7,6 +7,7 @@ expert serves every row, too.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fasttrace.errors import ModelError
@@ -50,6 +51,20 @@ class RoutedMlp(LlamaBlock):
         gate, up = (linear(x, part.weight, part.bias) for part in (shared.gate_proj, shared.up_proj))
         key = silu_mul_(gate, up) if type(shared.act_fn).__name__.startswith("SiLU") else shared.act_fn(gate) * up
         return linear(key, shared.down_proj.weight, shared.down_proj.bias)
+
+    @property
+    def n_experts(self) -> int:
+        return self.experts.count + (self.shared is not None)
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        out, weight = torch.zeros_like(x), self.route(x).weight_of(experts)
+        routed = weight.nonzero()[:, 0]
+        only = Routing(experts[routed, None], weight[routed, None])
+        out[routed] = self.experts.output(x[routed], only)
+        if self.shared is not None:
+            rows = (experts == self.experts.count).nonzero()[:, 0]
+            out[rows] = self.shared_output(x[rows])
+        return out
 
     @property
     def key_width(self) -> int:
