@@ -25,7 +25,12 @@ def block_modules(hf):
 def mlp_modules(hf):
     """For every block, the module whose output is the MLP's. In OPT and BLOOM it is the down-projection, because OPT
     has no module for its MLP, and BLOOM's adds the residual."""
-    inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
+    inside = {
+        "granitemoe": lambda b: b.block_sparse_moe,
+        "llama4_text": lambda b: b.feed_forward,
+        "opt": lambda b: b.fc2,
+        "bloom": lambda b: b.mlp.dense_4h_to_h,
+    }
     return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 
@@ -69,6 +74,8 @@ def expert_output(mlp, x, expert):
     _, weights, chosen = router(x, *bias)
     parts, out = mlp.experts, torch.zeros_like(x)
     if expert == parts.num_experts:
+        if hasattr(mlp, "shared_mlp"):
+            return mlp.shared_mlp(x)
         if hasattr(mlp, "shared_expert"):
             return mlp.shared_expert(x) * mlp.shared_expert_gate(x).sigmoid()
         return mlp.shared_experts(x)

@@ -167,7 +167,7 @@ def _float64_where_it_says_float32(hf):
 
     for part in hf.modules():
         # fasttrace calls some of these by themselves.
-        if any(word in type(part).__name__ for word in ("Router", "Norm", "RotaryEmbedding")):
+        if any(word in type(part).__name__ for word in ("Router", "Gate", "Norm", "RotaryEmbedding")):
             part.forward = patched(part.forward)
     hf.forward = patched(hf.forward)
 

@@ -18,6 +18,7 @@ class LlamaBlock(Block):
     Families that differ in a step override it: `norm`, `norm_query` and `norm_key` before the rotation, `rotate`, or
     the two halves of the MLP. Those that differ in where their norms are name them.
 
+    mlp_name: the layer's MLP.
     attn_norm_name, mlp_norm_name: the layer's norms before attention and the MLP, or None for none.
     attn_post_name, mlp_post_name: the norms of what attention and the MLP add to the residual, or None.
     residual_multiplier: factor of what is added to the residual, after those norms.
@@ -26,6 +27,7 @@ class LlamaBlock(Block):
     """
 
     mlp_products = 2
+    mlp_name: str = "mlp"
     attn_norm_name: str | None = "input_layernorm"
     mlp_norm_name: str | None = "post_attention_layernorm"
     attn_post_name: str | None = None
@@ -36,7 +38,7 @@ class LlamaBlock(Block):
 
     def __init__(self, layer: Any, sliding_window: int | None) -> None:
         self.layer = layer
-        self.attn, self.mlp = layer.self_attn, layer.mlp
+        self.attn, self.mlp = layer.self_attn, getattr(layer, self.mlp_name)
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
         self.bind_mlp()

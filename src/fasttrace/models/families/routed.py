@@ -23,9 +23,12 @@ class RoutedMlp(LlamaBlock):
     """A block whose MLP is a mixture of experts: experts of the router's choice, and a shared one where there is one.
 
     The block's MLP output is the whole mixture's. It has no single key and no single down-projection.
+
+    shared_name: the mixture's shared expert, if it has one.
     """
 
     experts: Experts
+    shared_name: str = "shared_experts"
 
     def bind_mlp(self) -> None:
         self.router = self.mlp.gate if hasattr(self.mlp, "gate") else self.mlp.router
@@ -34,7 +37,7 @@ class RoutedMlp(LlamaBlock):
     @property
     def shared(self) -> Any:
         """The shared expert, or None."""
-        return next((s for n in ("shared_experts", "shared_expert") if (s := getattr(self.mlp, n, None))), None)
+        return getattr(self.mlp, self.shared_name, None)
 
     def route(self, x: Tensor) -> Routing:
         """x: (N, d) MLP input → the experts that the router chooses."""
@@ -102,7 +105,8 @@ class RoutedDecoder(LlamaDecoder):
     routed_block: type[RoutedMlp] = RoutedMlp
 
     def block_of(self, layer: Any) -> type[LlamaBlock]:
-        return self.routed_block if hasattr(layer.mlp, "experts") else self.block
+        mlp = getattr(layer, self.block.mlp_name)
+        return self.routed_block if hasattr(mlp, "experts") else self.block
 
 
 @Decoder.register("mixtral")
@@ -112,6 +116,8 @@ class MixtralDecoder(RoutedDecoder):
 
 class Qwen2MoeBlock(RoutedMlp):
     """Qwen 2's block, with a shared expert whose output has a factor between 0 and 1 of its own."""
+
+    shared_name = "shared_expert"
 
     def shared_output(self, x: Tensor) -> Tensor:
         return super().shared_output(x) * linear(x, self.mlp.shared_expert_gate.weight).sigmoid()
