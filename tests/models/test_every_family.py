@@ -27,7 +27,6 @@ def test_logits(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     theirs = transformers_logits(model)
     ours = packed.logits(model, packed.pack(model, SEQUENCES))
-    ours = packed.logits(model, packed.pack(model, SEQUENCES))
     assert theirs.abs().max() > 0.5
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 

@@ -1,5 +1,6 @@
 """Small random models of every family, on which fasttrace is compared with the oracles."""
 
+import contextlib
 import functools
 import sys
 from unittest import mock
@@ -152,28 +153,49 @@ def _float64_where_it_says_float32(hf):
             return getattr(torch, name)
 
     file, forward = sys.modules[type(hf).__module__], hf.forward
+    own = {
+        "mpt": lambda: mock.patch.object(torch.Tensor, "float", torch.Tensor.double),  # writes the cast as a method
+        "xglm": _default_float64,  # writes the least float64 as a tensor of the default dtype
+    }.get(hf.config.model_type, contextlib.nullcontext)
 
     @functools.wraps(forward)
     def in_float64(*args, **options):
-        with mock.patch.object(file, "torch", Torch()):
+        with mock.patch.object(file, "torch", Torch()), own():
             return forward(*args, **options)
 
     hf.forward = in_float64
 
 
+@contextlib.contextmanager
+def _default_float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def small_class(config):
+    """transformers' class of models of a config. That of a multimodal config has the vision tower, too."""
+    import transformers as tf
+
+    multimodal = config.get_text_config() is not config
+    classes = tf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if multimodal else tf.MODEL_FOR_CAUSAL_LM_MAPPING
+    return classes[type(config)]
+
+
 def small_model(family: str, tokenizer, dtype: torch.dtype):
     """A random model of `family`. All its parameters, including biases and norms, are far from their defaults."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
     from fasttrace.models import wrap_model
 
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
     # transformers' eager attention computes its softmax in float32 even in a float64 model, but its sdpa does not.
-    family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
+    hf_class = small_class(config)
+    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not hf_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
-    hf = AutoModelForCausalLM.from_config(config).to(dtype)
+    hf = hf_class._from_config(config).to(dtype)
     gemma = config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, weight in hf.named_parameters():
@@ -181,13 +203,14 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
             # Gemma's norms multiply by 1 + weight.
             centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) and not gemma else 0.0
             weight.copy_(torch.randn_like(weight) * scale + centre)
-    model = wrap_model(hf, tokenizer, family)
+    # transformers' XGLM cannot be run in float64 as it is.
+    model = wrap_model(hf, tokenizer, family, check=config.model_type != "xglm" or dtype != torch.float64)
     if dtype == torch.float64:
         if eager:
             _float64_where_it_says_float32(model.hf)
         if model.norm_kind == "rms":
             # transformers computes the final RMS norm in float32, fasttrace's fused log-probability in float64.
-            norm, add = model.hf.model.norm, 1.0 if gemma else 0.0
+            norm, add = model.final_norm, 1.0 if gemma else 0.0
             eps = norm.eps if gemma else norm.variance_epsilon
             norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     return model

@@ -138,7 +138,7 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or model.name,
+        "base_model_name_or_path": getattr(model.hf.config, "_name_or_path", "") or model.name,
         "r": highest,
         "lora_alpha": highest,
         "lora_dropout": 0.0,

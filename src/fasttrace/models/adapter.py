@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.unfit import why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -125,7 +126,8 @@ class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
     hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
-    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer. config: that of the decoder.
+    `wrap_model` returns has its own modules, see there). It may be a multimodal model that holds the decoder.
+    tokenizer: its (fast) tokenizer. config: that of the decoder, which is a part of a multimodal model's.
     base: the module that contains the decoder's blocks.
     """
 
@@ -145,14 +147,14 @@ class Decoder(ABC):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.config = hf.config
-        self.base = hf.base_model
+        self.config = text_config(hf.config)
+        self.base = hf.base_model if self.config is hf.config else hf.get_decoder().base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
         # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
+        self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -381,7 +383,7 @@ class Decoder(ABC):
 
     def _hashed(self, sums: str) -> str:
         irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
+        config = {k: v for k, v in self.hf.config.to_dict().items() if k not in irrelevant}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -435,18 +437,25 @@ Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it
 """A model as the argument of a public function."""
 
 
+def text_config(config: Any) -> Any:
+    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
+    return config.get_text_config(decoder=True)
+
+
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
-    family = Decoder.registry.get(config.model_type)
+    """The adapter for a transformers config, or for the text decoder in that of a multimodal model.
+
+    Raises ModelError for a model type or a variant without an adapter.
+    """
+    decoder = text_config(config)
+    what = f"model type '{decoder.model_type}'"
+    if decoder is not config:
+        what += f", the text decoder of this '{config.model_type}' model,"
+    family = Decoder.registry.get(decoder.model_type)
     if family is None:
-        raise ModelError(
-            f"model type '{config.model_type}' has no adapter (available: {', '.join(sorted(Decoder.registry))}); "
-            "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
-            "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
-            "src/fasttrace/models/families/"
-        )
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
+    if any(getattr(decoder, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
         raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
-    if (reason := family.refusal(config)) is not None:
+    if (reason := family.refusal(decoder)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

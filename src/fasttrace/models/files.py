@@ -193,10 +193,18 @@ def check_size(config: Any, headers: Headers, where: str, build: Any) -> None:
 
 
 def check_layers(config: Any, most: int, where: str) -> None:
-    """Raise ModelError where the config does not have 1 to `most` layers."""
-    layers = config.num_hidden_layers
-    if not 1 <= layers <= most:
-        raise ModelError(f"model '{where}': expected a config of as many layers as the weights, got {shown(layers)}")
+    """Raise ModelError where the config does not have 1 to `most` layers.
+
+    In a multimodal model, that is the text decoder's number, and no other tower may have more than `most`.
+    """
+    layers = config.get_text_config(decoder=True).num_hidden_layers
+    towers = [vars(part) for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
+    others = [tower.get(name) for tower in towers for name in ("num_hidden_layers", "depth")]
+    for number in (layers, *(n for n in others if isinstance(n, int) and n > most)):
+        if not 1 <= number <= most:
+            raise ModelError(
+                f"model '{where}': expected a config of as many layers as the weights, got {shown(number)}"
+            )
 
 
 def check_loaded(hf: Any, info: Mapping[str, Iterable[Any]], where: str) -> None:

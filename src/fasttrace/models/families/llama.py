@@ -27,7 +27,7 @@ class LlamaBlock(Block):
         self.head_dim = self.attn.head_dim
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
-        self.silu = getattr(self.mlp.config, "hidden_act", None) in ("silu", "swish")
+        self.silu = getattr(self.attn.config, "hidden_act", None) in ("silu", "swish")
         self.count_heads()
 
     def count_heads(self) -> None:
