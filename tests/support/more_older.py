@@ -83,6 +83,20 @@ def _multimodal(vocab_size: int):
             },
             **images,
         ),
+        "emu3": lambda: tf.Emu3Config(
+            text_config={**text, "pad_token_id": 0}, vocabulary_map={"<image>": 1},
+            vq_config={
+                "codebook_size": 16, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "num_res_blocks": 1,
+                "channel_multiplier": [1], "attn_resolutions": [1], "hidden_size": 16, "num_attention_heads": 1,
+            },
+        ),
+        "phi4-multimodal": lambda: tf.Phi4MultimodalConfig(
+            **text, sliding_window=4, vision_config={**tower, "crop_size": 28},
+            audio_config={
+                "hidden_size": 24, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2,
+                "nemo_conv_channels": 24, "ext_pw_out_channel": 24, "input_size": 8, "time_reduction": 2,
+            },
+        ),
         "mistral3": lambda: tf.Mistral3Config(
             text_config={**text, "model_type": "mistral", "sliding_window": 4},
             vision_config={**tower, "model_type": "pixtral", "head_dim": 12}, image_token_index=1,

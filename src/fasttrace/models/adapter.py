@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
-from fasttrace.models.unfit import why_not
+from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -447,12 +447,12 @@ def adapter_for(config: Any) -> type[Decoder]:
 
     Raises ModelError for a model type or a variant without an adapter.
     """
-    decoder = text_config(config)
-    what = f"model type '{decoder.model_type}'"
-    if decoder is not config:
-        what += f", the text decoder of this '{config.model_type}' model,"
+    decoder = config if is_explained(config.model_type) else text_config(config)
     family = Decoder.registry.get(decoder.model_type)
     if family is None:
+        what = f"model type '{decoder.model_type}'"
+        if decoder is not config:
+            what += f", the text decoder of this '{config.model_type}' model,"
         raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
     if any(getattr(decoder, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
         raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")

@@ -1,12 +1,17 @@
-"""The text decoders of Qwen 2-VL, 2.5-VL, 2.5-Omni and 3-VL: Qwen 2 and Qwen 3 with a position for time, height and
-width each. The three positions of a text token are equal.
+"""Text decoders that transformers has only inside multimodal models: those of Qwen 2-VL, 2.5-VL, 2.5-Omni and 3-VL, of
+Emu3 and of Phi-4 multimodal. They are Qwen 2, Qwen 3, Llama and Phi-3.
+
+Qwen's have a position for time, one for height and one for width. The three of a text token are equal.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaDecoder
+from fasttrace.models.families.phi3 import Phi3Decoder
 from fasttrace.models.families.qwen3 import Qwen3Block
 
 
@@ -27,3 +32,18 @@ class Qwen3VLDecoder(Qwen2VLDecoder):
     """Qwen3VLForConditionalGeneration, given text."""
 
     block = Qwen3Block
+
+
+@Decoder.register("emu3_text_model")
+class Emu3Decoder(LlamaDecoder):
+    """Emu3ForCausalLM, and Emu3ForConditionalGeneration given text."""
+
+
+@Decoder.register("phi4_multimodal")
+class Phi4MultimodalDecoder(Phi3Decoder):
+    """Phi4MultimodalForCausalLM, given text."""
+
+    def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
+        super().__init__(hf, tokenizer, name)
+        # The towers for images and sounds are parts of the base.
+        self._entry = [self.base.embed_tokens]
