@@ -148,7 +148,7 @@ class Decoder(ABC):
         self.tokenizer = tokenizer
         self.name = name
         self.config = text_config(hf.config)
-        self.base = hf.base_model if self.config is hf.config else hf.get_decoder().base_model
+        self.base = hf.get_decoder().base_model if self.is_multimodal else hf.base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
@@ -194,6 +194,11 @@ class Decoder(ABC):
     def rotary(self, positions: Tensor) -> Rotary:
         """positions: (N,) int64 → the blocks' position tables: usually cos and sin (N, rotary dims), or () for none."""
         return ()
+
+    def like(self, positions: Tensor) -> Tensor:
+        """What transformers' rotary modules read the model's dtype and the device of `positions` from. The embedding
+        itself may be on another device, or offloaded."""
+        return torch.empty(0, dtype=self.dtype, device=positions.device)
 
     def products(self) -> AbstractContextManager[None]:
         """While the body runs, matrix products are as exact as the model was loaded, whatever torch is set to."""
@@ -256,7 +261,7 @@ class Decoder(ABC):
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
         weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
-        return self.embed_weight.new_ones(self.width) if weight is None else weight
+        return torch.ones(self.width, dtype=self.dtype, device=self.unembed_device) if weight is None else weight
 
     @property
     def final_norm_bias(self) -> Tensor | None:
@@ -269,6 +274,11 @@ class Decoder(ABC):
         """ε of the final norm."""
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether `hf` holds the decoder beside towers for images or sounds."""
+        return self.config is not self.hf.config
 
     @property
     def n_layers(self) -> int:
@@ -382,8 +392,7 @@ class Decoder(ABC):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.hf.config.to_dict().items() if k not in irrelevant}
+        config = _relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -437,6 +446,15 @@ Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it
 """A model as the argument of a public function."""
 
 
+# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
+_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+
+
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
 def text_config(config: Any) -> Any:
     """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
     return config.get_text_config(decoder=True)
@@ -447,15 +465,17 @@ def adapter_for(config: Any) -> type[Decoder]:
 
     Raises ModelError for a model type or a variant without an adapter.
     """
-    decoder = config if is_explained(config.model_type) else text_config(config)
+    decoder = config
+    if not is_explained(config.model_type):
+        if any(getattr(config, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
+            raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
+        decoder = text_config(config)
     family = Decoder.registry.get(decoder.model_type)
     if family is None:
         what = f"model type '{decoder.model_type}'"
         if decoder is not config:
             what += f", the text decoder of this '{config.model_type}' model,"
         raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
-    if any(getattr(decoder, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
-        raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
     if (reason := family.refusal(decoder)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

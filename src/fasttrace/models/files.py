@@ -29,6 +29,15 @@ MORE_LAYERS = 100  # that transformers may make before they are refused
 # Small JSON files of a folder, each an object.
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
+# Of the processor of a multimodal model, beside its tokenizer.
+PROCESSORS = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
 Headers = dict[str, tuple[tuple[int, ...], str]]  # tensor name → (shape, dtype as safetensors spells it)
 
 
@@ -71,6 +80,11 @@ def local_files(source: str) -> list[Path] | None:
     if gguf is not None:
         return [folder / gguf]
     return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+
+
+def processor_files(where: str) -> list[Path]:
+    """The files of a folder or hub id that say how a multimodal model is given images, sounds and chats."""
+    return [path for name in PROCESSORS if (path := _found(where, name)) is not None]
 
 
 def check_config(where: str) -> None:

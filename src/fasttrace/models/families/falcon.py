@@ -129,5 +129,5 @@ class FalconDecoder(Decoder):
             slopes = alibi_slopes(self.config.num_attention_heads).to(positions.device)
             # Slopes and products are bfloat16, whatever the model's dtype.
             return ((positions[:, None] * slopes.bfloat16()).to(self.dtype),)
-        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.like(positions), positions[None])
         return cos[0], sin[0]

@@ -109,5 +109,5 @@ class Gemma3Decoder(Gemma2Decoder):
 
     def rotary(self, positions: Tensor) -> Rotary:
         rotary_emb = self.base.rotary_emb
-        tables = [rotary_emb(self.embed_weight[:1], positions[None], kind) for kind in self.kinds]
+        tables = [rotary_emb(self.like(positions), positions[None], kind) for kind in self.kinds]
         return tuple(table[0] for pair in tables for table in pair)

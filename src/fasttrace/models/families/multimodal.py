@@ -6,7 +6,6 @@ Qwen's have a position for time, one for height and one for width. The three of 
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fasttrace.models.adapter import Decoder, Rotary
@@ -21,8 +20,7 @@ class Qwen2VLDecoder(LlamaDecoder):
     given text."""
 
     def rotary(self, positions: Tensor) -> Rotary:
-        like = torch.empty(0, dtype=self.dtype, device=positions.device)  # rotary_emb reads its dtype and device
-        cos, sin = self.base.rotary_emb(like, positions.expand(3, 1, -1))
+        cos, sin = self.base.rotary_emb(self.like(positions), positions.expand(3, 1, -1))
         # Older releases of transformers return the tables of time, height and width, which are equal here.
         return cos.flatten(0, -3)[0], sin.flatten(0, -3)[0]
 
