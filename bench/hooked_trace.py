@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+# Families that norm attention's output before it is added.
+POST_NORMS = ("exaone4", "gemma2", "gemma3_text", "olmo2", "olmo3")
+
 
 def block_modules(hf):
     """Every block. Its output, or the first of several, is the residual stream after it."""
@@ -45,13 +48,16 @@ def attn_modules(hf):
         **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention),
         **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt"), lambda b: b.attn),
         "ctrl": lambda b: b.multi_head_attention,
-        **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), lambda b: b.post_attention_layernorm),
+        "glm4": lambda b: b.post_self_attn_layernorm,
+        "hyperclovax": lambda b: b.post_norm1,
+        **dict.fromkeys(POST_NORMS, lambda b: b.post_attention_layernorm),
     }
     return [places.get(kind_of(hf), lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
 
 def head_modules(hf):
-    """For every block, attention's output projection. Its input has the heads' outputs one after another."""
+    """For every block, attention's output projection, or the norm before it. Its input has the heads' outputs one after
+    another."""
     places = {
         **dict.fromkeys(("bloom", "falcon"), lambda b: b.self_attention.dense),
         **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention.dense),
@@ -59,7 +65,8 @@ def head_modules(hf):
         **dict.fromkeys(("gptj", "codegen", "mpt"), lambda b: b.attn.out_proj),
         "gpt_neo": lambda b: b.attn.attention.out_proj,
         **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.self_attn.out_proj),
-        "phi": lambda b: b.self_attn.dense,
+        "bitnet": lambda b: b.self_attn.attn_sub_norm,
+        **dict.fromkeys(("persimmon", "phi"), lambda b: b.self_attn.dense),
         "ctrl": lambda b: b.multi_head_attention.dense,
     }
     return [places.get(kind_of(hf), lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]

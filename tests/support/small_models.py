@@ -139,41 +139,45 @@ FAMILIES = tuple(_configs(0))
 EVERY_FAMILY = tuple(_every_config(0))
 
 
+class _Torch:
+    """torch, with float64 for float32."""
+
+    float = float32 = torch.float64
+
+    @staticmethod
+    def full(size, value, **options):
+        """torch.full, with float64 for the default dtype (in XGLM)."""
+        return torch.full(size, value, **({"dtype": torch.float64} if isinstance(value, float) else {}) | options)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
 def _float64_where_it_says_float32(hf):
-    """Make hf's forward compute in float64 wherever the file that defines it casts to float32.
+    """Make hf's forward compute in float64 wherever the files that define its parts cast to float32.
 
-    transformers computes the softmax of eager attention (for GPT-Neo, all of attention) in float32 even in a float64
-    model.
+    transformers computes RMS norms and the softmax of eager attention (for GPT-Neo, all of attention) in float32 even
+    in a float64 model. Numbers that differ in their last bit would now and then be rounded to different float32 ones.
     """
+    names = {type(part).__module__ for part in hf.modules()}
+    files = [sys.modules[name] for name in sorted(names) if name.startswith("transformers.models.")]
 
-    class Torch:
-        float32 = torch.float64
+    def patched(forward):
+        @functools.wraps(forward)
+        def in_float64(*args, **options):
+            with contextlib.ExitStack() as wide:
+                wide.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
+                for file in files:
+                    wide.enter_context(mock.patch.object(file, "torch", _Torch()))
+                return forward(*args, **options)
 
-        def __getattr__(self, name):
-            return getattr(torch, name)
+        return in_float64
 
-    file, forward = sys.modules[type(hf).__module__], hf.forward
-    own = {
-        "mpt": lambda: mock.patch.object(torch.Tensor, "float", torch.Tensor.double),  # writes the cast as a method
-        "xglm": _default_float64,  # writes the least float64 as a tensor of the default dtype
-    }.get(hf.config.model_type, contextlib.nullcontext)
-
-    @functools.wraps(forward)
-    def in_float64(*args, **options):
-        with mock.patch.object(file, "torch", Torch()), own():
-            return forward(*args, **options)
-
-    hf.forward = in_float64
-
-
-@contextlib.contextmanager
-def _default_float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    for part in hf.modules():
+        # fasttrace calls some of these by themselves.
+        if any(word in type(part).__name__ for word in ("Router", "Norm", "RotaryEmbedding")):
+            part.forward = patched(part.forward)
+    hf.forward = patched(hf.forward)
 
 
 def small_class(config):
@@ -193,24 +197,21 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     config = small_config(family, len(tokenizer))
     # transformers' eager attention computes its softmax in float32 even in a float64 model, but its sdpa does not.
     hf_class = small_class(config)
-    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not hf_class._supports_sdpa
+    capped = ("gemma2", "vaultgemma")
+    eager = config.model_type in (*capped, "gpt_neo", "bloom") or not hf_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
     hf = hf_class._from_config(config).to(dtype)
-    gemma = config.model_type.startswith("gemma")
+    if dtype == torch.float64:
+        hf.set_experts_implementation("eager")  # transformers' grouped products have no float64
+    # Their norms multiply by 1 + weight.
+    plus_one = config.model_type.startswith(("gemma", "vaultgemma", "nemotron"))
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            # Gemma's norms multiply by 1 + weight.
-            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) and not gemma else 0.0
-            weight.copy_(torch.randn_like(weight) * scale + centre)
+            is_norm = weight.ndim == 1 and ("norm" in name or "ln_" in name) and not name.endswith("bias")
+            weight.copy_(torch.randn_like(weight) * scale + (1.0 if is_norm and not plus_one else 0.0))
     # transformers' XGLM cannot be run in float64 as it is.
     model = wrap_model(hf, tokenizer, family, check=config.model_type != "xglm" or dtype != torch.float64)
     if dtype == torch.float64:
-        if eager:
-            _float64_where_it_says_float32(model.hf)
-        if model.norm_kind == "rms":
-            # transformers computes the final RMS norm in float32, fasttrace's fused log-probability in float64.
-            norm, add = model.final_norm, 1.0 if gemma else 0.0
-            eps = norm.eps if gemma else norm.variance_epsilon
-            norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+        _float64_where_it_says_float32(model.hf)
     return model

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
 from fasttrace.models.unfit import is_explained, why_not
@@ -41,8 +42,10 @@ class Block(ABC):
     sliding_window: number of tokens that a query sees, itself included, or None for all.
     softcap: bound of the absolute attention scores, or None.
     alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
+    sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
+    experts: the layer's routed experts, or None where one MLP serves all rows.
     """
 
     layer: Any
@@ -53,8 +56,10 @@ class Block(ABC):
     sliding_window: int | None = None
     softcap: float | None = None
     alibi: Tensor | None = None
+    sinks: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
+    experts: Experts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +112,18 @@ class Block(ABC):
         """(d,) bias of the down-projection, or None."""
         return None
 
+    @property
+    def key_width(self) -> int:
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return int(self.down.shape[1])
+
+    def weights_per_row(self, d: int) -> tuple[int, int, int]:
+        """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
+        the MLP. d: width of the residual stream."""
+        key_value = 2 * d * self.n_kv_heads * self.head_dim
+        query_out = 2 * d * self.n_heads * self.head_dim
+        return key_value, query_out, d * self.key_width * (self.mlp_products + 1)
+
     def mlp_value(self, key: Tensor) -> Tensor:
         """key: (N, m) → (N, d), the MLP module's output."""
         from fasttrace.ops.linear import linear
@@ -136,7 +153,8 @@ class Decoder(ABC):
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
-    logit_softcap: float | None = None  # bound of the absolute logits
+    logit_scale: float = 1.0  # factor of the products with the unembedding
+    logit_softcap: float | None = None  # bound of the absolute logits, after that factor
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
     generate: ClassVar[Callable[..., Any]]
@@ -257,10 +275,16 @@ class Decoder(ABC):
         bias: Tensor | None = self.hf.get_output_embeddings().bias
         return bias
 
+    def finish_logits(self, products: Tensor) -> Tensor:
+        """products: (…) of final rows with unembeddings, biases added → the logits: scaled, then capped."""
+        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
+        cap = self.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
-        weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
+        weight: Tensor | None = getattr(self.final_norm, "weight", None)
         return torch.ones(self.width, dtype=self.dtype, device=self.unembed_device) if weight is None else weight
 
     @property
@@ -292,8 +316,8 @@ class Decoder(ABC):
 
     @property
     def key_width(self) -> int:
-        """Width m of the down-projection's input."""
-        return int(self.blocks[0].down.shape[1])
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.blocks[0].key_width
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
@@ -406,9 +430,10 @@ class Decoder(ABC):
         """The most tokens of a sequence, or None for a model without such a bound."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # A longer sequence would need other rotation frequencies, but packed sequences share one set.
-            most = rope.get("original_max_position_embeddings", most)
+        for one in (rope, *rope.values()):  # some models have parameters for each layer type
+            if isinstance(one, dict) and one.get("rope_type") == "longrope":
+                # A longer sequence would need other rotation frequencies, but packed sequences share one set.
+                most = one.get("original_max_position_embeddings", most)
         return most
 
     def check_length(self, tokens: int, what: str) -> None:

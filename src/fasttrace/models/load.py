@@ -214,6 +214,8 @@ def _load(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
+    if DTYPES[dtype] == torch.float64:
+        hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
     return hf, adapter
 
 

@@ -98,14 +98,17 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
         sliding_window=block.sliding_window,
         softcap=block.softcap,
         alibi=block.alibi,
+        sinks=block.sinks,
     )
 
 
 def mlp_rows(block: Block, like: Tensor) -> int:
     """Number of rows of one MLP product, for the device and dtype of `like`."""
-    if like.device.type == "cpu":
-        return MLP_ROWS
-    return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
+    rows = MLP_ROWS
+    if like.device.type != "cpu":
+        rows = max(rows, KEY_BYTES // (block.key_width * like.element_size()))
+    # The rows are divided among the experts, and one expert's keys are computed at a time.
+    return rows if block.experts is None else rows * block.experts.count // block.experts.per_row
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -171,25 +174,29 @@ def row_logits(model: Decoder, h: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm → (R, V) logits, on `model.unembed_device`."""
     with model.head():
         x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
-        raw = linear(x, model.unembed_weight, model.unembed_bias)
-    cap = model.logit_softcap
-    return raw if cap is None else torch.tanh(raw / cap) * cap
+        return model.finish_logits(linear(x, model.unembed_weight, model.unembed_bias))
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm, target: (R,) int64 → (R,) float32 log p(target), on
     `model.unembed_device`."""
-    device = model.unembed_device
+    device, scale = model.unembed_device, model.logit_scale
+
+    def scaled(vector: Tensor | None) -> Tensor | None:
+        # The op has no factor of the logits. The norm's output times the factor has the same effect.
+        return vector if vector is None or scale == 1.0 else vector * scale
+
     with model.head():
-        bias = model.final_norm_bias
+        weight, bias = scaled(model.final_norm_weight), scaled(model.final_norm_bias)
+        assert weight is not None
         return target_logprob(
             h.to(device),
-            model.final_norm_weight.to(device),
+            weight.to(device),
             None if bias is None else bias.to(device),
             model.norm_eps,
             model.norm_kind,
             model.unembed_weight,
-            model.unembed_bias,
+            scaled(model.unembed_bias),
             target.to(device),
             model.logit_softcap,
         )
