@@ -17,21 +17,29 @@ POST_NORMS = ("exaone4", "gemma2", "gemma3_text", "olmo2", "olmo3")
 
 def block_modules(hf):
     """Every block. Its output, or the first of several, is the residual stream after it."""
-    base = hf.base_model
+    multimodal = hf.config.get_text_config() is not hf.config
+    base = hf.get_decoder() if multimodal else hf.base_model
     base = getattr(base, "decoder", base)
-    return list(base.h if hasattr(base, "h") else base.layers)
+    return list(next(getattr(base, name) for name in ("h", "blocks", "layers") if hasattr(base, name)))
+
+
+def kind_of(hf):
+    """transformers' name of the model's family, or of the text decoder's in a multimodal model."""
+    return hf.config.get_text_config().model_type
 
 
 def mlp_modules(hf):
-    """For every block, the module whose output is the MLP's. In OPT and BLOOM it is the down-projection, because OPT
-    has no module for its MLP, and BLOOM's adds the residual."""
+    """For every block, the module whose output is the MLP's. It is the down-projection where the MLP has no module
+    of its own (OPT), or one that adds the residual (BLOOM)."""
     inside = {
+        **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.fc2),
+        "bloom": lambda b: b.mlp.dense_4h_to_h,
+        "mpt": lambda b: b.ffn.down_proj,
+        "ctrl": lambda b: b.ffn[2],
         "granitemoe": lambda b: b.block_sparse_moe,
         "llama4_text": lambda b: b.feed_forward,
-        "opt": lambda b: b.fc2,
-        "bloom": lambda b: b.mlp.dense_4h_to_h,
     }
-    return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
+    return [inside.get(kind_of(hf), lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 
 def attn_modules(hf):
@@ -39,13 +47,14 @@ def attn_modules(hf):
     places = {
         "bloom": lambda b: b.self_attention.dense,
         "falcon": lambda b: b.self_attention,
-        "gpt_neox": lambda b: b.attention,
-        **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), lambda b: b.attn),
+        **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention),
+        **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt"), lambda b: b.attn),
+        "ctrl": lambda b: b.multi_head_attention,
         "glm4": lambda b: b.post_self_attn_layernorm,
         "hyperclovax": lambda b: b.post_norm1,
         **dict.fromkeys(POST_NORMS, lambda b: b.post_attention_layernorm),
     }
-    return [places.get(hf.config.model_type, lambda b: b.self_attn)(block) for block in block_modules(hf)]
+    return [places.get(kind_of(hf), lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
 
 def head_modules(hf):
@@ -53,15 +62,25 @@ def head_modules(hf):
     another."""
     places = {
         **dict.fromkeys(("bloom", "falcon"), lambda b: b.self_attention.dense),
-        "gpt_neox": lambda b: b.attention.dense,
-        "gpt2": lambda b: b.attn.c_proj,
-        "gptj": lambda b: b.attn.out_proj,
+        **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention.dense),
+        **dict.fromkeys(("gpt2", "gpt_bigcode"), lambda b: b.attn.c_proj),
+        **dict.fromkeys(("gptj", "codegen", "mpt"), lambda b: b.attn.out_proj),
         "gpt_neo": lambda b: b.attn.attention.out_proj,
-        "opt": lambda b: b.self_attn.out_proj,
+        **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.self_attn.out_proj),
         "bitnet": lambda b: b.self_attn.attn_sub_norm,
         **dict.fromkeys(("persimmon", "phi"), lambda b: b.self_attn.dense),
+        "ctrl": lambda b: b.multi_head_attention.dense,
     }
-    return [places.get(hf.config.model_type, lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
+    return [places.get(kind_of(hf), lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
+
+
+def _llama4_expert(mlp, x, expert):
+    """`expert_output` of Llama 4, whose router weighs an expert's input."""
+    if expert == mlp.num_experts:
+        return mlp.shared_expert(x)
+    scores, _ = mlp.router(x)  # 0 for experts that are not chosen
+    gate, up = ((x * scores[:, expert, None]) @ mlp.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+    return (up * mlp.experts.act_fn(gate)) @ mlp.experts.down_proj[expert]
 
 
 def expert_output(mlp, x, expert):
@@ -69,6 +88,8 @@ def expert_output(mlp, x, expert):
 
     The number after the last expert's is that of the shared one.
     """
+    if type(mlp).__name__ == "Llama4TextMoe":
+        return _llama4_expert(mlp, x, expert)
     router = mlp.gate if hasattr(mlp, "gate") else mlp.router
     bias = [mlp.e_score_correction_bias] if hasattr(mlp, "e_score_correction_bias") else []
     _, weights, chosen = router(x, *bias)
@@ -77,7 +98,8 @@ def expert_output(mlp, x, expert):
         if hasattr(mlp, "shared_mlp"):
             return mlp.shared_mlp(x)
         if hasattr(mlp, "shared_expert"):
-            return mlp.shared_expert(x) * mlp.shared_expert_gate(x).sigmoid()
+            gate = getattr(mlp, "shared_expert_gate", None)
+            return mlp.shared_expert(x) * (1.0 if gate is None else gate(x).sigmoid())
         return mlp.shared_experts(x)
     up, down = parts.gate_up_proj[expert], parts.down_proj[expert]
     for row in range(len(x)):
@@ -104,7 +126,7 @@ def change_first(out, change):
 
 def head_columns(hf, width, heads):
     """The columns of an output projection's input, which has `width`, that are the outputs of these heads."""
-    size = width // hf.config.num_attention_heads
+    size = width // hf.config.get_text_config().num_attention_heads
     return [column for head in heads for column in range(head * size, (head + 1) * size)]
 
 

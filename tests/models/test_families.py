@@ -6,7 +6,7 @@ from hooked_trace import MODULES, block_modules
 from small_models import FAMILIES, small_config, small_model
 
 from fasttrace.errors import ModelError
-from fasttrace.models import packed, wrap_model
+from fasttrace.models import packed
 from fasttrace.models.adapter import adapter_for
 from fasttrace.models.flops import linear_flops
 
@@ -118,11 +118,3 @@ def test_sequence_logprob_is_teacher_forced(small_tokenizer):
     expected = sum(float(logp[2 + i, t]) for i, t in enumerate(target))
     ours = packed.sequence_logprob(model, [prompt, [1]], [target, [2]])
     assert float(ours[0]) == pytest.approx(expected, abs=1e-11)
-
-
-def test_the_refusal_of_an_unknown_family_lists_what_an_adapter_names(small_tokenizer):
-    import transformers as tf
-
-    config = tf.MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)
-    with pytest.raises(ModelError, match=r"model type 'mamba' has no adapter .* down-projection"):
-        wrap_model(tf.MambaForCausalLM(config), small_tokenizer)

@@ -6,6 +6,7 @@ An adapter adds B A x to what a down-projection computes of x, so an edit of ran
 import copy
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.nn import functional
 from fasttrace.editing.delta import LowRank, Update, changed_bias, changed_weight, check_updates
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.files import processor_files
 from fasttrace.places import replacing
 from fasttrace.settings.base import argument, settings
 from fasttrace.settings.export import ExportSettings
@@ -61,6 +63,7 @@ def export_edit(model: Decoder, updates: Mapping[int, Update], folder: str | Pat
 def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
     """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
+    A multimodal model is written whole, with the files of its processor where it was loaded from a folder or hub id.
     The model in memory does not change. Raises UserError where the folder exists and is not empty, and ModelError where
     weights are offloaded or on several devices.
     """
@@ -89,6 +92,10 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
     with replacing(path) as draft:
         hf.save_pretrained(draft, state_dict=state)
         model.tokenizer.save_pretrained(draft)
+        origin = getattr(model.hf.config, "_name_or_path", "")
+        for file in processor_files(origin) if origin and model.is_multimodal else []:
+            if not (draft / file.name).exists():  # the tokenizer has a chat template, too
+                shutil.copyfile(file, draft / file.name)
     return path
 
 
@@ -138,7 +145,7 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or model.name,
+        "base_model_name_or_path": getattr(model.hf.config, "_name_or_path", "") or model.name,
         "r": highest,
         "lora_alpha": highest,
         "lora_dropout": 0.0,

@@ -20,6 +20,7 @@ from fasttrace.errors import ModelError
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -154,7 +155,8 @@ class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
     hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
-    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer. config: that of the decoder.
+    `wrap_model` returns has its own modules, see there). It may be a multimodal model that holds the decoder.
+    tokenizer: its (fast) tokenizer. config: that of the decoder, which is a part of a multimodal model's.
     base: the module that contains the decoder's blocks.
     """
 
@@ -175,14 +177,14 @@ class Decoder(ABC):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.config = hf.config
-        self.base = hf.base_model
+        self.config = text_config(hf.config)
+        self.base = hf.get_decoder().base_model if self.is_multimodal else hf.base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
         # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
+        self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -222,6 +224,11 @@ class Decoder(ABC):
     def rotary(self, positions: Tensor) -> Rotary:
         """positions: (N,) int64 → the blocks' position tables: usually cos and sin (N, rotary dims), or () for none."""
         return ()
+
+    def like(self, positions: Tensor) -> Tensor:
+        """What transformers' rotary modules read the model's dtype and the device of `positions` from. The embedding
+        itself may be on another device, or offloaded."""
+        return torch.empty(0, dtype=self.dtype, device=positions.device)
 
     def products(self) -> AbstractContextManager[None]:
         """While the body runs, matrix products are as exact as the model was loaded, whatever torch is set to."""
@@ -290,7 +297,7 @@ class Decoder(ABC):
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
         weight: Tensor | None = getattr(self.final_norm, "weight", None)
-        return self.embed_weight.new_ones(self.width) if weight is None else weight
+        return torch.ones(self.width, dtype=self.dtype, device=self.unembed_device) if weight is None else weight
 
     @property
     def final_norm_bias(self) -> Tensor | None:
@@ -303,6 +310,11 @@ class Decoder(ABC):
         """ε of the final norm."""
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether `hf` holds the decoder beside towers for images or sounds."""
+        return self.config is not self.hf.config
 
     @property
     def n_layers(self) -> int:
@@ -421,8 +433,7 @@ class Decoder(ABC):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
+        config = _relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -477,18 +488,36 @@ Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it
 """A model as the argument of a public function."""
 
 
+# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
+_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+
+
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def text_config(config: Any) -> Any:
+    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
+    return config.get_text_config(decoder=True)
+
+
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
-    family = Decoder.registry.get(config.model_type)
+    """The adapter for a transformers config, or for the text decoder in that of a multimodal model.
+
+    Raises ModelError for a model type or a variant without an adapter.
+    """
+    decoder = config
+    if not is_explained(config.model_type):
+        if any(getattr(config, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
+            raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
+        decoder = text_config(config)
+    family = Decoder.registry.get(decoder.model_type)
     if family is None:
-        raise ModelError(
-            f"model type '{config.model_type}' has no adapter (available: {', '.join(sorted(Decoder.registry))}); "
-            "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
-            "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
-            "src/fasttrace/models/families/"
-        )
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
-    if (reason := family.refusal(config)) is not None:
+        what = f"model type '{decoder.model_type}'"
+        if decoder is not config:
+            what += f", the text decoder of this '{config.model_type}' model,"
+        raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
+    if (reason := family.refusal(decoder)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

@@ -39,6 +39,6 @@ class DeepseekV2Decoder(RoutedDecoder):
 
     def rotary(self, positions: Tensor) -> Rotary:
         # Complex numbers of float32, which rotate heads of any dtype.
-        turns = self.base.rotary_emb(self.embed_weight[:1], positions[None])[0]
+        turns = self.base.rotary_emb(self.like(positions), positions[None])[0]
         wide = torch.promote_types(self.dtype, torch.float32)
         return turns.real.to(wide).contiguous(), turns.imag.to(wide).contiguous()

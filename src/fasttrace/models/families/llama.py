@@ -174,8 +174,7 @@ class LlamaDecoder(Decoder):
         return self.config.sliding_window if declared[1] else None
 
     def rotary(self, positions: Tensor) -> Rotary:
-        # rotary_emb reads only the dtype and device of `like`. The embedding itself may be on another device.
-        like = torch.empty(0, dtype=self.dtype, device=positions.device)
+        like = self.like(positions)
         kinds: list[tuple[str, ...]] = [(kind,) for kind in self.kinds] or [()]
         pairs = [self.base.rotary_emb(like, positions[None], *kind) for kind in kinds]
         return tuple(table[0] for pair in pairs for table in pair)
