@@ -20,6 +20,8 @@ def block_modules(hf):
     multimodal = hf.config.get_text_config() is not hf.config
     base = hf.get_decoder() if multimodal else hf.base_model
     base = getattr(base, "decoder", base)
+    if kind_of(hf) == "llama4_text":
+        base = base.model  # its class names another part as its base
     return list(next(getattr(base, name) for name in ("h", "blocks", "layers") if hasattr(base, name)))
 
 

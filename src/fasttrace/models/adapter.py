@@ -45,7 +45,7 @@ class Block(ABC):
     sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
-    experts: the layer's routed experts, or None where one MLP serves all rows.
+    experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
     """
 
     layer: Any
@@ -60,6 +60,7 @@ class Block(ABC):
     parallel: bool = False
     mlp_products: int = 1
     experts: Experts | None = None
+    mixture: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -135,8 +136,11 @@ class Block(ABC):
 
         return linear(key, self.down, self.down_bias)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        """x: (N, d) MLP input → (N, d), the MLP module's output."""
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        """x: (N, d) MLP input → (N, d), the MLP module's output.
+
+        chosen_by: (N, d), the MLP input by which a router chooses, or None for x.
+        """
         return self.mlp_value(self.mlp_key(x))
 
     def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
@@ -178,7 +182,7 @@ class Decoder(ABC):
         self.tokenizer = tokenizer
         self.name = name
         self.config = text_config(hf.config)
-        self.base = hf.get_decoder().base_model if self.is_multimodal else hf.base_model
+        self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}

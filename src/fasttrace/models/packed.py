@@ -134,10 +134,15 @@ def _mlp_part(block: Block, h: Tensor, rows: Tensor | None, added: bool) -> Tens
     return block.mlp_add(value) if added else value
 
 
-def layer_output(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> Tensor:
-    """h: (N, d), the block's input → (N, d), the residual after it."""
+def layer_output(
+    block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, *, chosen_by: Tensor | None = None
+) -> Tensor:
+    """h: (N, d), the block's input → (N, d), the residual after it. chosen_by: as for `Block.mlp_output`."""
     resid_mid = h + attend(block, h, rotary, sequences)
-    return resid_mid + mlp(block, h if block.parallel else resid_mid)
+    read = h if block.parallel else resid_mid
+    if chosen_by is None:
+        return resid_mid + mlp(block, read)
+    return resid_mid + block.mlp_add(block.mlp_output(block.mlp_norm(read), chosen_by))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 the rotation.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.experts import Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock
 from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
+from fasttrace.ops.rms_norm import rms_norm
 
 
 class Llama4Block(LlamaBlock):
@@ -29,6 +32,9 @@ class Llama4Block(LlamaBlock):
         turned = self.turned(x, rotary).to(x.dtype)
         return self.attn.qk_norm(turned) if hasattr(self.attn, "qk_norm") else turned
 
+    def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        return rms_norm(x, module.weight, module.eps, rows=rows)
+
 
 class RoutedLlama4Block(RoutedMlp, Llama4Block):
     """The same with experts. The router's sigmoid multiplies an expert's input, not its output."""
@@ -36,12 +42,13 @@ class RoutedLlama4Block(RoutedMlp, Llama4Block):
     shared_name = "shared_expert"
 
     def bind_mlp(self) -> None:
-        self.router = self.mlp.router
+        LlamaBlock.bind_mlp(self)
+        self.mixture, self.router = self.mlp, self.mlp.router
         self.experts = Experts(self.mlp.experts, self.router.top_k, transposed=True, weigh_input=True)
 
     def route(self, x: Tensor) -> Routing:
         weights, logits = self.router(x)
-        chosen = logits.topk(self.experts.per_row, dim=1).indices
+        chosen = logits.topk(self.router.top_k, dim=1).indices
         return Routing(chosen, weights.gather(1, chosen))
 
 
@@ -50,6 +57,10 @@ class Llama4Decoder(RoutedDecoder):
     """Llama4ForCausalLM."""
 
     block, routed_block = Llama4Block, RoutedLlama4Block
+
+    def bind(self) -> None:
+        self.base = self.base.model  # the class names another part as its base
+        super().bind()
 
     @property
     def positions(self) -> int | None:

@@ -31,6 +31,8 @@ class RoutedMlp(LlamaBlock):
     shared_name: str = "shared_experts"
 
     def bind_mlp(self) -> None:
+        super().bind_mlp()
+        self.mixture = self.mlp
         self.router = self.mlp.gate if hasattr(self.mlp, "gate") else self.mlp.router
         self.experts = Experts(self.mlp.experts, self.router.top_k)
 
@@ -44,15 +46,15 @@ class RoutedMlp(LlamaBlock):
         _, weights, experts = self.router(x)
         return Routing(experts, weights)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        out = self.experts.output(x, self.route(x))
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        out = self.experts.output(x, self.route(x if chosen_by is None else chosen_by))
         return out if self.shared is None else out.add_(self.shared_output(x))
 
     def shared_output(self, x: Tensor) -> Tensor:
         """x: (N, d) → (N, d), what the shared expert adds."""
         shared = self.shared
         gate, up = (linear(x, part.weight, part.bias) for part in (shared.gate_proj, shared.up_proj))
-        key = silu_mul_(gate, up) if type(shared.act_fn).__name__.startswith("SiLU") else shared.act_fn(gate) * up
+        key = silu_mul_(gate, up) if self.silu else shared.act_fn(gate) * up
         return linear(key, shared.down_proj.weight, shared.down_proj.bias)
 
     @property
