@@ -62,7 +62,7 @@ def configs(vocab_size: int):
             num_shared_experts=1,
         ),
         "gpt-oss": lambda: tf.GptOssConfig(
-            **common, num_local_experts=5, head_dim=12, sliding_window=4, swiglu_limit=0.5
+            **common, num_local_experts=5, head_dim=12, sliding_window=4, swiglu_limit=1.5
         ),
         "ernie4-5-moe": lambda: tf.Ernie4_5_MoeConfig(
             **common,
