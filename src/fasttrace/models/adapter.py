@@ -5,6 +5,7 @@ attention depends on the sequences (see `packed.py`). A family's file in `famili
 and registers itself under transformers' `config.model_type`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -67,6 +68,21 @@ class Block(ABC):
         """Device on which the block computes."""
         return device_of(self.layer)
 
+    @functools.cached_property
+    def frozen(self) -> bool:
+        """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
+        return is_offloaded(self.layer)
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether the down-projection is there to be computed with."""
+        return not self.down.is_meta
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the body runs, what the block derives from its weights is kept. The layer is brought."""
+        yield
+
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual → (N, d) input of attention."""
@@ -109,6 +125,12 @@ class Block(ABC):
         """The down-projection's weight as a (d, m) view of the parameter."""
 
     @property
+    def down_shape(self) -> tuple[int, int]:
+        """(d, m), the shape of `down`, which is known also while the layer is not brought."""
+        d, m = self.down.shape
+        return d, m
+
+    @property
     def down_bias(self) -> Tensor | None:
         """(d,) bias of the down-projection, or None."""
         return None
@@ -116,7 +138,7 @@ class Block(ABC):
     @property
     def key_width(self) -> int:
         """Width m of the down-projection's input; that of one expert where rows are routed."""
-        return int(self.down.shape[1])
+        return self.down_shape[1]
 
     @property
     def n_experts(self) -> int:
@@ -253,9 +275,16 @@ class Decoder(ABC):
         rotary tables and row indices there.
         """
         for layer in range(self.n_layers) if order is None else order:
-            block = self.blocks[layer]
-            with self._ready(block.device, block.layer):
+            with self.brought(layer) as block:
                 yield layer, block
+
+    @contextmanager
+    def brought(self, layer: int) -> Iterator[Block]:
+        """The block of a layer, whose weights are on `block.device` while the body runs. As `layers`, for one layer."""
+        block = self.blocks[layer]
+        frozen = (block.layer,) if block.frozen else ()
+        with self._ready(block.device, *frozen), block.held():
+            yield block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
@@ -268,6 +297,11 @@ class Decoder(ABC):
         """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
         with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
             yield
+
+    @functools.cached_property
+    def frozen_head(self) -> bool:
+        """Whether the final norm or the unembedding is there only inside `head`."""
+        return is_offloaded(self.final_norm) or is_offloaded(self.hf.get_output_embeddings())
 
     @property
     def norm_device(self) -> torch.device:
@@ -342,11 +376,13 @@ class Decoder(ABC):
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
-        block = self.blocks[layer]
-        with self._ready(block.device, block.layer):
-            place = block.down.data_ptr()
-            name = next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
-        return name.removesuffix(".weight")
+        with self.brought(layer) as block:
+            return self.name_of(block.down).removesuffix(".weight")
+
+    def name_of(self, view: Tensor) -> str:
+        """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
+        place = view.data_ptr()
+        return next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
 
     @property
     def vocab_size(self) -> int:
@@ -375,16 +411,6 @@ class Decoder(ABC):
                 return math.inf
             token += block.sliding_window - 1
         return token
-
-    def check_resident(self, what: str) -> None:
-        """Raise ModelError where weights are offloaded or on several devices. what: names the caller in the message."""
-        devices = {str(weight.device) for weight in self.hf.parameters()}
-        if is_offloaded(self.hf) or len(devices) > 1:
-            found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
-            raise ModelError(
-                f"{what}: expected all weights of '{self.name}' on one device "
-                f'(device="cpu" or "cuda" instead of "auto"), got weights {found}'
-            )
 
     def check_moments(self, what: str) -> None:
         """Raise ModelError for float16, in which second moments of keys overflow. what: names the caller."""
