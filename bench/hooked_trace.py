@@ -26,6 +26,7 @@ def mlp_modules(hf):
     """For every block, the module whose output is the MLP's. In OPT and BLOOM it is the down-projection, because OPT
     has no module for its MLP, and BLOOM's adds the residual."""
     inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
+    inside["granitemoehybrid"] = lambda b: b.shared_mlp
     return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 

@@ -1,5 +1,6 @@
 """Llama and similar models: rotary positions, RMS norms, gated MLP. SmolLM2, Llama 1–3, Mistral, Qwen2."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ class LlamaBlock(Block):
     attn_post_name, mlp_post_name: the norms of what attention and the MLP add to the residual, or None.
     residual_multiplier: factor of what is added to the residual, after those norms.
     interleaved: whether the rotation pairs neighbouring dimensions (see `rotary_`).
-    tables: the tables of `Decoder.rotary` that rotate this block's queries and keys.
+    tables: the tables of `Decoder.rotary` that rotate this block's queries and keys, or None where nothing does.
+    mlp_name: the layer's MLP.
     """
 
     mlp_products = 2
@@ -32,11 +34,12 @@ class LlamaBlock(Block):
     mlp_post_name: str | None = None
     residual_multiplier: float = 1.0
     interleaved = False
-    tables = slice(0, 2)
+    tables: slice | None = slice(0, 2)
+    mlp_name = "mlp"
 
     def __init__(self, layer: Any, sliding_window: int | None) -> None:
         self.layer = layer
-        self.attn, self.mlp = layer.self_attn, layer.mlp
+        self.attn, self.mlp = layer.self_attn, getattr(layer, self.mlp_name)
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
         self.bind_mlp()
@@ -85,11 +88,11 @@ class LlamaBlock(Block):
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         """x: (N, H, head_dim) queries or keys → the same shape, positions applied to as many dimensions as the tables
         have."""
-        return self.turned(x, rotary).to(x.dtype)
+        return x if self.tables is None else self.turned(x, rotary[self.tables]).to(x.dtype)
 
     def turned(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`rotate`, in the wider dtype of x and the tables, in which transformers computes it."""
-        cos, sin = rotary[self.tables]
+        """`rotate` by two tables, in the wider dtype of x and the tables, in which transformers computes it."""
+        cos, sin = rotary
         wide = torch.promote_types(x.dtype, cos.dtype)
         return partial_rotary_(x.to(wide), cos.to(wide), sin.to(wide), interleaved=self.interleaved)
 
@@ -145,7 +148,9 @@ class LlamaDecoder(Decoder):
     typed_rotary = False
 
     def bind(self) -> None:
-        self.kinds = sorted(set(self.config.layer_types)) if self.typed_rotary else []
+        self.kinds: list[str] = []
+        if self.typed_rotary:
+            self.kinds = sorted(k for k in set(self.config.layer_types) if self.config.rope_parameters[k] is not None)
         self.blocks = [self.make_block(layer, i) for i, layer in enumerate(self.base.layers)]
         self.final_norm = self.base.norm
         # An embedding module that scales rounds its factor to the model's dtype.
@@ -156,8 +161,7 @@ class LlamaDecoder(Decoder):
         """The block of a transformers layer, given its number."""
         block = self.block(layer, self._sliding_window(number))
         if self.typed_rotary:
-            first = 2 * self.kinds.index(self.config.layer_types[number])
-            block.tables = slice(first, first + 2)
+            block.tables = pair_of_tables(self.kinds, self.config.layer_types[number])
         return block
 
     def _sliding_window(self, layer: int) -> int | None:
@@ -168,8 +172,18 @@ class LlamaDecoder(Decoder):
         return self.config.sliding_window if declared[1] else None
 
     def rotary(self, positions: Tensor) -> Rotary:
-        # rotary_emb reads only the dtype and device of `like`. The embedding itself may be on another device.
+        if not self.typed_rotary:
+            return self.tables_of(self.base.rotary_emb, positions)
+        return sum((self.tables_of(self.base.rotary_emb, positions, kind) for kind in self.kinds), ())
+
+    def tables_of(self, rotary_emb: Any, positions: Tensor, *kind: str) -> Rotary:
+        """The cos and sin, each (N, rotary dims), that a transformers module gives for positions (N,)."""
+        # It reads only the dtype and device of `like`. The embedding itself may be on another device.
         like = torch.empty(0, dtype=self.dtype, device=positions.device)
-        kinds: list[tuple[str, ...]] = [(kind,) for kind in self.kinds] or [()]
-        pairs = [self.base.rotary_emb(like, positions[None], *kind) for kind in kinds]
-        return tuple(table[0] for pair in pairs for table in pair)
+        cos, sin = rotary_emb(like, positions[None], *kind)
+        return cos[0], sin[0]
+
+
+def pair_of_tables(kinds: Sequence[Any], kind: Any) -> slice | None:
+    """Where in the tables of all `kinds`, two each, those of `kind` are, or None where it is not one of them."""
+    return slice(2 * kinds.index(kind), 2 * kinds.index(kind) + 2) if kind in kinds else None
