@@ -19,6 +19,7 @@ def configs(vocab_size: int):
     }
     narrow = {**llama, "head_dim": 12}
     own = {k: v for k, v in llama.items() if k != "num_key_value_heads"}
+    bert = {**own, "pad_token_id": 0, "local_attention": 8}
     sliding = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]}
     capped = {"query_pre_attn_scalar": 20, "final_logit_softcapping": 4.0, "attn_logit_softcapping": 3.0}
     mup = {"embedding_multiplier": 3.0, "logits_scaling": 1.7, "residual_multiplier": 0.3, "attention_multiplier": 0.2}
@@ -98,6 +99,11 @@ def configs(vocab_size: int):
         "bitnet": lambda: tf.BitNetConfig(**llama),
         "persimmon": lambda: tf.PersimmonConfig(**own),
         "persimmon-bare": lambda: tf.PersimmonConfig(**own, qk_layernorm=False, hidden_act="gelu_new"),
+        "modernbert": lambda: tf.ModernBertDecoderConfig(**bert),
+        "modernbert-biases": lambda: tf.ModernBertDecoderConfig(
+            **bert, norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True,
+            decoder_bias=False, tie_word_embeddings=False,
+        ),
         "youtu": lambda: tf.YoutuConfig(**latent),
         "youtu-wide": lambda: tf.YoutuConfig(
             **{**latent, "v_head_dim": 18, "q_lora_rank": None}, rope_interleave=False, attention_bias=True

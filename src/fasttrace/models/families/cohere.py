@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from fasttrace.models.adapter import Decoder, Rotary
-from fasttrace.models.families.interleaved import Ernie4_5Block
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 
 
@@ -36,8 +35,10 @@ class CommandDecoder(LlamaDecoder):
         self.logit_scale = 1.0 if scale is None else float(scale)
 
 
-class CohereBlock(CommandBlock, Ernie4_5Block):
+class CohereBlock(CommandBlock):
     """Rotates in float32, as ERNIE does. Where queries and keys are normed, the norms have weights for every head."""
+
+    interleaved = rotates_float32 = True
 
     def norm_query(self, q: Tensor) -> Tensor:
         return self.attn.q_norm(q.view(-1, self.n_heads, self.head_dim)).view(q.shape) if self._norms_heads() else q

@@ -57,10 +57,7 @@ class HeliumDecoder(InterleavedDecoder):
 class Ernie4_5Block(LlamaBlock):
     """Llama's block, which rotates in float32 whatever the model's dtype."""
 
-    interleaved = True
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return self.turned(x.float(), rotary[:2]).to(x.dtype)
+    interleaved = rotates_float32 = True
 
 
 @Decoder.register("ernie4_5")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.ops.linear import linear
@@ -23,8 +23,9 @@ class LlamaBlock(Block):
     attn_post_name, mlp_post_name: the norms of what attention and the MLP add to the residual, or None.
     residual_multiplier: factor of what is added to the residual, after those norms.
     interleaved: whether the rotation pairs neighbouring dimensions (see `rotary_`).
+    rotates_float32: whether queries and keys are converted to float32 for the rotation, whatever their dtype.
     tables: the tables of `Decoder.rotary` that rotate this block's queries and keys, or None where nothing does.
-    mlp_name: the layer's MLP.
+    attn_name, mlp_name: the layer's attention and MLP.
     """
 
     mlp_products = 2
@@ -34,12 +35,13 @@ class LlamaBlock(Block):
     mlp_post_name: str | None = None
     residual_multiplier: float = 1.0
     interleaved = False
+    rotates_float32 = False
     tables: slice | None = slice(0, 2)
-    mlp_name = "mlp"
+    attn_name, mlp_name = "self_attn", "mlp"
 
     def __init__(self, layer: Any, sliding_window: int | None) -> None:
         self.layer = layer
-        self.attn, self.mlp = layer.self_attn, getattr(layer, self.mlp_name)
+        self.attn, self.mlp = getattr(layer, self.attn_name), getattr(layer, self.mlp_name)
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
         self.bind_mlp()
@@ -88,13 +90,12 @@ class LlamaBlock(Block):
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         """x: (N, H, head_dim) queries or keys → the same shape, positions applied to as many dimensions as the tables
         have."""
-        return x if self.tables is None else self.turned(x, rotary[self.tables]).to(x.dtype)
-
-    def turned(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`rotate` by two tables, in the wider dtype of x and the tables, in which transformers computes it."""
-        cos, sin = rotary
-        wide = torch.promote_types(x.dtype, cos.dtype)
-        return partial_rotary_(x.to(wide), cos.to(wide), sin.to(wide), interleaved=self.interleaved)
+        if self.tables is None:
+            return x
+        given, (cos, sin) = x.float() if self.rotates_float32 else x, rotary[self.tables]
+        # transformers computes the products in the wider dtype of both factors.
+        wide = torch.promote_types(given.dtype, cos.dtype)
+        return partial_rotary_(given.to(wide), cos.to(wide), sin.to(wide), interleaved=self.interleaved).to(x.dtype)
 
     def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.o_proj.weight, self.attn.o_proj.bias)
@@ -152,10 +153,15 @@ class LlamaDecoder(Decoder):
         if self.typed_rotary:
             self.kinds = sorted(k for k in set(self.config.layer_types) if self.config.rope_parameters[k] is not None)
         self.blocks = [self.make_block(layer, i) for i, layer in enumerate(self.base.layers)]
-        self.final_norm = self.base.norm
+        self.final_norm = self.last_norm()
         # An embedding module that scales rounds its factor to the model's dtype.
-        scale = getattr(self.base.embed_tokens, "embed_scale", None)
+        scale = getattr(self.hf.get_input_embeddings(), "embed_scale", None)
         self.embed_scale = None if scale is None else float(scale.to(self.dtype))
+
+    def last_norm(self) -> nn.Module:
+        """The module that is to be `final_norm`."""
+        norm: nn.Module = self.base.norm
+        return norm
 
     def make_block(self, layer: Any, number: int) -> LlamaBlock:
         """The block of a transformers layer, given its number."""

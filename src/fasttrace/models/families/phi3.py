@@ -14,8 +14,9 @@ class GateUpBlock(LlamaBlock):
     gate_up_name, act_name = "gate_up_proj", "activation_fn"
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        weight, m = getattr(self.mlp, self.gate_up_name).weight, self.down.shape[1]
-        gate, up = linear(x, weight[:m]), linear(x, weight[m:])
+        both, m = getattr(self.mlp, self.gate_up_name), self.down.shape[1]
+        halves = slice(None, m), slice(m, None)
+        gate, up = (linear(x, both.weight[half], None if both.bias is None else both.bias[half]) for half in halves)
         return silu_mul_(gate, up) if self.silu else getattr(self.mlp, self.act_name)(gate) * up
 
 
