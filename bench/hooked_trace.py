@@ -38,6 +38,7 @@ def mlp_modules(hf):
         "bloom": lambda b: b.mlp.dense_4h_to_h,
         "mpt": lambda b: b.ffn.down_proj,
         "ctrl": lambda b: b.ffn[2],
+        "granitemoehybrid": lambda b: b.shared_mlp,
         "granitemoe": lambda b: b.block_sparse_moe,
         "llama4_text": lambda b: b.feed_forward,
     }
@@ -50,7 +51,9 @@ def attn_modules(hf):
         "bloom": lambda b: b.self_attention.dense,
         "falcon": lambda b: b.self_attention,
         **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention),
-        **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt"), lambda b: b.attn),
+        **dict.fromkeys(
+            ("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt", "modernbert-decoder"), lambda b: b.attn
+        ),
         "ctrl": lambda b: b.multi_head_attention,
         "glm4": lambda b: b.post_self_attn_layernorm,
         "hyperclovax": lambda b: b.post_norm1,
@@ -69,6 +72,7 @@ def head_modules(hf):
         **dict.fromkeys(("gptj", "codegen", "mpt"), lambda b: b.attn.out_proj),
         "gpt_neo": lambda b: b.attn.attention.out_proj,
         **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.self_attn.out_proj),
+        "modernbert-decoder": lambda b: b.attn.Wo,
         "bitnet": lambda b: b.self_attn.attn_sub_norm,
         **dict.fromkeys(("persimmon", "phi"), lambda b: b.self_attn.dense),
         "ctrl": lambda b: b.multi_head_attention.dense,

@@ -208,7 +208,7 @@ class Decoder(ABC):
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
-        inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
+        inside |= {id(part) for module in self.exit_modules for part in module.modules()}
         # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
         self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
@@ -295,13 +295,22 @@ class Decoder(ABC):
     @contextmanager
     def head(self) -> Iterator[None]:
         """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
+        with self._ready(self.unembed_device, *self.exit_modules):
             yield
 
     @functools.cached_property
     def frozen_head(self) -> bool:
         """Whether the final norm or the unembedding is there only inside `head`."""
         return is_offloaded(self.final_norm) or is_offloaded(self.hf.get_output_embeddings())
+
+    @property
+    def exit_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that `leave`, the final norm and the unembedding compute with."""
+        return self.final_norm, self.hf.get_output_embeddings()
+
+    def leave(self, h: Tensor) -> Tensor:
+        """h: (R, d) residual after the last block → (R, d) input of `final_norm` (h itself in almost every model)."""
+        return h
 
     @property
     def norm_device(self) -> torch.device:

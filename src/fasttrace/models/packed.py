@@ -198,7 +198,7 @@ def row_logits(model: Decoder, h: Tensor) -> Tensor:
 
 def _row_logits(model: Decoder, h: Tensor) -> Tensor:
     with model.head():
-        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+        x = model.final_norm(model.leave(h.to(model.norm_device))).to(model.unembed_device)
         return model.finish_logits(linear(x, model.unembed_weight, model.unembed_bias))
 
 
@@ -215,7 +215,7 @@ def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
         weight, bias = scaled(model.final_norm_weight), scaled(model.final_norm_bias)
         assert weight is not None
         return target_logprob(
-            h.to(device),
+            model.leave(h.to(device)),
             weight.to(device),
             None if bias is None else bias.to(device),
             model.norm_eps,

@@ -29,7 +29,7 @@ class Llama4Block(LlamaBlock):
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         if not self.attn.use_rope:
             return x
-        turned = self.turned(x, rotary).to(x.dtype)
+        turned = super().rotate(x, rotary)
         return self.attn.qk_norm(turned) if hasattr(self.attn, "qk_norm") else turned
 
     def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
