@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fasttrace.errors import ModelError
 from fasttrace.models import wrap_model
 from fasttrace.models.adapter import Decoder, adapter_for, text_config
-from fasttrace.models.unfit import DENSE, EXPERTS, UNFIT, is_explained
+from fasttrace.models.unfit import UNFIT, is_explained
 
 
 def test_every_causal_type_of_transformers_is_driven_or_explained():
@@ -22,7 +22,7 @@ def test_every_causal_type_of_transformers_is_driven_or_explained():
 def test_no_type_is_explained_twice_or_although_it_is_driven():
     types = [t for group in UNFIT for t in group.types.split()]
     assert len(types) == len(set(types))
-    assert {t for g in UNFIT for t in g.types.split() if g not in (EXPERTS, DENSE)} & set(Decoder.registry) == set()
+    assert set(types) & set(Decoder.registry) == set()
 
 
 WAY_OUT = r'[;,] trace it with method="hooked" \(--method hooked\), which is slow$'
