@@ -16,13 +16,19 @@ def block_modules(hf):
     """Every block. Its output, or the first of several, is the residual stream after it."""
     base = hf.base_model
     base = getattr(base, "decoder", base)
-    return list(base.h if hasattr(base, "h") else base.layers)
+    return list(next(getattr(base, name) for name in ("h", "layers", "blocks") if hasattr(base, name)))
 
 
 def mlp_modules(hf):
     """For every block, the module whose output is the MLP's. In OPT and BLOOM it is the down-projection, because OPT
     has no module for its MLP, and BLOOM's adds the residual."""
-    inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
+    inside = {
+        "opt": lambda b: b.fc2,
+        "bloom": lambda b: b.mlp.dense_4h_to_h,
+        "mpt": lambda b: b.ffn.down_proj,
+        "recurrent_gemma": lambda b: b.mlp_block,
+        **dict.fromkeys(("bamba", "jamba", "lfm2", "rwkv"), lambda b: b.feed_forward),
+    }
     return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 
@@ -34,6 +40,15 @@ def attn_modules(hf):
         "gpt_neox": lambda b: b.attention,
         **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), lambda b: b.attn),
         **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), lambda b: b.post_attention_layernorm),
+        **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), lambda b: b.mixer),
+        **dict.fromkeys(("bamba", "jamba"), lambda b: b.mamba if hasattr(b, "mamba") else b.self_attn),
+        **dict.fromkeys(
+            ("qwen3_5_text", "qwen3_next"), lambda b: b.linear_attn if hasattr(b, "linear_attn") else b.self_attn
+        ),
+        "lfm2": lambda b: b.conv if hasattr(b, "conv") else b.self_attn,
+        "mpt": lambda b: b.attn,
+        "recurrent_gemma": lambda b: b.temporal_block,
+        "rwkv": lambda b: b.attention,
     }
     return [places.get(hf.config.model_type, lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
@@ -48,6 +63,7 @@ def head_modules(hf):
         "gpt_neo": lambda b: b.attn.attention.out_proj,
         "opt": lambda b: b.self_attn.out_proj,
         "phi": lambda b: b.self_attn.dense,
+        "mpt": lambda b: b.attn.out_proj,
     }
     return [places.get(hf.config.model_type, lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
 

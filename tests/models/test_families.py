@@ -153,9 +153,9 @@ def test_sequence_logprob_is_teacher_forced(small_tokenizer):
     assert float(ours[0]) == pytest.approx(expected, abs=1e-11)
 
 
-def test_the_refusal_of_an_unknown_family_lists_what_an_adapter_names(small_tokenizer):
+def test_the_refusal_of_an_unknown_family_lists_what_an_adapter_names():
     import transformers as tf
 
     config = tf.MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)
     with pytest.raises(ModelError, match=r"model type 'mamba' has no adapter .* down-projection"):
-        wrap_model(tf.MambaForCausalLM(config), small_tokenizer)
+        adapter_for(config)

@@ -271,7 +271,7 @@ class Decoder(ABC):
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
 
-    def check_driven(self) -> None:
+    def check_driven(self) -> None:  # noqa: B027  a model with an adapter passes
         """Raise ModelError where fasttrace cannot drive the model's blocks, and thus has no `blocks`."""
 
     @property

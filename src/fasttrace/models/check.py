@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.hooked import HookedDecoder, hooks, whole_logits
+from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
 from fasttrace.models.sublayers import Sublayer
@@ -226,7 +226,7 @@ def check_forward(model: HookedDecoder, ids: Sequence[int]) -> None:
     parts = {"the embedding": model.hf.get_input_embeddings()}
     parts |= {f"layer {number}": layer for number, layer in enumerate(model.layer_modules)}
     tokens = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
-    with hooks([(Sublayer(part), count(name)) for name, part in parts.items()]):
+    with hooked([(Sublayer(part), count(name)) for name, part in parts.items()]):
         logits = whole_logits(model, tokens, len(ids))[0]
     if not bool(logits.isfinite().all()):
         raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")

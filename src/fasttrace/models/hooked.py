@@ -38,8 +38,12 @@ class HookedDecoder(Decoder):
         for part in self.hf.modules():
             if getattr(part, "config", None) is config:
                 part.config = private
-        if getattr(private, "rescale_every", 0):  # RWKV would divide its weights in place
-            private.rescale_every = 0
+        rescaled = any(getattr(part, "layers_are_rescaled", False) for part in self.hf.modules())
+        if getattr(private, "rescale_every", 0) and not rescaled:
+            raise ModelError(
+                f"model '{self.name}': expected a forward that leaves its weights as they are, got one that divides "
+                "them when it first runs in evaluation mode: set hf.config.rescale_every = 0"
+            )
         if self.dtype == torch.float64 and getattr(private, "_experts_implementation", None):
             private._experts_implementation = "eager"  # grouped products have no float64
         self.embed_scale = None if _is_plain(self.hf.get_input_embeddings()) else 1.0
@@ -97,6 +101,13 @@ def decoder_for(config: Any) -> type[Decoder]:
         return HookedDecoder
 
 
+def keep_weights(hf: Any) -> None:
+    """Let the forward of a model that has just been loaded leave its weights as they are. RWKV's divides them, against
+    overflow in float16, when it first runs."""
+    if getattr(hf.config, "rescale_every", 0):
+        hf.config.rescale_every = 0
+
+
 def why_hooked(config: Any) -> str:
     """Why a config has no adapter, and the way out, as a sentence without a full stop."""
     try:
@@ -128,21 +139,19 @@ def places(model: Decoder, module: str) -> list[tuple[Sublayer, ...]]:
     """
     found = [sublayers(layer, module) for layer in model.layer_modules]
     lacking = [layer for layer, parts in enumerate(found) if not parts]
-    if lacking or (module == "head" and not model.n_heads):
-        layers = [sublayers(layer, name) for name in FOUND for layer in model.layer_modules]
-        whole = [name for i, name in enumerate(FOUND) if all(layers[i * model.n_layers : (i + 1) * model.n_layers])]
-        known = ", ".join([*whole, "block"])
-        where = "every layer" if len(lacking) in (0, model.n_layers) else f"layers {', '.join(map(str, lacking))}"
-        what = {"mlp": "an MLP", "attn": "attention or what stands for it", "head": "attention heads"}[module]
+    if lacking:
+        whole = [name for name in FOUND if all(sublayers(layer, name) for layer in model.layer_modules)]
+        what = {"mlp": "MLP", "attn": "attention or other mixing of tokens", "head": "attention heads"}[module]
+        where = "any layer" if len(lacking) == len(found) else f"layers {', '.join(map(str, lacking))}"
         raise ModelError(
-            f"trace: module {module}: expected {what} in every layer of '{model.name}', but none was found in {where}; "
-            f"what every layer has: {known}"
+            f"trace: module: expected one that every layer of '{model.name}' has ({', '.join([*whole, 'block'])}), got "
+            f"{module}, but found no {what} in {where}"
         )
     return found
 
 
 @contextmanager
-def hooks(changes: Sequence[tuple[Sublayer, Change]]) -> Iterator[None]:
+def hooked(changes: Sequence[tuple[Sublayer, Change]]) -> Iterator[None]:
     """While the body runs, each change is called with the values of its sublayer. What it returns takes their place;
     with None they stay."""
     with ExitStack() as stack:

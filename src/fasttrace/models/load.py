@@ -26,7 +26,7 @@ from fasttrace.models.files import (
     read_headers,
     resolve,
 )
-from fasttrace.models.hooked import HookedDecoder, decoder_for, why_hooked
+from fasttrace.models.hooked import HookedDecoder, decoder_for, keep_weights, why_hooked
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import device_of, is_offloaded
 from fasttrace.optional import require
@@ -232,6 +232,7 @@ def _load(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
+    keep_weights(hf)
     return hf, adapter
 
 

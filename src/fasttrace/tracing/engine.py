@@ -46,8 +46,8 @@ class Engine(ABC):
         """The cost of tracing the items. cells: cells of the reported grids."""
 
     @abstractmethod
-    def rate(self) -> float:
-        """FLOP/s that this machine reaches now, as measured."""
+    def rate(self, budget: int) -> float:
+        """FLOP/s that this machine reaches now, as measured. budget: as for `split`."""
 
 
 class WavefrontEngine(Engine):
@@ -66,5 +66,5 @@ class WavefrontEngine(Engine):
     def cost(self, items: list[TraceItem], budget: int, cells: int) -> Cost:
         return sweep_cost(self.model, items, self.intervention, budget, cells, compare=self.compare)
 
-    def rate(self) -> float:
+    def rate(self, budget: int) -> float:
         return block_rate(self.model)

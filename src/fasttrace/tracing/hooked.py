@@ -7,7 +7,6 @@ fit into memory, with hooks that put the recorded values in place. Nothing is kn
 """
 
 import functools
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ from torch.utils.flop_counter import flop_registry
 
 from fasttrace.errors import ModelError, UserError
 from fasttrace.models.corrupt import embed_base
-from fasttrace.models.hooked import hooks, places, whole_logits
+from fasttrace.models.flops import median_seconds
+from fasttrace.models.hooked import hooked, places, whole_logits
 from fasttrace.models.sublayers import Sublayer
 from fasttrace.tracing.cost import Cost, weight_bytes
 from fasttrace.tracing.engine import Engine
@@ -28,8 +28,9 @@ from fasttrace.tracing.measures import MEASURES, measures
 from fasttrace.tracing.plan import Cell, TraceItem, TraceWave, ranges
 from fasttrace.tracing.wavefront import WaveResult
 
-LIVE = 6  # tensors as large as the largest one that are alive together in a forward
-TIMED = 16  # passes of a forward that is timed, at most
+LIVE = 10  # tensors as large as the largest one that are alive together in a forward
+TIMED = 64  # passes of a forward that is timed, at most
+READ = 64  # passes whose distributions are made together from their logits
 
 
 class PassCost(NamedTuple):
@@ -56,7 +57,7 @@ class HookedEngine(Engine):
         """What a pass of so many tokens takes, measured once. Raises ModelError where a module does not run once."""
         if length not in self._costs:
             counts = [0] * self.model.n_layers
-            with _Meter() as meter, hooks(self._counting(counts, length)):
+            with _Meter() as meter, hooked(self._counting(counts, length)):
                 whole_logits(self.model, torch.zeros((1, length), dtype=torch.int64, device=self.model.device), 1)
             self._costs[length] = PassCost(meter.flops, meter.moved, meter.largest)
             for layer, (parts, count) in enumerate(zip(self.places, counts, strict=True)):
@@ -82,8 +83,9 @@ class HookedEngine(Engine):
         return [(part, count(layer)) for layer, parts in enumerate(self.places) for part in parts]
 
     def pass_bytes(self, item: TraceItem) -> int:
-        """Bytes for the activations of one pass of a fact."""
-        return LIVE * max(1, self.pass_cost(item.rows).largest)
+        """Bytes for the activations of one pass of a fact, its logits among them."""
+        logits = 2 * len(item.targets) * self.model.vocab_size * self.model.dtype.itemsize
+        return LIVE * self.pass_cost(item.rows).largest + logits
 
     def taken_bytes(self, item: TraceItem) -> int:
         """Bytes of the values that a fact's cells take from other passes, about a vector a token and layer."""
@@ -144,15 +146,12 @@ class HookedEngine(Engine):
         at_once = min(self.passes(item), self.at_once(item, budget))
         return self.taken_bytes(item) + at_once * self.pass_bytes(item)
 
-    def rate(self) -> float:
+    def rate(self, budget: int) -> float:
         length = max(self._costs, default=8)
-        ids = torch.zeros((TIMED, length), dtype=torch.int64, device=self.model.device)
-        seconds = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            float(whole_logits(self.model, ids, 1).sum())
-            seconds.append(time.perf_counter() - begun)
-        return TIMED * self.pass_cost(length).flops / min(seconds)
+        cost = self.pass_cost(length)
+        passes = min(TIMED, max(1, budget // (LIVE * cost.largest)))
+        ids = torch.zeros((passes, length), dtype=torch.int64, device=self.model.device)
+        return passes * cost.flops / median_seconds(self.model, lambda: whole_logits(self.model, ids, 1), 2)
 
     def start(self, items: list[TraceItem], wave: TraceWave, budget: int, *, tidy: bool) -> Callable[[], WaveResult]:
         [(number, cells)] = wave.items
@@ -289,23 +288,28 @@ class _Fact:
             embedded = self.embedded[torch.from_numpy(which).to(self.embedded.device)]
             given = Sublayer(self.model.hf.get_input_embeddings())
             changes = [(given, lambda x: embedded.to(x.device, x.dtype)), *changes]
-        with hooks(changes):
+        with hooked(changes):
             logits = whole_logits(self.model, self.ids[torch.from_numpy(which).to(self.ids.device)], len(item.targets))
+        return np.concatenate([self._read(some) for some in logits.split(READ)], 1)
+
+    def _read(self, logits: Tensor) -> np.ndarray:
+        """logits: (passes, K, V) where the scored tokens are predicted → (M, passes)."""
+        item, passes = self.item, len(logits)
         logits = logits.double()
         logp = logits.log_softmax(-1)
         targets = torch.tensor(item.targets, device=logits.device)
-        scored = logp.gather(2, targets.expand(len(which), -1)[..., None])[..., 0]
-        first, at = np.arange(len(which)) * len(item.targets), item.compared_at
+        scored = logp.gather(2, targets.expand(passes, -1)[..., None])[..., 0]
+        first, at = np.arange(passes) * len(item.targets), item.compared_at
         three = kl = None
         if item.contrast is not None:
             tokens = [item.targets[at], item.contrast.true, item.contrast.false]
             three = logits[:, at, tokens].cpu().numpy()
         if self.engine.compare:
             if self.clean_logp is None:  # the clean pass comes first
-                self.clean_logp = logp[0, at]
+                self.clean_logp = logp[0, at].clone()
             of = self.clean_logp
             kl = (of.exp() * (of - logp[:, at])).nan_to_num(0.0).sum(1).clamp_min(0.0).cpu().numpy()
-        contrasted = np.full(len(which), three is not None)
+        contrasted = np.full(passes, three is not None)
         return measures(scored.reshape(-1).cpu().numpy(), first, first + at, contrasted, three, kl)
 
 

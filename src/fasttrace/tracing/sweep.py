@@ -48,6 +48,7 @@ from fasttrace.tracing.wavefront import WaveResult
 
 ENGINES: dict[str, type[Engine]] = {"wavefront": WavefrontEngine, "hooked": HookedEngine}
 
+
 @dataclass(frozen=True, eq=False)
 class TraceResult:
     """run: the `runs` row, with the seconds and flops of this result.
@@ -138,6 +139,10 @@ class TracePlan:
         if self.settings.verify_top is None:
             return self.engine.cost(items, budget, cells)
         return screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
+
+    def rate(self) -> float:
+        """FLOP/s that this machine reaches now with the plan's engine, as measured."""
+        return self.engine.rate(self._budget(None))
 
     @checked
     @with_autograd
@@ -323,8 +328,15 @@ class TracePlan:
         )
 
     def _left_out(self, fact: EncodedFact, reason: str, p_clean: float | None = None) -> dict[str, object]:
-        why = {"p_clean": p_clean, "reason": reason, "kept": False}
-        return fact_row(fact, self.sigma, engine=self.settings.engine, counterfactual=self.counterfactual, **why)
+        return fact_row(
+            fact,
+            self.sigma,
+            engine=self.settings.engine,
+            p_clean=p_clean,
+            reason=reason,
+            kept=False,
+            counterfactual=self.counterfactual,
+        )
 
     def _result(self, rows: list[dict[str, object]], grids: list[Grid], seconds: float, flops: int) -> TraceResult:
         asked, n_layers, method = self.settings, self.model.n_layers, self.intervention.method

@@ -32,5 +32,5 @@ CREATE TABLE IF NOT EXISTS trace_cells (
     logprob_sem         DOUBLE,
     kl_restored         DOUBLE,
     kl_sem              DOUBLE,
-    engine              VARCHAR CHECK (engine IN ('wavefront', 'hooked'))
+    engine              VARCHAR
 );

@@ -26,5 +26,5 @@ CREATE TABLE IF NOT EXISTS trace_effects (
     model_hash          VARCHAR NOT NULL,
     module              VARCHAR NOT NULL,
     method              VARCHAR NOT NULL,
-    engine              VARCHAR CHECK (engine IN ('wavefront', 'hooked'))
+    engine              VARCHAR
 );

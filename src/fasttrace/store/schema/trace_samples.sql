@@ -13,5 +13,5 @@ CREATE TABLE IF NOT EXISTS trace_samples (
     p_restored  DOUBLE  CHECK (p_restored BETWEEN 0 AND 1.001),
     head                INTEGER,
     logit_diff_restored DOUBLE,
-    engine              VARCHAR CHECK (engine IN ('wavefront', 'hooked'))
+    engine              VARCHAR
 );

@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS traces (
     logprob_noised    DOUBLE,
     kl_noised         DOUBLE,
     counterfactuals   VARCHAR[],
-    engine            VARCHAR CHECK (engine IN ('wavefront', 'hooked')),
+    engine            VARCHAR,
     PRIMARY KEY (run_id, fact_id),
     CHECK (kept OR reason IS NOT NULL)
 );
