@@ -8,7 +8,7 @@ from hooked_trace import MODULES, block_modules
 from small_models import FAMILIES, small_config, small_model
 
 from fasttrace.errors import ModelError
-from fasttrace.models import packed, wrap_model
+from fasttrace.models import packed
 from fasttrace.models.adapter import adapter_for
 from fasttrace.models.flops import linear_flops
 

@@ -8,14 +8,15 @@ from .common import NoiseSettings, RunSettings
 from .kinds import MOST_ITEMS, MOST_LAYERS, Size
 
 Module = Literal["mlp", "attn", "block", "head"]
-TraceMethod = Literal["denoise", "noise", "zero", "attribution", "hooked"]
+TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
+AskedMethod = Literal["denoise", "noise", "zero", "attribution", "hooked"]  # "hooked" becomes "denoise"
 Engine = Literal["wavefront", "hooked"]
 Tokens = Literal["all", "subject", "last-subject", "whole-subject"]
 Corruption = Literal["noise", "counterfactual"]
 Metric = Literal["probability", "log-probability", "logit-difference", "kl"]
 Target = Literal["sequence", "first-token", "argmax-first"]
 # Representation zeroing zeroes all subject tokens at once (paper, Appendix B).
-OWN_TOKENS: dict[TraceMethod, Tokens] = {"zero": "whole-subject"}
+OWN_TOKENS: dict[AskedMethod, Tokens] = {"zero": "whole-subject"}
 
 
 @settings("trace")
@@ -50,7 +51,7 @@ class TraceSettings(NoiseSettings, RunSettings):
         "logits of o_true and o_false at the first token in which they differ, or the KL divergence of that token's "
         "distribution from the clean pass's (of the first token without an o_false)",
     )
-    method: TraceMethod = setting(
+    method: AskedMethod = setting(
         default="denoise",
         names_run="always",
         help="Intervention: denoise puts outputs of the clean pass into the corrupted passes, noise puts outputs of "
