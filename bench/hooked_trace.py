@@ -39,8 +39,9 @@ def mlp_modules(hf):
         "mpt": lambda b: b.ffn.down_proj,
         "ctrl": lambda b: b.ffn[2],
         "granitemoehybrid": lambda b: b.shared_mlp,
+        "recurrent_gemma": lambda b: b.mlp_block,
         "granitemoe": lambda b: b.block_sparse_moe,
-        "llama4_text": lambda b: b.feed_forward,
+        **dict.fromkeys(("bamba", "jamba", "lfm2", "llama4_text", "rwkv"), lambda b: b.feed_forward),
     }
     return [inside.get(kind_of(hf), lambda b: b.mlp)(block) for block in block_modules(hf)]
 
@@ -58,6 +59,14 @@ def attn_modules(hf):
         "glm4": lambda b: b.post_self_attn_layernorm,
         "hyperclovax": lambda b: b.post_norm1,
         **dict.fromkeys(POST_NORMS, lambda b: b.post_attention_layernorm),
+        **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), lambda b: b.mixer),
+        **dict.fromkeys(("bamba", "jamba"), lambda b: b.mamba if hasattr(b, "mamba") else b.self_attn),
+        **dict.fromkeys(
+            ("qwen3_5_text", "qwen3_next"), lambda b: b.linear_attn if hasattr(b, "linear_attn") else b.self_attn
+        ),
+        "lfm2": lambda b: b.conv if hasattr(b, "conv") else b.self_attn,
+        "recurrent_gemma": lambda b: b.temporal_block,
+        "rwkv": lambda b: b.attention,
     }
     return [places.get(kind_of(hf), lambda b: b.self_attn)(block) for block in block_modules(hf)]
 

@@ -207,10 +207,13 @@ class Decoder(ABC):
         self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
-        inside = {id(part) for block in self.blocks for part in block.layer.modules()}
+        self._entry = self._entry_modules()
+
+    def _entry_modules(self) -> list[nn.Module]:
+        """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""
+        inside = {id(part) for layer in self.layer_modules for part in layer.modules()}
         inside |= {id(part) for module in self.exit_modules for part in module.modules()}
-        # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
+        return [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -358,6 +361,14 @@ class Decoder(ABC):
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
 
+    def check_driven(self) -> None:  # noqa: B027  a model with an adapter passes
+        """Raise ModelError where fasttrace cannot drive the model's blocks, and thus has no `blocks`."""
+
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """transformers' module of each layer."""
+        return [block.layer for block in self.blocks]
+
     @property
     def is_multimodal(self) -> bool:
         """Whether `hf` holds the decoder beside towers for images or sounds."""
@@ -367,6 +378,11 @@ class Decoder(ABC):
     def n_layers(self) -> int:
         """Number of blocks L."""
         return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads that every layer has."""
+        return min(block.n_heads for block in self.blocks)
 
     @property
     def width(self) -> int:
@@ -523,8 +539,18 @@ class Decoder(ABC):
         return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
 
 
-Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it", instance(Decoder))]
-"""A model as the argument of a public function."""
+def _driven(value: Any) -> Any:
+    """A model, as the argument of a function that drives its blocks. Raises ModelError for one without an adapter."""
+    instance(Decoder)(value)
+    value.check_driven()
+    return value
+
+
+_A_MODEL = "a model, as load_model or wrap_model returns it"
+Model = Annotated[Decoder, Kind(_A_MODEL, _driven)]
+"""A model as the argument of a public function that drives its blocks."""
+AnyModel = Annotated[Decoder, Kind(_A_MODEL, instance(Decoder))]
+"""A model as the argument of a public function that also takes one whose blocks fasttrace cannot drive."""
 
 
 # Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.

@@ -16,8 +16,10 @@ from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
 from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
+from fasttrace.models.sublayers import Sublayer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("The Eiffel Tower is located in the city of", "In 1969, two people walked on")
@@ -186,7 +188,8 @@ def check_outputs(model: Decoder) -> None:
     to float32). Sound models differ by up to 2 ε and 15 ε. A mixture's router chooses by its input in `model.hf`, since
     a rounding may turn its choice.
 
-    It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
+    It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace. A `HookedDecoder` computes nothing
+    itself; for it this is `check_forward`.
     """
     rows = model.embed_weight.shape[0]
     for text in PROMPTS:
@@ -196,7 +199,49 @@ def check_outputs(model: Decoder) -> None:
                 f"model '{model.name}': expected token ids below {rows}, the rows of its embeddings, got {max(ids)} "
                 "from its tokenizer"
             )
-        _check_prompt(model, ids)
+        if isinstance(model, HookedDecoder):
+            check_forward(model, ids)
+        else:
+            _check_prompt(model, ids)
+
+
+def check_forward(model: HookedDecoder, ids: Sequence[int]) -> None:
+    """Raise ModelError where transformers' forward of a prompt is not what hooks take it for.
+
+    Every layer, and the embedding, must run once and give a vector a token. The logits must be finite, and those of a
+    token the same whatever follows it, up to rounding (`check_outputs` states the tolerance).
+    """
+    runs: dict[str, int] = {}
+
+    def count(name: str) -> Callable[[Tensor], None]:
+        def change(x: Tensor) -> None:
+            if x.ndim != 3 or x.shape[:2] != (1, len(ids)):
+                raise ModelError(
+                    f"model '{model.name}': expected {name} to give a vector for each of {len(ids)} tokens, got values "
+                    f"of shape {tuple(x.shape)}"
+                )
+            runs[name] = runs.get(name, 0) + 1
+
+        return change
+
+    parts = {"the embedding": model.hf.get_input_embeddings()}
+    parts |= {f"layer {number}": layer for number, layer in enumerate(model.layer_modules)}
+    tokens = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
+    with hooked([(Sublayer(part), count(name)) for name, part in parts.items()]):
+        logits = whole_logits(model, tokens, len(ids))[0]
+    if not bool(logits.isfinite().all()):
+        raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")
+    for name in parts:
+        if runs.get(name, 0) != 1:
+            raise ModelError(f"model '{model.name}': expected {name} to run once a pass, got {runs.get(name, 0)} times")
+    before = whole_logits(model, tokens[:, :-1], len(ids))[0] if len(ids) > 1 else logits[:0]
+    difference = (before.double() - logits[: len(before)].double()).norm(dim=1)
+    error = float((difference / logits[: len(before)].double().norm(dim=1)).max()) if len(before) else 0.0
+    if not error <= _tolerance(model):
+        raise ModelError(
+            f"model '{model.name}': expected a causal decoder, got logits of a token that change with what follows it "
+            f"(by {error:.2g})"
+        )
 
 
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:

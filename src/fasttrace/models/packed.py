@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.hooked import HookedDecoder, hooked_logprob
 from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
@@ -235,6 +236,8 @@ def sequence_logprob(
 
     prompts, targets: token ids. Targets are teacher-forced, so each sequence takes one forward pass.
     """
+    if isinstance(model, HookedDecoder):
+        return hooked_logprob(model, prompts, targets)
     whole = [[*p, *t[:-1]] for p, t in zip(prompts, targets, strict=True)]
     result = torch.zeros(len(whole), dtype=torch.float64)
     for part in batches(whole, max_rows):

@@ -196,7 +196,7 @@ def traced_heads(model: Decoder, heads: str | Sequence[int] | None) -> list[Head
     module's whole output (None). Raises UserError for a head that the model does not have."""
     if heads is None:
         return [WHOLE]
-    count = min(block.n_heads for block in model.blocks)
+    count = model.n_heads
     if heads == "at-once":
         return [Heads(0, count)]
     chosen = range(count) if heads == "all" else sorted({int(head) for head in heads})
