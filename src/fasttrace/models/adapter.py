@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.quantised import as_shapes, quantisation, weight_tensors
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -148,7 +149,11 @@ class Decoder(ABC):
         self.config = hf.config
         self.base = hf.base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
-        self.bind()
+        self.quantisation = quantisation(hf)
+        with self.shapes():
+            self.bind()
+            self._key_width = int(self.blocks[0].down.shape[1])
+            self._vocab_size = int(self.unembed_weight.shape[0])
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
         # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
@@ -202,8 +207,13 @@ class Decoder(ABC):
         """While the body runs, the modules' weights are on `device`, which is the current GPU if it is a GPU."""
         # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with current, self.products(), present(*modules):
+        with current, self.products(), present(*modules, dtype=self.dtype):
             yield
+
+    def shapes(self) -> AbstractContextManager[None]:
+        """While the body runs, quantised weights have the shape and dtype of their use, and no values."""
+        found: AbstractContextManager[None] = as_shapes(self.hf, dtype=self.dtype)
+        return found
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
         """(layer, block) of every layer, or of those in `order`.
@@ -281,24 +291,25 @@ class Decoder(ABC):
     @property
     def key_width(self) -> int:
         """Width m of the down-projection's input."""
-        return int(self.blocks[0].down.shape[1])
+        return self._key_width
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
         block = self.blocks[layer]
         with self._ready(block.device, block.layer):
             place = block.down.data_ptr()
-            name = next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
-        return name.removesuffix(".weight")
+            name = next(name for name, weight in block.layer.named_parameters() if weight.data_ptr() == place)
+        outer = next(name for name, module in self.hf.named_modules() if module is block.layer)
+        return f"{outer}.{name.removesuffix('.weight')}"
 
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return int(self.unembed_weight.shape[0])
+        return self._vocab_size
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights and of all activations."""
+        """dtype of all activations, and of the weights in use."""
         return self.embed_weight.dtype
 
     @property
@@ -339,8 +350,10 @@ class Decoder(ABC):
 
     @property
     def dtype_name(self) -> str:
-        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64", and how weights are quantised, as in
+        "bfloat16, nf4"."""
+        name = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return name if self.quantisation is None else f"{name}, {self.quantisation}"
 
     @property
     def model_hash(self) -> str:
@@ -375,8 +388,8 @@ class Decoder(ABC):
         On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
         Offloaded weights are read-only, and are not read.
         """
-        weights = [] if is_offloaded(self.hf) else self.hf.parameters()
-        sums = [bit_sums(weight.detach()).cpu().numpy().tobytes() for weight in weights]
+        weights = [] if is_offloaded(self.hf) else weight_tensors(self.hf)
+        sums = [bit_sums(weight).cpu().numpy().tobytes() for weight in weights]
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
@@ -419,7 +432,7 @@ class Decoder(ABC):
         digest = hashlib.sha256()
         for name, weight in finite_weights(self.hf, self.name):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:

@@ -18,6 +18,7 @@ from fasttrace.errors import ModelError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
+from fasttrace.models.quantised import format_of, packed_parameters, plain_forwards, quantised
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("The Eiffel Tower is located in the city of", "In 1969, two people walked on")
@@ -32,7 +33,7 @@ FORWARDS = (
     "transformers.utils.",
     "transformers_modules.",  # code of a model's own, with trust_remote_code
 )
-# Packages whose layers contain packed integers instead of weights, beside torch's own.
+# Packages whose layers contain packed integers instead of weights, beside torch's own. quantised.py dequantises some.
 QUANTIZERS = (
     "aqlm",
     "auto_gptq",
@@ -110,6 +111,8 @@ def _parametrization(module: nn.Module) -> tuple[str, str] | None:
 
 
 def _replaced(module: nn.Module) -> tuple[str, str] | None:
+    if (how := format_of(module)) is not None:
+        return how.refusal(module)
     home = next((kind.__module__ for kind in type(module).__mro__ if "forward" in vars(kind)), "")
     if _from(home, QUANTIZERS):
         return f"a quantised layer ({type(module).__name__})", DEQUANTIZE
@@ -144,7 +147,10 @@ def _hooked(module: nn.Module) -> tuple[str, str] | None:
 def _check_dtypes(hf: nn.Module, name: str) -> None:
     """Raise ModelError where the weights are not plain tensors of one float dtype that gradients pass through."""
     first = ""
+    packed = {id(part) for _, module, _ in quantised(hf) for part in packed_parameters(module)}
     for path, weight in hf.named_parameters():
+        if id(weight) in packed:
+            continue
         if type(weight.data) is not Tensor or weight.dtype not in FLOATS:
             kind = str(weight.dtype) if type(weight.data) is Tensor else type(weight.data).__name__
             raise ModelError(f"model '{name}': the weight '{path}' is quantised or packed ({kind}): {DEQUANTIZE}")
@@ -183,7 +189,9 @@ def check_outputs(model: Decoder) -> None:
     Compared are the embeddings, every layer's output for the input that it has in `model.hf`, and the logits and log p
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
-    to float32). Sound models differ by up to 2 ε and 15 ε.
+    to float32). Sound models differ by up to 2 ε and 15 ε. A quantised layer of `model.hf` multiplies with its
+    dequantised weight here, as in fasttrace, so the tolerance is the same. Its package's own product may also quantise
+    the activations, which no tolerance of rounding covers.
 
     It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
     """
@@ -201,7 +209,8 @@ def check_outputs(model: Decoder) -> None:
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     with model.products(), _recorded(model) as (inputs, outputs):
         batch = pack(model, [ids])
-        logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
+        with plain_forwards(model.hf, model.dtype):
+            logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
         raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")
     if len(inputs) < model.n_layers:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-
-META = torch.device("meta")
+from fasttrace.models.quantised import META, in_use, packed_parts
 
 
 def _hooks(module: nn.Module) -> list[Any]:
@@ -42,10 +41,11 @@ def is_offloaded(root: nn.Module) -> bool:
 
 
 @contextmanager
-def present(*roots: nn.Module) -> Iterator[None]:
-    """The weights of these modules and their submodules are on their devices while the body runs.
+def present(*roots: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The weights of these modules and their submodules are on their devices while the body runs, as plain tensors.
 
-    Weights that are already on their devices, such as those of an outer `present`, are left alone.
+    Weights that are already on their devices, such as those of an outer `present`, are left alone. Quantised ones are
+    dequantised in `dtype`.
     """
     loaded = []
     try:
@@ -55,7 +55,8 @@ def present(*roots: nn.Module) -> Iterator[None]:
                     if any(weight.device == META for weight in part.parameters(recurse=hook.place_submodules)):
                         loaded.append((hook, part))
                         hook.pre_forward(part)
-        yield
+        with in_use(*roots, dtype=dtype):
+            yield
     finally:
         for hook, part in loaded:
             hook.post_forward(part, None)
@@ -64,7 +65,8 @@ def present(*roots: nn.Module) -> Iterator[None]:
 def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter's name and value, sorted by name, wherever it is stored. Values are read one at a time.
 
-    The names are those of a model with all its weights in memory. Of tied weights only the first appears.
+    The names are those of a model with all its weights in memory. Of tied weights only the first appears. A quantised
+    weight is given as the tensors that it is packed in.
     """
     tied: dict[str, str] = getattr(root, "all_tied_weights_keys", {})
     seen: set[str] = set()
@@ -76,16 +78,22 @@ def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if group not in seen:
             seen.add(group)
             names.append(name)
+    packed = dict(packed_parts(root))
     for name in sorted(names):
-        yield name, _stored(root, name)
+        if parts := packed.get(name):
+            yield from ((f"{name}.{part}", tensor) for part, tensor in sorted(parts.items()))
+        else:
+            yield name, _stored(root, name)
 
 
 def finite_weights(root: nn.Module, model: str) -> Iterator[tuple[str, Tensor]]:
     """`stored_weights`, each checked. model: its name. Raises ModelError at a weight that is NaN or infinite."""
     for name, weight in stored_weights(root):
+        # torch sums no floats of 8 bits, and a packed integer is always finite.
+        numbers = weight.float() if weight.element_size() == 1 else weight
         # A sum is finite only if every number is, unless the sum itself is too large for the dtype.
-        if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
-            bad = int((~weight.isfinite()).sum())
+        if not bool(numbers.sum().isfinite()) and not bool(numbers.isfinite().all()):
+            bad = int((~numbers.isfinite()).sum())
             raise ModelError(
                 f"model '{model}': expected finite weights, got {bad:,} of {weight.numel():,} numbers of '{name}' that "
                 "are NaN or infinite"

@@ -1,0 +1,188 @@
+"""A quantised model computes what the same model computes with its dequantised weights written as plain floats."""
+
+import copy
+import dataclasses
+import importlib
+import json
+
+import packers
+import pytest
+import torch
+from edit_cases import CONTEXTS, FACTS
+from edit_oracles import options_of
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import fasttrace as ft
+from fasttrace.errors import ModelError, PackageError
+from fasttrace.models import packed
+from fasttrace.models.generate import greedy_tokens
+from fasttrace.models.quantised import quantised
+from fasttrace.models.reading import METHODS
+
+SEQUENCES = [[5, 9, 2, 7, 11, 3, 8, 1, 4], [17], [3, 3, 250]]
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+FP8 = {"quant_method": "fp8", "weight_block_size": [24, 32]}
+
+
+def compressed_config(form, **weights):
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
+
+
+PACKED = {
+    "gptq-int4": (lambda w: packers.gptq(w, 4, 32), GPTQ),
+    "gptq-int3": (lambda w: packers.gptq(w, 3, 32, shuffled=True), {**GPTQ, "bits": 3, "desc_act": True}),
+    "gptq-int8": (lambda w: packers.gptq(w, 8, 32, version=2), {**GPTQ, "bits": 8, "checkpoint_format": "gptq_v2"}),
+    "awq-int4": (lambda w: packers.awq(w, 32), AWQ),
+    "compressed-tensors-int4": (
+        lambda w: packers.compressed(w, 4, 32),
+        compressed_config("pack-quantized", num_bits=4, type="int", symmetric=True, strategy="group", group_size=32),
+    ),
+    "compressed-tensors-int5": (
+        lambda w: packers.compressed(w, 5, w.shape[1], symmetric=False),
+        compressed_config("pack-quantized", num_bits=5, type="int", symmetric=False, strategy="channel"),
+    ),
+    "compressed-tensors-int8": (
+        packers.naive, compressed_config("int-quantized", num_bits=8, type="int", symmetric=True, strategy="channel")
+    ),
+    "compressed-tensors-fp8": (
+        lambda w: packers.fp8(w, (w.shape[0], w.shape[1]), "weight_scale"),
+        compressed_config("float-quantized", num_bits=8, type="float", symmetric=True, strategy="tensor"),
+    ),
+    "fp8": (lambda w: packers.fp8(w, (24, 32)), FP8),
+}  # fmt: skip
+
+
+def bitsandbytes(**settings):
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**settings)
+
+
+def torchao(name, **settings):
+    from transformers import TorchAoConfig
+
+    own = importlib.import_module("torchao.quantization")
+    return TorchAoConfig(getattr(own, name)(**settings))
+
+
+def int4_groups():
+    from torchao.quantization import PerGroup
+
+    return torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4, granularity=PerGroup(32))
+
+
+BACKENDS = {
+    "nf4": ("bitsandbytes", lambda: bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4")),
+    "nf4 twice": (
+        "bitsandbytes",
+        lambda: bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    ),
+    "fp4": ("bitsandbytes", lambda: bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4")),
+    "llm.int8": ("bitsandbytes", lambda: bitsandbytes(load_in_8bit=True)),
+    "torchao-int8": ("torchao", lambda: torchao("Int8WeightOnlyConfig")),
+    "torchao-int4": ("torchao", int4_groups),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(small_tokenizer, tmp_path_factory):
+    """The folder of a small random Llama with biases, whose sizes suit every format. d = 64, m = 96, 3 layers."""
+    import transformers as tf
+
+    config = tf.LlamaConfig(
+        vocab_size=len(small_tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=160, bos_token_id=0, eos_token_id=0,
+        tie_word_embeddings=False, mlp_bias=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    hf = tf.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in hf.named_parameters():
+            weight.copy_(torch.randn_like(weight) * (0.25 if weight.ndim > 1 else 0.1) + ("norm" in name))
+    folder = tmp_path_factory.mktemp("quantised") / "plain"
+    hf.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rewritten(plain, folder, change, **config):
+    """A copy of a model folder whose projections are the tensors of `change` of their weights, and its config."""
+    folder.mkdir()
+    for file in plain.iterdir():
+        if file.suffix == ".json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    state = {}
+    torch.manual_seed(1)
+    for name, weight in load_file(plain / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            stem = name.removesuffix("weight")
+            state |= {f"{stem}{part}": tensor.contiguous() for part, tensor in change(weight.double()).items()}
+        else:
+            state[name] = weight
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | config))
+    return folder
+
+
+def by_package(plain, folder, settings):
+    """A model folder quantised by transformers with the package, and the same with plain float32 weights instead."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf = AutoModelForCausalLM.from_pretrained(plain, quantization_config=settings, device_map={"": "cpu"})
+    hf.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+    weights = load_file(plain / "model.safetensors")
+    if settings.quant_method == "torchao":
+        found = {n: w.dequantize() for n, w in hf.named_parameters() if n.endswith("_proj.weight")}
+    else:
+        found = {n: w for n, w in hf.dequantize().named_parameters() if n.endswith("_proj.weight")}
+    bare = folder.with_name("bare")
+    bare.mkdir()
+    for file in plain.iterdir():
+        (bare / file.name).write_bytes(file.read_bytes())
+    state = weights | {name: weight.detach().float().contiguous() for name, weight in found.items()}
+    save_file(state, bare / "model.safetensors", metadata={"format": "pt"})
+    return folder, bare
+
+
+@pytest.fixture(params=[*PACKED, *BACKENDS])
+def both(request, plain, tmp_path):
+    """(what a run calls it, a quantised model folder, the folder with its weights as plain float32, without it)."""
+    if request.param in PACKED:
+        pack, config = PACKED[request.param]
+        exact = rewritten(plain, tmp_path / "bare", lambda w: {"weight": pack(w)[1].float()})
+        folder = rewritten(plain, tmp_path / "packed", lambda w: pack(w)[0], quantization_config=config)
+        return request.param, folder, exact
+    package, settings = BACKENDS[request.param]
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    return request.param.partition(" ")[0], *by_package(plain, tmp_path / "packed", settings())
+
+
+def test_everything_is_computed_with_the_dequantised_weights(both, plain, corpus):
+    kind, folder, bare = both
+    ours, theirs = ft.load_model(folder, dtype="float64"), ft.load_model(bare, dtype="float64")
+    assert (ours.dtype_name, ours.key_width, ours.vocab_size) == (f"float64, {kind}", 96, theirs.vocab_size)
+    assert len({ours.model_hash, theirs.model_hash, ft.load_model(plain, dtype="float64").model_hash}) == 3
+    assert ft.load_model(folder, dtype="float64").model_hash == ours.model_hash
+    a, b = (packed.logits(model, packed.pack(model, SEQUENCES)) for model in (ours, theirs))
+    assert torch.equal(a, b)
+    assert float(b.abs().max()) > 0.5
+    assert greedy_tokens(ours, SEQUENCES, 5) == greedy_tokens(theirs, SEQUENCES, 5)
+    grids = [ft.trace(model, FACTS, sigma=0.4, keep="all", samples=2, windows=[1, 2]) for model in (ours, theirs)]
+    assert grids[0].cells.equals(grids[1].cells)
+    assert grids[0].run["dtype"] == f"float64, {kind}"
+    assert grids[0].run["run_id"] != grids[1].run["run_id"]
+    before = ours.model_hash
+    options = dict(layers=[1], contexts=CONTEXTS, corpus=str(corpus), corpus_tokens=300, essence=0)
+    a, b = (ft.edit(model, FACTS[:1], method="rome", **options, **options_of("rome")) for model in (ours, theirs))
+    assert torch.equal(a.edits[0].updates[1].value, b.edits[0].updates[1].value)
+    assert torch.equal(a.edits[0].updates[1].key, b.edits[0].updates[1].key)
+    assert float(a.edits[0].updates[1].value.abs().max()) > 0
+    assert a.scores.drop(columns=["run_id"], errors="ignore").equals(b.scores.drop(columns=["run_id"], errors="ignore"))
+    assert ours.model_hash == before
+    assert all(how.kind(module) == kind for _, module, how in quantised(ours.hf))
+    assert len(list(quantised(ours.hf))) == 21
