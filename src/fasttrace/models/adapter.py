@@ -5,6 +5,7 @@ attention depends on the sequences (see `packed.py`). A family's file in `famili
 and registers itself under transformers' `config.model_type`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, is_present, present
 from fasttrace.models.quantised import as_shapes, quantisation, weight_tensors
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
@@ -61,6 +62,21 @@ class Block(ABC):
         """Device on which the block computes."""
         return device_of(self.layer)
 
+    @functools.cached_property
+    def frozen(self) -> bool:
+        """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
+        return is_frozen(self.layer)
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether the weights are there to be computed with."""
+        return is_present(self.layer)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the body runs, what the block derives from its weights is kept. The layer is brought."""
+        yield
+
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual → (N, d) input of attention."""
@@ -101,6 +117,13 @@ class Block(ABC):
     @abstractmethod
     def down(self) -> Tensor:
         """The down-projection's weight as a (d, m) view of the parameter."""
+
+    @functools.cached_property
+    def down_shape(self) -> tuple[int, int]:
+        """(d, m), the shape of `down`, which is known also while the layer is not brought."""
+        with as_shapes(self.layer):
+            d, m = self.down.shape
+        return d, m
 
     @property
     def down_bias(self) -> Tensor | None:
@@ -152,7 +175,6 @@ class Decoder(ABC):
         self.quantisation = quantisation(hf)
         with self.shapes():
             self.bind()
-            self._key_width = int(self.blocks[0].down.shape[1])
             self._vocab_size = int(self.unembed_weight.shape[0])
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
@@ -211,9 +233,8 @@ class Decoder(ABC):
             yield
 
     def shapes(self) -> AbstractContextManager[None]:
-        """While the body runs, quantised weights have the shape and dtype of their use, and no values."""
-        found: AbstractContextManager[None] = as_shapes(self.hf, dtype=self.dtype)
-        return found
+        """While the body runs, quantised weights have the shape of their use, and no values."""
+        return as_shapes(self.hf)
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
         """(layer, block) of every layer, or of those in `order`.
@@ -222,9 +243,16 @@ class Decoder(ABC):
         rotary tables and row indices there.
         """
         for layer in range(self.n_layers) if order is None else order:
-            block = self.blocks[layer]
-            with self._ready(block.device, block.layer):
+            with self.brought(layer) as block:
                 yield layer, block
+
+    @contextmanager
+    def brought(self, layer: int) -> Iterator[Block]:
+        """The block of a layer, whose weights are on `block.device` while the body runs. As `layers`, for one layer."""
+        block = self.blocks[layer]
+        frozen = (block.layer,) if block.frozen else ()
+        with self._ready(block.device, *frozen), block.held():
+            yield block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
@@ -291,16 +319,18 @@ class Decoder(ABC):
     @property
     def key_width(self) -> int:
         """Width m of the down-projection's input."""
-        return self._key_width
+        return self.blocks[0].down_shape[1]
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
-        block = self.blocks[layer]
-        with self._ready(block.device, block.layer):
-            place = block.down.data_ptr()
-            name = next(name for name, weight in block.layer.named_parameters() if weight.data_ptr() == place)
-        outer = next(name for name, module in self.hf.named_modules() if module is block.layer)
-        return f"{outer}.{name.removesuffix('.weight')}"
+        with self.brought(layer) as block:
+            return self.name_of(block.down).removesuffix(".weight")
+
+    def name_of(self, view: Tensor) -> str:
+        """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
+        place = view.data_ptr()
+        plain = ((name, weight) for name, weight in self.hf.named_parameters() if type(weight.data) is Tensor)
+        return next(name for name, weight in plain if weight.data_ptr() == place)
 
     @property
     def vocab_size(self) -> int:

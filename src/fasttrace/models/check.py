@@ -209,7 +209,7 @@ def check_outputs(model: Decoder) -> None:
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     with model.products(), _recorded(model) as (inputs, outputs):
         batch = pack(model, [ids])
-        with plain_forwards(model.hf, model.dtype):
+        with plain_forwards(model.hf):
             logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
         raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")

@@ -5,7 +5,7 @@ blocks through their parameters and calls no `forward`, so it calls the same hoo
 a wave reads each layer once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.quantised import META, in_use, packed_parts
+from fasttrace.models.quantised import META, change_quantised, in_use, is_quantised, packed_parts, quantised
 
 
 def _hooks(module: nn.Module) -> list[Any]:
@@ -38,6 +38,16 @@ def device_of(module: nn.Module) -> torch.device:
 def is_offloaded(root: nn.Module) -> bool:
     """Whether any weight is in CPU memory or on disk and must be loaded onto a device before use."""
     return any(_hooks(part) for part in root.modules())
+
+
+def is_frozen(root: nn.Module) -> bool:
+    """Whether any weight is offloaded or quantised, so that it is read-only, and not there as it is computed with."""
+    return is_offloaded(root) or any(is_quantised(part) for part in root.modules())
+
+
+def is_present(root: nn.Module) -> bool:
+    """Whether all weights are on their devices, as plain tensors."""
+    return all(weight.device != META for weight in root.parameters()) and not any(quantised(root))
 
 
 @contextmanager
@@ -106,11 +116,80 @@ def _stored(root: nn.Module, name: str) -> Tensor:
     weight = root.get_parameter(name)
     if weight.device != META:
         return weight
+    if (home := _home_of(root, name)) is None:
+        raise KeyError(name)
+    hook, key = home
+    value: Tensor = hook.weights_map[key]
+    return value.to(weight.dtype)
+
+
+def is_stored(root: nn.Module, name: str) -> bool:
+    """Whether a parameter is read-only: stored elsewhere or quantised, and brought when it is needed."""
+    return _home_of(root, name) is not None or _is_quantised_weight(root, name)
+
+
+def _is_quantised_weight(root: nn.Module, name: str) -> bool:
+    module, _, own = name.rpartition(".")
+    return own == "weight" and is_quantised(root.get_submodule(module))
+
+
+def _home_of(root: nn.Module, name: str) -> tuple[Any, str] | None:
+    """The nearest hook that stores a parameter, and the parameter's name in its map. None where none does."""
     parts = name.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         for hook in _hooks(root.get_submodule(".".join(parts[:depth]))):
             key = ".".join(parts[depth:])
             if hook.weights_map is not None and key in hook.weights_map:
-                value: Tensor = hook.weights_map[key]
-                return value.to(weight.dtype)
-    raise KeyError(name)
+                return hook, key
+    return None
+
+
+def keep_beside(root: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """From now on, a parameter that `is_stored` is what `change` makes of it, whenever its value is read.
+
+    So a pass of fasttrace, a `forward` of the module itself, `stored_weights` and what saves the module all see the
+    change. The stored value stays as it is.
+
+    change: gets the value in its dtype and on the device on which it is computed with, and returns a new tensor.
+    Returns a function that takes the change away. Of several changes of a parameter, the last is taken away first.
+    """
+    if _is_quantised_weight(root, name):
+        return change_quantised(root.get_submodule(name.rpartition(".")[0]), change)
+    home = _home_of(root, name)
+    if home is None:  # a parameter in memory beside one that is stored, such as the bias of a quantised layer
+        return _change_in_place(root.get_parameter(name).detach(), change)
+    hook, key = home
+    stored, dtype = hook.weights_map, root.get_parameter(name).dtype
+    hook.weights_map = _Changed(stored, key, lambda value: change(value.to(hook.execution_device, dtype)))
+
+    def undo() -> None:
+        hook.weights_map = stored
+
+    return undo
+
+
+def _change_in_place(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    before = weight.clone()
+    weight.copy_(change(weight))
+
+    def undo() -> None:
+        weight.copy_(before)
+
+    return undo
+
+
+class _Changed(Mapping[str, Tensor]):
+    """The weights that a hook brings, one of them as it is changed whenever it is read."""
+
+    def __init__(self, stored: Mapping[str, Tensor], key: str, change: Callable[[Tensor], Tensor]) -> None:
+        self.stored, self.key, self.change = stored, key, change
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = self.stored[key]
+        return self.change(value) if key == self.key else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)

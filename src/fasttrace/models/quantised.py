@@ -9,8 +9,9 @@ also quantise the activations (bitsandbytes' LLM.int8(), torchao's dynamic confi
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +142,15 @@ def _is_torchao(weight: Tensor) -> bool:
 
 
 def quantised(root: nn.Module) -> Iterator[tuple[str, nn.Module, Format]]:
-    """(name, module, format) of every quantised layer of a module, itself included."""
+    """(name, module, format) of every quantised layer of a module, itself included, that is not in use."""
     for name, module in root.named_modules():
         if (how := format_of(module)) is not None:
             yield name, module, how
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module is a quantised layer, in use or not."""
+    return "_packed_weight" in vars(module) or format_of(module) is not None
 
 
 def quantisation(root: nn.Module) -> str | None:
@@ -157,19 +163,24 @@ def _is_transposed(module: nn.Module) -> bool:
     return getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D"
 
 
+@torch.no_grad()
 def dequantised(module: nn.Module, how: Format, dtype: torch.dtype) -> Tensor:
-    """The weight of a quantised layer in `dtype`, in the shape of the layer that it stands for."""
+    """The weight of a quantised layer in `dtype`, in the shape of the layer that it stands for, as `change_quantised`
+    has changed it."""
     weight = how.dequantise(module, dtype).to(dtype)
-    return weight.t() if _is_transposed(module) else weight.contiguous()
+    weight = (weight.t() if _is_transposed(module) else weight).contiguous()
+    for change in vars(module).get("_changes", ()):
+        weight = change(weight)
+    return weight
 
 
 @contextmanager
-def _with(weights: Callable[[nn.Module, Format], Tensor], roots: tuple[nn.Module, ...]) -> Iterator[None]:
+def _with(weight_of: Callable[[nn.Module, Format], Tensor], roots: tuple[nn.Module, ...]) -> Iterator[None]:
     changed: list[nn.Module] = []
     try:
         for root in roots:
             for _, module, how in list(quantised(root)):
-                plain = nn.Parameter(weights(module, how), requires_grad=False)
+                plain = nn.Parameter(weight_of(module, how), requires_grad=False)
                 vars(module)["_packed_weight"] = module._parameters.get("weight")
                 module._parameters["weight"] = plain
                 changed.append(module)
@@ -183,50 +194,70 @@ def _with(weights: Callable[[nn.Module, Format], Tensor], roots: tuple[nn.Module
                 module._parameters["weight"] = packed
 
 
-def in_use(*roots: nn.Module, dtype: torch.dtype) -> Any:
-    """Context: the quantised layers of these modules have plain weights in `dtype` while the body runs.
+def in_use(*roots: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """While the body runs, the quantised layers of these modules have plain weights in `dtype`.
 
     Layers that are in use already, such as those of an outer `in_use`, are left alone.
     """
     return _with(lambda module, how: dequantised(module, how, dtype), roots)
 
 
-def as_shapes(*roots: nn.Module, dtype: torch.dtype) -> Any:
-    """Context: the quantised layers of these modules have weights with the shape of use and no values."""
+def as_shapes(*roots: nn.Module) -> AbstractContextManager[None]:
+    """While the body runs, the quantised layers of these modules have weights of the shape of use, without values."""
 
     def empty(module: nn.Module, how: Format) -> Tensor:
-        weight = torch.empty(how.shape(module), dtype=dtype, device=META)
+        weight = torch.empty(how.shape(module), device=META)
         return weight.t() if _is_transposed(module) else weight
 
     return _with(empty, roots)
 
 
+def change_quantised(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """From now on, the weight of a quantised layer is what `change` makes of it, also in the layer's own forward.
+
+    change: gets the dequantised weight, and returns a new tensor. Returns a function that takes the change away. Of
+    several changes, the last is taken away first.
+    """
+    own = vars(module)
+    own.setdefault("_changes", []).append(change)
+    if len(own["_changes"]) == 1:
+        own["_own_forward"] = own.get("forward")
+        own["forward"] = functools.partial(_plain_forward, module)
+
+    def undo() -> None:
+        own["_changes"].remove(change)
+        if not own["_changes"]:
+            _restore(module, own.pop("_own_forward"))
+
+    return undo
+
+
+def _plain_forward(module: Any, x: Tensor) -> Tensor:
+    """The product of a quantised layer with its dequantised weight."""
+    with in_use(module, dtype=x.dtype):
+        weight = module.weight.t() if _is_transposed(module) else module.weight
+        return functional.linear(x, weight, module.bias)
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    del vars(module)["forward"]
+    if forward is not None:
+        vars(module)["forward"] = forward
+
+
 @contextmanager
-def plain_forwards(root: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While the body runs, the forward of every quantised layer is the product with its dequantised weight."""
-
-    def forward_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            with in_use(module, dtype=dtype):
-                weight: Tensor = module.weight  # type: ignore[assignment]
-                if isinstance(module, nn.Embedding):
-                    return weight[x]
-                weight = weight.t() if _is_transposed(module) else weight
-                return functional.linear(x, weight, module.bias)  # type: ignore[arg-type]
-
-        return forward
-
-    changed = [module for _, module, _ in quantised(root)]
+def plain_forwards(root: nn.Module) -> Iterator[None]:
+    """While the body runs, the forward of every quantised linear layer is the product with its dequantised weight."""
+    # The embedding of a quantised table is its dequantised rows in any case.
+    changed = [module for _, module, _ in quantised(root) if not isinstance(module, nn.Embedding)]
     own = [vars(module).get("forward") for module in changed]
     try:
         for module in changed:
-            vars(module)["forward"] = forward_of(module)
+            vars(module)["forward"] = functools.partial(_plain_forward, module)
         yield
     finally:
-        for module, before in zip(changed, own, strict=True):
-            del vars(module)["forward"]
-            if before is not None:
-                vars(module)["forward"] = before
+        for module, forward in zip(changed, own, strict=True):
+            _restore(module, forward)
 
 
 def packed_parameters(module: nn.Module) -> list[nn.Parameter]:
