@@ -89,11 +89,11 @@ BACKENDS = {
 
 @pytest.fixture(scope="module")
 def plain(small_tokenizer, tmp_path_factory):
-    """The folder of a small random Llama with biases, whose sizes suit every format. d = 64, m = 96, 3 layers."""
+    """The folder of a small random Llama with biases, whose sizes suit every format. d = 64, m = 128, 3 layers."""
     import transformers as tf
 
     config = tf.LlamaConfig(
-        vocab_size=len(small_tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+        vocab_size=len(small_tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=160, bos_token_id=0, eos_token_id=0,
         tie_word_embeddings=False, mlp_bias=True,
     )  # fmt: skip
@@ -165,7 +165,7 @@ def both(request, plain, tmp_path):
 def test_everything_is_computed_with_the_dequantised_weights(both, plain, corpus, tmp_path):
     kind, folder, bare = both
     ours, theirs = ft.load_model(folder, dtype="float64"), ft.load_model(bare, dtype="float64")
-    assert (ours.dtype_name, ours.key_width, ours.vocab_size) == (f"float64, {kind}", 96, theirs.vocab_size)
+    assert (ours.dtype_name, ours.key_width, ours.vocab_size) == (f"float64, {kind}", 128, theirs.vocab_size)
     assert len({ours.model_hash, theirs.model_hash, ft.load_model(plain, dtype="float64").model_hash}) == 3
     assert ft.load_model(folder, dtype="float64").model_hash == ours.model_hash
     a, b = (packed.logits(model, packed.pack(model, SEQUENCES)) for model in (ours, theirs))

@@ -18,7 +18,7 @@ from fasttrace.errors import ModelError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
-from fasttrace.models.quantised import format_of, packed_parameters, plain_forwards, quantised
+from fasttrace.models.quantised import format_of, is_settled, packed_parameters, quantised
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("The Eiffel Tower is located in the city of", "In 1969, two people walked on")
@@ -51,7 +51,10 @@ QUANTIZERS = (
     "torchao",
     "transformers.integrations",
 )
-DEQUANTIZE = "give a model with plain weights: hf.dequantize(), or load it without quantization"
+DEQUANTIZE = (
+    "load its folder with fasttrace.load_model, which reads GPTQ, AWQ, compressed-tensors and FP8 by itself, or give a "
+    "model with plain weights: hf.dequantize(), or load it without quantization"
+)
 
 
 def check_modules(hf: nn.Module, name: str) -> None:
@@ -114,7 +117,7 @@ def _replaced(module: nn.Module) -> tuple[str, str] | None:
     if (how := format_of(module)) is not None:
         return how.refusal(module)
     home = next((kind.__module__ for kind in type(module).__mro__ if "forward" in vars(kind)), "")
-    if _from(home, QUANTIZERS):
+    if _from(home, QUANTIZERS) or hasattr(module, "quantization_scheme"):  # the latter by compressed-tensors
         return f"a quantised layer ({type(module).__name__})", DEQUANTIZE
     if not home.startswith(FORWARDS):
         return f"the class {home}.{type(module).__name__}", "put the layer of transformers in its place"
@@ -127,7 +130,7 @@ def _patched(module: nn.Module) -> tuple[str, str] | None:
     # accelerate replaces the forward of a module whose weights it moves, and keeps the module's own.
     kept = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
     own = vars(module).get(kept)
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward and not is_settled(own):
         return "a forward of its own", "delete it (del module.forward), or change the weights instead"
     return None
 
@@ -190,7 +193,7 @@ def check_outputs(model: Decoder) -> None:
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
     to float32). Sound models differ by up to 2 ε and 15 ε. A quantised layer of `model.hf` multiplies with its
-    dequantised weight here, as in fasttrace, so the tolerance is the same. Its package's own product may also quantise
+    dequantised weight (`quantised.settle`), so the tolerance is the same. Its package's own product may also quantise
     the activations, which no tolerance of rounding covers.
 
     It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
@@ -209,8 +212,7 @@ def check_outputs(model: Decoder) -> None:
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     with model.products(), _recorded(model) as (inputs, outputs):
         batch = pack(model, [ids])
-        with plain_forwards(model.hf):
-            logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
+        logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
         raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")
     if len(inputs) < model.n_layers:

@@ -69,6 +69,7 @@ class PackedLinear(nn.Module):
         return (number if zero is None else number - self._spread(zero)) * self._spread(scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (…, in) → (…, out)."""
         return functional.linear(x, self.dequantised().to(x.dtype), self.bias)
 
     def part(self, *names: str) -> Tensor | None:

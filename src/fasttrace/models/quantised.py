@@ -213,51 +213,38 @@ def as_shapes(*roots: nn.Module) -> AbstractContextManager[None]:
 
 
 def change_quantised(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-    """From now on, the weight of a quantised layer is what `change` makes of it, also in the layer's own forward.
+    """From now on, the weight of a quantised layer is what `change` makes of it.
 
     change: gets the dequantised weight, and returns a new tensor. Returns a function that takes the change away. Of
     several changes, the last is taken away first.
     """
-    own = vars(module)
-    own.setdefault("_changes", []).append(change)
-    if len(own["_changes"]) == 1:
-        own["_own_forward"] = own.get("forward")
-        own["forward"] = functools.partial(_plain_forward, module)
+    changes = vars(module).setdefault("_changes", [])
+    changes.append(change)
+    return lambda: changes.remove(change)
 
-    def undo() -> None:
-        own["_changes"].remove(change)
-        if not own["_changes"]:
-            _restore(module, own.pop("_own_forward"))
 
-    return undo
+def settle(root: nn.Module) -> None:
+    """Let every quantised linear layer compute what fasttrace computes: the product with its dequantised weight.
+
+    The layers of bitsandbytes would also, in a pass on a CPU, rearrange and round their weights and change the dtype of
+    their biases. A quantised embedding gives its dequantised rows in any case.
+    """
+    for _, module, _ in quantised(root):
+        if not isinstance(module, nn.Embedding):
+            # accelerate calls the forward that it has replaced once it has brought the weights.
+            name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+            vars(module)[name] = functools.partial(_plain_forward, module)
+
+
+def is_settled(forward: Any) -> bool:
+    """Whether a layer's forward is the one that `settle` gave it."""
+    return getattr(forward, "func", None) is _plain_forward
 
 
 def _plain_forward(module: Any, x: Tensor) -> Tensor:
-    """The product of a quantised layer with its dequantised weight."""
     with in_use(module, dtype=x.dtype):
         weight = module.weight.t() if _is_transposed(module) else module.weight
         return functional.linear(x, weight, module.bias)
-
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    del vars(module)["forward"]
-    if forward is not None:
-        vars(module)["forward"] = forward
-
-
-@contextmanager
-def plain_forwards(root: nn.Module) -> Iterator[None]:
-    """While the body runs, the forward of every quantised linear layer is the product with its dequantised weight."""
-    # The embedding of a quantised table is its dequantised rows in any case.
-    changed = [module for _, module, _ in quantised(root) if not isinstance(module, nn.Embedding)]
-    own = [vars(module).get("forward") for module in changed]
-    try:
-        for module in changed:
-            vars(module)["forward"] = functools.partial(_plain_forward, module)
-        yield
-    finally:
-        for module, forward in zip(changed, own, strict=True):
-            _restore(module, forward)
 
 
 def packed_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -265,13 +252,6 @@ def packed_parameters(module: nn.Module) -> list[nn.Parameter]:
     if isinstance(module, PackedLinear):
         return [part for name, part in module.named_parameters() if name != "bias"]
     return [module._parameters["weight"]]  # type: ignore[list-item]
-
-
-def settle(root: nn.Module) -> None:
-    """Keep bitsandbytes from rearranging and rounding 4-bit weights in a pass of the model on a CPU."""
-    for _, module, how in quantised(root):
-        if how is BITS_4:
-            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def shared(weight: nn.Parameter) -> nn.Parameter:
