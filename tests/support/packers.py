@@ -104,3 +104,13 @@ def fp8(weight, block, scale_name="weight_scale_inv"):
             number[place] = (weight[place] / scale[i, j].double()).float().to(torch.float8_e4m3fn)
             exact[place] = number[place].double() * scale[i, j].double()
     return {"weight": number, scale_name: scale}, exact
+
+
+def mxfp4(weight):
+    """Blocks (…, n / 32, 16) and scales (…, n / 32) of MXFP4: 32 numbers of 4 bits share a power of two (bias 127)."""
+    parts = weight.unflatten(-1, (-1, 32))
+    power = torch.floor(torch.log2(parts.abs().amax(-1))) - 2  # the largest E2M1 number is 6 = 1.5 · 2²
+    table = torch.tensor(FP4, dtype=torch.float64)
+    number = (parts / 2 ** power[..., None] - table[:, None, None, None, None]).abs().argmin(0)
+    blocks = (number[..., 0::2] | number[..., 1::2] << 4).to(torch.uint8)
+    return blocks, (power + 127).to(torch.uint8), (table[number] * 2 ** power[..., None]).flatten(-2)

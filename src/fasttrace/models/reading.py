@@ -174,8 +174,17 @@ def _reader() -> Any:
 
         def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
             asked = self.quantization_config
+            ready = torch.empty(0)
+            ready._is_hf_initialized = True  # type: ignore[attr-defined]
             for name, packed in packed_layers(model, asked.method, asked.settings, asked.headers):
+                if "weight" not in packed._parameters:
+                    vars(packed)["weight"] = ready  # for families that initialise weights by their names
                 model.set_submodule(name, packed)
+
+        def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+            for module in model.modules():
+                if isinstance(module, PackedLinear):
+                    vars(module).pop("weight", None)
 
         def is_serializable(self) -> bool:
             return False
@@ -211,24 +220,18 @@ def _layer(
     out, width = module.weight.shape if not transposed else module.weight.shape[::-1]
     needed: tuple[str, ...]
     if method in ("gptq", "awq"):
-        layout, needed = method, ("qweight", "qzeros", "scales")
-        bits = 4 if method == "awq" else _bits(parts.get("qweight"), 0, width)
-        wanted = {"qweight": (width, out // 8)} if method == "awq" else {"qweight": (-(-width * bits // 32), out)}
+        layout, needed, bits = method, ("qweight", "qzeros", "scales"), int(settings.get("bits", 4))
+        shape = (width, out * bits // 32) if method == "awq" else (-(-width * bits // 32), out)
     elif "weight_packed" in parts:
         layout, needed = "packed", ("weight_packed", "weight_scale")
-        bits = _bits(parts["weight_packed"], 1, width)
-        wanted = {"weight_packed": (out, -(-width * bits // 32))}
+        bits = 32 * parts["weight_packed"].shape[-1] // width
+        shape = (out, -(-width * bits // 32))
     else:
-        layout, needed, bits = "scaled", ("weight",), 8
-        wanted = {"weight": (out, width)}
+        layout, needed, bits, shape = "scaled", ("weight",), 8, (out, width)
     if missing := [part for part in needed if part not in parts]:
         raise ModelError(f"the quantised layer '{name}': expected the tensors {', '.join(needed)}, got no {missing[0]}")
-    for part, shape in wanted.items():
-        if tuple(parts[part].shape) != shape or not 1 <= bits <= 8:
-            raise ModelError(
-                f"the quantised layer '{name}': expected {part} of shape {shape}, as its config says, got "
-                f"{tuple(parts[part].shape)}"
-            )
+    if (got := tuple(parts[needed[0]].shape)) != shape or not 1 <= bits <= 8:
+        raise ModelError(f"the quantised layer '{name}': expected {needed[0]} of shape {shape}, got {got}")
     number = "fp8" if layout == "scaled" and parts["weight"].is_floating_point() else f"int{bits}"
     kind = "fp8" if method == "fp8" else f"{method}-{number}"
     bias = None if module.bias is None else torch.empty_like(module.bias)
@@ -236,11 +239,6 @@ def _layer(
     if transposed:
         packed.source_cls = type(module)  # type: ignore[assignment]
     return packed
-
-
-def _bits(words: Tensor | None, axis: int, width: int) -> int:
-    """Bits of each of `width` numbers, given the int32 words that they fill along an axis."""
-    return 0 if words is None else 32 * words.shape[axis] // width
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
