@@ -6,9 +6,11 @@ defines for attention which rows form a sequence.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Block, Decoder, Rotary
@@ -71,6 +73,17 @@ def bring(rotary: Rotary, device: torch.device) -> Rotary:
     return tuple(table.to(device) for table in rotary)
 
 
+def recomputed(frozen: bool, call: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """call(*inputs). If `frozen`, autograd keeps nothing of it, and calls it again in the backward pass.
+
+    The weights that `call` brings and lets go then are not in memory between the two, and the numbers are the same.
+    """
+    if not (frozen and torch.is_grad_enabled()):
+        return call(*inputs)
+    result: Tensor = checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
 def attend(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None) -> Tensor:
     """h: (N, d), query_rows: (n,) int64, or None for all → (n, d), what attention adds to the residual there."""
     return block.attn_out(head_outputs(block, h, rotary, sequences, query_rows))
@@ -105,7 +118,7 @@ def mlp_rows(block: Block, like: Tensor) -> int:
     """Number of rows of one MLP product, for the device and dtype of `like`."""
     if like.device.type == "cpu":
         return MLP_ROWS
-    return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
+    return max(MLP_ROWS, KEY_BYTES // (block.down_shape[1] * like.element_size()))
 
 
 def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -169,6 +182,10 @@ def logits(model: Decoder, batch: Batch) -> Tensor:
 
 def row_logits(model: Decoder, h: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm → (R, V) logits, on `model.unembed_device`."""
+    return recomputed(model.frozen_head, _row_logits, model, h)
+
+
+def _row_logits(model: Decoder, h: Tensor) -> Tensor:
     with model.head():
         x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
         raw = linear(x, model.unembed_weight, model.unembed_bias)

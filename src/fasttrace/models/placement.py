@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.quantised import META, change_quantised, in_use, is_quantised, packed_parts, quantised
+from fasttrace.models.quantised import META, change_quantised, in_use, is_quantised, packed_parts
 
 
 def _hooks(module: nn.Module) -> list[Any]:
@@ -43,11 +43,6 @@ def is_offloaded(root: nn.Module) -> bool:
 def is_frozen(root: nn.Module) -> bool:
     """Whether any weight is offloaded or quantised, so that it is read-only, and not there as it is computed with."""
     return is_offloaded(root) or any(is_quantised(part) for part in root.modules())
-
-
-def is_present(root: nn.Module) -> bool:
-    """Whether all weights are on their devices, as plain tensors."""
-    return all(weight.device != META for weight in root.parameters()) and not any(quantised(root))
 
 
 @contextmanager
