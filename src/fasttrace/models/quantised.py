@@ -269,6 +269,19 @@ def shared(weight: nn.Parameter) -> nn.Parameter:
     return own
 
 
+def plain_state(root: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state dict of a module in memory, with dequantised weights in the place of the quantised ones."""
+    layers = {name: (module, how) for name, module, how in quantised(root)}
+
+    def is_packed(name: str) -> bool:
+        parts = name.split(".")
+        inside = [n for n in range(1, len(parts)) if ".".join(parts[:n]) in layers]
+        return bool(inside) and parts[inside[-1] :] != ["bias"]
+
+    state = {name: weight for name, weight in root.state_dict().items() if not is_packed(name)}
+    return state | {f"{name}.weight": dequantised(module, how, dtype) for name, (module, how) in layers.items()}
+
+
 def packed_parts(root: nn.Module) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name of the weight, its tensors by name) of every quantised layer that has more tensors than its parameters."""
     for name, module, how in quantised(root):

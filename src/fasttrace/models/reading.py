@@ -148,6 +148,13 @@ def finish(hf: Any, method: str, dtype: torch.dtype) -> None:
         del hf.hf_quantizer
 
 
+def forget(hf: Any) -> None:
+    """Take from a model what transformers did to its weights when it read them packed, and would undo to write them."""
+    if (steps := getattr(hf, "_weight_conversions", None)) is not None:
+        own = [step for step in steps if not any(hasattr(op, "hf_quantizer") for op in getattr(step, "operations", ()))]
+        hf._weight_conversions = own
+
+
 def _settings(config: Any) -> dict[str, Any]:
     own = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
     return dict(own) if isinstance(own, dict) else dict(own.to_dict())  # type: ignore[union-attr]
