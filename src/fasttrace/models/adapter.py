@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, present
+from fasttrace.models.quantised import as_shapes, quantisation, quantised, weight_tensors
 from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
@@ -71,12 +72,12 @@ class Block(ABC):
     @functools.cached_property
     def frozen(self) -> bool:
         """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
-        return is_offloaded(self.layer)
+        return is_frozen(self.layer)
 
     @property
     def is_brought(self) -> bool:
         """Whether the down-projection is there to be computed with."""
-        return not self.down.is_meta
+        return next(quantised(self.layer), None) is None and not self.down.is_meta
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -124,10 +125,11 @@ class Block(ABC):
     def down(self) -> Tensor:
         """The down-projection's weight as a (d, m) view of the parameter."""
 
-    @property
+    @functools.cached_property
     def down_shape(self) -> tuple[int, int]:
         """(d, m), the shape of `down`, which is known also while the layer is not brought."""
-        d, m = self.down.shape
+        with as_shapes(self.layer):
+            d, m = self.down.shape
         return d, m
 
     @property
@@ -206,7 +208,10 @@ class Decoder(ABC):
         self.config = text_config(hf.config)
         self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
-        self.bind()
+        self.quantisation = quantisation(hf)
+        with self.shapes():
+            self.bind()
+            self._vocab_size = int(self.unembed_weight.shape[0])
         self._entry = self._entry_modules()
 
     def _entry_modules(self) -> list[nn.Module]:
@@ -268,8 +273,12 @@ class Decoder(ABC):
         """While the body runs, the modules' weights are on `device`, which is the current GPU if it is a GPU."""
         # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with current, self.products(), present(*modules):
+        with current, self.products(), present(*modules, dtype=self.dtype):
             yield
+
+    def shapes(self) -> AbstractContextManager[None]:
+        """While the body runs, quantised weights have the shape of their use, and no values."""
+        return as_shapes(self.hf)
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
         """(layer, block) of every layer, or of those in `order`.
@@ -304,7 +313,7 @@ class Decoder(ABC):
     @functools.cached_property
     def frozen_head(self) -> bool:
         """Whether the final norm or the unembedding is there only inside `head`."""
-        return is_offloaded(self.final_norm) or is_offloaded(self.hf.get_output_embeddings())
+        return is_frozen(self.final_norm) or is_frozen(self.hf.get_output_embeddings())
 
     @property
     def exit_modules(self) -> tuple[nn.Module, ...]:
@@ -407,16 +416,17 @@ class Decoder(ABC):
     def name_of(self, view: Tensor) -> str:
         """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
         place = view.data_ptr()
-        return next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
+        plain = ((name, weight) for name, weight in self.hf.named_parameters() if type(weight.data) is Tensor)
+        return next(name for name, weight in plain if weight.data_ptr() == place)
 
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return int(self.unembed_weight.shape[0])
+        return self._vocab_size
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights and of all activations."""
+        """dtype of all activations, and of the weights in use."""
         return self.embed_weight.dtype
 
     @property
@@ -447,8 +457,10 @@ class Decoder(ABC):
 
     @property
     def dtype_name(self) -> str:
-        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64", and how weights are quantised, as in
+        "bfloat16, nf4"."""
+        name = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return name if self.quantisation is None else f"{name}, {self.quantisation}"
 
     @property
     def model_hash(self) -> str:
@@ -483,8 +495,8 @@ class Decoder(ABC):
         On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
         Offloaded weights are read-only, and are not read.
         """
-        weights = [] if is_offloaded(self.hf) else self.hf.parameters()
-        sums = [bit_sums(weight.detach()).cpu().numpy().tobytes() for weight in weights]
+        weights = [] if is_offloaded(self.hf) else weight_tensors(self.hf)
+        sums = [bit_sums(weight).cpu().numpy().tobytes() for weight in weights]
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
@@ -527,7 +539,7 @@ class Decoder(ABC):
         digest = hashlib.sha256()
         for name, weight in finite_weights(self.hf, self.name):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:

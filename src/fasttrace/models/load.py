@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
-from fasttrace.models import converted, families  # noqa: F401  families registers every family
+from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
 from fasttrace.models.adapter import Decoder, text_config
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
@@ -29,6 +29,7 @@ from fasttrace.models.files import (
 from fasttrace.models.hooked import HookedDecoder, decoder_for, keep_weights, why_hooked
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import device_of, is_offloaded
+from fasttrace.models.quantised import settle, shared
 from fasttrace.optional import require
 from fasttrace.recall import NONE, question
 from fasttrace.settings.arguments import checked
@@ -110,12 +111,14 @@ def load_model(
             options["gguf_file"] = gguf
         known = sound.answer()
         placed = _placement(device, max_memory, offload_folder) if spread else {}
-        hf, adapter = _load(where, dtype, options, placed, fits=known is not None)
+        one = "cpu" if spread else str(device)
+        hf, adapter = _load(where, dtype, options, placed, fits=known is not None, device=one)
         with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
             tokenizer = _load_tokenizer(where, options)
     if not spread:
         with _as_model_errors(f"device '{device}' cannot be used"):
-            hf = hf.to(device)
+            # A quantised model is there already, and some refuse to be moved.
+            hf = hf if hf.device == torch.device(one) else hf.to(device)
     check_modules(hf, str(source))
     model = _decoder(adapter, hf, tokenizer, str(source))
     if known is not None:
@@ -207,24 +210,29 @@ def _placement(device: Any, max_memory: Any, offload_folder: Any) -> dict[str, A
 
 
 def _load(
-    where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any], *, fits: bool = False
+    where: str,
+    dtype: str,
+    options: dict[str, Any],
+    placed: dict[str, Any],
+    *,
+    fits: bool = False,
+    device: str = "cpu",
 ) -> tuple[Any, type[Decoder]]:
     """The transformers model of a folder, hub id or .gguf file, all of whose weights come from it, and its adapter.
 
-    fits: whether its config is known to describe its weights.
+    fits: whether its config is known to describe its weights. device: where quantised weights go that `placed` leaves.
     """
     import transformers
     from transformers import AutoConfig
 
     gguf, local = "gguf_file" in options, Path(where).is_dir()
-    if local and not gguf:
-        check_config(where)
+    method = check_config(where) if local and not gguf else None
     what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
     with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
         config = AutoConfig.from_pretrained(where, **options)
         adapter = decoder_for(config)
     if not local:
-        check_config(where)  # only now, as the hub was reached
+        method = check_config(where)  # only now, as the hub was reached
     if gguf:
         check_layers(config, MOST_LAYERS, where)
         # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
@@ -232,9 +240,11 @@ def _load(
             placed = {**placed, "quantization_config": packed(dequantize=True)}
     else:
         placed = {**placed, "use_safetensors": True}
-        headers = None if fits else read_headers(where)
+        headers = None if fits else read_headers(where, quantised=method is not None)
         if headers is not None and not options["trust_remote_code"]:
-            check_size(config, headers, where, lambda: _without_memory(config))
+            check_size(config, headers, where, lambda: _without_memory(config), each=1 if method is None else 16)
+        if method is not None:
+            placed = reading.prepare(config, method, headers or {}, placed, device, where)
     hf, info = model_class(config).from_pretrained(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
@@ -242,6 +252,8 @@ def _load(
     if DTYPES[dtype] == torch.float64:
         hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
     keep_weights(hf)
+    if method is not None:
+        reading.finish(hf, method, DTYPES[dtype])
     return hf, adapter
 
 
@@ -377,6 +389,7 @@ def wrap_model(
 
 
 def _decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
+    settle(hf)
     with _as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
         return adapter(hf, tokenizer, name)
 
@@ -407,5 +420,5 @@ def _own_modules(hf: Any) -> Any:
             kept += [getattr(one, name, None) for name in ("weights_map", "tied_params_map")]
         memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)] if value is not None}
         for weight in part.parameters(recurse=False):
-            memo.setdefault(id(weight), nn.Parameter(weight.detach(), requires_grad=False))
+            memo.setdefault(id(weight), shared(weight))
     return copy.deepcopy(hf, memo)

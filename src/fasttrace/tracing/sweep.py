@@ -416,7 +416,7 @@ def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -
         asked,
         windows=sorted(set(asked.windows), reverse=True),
         heads=_settled_heads(model, asked.heads, heads),
-        experts=_settled(asked.experts, heads, model.n_experts),
+        experts=_settled(asked.experts, heads, model.n_experts) if asked.experts else None,
         sigma=sigma,
         seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
