@@ -58,7 +58,9 @@ def test_the_refusal_of_an_unknown_type_lists_what_an_adapter_names(small_tokeni
     class Config(tf.LlamaConfig):
         model_type = "unheard-of"
 
-    config = Config(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    words = r"^model type 'unheard-of' has no adapter: an adapter names the embedding.* down-projection.*" + WAY_OUT
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Config(vocab_size=len(small_tokenizer), **sizes)
+    model = wrap_model(tf.LlamaForCausalLM(config), small_tokenizer)
+    words = r"^model 'in-memory': model type 'unheard-of' has no adapter: an adapter names the embedding.* down-projection.*" + WAY_OUT
     with pytest.raises(ModelError, match=words):
-        wrap_model(tf.LlamaForCausalLM(config), small_tokenizer)
+        model.check_driven()
