@@ -318,3 +318,29 @@ def test_without_a_network_a_hub_id_says_so_and_the_way_out(monkeypatch, tmp_pat
         with pytest.raises(ModelError, match=words):
             load("org/name")
     assert capfd.readouterr().err == ""
+
+
+def test_the_command_line_takes_another_tokenizer(llama, small_tokenizer, tmp_path, command, monkeypatch):
+    facts, store = tmp_path / "facts.jsonl", ("--store", str(tmp_path / "s.duckdb"))
+    facts.write_text(json.dumps({"prompt": "The {} is in", "subject": "Eiffel Tower", "target_true": "Paris"}))
+    small_tokenizer.save_pretrained(tmp_path / "words")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = ("facts", "--model", str(llama), "--facts", str(facts), "--tokenizer", str(tmp_path / "words"))
+    assert "⟦" in command(*given, "--show", "1").stdout
+    assert "Paris" in command(*given, "--check", *store).stdout
+    assert "nothing to test" in command(*given, "--check", *store).stderr
+    done = command(*given[:-1], str(tmp_path / "none"), "--check", code=2)
+    assert "expected an existing folder or .gguf file, got neither" in done.stderr
+
+
+def test_code_of_a_repository_runs_only_when_the_command_says_so(llama, command, monkeypatch):
+    asked = []
+
+    def load_model(source, **given):
+        asked.append(given["trust_remote_code"])
+        raise ModelError("not loaded")
+
+    monkeypatch.setattr(ft, "load_model", load_model)
+    for more in ((), ("--trust-remote-code",)):
+        command("facts", "--model", str(llama), "--check", *more, code=2)
+    assert asked == [False, True]

@@ -82,13 +82,22 @@ def reach(where: str) -> None:
         raise ModelError(f"model '{where}': expected a config.json, got a repository without one")
 
 
-def local_files(source: str) -> list[Path] | None:
-    """The files that a model is read from, or None for a hub id, whose files may not be here yet."""
-    where, gguf = resolve(source)
-    folder = Path(where)
-    if gguf is not None:
-        return [folder / gguf]
-    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+def local_files(source: str, tokenizer: str | None = None) -> list[Path] | None:
+    """The files that a model, and the tokenizer given for it, are read from, or None where one is a hub id, whose files
+    may not be here yet."""
+    found: list[Path] = []
+    for where, gguf in [resolve(source), *([] if tokenizer is None else [resolve_tokenizer(tokenizer)])]:
+        folder = Path(where)
+        if gguf is None and not folder.is_dir():
+            return None
+        found += [folder / gguf] if gguf is not None else sorted(path for path in folder.iterdir() if path.is_file())
+    return found
+
+
+def resolve_tokenizer(source: str) -> tuple[str, str | None]:
+    """As `resolve`, for a tokenizer, whose folder needs no weights."""
+    path = Path(source).expanduser()
+    return (str(path), None) if source and path.is_dir() else resolve(source)
 
 
 def check_config(where: str, *, trusted: bool = False) -> None:

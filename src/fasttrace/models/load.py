@@ -26,6 +26,7 @@ from fasttrace.models.files import (
     reach,
     read_headers,
     resolve,
+    resolve_tokenizer,
 )
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import is_offloaded
@@ -132,16 +133,20 @@ def load_model(
 
 
 def load_tokenizer(
-    source: str | Path = DEFAULT_MODEL, dtype: str = "float32", *, tokenizer: str | Path | None = None
+    source: str | Path = DEFAULT_MODEL,
+    dtype: str = "float32",
+    *,
+    tokenizer: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """The tokenizer of `load_model`, without the weights. Arguments and errors: as there."""
     _check_arguments(dtype, "cpu", None, None)
     if tokenizer is not None:
         with _quiet():
-            return _tokenizer_of(tokenizer, ("", {"trust_remote_code": False}))
+            return _tokenizer_of(tokenizer, ("", {"trust_remote_code": trust_remote_code}))
     with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"), _quiet():
         where, gguf = resolve(os.fspath(source))
-        options: dict[str, Any] = {"trust_remote_code": False}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if gguf is not None:
             require("gguf")
             copy = converted.copy_of(Path(where) / gguf, DTYPES[dtype])
@@ -235,14 +240,14 @@ def _tokenizer_of(given: str | Path | None, own: tuple[str, dict[str, Any]]) -> 
     if given is None:
         with _as_model_errors(f"model '{own[0]}': its tokenizer could not be loaded"):
             return _load_tokenizer(*own)
-    where, gguf = os.fspath(given), None
-    if not Path(where).expanduser().is_dir():
-        where, gguf = resolve(where)
-        if gguf is None:
-            reach(where)
+    where, gguf = resolve_tokenizer(os.fspath(given))
+    if gguf is not None:
+        require("gguf")
+    elif not Path(where).is_dir():
+        reach(where)
     with _as_model_errors(f"tokenizer '{given}' could not be loaded"):
         options = {"trust_remote_code": own[1]["trust_remote_code"]} | ({} if gguf is None else {"gguf_file": gguf})
-        return _load_tokenizer(str(Path(where).expanduser()) if gguf is None else where, options)
+        return _load_tokenizer(where, options)
 
 
 def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
