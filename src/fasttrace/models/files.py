@@ -70,6 +70,11 @@ def resolve(source: str) -> tuple[str, str | None]:
     return source, None
 
 
+def is_described(folder: Path) -> bool:
+    """Whether a folder has a config.json, with or without weights beside it."""
+    return (folder / "config.json").is_file() and not any(folder.glob("*.gguf"))
+
+
 def reach(where: str) -> None:
     """Raise ModelError where a hub id's config.json can neither be downloaded nor found in the hub's cache."""
     from transformers.utils import cached_file
@@ -208,12 +213,17 @@ def check_size(config: Any, headers: Headers, where: str, build: Any) -> None:
     have = sum(_count(shape) for shape, _ in headers.values())
     model = build()
     wanted = sum(weight.numel() for weight in model.parameters())
-    tables = sum(table.numel() for table in model.buffers())
     if wanted > have + FEW:
         raise ModelError(
             f"model '{where}': expected a config.json that describes its weights ({have:,} numbers), got one that "
             f"describes {wanted:,}"
         )
+    check_tables(model, where)
+
+
+def check_tables(model: Any, where: str) -> None:
+    """Raise ModelError where a model, made without memory, has tables (of positions, masks) of far too many numbers."""
+    tables = sum(table.numel() for table in model.buffers())
     if tables > FEW:
         raise ModelError(f"model '{where}': expected positions that fit in memory, got tables of {tables:,} numbers")
 

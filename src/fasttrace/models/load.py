@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families  # noqa: F401  families registers every family
@@ -22,7 +23,9 @@ from fasttrace.models.files import (
     check_layers,
     check_loaded,
     check_size,
+    check_tables,
     explain_tokenizer,
+    is_described,
     reach,
     read_headers,
     resolve,
@@ -159,6 +162,41 @@ def load_tokenizer(
         return _load_tokenizer(where, options)
 
 
+def outline(source: str | Path, dtype: str = "float32") -> Decoder:
+    """The decoder that `load_model` would make, without a tokenizer, and with weights that have no values: on "meta".
+
+    source: as there. A folder may have its config.json alone, and of a hub id only that file is downloaded. The headers
+    of weights in a folder are read, and no weights. No code of a repository runs.
+
+    Raises ModelError where `load_model` would, as far as the config and the headers tell.
+    """
+    _check_arguments(dtype, "cpu", None, None)
+    with _as_model_errors(f"model '{source}' could not be read"), _quiet():
+        given = Path(os.fspath(source)).expanduser()
+        where, gguf = (str(given), None) if is_described(given) else resolve(os.fspath(source))
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if gguf is not None:
+            require("gguf")
+            options["gguf_file"] = gguf
+        config, adapter = read_config(where, options)
+        check_layers(config, MOST_LAYERS, where)
+        if gguf is None and any(Path(where).glob("*.safetensors")) and (headers := read_headers(where)) is not None:
+            check_size(config, headers, where, lambda: _without_memory(config))
+        else:
+            check_tables(_without_memory(config), where)
+        with _WithoutWeights():
+            hf = _from_config(config).to(DTYPES[dtype])
+        return _decoder(adapter, hf, None, str(source))
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """While the body runs, uninitialised tensors have no memory. Weights begin as such. The tables that a family reads
+    when it binds its blocks, such as the scale of Gemma's embeddings, do not, and have their values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
     """The decoder of a copy that `converted.keep` has written."""
     options = {"trust_remote_code": False}
@@ -200,17 +238,10 @@ def _load(
     fits: whether its config is known to describe its weights.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    gguf, local = "gguf_file" in options, Path(where).is_dir()
-    if not gguf:
-        if not local:
-            reach(where)
-        check_config(where, trusted=options["trust_remote_code"])
-    what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
-    with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
-        config = AutoConfig.from_pretrained(where, **options)
-        adapter = adapter_for(config)
+    gguf = "gguf_file" in options
+    config, adapter = read_config(where, options)
     if gguf:
         check_layers(config, MOST_LAYERS, where)
         # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
@@ -228,11 +259,30 @@ def _load(
     return hf, adapter
 
 
+def read_config(where: str, options: dict[str, Any]) -> tuple[Any, type[Decoder]]:
+    """The transformers config of a folder, hub id or .gguf file, and the adapter for it."""
+    from transformers import AutoConfig
+
+    gguf, local = "gguf_file" in options, Path(where).is_dir()
+    if not gguf:
+        if not local:
+            reach(where)
+        check_config(where, trusted=options["trust_remote_code"])
+    what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
+    with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
+        config = AutoConfig.from_pretrained(where, **options)
+        return config, adapter_for(config)
+
+
 def _without_memory(config: Any) -> Any:
+    with torch.device("meta"):
+        return _from_config(config)
+
+
+def _from_config(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
 def _tokenizer_of(given: str | Path | None, own: tuple[str, dict[str, Any]]) -> Any:

@@ -48,7 +48,8 @@ class Gemma2Block(LlamaBlock):
 
 @Decoder.register("gemma2")
 class Gemma2Decoder(LlamaDecoder):
-    """Gemma2ForCausalLM."""
+    """Gemma2ForCausalLM: norms with weights 1 + w before and after both sub-layers, scaled embeddings, sliding windows
+    in every second layer, capped scores and logits."""
 
     block = Gemma2Block
 
@@ -97,7 +98,8 @@ class Gemma3Block(Gemma2Block):
 
 @Decoder.register("gemma3_text")
 class Gemma3Decoder(Gemma2Decoder):
-    """Gemma3ForCausalLM."""
+    """Gemma3ForCausalLM: Gemma 2's layout without caps; heads of queries and keys are normed, and each layer type has a
+    rotation of its own."""
 
     def bind(self) -> None:
         types = self.config.layer_types
