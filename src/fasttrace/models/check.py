@@ -208,7 +208,7 @@ def check_outputs(model: Decoder) -> None:
         if max(ids) >= rows:
             raise ModelError(
                 f"model '{model.name}': expected token ids below {rows}, the rows of its embeddings, got {max(ids)} "
-                "from its tokenizer"
+                "from its tokenizer: give the tokenizer that the weights were trained with"
             )
         if isinstance(model, HookedDecoder):
             check_forward(model, ids)

@@ -41,6 +41,7 @@ class Phi3Block(GateUpBlock):
 
 @Decoder.register("phi3")
 class Phi3Decoder(LlamaDecoder):
-    """Phi3ForCausalLM: Phi-3 mini, medium and Phi-4."""
+    """Phi3ForCausalLM: Llama's layout with q, k and v in one matrix, gate and up in another, and part of each head
+    rotated. Phi-3 mini, medium and Phi-4."""
 
     block = Phi3Block
