@@ -2,11 +2,11 @@
 
 import inspect
 import sys
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from fasttrace.models import families  # noqa: F401  registers every family
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Decoder, text_config
+from fasttrace.models.unfit import clause_of, is_explained
 
 
 class Supported(NamedTuple):
@@ -65,15 +65,22 @@ def _paragraph(documented: Any) -> str:
 
 
 def unsupported() -> list[Unsupported]:
-    """Every causal model type that transformers knows and fasttrace does not drive, with the reason where one is known.
+    """Every causal model type that transformers knows and fasttrace does not drive, with the reason.
 
-    The reasons are those of `models/unfit.py`.
+    A multimodal type whose text decoder is driven is not among them.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
-        why_not = import_module("fasttrace.models.unfit").why_not
-    except ModuleNotFoundError:
-        return []
-    names = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*Decoder.registry})
-    return [Unsupported(name, why_not(name)) for name in names]
+    decoders = {name: _decoder_of(name) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    left = {name: decoder for name, decoder in decoders.items() if decoder not in Decoder.registry}
+    return [Unsupported(name, clause_of(decoder)) for name, decoder in sorted(left.items())]
+
+
+def _decoder_of(model_type: str) -> str:
+    """The type of the text decoder in a multimodal type, or the type itself."""
+    from transformers import CONFIG_MAPPING
+
+    if model_type in Decoder.registry or is_explained(model_type):
+        return model_type
+    found: str = text_config(CONFIG_MAPPING[model_type]()).model_type
+    return found
