@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.editing.delta import LowRank, Update, changed_bias, changed_weight, check_updates
+from fasttrace.editing.applied import changed_bias, changed_weight
+from fasttrace.editing.delta import LowRank, Update, check_updates
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.places import replacing

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fasttrace.editing.delta import Delta, edited_view, updates_of
+from fasttrace.editing.applied import Delta, edited_view, updates_of
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.texts import continued
 from fasttrace.settings.arguments import takes

@@ -19,18 +19,16 @@ import pyarrow as pa
 import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
+from fasttrace.editing.applied import Applied, apply_delta, edited_view
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
 from fasttrace.editing.cases import changed_by_any, changed_prompts, contradicted, edits_of_cases, is_whole, models_of
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
     UNMOVED,
-    Applied,
     LowRank,
     Update,
-    apply_delta,
     check_unchanged,
-    edited_view,
     save_delta,
     summed,
 )

@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.after import After
+from fasttrace.editing.applied import Applied, apply_delta
 from fasttrace.editing.cases import changed_by
 from fasttrace.editing.continuations import continuations
 from fasttrace.editing.delta import (
     NO_NUMBER,
-    Applied,
     Edit,
-    apply_delta,
     check_unchanged,
     finite_edit,
     save_delta,

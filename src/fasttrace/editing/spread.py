@@ -12,7 +12,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
+from fasttrace.editing.applied import edited_view
+from fasttrace.editing.delta import Dense, Edit, LowRank, Update
 from fasttrace.editing.methods.base import Past, PastKeys, Solve
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import At, Visited, walk

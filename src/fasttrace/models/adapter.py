@@ -5,6 +5,7 @@ attention depends on the sequences (see `packed.py`). A family's file in `famili
 and registers itself under transformers' `config.model_type`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.placement import device_of, finite_weights, is_offloaded, is_present, present
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -65,6 +66,21 @@ class Block(ABC):
         """Device on which the block computes."""
         return device_of(self.layer)
 
+    @functools.cached_property
+    def frozen(self) -> bool:
+        """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
+        return is_offloaded(self.layer)
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether the weights are there to be computed with."""
+        return is_present(self.layer)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the body runs, what the block derives from its weights is kept. The layer is brought."""
+        yield
+
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
         """h: (N, d) residual → (N, d) input of attention."""
@@ -107,6 +123,12 @@ class Block(ABC):
         """The down-projection's weight as a (d, m) view of the parameter."""
 
     @property
+    def down_shape(self) -> tuple[int, int]:
+        """(d, m), the shape of `down`, which is known also while the layer is not brought."""
+        d, m = self.down.shape
+        return d, m
+
+    @property
     def down_bias(self) -> Tensor | None:
         """(d,) bias of the down-projection, or None."""
         return None
@@ -114,7 +136,7 @@ class Block(ABC):
     @property
     def key_width(self) -> int:
         """Width m of the down-projection's input; that of one expert where rows are routed."""
-        return int(self.down.shape[1])
+        return self.down_shape[1]
 
     def weights_per_row(self, d: int) -> tuple[int, int, int]:
         """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
@@ -229,9 +251,16 @@ class Decoder(ABC):
         rotary tables and row indices there.
         """
         for layer in range(self.n_layers) if order is None else order:
-            block = self.blocks[layer]
-            with self._ready(block.device, block.layer):
+            with self.brought(layer) as block:
                 yield layer, block
+
+    @contextmanager
+    def brought(self, layer: int) -> Iterator[Block]:
+        """The block of a layer, whose weights are on `block.device` while the body runs. As `layers`, for one layer."""
+        block = self.blocks[layer]
+        frozen = (block.layer,) if block.frozen else ()
+        with self._ready(block.device, *frozen), block.held():
+            yield block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
@@ -302,11 +331,13 @@ class Decoder(ABC):
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
-        block = self.blocks[layer]
-        with self._ready(block.device, block.layer):
-            place = block.down.data_ptr()
-            name = next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
-        return name.removesuffix(".weight")
+        with self.brought(layer) as block:
+            return self.name_of(block.down).removesuffix(".weight")
+
+    def name_of(self, view: Tensor) -> str:
+        """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
+        place = view.data_ptr()
+        return next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
 
     @property
     def vocab_size(self) -> int:

@@ -5,7 +5,7 @@ blocks through their parameters and calls no `forward`, so it calls the same hoo
 a wave reads each layer once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,11 @@ def device_of(module: nn.Module) -> torch.device:
 def is_offloaded(root: nn.Module) -> bool:
     """Whether any weight is in CPU memory or on disk and must be loaded onto a device before use."""
     return any(_hooks(part) for part in root.modules())
+
+
+def is_present(root: nn.Module) -> bool:
+    """Whether all weights are on their devices."""
+    return all(weight.device != META for weight in root.parameters())
 
 
 @contextmanager
@@ -98,11 +103,62 @@ def _stored(root: nn.Module, name: str) -> Tensor:
     weight = root.get_parameter(name)
     if weight.device != META:
         return weight
+    if (home := _home_of(root, name)) is None:
+        raise KeyError(name)
+    hook, key = home
+    value: Tensor = hook.weights_map[key]
+    return value.to(weight.dtype)
+
+
+def is_stored(root: nn.Module, name: str) -> bool:
+    """Whether a parameter's value is stored elsewhere and brought when it is needed."""
+    return _home_of(root, name) is not None
+
+
+def _home_of(root: nn.Module, name: str) -> tuple[Any, str] | None:
+    """The nearest hook that stores a parameter, and the parameter's name in its map. None where none does."""
     parts = name.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         for hook in _hooks(root.get_submodule(".".join(parts[:depth]))):
             key = ".".join(parts[depth:])
             if hook.weights_map is not None and key in hook.weights_map:
-                value: Tensor = hook.weights_map[key]
-                return value.to(weight.dtype)
-    raise KeyError(name)
+                return hook, key
+    return None
+
+
+def keep_beside(root: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """From now on, a parameter that `is_stored` is what `change` makes of it, whenever its value is read.
+
+    So a pass of fasttrace, a `forward` of the module itself, `stored_weights` and what saves the module all see the
+    change. The stored value stays as it is.
+
+    change: gets the value in its dtype and on the device on which it is computed with, and returns a new tensor.
+    Returns a function that takes the change away. Of several changes of a parameter, the last is taken away first.
+    """
+    home = _home_of(root, name)
+    assert home is not None
+    hook, key = home
+    stored, dtype = hook.weights_map, root.get_parameter(name).dtype
+    hook.weights_map = _Changed(stored, key, lambda value: change(value.to(hook.execution_device, dtype)))
+
+    def undo() -> None:
+        hook.weights_map = stored
+
+    return undo
+
+
+class _Changed(Mapping[str, Tensor]):
+    """The weights that a hook brings, one of them as it is changed whenever it is read."""
+
+    def __init__(self, stored: Mapping[str, Tensor], key: str, change: Callable[[Tensor], Tensor]) -> None:
+        self.stored, self.key, self.change = stored, key, change
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = self.stored[key]
+        return self.change(value) if key == self.key else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
