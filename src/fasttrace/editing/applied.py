@@ -116,6 +116,7 @@ def _properties(changed: _Changed) -> dict[str, Any]:
         "down": property(lambda _: changed.now[0]),
         "down_bias": property(lambda _: changed.now[1]),
         "down_shape": property(lambda _: changed.block.down_shape),
+        "is_brought": property(lambda _: changed.block.is_brought),
     }
     return own | {"held": lambda _: changed.held()} if changed.block.frozen else own
 

@@ -202,7 +202,7 @@ class MassPlan:
         made = edits_of_cases(self.facts)
         cut = [f.fact for f in self.facts if not is_whole(f, made)]
         say_waiting(cut, "some of them are not among the facts")
-        state = Checkpoint.read(self.checkpoint, self.plan.model.device)
+        state = Checkpoint.read(self.checkpoint, self.plan.model)
         with self.plan.model.products():
             asked = self._prompts(self.facts)
             unedited = _readings(self.plan.model, self.plan, asked)

@@ -265,6 +265,9 @@ class EditPlan:
         Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning, or what is done to an
         update afterwards, three float32 matrices per layer. Scoring: about 8 d + 3 m numbers per token of the fact's
         prompts.
+
+        Of a frozen layer the graph keeps only d numbers per row. The estimate is the same, because another grouping of
+        the jobs would round differently.
         """
         model, window = self.model, self.window(layer)
         d, m, size = model.width, model.key_width, model.embed_weight.element_size()

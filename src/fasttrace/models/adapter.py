@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fasttrace.errors import ModelError
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, is_present, present
+from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -73,8 +73,8 @@ class Block(ABC):
 
     @property
     def is_brought(self) -> bool:
-        """Whether the weights are there to be computed with."""
-        return is_present(self.layer)
+        """Whether the down-projection is there to be computed with."""
+        return not self.down.is_meta
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -274,6 +274,11 @@ class Decoder(ABC):
         with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
             yield
 
+    @functools.cached_property
+    def frozen_head(self) -> bool:
+        """Whether the final norm or the unembedding is there only inside `head`."""
+        return is_offloaded(self.final_norm) or is_offloaded(self.hf.get_output_embeddings())
+
     @property
     def norm_device(self) -> torch.device:
         """Device of the final norm."""
@@ -366,16 +371,6 @@ class Decoder(ABC):
                 return math.inf
             token += block.sliding_window - 1
         return token
-
-    def check_resident(self, what: str) -> None:
-        """Raise ModelError where weights are offloaded or on several devices. what: names the caller in the message."""
-        devices = {str(weight.device) for weight in self.hf.parameters()}
-        if is_offloaded(self.hf) or len(devices) > 1:
-            found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
-            raise ModelError(
-                f"{what}: expected all weights of '{self.name}' on one device "
-                f'(device="cpu" or "cuda" instead of "auto"), got weights {found}'
-            )
 
     def check_moments(self, what: str) -> None:
         """Raise ModelError for float16, in which second moments of keys overflow. what: names the caller."""

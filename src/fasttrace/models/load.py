@@ -61,7 +61,9 @@ def load_model(
         computes, on CUDA only.
     device: as torch names it. "auto" spreads the model over the GPUs, CPU memory and disk as needed (accelerate). A
         mapping assigns devices, "cpu" or "disk" to module names. Weights in CPU memory beside a GPU, or on disk, are
-        loaded layer by layer. A model that is offloaded or spread over devices can be traced, but not edited.
+        brought layer by layer, once a pass, and once more in the backward pass of an edit. Tracing, editing, generation
+        and export give the numbers of the whole model on one device. An edit that is applied to offloaded weights,
+        which are read-only, is kept beside them.
     max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.

@@ -6,9 +6,11 @@ defines for attention which rows form a sequence.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Block, Decoder, Rotary
@@ -69,6 +71,17 @@ def rotary_rows(rotary: Rotary, rows: slice | Tensor) -> Rotary:
 def bring(rotary: Rotary, device: torch.device) -> Rotary:
     """The tables that `Decoder.rotary` returned, on `device`. Tables that are already on it are not copied."""
     return tuple(table.to(device) for table in rotary)
+
+
+def recomputed(frozen: bool, call: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """call(*inputs). If `frozen`, autograd keeps nothing of it, and calls it again in the backward pass.
+
+    The weights that `call` brings and lets go then are not in memory between the two, and the numbers are the same.
+    """
+    if not (frozen and torch.is_grad_enabled()):
+        return call(*inputs)
+    result: Tensor = checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 def attend(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None) -> Tensor:
@@ -172,6 +185,10 @@ def logits(model: Decoder, batch: Batch) -> Tensor:
 
 def row_logits(model: Decoder, h: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm → (R, V) logits, on `model.unembed_device`."""
+    return recomputed(model.frozen_head, _row_logits, model, h)
+
+
+def _row_logits(model: Decoder, h: Tensor) -> Tensor:
     with model.head():
         x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
         raw = linear(x, model.unembed_weight, model.unembed_bias)

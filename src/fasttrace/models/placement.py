@@ -41,11 +41,6 @@ def is_offloaded(root: nn.Module) -> bool:
     return any(_hooks(part) for part in root.modules())
 
 
-def is_present(root: nn.Module) -> bool:
-    """Whether all weights are on their devices."""
-    return all(weight.device != META for weight in root.parameters())
-
-
 @contextmanager
 def present(*roots: nn.Module) -> Iterator[None]:
     """The weights of these modules and their submodules are on their devices while the body runs.
