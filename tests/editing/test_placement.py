@@ -1,8 +1,13 @@
 """Edits of models whose weights are offloaded: bit for bit those of the whole model, each layer brought once a pass."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
+import larger_than_memory
 import pytest
 import torch
 from edit_cases import CONTEXTS, FACTS, contexts_for
@@ -199,3 +204,19 @@ class Counted(dict):
     def __getitem__(self, name):
         self.found[self.layer] += 1
         return self.stored[name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_model_larger_than_the_memory_that_it_may_use(small_tokenizer, tmp_path):
+    assert larger_than_memory.write_model(tmp_path, small_tokenizer) > 3e9
+    (tmp_path / "text.txt").write_text("Paris is the capital of France and Rome is not. " * 60)
+    command = [sys.executable, larger_than_memory.__file__, str(tmp_path)]
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["reason"] is None
+    assert found["p_after"] > 10 * found["p_before"]
+    assert found["grown"] < larger_than_memory.MEMORY, "resident memory beyond the imports, while it loaded as well"
+    assert "memory" in found["all_layers"], "the limit is one that all layers together exceed"

@@ -6,6 +6,7 @@ An adapter adds B A x to what a down-projection computes of x, so an edit of ran
 import copy
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fasttrace.editing.applied import changed_bias, changed_weight, kept_beside
 from fasttrace.editing.delta import LowRank, Update, check_updates
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.files import processor_files
 from fasttrace.models.placement import is_offloaded
 from fasttrace.places import replacing
 from fasttrace.settings.base import argument, settings
@@ -65,6 +67,7 @@ def export_edit(model: Decoder, updates: Mapping[int, Update], folder: str | Pat
 def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
     """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
+    A multimodal model is written whole, with the files of its processor where it was loaded from a folder or hub id.
     The model in memory does not change. Offloaded weights are read and written shard by shard, at most SHARD bytes of
     them at a time, or one weight if it is larger. Raises UserError where the folder exists and is not empty.
     """
@@ -87,6 +90,10 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         hf.save_pretrained(draft, state_dict={**state, **_changed_state(model, left)}, **options)
         model.tokenizer.save_pretrained(draft)
+        origin = getattr(model.hf.config, "_name_or_path", "")
+        for file in processor_files(origin) if origin and model.is_multimodal else []:
+            if not (draft / file.name).exists():  # the tokenizer has a chat template, too
+                shutil.copyfile(file, draft / file.name)
     return path
 
 
@@ -145,7 +152,7 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or model.name,
+        "base_model_name_or_path": getattr(model.hf.config, "_name_or_path", "") or model.name,
         "r": highest,
         "lora_alpha": highest,
         "lora_dropout": 0.0,

@@ -21,6 +21,7 @@ from fasttrace.errors import ModelError
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -45,7 +46,7 @@ class Block(ABC):
     sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
-    experts: the layer's routed experts, or None where one MLP serves all rows.
+    experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
     """
 
     layer: Any
@@ -60,6 +61,7 @@ class Block(ABC):
     parallel: bool = False
     mlp_products: int = 1
     experts: Experts | None = None
+    mixture: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +140,11 @@ class Block(ABC):
         """Width m of the down-projection's input; that of one expert where rows are routed."""
         return self.down_shape[1]
 
+    @property
+    def n_experts(self) -> int:
+        """Number of the layer's experts, a shared one included, which comes last; 0 where one MLP serves all rows."""
+        return 0
+
     def weights_per_row(self, d: int) -> tuple[int, int, int]:
         """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
         the MLP. d: width of the residual stream."""
@@ -151,9 +158,19 @@ class Block(ABC):
 
         return linear(key, self.down, self.down_bias)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        """x: (N, d) MLP input → (N, d), the MLP module's output."""
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        """x: (N, d) MLP input → (N, d), the MLP module's output.
+
+        chosen_by: (N, d), the MLP input by which a router chooses, or None for x.
+        """
         return self.mlp_value(self.mlp_key(x))
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        """x: (N, d) MLP input, experts: (N,) int64 → (N, d), what one expert each adds to the MLP's output.
+
+        It is 0 in a row that does not go to the expert, and in a layer without experts.
+        """
+        return torch.zeros_like(x)
 
     def mlp_add(self, value: Tensor) -> Tensor:
         """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
@@ -164,7 +181,8 @@ class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
     hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
-    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer. config: that of the decoder.
+    `wrap_model` returns has its own modules, see there). It may be a multimodal model that holds the decoder.
+    tokenizer: its (fast) tokenizer. config: that of the decoder, which is a part of a multimodal model's.
     base: the module that contains the decoder's blocks.
     """
 
@@ -173,7 +191,8 @@ class Decoder(ABC):
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
-    logit_softcap: float | None = None  # bound of the absolute logits
+    logit_scale: float = 1.0  # factor of the products with the unembedding
+    logit_softcap: float | None = None  # bound of the absolute logits, after that factor
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
     generate: ClassVar[Callable[..., Any]]
@@ -184,14 +203,14 @@ class Decoder(ABC):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.config = hf.config
-        self.base = hf.base_model
+        self.config = text_config(hf.config)
+        self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
         # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
+        self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -231,6 +250,11 @@ class Decoder(ABC):
     def rotary(self, positions: Tensor) -> Rotary:
         """positions: (N,) int64 → the blocks' position tables: usually cos and sin (N, rotary dims), or () for none."""
         return ()
+
+    def like(self, positions: Tensor) -> Tensor:
+        """What transformers' rotary modules read the model's dtype and the device of `positions` from. The embedding
+        itself may be on another device, or offloaded."""
+        return torch.empty(0, dtype=self.dtype, device=positions.device)
 
     def products(self) -> AbstractContextManager[None]:
         """While the body runs, matrix products are as exact as the model was loaded, whatever torch is set to."""
@@ -301,11 +325,17 @@ class Decoder(ABC):
         bias: Tensor | None = self.hf.get_output_embeddings().bias
         return bias
 
+    def finish_logits(self, products: Tensor) -> Tensor:
+        """products: (…) of final rows with unembeddings, biases added → the logits: scaled, then capped."""
+        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
+        cap = self.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
-        weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
-        return self.embed_weight.new_ones(self.width) if weight is None else weight
+        weight: Tensor | None = getattr(self.final_norm, "weight", None)
+        return torch.ones(self.width, dtype=self.dtype, device=self.unembed_device) if weight is None else weight
 
     @property
     def final_norm_bias(self) -> Tensor | None:
@@ -318,6 +348,11 @@ class Decoder(ABC):
         """ε of the final norm."""
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether `hf` holds the decoder beside towers for images or sounds."""
+        return self.config is not self.hf.config
 
     @property
     def n_layers(self) -> int:
@@ -333,6 +368,11 @@ class Decoder(ABC):
     def key_width(self) -> int:
         """Width m of the down-projection's input; that of one expert where rows are routed."""
         return self.blocks[0].key_width
+
+    @property
+    def n_experts(self) -> int:
+        """The largest number of experts of a layer, a shared one included, or 0."""
+        return max(block.n_experts for block in self.blocks)
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
@@ -423,8 +463,7 @@ class Decoder(ABC):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
+        config = _relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -438,9 +477,10 @@ class Decoder(ABC):
         """The most tokens of a sequence, or None for a model without such a bound."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # A longer sequence would need other rotation frequencies, but packed sequences share one set.
-            most = rope.get("original_max_position_embeddings", most)
+        for one in (rope, *rope.values()):  # some models have parameters for each layer type
+            if isinstance(one, dict) and one.get("rope_type") == "longrope":
+                # A longer sequence would need other rotation frequencies, but packed sequences share one set.
+                most = one.get("original_max_position_embeddings", most)
         return most
 
     def check_length(self, tokens: int, what: str) -> None:
@@ -478,18 +518,36 @@ Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it
 """A model as the argument of a public function."""
 
 
+# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
+_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+
+
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def text_config(config: Any) -> Any:
+    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
+    return config.get_text_config(decoder=True)
+
+
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
-    family = Decoder.registry.get(config.model_type)
+    """The adapter for a transformers config, or for the text decoder in that of a multimodal model.
+
+    Raises ModelError for a model type or a variant without an adapter.
+    """
+    decoder = config
+    if not is_explained(config.model_type):
+        if any(getattr(config, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
+            raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
+        decoder = text_config(config)
+    family = Decoder.registry.get(decoder.model_type)
     if family is None:
-        raise ModelError(
-            f"model type '{config.model_type}' has no adapter (available: {', '.join(sorted(Decoder.registry))}); "
-            "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
-            "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
-            "src/fasttrace/models/families/"
-        )
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
-    if (reason := family.refusal(config)) is not None:
+        what = f"model type '{decoder.model_type}'"
+        if decoder is not config:
+            what += f", the text decoder of this '{config.model_type}' model,"
+        raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
+    if (reason := family.refusal(decoder)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

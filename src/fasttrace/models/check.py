@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
 
@@ -183,7 +183,8 @@ def check_outputs(model: Decoder) -> None:
     Compared are the embeddings, every layer's output for the input that it has in `model.hf`, and the logits and log p
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
-    to float32). Sound models differ by up to 2 ε and 15 ε.
+    to float32). Sound models differ by up to 2 ε and 15 ε. A mixture's router chooses by its input in `model.hf`, since
+    a rounding may turn its choice.
 
     It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
     """
@@ -199,7 +200,7 @@ def check_outputs(model: Decoder) -> None:
 
 
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
-    with model.products(), _recorded(model) as (inputs, outputs):
+    with model.products(), _recorded(model) as (inputs, outputs, routed):
         batch = pack(model, [ids])
         logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
@@ -211,7 +212,7 @@ def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     rotary = model.rotary(batch.positions)
     for layer, block in model.layers():
         h, rotary = inputs[layer].to(block.device), bring(rotary, block.device)
-        out = layer_output(block, h, rotary, batch.sequences)
+        out = layer_output(block, h, rotary, batch.sequences, chosen_by=_on(routed.get(layer), block))
         _compare(model, f"layer {layer}", out, outputs[layer], h, most)
     last = outputs[model.n_layers - 1]
     _compare(model, "the logits", row_logits(model, last), logits, logits, most)
@@ -223,13 +224,19 @@ def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     _compare(model, "log p", ours[:, None], theirs[:, None], scale[:, None], most)
 
 
+def _on(recorded: Tensor | None, block: Block) -> Tensor | None:
+    return None if recorded is None else recorded.to(block.device)
+
+
 @contextmanager
-def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
-    """While the body runs, the input and output (N, d) of every layer of `model.hf` are recorded by layer."""
+def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]]:
+    """While the body runs, the input and output (N, d) of every layer of `model.hf`, and the input of every mixture of
+    experts, are recorded by layer."""
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
+    routed: dict[int, Tensor] = {}
 
-    def before(layer: int) -> Callable[..., None]:
+    def before(layer: int, inputs: dict[int, Tensor] = inputs) -> Callable[..., None]:
         def keep(module: Any, args: Any, named: Any) -> None:
             inputs[layer] = (args[0] if args else named["hidden_states"])[0].clone()
 
@@ -246,7 +253,10 @@ def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Ten
         for layer, block in enumerate(model.blocks):
             handles.append(block.layer.register_forward_pre_hook(before(layer), with_kwargs=True))
             handles.append(block.layer.register_forward_hook(after(layer)))
-        yield inputs, outputs
+            if block.experts is not None:
+                mixture = block.mixture
+                handles.append(mixture.register_forward_pre_hook(before(layer, routed), with_kwargs=True))
+        yield inputs, outputs, routed
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.adapter import Decoder, adapter_for, text_config
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
     check_config,
@@ -38,6 +38,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
     "tf32": torch.float32,
+}
+# Auto classes of transformers for models with other inputs than text, and the configs of each.
+MULTIMODAL = {
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 }
 MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehand
 
@@ -186,7 +191,7 @@ def _load(
     fits: whether its config is known to describe its weights.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     gguf, local = "gguf_file" in options, Path(where).is_dir()
     if local and not gguf:
@@ -207,7 +212,7 @@ def _load(
         headers = None if fits else read_headers(where)
         if headers is not None and not options["trust_remote_code"]:
             check_size(config, headers, where, lambda: _without_memory(config))
-    hf, info = AutoModelForCausalLM.from_pretrained(
+    hf, info = model_class(config).from_pretrained(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
@@ -216,11 +221,21 @@ def _load(
     return hf, adapter
 
 
-def _without_memory(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def model_class(config: Any) -> Any:
+    """transformers' Auto class that makes the whole model of a config, of a multimodal one with its other towers."""
+    import transformers
 
+    if text_config(config) is not config:
+        # The causal class of a multimodal config may be that of its text decoder alone.
+        for auto, known in MULTIMODAL.items():
+            if type(config) in getattr(transformers, known, ()):
+                return getattr(transformers, auto)
+    return transformers.AutoModelForCausalLM
+
+
+def _without_memory(config: Any) -> Any:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return model_class(config).from_config(copy.deepcopy(config))
 
 
 def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:

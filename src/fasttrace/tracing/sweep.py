@@ -37,6 +37,7 @@ from fasttrace.tracing.plan import (
     contrast_of,
     make_item,
     split_waves,
+    traced_experts,
     traced_heads,
     traced_spots,
 )
@@ -382,7 +383,7 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     encoded = encoded_facts(model, facts)
     screened = asked.method == "attribution"
     intervention = Intervention(asked.module, "denoise" if screened else asked.method)
-    heads = traced_heads(model, asked.heads)
+    heads = traced_heads(model, asked.heads) if asked.experts is None else traced_experts(model, asked.experts)
     unmeasured = _unmeasured(asked, encoded)
     noised = asked.method != "zero" and asked.corruption == "noise"
     sigma = noise_sigma(model, asked.sigma, asked.sigma_facts) if noised else None
@@ -390,6 +391,7 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
         asked,
         windows=sorted(set(asked.windows), reverse=True),
         heads=_settled_heads(model, asked.heads, heads),
+        experts=_settled(asked.experts, heads, model.n_experts),
         sigma=sigma,
         seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
@@ -412,7 +414,12 @@ def _settled_heads(model: Decoder, asked: str | Sequence[int] | None, heads: Seq
     """The setting `heads` by one name: numbers in ascending order, "all" where these are all. heads: those traced."""
     if asked is None or asked == "at-once":
         return asked
-    return "all" if list(heads) == traced_heads(model, "all") else [one.first for one in heads]
+    return _settled(asked, heads, min(block.n_heads for block in model.blocks))
+
+
+def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
+    """A setting that names heads or experts by one name: "all" where all of `count` are traced, else numbers."""
+    return asked if asked is None else "all" if len(parts) == count else [one.first for one in parts]
 
 
 def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:

@@ -1,93 +1,98 @@
-"""DeepSeek 2 and 3, and GLM 4.7 Flash: latent attention, whose keys and values are expanded from one short vector a
-token; experts after the first layers, and one shared expert.
+"""Multi-head latent attention in dense models: Youtu and MiniCPM3.
+
+Keys and values come from one low-rank projection of the input, and queries may. A part of each key, the one that is
+rotated, is the same for all heads. Source: DeepSeek-AI 2024 (arXiv 2405.04434), section 2.1.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fasttrace.models.adapter import Decoder, Rotary
-from fasttrace.models.families.llama import LlamaBlock
-from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
+from fasttrace.models.families.interleaved import InterleavedDecoder
+from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.ops.linear import linear
-from fasttrace.ops.rms_norm import rms_norm
-from fasttrace.ops.rotary import rotary_
 
 
 class LatentBlock(LlamaBlock):
-    """q (maybe through a latent), latent → norm → k and v; part of each query and one key part of all heads rotated.
+    """Llama's block with latent attention.
 
-    Keys are wider than values. Both get the wider one's size here, with zeros that do not count.
+    A head's dimensions are the rotated ones, then the others. Queries and keys, or values, are filled with zeros up to
+    the wider of both. Zeros change no score, and what they become is cut off before o_proj.
     """
 
     def count_heads(self) -> None:
-        self.n_heads = self.n_kv_heads = self.attn.num_heads
-        self.head_dim = max(self.attn.qk_head_dim, self.attn.v_head_dim)
+        attn = self.attn
+        self.n_heads = self.n_kv_heads = attn.num_heads
+        self.head_dim = max(attn.qk_head_dim, attn.v_head_dim)
+        # Neighbours that are rotated as a pair give the same scores wherever transformers puts them in the head.
+        self.interleaved = getattr(attn.config, "rope_interleave", False)
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         attn = self.attn
         if attn.q_lora_rank is None:
             q = linear(x, attn.q_proj.weight)
         else:
-            q = linear(self._normed(linear(x, attn.q_a_proj.weight, attn.q_a_proj.bias), attn.q_a_layernorm),
-                       attn.q_b_proj.weight)  # fmt: skip
-        q = q.view(-1, self.n_heads, attn.qk_head_dim)
-        still, turned = q.split((attn.qk_nope_head_dim, attn.qk_rope_head_dim), dim=-1)
-        return self._wide(torch.cat((still, self.rotate(turned.contiguous(), rotary)), dim=-1))
+            low = linear(x, attn.q_a_proj.weight, attn.q_a_proj.bias)
+            q = linear(self.norm(attn.q_a_layernorm, low), attn.q_b_proj.weight)
+        plain, turned = q.view(-1, self.n_heads, attn.qk_head_dim).split(self._parts(), dim=-1)
+        return self._filled(self.rotate(turned, rotary), plain)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         attn = self.attn
-        both = linear(x, attn.kv_a_proj_with_mqa.weight, attn.kv_a_proj_with_mqa.bias)
-        latent, turned = both.split((attn.kv_lora_rank, attn.qk_rope_head_dim), dim=-1)
-        expanded = linear(self._normed(latent.contiguous(), attn.kv_a_layernorm), attn.kv_b_proj.weight)
-        still, v = expanded.view(len(x), self.n_heads, -1).split((attn.qk_nope_head_dim, attn.v_head_dim), dim=-1)
-        shared = self.rotate(turned[:, None].contiguous(), rotary)
-        k = torch.cat((still, shared.expand(-1, self.n_heads, -1)), dim=-1)
-        return self._wide(k), self._wide(v)
+        low = linear(x, attn.kv_a_proj_with_mqa.weight, attn.kv_a_proj_with_mqa.bias)
+        latent, turned = low.split((attn.kv_lora_rank, attn.qk_rope_head_dim), dim=-1)
+        kv = linear(self.norm(attn.kv_a_layernorm, latent.contiguous()), attn.kv_b_proj.weight)
+        plain, v = kv.unflatten(1, (self.n_heads, -1)).split((attn.qk_nope_head_dim, attn.v_head_dim), dim=-1)
+        shared = self.rotate(turned[:, None], rotary).expand(-1, self.n_heads, -1)
+        return self._filled(shared, plain), self._filled(v)
 
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        cos, sin = rotary
-        if not getattr(self.attn.config, "rope_interleave", True):
-            return rotary_(x, cos, sin)
-        # transformers also moves the pairs apart. That is the same for queries and keys, so no score changes.
-        half = x.shape[-1] // 2
-        return rotary_(x.to(cos.dtype), cos[:, :half], sin[:, :half], interleaved=True).to(x.dtype)
+    def _parts(self) -> tuple[int, int]:
+        return self.attn.qk_nope_head_dim, self.attn.qk_rope_head_dim
+
+    def _filled(self, *parts: Tensor) -> Tensor:
+        """The parts of every head one after another, with zeros up to `head_dim`."""
+        width = sum(part.shape[-1] for part in parts)
+        zeros = parts[0].new_zeros(*parts[0].shape[:-1], self.head_dim - width)
+        return torch.cat((*parts, zeros), dim=-1)
 
     def attn_value(self, mixed: Tensor) -> Tensor:
-        values = mixed.view(len(mixed), self.n_heads, -1)[..., : self.attn.v_head_dim]
-        return super().attn_value(values.flatten(1))
+        heads = mixed.unflatten(1, (self.n_heads, -1))
+        return super().attn_value(heads[..., : self.attn.v_head_dim].flatten(1))
 
     def weights_per_row(self, d: int) -> tuple[int, int, int]:
-        own = {name: part.weight.numel() for name, part in self.attn.named_children() if name.endswith(("proj", "mqa"))}
-        key_value = sum(size for name, size in own.items() if name.startswith("kv"))
-        return key_value, sum(own.values()) - key_value, super().weights_per_row(d)[2]
-
-    def _wide(self, x: Tensor) -> Tensor:
-        return pad(x, (0, self.head_dim - x.shape[-1]))
-
-    def _normed(self, x: Tensor, norm: Any) -> Tensor:
-        return rms_norm(x, norm.weight, norm.variance_epsilon)
+        attn, mlp = self.attn, super().weights_per_row(d)[2]
+        queries = (attn.q_proj,) if attn.q_lora_rank is None else (attn.q_a_proj, attn.q_b_proj)
+        key_value = sum(part.weight.numel() for part in (attn.kv_a_proj_with_mqa, attn.kv_b_proj))
+        return key_value, sum(part.weight.numel() for part in (*queries, attn.o_proj)), mlp
 
 
-class RoutedLatentBlock(RoutedMlp, LatentBlock):
-    """Latent attention and experts."""
+@Decoder.register("youtu")
+class YoutuDecoder(InterleavedDecoder):
+    """YoutuForCausalLM."""
 
-
-@Decoder.register("deepseek_v3", "glm4_moe_lite")
-class DeepseekDecoder(RoutedDecoder):
-    """DeepseekV3ForCausalLM, Glm4MoeLiteForCausalLM."""
-
-    block, routed_block = LatentBlock, RoutedLatentBlock
-
-
-@Decoder.register("deepseek_v2")
-class DeepseekV2Decoder(DeepseekDecoder):
-    """DeepseekV2ForCausalLM."""
+    block = LatentBlock
 
     def rotary(self, positions: Tensor) -> Rotary:
-        # Complex numbers of float32, which rotate heads of any dtype.
-        turns = self.base.rotary_emb(self.embed_weight[:1], positions[None])[0]
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return turns.real.to(wide).contiguous(), turns.imag.to(wide).contiguous()
+        return super().rotary(positions) if self.config.rope_interleave else LlamaDecoder.rotary(self, positions)
+
+
+class MiniCPM3Block(LatentBlock):
+    """What attention and the MLP add is multiplied by a factor that falls with the number of layers."""
+
+    def __init__(self, layer: Any, sliding_window: int | None) -> None:
+        super().__init__(layer, sliding_window)
+        self.residual_multiplier = layer.residual_scale
+
+
+@Decoder.register("minicpm3")
+class MiniCPM3Decoder(LlamaDecoder):
+    """MiniCPM3ForCausalLM."""
+
+    block = MiniCPM3Block
+
+    def bind(self) -> None:
+        super().bind()
+        # transformers divides the final rows instead of the logits.
+        self.logit_scale = 1.0 / self.config.logits_scaling

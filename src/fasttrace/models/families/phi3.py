@@ -5,12 +5,20 @@ from torch import Tensor
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.ops.linear import linear
-from fasttrace.ops.rotary import partial_rotary_
 from fasttrace.ops.silu_mul import silu_mul_
 
 
-class Phi3Block(LlamaBlock):
-    """Llama's block. qkv_proj stacks the rows of queries, keys and values, gate_up_proj those of gate and up."""
+class GateUpBlock(LlamaBlock):
+    """Llama's block with gate_up_proj, which stacks the rows of gate and up."""
+
+    def mlp_key(self, x: Tensor) -> Tensor:
+        weight, m = self.mlp.gate_up_proj.weight, self.down.shape[1]
+        gate, up = linear(x, weight[:m]), linear(x, weight[m:])
+        return silu_mul_(gate, up) if self.silu else self.mlp.activation_fn(gate) * up
+
+
+class Phi3Block(GateUpBlock):
+    """qkv_proj stacks the rows of queries, keys and values."""
 
     def count_heads(self) -> None:
         self.head_dim = self.attn.head_dim
@@ -26,14 +34,6 @@ class Phi3Block(LlamaBlock):
         kv = linear(x, self.attn.qkv_proj.weight[self.queries :])
         k, v = kv.view(-1, 2, self.n_kv_heads, self.head_dim).unbind(1)
         return self.rotate(k, rotary), v
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return partial_rotary_(x, *rotary)
-
-    def mlp_key(self, x: Tensor) -> Tensor:
-        weight, m = self.mlp.gate_up_proj.weight, self.down.shape[1]
-        gate, up = linear(x, weight[:m]), linear(x, weight[m:])
-        return silu_mul_(gate, up) if self.silu else self.mlp.activation_fn(gate) * up
 
 
 @Decoder.register("phi3")

@@ -7,6 +7,7 @@ expert serves every row, too.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fasttrace.errors import ModelError
@@ -15,8 +16,6 @@ from fasttrace.models.experts import Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.linear import linear
-from fasttrace.ops.rms_norm import rms_norm
-from fasttrace.ops.rotary import partial_rotary_
 from fasttrace.ops.silu_mul import silu_mul_
 
 
@@ -24,34 +23,53 @@ class RoutedMlp(LlamaBlock):
     """A block whose MLP is a mixture of experts: experts of the router's choice, and a shared one where there is one.
 
     The block's MLP output is the whole mixture's. It has no single key and no single down-projection.
+
+    shared_name: the mixture's shared expert, if it has one.
     """
 
     experts: Experts
+    shared_name: str = "shared_experts"
 
     def bind_mlp(self) -> None:
+        super().bind_mlp()
+        self.mixture = self.mlp
         self.router = self.mlp.gate if hasattr(self.mlp, "gate") else self.mlp.router
         self.experts = Experts(self.mlp.experts, self.router.top_k)
 
     @property
     def shared(self) -> Any:
         """The shared expert, or None."""
-        return next((s for n in ("shared_experts", "shared_expert") if (s := getattr(self.mlp, n, None))), None)
+        return getattr(self.mlp, self.shared_name, None)
 
     def route(self, x: Tensor) -> Routing:
         """x: (N, d) MLP input → the experts that the router chooses."""
         _, weights, experts = self.router(x)
         return Routing(experts, weights)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        out = self.experts.output(x, self.route(x))
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        out = self.experts.output(x, self.route(x if chosen_by is None else chosen_by))
         return out if self.shared is None else out.add_(self.shared_output(x))
 
     def shared_output(self, x: Tensor) -> Tensor:
         """x: (N, d) → (N, d), what the shared expert adds."""
         shared = self.shared
         gate, up = (linear(x, part.weight, part.bias) for part in (shared.gate_proj, shared.up_proj))
-        key = silu_mul_(gate, up) if type(shared.act_fn).__name__.startswith("SiLU") else shared.act_fn(gate) * up
+        key = silu_mul_(gate, up) if self.silu else shared.act_fn(gate) * up
         return linear(key, shared.down_proj.weight, shared.down_proj.bias)
+
+    @property
+    def n_experts(self) -> int:
+        return self.experts.count + (self.shared is not None)
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        out, weight = torch.zeros_like(x), self.route(x).weight_of(experts)
+        routed = weight.nonzero()[:, 0]
+        only = Routing(experts[routed, None], weight[routed, None])
+        out[routed] = self.experts.output(x[routed], only)
+        if self.shared is not None:
+            rows = (experts == self.experts.count).nonzero()[:, 0]
+            out[rows] = self.shared_output(x[rows])
+        return out
 
     @property
     def key_width(self) -> int:
@@ -88,9 +106,9 @@ class RoutedDecoder(LlamaDecoder):
 
     routed_block: type[RoutedMlp] = RoutedMlp
 
-    def make_block(self, layer: Any, number: int) -> LlamaBlock:
-        routed = hasattr(layer.mlp, "experts")
-        return (self.routed_block if routed else self.block)(layer, self._sliding_window(number))
+    def block_of(self, layer: Any) -> type[LlamaBlock]:
+        mlp = getattr(layer, self.block.mlp_name)
+        return self.routed_block if hasattr(mlp, "experts") else self.block
 
 
 @Decoder.register("mixtral")
@@ -100,6 +118,8 @@ class MixtralDecoder(RoutedDecoder):
 
 class Qwen2MoeBlock(RoutedMlp):
     """Qwen 2's block, with a shared expert whose output has a factor between 0 and 1 of its own."""
+
+    shared_name = "shared_expert"
 
     def shared_output(self, x: Tensor) -> Tensor:
         return super().shared_output(x) * linear(x, self.mlp.shared_expert_gate.weight).sigmoid()
@@ -130,10 +150,10 @@ class WideNormBlock(RoutedMlp):
     """A block with experts that norms whole query and key projections, and may clip them (OLMoE, MiniMax M2)."""
 
     def norm_query(self, q: Tensor) -> Tensor:
-        return self._clipped(rms_norm(q, self.attn.q_norm.weight, self.attn.q_norm.variance_epsilon))
+        return self._clipped(self.norm(self.attn.q_norm, q))
 
     def norm_key(self, k: Tensor) -> Tensor:
-        return self._clipped(rms_norm(k, self.attn.k_norm.weight, self.attn.k_norm.variance_epsilon))
+        return self._clipped(self.norm(self.attn.k_norm, k))
 
     def _clipped(self, x: Tensor) -> Tensor:
         bound = getattr(self.attn.config, "clip_qkv", None)
@@ -142,9 +162,6 @@ class WideNormBlock(RoutedMlp):
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         k, v = super().key_value(x, rotary)
         return k, self._clipped(v)
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return partial_rotary_(x, *rotary)
 
 
 @Decoder.register("olmoe")
@@ -173,25 +190,17 @@ class MiniMaxM2Decoder(RoutedDecoder):
     routed_block = MiniMaxM2Block
 
 
-class PartialBlock(LlamaBlock):
-    """Llama's block, which may rotate only part of each head and norm each head of queries and keys (GLM 4.5)."""
+class Glm4MoeBlock(Qwen3Block):
+    """Qwen 3's block, in which the norms of the heads may be missing."""
 
     def norm_query(self, q: Tensor) -> Tensor:
-        return self._each_head(q, getattr(self.attn, "q_norm", None))
+        return super().norm_query(q) if hasattr(self.attn, "q_norm") else q
 
     def norm_key(self, k: Tensor) -> Tensor:
-        return self._each_head(k, getattr(self.attn, "k_norm", None))
-
-    def _each_head(self, x: Tensor, norm: Any) -> Tensor:
-        if norm is None:
-            return x
-        return rms_norm(x.view(-1, self.head_dim), norm.weight, norm.variance_epsilon).view(x.shape)
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return partial_rotary_(x, *rotary)
+        return super().norm_key(k) if hasattr(self.attn, "k_norm") else k
 
 
-class RoutedPartialBlock(RoutedMlp, PartialBlock):
+class RoutedGlm4MoeBlock(RoutedMlp, Glm4MoeBlock):
     """The same with experts."""
 
 
@@ -199,15 +208,15 @@ class RoutedPartialBlock(RoutedMlp, PartialBlock):
 class Glm4MoeDecoder(RoutedDecoder):
     """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM."""
 
-    block, routed_block = PartialBlock, RoutedPartialBlock
+    block, routed_block = Glm4MoeBlock, RoutedGlm4MoeBlock
 
 
-class HYV3Block(BiasedRouter, PartialBlock):
-    """The same with the layer's bias."""
+class HYV3Block(BiasedRouter, Qwen3Block):
+    """Qwen 3's block with such a router."""
 
 
 @Decoder.register("hy_v3")
 class HYV3Decoder(RoutedDecoder):
     """HYV3ForCausalLM."""
 
-    block, routed_block = PartialBlock, HYV3Block
+    block, routed_block = Qwen3Block, HYV3Block
