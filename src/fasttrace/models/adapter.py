@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
 from fasttrace.models.experts import Experts
+from fasttrace.models.keys import DownProjections
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, present
 from fasttrace.models.quantised import as_shapes, quantisation, quantised, weight_tensors
@@ -32,7 +33,7 @@ from fasttrace.windows import default_layer
 Rotary = tuple[Tensor, ...]
 
 
-class Block(ABC):
+class Block(DownProjections, ABC):
     """One layer: attention and MLP, each reading and adding to the residual stream.
 
     Weights may be offloaded until the layer runs (`Decoder.layers`), so methods read them from their modules at every
@@ -48,6 +49,7 @@ class Block(ABC):
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
     experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
+    shared: the module of the expert that serves all rows beside them, or None.
     """
 
     layer: Any
@@ -63,6 +65,7 @@ class Block(ABC):
     mlp_products: int = 1
     experts: Experts | None = None
     mixture: Any = None
+    shared: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -417,7 +420,7 @@ class Decoder(ABC):
         """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
         place = view.data_ptr()
         plain = ((name, weight) for name, weight in self.hf.named_parameters() if type(weight.data) is Tensor)
-        return next(name for name, weight in plain if weight.data_ptr() == place)
+        return next(name for name, one in plain if 0 <= place - one.data_ptr() < max(1, one.nbytes))
 
     @property
     def vocab_size(self) -> int:
