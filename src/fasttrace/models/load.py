@@ -15,8 +15,9 @@ from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder, adapter_for, text_config
+from fasttrace.models.adapter import Decoder, adapter_for
 from fasttrace.models.check import check_modules, check_outputs, check_weights
+from fasttrace.models.configs import text_config
 from fasttrace.models.files import (
     check_config,
     check_layers,
