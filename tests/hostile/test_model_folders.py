@@ -174,9 +174,15 @@ BAD_FOLDERS = {
         method: (
             "llama",
             config(quantization_config={"quant_method": method, "bits": 4}),
-            rf"expected plain weights, got quantised ones \('{method}' in config\.json\).*dequantize",
+            words,
         )
-        for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors")
+        for method, words in {
+            **{
+                method: rf"expected weights that {method} has packed, as config\.json says, got plain ones: remove"
+                for method in ("gptq", "awq", "compressed-tensors", "fp8", "mxfp4")
+            },
+            "hqq": r"weights quantised by bitsandbytes, .*, got 'hqq' in config\.json: save the model dequantised",
+        }.items()
     },
     "adapter": (
         "llama",

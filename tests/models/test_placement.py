@@ -155,15 +155,6 @@ def test_weights_are_released_when_a_pass_fails(small_tokenizer, tmp_path):
     assert is_released(model)
 
 
-def test_work_that_needs_the_whole_model_is_refused(small_tokenizer, tmp_path):
-    from accelerate import cpu_offload
-
-    model = small_model("llama", small_tokenizer, torch.float32)
-    model = wrap_model(cpu_offload(model.hf, "cpu"), small_tokenizer, "llama")
-    with pytest.raises(ModelError, match=r"edit: expected all weights of 'llama' on one device .* offloaded"):
-        ft.edit(model, [FACT])
-
-
 def test_settings_that_do_not_go_together(small_tokenizer, tmp_path):
     with pytest.raises(ModelError, match="max_memory and offload_folder: expected device='auto', got"):
         ft.load_model(tmp_path, max_memory={"cpu": "1GB"})

@@ -62,6 +62,39 @@ def configs(vocab_size: int):
             num_shared_experts=1,
         ),
         "gpt-oss": lambda: tf.GptOssConfig(
-            **common, num_local_experts=5, head_dim=12, sliding_window=4, swiglu_limit=0.5
+            **common, num_local_experts=5, head_dim=12, sliding_window=4, swiglu_limit=1.5
+        ),
+        "ernie4-5-moe": lambda: tf.Ernie4_5_MoeConfig(
+            **common,
+            moe_num_experts=5,
+            moe_k=2,
+            moe_intermediate_size=24,
+            moe_num_shared_experts=1,
+            moe_layer_start_index=1,
+            head_dim=12,
+            use_bias=True,
+        ),
+        "exaone-moe": lambda: tf.ExaoneMoeConfig(
+            **{**grouped, "num_experts": 6}, sliding_window=4, sliding_window_pattern=3, num_shared_experts=1
+        ),
+        "flex-olmo": lambda: tf.FlexOlmoConfig(**common, num_experts=5),
+        "hunyuan-moe": lambda: tf.HunYuanMoEV1Config(**common, num_experts=5, moe_topk=2, head_dim=12),
+        "granite-moe": lambda: tf.GraniteMoeConfig(
+            **common,
+            num_local_experts=5,
+            residual_multiplier=0.7,
+            logits_scaling=1.3,
+            embedding_multiplier=2.0,
+            attention_multiplier=0.4,
+        ),
+        "phimoe": lambda: tf.PhimoeConfig(**common, num_local_experts=5, lm_head_bias=True, attention_bias=True),
+        "llama4": lambda: tf.Llama4TextConfig(
+            **common,
+            num_local_experts=5,
+            intermediate_size_mlp=60,
+            head_dim=12,
+            interleave_moe_layer_step=2,
+            no_rope_layer_interval=3,
+            floor_scale=4,
         ),
     }

@@ -81,6 +81,16 @@ def _multimodal(vocab_size: int):
             },
             vision_config={**qwen, "hidden_size": 24, "fullatt_block_indexes": [0]}, **images,
         ),
+        "qwen3-vl-moe": lambda: tf.Qwen3VLMoeConfig(
+            text_config={
+                **text, "head_dim": 8, "rope_parameters": mrope, "num_experts": 5, "num_experts_per_tok": 2,
+                "moe_intermediate_size": 24,
+            },
+            vision_config={
+                **qwen, "hidden_size": 24, "num_position_embeddings": 4, "deepstack_visual_indexes": [0]
+            },
+            **images,
+        ),
         "qwen3-vl": lambda: tf.Qwen3VLConfig(
             text_config={**text, "head_dim": 8, "rope_parameters": mrope},
             vision_config={

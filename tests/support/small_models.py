@@ -137,6 +137,7 @@ def _every_config(vocab_size: int):
 # test_every_family.py.
 FAMILIES = tuple(_configs(0))
 EVERY_FAMILY = tuple(_every_config(0))
+EXPERTS = (*more_experts.configs(0), "qwen3-vl-moe")  # those with mixtures of experts
 
 
 class _Torch:
@@ -153,7 +154,7 @@ class _Torch:
         return getattr(torch, name)
 
 
-def _float64_where_it_says_float32(hf):
+def float64_where_it_says_float32(hf):
     """Make hf's forward compute in float64 wherever the files that define its parts cast to float32.
 
     transformers computes RMS norms and the softmax of eager attention (for GPT-Neo, all of attention) in float32 even
@@ -175,7 +176,7 @@ def _float64_where_it_says_float32(hf):
 
     for part in hf.modules():
         # fasttrace calls some of these by themselves.
-        if any(word in type(part).__name__ for word in ("Router", "Norm", "RotaryEmbedding")):
+        if any(word in type(part).__name__ for word in ("Router", "Gate", "Norm", "RotaryEmbedding")):
             part.forward = patched(part.forward)
     hf.forward = patched(hf.forward)
 
@@ -213,5 +214,5 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     # transformers' XGLM cannot be run in float64 as it is.
     model = wrap_model(hf, tokenizer, family, check=config.model_type != "xglm" or dtype != torch.float64)
     if dtype == torch.float64:
-        _float64_where_it_says_float32(model.hf)
+        float64_where_it_says_float32(model.hf)
     return model

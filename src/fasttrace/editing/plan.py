@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from fasttrace.editing.after import After
+from fasttrace.editing.applied import Applied, apply_delta
 from fasttrace.editing.cases import changed_by
 from fasttrace.editing.continuations import continuations
 from fasttrace.editing.delta import (
     NO_NUMBER,
-    Applied,
     Edit,
-    apply_delta,
     check_unchanged,
     finite_edit,
     save_delta,
@@ -266,6 +265,9 @@ class EditPlan:
         Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning, or what is done to an
         update afterwards, three float32 matrices per layer. Scoring: about 8 d + 3 m numbers per token of the fact's
         prompts.
+
+        Of a frozen layer the graph keeps only d numbers per row. The estimate is the same, because another grouping of
+        the jobs would round differently.
         """
         model, window = self.model, self.window(layer)
         d, m, size = model.width, model.key_width, model.embed_weight.element_size()

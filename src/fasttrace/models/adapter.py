@@ -5,6 +5,7 @@ attention depends on the sequences (see `packed.py`). A family's file in `famili
 and registers itself under transformers' `config.model_type`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -20,7 +21,8 @@ from fasttrace.errors import ModelError
 from fasttrace.models.configs import PLAIN_LOGITS, relevant, text_config
 from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, present
+from fasttrace.models.quantised import as_shapes, quantisation, quantised, weight_tensors
 from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
@@ -46,7 +48,7 @@ class Block(ABC):
     sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
-    experts: the layer's routed experts, or None where one MLP serves all rows.
+    experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
     """
 
     layer: Any
@@ -61,11 +63,27 @@ class Block(ABC):
     parallel: bool = False
     mlp_products: int = 1
     experts: Experts | None = None
+    mixture: Any = None
 
     @property
     def device(self) -> torch.device:
         """Device on which the block computes."""
         return device_of(self.layer)
+
+    @functools.cached_property
+    def frozen(self) -> bool:
+        """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
+        return is_frozen(self.layer)
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether the down-projection is there to be computed with."""
+        return next(quantised(self.layer), None) is None and not self.down.is_meta
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the body runs, what the block derives from its weights is kept. The layer is brought."""
+        yield
 
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
@@ -108,6 +126,13 @@ class Block(ABC):
     def down(self) -> Tensor:
         """The down-projection's weight as a (d, m) view of the parameter."""
 
+    @functools.cached_property
+    def down_shape(self) -> tuple[int, int]:
+        """(d, m), the shape of `down`, which is known also while the layer is not brought."""
+        with as_shapes(self.layer):
+            d, m = self.down.shape
+        return d, m
+
     @property
     def down_bias(self) -> Tensor | None:
         """(d,) bias of the down-projection, or None."""
@@ -116,7 +141,12 @@ class Block(ABC):
     @property
     def key_width(self) -> int:
         """Width m of the down-projection's input; that of one expert where rows are routed."""
-        return int(self.down.shape[1])
+        return self.down_shape[1]
+
+    @property
+    def n_experts(self) -> int:
+        """Number of the layer's experts, a shared one included, which comes last; 0 where one MLP serves all rows."""
+        return 0
 
     def weights_per_row(self, d: int) -> tuple[int, int, int]:
         """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
@@ -131,9 +161,19 @@ class Block(ABC):
 
         return linear(key, self.down, self.down_bias)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        """x: (N, d) MLP input → (N, d), the MLP module's output."""
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        """x: (N, d) MLP input → (N, d), the MLP module's output.
+
+        chosen_by: (N, d), the MLP input by which a router chooses, or None for x.
+        """
         return self.mlp_value(self.mlp_key(x))
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        """x: (N, d) MLP input, experts: (N,) int64 → (N, d), what one expert each adds to the MLP's output.
+
+        It is 0 in a row that does not go to the expert, and in a layer without experts.
+        """
+        return torch.zeros_like(x)
 
     def mlp_add(self, value: Tensor) -> Tensor:
         """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
@@ -167,15 +207,21 @@ class Decoder(ABC):
         self.tokenizer = tokenizer
         self.name = name
         self.config = text_config(hf.config)
-        self.base = hf.get_decoder().base_model if self.is_multimodal else hf.base_model
+        self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
-        self.bind()
-        if hf.config.model_type in PLAIN_LOGITS:
-            self.logit_scale, self.logit_softcap = 1.0, None
-        inside = {id(part) for block in self.blocks for part in block.layer.modules()}
-        inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
-        # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
+        self.quantisation = quantisation(hf)
+        with self.shapes():
+            self.bind()
+            if hf.config.model_type in PLAIN_LOGITS:
+                self.logit_scale, self.logit_softcap = 1.0, None
+            self._vocab_size = int(self.unembed_weight.shape[0])
+        self._entry = self._entry_modules()
+
+    def _entry_modules(self) -> list[nn.Module]:
+        """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""
+        inside = {id(part) for layer in self.layer_modules for part in layer.modules()}
+        inside |= {id(part) for module in self.exit_modules for part in module.modules()}
+        return [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -230,8 +276,12 @@ class Decoder(ABC):
         """While the body runs, the modules' weights are on `device`, which is the current GPU if it is a GPU."""
         # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with current, self.products(), present(*modules):
+        with current, self.products(), present(*modules, dtype=self.dtype):
             yield
+
+    def shapes(self) -> AbstractContextManager[None]:
+        """While the body runs, quantised weights have the shape of their use, and no values."""
+        return as_shapes(self.hf)
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
         """(layer, block) of every layer, or of those in `order`.
@@ -240,9 +290,16 @@ class Decoder(ABC):
         rotary tables and row indices there.
         """
         for layer in range(self.n_layers) if order is None else order:
-            block = self.blocks[layer]
-            with self._ready(block.device, block.layer):
+            with self.brought(layer) as block:
                 yield layer, block
+
+    @contextmanager
+    def brought(self, layer: int) -> Iterator[Block]:
+        """The block of a layer, whose weights are on `block.device` while the body runs. As `layers`, for one layer."""
+        block = self.blocks[layer]
+        frozen = (block.layer,) if block.frozen else ()
+        with self._ready(block.device, *frozen), block.held():
+            yield block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
@@ -253,8 +310,22 @@ class Decoder(ABC):
     @contextmanager
     def head(self) -> Iterator[None]:
         """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
+        with self._ready(self.unembed_device, *self.exit_modules):
             yield
+
+    @functools.cached_property
+    def frozen_head(self) -> bool:
+        """Whether the final norm or the unembedding is there only inside `head`."""
+        return is_frozen(self.final_norm) or is_frozen(self.hf.get_output_embeddings())
+
+    @property
+    def exit_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that `leave`, the final norm and the unembedding compute with."""
+        return self.final_norm, self.hf.get_output_embeddings()
+
+    def leave(self, h: Tensor) -> Tensor:
+        """h: (R, d) residual after the last block → (R, d) input of `final_norm` (h itself in almost every model)."""
+        return h
 
     @property
     def norm_device(self) -> torch.device:
@@ -302,6 +373,14 @@ class Decoder(ABC):
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
 
+    def check_driven(self) -> None:  # noqa: B027  a model with an adapter passes
+        """Raise ModelError where fasttrace cannot drive the model's blocks, and thus has no `blocks`."""
+
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """transformers' module of each layer."""
+        return [block.layer for block in self.blocks]
+
     @property
     def is_multimodal(self) -> bool:
         """Whether `hf` holds the decoder beside towers for images or sounds."""
@@ -313,6 +392,11 @@ class Decoder(ABC):
         return len(self.blocks)
 
     @property
+    def n_heads(self) -> int:
+        """Number of attention heads that every layer has."""
+        return min(block.n_heads for block in self.blocks)
+
+    @property
     def width(self) -> int:
         """Width d of the residual stream."""
         return int(self.embed_weight.shape[1])
@@ -322,22 +406,30 @@ class Decoder(ABC):
         """Width m of the down-projection's input; that of one expert where rows are routed."""
         return self.blocks[0].key_width
 
+    @property
+    def n_experts(self) -> int:
+        """The largest number of experts of a layer, a shared one included, or 0."""
+        return max(block.n_experts for block in self.blocks)
+
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
-        block = self.blocks[layer]
-        with self._ready(block.device, block.layer):
-            place = block.down.data_ptr()
-            name = next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
-        return name.removesuffix(".weight")
+        with self.brought(layer) as block:
+            return self.name_of(block.down).removesuffix(".weight")
+
+    def name_of(self, view: Tensor) -> str:
+        """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
+        place = view.data_ptr()
+        plain = ((name, weight) for name, weight in self.hf.named_parameters() if type(weight.data) is Tensor)
+        return next(name for name, weight in plain if weight.data_ptr() == place)
 
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return int(self.unembed_weight.shape[0])
+        return self._vocab_size
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights and of all activations."""
+        """dtype of all activations, and of the weights in use."""
         return self.embed_weight.dtype
 
     @property
@@ -358,16 +450,6 @@ class Decoder(ABC):
             token += block.sliding_window - 1
         return token
 
-    def check_resident(self, what: str) -> None:
-        """Raise ModelError where weights are offloaded or on several devices. what: names the caller in the message."""
-        devices = {str(weight.device) for weight in self.hf.parameters()}
-        if is_offloaded(self.hf) or len(devices) > 1:
-            found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
-            raise ModelError(
-                f"{what}: expected all weights of '{self.name}' on one device "
-                f'(device="cpu" or "cuda" instead of "auto"), got weights {found}'
-            )
-
     def check_moments(self, what: str) -> None:
         """Raise ModelError for float16, in which second moments of keys overflow. what: names the caller."""
         if self.dtype == torch.float16:
@@ -378,8 +460,10 @@ class Decoder(ABC):
 
     @property
     def dtype_name(self) -> str:
-        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64", and how weights are quantised, as in
+        "bfloat16, nf4"."""
+        name = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return name if self.quantisation is None else f"{name}, {self.quantisation}"
 
     @property
     def model_hash(self) -> str:
@@ -414,8 +498,8 @@ class Decoder(ABC):
         On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
         Offloaded weights are read-only, and are not read.
         """
-        weights = [] if is_offloaded(self.hf) else self.hf.parameters()
-        sums = [bit_sums(weight.detach()).cpu().numpy().tobytes() for weight in weights]
+        weights = [] if is_offloaded(self.hf) else weight_tensors(self.hf)
+        sums = [bit_sums(weight).cpu().numpy().tobytes() for weight in weights]
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
@@ -458,7 +542,7 @@ class Decoder(ABC):
         digest = hashlib.sha256()
         for name, weight in finite_weights(self.hf, self.name):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:
@@ -470,8 +554,18 @@ class Decoder(ABC):
         return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
 
 
-Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it", instance(Decoder))]
-"""A model as the argument of a public function."""
+def _driven(value: Any) -> Any:
+    """A model, as the argument of a function that drives its blocks. Raises ModelError for one without an adapter."""
+    instance(Decoder)(value)
+    value.check_driven()
+    return value
+
+
+_A_MODEL = "a model, as load_model or wrap_model returns it"
+Model = Annotated[Decoder, Kind(_A_MODEL, _driven)]
+"""A model as the argument of a public function that drives its blocks."""
+AnyModel = Annotated[Decoder, Kind(_A_MODEL, instance(Decoder))]
+"""A model as the argument of a public function that also takes one whose blocks fasttrace cannot drive."""
 
 
 def adapter_for(config: Any) -> type[Decoder]:

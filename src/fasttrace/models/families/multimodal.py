@@ -12,6 +12,7 @@ from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaDecoder
 from fasttrace.models.families.phi3 import Phi3Decoder
 from fasttrace.models.families.qwen3 import Qwen3Block
+from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
 
 
 @Decoder.register("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
@@ -30,6 +31,17 @@ class Qwen3VLDecoder(Qwen2VLDecoder):
     """Qwen3VLForConditionalGeneration, given text."""
 
     block = Qwen3Block
+
+
+class Qwen3VLMoeBlock(RoutedMlp, Qwen3Block):
+    """Qwen 3's block with experts."""
+
+
+@Decoder.register("qwen3_vl_moe_text")
+class Qwen3VLMoeDecoder(RoutedDecoder, Qwen3VLDecoder):
+    """Qwen3VLMoeForConditionalGeneration, given text."""
+
+    block, routed_block = Qwen3Block, Qwen3VLMoeBlock
 
 
 @Decoder.register("emu3_text_model")

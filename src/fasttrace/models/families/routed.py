@@ -7,6 +7,7 @@ expert serves every row, too.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fasttrace.errors import ModelError
@@ -22,34 +23,53 @@ class RoutedMlp(LlamaBlock):
     """A block whose MLP is a mixture of experts: experts of the router's choice, and a shared one where there is one.
 
     The block's MLP output is the whole mixture's. It has no single key and no single down-projection.
+
+    shared_name: the mixture's shared expert, if it has one.
     """
 
     experts: Experts
+    shared_name: str = "shared_experts"
 
     def bind_mlp(self) -> None:
+        super().bind_mlp()
+        self.mixture = self.mlp
         self.router = self.mlp.gate if hasattr(self.mlp, "gate") else self.mlp.router
         self.experts = Experts(self.mlp.experts, self.router.top_k)
 
     @property
     def shared(self) -> Any:
         """The shared expert, or None."""
-        return next((s for n in ("shared_experts", "shared_expert") if (s := getattr(self.mlp, n, None))), None)
+        return getattr(self.mlp, self.shared_name, None)
 
     def route(self, x: Tensor) -> Routing:
         """x: (N, d) MLP input → the experts that the router chooses."""
         _, weights, experts = self.router(x)
         return Routing(experts, weights)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        out = self.experts.output(x, self.route(x))
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        out = self.experts.output(x, self.route(x if chosen_by is None else chosen_by))
         return out if self.shared is None else out.add_(self.shared_output(x))
 
     def shared_output(self, x: Tensor) -> Tensor:
         """x: (N, d) → (N, d), what the shared expert adds."""
         shared = self.shared
         gate, up = (linear(x, part.weight, part.bias) for part in (shared.gate_proj, shared.up_proj))
-        key = silu_mul_(gate, up) if type(shared.act_fn).__name__.startswith("SiLU") else shared.act_fn(gate) * up
+        key = silu_mul_(gate, up) if self.silu else shared.act_fn(gate) * up
         return linear(key, shared.down_proj.weight, shared.down_proj.bias)
+
+    @property
+    def n_experts(self) -> int:
+        return self.experts.count + (self.shared is not None)
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        out, weight = torch.zeros_like(x), self.route(x).weight_of(experts)
+        routed = weight.nonzero()[:, 0]
+        only = Routing(experts[routed, None], weight[routed, None])
+        out[routed] = self.experts.output(x[routed], only)
+        if self.shared is not None:
+            rows = (experts == self.experts.count).nonzero()[:, 0]
+            out[rows] = self.shared_output(x[rows])
+        return out
 
     @property
     def key_width(self) -> int:
@@ -87,7 +107,8 @@ class RoutedDecoder(LlamaDecoder):
     routed_block: type[RoutedMlp] = RoutedMlp
 
     def block_of(self, layer: Any) -> type[LlamaBlock]:
-        return self.routed_block if hasattr(layer.mlp, "experts") else self.block
+        mlp = getattr(layer, self.block.mlp_name)
+        return self.routed_block if hasattr(mlp, "experts") else self.block
 
 
 @Decoder.register("mixtral")
@@ -97,6 +118,8 @@ class MixtralDecoder(RoutedDecoder):
 
 class Qwen2MoeBlock(RoutedMlp):
     """Qwen 2's block, with a shared expert whose output has a factor between 0 and 1 of its own."""
+
+    shared_name = "shared_expert"
 
     def shared_output(self, x: Tensor) -> Tensor:
         return super().shared_output(x) * linear(x, self.mlp.shared_expert_gate.weight).sigmoid()

@@ -47,9 +47,9 @@ class ApertusBlock(UngatedBlock, Qwen3Block):
     attn_norm_name, mlp_norm_name = "attention_layernorm", "feedforward_layernorm"
 
 
-@Decoder.register("apertus")
+@Decoder.register("apertus", "apertus1p5_text")
 class ApertusDecoder(LlamaDecoder):
-    """ApertusForCausalLM."""
+    """ApertusForCausalLM and Apertus1p5TextForCausalLM, whose unembedding may have fewer tokens than its embedding."""
 
     block = ApertusBlock
 
