@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.configs import PLAIN_LOGITS, relevant, text_config
 from fasttrace.models.experts import Experts
 from fasttrace.models.keys import DownProjections
 from fasttrace.models.modes import exact_products
@@ -214,6 +215,8 @@ class Decoder(ABC):
         self.quantisation = quantisation(hf)
         with self.shapes():
             self.bind()
+            if hf.config.model_type in PLAIN_LOGITS:
+                self.logit_scale, self.logit_softcap = 1.0, None
             self._vocab_size = int(self.unembed_weight.shape[0])
         self._entry = self._entry_modules()
 
@@ -503,7 +506,7 @@ class Decoder(ABC):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        config = _relevant(self.hf.config.to_dict())
+        config = relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -566,20 +569,6 @@ Model = Annotated[Decoder, Kind(_A_MODEL, _driven)]
 """A model as the argument of a public function that drives its blocks."""
 AnyModel = Annotated[Decoder, Kind(_A_MODEL, instance(Decoder))]
 """A model as the argument of a public function that also takes one whose blocks fasttrace cannot drive."""
-
-
-# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
-_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-
-
-def _relevant(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def text_config(config: Any) -> Any:
-    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
-    return config.get_text_config(decoder=True)
 
 
 def adapter_for(config: Any) -> type[Decoder]:

@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder, text_config
+from fasttrace.models.adapter import Decoder
 from fasttrace.models.check import check_modules, check_outputs, check_weights
+from fasttrace.models.configs import text_config
 from fasttrace.models.files import (
     check_config,
     check_layers,
