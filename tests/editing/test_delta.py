@@ -6,7 +6,8 @@ from edit_cases import FACTS
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.editing.delta import Dense, LowRank, edited_view, load_delta, save_delta, summed
+from fasttrace.editing.applied import edited_view
+from fasttrace.editing.delta import Dense, LowRank, load_delta, save_delta, summed
 from fasttrace.editing.export import export_model
 from fasttrace.errors import UserError
 from fasttrace.models.packed import logits, pack

@@ -82,7 +82,7 @@ def test_groups_keep_the_keys_of_earlier_ones(method, model, options):
 def test_the_second_group_is_the_published_solve(model, options):
     from closed_form import memit
 
-    from fasttrace.editing.delta import edited_view
+    from fasttrace.editing.applied import edited_view
     from fasttrace.editing.spread import _keys_and_values
     from fasttrace.editing.value import contexts_of
     from fasttrace.facts import encode_fact

@@ -104,17 +104,6 @@ def test_edits_of_several_models_are_not_one(model):
         ft.generate(model, PROMPTS, delta=two)
 
 
-def test_an_offloaded_model_generates_only_unedited(small_tokenizer, tmp_path):
-    whole = small_model("llama", small_tokenizer, torch.float32)
-    folder = export_model(whole, {}, tmp_path / "model")
-    parts = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    places = parts | {f"model.layers.{layer}": "disk" for layer in range(5)}
-    model = ft.load_model(folder, device=places, offload_folder=tmp_path / "disk")
-    assert model.generate(PROMPTS) == whole.generate(PROMPTS)
-    with pytest.raises(ft.ModelError, match=r"generate: expected all weights of .* on one device"):
-        ft.generate(model, PROMPTS, delta={1: LowRank(torch.ones(1, 48), torch.ones(1, 80))})
-
-
 def test_greedy_text_of_real_edits_is_that_of_the_exported_model(smollm2, tmp_path):
     facts = ft.load_facts()[:3]
     result = ft.edit(smollm2, facts, method="ft-1", layers=[6], steps=5, essence=0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from held_to import GRIDS
 from hooked_trace import Noise, hooked_trace
 
 import fasttrace as ft
@@ -148,7 +149,7 @@ def check_grid(model, fact, result, expected, window, *, metric, method, heads, 
 
 def check_grids(
     model, facts, *, module="mlp", method="denoise", corruption="counterfactual", heads=None, windows=(3,),
-    tokens="all", metrics=METRICS, tolerance=1e-11, **settings,
+    tokens="all", metrics=METRICS, tolerance=GRIDS, **settings,
 ):  # fmt: skip
     """Trace the facts in each metric, and check every grid. Return the results by metric.
 
@@ -156,8 +157,9 @@ def check_grids(
     """
     count, asked = model.blocks[0].n_heads, {"module": module, "method": method, "windows": windows, **settings}
     groups = [()]
-    if module == "head":
-        asked["heads"] = heads or "all"
+    if module in ("head", "expert"):
+        count = count if module == "head" else model.n_experts
+        asked[f"{module}s"] = heads or "all"
         groups = [[h] for h in sorted(heads or range(count))]
     noised = {name: settings[name] for name in ("samples", "sigma") if name in settings}
     common = {"corruption": corruption, "tokens": tokens, "noise": "released", "keep": "all", "keep_samples": True}

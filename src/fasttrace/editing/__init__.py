@@ -1,7 +1,8 @@
 """Editing: change what a model says about a fact, and score the change."""
 
+from fasttrace.editing.applied import apply_delta
 from fasttrace.editing.collect import import_moments, second_moments
-from fasttrace.editing.delta import apply_delta, load_delta
+from fasttrace.editing.delta import load_delta
 from fasttrace.editing.edit import edit, prepare_edit
 from fasttrace.editing.generate import generate
 from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit

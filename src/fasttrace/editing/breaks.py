@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fasttrace.cache import cache_root
+from fasttrace.editing.applied import apply_delta
 from fasttrace.editing.corpus import Corpus, sampled_corpus, text_corpus
-from fasttrace.editing.delta import Update, apply_delta
+from fasttrace.editing.delta import Update
 from fasttrace.editing.harness import Harness, prepare_harness
 from fasttrace.facts import EncodedFact, Fact, encode_prompt
 from fasttrace.models.adapter import Decoder

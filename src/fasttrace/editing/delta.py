@@ -1,16 +1,11 @@
-"""An edit as a change of down-projections: applied to rows, to a view of the model, to weights, or to files.
+"""An edit as a change of down-projections, and as a file. `editing.applied` computes with it."""
 
-Only `apply_delta` changes a model's own parameters, and `Applied.remove` restores them bit for bit.
-"""
-
-import copy
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +13,7 @@ from torch import Tensor
 from fasttrace.cache import digest, load_tensors, metadata_of, save_tensors
 from fasttrace.errors import UserError, shown
 from fasttrace.models.adapter import Block, Decoder, Model
-from fasttrace.ops.rank_one import rank_one_
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.kinds import Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +32,7 @@ class LowRank:
     @classmethod
     def zero(cls, block: Block) -> "LowRank":
         """A rank-one update that does not change the block's down-projection."""
-        d, m = block.down.shape
+        d, m = block.down_shape
         return cls(torch.zeros(1, d, device=block.device), torch.zeros(1, m, device=block.device))
 
     def changes(self) -> bool:
@@ -146,27 +139,6 @@ def summed(edits: Sequence[Mapping[int, Update]]) -> dict[int, Dense]:
     return total
 
 
-def changed_weight(block: Block, update: Update) -> Tensor:
-    """(d, m), a copy of the block's down-projection with the update applied, in the layout of the original."""
-    weight = block.down.detach()
-    weight = weight.clone(memory_format=torch.preserve_format)
-    if weight.dtype == torch.float64 or isinstance(update, Dense):
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        change = update.change if isinstance(update, Dense) else update.matrix()
-        return weight.copy_(weight.to(wide) + change.to(weight.device, wide))
-    for value, key in zip(update.value, update.key, strict=True):
-        rank_one_(weight, value.to(weight.device), key.to(weight.device))
-    return weight
-
-
-def changed_bias(block: Block, update: Update) -> Tensor | None:
-    """(d,), the bias of the block's down-projection with the update applied, or None if the block has no bias."""
-    bias = block.down_bias
-    if bias is None or update.bias is None:
-        return bias
-    return (bias.detach().float() + update.bias.to(bias.device)).to(bias.dtype)
-
-
 def as_rounded(weight: Tensor, change: Tensor) -> Tensor:
     """The change that remains when the changed weight is rounded to its dtype: round(W + ΔW) − W, float32.
 
@@ -179,133 +151,6 @@ def as_rounded(weight: Tensor, change: Tensor) -> Tensor:
     if weight.dtype in (torch.float32, torch.float64):
         return change
     return (weight.float() + change).to(weight.dtype).float() - weight.float()
-
-
-def _always(value: Tensor | None) -> property:
-    return property(lambda _: value)
-
-
-def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
-    """A view of the model with an edit applied.
-
-    Changed layers get their own down-projection. All other weights are shared, and `model` does not change.
-    """
-    view = copy.copy(model)
-    view.blocks = list(model.blocks)
-    for layer, update in updates.items():
-        block = copy.copy(model.blocks[layer])
-        weight, bias = changed_weight(model.blocks[layer], update), changed_bias(model.blocks[layer], update)
-        # A new class, because families define `down` as a property that reads the module's parameter.
-        properties = {"down": _always(weight), "down_bias": _always(bias)}
-        block.__class__ = type(f"Edited{type(block).__name__}", (type(block),), properties)
-        view.blocks[layer] = block
-    return view
-
-
-@dataclass(eq=False)
-class Applied:
-    """An edit that is applied to a model's weights. `remove`, or the end of the `with` block, restores every weight.
-
-    `with` gives the model: `with edit.applied() as model: model.generate("…")`.
-
-    Until then `model.model_hash` is a hash of its old value and the edit, so that no result on disk or in a store is
-    mistaken for one of the unedited model. Several edits are removed in reverse order.
-    """
-
-    model: Decoder
-    digest: str = field(repr=False)  # of the updates
-    _hash: str | None = field(repr=False)
-    _sums: str = field(default="", repr=False)  # of the weights with the edit
-    _saved: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
-
-    def remove(self) -> None:
-        """Restore the weights, bit for bit. A second call does nothing.
-
-        Raises UserError, and leaves the weights as they are, where an edit that was applied later is still applied.
-        """
-        if self._hash is None:
-            return
-        if self.model.applied[-1] is not self:
-            later = len(self.model.applied) - 1 - self.model.applied.index(self)
-            raise UserError(
-                f"remove: expected the edit that was applied last, got one with {later} later: remove those first"
-            )
-        self.model.applied.pop()
-        untouched = self.model.bit_sums() == self._sums
-        with torch.no_grad():
-            for layer, (weight, bias) in self._saved.items():
-                self.model.blocks[layer].down.copy_(weight)
-                if bias is not None:
-                    self.model.blocks[layer].down_bias.copy_(bias)
-        if untouched:  # else the hash follows from the weights
-            self.model.set_identity(self._hash)
-        self._saved, self._hash = {}, None
-
-    def __enter__(self) -> Decoder:
-        return self.model
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
-def _updates(value: Any) -> Any:
-    """What `apply_delta` takes → a path, or layer → update. Raises ValueError for anything else."""
-    if isinstance(edits := getattr(value, "edits", None), list):  # an EditResult
-        if len(edits) != 1:
-            raise UserError(f"delta: expected a result with one edit, got {len(edits)}: give one of .edits")
-        value = edits[0]
-    models = getattr(value, "models", 1)
-    if isinstance(models, int) and models > 1:  # a MassResult, whose updates are those of the last case
-        raise UserError(f"delta: expected the edits of one model, got those of {models} cases, each in its own")
-    value = getattr(value, "updates", value)  # an Edit or a MassResult
-    if not isinstance(value, str | Path | Mapping):
-        raise ValueError
-    return value
-
-
-Delta = Annotated[
-    str | Path | Mapping[int, Update],
-    Kind("the path of a delta file, what ft.load_delta returns, or an edit", _updates),
-]
-
-
-def updates_of(model: Decoder, delta: Delta, what: str) -> Mapping[int, Update]:
-    """The changes of an edit that fits the model. what: names the caller. Raises the errors of `apply_delta`."""
-    updates = delta if isinstance(delta, Mapping) else load_delta(delta, model)
-    model.check_resident(what)
-    check_updates(model, updates, what)
-    if updates and model.applied and digest_of(updates) in {one.digest for one in model.applied}:
-        raise UserError(f"{what}: expected an edit that is not applied yet, got one that '{model.name}' has")
-    return updates
-
-
-@checked
-def apply_delta(model: Model, delta: Delta) -> Applied:
-    """Apply an edit to the model's weights in memory.
-
-    delta: a file of `save_delta`, what `load_delta` returns, or an edit or a result with one. A file fits only the
-        model hash it was made for, which an applied edit changes. To apply two files, load both with `load_delta`
-        first.
-
-    Returns a handle that removes the edit exactly. It is also a context manager, which gives the model.
-    Raises UserError as `load_delta` and where this edit is applied already, and ModelError where weights are offloaded
-    or on several devices.
-    """
-    updates = updates_of(model, delta, "apply_delta")
-    applied = Applied(model, digest_of(updates), model.model_hash)
-    with torch.no_grad():
-        for layer, update in updates.items():
-            block = model.blocks[layer]
-            bias = block.down_bias if update.bias is not None else None
-            applied._saved[layer] = block.down.clone(), None if bias is None else bias.clone()
-            weight, new_bias = changed_weight(block, update), changed_bias(block, update)
-            block.down.copy_(weight)
-            if bias is not None and new_bias is not None:
-                bias.copy_(new_bias)
-    edited = hashlib.sha256(f"{applied._hash}{applied.digest}".encode()).hexdigest()[:16]
-    applied._sums = model.set_identity(edited)
-    model.applied.append(applied)
-    return applied
 
 
 def digest_of(updates: Mapping[int, Update]) -> str:
@@ -430,7 +275,7 @@ def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> N
             raise UserError(f"{what}: expected layers from 0 to {model.n_layers - 1}, got {shown(layer)}")
         if not isinstance(update, LowRank | Dense):
             raise UserError(f"{what}: expected what ft.load_delta returns, got {shown(update)} at layer {layer}")
-        d, m = model.blocks[layer].down.shape
+        d, m = model.blocks[layer].down_shape
         if isinstance(update, LowRank):
             rank = len(update.value) if isinstance(update.value, Tensor) and update.value.ndim else 1
             wanted: dict[str, tuple[int, ...]] = {"value": (rank, d), "key": (rank, m)}

@@ -88,7 +88,6 @@ def own_settings(given: Any) -> MethodSettings | None:
 def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> None:
     """Raise what `prepare_edit` raises for settings and facts that do not fit the model. No pass runs."""
     problem = PROBLEMS[asked.problem]
-    model.check_resident("edit")
     if reads_moments(asked.method, asked.hyperparameters):
         model.check_moments(asked.method)
     _layers(model, asked)
@@ -109,7 +108,6 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     asked, problem = carried(EditSettings, given), PROBLEMS[given.problem]
     own = settings_for(model, asked.method, asked.problem, asked.protocol, own_settings(given))
     say_whose(model.name, asked.method, shape_of(model))
-    model.check_resident("edit")
     if reads_moments(asked.method, own):
         model.check_moments(asked.method)
     judge = judge_of(asked, given.judge)
@@ -310,8 +308,7 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     Returns an EditResult, which keeps every edit in memory. A fine-tuned edit takes 4·d·m bytes per changed layer. For
     many edits, iterate over `prepare_edit(…).batches()` and keep only the parts you need.
 
-    Raises UserError for a bad setting, FactError for a fact without the problem's target, and ModelError where weights
-    are offloaded or on several devices.
+    Raises UserError for a bad setting, and FactError for a fact without the problem's target.
     Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
     asked = carried(EditSettings, given, hyperparameters=own_settings(given))

@@ -6,18 +6,26 @@ An adapter adds B A x to what a down-projection computes of x, so an edit of ran
 import copy
 import json
 import logging
+import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.editing.delta import LowRank, Update, changed_bias, changed_weight, check_updates
+from fasttrace.editing.applied import changed_bias, changed_weight, kept_beside
+from fasttrace.editing.delta import LowRank, Update, check_updates
 from fasttrace.errors import UserError
+from fasttrace.models import reading
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.files import processor_files
+from fasttrace.models.placement import is_offloaded
+from fasttrace.models.quantised import plain_state
 from fasttrace.places import replacing
 from fasttrace.settings.base import argument, settings
 from fasttrace.settings.export import ExportSettings
@@ -25,6 +33,7 @@ from fasttrace.settings.export import ExportSettings
 # A change is a sum of float32 numbers, whose rounding has full rank. What is left out of an adapter is at most this
 # part of the change (Frobenius norms). One rounding to float32 is 3e-8 of it, and mass edits round after every group.
 TOLERANCE = 1e-6
+SHARD = 10**9  # most bytes of a file of an offloaded model
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +59,7 @@ class Exported:
 def export_edit(model: Decoder, updates: Mapping[int, Update], folder: str | Path, asked: ExportSettings) -> Exported:
     """Write an edit as a folder, in the format of the settings. The model in memory does not change.
 
-    Raises UserError where the folder exists and is not empty, and ModelError where weights are offloaded or on several
-    devices.
+    Raises UserError where the folder exists and is not empty.
     """
     if asked.format == "model":
         return Exported(export_model(model, updates, folder))
@@ -61,48 +69,67 @@ def export_edit(model: Decoder, updates: Mapping[int, Update], folder: str | Pat
 def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
     """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
-    The model in memory does not change. Raises UserError where the folder exists and is not empty, and ModelError where
-    weights are offloaded or on several devices.
+    A multimodal model is written whole, with the files of its processor where it was loaded from a folder or hub id.
+    The model in memory does not change. Offloaded weights are read and written shard by shard, at most SHARD bytes of
+    them at a time, or one weight if it is larger. A quantised model is written dequantised, which takes the memory of
+    its weights in the model's dtype. Raises UserError where the folder exists and is not empty, and where quantised
+    weights are offloaded.
     """
     path = _checked(model, updates, folder)
-    names = _names(model)
-    state = dict(model.hf.state_dict())
-    for layer, update in updates.items():
-        block = model.blocks[layer]
-        name = names[block.down.data_ptr()]
-        weight = changed_weight(block, update)
+    if model.quantisation is not None and is_offloaded(model.hf):
+        raise UserError(
+            f"export: expected the {model.quantisation} weights of '{model.name}' in memory, to write them plain, "
+            'got offloaded ones: load it on one device, or write the edit alone (format="peft", or save_delta)'
+        )
+    hf = copy.copy(model.hf)
+    hf.config = copy.deepcopy(model.hf.config)
+    # Quantised weights are written as plain tensors, so the config must not describe them as quantized.
+    if hasattr(hf.config, "quantization_config"):
+        del hf.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        hf.__dict__.pop(name, None)
+    options: dict[str, Any] = {}
+    state: dict[str, Tensor] = hf.state_dict()
+    if is_offloaded(hf):
+        # What tells transformers to read weights as it writes them, also where accelerate alone moved them.
+        hf.hf_device_map, options["max_shard_size"] = {"": "disk"}, SHARD
+        state = {name: weight for name, weight in state.items() if name not in getattr(hf, "all_tied_weights_keys", ())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft, kept_beside(model, updates) as left, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        if model.quantisation is not None:
+            state = plain_state(model.hf, model.dtype)
+            reading.forget(hf)
+        hf.save_pretrained(draft, state_dict={**state, **_changed_state(model, left)}, **options)
+        model.tokenizer.save_pretrained(draft)
+        origin = getattr(model.hf.config, "_name_or_path", "")
+        for file in processor_files(origin) if origin and model.is_multimodal else []:
+            if not (draft / file.name).exists():  # the tokenizer has a chat template, too
+                shutil.copyfile(file, draft / file.name)
+    return path
+
+
+def _changed_state(model: Decoder, updates: Mapping[int, Update]) -> dict[str, Tensor]:
+    """Name → value of every parameter that the updates change. All of them are in memory."""
+    state: dict[str, Tensor] = {}
+    for layer, block in model.layers(updates):
+        update, name = updates[layer], model.name_of(block.down)
+        own, weight = model.hf.get_parameter(name), changed_weight(block, update)
         # `down` is the (d, m) view of a parameter that may be stored transposed.
-        transposed = state[name].shape != weight.shape or state[name].stride() != weight.stride()
+        transposed = own.shape != weight.shape or own.stride() != weight.stride()
         state[name] = weight.t() if transposed else weight
         if update.bias is not None and block.down_bias is not None:
             bias = changed_bias(block, update)
             assert bias is not None
-            state[names[block.down_bias.data_ptr()]] = bias
-    hf = copy.copy(model.hf)
-    hf.config = copy.deepcopy(model.hf.config)
-    # Weights read from GGUF are plain tensors by now, so the config must not describe them as quantized.
-    if hasattr(hf.config, "quantization_config"):
-        del hf.config.quantization_config
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        hf.__dict__.pop(name, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        hf.save_pretrained(draft, state_dict=state)
-        model.tokenizer.save_pretrained(draft)
-    return path
+            state[model.name_of(block.down_bias)] = bias
+    return state
 
 
 def _checked(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
     """The folder as a path. Raises the errors of `export_edit`."""
     path = check_export_folder(folder)
-    model.check_resident("export")
     check_updates(model, updates, "export")
     return path
-
-
-def _names(model: Decoder) -> dict[int, str]:
-    """Address of a weight → its name in the transformers model. A view of the whole weight has its address, too."""
-    return {weight.data_ptr(): name for name, weight in model.hf.named_parameters()}
 
 
 def check_export_folder(folder: str | Path) -> Path:
@@ -120,8 +147,7 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     not scaled: vLLM takes one rank and scale for all. Biases that change are PEFT's lora_bias, which vLLM refuses.
     """
     path = _checked(model, updates, folder)
-    names = _names(model)
-    modules = {layer: names[model.blocks[layer].down.data_ptr()].removesuffix(".weight") for layer in updates}
+    modules = {layer: model.down_name(layer) for layer in updates}
     parts = {layer: _factors(update, rank) for layer, update in updates.items()}
     highest = max(1, *(len(a) for a, _, _ in parts.values())) if parts else 1
     error = max((error for *_, error in parts.values()), default=0.0)
@@ -138,7 +164,7 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or model.name,
+        "base_model_name_or_path": getattr(model.hf.config, "_name_or_path", "") or model.name,
         "r": highest,
         "lora_alpha": highest,
         "lora_dropout": 0.0,

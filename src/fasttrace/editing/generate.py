@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fasttrace.editing.delta import Delta, edited_view, updates_of
+from fasttrace.editing.applied import Delta, edited_view, updates_of
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.texts import continued
 from fasttrace.settings.arguments import takes
@@ -27,9 +27,8 @@ def generate(model: Model, prompts: str | Sequence[str], given: EditedGenerateAr
     Returns the text that follows each prompt, without the prompt: a text for one prompt, a list for several.
 
     Raises UserError for a prompt without a token, as `load_delta`, and where the edit is applied to the model already,
-    and ModelError for a prompt with more tokens than
-    the model has positions, for a model with an edit whose weights are offloaded or on several devices, and with
-    chat_template where the tokenizer has none.
+    and ModelError for a prompt with more tokens than the model has positions, and with chat_template where the
+    tokenizer has none.
     """
     view = model if given.delta is None else with_delta(model, given.delta)
     texts = list(continued(view, [prompts] if isinstance(prompts, str) else prompts, given))

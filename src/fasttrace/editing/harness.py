@@ -44,8 +44,10 @@ class Harness:
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
         start = start_ids(model)[0] if ends == (None, None) else None  # None: as the harness chooses
         try:
+            asked = models.HFLM(pretrained=model.hf, tokenizer=tokenizer, batch_size=ROWS, prefix_token_id=start)
+            asked._device = model.device  # it takes that of the first weight, which has none while it is offloaded
             found = lm_eval.simple_evaluate(
-                model=models.HFLM(pretrained=model.hf, tokenizer=tokenizer, batch_size=ROWS, prefix_token_id=start),
+                model=asked,
                 tasks=list(self.tasks),
                 limit=self.limit,
                 task_manager=self.manager,
@@ -87,13 +89,11 @@ def task_files(folder: str | Path | None) -> list[Path]:
 def prepare_harness(model: Decoder, asked: MassSettings) -> Harness | None:
     """The tasks that are asked for, or None.
 
-    Raises PackageError where lm_eval is not installed, UserError for an unknown task or folder, and ModelError where
-    weights are offloaded or on several devices.
+    Raises PackageError where lm_eval is not installed, and UserError for an unknown task or folder.
     """
     if asked.lm_eval is None:
         return None
     require("lm_eval")
-    model.check_resident("lm_eval")
     folder = None if asked.lm_eval_tasks is None else Path(asked.lm_eval_tasks).expanduser()
     if folder is not None and not folder.is_dir():
         raise refusal(asked, "lm_eval_tasks", "a folder of task files", f"'{folder}', which is not one")

@@ -19,18 +19,16 @@ import pyarrow as pa
 import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
+from fasttrace.editing.applied import Applied, apply_delta, edited_view
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
 from fasttrace.editing.cases import changed_by_any, changed_prompts, contradicted, edits_of_cases, is_whole, models_of
 from fasttrace.editing.delta import (
     DIVERGED,
     NO_NUMBER,
     UNMOVED,
-    Applied,
     LowRank,
     Update,
-    apply_delta,
     check_unchanged,
-    edited_view,
     save_delta,
     summed,
 )
@@ -204,7 +202,7 @@ class MassPlan:
         made = edits_of_cases(self.facts)
         cut = [f.fact for f in self.facts if not is_whole(f, made)]
         say_waiting(cut, "some of them are not among the facts")
-        state = Checkpoint.read(self.checkpoint, self.plan.model.device)
+        state = Checkpoint.read(self.checkpoint, self.plan.model)
         with self.plan.model.products():
             asked = self._prompts(self.facts)
             unedited = _readings(self.plan.model, self.plan, asked)

@@ -90,7 +90,8 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
             f"{what}: expected the keys of its edits at layers {', '.join(map(str, missing))}, which "
             f"{', '.join(SPREAD)} write for the layers they change, got none: past_keys=ignore goes on without them"
         )
-    on_device = {at: Dense(one.change.to(model.device), one.bias) for at, one in summed([updates]).items()}
+    total = summed([updates])
+    on_device = {at: Dense(one.change.to(model.blocks[at].device), one.bias) for at, one in total.items()}
     kept = {at: past[at] for at in past if at in window}
     return EditSequence(on_device, kept, n_edits, changed=frozenset(changed))
 
@@ -133,8 +134,8 @@ class Checkpoint:
     _took: float = 0.0
 
     @classmethod
-    def read(cls, path: Path, device: torch.device) -> "Checkpoint":
-        """The file's state, on `device`, or the state before the first edit where there is no whole file."""
+    def read(cls, path: Path, model: Decoder) -> "Checkpoint":
+        """The file's state, on the model's devices, or the state before the first edit where there is no whole file."""
         if metadata_of(path) is None:
             return cls(path)
         try:
@@ -147,6 +148,7 @@ class Checkpoint:
         parts: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             layer, _, part = name.partition(".")
+            device = model.blocks[int(layer)].device if part in ("change", "bias") else model.device
             parts.setdefault(int(layer), {})[part] = tensor.to(device)
         updates = {at: Dense(one["change"], one.get("bias")) for at, one in sorted(parts.items())}
         keys = {

@@ -12,13 +12,14 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Dense, Edit, LowRank, Update, edited_view
+from fasttrace.editing.applied import edited_view
+from fasttrace.editing.delta import Dense, Edit, LowRank, Update
 from fasttrace.editing.methods.base import Past, PastKeys, Solve
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import At, Visited, walk
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder, Rotary
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
-from fasttrace.models.packed import batches, mix, pack, rotary_rows
+from fasttrace.models.packed import batches, bring, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
 
@@ -47,29 +48,31 @@ def spread(
         return [_spread_anew(batch, fact, layer, window, solve, delta[i], loss[i]) for i, fact in enumerate(facts)]
     model = batch.model
     context = _ContextRows(batch, facts)
-    h = batch.clean.start[window[0]][context.kept_rows]
+    h = batch.clean.start[window[0]]
+    h = h[context.kept_rows.to(h.device)]
     v0, missing = batch.clean.v0[window[-1]][list(facts)].double(), delta.double()
-    every = torch.arange(len(facts), device=h.device)
     updates: list[dict[int, Update]] = [{} for _ in facts]
-    for at in window:
-        block = model.blocks[at]
-        resid_mid, key = context.step(at, h)
+    for at, block in model.layers(window):
+        device = block.device
+        h = h.to(device)
+        resid_mid, key = _until_key(block, h, context.rotary, context.sequences)
         value = block.mlp_value(key)
-        keys = context.mean(key[context.last])
+        keys = context.mean(key[context.last.to(device)])
         if at > window[0]:
             reached = context.first_only(at, resid_mid, value, window[-1], solve.at)
             missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
         residual = missing / solve.share(window[-1] - at + 1)
         scaled = solve.alone(at, keys)
         for i in range(len(facts)):
-            updates[i][at] = LowRank(residual[i].float()[None], scaled[i].float()[None])
+            updates[i][at] = LowRank(residual[i].float()[None].to(device), scaled[i].float()[None])
         wide = torch.promote_types(h.dtype, torch.float32)
-        rank_one_add_(value, key, every[context.owner], scaled[:, None].to(wide), residual[:, None].to(wide))
+        values = residual[:, None].to(device, wide)
+        rank_one_add_(value, key, context.owner.to(device), scaled[:, None].to(wide), values)
         h = resid_mid + block.mlp_add(value)
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
     ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
-        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, solve.condition(layer, h.device))
+        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, solve.condition(layer, delta.device))
         for i in range(len(facts))
     ]
 
@@ -99,7 +102,8 @@ def _spread_anew(
         key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at, solve.at)[0])[None]
         reached = _at_last_tokens(view, heads[:1], places[-1:], corruption, top, solve.at)[1][0].double()
         residual = (z - reached) / solve.share(top - at + 1) if bool(delta.any()) else torch.zeros_like(z)
-        updates[at] = LowRank(residual.float()[None], solve.alone(at, key).float())
+        device = batch.model.blocks[at].device
+        updates[at] = LowRank(residual.float()[None].to(device), solve.alone(at, key).float().to(device))
         drawn += len(places)
     norm = float(delta.norm() / batch.clean.v0[top][fact].float().norm())
     return Edit(own.fact.fact_id, layer, updates, norm, float(loss), None, solve.condition(layer, delta.device))
@@ -113,14 +117,16 @@ def _at_last_tokens(
     layer: int,
     where: At,
 ) -> tuple[Tensor, Tensor]:
-    """(keys (S, m), `Visited.output` (S, d)) at a layer and the last token of each sequence."""
+    """(keys (S, m), `Visited.output` (S, d)) at a layer and the last token of each sequence, on the model's device."""
     lower = edited_view(model, {})
     lower.blocks = model.blocks[: layer + 1]
     packed = pack(model, sequences)
     found: list[Visited] = []
     h = embed_corrupted(model, packed, subjects, corruption)
     walk(lower, packed, h, lambda seen: found.append(seen) if seen.layer == layer else None)
-    return found[0].key[packed.last_rows], found[0].output(where)[packed.last_rows]
+    key, output = found[0].key, found[0].output(where)
+    last = packed.last_rows.to(key.device)
+    return key[last].to(model.device), output[last].to(model.device)
 
 
 def mean_key(keys: Tensor) -> Tensor:
@@ -160,10 +166,6 @@ class _ContextRows:
         self.bare_sequences = Sequences.whole(bare)
         self.bare_last = (torch.tensor(bare).cumsum(0) - 1).to(device)
 
-    def step(self, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """h: (N, d) input of a block → (resid_mid (N, d), key (N, m))."""
-        return _until_key(self.model, layer, h, self.rotary, self.sequences)
-
     def mean(self, rows: Tensor) -> Tensor:
         """rows: (contexts, m) → (facts, m), each fact's `mean_key`."""
         return torch.stack([mean_key(part) for part in torch.split(rows, self.counts)])
@@ -171,26 +173,25 @@ class _ContextRows:
     def first_only(self, layer: int, resid_mid: Tensor, value: Tensor, top: int, where: At) -> Tensor:
         """(facts, d), the output of block `top`, or of its MLP, without edits from `layer` on.
 
-        It is that at the last subject token of the un-prefixed context.
+        It is that at the last subject token of the un-prefixed context, on the model's device.
 
-        resid_mid, value: (N, d), those of block `layer`. where: "block" gives the block's output, else the MLP's.
+        resid_mid, value: (N, d), those of block `layer`, which is brought. where: "block" gives the block's output,
+        else the MLP's.
         """
-        rotary = rotary_rows(self.rotary, self.bare_rows)
-        resid_mid, value = resid_mid[self.bare_rows], value[self.bare_rows]
-        for at in range(layer + 1, top + 1):
-            h = resid_mid + self.model.blocks[at - 1].mlp_add(value)
-            resid_mid, key = _until_key(self.model, at, h, rotary, self.bare_sequences)
-            value = self.model.blocks[at].mlp_value(key)
-        if where != "block":
-            return value[self.bare_last]
-        return (resid_mid + self.model.blocks[top].mlp_add(value))[self.bare_last]
+        rotary, rows = rotary_rows(self.rotary, self.bare_rows), self.bare_rows.to(value.device)
+        resid_mid, value = resid_mid[rows], value[rows]
+        h = resid_mid + self.model.blocks[layer].mlp_add(value)
+        for _, block in self.model.layers(range(layer + 1, top + 1)):
+            resid_mid, key = _until_key(block, h.to(block.device), rotary, self.bare_sequences)
+            value = block.mlp_value(key)
+            h = resid_mid + block.mlp_add(value)
+        reached = h if where == "block" else value
+        return reached[self.bare_last.to(reached.device)].to(self.model.device)
 
 
-def _until_key(
-    model: Decoder, layer: int, h: Tensor, rotary: tuple[Tensor, ...], sequences: Sequences
-) -> tuple[Tensor, Tensor]:
-    """Run a block up to its down-projection. h: (N, d) → (resid_mid (N, d), key (N, m))."""
-    block = model.blocks[layer]
+def _until_key(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Run a block up to its down-projection. h: (N, d) on its device → (resid_mid (N, d), key (N, m))."""
+    rotary = bring(rotary, block.device)
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
     resid_mid = h + block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
@@ -229,7 +230,7 @@ def spread_together(
         earlier = past.get(at)
         solved = solve.together(at, keys, earlier)
         conditions[at] = solved.condition
-        updates[at] = Dense((residual.T @ solved.rows).float())
+        updates[at] = Dense((residual.T @ solved.rows).float().to(model.blocks[at].device))
         kept[at] = (earlier or PastKeys.none(keys)).with_keys(keys.double(), solved.moved)
     return updates, kept, conditions
 
@@ -237,7 +238,7 @@ def spread_together(
 def _keys_and_values(
     model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int, where: At
 ) -> tuple[Tensor, Tensor]:
-    """(`mean_key` (F, m) at `layer`, `Visited.output` (F, d) at `top`) of the facts in this model."""
+    """(`mean_key` (F, m) at `layer`, `Visited.output` (F, d) at `top`) of the facts in this model, on its device."""
     keys: list[Tensor] = []
     reached: list[Tensor] = []
     lower = edited_view(model, {})
@@ -250,10 +251,10 @@ def _keys_and_values(
 
         def visit(seen: Visited, last: Sequence[Tensor] = last) -> None:
             if seen.layer == layer:
-                keys.extend(mean_key(seen.key[rows]) for rows in last)
+                keys.extend(mean_key(seen.key[rows.to(seen.key.device)]) for rows in last)
             if seen.layer == top:
-                reached.extend(seen.output(where)[rows[0]] for rows in last)
+                reached.extend(seen.output(where)[rows[0].to(seen.value.device)] for rows in last)
 
         subjects = [subject for f in facts[part] for subject in f.subjects()[:-1]]
         walk(lower, packed, embed_corrupted(model, packed, subjects, corruption), visit)
-    return torch.stack(keys), torch.stack(reached)
+    return torch.stack(keys).to(model.device), torch.stack(reached).to(model.device)

@@ -86,7 +86,8 @@ def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contex
 
 @dataclass(eq=False)
 class Clean:
-    """The parts of the clean pass over a batch of facts that are kept.
+    """The parts of the clean pass over a batch of facts that are kept: `prefix`, `entry`, `start` and `before` on the
+    device of their block, all others on the model's.
 
     prefix: layer → keys and values (n_prefix, Hkv, hd) of the tokens before the last subject token.
     entry: edited layer → (resid_mid, value), each (n_tail, d), of the tokens from the last subject token on.
@@ -187,29 +188,33 @@ class ValueBatch:
         counts = np.diff(self.of_fact).tolist()
 
         def visit(seen: Visited) -> None:
+            at = seen.k.device
             if seen.layer > self.layers[0]:
-                kept.prefix[seen.layer] = seen.k[prefix_rows], seen.v[prefix_rows]
+                rows = prefix_rows.to(at)
+                kept.prefix[seen.layer] = seen.k[rows], seen.v[rows]
             if seen.layer in self.starts:
-                kept.start[seen.layer] = seen.resid_pre[context_rows]
+                kept.start[seen.layer] = seen.resid_pre[context_rows.to(at)]
             if seen.layer not in self.layers:
                 return
-            kept.entry[seen.layer] = seen.resid_mid[tail_rows], seen.value[tail_rows]
+            rows, ends = tail_rows.to(at), last.to(at)
+            kept.entry[seen.layer] = seen.resid_mid[rows], seen.value[rows]
             edited = seen.output(self.at)
             # The last sequence of each fact is the KL prompt, which is not a context of the key.
-            rows = [x[:-1] for x in torch.split(last, counts)]
-            kept.v0[seen.layer] = torch.stack([edited[x[0]] for x in rows])
-            kept.mean_value[seen.layer] = torch.stack([edited[x].mean(0) for x in rows])
-            kept.key[seen.layer] = torch.stack([seen.key[x[0]] for x in rows])
-            kept.mean_key[seen.layer] = torch.stack([seen.key[x].mean(0) for x in rows])
+            own = [x[:-1] for x in torch.split(ends, counts)]
+            home = lambda parts: torch.stack(parts).to(model.device)  # noqa: E731
+            kept.v0[seen.layer] = home([edited[x[0]] for x in own])
+            kept.mean_value[seen.layer] = home([edited[x].mean(0) for x in own])
+            kept.key[seen.layer] = home([seen.key[x[0]] for x in own])
+            kept.mean_key[seen.layer] = home([seen.key[x].mean(0) for x in own])
             if self.at == "modules":
-                kept.attn0[seen.layer] = torch.stack([seen.attn[x[0]] for x in rows])
-                kept.before[seen.layer] = seen.resid_pre[last], seen.attn[last]
+                kept.attn0[seen.layer] = home([seen.attn[x[0]] for x in own])
+                kept.before[seen.layer] = seen.resid_pre[ends], seen.attn[ends]
 
         subjects = [subject for f in self.facts for subject in f.subjects(drawn(f) if self.anew else None)]
         with torch.no_grad():
             h = walk(model, batch, embed_corrupted(model, batch, subjects, self.corruption), visit)
             ends = torch.stack([x[-1] for x in torch.split(last, counts)])
-            kept.kl = row_logits(model, h[ends]).float().log_softmax(-1)
+            kept.kl = row_logits(model, h[ends.to(h.device)]).float().log_softmax(-1).to(model.device)
         return kept
 
     def optimise(
@@ -317,25 +322,28 @@ class _Objective:
             resid_mid, value = (part[rows] for part in batch.clean.entry[layer])
             block = model.blocks[layer]
             places, mine = self._edited_rows(layer, first, first + len(begin) - 1)
-            change = delta.to(value.dtype)[wave.owner[mine]]
+            change = delta.to(value.dtype)[wave.owner[mine]].to(value.device)
+            places = places.to(value.device)
             if batch.at == "mlp":
                 return resid_mid + block.mlp_add(value.index_add(0, places, change[:, 0]))
             out = resid_mid + block.mlp_add(value)
             if batch.at == "block":
                 return out.index_add(0, places, change[:, 0])
-            h, attn = (part[self.sequence[mine]] for part in batch.clean.before[layer])
+            of = self.sequence[mine].to(value.device)
+            h, attn = (part[of] for part in batch.clean.before[layer])
             mid = h + block.attn_add(attn + change[:, 1])
             at_mlp = value[places] if block.parallel else block.mlp_value(block.mlp_key(block.mlp_norm(mid)))
             return out.index_copy(0, places, mid + block.mlp_add(at_mlp + change[:, 0]))
 
-        h = wave.run(enter, kept=batch.clean.prefix)
-        logp = row_logprob(model, h[self.scored], self.targets)
+        h = wave.run(enter, kept=batch.clean.prefix).to(model.device)
+        logp = row_logprob(model, h[self.scored], self.targets).to(model.device)
         total = logp.new_zeros(len(self.jobs)).index_add(0, self.owner, logp)
-        now = row_logits(model, h[self.kl_rows]).float().log_softmax(-1)
+        now = row_logits(model, h[self.kl_rows]).float().log_softmax(-1).to(model.device)
         kl = (now.exp() * (now - batch.clean.kl[self.kl_fact])).sum(-1)
         settled = None
         if settles:
-            likeliest = (top_tokens(model, h[self.scored]) == self.targets).to(self.tokens.dtype)
+            top = top_tokens(model, h[self.scored]).to(model.device)
+            likeliest = (top == self.targets).to(self.tokens.dtype)
             settled = torch.zeros_like(self.tokens).index_add(0, self.owner, likeliest) == self.tokens
         return -total / self.tokens, kl, settled
 

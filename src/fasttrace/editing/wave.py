@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Block, Decoder
-from fasttrace.models.packed import Batch, mix, rotary_rows
+from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.packed import Batch, bring, mix, recomputed, rotary_rows
 from fasttrace.ops.prefix_attention import Column, Sequences, sequence_table
 
 # Where δ is added: to the MLP's output (ROME), the block's (MEMIT), or both the MLP's and the attention's (PMET).
@@ -47,9 +47,13 @@ class Visited:
 
 @torch.no_grad()
 def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], None]) -> Tensor:
-    """h: (N, d) input of block 0 → (N, d) residual after the last block. Calls `visit` for every layer."""
+    """h: (N, d) input of block 0 → (N, d) residual after the last block. Calls `visit` for every layer.
+
+    What is visited is on the block's device.
+    """
     rotary = model.rotary(batch.positions)
-    for layer, block in enumerate(model.blocks):
+    for layer, block in model.layers():
+        h, rotary = h.to(block.device), bring(rotary, block.device)
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
         attn = block.attn_value(mix(block, block.query(x, rotary), k, v, batch.sequences))
@@ -91,7 +95,8 @@ class Span:
 # change(layer, key (n, m), value (n, d), begin (P' + 1,)) → (n, d), the MLP's output as the edits change it. Job p has
 # rows begin[p] … begin[p + 1] − 1.
 Change = Callable[[int, Tensor, Tensor, np.ndarray], Tensor]
-# enter(layer, rows (n,) of the clean pass, first job, begin) → (n, d), the residual after the layer.
+# enter(layer, rows (n,) of the clean pass, first job, begin) → (n, d), the residual after the layer. The layer is
+# brought, and the rows and what is returned are on its device.
 Enter = Callable[[int, Tensor, int, np.ndarray], Tensor]
 
 
@@ -129,39 +134,56 @@ class EditWave:
         self.row_begin = np.append(begin, length.sum())[np.searchsorted(job, number)]
         self.read_begin = np.append(read_first, self.read_len.sum())[np.searchsorted(job, number)]
         self.rotary = model.rotary(self.positions)
+        self._rotary: dict[torch.device, Rotary] = {}
         self._shared: dict[tuple[int, bool, bool], Sequences] = {}
 
     def run(
         self, enter: Enter, change: Change | None = None, kept: dict[int, tuple[Tensor, Tensor]] | None = None
     ) -> Tensor:
-        """(R, d) residual before the final norm at every row that is read, in order.
+        """(R, d) residual before the final norm at every row that is read, in order, on the last block's device.
 
-        kept: layer → keys and values of the prefixes, if spans have any. The result is differentiable if `enter`
-        and `change` are.
+        kept: layer → keys and values of the prefixes, on the block's device, if spans have any. The result is
+        differentiable if `enter` and `change` are. Of frozen layers only the residual is kept for that, and each is
+        brought again in the backward pass.
         """
-        model, h, n_entered = self.model, None, 0
-        top = model.n_layers - 1
-        for layer in range(self.layers[0], model.n_layers):
-            block = model.blocks[layer]
-            if h is not None:
-                h = self._step(block, layer, h, n_entered, change, kept)
+        h, n_entered = None, 0
+        for layer in range(self.layers[0], self.model.n_layers):
             past = n_entered
             while past < len(self.layers) and self.layers[past] == layer:
                 past += 1
-            if past > n_entered:
-                rows: Tensor | slice
-                if layer == top:
-                    rows = self.read[int(self.read_begin[n_entered]) : int(self.read_begin[past])]
-                    begin = self.read_begin
-                else:
-                    rows = slice(int(self.row_begin[n_entered]), int(self.row_begin[past]))
-                    begin = self.row_begin
-                part = begin[n_entered : past + 1] - begin[n_entered]
-                entering = enter(layer, self.source[rows], n_entered, part)
-                h = entering if h is None else torch.cat((h, entering))
-                n_entered = past
+            frozen = self.model.blocks[layer].frozen
+            h = recomputed(frozen, self._layer, layer, h, n_entered, past, enter, change, kept)
+            n_entered = past
         assert h is not None
         return h
+
+    def _layer(
+        self,
+        layer: int,
+        h: Tensor | None,
+        n_entered: int,
+        past: int,
+        enter: Enter,
+        change: Change | None,
+        kept: dict[int, tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        """Run one block over the rows h of the first n_entered jobs, and let those of the jobs up to `past` enter."""
+        with self.model.brought(layer) as block:
+            if h is not None:
+                h = self._step(block, layer, h.to(block.device), n_entered, change, kept)
+            if past == n_entered:
+                assert h is not None
+                return h
+            rows: Tensor | slice
+            if layer == self.model.n_layers - 1:
+                rows = self.read[int(self.read_begin[n_entered]) : int(self.read_begin[past])]
+                begin = self.read_begin
+            else:
+                rows = slice(int(self.row_begin[n_entered]), int(self.row_begin[past]))
+                begin = self.row_begin
+            part = begin[n_entered : past + 1] - begin[n_entered]
+            entering = enter(layer, self.source[rows].to(block.device), n_entered, part)
+            return entering if h is None else torch.cat((h, entering))
 
     def _step(
         self,
@@ -174,13 +196,13 @@ class EditWave:
     ) -> Tensor:
         """Run one block over the rows h (n, d) of the first n_jobs jobs. The last block keeps only rows to be read."""
         n = h.shape[0]
-        rotary = rotary_rows(self.rotary, slice(n))
+        rotary = rotary_rows(self._rotary_on(block.device), slice(n))
         x = block.attn_norm(h)
         k, v = block.key_value(x, rotary)
         last = layer == self.model.n_layers - 1
         begin = (self.read_begin if last else self.row_begin)[: n_jobs + 1]
         if last:
-            read = self.read[: int(begin[-1])]
+            read = self.read[: int(begin[-1])].to(block.device)
             h, x, rotary = h[read], x[read], rotary_rows(rotary, read)
         q = block.query(x, rotary)
         if kept is not None:
@@ -191,6 +213,12 @@ class EditWave:
         if change is not None:
             value = change(layer, key, value, begin)
         return resid_mid + block.mlp_add(value)
+
+    def _rotary_on(self, device: torch.device) -> Rotary:
+        """The position tables on a device, copied once."""
+        if device not in self._rotary:
+            self._rotary[device] = bring(self.rotary, device)
+        return self._rotary[device]
 
     def _sequences(self, n: int, last: bool, prefixed: bool) -> Sequences:
         """The sequences of the first n rows. Layers and steps with the same rows share them, and so what attention

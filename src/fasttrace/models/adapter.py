@@ -5,6 +5,7 @@ attention depends on the sequences (see `packed.py`). A family's file in `famili
 and registers itself under transformers' `config.model_type`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -17,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, present
+from fasttrace.models.quantised import as_shapes, quantisation, quantised, weight_tensors
+from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -40,8 +44,10 @@ class Block(ABC):
     sliding_window: number of tokens that a query sees, itself included, or None for all.
     softcap: bound of the absolute attention scores, or None.
     alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
+    sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
+    experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
     """
 
     layer: Any
@@ -52,13 +58,31 @@ class Block(ABC):
     sliding_window: int | None = None
     softcap: float | None = None
     alibi: Tensor | None = None
+    sinks: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
+    experts: Experts | None = None
+    mixture: Any = None
 
     @property
     def device(self) -> torch.device:
         """Device on which the block computes."""
         return device_of(self.layer)
+
+    @functools.cached_property
+    def frozen(self) -> bool:
+        """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
+        return is_frozen(self.layer)
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether the down-projection is there to be computed with."""
+        return next(quantised(self.layer), None) is None and not self.down.is_meta
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the body runs, what the block derives from its weights is kept. The layer is brought."""
+        yield
 
     @abstractmethod
     def attn_norm(self, h: Tensor) -> Tensor:
@@ -101,10 +125,34 @@ class Block(ABC):
     def down(self) -> Tensor:
         """The down-projection's weight as a (d, m) view of the parameter."""
 
+    @functools.cached_property
+    def down_shape(self) -> tuple[int, int]:
+        """(d, m), the shape of `down`, which is known also while the layer is not brought."""
+        with as_shapes(self.layer):
+            d, m = self.down.shape
+        return d, m
+
     @property
     def down_bias(self) -> Tensor | None:
         """(d,) bias of the down-projection, or None."""
         return None
+
+    @property
+    def key_width(self) -> int:
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.down_shape[1]
+
+    @property
+    def n_experts(self) -> int:
+        """Number of the layer's experts, a shared one included, which comes last; 0 where one MLP serves all rows."""
+        return 0
+
+    def weights_per_row(self, d: int) -> tuple[int, int, int]:
+        """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
+        the MLP. d: width of the residual stream."""
+        key_value = 2 * d * self.n_kv_heads * self.head_dim
+        query_out = 2 * d * self.n_heads * self.head_dim
+        return key_value, query_out, d * self.key_width * (self.mlp_products + 1)
 
     def mlp_value(self, key: Tensor) -> Tensor:
         """key: (N, m) → (N, d), the MLP module's output."""
@@ -112,9 +160,19 @@ class Block(ABC):
 
         return linear(key, self.down, self.down_bias)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        """x: (N, d) MLP input → (N, d), the MLP module's output."""
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        """x: (N, d) MLP input → (N, d), the MLP module's output.
+
+        chosen_by: (N, d), the MLP input by which a router chooses, or None for x.
+        """
         return self.mlp_value(self.mlp_key(x))
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        """x: (N, d) MLP input, experts: (N,) int64 → (N, d), what one expert each adds to the MLP's output.
+
+        It is 0 in a row that does not go to the expert, and in a layer without experts.
+        """
+        return torch.zeros_like(x)
 
     def mlp_add(self, value: Tensor) -> Tensor:
         """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
@@ -125,7 +183,8 @@ class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
     hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
-    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer. config: that of the decoder.
+    `wrap_model` returns has its own modules, see there). It may be a multimodal model that holds the decoder.
+    tokenizer: its (fast) tokenizer. config: that of the decoder, which is a part of a multimodal model's.
     base: the module that contains the decoder's blocks.
     """
 
@@ -134,7 +193,8 @@ class Decoder(ABC):
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
-    logit_softcap: float | None = None  # bound of the absolute logits
+    logit_scale: float = 1.0  # factor of the products with the unembedding
+    logit_softcap: float | None = None  # bound of the absolute logits, after that factor
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
     generate: ClassVar[Callable[..., Any]]
@@ -145,17 +205,20 @@ class Decoder(ABC):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.config = hf.config
-        self.base = hf.base_model
+        self.config = text_config(hf.config)
+        self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
-        self.bind()
+        self.quantisation = quantisation(hf)
+        with self.shapes():
+            self.bind()
+            self._vocab_size = int(self.unembed_weight.shape[0])
         self._entry = self._entry_modules()
 
     def _entry_modules(self) -> list[nn.Module]:
         """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""
         inside = {id(part) for layer in self.layer_modules for part in layer.modules()}
-        inside |= {id(self.final_norm), id(self.hf.get_output_embeddings())}
-        return [m for m in self.hf.modules() if id(m) not in inside and next(m.children(), None) is None]
+        inside |= {id(part) for module in self.exit_modules for part in module.modules()}
+        return [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -196,6 +259,11 @@ class Decoder(ABC):
         """positions: (N,) int64 → the blocks' position tables: usually cos and sin (N, rotary dims), or () for none."""
         return ()
 
+    def like(self, positions: Tensor) -> Tensor:
+        """What transformers' rotary modules read the model's dtype and the device of `positions` from. The embedding
+        itself may be on another device, or offloaded."""
+        return torch.empty(0, dtype=self.dtype, device=positions.device)
+
     def products(self) -> AbstractContextManager[None]:
         """While the body runs, matrix products are as exact as the model was loaded, whatever torch is set to."""
         return exact_products(self.tf32)
@@ -205,8 +273,12 @@ class Decoder(ABC):
         """While the body runs, the modules' weights are on `device`, which is the current GPU if it is a GPU."""
         # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with current, self.products(), present(*modules):
+        with current, self.products(), present(*modules, dtype=self.dtype):
             yield
+
+    def shapes(self) -> AbstractContextManager[None]:
+        """While the body runs, quantised weights have the shape of their use, and no values."""
+        return as_shapes(self.hf)
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
         """(layer, block) of every layer, or of those in `order`.
@@ -215,9 +287,16 @@ class Decoder(ABC):
         rotary tables and row indices there.
         """
         for layer in range(self.n_layers) if order is None else order:
-            block = self.blocks[layer]
-            with self._ready(block.device, block.layer):
+            with self.brought(layer) as block:
                 yield layer, block
+
+    @contextmanager
+    def brought(self, layer: int) -> Iterator[Block]:
+        """The block of a layer, whose weights are on `block.device` while the body runs. As `layers`, for one layer."""
+        block = self.blocks[layer]
+        frozen = (block.layer,) if block.frozen else ()
+        with self._ready(block.device, *frozen), block.held():
+            yield block
 
     @contextmanager
     def entry(self) -> Iterator[None]:
@@ -228,8 +307,22 @@ class Decoder(ABC):
     @contextmanager
     def head(self) -> Iterator[None]:
         """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
+        with self._ready(self.unembed_device, *self.exit_modules):
             yield
+
+    @functools.cached_property
+    def frozen_head(self) -> bool:
+        """Whether the final norm or the unembedding is there only inside `head`."""
+        return is_frozen(self.final_norm) or is_frozen(self.hf.get_output_embeddings())
+
+    @property
+    def exit_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that `leave`, the final norm and the unembedding compute with."""
+        return self.final_norm, self.hf.get_output_embeddings()
+
+    def leave(self, h: Tensor) -> Tensor:
+        """h: (R, d) residual after the last block → (R, d) input of `final_norm` (h itself in almost every model)."""
+        return h
 
     @property
     def norm_device(self) -> torch.device:
@@ -253,11 +346,17 @@ class Decoder(ABC):
         bias: Tensor | None = self.hf.get_output_embeddings().bias
         return bias
 
+    def finish_logits(self, products: Tensor) -> Tensor:
+        """products: (…) of final rows with unembeddings, biases added → the logits: scaled, then capped."""
+        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
+        cap = self.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
-        weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
-        return self.embed_weight.new_ones(self.width) if weight is None else weight
+        weight: Tensor | None = getattr(self.final_norm, "weight", None)
+        return torch.ones(self.width, dtype=self.dtype, device=self.unembed_device) if weight is None else weight
 
     @property
     def final_norm_bias(self) -> Tensor | None:
@@ -280,6 +379,11 @@ class Decoder(ABC):
         return [block.layer for block in self.blocks]
 
     @property
+    def is_multimodal(self) -> bool:
+        """Whether `hf` holds the decoder beside towers for images or sounds."""
+        return self.config is not self.hf.config
+
+    @property
     def n_layers(self) -> int:
         """Number of blocks L."""
         return len(self.blocks)
@@ -296,25 +400,33 @@ class Decoder(ABC):
 
     @property
     def key_width(self) -> int:
-        """Width m of the down-projection's input."""
-        return int(self.blocks[0].down.shape[1])
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.blocks[0].key_width
+
+    @property
+    def n_experts(self) -> int:
+        """The largest number of experts of a layer, a shared one included, or 0."""
+        return max(block.n_experts for block in self.blocks)
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
-        block = self.blocks[layer]
-        with self._ready(block.device, block.layer):
-            place = block.down.data_ptr()
-            name = next(name for name, weight in self.hf.named_parameters() if weight.data_ptr() == place)
-        return name.removesuffix(".weight")
+        with self.brought(layer) as block:
+            return self.name_of(block.down).removesuffix(".weight")
+
+    def name_of(self, view: Tensor) -> str:
+        """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
+        place = view.data_ptr()
+        plain = ((name, weight) for name, weight in self.hf.named_parameters() if type(weight.data) is Tensor)
+        return next(name for name, weight in plain if weight.data_ptr() == place)
 
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return int(self.unembed_weight.shape[0])
+        return self._vocab_size
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights and of all activations."""
+        """dtype of all activations, and of the weights in use."""
         return self.embed_weight.dtype
 
     @property
@@ -335,16 +447,6 @@ class Decoder(ABC):
             token += block.sliding_window - 1
         return token
 
-    def check_resident(self, what: str) -> None:
-        """Raise ModelError where weights are offloaded or on several devices. what: names the caller in the message."""
-        devices = {str(weight.device) for weight in self.hf.parameters()}
-        if is_offloaded(self.hf) or len(devices) > 1:
-            found = "offloaded" if is_offloaded(self.hf) else f"on {len(devices)} devices"
-            raise ModelError(
-                f"{what}: expected all weights of '{self.name}' on one device "
-                f'(device="cpu" or "cuda" instead of "auto"), got weights {found}'
-            )
-
     def check_moments(self, what: str) -> None:
         """Raise ModelError for float16, in which second moments of keys overflow. what: names the caller."""
         if self.dtype == torch.float16:
@@ -355,8 +457,10 @@ class Decoder(ABC):
 
     @property
     def dtype_name(self) -> str:
-        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64", and how weights are quantised, as in
+        "bfloat16, nf4"."""
+        name = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return name if self.quantisation is None else f"{name}, {self.quantisation}"
 
     @property
     def model_hash(self) -> str:
@@ -391,13 +495,12 @@ class Decoder(ABC):
         On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
         Offloaded weights are read-only, and are not read.
         """
-        weights = [] if is_offloaded(self.hf) else self.hf.parameters()
-        sums = [bit_sums(weight.detach()).cpu().numpy().tobytes() for weight in weights]
+        weights = [] if is_offloaded(self.hf) else weight_tensors(self.hf)
+        sums = [bit_sums(weight).cpu().numpy().tobytes() for weight in weights]
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
+        config = _relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -411,9 +514,10 @@ class Decoder(ABC):
         """The most tokens of a sequence, or None for a model without such a bound."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # A longer sequence would need other rotation frequencies, but packed sequences share one set.
-            most = rope.get("original_max_position_embeddings", most)
+        for one in (rope, *rope.values()):  # some models have parameters for each layer type
+            if isinstance(one, dict) and one.get("rope_type") == "longrope":
+                # A longer sequence would need other rotation frequencies, but packed sequences share one set.
+                most = one.get("original_max_position_embeddings", most)
         return most
 
     def check_length(self, tokens: int, what: str) -> None:
@@ -435,7 +539,7 @@ class Decoder(ABC):
         digest = hashlib.sha256()
         for name, weight in finite_weights(self.hf, self.name):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:
@@ -461,18 +565,36 @@ AnyModel = Annotated[Decoder, Kind(_A_MODEL, instance(Decoder))]
 """A model as the argument of a public function that also takes one whose blocks fasttrace cannot drive."""
 
 
+# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
+_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+
+
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def text_config(config: Any) -> Any:
+    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
+    return config.get_text_config(decoder=True)
+
+
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
-    family = Decoder.registry.get(config.model_type)
+    """The adapter for a transformers config, or for the text decoder in that of a multimodal model.
+
+    Raises ModelError for a model type or a variant without an adapter.
+    """
+    decoder = config
+    if not is_explained(config.model_type):
+        if any(getattr(config, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
+            raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
+        decoder = text_config(config)
+    family = Decoder.registry.get(decoder.model_type)
     if family is None:
-        raise ModelError(
-            f"model type '{config.model_type}' has no adapter (available: {', '.join(sorted(Decoder.registry))}); "
-            "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
-            "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
-            "src/fasttrace/models/families/"
-        )
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
-    if (reason := family.refusal(config)) is not None:
+        what = f"model type '{decoder.model_type}'"
+        if decoder is not config:
+            what += f", the text decoder of this '{config.model_type}' model,"
+        raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
+    if (reason := family.refusal(decoder)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

@@ -15,10 +15,11 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder
 from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
+from fasttrace.models.quantised import format_of, is_settled, packed_parameters, quantised
 from fasttrace.models.sublayers import Sublayer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +35,7 @@ FORWARDS = (
     "transformers.utils.",
     "transformers_modules.",  # code of a model's own, with trust_remote_code
 )
-# Packages whose layers contain packed integers instead of weights, beside torch's own.
+# Packages whose layers contain packed integers instead of weights, beside torch's own. quantised.py dequantises some.
 QUANTIZERS = (
     "aqlm",
     "auto_gptq",
@@ -52,7 +53,10 @@ QUANTIZERS = (
     "torchao",
     "transformers.integrations",
 )
-DEQUANTIZE = "give a model with plain weights: hf.dequantize(), or load it without quantization"
+DEQUANTIZE = (
+    "load its folder with fasttrace.load_model, which reads GPTQ, AWQ, compressed-tensors and FP8 by itself, or give a "
+    "model with plain weights: hf.dequantize(), or load it without quantization"
+)
 
 
 def check_modules(hf: nn.Module, name: str) -> None:
@@ -112,8 +116,10 @@ def _parametrization(module: nn.Module) -> tuple[str, str] | None:
 
 
 def _replaced(module: nn.Module) -> tuple[str, str] | None:
+    if (how := format_of(module)) is not None:
+        return how.refusal(module)
     home = next((kind.__module__ for kind in type(module).__mro__ if "forward" in vars(kind)), "")
-    if _from(home, QUANTIZERS):
+    if _from(home, QUANTIZERS) or hasattr(module, "quantization_scheme"):  # the latter by compressed-tensors
         return f"a quantised layer ({type(module).__name__})", DEQUANTIZE
     if not home.startswith(FORWARDS):
         return f"the class {home}.{type(module).__name__}", "put the layer of transformers in its place"
@@ -126,7 +132,7 @@ def _patched(module: nn.Module) -> tuple[str, str] | None:
     # accelerate replaces the forward of a module whose weights it moves, and keeps the module's own.
     kept = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
     own = vars(module).get(kept)
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward and not is_settled(own):
         return "a forward of its own", "delete it (del module.forward), or change the weights instead"
     return None
 
@@ -146,7 +152,10 @@ def _hooked(module: nn.Module) -> tuple[str, str] | None:
 def _check_dtypes(hf: nn.Module, name: str) -> None:
     """Raise ModelError where the weights are not plain tensors of one float dtype that gradients pass through."""
     first = ""
+    packed = {id(part) for _, module, _ in quantised(hf) for part in packed_parameters(module)}
     for path, weight in hf.named_parameters():
+        if id(weight) in packed:
+            continue
         if type(weight.data) is not Tensor or weight.dtype not in FLOATS:
             kind = str(weight.dtype) if type(weight.data) is Tensor else type(weight.data).__name__
             raise ModelError(f"model '{name}': the weight '{path}' is quantised or packed ({kind}): {DEQUANTIZE}")
@@ -185,7 +194,10 @@ def check_outputs(model: Decoder) -> None:
     Compared are the embeddings, every layer's output for the input that it has in `model.hf`, and the logits and log p
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
-    to float32). Sound models differ by up to 2 ε and 15 ε.
+    to float32). Sound models differ by up to 2 ε and 15 ε. A mixture's router chooses by its input in `model.hf`, since
+    a rounding may turn its choice. A quantised layer of `model.hf` multiplies with its dequantised weight
+    (`quantised.settle`), so the tolerance is the same. Its package's own product may also quantise the activations,
+    which no tolerance of rounding covers.
 
     It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace. A `HookedDecoder` computes nothing
     itself; for it this is `check_forward`.
@@ -196,7 +208,7 @@ def check_outputs(model: Decoder) -> None:
         if max(ids) >= rows:
             raise ModelError(
                 f"model '{model.name}': expected token ids below {rows}, the rows of its embeddings, got {max(ids)} "
-                "from its tokenizer"
+                "from its tokenizer: give the tokenizer that the weights were trained with"
             )
         if isinstance(model, HookedDecoder):
             check_forward(model, ids)
@@ -244,7 +256,7 @@ def check_forward(model: HookedDecoder, ids: Sequence[int]) -> None:
 
 
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
-    with model.products(), _recorded(model) as (inputs, outputs):
+    with model.products(), _recorded(model) as (inputs, outputs, routed):
         batch = pack(model, [ids])
         logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
@@ -256,7 +268,7 @@ def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     rotary = model.rotary(batch.positions)
     for layer, block in model.layers():
         h, rotary = inputs[layer].to(block.device), bring(rotary, block.device)
-        out = layer_output(block, h, rotary, batch.sequences)
+        out = layer_output(block, h, rotary, batch.sequences, chosen_by=_on(routed.get(layer), block))
         _compare(model, f"layer {layer}", out, outputs[layer], h, most)
     last = outputs[model.n_layers - 1]
     _compare(model, "the logits", row_logits(model, last), logits, logits, most)
@@ -268,13 +280,19 @@ def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     _compare(model, "log p", ours[:, None], theirs[:, None], scale[:, None], most)
 
 
+def _on(recorded: Tensor | None, block: Block) -> Tensor | None:
+    return None if recorded is None else recorded.to(block.device)
+
+
 @contextmanager
-def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
-    """While the body runs, the input and output (N, d) of every layer of `model.hf` are recorded by layer."""
+def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]]:
+    """While the body runs, the input and output (N, d) of every layer of `model.hf`, and the input of every mixture of
+    experts, are recorded by layer."""
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
+    routed: dict[int, Tensor] = {}
 
-    def before(layer: int) -> Callable[..., None]:
+    def before(layer: int, inputs: dict[int, Tensor] = inputs) -> Callable[..., None]:
         def keep(module: Any, args: Any, named: Any) -> None:
             inputs[layer] = (args[0] if args else named["hidden_states"])[0].clone()
 
@@ -291,7 +309,10 @@ def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Ten
         for layer, block in enumerate(model.blocks):
             handles.append(block.layer.register_forward_pre_hook(before(layer), with_kwargs=True))
             handles.append(block.layer.register_forward_hook(after(layer)))
-        yield inputs, outputs
+            if block.experts is not None:
+                mixture = block.mixture
+                handles.append(mixture.register_forward_pre_hook(before(layer, routed), with_kwargs=True))
+        yield inputs, outputs, routed
     finally:
         for handle in handles:
             handle.remove()

@@ -12,23 +12,29 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fasttrace.errors import FasttraceError, ModelError, shown
-from fasttrace.models import converted, families  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder
+from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
+from fasttrace.models.adapter import Decoder, text_config
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
     check_config,
     check_layers,
     check_loaded,
     check_size,
+    check_tables,
     explain_tokenizer,
+    is_described,
+    reach,
     read_headers,
     resolve,
+    resolve_tokenizer,
 )
 from fasttrace.models.hooked import HookedDecoder, decoder_for, keep_weights, why_hooked
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import device_of, is_offloaded
+from fasttrace.models.quantised import settle, shared
 from fasttrace.optional import require
 from fasttrace.recall import NONE, question
 from fasttrace.settings.arguments import checked
@@ -39,6 +45,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
     "tf32": torch.float32,
+}
+# Auto classes of transformers for models with other inputs than text, and the configs of each.
+MULTIMODAL = {
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 }
 MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehand
 
@@ -52,6 +63,7 @@ def load_model(
     *,
     max_memory: Mapping[str | int, str | int] | None = None,
     offload_folder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Decoder:
     """Load a decoder model and its tokenizer.
@@ -62,10 +74,15 @@ def load_model(
         computes, on CUDA only.
     device: as torch names it. "auto" spreads the model over the GPUs, CPU memory and disk as needed (accelerate). A
         mapping assigns devices, "cpu" or "disk" to module names. Weights in CPU memory beside a GPU, or on disk, are
-        loaded layer by layer. A model that is offloaded or spread over devices can be traced, but not edited.
+        brought layer by layer, once a pass, and once more in the backward pass of an edit. Tracing, editing, generation
+        and export give the numbers of the whole model on one device. An edit that is applied to offloaded weights,
+        which are read-only, is kept beside them.
     max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
     offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
         written when they go to disk.
+    tokenizer: a folder, .gguf file or hub id with the tokenizer, where the source has none or another is wanted. It is
+        part of `model_hash`.
+    trust_remote_code: run the code of the source's repository, where transformers has no class for it.
 
     The first load of a GGUF file onto one device writes its weights in `dtype` as safetensors into the cache folder
     ($XDG_CACHE_HOME/fasttrace/models), if the disk has room for twice as much. Later loads check their SHA-256 and map
@@ -98,19 +115,20 @@ def load_model(
             new = None if spread else converted.copy_of(Path(where) / gguf, DTYPES[dtype])
         if new is not None and (sums := converted.sums_of(new)) is not None:
             where, new = str(new), None
-            sound = question("copy", sums=sums, dtype=dtype) if device == "cpu" else NONE
+            sound = question("copy", sums=sums, dtype=dtype) if device == "cpu" and tokenizer is None else NONE
         elif gguf is not None:
             options["gguf_file"] = gguf
         known = sound.answer()
         placed = _placement(device, max_memory, offload_folder) if spread else {}
-        hf, adapter = _load(where, dtype, options, placed, fits=known is not None)
-        with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"):
-            tokenizer = _load_tokenizer(where, options)
+        one = "cpu" if spread else str(device)
+        hf, adapter = _load(where, dtype, options, placed, fits=known is not None, device=one)
+        read = _tokenizer_of(tokenizer, (where, options))
     if not spread:
         with _as_model_errors(f"device '{device}' cannot be used"):
-            hf = hf.to(device)
+            # A quantised model is there already, and some refuse to be moved.
+            hf = hf if hf.device == torch.device(one) else hf.to(device)
     check_modules(hf, str(source))
-    model = _decoder(adapter, hf, tokenizer, str(source))
+    model = _decoder(adapter, hf, read, str(source))
     if known is not None:
         model.expect_identity(known["bit_sums"], known["model_hash"])
     else:
@@ -126,19 +144,28 @@ def load_model(
         if elsewhere:
             raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
-    if new is not None:
+    if new is not None and tokenizer is None:
         # The model is loaded, whatever prevents a copy, such as a full disk.
         with contextlib.suppress(FasttraceError), _as_model_errors(f"model '{source}' cannot be copied"):
             converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
     return model
 
 
-def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -> Any:
+def load_tokenizer(
+    source: str | Path = DEFAULT_MODEL,
+    dtype: str = "float32",
+    *,
+    tokenizer: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """The tokenizer of `load_model`, without the weights. Arguments and errors: as there."""
     _check_arguments(dtype, "cpu", None, None)
+    if tokenizer is not None:
+        with _quiet():
+            return _tokenizer_of(tokenizer, ("", {"trust_remote_code": trust_remote_code}))
     with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"), _quiet():
         where, gguf = resolve(os.fspath(source))
-        options: dict[str, Any] = {"trust_remote_code": False}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if gguf is not None:
             require("gguf")
             copy = converted.copy_of(Path(where) / gguf, DTYPES[dtype])
@@ -146,10 +173,12 @@ def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -
                 where = str(copy)
             else:
                 options["gguf_file"] = gguf
+        elif not Path(where).is_dir():
+            reach(where)
         return _load_tokenizer(where, options)
 
 
-def check_driven(source: str | Path = DEFAULT_MODEL) -> None:
+def check_driven(source: str | Path = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError for a folder or hub id whose config has no adapter, before its weights are read.
 
     Whatever else is wrong with the source is left to `load_model`, and so is a .gguf file, which takes long to read.
@@ -159,11 +188,46 @@ def check_driven(source: str | Path = DEFAULT_MODEL) -> None:
     why: str | None = None
     with contextlib.suppress(Exception), _quiet():
         where, gguf = resolve(os.fspath(source))
-        config = None if gguf else AutoConfig.from_pretrained(where)
+        config = None if gguf else AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
         if config is not None and decoder_for(config) is HookedDecoder:
             why = why_hooked(config)
     if why is not None:
         raise ModelError(f"model '{source}': {why}")
+
+
+def outline(source: str | Path, dtype: str = "float32") -> Decoder:
+    """The decoder that `load_model` would make, without a tokenizer, and with weights that have no values: on "meta".
+
+    source: as there. A folder may have its config.json alone, and of a hub id only that file is downloaded. The headers
+    of weights in a folder are read, and no weights. No code of a repository runs.
+
+    Raises ModelError where `load_model` would, as far as the config and the headers tell.
+    """
+    _check_arguments(dtype, "cpu", None, None)
+    with _as_model_errors(f"model '{source}' could not be read"), _quiet():
+        given = Path(os.fspath(source)).expanduser()
+        where, gguf = (str(given), None) if is_described(given) else resolve(os.fspath(source))
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if gguf is not None:
+            require("gguf")
+            options["gguf_file"] = gguf
+        config, adapter, _ = read_config(where, options)
+        check_layers(config, MOST_LAYERS, where)
+        if gguf is None and any(Path(where).glob("*.safetensors")) and (headers := read_headers(where)) is not None:
+            check_size(config, headers, where, lambda: _without_memory(config))
+        else:
+            check_tables(_without_memory(config), where)
+        with _WithoutWeights():
+            hf = _from_config(config).to(DTYPES[dtype])
+        return _decoder(adapter, hf, None, str(source))
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """While the body runs, uninitialised tensors have no memory. Weights begin as such. The tables that a family reads
+    when it binds its blocks, such as the scale of Gemma's embeddings, do not, and have their values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
@@ -200,24 +264,22 @@ def _placement(device: Any, max_memory: Any, offload_folder: Any) -> dict[str, A
 
 
 def _load(
-    where: str, dtype: str, options: dict[str, Any], placed: dict[str, Any], *, fits: bool = False
+    where: str,
+    dtype: str,
+    options: dict[str, Any],
+    placed: dict[str, Any],
+    *,
+    fits: bool = False,
+    device: str = "cpu",
 ) -> tuple[Any, type[Decoder]]:
     """The transformers model of a folder, hub id or .gguf file, all of whose weights come from it, and its adapter.
 
-    fits: whether its config is known to describe its weights.
+    fits: whether its config is known to describe its weights. device: where quantised weights go that `placed` leaves.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    gguf, local = "gguf_file" in options, Path(where).is_dir()
-    if local and not gguf:
-        check_config(where)
-    what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
-    with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
-        config = AutoConfig.from_pretrained(where, **options)
-        adapter = decoder_for(config)
-    if not local:
-        check_config(where)  # only now, as the hub was reached
+    gguf = "gguf_file" in options
+    config, adapter, method = read_config(where, options)
     if gguf:
         check_layers(config, MOST_LAYERS, where)
         # Newer releases of transformers keep GGUF weights packed if they have a kernel for them, unless told not to.
@@ -225,22 +287,74 @@ def _load(
             placed = {**placed, "quantization_config": packed(dequantize=True)}
     else:
         placed = {**placed, "use_safetensors": True}
-        headers = None if fits else read_headers(where)
+        headers = None if fits else read_headers(where, quantised=method is not None)
         if headers is not None and not options["trust_remote_code"]:
-            check_size(config, headers, where, lambda: _without_memory(config))
-    hf, info = AutoModelForCausalLM.from_pretrained(
+            check_size(config, headers, where, lambda: _without_memory(config), each=1 if method is None else 16)
+        if method is not None:
+            placed = reading.prepare(config, method, headers or {}, placed, device, where)
+    hf, info = model_class(config).from_pretrained(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
+    if DTYPES[dtype] == torch.float64:
+        hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
     keep_weights(hf)
+    if method is not None:
+        reading.finish(hf, method, DTYPES[dtype])
     return hf, adapter
 
 
-def _without_memory(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def model_class(config: Any) -> Any:
+    """transformers' Auto class that makes the whole model of a config, of a multimodal one with its other towers."""
+    import transformers
 
+    if text_config(config) is not config:
+        # The causal class of a multimodal config may be that of its text decoder alone.
+        for auto, known in MULTIMODAL.items():
+            if type(config) in getattr(transformers, known, ()):
+                return getattr(transformers, auto)
+    return transformers.AutoModelForCausalLM
+
+
+def read_config(where: str, options: dict[str, Any]) -> tuple[Any, type[Decoder], str | None]:
+    """The transformers config of a folder, hub id or .gguf file, the adapter for it, and how its weights are quantised
+    (`check_config`)."""
+    from transformers import AutoConfig
+
+    gguf, local = "gguf_file" in options, Path(where).is_dir()
+    method = None
+    if not gguf:
+        if not local:
+            reach(where)
+        method = check_config(where, trusted=options["trust_remote_code"])
+    what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
+    with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
+        config = AutoConfig.from_pretrained(where, **options)
+        return config, decoder_for(config), method
+
+
+def _without_memory(config: Any) -> Any:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return _from_config(config)
+
+
+def _from_config(config: Any) -> Any:
+    return model_class(config).from_config(copy.deepcopy(config))
+
+
+def _tokenizer_of(given: str | Path | None, own: tuple[str, dict[str, Any]]) -> Any:
+    """The tokenizer of the folder, .gguf file or hub id that was given for it, or of the model's own, with options."""
+    if given is None:
+        with _as_model_errors(f"model '{own[0]}': its tokenizer could not be loaded"):
+            return _load_tokenizer(*own)
+    where, gguf = resolve_tokenizer(os.fspath(given))
+    if gguf is not None:
+        require("gguf")
+    elif not Path(where).is_dir():
+        reach(where)
+    with _as_model_errors(f"tokenizer '{given}' could not be loaded"):
+        options = {"trust_remote_code": own[1]["trust_remote_code"]} | ({} if gguf is None else {"gguf_file": gguf})
+        return _load_tokenizer(where, options)
 
 
 def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
@@ -292,12 +406,15 @@ def _first_words(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars, logs or warnings of transformers while the body runs. What is wrong is raised."""
+    """No progress bars, logs or warnings of transformers and the hub while the body runs. What is wrong is raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    hub_level = hub_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    hub_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
         # transformers shows its own progress bar for a GGUF file, and no setting turns it off.
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
@@ -305,6 +422,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             transformers_logging.enable_progress_bar()
 
@@ -358,6 +476,7 @@ def wrap_model(
 
 
 def _decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
+    settle(hf)
     with _as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
         return adapter(hf, tokenizer, name)
 
@@ -388,5 +507,5 @@ def _own_modules(hf: Any) -> Any:
             kept += [getattr(one, name, None) for name in ("weights_map", "tied_params_map")]
         memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)] if value is not None}
         for weight in part.parameters(recurse=False):
-            memo.setdefault(id(weight), nn.Parameter(weight.detach(), requires_grad=False))
+            memo.setdefault(id(weight), shared(weight))
     return copy.deepcopy(hf, memo)

@@ -6,9 +6,11 @@ defines for attention which rows form a sequence.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Block, Decoder, Rotary
@@ -72,6 +74,17 @@ def bring(rotary: Rotary, device: torch.device) -> Rotary:
     return tuple(table.to(device) for table in rotary)
 
 
+def recomputed(frozen: bool, call: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """call(*inputs). If `frozen`, autograd keeps nothing of it, and calls it again in the backward pass.
+
+    The weights that `call` brings and lets go then are not in memory between the two, and the numbers are the same.
+    """
+    if not (frozen and torch.is_grad_enabled()):
+        return call(*inputs)
+    result: Tensor = checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
 def attend(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, query_rows: Tensor | None = None) -> Tensor:
     """h: (N, d), query_rows: (n,) int64, or None for all → (n, d), what attention adds to the residual there."""
     return block.attn_out(head_outputs(block, h, rotary, sequences, query_rows))
@@ -99,40 +112,51 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
         sliding_window=block.sliding_window,
         softcap=block.softcap,
         alibi=block.alibi,
+        sinks=block.sinks,
     )
 
 
 def mlp_rows(block: Block, like: Tensor) -> int:
     """Number of rows of one MLP product, for the device and dtype of `like`."""
-    if like.device.type == "cpu":
-        return MLP_ROWS
-    return max(MLP_ROWS, KEY_BYTES // (block.down.shape[1] * like.element_size()))
+    rows = MLP_ROWS
+    if like.device.type != "cpu":
+        rows = max(rows, KEY_BYTES // (block.key_width * like.element_size()))
+    # The rows are divided among the experts, and one expert's keys are computed at a time.
+    return rows if block.experts is None else rows * block.experts.count // block.experts.per_row
 
 
-def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
+def mlp(block: Block, h: Tensor, rows: Tensor | None = None, *, added: bool = True) -> Tensor:
     """h: (N, d), rows: (n,) int64, or None for all → (n, d), what the MLP adds to the residual at these rows.
+
+    added: False gives the MLP module's output instead, before `Block.mlp_add`.
 
     Rows are processed `mlp_rows` at a time, so that the keys stay small.
     """
     n, most = h.shape[0] if rows is None else rows.shape[0], mlp_rows(block, h)
     if n <= most:
-        return _mlp_part(block, h, rows)
+        return _mlp_part(block, h, rows, added)
     out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)
     for i in range(0, n, most):
         run = slice(i, i + most)
-        out[run] = _mlp_part(block, h[run], None) if rows is None else _mlp_part(block, h, rows[run])
+        out[run] = _mlp_part(block, h[run], None, added) if rows is None else _mlp_part(block, h, rows[run], added)
     return out
 
 
-def _mlp_part(block: Block, h: Tensor, rows: Tensor | None) -> Tensor:
+def _mlp_part(block: Block, h: Tensor, rows: Tensor | None, added: bool) -> Tensor:
     x = block.mlp_norm(h) if rows is None else block.mlp_norm_rows(h, rows)
-    return block.mlp_add(block.mlp_output(x))
+    value = block.mlp_output(x)
+    return block.mlp_add(value) if added else value
 
 
-def layer_output(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> Tensor:
-    """h: (N, d), the block's input → (N, d), the residual after it."""
+def layer_output(
+    block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, *, chosen_by: Tensor | None = None
+) -> Tensor:
+    """h: (N, d), the block's input → (N, d), the residual after it. chosen_by: as for `Block.mlp_output`."""
     resid_mid = h + attend(block, h, rotary, sequences)
-    return resid_mid + mlp(block, h if block.parallel else resid_mid)
+    read = h if block.parallel else resid_mid
+    if chosen_by is None:
+        return resid_mid + mlp(block, read)
+    return resid_mid + block.mlp_add(block.mlp_output(block.mlp_norm(read), chosen_by))
 
 
 @torch.no_grad()
@@ -170,27 +194,35 @@ def logits(model: Decoder, batch: Batch) -> Tensor:
 
 def row_logits(model: Decoder, h: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm → (R, V) logits, on `model.unembed_device`."""
+    return recomputed(model.frozen_head, _row_logits, model, h)
+
+
+def _row_logits(model: Decoder, h: Tensor) -> Tensor:
     with model.head():
-        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
-        raw = linear(x, model.unembed_weight, model.unembed_bias)
-    cap = model.logit_softcap
-    return raw if cap is None else torch.tanh(raw / cap) * cap
+        x = model.final_norm(model.leave(h.to(model.norm_device))).to(model.unembed_device)
+        return model.finish_logits(linear(x, model.unembed_weight, model.unembed_bias))
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm, target: (R,) int64 → (R,) float32 log p(target), on
     `model.unembed_device`."""
-    device = model.unembed_device
+    device, scale = model.unembed_device, model.logit_scale
+
+    def scaled(vector: Tensor | None) -> Tensor | None:
+        # The op has no factor of the logits. The norm's output times the factor has the same effect.
+        return vector if vector is None or scale == 1.0 else vector * scale
+
     with model.head():
-        bias = model.final_norm_bias
+        weight, bias = scaled(model.final_norm_weight), scaled(model.final_norm_bias)
+        assert weight is not None
         return target_logprob(
-            h.to(device),
-            model.final_norm_weight.to(device),
+            model.leave(h.to(device)),
+            weight.to(device),
             None if bias is None else bias.to(device),
             model.norm_eps,
             model.norm_kind,
             model.unembed_weight,
-            model.unembed_bias,
+            scaled(model.unembed_bias),
             target.to(device),
             model.logit_softcap,
         )

@@ -7,7 +7,7 @@ from .base import refusal, resolve, setting, settings, settle
 from .common import NoiseSettings, RunSettings
 from .kinds import MOST_ITEMS, MOST_LAYERS, Size
 
-Module = Literal["mlp", "attn", "block", "head"]
+Module = Literal["mlp", "attn", "block", "head", "expert"]
 TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
 AskedMethod = Literal["denoise", "noise", "zero", "attribution", "hooked"]  # "hooked" becomes "denoise"
 Engine = Literal["wavefront", "hooked"]
@@ -31,7 +31,7 @@ class TraceSettings(NoiseSettings, RunSettings):
         default="mlp",
         names_run="always",
         help="Module whose output is replaced in the window's layers; head is one attention head, before the output "
-        "projection",
+        "projection, and expert is what one expert of a mixture adds to its output",
     )
     heads: Literal["all", "at-once"] | Sequence[int] | None = setting(
         default=None,
@@ -39,6 +39,13 @@ class TraceSettings(NoiseSettings, RunSettings):
         most=MOST_ITEMS,
         help="With module head: all (each head by itself), the heads of these numbers, as in 3,7, or at-once (those "
         "of a layer in one cell); by default all",
+    )
+    experts: Literal["all"] | Sequence[int] | None = setting(
+        default=None,
+        least=0,
+        most=MOST_ITEMS,
+        help="With module expert: all (each expert by itself), or the experts of these numbers, as in 3,7; a shared "
+        "expert has the number after the last; by default all",
     )
     corruption: Corruption = setting(
         default="noise",
@@ -98,12 +105,21 @@ class TraceSettings(NoiseSettings, RunSettings):
                 resolve(self, "heads", "all")
         elif self.heads is not None:
             raise refusal(self, "heads", "module head", f"module {self.module}")
+        if self.module == "expert":
+            if self.engine == "hooked":
+                raise refusal(self, "module", "mlp, attn, block or head with engine hooked", self.module)
+            if self.experts is None:
+                resolve(self, "experts", "all")
+        elif self.experts is not None:
+            raise refusal(self, "experts", "module expert", f"module {self.module}")
         if self.tokens is None:
             resolve(self, "tokens", OWN_TOKENS.get(self.method, "all"))
         if self.verify_top is not None and self.method != "attribution":
             raise refusal(self, "verify_top", "method attribution", f"method {self.method}")
         if self.method == "attribution" and self.tokens == "whole-subject":
             raise refusal(self, "tokens", "one token per cell with method attribution", self.tokens)
+        if self.method == "attribution" and self.module == "expert":
+            raise refusal(self, "module", "one whose slope estimates it with method attribution", self.module)
         if self.method == "attribution" and self.heads == "at-once":
             raise refusal(self, "heads", "one head per cell with method attribution", self.heads)
         if self.method == "attribution" and self.metric == "kl":

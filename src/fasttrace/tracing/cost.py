@@ -10,6 +10,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import ROWS, linear_flops, median_seconds
 from fasttrace.models.hooked import HookedDecoder
 from fasttrace.models.packed import mlp_rows
+from fasttrace.models.quantised import weight_tensors
 from fasttrace.ops.linear import linear
 from fasttrace.tracing.plan import Cell, Intervention, Tail, TraceItem, bytes_per_row, split_waves
 
@@ -157,8 +158,8 @@ def screen_cost(
 
 
 def weight_bytes(model: Decoder) -> int:
-    """Bytes of the model's parameters."""
-    return sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    """Bytes of the model's weights as they are stored."""
+    return sum(weight.nbytes for weight in weight_tensors(model.hf))
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ from fasttrace.tracing.plan import (
     bytes_per_row,
     contrast_of,
     make_item,
+    traced_experts,
     traced_heads,
     traced_spots,
 )
@@ -407,14 +408,15 @@ def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -
     encoded = encoded_facts(model, facts)
     screened = asked.method == "attribution"
     intervention = Intervention(asked.module, "denoise" if screened else asked.method)
-    heads = traced_heads(model, asked.heads)
+    heads = traced_heads(model, asked.heads) if asked.experts is None else traced_experts(model, asked.experts)
     unmeasured = _unmeasured(asked, encoded)
     noised = asked.method != "zero" and asked.corruption == "noise"
     sigma = noise_sigma(model, asked.sigma, asked.sigma_facts) if noised else None
     settled = replaced(
         asked,
         windows=sorted(set(asked.windows), reverse=True),
-        heads=_settled_heads(model, asked.heads, heads),
+        heads=_settled(asked.heads, heads, model.n_heads),
+        experts=_settled(asked.experts, heads, model.n_experts) if asked.experts else None,
         sigma=sigma,
         seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
@@ -433,11 +435,14 @@ def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -
     )
 
 
-def _settled_heads(model: Decoder, asked: str | Sequence[int] | None, heads: Sequence[Heads]) -> Any:
-    """The setting `heads` by one name: numbers in ascending order, "all" where these are all. heads: those traced."""
+def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
+    """The setting `heads` or `experts` by one name: "all" where all of `count` are traced, else ascending numbers.
+
+    parts: those traced.
+    """
     if asked is None or asked == "at-once":
         return asked
-    return "all" if list(heads) == traced_heads(model, "all") else [one.first for one in heads]
+    return "all" if len(parts) == count else [one.first for one in parts]
 
 
 def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:

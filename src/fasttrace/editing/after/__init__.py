@@ -42,8 +42,11 @@ class After:
         """The updates of an edit or group of edits in `model`, which has all earlier ones: by RECT."""
         if self.settings.after != "rect":
             return updates
-        share = self.settings.rect_share
-        return {at: self._with(one, rect(_weight(model, at), _change(one), share)) for at, one in updates.items()}
+        found: dict[int, Update] = {}
+        for at, block in model.layers(updates):
+            change = updates[at].matrix().to(block.device)
+            found[at] = self._with(updates[at], rect(block.down.detach(), change, self.settings.rect_share))
+        return found
 
     def bounded(self, updates: Mapping[int, Update]) -> Mapping[int, Update]:
         """The sum of all updates so far, where ‖ΔW‖ is at most max_norm · ‖W‖ (Frobenius) at each layer."""
@@ -51,9 +54,9 @@ class After:
         if most is None:
             return updates
         found: dict[int, Update] = {}
-        for at, one in updates.items():
-            change = _change(one)
-            factor = most * float(_weight(self.model, at).double().norm()) / max(float(change.norm()), 1e-300)
+        for at, block in self.model.layers(updates):
+            one, change = updates[at], updates[at].matrix()
+            factor = most * float(block.down.detach().double().norm()) / max(float(change.norm()), 1e-300)
             found[at] = one if factor >= 1.0 else self._with(one, change * factor)
         return found
 
@@ -64,19 +67,11 @@ class After:
         found: dict[int, Update] = {}
         for at, one in updates.items():
             if at not in self._largest:
-                self._largest[at] = largest_singular_value(_weight(self.model, at))
-            found[at] = self._with(one, prune(self._largest[at], _change(one), self.settings.prune_base))
+                with self.model.brought(at) as block:
+                    self._largest[at] = largest_singular_value(block.down)
+            found[at] = self._with(one, prune(self._largest[at], one.matrix(), self.settings.prune_base))
         return found
 
     @staticmethod
     def _with(update: Update, change: Tensor) -> Dense:
         return Dense(change.float(), update.bias)
-
-
-def _weight(model: Decoder, layer: int) -> Tensor:
-    return model.blocks[layer].down.detach()
-
-
-def _change(update: Update) -> Tensor:
-    """(d, m) float64."""
-    return update.matrix()

@@ -9,16 +9,17 @@ layers above it (docs/algorithms.md, section 15; Zhu et al. 2020, arXiv 2012.003
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isnan
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Dense, Edit, as_rounded
+from fasttrace.editing.delta import Dense, Edit, Update, as_rounded
 from fasttrace.editing.wave import EditWave, Job, Span, Visited, walk
 from fasttrace.facts import EncodedFact
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
@@ -157,7 +158,7 @@ class FineTuneBatch:
             for layer in window:
                 block = model.blocks[layer]
                 bias = settings.bias and block.down_bias is not None
-                self.state[layer, first] = _State.zeros(past - first, block.down, bias)
+                self.state[layer, first] = _State.zeros(past - first, block, bias)
         least = -torch.inf if settings.early_stop is None else settings.early_stop
         taken, low = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
         last = torch.zeros(count)
@@ -201,7 +202,9 @@ class FineTuneBatch:
                     continue
                 state = self.state[layer, a]
                 bounds = begin[a - first : b - first + 1] - begin[a - first]
-                add = _ItemLinear.apply(key[at:to], anchor, state.delta, state.bias, bounds, (layer, a), tape)
+                add = _ItemLinear.apply(
+                    key[at:to], anchor.to(key.device), state.delta, state.bias, bounds, (layer, a), tape
+                )
                 parts.append((value[at:to] + add).to(value.dtype))
             return torch.cat(parts)
 
@@ -216,26 +219,26 @@ class FineTuneBatch:
                 return value
             return changed(layer, key, value, 0, past, begin)
 
-        logp = row_logprob(model, wave.run(enter, change), self.targets)
+        logp = row_logprob(model, wave.run(enter, change), self.targets).to(model.device)
         total = torch.zeros(len(self.jobs), dtype=logp.dtype, device=logp.device)
         return -total.index_add(0, wave.read_owner, logp) / self.lengths
 
     def _edits(self, loss: Tensor) -> list[Edit]:
-        edits = []
-        for first, past, window in self.groups:
-            for number in range(first, past):
-                example, layer, _ = self.jobs[number]
-                updates = {}
-                for at in window:
+        updates: list[dict[int, Update]] = [{} for _ in self.jobs]
+        largest = [0.0] * len(self.jobs)
+        for at, block in self.model.layers(sorted({at for at, _ in self.state})):
+            for first, past, window in self.groups:
+                for number in range(first, past if at in window else first):
                     state = self.state[at, first]
-                    block = self.model.blocks[at]
                     bias = None
                     if state.bias is not None and block.down_bias is not None:
                         bias = as_rounded(block.down_bias, state.bias[number - first])
-                    updates[at] = Dense(as_rounded(block.down, state.delta[number - first]), bias)
-                largest = max(float(u.change.abs().max()) for u in updates.values())
-                edits.append(Edit(self.examples[example].fact.fact_id, layer, updates, largest, float(loss[number])))
-        return edits
+                    change = as_rounded(block.down, state.delta[number - first])
+                    updates[number][at] = Dense(change, bias)
+                    most = float(change.abs().max())
+                    largest[number] = most if isnan(most) else max(largest[number], most)
+        found = zip(self.jobs, updates, largest, loss.tolist(), strict=True)
+        return [Edit(self.examples[job.fact].fact.fact_id, job.layer, *rest) for job, *rest in found]
 
 
 @dataclass(eq=False)
@@ -250,10 +253,11 @@ class _State:
     bias_v: Tensor | None
 
     @classmethod
-    def zeros(cls, count: int, down: Tensor, bias: bool) -> "_State":
-        """The initial state of `count` jobs. down: (d, m), the unedited weight."""
-        matrices = [torch.zeros((count, *down.shape), device=down.device) for _ in range(3)]
-        vectors = [torch.zeros((count, down.shape[0]), device=down.device) if bias else None for _ in range(3)]
+    def zeros(cls, count: int, block: Block, bias: bool) -> "_State":
+        """The initial state of `count` jobs at a block's down-projection."""
+        (d, m), device = block.down_shape, block.device
+        matrices = [torch.zeros((count, d, m), device=device) for _ in range(3)]
+        vectors = [torch.zeros((count, d), device=device) if bias else None for _ in range(3)]
         return cls(*matrices, *vectors)
 
     def step(

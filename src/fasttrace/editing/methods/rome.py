@@ -37,7 +37,7 @@ def solve_rome(
     divisor = of_contexts.mean_key if settings.key_mode == "r-rome" else bare.key
     edits = []
     for row, (fact, layer) in enumerate(jobs):
-        direction = u[row] / u[row].norm()
+        direction, at = u[row] / u[row].norm(), batch.model.blocks[layer].device
         denominator = float(direction @ divisor[layer][fact].double())
         missing = delta[row].double()
         if batch.anew and settings.key_mode == "rome":  # under new noise the output is not the one that δ was added to
@@ -47,7 +47,7 @@ def solve_rome(
             Edit(
                 batch.facts[fact].fact.fact_id,
                 layer,
-                {layer: LowRank(value[None], direction.float()[None])},
+                {layer: LowRank(value[None].to(at), direction.float()[None].to(at))},
                 float(delta[row].norm() / batch.v0(layer, settings)[fact].float().norm()),
                 float(loss[row]),
                 denominator,
