@@ -11,19 +11,39 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+# Families that norm attention's output before it is added.
+POST_NORMS = ("exaone4", "gemma2", "gemma3_text", "olmo2", "olmo3")
+
 
 def block_modules(hf):
     """Every block. Its output, or the first of several, is the residual stream after it."""
-    base = hf.base_model
+    multimodal = hf.config.get_text_config() is not hf.config
+    base = hf.get_decoder() if multimodal else hf.base_model
     base = getattr(base, "decoder", base)
-    return list(base.h if hasattr(base, "h") else base.layers)
+    if kind_of(hf) == "llama4_text":
+        base = base.model  # its class names another part as its base
+    return list(next(getattr(base, name) for name in ("h", "blocks", "layers") if hasattr(base, name)))
+
+
+def kind_of(hf):
+    """transformers' name of the model's family, or of the text decoder's in a multimodal model."""
+    return hf.config.get_text_config().model_type
 
 
 def mlp_modules(hf):
-    """For every block, the module whose output is the MLP's. In OPT and BLOOM it is the down-projection, because OPT
-    has no module for its MLP, and BLOOM's adds the residual."""
-    inside = {"opt": lambda b: b.fc2, "bloom": lambda b: b.mlp.dense_4h_to_h}
-    return [inside.get(hf.config.model_type, lambda b: b.mlp)(block) for block in block_modules(hf)]
+    """For every block, the module whose output is the MLP's. It is the down-projection where the MLP has no module
+    of its own (OPT), or one that adds the residual (BLOOM)."""
+    inside = {
+        **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.fc2),
+        "bloom": lambda b: b.mlp.dense_4h_to_h,
+        "mpt": lambda b: b.ffn.down_proj,
+        "ctrl": lambda b: b.ffn[2],
+        "granitemoehybrid": lambda b: b.shared_mlp,
+        "recurrent_gemma": lambda b: b.mlp_block,
+        "granitemoe": lambda b: b.block_sparse_moe,
+        **dict.fromkeys(("bamba", "jamba", "lfm2", "llama4_text", "rwkv"), lambda b: b.feed_forward),
+    }
+    return [inside.get(kind_of(hf), lambda b: b.mlp)(block) for block in block_modules(hf)]
 
 
 def attn_modules(hf):
@@ -31,25 +51,84 @@ def attn_modules(hf):
     places = {
         "bloom": lambda b: b.self_attention.dense,
         "falcon": lambda b: b.self_attention,
-        "gpt_neox": lambda b: b.attention,
-        **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), lambda b: b.attn),
-        **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), lambda b: b.post_attention_layernorm),
+        **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention),
+        **dict.fromkeys(
+            ("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt", "modernbert-decoder"), lambda b: b.attn
+        ),
+        "ctrl": lambda b: b.multi_head_attention,
+        "glm4": lambda b: b.post_self_attn_layernorm,
+        "hyperclovax": lambda b: b.post_norm1,
+        **dict.fromkeys(POST_NORMS, lambda b: b.post_attention_layernorm),
+        **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), lambda b: b.mixer),
+        **dict.fromkeys(("bamba", "jamba"), lambda b: b.mamba if hasattr(b, "mamba") else b.self_attn),
+        **dict.fromkeys(
+            ("qwen3_5_text", "qwen3_next"), lambda b: b.linear_attn if hasattr(b, "linear_attn") else b.self_attn
+        ),
+        "lfm2": lambda b: b.conv if hasattr(b, "conv") else b.self_attn,
+        "recurrent_gemma": lambda b: b.temporal_block,
+        "rwkv": lambda b: b.attention,
     }
-    return [places.get(hf.config.model_type, lambda b: b.self_attn)(block) for block in block_modules(hf)]
+    return [places.get(kind_of(hf), lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
 
 def head_modules(hf):
-    """For every block, attention's output projection. Its input has the heads' outputs one after another."""
+    """For every block, attention's output projection, or the norm before it. Its input has the heads' outputs one after
+    another."""
     places = {
         **dict.fromkeys(("bloom", "falcon"), lambda b: b.self_attention.dense),
-        "gpt_neox": lambda b: b.attention.dense,
-        "gpt2": lambda b: b.attn.c_proj,
-        "gptj": lambda b: b.attn.out_proj,
+        **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention.dense),
+        **dict.fromkeys(("gpt2", "gpt_bigcode"), lambda b: b.attn.c_proj),
+        **dict.fromkeys(("gptj", "codegen", "mpt"), lambda b: b.attn.out_proj),
         "gpt_neo": lambda b: b.attn.attention.out_proj,
-        "opt": lambda b: b.self_attn.out_proj,
-        "phi": lambda b: b.self_attn.dense,
+        **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.self_attn.out_proj),
+        "modernbert-decoder": lambda b: b.attn.Wo,
+        "bitnet": lambda b: b.self_attn.attn_sub_norm,
+        **dict.fromkeys(("persimmon", "phi"), lambda b: b.self_attn.dense),
+        "ctrl": lambda b: b.multi_head_attention.dense,
     }
-    return [places.get(hf.config.model_type, lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
+    return [places.get(kind_of(hf), lambda b: b.self_attn.o_proj)(block) for block in block_modules(hf)]
+
+
+def _llama4_expert(mlp, x, expert):
+    """`expert_output` of Llama 4, whose router weighs an expert's input."""
+    if expert == mlp.num_experts:
+        return mlp.shared_expert(x)
+    scores, _ = mlp.router(x)  # 0 for experts that are not chosen
+    gate, up = ((x * scores[:, expert, None]) @ mlp.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+    return (up * mlp.experts.act_fn(gate)) @ mlp.experts.down_proj[expert]
+
+
+def expert_output(mlp, x, expert):
+    """x: (N, d) → (N, d), what one expert adds to a mixture's output: 0 in rows whose router does not choose it.
+
+    The number after the last expert's is that of the shared one.
+    """
+    if type(mlp).__name__ == "Llama4TextMoe":
+        return _llama4_expert(mlp, x, expert)
+    router = mlp.gate if hasattr(mlp, "gate") else mlp.router
+    bias = [mlp.e_score_correction_bias] if hasattr(mlp, "e_score_correction_bias") else []
+    _, weights, chosen = router(x, *bias)
+    parts, out = mlp.experts, torch.zeros_like(x)
+    if expert == parts.num_experts:
+        if hasattr(mlp, "shared_mlp"):
+            return mlp.shared_mlp(x)
+        if hasattr(mlp, "shared_expert"):
+            gate = getattr(mlp, "shared_expert_gate", None)
+            return mlp.shared_expert(x) * (1.0 if gate is None else gate(x).sigmoid())
+        return mlp.shared_experts(x)
+    up, down = parts.gate_up_proj[expert], parts.down_proj[expert]
+    for row in range(len(x)):
+        for weight, one in zip(weights[row], chosen[row].tolist(), strict=True):
+            if one != expert:
+                continue
+            if parts.is_transposed:
+                key = parts._apply_gate(x[row] @ up + parts.gate_up_proj_bias[expert])
+                value = key @ down + parts.down_proj_bias[expert]
+            else:
+                gate, linear = (up @ x[row]).chunk(2)
+                value = down @ (parts.act_fn(gate) * linear)
+            out[row] += weight * value
+    return out
 
 
 MODULES = {"mlp": mlp_modules, "attn": attn_modules, "block": block_modules}
@@ -62,15 +141,27 @@ def change_first(out, change):
 
 def head_columns(hf, width, heads):
     """The columns of an output projection's input, which has `width`, that are the outputs of these heads."""
-    size = width // hf.config.num_attention_heads
+    size = width // hf.config.get_text_config().num_attention_heads
     return [column for head in heads for column in range(head * size, (head + 1) * size)]
 
 
 def hook_output(hf, module, layer, change, heads=()):
     """Apply `change` to what a module gives in one layer; with module "head", to the outputs of these heads.
 
-    Return the handle that removes the hook.
+    Return the handle that removes the hook. With module "expert", `heads` are experts, and `change` is applied to what
+    each adds to the mixture's output.
     """
+    if module == "expert":
+
+        def of_experts(mlp, args, out):
+            whole = out[0] if isinstance(out, tuple) else out
+            if hasattr(mlp, "experts"):
+                for expert in heads:
+                    part = expert_output(mlp, args[0].reshape(-1, whole.shape[-1]), expert).view(whole.shape)
+                    whole = whole + change(part) - part
+            return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+        return mlp_modules(hf)[layer].register_forward_hook(of_experts)
     if module != "head":
         return MODULES[module](hf)[layer].register_forward_hook(lambda _, args, out: change_first(out, change))
 
@@ -145,7 +236,8 @@ def hooked_trace(hf, ids, targets, corrupted, window, tokens, module="mlp", meth
 
     ids: prompt ids. targets: target ids. corrupted: what makes the n corrupted passes, either Noise or n prompts' ids,
     each as many as `ids`. tokens: the prompt tokens to intervene at, each a number or a slice of several at once.
-    module: "mlp", "attn", "block", or "head": the heads of the numbers `heads`, all at once.
+    module: "mlp", "attn", "block", "head" (the heads of the numbers `heads`, all at once) or "expert" (the experts of
+    these numbers).
     method: "denoise" puts the clean row's outputs into the corrupted rows, "noise" the corrupted rows' outputs into
     clean rows, "zero" zeros into one clean row.
     false: the false target's ids, or None.

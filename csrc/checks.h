@@ -6,6 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -90,7 +91,8 @@ inline void check_linear(const Tensor& x, const Tensor& w, const std::optional<T
 }
 
 inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& table,
-                                   double softcap, const std::optional<Tensor>& alibi, const Tensor& out) {
+                                   double softcap, const std::optional<Tensor>& alibi,
+                                   const std::optional<Tensor>& sinks, const Tensor& out) {
   check(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && k.size(2) == q.size(2) && k.size(1) > 0 &&
             q.size(1) % k.size(1) == 0 && shape_of(k) == shape_of(v),
         "prefix_attention: expected q (Nq, H, hd), k and v (N, Hkv, hd), with H a multiple of Hkv, got q ",
@@ -107,11 +109,12 @@ inline void check_prefix_attention(const Tensor& q, const Tensor& k, const Tenso
   }
   check(table.is_contiguous() && table.is_cpu(), "prefix_attention: expected table to be contiguous, on the CPU");
   check(softcap >= 0, "prefix_attention: expected softcap to be positive, or 0 for none, got ", softcap);
-  if (alibi)
-    check(alibi->dim() == 1 && alibi->size(0) == q.size(1) && is_float32(*alibi) && alibi->is_contiguous() &&
-              alibi->is_cpu(),
-          "prefix_attention: expected alibi to be contiguous float32 of shape (", q.size(1),
-          ",) on the CPU, got shape ", shape_of(*alibi));
+  for (const auto& [name, t] : {std::pair{"alibi", &alibi}, std::pair{"sinks", &sinks}})
+    if (*t)
+      check((*t)->dim() == 1 && (*t)->size(0) == q.size(1) && is_float32(**t) && (*t)->is_contiguous() &&
+                (*t)->is_cpu(),
+            "prefix_attention: expected ", name, " to be contiguous float32 of shape (", q.size(1),
+            ",) on the CPU, got shape ", shape_of(**t));
 }
 
 // Every op of rows.cpp needs contiguous CPU tensors of one dtype, float32 or bfloat16.

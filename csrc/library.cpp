@@ -16,7 +16,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasttrace, library) {
   library.def("linear_(Tensor x, Tensor w, Tensor? bias, Tensor(a!) out) -> ()");
   library.def(
       "prefix_attention_(Tensor q, Tensor k, Tensor v, Tensor table, float scale, int window, float softcap, "
-      "Tensor? alibi, Tensor(a!) out) -> ()");
+      "Tensor? alibi, Tensor? sinks, Tensor(a!) out) -> ()");
   library.def("rms_norm_(Tensor x, Tensor weight, float eps, Tensor? rows, Tensor(a!) out) -> ()");
   library.def("rms_norm_backward_(Tensor grad, Tensor x, Tensor weight, float eps, Tensor(a!) grad_x) -> ()");
   library.def("rotary_(Tensor(a!) x, Tensor cos, Tensor sin) -> ()");

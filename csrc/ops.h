@@ -29,7 +29,8 @@ void linear_cpu(const Tensor x, const Tensor w, std::optional<Tensor> bias, Tens
 // into out (Nq, H · hd), all float32 or all bfloat16. window: tokens a query sees, 0 for all. softcap: bound of the
 // scores, 0 for none. alibi: (H,) float32, how much a score falls per token of distance.
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
-                          int64_t window, double softcap, std::optional<Tensor> alibi, Tensor out);
+                          int64_t window, double softcap, std::optional<Tensor> alibi,
+                          std::optional<Tensor> sinks, Tensor out);
 
 // out (n, d) = weight (d,) · rounded(x · rsqrt(mean x² + eps)) for the rows of x (N, d) in rows (n,), or for all rows.
 void rms_norm_cpu(const Tensor x, const Tensor weight, double eps, std::optional<Tensor> rows, Tensor out);

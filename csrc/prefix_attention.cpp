@@ -35,6 +35,7 @@ struct Shape {
   int64_t window;       // tokens a query sees, itself included; 0: all
   float softcap;        // scores are softcap * tanh(score / softcap); 0: uncapped
   const float* slopes;  // (heads,): a score falls by its head's slope per token of distance; null: none
+  const float* sinks;   // (heads,): one more score of each head's softmax, without a value; null: none
 };
 
 struct Scratch {
@@ -234,9 +235,13 @@ struct Attention {
           float* query = scratch.queries.get() + n * padded;
           widen_row(q + at[n], s.scale, query);
           top[n] = score(query, from[n], last[n], head, scores + n * whole);
+          if (s.sinks) top[n] = std::max(top[n], s.sinks[head]);
         }
-        for (int64_t n = 0; n < count; ++n)
-          inverse[n] = 1.0f / exponentials(from[n], last[n], top[n], scores + n * whole);
+        for (int64_t n = 0; n < count; ++n) {
+          float total = exponentials(from[n], last[n], top[n], scores + n * whole);
+          if (s.sinks) total += vector_exp(s.sinks[group * share + (begin + n) % share] - top[n]);
+          inverse[n] = 1.0f / total;
+        }
         for (int64_t n = 0; n < count; ++n) mean(scores + n * whole, from[n], last[n], inverse[n], out + at[n]);
       }
     }
@@ -297,8 +302,9 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, const S
 }  // namespace
 
 void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const Tensor table, double scale,
-                          int64_t window, double softcap, std::optional<Tensor> alibi, Tensor out) {
-  check_prefix_attention(q, k, v, table, softcap, alibi, out);
+                          int64_t window, double softcap, std::optional<Tensor> alibi,
+                          std::optional<Tensor> sinks, Tensor out) {
+  check_prefix_attention(q, k, v, table, softcap, alibi, sinks, out);
   static_assert(sizeof(Sequence) == 8 * sizeof(int64_t));
   const auto* sequences = static_cast<const Sequence*>(table.const_data_ptr());
   const int64_t count = table.size(0), rows = k.size(0);
@@ -314,7 +320,8 @@ void prefix_attention_cpu(const Tensor q, const Tensor k, const Tensor v, const 
   }
   const int64_t head_dim = q.size(2);
   const float* slopes = alibi ? static_cast<const float*>(alibi->const_data_ptr()) : nullptr;
-  const Shape shape{q.size(1), k.size(1), head_dim, float(scale), window, float(softcap), slopes};
+  const float* of_sinks = sinks ? static_cast<const float*>(sinks->const_data_ptr()) : nullptr;
+  const Shape shape{q.size(1), k.size(1), head_dim, float(scale), window, float(softcap), slopes, of_sinks};
   if (is_bfloat16(q))
     run<uint16_t>(q, k, v, out, sequences, count, shape);
   else

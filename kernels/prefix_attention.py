@@ -29,9 +29,9 @@ TILES = {
 
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
-    q, k, v, table, slopes, out, share, kv_heads, head_dim, blocks, window, scale, softcap,
-    CAPPED: tl.constexpr, SLOPED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
-    STACKED: tl.constexpr,
+    q, k, v, table, slopes, sinks, out, share, kv_heads, head_dim, blocks, window, scale, softcap,
+    CAPPED: tl.constexpr, SLOPED: tl.constexpr, SUNK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    DIMS: tl.constexpr, STACKED: tl.constexpr,
 ):  # fmt: skip
     # Axis 0 counts (sequence, block), so that the programs of one sequence run together and share its keys in L2.
     sequence, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -94,6 +94,12 @@ def _kernel(  # type: ignore[no-untyped-def]
             mixed = mixed * shrink[:, None] + tl.dot(weight.to(c.dtype), c, input_precision="ieee")
             total = total * shrink + tl.sum(weight, 1)
             top = new_top
+        if SUNK:
+            sink = tl.load(sinks + head, mask=asked, other=0.0)
+            new_top = tl.maximum(top, sink)
+            shrink = tl.exp(top - new_top)
+            mixed = mixed * shrink[:, None]
+            total = total * shrink + tl.exp(sink - new_top)
         mixed = mixed * (1.0 / tl.where(asked, total, 1.0))[:, None]
         tl.store(out + q_place[:, None] + dim[None, :], mixed.to(a.dtype), mask=asked[:, None] & inside[None, :])
 
@@ -108,6 +114,7 @@ def prefix_attention_triton(
     window: int,
     softcap: float | None,
     alibi: Tensor | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Launch for q (Nq, H, hd), k and v (N, Hkv, hd), and table (S, 8) on their device. longest: the most queries and
     the most keys of a sequence. window: tokens that a query sees, 0 for all. Returns (Nq, H·hd)."""
@@ -125,9 +132,9 @@ def prefix_attention_triton(
     keys = max(16, min(own_keys * stacked, taken["keys"], 16384 // (dims * q.element_size())))
     blocks = triton.cdiv(longest[0] * share * stacked, rows)
     _kernel[(len(table) * blocks, triton.cdiv(kv_heads, stacked))](
-        q, k, v, table, q if alibi is None else alibi, out,
+        q, k, v, table, q if alibi is None else alibi, q if sinks is None else sinks, out,
         share, kv_heads, head_dim, blocks, window, scale, softcap or 0.0,
-        CAPPED=softcap is not None, SLOPED=alibi is not None, ROWS=rows, KEYS=keys, DIMS=dims, STACKED=stacked,
-        num_warps=taken["num_warps"], num_stages=taken["num_stages"],
+        CAPPED=softcap is not None, SLOPED=alibi is not None, SUNK=sinks is not None, ROWS=rows, KEYS=keys, DIMS=dims,
+        STACKED=stacked, num_warps=taken["num_warps"], num_stages=taken["num_stages"],
     )  # fmt: skip
     return out

@@ -165,7 +165,11 @@ BAD_FOLDERS = {
     "epsilon NaN": ("llama", config(rms_norm_eps=float("nan")), r"expected finite logits"),
     "activation": ("llama", config(hidden_act="zzz"), r"could not be loaded: transformers found no 'zzz'"),
     "encoder": ("llama", config(is_encoder_decoder=True), r"has no adapter: it attends to an encoder"),
-    "T5": ("llama", write("config.json", '{"model_type": "t5"}'), r"model type 't5' has no adapter"),
+    "T5": (
+        "llama",
+        write("config.json", '{"model_type": "t5"}'),
+        r"this 't5' model has no adapter: it attends to an encoder",
+    ),
     **{
         method: (
             "llama",

@@ -1,6 +1,8 @@
 """What every family and variant is held to: transformers' logits, a hooked forward for each cell of whole grids, and a
 ROME edit scored with weights that are really written."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from edit_cases import CONTEXTS
 from edit_cases import FACTS as EDITED
 from grids import EIFFEL, check_grids
 from hooked_rome import down_projection
-from hooked_trace import mlp_modules
-from small_models import EVERY_FAMILY, small_model
+from hooked_trace import block_modules, mlp_modules
+from small_models import EVERY_FAMILY, EXPERTS, float64_where_it_says_float32, small_model
 
 import fasttrace as ft
 from fasttrace.models import packed
@@ -17,9 +19,9 @@ from fasttrace.models import packed
 SEQUENCES = [[5, 9, 2, 7, 11, 3, 8, 1, 4], [17], [3, 3, 250]]
 
 
-def transformers_logits(model, sequences=SEQUENCES):
+def transformers_logits(model):
     with torch.no_grad():
-        return torch.cat([model.hf(torch.tensor([s])).logits[0] for s in sequences])
+        return torch.cat([model.hf(torch.tensor([s])).logits[0] for s in SEQUENCES])
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -27,9 +29,50 @@ def test_logits(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     theirs = transformers_logits(model)
     ours = packed.logits(model, packed.pack(model, SEQUENCES))
-    ours = packed.logits(model, packed.pack(model, SEQUENCES))
     assert theirs.abs().max() > 0.5
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_rounded_logits_are_as_close_to_float64_as_transformers_own(family, dtype, small_tokenizer):
+    model = small_model(family, small_tokenizer, dtype)
+    for part in model.hf.modules():
+        # A rounding that changes a router's choice changes a row by more than a rounding, so all experts are chosen.
+        if hasattr(part, "num_experts") and hasattr(part, "top_k"):
+            part.top_k = part.num_experts
+            part.topk_group = getattr(part, "num_group", None)
+    ours, theirs = packed.logits(model, packed.pack(model, SEQUENCES)), transformers_logits(model)
+    model.hf = copy.deepcopy(model.hf).double()
+    model.hf.set_experts_implementation("eager")
+    float64_where_it_says_float32(model.hf)
+    exact = transformers_logits(model)
+    assert ours.dtype == dtype
+    own = (theirs.double() - exact).abs()
+    error = (ours.double() - exact).abs()
+    assert float(error.mean()) < 2 * float(own.mean())
+    assert float(error.max()) < 3 * float(own.max())
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_reach_is_as_far_as_transformers_gradients_go(family, small_tokenizer):
+    model = small_model(family, small_tokenizer, torch.float64)
+    ids = torch.tensor([[5, 9, 2, 7, 11, 3, 8, 250, 4, 17, 6, 1]])
+    after = []
+    handles = [m.register_forward_hook(lambda m, args, out: after.append(_first(out))) for m in block_modules(model.hf)]
+    model.hf.requires_grad_(True)
+    logits = model.hf(ids).logits[0]
+    for handle in handles:
+        handle.remove()
+    for token in range(ids.shape[1]):
+        gradients = torch.autograd.grad(logits[token].square().sum(), after, retain_graph=True)
+        for layer, gradient in enumerate(gradients):
+            seen = gradient[0].any(-1).tolist()
+            assert seen == [model.reach(layer, t) >= token >= t for t in range(ids.shape[1])], (layer, token)
+
+
+def _first(out):
+    return out[0] if isinstance(out, tuple) else out
 
 
 @pytest.mark.parametrize("module", ["mlp", "attn", "block", "head"])
@@ -37,6 +80,25 @@ def test_logits(family, small_tokenizer):
 def test_grids(family, module, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     check_grids(model, [EIFFEL], module=module, windows=[3])
+
+
+@pytest.mark.parametrize("method", ["denoise", "zero"])
+@pytest.mark.parametrize("family", EXPERTS)
+def test_grids_of_experts(family, method, small_tokenizer):
+    """Of the second expert and of the last, which is the shared one where there is one."""
+    model = small_model(family, small_tokenizer, torch.float64)
+    corruption = {} if method == "denoise" else {"corruption": "noise", "samples": 1}
+    metrics = ["probability", "logit-difference"]
+    check_grids(
+        model,
+        [EIFFEL],
+        module="expert",
+        heads=[1, model.n_experts - 1],
+        method=method,
+        windows=[3],
+        metrics=metrics,
+        **corruption,
+    )
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)

@@ -1,14 +1,12 @@
 """Every family's blocks, driven by fasttrace, give transformers' own logits."""
 
-import copy
-
 import pytest
 import torch
 from hooked_trace import MODULES, block_modules
 from small_models import FAMILIES, small_config, small_model
 
 from fasttrace.errors import ModelError
-from fasttrace.models import packed, wrap_model
+from fasttrace.models import packed
 from fasttrace.models.adapter import adapter_for
 from fasttrace.models.flops import linear_flops
 
@@ -26,21 +24,6 @@ def test_logits_float64(family, small_tokenizer):
     theirs = transformers_logits(model, sequences)
     assert theirs.abs().max() > 0.5
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rounded_logits_are_as_close_to_float64_as_transformers_own(family, dtype, small_tokenizer):
-    model = small_model(family, small_tokenizer, dtype)
-    sequences = [[5, 9, 2, 7, 11, 3, 8, 1, 4], [17], [3, 3, 250]]
-    ours, theirs = packed.logits(model, packed.pack(model, sequences)), transformers_logits(model, sequences)
-    model.hf = copy.deepcopy(model.hf).double()
-    exact = transformers_logits(model, sequences)
-    assert ours.dtype == dtype
-    own = (theirs.double() - exact).abs()
-    error = (ours.double() - exact).abs()
-    assert float(error.mean()) < 2 * float(own.mean())
-    assert float(error.max()) < 3 * float(own.max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,28 +52,7 @@ def test_parts_are_the_outputs_of_the_modules_hooked_by_the_oracles(family, smal
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_reach_is_as_far_as_transformers_gradients_go(family, small_tokenizer):
-    model = small_model(family, small_tokenizer, torch.float64)
-    ids = torch.tensor([[5, 9, 2, 7, 11, 3, 8, 250, 4, 17, 6, 1]])
-    after = []
-    handles = [m.register_forward_hook(lambda m, args, out: after.append(_first(out))) for m in block_modules(model.hf)]
-    model.hf.requires_grad_(True)
-    logits = model.hf(ids).logits[0]
-    for handle in handles:
-        handle.remove()
-    for token in range(ids.shape[1]):
-        gradients = torch.autograd.grad(logits[token].square().sum(), after, retain_graph=True)
-        for layer, gradient in enumerate(gradients):
-            seen = gradient[0].any(-1).tolist()
-            assert seen == [model.reach(layer, t) >= token >= t for t in range(ids.shape[1])], (layer, token)
-
-
-def _first(out):
-    return out[0] if isinstance(out, tuple) else out
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "youtu", "youtu-wide"])
 def test_the_plan_counts_the_products_of_a_block(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float32)
     matrices = sum(w.numel() for w in block_modules(model.hf)[0].parameters() if w.ndim == 2)
@@ -124,6 +86,11 @@ def test_contexts_that_change_every_rotation_are_refused(small_tokenizer):
     model.check_length(40, "a prompt")
     with pytest.raises(ModelError, match=r"a prompt: expected at most 40 tokens for .* to read, got 41"):
         model.check_length(41, "a prompt")
+    # OLMo 3 has parameters of the rotation for each layer type.
+    model = small_model("olmo3", small_tokenizer, torch.float32)
+    assert model.positions == 160
+    model.config.rope_parameters["full_attention"]["rope_type"] = "longrope"
+    assert model.positions == 40
 
 
 def test_gemma_2_in_versions_of_transformers_that_scale_after_the_embedding(small_tokenizer):
@@ -151,11 +118,3 @@ def test_sequence_logprob_is_teacher_forced(small_tokenizer):
     expected = sum(float(logp[2 + i, t]) for i, t in enumerate(target))
     ours = packed.sequence_logprob(model, [prompt, [1]], [target, [2]])
     assert float(ours[0]) == pytest.approx(expected, abs=1e-11)
-
-
-def test_the_refusal_of_an_unknown_family_lists_what_an_adapter_names(small_tokenizer):
-    import transformers as tf
-
-    config = tf.MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)
-    with pytest.raises(ModelError, match=r"model type 'mamba' has no adapter .* down-projection"):
-        wrap_model(tf.MambaForCausalLM(config), small_tokenizer)

@@ -87,6 +87,14 @@ def test_all_on_disk(saved):
     check_same(ft.load_model(folder), ft.load_model(folder, device={"": "disk"}), [FACT], 0.4)
 
 
+@pytest.mark.parametrize("family", ["gemma3", "neox", "opt-bare", "xglm", "phi4-multimodal"])
+def test_positions_and_norms_without_weights_need_none_of_those_on_disk(family, small_tokenizer, tmp_path):
+    plain = small_model(family, small_tokenizer, torch.float32)
+    plain.hf.save_pretrained(tmp_path)
+    small_tokenizer.save_pretrained(tmp_path)
+    check_same(plain, ft.load_model(tmp_path, device={"": "disk"}), [FACT], 0.4)
+
+
 def test_auto_fills_memory_and_then_the_disk(saved, tmp_path):
     folder, *_ = saved
     plain = ft.load_model(folder)

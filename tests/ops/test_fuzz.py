@@ -131,14 +131,14 @@ def of_prefix_attention(drawn: Drawn) -> tuple[Call, Tensor]:
     heads = kv_heads * share
     q = drawn.normal(queries, heads, head_dim)
     k, v = drawn.normal(rows, kv_heads, head_dim), drawn.normal(rows, kv_heads, head_dim)
-    slopes = torch.rand(heads, generator=drawn.generator) if drawn.flag() else None
+    each = {name: torch.rand(heads, generator=drawn.generator) for name in ("alibi", "sinks") if drawn.flag()}
     options = {
         "sliding_window": drawn.size(1, 12) if drawn.flag() else None,
         "softcap": 2.0 if drawn.flag() else None,
     }
-    exact = prefix_attention(double(q), double(k), double(v), sequences, 0.3, alibi=slopes, impl="reference", **options)
-    moved = None if slopes is None else slopes.to(drawn.device)
-    return lambda impl: prefix_attention(q, k, v, sequences, 0.3, alibi=moved, impl=impl, **options), exact
+    exact = prefix_attention(double(q), double(k), double(v), sequences, 0.3, impl="reference", **options, **each)
+    moved = {name: of_heads.to(drawn.device) for name, of_heads in each.items()}
+    return lambda impl: prefix_attention(q, k, v, sequences, 0.3, impl=impl, **options, **moved), exact
 
 
 def of_linear(drawn: Drawn) -> tuple[Call, Tensor]:

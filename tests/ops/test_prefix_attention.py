@@ -12,7 +12,7 @@ from fasttrace.ops.prefix_attention import Column, Sequences, prefix_attention
 H, HKV, HD = 6, 2, 20
 
 
-def plain(q, k, v, table, scale, window, softcap=None, alibi=None):
+def plain(q, k, v, table, scale, window, softcap=None, alibi=None, sinks=None):
     """One softmax for each query and head, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     share = q.shape[1] // k.shape[1]
@@ -28,7 +28,11 @@ def plain(q, k, v, table, scale, window, softcap=None, alibi=None):
                     score = softcap * (score / softcap).tanh()
                 if alibi is not None:
                     score = score + alibi[h].double() * torch.arange(1 - len(seen), 1)
-                out[q0 + i, h] = score.softmax(0) @ v[seen, h // share]
+                if sinks is None:
+                    weights = score.softmax(0)
+                else:
+                    weights = torch.cat((score, sinks[h : h + 1].double())).softmax(0)[:-1]
+                out[q0 + i, h] = weights @ v[seen, h // share]
     return out.flatten(1)
 
 
@@ -53,7 +57,8 @@ SHAPES = [(1, 0, 0, 1), (3, 2, 0, 3), (2, 2, 4, 5), (7, 0, 0, 7), (1, 3, 1, 1), 
 
 
 SLOPES = torch.linspace(0.9, 0.05, H)
-EXTRAS = [{}, {"softcap": 0.7}, {"alibi": SLOPES}, {"softcap": 0.7, "alibi": SLOPES}]
+SINKS = torch.linspace(-3.0, 4.0, H)  # from far below the scores to above them all
+EXTRAS = [{}, {"softcap": 0.7}, {"alibi": SLOPES}, {"sinks": SINKS}, {"softcap": 0.7, "alibi": SLOPES, "sinks": SINKS}]
 
 
 @pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: "+".join(extra) or "plain")
@@ -78,7 +83,7 @@ def test_triton_against_float64(triton_device, hd, window, extra, poisoned_memor
     # The last sequence has more queries than one program handles, and more keys than one block.
     q, k, v, table = example([*SHAPES, (9, 20, 9, 30)], hd=hd)
     expected = plain(q, k, v, table, 0.3, window, **extra)
-    moved = {name: x.to(triton_device) if name == "alibi" else x for name, x in extra.items()}
+    moved = {name: x.to(triton_device) if name in ("alibi", "sinks") else x for name, x in extra.items()}
     q, k, v = (x.to(triton_device) for x in (q, k, v))
     found = prefix_attention(q, k, v, Sequences(table), 0.3, sliding_window=window, impl="triton", **moved)
     assert float((found.cpu().double() - expected).abs().max()) < 1e-5
@@ -125,7 +130,7 @@ def test_triton_on_a_gpu_at_the_size_of_a_wave(hd, dtype):
 
 
 def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 21
+    assert in_the_interpreter(__file__) == 25
 
 
 @settings(max_examples=30, deadline=None)
@@ -172,6 +177,11 @@ def test_bad_arguments_are_refused_in_a_sentence():
     for alibi, found in ((SLOPES[1:], r"\(5,\) torch.float32"), (SLOPES.double(), r"\(6,\) torch.float64")):
         with pytest.raises(UserError, match=rf"expected alibi to be \(6,\) torch.float32, got {found}"):
             prefix_attention(q, k, v, Sequences(table), 1.0, alibi=alibi)
+    for sinks, found in ((SINKS[1:], r"\(5,\) torch.float32"), (SINKS.double(), r"\(6,\) torch.float64")):
+        with pytest.raises(
+            UserError, match=rf"expected sinks to be \(6,\) torch.float32 or torch.float32, got {found}"
+        ):
+            prefix_attention(q, k, v, Sequences(table), 1.0, sinks=sinks)
     for softcap in (0.0, -1.0):
         with pytest.raises(UserError, match=rf"expected softcap to be a positive number or None, got {softcap}"):
             prefix_attention(q, k, v, Sequences(table), 1.0, softcap=softcap)

@@ -156,8 +156,9 @@ def check_grids(
     """
     count, asked = model.blocks[0].n_heads, {"module": module, "method": method, "windows": windows, **settings}
     groups = [()]
-    if module == "head":
-        asked["heads"] = heads or "all"
+    if module in ("head", "expert"):
+        count = count if module == "head" else model.n_experts
+        asked[f"{module}s"] = heads or "all"
         groups = [[h] for h in sorted(heads or range(count))]
     noised = {name: settings[name] for name in ("samples", "sigma") if name in settings}
     common = {"corruption": corruption, "tokens": tokens, "noise": "released", "keep": "all", "keep_samples": True}

@@ -1,5 +1,6 @@
 """Small random models of every family, on which fasttrace is compared with the oracles."""
 
+import contextlib
 import functools
 import sys
 from unittest import mock
@@ -136,58 +137,82 @@ def _every_config(vocab_size: int):
 # test_every_family.py.
 FAMILIES = tuple(_configs(0))
 EVERY_FAMILY = tuple(_every_config(0))
+EXPERTS = (*more_experts.configs(0), "qwen3-vl-moe")  # those with mixtures of experts
 
 
-def _float64_where_it_says_float32(hf):
-    """Make hf's forward compute in float64 wherever the file that defines it casts to float32.
+class _Torch:
+    """torch, with float64 for float32."""
 
-    transformers computes the softmax of eager attention (for GPT-Neo, all of attention) in float32 even in a float64
-    model.
+    float = float32 = torch.float64
+
+    @staticmethod
+    def full(size, value, **options):
+        """torch.full, with float64 for the default dtype (in XGLM)."""
+        return torch.full(size, value, **({"dtype": torch.float64} if isinstance(value, float) else {}) | options)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def float64_where_it_says_float32(hf):
+    """Make hf's forward compute in float64 wherever the files that define its parts cast to float32.
+
+    transformers computes RMS norms and the softmax of eager attention (for GPT-Neo, all of attention) in float32 even
+    in a float64 model. Numbers that differ in their last bit would now and then be rounded to different float32 ones.
     """
+    names = {type(part).__module__ for part in hf.modules()}
+    files = [sys.modules[name] for name in sorted(names) if name.startswith("transformers.models.")]
 
-    class Torch:
-        float32 = torch.float64
+    def patched(forward):
+        @functools.wraps(forward)
+        def in_float64(*args, **options):
+            with contextlib.ExitStack() as wide:
+                wide.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
+                for file in files:
+                    wide.enter_context(mock.patch.object(file, "torch", _Torch()))
+                return forward(*args, **options)
 
-        def __getattr__(self, name):
-            return getattr(torch, name)
+        return in_float64
 
-    file, forward = sys.modules[type(hf).__module__], hf.forward
+    for part in hf.modules():
+        # fasttrace calls some of these by themselves.
+        if any(word in type(part).__name__ for word in ("Router", "Gate", "Norm", "RotaryEmbedding")):
+            part.forward = patched(part.forward)
+    hf.forward = patched(hf.forward)
 
-    @functools.wraps(forward)
-    def in_float64(*args, **options):
-        with mock.patch.object(file, "torch", Torch()):
-            return forward(*args, **options)
 
-    hf.forward = in_float64
+def small_class(config):
+    """transformers' class of models of a config. That of a multimodal config has the vision tower, too."""
+    import transformers as tf
+
+    multimodal = config.get_text_config() is not config
+    classes = tf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if multimodal else tf.MODEL_FOR_CAUSAL_LM_MAPPING
+    return classes[type(config)]
 
 
 def small_model(family: str, tokenizer, dtype: torch.dtype):
     """A random model of `family`. All its parameters, including biases and norms, are far from their defaults."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
     from fasttrace.models import wrap_model
 
     torch.manual_seed(0)
     config = small_config(family, len(tokenizer))
     # transformers' eager attention computes its softmax in float32 even in a float64 model, but its sdpa does not.
-    family_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    eager = config.model_type in ("gemma2", "gpt_neo", "bloom") or not family_class._supports_sdpa
+    hf_class = small_class(config)
+    capped = ("gemma2", "vaultgemma")
+    eager = config.model_type in (*capped, "gpt_neo", "bloom") or not hf_class._supports_sdpa
     config._attn_implementation = "eager" if eager else "sdpa"
-    hf = AutoModelForCausalLM.from_config(config).to(dtype)
-    gemma = config.model_type.startswith("gemma")
+    hf = hf_class._from_config(config).to(dtype)
+    if dtype == torch.float64:
+        hf.set_experts_implementation("eager")  # transformers' grouped products have no float64
+    # Their norms multiply by 1 + weight.
+    plus_one = config.model_type.startswith(("gemma", "vaultgemma", "nemotron"))
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            # Gemma's norms multiply by 1 + weight.
-            centre = 1.0 if weight.ndim == 1 and ("norm" in name or "ln_" in name) and not gemma else 0.0
-            weight.copy_(torch.randn_like(weight) * scale + centre)
-    model = wrap_model(hf, tokenizer, family)
+            is_norm = weight.ndim == 1 and ("norm" in name or "ln_" in name) and not name.endswith("bias")
+            weight.copy_(torch.randn_like(weight) * scale + (1.0 if is_norm and not plus_one else 0.0))
+    # transformers' XGLM cannot be run in float64 as it is.
+    model = wrap_model(hf, tokenizer, family, check=config.model_type != "xglm" or dtype != torch.float64)
     if dtype == torch.float64:
-        if eager:
-            _float64_where_it_says_float32(model.hf)
-        if model.norm_kind == "rms":
-            # transformers computes the final RMS norm in float32, fasttrace's fused log-probability in float64.
-            norm, add = model.hf.model.norm, 1.0 if gemma else 0.0
-            eps = norm.eps if gemma else norm.variance_epsilon
-            norm.forward = lambda h: (norm.weight + add) * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+        float64_where_it_says_float32(model.hf)
     return model

@@ -247,8 +247,9 @@ class Work:
             )
         return paired
 
-    def load_model(self) -> Any:
-        return load(self.model, self.dtype, self.device)
+    def load_model(self, *, driven: bool = True) -> Any:
+        """driven: as for `load`."""
+        return load(self.model, self.dtype, self.device, driven=driven)
 
     def asks(self, verb: str, **parts: Any) -> "Question":
         """Which runs the verb has with this model: a question to be asked before the model is loaded."""
@@ -294,10 +295,15 @@ def show_first(batch: "TraceResult") -> None:
     console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
 
 
-def load(model: str, dtype: str, device: str) -> Any:
+def load(model: str, dtype: str, device: str, *, driven: bool = True) -> Any:
+    """Load a model. driven: refuse one whose blocks cannot be driven before its weights are read."""
     from rich.console import Console
 
+    from fasttrace.models.load import check_driven
+
     with Console(stderr=True).status(f"Loading {model}"):
+        if driven:
+            check_driven(model)
         return ft.load_model(model, dtype=dtype, device=device)
 
 
@@ -317,7 +323,7 @@ def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: 
     if store is not None and found and (stored := known_stored(store, facts, found["run_id"])) is not None:
         click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
         return stored
-    model = work.load_model() if decoder is None else decoder
+    model = work.load_model(driven=False) if decoder is None else decoder
     with bar("Checking facts", len(facts)) as done:
         if store is None:
             return ft.check_known(model, facts, protocol=protocol, progress=done).verdicts.to_pylist()

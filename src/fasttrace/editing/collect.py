@@ -241,7 +241,7 @@ def check_moments(model: Decoder, asked: MomentSettings) -> None:
 def _layers(model: Decoder, asked: MomentSettings) -> list[int]:
     """The layers asked for, ascending. Raises UserError for a layer that the model lacks and for a sequence_length
     beyond its positions."""
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.positions
     if longest is not None and asked.sequence_length > longest:
         raise refusal(asked, "sequence_length", f"2 to {longest}", asked.sequence_length)
     wanted = sorted(set(range(model.n_layers) if asked.layers is None else asked.layers))

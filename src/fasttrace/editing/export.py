@@ -6,6 +6,7 @@ An adapter adds B A x to what a down-projection computes of x, so an edit of ran
 import copy
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fasttrace.editing.delta import LowRank, Update, check_updates
 from fasttrace.errors import UserError
 from fasttrace.models import reading
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.files import processor_files
 from fasttrace.models.placement import is_offloaded
 from fasttrace.models.quantised import plain_state
 from fasttrace.places import replacing
@@ -67,6 +69,7 @@ def export_edit(model: Decoder, updates: Mapping[int, Update], folder: str | Pat
 def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Path) -> Path:
     """Write the model with an edit in its weights as a folder (safetensors, config, tokenizer).
 
+    A multimodal model is written whole, with the files of its processor where it was loaded from a folder or hub id.
     The model in memory does not change. Offloaded weights are read and written shard by shard, at most SHARD bytes of
     them at a time, or one weight if it is larger. A quantised model is written dequantised, which takes the memory of
     its weights in the model's dtype. Raises UserError where the folder exists and is not empty, and where quantised
@@ -99,6 +102,10 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
             reading.forget(hf)
         hf.save_pretrained(draft, state_dict={**state, **_changed_state(model, left)}, **options)
         model.tokenizer.save_pretrained(draft)
+        origin = getattr(model.hf.config, "_name_or_path", "")
+        for file in processor_files(origin) if origin and model.is_multimodal else []:
+            if not (draft / file.name).exists():  # the tokenizer has a chat template, too
+                shutil.copyfile(file, draft / file.name)
     return path
 
 
@@ -157,7 +164,7 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or model.name,
+        "base_model_name_or_path": getattr(model.hf.config, "_name_or_path", "") or model.name,
         "r": highest,
         "lora_alpha": highest,
         "lora_dropout": 0.0,

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
+from fasttrace.models.experts import Experts
 from fasttrace.models.modes import exact_products
 from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, present
 from fasttrace.models.quantised import as_shapes, quantisation, quantised, weight_tensors
+from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
@@ -42,8 +44,10 @@ class Block(ABC):
     sliding_window: number of tokens that a query sees, itself included, or None for all.
     softcap: bound of the absolute attention scores, or None.
     alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
+    sinks: (H,), one more score of each head's softmax, or None.
     parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
     mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
+    experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
     """
 
     layer: Any
@@ -54,8 +58,11 @@ class Block(ABC):
     sliding_window: int | None = None
     softcap: float | None = None
     alibi: Tensor | None = None
+    sinks: Tensor | None = None
     parallel: bool = False
     mlp_products: int = 1
+    experts: Experts | None = None
+    mixture: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -130,15 +137,42 @@ class Block(ABC):
         """(d,) bias of the down-projection, or None."""
         return None
 
+    @property
+    def key_width(self) -> int:
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.down_shape[1]
+
+    @property
+    def n_experts(self) -> int:
+        """Number of the layer's experts, a shared one included, which comes last; 0 where one MLP serves all rows."""
+        return 0
+
+    def weights_per_row(self, d: int) -> tuple[int, int, int]:
+        """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
+        the MLP. d: width of the residual stream."""
+        key_value = 2 * d * self.n_kv_heads * self.head_dim
+        query_out = 2 * d * self.n_heads * self.head_dim
+        return key_value, query_out, d * self.key_width * (self.mlp_products + 1)
+
     def mlp_value(self, key: Tensor) -> Tensor:
         """key: (N, m) → (N, d), the MLP module's output."""
         from fasttrace.ops.linear import linear
 
         return linear(key, self.down, self.down_bias)
 
-    def mlp_output(self, x: Tensor) -> Tensor:
-        """x: (N, d) MLP input → (N, d), the MLP module's output."""
+    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
+        """x: (N, d) MLP input → (N, d), the MLP module's output.
+
+        chosen_by: (N, d), the MLP input by which a router chooses, or None for x.
+        """
         return self.mlp_value(self.mlp_key(x))
+
+    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
+        """x: (N, d) MLP input, experts: (N,) int64 → (N, d), what one expert each adds to the MLP's output.
+
+        It is 0 in a row that does not go to the expert, and in a layer without experts.
+        """
+        return torch.zeros_like(x)
 
     def mlp_add(self, value: Tensor) -> Tensor:
         """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
@@ -149,7 +183,8 @@ class Decoder(ABC):
     """A causal language model, as a stack of `Block`s between an embedding and an unembedding.
 
     hf: the transformers model, whose parameters are used in place, in evaluation mode and without gradients (what
-    `wrap_model` returns has its own modules, see there). tokenizer: its (fast) tokenizer. config: that of the decoder.
+    `wrap_model` returns has its own modules, see there). It may be a multimodal model that holds the decoder.
+    tokenizer: its (fast) tokenizer. config: that of the decoder, which is a part of a multimodal model's.
     base: the module that contains the decoder's blocks.
     """
 
@@ -158,7 +193,8 @@ class Decoder(ABC):
     final_norm: nn.Module
     norm_kind: str  # "rms" or "layer": how `final_norm` is computed, for the fused log-probability op
     embed_scale: float | None = None  # factor by which the embedding module multiplies its rows
-    logit_softcap: float | None = None  # bound of the absolute logits
+    logit_scale: float = 1.0  # factor of the products with the unembedding
+    logit_softcap: float | None = None  # bound of the absolute logits, after that factor
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
     generate: ClassVar[Callable[..., Any]]
@@ -169,17 +205,19 @@ class Decoder(ABC):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.config = hf.config
-        self.base = hf.base_model
+        self.config = text_config(hf.config)
+        self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
         self.quantisation = quantisation(hf)
         with self.shapes():
             self.bind()
-            self._vocab_size = int(self.unembed_weight.shape[0])
-        inside = {id(part) for block in self.blocks for part in block.layer.modules()}
-        inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
-        # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in hf.modules() if id(m) not in inside and next(m.children(), None) is None]
+        self._entry = self._entry_modules()
+
+    def _entry_modules(self) -> list[nn.Module]:
+        """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""
+        inside = {id(part) for layer in self.layer_modules for part in layer.modules()}
+        inside |= {id(part) for module in self.exit_modules for part in module.modules()}
+        return [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -219,6 +257,11 @@ class Decoder(ABC):
     def rotary(self, positions: Tensor) -> Rotary:
         """positions: (N,) int64 → the blocks' position tables: usually cos and sin (N, rotary dims), or () for none."""
         return ()
+
+    def like(self, positions: Tensor) -> Tensor:
+        """What transformers' rotary modules read the model's dtype and the device of `positions` from. The embedding
+        itself may be on another device, or offloaded."""
+        return torch.empty(0, dtype=self.dtype, device=positions.device)
 
     def products(self) -> AbstractContextManager[None]:
         """While the body runs, matrix products are as exact as the model was loaded, whatever torch is set to."""
@@ -263,13 +306,22 @@ class Decoder(ABC):
     @contextmanager
     def head(self) -> Iterator[None]:
         """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
+        with self._ready(self.unembed_device, *self.exit_modules):
             yield
 
     @functools.cached_property
     def frozen_head(self) -> bool:
         """Whether the final norm or the unembedding is there only inside `head`."""
         return is_frozen(self.final_norm) or is_frozen(self.hf.get_output_embeddings())
+
+    @property
+    def exit_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that `leave`, the final norm and the unembedding compute with."""
+        return self.final_norm, self.hf.get_output_embeddings()
+
+    def leave(self, h: Tensor) -> Tensor:
+        """h: (R, d) residual after the last block → (R, d) input of `final_norm` (h itself in almost every model)."""
+        return h
 
     @property
     def norm_device(self) -> torch.device:
@@ -293,11 +345,17 @@ class Decoder(ABC):
         bias: Tensor | None = self.hf.get_output_embeddings().bias
         return bias
 
+    def finish_logits(self, products: Tensor) -> Tensor:
+        """products: (…) of final rows with unembeddings, biases added → the logits: scaled, then capped."""
+        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
+        cap = self.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def final_norm_weight(self) -> Tensor:
         """(d,) factor of the final norm."""
-        weight: Tensor | None = self.final_norm.weight  # type: ignore[assignment]
-        return self.embed_weight.new_ones(self.width) if weight is None else weight
+        weight: Tensor | None = getattr(self.final_norm, "weight", None)
+        return torch.ones(self.width, dtype=self.dtype, device=self.unembed_device) if weight is None else weight
 
     @property
     def final_norm_bias(self) -> Tensor | None:
@@ -311,10 +369,28 @@ class Decoder(ABC):
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
 
+    def check_driven(self) -> None:  # noqa: B027  a model with an adapter passes
+        """Raise ModelError where fasttrace cannot drive the model's blocks, and thus has no `blocks`."""
+
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """transformers' module of each layer."""
+        return [block.layer for block in self.blocks]
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether `hf` holds the decoder beside towers for images or sounds."""
+        return self.config is not self.hf.config
+
     @property
     def n_layers(self) -> int:
         """Number of blocks L."""
         return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads that every layer has."""
+        return min(block.n_heads for block in self.blocks)
 
     @property
     def width(self) -> int:
@@ -323,8 +399,13 @@ class Decoder(ABC):
 
     @property
     def key_width(self) -> int:
-        """Width m of the down-projection's input."""
-        return self.blocks[0].down_shape[1]
+        """Width m of the down-projection's input; that of one expert where rows are routed."""
+        return self.blocks[0].key_width
+
+    @property
+    def n_experts(self) -> int:
+        """The largest number of experts of a layer, a shared one included, or 0."""
+        return max(block.n_experts for block in self.blocks)
 
     def down_name(self, layer: int) -> str:
         """Name of the module of a layer's down-projection in transformers' model, as in transformer.h.5.mlp.c_proj."""
@@ -340,7 +421,8 @@ class Decoder(ABC):
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return self._vocab_size
+        with as_shapes(self.hf.get_output_embeddings()):
+            return int(self.unembed_weight.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -418,8 +500,7 @@ class Decoder(ABC):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        irrelevant = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-        config = {k: v for k, v in self.config.to_dict().items() if k not in irrelevant}
+        config = _relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -433,9 +514,10 @@ class Decoder(ABC):
         """The most tokens of a sequence, or None for a model without such a bound."""
         most = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # A longer sequence would need other rotation frequencies, but packed sequences share one set.
-            most = rope.get("original_max_position_embeddings", most)
+        for one in (rope, *rope.values()):  # some models have parameters for each layer type
+            if isinstance(one, dict) and one.get("rope_type") == "longrope":
+                # A longer sequence would need other rotation frequencies, but packed sequences share one set.
+                most = one.get("original_max_position_embeddings", most)
         return most
 
     def check_length(self, tokens: int, what: str) -> None:
@@ -469,22 +551,50 @@ class Decoder(ABC):
         return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
 
 
-Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it", instance(Decoder))]
-"""A model as the argument of a public function."""
+def _driven(value: Any) -> Any:
+    """A model, as the argument of a function that drives its blocks. Raises ModelError for one without an adapter."""
+    instance(Decoder)(value)
+    value.check_driven()
+    return value
+
+
+_A_MODEL = "a model, as load_model or wrap_model returns it"
+Model = Annotated[Decoder, Kind(_A_MODEL, _driven)]
+"""A model as the argument of a public function that drives its blocks."""
+AnyModel = Annotated[Decoder, Kind(_A_MODEL, instance(Decoder))]
+"""A model as the argument of a public function that also takes one whose blocks fasttrace cannot drive."""
+
+
+# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
+_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
+
+
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def text_config(config: Any) -> Any:
+    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
+    return config.get_text_config(decoder=True)
 
 
 def adapter_for(config: Any) -> type[Decoder]:
-    """The adapter for a transformers config. Raises ModelError for a model type or a variant without an adapter."""
-    family = Decoder.registry.get(config.model_type)
+    """The adapter for a transformers config, or for the text decoder in that of a multimodal model.
+
+    Raises ModelError for a model type or a variant without an adapter.
+    """
+    decoder = config
+    if not is_explained(config.model_type):
+        if any(getattr(config, name, False) for name in ("is_encoder_decoder", "add_cross_attention")):
+            raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
+        decoder = text_config(config)
+    family = Decoder.registry.get(decoder.model_type)
     if family is None:
-        raise ModelError(
-            f"model type '{config.model_type}' has no adapter (available: {', '.join(sorted(Decoder.registry))}); "
-            "an adapter names the embedding, the position rule, each block's norms, query/key/value, attention "
-            "output, MLP key and down-projection, the final norm and the unembedding, in one file of "
-            "src/fasttrace/models/families/"
-        )
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise ModelError(f"this '{config.model_type}' model has no adapter: it attends to an encoder")
-    if (reason := family.refusal(config)) is not None:
+        what = f"model type '{decoder.model_type}'"
+        if decoder is not config:
+            what += f", the text decoder of this '{config.model_type}' model,"
+        raise ModelError(f"{what} has no adapter: {why_not(decoder.model_type)}")
+    if (reason := family.refusal(decoder)) is not None:
         raise ModelError(f"this '{config.model_type}' model has no adapter: {reason}")
     return family

@@ -15,10 +15,12 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Decoder
+from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
 from fasttrace.models.quantised import format_of, is_settled, packed_parameters, quantised
+from fasttrace.models.sublayers import Sublayer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("The Eiffel Tower is located in the city of", "In 1969, two people walked on")
@@ -192,11 +194,13 @@ def check_outputs(model: Decoder) -> None:
     Compared are the embeddings, every layer's output for the input that it has in `model.hf`, and the logits and log p
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
-    to float32). Sound models differ by up to 2 ε and 15 ε. A quantised layer of `model.hf` multiplies with its
-    dequantised weight (`quantised.settle`), so the tolerance is the same. Its package's own product may also quantise
-    the activations, which no tolerance of rounding covers.
+    to float32). Sound models differ by up to 2 ε and 15 ε. A mixture's router chooses by its input in `model.hf`, since
+    a rounding may turn its choice. A quantised layer of `model.hf` multiplies with its dequantised weight
+    (`quantised.settle`), so the tolerance is the same. Its package's own product may also quantise the activations,
+    which no tolerance of rounding covers.
 
-    It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
+    It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace. A `HookedDecoder` computes nothing
+    itself; for it this is `check_forward`.
     """
     rows = model.embed_weight.shape[0]
     for text in PROMPTS:
@@ -206,11 +210,53 @@ def check_outputs(model: Decoder) -> None:
                 f"model '{model.name}': expected token ids below {rows}, the rows of its embeddings, got {max(ids)} "
                 "from its tokenizer"
             )
-        _check_prompt(model, ids)
+        if isinstance(model, HookedDecoder):
+            check_forward(model, ids)
+        else:
+            _check_prompt(model, ids)
+
+
+def check_forward(model: HookedDecoder, ids: Sequence[int]) -> None:
+    """Raise ModelError where transformers' forward of a prompt is not what hooks take it for.
+
+    Every layer, and the embedding, must run once and give a vector a token. The logits must be finite, and those of a
+    token the same whatever follows it, up to rounding (`check_outputs` states the tolerance).
+    """
+    runs: dict[str, int] = {}
+
+    def count(name: str) -> Callable[[Tensor], None]:
+        def change(x: Tensor) -> None:
+            if x.ndim != 3 or x.shape[:2] != (1, len(ids)):
+                raise ModelError(
+                    f"model '{model.name}': expected {name} to give a vector for each of {len(ids)} tokens, got values "
+                    f"of shape {tuple(x.shape)}"
+                )
+            runs[name] = runs.get(name, 0) + 1
+
+        return change
+
+    parts = {"the embedding": model.hf.get_input_embeddings()}
+    parts |= {f"layer {number}": layer for number, layer in enumerate(model.layer_modules)}
+    tokens = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
+    with hooked([(Sublayer(part), count(name)) for name, part in parts.items()]):
+        logits = whole_logits(model, tokens, len(ids))[0]
+    if not bool(logits.isfinite().all()):
+        raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")
+    for name in parts:
+        if runs.get(name, 0) != 1:
+            raise ModelError(f"model '{model.name}': expected {name} to run once a pass, got {runs.get(name, 0)} times")
+    before = whole_logits(model, tokens[:, :-1], len(ids))[0] if len(ids) > 1 else logits[:0]
+    difference = (before.double() - logits[: len(before)].double()).norm(dim=1)
+    error = float((difference / logits[: len(before)].double().norm(dim=1)).max()) if len(before) else 0.0
+    if not error <= _tolerance(model):
+        raise ModelError(
+            f"model '{model.name}': expected a causal decoder, got logits of a token that change with what follows it "
+            f"(by {error:.2g})"
+        )
 
 
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
-    with model.products(), _recorded(model) as (inputs, outputs):
+    with model.products(), _recorded(model) as (inputs, outputs, routed):
         batch = pack(model, [ids])
         logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
@@ -222,7 +268,7 @@ def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     rotary = model.rotary(batch.positions)
     for layer, block in model.layers():
         h, rotary = inputs[layer].to(block.device), bring(rotary, block.device)
-        out = layer_output(block, h, rotary, batch.sequences)
+        out = layer_output(block, h, rotary, batch.sequences, chosen_by=_on(routed.get(layer), block))
         _compare(model, f"layer {layer}", out, outputs[layer], h, most)
     last = outputs[model.n_layers - 1]
     _compare(model, "the logits", row_logits(model, last), logits, logits, most)
@@ -234,13 +280,19 @@ def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     _compare(model, "log p", ours[:, None], theirs[:, None], scale[:, None], most)
 
 
+def _on(recorded: Tensor | None, block: Block) -> Tensor | None:
+    return None if recorded is None else recorded.to(block.device)
+
+
 @contextmanager
-def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
-    """While the body runs, the input and output (N, d) of every layer of `model.hf` are recorded by layer."""
+def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]]:
+    """While the body runs, the input and output (N, d) of every layer of `model.hf`, and the input of every mixture of
+    experts, are recorded by layer."""
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
+    routed: dict[int, Tensor] = {}
 
-    def before(layer: int) -> Callable[..., None]:
+    def before(layer: int, inputs: dict[int, Tensor] = inputs) -> Callable[..., None]:
         def keep(module: Any, args: Any, named: Any) -> None:
             inputs[layer] = (args[0] if args else named["hidden_states"])[0].clone()
 
@@ -257,7 +309,10 @@ def _recorded(model: Decoder) -> Iterator[tuple[dict[int, Tensor], dict[int, Ten
         for layer, block in enumerate(model.blocks):
             handles.append(block.layer.register_forward_pre_hook(before(layer), with_kwargs=True))
             handles.append(block.layer.register_forward_hook(after(layer)))
-        yield inputs, outputs
+            if block.experts is not None:
+                mixture = block.mixture
+                handles.append(mixture.register_forward_pre_hook(before(layer, routed), with_kwargs=True))
+        yield inputs, outputs, routed
     finally:
         for handle in handles:
             handle.remove()

@@ -30,6 +30,15 @@ MORE_LAYERS = 100  # that transformers may make before they are refused
 # Small JSON files of a folder, each an object.
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
+# Of the processor of a multimodal model, beside its tokenizer.
+PROCESSORS = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
 
 def resolve(source: str) -> tuple[str, str | None]:
     """source → (path or hub id for transformers, name of the GGUF file or None)."""
@@ -70,6 +79,11 @@ def local_files(source: str) -> list[Path] | None:
     if gguf is not None:
         return [folder / gguf]
     return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+
+
+def processor_files(where: str) -> list[Path]:
+    """The files of a folder or hub id that say how a multimodal model is given images, sounds and chats."""
+    return [path for name in PROCESSORS if (path := _found(where, name)) is not None]
 
 
 def check_config(where: str) -> str | None:
@@ -188,10 +202,18 @@ def check_size(config: Any, headers: Headers, where: str, build: Any, each: int 
 
 
 def check_layers(config: Any, most: int, where: str) -> None:
-    """Raise ModelError where the config does not have 1 to `most` layers."""
-    layers = config.num_hidden_layers
-    if not 1 <= layers <= most:
-        raise ModelError(f"model '{where}': expected a config of as many layers as the weights, got {shown(layers)}")
+    """Raise ModelError where the config does not have 1 to `most` layers.
+
+    In a multimodal model, that is the text decoder's number, and no other tower may have more than `most`.
+    """
+    layers = config.get_text_config(decoder=True).num_hidden_layers
+    towers = [vars(part) for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
+    others = [tower.get(name) for tower in towers for name in ("num_hidden_layers", "depth")]
+    for number in (layers, *(n for n in others if isinstance(n, int) and n > most)):
+        if not 1 <= number <= most:
+            raise ModelError(
+                f"model '{where}': expected a config of as many layers as the weights, got {shown(number)}"
+            )
 
 
 def check_loaded(hf: Any, info: Mapping[str, Iterable[Any]], where: str) -> None:

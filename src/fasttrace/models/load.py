@@ -15,7 +15,7 @@ from torch import nn
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.adapter import Decoder, text_config
 from fasttrace.models.check import check_modules, check_outputs, check_weights
 from fasttrace.models.files import (
     check_config,
@@ -26,8 +26,9 @@ from fasttrace.models.files import (
     read_headers,
     resolve,
 )
+from fasttrace.models.hooked import HookedDecoder, decoder_for, keep_weights, why_hooked
 from fasttrace.models.modes import with_autograd
-from fasttrace.models.placement import is_offloaded
+from fasttrace.models.placement import device_of, is_offloaded
 from fasttrace.models.quantised import settle, shared
 from fasttrace.optional import require
 from fasttrace.recall import NONE, question
@@ -39,6 +40,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
     "tf32": torch.float32,
+}
+# Auto classes of transformers for models with other inputs than text, and the configs of each.
+MULTIMODAL = {
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 }
 MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehand
 
@@ -79,10 +85,17 @@ def load_model(
     that is loaded onto the CPU, the result is kept with the SHA-256 of its files, the processor, and the versions of
     fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
+    Quantised weights (bitsandbytes, torchao, GPTQ, AWQ, compressed-tensors, FP8) stay packed. Each layer is dequantised
+    in `dtype` while it is used (docs/quantised.md).
+
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
-    a config that do not fit each other, is quantised, an adapter or not finite, or belongs to a family without an
-    adapter, and where dtype and device are not compatible. Raises PackageError where the source is GGUF and the package
-    gguf is not installed.
+    a config that do not fit each other, is quantised in a way that is not read, an adapter or not finite, or attends to
+    an encoder, and where dtype and device are not compatible. Raises PackageError where the source is GGUF or quantised
+    and the package that reads it is not installed.
+
+    A causal decoder of a family without an adapter is loaded as a `HookedDecoder`, which `check_forward` checks. It can
+    be traced with method "hooked", and asked which facts it knows. Everything else refuses it with a ModelError that
+    says why its blocks are not driven.
     """
     _check_arguments(dtype, device, max_memory, offload_folder)
     spread = device == "auto" or not isinstance(device, str)
@@ -121,7 +134,8 @@ def load_model(
         if sound is not NONE:
             sound.keep({"bit_sums": model.bit_sums(), "model_hash": model.model_hash})
     if dtype == "tf32":
-        elsewhere = sorted({str(block.device) for block in model.blocks if block.device.type != "cuda"})
+        devices = [device_of(layer) for layer in model.layer_modules]
+        elsewhere = sorted({str(device) for device in devices if device.type != "cuda"})
         if elsewhere:
             raise ModelError(f"dtype 'tf32': expected every layer of '{source}' on CUDA, got some on {elsewhere[0]}")
         model.tf32 = True
@@ -146,6 +160,23 @@ def load_tokenizer(source: str | Path = DEFAULT_MODEL, dtype: str = "float32") -
             else:
                 options["gguf_file"] = gguf
         return _load_tokenizer(where, options)
+
+
+def check_driven(source: str | Path = DEFAULT_MODEL) -> None:
+    """Raise ModelError for a folder or hub id whose config has no adapter, before its weights are read.
+
+    Whatever else is wrong with the source is left to `load_model`, and so is a .gguf file, which takes long to read.
+    """
+    from transformers import AutoConfig
+
+    why: str | None = None
+    with contextlib.suppress(Exception), _quiet():
+        where, gguf = resolve(os.fspath(source))
+        config = None if gguf else AutoConfig.from_pretrained(where)
+        if config is not None and decoder_for(config) is HookedDecoder:
+            why = why_hooked(config)
+    if why is not None:
+        raise ModelError(f"model '{source}': {why}")
 
 
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
@@ -195,14 +226,14 @@ def _load(
     fits: whether its config is known to describe its weights. device: where quantised weights go that `placed` leaves.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     gguf, local = "gguf_file" in options, Path(where).is_dir()
     method = check_config(where) if local and not gguf else None
     what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
     with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
         config = AutoConfig.from_pretrained(where, **options)
-        adapter = adapter_for(config)
+        adapter = decoder_for(config)
     if not local:
         method = check_config(where)  # only now, as the hub was reached
     if gguf:
@@ -217,20 +248,33 @@ def _load(
             check_size(config, headers, where, lambda: _without_memory(config), each=1 if method is None else 16)
         if method is not None:
             placed = reading.prepare(config, method, headers or {}, placed, device, where)
-    hf, info = AutoModelForCausalLM.from_pretrained(
+    hf, info = model_class(config).from_pretrained(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
     if method is not None:
         reading.finish(hf, method, DTYPES[dtype])
+    if DTYPES[dtype] == torch.float64:
+        hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
+    keep_weights(hf)
     return hf, adapter
 
 
-def _without_memory(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def model_class(config: Any) -> Any:
+    """transformers' Auto class that makes the whole model of a config, of a multimodal one with its other towers."""
+    import transformers
 
+    if text_config(config) is not config:
+        # The causal class of a multimodal config may be that of its text decoder alone.
+        for auto, known in MULTIMODAL.items():
+            if type(config) in getattr(transformers, known, ()):
+                return getattr(transformers, auto)
+    return transformers.AutoModelForCausalLM
+
+
+def _without_memory(config: Any) -> Any:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return model_class(config).from_config(copy.deepcopy(config))
 
 
 def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
@@ -317,7 +361,9 @@ def wrap_model(
     check: compare fasttrace's output of every layer and its logits on two prompts with those of the model itself, in
         two forward passes each (`check_outputs` states the tolerance).
 
-    Raises ModelError for a family without an adapter, and for a model that computes something else than its weights
+    A causal decoder of a family without an adapter is wrapped as a `HookedDecoder`, as in `load_model`.
+
+    Raises ModelError for a model that attends to an encoder, and for one that computes something else than its weights
     say: adapters (PEFT), forward hooks, parametrizations, quantised or replaced layers, NaN and infinite weights, and,
     with `check`, other layers or logits than fasttrace computes.
     """
@@ -331,7 +377,7 @@ def wrap_model(
         raise ModelError(f"wrap_model: expected a causal language model with logits, got {type(hf).__name__}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"wrap_model: expected the model's transformers tokenizer, got {type(tokenizer).__name__}")
-    adapter = adapter_for(hf.config)
+    adapter = decoder_for(hf.config)
     check_modules(hf, name)
     with _as_model_errors(f"model '{name}': its modules cannot be copied"):
         own = _own_modules(hf)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.hooked import HookedDecoder, hooked_logprob
 from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
@@ -111,40 +112,51 @@ def mix(block: Block, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> 
         sliding_window=block.sliding_window,
         softcap=block.softcap,
         alibi=block.alibi,
+        sinks=block.sinks,
     )
 
 
 def mlp_rows(block: Block, like: Tensor) -> int:
     """Number of rows of one MLP product, for the device and dtype of `like`."""
-    if like.device.type == "cpu":
-        return MLP_ROWS
-    return max(MLP_ROWS, KEY_BYTES // (block.down_shape[1] * like.element_size()))
+    rows = MLP_ROWS
+    if like.device.type != "cpu":
+        rows = max(rows, KEY_BYTES // (block.key_width * like.element_size()))
+    # The rows are divided among the experts, and one expert's keys are computed at a time.
+    return rows if block.experts is None else rows * block.experts.count // block.experts.per_row
 
 
-def mlp(block: Block, h: Tensor, rows: Tensor | None = None) -> Tensor:
+def mlp(block: Block, h: Tensor, rows: Tensor | None = None, *, added: bool = True) -> Tensor:
     """h: (N, d), rows: (n,) int64, or None for all → (n, d), what the MLP adds to the residual at these rows.
+
+    added: False gives the MLP module's output instead, before `Block.mlp_add`.
 
     Rows are processed `mlp_rows` at a time, so that the keys stay small.
     """
     n, most = h.shape[0] if rows is None else rows.shape[0], mlp_rows(block, h)
     if n <= most:
-        return _mlp_part(block, h, rows)
+        return _mlp_part(block, h, rows, added)
     out = torch.empty((n, h.shape[1]), dtype=h.dtype, device=h.device)
     for i in range(0, n, most):
         run = slice(i, i + most)
-        out[run] = _mlp_part(block, h[run], None) if rows is None else _mlp_part(block, h, rows[run])
+        out[run] = _mlp_part(block, h[run], None, added) if rows is None else _mlp_part(block, h, rows[run], added)
     return out
 
 
-def _mlp_part(block: Block, h: Tensor, rows: Tensor | None) -> Tensor:
+def _mlp_part(block: Block, h: Tensor, rows: Tensor | None, added: bool) -> Tensor:
     x = block.mlp_norm(h) if rows is None else block.mlp_norm_rows(h, rows)
-    return block.mlp_add(block.mlp_output(x))
+    value = block.mlp_output(x)
+    return block.mlp_add(value) if added else value
 
 
-def layer_output(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> Tensor:
-    """h: (N, d), the block's input → (N, d), the residual after it."""
+def layer_output(
+    block: Block, h: Tensor, rotary: Rotary, sequences: Sequences, *, chosen_by: Tensor | None = None
+) -> Tensor:
+    """h: (N, d), the block's input → (N, d), the residual after it. chosen_by: as for `Block.mlp_output`."""
     resid_mid = h + attend(block, h, rotary, sequences)
-    return resid_mid + mlp(block, h if block.parallel else resid_mid)
+    read = h if block.parallel else resid_mid
+    if chosen_by is None:
+        return resid_mid + mlp(block, read)
+    return resid_mid + block.mlp_add(block.mlp_output(block.mlp_norm(read), chosen_by))
 
 
 @torch.no_grad()
@@ -187,26 +199,30 @@ def row_logits(model: Decoder, h: Tensor) -> Tensor:
 
 def _row_logits(model: Decoder, h: Tensor) -> Tensor:
     with model.head():
-        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
-        raw = linear(x, model.unembed_weight, model.unembed_bias)
-    cap = model.logit_softcap
-    return raw if cap is None else torch.tanh(raw / cap) * cap
+        x = model.final_norm(model.leave(h.to(model.norm_device))).to(model.unembed_device)
+        return model.finish_logits(linear(x, model.unembed_weight, model.unembed_bias))
 
 
 def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
     """h: (R, d) residual before the final norm, target: (R,) int64 → (R,) float32 log p(target), on
     `model.unembed_device`."""
-    device = model.unembed_device
+    device, scale = model.unembed_device, model.logit_scale
+
+    def scaled(vector: Tensor | None) -> Tensor | None:
+        # The op has no factor of the logits. The norm's output times the factor has the same effect.
+        return vector if vector is None or scale == 1.0 else vector * scale
+
     with model.head():
-        bias = model.final_norm_bias
+        weight, bias = scaled(model.final_norm_weight), scaled(model.final_norm_bias)
+        assert weight is not None
         return target_logprob(
-            h.to(device),
-            model.final_norm_weight.to(device),
+            model.leave(h.to(device)),
+            weight.to(device),
             None if bias is None else bias.to(device),
             model.norm_eps,
             model.norm_kind,
             model.unembed_weight,
-            model.unembed_bias,
+            scaled(model.unembed_bias),
             target.to(device),
             model.logit_softcap,
         )
@@ -220,6 +236,8 @@ def sequence_logprob(
 
     prompts, targets: token ids. Targets are teacher-forced, so each sequence takes one forward pass.
     """
+    if isinstance(model, HookedDecoder):
+        return hooked_logprob(model, prompts, targets)
     whole = [[*p, *t[:-1]] for p, t in zip(prompts, targets, strict=True)]
     result = torch.zeros(len(whole), dtype=torch.float64)
     for part in batches(whole, max_rows):

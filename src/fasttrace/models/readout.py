@@ -26,7 +26,7 @@ def token_logits(model: Decoder, h: Tensor, tokens: Tensor) -> Tensor:
             logits = (rows * x[first : first + TOKEN_ROWS, None]).sum(2)
             if model.unembed_bias is not None:
                 logits = logits + model.unembed_bias[some].to(x.dtype)
-            parts.append(_capped(model, logits))
+            parts.append(model.finish_logits(logits))
         return torch.cat(parts) if parts else x.new_empty((0, tokens.shape[1]))
 
 
@@ -92,7 +92,7 @@ def _divergence(model: Decoder, given: Tensor, x: Tensor, of: Tensor) -> Tensor:
 
 def _normed(model: Decoder, h: Tensor) -> Tensor:
     """The rows after the final norm, as the model rounds them, in float32 or wider."""
-    x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+    x = model.final_norm(model.leave(h.to(model.norm_device))).to(model.unembed_device)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -100,9 +100,4 @@ def _logits(model: Decoder, x: Tensor, begin: int) -> Tensor:
     """(rows, ≤ VOCAB_BLOCK) logits of the tokens from `begin` on."""
     block, bias = slice(begin, begin + VOCAB_BLOCK), model.unembed_bias
     raw = linear(x, model.unembed_weight[block].to(x.dtype), None if bias is None else bias[block].to(x.dtype))
-    return _capped(model, raw)
-
-
-def _capped(model: Decoder, logits: Tensor) -> Tensor:
-    cap = model.logit_softcap
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    return model.finish_logits(raw)

@@ -7,6 +7,8 @@ its tail.
 
     out[i] = Σ_j softmax_j(s_ij) v_j     over every key j at or before query i in its sequence
     s_ij = cap(scale · q_i·k_j) − slope · (i − j),   cap(x) = softcap · tanh(x / softcap) where one is given
+
+With sinks, the softmax has one score more, the head's sink, which has no value.
 """
 
 from dataclasses import dataclass, field
@@ -187,6 +189,7 @@ def prefix_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     alibi: Tensor | None = None,
+    sinks: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attention of every sequence's queries over its prefixes and tail (docs/algorithms.md, section 9).
@@ -198,6 +201,7 @@ def prefix_attention(
     sliding_window: how many tokens a query sees, itself included; None for all.
     softcap: bound of the absolute scores, None for no bound (Gemma 2).
     alibi: (H,) float32 slopes, or None. A score falls by its head's slope per token between key and query (BLOOM).
+    sinks: (H,) float32 or the dtype of q, or None. Each is one more score of its head's softmax (GPT-OSS).
     impl: "reference" is torch and differentiable w.r.t. q, k and v. "native" is the compiled CPU kernel and "triton"
         the GPU's: softmax in float32, no float64, no gradient. "auto" takes the one for the device where it applies.
     Returns (Nq, H·head_dim), the dtype of q.
@@ -220,14 +224,20 @@ def prefix_attention(
     if alibi is not None and (alibi.shape != q.shape[1:2] or alibi.dtype != torch.float32):
         found = f"{tuple(alibi.shape)} {alibi.dtype}"
         raise UserError(f"prefix_attention: expected alibi to be ({q.shape[1]},) torch.float32, got {found}")
-    impl = choose("prefix_attention", impl, _available(q, k, v), q, k, v, alibi)
+    if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.dtype not in (torch.float32, q.dtype)):
+        found = f"{tuple(sinks.shape)} {sinks.dtype}"
+        raise UserError(
+            f"prefix_attention: expected sinks to be ({q.shape[1]},) torch.float32 or {q.dtype}, got {found}"
+        )
+    impl = choose("prefix_attention", impl, _available(q, k, v), q, k, v, alibi, sinks)
     if impl == "reference":
         return prefix_attention_reference(
-            q, k, v, sequences, scale, sliding_window=sliding_window, softcap=softcap, alibi=alibi
+            q, k, v, sequences, scale, sliding_window=sliding_window, softcap=softcap, alibi=alibi, sinks=sinks
         )
+    sinks = None if sinks is None else sinks.float().contiguous()
     if impl == "triton":
         table, launch = sequences.on(q.device), triton_launcher("prefix_attention")
-        mixed: Tensor = launch(q, k, v, table, sequences.longest, scale, sliding_window or 0, softcap, alibi)
+        mixed: Tensor = launch(q, k, v, table, sequences.longest, scale, sliding_window or 0, softcap, alibi, sinks)
         return mixed
     out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
     torch.ops.fasttrace.prefix_attention_(
@@ -239,6 +249,7 @@ def prefix_attention(
         sliding_window or 0,
         softcap or 0.0,
         None if alibi is None else alibi.contiguous(),
+        sinks,
         out,
     )
     return out
@@ -270,19 +281,20 @@ def prefix_attention_reference(
     sliding_window: int | None = None,
     softcap: float | None = None,
     alibi: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The definition: sequences of equal shape are stacked and go through torch's scaled_dot_product_attention."""
     parts = []
     for group in sequences.groups:
         rows = group.on(q.device, sliding_window)
         stacked = _stack(q, rows.query_rows), _stack(k, rows.key_rows), _stack(v, rows.key_rows)
-        if softcap is None and alibi is None:
+        if softcap is None and alibi is None and sinks is None:
             mask = None if rows.all_seen else rows.seen[:, None]
             mixed = torch.nn.functional.scaled_dot_product_attention(
                 *stacked, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         else:
-            mixed = _explicit(*stacked, rows.distance, rows.seen, scale, softcap, alibi)
+            mixed = _explicit(*stacked, rows.distance, rows.seen, scale, softcap, alibi, sinks)
         parts.append(mixed.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
     if len(parts) == 1:
         return parts[0]
@@ -298,8 +310,9 @@ def _explicit(
     scale: float,
     softcap: float | None,
     alibi: Tensor | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attention with a cap or slopes, which torch's op lacks: scores and softmax in float32 or wider.
+    """Attention with a cap, slopes or sinks, which torch's op lacks: scores and softmax in float32 or wider.
 
     q: (G, H, q_len, hd). k, v: (G, Hkv, keys, hd). distance: (G or 1, q_len, keys) int64. seen: the same, bool.
     Returns (G, H, q_len, hd), the dtype of q.
@@ -311,7 +324,12 @@ def _explicit(
         scores = softcap * torch.tanh(scores / softcap)
     if alibi is not None:
         scores = scores - alibi.to(wide).view(*heads, 1, 1) * distance[:, None, None].to(wide)
-    weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
+    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
+    if sinks is not None:
+        sink = sinks.to(wide).view(*heads, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
     return (weights @ v.to(wide)[:, :, None]).flatten(1, 2).to(q.dtype)
 
 

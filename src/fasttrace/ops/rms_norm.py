@@ -13,7 +13,7 @@ from fasttrace.ops.dispatch import choose, narrow_triton_reason, records, refere
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | None = None, impl: str = "auto") -> Tensor:
     """y[i] = weight · round(x[r] · (mean x[r]² + eps)^(−1/2)), r = rows[i], or i where rows is None.
 
-    Means and scales are float32 for every dtype of x, and `round` is to the dtype of x, as in transformers'
+    Means and scales are float32, or float64 for float64 x, and `round` is to the dtype of x, as in transformers'
     LlamaRMSNorm.
 
     x: (N, d) float32, bfloat16, float16 or float64. weight: (d,) dtype of x. eps: added to the mean square.
@@ -63,7 +63,7 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, rows: Tensor | 
     """The definition of `rms_norm`, with the same arguments, for any device."""
     if rows is not None:
         x = x.index_select(0, rows)
-    wide = x.to(torch.float32)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * scaled.to(x.dtype)
 

@@ -33,7 +33,8 @@ class Intervention:
     """What a cell does: which module's output it replaces, in which pass, and by what.
 
     module: "mlp" or "attn" (what the module adds to the residual), "block" (the residual after it), or "head" (the
-        output of some attention heads, before the output projection).
+        output of some attention heads, before the output projection), or "expert" (what some experts add to the MLP's
+        output).
     method: "denoise" puts the clean pass's outputs into the corrupted passes. "noise" puts the corrupted passes'
         outputs into the clean pass. "zero" puts zeros into the clean pass.
     """
@@ -43,7 +44,7 @@ class Intervention:
 
 
 class Heads(NamedTuple):
-    """`size` attention heads from `first` on; a size of 0 stands for a module's whole output."""
+    """`size` attention heads, or experts, from `first` on; a size of 0 stands for a module's whole output."""
 
     first: int = 0
     size: int = 0
@@ -195,13 +196,24 @@ def traced_heads(model: Decoder, heads: str | Sequence[int] | None) -> list[Head
     module's whole output (None). Raises UserError for a head that the model does not have."""
     if heads is None:
         return [WHOLE]
-    count = min(block.n_heads for block in model.blocks)
+    count = model.n_heads
     if heads == "at-once":
         return [Heads(0, count)]
     chosen = range(count) if heads == "all" else sorted({int(head) for head in heads})
     if chosen[-1] >= count:
         raise UserError(f"trace: heads: expected numbers from 0 to {count - 1} for '{model.name}', got {chosen[-1]}")
     return [Heads(head, 1) for head in chosen]
+
+
+def traced_experts(model: Decoder, experts: str | Sequence[int]) -> list[Heads]:
+    """The expert of each cell of a layer. Raises UserError for a model without experts, or without one of these."""
+    count = model.n_experts
+    if not count:
+        raise UserError(f"trace: module expert: expected a mixture of experts, got '{model.name}', which has none")
+    chosen = range(count) if experts == "all" else sorted({int(expert) for expert in experts})
+    if chosen[-1] >= count:
+        raise UserError(f"trace: experts: expected numbers from 0 to {count - 1} for '{model.name}', got {chosen[-1]}")
+    return [Heads(expert, 1) for expert in chosen]
 
 
 def make_item(

@@ -115,7 +115,7 @@ class _Layer:
         self.output_from = np.where(replaced, layout.patch[: self.n], np.arange(self.n))
         self.computed = keep[: self.n] & ~replaced
         computed = np.flatnonzero(self.computed)
-        self.queries = self.kept if self.module in ("mlp", "head") else computed
+        self.queries = self.kept if self.module in ("mlp", "head", "expert") else computed
         self.mid = computed if self.module == "block" else self.kept
         is_query = np.zeros(self.n, dtype=bool)
         is_query[self.queries] = True
@@ -136,7 +136,7 @@ class _Layer:
     def advance(self, block: Block, h: Tensor, rotary: Rotary) -> Tensor:
         """h: (rows in the pack, d) → (rows in the pack after this layer, d)."""
         resid_mid = self._resid_mid(block, h, rotary)
-        out, out_of = self._mlp(block, h, resid_mid)
+        out, out_of = (self._experts if self.module == "expert" else self._mlp)(block, h, resid_mid)
         residual_from, output_from = self._sources(out_of)
         return window_restore(resid_mid, out, _tensor(residual_from, h), _tensor(output_from, h))
 
@@ -185,12 +185,36 @@ class _Layer:
             out_of[n_mid:] = out_of[self.mid_of[self.base[self.replaced]]]
         return out, out_of
 
+    def _experts(self, block: Block, h: Tensor, resid_mid: Tensor) -> tuple[Tensor, np.ndarray]:
+        """As `_mlp`, with the contributions of experts replaced. The outputs of the rows that enter are the last."""
+        read = h if block.parallel else resid_mid
+        if block.parallel and len(self.mid) < self.n:
+            read = h.index_select(0, _tensor(self.mid, h))
+        out = mlp(block, read, added=False)
+        base = self.base[self.replaced]
+        changed = torch.cat((out, out.index_select(0, _tensor(self.mid_of[base], h))))
+        own, rows = np.concatenate((self.inside, base)), np.concatenate((self.inside, self.entering))
+        given = np.concatenate((self.mid_of[self.inside], len(out) + np.arange(len(base))))
+        source, expert = self.patches[rows], _tensor(self.head[rows], h)
+        changed.index_add_(0, _tensor(given, h), self._contributions(block, read, own, expert), alpha=-1)
+        if (source >= 0).all():
+            changed.index_add_(0, _tensor(given, h), self._contributions(block, read, source, expert))
+        return block.mlp_add(changed), np.arange(len(changed))
+
+    def _contributions(self, block: Block, read: Tensor, rows: np.ndarray, experts: Tensor) -> Tensor:
+        """What an expert each adds in these rows of the pack. read: (len(mid), d), what the MLP reads."""
+        return block.expert_output(block.mlp_norm_rows(read, _tensor(self.mid_of[rows], read)), experts)
+
     def _sources(self, out_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For every kept and every entering row: the place of its residual after attention and of its MLP output."""
         rows = np.concatenate((self.kept, self.base))
         source = np.concatenate((self.output_from[self.kept], np.where(self.replaced, self.patch, self.base)))
         if self.module == "mlp":
             return self.mid_of[rows], _through(out_of[self.mid_of], source)
+        if self.module == "expert":
+            mine = out_of[self.mid_of[rows]]
+            mine[len(self.kept) :][self.replaced] = len(self.mid) + np.arange(int(self.replaced.sum()))
+            return self.mid_of[rows], mine
         if self.module in ("attn", "head"):
             mid_of = self.mid_of[rows]
             mid_of[len(self.kept) :][self.replaced] = len(self.mid) + np.arange(self.n_between)

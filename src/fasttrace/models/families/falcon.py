@@ -1,7 +1,6 @@
 """Falcon: rotary positions with heads that share keys (7B, 40B, 180B), or ALiBi with one key per head (falcon-rw).
 
-The fused matrix contains, for one group after another, the rows of the group's queries, its key and its value. There is
-one group with `multi_query`, and one per head in falcon-rw.
+Queries that share a key and a value are a group. There is one group with `multi_query`, and one per head in falcon-rw.
 """
 
 from typing import Any
@@ -16,7 +15,25 @@ from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import rotary_
 
 
-class FalconBlock(Block):
+class GroupedBlock(Block):
+    """A block whose fused matrix contains, for one group after another, the rows of its queries, its key and its value.
+
+    The rows of one group are contiguous and read in place. Those of several groups are gathered (see `HeadwiseBlock`).
+    Subclasses set `fused` (the Linear), n_kv_heads, the number of groups, and `rows`, a head's rows in the matrix.
+    """
+
+    fused: Any
+    rows: int
+
+    def project(self, x: Tensor, parts: slice) -> Tensor:
+        """x: (N, d) → (N, groups, len(parts), rows), with `parts` a slice of (queries of a group, key, value)."""
+        groups = (self.n_kv_heads, -1, self.rows)
+        weight = self.fused.weight.unflatten(0, groups)[:, parts].flatten(0, 2)
+        bias = None if self.fused.bias is None else self.fused.bias.unflatten(0, groups)[:, parts].flatten()
+        return linear(x, weight, bias).view(len(x), self.n_kv_heads, -1, self.rows)
+
+
+class FalconBlock(GroupedBlock):
     """norm → q/k/v, rotary → dense; norm → act(dense_h_to_4h) → dense_4h_to_h.
 
     In a parallel block both norms read the block's input and may be one module.
@@ -27,7 +44,8 @@ class FalconBlock(Block):
         self.attn, self.mlp = layer.self_attention, layer.mlp
         self.act = activation(self.mlp.act)
         self.n_heads, self.n_kv_heads = self.attn.num_heads, self.attn.num_kv_heads
-        self.head_dim = self.attn.head_dim
+        self.head_dim = self.rows = self.attn.head_dim
+        self.fused = self.attn.query_key_value
         self.scale = self.attn.inv_norm_factor
         self.parallel = config.new_decoder_architecture or config.parallel_attn
         self.attn_layernorm = layer.ln_attn if hasattr(layer, "ln_attn") else layer.input_layernorm
@@ -40,24 +58,12 @@ class FalconBlock(Block):
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
         cos, sin = rotary
-        return rotary_(self._project(x, slice(None, -2)).flatten(1, 2), cos, sin)
+        return rotary_(self.project(x, slice(None, -2)).flatten(1, 2), cos, sin)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        k, v = self._project(x, slice(-2, None)).unbind(2)
+        k, v = self.project(x, slice(-2, None)).unbind(2)
         cos, sin = rotary
         return rotary_(k, cos, sin), v
-
-    def _project(self, x: Tensor, parts: slice) -> Tensor:
-        """x: (N, d) → (N, groups, len(parts), hd), with `parts` a slice of (queries of a group, key, value).
-
-        The rows of one group are contiguous and read in place. Those of several groups are gathered (see
-        `HeadwiseBlock`).
-        """
-        fused, hd = self.attn.query_key_value, self.attn.head_dim
-        groups = (self.n_kv_heads, -1, hd)
-        weight = fused.weight.unflatten(0, groups)[:, parts].flatten(0, 2)
-        bias = None if fused.bias is None else fused.bias.unflatten(0, groups)[:, parts].flatten()
-        return linear(x, weight, bias).view(len(x), self.n_kv_heads, -1, hd)
 
     def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.dense.weight, self.attn.dense.bias)
@@ -89,11 +95,11 @@ class FalconAlibiBlock(FalconBlock):
         self.head_dim += 1
 
     def query(self, x: Tensor, rotary: Rotary) -> Tensor:
-        q = self._project(x, slice(None, -2)).flatten(1, 2)
+        q = self.project(x, slice(None, -2)).flatten(1, 2)
         return torch.cat((q, q.new_ones(*q.shape[:2], 1)), dim=-1)
 
     def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        k, v = self._project(x, slice(-2, None)).unbind(2)
+        k, v = self.project(x, slice(-2, None)).unbind(2)
         (alibi,) = rotary
         return torch.cat((k, alibi[:, :, None]), dim=-1), torch.cat((v, torch.zeros_like(v[..., :1])), dim=-1)
 
@@ -123,5 +129,5 @@ class FalconDecoder(Decoder):
             slopes = alibi_slopes(self.config.num_attention_heads).to(positions.device)
             # Slopes and products are bfloat16, whatever the model's dtype.
             return ((positions[:, None] * slopes.bfloat16()).to(self.dtype),)
-        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.like(positions), positions[None])
         return cos[0], sin[0]

@@ -1,5 +1,7 @@
-"""Gemma 2 and Gemma 3 (text): norms before and after both sub-layers, with weights 1 + w; scaled embeddings; sliding
-windows in some layers. Gemma 2 caps scores and logits. Gemma 3 norms heads and has one rotation per layer type.
+"""Gemma 1, 2, 3 (text) and VaultGemma: norms with weights 1 + w, and scaled embeddings.
+
+All but the first have sliding windows in some layers. Gemma 2 and 3 also norm what their sub-layers add. Gemma 2 and
+VaultGemma cap scores and logits. Gemma 3 norms heads and has one rotation per layer type.
 """
 
 from typing import Any
@@ -7,50 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
+from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.rms_norm import rms_norm
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    """x: (N, d) → (N, d), x · (1 + w) / rms(x) in float32 for every dtype of x, as in the module.
+class GemmaBlock(LlamaBlock):
+    """Llama's block with Gemma's norms."""
 
-    The op rounds elsewhere for other dtypes, so it is used only for float32.
-    """
-    if x.dtype == torch.float32:
-        return rms_norm(x, 1.0 + module.weight, module.eps)
-    normed: Tensor = module(x)
-    return normed
-
-
-class Gemma2Block(LlamaBlock):
-    """norm → q/k/v, rotary, capped scores → o_proj → norm; norm → act(gate) · up → down_proj → norm."""
-
-    def __init__(self, layer: Any, sliding_window: int | None) -> None:
-        super().__init__(layer, sliding_window)
-        self.softcap = self.attn.attn_logit_softcapping
-
-    def attn_norm(self, h: Tensor) -> Tensor:
-        return _norm(self.layer.input_layernorm, h)
-
-    def attn_add(self, value: Tensor) -> Tensor:
-        return _norm(self.layer.post_attention_layernorm, value)
-
-    def mlp_norm(self, h: Tensor) -> Tensor:
-        return _norm(self.layer.pre_feedforward_layernorm, h)
-
-    def mlp_norm_rows(self, h: Tensor, rows: Tensor) -> Tensor:
-        return self.mlp_norm(h.index_select(0, rows))
-
-    def mlp_add(self, value: Tensor) -> Tensor:
-        return _norm(self.layer.post_feedforward_layernorm, value)
+    def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        # The module computes x · (1 + w) / rms(x) in float32 also for narrower dtypes of x. The op rounds elsewhere for
+        # these, so it is used only for float32 and float64.
+        if x.dtype in (torch.float32, torch.float64):
+            return rms_norm(x, 1.0 + module.weight, module.eps, rows=rows)
+        normed: Tensor = module(x if rows is None else x.index_select(0, rows))
+        return normed
 
 
-@Decoder.register("gemma2")
-class Gemma2Decoder(LlamaDecoder):
-    """Gemma2ForCausalLM."""
+@Decoder.register("gemma")
+class GemmaDecoder(LlamaDecoder):
+    """GemmaForCausalLM."""
 
-    block = Gemma2Block
+    block: type[LlamaBlock] = GemmaBlock
 
     @classmethod
     def refusal(cls, config: Any) -> str | None:
@@ -60,15 +41,12 @@ class Gemma2Decoder(LlamaDecoder):
 
     def bind(self) -> None:
         super().bind()
-        # The embedding module rounds its scale to the model's dtype. In older releases of transformers the model scales
-        # the embeddings itself.
-        scale = getattr(self.base.embed_tokens, "embed_scale", None)
-        self.embed_scale = None if scale is None else float(scale.to(self.dtype))
-        self.logit_softcap = self.config.final_logit_softcapping
+        self.logit_softcap = getattr(self.config, "final_logit_softcapping", None)
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
         if self.embed_scale is not None:
             return x
+        # In older releases of transformers the model scales the embeddings itself.
         return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype)
 
     @property
@@ -77,37 +55,47 @@ class Gemma2Decoder(LlamaDecoder):
         return (1.0 + weight.to(torch.promote_types(self.dtype, torch.float32))).to(self.dtype)
 
 
-class Gemma3Block(Gemma2Block):
+class VaultGemmaBlock(GemmaBlock):
+    """norm → q/k/v, rotary, capped scores → o_proj; norm → act(gate) · up → down_proj."""
+
+    mlp_norm_name = "pre_feedforward_layernorm"
+
+    def __init__(self, layer: Any, sliding_window: int | None) -> None:
+        super().__init__(layer, sliding_window)
+        self.softcap = self.attn.attn_logit_softcapping
+
+
+@Decoder.register("vaultgemma")
+class VaultGemmaDecoder(GemmaDecoder):
+    """VaultGemmaForCausalLM."""
+
+    block = VaultGemmaBlock
+
+
+class Gemma2Block(VaultGemmaBlock):
+    """norm → q/k/v, rotary, capped scores → o_proj → norm; norm → act(gate) · up → down_proj → norm."""
+
+    attn_post_name, mlp_post_name = "post_attention_layernorm", "post_feedforward_layernorm"
+
+
+@Decoder.register("gemma2")
+class Gemma2Decoder(GemmaDecoder):
+    """Gemma2ForCausalLM."""
+
+    block = Gemma2Block
+
+
+class Gemma3Block(Gemma2Block, Qwen3Block):
     """Gemma 2's block without caps. It norms every head of q and k and rotates them by the tables of its layer type."""
 
-    def __init__(self, layer: Any, sliding_window: int | None, kind: int) -> None:
+    def __init__(self, layer: Any, sliding_window: int | None) -> None:
         super().__init__(layer, sliding_window)
         self.softcap = None  # transformers' attention has the setting but does not read it
-        self.tables = slice(2 * kind, 2 * kind + 2)
-
-    def norm_query(self, q: Tensor) -> Tensor:
-        return _norm(self.attn.q_norm, q.view(-1, self.head_dim)).view(q.shape)
-
-    def norm_key(self, k: Tensor) -> Tensor:
-        return _norm(self.attn.k_norm, k.view(-1, self.head_dim)).view(k.shape)
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return super().rotate(x, rotary[self.tables])
 
 
 @Decoder.register("gemma3_text")
-class Gemma3Decoder(Gemma2Decoder):
+class Gemma3Decoder(GemmaDecoder):
     """Gemma3ForCausalLM."""
 
-    def bind(self) -> None:
-        types = self.config.layer_types
-        self.kinds = sorted(set(types))
-        super().bind()
-
-    def make_block(self, layer: Any, number: int) -> Gemma3Block:
-        return Gemma3Block(layer, self._sliding_window(number), self.kinds.index(self.config.layer_types[number]))
-
-    def rotary(self, positions: Tensor) -> Rotary:
-        rotary_emb = self.base.rotary_emb
-        tables = [rotary_emb(self.embed_weight[:1], positions[None], kind) for kind in self.kinds]
-        return tuple(table[0] for pair in tables for table in pair)
+    block = Gemma3Block
+    typed_rotary = True

@@ -53,9 +53,9 @@ class GPT2Block(Block):
         return self.mlp.c_proj.bias
 
 
-@Decoder.register("gpt2")
+@Decoder.register("gpt2", "gpt-sw3")
 class GPT2Decoder(Decoder):
-    """GPT2LMHeadModel."""
+    """GPT2LMHeadModel, also of GPT-SW3."""
 
     norm_kind = "layer"
 

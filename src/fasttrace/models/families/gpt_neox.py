@@ -84,5 +84,5 @@ class GPTNeoXDecoder(Decoder):
         self.final_norm = self.base.final_layer_norm
 
     def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.like(positions), positions[None])
         return cos[0], sin[0]

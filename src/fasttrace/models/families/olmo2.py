@@ -1,4 +1,6 @@
-"""OLMo 2: norms after the sub-layers instead of before them, and norms of whole query and key projections."""
+"""OLMo 2 and 3: norms after the sub-layers instead of before them, and norms of whole query and key projections. OLMo 3
+has sliding windows in some layers. EXAONE 4 has its norms in the same places, and norms heads as Qwen 3 does.
+"""
 
 from typing import Any
 
@@ -7,46 +9,36 @@ from torch import Tensor
 
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
+from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.rms_norm import rms_norm
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    """x: (N, d) → (N, d), OLMo's RMS norm, which rounds once, after the weight.
+class PostNormBlock(LlamaBlock):
+    """q/k/v, rotary → o_proj → norm; act(gate) · up → down_proj → norm."""
 
-    The op also rounds before the weight, which changes nothing only in float32 and float64.
-    """
-    if x.dtype in (torch.float32, torch.float64):
-        return rms_norm(x, module.weight, module.variance_epsilon)
-    normed: Tensor = module(x)
-    return normed
+    attn_norm_name, mlp_norm_name = None, None
+    attn_post_name, mlp_post_name = "post_attention_layernorm", "post_feedforward_layernorm"
 
 
-class Olmo2Block(LlamaBlock):
-    """q/k/v, norm of q and k, rotary → o_proj → norm; act(gate) · up → down_proj → norm."""
+class RoundOnceBlock(LlamaBlock):
+    """Llama's block with norms that round once, after the weight."""
 
-    def attn_norm(self, h: Tensor) -> Tensor:
-        return h
+    def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        # The op also rounds before the weight, which changes nothing only in float32 and float64.
+        if x.dtype in (torch.float32, torch.float64):
+            return rms_norm(x, module.weight, module.variance_epsilon, rows=rows)
+        normed: Tensor = module(x if rows is None else x.index_select(0, rows))
+        return normed
+
+
+class Olmo2Block(PostNormBlock, RoundOnceBlock):
+    """The whole query and key projections are normed before they are rotated."""
 
     def norm_query(self, q: Tensor) -> Tensor:
-        return _norm(self.attn.q_norm, q)
+        return self.norm(self.attn.q_norm, q)
 
     def norm_key(self, k: Tensor) -> Tensor:
-        return _norm(self.attn.k_norm, k)
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return super().rotate(x.to(rotary[0].dtype), rotary).to(x.dtype)
-
-    def attn_add(self, value: Tensor) -> Tensor:
-        return _norm(self.layer.post_attention_layernorm, value)
-
-    def mlp_norm(self, h: Tensor) -> Tensor:
-        return h
-
-    def mlp_norm_rows(self, h: Tensor, rows: Tensor) -> Tensor:
-        return h.index_select(0, rows)
-
-    def mlp_add(self, value: Tensor) -> Tensor:
-        return _norm(self.layer.post_feedforward_layernorm, value)
+        return self.norm(self.attn.k_norm, k)
 
 
 @Decoder.register("olmo2")
@@ -55,8 +47,25 @@ class Olmo2Decoder(LlamaDecoder):
 
     block = Olmo2Block
 
-    def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = super().rotary(positions)
-        # transformers leaves these in float32 and rotates bfloat16 heads in float32.
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return cos.to(wide), sin.to(wide)
+
+@Decoder.register("olmo3")
+class Olmo3Decoder(LlamaDecoder):
+    """Olmo3ForCausalLM."""
+
+    block = Olmo2Block
+    typed_rotary = True
+
+
+class Exaone4Block(PostNormBlock, Qwen3Block):
+    """In a model with sliding windows, the layers without one do not rotate."""
+
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        turns = self.attn.sliding_window is None or self.attn.is_sliding
+        return super().rotate(x, rotary) if turns else x
+
+
+@Decoder.register("exaone4")
+class Exaone4Decoder(LlamaDecoder):
+    """Exaone4ForCausalLM."""
+
+    block = Exaone4Block

@@ -68,5 +68,5 @@ class PhiDecoder(Decoder):
         self.final_norm = self.base.final_layernorm
 
     def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self.base.rotary_emb(self.embed_weight[:1], positions[None])
+        cos, sin = self.base.rotary_emb(self.like(positions), positions[None])
         return cos[0], sin[0]

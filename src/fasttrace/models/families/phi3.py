@@ -5,14 +5,26 @@ from torch import Tensor
 from fasttrace.models.adapter import Decoder, Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.ops.linear import linear
-from fasttrace.ops.rotary import partial_rotary_
 from fasttrace.ops.silu_mul import silu_mul_
 
 
-class Phi3Block(LlamaBlock):
-    """Llama's block. qkv_proj stacks the rows of queries, keys and values, gate_up_proj those of gate and up."""
+class GateUpBlock(LlamaBlock):
+    """Llama's block with one matrix that stacks the rows of gate and up. Families name the MLP's modules."""
+
+    gate_up_name, act_name = "gate_up_proj", "activation_fn"
+
+    def mlp_key(self, x: Tensor) -> Tensor:
+        both, m = getattr(self.mlp, self.gate_up_name), self.down.shape[1]
+        halves = slice(None, m), slice(m, None)
+        gate, up = (linear(x, both.weight[half], None if both.bias is None else both.bias[half]) for half in halves)
+        return silu_mul_(gate, up) if self.silu else getattr(self.mlp, self.act_name)(gate) * up
+
+
+class Phi3Block(GateUpBlock):
+    """qkv_proj stacks the rows of queries, keys and values."""
 
     def count_heads(self) -> None:
+        self.head_dim = self.attn.head_dim
         self.n_heads = self.attn.config.num_attention_heads
         self.n_kv_heads = self.attn.config.num_key_value_heads
         self.queries = self.n_heads * self.head_dim
@@ -25,14 +37,6 @@ class Phi3Block(LlamaBlock):
         kv = linear(x, self.attn.qkv_proj.weight[self.queries :])
         k, v = kv.view(-1, 2, self.n_kv_heads, self.head_dim).unbind(1)
         return self.rotate(k, rotary), v
-
-    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return partial_rotary_(x, *rotary)
-
-    def mlp_key(self, x: Tensor) -> Tensor:
-        weight, m = self.mlp.gate_up_proj.weight, self.down.shape[1]
-        gate, up = linear(x, weight[:m]), linear(x, weight[m:])
-        return silu_mul_(gate, up) if self.silu else self.mlp.activation_fn(gate) * up
 
 
 @Decoder.register("phi3")

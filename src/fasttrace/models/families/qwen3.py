@@ -4,19 +4,16 @@ from torch import Tensor
 
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
-from fasttrace.ops.rms_norm import rms_norm
 
 
 class Qwen3Block(LlamaBlock):
     """Llama's block with q_norm and k_norm, whose (head_dim,) weights are the same for all heads."""
 
     def norm_query(self, q: Tensor) -> Tensor:
-        norm = self.attn.q_norm
-        return rms_norm(q.view(-1, self.head_dim), norm.weight, norm.variance_epsilon).view(q.shape)
+        return self.norm(self.attn.q_norm, q.view(-1, self.head_dim)).view(q.shape)
 
     def norm_key(self, k: Tensor) -> Tensor:
-        norm = self.attn.k_norm
-        return rms_norm(k.view(-1, self.head_dim), norm.weight, norm.variance_epsilon).view(k.shape)
+        return self.norm(self.attn.k_norm, k.view(-1, self.head_dim)).view(k.shape)
 
 
 @Decoder.register("qwen3")
