@@ -217,7 +217,6 @@ class Decoder(ABC):
             self.bind()
             if hf.config.model_type in PLAIN_LOGITS:
                 self.logit_scale, self.logit_softcap = 1.0, None
-            self._vocab_size = int(self.unembed_weight.shape[0])
         self._entry = self._entry_modules()
 
     def _entry_modules(self) -> list[nn.Module]:
@@ -428,7 +427,8 @@ class Decoder(ABC):
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return self._vocab_size
+        with as_shapes(self.hf.get_output_embeddings()):
+            return int(self.unembed_weight.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:

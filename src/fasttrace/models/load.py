@@ -95,10 +95,13 @@ def load_model(
     that is loaded onto the CPU, the result is kept with the SHA-256 of its files, the processor, and the versions of
     fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
+    Quantised weights (bitsandbytes, torchao, GPTQ, AWQ, compressed-tensors, FP8) stay packed. Each layer is dequantised
+    in `dtype` while it is used (docs/quantised.md).
+
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
-    a config that do not fit each other, is quantised, an adapter or not finite, or attends to an encoder, and where
-    dtype and device are not compatible. Raises PackageError where the source is GGUF and the package gguf is not
-    installed.
+    a config that do not fit each other, is quantised in a way that is not read, an adapter or not finite, or attends to
+    an encoder, and where dtype and device are not compatible. Raises PackageError where the source is GGUF or quantised
+    and the package that reads it is not installed.
 
     A causal decoder of a family without an adapter is loaded as a `HookedDecoder`, which `check_forward` checks. It can
     be traced with method "hooked", and asked which facts it knows. Everything else refuses it with a ModelError that
@@ -297,11 +300,11 @@ def _load(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
+    if method is not None:
+        reading.finish(hf, method, DTYPES[dtype])
     if DTYPES[dtype] == torch.float64:
         hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
     keep_weights(hf)
-    if method is not None:
-        reading.finish(hf, method, DTYPES[dtype])
     return hf, adapter
 
 
