@@ -24,7 +24,12 @@ WEIGHT = f"{DOWN}.weight"
 def folders(small_tokenizer, tmp_path_factory):
     """Sound folders: a Llama, a GPT-2, and the GPT-2 in several files."""
     root = tmp_path_factory.mktemp("models")
-    for name, family, size in (("llama", "llama", "1GB"), ("gpt2", "gpt2", "1GB"), ("shards", "gpt2", "100KB")):
+    for name, family, size in (
+        ("llama", "llama", "1GB"),
+        ("gpt2", "gpt2", "1GB"),
+        ("mistral", "mistral", "1GB"),
+        ("shards", "gpt2", "100KB"),
+    ):
         model = small_model(family, small_tokenizer, torch.float32)
         model.hf.save_pretrained(root / name, max_shard_size=size)
         small_tokenizer.save_pretrained(root / name)
