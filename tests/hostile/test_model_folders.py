@@ -161,7 +161,6 @@ BAD_FOLDERS = {
     "positions 1e11": ("gpt2", config(n_positions=10**11), r"describes its weights"),
     "heads 0": ("llama", config(num_attention_heads=0), r"has no usable config"),
     "head width 0": ("llama", config(head_dim=0), r"could not be loaded: ZeroDivisionError"),
-    "window 'x'": ("mistral", config(sliding_window="x"), r"cannot be run: "),
     "epsilon NaN": ("llama", config(rms_norm_eps=float("nan")), r"expected finite logits"),
     "activation": ("llama", config(hidden_act="zzz"), r"could not be loaded: transformers found no 'zzz'"),
     "encoder": ("llama", config(is_encoder_decoder=True), r"has no adapter: it attends to an encoder"),
