@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.hooked import HookedDecoder, Rereading
 from fasttrace.models.keys import Keys
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.hooked import HookedDecoder, hooked_logprob
 from fasttrace.models.keys import Keys
 from fasttrace.ops.linear import linear
