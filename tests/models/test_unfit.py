@@ -61,8 +61,6 @@ def test_the_refusal_of_an_unknown_type_lists_what_an_adapter_names(small_tokeni
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = Config(vocab_size=len(small_tokenizer), **sizes)
     model = wrap_model(tf.LlamaForCausalLM(config), small_tokenizer)
-    words = (
-        r"^model 'in-memory': model type 'unheard-of' has no adapter: .*down-projection.*" + WAY_OUT
-    )
+    words = r"^model 'in-memory': model type 'unheard-of' has no adapter: .*down-projection.*" + WAY_OUT
     with pytest.raises(ModelError, match=words):
         model.check_driven()
