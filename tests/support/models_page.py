@@ -152,7 +152,12 @@ def _is_normed(model, block):
 
 def _mlp(model, block):
     """The kind of a block's MLP."""
-    return ["gated" if block.mlp_products > 1 else "plain", *(["beside attention"] if block.parallel else [])]
+    said = ["gated" if block.mlp_products > 1 else "plain", *(["beside attention"] if block.parallel else [])]
+    if block.experts is not None:
+        said.append("experts")
+    if block.shared is not None:
+        said.append("shared expert")
+    return said
 
 
 PARTS = (_positions, _norms, _attention, _mlp)

@@ -54,7 +54,7 @@ class GPT2Block(Block):
         return self.mlp.c_proj.bias
 
 
-@Decoder.register("gpt2", "gpt-sw3")
+@Decoder.register("gpt2")
 class GPT2Decoder(Decoder):
     """GPT2LMHeadModel, also of GPT-SW3."""
 

@@ -71,7 +71,7 @@ class LatentBlock(LlamaBlock):
 
 @Decoder.register("youtu")
 class YoutuDecoder(InterleavedDecoder):
-    """YoutuForCausalLM."""
+    """YoutuForCausalLM: Llama's layout with latent attention."""
 
     block = LatentBlock
 
@@ -89,7 +89,7 @@ class MiniCPM3Block(LatentBlock):
 
 @Decoder.register("minicpm3")
 class MiniCPM3Decoder(LlamaDecoder):
-    """MiniCPM3ForCausalLM."""
+    """MiniCPM3ForCausalLM: latent attention, and factors of what attention and the MLP add, and of the logits."""
 
     block = MiniCPM3Block
 

@@ -144,7 +144,8 @@ class LayerNormBlock(LlamaBlock):
 
 @Decoder.register("llama", "mistral", "qwen2", "ministral", "cwm", "seed_oss", "exaone", "internlm3", "iquestcoder")
 class LlamaDecoder(Decoder):
-    """LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and others of the same layout.
+    """LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, MinistralForCausalLM, CwmForCausalLM,
+    SeedOssForCausalLM: rotary positions, RMS norms, gated MLP.
 
     typed_rotary: whether `rotary_emb` has tables for each of `config.layer_types`, which it takes as an argument.
     """

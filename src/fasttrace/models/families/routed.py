@@ -176,7 +176,7 @@ class RoutedDecoder(LlamaDecoder):
 
 @Decoder.register("mixtral")
 class MixtralDecoder(RoutedDecoder):
-    """MixtralForCausalLM."""
+    """MixtralForCausalLM: Mistral's layout with experts."""
 
 
 class Qwen2MoeBlock(RoutedMlp):
@@ -193,7 +193,7 @@ class Qwen2MoeBlock(RoutedMlp):
 
 @Decoder.register("qwen2_moe")
 class Qwen2MoeDecoder(RoutedDecoder):
-    """Qwen2MoeForCausalLM."""
+    """Qwen2MoeForCausalLM: Qwen 2's layout with experts, and a shared one whose output has a factor of its own."""
 
     routed_block = Qwen2MoeBlock
 
@@ -204,7 +204,7 @@ class Qwen3MoeBlock(RoutedMlp, Qwen3Block):
 
 @Decoder.register("qwen3_moe")
 class Qwen3MoeDecoder(RoutedDecoder):
-    """Qwen3MoeForCausalLM."""
+    """Qwen3MoeForCausalLM: Qwen 3's layout with experts."""
 
     block, routed_block = Qwen3Block, Qwen3MoeBlock
 
@@ -229,7 +229,7 @@ class WideNormBlock(RoutedMlp):
 
 @Decoder.register("olmoe")
 class OlmoeDecoder(RoutedDecoder):
-    """OlmoeForCausalLM."""
+    """OlmoeForCausalLM: experts, and norms of whole query and key projections, which may be clipped."""
 
     routed_block = WideNormBlock
 
@@ -248,7 +248,7 @@ class MiniMaxM2Block(BiasedRouter, WideNormBlock):
 
 @Decoder.register("minimax_m2")
 class MiniMaxM2Decoder(RoutedDecoder):
-    """MiniMaxM2ForCausalLM."""
+    """MiniMaxM2ForCausalLM: OLMoE's layout with a bias on the router's choice, and part of each head rotated."""
 
     routed_block = MiniMaxM2Block
 
@@ -269,7 +269,7 @@ class RoutedGlm4MoeBlock(RoutedMlp, Glm4MoeBlock):
 
 @Decoder.register("glm4_moe", "dots1", "solar_open")
 class Glm4MoeDecoder(RoutedDecoder):
-    """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM."""
+    """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM: experts after the first layers, and a shared one."""
 
     block, routed_block = Glm4MoeBlock, RoutedGlm4MoeBlock
 
@@ -280,6 +280,6 @@ class HYV3Block(BiasedRouter, Qwen3Block):
 
 @Decoder.register("hy_v3")
 class HYV3Decoder(RoutedDecoder):
-    """HYV3ForCausalLM."""
+    """HYV3ForCausalLM: Qwen 3's layout with experts, a shared one, and a bias on the router's choice."""
 
     block, routed_block = Qwen3Block, HYV3Block
