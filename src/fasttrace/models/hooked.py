@@ -142,7 +142,8 @@ def places(model: Decoder, module: str) -> list[tuple[Sublayer, ...]]:
     if lacking:
         whole = [name for name in FOUND if all(sublayers(layer, name) for layer in model.layer_modules)]
         what = {"mlp": "MLP", "attn": "attention or other mixing of tokens", "head": "attention heads"}[module]
-        where = "any layer" if len(lacking) == len(found) else f"layers {', '.join(map(str, lacking))}"
+        some = f"{'layer' if len(lacking) == 1 else 'layers'} {', '.join(map(str, lacking))}"
+        where = "any layer" if len(lacking) == len(found) else some
         raise ModelError(
             f"trace: module: expected one that every layer of '{model.name}' has ({', '.join([*whole, 'block'])}), got "
             f"{module}, but found no {what} in {where}"
