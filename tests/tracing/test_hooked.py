@@ -28,7 +28,7 @@ def configs(vocab_size):
     heads = {**own, "intermediate_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2}
     mamba = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
     linear = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2}
     every_other = ["linear_attention", "full_attention"] * 2
     return {
         "mamba": (tf.MambaConfig(**own, state_size=8), NO_MLP),
@@ -43,10 +43,7 @@ def configs(vocab_size):
             tf.RecurrentGemmaConfig(**heads, head_dim=12, lru_width=48, attention_window_size=8), MIXED
         ),
         "lfm2": (tf.Lfm2Config(**heads, layer_types=["conv", "full_attention"] * 2), MIXED),
-        "mixtral": (tf.MixtralConfig(**heads, **experts), (*MIXED, "head")),
-        "mpt": (
-            tf.MptConfig(vocab_size=vocab_size, d_model=48, n_heads=4, n_layers=4, max_seq_len=160), (*MIXED, "head")
-        ),
+        "cohere2_moe": (tf.Cohere2MoeConfig(**heads, **experts, sliding_window=4), (*MIXED, "head")),
     }  # fmt: skip
 
 

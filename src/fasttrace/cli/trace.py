@@ -14,6 +14,7 @@ from fasttrace.settings.trace import TraceSettings
 
 from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
 from .options import (
+    OF_MODEL,
     Work,
     bar,
     emit,
@@ -97,7 +98,7 @@ def _traced(store: Any, run_id: str, settings: TraceSettings) -> "pa.Table":
 
 
 @click.command()
-@options("model", "dtype", "device", "store", "json")
+@options(*OF_MODEL, "store", "json")
 @setting_options(MomentSettings)
 @click.option(
     "--import",
@@ -113,6 +114,8 @@ def stats(
     model: str,
     dtype: str,
     device: str,
+    tokenizer: str | None,
+    trust_remote_code: bool,
     store: str | None,
     as_json: bool,
     source: str | None,
@@ -133,7 +136,7 @@ def stats(
         check_key_sums(source)
         settings = replaced(settings, corpus=source)
     check_cache()
-    decoder = load(model, dtype, device)
+    decoder = load(model, dtype, device, tokenizer, trust_remote_code)
     with stages() as progress:
         moments = ft.second_moments(decoder, settings=settings, progress=progress)
     if store is not None:

@@ -11,8 +11,10 @@ from fasttrace.editing.corpus import SAMPLED_ROWS
 from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.methods.finetune import NOISE_ROWS
+from fasttrace.editing.moments import Place, width_of
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
+from fasttrace.memory import size_text
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import ROWS, block_rate, linear_flops
 from fasttrace.models.generate import sample_tokens
@@ -80,11 +82,26 @@ def edit_cost(
     return EditCost(len(facts) * len(layers), flops, adam)
 
 
+def job_bytes(model: Decoder, layer: int, rows: int, tokens: int, matrices: int = 0) -> int:
+    """Estimated bytes of one edit, at the larger of its two stages.
+
+    layer: the layer at which optimising enters the model. rows: rows of its passes. tokens: tokens of the prompts that
+    are scored. matrices: updates that are kept as matrices while they are computed.
+
+    Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning, or what is done to an
+    update afterwards, three float32 matrices per layer. Scoring: about 8 d + 3 m numbers per token.
+    """
+    d, m, size = model.width, model.key_width, model.embed_weight.element_size()
+    above = max(1, model.n_layers - 1 - layer)
+    return 12 * d * m * matrices + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
+
+
 @dataclass(frozen=True)
 class MomentCost:
     """The cost of collecting second moments.
 
-    layers: how many. width: m. disk: bytes of their files. memory: bytes of the running sums. passes: passes over the
+    layers: how many matrices. width: m, the largest. disk: bytes of their files. memory: bytes of the running sums.
+    passes: passes over the
     corpus. to_sample: tokens that are sampled first. sampling: FLOPs of that. flops: FLOPs of the passes. rows: rows
     times layers of the passes.
     """
@@ -113,42 +130,33 @@ class MomentCost:
     def __str__(self) -> str:
         what = f"{self.layers} layer{'' if self.layers == 1 else 's'} of {self.width} × {self.width}"
         several = "" if self.passes == 1 else f" in each of {self.passes} passes"
-        return f"{what}: {_size(self.disk)} on disk, {_size(self.memory)} of memory{several}"
+        return f"{what}: {size_text(self.disk)} on disk, {size_text(self.memory)} of memory{several}"
 
 
 def moment_cost(
-    model: Decoder, groups: Sequence[Sequence[int]], tokens: int, to_sample: int, itemsize: int = 4
+    model: Decoder, groups: Sequence[Sequence[Place]], tokens: int, to_sample: int, itemsize: int = 4
 ) -> MomentCost:
-    """Predict the work of collecting second moments of groups of layers, each in a pass over `tokens` tokens.
+    """Predict the work of collecting second moments in groups, each in a pass over `tokens` tokens.
 
     to_sample: number of tokens that the model samples first. itemsize: bytes of a number of the sums.
     """
-    m = model.key_width
     by_block = [sum(linear_flops(model, block)) for block in model.blocks]
-    layers = sum(map(len, groups))
-    blocks = sum(max(group) + 1 for group in groups if group)
-    flops = float(tokens) * (sum(sum(by_block[: max(group) + 1]) for group in groups if group) + layers * m**2)
+    sizes = [[width_of(model, place) ** 2 for place in group] for group in groups]
+    total = sum(map(sum, sizes))
+    tops = [group[-1].layer + 1 for group in groups]
+    flops = float(tokens) * (sum(sum(by_block[:top]) for top in tops) + total)
     sampling = float(to_sample) * (sum(by_block) + 2 * model.width * model.vocab_size)
-    largest = max(map(len, groups), default=0)
     return MomentCost(
-        layers,
-        m,
-        layers * m**2 * 4,
-        largest * m**2 * itemsize,
+        sum(map(len, groups)),
+        max((width_of(model, place) for group in groups for place in group), default=model.key_width),
+        total * 4,
+        max(map(sum, sizes), default=0) * itemsize,
         len(groups),
         to_sample,
         sampling,
         flops,
-        tokens * blocks,
+        tokens * sum(tops),
     )
-
-
-def _size(size: int) -> str:
-    """2831155 → "2.8 MB". 1 MB is 10⁶ bytes."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if size >= factor:
-            return f"{size / factor:.{0 if size >= 100 * factor else 1}f} {unit}"
-    return f"{size / 1000:.0f} kB"
 
 
 def adam_rate(model: Decoder) -> float:

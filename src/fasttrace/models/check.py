@@ -15,7 +15,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block
 from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
@@ -208,7 +209,7 @@ def check_outputs(model: Decoder) -> None:
         if max(ids) >= rows:
             raise ModelError(
                 f"model '{model.name}': expected token ids below {rows}, the rows of its embeddings, got {max(ids)} "
-                "from its tokenizer"
+                "from its tokenizer: give the tokenizer that the weights were trained with"
             )
         if isinstance(model, HookedDecoder):
             check_forward(model, ids)

@@ -106,6 +106,8 @@ class TraceSettings(NoiseSettings, RunSettings):
         elif self.heads is not None:
             raise refusal(self, "heads", "module head", f"module {self.module}")
         if self.module == "expert":
+            if self.engine == "hooked":
+                raise refusal(self, "module", "mlp, attn, block or head with engine hooked", self.module)
             if self.experts is None:
                 resolve(self, "experts", "all")
         elif self.experts is not None:

@@ -22,7 +22,7 @@ from fasttrace.ops.prefix_attention import Column, sequence_table
 from fasttrace.settings.trace import Module, Tokens
 from fasttrace.windows import window_interval
 
-MODULES = get_args(Module)
+MODULES = tuple(module for module in get_args(Module) if module != "expert")  # those that every model has
 METHODS = ("denoise", "noise", "zero")
 TOKENS = get_args(Tokens)
 OWN, ZERO = -1, -2  # marks of a row that keeps its own module output, or has none

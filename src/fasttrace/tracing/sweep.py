@@ -415,8 +415,8 @@ def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -
     settled = replaced(
         asked,
         windows=sorted(set(asked.windows), reverse=True),
-        heads=_settled_heads(model, asked.heads, heads),
-        experts=_settled(asked.experts, heads, model.n_experts),
+        heads=_settled(asked.heads, heads, model.n_heads),
+        experts=_settled(asked.experts, heads, model.n_experts) if asked.experts else None,
         sigma=sigma,
         seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
@@ -435,16 +435,14 @@ def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -
     )
 
 
-def _settled_heads(model: Decoder, asked: str | Sequence[int] | None, heads: Sequence[Heads]) -> Any:
-    """The setting `heads` by one name: numbers in ascending order, "all" where these are all. heads: those traced."""
+def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
+    """The setting `heads` or `experts` by one name: "all" where all of `count` are traced, else ascending numbers.
+
+    parts: those traced.
+    """
     if asked is None or asked == "at-once":
         return asked
-    return _settled(asked, heads, min(block.n_heads for block in model.blocks))
-
-
-def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
-    """A setting that names heads or experts by one name: "all" where all of `count` are traced, else numbers."""
-    return asked if asked is None else "all" if len(parts) == count else [one.first for one in parts]
+    return "all" if len(parts) == count else [one.first for one in parts]
 
 
 def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:

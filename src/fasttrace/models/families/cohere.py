@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 
 

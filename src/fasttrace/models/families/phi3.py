@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.ops.linear import linear
 from fasttrace.ops.silu_mul import silu_mul_
@@ -41,6 +42,7 @@ class Phi3Block(GateUpBlock):
 
 @Decoder.register("phi3")
 class Phi3Decoder(LlamaDecoder):
-    """Phi3ForCausalLM: Phi-3 mini, medium and Phi-4."""
+    """Phi3ForCausalLM: Llama's layout with q, k and v in one matrix, gate and up in another, and part of each head
+    rotated. Phi-3 mini, medium and Phi-4."""
 
     block = Phi3Block
