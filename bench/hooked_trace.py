@@ -38,8 +38,10 @@ def mlp_modules(hf):
         "bloom": lambda b: b.mlp.dense_4h_to_h,
         "mpt": lambda b: b.ffn.down_proj,
         "ctrl": lambda b: b.ffn[2],
+        "granitemoehybrid": lambda b: b.shared_mlp,
+        "recurrent_gemma": lambda b: b.mlp_block,
         "granitemoe": lambda b: b.block_sparse_moe,
-        "llama4_text": lambda b: b.feed_forward,
+        **dict.fromkeys(("bamba", "jamba", "lfm2", "llama4_text", "rwkv"), lambda b: b.feed_forward),
     }
     return [inside.get(kind_of(hf), lambda b: b.mlp)(block) for block in block_modules(hf)]
 
@@ -50,11 +52,21 @@ def attn_modules(hf):
         "bloom": lambda b: b.self_attention.dense,
         "falcon": lambda b: b.self_attention,
         **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), lambda b: b.attention),
-        **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt"), lambda b: b.attn),
+        **dict.fromkeys(
+            ("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "mpt", "modernbert-decoder"), lambda b: b.attn
+        ),
         "ctrl": lambda b: b.multi_head_attention,
         "glm4": lambda b: b.post_self_attn_layernorm,
         "hyperclovax": lambda b: b.post_norm1,
         **dict.fromkeys(POST_NORMS, lambda b: b.post_attention_layernorm),
+        **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), lambda b: b.mixer),
+        **dict.fromkeys(("bamba", "jamba"), lambda b: b.mamba if hasattr(b, "mamba") else b.self_attn),
+        **dict.fromkeys(
+            ("qwen3_5_text", "qwen3_next"), lambda b: b.linear_attn if hasattr(b, "linear_attn") else b.self_attn
+        ),
+        "lfm2": lambda b: b.conv if hasattr(b, "conv") else b.self_attn,
+        "recurrent_gemma": lambda b: b.temporal_block,
+        "rwkv": lambda b: b.attention,
     }
     return [places.get(kind_of(hf), lambda b: b.self_attn)(block) for block in block_modules(hf)]
 
@@ -69,6 +81,7 @@ def head_modules(hf):
         **dict.fromkeys(("gptj", "codegen", "mpt"), lambda b: b.attn.out_proj),
         "gpt_neo": lambda b: b.attn.attention.out_proj,
         **dict.fromkeys(("opt", "xglm", "biogpt"), lambda b: b.self_attn.out_proj),
+        "modernbert-decoder": lambda b: b.attn.Wo,
         "bitnet": lambda b: b.self_attn.attn_sub_norm,
         **dict.fromkeys(("persimmon", "phi"), lambda b: b.self_attn.dense),
         "ctrl": lambda b: b.multi_head_attention.dense,

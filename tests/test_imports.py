@@ -27,7 +27,7 @@ ORDER = [
     ("models",),
     ("runs",),
     ("tracing", "editing"),
-    ("workflow",),
+    ("needs", "workflow"),
     ("store",),
     ("analysis",),
     ("fasttrace",),

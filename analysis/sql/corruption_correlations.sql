@@ -1,7 +1,7 @@
 -- corruption_correlations: whether noise and counterfactual prompts find the same tracing effects.
 -- Grain: one row per (noise run, counterfactual run, window_size, layer) of runs that differ in nothing but the
--- corruption and what follows from it (one model, protocol, module, heads, method, metric, tokens, target); layer is NULL
--- for all layers together.
+-- corruption and what follows from it (one model, protocol, module, heads, method, metric, tokens, target, engine);
+-- layer is NULL for all layers together.
 -- Inputs: trace_effects, fact_peaks, trace_runs.
 -- Units: pearson, spearman = correlation over facts of the two effects (of facts and layers, where layer is NULL), each
 -- the largest over tokens; ties share their mean rank; n = pairs of which both effects are defined; mean_noise,
@@ -23,6 +23,7 @@ WITH compared AS (
         AND other.metric = noise.metric
         AND other.tokens IS NOT DISTINCT FROM noise.tokens
         AND other.target = noise.target
+        AND other.engine = noise.engine
 ),
 pairs AS (
     SELECT

@@ -3,7 +3,7 @@
 -- Units: localization = how the run localizes facts: its method with noise or zeros (denoise, noise, zero,
 -- attribution); with counterfactual prompts 'counterfactual' for denoise, and 'counterfactual-noise' or
 -- 'counterfactual-attribution'; metric = what its effects are made of; module, heads, tokens, target = its settings
--- (target = what is scored); trace_run = its name (run_names).
+-- (target = what is scored); engine = what computed its passes; trace_run = its name (run_names).
 SELECT
     asked.run_id,
     run.model,
@@ -21,6 +21,7 @@ SELECT
     asked.method,
     asked.corruption,
     asked.target,
+    asked.engine,
     named.run_name AS trace_run
 FROM trace_settings AS asked
 JOIN runs AS run ON run.run_id = asked.run_id

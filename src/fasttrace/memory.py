@@ -32,6 +32,14 @@ def _bytes(text: str | int) -> float:
     return float(match[1]) * 1024 ** " KMGT".index(unit or " ")
 
 
+def size_text(size: int) -> str:
+    """2831155 → "2.8 MB". 1 MB is 10⁶ bytes."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            return f"{size / factor:.{0 if size >= 100 * factor else 1}f} {unit}"
+    return f"{size / 1000:.0f} kB"
+
+
 def pack_by_budget(items: Iterable[T], size_of: Callable[[T], int], budget: int) -> Iterator[list[T]]:
     """Yield groups of consecutive items with a total size of at most `budget`. A larger item is a group by itself."""
     group: list[T] = []

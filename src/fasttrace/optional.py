@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     import duckdb as duckdb
 
 NEEDED_BY = {
+    "bitsandbytes": "a model that bitsandbytes has quantised",
     "datasets": "a data set of the hub",
     "duckdb": "reading or writing a store",
     "gguf": "reading a GGUF model such as smollm2-135m",
     "lm_eval": "a task of lm-evaluation-harness",
     "openai": "a judge behind an address",
+    "torchao": "a model that torchao has quantised",
     "prompt_toolkit": "the prompt of `fasttrace sql` or `fasttrace chat`",
 }
 

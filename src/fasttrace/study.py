@@ -376,7 +376,8 @@ def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:
     tested = [fact for fact in facts if fact.fact_id in of_test]
     facts = [fact for fact in facts if fact.fact_id in studied]
     if study.facts.pairs is not None:
-        facts = study.paired(load_tokenizer(study.settings.model, study.settings.dtype), facts)
+        asked = study.settings
+        facts = study.paired(load_tokenizer(asked.model, asked.dtype, tokenizer=asked.tokenizer), facts)
     judged = any(edit.judge_url is not None for edit in study.edits)
     return (
         (not tested or known_stored(store, tested, runs["known"]) is not None)

@@ -137,6 +137,17 @@ def test_no_regression_pools_runs(every):
     }  # fmt: skip
 
 
+def test_runs_of_two_engines_are_named_by_them_and_not_pooled(tmp_path):
+    store = filled(tmp_path / "s.duckdb")
+    store.add(traced("t1", engine="hooked"))
+    names = {row["run_id"]: row["run_name"] for row in query(store, "FROM run_names").to_pylist()}
+    assert names["t1"].startswith("engine hooked")
+    assert names["t0"].startswith("engine wavefront")
+    assert [row["trace_run_id"] for row in regressions(store).to_pylist()] == ["t0", "t1"]
+    found = query(store, "SELECT DISTINCT run_id, engine FROM trace_effects ORDER BY ALL").to_pylist()
+    assert found == [{"run_id": "t0", "engine": "wavefront"}, {"run_id": "t1", "engine": "hooked"}]
+
+
 def test_runs_that_differ_in_heads_are_named_by_them(tmp_path):
     store = filled(tmp_path / "s.duckdb")
     for run_id, heads, of in (("all", (0, 1, 2), "all"), ("two", (0, 2), [0, 2]), ("once", (None,), "at-once")):

@@ -202,7 +202,7 @@ NAMES = {
     "pair_facts": ["model", "facts", "count", "among", "oops"],
     "check_known": ["model", "facts", "protocol", "batch", "progress"],
     "load_facts": ["source", "format", "relation", "limit", "on_bad", "rejected", "map", "zsre", "oops"],
-    "load_model": ["source", "dtype", "device", "max_memory", "offload_folder", "trust_remote_code"],
+    "load_model": ["source", "dtype", "device", "max_memory", "offload_folder", "tokenizer", "trust_remote_code"],
     "wrap_model": ["hf", "tokenizer", "name", "weights"],
     "load_delta": ["path", "model"],
     "apply_delta": ["model", "delta"],

@@ -5,9 +5,10 @@ import transformers as tf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fasttrace.errors import ModelError
-from fasttrace.models import wrap_model
-from fasttrace.models.adapter import Decoder, adapter_for, text_config
-from fasttrace.models.unfit import DENSE, EXPERTS, UNFIT, is_explained
+from fasttrace.models import families  # noqa: F401  every family registers itself
+from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.configs import text_config
+from fasttrace.models.unfit import UNFIT, is_explained
 
 
 def test_every_causal_type_of_transformers_is_driven_or_explained():
@@ -22,7 +23,7 @@ def test_every_causal_type_of_transformers_is_driven_or_explained():
 def test_no_type_is_explained_twice_or_although_it_is_driven():
     types = [t for group in UNFIT for t in group.types.split()]
     assert len(types) == len(set(types))
-    assert {t for g in UNFIT for t in g.types.split() if g not in (EXPERTS, DENSE)} & set(Decoder.registry) == set()
+    assert set(types) & set(Decoder.registry) == set()
 
 
 WAY_OUT = r'[;,] trace it with method="hooked" \(--method hooked\), which is slow$'
@@ -54,11 +55,10 @@ def test_what_does_not_fit_is_said_in_one_sentence(config, words):
     assert "\n" not in str(error.value)
 
 
-def test_the_refusal_of_an_unknown_type_lists_what_an_adapter_names(small_tokenizer):
+def test_the_refusal_of_an_unknown_type_lists_what_an_adapter_names():
     class Config(tf.LlamaConfig):
         model_type = "unheard-of"
 
-    config = Config(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     words = r"^model type 'unheard-of' has no adapter: an adapter names the embedding.* down-projection.*" + WAY_OUT
     with pytest.raises(ModelError, match=words):
-        wrap_model(tf.LlamaForCausalLM(config), small_tokenizer)
+        adapter_for(Config())

@@ -12,7 +12,7 @@ from hooked_trace import mlp_modules
 
 def down_projection(mlp):
     """The module whose input is the key. For some families `mlp_modules` returns this module itself."""
-    names = ("c_proj", "fc_out", "fc2", "dense_4h_to_h", "down_proj")
+    names = ("c_proj", "fc_out", "fc2", "dense_4h_to_h", "down_proj", "output_linear", "Wo")
     return next((getattr(mlp, name) for name in names if hasattr(mlp, name)), mlp)
 
 

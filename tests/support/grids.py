@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from held_to import GRIDS
 from hooked_trace import Noise, hooked_trace
 
 import fasttrace as ft
@@ -148,7 +149,7 @@ def check_grid(model, fact, result, expected, window, *, metric, method, heads, 
 
 def check_grids(
     model, facts, *, module="mlp", method="denoise", corruption="counterfactual", heads=None, windows=(3,),
-    tokens="all", metrics=METRICS, tolerance=1e-11, **settings,
+    tokens="all", metrics=METRICS, tolerance=GRIDS, **settings,
 ):  # fmt: skip
     """Trace the facts in each metric, and check every grid. Return the results by metric.
 

@@ -67,6 +67,7 @@ def made_trace(
     heads: of module head. asked: settings of the run, which also have a part in the numbers."""
     settings = {"module": "mlp", "method": "denoise"} | (asked or {})
     metric, method = settings.get("metric", "probability"), settings["method"]
+    engine = settings.get("engine", "wavefront")
     if settings.get("corruption") == "counterfactual" and not seed:
         seed = 1  # with another corruption, other effects
     facts, cells = [], []
@@ -100,6 +101,7 @@ def made_trace(
                 "reason": None if kept else "not known",
                 "scored": " Rome" if kept else None,
                 "rank_correlation": None,
+                "engine": engine,
             }
             | {f"{name}_clean": clean for name, (clean, _) in ends.items() if kept and name != "kl"}
             | {f"{name}_noised": noised for name, (_, noised) in ends.items() if kept}
@@ -136,6 +138,7 @@ def made_trace(
                             "effect": None if fact_id in no_effect else effect,
                             "approximate": False,
                             "p_screened": None,
+                            "engine": engine,
                         }
                         | {f"{name}_restored": value(*both) for name, both in ends.items()}
                         | {f"{name}_sem": 0.02 for name in ends}
@@ -209,17 +212,17 @@ FACTS = {
     "p_clean": D, "p_noised": D, "tokens": pa.list_(S), "subject_begin": N, "subject_end": N, "sigma": D,
     "kept": B, "reason": S, "scored": S, "rank_correlation": D, "p_false_clean": D, "p_false_noised": D,
     "logit_diff_clean": D, "logit_diff_noised": D, "logprob_clean": D, "logprob_noised": D, "kl_noised": D,
-    "counterfactuals": pa.list_(S),
+    "counterfactuals": pa.list_(S), "engine": S,
 }  # fmt: skip
 CELLS = {
     "fact_id": S, "window_size": N, "token_index": N, "token": S, "layer": N, "head": N, "p_restored": D,
     "p_restored_sem": D, "effect": D, "approximate": B, "p_screened": D, "p_false_restored": D, "p_false_sem": D,
     "logit_diff_restored": D, "logit_diff_sem": D, "logprob_restored": D, "logprob_sem": D, "kl_restored": D,
-    "kl_sem": D,
+    "kl_sem": D, "engine": S,
 }  # fmt: skip
 SAMPLES = {
     "fact_id": S, "window_size": N, "token_index": N, "layer": N, "head": N, "sample": N, "p_restored": D,
-    "logit_diff_restored": D,
+    "logit_diff_restored": D, "engine": S,
 }  # fmt: skip
 COLUMN_OF = {"probability": "p", "log-probability": "logprob", "logit-difference": "logit_diff", "kl": "kl"}
 _EDIT = {"fact_id": S, "problem": S, "method": S, "layer": N, "window_size": N}

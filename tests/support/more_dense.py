@@ -19,9 +19,12 @@ def configs(vocab_size: int):
     }
     narrow = {**llama, "head_dim": 12}
     own = {k: v for k, v in llama.items() if k != "num_key_value_heads"}
+    bert = {**own, "pad_token_id": 0, "local_attention": 8}
     sliding = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]}
     capped = {"query_pre_attn_scalar": 20, "final_logit_softcapping": 4.0, "attn_logit_softcapping": 3.0}
     mup = {"embedding_multiplier": 3.0, "logits_scaling": 1.7, "residual_multiplier": 0.3, "attention_multiplier": 0.2}
+    hybrid = {"layer_types": ["full_attention"] * 5, "num_local_experts": 0, "shared_intermediate_size": 70}
+    hybrid |= {"mamba_n_heads": 6, "mamba_d_head": 16}
     latent = {
         **llama,
         "num_key_value_heads": 6,
@@ -50,9 +53,16 @@ def configs(vocab_size: int):
         "granite": lambda: tf.GraniteConfig(**llama, **mup, **sliding, attention_bias=True, mlp_bias=True),
         "hyperclovax": lambda: tf.HyperCLOVAXConfig(**narrow, **mup),
         "hyperclovax-pre": lambda: tf.HyperCLOVAXConfig(**llama, **mup, use_post_norm=False, tie_word_embeddings=True),
+        "granite-swa": lambda: tf.GraniteSWAConfig(**llama, **mup, **sliding, layer_rope_theta=[1e4, 0, 300.0, 1e4, 0]),
+        "granite4": lambda: tf.GraniteMoeHybridConfig(**narrow, **mup, **hybrid, position_embedding_type="rope"),
+        "granite4-nope": lambda: tf.GraniteMoeHybridConfig(**llama, **mup, **hybrid, attention_bias=True),
         "cohere": lambda: tf.CohereConfig(**llama, logit_scale=0.3),
         "cohere-norms": lambda: tf.CohereConfig(**llama, logit_scale=0.3, use_qk_norm=True, attention_bias=True),
         "cohere2": lambda: tf.Cohere2Config(**llama, **sliding, logit_scale=0.3),
+        "cohere-compass": lambda: tf.CohereCompassTextConfig(
+            **llama, **sliding, logit_scale=0.3,
+            rope_parameters={"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        ),
         "stablelm": lambda: tf.StableLmConfig(**llama, partial_rotary_factor=0.5),
         "stablelm-parallel": lambda: tf.StableLmConfig(
             **llama, use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True, tie_word_embeddings=True
@@ -63,6 +73,9 @@ def configs(vocab_size: int):
         "jais2": lambda: tf.Jais2Config(**narrow),
         "arcee": lambda: tf.ArceeConfig(**narrow, mlp_bias=True),
         "apertus": lambda: tf.ApertusConfig(**llama, attention_bias=True),
+        "apertus1p5": lambda: tf.Apertus1p5TextConfig(
+            **{**llama, "vocab_size": vocab_size + 30}, output_vocab_size=max(1, vocab_size)
+        ),
         "nanochat": lambda: tf.NanoChatConfig(**llama, final_logit_softcapping=4.0),
         "nanochat-uncapped": lambda: tf.NanoChatConfig(**llama, final_logit_softcapping=None, attention_bias=True),
         "olmo": lambda: tf.OlmoConfig(**llama, clip_qkv=0.7),
@@ -86,6 +99,11 @@ def configs(vocab_size: int):
         "bitnet": lambda: tf.BitNetConfig(**llama),
         "persimmon": lambda: tf.PersimmonConfig(**own),
         "persimmon-bare": lambda: tf.PersimmonConfig(**own, qk_layernorm=False, hidden_act="gelu_new"),
+        "modernbert": lambda: tf.ModernBertDecoderConfig(**bert),
+        "modernbert-biases": lambda: tf.ModernBertDecoderConfig(
+            **bert, norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True,
+            decoder_bias=False, tie_word_embeddings=False,
+        ),
         "youtu": lambda: tf.YoutuConfig(**latent),
         "youtu-wide": lambda: tf.YoutuConfig(
             **{**latent, "v_head_dim": 18, "q_lora_rank": None}, rope_interleave=False, attention_bias=True

@@ -36,6 +36,7 @@ VERBS = {
     "report": ("read", "fasttrace.store", "Write a report on a store as one HTML file."),
     "claims": ("claims", "fasttrace.store", "Print which of the paper's claims a store confirms or refutes."),
     "bench": ("bench", "fasttrace.benchmarks", "Time ops beside their reference and other ways."),
+    "models": ("models", "fasttrace.models", "List the model types that are supported, and what a model takes."),
     "env": ("machine", "fasttrace.ops", "Print versions and devices, for a bug report."),
 }
 

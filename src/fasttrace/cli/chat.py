@@ -12,7 +12,7 @@ from fasttrace.optional import require
 from fasttrace.settings.generate import GenerateSettings
 
 from . import signals
-from .options import load, options, read_stdin, setting_options
+from .options import OF_MODEL, load, options, read_stdin, setting_options
 
 if TYPE_CHECKING:
     from fasttrace.models import Decoder
@@ -27,7 +27,7 @@ Arrow up shows the history. Ctrl-C clears the line, or stops a text.
 
 
 @click.command()
-@options("model", "dtype", "device")
+@options(*OF_MODEL)
 @click.option(
     "--delta",
     type=click.Path(exists=True, dir_okay=False),
@@ -37,7 +37,17 @@ Arrow up shows the history. Ctrl-C clears the line, or stops a text.
 @click.option("--compare", is_flag=True, help="Show each text before and after the edit of --delta.")
 @setting_options(GenerateSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each prompt.")
-def chat(model: str, dtype: str, device: str, delta: str | None, compare: bool, as_json: bool, **given: Any) -> None:
+def chat(
+    model: str,
+    dtype: str,
+    device: str,
+    tokenizer: str | None,
+    trust_remote_code: bool,
+    delta: str | None,
+    compare: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Continue prompts with a model, and show what an edit changes.
 
     On a terminal, fasttrace opens a prompt. Otherwise it reads stdin, one prompt per line, and prints the text that
@@ -66,7 +76,7 @@ def chat(model: str, dtype: str, device: str, delta: str | None, compare: bool, 
         prompts = [line.removesuffix("\r") for line in lines if line.strip()]
         if not prompts:
             raise UserError("stdin: expected one prompt per line, got none")
-    decoder = load(model, dtype, device)
+    decoder = load(model, dtype, device, tokenizer, trust_remote_code)
     after = decoder if delta is None else with_delta(decoder, delta)
     talk = Chat(decoder if compare else None, after, asked, as_json)
     if terminal:

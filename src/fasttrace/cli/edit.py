@@ -412,12 +412,21 @@ def tune(
 
 
 @click.command()
-@options("model", "dtype")
+@options("model", "dtype", "tokenizer", "trust_remote_code")
 @setting_options(ExportSettings)
 @options("json")
 @click.argument("delta", type=click.Path(exists=True, dir_okay=False))
 @click.argument("folder", type=NEW_FOLDER)
-def export(model: str, dtype: str, as_json: bool, delta: str, folder: str, **given: Any) -> None:
+def export(
+    model: str,
+    dtype: str,
+    tokenizer: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    delta: str,
+    folder: str,
+    **given: Any,
+) -> None:
     """Write a model with the edits of a DELTA file to a new FOLDER, which transformers can load.
 
     With --format peft, FOLDER has only the edits, as a LoRA adapter for the unedited model.
@@ -427,7 +436,7 @@ def export(model: str, dtype: str, as_json: bool, delta: str, folder: str, **giv
 
     asked = ExportSettings(**given)
     check_delta(delta)
-    decoder = load(model, dtype, "cpu")
+    decoder = load(model, dtype, "cpu", tokenizer, trust_remote_code)
     made = export_edit(decoder, load_delta(delta, decoder), folder, asked)
     if as_json:
         of_adapter = {} if made.rank is None else {"rank": made.rank, "relative_error": made.relative_error}

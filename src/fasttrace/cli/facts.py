@@ -102,9 +102,8 @@ def _keep(work: Work) -> None:
 
 
 def _show(work: Work, first: "list[Fact]") -> None:
-    from fasttrace.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(work.model, work.dtype)
+    tokenizer = work.load_tokenizer()
     rows = [looked_at(tokenizer, fact) for fact in first]
     _keep(work)
     click.echo(json.dumps(rows, ensure_ascii=False, indent=2) + "\n" if work.as_json else shown(rows), nl=False)
@@ -112,9 +111,8 @@ def _show(work: Work, first: "list[Fact]") -> None:
 
 def _profile(work: Work) -> None:
     from fasttrace.facts.profile import profile
-    from fasttrace.models.load import load_tokenizer
 
-    found = profile(load_tokenizer(work.model, work.dtype), work.loaded.facts)
+    found = profile(work.load_tokenizer(), work.loaded.facts)
     _keep(work)
     about = (work.loaded.source, work.loaded.format, len(work.loaded.left_out))
     if work.as_json:

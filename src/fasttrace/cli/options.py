@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
 
+# The settings that say which model is loaded and how: the arguments of `load`.
+OF_MODEL = ("model", "dtype", "device", "tokenizer", "trust_remote_code")
+
 # The settings that say how facts are read, and which of them.
 READING = ("relation", "limit", "order", "zsre", "format", "map", "on_bad")
 
@@ -121,7 +124,7 @@ def _option(one: Setting) -> Callable[[Verb], Verb]:
 def options(*names: str) -> Callable[[Verb], Verb]:
     """The options that verbs share, by name, in the order given."""
     known: dict[str, Callable[[Verb], Verb]] = {
-        **{name: _option(settings_of(StudySettings)[name]) for name in ("model", "dtype", "device")},
+        **{name: _option(settings_of(StudySettings)[name]) for name in OF_MODEL},
         "reading": setting_options(FactSettings, only=READING),
         "pairs": click.option(
             "--pairs",
@@ -207,6 +210,8 @@ class Work:
     model: str
     dtype: str
     device: str
+    tokenizer: str | None
+    trust_remote_code: bool
     store: str | None
     as_json: bool
 
@@ -233,13 +238,12 @@ class Work:
         """The facts with counterfactual subjects from the whole file. Only the model's tokenizer is loaded."""
         from fasttrace.facts.load import read_facts
         from fasttrace.facts.pairs import pair_subjects
-        from fasttrace.models.load import load_tokenizer
 
         every = self.loaded.facts
         whole = replaced(self.reading, relation=None, limit=None, order="given")
         if self.reading != whole:
             every = read_facts(self.facts, whole).facts
-        paired = pair_subjects(load_tokenizer(self.model, self.dtype), loaded, every, count).checked()
+        paired = pair_subjects(self.load_tokenizer(), loaded, every, count).checked()
         if paired.reasons:
             fact_id, reason = next(iter(paired.reasons.items()))
             click.echo(
@@ -247,12 +251,20 @@ class Work:
             )
         return paired
 
-    def load_model(self) -> Any:
-        return load(self.model, self.dtype, self.device)
+    def load_model(self, *, driven: bool = True) -> Any:
+        """driven: as for `load`."""
+        return load(*(getattr(self, name) for name in OF_MODEL), driven=driven)
+
+    def load_tokenizer(self) -> Any:
+        from fasttrace.models.load import load_tokenizer
+
+        return load_tokenizer(
+            self.model, self.dtype, tokenizer=self.tokenizer, trust_remote_code=self.trust_remote_code
+        )
 
     def asks(self, verb: str, **parts: Any) -> "Question":
         """Which runs the verb has with this model: a question to be asked before the model is loaded."""
-        return asks(verb, self.model, self.dtype, self.device, **parts)
+        return asks(verb, self.model, self.dtype, self.device, self.tokenizer, **parts)
 
 
 def work_options(verb: Callable[..., None]) -> Verb:
@@ -264,15 +276,24 @@ def work_options(verb: Callable[..., None]) -> Verb:
         reading = FactSettings(**{name: given.pop(name) for name in READING})
         verb(Work(reading=reading, **{name: given.pop(name) for name in names}), **given)
 
-    return options("facts", "reading", "model", "dtype", "device", "store", "json")(packed)
+    return options("facts", "reading", *OF_MODEL, "store", "json")(packed)
 
 
-def asks(verb: str, model: str, dtype: str, device: str, corpora: Sequence[Any] = (), **parts: Any) -> "Question":
+def asks(
+    verb: str,
+    model: str,
+    dtype: str,
+    device: str,
+    tokenizer: str | None = None,
+    *,
+    corpora: Sequence[Any] = (),
+    **parts: Any,
+) -> "Question":
     """As `Work.asks`. corpora: paths of the texts that the runs follow from, or None for sampled text."""
     from fasttrace.models.files import local_files
     from fasttrace.recall import NONE, question
 
-    files = local_files(model)
+    files = local_files(model, tokenizer)
     given = [Path(corpus).expanduser() for corpus in corpora if corpus is not None]
     texts = [text for one in given for text in ([*one.glob("*.txt"), *one.rglob("*.npz")] if one.is_dir() else [one])]
     return NONE if files is None else question(verb, [*files, *texts], dtype=dtype, device=device, **parts)
@@ -294,11 +315,26 @@ def show_first(batch: "TraceResult") -> None:
     console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
 
 
-def load(model: str, dtype: str, device: str) -> Any:
+def load(
+    model: str,
+    dtype: str,
+    device: str,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    driven: bool = True,
+) -> Any:
+    """Load a model. driven: refuse one whose blocks cannot be driven before its weights are read."""
     from rich.console import Console
 
+    from fasttrace.models.load import check_driven
+
     with Console(stderr=True).status(f"Loading {model}"):
-        return ft.load_model(model, dtype=dtype, device=device)
+        if driven:
+            check_driven(model, trust_remote_code=trust_remote_code)
+        return ft.load_model(
+            model, dtype=dtype, device=device, tokenizer=tokenizer, trust_remote_code=trust_remote_code
+        )
 
 
 def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: Protocol) -> Rows:
@@ -317,7 +353,7 @@ def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: 
     if store is not None and found and (stored := known_stored(store, facts, found["run_id"])) is not None:
         click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
         return stored
-    model = work.load_model() if decoder is None else decoder
+    model = work.load_model(driven=False) if decoder is None else decoder
     with bar("Checking facts", len(facts)) as done:
         if store is None:
             return ft.check_known(model, facts, protocol=protocol, progress=done).verdicts.to_pylist()

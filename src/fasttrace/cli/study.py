@@ -14,7 +14,7 @@ from fasttrace.places import is_same
 from fasttrace.settings.base import replaced
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
-from .options import asks, bar, emit, load, options, say_all_there, show_first, stages
+from .options import OF_MODEL, asks, bar, emit, load, options, say_all_there, show_first, stages
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -74,7 +74,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         _print_plan(list(_runner(chosen, store).plan()), as_json)
         return
     question = asks(
-        *("study", asked.model, asked.dtype, asked.device),
+        *("study", asked.model, asked.dtype, asked.device, asked.tokenizer),
         corpora=[chosen.moments.corpus, *(one.corpus for one in chosen.edits)],
         facts=facts,
         candidates=chosen.candidates,
@@ -109,7 +109,7 @@ def _runner(chosen: "Study", store: "Store") -> "Runner":
     from fasttrace.study import Runner
 
     asked = chosen.settings
-    model = load(asked.model, asked.dtype, asked.device)
+    model = load(*(getattr(asked, name) for name in OF_MODEL))
     return Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True), show_first)
 
 

@@ -14,6 +14,7 @@ from fasttrace.settings.trace import TraceSettings
 
 from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
 from .options import (
+    OF_MODEL,
     Work,
     bar,
     emit,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
     """Trace facts: measure what restoring each window brings back."""
-    from fasttrace.models.flops import block_rate
     from fasttrace.recall import NONE
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import gemm_peak
@@ -59,12 +59,12 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
         if not work.as_json:
             say_all_there(f"{len(found['contrasts'])} facts", target.path, found["run_id"])
         return
-    decoder = work.load_model()
+    decoder = work.load_model(driven=settings.engine == "wavefront")
     plan = prepare_trace(decoder, loaded, settings=settings)
     if target is None:
         cost = plan.cost()
-        row = asdict(cost) | {"seconds": cost.wave_flops / block_rate(decoder), "gemm_peak": gemm_peak(decoder)}
-        click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row), nl=work.as_json)
+        row = asdict(cost) | {"seconds": cost.wave_flops / plan.rate(), "gemm_peak": gemm_peak(decoder)}
+        click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row, settings.engine), nl=work.as_json)
         return
     asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
     with bar("Tracing", len(loaded)) as done:
@@ -76,9 +76,10 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
         click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
         if effort.flops:
             rate, peak = effort.flops / effort.seconds, gemm_peak(decoder)
+            how = "" if settings.engine == "wavefront" else ", with hooks on transformers' forward"
             click.echo(
                 f"{effort.flops / 1e12:.2f} TFLOP in {effort.seconds:.1f} s: {rate / 1e9:.0f} GFLOP/s, "
-                f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's matrix product reaches"
+                f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's matrix product reaches{how}"
             )
 
 
@@ -97,7 +98,7 @@ def _traced(store: Any, run_id: str, settings: TraceSettings) -> "pa.Table":
 
 
 @click.command()
-@options("model", "dtype", "device", "store", "json")
+@options(*OF_MODEL, "store", "json")
 @setting_options(MomentSettings)
 @click.option(
     "--import",
@@ -113,6 +114,8 @@ def stats(
     model: str,
     dtype: str,
     device: str,
+    tokenizer: str | None,
+    trust_remote_code: bool,
     store: str | None,
     as_json: bool,
     source: str | None,
@@ -133,7 +136,7 @@ def stats(
         check_key_sums(source)
         settings = replaced(settings, corpus=source)
     check_cache()
-    decoder = load(model, dtype, device)
+    decoder = load(model, dtype, device, tokenizer, trust_remote_code)
     with stages() as progress:
         moments = ft.second_moments(decoder, settings=settings, progress=progress)
     if store is not None:
@@ -156,20 +159,21 @@ def _export(moments: Any, decoder: Any, folder: str) -> None:
     click.echo(f"{len(paths)} files are in {paths[0].parent}", err=True)
 
 
-def cost_lines(row: dict[str, Any]) -> str:
+def cost_lines(row: dict[str, Any], engine: str) -> str:
     """The text that `trace --dry-run` prints. row: a `Cost` as a dict, with `seconds` and `gemm_peak` added."""
+    waves, of = ("waves", "a block's") if engine == "wavefront" else ("forwards", "a whole forward's")
     weights, moved, peak = (row[name] / 2**30 for name in ("weight_bytes", "activation_bytes", "peak_bytes"))
     rate, product = row["wave_flops"] / row["seconds"] / 1e9, row["gemm_peak"] / 1e9
     lines = (
         ("facts", f"{row['facts']}, if all are known"),
         ("cells", f"{row['cells']} in the grids, {row['computed']} to compute"),
-        ("waves", f"{row['waves']}, the largest with {row['rows']} rows"),
-        ("work", f"at least {row['flops'] / 1e12:.3f} TFLOP, {row['wave_flops'] / 1e12:.3f} in these waves"),
+        (waves, f"{row['waves']}, the largest with {row['rows']} rows"),
+        ("work", f"at least {row['flops'] / 1e12:.3f} TFLOP, {row['wave_flops'] / 1e12:.3f} in these {waves}"),
         ("memory traffic", f"{weights:.2f} GiB of weights, {moved:.2f} GiB of rows"),
         ("peak memory", f"{peak:.2f} GiB with the weights"),
         (
             "expected time",
-            f"{row['seconds']:.1f} s at {rate:.0f} GFLOP/s, a block's current rate (matrix product: {product:.0f})",
+            f"{row['seconds']:.1f} s at {rate:.0f} GFLOP/s, {of} current rate (matrix product: {product:.0f})",
         ),
     )
     return "".join(f"{name:<15}{text}\n" for name, text in lines)

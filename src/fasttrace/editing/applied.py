@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fasttrace.editing.delta import Dense, Update, check_updates, digest_of, load_delta, parts_of
 from fasttrace.errors import UserError
-from fasttrace.models.adapter import Block, Decoder, Model
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.block import Block
 from fasttrace.models.experts import Experts
 from fasttrace.models.placement import is_stored, keep_beside
 from fasttrace.ops.rank_one import rank_one_

@@ -14,6 +14,7 @@ from fasttrace.editing.methods.finetune import NOISE_ROWS
 from fasttrace.editing.moments import Place, width_of
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
+from fasttrace.memory import size_text
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import ROWS, block_rate, linear_flops
 from fasttrace.models.generate import sample_tokens
@@ -81,6 +82,20 @@ def edit_cost(
     return EditCost(len(facts) * len(layers), flops, adam)
 
 
+def job_bytes(model: Decoder, layer: int, rows: int, tokens: int, matrices: int = 0) -> int:
+    """Estimated bytes of one edit, at the larger of its two stages.
+
+    layer: the layer at which optimising enters the model. rows: rows of its passes. tokens: tokens of the prompts that
+    are scored. matrices: updates that are kept as matrices while they are computed.
+
+    Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning, or what is done to an
+    update afterwards, three float32 matrices per layer. Scoring: about 8 d + 3 m numbers per token.
+    """
+    d, m, size = model.width, model.key_width, model.embed_weight.element_size()
+    above = max(1, model.n_layers - 1 - layer)
+    return 12 * d * m * matrices + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
+
+
 @dataclass(frozen=True)
 class MomentCost:
     """The cost of collecting second moments.
@@ -115,7 +130,7 @@ class MomentCost:
     def __str__(self) -> str:
         what = f"{self.layers} layer{'' if self.layers == 1 else 's'} of {self.width} × {self.width}"
         several = "" if self.passes == 1 else f" in each of {self.passes} passes"
-        return f"{what}: {_size(self.disk)} on disk, {_size(self.memory)} of memory{several}"
+        return f"{what}: {size_text(self.disk)} on disk, {size_text(self.memory)} of memory{several}"
 
 
 def moment_cost(
@@ -142,14 +157,6 @@ def moment_cost(
         flops,
         tokens * sum(tops),
     )
-
-
-def _size(size: int) -> str:
-    """2831155 → "2.8 MB". 1 MB is 10⁶ bytes."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if size >= factor:
-            return f"{size / factor:.{0 if size >= 100 * factor else 1}f} {unit}"
-    return f"{size / 1000:.0f} kB"
 
 
 def adam_rate(model: Decoder) -> float:

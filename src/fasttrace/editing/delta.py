@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fasttrace.cache import digest, load_tensors, metadata_of, save_tensors
 from fasttrace.errors import UserError, shown
-from fasttrace.models.adapter import Block, Decoder, Model
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.block import Block
 from fasttrace.models.experts import SHARED
 from fasttrace.settings.arguments import checked
 

@@ -21,9 +21,11 @@ from torch.nn import functional
 from fasttrace.editing.applied import changed_bias, changed_parameter, kept_beside, places
 from fasttrace.editing.delta import LowRank, Update, check_updates
 from fasttrace.errors import UserError
+from fasttrace.models import reading
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.files import processor_files
 from fasttrace.models.placement import is_offloaded
+from fasttrace.models.quantised import plain_state
 from fasttrace.places import replacing
 from fasttrace.settings.base import argument, settings
 from fasttrace.settings.export import ExportSettings
@@ -69,15 +71,22 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
 
     A multimodal model is written whole, with the files of its processor where it was loaded from a folder or hub id.
     The model in memory does not change. Offloaded weights are read and written shard by shard, at most SHARD bytes of
-    them at a time, or one weight if it is larger. Raises UserError where the folder exists and is not empty.
+    them at a time, or one weight if it is larger. A quantised model is written dequantised, which takes the memory of
+    its weights in the model's dtype. Raises UserError where the folder exists and is not empty, and where quantised
+    weights are offloaded.
     """
     path = _checked(model, updates, folder)
+    if model.quantisation is not None and is_offloaded(model.hf):
+        raise UserError(
+            f"export: expected the {model.quantisation} weights of '{model.name}' in memory, to write them plain, "
+            'got offloaded ones: load it on one device, or write the edit alone (format="peft", or save_delta)'
+        )
     hf = copy.copy(model.hf)
     hf.config = copy.deepcopy(model.hf.config)
-    # Weights read from GGUF are plain tensors by now, so the config must not describe them as quantized.
+    # Quantised weights are written as plain tensors, so the config must not describe them as quantized.
     if hasattr(hf.config, "quantization_config"):
         del hf.config.quantization_config
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+    for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         hf.__dict__.pop(name, None)
     options: dict[str, Any] = {}
     state: dict[str, Tensor] = hf.state_dict()
@@ -88,6 +97,9 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft, kept_beside(model, updates) as left, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        if model.quantisation is not None:
+            state = plain_state(model.hf, model.dtype)
+            reading.forget(hf)
         hf.save_pretrained(draft, state_dict={**state, **_changed_state(model, left)}, **options)
         model.tokenizer.save_pretrained(draft)
         origin = getattr(model.hf.config, "_name_or_path", "")

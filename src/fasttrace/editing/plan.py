@@ -16,6 +16,7 @@ from fasttrace.editing.after import After
 from fasttrace.editing.applied import Applied, apply_delta
 from fasttrace.editing.cases import changed_by
 from fasttrace.editing.continuations import continuations
+from fasttrace.editing.cost import job_bytes
 from fasttrace.editing.delta import (
     NO_NUMBER,
     Edit,
@@ -264,30 +265,20 @@ class EditPlan:
             yield [(fact, [layer for _, layer in mine]) for fact, mine in groupby(group, key=itemgetter(0))]
 
     def _bytes(self, fact: EncodedFact, layer: int) -> int:
-        """Estimated bytes of one job, at the larger of its two stages.
-
-        Optimising: the graph keeps about 12 d + 6 m numbers per row and layer, and fine-tuning, or what is done to an
-        update afterwards, three float32 matrices per layer. Scoring: about 8 d + 3 m numbers per token of the fact's
-        prompts.
-
-        Of a frozen layer the graph keeps only d numbers per row. The estimate is the same, because another grouping of
-        the jobs would round differently.
-        """
-        model, window = self.model, self.window(layer)
-        d, m, size = model.width, model.key_width, model.embed_weight.element_size()
-        above = max(1, model.n_layers - 1 - (window[-1] if self.solve is not None else window[0]))
-        extra = len(self.target_ids(fact))
+        """Estimated bytes of one job (`job_bytes`)."""
+        window, extra = self.window(layer), len(self.target_ids(fact))
+        matrices = 0
         if isinstance(self.hyperparameters, FineTuneSettings):
             copies = NOISE_ROWS if self.corruption is not None and self.corruption.anew else 1
-            rows, state = copies * (len(fact.ids) + extra), 12 * d * m * len(window)
+            rows, matrices = copies * (len(fact.ids) + extra), len(window)
         else:
             tail = len(fact.ids) - fact.subject_end + extra + 1
-            rows, state = len(self.contexts) * tail + 1, 0
+            rows = len(self.contexts) * tail + 1
         if self.after.makes_dense:
-            state += 12 * d * m * len(window)
-        prompts = prompt_count(fact.fact)
-        tokens = 2 * prompts * len(fact.ids) + self.settings.essence * TOKENS
-        return state + max(rows * above * (12 * d + 6 * m), tokens * (8 * d + 3 * m)) * size
+            matrices += len(window)
+        entered = window[-1] if self.solve is not None else window[0]
+        tokens = 2 * prompt_count(fact.fact) * len(fact.ids) + self.settings.essence * TOKENS
+        return job_bytes(self.model, entered, rows, tokens, matrices)
 
     def optimise(self, facts: list[Todo]) -> list[Edit]:
         """The unscored edits of one group of facts. Zero edits come first, the others in the order they are solved.

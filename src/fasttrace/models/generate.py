@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
+from fasttrace.models.hooked import HookedDecoder, Rereading
 from fasttrace.models.keys import Keys
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
 from fasttrace.ops.prefix_attention import Sequences, sequence_table
@@ -99,18 +101,17 @@ def continue_tokens(
     lengths = [length if total is None else max(0, min(length, total - len(prompt))) for prompt in prompts]
     for prompt, mine in zip(prompts, lengths, strict=True):
         model.check_length(len(prompt) + mine - 1, f"a text of {mine} tokens that is sampled")
-    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], length)
-    h = cache.read(pack(model, prompts))
+    texts = _Texts(model, prompts, length)
+    scores = texts.read()
     ids = torch.empty((len(prompts), length), dtype=torch.int64)
     for step in range(length):
-        scores = _scores(model, h)
         if allowed is not None:
             scores.masked_fill_(~allowed.to(scores.device), float("-inf"))
         points = np.concatenate([generator.random((per_seed, 1)) for generator in generators])
         last = _draw(scores, top_k, points)
         ids[:, step] = last
         if step + 1 < length:
-            h = cache.step(last.to(model.device))
+            scores = texts.step(last.to(model.device))
     return [row[:mine] for row, mine in zip(ids.tolist(), lengths, strict=True)]
 
 
@@ -142,12 +143,12 @@ def greedy_tokens(
         model.check_length(len(prompt), "a prompt to continue")
     room = torch.tensor([model.room(len(prompt), length) for prompt in prompts])
     steps = int(room.max())
-    cache = _KeyValueCache(model, [len(prompt) for prompt in prompts], steps, change)
-    h = cache.read(pack(model, prompts), embedded)
+    begun = _Texts(model, prompts, steps, change)
+    scores = begun.read(embedded)
     ids = torch.empty((len(prompts), steps), dtype=torch.int64)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     for step in range(steps):
-        last = _scores(model, h).argmax(1)
+        last = scores.argmax(1)
         ids[:, step] = last.cpu()
         ended |= torch.isin(ids[:, step], ends) | (room <= step + 1)
         if done is not None:
@@ -156,7 +157,7 @@ def greedy_tokens(
             ended = torch.tensor(complete)
         if bool(ended.all()):
             break
-        h = cache.step(last.to(model.device))
+        scores = begun.step(last.to(model.device))
     texts = []
     for row, most in zip(ids[:, : step + 1].tolist(), room.tolist(), strict=True):
         stop = next((i for i, token in enumerate(row[:most]) if token in ends), most)
@@ -170,9 +171,32 @@ def end_ids(model: Decoder) -> Tensor:
     return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=torch.int64)
 
 
-def _scores(model: Decoder, h: Tensor) -> Tensor:
-    """h: (rows, d) → (rows, V) float32 logits."""
-    return row_logits(model, h).float()
+class _Texts:
+    """Texts in progress, over the model's blocks, or by whole forwards where it has none.
+
+    new_tokens: the most that a text gets. change, embedded: as for `greedy_tokens`.
+    """
+
+    def __init__(
+        self, model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int, change: RowChange | None = None
+    ) -> None:
+        self.model, self.prompts = model, prompts
+        if isinstance(model, HookedDecoder) and change is None:
+            self.whole: Rereading | None = Rereading(model)
+        else:
+            self.whole, self.cache = None, _KeyValueCache(model, [len(p) for p in prompts], new_tokens, change)
+
+    def read(self, embedded: Callable[[Batch], Tensor] | None = None) -> Tensor:
+        """Run whole prompts. Return the (rows, V) float32 logits at the last token of each."""
+        if self.whole is not None:
+            return self.whole.read(self.prompts)
+        return row_logits(self.model, self.cache.read(pack(self.model, self.prompts), embedded)).float()
+
+    def step(self, ids: Tensor) -> Tensor:
+        """ids: (rows,) int64, the next token of every text → (rows, V) float32 logits at these tokens."""
+        if self.whole is not None:
+            return self.whole.step(ids)
+        return row_logits(self.model, self.cache.step(ids)).float()
 
 
 class _KeyValueCache:

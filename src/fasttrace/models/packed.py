@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
+from fasttrace.models.hooked import HookedDecoder, hooked_logprob
 from fasttrace.models.keys import Keys
 from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
@@ -199,7 +201,7 @@ def row_logits(model: Decoder, h: Tensor) -> Tensor:
 
 def _row_logits(model: Decoder, h: Tensor) -> Tensor:
     with model.head():
-        x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+        x = model.final_norm(model.leave(h.to(model.norm_device))).to(model.unembed_device)
         return model.finish_logits(linear(x, model.unembed_weight, model.unembed_bias))
 
 
@@ -216,7 +218,7 @@ def row_logprob(model: Decoder, h: Tensor, target: Tensor) -> Tensor:
         weight, bias = scaled(model.final_norm_weight), scaled(model.final_norm_bias)
         assert weight is not None
         return target_logprob(
-            h.to(device),
+            model.leave(h.to(device)),
             weight.to(device),
             None if bias is None else bias.to(device),
             model.norm_eps,
@@ -236,6 +238,8 @@ def sequence_logprob(
 
     prompts, targets: token ids. Targets are teacher-forced, so each sequence takes one forward pass.
     """
+    if isinstance(model, HookedDecoder):
+        return hooked_logprob(model, prompts, targets)
     whole = [[*p, *t[:-1]] for p, t in zip(prompts, targets, strict=True)]
     result = torch.zeros(len(whole), dtype=torch.float64)
     for part in batches(whole, max_rows):

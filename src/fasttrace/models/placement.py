@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-
-META = torch.device("meta")
+from fasttrace.models.quantised import META, change_quantised, in_use, is_quantised, packed_parts
 
 
 def _hooks(module: nn.Module) -> list[Any]:
@@ -41,11 +40,17 @@ def is_offloaded(root: nn.Module) -> bool:
     return any(_hooks(part) for part in root.modules())
 
 
-@contextmanager
-def present(*roots: nn.Module) -> Iterator[None]:
-    """The weights of these modules and their submodules are on their devices while the body runs.
+def is_frozen(root: nn.Module) -> bool:
+    """Whether any weight is offloaded or quantised, so that it is read-only, and not there as it is computed with."""
+    return is_offloaded(root) or any(is_quantised(part) for part in root.modules())
 
-    Weights that are already on their devices, such as those of an outer `present`, are left alone.
+
+@contextmanager
+def present(*roots: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The weights of these modules and their submodules are on their devices while the body runs, as plain tensors.
+
+    Weights that are already on their devices, such as those of an outer `present`, are left alone. Quantised ones are
+    dequantised in `dtype`.
     """
     loaded = []
     try:
@@ -55,7 +60,8 @@ def present(*roots: nn.Module) -> Iterator[None]:
                     if any(weight.device == META for weight in part.parameters(recurse=hook.place_submodules)):
                         loaded.append((hook, part))
                         hook.pre_forward(part)
-        yield
+        with in_use(*roots, dtype=dtype):
+            yield
     finally:
         for hook, part in loaded:
             hook.post_forward(part, None)
@@ -64,7 +70,8 @@ def present(*roots: nn.Module) -> Iterator[None]:
 def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter's name and value, sorted by name, wherever it is stored. Values are read one at a time.
 
-    The names are those of a model with all its weights in memory. Of tied weights only the first appears.
+    The names are those of a model with all its weights in memory. Of tied weights only the first appears. A quantised
+    weight is given as the tensors that it is packed in.
     """
     tied: dict[str, str] = getattr(root, "all_tied_weights_keys", {})
     seen: set[str] = set()
@@ -76,16 +83,22 @@ def stored_weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if group not in seen:
             seen.add(group)
             names.append(name)
+    packed = dict(packed_parts(root))
     for name in sorted(names):
-        yield name, _stored(root, name)
+        if parts := packed.get(name):
+            yield from ((f"{name}.{part}", tensor) for part, tensor in sorted(parts.items()))
+        else:
+            yield name, _stored(root, name)
 
 
 def finite_weights(root: nn.Module, model: str) -> Iterator[tuple[str, Tensor]]:
     """`stored_weights`, each checked. model: its name. Raises ModelError at a weight that is NaN or infinite."""
     for name, weight in stored_weights(root):
+        # torch sums no floats of 8 bits, and a packed integer is always finite.
+        numbers = weight.float() if weight.element_size() == 1 else weight
         # A sum is finite only if every number is, unless the sum itself is too large for the dtype.
-        if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
-            bad = int((~weight.isfinite()).sum())
+        if not bool(numbers.sum().isfinite()) and not bool(numbers.isfinite().all()):
+            bad = int((~numbers.isfinite()).sum())
             raise ModelError(
                 f"model '{model}': expected finite weights, got {bad:,} of {weight.numel():,} numbers of '{name}' that "
                 "are NaN or infinite"
@@ -106,8 +119,13 @@ def _stored(root: nn.Module, name: str) -> Tensor:
 
 
 def is_stored(root: nn.Module, name: str) -> bool:
-    """Whether a parameter's value is stored elsewhere and brought when it is needed."""
-    return _home_of(root, name) is not None
+    """Whether a parameter is read-only: stored elsewhere or quantised, and brought when it is needed."""
+    return _home_of(root, name) is not None or _is_quantised_weight(root, name)
+
+
+def _is_quantised_weight(root: nn.Module, name: str) -> bool:
+    module, _, own = name.rpartition(".")
+    return own == "weight" and is_quantised(root.get_submodule(module))
 
 
 def _home_of(root: nn.Module, name: str) -> tuple[Any, str] | None:
@@ -130,14 +148,27 @@ def keep_beside(root: nn.Module, name: str, change: Callable[[Tensor], Tensor]) 
     change: gets the value in its dtype and on the device on which it is computed with, and returns a new tensor.
     Returns a function that takes the change away. Of several changes of a parameter, the last is taken away first.
     """
+    if _is_quantised_weight(root, name):
+        return change_quantised(root.get_submodule(name.rpartition(".")[0]), change)
     home = _home_of(root, name)
-    assert home is not None
+    if home is None:  # a parameter in memory beside one that is stored, such as the bias of a quantised layer
+        return _change_in_place(root.get_parameter(name).detach(), change)
     hook, key = home
     stored, dtype = hook.weights_map, root.get_parameter(name).dtype
     hook.weights_map = _Changed(stored, key, lambda value: change(value.to(hook.execution_device, dtype)))
 
     def undo() -> None:
         hook.weights_map = stored
+
+    return undo
+
+
+def _change_in_place(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    before = weight.clone()
+    weight.copy_(change(weight))
+
+    def undo() -> None:
+        weight.copy_(before)
 
     return undo
 

@@ -92,7 +92,7 @@ def _divergence(model: Decoder, given: Tensor, x: Tensor, of: Tensor) -> Tensor:
 
 def _normed(model: Decoder, h: Tensor) -> Tensor:
     """The rows after the final norm, as the model rounds them, in float32 or wider."""
-    x = model.final_norm(h.to(model.norm_device)).to(model.unembed_device)
+    x = model.final_norm(model.leave(h.to(model.norm_device))).to(model.unembed_device)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

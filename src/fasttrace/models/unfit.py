@@ -21,24 +21,19 @@ class Unfit(NamedTuple):
     traceable: bool = True
 
 
-# The two groups of what fits in principle. A type is taken out when a file in families/ drives it.
+# What fits in principle. A type is taken out when a file in families/ drives it.
 EXPERTS = Unfit(
     "is a mixture of experts whose routing has no adapter yet",
-    "afmoe aria_text axk1 cohere2_moe dbrx ernie4_5_vl_moe_text flint"
-    " glm4v_moe_text granitemoe_swa granitemoeshared kolibri1 laguna mellum"
-    " mimo_v2_flash qwen3_omni_moe_text sarvam_mla sarvam_moe",
-)
-DENSE = Unfit(
-    "is a layout of attention and MLPs that has no adapter yet", "apertus1p5_text cohere_compass_text granite_swa"
+    "afmoe aria_text axk1 cohere2_moe dbrx ernie4_5_vl_moe_text flint glm4v_moe_text granitemoe_swa granitemoeshared"
+    " kolibri1 laguna mellum mimo_v2_flash qwen3_omni_moe_text sarvam_mla sarvam_moe",
 )
 
 UNFIT = (
     EXPERTS,
-    DENSE,
     Unfit("has state-space layers (Mamba) and neither attention nor MLPs", "mamba mamba2 falcon_mamba"),
     Unfit(
         "has state-space layers (Mamba) in place of attention or beside it",
-        "bamba falcon_h1 granitemoehybrid jamba nemotron_h zamba zamba2",
+        "bamba falcon_h1 jamba nemotron_h zamba zamba2",
     ),
     Unfit("has recurrent layers in place of attention", "rwkv xlstm recurrent_gemma"),
     Unfit(
@@ -72,7 +67,6 @@ UNFIT = (
     Unfit("has heads that are differences of two attentions", "diffllama"),
     Unfit("scales the residual stream itself in every layer", "beam doge"),
     Unfit("norms the residual stream itself after every sub-layer", "openai-gpt"),
-    Unfit("has a dense layer between the final norm and the unembedding", "modernbert-decoder"),
     Unfit("attends by hashes, with two residual streams", "reformer"),
     Unfit("reads bytes, in patches, through three stacks of layers", "blt", traceable=False),
     Unfit("puts a learned prompt before every text and attends to it in both directions", "cpmant", traceable=False),
@@ -100,6 +94,17 @@ _BY_TYPE = {model_type: group for group in UNFIT for model_type in group.types.s
 def is_explained(model_type: str) -> bool:
     """Whether a model type is one of those that are known not to fit."""
     return model_type in _BY_TYPE
+
+
+def clause_of(model_type: str) -> str:
+    """What about a model type does not fit, as a clause whose subject is the type."""
+    return _BY_TYPE[model_type].clause
+
+
+def is_traceable(model_type: str) -> bool:
+    """Whether plain forward passes may trace a type that has no adapter, as far as is known."""
+    group = _BY_TYPE.get(model_type)
+    return group is None or group.traceable
 
 
 def why_not(model_type: str) -> str:

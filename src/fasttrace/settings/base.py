@@ -209,6 +209,13 @@ def resolve(one: Any, name: str, value: Any) -> None:
     object.__setattr__(one, "given", one.given - {name})
 
 
+def settle(one: Any, **values: Any) -> None:
+    """Give settings other values than they were given. They count as given."""
+    for name, value in values.items():
+        object.__setattr__(one, name, value)
+    object.__setattr__(one, "given", one.given | values.keys())
+
+
 def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
     """Raise UserError for an unknown name. The message suggests the most similar known name."""
     for name in given:

@@ -46,6 +46,13 @@ class StudySettings(RunSettings):
     device: str = setting(
         default="cpu", help="Device as torch names it, or auto to spread the model over GPUs, CPU and disk"
     )
+    tokenizer: str | None = setting(
+        default=None,
+        help="Folder, .gguf file or hub id of the tokenizer, where the model has none or another is wanted",
+    )
+    trust_remote_code: bool = setting(
+        default=False, help="Run the code of the model's repository, where transformers has no class for the model"
+    )
     memory: Size = setting(default="512MB")
     tracing_window: int | None = setting(
         default=None,

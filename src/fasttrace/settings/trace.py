@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from .base import refusal, resolve, setting, settings
+from .base import refusal, resolve, setting, settings, settle
 from .common import NoiseSettings, RunSettings
 from .kinds import MOST_ITEMS, MOST_LAYERS, Size
 
 Module = Literal["mlp", "attn", "block", "head", "expert"]
 TraceMethod = Literal["denoise", "noise", "zero", "attribution"]
+AskedMethod = Literal["denoise", "noise", "zero", "attribution", "hooked"]  # "hooked" becomes "denoise"
+Engine = Literal["wavefront", "hooked"]
 Tokens = Literal["all", "subject", "last-subject", "whole-subject"]
 Corruption = Literal["noise", "counterfactual"]
 Metric = Literal["probability", "log-probability", "logit-difference", "kl"]
 Target = Literal["sequence", "first-token", "argmax-first"]
 # Representation zeroing zeroes all subject tokens at once (paper, Appendix B).
-OWN_TOKENS: dict[TraceMethod, Tokens] = {"zero": "whole-subject"}
+OWN_TOKENS: dict[AskedMethod, Tokens] = {"zero": "whole-subject"}
 
 
 @settings("trace")
@@ -56,12 +58,18 @@ class TraceSettings(NoiseSettings, RunSettings):
         "logits of o_true and o_false at the first token in which they differ, or the KL divergence of that token's "
         "distribution from the clean pass's (of the first token without an o_false)",
     )
-    method: TraceMethod = setting(
+    method: AskedMethod = setting(
         default="denoise",
         names_run="always",
         help="Intervention: denoise puts outputs of the clean pass into the corrupted passes, noise puts outputs of "
         "the corrupted passes into the clean pass, zero puts zeros into the clean pass; attribution estimates denoise "
-        "from one forward and one backward pass",
+        "from one forward and one backward pass; hooked is short for denoise with engine hooked",
+    )
+    engine: Engine = setting(
+        default="wavefront",
+        help="What computes the passes: wavefront drives the model's blocks and computes only what a cell changes; "
+        "hooked runs transformers' whole forward for every pass of every cell, with hooks, which is slow and takes any "
+        "causal decoder",
     )
     tokens: Tokens | None = setting(
         default=None,
@@ -88,12 +96,18 @@ class TraceSettings(NoiseSettings, RunSettings):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
+        if self.method == "hooked":  # the only names that a run has are what is done, and by which engine
+            settle(self, method="denoise", engine="hooked")
+        if self.method == "attribution" and self.engine == "hooked":
+            raise refusal(self, "method", "denoise, noise or zero with engine hooked", self.method)
         if self.module == "head":
             if self.heads is None:
                 resolve(self, "heads", "all")
         elif self.heads is not None:
             raise refusal(self, "heads", "module head", f"module {self.module}")
         if self.module == "expert":
+            if self.engine == "hooked":
+                raise refusal(self, "module", "mlp, attn, block or head with engine hooked", self.module)
             if self.experts is None:
                 resolve(self, "experts", "all")
         elif self.experts is not None:

@@ -8,7 +8,9 @@ import torch
 
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.flops import ROWS, linear_flops, median_seconds
+from fasttrace.models.hooked import HookedDecoder
 from fasttrace.models.packed import mlp_rows
+from fasttrace.models.quantised import weight_tensors
 from fasttrace.ops.linear import linear
 from fasttrace.tracing.plan import Cell, Intervention, Tail, TraceItem, bytes_per_row, split_waves
 
@@ -156,14 +158,23 @@ def screen_cost(
 
 
 def weight_bytes(model: Decoder) -> int:
-    """Bytes of the model's parameters."""
-    return sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    """Bytes of the model's weights as they are stored."""
+    return sum(weight.nbytes for weight in weight_tensors(model.hf))
 
 
 @torch.no_grad()
 def gemm_peak(model: Decoder) -> float:
-    """FLOP/s of a block's largest product, (2048, d) by (d, m): the best of three medians of 20 calls."""
+    """FLOP/s of a block's largest product, (2048, d) by (d, m): the best of three medians of 20 calls.
+
+    For a model without an adapter, m is the longest side of a matrix of its first layer.
+    """
+    m = _longest_side(model) if isinstance(model, HookedDecoder) else model.key_width
     x = torch.randn(ROWS, model.width, device=model.device).to(model.dtype)
-    w = torch.randn(model.key_width, model.width, device=model.device).to(model.dtype)
+    w = torch.randn(m, model.width, device=model.device).to(model.dtype)
     best = min(median_seconds(model, lambda: linear(x, w), 20) for _ in range(3))
-    return 2 * ROWS * model.width * model.key_width / best
+    return 2 * ROWS * model.width * m / best
+
+
+def _longest_side(model: Decoder) -> int:
+    sides = [max(weight.shape) for weight in model.layer_modules[0].parameters() if weight.ndim == 2]
+    return max(sides, default=model.width)

@@ -38,6 +38,7 @@ TRACED_FACTS = pa.schema(
         ("logprob_noised", pa.float64()),
         ("kl_noised", pa.float64()),
         ("counterfactuals", pa.list_(pa.string())),
+        ("engine", pa.string()),
     ]
 )
 # What a fact is compared with. No run is named after it.
@@ -63,6 +64,7 @@ CELLS = pa.schema(
         ("logprob_sem", pa.float64()),
         ("kl_restored", pa.float64()),
         ("kl_sem", pa.float64()),
+        ("engine", pa.string()),
     ]
 )
 SAMPLES = pa.schema(
@@ -75,6 +77,7 @@ SAMPLES = pa.schema(
         ("sample", pa.int32()),
         ("p_restored", pa.float64()),
         ("logit_diff_restored", pa.float64()),
+        ("engine", pa.string()),
     ]
 )
 
@@ -123,6 +126,7 @@ def fact_row(
     encoded: EncodedFact,
     sigma: float | None,
     *,
+    engine: str = "wavefront",
     p_clean: float | None = None,
     reason: str | None = None,
     kept: bool = True,
@@ -155,6 +159,7 @@ def fact_row(
         "scored": scored,
         "rank_correlation": rank_correlation,
         "counterfactuals": list(encoded.fitting) if counterfactual else None,
+        "engine": engine,
         **(measured or {}),
     }
 
@@ -163,10 +168,11 @@ def fact_row(
 class Grid:
     """The traced values of one fact. M is the number of MEASURES.
 
-    item: the fact, with the cells that were computed. spots: where the interventions are made. heads: on which heads.
+    item: the fact, with the cells that were computed. spots: where the interventions are made. heads: on which heads,
+    or experts.
     clean: (M, 1) measures of the clean pass. noised: (M, n) of the corrupted passes. values: cell → (M, runs).
     screened: cell → (M, runs) estimates if the grid is approximate, else None. `values` then has only the verified
-    cells.
+    cells. engine: what computed them.
     """
 
     item: TraceItem
@@ -176,6 +182,7 @@ class Grid:
     noised: np.ndarray
     values: Mapping[Cell, np.ndarray]
     screened: Mapping[Cell, np.ndarray] | None = None
+    engine: str = "wavefront"
 
     def measured(self, metric: Metric) -> dict[str, float | None]:
         """The columns of TRACED_FACTS that say what the clean and the corrupted passes gave."""
@@ -236,6 +243,7 @@ class Grid:
             "token_index": pa.array(np.repeat(last, each), pa.int32()),
             "layer": pa.array(np.tile(np.repeat(np.arange(n_layers), len(self.heads)), len(last)), pa.int32()),
             "head": pa.array(head * (n_layers * len(last)), pa.int32()),
+            "engine": pa.array([self.engine] * count, pa.string()),
         }
         columns = {
             **keys,

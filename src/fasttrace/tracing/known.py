@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 
 from fasttrace.facts import EncodedFact, Facts
-from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.adapter import AnyModel, Decoder
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
 from fasttrace.models.packed import sequence_logprob
@@ -49,7 +49,7 @@ def known_run(model: Decoder, protocol: str) -> Run:
 
 @checked
 def check_known(
-    model: Model,
+    model: AnyModel,
     facts: Facts,
     *,
     protocol: Protocol = "paper",

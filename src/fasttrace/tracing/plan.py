@@ -22,7 +22,7 @@ from fasttrace.ops.prefix_attention import Column, sequence_table
 from fasttrace.settings.trace import Module, Tokens
 from fasttrace.windows import window_interval
 
-MODULES = get_args(Module)
+MODULES = tuple(module for module in get_args(Module) if module != "expert")  # those that every model has
 METHODS = ("denoise", "noise", "zero")
 TOKENS = get_args(Tokens)
 OWN, ZERO = -1, -2  # marks of a row that keeps its own module output, or has none
@@ -196,7 +196,7 @@ def traced_heads(model: Decoder, heads: str | Sequence[int] | None) -> list[Head
     module's whole output (None). Raises UserError for a head that the model does not have."""
     if heads is None:
         return [WHOLE]
-    count = min(block.n_heads for block in model.blocks)
+    count = model.n_heads
     if heads == "at-once":
         return [Heads(0, count)]
     chosen = range(count) if heads == "all" else sorted({int(head) for head in heads})

@@ -1,5 +1,6 @@
 """`trace`: a causal-tracing sweep over many facts, whole or batch by batch."""
 
+import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ import pyarrow as pa
 from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Facts
 from fasttrace.memory import parse_bytes
-from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.adapter import AnyModel, Decoder
 from fasttrace.models.corrupt import noise_sigma
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
+from fasttrace.models.hooked import places
 from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
@@ -23,8 +25,10 @@ from fasttrace.settings.common import Noise
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.trace import Tokens, TraceSettings
 from fasttrace.tracing.attribution import AttributionResult, attribute, rank_correlation, row_bytes
-from fasttrace.tracing.cost import Cost, item_flops, screen_cost, screen_flops, sweep_cost
+from fasttrace.tracing.cost import Cost, screen_cost, screen_flops
 from fasttrace.tracing.effects import CELLS, CONTRASTS, SAMPLES, TRACED_FACTS, Grid, fact_row
+from fasttrace.tracing.engine import Engine, WavefrontEngine
+from fasttrace.tracing.hooked import HookedEngine
 from fasttrace.tracing.known import BATCH, check_known
 from fasttrace.tracing.measures import LOGIT_DIFF, ROW_OF
 from fasttrace.tracing.plan import (
@@ -36,13 +40,14 @@ from fasttrace.tracing.plan import (
     bytes_per_row,
     contrast_of,
     make_item,
-    split_waves,
     traced_experts,
     traced_heads,
     traced_spots,
 )
 from fasttrace.tracing.roles import average_by_role
-from fasttrace.tracing.wavefront import WaveResult, start_wave
+from fasttrace.tracing.wavefront import WaveResult
+
+ENGINES: dict[str, type[Engine]] = {"wavefront": WavefrontEngine, "hooked": HookedEngine}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +121,16 @@ class TracePlan:
         assert self.settings.noise is not None  # the settings resolve it
         return self.settings.noise
 
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What computes the waves."""
+        compare, sigma = self.settings.metric == "kl", self.sigma or 0.0
+        made = ENGINES[self.settings.engine]
+        return made(self.model, self.intervention, sigma, self.noise, self.settings.seed, compare)
+
     def cost(self, memory: str | int | None = None) -> Cost:
-        """Predict FLOPs, bytes, waves and peak memory for tracing every fact that can be measured. No pass runs.
+        """Predict FLOPs, bytes, waves and peak memory for tracing every fact that can be measured. No pass runs, but
+        with engine "hooked" one of each length, which is measured. There, waves are forwards.
 
         memory: as in `batches`.
         """
@@ -125,9 +138,12 @@ class TracePlan:
         spots = sum(len(traced_spots(item.encoded, self.tokens)) for item in items)
         cells = spots * len(self.settings.windows) * self.model.n_layers * len(self.heads)
         if self.settings.verify_top is None:
-            compare = self.settings.metric == "kl"
-            return sweep_cost(self.model, items, self.intervention, budget, cells, compare=compare)
+            return self.engine.cost(items, budget, cells)
         return screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
+
+    def rate(self) -> float:
+        """FLOP/s that this machine reaches now with the plan's engine, as measured."""
+        return self.engine.rate(self._budget(None))
 
     @checked
     @with_autograd
@@ -214,17 +230,14 @@ class TracePlan:
         for done, clean, noised, values in self._waves(items, skipped, budget):
             grids = [self._grid(items[n], clean[n], noised[n], values[n]) for n in done]
             rows = [self._row(items[n], grid) for n, grid in zip(done, grids, strict=True)]
-            yield rows, grids, sum(self._flops(items[n]) for n in done)
-
-    def _flops(self, item: TraceItem) -> int:
-        return item_flops(self.model, item, self.intervention, compare=self.settings.metric == "kl")
+            yield rows, grids, sum(self.engine.flops(items[n]) for n in done)
 
     def _waves(self, items: list[TraceItem], skipped: Collection[int], budget: int) -> Iterator["_Finished"]:
         """Yield the values of the facts that each wave finishes."""
-        waves = split_waves(items, budget // bytes_per_row(self.model), skipped)
+        waves = self.engine.split(items, budget, skipped)
         last_wave = {number: i for i, wave in enumerate(waves) for number, _ in wave.items}
         values: dict[int, dict[Cell, np.ndarray]] = {}
-        for i, wave, result in self._results(items, waves):
+        for i, wave, result in self._results(items, waves, budget):
             for (number, cell), p in result.cells.items():
                 values.setdefault(number, {})[cell] = p
             done = [number for number, _ in wave.items if last_wave[number] == i]
@@ -232,17 +245,16 @@ class TracePlan:
                 mine = {n: values.pop(n, {}) for n in done}
                 yield _Finished(done, result.clean, result.noised, mine)
 
-    def _results(self, items: list[TraceItem], waves: list[TraceWave]) -> Iterator[tuple[int, TraceWave, WaveResult]]:
+    def _results(
+        self, items: list[TraceItem], waves: list[TraceWave], budget: int
+    ) -> Iterator[tuple[int, TraceWave, WaveResult]]:
         """Yield (number, wave, result) of every wave. On a GPU the next wave starts before the result is awaited."""
         ahead = 1 if self.model.device.type == "cuda" else 0
         tidy = len(waves) > 1
         started: list[Callable[[], WaveResult]] = []
         for i in range(len(waves) + ahead):
             if i < len(waves):
-                drawn = (self.sigma or 0.0, self.noise, self.settings.seed)
-                compare = self.settings.metric == "kl"
-                wave = start_wave(self.model, items, waves[i], self.intervention, *drawn, compare=compare, tidy=tidy)
-                started.append(wave)
+                started.append(self.engine.start(items, waves[i], budget, tidy=tidy))
             if i >= ahead:
                 yield i - ahead, waves[i - ahead], started.pop(0)()
 
@@ -301,12 +313,14 @@ class TracePlan:
         values: dict[Cell, np.ndarray],
         screened: dict[Cell, np.ndarray] | None = None,
     ) -> Grid:
-        return Grid(item, traced_spots(item.encoded, self.tokens), self.heads, clean, noised, values, screened)
+        spots, engine = traced_spots(item.encoded, self.tokens), self.settings.engine
+        return Grid(item, spots, self.heads, clean, noised, values, screened, engine)
 
     def _row(self, item: TraceItem, grid: Grid, rank: float | None = None) -> dict[str, object]:
         return fact_row(
             item.encoded,
             self.sigma,
+            engine=self.settings.engine,
             reason="; ".join(item.encoded.misfits) or None if self.counterfactual else None,
             scored=self.model.tokenizer.decode(list(item.targets)),
             rank_correlation=rank,
@@ -316,7 +330,13 @@ class TracePlan:
 
     def _left_out(self, fact: EncodedFact, reason: str, p_clean: float | None = None) -> dict[str, object]:
         return fact_row(
-            fact, self.sigma, p_clean=p_clean, reason=reason, kept=False, counterfactual=self.counterfactual
+            fact,
+            self.sigma,
+            engine=self.settings.engine,
+            p_clean=p_clean,
+            reason=reason,
+            kept=False,
+            counterfactual=self.counterfactual,
         )
 
     def _result(self, rows: list[dict[str, object]], grids: list[Grid], seconds: float, flops: int) -> TraceResult:
@@ -367,13 +387,18 @@ class TraceArguments(PrepareTraceArguments):
 
 
 @takes(PrepareTraceArguments)
-def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
+def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
     """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
 
     Raises UserError for a bad setting, for no facts, where the settings cannot measure any of them, and for a fact that
-    is too long for the model.
+    is too long for the model. Raises ModelError for a model without an adapter unless the engine is "hooked", and there
+    where a layer has no such module.
     """
     asked = carried(TraceSettings, given)
+    if asked.engine == "wavefront":
+        model.check_driven()
+    else:
+        places(model, asked.module)
     if not facts:
         raise UserError("trace: facts: expected at least one, got none")
     if asked.corruption == "noise":  # answers to prompts that play no part
@@ -390,8 +415,8 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     settled = replaced(
         asked,
         windows=sorted(set(asked.windows), reverse=True),
-        heads=_settled_heads(model, asked.heads, heads),
-        experts=_settled(asked.experts, heads, model.n_experts),
+        heads=_settled(asked.heads, heads, model.n_heads),
+        experts=_settled(asked.experts, heads, model.n_experts) if asked.experts else None,
         sigma=sigma,
         seed=asked.seed if noised else 0,  # without noise nothing is drawn
         verify_top=asked.verify_top or 0 if screened else None,
@@ -410,16 +435,14 @@ def prepare_trace(model: Model, facts: Facts, given: PrepareTraceArguments) -> T
     )
 
 
-def _settled_heads(model: Decoder, asked: str | Sequence[int] | None, heads: Sequence[Heads]) -> Any:
-    """The setting `heads` by one name: numbers in ascending order, "all" where these are all. heads: those traced."""
+def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
+    """The setting `heads` or `experts` by one name: "all" where all of `count` are traced, else ascending numbers.
+
+    parts: those traced.
+    """
     if asked is None or asked == "at-once":
         return asked
-    return _settled(asked, heads, min(block.n_heads for block in model.blocks))
-
-
-def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
-    """A setting that names heads or experts by one name: "all" where all of `count` are traced, else numbers."""
-    return asked if asked is None else "all" if len(parts) == count else [one.first for one in parts]
+    return "all" if len(parts) == count else [one.first for one in parts]
 
 
 def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:
@@ -447,7 +470,7 @@ def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[st
 
 
 @takes(TraceArguments)
-def trace(model: Model, facts: Facts, given: TraceArguments) -> TraceResult:
+def trace(model: AnyModel, facts: Facts, given: TraceArguments) -> TraceResult:
     """Causal tracing: compute the exact grid of every fact and window size in one sweep.
 
     Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over the corrupted

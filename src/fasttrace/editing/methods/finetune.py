@@ -19,7 +19,8 @@ from torch import Tensor
 from fasttrace.editing.delta import Dense, Edit, Update, as_rounded
 from fasttrace.editing.wave import EditWave, Job, Span, Visited, walk
 from fasttrace.facts import EncodedFact
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
 from fasttrace.models.keys import Keys
 from fasttrace.models.packed import pack, row_logprob

@@ -95,7 +95,8 @@ class Gemma3Block(Gemma2Block, Qwen3Block):
 
 @Decoder.register("gemma3_text")
 class Gemma3Decoder(GemmaDecoder):
-    """Gemma3ForCausalLM."""
+    """Gemma3ForCausalLM: Gemma 2's layout without caps; heads of queries and keys are normed, and each layer type has a
+    rotation of its own."""
 
     block = Gemma3Block
     typed_rotary = True

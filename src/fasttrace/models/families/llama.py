@@ -1,11 +1,13 @@
 """Llama and similar models: rotary positions, RMS norms, gated MLP. SmolLM2, Llama 1–3, Mistral, Qwen2."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rms_norm import rms_norm
 from fasttrace.ops.rotary import partial_rotary_
@@ -23,7 +25,9 @@ class LlamaBlock(Block):
     attn_post_name, mlp_post_name: the norms of what attention and the MLP add to the residual, or None.
     residual_multiplier: factor of what is added to the residual, after those norms.
     interleaved: whether the rotation pairs neighbouring dimensions (see `rotary_`).
-    tables: the tables of `Decoder.rotary` that rotate this block's queries and keys.
+    rotates_float32: whether narrower queries and keys are converted to float32 for the rotation.
+    tables: the tables of `Decoder.rotary` that rotate this block's queries and keys, or None where nothing does.
+    attn_name, mlp_name: the layer's attention and MLP.
     """
 
     mlp_products = 2
@@ -34,11 +38,13 @@ class LlamaBlock(Block):
     mlp_post_name: str | None = None
     residual_multiplier: float = 1.0
     interleaved = False
-    tables = slice(0, 2)
+    rotates_float32 = False
+    tables: slice | None = slice(0, 2)
+    attn_name, mlp_name = "self_attn", "mlp"
 
     def __init__(self, layer: Any, sliding_window: int | None) -> None:
         self.layer = layer
-        self.attn, self.mlp = layer.self_attn, getattr(layer, self.mlp_name)
+        self.attn, self.mlp = getattr(layer, self.attn_name), getattr(layer, self.mlp_name)
         self.scale = self.attn.scaling
         self.sliding_window = sliding_window
         self.bind_mlp()
@@ -87,13 +93,14 @@ class LlamaBlock(Block):
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         """x: (N, H, head_dim) queries or keys → the same shape, positions applied to as many dimensions as the tables
         have."""
-        return self.turned(x, rotary).to(x.dtype)
-
-    def turned(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """`rotate`, in the wider dtype of x and the tables, in which transformers computes it."""
-        cos, sin = rotary[self.tables]
-        wide = torch.promote_types(x.dtype, cos.dtype)
-        return partial_rotary_(x.to(wide), cos.to(wide), sin.to(wide), interleaved=self.interleaved)
+        if self.tables is None:
+            return x
+        given, (cos, sin) = x, rotary[self.tables]
+        if self.rotates_float32:
+            given = x.to(torch.promote_types(x.dtype, torch.float32))
+        # transformers computes the products in the wider dtype of both factors.
+        wide = torch.promote_types(given.dtype, cos.dtype)
+        return partial_rotary_(given.to(wide), cos.to(wide), sin.to(wide), interleaved=self.interleaved).to(x.dtype)
 
     def attn_value(self, mixed: Tensor) -> Tensor:
         return linear(mixed, self.attn.o_proj.weight, self.attn.o_proj.bias)
@@ -147,19 +154,25 @@ class LlamaDecoder(Decoder):
     typed_rotary = False
 
     def bind(self) -> None:
-        self.kinds = sorted(set(self.config.layer_types)) if self.typed_rotary else []
+        self.kinds: list[str] = []
+        if self.typed_rotary:
+            self.kinds = sorted(k for k in set(self.config.layer_types) if self.config.rope_parameters[k] is not None)
         self.blocks = [self.make_block(layer, i) for i, layer in enumerate(self.base.layers)]
-        self.final_norm = self.base.norm
+        self.final_norm = self.last_norm()
         # An embedding module that scales rounds its factor to the model's dtype.
-        scale = getattr(self.base.embed_tokens, "embed_scale", None)
+        scale = getattr(self.hf.get_input_embeddings(), "embed_scale", None)
         self.embed_scale = None if scale is None else float(scale.to(self.dtype))
+
+    def last_norm(self) -> nn.Module:
+        """The module that is to be `final_norm`."""
+        norm: nn.Module = self.base.norm
+        return norm
 
     def make_block(self, layer: Any, number: int) -> LlamaBlock:
         """The block of a transformers layer, given its number."""
         block = self.block_of(layer)(layer, self._sliding_window(number))
         if self.typed_rotary:
-            first = 2 * self.kinds.index(self.config.layer_types[number])
-            block.tables = slice(first, first + 2)
+            block.tables = pair_of_tables(self.kinds, self.config.layer_types[number])
         return block
 
     def block_of(self, layer: Any) -> type[LlamaBlock]:
@@ -174,7 +187,16 @@ class LlamaDecoder(Decoder):
         return self.config.sliding_window if declared[1] else None
 
     def rotary(self, positions: Tensor) -> Rotary:
-        like = self.like(positions)
-        kinds: list[tuple[str, ...]] = [(kind,) for kind in self.kinds] or [()]
-        pairs = [self.base.rotary_emb(like, positions[None], *kind) for kind in kinds]
-        return tuple(table[0] for pair in pairs for table in pair)
+        if not self.typed_rotary:
+            return self.tables_of(self.base.rotary_emb, positions)
+        return sum((self.tables_of(self.base.rotary_emb, positions, kind) for kind in self.kinds), ())
+
+    def tables_of(self, rotary_emb: Any, positions: Tensor, *kind: str) -> Rotary:
+        """The cos and sin, each (N, rotary dims), that a transformers module gives for positions (N,)."""
+        cos, sin = rotary_emb(self.like(positions), positions[None], *kind)
+        return cos[0], sin[0]
+
+
+def pair_of_tables(kinds: Sequence[Any], kind: Any) -> slice | None:
+    """Where in the tables of all `kinds`, two each, those of `kind` are, or None where it is not one of them."""
+    return slice(2 * kinds.index(kind), 2 * kinds.index(kind) + 2) if kind in kinds else None

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.experts import Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock
 from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
@@ -29,7 +30,7 @@ class Llama4Block(LlamaBlock):
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         if not self.attn.use_rope:
             return x
-        turned = self.turned(x, rotary).to(x.dtype)
+        turned = super().rotate(x, rotary)
         return self.attn.qk_norm(turned) if hasattr(self.attn, "qk_norm") else turned
 
     def norm(self, module: Any, x: Tensor, rows: Tensor | None = None) -> Tensor:

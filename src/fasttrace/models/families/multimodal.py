@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaDecoder
 from fasttrace.models.families.phi3 import Phi3Decoder
 from fasttrace.models.families.qwen3 import Qwen3Block

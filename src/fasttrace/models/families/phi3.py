@@ -2,19 +2,23 @@
 
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.ops.linear import linear
 from fasttrace.ops.silu_mul import silu_mul_
 
 
 class GateUpBlock(LlamaBlock):
-    """Llama's block with gate_up_proj, which stacks the rows of gate and up."""
+    """Llama's block with one matrix that stacks the rows of gate and up. Families name the MLP's modules."""
+
+    gate_up_name, act_name = "gate_up_proj", "activation_fn"
 
     def mlp_key(self, x: Tensor) -> Tensor:
-        weight, m = self.mlp.gate_up_proj.weight, self.down.shape[1]
-        gate, up = linear(x, weight[:m]), linear(x, weight[m:])
-        return silu_mul_(gate, up) if self.silu else self.mlp.activation_fn(gate) * up
+        both, m = getattr(self.mlp, self.gate_up_name), self.down.shape[1]
+        halves = slice(None, m), slice(m, None)
+        gate, up = (linear(x, both.weight[half], None if both.bias is None else both.bias[half]) for half in halves)
+        return silu_mul_(gate, up) if self.silu else getattr(self.mlp, self.act_name)(gate) * up
 
 
 class Phi3Block(GateUpBlock):
@@ -38,6 +42,7 @@ class Phi3Block(GateUpBlock):
 
 @Decoder.register("phi3")
 class Phi3Decoder(LlamaDecoder):
-    """Phi3ForCausalLM: Phi-3 mini, medium and Phi-4."""
+    """Phi3ForCausalLM: Llama's layout with q, k and v in one matrix, gate and up in another, and part of each head
+    rotated. Phi-3 mini, medium and Phi-4."""
 
     block = Phi3Block

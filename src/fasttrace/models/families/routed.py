@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.experts import NONE, SHARED, Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LayerNormBlock, LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.linear import linear
@@ -47,9 +48,9 @@ class ApertusBlock(UngatedBlock, Qwen3Block):
     attn_norm_name, mlp_norm_name = "attention_layernorm", "feedforward_layernorm"
 
 
-@Decoder.register("apertus")
+@Decoder.register("apertus", "apertus1p5_text")
 class ApertusDecoder(LlamaDecoder):
-    """ApertusForCausalLM."""
+    """ApertusForCausalLM and Apertus1p5TextForCausalLM, whose unembedding may have fewer tokens than its embedding."""
 
     block = ApertusBlock
 

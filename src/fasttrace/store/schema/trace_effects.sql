@@ -8,7 +8,7 @@
 -- over heads; effect_absolute = the probability gained there, p_restored - p_noised (methods noise and zero: the
 -- probability lost, p_clean - p_restored; paper, Figure 14), also in runs of other metrics, the largest over heads;
 -- p_restored_max = largest p_restored over the tokens and heads; approximate = whether some cell is an estimate;
--- model_hash, module and method are the run's, p_clean and p_noised the fact's (traces).
+-- model_hash, module and method are the run's, p_clean, p_noised and engine the fact's (traces).
 CREATE TABLE IF NOT EXISTS trace_effects (
     run_id              VARCHAR NOT NULL,
     protocol            VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -25,5 +25,6 @@ CREATE TABLE IF NOT EXISTS trace_effects (
     p_noised            DOUBLE,
     model_hash          VARCHAR NOT NULL,
     module              VARCHAR NOT NULL,
-    method              VARCHAR NOT NULL
+    method              VARCHAR NOT NULL,
+    engine              VARCHAR
 );

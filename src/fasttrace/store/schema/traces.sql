@@ -9,7 +9,9 @@
 -- which the two differ (NULL without one); logprob_* = log of p(scored), in nats, for runs with that metric; kl_noised =
 -- KL divergence of the clean pass's distribution at that position from the corrupted passes', in nats, for runs with
 -- that metric; counterfactuals = the fact's counterfactual prompts that fit (NULL with noise); target_false = o_false,
--- or between prompts the counterfactual answer of a fact without one. *_noised = mean over the corrupted passes.
+-- or between prompts the counterfactual answer of a fact without one. *_noised = mean over the corrupted passes. engine =
+-- what computed the passes: wavefront, or hooked (transformers' forward with hooks); NULL stands for wavefront in rows
+-- of a store before schema version 13.
 CREATE TABLE IF NOT EXISTS traces (
     run_id        VARCHAR NOT NULL,
     protocol      VARCHAR NOT NULL CHECK (protocol IN ('paper', 'released')),
@@ -37,6 +39,7 @@ CREATE TABLE IF NOT EXISTS traces (
     logprob_noised    DOUBLE,
     kl_noised         DOUBLE,
     counterfactuals   VARCHAR[],
+    engine            VARCHAR,
     PRIMARY KEY (run_id, fact_id),
     CHECK (kept OR reason IS NOT NULL)
 );

@@ -24,7 +24,8 @@ SELECT
     any_value(fact.p_noised) AS p_noised,
     any_value(run.model_hash) AS model_hash,
     $module AS module,
-    $method AS method
+    $method AS method,
+    any_value(fact.engine) AS engine
 FROM batch_trace_cells AS cell
 JOIN batch_traces AS fact ON fact.fact_id = cell.fact_id
 JOIN runs AS run ON run.run_id = $run_id

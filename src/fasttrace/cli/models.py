@@ -1,0 +1,111 @@
+"""The verb models: what can be traced and edited, and what a model of some size takes."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import options
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fasttrace.needs import Needs
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="TEXT",
+    help="Print the sizes of this model and the memory that it takes, from its config.json (a folder with nothing else "
+    "will do) or the metadata of its .gguf file; no weights are read or downloaded.",
+)
+@options("dtype", "json", "format")
+def models(model: str | None, dtype: str, as_json: bool, format_: str) -> None:
+    """List the model types that can be traced and edited, or the sizes and the memory of one model.
+
+    Memory is that of the default settings: of a trace and an edit of one fact of 10 tokens, and of second moments.
+    """
+    from fasttrace.analysis.render import render
+
+    kind = "json" if as_json else format_
+    if model is not None:
+        from fasttrace.needs import needs
+
+        found = needs(model, dtype)
+        table, lines = needs_table(found), needs_lines(found)
+    else:
+        rows = model_types()
+        table, lines = types_table(rows), types_lines(rows)
+    click.echo("\n".join(lines) if kind == "text" else render(table, kind), nl=kind == "text")
+
+
+def model_types() -> list[dict[str, Any]]:
+    """Every causal model type, with an adapter or without: model_type, classes, family, about, reason.
+
+    The first three are None for a type without an adapter, and `reason`, which says why, is None for the others.
+    """
+    from fasttrace.models.supported import supported, unsupported
+
+    driven = [
+        {"model_type": one.model_type, "classes": one.classes, "family": one.family, "about": one.about, "reason": None}
+        for one in supported()
+    ]
+    nothing = {"classes": None, "family": None, "about": None}
+    return [*driven, *({"model_type": one.model_type, **nothing, "reason": one.reason} for one in unsupported())]
+
+
+def types_table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
+    """`model_types` as a table of texts."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows), schema=pa.schema([(name, pa.string()) for name in rows[0]]))
+
+
+def types_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """`model_types` as paragraphs, one for all types that are driven, or not driven, alike."""
+    from rich.console import Console
+
+    width = min(Console().width, 100)
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for row in rows:
+        alike.setdefault((row["family"], row["about"], row["reason"]), []).append(row["model_type"])
+    driven = sum(row["reason"] is None for row in rows)
+    yield f"{driven} model types can be traced and edited (each family is a file of src/fasttrace/models/families/):"
+    yield ""
+    said = False
+    for (family, about, reason), types in alike.items():
+        if reason is not None and not said:
+            said = True
+            yield from ("", f"{len(rows) - driven} model types of transformers have no adapter:", "")
+        head = ", ".join(types) + ("" if family is None else f"  ({family})")
+        yield from textwrap.wrap(head, width, subsequent_indent="  ")
+        yield from textwrap.wrap(reason or about, width, initial_indent="    ", subsequent_indent="    ")
+    yield from ("", "fasttrace models --model SOURCE prints the sizes of one model and the memory that it takes.")
+
+
+def needs_table(found: "Needs") -> "pa.Table":
+    """A model's sizes and needs as a table: model, model_type, name, value (int64), unit, what."""
+    import pyarrow as pa
+
+    rows = [{"model": found.model, "model_type": found.model_type, **need._asdict()} for need in found.each]
+    texts = [(name, pa.string()) for name in ("model", "model_type", "name")]
+    schema = pa.schema([*texts, ("value", pa.int64()), ("unit", pa.string()), ("what", pa.string())])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def needs_lines(found: "Needs") -> Iterator[str]:
+    """A model's sizes and needs as lines, with bytes in units of 1000."""
+    yield f"{found.model}: model type {found.model_type}, rows in {found.dtype}"
+    names = max(len(need.name) for need in found.each)
+    values = [shown(need.value, need.unit) for need in found.each]
+    for need, value in zip(found.each, values, strict=True):
+        yield f"  {need.name:<{names}}  {value:>{max(map(len, values))}}  {need.what}"
+
+
+def shown(value: int, unit: str) -> str:
+    """A number with its unit, bytes as kB, MB, …"""
+    from fasttrace.memory import size_text
+
+    return size_text(value) if unit == "bytes" else f"{value:,} {unit}".strip()
