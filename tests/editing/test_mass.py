@@ -80,7 +80,7 @@ def test_the_joint_solve_is_the_normal_equation(model, moments):
     keys, v0 = _keys_and_values(model, facts, None, 1, 3, "block")
     delta = torch.randn(len(facts), model.width, generator=torch.Generator().manual_seed(0))
     updates, _, _ = spread_together(
-        model, facts, None, [1, 2, 3], Memit(settings, moments, model=model, layers=[1, 2, 3]), v0, delta, {}
+        model, facts, None, [1, 2, 3], Memit(settings, moments, model=model, places=[]), v0, delta, {}, {}
     )
     K, R = keys.double().T, (delta.double() / 3).T
     exact = R @ K.T @ torch.linalg.inv(0.05 * moments.matrix(1).double() + K @ K.T)

@@ -227,7 +227,7 @@ def test_memit_keeps_all_digits_of_a_small_delta(dtype, small_tokenizer, corpus,
     batch = ValueBatch(model, facts, [2], at="block", starts=[2])
     delta = 1e-4 * torch.randn(2, model.width, generator=torch.Generator().manual_seed(0))
     edits = spread(
-        batch, [0, 1], 2, (2,), Memit(MemitSettings(), moments, model=model, layers=[2]), delta, torch.zeros(2)
+        batch, [0, 1], 2, (2,), Memit(MemitSettings(), moments, model=model, places=[]), delta, torch.zeros(2)
     )
     for edit, wanted in zip(edits, delta, strict=True):
         torch.testing.assert_close(edit.updates[2].value[0], wanted, rtol=1e-6, atol=0)
