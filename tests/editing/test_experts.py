@@ -1,6 +1,8 @@
 """Edits of experts against transformers with hooks and a loop over rows and experts: second moments, ROME, MEMIT and
 mass edits, their scores, files and refusals."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -228,6 +230,49 @@ def test_every_method_and_what_is_done_afterwards(small_tokenizer, moments_of):
         check_scores(model, FACTS, edit.updates, result.prompts.to_pylist())
 
 
+@contextlib.contextmanager
+def routed_as(model, ids):
+    """While the body runs, every router chooses as the model did when the body began, for these tokens."""
+    routers = [getattr(mlp, "gate", None) or mlp.router for mlp in mlp_modules(model.hf) if hasattr(mlp, "experts")]
+    seen = {}
+    hooks = [one.register_forward_hook(lambda m, a, out: seen.__setitem__(m, out)) for one in routers]
+    with torch.no_grad():
+        model.hf(torch.tensor([ids]))
+    hooks += [one.register_forward_hook(lambda m, a, out, kept=seen[one]: kept) for one in routers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("family", ["deepseek-v3", "qwen2-moe"])
+def test_scores_with_the_routing_of_the_unedited_model(family, small_tokenizer, moments_of):
+    model = float64(family, small_tokenizer)
+    moments = moments_of(model, layers=[0, 1])
+    strong = {**VALUE, "steps": 12, "kl_factor": 0.0, "moments": moments, "contexts": CONTEXTS}
+    [fact] = facts = FACTS[:1]
+    ids = [small_tokenizer(text)["input_ids"] for text in (fact.text, " " + fact.target_false)]
+    redecided, unchanged = (
+        ft.edit(model, facts, layers=[0, 1], essence=0, routing=one, **strong) for one in ("redecided", "unchanged")
+    )
+    many = ft.mass_edit(model, facts, method="rome", layer=1, routing="unchanged", **strong)
+    moved = 0.0
+    for edit, own, other in zip(
+        unchanged.edits, unchanged.scores.to_pylist(), redecided.scores.to_pylist(), strict=True
+    ):
+        with routed_as(model, [*ids[0], *ids[1]]):
+            undo = write(model, edit.updates)
+            p = probability(model, fact.text, fact.target_false)
+        assert other["p_after"] == pytest.approx(probability(model, fact.text, fact.target_false), rel=1e-6)
+        undo()
+        assert own["p_after"] == pytest.approx(p, rel=1e-6)
+        moved = max(moved, abs(own["p_after"] / other["p_after"] - 1.0))
+        if edit.layer == 1:
+            assert many.scores["p_after"][0].as_py() == pytest.approx(p, rel=1e-6)
+    assert moved > 1e-3, "an edit that re-routes nothing would make this test empty"
+
+
 def test_what_does_not_fit_is_refused_in_a_sentence(small_tokenizer, moments_of):
     dense, routed = (small_model(family, small_tokenizer, torch.float32) for family in ("llama", "deepseek-v3"))
     for model, layer, asked, message in (
@@ -243,6 +288,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(small_tokenizer, moments_of)
             {"experts": "top"},
             "edit: experts: expected no value, as no layer that is edited of 'deep",
         ),
+        (dense, 1, {"routing": "unchanged"}, "edit: routing: expected redecided, as no layer of 'llama' has experts"),
+        (routed, 1, {"routing": "unchanged", "generate": 3}, "edit: routing: expected redecided with generate"),
         (routed, 1, {"experts": [6]}, "edit: experts: expected some of 0 to 5 at layer 1, got 6"),
         (
             routed,

@@ -36,6 +36,8 @@ def check_experts(model: Decoder, asked: EditingSettings, layers: Sequence[int],
     Raises UserError where a method or a setting does not fit them, or no layer has experts and a setting is for some.
     """
     routed = routed_layers(model, layers)
+    if asked.routing != "redecided" and not routed_layers(model, range(model.n_layers)):
+        raise refusal(asked, "routing", f"redecided, as no layer of '{model.name}' has experts", asked.routing)
     if not routed and asked.experts is not None:
         raise refusal(asked, "experts", f"no value, as no layer that is edited of '{model.name}' has experts", "one")
     if routed and tuned:

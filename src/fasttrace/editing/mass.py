@@ -388,7 +388,8 @@ class MassPlan:
 def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[Reading]:
     """What is read of each fact's prompts in `model`."""
     parts = pack_by_budget(prompts, _scored_tokens, SCORE_ROWS)
-    found = [reading for part in parts for reading in Scorer(model, part, (), plan.scoring_corruption).before]
+    about = plan.scoring_corruption, plan.routed_by
+    found = [reading for part in parts for reading in Scorer(model, part, (), *about).before]
     return plan.with_model(model).with_texts(found, prompts)
 
 

@@ -240,6 +240,11 @@ class EditPlan:
         own = self.settings.score_noise_sample
         return replace(self.corruption, sample=self.corruption.sample if own is None else own)
 
+    @property
+    def routed_by(self) -> Decoder | None:
+        """The model whose routers choose in the scores, None where each model's own do."""
+        return self.model if self.settings.routing == "unchanged" else None
+
     def with_model(self, model: Decoder) -> "EditPlan":
         """The same plan for another view of the model, such as one with earlier edits."""
         return replace(self, model=model)
@@ -335,7 +340,8 @@ class EditPlan:
     ) -> EditResult:
         number = {f.fact_id: i for i, f in enumerate(facts)}
         prompts = [self.prompts(f, texts.get(f.fact.subject, [])) for f in facts]
-        scorer = Scorer(self.model, prompts, [e.first_layer for e in edits], self.scoring_corruption)
+        first = [e.first_layer for e in edits]
+        scorer = Scorer(self.model, prompts, first, self.scoring_corruption, self.routed_by)
         unedited = self.with_texts(scorer.before, prompts)
         mine = [number[e.fact_id] for e in edits]
         after = self._with_texts_after(

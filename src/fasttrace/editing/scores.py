@@ -216,8 +216,10 @@ class Scorer:
         facts: Sequence[Sequence[ScoredPrompt]],
         layers: Sequence[int],
         corruption: Corruption | None = None,
+        routed_by: Decoder | None = None,
     ) -> None:
-        """layers: the first layers of the edits that `after` will score."""
+        """layers: the first layers of the edits that `after` will score. routed_by: the unedited model, whose routers
+        choose the experts of every token, also after an edit; None leaves that to the routers of the edited model."""
         self.model, self.facts = model, list(facts)
         self.batch = PromptBatch(facts)
         packed = pack(model, self.batch.sequences)
@@ -225,13 +227,23 @@ class Scorer:
         self.lengths = packed.lengths
         self.entry: dict[int, tuple[Tensor, Keys, Tensor]] = {}
         entry_layers = set(layers)
+        self.chosen_by: dict[int, Tensor] = {}
 
         def visit(seen: Visited) -> None:
             if seen.layer in entry_layers:
                 self.entry[seen.layer] = seen.resid_mid, seen.keys, seen.value
+            if routed_by is model:
+                keep(seen)
+
+        def keep(seen: Visited) -> None:
+            if seen.keys.x is not None:
+                self.chosen_by[seen.layer] = seen.keys.x
 
         with torch.no_grad():
-            h = walk(model, packed, embed_corrupted(model, packed, self.batch.subjects, corruption), visit)
+            embedded = embed_corrupted(model, packed, self.batch.subjects, corruption)
+            if routed_by is not None and routed_by is not model:
+                walk(routed_by, packed, embedded, keep)
+            h = walk(model, packed, embedded, visit, self.chosen_by)
             ends = np.cumsum(packed.lengths)
             rows = np.concatenate([np.arange(e - r, e) for e, r in zip(ends, self.batch.read, strict=True)])
             h = h[torch.from_numpy(rows).to(h.device)]
@@ -255,7 +267,7 @@ class Scorer:
                 source, length = int(self.begin[s]), self.lengths[s]
                 spans.append(Span(job, source, length, 0, 0, 0, self.batch.read[s]))
         chosen = [edits[number][1] for number in order]
-        wave = EditWave(self.model, [edit.first_layer for edit in chosen], spans)
+        wave = EditWave(self.model, [edit.first_layer for edit in chosen], spans, self.chosen_by)
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
             resid_mid, keys, value = self.entry[layer]

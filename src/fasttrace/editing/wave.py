@@ -5,7 +5,7 @@ of a job are taken from the clean pass at ℓ and run only through the layers ab
 jobs (docs/algorithms.md, section 17).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -48,11 +48,19 @@ class Visited:
 
 
 @torch.no_grad()
-def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], None]) -> Tensor:
+def walk(
+    model: Decoder,
+    batch: Batch,
+    h: Tensor,
+    visit: Callable[[Visited], None],
+    chosen_by: Mapping[int, Tensor] | None = None,
+) -> Tensor:
     """h: (N, d) input of block 0 → (N, d) residual after the last block. Calls `visit` for every layer.
 
-    What is visited is on the block's device.
+    What is visited is on the block's device. chosen_by: layer → (N, d), the MLP input by which its router chooses; at
+    other layers, and if None, it is the pass's own.
     """
+    chosen_by = {} if chosen_by is None else chosen_by
     rotary = model.rotary(batch.positions)
     for layer, block in model.layers():
         h, rotary = h.to(block.device), bring(rotary, block.device)
@@ -60,7 +68,8 @@ def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], Non
         k, v = block.key_value(x, rotary)
         attn = block.attn_value(mix(block, block.query(x, rotary), k, v, batch.sequences))
         resid_mid = h + block.attn_add(attn)
-        keys, value = block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid))
+        entering = block.mlp_norm(h if block.parallel else resid_mid)
+        keys, value = block.keys_and_value(entering, chosen_by.get(layer))
         resid_post = resid_mid + block.mlp_add(value)
         visit(Visited(layer, h, k, v, attn, resid_mid, keys, value, resid_post))
         h = resid_post
@@ -105,11 +114,18 @@ class EditWave:
     """The rows of many jobs that run together, in the order of the jobs, whose entry layers ascend.
 
     spans: the sequences of all jobs, job by job. layers: entry layer of each job. first_rows: (S,) first row of each
-    sequence. owner: (S,) its job. read_owner: (R,) the job of every row that is read.
+    sequence. owner: (S,) its job. read_owner: (R,) the job of every row that is read. chosen_by: layer → (N, d), the
+    MLP input of every row of the clean pass, by which its router chooses in place of the wave's own.
     """
 
-    def __init__(self, model: Decoder, layers: Sequence[int], spans: Sequence[Span]) -> None:
-        self.model, self.layers = model, list(layers)
+    def __init__(
+        self,
+        model: Decoder,
+        layers: Sequence[int],
+        spans: Sequence[Span],
+        chosen_by: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        self.model, self.layers, self.chosen_by = model, list(layers), chosen_by or {}
         device = model.device
         as_array = lambda name: np.array([getattr(s, name) for s in spans], dtype=np.int64)  # noqa: E731
         length, self.read_len, job = as_array("length"), as_array("read"), as_array("job")
@@ -209,7 +225,11 @@ class EditWave:
         if kept is not None:
             k, v = torch.cat((k, kept[layer][0])), torch.cat((v, kept[layer][1]))
         resid_mid = h + block.attn_out(mix(block, q, k, v, self._sequences(n, last, kept is not None)))
-        keys, value = block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid))
+        chosen_by = None
+        if (clean := self.chosen_by.get(layer)) is not None:
+            source = self.source[self.read[: int(begin[-1])]] if last else self.source[:n]
+            chosen_by = clean[source.to(clean.device)]
+        keys, value = block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid), chosen_by)
         if change is not None:
             value = change(layer, keys, value, begin)
         return resid_mid + block.mlp_add(value)

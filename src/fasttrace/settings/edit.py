@@ -117,6 +117,11 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         "the one of them with the largest weight (top), the shared one (shared), or numbers from 0, as in 3,7; by "
         "default routed",
     )
+    routing: Literal["redecided", "unchanged"] = setting(
+        default="redecided",
+        help="Experts that a token goes to when prompts are scored after an edit: those that the edited model's "
+        "routers choose, or, with unchanged, those of the unedited model with their weights",
+    )
     after: Literal["nothing", "rect", "prune"] = setting(
         default="nothing",
         help="What is done to an update: nothing; rect keeps the entries that change their weights most; prune presses "
@@ -161,6 +166,10 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         for name, owner in (("rect_share", "rect"), ("prune_base", "prune")):
             if getattr(self, name) != arguments_of(type(self))[name].default and self.after != owner:
                 raise refusal(self, name, f"a value only with after {owner}", f"one with after {self.after}")
+        if self.routing == "unchanged" and self.generate:
+            raise refusal(
+                self, "routing", "redecided with generate, whose tokens the unedited model lacks", "unchanged"
+            )
         if self.stop != "sentence" and not self.generate:
             raise refusal(self, "stop", "a value only with generate", "one without it")
         if (self.judge_url is None) != (self.judge_model is None):
