@@ -25,15 +25,15 @@ WORDS = {
     "last-prompt": "last prompt token",
 }
 LABEL_HEIGHT = 0.085  # of a line's label, as a share of the panel's height
-MODULES = ("block", "mlp", "attn", "head")
+MODULES = ("block", "mlp", "attn", "head", "expert")
 
 
 def draw_roles(averages: pa.Table) -> Figure:
-    """Mean indirect effects by token role, layer and head (Meng et al. 2022, Figures 2 and 3).
+    """Mean indirect effects by token role, layer and head, or expert (Meng et al. 2022, Figures 2 and 3).
 
-    A run of heads is a heatmap per role, heads down and layers across. Every other run is one panel with a line per
-    role, labelled at its end with the number of facts that have such a token. Its band is the 95 % confidence interval
-    of the mean over facts.
+    A run of heads or experts is a heatmap per role, these down and layers across. Every other run is one panel with a
+    line per role, labelled at its end with the number of facts that have such a token. Its band is the 95 % confidence
+    interval of the mean over facts.
     averages: the rows of sql/effects_by_role.sql, with the bands of `tracing.roles.with_bands`.
     """
     rows = need_rows(averages, "traces at single tokens")
@@ -146,7 +146,7 @@ def _heatmaps(part: Figure | SubFigure, rows: list[Row], title: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.set_yticks(range(len(heads)), heads)
     part.supxlabel("layer at the centre of the window (0-based)", color=INK, fontsize=10)
-    part.supylabel("head", color=INK, fontsize=10)
+    part.supylabel(rows[0]["module"], color=INK, fontsize=10)
     if image is not None:
         bar = part.colorbar(image, ax=list(panels.flat), pad=0.02)
         bar.set_label(_two_lines(effect_label(rows[0])), color=INK, fontsize=9, parse_math=False)

@@ -200,10 +200,10 @@ def role_figure(
     store: Stored, *, localization: str | None = None, metric: str | None = None, window_size: int | None = None
 ) -> Figure:
     """Mean indirect effects by token role and layer, a panel for each tracing run and window (Meng et al. 2022, Figures
-    2 and 3), and heads × layers for runs of heads.
+    2 and 3), and heads or experts × layers for runs of these.
 
     localization, metric, window_size: only the runs with that value. None: all runs, and of their windows the one
-    nearest to 5 (of heads and blocks: to 1).
+    nearest to 5 (of heads, experts and blocks: to 1).
     Raises StoreError where no run at single tokens has these values.
     """
     table = role_effects(store)
@@ -240,9 +240,9 @@ def role_effects(store: Readable) -> pa.Table:
 
 
 def _one_window(table: pa.Table) -> pa.Table:
-    """Of each run the rows of one window size: the nearest to the paper's 5, or to 1 for heads and blocks."""
+    """Of each run the rows of one window size: the nearest to the paper's 5, or to 1 for heads, experts and blocks."""
     rows = table.select(["trace_run_id", "module", "window_size"]).to_pylist()
-    usual = {row["trace_run_id"]: 1 if row["module"] in ("head", "block") else 5 for row in rows}
+    usual = {row["trace_run_id"]: 1 if row["module"] in ("head", "expert", "block") else 5 for row in rows}
     sizes: dict[str, set[int]] = {}
     for row in rows:
         sizes.setdefault(row["trace_run_id"], set()).add(row["window_size"])

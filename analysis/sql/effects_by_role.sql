@@ -1,5 +1,5 @@
 -- effects_by_role: the mean indirect effect by token role and layer (Meng et al. 2022, Figures 2 and 3).
--- Grain: one row per (tracing run, window_size, role, layer, head); head is NULL but for runs of module head.
+-- Grain: one row per (tracing run, window_size, role, layer, head); head is NULL but for runs of modules head and expert.
 -- Inputs: measured_cells, traces, trace_runs.
 -- Units: a fact's indirect effect at a role is the mean over its tokens of that role: by how much a cell moves the run's
 -- metric towards the clean pass (methods noise and zero: away from it), in the metric's own units. mean_effect,

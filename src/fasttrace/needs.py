@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fasttrace.editing.cost import job_bytes, moment_cost
 from fasttrace.editing.essence import TOKENS
+from fasttrace.editing.moments import places_of
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact, Fact, load_facts
 from fasttrace.memory import parse_bytes
@@ -100,14 +101,15 @@ def _memory(model: Decoder) -> list[Need]:
     tail = len(encoded.ids) - encoded.subject_end + len(encoded.target_true_ids) + 1
     rows = (1 + (METHODS[edit.method].contexts or 0)) * tail + 1
     tokens = 2 * prompt_count(encoded.fact) * len(encoded.ids) + edit.essence * TOKENS
-    one = moment_cost(model, [[layer]], 0, 0)
-    every = moment_cost(model, [list(range(model.n_layers))], 0, 0)
+    experts = {at: range(b.experts.count) for at, b in enumerate(model.blocks) if b.experts is not None}
+    one = moment_cost(model, [places_of([layer], experts)], 0, 0)
+    every = moment_cost(model, [places_of(range(model.n_layers), experts)], 0, 0)
     return [
         *found,
         Need(
             "edit", job_bytes(model, layer, rows, tokens), "bytes", f"one {edit.method} edit at layer {layer}, scored"
         ),
-        Need("moments_layer", one.disk, "bytes", "second moments of a layer, m² in float32"),
+        Need("moments_layer", one.disk, "bytes", "second moments of that layer, m² in float32, of every expert"),
         Need("moments", every.disk, "bytes", f"second moments of all {model.n_layers} layers"),
     ]
 

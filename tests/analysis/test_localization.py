@@ -139,7 +139,7 @@ def test_no_regression_pools_runs(every):
 
 def test_runs_of_two_engines_are_named_by_them_and_not_pooled(tmp_path):
     store = filled(tmp_path / "s.duckdb")
-    store.add(made_trace(IDS, run_id="t1", asked={"engine": "hooked"}))
+    store.add(traced("t1", engine="hooked"))
     names = {row["run_id"]: row["run_name"] for row in query(store, "FROM run_names").to_pylist()}
     assert names["t1"].startswith("engine hooked")
     assert names["t0"].startswith("engine wavefront")

@@ -77,7 +77,7 @@ def test_sums_are_the_float64_sums_of_their_keys(llama, text_file, tmp_path, mon
 
     def forward(model, batch, *, on_key):
         def both(layer, keys):
-            sums[layer] = sums.get(layer, 0) + keys.double().T @ keys.double()
+            sums[layer] = sums.get(layer, 0) + keys.of().double().T @ keys.of().double()
             on_key(layer, keys)
 
         return inner(model, batch, on_key=both)

@@ -10,7 +10,7 @@ import torch
 from fasttrace.cache import save_tensors
 from fasttrace.editing.methods import SOLVES, solve_of
 from fasttrace.editing.methods.base import PastKeys
-from fasttrace.editing.moments import Moments, layer_file
+from fasttrace.editing.moments import Moments, Place, layer_file
 from fasttrace.errors import UserError
 from fasttrace.settings.methods import METHODS
 
@@ -50,7 +50,7 @@ def solve(C, tmp_path):
             del own["null_threshold"]
         given = METHODS[method].settings(**own)
         model = SimpleNamespace(name="made", n_layers=LAYER + 1, key_width=M, device=torch.device("cpu"))
-        return solve_of(method, given, moments, model, [LAYER])
+        return solve_of(method, given, moments, model, [Place(LAYER)])
 
     return make
 

@@ -15,6 +15,7 @@ from hooked_trace import block_modules, mlp_modules
 from small_models import EVERY_FAMILY, EXPERTS, float64_where_it_says_float32, small_model
 
 import fasttrace as ft
+from fasttrace.editing.delta import parts_of
 from fasttrace.models import packed
 
 SEQUENCES = [[5, 9, 2, 7, 11, 3, 8, 1, 4], [17], [3, 3, 250]]
@@ -72,6 +73,10 @@ def test_reach_is_as_far_as_transformers_gradients_go(family, small_tokenizer):
             assert seen == [model.reach(layer, t) >= token >= t for t in range(ids.shape[1])], (layer, token)
 
 
+def _weight_of(mlp, expert):
+    return down_projection(mlp).weight if expert is None else mlp.experts.down_proj[expert]
+
+
 def _first(out):
     return out[0] if isinstance(out, tuple) else out
 
@@ -109,10 +114,11 @@ def test_rome(family, small_tokenizer, corpus, tmp_path):
     moments = ft.second_moments(model, corpus, tokens=600, sequence_length=32, cache_dir=tmp_path, ridge=1e-2)
     result = ft.edit(model, EDITED[:1], layers=[1], moments=moments, contexts=CONTEXTS, essence=0, steps=4, lr=0.5)
     [edit], [fact] = result.edits, EDITED[:1]
-    weight = down_projection(mlp_modules(model.hf)[1]).weight
-    update = edit.updates[1].matrix()
-    with torch.no_grad():
-        weight += (update if weight.shape == update.shape else update.t()).to(weight.dtype)
+    for expert, part in parts_of(edit.updates[1]).items():
+        weight = _weight_of(mlp_modules(model.hf)[1], expert)
+        update = part.matrix()
+        with torch.no_grad():
+            weight += (update if weight.shape == update.shape else update.t()).to(weight.dtype)
     moved = []
     for row in result.prompts.to_pylist():
         for target, name in ((fact.target_false, "p"), (fact.target_true, "p_true")):

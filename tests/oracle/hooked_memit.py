@@ -5,6 +5,7 @@ It uses nothing of fasttrace's engine. Sources: Meng et al. 2022 (arXiv 2210.072
 """
 
 import torch
+from hooked_experts import expert_weight, key_and_value_of
 from hooked_rome import down_projection, find_last_subject_token, noised
 from hooked_trace import mlp_modules
 
@@ -12,12 +13,15 @@ from hooked_trace import mlp_modules
 def hooked_memit(
     hf, tokenizer, blocks, prompt, subject, target_ids, window, contexts, change_of,
     steps, lr, kl_factor, decay, clamp, noise=None, minimise=False, places=None, share=None, settling=None,
+    experts=None,
 ):  # fmt: skip
     """Return layer → ΔW (d, m) float64. blocks: the model's blocks. change_of: layer, residual (d,), key (m,) → ΔW.
 
     places: modules to whose outputs a δ each is added; the edit has to give the first one's (the window's last block).
+    experts: layer → those that are changed, whose down-projections are side by side in ΔW; none at a dense layer.
     share: layers left → what the missing part is divided by (their number). settling: PMET's (factor, KL), or None.
     """
+    experts = experts or {}
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
     top = window[-1]
@@ -51,8 +55,11 @@ def hooked_memit(
         at = find_last_subject_token(tokenizer, text, subject)
         kept, outputs = {}, [None] * len(places)
         hooks = [
-            down_projection(mlp_modules(hf)[layer]).register_forward_hook(
-                lambda m, a, o: kept.update(key=a[0].reshape(-1, a[0].shape[-1])[at].clone())
+            *(
+                down_projection(mlp_modules(hf)[layer]).register_forward_hook(
+                    lambda m, a, o: kept.update(key=a[0].reshape(-1, a[0].shape[-1])[at].clone())
+                )
+                for _ in range(0 if experts.get(layer) else 1)
             ),
             *(
                 place.register_forward_hook(lambda m, a, o, n=n: outputs.__setitem__(n, first(o)[0, at].clone()))
@@ -63,6 +70,8 @@ def hooked_memit(
             hf(torch.tensor([tokenizer(text)["input_ids"]]))
         for hook in hooks:
             hook.remove()
+        if own := experts.get(layer):
+            kept["key"] = key_and_value_of(hf, tokenizer, subject, layer, own)(text)[0]
         return kept["key"], outputs
 
     origins = seen(texts[0], top)[1]
@@ -99,20 +108,24 @@ def hooked_memit(
     z = (origins[0] + deltas[0].detach()).double()
 
     changes = {}
-    unedited = {layer: down_projection(mlp_modules(hf)[layer]).weight.clone() for layer in window}
+    unedited = [weight.detach().clone() for weight in hf.parameters()]
     for left, layer in zip(range(len(window), 0, -1), window, strict=True):
         # The bare prompt has half of the weight, and the other contexts share the other half.
         parts = [0.5, *(0.5 / (len(texts) - 1) for _ in texts[1:])] if len(texts) > 1 else [1.0]
         key = sum(part * seen(text, layer)[0].double() for part, text in zip(parts, texts, strict=True))
         residual = (z - seen(texts[0], top)[1][0].double()) / share(left)
         changes[layer] = change_of(layer, residual, key)
-        module = down_projection(mlp_modules(hf)[layer])
-        update = changes[layer].T if _stored_across(module) else changes[layer]
         with torch.no_grad():
+            if own := experts.get(layer):
+                for expert, part in zip(own, changes[layer].chunk(len(own), dim=1), strict=True):
+                    expert_weight(mlp_modules(hf)[layer], expert).add_(part)
+                continue
+            module = down_projection(mlp_modules(hf)[layer])
+            update = changes[layer].T if _stored_across(module) else changes[layer]
             module.weight += update.to(module.weight.dtype)
     with torch.no_grad():
-        for layer in window:
-            down_projection(mlp_modules(hf)[layer]).weight.copy_(unedited[layer])
+        for weight, old in zip(hf.parameters(), unedited, strict=True):
+            weight.copy_(old)
     return changes
 
 

@@ -46,9 +46,12 @@ def noised(hf, tokenizer, text, subject, noise):
 
 def hooked_rome(
     hf, tokenizer, prompt, subject, target, layer, contexts, inverse_key, steps, lr, kl_factor, decay, clamp,
-    noise=None, minimise=False,
+    noise=None, minimise=False, read=None,
 ):  # fmt: skip
-    """Return value (d,) and u (m,) of ΔW = value uᵀ. inverse_key: k* (m,) → C⁻¹k* (m,) float64. target: text or ids."""
+    """Return value (d,) and u (m,) of ΔW = value uᵀ. inverse_key: k* (m,) → C⁻¹k* (m,) float64. target: text or ids.
+
+    read: text → key and value at the last subject token, where the MLP has no single down-projection.
+    """
     target_ids = tokenizer(" " + target, add_special_tokens=False)["input_ids"] if isinstance(target, str) else target
     texts = [c.replace("{}", prompt.replace("{}", subject)) for c in contexts]
     essence = f"{subject} is a"
@@ -71,6 +74,7 @@ def hooked_rome(
         hooks[0].remove()
         return seen["key"], seen["value"]
 
+    key_and_value = read or key_and_value
     keys = torch.stack([key_and_value(text)[0] for text in texts])
     key0, v0 = key_and_value(texts[0])
     u = inverse_key(keys.double().mean(0))
@@ -80,9 +84,10 @@ def hooked_rome(
         at = find_last_subject_token(tokenizer, text, subject)
 
         def nudge(module, args, out):
-            rows = out.reshape(-1, out.shape[-1]).clone()
+            whole = out[0] if isinstance(out, tuple) else out
+            rows = whole.reshape(-1, whole.shape[-1]).clone()
             rows[at] += delta
-            return rows.view(out.shape)
+            return (rows.view(whole.shape), *out[1:]) if isinstance(out, tuple) else rows.view(whole.shape)
 
         hook = mlp.register_forward_hook(nudge)
         ids = [*tokenizer(text)["input_ids"], *extra]

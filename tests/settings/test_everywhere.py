@@ -44,13 +44,18 @@ ELSEWHERE = {
 ELSEWHERE_IN_RUNS = {"memory", "sigma_facts", "continue_from", "judge_url", "judge_model", "judge_timeout"}
 # Setting → the settings that it requires.
 COMPANIONS = {
-    "verify_top": {"method": "attribution"}, "heads": {"module": "head"},
+    "verify_top": {"method": "attribution"}, "heads": {"module": "head"}, "trace.experts": {"module": "expert"},
     "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"}, "held_out_tokens": {"held_out": __file__},
     "lm_eval_limit": {"lm_eval": ["a"]}, "lm_eval_tasks": {"lm_eval": ["a"]},
     "stop": {"generate": 1},
     "judge_url": {"judge_model": "m", "generate": 1},
     "judge_model": {"judge_url": "http://u/v1", "generate": 1},
 }  # fmt: skip
+
+
+def companions(verb, name):
+    """The settings without which a verb's setting is refused."""
+    return COMPANIONS.get(f"{verb}.{name}", COMPANIONS.get(name, {}))
 
 
 def every(kinds):
@@ -130,7 +135,7 @@ def test_a_study_file_with_every_key_is_read(table, tmp_path):
         value = {"steps": 7} if key == "set" else another(kind, one)
         table_of = {"set": "{ steps = 7 }", "map": '{ a = "b" }'}
         line = f"{key} = {table_of.get(key) or json.dumps(value)}"
-        more = "".join(f"{name} = {json.dumps(needed)}\n" for name, needed in COMPANIONS.get(key, {}).items())
+        more = "".join(f"{name} = {json.dumps(needed)}\n" for name, needed in companions(table, key).items())
         head = {"study": "", "trace": "[[trace]]\n", "edit": "[[edit]]\n"}.get(table, f"[{table}]\n")
         path = tmp_path / f"{key}.toml"
         tail = '[[trace]]\ncorruption = "counterfactual"\n' if key == "pairs" else ""  # which pairs are for
@@ -145,7 +150,7 @@ def test_a_study_file_with_every_key_is_read(table, tmp_path):
 def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
     """Parsing the command gives the same settings."""
     [verb] = [verb for verb, settings in KINDS.items() if settings is kind]
-    made = kind(**{one.name: another(kind, one)}, **COMPANIONS.get(one.name, {}))
+    made = kind(**{one.name: another(kind, one)}, **companions(verb, one.name))
     named = run_settings(made)
     assert (one.name in named) == (one.names_run != "never" and one.name not in RUN_COLUMNS)
     own = getattr(made, "hyperparameters", None)

@@ -178,11 +178,11 @@ def _is_normed(model, block):
 
 def _mlp(model, block):
     """The kind of a block's MLP."""
-    said = ["gated" if block.mlp_products > 1 else "plain"]
+    said = ["gated" if block.mlp_products > 1 else "plain", *(["beside attention"] if block.parallel else [])]
     if block.experts is not None:
         said.append("experts")
-    if block.parallel:
-        said.append("beside attention")
+    if block.shared is not None:
+        said.append("shared expert")
     return said
 
 

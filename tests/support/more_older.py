@@ -61,9 +61,14 @@ def _multimodal(vocab_size: int):
     return {
         "gemma3-wrapper": lambda: tf.Gemma3Config(
             text_config={
-                **text, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 4, "sliding_window_pattern": 3
+                **text, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 4, "sliding_window_pattern": 3,
+                "final_logit_softcapping": 2.0,
             },
             vision_config=tower, mm_tokens_per_image=1, image_token_id=1,
+        ),
+        "aya-vision": lambda: tf.AyaVisionConfig(
+            text_config={**text, "model_type": "cohere2", "logit_scale": 0.5, "sliding_window": 4, "pad_token_id": 0},
+            vision_config={**tower, "model_type": "siglip_vision_model"}, image_token_id=1,
         ),
         "qwen2-vl": lambda: tf.Qwen2VLConfig(
             text_config={**text, "rope_parameters": mrope},

@@ -20,9 +20,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Dense, Update, check_updates, digest_of, load_delta
+from fasttrace.editing.delta import Dense, Update, check_updates, digest_of, load_delta, parts_of
 from fasttrace.errors import UserError
-from fasttrace.models.adapter import Block, Decoder, Model
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.block import Block
+from fasttrace.models.experts import Experts
 from fasttrace.models.placement import is_stored, keep_beside
 from fasttrace.ops.rank_one import rank_one_
 from fasttrace.settings.arguments import checked
@@ -31,7 +33,7 @@ from fasttrace.settings.kinds import Kind
 
 @torch.no_grad()
 def change_(weight: Tensor, update: Update) -> Tensor:
-    """Apply an update to a down-projection's weight in place. weight: (d, m), any layout. Returns it."""
+    """Apply an update, without its bias, to a down-projection in place. weight: (d, m), any layout. Returns it."""
     if weight.dtype == torch.float64 or isinstance(update, Dense):
         wide = torch.promote_types(weight.dtype, torch.float32)
         change = update.change if isinstance(update, Dense) else update.matrix()
@@ -41,9 +43,14 @@ def change_(weight: Tensor, update: Update) -> Tensor:
     return weight
 
 
-def changed_weight(block: Block, update: Update) -> Tensor:
-    """(d, m), a copy of the block's down-projection with the update applied, in the layout of the original."""
-    return change_(block.down.detach().clone(memory_format=torch.preserve_format), update)
+Parts = dict[int | None, Tensor]  # expert, or None at a dense layer → a down-projection, (d, m)
+
+
+def changed_weights(block: Block, update: Update) -> Parts:
+    """Copies of the block's down-projections with the update applied, each in the layout of the original."""
+    own = {expert: block.down_of(expert).detach() for expert in parts_of(update)}
+    copies = {expert: weight.clone(memory_format=torch.preserve_format) for expert, weight in own.items()}
+    return {expert: change_(copies[expert], part) for expert, part in parts_of(update).items()}
 
 
 def changed_bias(block: Block, update: Update) -> Tensor | None:
@@ -57,31 +64,37 @@ def _changed_bias(bias: Tensor, change: Tensor) -> Tensor:
 
 
 class _Changed:
-    """The down-projection of a block with an update: `weight` (d, m) and `bias` (d,) or None.
+    """The down-projections of a block that an update changes, with it, and the bias (d,) or None.
 
-    That of a resident block is a copy. That of a frozen block is made from what is brought, when it is first read, and
-    is let go with the layer.
+    Those of a resident block are copies. Those of a frozen block are made from what is brought, when they are first
+    read, and are let go with the layer.
     """
 
     def __init__(self, block: Block, update: Update) -> None:
         self.block, self.update = block, update
-        self.kept: tuple[Tensor, Tensor | None] | None = None if block.frozen else self._made()
+        self.kept: tuple[Parts, Tensor | None] | None = None if block.frozen else self._made()
         self.keeps = False
 
-    def _made(self) -> tuple[Tensor, Tensor | None]:
-        return changed_weight(self.block, self.update), changed_bias(self.block, self.update)
+    def _made(self) -> tuple[Parts, Tensor | None]:
+        return changed_weights(self.block, self.update), changed_bias(self.block, self.update)
 
     @property
-    def now(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias. While the layer of a frozen block is not brought, both are as `block` has them then."""
+    def now(self) -> tuple[Parts, Tensor | None]:
+        """Weights and bias. While the layer of a frozen block is not brought, they are as `block` has them then."""
         if self.kept is not None:
             return self.kept
         if not self.block.is_brought:
-            return self.block.down, self.block.down_bias
+            return {expert: self.block.down_of(expert) for expert in parts_of(self.update)}, self.block.down_bias
         made = self._made()
         if self.keeps:
             self.kept = made
         return made
+
+    @property
+    def experts(self) -> Experts:
+        """The experts of a layer that has any."""
+        assert self.block.experts is not None
+        return self.block.experts.with_changed(self.now[0])
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -99,7 +112,7 @@ class _Changed:
 def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
     """A view of the model with an edit applied.
 
-    Changed layers get their own down-projection. All other weights are shared, and `model` does not change.
+    Changed layers get their own down-projections. All other weights are shared, and `model` does not change.
     """
     view = copy.copy(model)
     view.blocks = list(model.blocks)
@@ -113,11 +126,13 @@ def edited_view(model: Decoder, updates: Mapping[int, Update]) -> Decoder:
 
 def _properties(changed: _Changed) -> dict[str, Any]:
     own: dict[str, Any] = {
-        "down": property(lambda _: changed.now[0]),
+        "down": property(lambda _: changed.now[0][None]),
         "down_bias": property(lambda _: changed.now[1]),
         "down_shape": property(lambda _: changed.block.down_shape),
         "is_brought": property(lambda _: changed.block.is_brought),
     }
+    if changed.block.experts is not None:
+        own = {"experts": property(lambda _: changed.experts), "is_brought": own["is_brought"]}
     return own | {"held": lambda _: changed.held()} if changed.block.frozen else own
 
 
@@ -229,7 +244,7 @@ def kept_beside(model: Decoder, updates: Mapping[int, Update]) -> Iterator[dict[
     try:
         for layer, update in updates.items():
             with model.brought(layer) as block:
-                if is_stored(model.hf, model.name_of(block.down)):
+                if _is_stored(model, block, update):
                     undo += _beside(model, block, update)
                 else:
                     left[layer] = update
@@ -242,13 +257,18 @@ def kept_beside(model: Decoder, updates: Mapping[int, Update]) -> Iterator[dict[
 def _apply(model: Decoder, layer: int, update: Update) -> list[Callable[[], object]]:
     """Apply an update to a layer. Returns what restores it."""
     with model.brought(layer) as block:
-        stored = block.frozen and is_stored(model.hf, model.name_of(block.down))
-        return (_beside if stored else _written)(model, block, update)
+        return (_beside if _is_stored(model, block, update) else _written)(model, block, update)
+
+
+def _is_stored(model: Decoder, block: Block, update: Update) -> bool:
+    """Whether the weights that an update changes are stored elsewhere. The block is brought."""
+    return block.frozen and any(is_stored(model.hf, name) for name in places(model, block, update))
 
 
 def _written(model: Decoder, block: Block, update: Update) -> list[Callable[[], object]]:
     """Write an update into a block's own weights. Returns what restores them."""
-    parts = [(block.down.detach(), changed_weight(block, update))]
+    made = changed_weights(block, update)
+    parts = [(block.down_of(expert).detach(), weight) for expert, weight in made.items()]
     if block.down_bias is not None and update.bias is not None:
         parts.append((block.down_bias.detach(), _changed_bias(block.down_bias, update.bias)))
     before = [own.clone() for own, _ in parts]
@@ -262,17 +282,35 @@ def _beside(model: Decoder, block: Block, update: Update) -> list[Callable[[], o
 
     Returns what takes the update away.
     """
-    down, name = block.down, model.name_of(block.down)
-    # The down-projection as a view of its parameter, which GPT-2 stores transposed.
-    view = down.shape, down.stride(), down.storage_offset() - model.hf.get_parameter(name).storage_offset()
-
-    def change(stored: Tensor) -> Tensor:
-        weight = stored.clone(memory_format=torch.contiguous_format)
-        change_(weight.as_strided(*view), update)
-        return weight
-
-    undo: list[Callable[[], object]] = [keep_beside(model.hf, name, change)]
-    if block.down_bias is not None and (added := update.bias) is not None:
+    undo: list[Callable[[], object]] = []
+    for name, views in places(model, block, update).items():
+        change = functools.partial(changed_parameter, views=views)
+        undo.append(keep_beside(model.hf, name, change))
+    if (added := update.bias) is not None and block.down_bias is not None:
         of_bias = model.name_of(block.down_bias)
         undo.append(keep_beside(model.hf, of_bias, lambda stored: _changed_bias(stored, added)))
     return undo
+
+
+# A down-projection as a view of its parameter, (shape, stride, offset), and its update. GPT-2 and GPT-OSS store it
+# transposed, and the experts of a layer share a parameter.
+View = tuple[tuple[tuple[int, ...], tuple[int, ...], int], Update]
+
+
+def places(model: Decoder, block: Block, update: Update) -> dict[str, list[View]]:
+    """Name of each parameter with down-projections that an update changes → those. The block is brought."""
+    found: dict[str, list[View]] = {}
+    for expert, part in parts_of(update).items():
+        down = block.down_of(expert)
+        name = model.name_of(down)
+        offset = down.storage_offset() - model.hf.get_parameter(name).storage_offset()
+        found.setdefault(name, []).append(((tuple(down.shape), down.stride(), offset), part))
+    return found
+
+
+def changed_parameter(own: Tensor, views: list[View]) -> Tensor:
+    """A copy of a parameter with the updates of its down-projections applied."""
+    weight = own.detach().contiguous().clone()
+    for view, part in views:
+        change_(weight.as_strided(*view), part)
+    return weight

@@ -23,7 +23,7 @@ from torch import Tensor
 from fasttrace.cache import cache_root
 from fasttrace.editing.applied import apply_delta
 from fasttrace.editing.corpus import Corpus, sampled_corpus, text_corpus
-from fasttrace.editing.delta import Update
+from fasttrace.editing.delta import Update, weight_of
 from fasttrace.editing.harness import Harness, prepare_harness
 from fasttrace.facts import EncodedFact, Fact, encode_prompt
 from fasttrace.models.adapter import Decoder
@@ -150,7 +150,7 @@ class WatchedModel:
             with apply_delta(watch.model, dict(updates)):
                 found = watch.harness.run(watch.model)
             tasks = [{**name, **row, "value_unedited": before.get((row["task"], row["metric"]))} for row in found]
-        return Measured(measures, [{**name, **row} for row in norms(watch.model, view, sorted(updates))], tasks)
+        return Measured(measures, [{**name, **row} for row in norms(watch.model, view, updates)], tasks)
 
 
 def prepare_watch(model: Decoder, asked: MassSettings) -> Watch:
@@ -177,14 +177,14 @@ def prepare_watch(model: Decoder, asked: MassSettings) -> Watch:
     return Watch(model, held_out, asked.fluency, asked.seed, harness, identity)
 
 
-def norms(model: Decoder, view: Decoder, layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Frobenius norms of the down-projections of `view`, of the unedited `model`, and of their difference.
+def norms(model: Decoder, view: Decoder, updates: Mapping[int, Update]) -> list[dict[str, Any]]:
+    """Frobenius norms of the edited down-projections: those of `view`, those of the unedited `model`, and the change's.
 
     Both are the weights in the model's dtype, as they are written. Returns rows of NORMS without its first columns.
     """
     rows = []
-    for layer, block in model.layers(layers):
-        before, after = block.down.detach(), view.blocks[layer].down.detach()
+    for layer, block in model.layers(sorted(updates)):
+        before, after = (weight_of(one, updates[layer]) for one in (block, view.blocks[layer]))
         wide = torch.promote_types(before.dtype, torch.float32)
         row = {"weight_norm": _norm(after), "weight_norm_unedited": _norm(before)}
         rows.append({"layer": layer, **row, "change_norm": _norm(after.to(wide) - before.to(wide))})

@@ -8,7 +8,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ from torch import Tensor
 from fasttrace.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.editing.cost import MomentCost, moment_cost
-from fasttrace.editing.moments import Moments, free_bytes, layer_file, singular
+from fasttrace.editing.moments import Moments, Place, free_bytes, layer_file, places_of, singular, width_of
 from fasttrace.editing.moments_npz import KeySum, is_key_sums, key_sums
 from fasttrace.errors import UserError
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.experts import SHARED
+from fasttrace.models.keys import Keys
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.packed import batches, forward, pack
 from fasttrace.ops.second_moment import second_moment_
@@ -75,13 +77,30 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     and ModelError for a float16 model.
     Source: docs/algorithms.md, section 10.
     """
-    begun = time.perf_counter()
     model.check_moments("second_moments")
     root = cache_root(given.cache_dir)
     if (source := _key_sums(given)) is not None:
         return _imported(model, source, carried(MomentSettings, given), root)
     asked = replaced(carried(MomentSettings, given), layers=_layers(model, given))
+    return collected(model, asked, _experts(model, asked), root, given.progress)
+
+
+def collected(
+    model: Decoder,
+    asked: MomentSettings,
+    experts: Mapping[int, Sequence[int]],
+    root: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Moments:
+    """`second_moments` with settings that are checked.
+
+    experts: layer → those to collect, at layers that have any. root: the folder of the cache.
+    """
+    begun = time.perf_counter()
+    if (source := _key_sums(asked)) is not None:
+        return _imported(model, source, asked, root)
     layers = list(asked.layers or ())
+    places = places_of(layers, experts)
     text = _corpus(model, asked, root)
     identity = {
         **text.identity,
@@ -94,13 +113,13 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     key = content_key(identity)
     folder = root / "moments" / key
     run = describe_run("moments", model, {**identity, **run_settings(asked)}, seed=asked.seed, protocol="paper")
-    missing = [layer for layer in layers if metadata_of(layer_file(folder, layer)) is None]
+    missing = [place for place in places if metadata_of(layer_file(folder, *place)) is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         if log.isEnabledFor(logging.INFO):
-            cost = planned_moments(model, asked, missing, text)
+            cost = planned_moments(model, asked, layers, places=missing, text=text)
             log.info("second moments of %s; about %.0f s", cost, cost.seconds(model))
-        _collect(model, text, missing, folder, asked.batch_rows, _budget(model, asked), given.progress)
+        _collect(model, text, missing, folder, asked.batch_rows, _budget(model, asked), progress)
     run["seconds"] = time.perf_counter() - begun
     return Moments(
         run=run,
@@ -114,6 +133,7 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
         path=folder,
         ridge=asked.ridge,
         source=None if asked.corpus is None else str(asked.corpus),
+        experts={layer: sorted(found) for layer, found in experts.items()},
     )
 
 
@@ -206,18 +226,31 @@ def _corpus(model: Decoder, asked: MomentSettings, root: Path) -> Corpus:
 
 
 def planned_moments(
-    model: Decoder, asked: MomentSettings, layers: Sequence[int], text: Corpus | None = None
+    model: Decoder,
+    asked: MomentSettings,
+    layers: Sequence[int],
+    *,
+    places: Sequence[Place] | None = None,
+    text: Corpus | None = None,
 ) -> MomentCost:
-    """The cost of collecting these layers: nothing where they are read from files. text: the corpus, if it is known."""
+    """The cost of collecting these layers, or only these down-projections of theirs: nothing where they are read from
+    files. text: the corpus, if it is known."""
     if _key_sums(asked) is not None:
         return moment_cost(model, [], 0, 0)
     sampled = asked.tokens if asked.corpus is None else 0
     tokens, to_sample = (asked.tokens, sampled) if text is None else (text.n_tokens, text.to_sample)
     itemsize = 4 if -(-tokens // asked.batch_rows) <= FLOAT32_BATCHES else 8
-    size = max(1, _budget(model, asked) // (model.key_width**2 * itemsize))
-    ordered = sorted(layers)
-    groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    if places is None:
+        places = places_of(layers, _experts(model, replaced(asked, layers=layers)))
+    groups = _groups(model, places, _budget(model, asked), itemsize)
     return moment_cost(model, groups, tokens, to_sample, itemsize)
+
+
+def _groups(model: Decoder, places: Sequence[Place], budget: int, itemsize: int) -> list[list[Place]]:
+    """The places in their order, in groups whose sums fit together, with at least one each."""
+    size = max(width_of(model, place) for place in places) ** 2 * itemsize if places else 1
+    each = max(1, budget // size)
+    return [list(places[i : i + each]) for i in range(0, len(places), each)]
 
 
 def _budget(model: Decoder, asked: MomentSettings) -> int:
@@ -226,16 +259,18 @@ def _budget(model: Decoder, asked: MomentSettings) -> int:
 
 def check_moments(model: Decoder, asked: MomentSettings) -> None:
     """Raise what `second_moments`, and a solve with fewer tokens than a key has entries, raise. No pass runs."""
-    m, n_tokens = model.key_width, asked.tokens
+    n_tokens = asked.tokens
     if (source := _key_sums(asked)) is not None:
         files, n_tokens = _files(model, source, asked)
-        layers = sorted(files)
+        places = places_of(files, {})
     else:
         layers = _layers(model, asked)
+        places = places_of(layers, _experts(model, replaced(asked, layers=layers)))
     if asked.corpus is not None and source is None:
         n_tokens = text_corpus(model, Path(asked.corpus).expanduser(), asked.tokens, asked.sequence_length).n_tokens
-    if asked.ridge == 0.0 and n_tokens < m:
-        raise singular(layers[0], m, n_tokens, asked.ridge)
+    for place in places if asked.ridge == 0.0 else ():
+        if n_tokens < width_of(model, place):
+            raise singular(place, width_of(model, place), n_tokens, asked.ridge)
 
 
 def _layers(model: Decoder, asked: MomentSettings) -> list[int]:
@@ -251,45 +286,66 @@ def _layers(model: Decoder, asked: MomentSettings) -> list[int]:
     return wanted
 
 
+def _experts(model: Decoder, asked: MomentSettings) -> dict[int, tuple[int, ...]]:
+    """Layer → the experts asked for, at the layers that have any. Raises UserError where none has, or an expert is
+    missing."""
+    found: dict[int, tuple[int, ...]] = {}
+    for layer in asked.layers or ():
+        block = model.blocks[layer]
+        if block.experts is None:
+            continue
+        shared = () if block.shared is None else (SHARED,)
+        found[layer] = (*shared, *range(block.experts.count))
+        if asked.experts != "all":
+            wanted = (SHARED,) if asked.experts == "shared" else tuple(sorted(set(asked.experts)))
+            if lost := sorted(set(wanted) - set(found[layer])):
+                have = f"some of 0 to {block.experts.count - 1}" + (" or shared" if shared else "")
+                raise refusal(asked, "experts", have, "shared" if lost[0] == SHARED else lost[-1])
+            found[layer] = wanted
+    if not found and asked.experts != "all":
+        raise refusal(asked, "experts", f"no value, as no layer of '{model.name}' that is asked for has experts", "one")
+    return found
+
+
 def _collect(
     model: Decoder,
     corpus: Corpus,
-    missing: list[int],
+    missing: list[Place],
     folder: Path,
     batch_rows: int,
     budget: int,
     progress: Progress | None,
 ) -> None:
-    """Compute and write the missing layers. Layers with a checkpoint of an interrupted run come first."""
+    """Compute and write what is missing. What has a checkpoint of an interrupted run comes first."""
     sequences = corpus.sequences(progress)
     parts = list(batches(sequences, batch_rows))
     dtype = torch.float32 if len(parts) <= FLOAT32_BATCHES else torch.float64
-    size = max(1, budget // (model.key_width**2 * dtype.itemsize))
-    work: list[tuple[list[int], Path | None]] = []
-    left = set(missing)
+    work: list[tuple[list[Place], Path | None]] = []
+    left = list(missing)
     for file in sorted(folder.glob("partial-*.safetensors")):
-        found = metadata_of(file)
-        started = sorted(left & set(found["layers"])) if found else []
-        if started:
-            work.append((started[:size], file))
-            left -= set(started[:size])
-    rest = sorted(left)
-    work += [(rest[i : i + size], None) for i in range(0, len(rest), size)]
+        found = metadata_of(file) or {}
+        if started := [place for place in left if place.name in found.get("places", ())]:
+            started = _groups(model, started, budget, dtype.itemsize)[0]
+            work.append((started, file))
+            left = [place for place in left if place not in started]
+    work += [(group, None) for group in _groups(model, left, budget, dtype.itemsize)]
 
     total, model_hash = corpus.n_tokens * len(work), model.model_hash
     for number, (group, partial) in enumerate(work):
         done = _Report(progress, corpus.n_tokens * number, total)
-        sums = _group_sums(model, sequences, group, folder, partial, batch_rows, dtype, done)
+        sums, routed = _group_sums(model, sequences, group, folder, partial, batch_rows, dtype, done)
         # Hashing and writing a large layer takes longer than computing it, and needs no lock of Python's.
         with ThreadPoolExecutor(WRITERS) as pool:
             writing: deque[Future[None]] = deque()
-            for layer in group:
+            for place in group:
                 if len(writing) == WRITERS:
                     writing.popleft().result()
-                note = {"layer": layer, "n_tokens": corpus.n_tokens, "model": model_hash}
-                mean = (sums.pop(layer).double() / corpus.n_tokens).float().cpu()
+                note = {"layer": place.layer, "n_tokens": corpus.n_tokens, "model": model_hash}
+                if place.expert is not None:
+                    note |= {"expert": place.expert, "routed": routed[place]}
+                mean = (sums.pop(place).double() / corpus.n_tokens).float().cpu()
                 told = {**note, "corpus": corpus.corpus_hash}
-                writing.append(pool.submit(save_tensors, layer_file(folder, layer), {"C": mean}, told))
+                writing.append(pool.submit(save_tensors, layer_file(folder, *place), {"C": mean}, told))
             for one in writing:
                 one.result()
         _tidy(folder)
@@ -309,32 +365,38 @@ class _Report:
 def _group_sums(
     model: Decoder,
     sequences: list[list[int]],
-    group: list[int],
+    group: list[Place],
     folder: Path,
     partial: Path | None,
     batch_rows: int,
     dtype: torch.dtype,
     report: _Report,
-) -> dict[int, Tensor]:
-    """Σ k kᵀ of a group of layers over all sequences, resumed from the checkpoint `partial` if given."""
-    m = model.key_width
+) -> tuple[dict[Place, Tensor], dict[Place, int]]:
+    """Σ k kᵀ of a group over all sequences, and how many of their tokens each has keys of, resumed from the checkpoint
+    `partial` if given."""
     position = 0
-    sums: dict[int, Tensor] = {}
+    sums: dict[Place, Tensor] = {}
+    routed = dict.fromkeys(group, 0)
     if partial is not None:
         tensors, note = load_tensors(partial)
         position = note["sequences"]
-        sums = {layer: tensors[str(layer)].to(model.device, dtype) for layer in group}
-    for layer in group:
-        sums.setdefault(layer, torch.zeros((m, m), dtype=dtype, device=model.device))
+        sums = {place: tensors[place.name].to(model.device, dtype) for place in group}
+        routed = {place: note["routed"][place.name] for place in group}
+    for place in group:
+        m = width_of(model, place)
+        sums.setdefault(place, torch.zeros((m, m), dtype=dtype, device=model.device))
 
     # The pass needs no layer above the group's last, so it runs a view of the model without them.
     lower = copy.copy(model)
-    lower.blocks = model.blocks[: group[-1] + 1]
+    lower.blocks = model.blocks[: group[-1].layer + 1]
 
-    def add(layer: int, keys: Tensor) -> None:
-        if layer in sums:
-            narrow = keys if keys.dtype != torch.float64 else keys.float()
-            second_moment_(sums[layer], narrow.to(sums[layer].device))
+    def add(layer: int, keys: Keys) -> None:
+        for place in group:
+            if place.layer == layer:
+                key = keys.of_one(place.expert)
+                routed[place] += len(key)
+                narrow = key if key.dtype != torch.float64 else key.float()
+                second_moment_(sums[place], narrow.to(sums[place].device))
 
     tokens = sum(len(s) for s in sequences[:position])
     report(tokens)
@@ -346,20 +408,21 @@ def _group_sums(
         report(tokens)
         reached = position + part.stop
         if time.monotonic() - saved >= CHECKPOINT_SECONDS and reached < len(sequences):
-            _checkpoint(folder, sums, reached)
+            _checkpoint(folder, sums, routed, reached)
             saved = time.monotonic()
-    return sums
+    return sums, routed
 
 
-def _checkpoint(folder: Path, sums: dict[int, Tensor], reached: int) -> None:
-    note = {"layers": sorted(sums)}
+def _checkpoint(folder: Path, sums: dict[Place, Tensor], routed: dict[Place, int], reached: int) -> None:
+    note = {"places": [place.name for place in sums]}
     path = folder / f"partial-{content_key(note)[:8]}.safetensors"
-    save_tensors(path, {str(layer): C for layer, C in sums.items()}, {**note, "sequences": reached})
+    about = {**note, "sequences": reached, "routed": {place.name: n for place, n in routed.items()}}
+    save_tensors(path, {place.name: C for place, C in sums.items()}, about)
 
 
 def _tidy(folder: Path) -> None:
-    """Remove checkpoints that cannot be read or whose layers are all done."""
+    """Remove checkpoints that cannot be read or whose sums are all done."""
     for partial in folder.glob("partial-*.safetensors"):
-        note = metadata_of(partial)
-        if note is None or all(layer_file(folder, layer).is_file() for layer in note["layers"]):
+        note = metadata_of(partial) or {}
+        if all(layer_file(folder, *Place.named(name)).is_file() for name in note.get("places", ())):
             partial.unlink(missing_ok=True)

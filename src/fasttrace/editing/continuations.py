@@ -16,6 +16,7 @@ from fasttrace.memory import pack_by_budget
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, embed_corrupted
 from fasttrace.models.generate import greedy_tokens
+from fasttrace.models.keys import Keys
 from fasttrace.models.packed import Batch
 from fasttrace.models.stops import cut
 from fasttrace.models.texts import is_cut, text_after, token_bytes
@@ -72,8 +73,8 @@ class _Change:
         self.edits = edits
         self.first = np.append(0, np.cumsum(counts))  # the first text of each edit
 
-    def __call__(self, layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
+    def __call__(self, layer: int, keys: Keys, value: Tensor, begin: np.ndarray) -> Tensor:
         """begin: (texts + 1,), the first row of each text → the MLP's output (N, d) with the edits."""
         if not any(layer in edit.updates for edit in self.edits):
             return value
-        return add_updates(layer, key, value, self.edits, begin[self.first])
+        return add_updates(layer, keys, value, self.edits, begin[self.first])

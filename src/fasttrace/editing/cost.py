@@ -11,6 +11,7 @@ from fasttrace.editing.corpus import SAMPLED_ROWS
 from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.methods.finetune import NOISE_ROWS
+from fasttrace.editing.moments import Place, width_of
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
 from fasttrace.memory import size_text
@@ -99,7 +100,8 @@ def job_bytes(model: Decoder, layer: int, rows: int, tokens: int, matrices: int 
 class MomentCost:
     """The cost of collecting second moments.
 
-    layers: how many. width: m. disk: bytes of their files. memory: bytes of the running sums. passes: passes over the
+    layers: how many matrices. width: m, the largest. disk: bytes of their files. memory: bytes of the running sums.
+    passes: passes over the
     corpus. to_sample: tokens that are sampled first. sampling: FLOPs of that. flops: FLOPs of the passes. rows: rows
     times layers of the passes.
     """
@@ -132,29 +134,28 @@ class MomentCost:
 
 
 def moment_cost(
-    model: Decoder, groups: Sequence[Sequence[int]], tokens: int, to_sample: int, itemsize: int = 4
+    model: Decoder, groups: Sequence[Sequence[Place]], tokens: int, to_sample: int, itemsize: int = 4
 ) -> MomentCost:
-    """Predict the work of collecting second moments of groups of layers, each in a pass over `tokens` tokens.
+    """Predict the work of collecting second moments in groups, each in a pass over `tokens` tokens.
 
     to_sample: number of tokens that the model samples first. itemsize: bytes of a number of the sums.
     """
-    m = model.key_width
     by_block = [sum(linear_flops(model, block)) for block in model.blocks]
-    layers = sum(map(len, groups))
-    blocks = sum(max(group) + 1 for group in groups if group)
-    flops = float(tokens) * (sum(sum(by_block[: max(group) + 1]) for group in groups if group) + layers * m**2)
+    sizes = [[width_of(model, place) ** 2 for place in group] for group in groups]
+    total = sum(map(sum, sizes))
+    tops = [group[-1].layer + 1 for group in groups]
+    flops = float(tokens) * (sum(sum(by_block[:top]) for top in tops) + total)
     sampling = float(to_sample) * (sum(by_block) + 2 * model.width * model.vocab_size)
-    largest = max(map(len, groups), default=0)
     return MomentCost(
-        layers,
-        m,
-        layers * m**2 * 4,
-        largest * m**2 * itemsize,
+        sum(map(len, groups)),
+        max((width_of(model, place) for group in groups for place in group), default=model.key_width),
+        total * 4,
+        max(map(sum, sizes), default=0) * itemsize,
         len(groups),
         to_sample,
         sampling,
         flops,
-        tokens * blocks,
+        tokens * sum(tops),
     )
 
 

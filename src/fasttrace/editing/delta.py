@@ -12,13 +12,17 @@ from torch import Tensor
 
 from fasttrace.cache import digest, load_tensors, metadata_of, save_tensors
 from fasttrace.errors import UserError, shown
-from fasttrace.models.adapter import Block, Decoder, Model
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.block import Block
+from fasttrace.models.experts import SHARED
 from fasttrace.settings.arguments import checked
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """W += valueᵀ key, a sum of w outer products. value: (w, d) float32. key: (w, m) float32.
+
+    experts: those that are changed at a layer with experts. W is their down-projections side by side there, (d, S·m).
 
     Scores use the unrounded update, although a bfloat16 W rounds it when it is written. On SmolLM2-135M the scored p
     differs from that of the written weights by 0.002 on average. Scoring the rounded update differs no less, because
@@ -28,12 +32,14 @@ class LowRank:
     value: Tensor
     key: Tensor
     bias: None = None
+    experts: tuple[int, ...] = ()
 
     @classmethod
-    def zero(cls, block: Block) -> "LowRank":
+    def zero(cls, block: Block, experts: Sequence[int] = ()) -> "LowRank":
         """A rank-one update that does not change the block's down-projection."""
-        d, m = block.down_shape
-        return cls(torch.zeros(1, d, device=block.device), torch.zeros(1, m, device=block.device))
+        d, m = block.down_shape_of(experts)
+        value, key = (torch.zeros(1, n, device=block.device) for n in (d, m))
+        return cls(value, key, experts=tuple(experts))
 
     def changes(self) -> bool:
         """Whether the update changes any weight."""
@@ -43,10 +49,15 @@ class LowRank:
         """The change of W, (d, m) float64."""
         return self.value.double().T @ self.key.double()
 
+    def columns(self, of: slice) -> "LowRank":
+        """The update of some columns of W."""
+        return LowRank(self.value, self.key[:, of])
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
     """W += change, and bias += bias where the method changes it. change: (d, m) float32. bias: (d,) float32 or None.
+    experts: as in `LowRank`.
 
     In a bfloat16 model, those of fine-tuning are the changes that remain once the weights are rounded (`as_rounded`).
     Then the scores are those of the written weights. The others are not rounded.
@@ -54,6 +65,7 @@ class Dense:
 
     change: Tensor
     bias: Tensor | None = None
+    experts: tuple[int, ...] = ()
 
     def changes(self) -> bool:
         """Whether the update changes any weight."""
@@ -63,8 +75,26 @@ class Dense:
         """The change of W, (d, m) float64."""
         return self.change.double()
 
+    def columns(self, of: slice) -> "Dense":
+        """The update of some columns of W, and of the bias."""
+        return Dense(self.change[:, of], self.bias)
+
 
 Update = LowRank | Dense
+
+
+def parts_of(update: Update) -> dict[int | None, Update]:
+    """Expert → the update of its down-projection; {None: update} at a dense layer."""
+    if not update.experts:
+        return {None: update}
+    m = (update.key if isinstance(update, LowRank) else update.change).shape[1] // len(update.experts)
+    return {expert: update.columns(slice(i * m, (i + 1) * m)) for i, expert in enumerate(update.experts)}
+
+
+def weight_of(block: Block, update: Update) -> Tensor:
+    """(d, S·m), the W of an update: the block's down-projection, or those of the update's experts side by side."""
+    weights = [block.down_of(expert).detach() for expert in parts_of(update)]
+    return weights[0] if len(weights) == 1 else torch.cat(weights, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +140,12 @@ UNMOVED = (
 NO_NUMBER = "the edited model's probabilities are not numbers: its weights are too large"
 
 
+def unrouted(experts: Sequence[int], layer: int) -> str:
+    """Why an edit of experts that its fact does not go to is zero."""
+    which = ", ".join(map(str, experts))
+    return f"the last subject token of the prompt does not go to expert {which} of layer {layer}: its change is zero"
+
+
 def finite_edit(model: Decoder, edit: Edit) -> Edit:
     """The edit, or, where its loss or a number of its change is NaN or infinite, a zero edit with the reason.
 
@@ -119,12 +155,15 @@ def finite_edit(model: Decoder, edit: Edit) -> Edit:
     numbers = [number for number in (edit.loss, edit.delta_norm) if number is not None]
     if all(map(math.isfinite, numbers)) and all(bool(torch.isfinite(part).all()) for part in parts):
         return edit if edit.reason is not None or edit.changes() else replace(edit, reason=UNMOVED)
-    return zero_edit(model, edit.fact_id, edit.layer, sorted(edit.updates), DIVERGED)
+    experts = {at: update.experts for at, update in edit.updates.items()}
+    return zero_edit(model, edit.fact_id, edit.layer, sorted(edit.updates), DIVERGED, experts)
 
 
-def zero_edit(model: Decoder, fact_id: str, layer: int, window: Sequence[int], reason: str) -> Edit:
-    """An edit of a window's layers that changes nothing, for the given reason."""
-    updates = {at: LowRank.zero(model.blocks[at]) for at in window}
+def zero_edit(
+    model: Decoder, fact_id: str, layer: int, window: Sequence[int], reason: str, experts: Mapping[int, tuple[int, ...]]
+) -> Edit:
+    """An edit of a window's layers, of their experts where they have any, that changes nothing for the given reason."""
+    updates = {at: LowRank.zero(model.blocks[at], experts.get(at, ())) for at in window}
     return Edit(fact_id, layer, updates, 0.0, None, reason=reason)
 
 
@@ -134,8 +173,15 @@ def summed(edits: Sequence[Mapping[int, Update]]) -> dict[int, Dense]:
     for layer in sorted({layer for updates in edits for layer in updates}):
         at_layer = [updates[layer] for updates in edits if layer in updates]
         biases = [u.bias.double() for u in at_layer if u.bias is not None]
-        change = torch.stack([u.matrix() for u in at_layer]).sum(0) if len(at_layer) > 1 else at_layer[0].matrix()
-        total[layer] = Dense(change.float(), torch.stack(biases).sum(0).float() if biases else None)
+        parts: dict[int | None, list[Tensor]] = {}
+        for update in at_layer:
+            for expert, part in parts_of(update).items():
+                parts.setdefault(expert, []).append(part.matrix())
+        experts = sorted(parts, key=lambda one: -1 if one is None else one)
+        sums = [torch.stack(parts[one]).sum(0) if len(parts[one]) > 1 else parts[one][0] for one in experts]
+        change = sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
+        bias = torch.stack(biases).sum(0).float() if biases else None
+        total[layer] = Dense(change.float(), bias, tuple(one for one in experts if one is not None))
     return total
 
 
@@ -159,10 +205,13 @@ def digest_of(updates: Mapping[int, Update]) -> str:
 
 
 def tensors_of(updates: Mapping[int, Update]) -> dict[str, Tensor]:
-    """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`."""
+    """The tensors of a delta file: `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`, and
+    at a layer with experts `<layer>.experts`, (S,) int64."""
     tensors: dict[str, Tensor] = {}
     for layer, update in updates.items():
         tensors |= {f"{layer}.{name}": tensor for name, tensor in _parts(update).items()}
+        if update.experts:
+            tensors[f"{layer}.experts"] = torch.tensor(update.experts)
     return tensors
 
 
@@ -181,9 +230,10 @@ def save_delta(
 ) -> Path:
     """Write an edit without the model, as safetensors.
 
-    The tensors are `<layer>.value` and `<layer>.key`, or `<layer>.change` and maybe `<layer>.bias`. more: other tensors
-    that `<layer>.past_keys` or `<layer>.past_total` name (`editing.sequence`). about: JSON values for the metadata,
-    beside the model's name, hash and dtype. Raises UserError where the file exists.
+    The tensors are those of `tensors_of`. more: other tensors that `<layer>.past_keys` or `<layer>.past_total` name
+    (`editing.sequence`). about: JSON values for the metadata, beside the model's name, hash and dtype.
+
+    Raises UserError where the file exists.
     """
     check_updates(model, updates, "save_delta")
     path = check_delta_file(path)
@@ -235,7 +285,9 @@ def read_delta(path: str | Path, model: Decoder) -> tuple[dict[int, Update], dic
     parts: dict[int, dict[str, Tensor]] = {}
     past: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if (found := re.fullmatch(rf"(0|[1-9]\d{{0,4}})\.(value|key|change|bias|{'|'.join(PAST)})", name)) is None:
+        if (
+            found := re.fullmatch(rf"(0|[1-9]\d{{0,4}})\.(value|key|change|bias|experts|{'|'.join(PAST)})", name)
+        ) is None:
             raise UserError(f"delta '{path}': expected tensors such as 5.value and 5.key, got {shown(name)}")
         if found[2] in PAST:
             past[name] = tensor
@@ -243,10 +295,11 @@ def read_delta(path: str | Path, model: Decoder) -> tuple[dict[int, Update], dic
             parts.setdefault(int(found[1]), {})[found[2]] = tensor
     updates: dict[int, Update] = {}
     for layer, p in sorted(parts.items()):
+        experts = tuple(p.pop("experts", torch.zeros(0)).flatten().tolist())
         if p.keys() == {"value", "key"}:
-            updates[layer] = LowRank(p["value"], p["key"])
+            updates[layer] = LowRank(p["value"], p["key"], experts=experts)
         elif "change" in p and p.keys() <= {"change", "bias"}:
-            updates[layer] = Dense(p["change"], p.get("bias"))
+            updates[layer] = Dense(p["change"], p.get("bias"), experts)
         else:
             expected = "value and key, or change and perhaps bias"
             raise UserError(f"delta '{path}': expected {expected} of layer {layer}, got {' and '.join(sorted(p))}")
@@ -275,7 +328,7 @@ def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> N
             raise UserError(f"{what}: expected layers from 0 to {model.n_layers - 1}, got {shown(layer)}")
         if not isinstance(update, LowRank | Dense):
             raise UserError(f"{what}: expected what ft.load_delta returns, got {shown(update)} at layer {layer}")
-        d, m = model.blocks[layer].down_shape
+        d, m = model.blocks[layer].down_shape_of(checked_experts(model, layer, update.experts, what))
         if isinstance(update, LowRank):
             rank = len(update.value) if isinstance(update.value, Tensor) and update.value.ndim else 1
             wanted: dict[str, tuple[int, ...]] = {"value": (rank, d), "key": (rank, m)}
@@ -290,6 +343,23 @@ def check_updates(model: Decoder, updates: Mapping[int, Update], what: str) -> N
                 raise UserError(f"{what}: expected finite numbers in {name} of layer {layer}, got NaN or infinity")
         if update.bias is not None and model.blocks[layer].down_bias is None:
             raise UserError(f"{what}: expected no bias of layer {layer}, as '{model.name}' has none there, got one")
+
+
+def checked_experts(model: Decoder, layer: int, experts: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """The experts of an update. Raises UserError where the layer does not have them, or has others only."""
+    block = model.blocks[layer]
+    if block.experts is None:
+        expected, fits = "none", not experts
+    else:
+        all_routed = all(isinstance(one, int) and 0 <= one < block.experts.count for one in experts)
+        fits = bool(experts) and len(set(experts)) == len(experts) and all_routed
+        expected = f"some of 0 to {block.experts.count - 1}"
+        if block.shared is not None:
+            expected, fits = f"{expected}, or the shared one ({SHARED})", fits or tuple(experts) == (SHARED,)
+    if not fits:
+        got = ", ".join(map(shown, experts)) or "none"
+        raise UserError(f"{what}: expected as the experts of layer {layer} {expected}, got {got}")
+    return experts
 
 
 def check_delta_file(path: str | Path) -> Path:

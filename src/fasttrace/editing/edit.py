@@ -5,15 +5,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.cache import content_of
+from fasttrace.cache import cache_root, content_of
 from fasttrace.editing.after import After
-from fasttrace.editing.collect import second_moments
+from fasttrace.editing.collect import collected
 from fasttrace.editing.contexts import method_contexts
 from fasttrace.editing.essence import essence_prompt
+from fasttrace.editing.experts import Chosen, check_experts, chosen_experts, union
 from fasttrace.editing.hyperparameters import say_whose, settings_for, shape_of, window_of
 from fasttrace.editing.judge import Judge, judge_of
 from fasttrace.editing.methods import solve_of
-from fasttrace.editing.moments import Moments
+from fasttrace.editing.moments import Moments, places_of
 from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
 from fasttrace.editing.problems import ERASURE_FLOOR, PROBLEMS, Problem
 from fasttrace.editing.scores import scored_prompts
@@ -30,6 +31,7 @@ from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import (
+    METHODS,
     FineTuneSettings,
     Hyperparameters,
     MethodSettings,
@@ -90,7 +92,9 @@ def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> No
     problem = PROBLEMS[asked.problem]
     if reads_moments(asked.method, asked.hyperparameters):
         model.check_moments(asked.method)
-    _layers(model, asked)
+    layers = _layers(model, asked)
+    tuned = METHODS[asked.method].settings is FineTuneSettings
+    check_experts(model, asked, sorted(_changed_layers(model, asked, layers)), tuned=tuned)
     if problem.needs_noise:
         noise_sigma(model, asked.sigma, asked.sigma_facts)
     for fact in _encoded(model, facts, asked, problem):
@@ -121,13 +125,22 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         anew = problem.corrupted and asked.protocol == "released"
         corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample, anew)
     templates, moments, solved_at = [], None, set[int]()
-    if not tuned:
-        solved_at = {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
+    chosen: dict[str, Chosen] = {}
+    every: dict[int, tuple[int, ...]] = {}
+    if tuned:
+        check_experts(model, asked, sorted(_changed_layers(model, asked, layers)), tuned=True)
+    else:
+        solved_at = _changed_layers(model, asked, layers)
+        routed = check_experts(model, asked, sorted(solved_at), tuned=tuned)
+        noise = corruption if problem.corrupted else None
+        found = chosen_experts(model, encoded, routed, asked, noise) if routed else [{} for _ in encoded]
+        chosen = {fact.fact_id: own for fact, own in zip(encoded, found, strict=True)}
+        every = union(found)
         if given.moments is not None and reads:
             both = sorted({"corpus", "corpus_tokens", "ridge"} & given_by(given).keys())
             if both:
                 raise refusal(given, both[0], "either a value or moments, which have their own", "both")
-            given.moments.check(model, sorted(solved_at))
+            given.moments.check(model, sorted(solved_at), every)
         templates = _templates(model, asked)
         for fact in encoded:
             contexts_of(model, fact, _target(fact, problem), templates)  # raises before the passes
@@ -135,8 +148,10 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     if problem.target == "noise":
         noise_targets = _noise_targets(model, encoded, corruption, asked, problem, templates)
     if reads:
-        moments = given.moments or _collected(model, asked, sorted(solved_at), given.progress)
+        moments = given.moments or _collected(model, asked, sorted(solved_at), every, given.progress)
     settled = _settled(asked, own, templates, moments, corruption)
+    if every:
+        settled = replaced(settled, experts=asked.experts or "routed")
     return EditPlan(
         model=model,
         encoded=encoded,
@@ -146,14 +161,20 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         layers=layers,
         contexts=templates,
         moments=moments,
-        solve=solve_of(asked.method, own, moments, model, sorted(solved_at)),
+        solve=solve_of(asked.method, own, moments, model, places_of(solved_at, every)),
         after=After(model, settled),
         judge=judge,
         corruption=corruption,
         noise_targets=noise_targets,
         left_out=_too_unlikely(model, encoded) if problem.minimise else {},
+        experts=chosen,
         run=_run(model, settled, own, templates, moments, corruption, given.judge),
     )
+
+
+def _changed_layers(model: Decoder, asked: EditSettings, layers: Sequence[int]) -> set[int]:
+    """All layers that edits at some layers change."""
+    return {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
 
 
 def _layers(model: Decoder, asked: EditSettings) -> tuple[int, ...]:
@@ -196,19 +217,22 @@ def _templates(model: Decoder, asked: EditSettings) -> list[str]:
 
 
 def _collected(
-    model: Decoder, asked: EditSettings, layers: list[int], progress: Callable[[str, int, int], None] | None
+    model: Decoder,
+    asked: EditSettings,
+    layers: list[int],
+    experts: Chosen,
+    progress: Callable[[str, int, int], None] | None,
 ) -> Moments:
-    """Second moments of the layers, collected with the settings of the edit."""
-    return second_moments(
-        model,
-        asked.corpus,
+    """Second moments of the layers and experts that are edited, collected with the settings of the edit."""
+    settings = MomentSettings(
+        corpus=asked.corpus,
         tokens=asked.corpus_tokens,
         layers=layers,
         sequence_length=model.room(1, settings_of(MomentSettings)["sequence_length"].default),
         seed=asked.seed,
         ridge=asked.ridge,
-        progress=progress,
     )
+    return collected(model, settings, experts, cache_root(None), progress)
 
 
 def _noise_targets(

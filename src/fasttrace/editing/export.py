@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.editing.applied import changed_bias, changed_weight, kept_beside
+from fasttrace.editing.applied import changed_bias, changed_parameter, kept_beside, places
 from fasttrace.editing.delta import LowRank, Update, check_updates
 from fasttrace.errors import UserError
 from fasttrace.models import reading
@@ -113,11 +113,9 @@ def _changed_state(model: Decoder, updates: Mapping[int, Update]) -> dict[str, T
     """Name → value of every parameter that the updates change. All of them are in memory."""
     state: dict[str, Tensor] = {}
     for layer, block in model.layers(updates):
-        update, name = updates[layer], model.name_of(block.down)
-        own, weight = model.hf.get_parameter(name), changed_weight(block, update)
-        # `down` is the (d, m) view of a parameter that may be stored transposed.
-        transposed = own.shape != weight.shape or own.stride() != weight.stride()
-        state[name] = weight.t() if transposed else weight
+        update = updates[layer]
+        for name, views in places(model, block, update).items():
+            state[name] = changed_parameter(model.hf.get_parameter(name), views)
         if update.bias is not None and block.down_bias is not None:
             bias = changed_bias(block, update)
             assert bias is not None
@@ -147,6 +145,11 @@ def _export_adapter(model: Decoder, updates: Mapping[int, Update], folder: str |
     not scaled: vLLM takes one rank and scale for all. Biases that change are PEFT's lora_bias, which vLLM refuses.
     """
     path = _checked(model, updates, folder)
+    if routed := [layer for layer, update in updates.items() if update.experts]:
+        raise UserError(
+            f"export: expected an edit of layers with one down-projection each for an adapter, got one of experts at "
+            f"layer {routed[0]}, whose down-projections are one tensor: export the whole model (format=model)"
+        )
     modules = {layer: model.down_name(layer) for layer in updates}
     parts = {layer: _factors(update, rank) for layer, update in updates.items()}
     highest = max(1, *(len(a) for a, _, _ in parts.values())) if parts else 1

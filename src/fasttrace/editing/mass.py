@@ -34,6 +34,7 @@ from fasttrace.editing.delta import (
 )
 from fasttrace.editing.edit import JUDGE_HELP, MOMENTS_HELP, own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
+from fasttrace.editing.experts import union
 from fasttrace.editing.export import export_edit
 from fasttrace.editing.judge import Judge
 from fasttrace.editing.methods.base import Past
@@ -315,11 +316,13 @@ class MassPlan:
         assert not isinstance(plan.hyperparameters, FineTuneSettings)
         window = plan.window(layer)
         corruption = plan.corruption if plan.problem.corrupted else None
-        ready = {f.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts) for f in group}
+        # All groups change the same experts, so that earlier keys are those of the same experts.
+        experts = union(list(plan.experts.values()))
+        ready = {f.fact_id: contexts_of(view, f, plan.target_ids(f), plan.contexts, experts) for f in group}
         found = [one.unseen(view, window[-1]) for one in ready.values()]
         unseen = {fact_id: why for fact_id, why in zip(ready, found, strict=True) if why is not None}
         if len(unseen) == len(group) and not self.keep:
-            return [{at: LowRank.zero(view.blocks[at]) for at in window}], past, None, unseen
+            return [{at: LowRank.zero(view.blocks[at], experts.get(at, ())) for at in window}], past, None, unseen
         v0, deltas = [], []
         for part in plan.groups([(f, [layer]) for f in group], memory):
             batch = ValueBatch(
@@ -337,7 +340,7 @@ class MassPlan:
                 unseen = dict.fromkeys(still, UNMOVED) | unseen
             deltas.append(delta)
         contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
-        updates, kept, conditions = spread_together(view, contexts, corruption, window, plan.solve, *z, past)
+        updates, kept, conditions = spread_together(view, contexts, corruption, window, plan.solve, *z, past, experts)
         return [updates], kept if self.keep else {}, max(conditions.values()), unseen
 
     def _prompts(self, facts: Sequence[EncodedFact]) -> list[list[ScoredPrompt]]:
@@ -457,9 +460,9 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     at_once = min(asked.at_once or (count if METHODS[asked.method].spread else 1), count)
     groups = -(-count // at_once)
     keep = METHODS[asked.method].spread and asked.past_keys != "ignore"
-    start, begun_from = EditSequence(), None
+    start, begun_from, every = EditSequence(), None, union(list(plan.experts.values()))
     if asked.continue_from is not None:
-        start = read_sequence(asked.continue_from, model, plan.window(layer) if keep else (), keep)
+        start = read_sequence(asked.continue_from, model, plan.window(layer) if keep else (), keep, every)
         begun_from = content_of(asked.continue_from)
     score_every = asked.score_every or (-(-groups // SCORED_TIMES) if asked.together == "all" else groups)
     settled = replaced(asked, layer=layer, at_once=at_once, score_every=score_every)

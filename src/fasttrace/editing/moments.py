@@ -6,25 +6,63 @@ everything that C depends on. `collect` computes the files from a corpus, or imp
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from fasttrace.cache import load_tensors
+from fasttrace.cache import load_tensors, metadata_of
 from fasttrace.editing.moments_npz import write_key_sum
 from fasttrace.editing.null_space import has_null_space, null_space
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.experts import SHARED
 from fasttrace.places import check_folder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
 
 FACTOR_BYTES = 2 << 30  # Cholesky factors kept in memory; or a quarter of the free memory, if more; at least one
 SAMPLE_SIZE = 100_000  # of the published files, and in the names of exported ones
+
+
+class Place(NamedTuple):
+    """A down-projection: a layer's, or that of one of a layer's experts (`models.experts.SHARED` is the shared one)."""
+
+    layer: int
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As in 5, 5.3 and 5.shared."""
+        expert = {None: "", SHARED: ".shared"}.get(self.expert, f".{self.expert}")
+        return f"{self.layer}{expert}"
+
+    @classmethod
+    def named(cls, name: str) -> "Place":
+        """The place of a `name`."""
+        layer, _, expert = name.partition(".")
+        return cls(int(layer), SHARED if expert == "shared" else int(expert) if expert else None)
+
+    def __str__(self) -> str:
+        of = {None: "", SHARED: "the shared expert of "}.get(self.expert, f"expert {self.expert} of ")
+        return f"{of}layer {self.layer}"
+
+
+def width_of(model: Decoder, place: Place) -> int:
+    """m, the width of the keys of a down-projection."""
+    return model.blocks[place.layer].down_shape_of(() if place.expert is None else (place.expert,))[1]
+
+
+def places_of(layers: Iterable[int], experts: Mapping[int, Sequence[int]]) -> list[Place]:
+    """The down-projections of some layers, ascending. experts: layer → its experts, at layers that have any."""
+    found: list[Place] = []
+    for layer in sorted(layers):
+        of = sorted(experts.get(layer, ()))
+        found += [Place(layer, expert) for expert in of] if of else [Place(layer)]
+    return found
 
 
 @dataclass(eq=False)
@@ -35,7 +73,10 @@ class Moments:
     corpus_hash: description and hash of the corpus. n_tokens: N, the tokens used. requested_tokens: the tokens asked
     for, more than N where the corpus was too short. layers: ascending, 0-based. path: the folder. ridge: added to C's
     diagonal by `inverse_key`, as a multiple of the diagonal's mean. source: the path of the corpus or of the imported
-    files as given, or None for sampled text.
+    files as given, or None for sampled text. experts: layer with experts → those that were collected, ascending.
+
+    At a layer with experts, C is block-diagonal, with a block Σ κ κᵀ / N of each expert. κ are its weighted keys
+    (`models.keys.Keys`), and N counts all tokens, also those that do not go to it.
     """
 
     run: Run
@@ -49,12 +90,16 @@ class Moments:
     path: Path
     ridge: float = 0.0
     source: str | None = None
-    _factors: OrderedDict[tuple[int, float], "_Factor"] = field(default_factory=OrderedDict, repr=False)
-    _null_spaces: OrderedDict[tuple[int, float, str], Tensor] = field(default_factory=OrderedDict, repr=False)
-    _conditions: dict[tuple[int, float], float] = field(default_factory=dict, repr=False)
+    experts: Mapping[int, list[int]] = field(default_factory=dict)
+    _factors: OrderedDict[tuple[Place, float], "_Factor"] = field(default_factory=OrderedDict, repr=False)
+    _null_spaces: OrderedDict[tuple[Place, float, str], Tensor] = field(default_factory=OrderedDict, repr=False)
+    _conditions: dict[tuple[int, tuple[int, ...], float], float] = field(default_factory=dict, repr=False)
 
-    def check(self, model: Decoder, layers: Sequence[int]) -> None:
-        """Raise UserError where the moments are of another model or lack one of the layers."""
+    def check(self, model: Decoder, layers: Sequence[int], experts: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Raise UserError where the moments are of another model or lack one of the layers or of their experts.
+
+        experts: layer → those that are needed, at layers that have any.
+        """
         if self.model_hash != model.model_hash:
             raise UserError(
                 f"moments: expected second moments of '{model.name}' (hash {model.model_hash}), "
@@ -64,17 +109,37 @@ class Moments:
         if missing:
             have, wanted = (", ".join(map(str, some)) for some in (self.layers, missing))
             raise UserError(f"moments: expected second moments of layers {wanted} too, got only those of layers {have}")
+        for layer, wanted_there in (experts or {}).items():
+            if lost := sorted(set(wanted_there) - set(self.experts.get(layer, ()))):
+                have, wanted = (
+                    ", ".join("shared" if one == SHARED else str(one) for one in some) or "none"
+                    for some in (self.experts.get(layer, ()), lost)
+                )
+                raise UserError(
+                    f"moments: expected those of experts {wanted} of layer {layer} too, got those of {have}"
+                )
 
-    def matrix(self, layer: int) -> Tensor:
+    def matrix(self, layer: int, expert: int | None = None) -> Tensor:
         """C of a layer, without the ridge: (m, m) float32 on the CPU, symmetric. Every call reads it from disk.
 
-        Raises UserError for a layer that was not collected, and where the file is missing or damaged.
+        expert: whose block of C, at a layer with experts; −1 is the shared one.
+
+        Raises UserError for a layer or expert that was not collected, and where the file is missing or damaged.
         """
         if layer not in self.layers:
             have = ", ".join(map(str, self.layers))
             raise UserError(f"moments: expected one of the collected layers {have}, got {layer}")
-        tensors, _ = load_tensors(layer_file(self.path, layer))
+        if expert not in self.experts.get(layer, (None,)):
+            have = ", ".join(map(str, self.experts.get(layer, ()))) or "none"
+            raise UserError(f"moments: expected one of the experts of layer {layer} that were collected ({have}), got "
+                            f"{expert}")  # fmt: skip
+        tensors, _ = load_tensors(layer_file(self.path, layer, expert))
         return tensors["C"]
+
+    def routed(self, layer: int, expert: int | None = None) -> int:
+        """How many of the tokens go to an expert, or to the layer."""
+        note = metadata_of(layer_file(self.path, layer, expert)) or {}
+        return int(note.get("routed", self.n_tokens))
 
     @checked
     def export(self, folder: str | Path, model: Model) -> list[Path]:
@@ -89,6 +154,11 @@ class Moments:
         Raises UserError where the moments are of another model, or a file cannot be read or written.
         """
         self.check(model, self.layers)
+        if self.experts:
+            raise UserError(
+                f"moments: expected layers with one down-projection each for files of the released code, got layer "
+                f"{min(self.experts)} with experts"
+            )
         into = self.export_folder(folder, model)
         check_folder(into)
         into.mkdir(parents=True, exist_ok=True)
@@ -105,10 +175,20 @@ class Moments:
         """The folder under `folder` that `export` writes to."""
         return Path(folder).expanduser() / model.name.strip("/").replace("/", "_") / "wikipedia_stats"
 
-    def inverse_key(self, layer: int, keys: Tensor, *, added: float = 0.0, extra: Tensor | None = None) -> Tensor:
+    def inverse_key(
+        self,
+        layer: int,
+        keys: Tensor,
+        *,
+        experts: Sequence[int] = (),
+        added: float = 0.0,
+        extra: Tensor | None = None,
+    ) -> Tensor:
         """(C + ridge · mean(diag C) · I)⁻¹ k for every row k of keys (n, m), any float dtype: (n, m) float64.
 
-        added: a further number on C's diagonal. extra: (m, m) float64 to add to C, whose factor is not kept.
+        experts: those whose weighted keys (n, S·m) these are, one after another, at a layer with experts. Each block of
+        C has its own ridge. added: a further number on C's diagonal. extra: (m, m) float64 to add to the C of a dense
+        layer, whose factor is not kept.
 
         The solve uses a float64 Cholesky factor, which is kept for later calls. It is on the keys' GPU if that has
         ample free memory, else on the CPU. The diagonal is scaled to 1 first, because each entry of C is as exact as
@@ -118,8 +198,14 @@ class Moments:
         never fires.
         Source: Meng et al. 2022 (arXiv 2202.05262), equation 2; docs/algorithms.md, section 13, u = C⁻¹k*.
         """
+        if experts:
+            parts = zip(experts, keys.chunk(len(experts), dim=1), strict=True)
+            return torch.cat([self._inverse_key(Place(layer, expert), one, added) for expert, one in parts], dim=1)
+        return self._inverse_key(Place(layer), keys, added, extra)
+
+    def _inverse_key(self, place: Place, keys: Tensor, added: float, extra: Tensor | None = None) -> Tensor:
         found = (
-            self._factor(layer, keys.device, added) if extra is None else self._made(layer, keys.device, added, extra)
+            self._factor(place, keys.device, added) if extra is None else self._made(place, keys.device, added, extra)
         )
         scale, m = found.scale, len(found.scale)
         if keys.ndim != 2 or keys.shape[1] != m:
@@ -127,59 +213,65 @@ class Moments:
         right = keys.detach().to(scale.device, torch.float64) * scale
         return (torch.cholesky_solve(right.T, found.lower).T * scale).contiguous().to(keys.device)
 
-    def condition(self, layer: int, device: torch.device | str = "cpu", *, added: float = 0.0) -> float:
+    def condition(
+        self, layer: int, device: torch.device | str = "cpu", *, experts: Sequence[int] = (), added: float = 0.0
+    ) -> float:
         """Condition number of the matrix that `inverse_key` solves with: C plus the ridge and `added`, its diagonal
         scaled to 1.
 
         device: where the factor is computed if it is not kept, as in `inverse_key` for keys on this device.
         """
-        if (layer, added) not in self._conditions:
-            found = self._factor(layer, torch.device(device), added)
-            self._conditions[layer, added] = largest_eigenvalue(found.lower) / found.least
-        return self._conditions[layer, added]
+        which = layer, tuple(experts), added
+        if which not in self._conditions:
+            found = [self._factor(one, torch.device(device), added) for one in places_of([layer], {layer: experts})]
+            largest = max(largest_eigenvalue(one.lower) for one in found)
+            self._conditions[which] = largest / min(one.least for one in found)
+        return self._conditions[which]
 
     def null_space(
-        self, layer: int, threshold: float, unit: Literal["absolute", "trace"], device: torch.device
+        self, place: Place, threshold: float, unit: Literal["absolute", "trace"], device: torch.device
     ) -> Tensor:
         """(m, r) float64, `editing.null_space.null_space` of C without the ridge. It is kept as the factors are.
 
         device: where it is computed, as in `inverse_key`. Raises UserError where no eigenvalue is below the threshold.
         """
-        which = layer, threshold, unit
+        which = place, threshold, unit
         if which not in self._null_spaces:
-            C = self.matrix(layer)
+            C = self.matrix(*place)
             C = C.to(_roomy(device, len(C)))
             try:
                 basis = null_space(C, threshold, unit)
             except UserError as error:
-                raise UserError(f"alphaedit: null_threshold: layer {layer}: {error}") from None
+                raise UserError(f"alphaedit: null_threshold: {place}: {error}") from None
             _keep(self._null_spaces, which, basis, len(C) ** 2 * 8, C.device)
         self._null_spaces.move_to_end(which)
         return self._null_spaces[which]
 
     def check_null_space(
-        self, layer: int, threshold: float, unit: Literal["absolute", "trace"], device: torch.device
+        self, place: Place, threshold: float, unit: Literal["absolute", "trace"], device: torch.device
     ) -> None:
         """Raise UserError where `null_space` would, at the cost of one Cholesky factor."""
-        C = self.matrix(layer)
+        C = self.matrix(*place)
         if not has_null_space(C.to(_roomy(device, len(C))), threshold, unit):
-            self.null_space(layer, threshold, unit, device)
+            self.null_space(place, threshold, unit, device)
 
-    def _factor(self, layer: int, device: torch.device, added: float = 0.0) -> "_Factor":
-        """The layer's factor, which is computed on `device` if that is a GPU with room for it. A factor that is kept is
-        returned wherever it is."""
-        if (layer, added) not in self._factors:
-            made = self._made(layer, device, added)
-            _keep(self._factors, (layer, added), made, len(made.scale) ** 2 * 8, made.scale.device)
-        self._factors.move_to_end((layer, added))
-        return self._factors[layer, added]
+    def _factor(self, place: Place, device: torch.device, added: float = 0.0) -> "_Factor":
+        """The factor of a layer's C, or of an expert's block of it.
 
-    def _made(self, layer: int, device: torch.device, added: float, extra: Tensor | None = None) -> "_Factor":
+        It is computed on `device` if that is a GPU with room for it. A factor that is kept is returned wherever it is.
+        """
+        if (place, added) not in self._factors:
+            made = self._made(place, device, added)
+            _keep(self._factors, (place, added), made, len(made.scale) ** 2 * 8, made.scale.device)
+        self._factors.move_to_end((place, added))
+        return self._factors[place, added]
+
+    def _made(self, place: Place, device: torch.device, added: float, extra: Tensor | None = None) -> "_Factor":
         """The factor of C plus the ridge, `added` and `extra`."""
-        stored = self.matrix(layer)
+        stored = self.matrix(*place)
         m = len(stored)
-        if self.ridge == 0.0 and self.n_tokens < m and not added:
-            raise self._singular(layer, m)
+        if self.ridge == 0.0 and self.routed(*place) < m and not added:
+            raise self._singular(place, m)
         device = _roomy(device, m)
         C = stored.to(device).double()
         C.diagonal().add_(self.ridge * C.diagonal().mean() + added)
@@ -187,16 +279,17 @@ class Moments:
             C += extra.to(device)
         scale = C.diagonal().rsqrt()
         if not bool(torch.isfinite(scale).all()):
-            raise self._singular(layer, m)
+            raise self._singular(place, m)
         lower, failed = torch.linalg.cholesky_ex(C.mul_(scale).mul_(scale[:, None]))
         least = 0.0 if int(failed) else least_eigenvalue(lower)
         # Rounding C to float32 moves the eigenvalues of the scaled matrix by about this much.
         if not least >= 2.0**-24 * m**0.5:
-            raise self._singular(layer, m)
+            raise self._singular(place, m)
         return _Factor(scale, lower, least)
 
-    def _singular(self, layer: int, m: int) -> UserError:
-        return singular(layer, m, self.n_tokens, self.ridge)
+    def _singular(self, place: Place, m: int) -> UserError:
+        routed = None if place.expert is None else self.routed(*place)
+        return singular(place, m, self.n_tokens, self.ridge, routed)
 
 
 K = TypeVar("K")
@@ -226,17 +319,19 @@ class _Factor:
     least: float
 
 
-def singular(layer: int, m: int, n_tokens: int, ridge: float) -> UserError:
-    """The error for a C that cannot be solved with."""
+def singular(place: Place, m: int, n_tokens: int, ridge: float, routed: int | None = None) -> UserError:
+    """The error for a C that cannot be solved with. routed: how many of the tokens go to the expert, if it is one's."""
+    there = "" if routed is None else f", of which {routed} go there,"
     return UserError(
-        f"the second moment C of layer {layer} ({m} x {m}) is singular with {n_tokens} tokens and ridge={ridge:g}: use "
-        "a larger corpus or a larger ridge, for example ridge=1e-4 (--ridge 1e-4)"
+        f"the second moment C of {place} ({m} x {m}) is singular with {n_tokens} tokens{there} and ridge={ridge:g}: "
+        "use a larger corpus or a larger ridge, for example ridge=1e-4 (--ridge 1e-4)"
     )
 
 
-def layer_file(folder: Path, layer: int) -> Path:
-    """Path of a layer's C in a folder of moments."""
-    return folder / f"layer-{layer:05d}.safetensors"
+def layer_file(folder: Path, layer: int, expert: int | None = None) -> Path:
+    """Path of a layer's C in a folder of moments, or of the block of one of its experts."""
+    of = {None: "", SHARED: "-shared"}.get(expert, f"-expert-{expert:05d}" if expert is not None else "")
+    return folder / f"layer-{layer:05d}{of}.safetensors"
 
 
 def free_bytes(device: torch.device) -> int:

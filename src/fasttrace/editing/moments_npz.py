@@ -119,19 +119,22 @@ def key_sums(source: Path, model: Decoder) -> dict[int, KeySum]:
     Only names and shapes are read. Raises UserError where there is no file of second moments, or it cannot be read, or
     is not of this model: another module, width or model hash. Also for two files of one layer.
     """
+    dense = [layer for layer, block in enumerate(model.blocks) if block.experts is None]
+    if not dense:
+        raise UserError(f"{_where(source)}: expected a model with dense layers, got '{model.name}' with experts in all")
     files = sorted(source.rglob("*.npz")) if source.is_dir() else [source]
     named = [(path, match["module"]) for path in files if (match := NAME.fullmatch(path.name)) is not None]
     if not named:
-        example = f"{model.down_name(0)}_float32_mom2_100000.npz"
+        example = f"{model.down_name(dense[0])}_float32_mom2_100000.npz"
         raise UserError(f"{_where(source)}: expected a file named as in '{example}', got {_other(source, files)}")
-    layers = {model.down_name(layer): layer for layer in range(model.n_layers)}
+    layers = {model.down_name(layer): layer for layer in dense}
     found: dict[int, KeySum] = {}
     for path, module in named:
         if module not in layers:
             first, *_, last = layers
             expected = f"a module of '{model.name}', from '{first}' to '{last}'"
             raise UserError(f"{_where(path)}: expected {expected}, got '{module}'")
-        one = KeySum(path, layers[module], _count(path, model))
+        one = KeySum(path, layers[module], _count(path, model, model.blocks[layers[module]].key_width))
         if one.layer in found:
             twice = f"'{found[one.layer].path.name}' and '{path.name}'"
             raise UserError(f"{_where(source)}: expected one file of layer {one.layer}, got {twice}: name one file")
@@ -182,9 +185,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from error
 
 
-def _count(path: Path, model: Decoder) -> int:
-    """N, after checking the arrays' names, shapes and dtypes, and the model's hash where the file has it."""
-    what, m = _where(path), model.key_width
+def _count(path: Path, model: Decoder, m: int) -> int:
+    """N, after checking the arrays' names, shapes and dtypes, and the model's hash where the file has it. m: the width
+    of the keys."""
+    what = _where(path)
     with _opened(path) as archive:
         names = set(archive.namelist())
         for name in (SUM, COUNT):

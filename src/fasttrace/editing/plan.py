@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -26,6 +26,7 @@ from fasttrace.editing.delta import (
     zero_edit,
 )
 from fasttrace.editing.essence import TOKENS, essence_texts
+from fasttrace.editing.experts import Chosen
 from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.judge import Judge
@@ -169,6 +170,7 @@ class EditPlan:
     solve: None for ROME and fine-tuning. after: what is done to updates, relative to the unedited model's weights.
     judge: of continuations, if any.
     noise_targets: fact_id → o_noise, if that is the problem's target. left_out: fact_id → why the fact is not edited.
+    experts: fact_id → layer → the experts that the fact's edits change, at layers that have any.
     """
 
     model: Decoder
@@ -185,6 +187,7 @@ class EditPlan:
     corruption: Corruption | None
     noise_targets: dict[str, tuple[int, ...]]
     left_out: dict[str, str]
+    experts: Mapping[str, Chosen]
     run: Run
 
     @checked
@@ -296,12 +299,14 @@ class EditPlan:
                 self.hyperparameters, minimise=minimise, summed=self.settings.protocol == "released"
             )
         ready = [
-            contexts_of(self.model, f, target, self.contexts) for (f, _), target in zip(facts, targets, strict=True)
+            contexts_of(self.model, f, target, self.contexts, self.experts.get(f.fact_id))
+            for (f, _), target in zip(facts, targets, strict=True)
         ]
         edits: list[Edit] = []
         for job in list(jobs):
             if why := ready[job.fact].unseen(self.model, job.window[-1]):
-                edits.append(zero_edit(self.model, ready[job.fact].fact.fact_id, job.layer, job.window, why))
+                own = ready[job.fact]
+                edits.append(zero_edit(self.model, own.fact.fact_id, job.layer, job.window, why, own.experts))
                 jobs.remove(job)
         if not jobs:
             return edits

@@ -21,6 +21,7 @@ from fasttrace.facts import EncodedFact, Fact, Probe, encode_joined, tokens_of
 from fasttrace.facts.probe import NEIGHBORHOOD, PARAPHRASE
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted
+from fasttrace.models.keys import Keys, by_owner
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.models.readout import top_tokens
 from fasttrace.ops.rank_one_linear import rank_one_add_
@@ -222,12 +223,12 @@ class Scorer:
         packed = pack(model, self.batch.sequences)
         self.begin = np.cumsum(packed.lengths) - packed.lengths
         self.lengths = packed.lengths
-        self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.entry: dict[int, tuple[Tensor, Keys, Tensor]] = {}
         entry_layers = set(layers)
 
         def visit(seen: Visited) -> None:
             if seen.layer in entry_layers:
-                self.entry[seen.layer] = seen.resid_mid, seen.key, seen.value
+                self.entry[seen.layer] = seen.resid_mid, seen.keys, seen.value
 
         with torch.no_grad():
             h = walk(model, packed, embed_corrupted(model, packed, self.batch.subjects, corruption), visit)
@@ -257,12 +258,13 @@ class Scorer:
         wave = EditWave(self.model, [edit.first_layer for edit in chosen], spans)
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
-            resid_mid, key, value = (part[rows] for part in self.entry[layer])
+            resid_mid, keys, value = self.entry[layer]
             part = chosen[first : first + len(begin) - 1]
-            return resid_mid + self.model.blocks[layer].mlp_add(add_updates(layer, key, value, part, begin))
+            value = add_updates(layer, keys[rows], value[rows], part, begin)
+            return resid_mid[rows] + self.model.blocks[layer].mlp_add(value)
 
-        def change(layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
-            return add_updates(layer, key, value, chosen[: len(begin) - 1], begin)
+        def change(layer: int, keys: Keys, value: Tensor, begin: np.ndarray) -> Tensor:
+            return add_updates(layer, keys, value, chosen[: len(begin) - 1], begin)
 
         read = self._read(wave.run(enter, change), [edits[number][0] for number in order])
         for number, reading in zip(order, read, strict=True):
@@ -307,9 +309,11 @@ class Scorer:
         return result
 
 
-def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], begin: np.ndarray) -> Tensor:
-    """key: (N, m), value: (N, d) → (N, d), value plus, on rows begin[i] … begin[i + 1] − 1, the update of edits[i] at
-    the layer. value may be overwritten."""
+def add_updates(layer: int, keys: Keys, value: Tensor, edits: Sequence[Edit], begin: np.ndarray) -> Tensor:
+    """keys of N rows, value: (N, d) → (N, d), value plus the update of edits[i] on rows begin[i] … begin[i + 1] − 1.
+
+    The layer is brought. value may be overwritten.
+    """
     wide = torch.promote_types(value.dtype, torch.float32)
     low = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), LowRank)]
     dense = [i for i, edit in enumerate(edits) if isinstance(edit.updates.get(layer), Dense)]
@@ -322,12 +326,14 @@ def add_updates(layer: int, key: Tensor, value: Tensor, edits: Sequence[Edit], b
         which = np.full(len(edits), -1)
         which[low] = np.arange(len(low))
         owner = torch.from_numpy(np.repeat(which, np.diff(begin))).to(value.device)
+        key = keys.of(by_owner([edits[i].updates[layer].experts for i in low], owner))
         value = rank_one_add_(value.contiguous(), key, owner, stacks[0], stacks[1])
     for i in dense:
         update = edits[i].updates[layer]
         assert isinstance(update, Dense)
         rows = slice(int(begin[i]), int(begin[i + 1]))
-        added = value[rows].to(wide) + key[rows].to(wide) @ update.change.to(value.device, wide).T
+        key = keys[rows].of(update.experts)
+        added = value[rows].to(wide) + key.to(wide) @ update.change.to(value.device, wide).T
         if update.bias is not None:
             added += update.bias.to(value.device, wide)
         value[rows] = added.to(value.dtype)

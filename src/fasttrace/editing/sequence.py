@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fasttrace.cache import load_tensors, metadata_of, save_tensors
-from fasttrace.editing.delta import Dense, Update, read_delta, summed, tensors_of
+from fasttrace.editing.delta import Dense, Update, checked_experts, read_delta, summed, tensors_of
 from fasttrace.editing.methods.base import Past, PastKeys
 from fasttrace.errors import UserError, shown
 from fasttrace.models.adapter import Decoder
+from fasttrace.models.experts import SHARED
 from fasttrace.settings.methods import SPREAD
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,13 @@ class EditSequence:
     @property
     def about(self) -> dict[str, Any]:
         """What a file says of the edits in its metadata."""
-        return {"facts": self.n_edits, "changed": sorted(self.changed)}
+        return {"facts": self.n_edits, "changed": sorted(self.changed), **self.past_experts}
+
+    @property
+    def past_experts(self) -> dict[str, Any]:
+        """What a file says of the experts whose keys it has, if any layer has experts."""
+        found = {str(layer): list(one.experts) for layer, one in self.past.items() if one.experts}
+        return {"past_experts": found} if found else {}
 
     def changes(self) -> bool:
         """Whether any weight is changed."""
@@ -67,11 +74,19 @@ class EditSequence:
         return tensors
 
 
-def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep: bool) -> EditSequence:
+def read_sequence(
+    path: str | Path,
+    model: Decoder,
+    window: Sequence[int],
+    keep: bool,
+    experts: Mapping[int, tuple[int, ...]],
+) -> EditSequence:
     """The edits of a delta file, to go on from.
 
-    window: the layers that the next edits change. keep: whether their solves keep what the file's keys give.
-    Raises UserError as `load_delta`, and where the file lacks the keys of a layer of the window or they do not fit.
+    window: the layers that the next edits change. keep: whether their solves keep what the file's keys give. experts:
+    layer → those that the next edits change, at layers that have any.
+    Raises UserError as `load_delta`, and where the file lacks the keys of a layer of the window or they do not fit, or
+    are of other experts.
     """
     updates, tensors, about = read_delta(path, model)
     what, n_edits = f"delta '{path}'", about.get("facts", 1)
@@ -82,7 +97,19 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
     changed = about.get("changed", [])
     if not isinstance(changed, list) or not all(isinstance(one, str) for one in changed):
         raise UserError(f"{what}: expected the prompts that its edits change in the metadata, got {shown(changed)}")
-    past = _past(tensors, what, model) if keep else {}
+    past = _past(tensors, about.get("past_experts", {}), what, model) if keep else {}
+    for at in sorted(set(window) & set(past)):
+        if past[at].experts != experts.get(at, ()):
+            have, wanted = (", ".join(map(str, one)) for one in (past[at].experts, experts.get(at, ())))
+            raise UserError(
+                f"{what}: expected the keys of experts {wanted} at layer {at}, got those of {have}: name the same with "
+                "experts, or past_keys=ignore goes on without them"
+            )
+    for at in sorted(set(updates) & set(experts)):
+        if (SHARED in updates[at].experts) != (SHARED in experts[at]):
+            raise UserError(
+                f"{what}: expected edits of the shared expert and of routed ones at layer {at} in two files"
+            )
     if lost := sorted({int(name.partition(".")[0]) for name in tensors} - set(window if keep else ())):
         log.warning("%s: its keys at layers %s are not kept any further, as no solve reads them", what, lost)
     if keep and (missing := [at for at in window if at not in past]):
@@ -91,22 +118,26 @@ def read_sequence(path: str | Path, model: Decoder, window: Sequence[int], keep:
             f"{', '.join(SPREAD)} write for the layers they change, got none: past_keys=ignore goes on without them"
         )
     total = summed([updates])
-    on_device = {at: Dense(one.change.to(model.blocks[at].device), one.bias) for at, one in total.items()}
+    on_device = {at: replace(one, change=one.change.to(model.blocks[at].device)) for at, one in total.items()}
     kept = {at: past[at] for at in past if at in window}
     return EditSequence(on_device, kept, n_edits, changed=frozenset(changed))
 
 
-def _past(tensors: Mapping[str, Tensor], what: str, model: Decoder) -> dict[int, PastKeys]:
+def _past(tensors: Mapping[str, Tensor], experts: Any, what: str, model: Decoder) -> dict[int, PastKeys]:
+    """experts: layer, as text → those whose keys the tensors are, as a file's metadata have them."""
     past: dict[int, PastKeys] = {}
     for name, tensor in tensors.items():
         layer, _, kind = name.partition(".")
-        fits = tensor.ndim == 2 and tensor.shape[1] == model.key_width and tensor.dtype == torch.float64
+        fits = int(layer) < model.n_layers and tensor.ndim == 2 and tensor.dtype == torch.float64
+        own = checked_experts(model, int(layer), tuple(experts.get(layer, ())), what) if fits else ()
+        m = model.blocks[int(layer)].down_shape_of(own)[1] if fits else 0
+        fits = fits and tensor.shape[1] == m
         if kind == "past_total":
             fits = fits and tensor.shape[0] == tensor.shape[1]
-        if not fits or not bool(torch.isfinite(tensor).all()) or int(layer) >= model.n_layers:
-            raise UserError(f"{what}: expected finite float64 keys of width {model.key_width} in {name}, got others")
+        if not fits or not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{what}: expected finite float64 keys of width {m} in {name}, got others")
         tensor = tensor.to(model.device)
-        past[int(layer)] = PastKeys(None, tensor) if kind == "past_total" else PastKeys(tensor)
+        past[int(layer)] = PastKeys(None, tensor) if kind == "past_total" else PastKeys(tensor, experts=own)
     return past
 
 
@@ -150,11 +181,20 @@ class Checkpoint:
             layer, _, part = name.partition(".")
             device = model.blocks[int(layer)].device if part in ("change", "bias") else model.device
             parts.setdefault(int(layer), {})[part] = tensor.to(device)
-        updates = {at: Dense(one["change"], one.get("bias")) for at, one in sorted(parts.items())}
+        updates = {
+            at: Dense(one["change"], one.get("bias"), tuple(one["experts"].tolist() if "experts" in one else ()))
+            for at, one in sorted(parts.items())
+        }
+        experts = about.get("past_experts", {})
         keys = {
-            at: PastKeys(one.get("past_keys"), one.get("past_total"), one.get("past_moved"))
+            at: PastKeys(
+                one.get("past_keys"),
+                one.get("past_total"),
+                one.get("past_moved"),
+                tuple(experts.get(str(at), ())),
+            )
             for at, one in parts.items()
-            if len(one) > 1 and "bias" not in one
+            if {"past_keys", "past_total"} & one.keys()
         }
         so_far = EditSequence(updates, keys, about["n_edits"], about["unseen"], about["condition"])
         state = cls(path, about["models"], about["groups"], so_far, seconds=about["seconds"])
@@ -184,7 +224,7 @@ class Checkpoint:
         save_tensors(
             self.path,
             {**tensors_of(one.updates), **one.past_tensors(moved=True), **rows},
-            {**about, "unseen": dict(one.unseen)},
+            {**about, "unseen": dict(one.unseen), **one.past_experts},
         )
 
 

@@ -6,7 +6,7 @@ still missing, divided by the number of layers left (in PMET by its root). K con
 layers are already changed (docs/algorithms.md, section 14; Meng et al. 2022, arXiv 2210.07229, section 4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -17,8 +17,10 @@ from fasttrace.editing.delta import Dense, Edit, LowRank, Update
 from fasttrace.editing.methods.base import Past, PastKeys, Solve
 from fasttrace.editing.value import FactContexts, ValueBatch
 from fasttrace.editing.wave import At, Visited, walk
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
+from fasttrace.models.keys import Keys, by_owner
 from fasttrace.models.packed import batches, bring, mix, pack, rotary_rows
 from fasttrace.ops.prefix_attention import Sequences
 from fasttrace.ops.rank_one_linear import rank_one_add_
@@ -55,25 +57,34 @@ def spread(
     for at, block in model.layers(window):
         device = block.device
         h = h.to(device)
-        resid_mid, key = _until_key(block, h, context.rotary, context.sequences)
-        value = block.mlp_value(key)
+        resid_mid, read, value = _until_value(block, h, context.rotary, context.sequences)
+        experts = [batch.facts[fact].experts.get(at, ()) for fact in facts]
+        key = read.of(by_owner(experts, context.owner.to(device)) if experts[0] else ())
         keys = context.mean(key[context.last.to(device)])
         if at > window[0]:
             reached = context.first_only(at, resid_mid, value, window[-1], solve.at)
             missing = torch.where(delta.any(1, keepdim=True), delta.double() - (reached.double() - v0), 0.0)
         residual = missing / solve.share(window[-1] - at + 1)
-        scaled = solve.alone(at, keys)
+        scaled = solve.alone(at, keys, experts)
         for i in range(len(facts)):
-            updates[i][at] = LowRank(residual[i].float()[None].to(device), scaled[i].float()[None])
+            parts = residual[i].float()[None].to(device), scaled[i].float()[None]
+            updates[i][at] = LowRank(*parts, experts=experts[i])
         wide = torch.promote_types(h.dtype, torch.float32)
         values = residual[:, None].to(device, wide)
         rank_one_add_(value, key, context.owner.to(device), scaled[:, None].to(wide), values)
         h = resid_mid + block.mlp_add(value)
     norms = delta.norm(dim=1) / v0.float().norm(dim=1)
-    ids = [batch.facts[fact].fact.fact_id for fact in facts]
     return [
-        Edit(ids[i], layer, updates[i], float(norms[i]), float(loss[i]), None, solve.condition(layer, delta.device))
-        for i in range(len(facts))
+        Edit(
+            batch.facts[fact].fact.fact_id,
+            layer,
+            updates[i],
+            float(norms[i]),
+            float(loss[i]),
+            None,
+            solve.condition(layer, delta.device, batch.facts[fact].experts.get(layer, ())),
+        )
+        for i, fact in enumerate(facts)
     ]
 
 
@@ -99,14 +110,17 @@ def _spread_anew(
     for at in window:
         view = edited_view(batch.model, updates)
         places = [own_place(own.fact, len(head), drawn + i) for i, head in enumerate([*heads, heads[0]])]
-        key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at, solve.at)[0])[None]
+        experts = own.experts.get(at, ())
+        key = mean_key(_at_last_tokens(view, heads, places[:-1], corruption, at, solve.at, experts)[0])[None]
         reached = _at_last_tokens(view, heads[:1], places[-1:], corruption, top, solve.at)[1][0].double()
         residual = (z - reached) / solve.share(top - at + 1) if bool(delta.any()) else torch.zeros_like(z)
         device = batch.model.blocks[at].device
-        updates[at] = LowRank(residual.float()[None].to(device), solve.alone(at, key).float().to(device))
+        scaled = solve.alone(at, key, [experts]).float().to(device)
+        updates[at] = LowRank(residual.float()[None].to(device), scaled, experts=experts)
         drawn += len(places)
     norm = float(delta.norm() / batch.clean.v0[top][fact].float().norm())
-    return Edit(own.fact.fact_id, layer, updates, norm, float(loss), None, solve.condition(layer, delta.device))
+    condition = solve.condition(layer, delta.device, own.experts.get(layer, ()))
+    return Edit(own.fact.fact_id, layer, updates, norm, float(loss), None, condition)
 
 
 def _at_last_tokens(
@@ -116,17 +130,25 @@ def _at_last_tokens(
     corruption: Corruption | None,
     layer: int,
     where: At,
+    experts: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """(keys (S, m), `Visited.output` (S, d)) at a layer and the last token of each sequence, on the model's device."""
+    """(keys (S, m), `Visited.output` (S, d)) at a layer and the last token of each sequence, on the model's device.
+
+    experts: whose keys, at a layer with experts; none for the output alone, whose keys are then empty.
+    """
     lower = edited_view(model, {})
     lower.blocks = model.blocks[: layer + 1]
     packed = pack(model, sequences)
-    found: list[Visited] = []
-    h = embed_corrupted(model, packed, subjects, corruption)
-    walk(lower, packed, h, lambda seen: found.append(seen) if seen.layer == layer else None)
-    key, output = found[0].key, found[0].output(where)
-    last = packed.last_rows.to(key.device)
-    return key[last].to(model.device), output[last].to(model.device)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def visit(seen: Visited) -> None:
+        if seen.layer == layer:
+            last = packed.last_rows.to(seen.value.device)
+            found.append((seen.keys[last].of(experts), seen.output(where)[last]))
+
+    walk(lower, packed, embed_corrupted(model, packed, subjects, corruption), visit)
+    [(key, output)] = found
+    return key.to(model.device), output.to(model.device)
 
 
 def mean_key(keys: Tensor) -> Tensor:
@@ -182,20 +204,19 @@ class _ContextRows:
         resid_mid, value = resid_mid[rows], value[rows]
         h = resid_mid + self.model.blocks[layer].mlp_add(value)
         for _, block in self.model.layers(range(layer + 1, top + 1)):
-            resid_mid, key = _until_key(block, h.to(block.device), rotary, self.bare_sequences)
-            value = block.mlp_value(key)
+            resid_mid, _, value = _until_value(block, h.to(block.device), rotary, self.bare_sequences)
             h = resid_mid + block.mlp_add(value)
         reached = h if where == "block" else value
         return reached[self.bare_last.to(reached.device)].to(self.model.device)
 
 
-def _until_key(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """Run a block up to its down-projection. h: (N, d) on its device → (resid_mid (N, d), key (N, m))."""
+def _until_value(block: Block, h: Tensor, rotary: Rotary, sequences: Sequences) -> tuple[Tensor, Keys, Tensor]:
+    """Run a block up to its MLP's output. h: (N, d) on its device → (resid_mid (N, d), keys, value (N, d))."""
     rotary = bring(rotary, block.device)
     x = block.attn_norm(h)
     k, v = block.key_value(x, rotary)
     resid_mid = h + block.attn_out(mix(block, block.query(x, rotary), k, v, sequences))
-    return resid_mid, block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
+    return resid_mid, *block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid))
 
 
 @torch.no_grad()
@@ -208,13 +229,15 @@ def spread_together(
     v0: Tensor,
     delta: Tensor,
     past: Past,
+    experts: Mapping[int, tuple[int, ...]],
 ) -> tuple[dict[int, Dense], dict[int, PastKeys], dict[int, float]]:
     """layer → one update for all facts together, layer → the keys of earlier edits and these, and layer → the condition
     number of its solve.
 
     The target of each fact is z = v0 + δ. The solves are float64.
 
-    v0, delta: (F, d), at the window's last layer. past: the keys of earlier edits.
+    v0, delta: (F, d), at the window's last layer. past: the keys of earlier edits. experts: layer → those that are
+    changed there, whichever fact asks for them, at layers that have any.
     Raises UserError where a solve is singular.
     """
     updates: dict[int, Dense] = {}
@@ -224,19 +247,26 @@ def spread_together(
         # Without a change below, the output is v0 itself. Computed again, it might round differently.
         edited = any(update.changes() for update in updates.values())
         view, top = edited_view(model, updates), window[-1] if edited else at
-        keys, reached = _keys_and_values(view, facts, corruption, at, top, solve.at)
+        own = experts.get(at, ())
+        keys, reached = _keys_and_values(view, facts, corruption, at, top, solve.at, own)
         moved = reached.double() - v0.double() if edited else 0.0
         residual = (delta.double() - moved) / solve.share(window[-1] - at + 1)
         earlier = past.get(at)
-        solved = solve.together(at, keys, earlier)
+        solved = solve.together(at, keys, earlier, own)
         conditions[at] = solved.condition
-        updates[at] = Dense((residual.T @ solved.rows).float().to(model.blocks[at].device))
-        kept[at] = (earlier or PastKeys.none(keys)).with_keys(keys.double(), solved.moved)
+        updates[at] = Dense((residual.T @ solved.rows).float().to(model.blocks[at].device), experts=own)
+        kept[at] = (earlier or PastKeys.none(keys, own)).with_keys(keys.double(), solved.moved)
     return updates, kept, conditions
 
 
 def _keys_and_values(
-    model: Decoder, facts: Sequence[FactContexts], corruption: Corruption | None, layer: int, top: int, where: At
+    model: Decoder,
+    facts: Sequence[FactContexts],
+    corruption: Corruption | None,
+    layer: int,
+    top: int,
+    where: At,
+    experts: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """(`mean_key` (F, m) at `layer`, `Visited.output` (F, d) at `top`) of the facts in this model, on its device."""
     keys: list[Tensor] = []
@@ -249,9 +279,10 @@ def _keys_and_values(
         counts = [len(rows) for rows in heads[part]]
         last = torch.split(packed.last_rows, counts)
 
-        def visit(seen: Visited, last: Sequence[Tensor] = last) -> None:
+        def visit(seen: Visited, last: Sequence[Tensor] = last, counts: list[int] = counts) -> None:
             if seen.layer == layer:
-                keys.extend(mean_key(seen.key[rows.to(seen.key.device)]) for rows in last)
+                read = seen.keys[torch.cat(list(last)).to(seen.value.device)].of(experts)
+                keys.extend(mean_key(own) for own in torch.split(read, counts))
             if seen.layer == top:
                 reached.extend(seen.output(where)[rows[0].to(seen.value.device)] for rows in last)
 

@@ -5,7 +5,7 @@ last subject token is constant over all steps and is computed once. So a step ru
 through the layers above (docs/algorithms.md, sections 12 and 17).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ class FactContexts:
 
     The KL prompt is "{subject} is a", cut after the subject. ids: token ids of each sequence; the contexts end with
     target[:-1]. first, last: the subject's first and last token in each. target: (K,) ids.
+    experts: layer with experts → those that the fact's edit changes there.
     """
 
     fact: EncodedFact
@@ -35,6 +36,7 @@ class FactContexts:
     first: list[int]
     last: list[int]
     target: tuple[int, ...]
+    experts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def subjects(self, drawn: int | None = None) -> list[Subject | None]:
         """The tokens that get noise in a corrupted problem, one per sequence, and None for the KL prompt.
@@ -60,8 +62,14 @@ class FactContexts:
         return f"no token that predicts the target sees the last subject token after layer {layer}: its δ is zero"
 
 
-def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contexts: Sequence[str]) -> FactContexts:
-    """The fact encoded in every context. contexts: prompt templates; the first is "{}".
+def contexts_of(
+    model: Decoder,
+    fact: EncodedFact,
+    target: Sequence[int],
+    contexts: Sequence[str],
+    experts: Mapping[int, tuple[int, ...]] | None = None,
+) -> FactContexts:
+    """The fact encoded in every context. contexts: prompt templates; the first is "{}". experts: see `FactContexts`.
 
     Raises ModelError where the model has too few positions for a context.
     """
@@ -81,7 +89,7 @@ def contexts_of(model: Decoder, fact: EncodedFact, target: Sequence[int], contex
     ids.append(list(essence.ids[: essence.subject_end]))
     first.append(essence.subject_begin)
     last.append(essence.subject_end - 1)
-    return FactContexts(fact, ids, first, last, tuple(target))
+    return FactContexts(fact, ids, first, last, tuple(target), experts or {})
 
 
 @dataclass(eq=False)
@@ -93,7 +101,8 @@ class Clean:
     entry: edited layer → (resid_mid, value), each (n_tail, d), of the tokens from the last subject token on.
     v0: edited layer → (facts, d), the vector to which δ is added, at the last subject token of the un-prefixed context.
     mean_value: the same, averaged over contexts.
-    key, mean_key: edited layer → (facts, m), the key there, and its mean over contexts.
+    key, mean_key: edited layer → (facts, m), the key there, of the experts that are edited, and its mean over
+    contexts.
     start: layer → (n, d), the layer's input at every context's tokens up to the last subject token.
     kl: (facts, V) log-probabilities after the KL prompt.
     Where δ is added to both modules, also of the tokens at the last subject token:
@@ -204,8 +213,9 @@ class ValueBatch:
             home = lambda parts: torch.stack(parts).to(model.device)  # noqa: E731
             kept.v0[seen.layer] = home([edited[x[0]] for x in own])
             kept.mean_value[seen.layer] = home([edited[x].mean(0) for x in own])
-            kept.key[seen.layer] = home([seen.key[x[0]] for x in own])
-            kept.mean_key[seen.layer] = home([seen.key[x].mean(0) for x in own])
+            keys = [seen.keys[x].of(f.experts.get(seen.layer, ())) for f, x in zip(self.facts, own, strict=True)]
+            kept.key[seen.layer] = home([key[0] for key in keys])
+            kept.mean_key[seen.layer] = home([key.mean(0) for key in keys])
             if self.at == "modules":
                 kept.attn0[seen.layer] = home([seen.attn[x[0]] for x in own])
                 kept.before[seen.layer] = seen.resid_pre[ends], seen.attn[ends]
@@ -332,7 +342,7 @@ class _Objective:
             of = self.sequence[mine].to(value.device)
             h, attn = (part[of] for part in batch.clean.before[layer])
             mid = h + block.attn_add(attn + change[:, 1])
-            at_mlp = value[places] if block.parallel else block.mlp_value(block.mlp_key(block.mlp_norm(mid)))
+            at_mlp = value[places] if block.parallel else block.mlp_output(block.mlp_norm(mid))
             return out.index_copy(0, places, mid + block.mlp_add(at_mlp + change[:, 0]))
 
         h = wave.run(enter, kept=batch.clean.prefix).to(model.device)

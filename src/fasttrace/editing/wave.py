@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
+from fasttrace.models.keys import Keys
 from fasttrace.models.packed import Batch, bring, mix, recomputed, rotary_rows
 from fasttrace.ops.prefix_attention import Column, Sequences, sequence_table
 
@@ -26,8 +28,8 @@ class Visited:
     """One layer of a clean pass, all rows.
 
     resid_pre, resid_mid, resid_post: (N, d), the residual before the layer, after its attention and after its MLP.
-    k, v: (N, Hkv, hd). attn: (N, d), the attention module's output. key: (N, m), the input of the down-projection.
-    value: (N, d), the MLP module's output.
+    k, v: (N, Hkv, hd). attn: (N, d), the attention module's output. keys: what the down-projections read, to be asked
+    for during the visit. value: (N, d), the MLP module's output.
     """
 
     layer: int
@@ -36,7 +38,7 @@ class Visited:
     v: Tensor
     attn: Tensor
     resid_mid: Tensor
-    key: Tensor
+    keys: Keys
     value: Tensor
     resid_post: Tensor
 
@@ -58,10 +60,9 @@ def walk(model: Decoder, batch: Batch, h: Tensor, visit: Callable[[Visited], Non
         k, v = block.key_value(x, rotary)
         attn = block.attn_value(mix(block, block.query(x, rotary), k, v, batch.sequences))
         resid_mid = h + block.attn_add(attn)
-        key = block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
-        value = block.mlp_value(key)
+        keys, value = block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid))
         resid_post = resid_mid + block.mlp_add(value)
-        visit(Visited(layer, h, k, v, attn, resid_mid, key, value, resid_post))
+        visit(Visited(layer, h, k, v, attn, resid_mid, keys, value, resid_post))
         h = resid_post
     return h
 
@@ -92,9 +93,9 @@ class Span:
     read: int
 
 
-# change(layer, key (n, m), value (n, d), begin (P' + 1,)) → (n, d), the MLP's output as the edits change it. Job p has
-# rows begin[p] … begin[p + 1] − 1.
-Change = Callable[[int, Tensor, Tensor, np.ndarray], Tensor]
+# change(layer, keys of n rows, value (n, d), begin (P' + 1,)) → (n, d), the MLP's output as the edits change it. Job p
+# has rows begin[p] … begin[p + 1] − 1. The layer is brought.
+Change = Callable[[int, Keys, Tensor, np.ndarray], Tensor]
 # enter(layer, rows (n,) of the clean pass, first job, begin) → (n, d), the residual after the layer. The layer is
 # brought, and the rows and what is returned are on its device.
 Enter = Callable[[int, Tensor, int, np.ndarray], Tensor]
@@ -208,10 +209,9 @@ class EditWave:
         if kept is not None:
             k, v = torch.cat((k, kept[layer][0])), torch.cat((v, kept[layer][1]))
         resid_mid = h + block.attn_out(mix(block, q, k, v, self._sequences(n, last, kept is not None)))
-        key = block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
-        value = block.mlp_value(key)
+        keys, value = block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid))
         if change is not None:
-            value = change(layer, key, value, begin)
+            value = change(layer, keys, value, begin)
         return resid_mid + block.mlp_add(value)
 
     def _rotary_on(self, device: torch.device) -> Rotary:

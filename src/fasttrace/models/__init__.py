@@ -1,8 +1,10 @@
 """Decoder models behind one interface: `load_model`, `wrap_model`, `Decoder`."""
 
 from fasttrace.models import texts  # noqa: F401  gives Decoder its method generate
-from fasttrace.models.adapter import Block, Decoder, Model
+from fasttrace.models.adapter import Decoder, Model
+from fasttrace.models.block import Block
 from fasttrace.models.encode import pair_facts
-from fasttrace.models.load import DEFAULT_MODEL, load_model, wrap_model
+from fasttrace.models.load import DEFAULT_MODEL, load_model
+from fasttrace.models.wrap import wrap_model
 
 __all__ = ["DEFAULT_MODEL", "Block", "Decoder", "Model", "load_model", "pair_facts", "wrap_model"]

@@ -15,7 +15,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block
 from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded

@@ -5,7 +5,8 @@ transformers (from 5.0) keeps a layer's experts in two tensors, one for gate and
 model's own module, so that the choice is the model's own to the last bit.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from fasttrace.ops.linear import linear
 from fasttrace.ops.silu_mul import silu_mul_
 
+SHARED, NONE = -1, -2  # stand for the shared expert, and for no expert, among the numbers of experts
+
 
 @dataclass(frozen=True, eq=False)
 class Routing:
@@ -22,6 +25,10 @@ class Routing:
 
     experts: Tensor
     weights: Tensor
+
+    def __getitem__(self, rows: Any) -> "Routing":
+        """That of some rows: (n,) int64, bool or a slice."""
+        return Routing(self.experts[rows], self.weights[rows])
 
     def groups(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (expert, rows (n,), weights (n, 1)) of every expert that has rows, in ascending order."""
@@ -42,6 +49,7 @@ class Experts:
     """The experts of one layer. m is the width of their keys.
 
     module: transformers' experts, whose parameters are read at every call, because they may be offloaded.
+    changed: expert → down-projection that it has in place of the module's, as in a view of an edited model.
     count, per_row: how many there are, and how many a row goes to. weigh_input: whether a row's weight multiplies the
     expert's input instead of its output (Llama 4). transposed: whether the matrices are stored as (in, out); None asks
     the module.
@@ -54,14 +62,24 @@ class Experts:
         act = getattr(module, "act_fn", None)
         plain = getattr(module, "is_concatenated", True) and not getattr(module, "has_bias", False)
         self.silu = plain and type(act).__name__ in ("SiLU", "SiLUActivation")
+        self.changed: Mapping[int | None, Tensor] = {}
+
+    def with_changed(self, changed: Mapping[int | None, Tensor]) -> "Experts":
+        """The same experts, some with other down-projections. changed: expert → (d, m)."""
+        view = copy.copy(self)
+        view.changed = {**self.changed, **changed}
+        return view
 
     @property
-    def key_width(self) -> int:
-        """m."""
-        return int(self.module.down_proj.shape[1 if self.transposed else 2])
+    def down_shape(self) -> tuple[int, int]:
+        """(d, m), the shape of an expert's down-projection."""
+        _, first, second = self.module.down_proj.shape
+        return (second, first) if self.transposed else (first, second)
 
     def down(self, expert: int) -> Tensor:
-        """The expert's down-projection as a (d, m) view of the parameter."""
+        """The expert's down-projection (d, m), a view of the parameter unless it is changed."""
+        if expert in self.changed:
+            return self.changed[expert]
         weight: Tensor = self.module.down_proj[expert]
         return weight.t() if self.transposed else weight
 
@@ -80,6 +98,13 @@ class Experts:
         bias = getattr(self.module, "gate_up_proj_bias", None)
         key: Tensor = self.module._apply_gate(linear(x, both, None if bias is None else bias[expert]))
         return key
+
+    def weighted_key(self, expert: int, x: Tensor, weight: Tensor) -> Tensor:
+        """x: (n, d), weight: (n, 1) → (n, m) κ, so that the down-projection of κ is what the expert adds, but for its
+        bias."""
+        if self.weigh_input:
+            return self.key(expert, x * weight.to(x.dtype))
+        return (self.key(expert, x) * weight).to(x.dtype)
 
     def contribution(self, expert: int, x: Tensor, weight: Tensor) -> Tensor:
         """x: (n, d), weight: (n, 1) → (n, d), what the expert adds to the layer's MLP output."""

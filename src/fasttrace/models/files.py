@@ -9,6 +9,7 @@ from typing import Any
 
 from fasttrace.errors import ModelError, shown
 from fasttrace.models import faults
+from fasttrace.models.configs import text_config
 from fasttrace.models.reading import OF_ACTIVATIONS, Headers, method_of
 from fasttrace.settings.study import DEFAULT_MODEL
 
@@ -242,7 +243,7 @@ def check_layers(config: Any, most: int, where: str) -> None:
 
     In a multimodal model, that is the text decoder's number, and no other tower may have more than `most`.
     """
-    layers = config.get_text_config(decoder=True).num_hidden_layers
+    layers = text_config(config).num_hidden_layers
     towers = [vars(part) for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
     others = [tower.get(name) for tower in towers for name in ("num_hidden_layers", "depth")]
     for number in (layers, *(n for n in others if isinstance(n, int) and n > most)):

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import torch
 
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block
 from fasttrace.models.packed import attend, bring, mlp, pack
 
 ROWS = 2048  # rows of a block that is timed

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.hooked import HookedDecoder, Rereading
+from fasttrace.models.keys import Keys
 from fasttrace.models.packed import Batch, bring, embed, mix, mlp, pack, row_logits
 from fasttrace.ops.prefix_attention import Sequences, sequence_table
 
-# change(layer, key (N, m), value (N, d), begin (texts + 1,)) → (N, d), the MLP's output as edits change it. Text t has
-# rows begin[t] … begin[t + 1] − 1.
-RowChange = Callable[[int, Tensor, Tensor, np.ndarray], Tensor]
+# change(layer, keys of N rows, value (N, d), begin (texts + 1,)) → (N, d), the MLP's output as edits change it. Text t
+# has rows begin[t] … begin[t + 1] − 1. The layer is brought.
+RowChange = Callable[[int, Keys, Tensor, np.ndarray], Tensor]
 BLOCK = 256  # tokens whose probabilities are summed as one block in a draw
 
 
@@ -267,8 +269,8 @@ class _KeyValueCache:
         entering = h if block.parallel else resid_mid
         if self.change is None:
             return resid_mid + mlp(block, entering)
-        key = block.mlp_key(block.mlp_norm(entering))
-        return resid_mid + block.mlp_add(self.change(layer, key, block.mlp_value(key), self.rows))
+        keys, value = block.keys_and_value(block.mlp_norm(entering))
+        return resid_mid + block.mlp_add(self.change(layer, keys, value, self.rows))
 
 
 def _draw(scores: Tensor, top_k: int | None, points: np.ndarray) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Decoder, adapter_for
+from fasttrace.models.adapter import Decoder, adapter_for, text_config
 from fasttrace.models.sublayers import FOUND, Sublayer, sublayers
+from fasttrace.models.unfit import WAY_OUT, is_traceable
 
-WAY_OUT = 'trace it with method="hooked" (--method hooked), which is slow'
 # Names that configs have for the most tokens of a sequence.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "context_length")
 MOST_TOKENS = 4096  # of one forward that reads texts
@@ -74,12 +74,11 @@ class HookedDecoder(Decoder):
 
     @property
     def n_heads(self) -> int:
-        return int(getattr(self.config.get_text_config(), "num_attention_heads", 0))
+        return int(getattr(self.config, "num_attention_heads", 0) or 0)
 
     @property
     def positions(self) -> int | None:
-        config = self.config.get_text_config()
-        found = (getattr(config, name, None) for name in POSITIONS)
+        found = (getattr(self.config, name, None) for name in POSITIONS)
         return next((int(most) for most in found if isinstance(most, int) and most > 0), None)
 
     def reach(self, layer: int, token: int) -> float:
@@ -90,13 +89,14 @@ class HookedDecoder(Decoder):
 def decoder_for(config: Any) -> type[Decoder]:
     """The adapter for a transformers config, or `HookedDecoder` for a causal decoder that has none.
 
-    Raises ModelError for a model that attends to an encoder.
+    Raises ModelError for a model that attends to an encoder, and for a type that forward passes cannot trace.
     """
     try:
         return adapter_for(config)
     except ModelError:
-        of_encoder = ("is_encoder_decoder", "add_cross_attention")
-        if any(getattr(config.get_text_config(), name, False) for name in of_encoder):
+        decoder = text_config(config)
+        of_encoder = any(getattr(decoder, name, False) for name in ("is_encoder_decoder", "add_cross_attention"))
+        if of_encoder or not (is_traceable(config.model_type) and is_traceable(decoder.model_type)):
             raise
         return HookedDecoder
 
@@ -120,7 +120,7 @@ def why_hooked(config: Any) -> str:
 
 def _stack(hf: Any, name: str) -> list[nn.Module]:
     """transformers' blocks: the first list of modules that has as many as the config has layers."""
-    count = getattr(hf.config.get_text_config(), "num_hidden_layers", None)
+    count = getattr(text_config(hf.config), "num_hidden_layers", None)
     for part in hf.get_decoder().modules():
         if isinstance(part, nn.ModuleList) and len(part) == count:
             return list(part)
@@ -142,7 +142,8 @@ def places(model: Decoder, module: str) -> list[tuple[Sublayer, ...]]:
     if lacking:
         whole = [name for name in FOUND if all(sublayers(layer, name) for layer in model.layer_modules)]
         what = {"mlp": "MLP", "attn": "attention or other mixing of tokens", "head": "attention heads"}[module]
-        where = "any layer" if len(lacking) == len(found) else f"layers {', '.join(map(str, lacking))}"
+        some = f"{'layer' if len(lacking) == 1 else 'layers'} {', '.join(map(str, lacking))}"
+        where = "any layer" if len(lacking) == len(found) else some
         raise ModelError(
             f"trace: module: expected one that every layer of '{model.name}' has ({', '.join([*whole, 'block'])}), got "
             f"{module}, but found no {what} in {where}"

@@ -1,4 +1,4 @@
-"""Loads a model by short name, hub id, folder or .gguf file, or wraps one in memory, and returns its adapter."""
+"""Loads a model by short name, hub id, folder or .gguf file, and returns its adapter."""
 
 import contextlib
 import copy
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
-from fasttrace.models.adapter import Decoder, text_config
+from fasttrace.models.adapter import Decoder
 from fasttrace.models.check import check_modules, check_outputs, check_weights
+from fasttrace.models.configs import text_config
 from fasttrace.models.files import (
     check_config,
     check_layers,
@@ -34,7 +34,7 @@ from fasttrace.models.files import (
 from fasttrace.models.hooked import HookedDecoder, decoder_for, keep_weights, why_hooked
 from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import device_of, is_offloaded
-from fasttrace.models.quantised import settle, shared
+from fasttrace.models.quantised import settle
 from fasttrace.optional import require
 from fasttrace.recall import NONE, question
 from fasttrace.settings.arguments import checked
@@ -95,10 +95,13 @@ def load_model(
     that is loaded onto the CPU, the result is kept with the SHA-256 of its files, the processor, and the versions of
     fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
+    Quantised weights (bitsandbytes, torchao, GPTQ, AWQ, compressed-tensors, FP8) stay packed. Each layer is dequantised
+    in `dtype` while it is used (docs/quantised.md).
+
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
-    a config that do not fit each other, is quantised, an adapter or not finite, or attends to an encoder, and where
-    dtype and device are not compatible. Raises PackageError where the source is GGUF and the package gguf is not
-    installed.
+    a config that do not fit each other, is quantised in a way that is not read, an adapter or not finite, or attends to
+    an encoder, and where dtype and device are not compatible. Raises PackageError where the source is GGUF or quantised
+    and the package that reads it is not installed.
 
     A causal decoder of a family without an adapter is loaded as a `HookedDecoder`, which `check_forward` checks. It can
     be traced with method "hooked", and asked which facts it knows. Everything else refuses it with a ModelError that
@@ -106,7 +109,7 @@ def load_model(
     """
     _check_arguments(dtype, device, max_memory, offload_folder)
     spread = device == "auto" or not isinstance(device, str)
-    with _as_model_errors(f"model '{source}' could not be loaded"), quiet():
+    with as_model_errors(f"model '{source}' could not be loaded"), quiet():
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         new = None  # a copy to be made
@@ -125,17 +128,17 @@ def load_model(
         hf, adapter = _load(where, dtype, options, placed, fits=known is not None, device=one)
         read = _tokenizer_of(tokenizer, (where, options))
     if not spread:
-        with _as_model_errors(f"device '{device}' cannot be used"):
+        with as_model_errors(f"device '{device}' cannot be used"):
             # A quantised model is there already, and some refuse to be moved.
             hf = hf if hf.device == torch.device(one) else hf.to(device)
     check_modules(hf, str(source))
-    model = _decoder(adapter, hf, read, str(source))
+    model = made_decoder(adapter, hf, read, str(source))
     if known is not None:
         model.expect_identity(known["bit_sums"], known["model_hash"])
     else:
         check_weights(model)
         if not is_offloaded(hf):
-            with _as_model_errors(f"model '{source}' cannot be run"):
+            with as_model_errors(f"model '{source}' cannot be run"):
                 check_outputs(model)
         if sound is not NONE:
             sound.keep({"bit_sums": model.bit_sums(), "model_hash": model.model_hash})
@@ -147,7 +150,7 @@ def load_model(
         model.tf32 = True
     if new is not None and tokenizer is None:
         # The model is loaded, whatever prevents a copy, such as a full disk.
-        with contextlib.suppress(FasttraceError), _as_model_errors(f"model '{source}' cannot be copied"):
+        with contextlib.suppress(FasttraceError), as_model_errors(f"model '{source}' cannot be copied"):
             converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
     return model
 
@@ -164,7 +167,7 @@ def load_tokenizer(
     if tokenizer is not None:
         with quiet():
             return _tokenizer_of(tokenizer, ("", {"trust_remote_code": trust_remote_code}))
-    with _as_model_errors(f"model '{source}': its tokenizer could not be loaded"), quiet():
+    with as_model_errors(f"model '{source}': its tokenizer could not be loaded"), quiet():
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if gguf is not None:
@@ -203,7 +206,7 @@ def outline(source: str | Path, dtype: str = "float32") -> Decoder:
     Raises ModelError where `load_model` would, as far as the config and the headers tell.
     """
     _check_arguments(dtype, "cpu", None, None)
-    with _as_model_errors(f"model '{source}' could not be read"), quiet():
+    with as_model_errors(f"model '{source}' could not be read"), quiet():
         given = Path(os.fspath(source)).expanduser()
         where, gguf = (str(given), None) if is_described(given) else resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": False}
@@ -218,7 +221,7 @@ def outline(source: str | Path, dtype: str = "float32") -> Decoder:
             check_tables(_without_memory(config), where)
         with _WithoutWeights():
             hf = _from_config(config).to(DTYPES[dtype])
-        return _decoder(adapter, hf, None, str(source))
+        return made_decoder(adapter, hf, None, str(source))
 
 
 class _WithoutWeights(TorchFunctionMode):
@@ -254,7 +257,7 @@ def _check_arguments(dtype: str, device: Any, max_memory: Any, offload_folder: A
     for place in [device] if isinstance(device, str) else device.values():
         if place in ("auto", "disk"):
             continue
-        with _as_model_errors(f"device '{place}' cannot be used"):
+        with as_model_errors(f"device '{place}' cannot be used"):
             if torch.empty(1, device=place).device.type == "meta":
                 raise ModelError(f"device '{place}' cannot be used: tensors have no values there")
 
@@ -301,11 +304,11 @@ def _load(
         where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **placed, **options
     )
     check_loaded(hf, info, where)
+    if method is not None:
+        reading.finish(hf, method, DTYPES[dtype])
     if DTYPES[dtype] == torch.float64:
         hf.set_experts_implementation("eager")  # transformers' grouped products, its default, have no float64
     keep_weights(hf)
-    if method is not None:
-        reading.finish(hf, method, DTYPES[dtype])
     return hf, adapter
 
 
@@ -333,7 +336,7 @@ def read_config(where: str, options: dict[str, Any]) -> tuple[Any, type[Decoder]
             reach(where)
         method = check_config(where, trusted=options["trust_remote_code"])
     what = f"model folder '{where}' has no usable config" if local else f"model '{where}' could not be loaded"
-    with _as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
+    with as_model_errors(f"model file '{options['gguf_file']}' cannot be read as GGUF" if gguf else what):
         config = AutoConfig.from_pretrained(where, **options)
         return config, decoder_for(config), method
 
@@ -350,14 +353,14 @@ def _from_config(config: Any) -> Any:
 def _tokenizer_of(given: str | Path | None, own: tuple[str, dict[str, Any]]) -> Any:
     """The tokenizer of the folder, .gguf file or hub id that was given for it, or of the model's own, with options."""
     if given is None:
-        with _as_model_errors(f"model '{own[0]}': its tokenizer could not be loaded"):
+        with as_model_errors(f"model '{own[0]}': its tokenizer could not be loaded"):
             return _load_tokenizer(*own)
     where, gguf = resolve_tokenizer(os.fspath(given))
     if gguf is not None:
         require("gguf")
     elif not Path(where).is_dir():
         reach(where)
-    with _as_model_errors(f"tokenizer '{given}' could not be loaded"):
+    with as_model_errors(f"tokenizer '{given}' could not be loaded"):
         options = {"trust_remote_code": own[1]["trust_remote_code"]} | ({} if gguf is None else {"gguf_file": gguf})
         return _load_tokenizer(where, options)
 
@@ -379,7 +382,7 @@ def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _as_model_errors(what: str) -> Iterator[None]:
+def as_model_errors(what: str) -> Iterator[None]:
     """Whatever transformers, safetensors, tokenizers or torch raise becomes a ModelError of one sentence: `what`: why.
 
     Running out of memory is left alone, but for one allocation that is larger than the machine's memory.
@@ -432,85 +435,7 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-@checked
-def wrap_model(
-    hf: Any, tokenizer: Any, name: str = "in-memory", *, weights: str | None = None, check: bool = True
-) -> Decoder:
-    """The adapter for a transformers model that is already in memory.
-
-    The adapter uses the model's weights in place, so a change of their values in memory is seen, also by
-    `model_hash`. It has modules of its own: neither `requires_grad` nor training mode of `hf` changes, no gradient
-    reaches its parameters, and hooks that it gets later are not seen. Moving `hf` to another device or dtype makes new
-    weights, which takes a new `wrap_model`.
-
-    weights: a unique description of the weights ("EleutherAI/gpt-j-6b at 47e1693"). It replaces their bytes in
-        `model_hash`, the model's identity in runs and stores, so that they need not be hashed (ten seconds for 12 GB).
-        It is not checked: models with the same description, config and tokenizer count as one model in a store. With
-        None, or once they have changed, the weights are hashed when the identity is needed.
-    check: compare fasttrace's output of every layer and its logits on two prompts with those of the model itself, in
-        two forward passes each (`check_outputs` states the tolerance).
-
-    A causal decoder of a family without an adapter is wrapped as a `HookedDecoder`, as in `load_model`.
-
-    Raises ModelError for a model that attends to an encoder, and for one that computes something else than its weights
-    say: adapters (PEFT), forward hooks, parametrizations, quantised or replaced layers, NaN and infinite weights, and,
-    with `check`, other layers or logits than fasttrace computes.
-    """
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    if weights is not None and not weights.strip():
-        raise ModelError(f"wrap_model: weights: expected a description of the weights, got {shown(weights)}")
-    if not isinstance(hf, PreTrainedModel):
-        raise ModelError(f"wrap_model: expected a transformers model, got {type(hf).__name__}{_way_to_the_model(hf)}")
-    if hf.get_output_embeddings() is None:
-        raise ModelError(f"wrap_model: expected a causal language model with logits, got {type(hf).__name__}")
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ModelError(f"wrap_model: expected the model's transformers tokenizer, got {type(tokenizer).__name__}")
-    adapter = decoder_for(hf.config)
-    check_modules(hf, name)
-    with _as_model_errors(f"model '{name}': its modules cannot be copied"):
-        own = _own_modules(hf)
-    model = _decoder(adapter, own, tokenizer, name)
-    check_weights(model)
-    if check:
-        with _as_model_errors(f"model '{name}' cannot be run and compared (check=False leaves that out)"):
-            check_outputs(model)
-    if weights is not None:
-        model.describe_weights(weights)
-    return model
-
-
-def _decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
+def made_decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:
     settle(hf)
-    with _as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
+    with as_model_errors(f"model '{name}' cannot be read as the family '{hf.config.model_type}'"):
         return adapter(hf, tokenizer, name)
-
-
-def _way_to_the_model(given: Any) -> str:
-    """How to get the transformers model out of what wraps it, as the end of a message."""
-    if isinstance(given, Decoder):
-        return ", which is wrapped already"
-    if hasattr(given, "merge_and_unload"):
-        return ": give what its merge_and_unload() returns"
-    if type(given).__module__.startswith("peft."):
-        return ", whose adapter cannot be merged into weights"
-    for inside in ("_orig_mod", "module", "model"):
-        if isinstance(getattr(given, inside, None), nn.Module):
-            return f": give its .{inside}"
-    return ""
-
-
-def _own_modules(hf: Any) -> Any:
-    """A copy of a model's modules that has the same weights, buffers and config, and whose weights get no gradient."""
-    memo: dict[int, Any] = {}
-    for part in hf.modules():
-        # Containers and what accelerate attaches refer to modules. All else is shared, large tensors above all.
-        attached = ("forward", "_old_forward", "_hf_hook")
-        kept = [v for name, v in vars(part).items() if name not in attached and not isinstance(v, dict | list | tuple)]
-        hook = getattr(part, "_hf_hook", None)
-        for one in [] if hook is None else getattr(hook, "hooks", (hook,)):
-            kept += [getattr(one, name, None) for name in ("weights_map", "tied_params_map")]
-        memo |= {id(value): value for value in [*kept, *part.buffers(recurse=False)] if value is not None}
-        for weight in part.parameters(recurse=False):
-            memo.setdefault(id(weight), shared(weight))
-    return copy.deepcopy(hf, memo)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fasttrace.memory import pack_by_budget
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.hooked import HookedDecoder, hooked_logprob
+from fasttrace.models.keys import Keys
 from fasttrace.ops.linear import linear
 from fasttrace.ops.prefix_attention import Sequences, prefix_attention
 from fasttrace.ops.target_logprob import target_logprob
@@ -165,12 +167,12 @@ def forward(
     batch: Batch,
     *,
     h: Tensor | None = None,
-    on_key: Callable[[int, Tensor], None] | None = None,
+    on_key: Callable[[int, Keys], None] | None = None,
 ) -> Tensor:
     """Run every block over whole sequences. Return the (N, d) residual before the final norm.
 
     h: (N, d) input of block 0, or None for the batch's embeddings.
-    on_key(layer, keys (N, m)) is called with each layer's down-projection inputs as they are computed.
+    on_key(layer, keys of the N rows) is called with each layer's down-projection inputs as they are computed.
     """
     h = embed(model, batch.ids, batch.positions) if h is None else h
     rotary = model.rotary(batch.positions)
@@ -180,9 +182,9 @@ def forward(
             h = layer_output(block, h, rotary, batch.sequences)
             continue
         resid_mid = h + attend(block, h, rotary, batch.sequences)
-        key = block.mlp_key(block.mlp_norm(h if block.parallel else resid_mid))
-        on_key(layer, key)
-        h = resid_mid + block.mlp_add(block.mlp_value(key))
+        keys, value = block.keys_and_value(block.mlp_norm(h if block.parallel else resid_mid))
+        on_key(layer, keys)
+        h = resid_mid + block.mlp_add(value)
     return h
 
 

@@ -45,9 +45,8 @@ def sublayers(block: nn.Module, what: str) -> tuple[Sublayer, ...]:
     mixers = [part for name, part in children if MIXER.fullmatch(name) and part not in mlps]
     if what == "attn":
         return tuple(Sublayer(_adds(part)) for part in mixers)
-    if len(mixers) != 1 or "Attention" not in type(mixers[0]).__name__:
-        return ()
-    projection = _projection(mixers[0])
+    attention = [part for part in mixers if "Attention" in type(part).__name__]
+    projection = _projection(attention[0]) if len(attention) == 1 else None
     return () if projection is None else (Sublayer(projection, inward=True),)
 
 

@@ -101,6 +101,12 @@ def clause_of(model_type: str) -> str:
     return _BY_TYPE[model_type].clause
 
 
+def is_traceable(model_type: str) -> bool:
+    """Whether plain forward passes may trace a type that has no adapter, as far as is known."""
+    group = _BY_TYPE.get(model_type)
+    return group is None or group.traceable
+
+
 def why_not(model_type: str) -> str:
     """Why a model type has no adapter, and the way out if there is one, as the end of a sentence."""
     group = _BY_TYPE.get(model_type)

@@ -109,6 +109,14 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
         unit="seconds",
         help="Longest time for one judgement",
     )
+    experts: Literal["routed", "top", "shared"] | Sequence[int] | None = setting(
+        default=None,
+        least=0,
+        most=MOST_ITEMS,
+        help="Experts to edit, at layers that have any: those that the prompt's last subject token goes to (routed), "
+        "the one of them with the largest weight (top), the shared one (shared), or numbers from 0, as in 3,7; by "
+        "default routed",
+    )
     after: Literal["nothing", "rect", "prune"] = setting(
         default="nothing",
         help="What is done to an update: nothing; rect keeps the entries that change their weights most; prune presses "

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from .base import setting, settings
 from .kinds import MOST_ITEMS, MOST_LAYERS, MOST_SEED, MOST_TOKENS, MOST_WEIGHT, Size
@@ -43,6 +44,13 @@ class MomentSettings(CorpusSettings):
     )
     layers: Sequence[int] | None = setting(
         default=None, least=0, most=MOST_LAYERS, names_run="always", help="Layers, from 0, as in 0,4,8; by default all"
+    )
+    experts: Literal["all", "shared"] | Sequence[int] = setting(
+        default="all",
+        least=0,
+        most=MOST_ITEMS,
+        help="Experts, at layers that have any: all, with the shared one; only the shared one; or numbers from 0, as "
+        "in 3,7",
     )
     sequence_length: int = setting(
         default=128,

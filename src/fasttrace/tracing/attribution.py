@@ -30,7 +30,8 @@ from torch import Tensor
 
 from fasttrace.errors import UserError
 from fasttrace.memory import pack_by_budget
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import bring, head_outputs, mlp, row_logprob
 from fasttrace.models.readout import token_logits

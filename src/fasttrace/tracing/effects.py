@@ -168,7 +168,8 @@ def fact_row(
 class Grid:
     """The traced values of one fact. M is the number of MEASURES.
 
-    item: the fact, with the cells that were computed. spots: where the interventions are made. heads: on which heads.
+    item: the fact, with the cells that were computed. spots: where the interventions are made. heads: on which heads,
+    or experts.
     clean: (M, 1) measures of the clean pass. noised: (M, n) of the corrupted passes. values: cell → (M, runs).
     screened: cell → (M, runs) estimates if the grid is approximate, else None. `values` then has only the verified
     cells. engine: what computed them.

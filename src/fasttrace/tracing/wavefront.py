@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.corrupt import embed_base
 from fasttrace.models.packed import bring, head_outputs, mlp, rotary_rows, row_logprob
 from fasttrace.models.readout import divergence, token_logits

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fasttrace.editing.after.prune import largest_singular_value, prune
 from fasttrace.editing.after.rect import rect
-from fasttrace.editing.delta import Dense, Edit, Update
+from fasttrace.editing.delta import Dense, Edit, Update, weight_of
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.edit import EditingSettings
 
@@ -25,7 +25,7 @@ class After:
 
     model: Decoder
     settings: EditingSettings
-    _largest: dict[int, float] = field(default_factory=dict, repr=False)
+    _largest: dict[tuple[int, tuple[int, ...]], float] = field(default_factory=dict, repr=False)
 
     @property
     def makes_dense(self) -> bool:
@@ -45,7 +45,7 @@ class After:
         found: dict[int, Update] = {}
         for at, block in model.layers(updates):
             change = updates[at].matrix().to(block.device)
-            found[at] = self._with(updates[at], rect(block.down.detach(), change, self.settings.rect_share))
+            found[at] = self._with(updates[at], rect(weight_of(block, updates[at]), change, self.settings.rect_share))
         return found
 
     def bounded(self, updates: Mapping[int, Update]) -> Mapping[int, Update]:
@@ -56,7 +56,7 @@ class After:
         found: dict[int, Update] = {}
         for at, block in self.model.layers(updates):
             one, change = updates[at], updates[at].matrix()
-            factor = most * float(block.down.detach().double().norm()) / max(float(change.norm()), 1e-300)
+            factor = most * float(weight_of(block, one).double().norm()) / max(float(change.norm()), 1e-300)
             found[at] = one if factor >= 1.0 else self._with(one, change * factor)
         return found
 
@@ -66,12 +66,13 @@ class After:
             return updates
         found: dict[int, Update] = {}
         for at, one in updates.items():
-            if at not in self._largest:
+            if (at, one.experts) not in self._largest:
                 with self.model.brought(at) as block:
-                    self._largest[at] = largest_singular_value(block.down)
-            found[at] = self._with(one, prune(self._largest[at], one.matrix(), self.settings.prune_base))
+                    self._largest[at, one.experts] = largest_singular_value(weight_of(block, one))
+            largest = self._largest[at, one.experts]
+            found[at] = self._with(one, prune(largest, one.matrix(), self.settings.prune_base))
         return found
 
     @staticmethod
     def _with(update: Update, change: Tensor) -> Dense:
-        return Dense(change.float(), update.bias)
+        return Dense(change.float(), update.bias, update.experts)

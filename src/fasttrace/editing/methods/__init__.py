@@ -7,7 +7,7 @@ from fasttrace.editing.methods.base import Solve
 from fasttrace.editing.methods.emmet import Emmet
 from fasttrace.editing.methods.memit import Memit
 from fasttrace.editing.methods.pmet import Pmet
-from fasttrace.editing.moments import Moments
+from fasttrace.editing.moments import Moments, Place
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import MethodSettings
 
@@ -15,9 +15,9 @@ SOLVES: dict[str, type[Solve]] = {"memit": Memit, "emmet": Emmet, "alphaedit": A
 
 
 def solve_of(
-    method: str, settings: MethodSettings, moments: Moments | None, model: Decoder, layers: Sequence[int]
+    method: str, settings: MethodSettings, moments: Moments | None, model: Decoder, places: Sequence[Place]
 ) -> Solve | None:
-    """The method's solve, or None for a method without one (ROME, fine-tuning). layers: all that are to be changed."""
+    """The method's solve, or None for a method without one (ROME, fine-tuning). places: all that are to be changed."""
     if method not in SOLVES:
         return None
-    return SOLVES[method](settings, moments, model=model, layers=layers)
+    return SOLVES[method](settings, moments, model=model, places=places)

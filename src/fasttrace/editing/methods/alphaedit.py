@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fasttrace.editing.methods.base import Solve
+from fasttrace.editing.moments import Place, places_of
 from fasttrace.editing.null_space import load_projection
+from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import AlphaEditSettings
 
@@ -25,14 +27,20 @@ class AlphaEdit(Solve[AlphaEditSettings]):
     name = "alphaedit"
     freedom = "norm_weight"
 
-    def __init__(self, *about: Any, model: Decoder, layers: Sequence[int]) -> None:
-        super().__init__(*about, model=model, layers=layers)
+    def __init__(self, *about: Any, model: Decoder, places: Sequence[Place]) -> None:
+        super().__init__(*about, model=model, places=places)
         self._bases: dict[int, Tensor] = {}  # of P from a file
         own = self.settings
         if own.projections is None:
-            for layer in layers:
-                self.moments.check_null_space(layer, own.null_threshold, own.null_unit, model.device)
+            for place in places:
+                self.moments.check_null_space(place, own.null_threshold, own.null_unit, model.device)
         else:
+            if routed := [place.layer for place in places if place.expert is not None]:
+                raise UserError(
+                    f"alphaedit: projections: expected no file for layer {routed[0]}, which has experts, got "
+                    f"'{own.projections}'"
+                )
+            layers = [place.layer for place in places]
             read = load_projection(own.projections, model, layers)
             told = "alphaedit: the projections of '%s' are taken, in their order, for layers %s"
             log.warning(told, own.projections, ", ".join(map(str, layers)))
@@ -49,12 +57,18 @@ class AlphaEdit(Solve[AlphaEditSettings]):
         """μ."""
         return self.settings.norm_weight
 
-    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
+    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None, experts: tuple[int, ...] = ()) -> Tensor:
         """U₀ (I + U₀ᵀ K_p K_pᵀ U₀ / μ)⁻¹ U₀ᵀ k. Raises UserError where C has no null space."""
+        if experts:
+            parts = zip(places_of([layer], {layer: experts}), keys.chunk(len(experts), dim=1), strict=True)
+            return torch.cat([self._moved(place, one, None) for place, one in parts], dim=1)
+        return self._moved(Place(layer), keys, past)
+
+    def _moved(self, place: Place, keys: Tensor, past: Tensor | None) -> Tensor:
         own = self.settings
-        basis = self._bases.get(layer)
+        basis = self._bases.get(place.layer)
         if basis is None:
-            basis = self.moments.null_space(layer, own.null_threshold, own.null_unit, keys.device)
+            basis = self.moments.null_space(place, own.null_threshold, own.null_unit, keys.device)
         inside = keys.to(basis.device, torch.float64) @ basis
         if past is not None:
             system = basis.T @ past.to(basis.device) @ basis / own.norm_weight

@@ -10,20 +10,21 @@ With N = λI and G = C⁻¹, this is MEMIT's R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)�
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from fasttrace.editing.moments import Moments, largest_eigenvalue, least_eigenvalue
+from fasttrace.editing.moments import Moments, Place, largest_eigenvalue, least_eigenvalue
 from fasttrace.editing.wave import At
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.methods import SpreadSettings
 
 S = TypeVar("S", bound=SpreadSettings)
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(eq=False)
@@ -31,22 +32,24 @@ class PastKeys:
     """The keys of earlier edits at one layer.
 
     keys: (p, m) float64, or None once there are more of them than m. total: (m, m) float64, K_p K_pᵀ, if keys is None.
-    moved: (p, m) float64, G k of each of the keys, or None where it is not computed yet.
+    moved: (p, m) float64, G k of each of the keys, or None where it is not computed yet. experts: whose keys they are,
+    at a layer with experts. Those are always kept, because their total is not block-diagonal as C is.
     """
 
     keys: Tensor | None
     total: Tensor | None = None
     moved: Tensor | None = field(default=None, repr=False)
+    experts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.keys is not None and len(self.keys) > self.keys.shape[1]:
+        if self.keys is not None and len(self.keys) > self.keys.shape[1] and not self.experts:
             self.total, self.keys, self.moved = self.keys.T @ self.keys, None, None
 
     @classmethod
-    def none(cls, keys: Tensor) -> "PastKeys":
+    def none(cls, keys: Tensor, experts: tuple[int, ...] = ()) -> "PastKeys":
         """No keys, of the width and on the device of `keys`."""
         empty = keys.new_empty((0, keys.shape[1]), dtype=torch.float64)
-        return cls(empty, moved=empty)
+        return cls(empty, moved=empty, experts=experts)
 
     def with_keys(self, keys: Tensor, moved: Tensor) -> "PastKeys":
         """These keys and more of them. keys, moved: (n, m) float64."""
@@ -54,7 +57,15 @@ class PastKeys:
             assert self.total is not None
             return PastKeys(None, self.total + keys.T @ keys)
         both = None if self.moved is None else torch.cat((self.moved, moved))
-        return PastKeys(torch.cat((self.keys, keys)), moved=both)
+        return PastKeys(torch.cat((self.keys, keys)), moved=both, experts=self.experts)
+
+
+def alike(entries: Sequence[K]) -> list[tuple[K, list[int]]]:
+    """Each distinct entry and the indices at which it is."""
+    found: dict[K, list[int]] = {}
+    for i, own in enumerate(entries):
+        found.setdefault(own, []).append(i)
+    return list(found.items())
 
 
 Past = Mapping[int, PastKeys]  # layer → the keys of earlier edits
@@ -80,8 +91,8 @@ class Solve(ABC, Generic[S]):
     at: At = "block"  # where δ is added
     freedom: str  # the hyperparameter that `slack` is made of
 
-    def __init__(self, settings: S, moments: Moments | None, *, model: Decoder, layers: Sequence[int]) -> None:
-        """layers: every layer that is to be changed, ascending. Raises the errors of files that the settings name."""
+    def __init__(self, settings: S, moments: Moments | None, *, model: Decoder, places: Sequence[Place]) -> None:
+        """places: all that are to be changed, ascending. Raises the errors of files that the settings name."""
         self.settings, self._moments = settings, moments
 
     @property
@@ -104,33 +115,39 @@ class Solve(ABC, Generic[S]):
         """N of the new keys where n facts are solved together."""
 
     @abstractmethod
-    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
+    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None, experts: tuple[int, ...] = ()) -> Tensor:
         """G k of every row k of keys (n, m): (n, m) float64.
 
+        experts: whose keys they are, at a layer with experts, where G is block-diagonal.
         past: (m, m) float64, K_p K_pᵀ of earlier edits, or None. With it, G is (G⁻¹ + K_p K_pᵀ / weight)⁻¹.
         """
 
-    def condition(self, layer: int, device: torch.device) -> float | None:
+    def condition(self, layer: int, device: torch.device, experts: tuple[int, ...] = ()) -> float | None:
         """Condition number of the matrix that gives G, or None where none is inverted."""
         return None
 
-    def alone(self, layer: int, keys: Tensor) -> Tensor:
-        """ΔW = r rowᵀ of each fact edited alone. keys: (F, m), any float dtype → (F, m) float64 rows."""
-        moved = self.moved(layer, keys)
-        return moved / (self.slack(1) + (moved * keys).sum(1, keepdim=True))
+    def alone(self, layer: int, keys: Tensor, experts: Sequence[tuple[int, ...]] = ()) -> Tensor:
+        """ΔW = r rowᵀ of each fact edited alone. keys: (F, m), any float dtype → (F, m) float64 rows. experts: of each
+        fact, at a layer with experts. A row is 0 where the key is."""
+        moved = torch.empty(keys.shape, dtype=torch.float64, device=keys.device)
+        for own, rows in alike(experts or [()] * len(keys)):
+            moved[rows] = self.moved(layer, keys[rows], experts=own)
+        size = self.slack(1) + (moved * keys).sum(1, keepdim=True)
+        return torch.where(size == 0, 0.0, moved / size)
 
-    def together(self, layer: int, keys: Tensor, past: PastKeys | None = None) -> Solved:
-        """One solve for all facts. keys: (n, m), any float dtype. past: keys of earlier edits at this layer.
+    def together(self, layer: int, keys: Tensor, past: PastKeys | None = None, experts: tuple[int, ...] = ()) -> Solved:
+        """One solve for all facts. keys: (n, m), any float dtype. past: keys of earlier edits at this layer. experts:
+        whose keys they are, at a layer with experts.
 
         Raises UserError where the system is singular.
         """
         new = keys.double()
         total = None if past is None else past.total
-        moved = self.moved(layer, new, total)
+        moved = self.moved(layer, new, total, experts)
         every, all_moved, free = new, moved, [self.slack(len(new))] * len(new)
         if past is not None and past.keys is not None and len(past.keys):
             if past.moved is None:
-                past.moved = self.moved(layer, past.keys)
+                past.moved = self.moved(layer, past.keys, experts=experts)
             every, all_moved = torch.cat((past.keys, new)), torch.cat((past.moved, moved))
             free = [self.weight] * len(past.keys) + free
         inner = every @ all_moved.T

@@ -19,8 +19,10 @@ from torch import Tensor
 from fasttrace.editing.delta import Dense, Edit, Update, as_rounded
 from fasttrace.editing.wave import EditWave, Job, Span, Visited, walk
 from fasttrace.facts import EncodedFact
-from fasttrace.models.adapter import Block, Decoder
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block
 from fasttrace.models.corrupt import Corruption, Subject, embed_corrupted, own_place
+from fasttrace.models.keys import Keys
 from fasttrace.models.packed import pack, row_logprob
 from fasttrace.ops.adam_linf import adam_linf_
 from fasttrace.settings.methods import FineTuneSettings
@@ -103,7 +105,7 @@ class FineTuneBatch:
         self.batch = pack(model, [tokens for tokens in ids for _ in range(self.copies)])
         lengths = self.batch.lengths
         begin = np.cumsum(lengths) - lengths
-        self.entry: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.entry: dict[int, tuple[Tensor, Keys, Tensor]] = {}
         self._enter(0)
         spans: list[Span] = []
         targets: list[int] = []
@@ -136,7 +138,7 @@ class FineTuneBatch:
 
         def visit(seen: Visited) -> None:
             if seen.layer in starts:
-                self.entry[seen.layer] = seen.resid_mid, seen.key, seen.value
+                self.entry[seen.layer] = seen.resid_mid, seen.keys, seen.value
 
         with torch.no_grad():
             walk(self.model, self.batch, embed_corrupted(self.model, self.batch, subjects, self.corruption), visit)
@@ -190,7 +192,7 @@ class FineTuneBatch:
         # Makes autograd run the backward of `_ItemLinear` even where the key needs no gradient.
         anchor = torch.zeros((), device=model.device, requires_grad=True)
 
-        def changed(layer: int, key: Tensor, value: Tensor, first: int, past: int, begin: np.ndarray) -> Tensor:
+        def changed(layer: int, keys: Keys, value: Tensor, first: int, past: int, begin: np.ndarray) -> Tensor:
             """value (n, d), plus the changes that jobs first … past − 1 make at this layer."""
             parts = []
             for a, b, window in self.groups:
@@ -203,21 +205,22 @@ class FineTuneBatch:
                 state = self.state[layer, a]
                 bounds = begin[a - first : b - first + 1] - begin[a - first]
                 add = _ItemLinear.apply(
-                    key[at:to], anchor.to(key.device), state.delta, state.bias, bounds, (layer, a), tape
+                    keys[at:to].of(), anchor.to(value.device), state.delta, state.bias, bounds, (layer, a), tape
                 )
                 parts.append((value[at:to] + add).to(value.dtype))
             return torch.cat(parts)
 
         def enter(layer: int, rows: Tensor, first: int, begin: np.ndarray) -> Tensor:
-            resid_mid, key, value = (part[rows] for part in self.entry[layer])
+            resid_mid, keys, value = self.entry[layer]
             past = first + len(begin) - 1
-            return resid_mid + model.blocks[layer].mlp_add(changed(layer, key, value, first, past, begin))
+            value = changed(layer, keys[rows], value[rows], first, past, begin)
+            return resid_mid[rows] + model.blocks[layer].mlp_add(value)
 
-        def change(layer: int, key: Tensor, value: Tensor, begin: np.ndarray) -> Tensor:
+        def change(layer: int, keys: Keys, value: Tensor, begin: np.ndarray) -> Tensor:
             past = len(begin) - 1
             if not any(layer in window for a, _, window in self.groups if a < past):
                 return value
-            return changed(layer, key, value, 0, past, begin)
+            return changed(layer, keys, value, 0, past, begin)
 
         logp = row_logprob(model, wave.run(enter, change), self.targets).to(model.device)
         total = torch.zeros(len(self.jobs), dtype=logp.dtype, device=logp.device)

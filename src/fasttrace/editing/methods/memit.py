@@ -22,14 +22,14 @@ class Memit(Solve[MemitSettings]):
         """λ."""
         return self.settings.covariance_weight
 
-    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None) -> Tensor:
+    def moved(self, layer: int, keys: Tensor, past: Tensor | None = None, experts: tuple[int, ...] = ()) -> Tensor:
         """(C + μ/λ I + K_p K_pᵀ / λ)⁻¹ k. Raises UserError where that matrix is singular."""
         extra = None if past is None else past / self.settings.covariance_weight
-        return self.moments.inverse_key(layer, keys, added=self._added, extra=extra)
+        return self.moments.inverse_key(layer, keys, experts=experts, added=self._added, extra=extra)
 
-    def condition(self, layer: int, device: torch.device) -> float:
+    def condition(self, layer: int, device: torch.device, experts: tuple[int, ...] = ()) -> float:
         """Condition number of C + μ/λ I plus the ridge, its diagonal scaled to 1."""
-        return self.moments.condition(layer, device, added=self._added)
+        return self.moments.condition(layer, device, experts=experts, added=self._added)
 
     @property
     def _added(self) -> float:

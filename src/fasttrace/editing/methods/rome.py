@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fasttrace.editing.delta import Edit, LowRank
+from fasttrace.editing.delta import Edit, LowRank, unrouted, zero_edit
+from fasttrace.editing.methods.base import alike
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.value import ValueBatch
 from fasttrace.settings.methods import RomeSettings
@@ -29,15 +30,20 @@ def solve_rome(
     jobs: (index of the fact, layer). delta: (P, d) float32. loss: (P,).
     """
     of_contexts, bare = batch.read_by_rome(settings)
-    keys = torch.stack([of_contexts.mean_key[layer][fact] for fact, layer in jobs]).float()
-    u = torch.empty(keys.shape, dtype=torch.float64, device=keys.device)
-    for layer in {layer for _, layer in jobs}:
-        rows = [i for i, (_, at) in enumerate(jobs) if at == layer]
-        u[rows] = moments.inverse_key(layer, keys[rows])
+    u: list[Tensor] = [delta] * len(jobs)
+    experts = [batch.facts[fact].experts.get(layer, ()) for fact, layer in jobs]
+    for (layer, own), rows in alike([(layer, own) for (_, layer), own in zip(jobs, experts, strict=True)]):
+        keys = torch.stack([of_contexts.mean_key[layer][jobs[row][0]] for row in rows]).float()
+        for row, one in zip(rows, moments.inverse_key(layer, keys, experts=own), strict=True):
+            u[row] = one
     divisor = of_contexts.mean_key if settings.key_mode == "r-rome" else bare.key
     edits = []
     for row, (fact, layer) in enumerate(jobs):
-        direction, at = u[row] / u[row].norm(), batch.model.blocks[layer].device
+        fact_id, own, at = batch.facts[fact].fact.fact_id, experts[row], batch.model.blocks[layer].device
+        if own and not bool(divisor[layer][fact].any()):
+            edits.append(zero_edit(batch.model, fact_id, layer, [layer], unrouted(own, layer), {layer: own}))
+            continue
+        direction = u[row] / u[row].norm()
         denominator = float(direction @ divisor[layer][fact].double())
         missing = delta[row].double()
         if batch.anew and settings.key_mode == "rome":  # under new noise the output is not the one that δ was added to
@@ -45,13 +51,13 @@ def solve_rome(
         value = (missing / denominator).float()
         edits.append(
             Edit(
-                batch.facts[fact].fact.fact_id,
+                fact_id,
                 layer,
-                {layer: LowRank(value[None].to(at), direction.float()[None].to(at))},
+                {layer: LowRank(value[None].to(at), direction.float()[None].to(at), experts=own)},
                 float(delta[row].norm() / batch.v0(layer, settings)[fact].float().norm()),
                 float(loss[row]),
                 denominator,
-                moments.condition(layer, keys.device),
+                moments.condition(layer, delta.device, experts=own),
             )
         )
     return edits

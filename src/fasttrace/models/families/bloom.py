@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.gpt_neox import HeadwiseBlock
 from fasttrace.ops.linear import linear
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.gptj import GPTJBlock
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import partial_rotary_

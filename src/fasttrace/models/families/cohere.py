@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 
 
@@ -52,7 +53,7 @@ class CohereBlock(CommandBlock):
 
 @Decoder.register("cohere")
 class CohereDecoder(CommandDecoder):
-    """CohereForCausalLM: Command R and R+, Aya."""
+    """CohereForCausalLM: attention and MLP in parallel from one LayerNorm (Command R and R+)."""
 
     block: type[LlamaBlock] = CohereBlock
 
@@ -70,7 +71,7 @@ class Cohere2Block(CohereBlock):
 
 @Decoder.register("cohere2")
 class Cohere2Decoder(CohereDecoder):
-    """Cohere2ForCausalLM: Command R7B and A."""
+    """Cohere2ForCausalLM: Cohere's layout; only layers with a sliding window rotate (Command R7B and A)."""
 
     block = Cohere2Block
 

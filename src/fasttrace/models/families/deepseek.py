@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.latent import LatentBlock, YoutuDecoder
 from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
 
@@ -14,7 +15,8 @@ class DeepseekBlock(RoutedMlp, LatentBlock):
 
 @Decoder.register("deepseek_v3", "glm4_moe_lite")
 class DeepseekDecoder(RoutedDecoder, YoutuDecoder):
-    """DeepseekV3ForCausalLM, Glm4MoeLiteForCausalLM."""
+    """DeepseekV3ForCausalLM, Glm4MoeLiteForCausalLM: latent attention, experts after the first layers, and a shared
+    one."""
 
     block, routed_block = LatentBlock, DeepseekBlock
 
@@ -33,7 +35,7 @@ class RoutedDeepseekV2Block(RoutedMlp, DeepseekV2Block):
 
 @Decoder.register("deepseek_v2")
 class DeepseekV2Decoder(RoutedDecoder):
-    """DeepseekV2ForCausalLM."""
+    """DeepseekV2ForCausalLM: latent attention, experts after the first layers, and a shared one."""
 
     block, routed_block = DeepseekV2Block, RoutedDeepseekV2Block
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.models.families.bloom import alibi_slopes
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import rotary_

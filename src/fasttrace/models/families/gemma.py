@@ -67,7 +67,7 @@ class VaultGemmaBlock(GemmaBlock):
 
 @Decoder.register("vaultgemma")
 class VaultGemmaDecoder(GemmaDecoder):
-    """VaultGemmaForCausalLM."""
+    """VaultGemmaForCausalLM: Gemma's layout with capped scores and logits."""
 
     block = VaultGemmaBlock
 
@@ -80,7 +80,8 @@ class Gemma2Block(VaultGemmaBlock):
 
 @Decoder.register("gemma2")
 class Gemma2Decoder(GemmaDecoder):
-    """Gemma2ForCausalLM."""
+    """Gemma2ForCausalLM: Gemma's norms before and after both sub-layers, sliding windows in every second layer, capped
+    scores and logits."""
 
     block = Gemma2Block
 

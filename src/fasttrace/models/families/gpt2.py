@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.ops.linear import linear
 
 
@@ -53,7 +54,7 @@ class GPT2Block(Block):
         return self.mlp.c_proj.bias
 
 
-@Decoder.register("gpt2", "gpt-sw3")
+@Decoder.register("gpt2")
 class GPT2Decoder(Decoder):
     """GPT2LMHeadModel, also of GPT-SW3."""
 

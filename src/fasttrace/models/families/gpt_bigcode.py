@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.falcon import GroupedBlock
 from fasttrace.models.families.gpt2 import GPT2Decoder
 from fasttrace.ops.linear import linear

@@ -5,7 +5,8 @@ in every other layer.
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock
 from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
 

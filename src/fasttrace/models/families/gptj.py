@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rotary import partial_rotary_
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder, pair_of_tables
 from fasttrace.models.families.phi3 import GateUpBlock
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.interleaved import InterleavedDecoder
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.ops.linear import linear
@@ -70,7 +71,7 @@ class LatentBlock(LlamaBlock):
 
 @Decoder.register("youtu")
 class YoutuDecoder(InterleavedDecoder):
-    """YoutuForCausalLM."""
+    """YoutuForCausalLM: Llama's layout with latent attention."""
 
     block = LatentBlock
 
@@ -88,7 +89,7 @@ class MiniCPM3Block(LatentBlock):
 
 @Decoder.register("minicpm3")
 class MiniCPM3Decoder(LlamaDecoder):
-    """MiniCPM3ForCausalLM."""
+    """MiniCPM3ForCausalLM: latent attention, and factors of what attention and the MLP add, and of the logits."""
 
     block = MiniCPM3Block
 

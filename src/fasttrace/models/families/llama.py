@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.ops.linear import linear
 from fasttrace.ops.rms_norm import rms_norm
 from fasttrace.ops.rotary import partial_rotary_
@@ -143,7 +144,8 @@ class LayerNormBlock(LlamaBlock):
 
 @Decoder.register("llama", "mistral", "qwen2", "ministral", "cwm", "seed_oss", "exaone", "internlm3", "iquestcoder")
 class LlamaDecoder(Decoder):
-    """LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and others of the same layout.
+    """LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, MinistralForCausalLM, CwmForCausalLM,
+    SeedOssForCausalLM: rotary positions, RMS norms, gated MLP.
 
     typed_rotary: whether `rotary_emb` has tables for each of `config.layer_types`, which it takes as an argument.
     """

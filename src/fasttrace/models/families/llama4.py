@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.experts import Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock
 from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp

@@ -18,7 +18,7 @@ class Ernie4_5MoeBlock(RoutedMlp, Ernie4_5Block):
 
 @Decoder.register("ernie4_5_moe")
 class Ernie4_5MoeDecoder(RoutedDecoder, Ernie4_5Decoder):
-    """Ernie4_5_MoeForCausalLM."""
+    """Ernie4_5_MoeForCausalLM: ERNIE 4.5's layout with experts and perhaps a shared one."""
 
     block, routed_block = Ernie4_5Block, Ernie4_5MoeBlock
 
@@ -37,7 +37,7 @@ class RoutedExaoneMoeBlock(RoutedMlp, ExaoneMoeBlock):
 
 @Decoder.register("exaone_moe")
 class ExaoneMoeDecoder(RoutedDecoder):
-    """ExaoneMoeForCausalLM."""
+    """ExaoneMoeForCausalLM: Qwen 3's layout with experts and a shared one; layers without a window may not rotate."""
 
     block, routed_block = ExaoneMoeBlock, RoutedExaoneMoeBlock
 
@@ -48,7 +48,7 @@ class FlexOlmoBlock(RoutedMlp, Olmo2Block):
 
 @Decoder.register("flex_olmo")
 class FlexOlmoDecoder(RoutedDecoder):
-    """FlexOlmoForCausalLM."""
+    """FlexOlmoForCausalLM: OLMo 2's layout with experts."""
 
     routed_block = FlexOlmoBlock
 
@@ -61,7 +61,7 @@ class HunYuanMoeBlock(RoutedMlp, HunYuanBlock):
 
 @Decoder.register("hunyuan_v1_moe")
 class HunYuanMoeDecoder(RoutedDecoder):
-    """HunYuanMoEV1ForCausalLM."""
+    """HunYuanMoEV1ForCausalLM: HunYuan's layout with experts and a shared one."""
 
     routed_block = HunYuanMoeBlock
 
@@ -74,7 +74,7 @@ class GraniteMoeBlock(RoutedMlp, GraniteBlock):
 
 @Decoder.register("granitemoe")
 class GraniteMoeDecoder(GraniteDecoder):
-    """GraniteMoeForCausalLM."""
+    """GraniteMoeForCausalLM: Granite's layout with experts."""
 
     block: type[LlamaBlock] = GraniteMoeBlock
 
@@ -85,7 +85,7 @@ class PhimoeBlock(RoutedMlp, LayerNormBlock):
 
 @Decoder.register("phimoe")
 class PhimoeDecoder(RoutedDecoder):
-    """PhimoeForCausalLM."""
+    """PhimoeForCausalLM: Mixtral's layout with LayerNorms."""
 
     norm_kind = "layer"
     routed_block = PhimoeBlock

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Block, Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Block, Rotary
 from fasttrace.ops.linear import linear
 
 # What transformers computes, whatever the config says.

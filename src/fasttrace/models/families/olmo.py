@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LayerNormBlock, LlamaDecoder
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.rms_norm import rms_norm
@@ -43,14 +44,14 @@ class Olmo2Block(PostNormBlock, RoundOnceBlock):
 
 @Decoder.register("olmo2")
 class Olmo2Decoder(LlamaDecoder):
-    """Olmo2ForCausalLM."""
+    """Olmo2ForCausalLM: norms after the sub-layers, and of whole query and key projections."""
 
     block = Olmo2Block
 
 
 @Decoder.register("olmo3")
 class Olmo3Decoder(LlamaDecoder):
-    """Olmo3ForCausalLM."""
+    """Olmo3ForCausalLM: OLMo 2's layout with sliding windows in some layers."""
 
     block = Olmo2Block
     typed_rotary = True

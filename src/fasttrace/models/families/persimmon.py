@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.gpt_neox import GPTNeoXBlock, GPTNeoXDecoder
 from fasttrace.ops.rotary import partial_rotary_
 

@@ -5,16 +5,19 @@ A router gives each row to a few experts. Their outputs are added with the route
 expert serves every row, too.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fasttrace.errors import ModelError
-from fasttrace.models.adapter import Decoder, Rotary
-from fasttrace.models.experts import Experts, Routing
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
+from fasttrace.models.experts import NONE, SHARED, Experts, Routing
 from fasttrace.models.families.llama import LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block
+from fasttrace.models.keys import Keys
 from fasttrace.ops.linear import linear
 from fasttrace.ops.silu_mul import silu_mul_
 
@@ -47,15 +50,78 @@ class RoutedMlp(LlamaBlock):
         return Routing(experts, weights)
 
     def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:
-        out = self.experts.output(x, self.route(x if chosen_by is None else chosen_by))
+        return self._output(x, self.route(x if chosen_by is None else chosen_by))
+
+    def _output(self, x: Tensor, routing: Routing) -> Tensor:
+        out = self.experts.output(x, routing)
         return out if self.shared is None else out.add_(self.shared_output(x))
+
+    def keys_and_value(self, x: Tensor, chosen_by: Tensor | None = None) -> tuple[Keys, Tensor]:
+        routing = self.route(x if chosen_by is None else chosen_by)
+        return Keys(self, x=x, routing=routing), self._output(x, routing)
+
+    def weighted_keys(self, x: Tensor, routing: Routing, experts: Tensor) -> Tensor:
+        _, m = self.down_shape_of([int(experts.max())])
+        keys = x.new_zeros((*experts.shape, m))
+        for expert in experts.unique().tolist():
+            if expert == NONE:
+                continue
+            rows, slots = (experts == expert).nonzero(as_tuple=True)
+            goes, key = self.keys_of(expert, x[rows], routing[rows])
+            keys[rows[goes], slots[goes]] = key
+        return keys.flatten(1)
+
+    def keys_of(self, expert: int, x: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+        if expert == SHARED:
+            key, weight = self.shared_key(x), self.shared_weight(x)
+            return torch.arange(len(x), device=x.device), key if weight is None else key * weight
+        where = (routing.experts == expert).nonzero(as_tuple=True)
+        return where[0], self.experts.weighted_key(expert, x[where[0]], routing.weights[where][:, None])
+
+    def shared_key(self, x: Tensor) -> Tensor:
+        """x: (N, d) → (N, m), the input of the shared expert's down-projection."""
+        shared = self.shared
+        gate, up = (linear(x, part.weight, part.bias) for part in (shared.gate_proj, shared.up_proj))
+        return silu_mul_(gate, up) if self.silu else shared.act_fn(gate) * up
+
+    def shared_weight(self, x: Tensor) -> Tensor | None:
+        """x: (N, d) → (N, 1), the factor of the shared expert's output in each row, or None for 1."""
+        return None
 
     def shared_output(self, x: Tensor) -> Tensor:
         """x: (N, d) → (N, d), what the shared expert adds."""
-        shared = self.shared
-        gate, up = (linear(x, part.weight, part.bias) for part in (shared.gate_proj, shared.up_proj))
-        key = silu_mul_(gate, up) if self.silu else shared.act_fn(gate) * up
-        return linear(key, shared.down_proj.weight, shared.down_proj.bias)
+        value = linear(self.shared_key(x), self.down_of(SHARED), self.shared.down_proj.bias)
+        weight = self.shared_weight(x)
+        return value if weight is None else value * weight
+
+    def down_of(self, expert: int | None) -> Tensor:
+        if expert is None:
+            raise self._no_single("down-projection")
+        if expert != SHARED:
+            return self.experts.down(expert)
+        own: Tensor = self.shared.down_proj.weight
+        return self.experts.changed.get(SHARED, own)
+
+    def down_shape_of(self, experts: Sequence[int]) -> tuple[int, int]:
+        each = [self._shared_shape if expert == SHARED else self.experts.down_shape for expert in experts]
+        return each[0][0], sum(m for _, m in each)
+
+    @property
+    def down_bias(self) -> None:
+        return None  # of no single down-projection; those of experts are not edited
+
+    @property
+    def down_shape(self) -> tuple[int, int]:
+        raise self._no_single("down-projection")
+
+    @property
+    def _shared_shape(self) -> tuple[int, int]:
+        d, m = self.shared.down_proj.weight.shape
+        return d, m
+
+    @property
+    def is_brought(self) -> bool:
+        return not self.experts.module.down_proj.is_meta
 
     @property
     def n_experts(self) -> int:
@@ -73,7 +139,7 @@ class RoutedMlp(LlamaBlock):
 
     @property
     def key_width(self) -> int:
-        return self.experts.key_width
+        return self.experts.down_shape[1]
 
     def weights_per_row(self, d: int) -> tuple[int, int, int]:
         key_value, query_out, of_one = super().weights_per_row(d)
@@ -92,10 +158,7 @@ class RoutedMlp(LlamaBlock):
         raise self._no_single("down-projection")
 
     def _no_single(self, what: str) -> ModelError:
-        return ModelError(
-            f"expected a layer with one {what}, got a mixture of {self.experts.count} experts, which can be traced but "
-            "not edited"
-        )
+        return ModelError(f"expected a layer with one {what}, got a mixture of {self.experts.count} experts")
 
 
 class RoutedDecoder(LlamaDecoder):
@@ -113,7 +176,7 @@ class RoutedDecoder(LlamaDecoder):
 
 @Decoder.register("mixtral")
 class MixtralDecoder(RoutedDecoder):
-    """MixtralForCausalLM."""
+    """MixtralForCausalLM: Mistral's layout with experts."""
 
 
 class Qwen2MoeBlock(RoutedMlp):
@@ -121,8 +184,8 @@ class Qwen2MoeBlock(RoutedMlp):
 
     shared_name = "shared_expert"
 
-    def shared_output(self, x: Tensor) -> Tensor:
-        return super().shared_output(x) * linear(x, self.mlp.shared_expert_gate.weight).sigmoid()
+    def shared_weight(self, x: Tensor) -> Tensor:
+        return linear(x, self.mlp.shared_expert_gate.weight).sigmoid()
 
     def _always_used(self) -> list[Tensor]:
         return [*super()._always_used(), self.mlp.shared_expert_gate.weight]
@@ -130,7 +193,7 @@ class Qwen2MoeBlock(RoutedMlp):
 
 @Decoder.register("qwen2_moe")
 class Qwen2MoeDecoder(RoutedDecoder):
-    """Qwen2MoeForCausalLM."""
+    """Qwen2MoeForCausalLM: Qwen 2's layout with experts, and a shared one whose output has a factor of its own."""
 
     routed_block = Qwen2MoeBlock
 
@@ -141,7 +204,7 @@ class Qwen3MoeBlock(RoutedMlp, Qwen3Block):
 
 @Decoder.register("qwen3_moe")
 class Qwen3MoeDecoder(RoutedDecoder):
-    """Qwen3MoeForCausalLM."""
+    """Qwen3MoeForCausalLM: Qwen 3's layout with experts."""
 
     block, routed_block = Qwen3Block, Qwen3MoeBlock
 
@@ -166,7 +229,7 @@ class WideNormBlock(RoutedMlp):
 
 @Decoder.register("olmoe")
 class OlmoeDecoder(RoutedDecoder):
-    """OlmoeForCausalLM."""
+    """OlmoeForCausalLM: experts, and norms of whole query and key projections, which may be clipped."""
 
     routed_block = WideNormBlock
 
@@ -185,7 +248,7 @@ class MiniMaxM2Block(BiasedRouter, WideNormBlock):
 
 @Decoder.register("minimax_m2")
 class MiniMaxM2Decoder(RoutedDecoder):
-    """MiniMaxM2ForCausalLM."""
+    """MiniMaxM2ForCausalLM: OLMoE's layout with a bias on the router's choice, and part of each head rotated."""
 
     routed_block = MiniMaxM2Block
 
@@ -206,7 +269,7 @@ class RoutedGlm4MoeBlock(RoutedMlp, Glm4MoeBlock):
 
 @Decoder.register("glm4_moe", "dots1", "solar_open")
 class Glm4MoeDecoder(RoutedDecoder):
-    """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM."""
+    """Glm4MoeForCausalLM, Dots1ForCausalLM, SolarOpenForCausalLM: experts after the first layers, and a shared one."""
 
     block, routed_block = Glm4MoeBlock, RoutedGlm4MoeBlock
 
@@ -217,6 +280,6 @@ class HYV3Block(BiasedRouter, Qwen3Block):
 
 @Decoder.register("hy_v3")
 class HYV3Decoder(RoutedDecoder):
-    """HYV3ForCausalLM."""
+    """HYV3ForCausalLM: Qwen 3's layout with experts, a shared one, and a bias on the router's choice."""
 
     block, routed_block = Qwen3Block, HYV3Block

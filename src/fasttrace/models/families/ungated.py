@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from fasttrace.models.activations import activation
-from fasttrace.models.adapter import Decoder, Rotary
+from fasttrace.models.adapter import Decoder
+from fasttrace.models.block import Rotary
 from fasttrace.models.families.llama import LayerNormBlock, LlamaBlock, LlamaDecoder
 from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.ops.linear import linear
@@ -36,7 +37,7 @@ class UngatedBlock(LlamaBlock):
 
 @Decoder.register("arcee")
 class ArceeDecoder(LlamaDecoder):
-    """ArceeForCausalLM."""
+    """ArceeForCausalLM: Llama's layout with a squared ReLU in an MLP without a gate."""
 
     block = UngatedBlock
 
@@ -66,7 +67,7 @@ class Starcoder2Block(UngatedLayerNormBlock):
 
 @Decoder.register("starcoder2")
 class Starcoder2Decoder(LlamaDecoder):
-    """Starcoder2ForCausalLM."""
+    """Starcoder2ForCausalLM: LayerNorms, and an MLP without a gate."""
 
     norm_kind = "layer"
     block = Starcoder2Block
@@ -74,7 +75,7 @@ class Starcoder2Decoder(LlamaDecoder):
 
 @Decoder.register("jais2")
 class Jais2Decoder(LlamaDecoder):
-    """Jais2ForCausalLM."""
+    """Jais2ForCausalLM: LayerNorms, and an MLP with a squared ReLU."""
 
     norm_kind = "layer"
     block = UngatedLayerNormBlock
@@ -82,7 +83,7 @@ class Jais2Decoder(LlamaDecoder):
 
 @Decoder.register("nemotron")
 class NemotronDecoder(Jais2Decoder):
-    """NemotronForCausalLM, whose LayerNorms multiply by 1 + w. Part of each head is rotated."""
+    """NemotronForCausalLM: LayerNorms whose weights are 1 + w, and an MLP with a squared ReLU."""
 
     @property
     def final_norm_weight(self) -> Tensor:
@@ -106,7 +107,7 @@ class NanoChatBlock(UngatedBlock):
 
 @Decoder.register("nanochat")
 class NanoChatDecoder(LlamaDecoder):
-    """NanoChatForCausalLM, which also norms the embeddings."""
+    """NanoChatForCausalLM: norms without weights, also of every head of queries and keys, and an MLP without a gate."""
 
     block = NanoChatBlock
 

@@ -10,7 +10,7 @@ from fasttrace.models.families.opt import OPTBlock
 
 @Decoder.register("xglm")
 class XGLMDecoder(Decoder):
-    """XGLMForCausalLM."""
+    """XGLMForCausalLM: OPT's blocks after scaled embeddings with sinusoids."""
 
     norm_kind = "layer"
 
@@ -31,7 +31,7 @@ class XGLMDecoder(Decoder):
 
 @Decoder.register("biogpt")
 class BioGptDecoder(XGLMDecoder):
-    """BioGptForCausalLM."""
+    """BioGptForCausalLM: OPT's blocks after scaled embeddings with learned positions."""
 
     def table(self, module: Any) -> Tensor:
         table: Tensor = module.weight

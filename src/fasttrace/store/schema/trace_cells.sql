@@ -6,9 +6,9 @@
 -- zero: fraction of the clean pass's that the cell deletes). For the probability it is NULL where the corruption lost
 -- none (p_noised >= p_clean; method zero: p_clean = 0; method denoise of protocol released: only where the denominator
 -- is 0), for other metrics where the denominator is about 0. A cell of several tokens has the index of the last.
--- head = the attention head of module head, NULL for other modules and for all heads at once. approximate = whether
--- p_restored is an estimate; p_screened = the estimate, kept where the cell was verified.
--- engine = as in traces. Layers, tokens and heads count from 0.
+-- head = the attention head of module head, or the expert of module expert (a shared one comes last); NULL for other
+-- modules and for all heads at once. approximate = whether p_restored is an estimate; p_screened = the estimate, kept
+-- where the cell was verified. engine = as in traces. Layers, tokens, heads and experts count from 0.
 -- No index: statements/add_trace_cells.sql and guard_trace_cells.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS trace_cells (
     run_id         VARCHAR NOT NULL,
