@@ -25,3 +25,4 @@ def test_every_adapter_says_what_is_special_about_it():
 
 def test_the_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page(), f"docs/models.md is out of date: run `{COMMAND}`"
+    assert f"drives {len(supported())} model types" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")

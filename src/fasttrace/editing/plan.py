@@ -26,7 +26,7 @@ from fasttrace.editing.delta import (
     zero_edit,
 )
 from fasttrace.editing.essence import TOKENS, essence_texts
-from fasttrace.editing.experts import Chosen
+from fasttrace.editing.experts import Chosen, named
 from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.judge import Judge
@@ -82,6 +82,7 @@ SCORES = pa.schema(
         ("loss", pa.float64()),
         ("target", pa.string()),
         ("reason", pa.string()),
+        ("experts", pa.string()),
     ]
 )
 PROMPTS = pa.schema([*_EDIT, *PROMPT_COLUMNS])
@@ -355,6 +356,7 @@ class EditPlan:
                     "denominator": edit.denominator,
                     "condition": edit.condition,
                     "loss": edit.loss,
+                    "experts": named(edit.updates),
                     "reason": NO_NUMBER if reading.lost(before) else edit.reason,
                     "target": self.model.tokenizer.decode(self.target_ids(facts[fact])).strip(),
                 }

@@ -266,7 +266,7 @@ def _keys_and_values(
     layer: int,
     top: int,
     where: At,
-    experts: Sequence[int],
+    experts: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """(`mean_key` (F, m) at `layer`, `Visited.output` (F, d) at `top`) of the facts in this model, on its device."""
     keys: list[Tensor] = []

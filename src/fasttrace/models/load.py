@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from fasttrace.errors import FasttraceError, ModelError, shown
 from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
@@ -51,7 +50,6 @@ MULTIMODAL = {
     "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
     "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
 }
-LARGE = 2**16  # numbers of a tensor that `outline` makes without memory
 MOST_LAYERS = 10_000  # of a .gguf file, whose tensors are not counted beforehand
 
 
@@ -205,6 +203,8 @@ def outline(source: str | Path, dtype: str = "float32") -> Decoder:
 
     Raises ModelError where `load_model` would, as far as the config and the headers tell.
     """
+    from accelerate import init_empty_weights
+
     _check_arguments(dtype, "cpu", None, None)
     with as_model_errors(f"model '{source}' could not be read"), quiet():
         given = Path(os.fspath(source)).expanduser()
@@ -213,29 +213,19 @@ def outline(source: str | Path, dtype: str = "float32") -> Decoder:
         if gguf is not None:
             require("gguf")
             options["gguf_file"] = gguf
-        config, adapter, _ = read_config(where, options)
+        config, adapter, method = read_config(where, options)
         check_layers(config, MOST_LAYERS, where)
-        if gguf is None and any(Path(where).glob("*.safetensors")) and (headers := read_headers(where)) is not None:
-            check_size(config, headers, where, lambda: _without_memory(config))
+        packed = method is not None
+        headers = read_headers(where, quantised=packed) if any(Path(where).glob("*.safetensors")) else None
+        if gguf is None and headers is not None:
+            check_size(config, headers, where, lambda: _without_memory(config), each=16 if packed else 1)
         else:
             check_tables(_without_memory(config), where)
-        with _WithoutWeights():
+        # Tables that a family reads when it binds its blocks, such as the scale of Gemma's embeddings, have values.
+        with init_empty_weights(include_buffers=False):
             hf = _from_config(config).to(DTYPES[dtype])
+        hf.tie_weights()
         return made_decoder(adapter, hf, None, str(source))
-
-
-class _WithoutWeights(TorchFunctionMode):
-    """While the body runs, tensors have no memory as they are made, if they are not initialised, or are large. Weights
-    begin as such. What a family reads when it binds its blocks, such as the scale of Gemma's embeddings, does not, and
-    has its values."""
-
-    FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self.FACTORIES:
-            return func(*args, **(kwargs or {}))
-        made = func(*args, **{**(kwargs or {}), "device": "meta"})
-        return made if func is torch.empty or made.numel() > LARGE else func(*args, **(kwargs or {}))
 
 
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:

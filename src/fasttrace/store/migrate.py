@@ -12,7 +12,7 @@ from importlib.resources import files
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
@@ -76,6 +76,7 @@ _ADDED = {
     11: {"edit_prompts": _GENERATED, "mass_prompts": _GENERATED},
     12: {"edit_prompts": {"answers": "VARCHAR[]"}, "mass_prompts": {"answers": "VARCHAR[]"}},
     13: {name: {"engine": "VARCHAR"} for name in ("traces", "trace_cells", "trace_effects", "trace_samples")},
+    14: {"edits": {"experts": "VARCHAR"}},
 }
 
 # Version → relation → the columns of the version before that it has no more.

@@ -7,7 +7,8 @@
 -- ROME's update; condition = condition number of the second moment solved with; target = the text edited in or out;
 -- reason = why a fact was not edited (its scores are then NULL), or why its edit is zero (no token that predicts the
 -- target sees the change; the scores are then those of the unedited model, and loss, denominator and condition are
--- NULL); window_size = the tracing window the edit is compared with.
+-- NULL); window_size = the tracing window the edit is compared with; experts = those that the edit changes, by layer, as in
+-- '5:3,7 6:shared', NULL where no layer that it changes has experts.
 -- No index: statements/add_edits.sql and guard_edits.sql make sure that no row is added twice.
 CREATE TABLE IF NOT EXISTS edits (
     run_id        VARCHAR NOT NULL,
@@ -35,5 +36,6 @@ CREATE TABLE IF NOT EXISTS edits (
     condition     DOUBLE  CHECK (condition >= 1),
     loss          DOUBLE,
     target        VARCHAR,
-    reason        VARCHAR
+    reason        VARCHAR,
+    experts       VARCHAR
 );
