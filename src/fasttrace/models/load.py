@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import logging
 import os
 import re
 import warnings
@@ -410,6 +411,10 @@ def quiet() -> Iterator[None]:
 
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_level = hub_logging.get_verbosity()
+    # transformers imports torchao where it is installed, and torch then warns of two of torchao's own types.
+    of_trees = logging.getLogger("torch.utils._pytree")
+    tree_level = of_trees.level
+    of_trees.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     hub_logging.set_verbosity(transformers_logging.CRITICAL)
@@ -421,6 +426,7 @@ def quiet() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(level)
         hub_logging.set_verbosity(hub_level)
+        of_trees.setLevel(tree_level)
         if bars:
             transformers_logging.enable_progress_bar()
 
