@@ -30,7 +30,7 @@ def test_an_outline_has_the_sizes_of_the_model_and_no_weights(family, small_toke
     assert bytes_per_row(made) == bytes_per_row(model)
     own, its = ({name: weight.shape for name, weight in one.hf.named_parameters()} for one in (made, model))
     assert own == its
-    assert all(weight.is_meta for weight in made.hf.parameters() if weight.ndim > 1)
+    assert all(weight.is_meta for weight in made.hf.parameters())
 
 
 def test_what_a_model_takes_is_what_its_plans_reckon_with(small_tokenizer, tmp_path, monkeypatch):
@@ -57,12 +57,15 @@ def test_what_a_model_takes_is_what_its_plans_reckon_with(small_tokenizer, tmp_p
 
 def test_the_verb_lists_every_type_and_one_models_needs(command, small_tokenizer, tmp_path):
     rows = json.loads(command("models", "--json").stdout)
-    assert {row["model_type"] for row in rows if row["reason"] is None} == set(Decoder.registry)
-    assert all(row["classes"] and row["about"] and row["family"] for row in rows if row["reason"] is None)
+    assert {row["model_type"] for row in rows if row["family"]} == set(Decoder.registry)
+    for row in rows:
+        assert [row["about"] is None, row["decoder"] not in Decoder.registry, row["reason"] is None].count(False) == 1
+    held = {row["model_type"]: row["decoder"] for row in rows if row["decoder"]}
+    assert (held["gemma3"], held["qwen2_5_vl"]) == ("gemma3_text", "qwen2_5_vl_text")
     text = command("models").stdout
     assert f"{len(Decoder.registry)} model types can be traced and edited" in text
     assert all(name in text for name in Decoder.registry)
-    assert command("models", "--format", "csv").stdout.startswith("model_type,classes,family,about,reason\n")
+    assert command("models", "--format", "csv").stdout.startswith("model_type,classes,family,about,decoder,reason\n")
     # A config.json is enough, however large the model would be.
     large = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
              "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip

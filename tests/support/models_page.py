@@ -11,7 +11,7 @@ import torch
 from held_to import GRIDS, LOGITS, SCORES
 from small_models import EVERY_FAMILY, small_config, small_model, trained_tokenizer
 
-from fasttrace.models.supported import supported, unsupported
+from fasttrace.models.supported import supported, unsupported, wrappers
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 COMMAND = "python tests/support/models_page.py"
@@ -36,10 +36,14 @@ def page(tokenizer=None):
         "",
         *_wrapped(
             f"fasttrace drives {len(types)} model types of transformers (`model_type` in config.json) with {families} "
-            f"adapters. `{COMMAND}` wrote this page from the registry and the tests' models; a test fails where it is "
-            "out of date. `fasttrace models` prints the types, and with `--model` the sizes of one model and the "
-            "memory that it takes."
+            "adapters. `fasttrace models` prints the types, and with `--model` the sizes of one model and the memory "
+            "that it takes. This page is made from the registry and the tests' models, and a test fails where it is "
+            "out of date. This command writes it:"
         ),
+        "",
+        "```sh",
+        COMMAND,
+        "```",
         "",
         *_wrapped(
             "Each type has the variants named in its row: small random models of it, with unusual sizes, in float64. "
@@ -47,7 +51,7 @@ def page(tokenizer=None):
         ),
         "",
         f"- its logits, within {_power(LOGITS)} of the largest;",
-        f"- whole grids of MLPs, attention, blocks and heads, each cell within {_power(GRIDS)} of a hooked pass;",
+        f"- whole grids of MLPs, attention, blocks and heads, each cell within {_power(GRIDS)} of a hooked forward;",
         f"- the probabilities after a ROME edit, within {_power(SCORES)} (relative) of those of edited weights.",
         "",
         *_wrapped(
@@ -63,31 +67,53 @@ def page(tokenizer=None):
         layout = [_joined([part(model, block) for model in models for block in model.blocks]) for part in PARTS]
         cells = [f"`{one.model_type}`", one.classes, *layout, one.about, ", ".join(names)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    if left_out := unsupported():
-        lines += [
-            "",
-            "## Types without an adapter",
-            "",
-            f"transformers has {len(left_out)} more causal model types. What about each does not fit:",
-            "",
-            "| model types | reason |",
-            "|---|---|",
-            *_by_reason(left_out),
-        ]
+    held = {name: _wrapper(name) for name in EVERY_FAMILY}
+    lines += [
+        "",
+        "## Multimodal models",
+        "",
+        *_wrapped(
+            "Given text, a multimodal model is driven as the text decoder that it holds, which is named here as in the "
+            "type's default config. Only the types with a variant are held to transformers as a whole; of the others, "
+            "it is their text decoder."
+        ),
+        "",
+        "| text decoder | multimodal types | variants |",
+        "|---|---|---|",
+        *_grouped(
+            [(one.decoder, one.model_type) for one in wrappers()],
+            lambda types: ", ".join(name for name, kind in held.items() if kind in types),
+        ),
+        "",
+        "## Types without an adapter",
+        "",
+        f"transformers has {len(unsupported())} more causal model types. What about each does not fit:",
+        "",
+        "| a model of this type | types |",
+        "|---|---|",
+        *_grouped([(one.reason, one.model_type) for one in unsupported()]),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _wrapper(name):
+    """The model type of a variant's config if it is multimodal."""
+    config = small_config(name, 16)
+    return None if config.get_text_config(decoder=True) is config else config.model_type
+
+
+def _grouped(pairs, more=None):
+    """Rows of a table from pairs of what types have in common, and a type. more: types → a last cell."""
+    groups = {}
+    for common, name in pairs:
+        groups.setdefault(common, []).append(name)
+    last = (lambda types: "") if more is None else (lambda types: f" {more(types)} |")
+    return [f"| {one} | {', '.join(f'`{name}`' for name in names)} |{last(names)}" for one, names in groups.items()]
 
 
 def _wrapped(text):
     """A paragraph as lines."""
     return textwrap.wrap(text, 118, break_on_hyphens=False, break_long_words=False)
-
-
-def _by_reason(left_out):
-    """Rows of a table: the types that have one reason, and the reason."""
-    reasons = {}
-    for one in left_out:
-        reasons.setdefault(one.reason, []).append(f"`{one.model_type}`")
-    return [f"| {', '.join(types)} | {reason} |" for reason, types in reasons.items()]
 
 
 def _power(number):

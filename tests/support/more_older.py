@@ -81,6 +81,15 @@ def _multimodal(vocab_size: int):
             },
             vision_config={**qwen, "hidden_size": 24, "fullatt_block_indexes": [0]}, **images,
         ),
+        "qwen2.5-omni": lambda: tf.Qwen2_5OmniThinkerConfig(
+            text_config={**text, "rope_parameters": mrope, "pad_token_id": 0},
+            vision_config={**qwen, "hidden_size": 24, "fullatt_block_indexes": [0]},
+            audio_config={
+                "d_model": 24, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+                "output_dim": 48, "num_mel_bins": 8,
+            },
+            image_token_index=1, video_token_index=2, audio_token_index=3, tie_word_embeddings=False,
+        ),
         "qwen3-vl-moe": lambda: tf.Qwen3VLMoeConfig(
             text_config={
                 **text, "head_dim": 8, "rope_parameters": mrope, "num_experts": 5, "num_experts_per_tok": 2,

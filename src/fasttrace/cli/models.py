@@ -42,18 +42,16 @@ def models(model: str | None, dtype: str, as_json: bool, format_: str) -> None:
 
 
 def model_types() -> list[dict[str, Any]]:
-    """Every causal model type, with an adapter or without: model_type, classes, family, about, reason.
+    """Every causal model type, with an adapter or without: model_type, classes, family, about, decoder, reason.
 
-    The first three are None for a type without an adapter, and `reason`, which says why, is None for the others.
+    classes, family, about: of a type with an adapter. decoder: the text decoder of a multimodal type. reason: why a
+    type has no adapter. They are None for other types.
     """
-    from fasttrace.models.supported import supported, unsupported
+    from fasttrace.models.supported import supported, unsupported, wrappers
 
-    driven = [
-        {"model_type": one.model_type, "classes": one.classes, "family": one.family, "about": one.about, "reason": None}
-        for one in supported()
-    ]
-    nothing = {"classes": None, "family": None, "about": None}
-    return [*driven, *({"model_type": one.model_type, **nothing, "reason": one.reason} for one in unsupported())]
+    columns = ("model_type", "classes", "family", "about", "decoder", "reason")
+    found: list[Any] = [*supported(), *wrappers(), *unsupported()]
+    return [{name: getattr(one, name, None) for name in columns} for one in found]
 
 
 def types_table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
@@ -65,24 +63,30 @@ def types_table(rows: Sequence[dict[str, Any]]) -> "pa.Table":
 
 def types_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """`model_types` as paragraphs, one for all types that are driven, or not driven, alike."""
+    driven = [row for row in rows if row["family"] is not None]
+    held = [row for row in rows if row["decoder"] is not None]
+    others = [row for row in rows if row["reason"] is not None]
+    yield f"{len(driven)} model types can be traced and edited (in parentheses the file in models/families/):"
+    yield from _paragraphs(driven, "family", "about")
+    yield from ("", f"{len(held)} multimodal types too, given text. Below them is the type of their text decoder:")
+    yield from _paragraphs(held, None, "decoder")
+    yield from ("", f"{len(others)} causal types have no adapter, because a model of this type")
+    yield from _paragraphs(others, None, "reason")
+    yield from ("", "fasttrace models --model SOURCE prints the sizes of one model and the memory that it takes.")
+
+
+def _paragraphs(rows: Sequence[dict[str, Any]], group: str | None, about: str) -> Iterator[str]:
+    """The types that have the same group, in parentheses, and the same clause, which is below them."""
     from rich.console import Console
 
     width = min(Console().width, 100)
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    alike: dict[tuple[Any, Any], list[str]] = {}
     for row in rows:
-        alike.setdefault((row["family"], row["about"], row["reason"]), []).append(row["model_type"])
-    driven = sum(row["reason"] is None for row in rows)
-    yield f"{driven} model types can be traced and edited (each family is a file of src/fasttrace/models/families/):"
-    yield ""
-    said = False
-    for (family, about, reason), types in alike.items():
-        if reason is not None and not said:
-            said = True
-            yield from ("", f"{len(rows) - driven} model types of transformers have no adapter:", "")
-        head = ", ".join(types) + ("" if family is None else f"  ({family})")
-        yield from textwrap.wrap(head, width, subsequent_indent="  ")
-        yield from textwrap.wrap(reason or about, width, initial_indent="    ", subsequent_indent="    ")
-    yield from ("", "fasttrace models --model SOURCE prints the sizes of one model and the memory that it takes.")
+        alike.setdefault((row[group] if group else None, row[about]), []).append(row["model_type"])
+    for (name, clause), types in alike.items():
+        head = ", ".join(types) + (f"  ({name})" if name else "")
+        yield from textwrap.wrap(head, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        yield from textwrap.wrap(clause, width, initial_indent="      ", subsequent_indent="      ")
 
 
 def needs_table(found: "Needs") -> "pa.Table":

@@ -15,6 +15,7 @@ POINTER = b"version https://git-lfs"  # how the text begins that git-lfs leaves 
 AGAIN = "download the folder again (a download that stopped continues where it was)"
 ORIGINAL = "take the original weights as safetensors"
 PART = re.compile(r"-0*(\d+)-of-0*(\d+)\.gguf$")  # of a GGUF file that is split
+MULTIMODAL = ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")  # transformers' lists of types that hold a text decoder
 FEW_ENTRIES = 10_000  # of a folder that are looked at
 TASK_HEADS = re.compile(
     r"(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|NextSentencePrediction"
@@ -349,17 +350,16 @@ def _unknown(config: Mapping[str, Any], *, trusted: bool) -> str | None:
             f"model type '{kind}', which transformers {transformers.__version__} does not know{by}: "
             "pip install --upgrade transformers, and if that does not know it either, it is misspelt in config.json"
         )
+    if any(kind in getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}) for name in MULTIMODAL):
+        return None  # `adapter_for` looks at the decoder
     if kind in modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         return f"model type '{kind}', which reads speech"
     if kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return f"model type '{kind}', an encoder-decoder, whose next tokens follow from another text"
     if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
         return f"model type '{kind}', an encoder, which reads tokens in both directions"
-    reading = (
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-    return None if any(kind in names for names in reading) else f"model type '{kind}', which continues no text"
+    known = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return None if known else f"model type '{kind}', which continues no text"
 
 
 def _a(name: str) -> str:

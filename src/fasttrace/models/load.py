@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import logging
 import os
 import re
 import warnings
@@ -107,7 +108,7 @@ def load_model(
     """
     _check_arguments(dtype, device, max_memory, offload_folder)
     spread = device == "auto" or not isinstance(device, str)
-    with as_model_errors(f"model '{source}' could not be loaded"), _quiet():
+    with as_model_errors(f"model '{source}' could not be loaded"), quiet():
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         new = None  # a copy to be made
@@ -163,9 +164,9 @@ def load_tokenizer(
     """The tokenizer of `load_model`, without the weights. Arguments and errors: as there."""
     _check_arguments(dtype, "cpu", None, None)
     if tokenizer is not None:
-        with _quiet():
+        with quiet():
             return _tokenizer_of(tokenizer, ("", {"trust_remote_code": trust_remote_code}))
-    with as_model_errors(f"model '{source}': its tokenizer could not be loaded"), _quiet():
+    with as_model_errors(f"model '{source}': its tokenizer could not be loaded"), quiet():
         where, gguf = resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if gguf is not None:
@@ -185,14 +186,12 @@ def check_driven(source: str | Path = DEFAULT_MODEL, *, trust_remote_code: bool 
 
     Whatever else is wrong with the source is left to `load_model`, and so is a .gguf file, which takes long to read.
     """
-    from transformers import AutoConfig
-
     why: str | None = None
-    with contextlib.suppress(Exception), _quiet():
+    with contextlib.suppress(Exception), quiet():
         where, gguf = resolve(os.fspath(source))
-        config = None if gguf else AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-        if config is not None and decoder_for(config) is HookedDecoder:
-            why = why_hooked(config)
+        if gguf is None:
+            config, adapter, _ = read_config(where, {"trust_remote_code": trust_remote_code})
+            why = why_hooked(config) if adapter is HookedDecoder else None
     if why is not None:
         raise ModelError(f"model '{source}': {why}")
 
@@ -208,7 +207,7 @@ def outline(source: str | Path, dtype: str = "float32") -> Decoder:
     from accelerate import init_empty_weights
 
     _check_arguments(dtype, "cpu", None, None)
-    with as_model_errors(f"model '{source}' could not be read"), _quiet():
+    with as_model_errors(f"model '{source}' could not be read"), quiet():
         given = Path(os.fspath(source)).expanduser()
         where, gguf = (str(given), None) if is_described(given) else resolve(os.fspath(source))
         options: dict[str, Any] = {"trust_remote_code": False}
@@ -233,7 +232,7 @@ def outline(source: str | Path, dtype: str = "float32") -> Decoder:
 def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
     """The decoder of a copy that `converted.keep` has written."""
     options = {"trust_remote_code": False}
-    with _quiet():
+    with quiet():
         return adapter(_load(folder, dtype, options, {})[0], _load_tokenizer(folder, options), folder)
 
 
@@ -405,13 +404,17 @@ def _first_words(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, logs or warnings of transformers and the hub while the body runs. What is wrong is raised."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_level = hub_logging.get_verbosity()
+    # transformers imports torchao where it is installed, and torch then warns of two of torchao's own types.
+    of_trees = logging.getLogger("torch.utils._pytree")
+    tree_level = of_trees.level
+    of_trees.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     hub_logging.set_verbosity(transformers_logging.CRITICAL)
@@ -423,6 +426,7 @@ def _quiet() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(level)
         hub_logging.set_verbosity(hub_level)
+        of_trees.setLevel(tree_level)
         if bars:
             transformers_logging.enable_progress_bar()
 

@@ -2,10 +2,11 @@
 
 import inspect
 import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from fasttrace.models import families  # noqa: F401  registers every family
 from fasttrace.models.adapter import Decoder, text_config
+from fasttrace.models.load import MULTIMODAL, quiet
 from fasttrace.models.unfit import clause_of, is_explained
 
 
@@ -22,6 +23,14 @@ class Supported(NamedTuple):
     adapter: str
     family: str
     about: str
+
+
+class Wrapper(NamedTuple):
+    """A multimodal model type that is driven as its text decoder, given text. decoder: the model type of that decoder,
+    in the type's default config where it has a choice."""
+
+    model_type: str
+    decoder: str
 
 
 class Unsupported(NamedTuple):
@@ -62,6 +71,21 @@ def _file(adapter: type[Decoder]) -> str:
 def _paragraph(documented: Any) -> str:
     """The first paragraph of a docstring, on one line."""
     return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
+
+
+def wrappers() -> list[Wrapper]:
+    """Every multimodal model type of transformers whose text decoder has an adapter, in alphabetical order."""
+    from transformers.models.auto import modeling_auto
+
+    known = [getattr(modeling_auto, f"{name}_NAMES", {}) for name in MULTIMODAL.values()]
+    names = sorted({name for names in known for name in names} - {*Decoder.registry})
+    found = []
+    with quiet():
+        for name in names:
+            with suppress(Exception):  # some configs have defaults that do not fit each other
+                if (decoder := _decoder_of(name)) != name and decoder in Decoder.registry:
+                    found.append(Wrapper(name, decoder))
+    return found
 
 
 def unsupported() -> list[Unsupported]:

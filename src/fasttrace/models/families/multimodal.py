@@ -1,4 +1,4 @@
-"""Text decoders that transformers has only inside multimodal models: those of Qwen 2-VL, 2.5-VL and 3-VL, of
+"""Text decoders that transformers has only inside multimodal models: those of Qwen 2-VL, 2.5-VL, 2.5-Omni and 3-VL, of
 Emu3 and of Phi-4 multimodal. They are Qwen 2, Qwen 3, Llama and Phi-3.
 
 Qwen's have a position for time, one for height and one for width. The three of a text token are equal.
@@ -16,10 +16,10 @@ from fasttrace.models.families.qwen3 import Qwen3Block
 from fasttrace.models.families.routed import RoutedDecoder, RoutedMlp
 
 
-@Decoder.register("qwen2_vl_text", "qwen2_5_vl_text")
+@Decoder.register("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
 class Qwen2VLDecoder(LlamaDecoder):
-    """Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration given text: Qwen 2's layout, with a position
-    for time, height and width, which are equal for text."""
+    """Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2_5OmniThinkerForConditionalGeneration
+    given text: Qwen 2's layout, with a position for time, height and width, which are equal for text."""
 
     def rotary(self, positions: Tensor) -> Rotary:
         cos, sin = self.base.rotary_emb(self.like(positions), positions.expand(3, 1, -1))
