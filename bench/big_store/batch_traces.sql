@@ -17,6 +17,7 @@ SELECT
     TRUE AS kept,
     NULL::VARCHAR AS reason,
     ' Paris' AS scored,
-    NULL::DOUBLE AS rank_correlation
+    NULL::DOUBLE AS rank_correlation,
+    'wavefront' AS engine
 FROM range($first_fact, $end_fact) AS made (i)
 ORDER BY i;

@@ -49,8 +49,8 @@ def test_the_real_model(smollm2):
 @pytest.mark.parametrize("stop", ["line", "sentence"])
 def test_a_stopped_text_is_the_cut_text_and_draws_fewer_tokens(stop, smollm2, monkeypatch):
     steps = []
-    scores = tokens_of_texts._scores
-    monkeypatch.setattr(tokens_of_texts, "_scores", lambda model, h: steps.append(len(h)) or scores(model, h))
+    logits = tokens_of_texts.row_logits
+    monkeypatch.setattr(tokens_of_texts, "row_logits", lambda model, h: steps.append(len(h)) or logits(model, h))
     prompts = ["The capital of France is", "Question: Who wrote Hamlet?\nAnswer:"]
     whole = smollm2.generate(prompts, max_new_tokens=60)
     drawn = len(steps)

@@ -117,8 +117,8 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
             table = torch.tensor([(b, t, 0, 2 * (t < 20), 0, 0, b, t) for b, t in zip(begin, tails)])
             q, k, v = draw(sum(tails), 6, width), draw(sum(tails), 2, width), draw(sum(tails), 2, width)
             mixed = torch.empty(sum(tails), 6 * width, dtype=dtype)
-            for window, cap, slopes in ((0, 0.0, None), (5, 3.0, torch.rand(6))):
-                torch.ops.fasttrace.prefix_attention_(q, k, v, table, 0.2, window, cap, slopes, mixed)
+            for window, cap, slopes, sinks in ((0, 0.0, None, None), (5, 3.0, torch.rand(6), torch.randn(6))):
+                torch.ops.fasttrace.prefix_attention_(q, k, v, table, 0.2, window, cap, slopes, sinks, mixed)
                 for b, t in zip(begin, tails):
                     seen = torch.cat((torch.arange(2 * (t < 20)), torch.arange(b, b + t)))
                     a, c, d = (x.double() for x in (q[b : b + t], k[seen], v[seen]))
@@ -127,7 +127,10 @@ for n, m in [(1, 1), (33, 13), (70, 25), (1030, 61)]:
                     if cap:
                         scores = cap * torch.tanh(scores / cap) - slopes.double()[:, None, None] * far
                     hidden = (far < 0) | (far >= (window or len(seen)))
-                    wanted = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+                    scores = scores.masked_fill(hidden, -torch.inf)
+                    if sinks is not None:
+                        scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, t, 1)), dim=-1)
+                    wanted = scores.softmax(-1)[..., : len(seen)]
                     wanted = torch.einsum("hij,jhd->ihd", wanted, d.repeat_interleave(3, 1)).reshape(t, -1)
                     error = (mixed[b : b + t] - wanted).abs().max().item() / unit
                     name = f"attention {str(dtype)[6:]}"

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+import types
 from unittest import mock
 
 import more_dense
@@ -163,22 +164,22 @@ def float64_where_it_says_float32(hf):
     names = {type(part).__module__ for part in hf.modules()}
     files = [sys.modules[name] for name in sorted(names) if name.startswith("transformers.models.")]
 
-    def patched(forward):
-        @functools.wraps(forward)
-        def in_float64(*args, **options):
+    def patched(part):
+        @functools.wraps(type(part).forward)
+        def in_float64(self, *args, **options):
             with contextlib.ExitStack() as wide:
                 wide.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
                 for file in files:
                     wide.enter_context(mock.patch.object(file, "torch", _Torch()))
-                return forward(*args, **options)
+                return type(self).forward(self, *args, **options)
 
-        return in_float64
+        return types.MethodType(in_float64, part)  # which a copy of the model has as a method of its own
 
     for part in hf.modules():
         # fasttrace calls some of these by themselves.
         if any(word in type(part).__name__ for word in ("Router", "Gate", "Norm", "RotaryEmbedding")):
-            part.forward = patched(part.forward)
-    hf.forward = patched(hf.forward)
+            part.forward = patched(part)
+    hf.forward = patched(hf)
 
 
 def small_class(config):
@@ -209,7 +210,7 @@ def small_model(family: str, tokenizer, dtype: torch.dtype):
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             scale = 0.25 if weight.ndim > 1 else 0.1
-            is_norm = weight.ndim == 1 and ("norm" in name or "ln_" in name) and not name.endswith("bias")
+            is_norm = weight.ndim == 1 and ("norm" in name or "ln_" in name)
             weight.copy_(torch.randn_like(weight) * scale + (1.0 if is_norm and not plus_one else 0.0))
     # transformers' XGLM cannot be run in float64 as it is.
     model = wrap_model(hf, tokenizer, family, check=config.model_type != "xglm" or dtype != torch.float64)
