@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fasttrace.editing.collect import routed_experts
 from fasttrace.editing.cost import job_bytes, moment_cost
 from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.moments import places_of
@@ -14,6 +15,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.models.load import outline
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import METHODS
+from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing.cost import sweep_cost
 from fasttrace.tracing.plan import Intervention, bytes_per_row, make_item
@@ -54,7 +56,8 @@ def needs(source: str | Path, dtype: str = "float32") -> Needs:
 
     source, dtype: as in `load_model`. Only config.json, or the metadata of a .gguf file, and the headers of weights are
     read. The fact is one of 10 tokens with a subject of 3 at its beginning and a target of one, and the prompts of the
-    first built-in fact. For a mixture of experts m is the width of one expert.
+    first built-in fact. The sizes are those of the layer that is edited by
+    default. For a mixture of experts m is the width of one expert.
 
     Raises ModelError as `outline`.
     """
@@ -63,14 +66,18 @@ def needs(source: str | Path, dtype: str = "float32") -> Needs:
 
 
 def _sizes(model: Decoder) -> list[Need]:
-    block = model.blocks[0]
+    block = model.blocks[default_layer(model.n_layers, model_type=model.config.model_type)]
+    routed = block.experts
     sizes = {
         "d": (model.width, "width of the residual stream"),
         "L": (model.n_layers, "layers"),
         "H": (block.n_heads, "attention heads"),
         "kv_heads": (block.n_kv_heads, "heads of keys and values"),
         "head_dim": (block.head_dim, "width of a head"),
-        "m": (model.key_width, "width of the keys of the down-projection"),
+        "m": (block.key_width, "width of the keys of the down-projection"),
+        "experts": (None if routed is None else routed.count, "experts of a layer"),
+        "experts_per_row": (None if routed is None else routed.per_row, "experts that a row goes to"),
+        "shared_experts": (None if routed is None else int(block.shared is not None), "experts that serve every row"),
         "V": (model.vocab_size, "rows of the unembedding"),
         "positions": (model.positions, "most tokens of a sequence"),
         "parameters": (sum(weight.numel() for weight in model.hf.parameters()), "parameters"),
@@ -101,7 +108,8 @@ def _memory(model: Decoder) -> list[Need]:
     tail = len(encoded.ids) - encoded.subject_end + len(encoded.target_true_ids) + 1
     rows = (1 + (METHODS[edit.method].contexts or 0)) * tail + 1
     tokens = 2 * prompt_count(encoded.fact) * len(encoded.ids) + edit.essence * TOKENS
-    experts = {at: range(b.experts.count) for at, b in enumerate(model.blocks) if b.experts is not None}
+    experts = routed_experts(model, MomentSettings(layers=range(model.n_layers)))
+    of_experts = ", of every expert" if layer in experts else ""
     one = moment_cost(model, [places_of([layer], experts)], 0, 0)
     every = moment_cost(model, [places_of(range(model.n_layers), experts)], 0, 0)
     return [
@@ -109,7 +117,7 @@ def _memory(model: Decoder) -> list[Need]:
         Need(
             "edit", job_bytes(model, layer, rows, tokens), "bytes", f"one {edit.method} edit at layer {layer}, scored"
         ),
-        Need("moments_layer", one.disk, "bytes", "second moments of that layer, m² in float32, of every expert"),
+        Need("moments_layer", one.disk, "bytes", "second moments of that layer, m² in float32" + of_experts),
         Need("moments", every.disk, "bytes", f"second moments of all {model.n_layers} layers"),
     ]
 

@@ -82,7 +82,7 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     if (source := _key_sums(given)) is not None:
         return _imported(model, source, carried(MomentSettings, given), root)
     asked = replaced(carried(MomentSettings, given), layers=_layers(model, given))
-    return collected(model, asked, _experts(model, asked), root, given.progress)
+    return collected(model, asked, routed_experts(model, asked), root, given.progress)
 
 
 def collected(
@@ -241,7 +241,7 @@ def planned_moments(
     tokens, to_sample = (asked.tokens, sampled) if text is None else (text.n_tokens, text.to_sample)
     itemsize = 4 if -(-tokens // asked.batch_rows) <= FLOAT32_BATCHES else 8
     if places is None:
-        places = places_of(layers, _experts(model, replaced(asked, layers=layers)))
+        places = places_of(layers, routed_experts(model, replaced(asked, layers=layers)))
     groups = _groups(model, places, _budget(model, asked), itemsize)
     return moment_cost(model, groups, tokens, to_sample, itemsize)
 
@@ -265,7 +265,7 @@ def check_moments(model: Decoder, asked: MomentSettings) -> None:
         places = places_of(files, {})
     else:
         layers = _layers(model, asked)
-        places = places_of(layers, _experts(model, replaced(asked, layers=layers)))
+        places = places_of(layers, routed_experts(model, replaced(asked, layers=layers)))
     if asked.corpus is not None and source is None:
         n_tokens = text_corpus(model, Path(asked.corpus).expanduser(), asked.tokens, asked.sequence_length).n_tokens
     for place in places if asked.ridge == 0.0 else ():
@@ -286,7 +286,7 @@ def _layers(model: Decoder, asked: MomentSettings) -> list[int]:
     return wanted
 
 
-def _experts(model: Decoder, asked: MomentSettings) -> dict[int, tuple[int, ...]]:
+def routed_experts(model: Decoder, asked: MomentSettings) -> dict[int, tuple[int, ...]]:
     """Layer → the experts asked for, at the layers that have any. Raises UserError where none has, or an expert is
     missing."""
     found: dict[int, tuple[int, ...]] = {}

@@ -321,10 +321,15 @@ class _Factor:
 
 def singular(place: Place, m: int, n_tokens: int, ridge: float, routed: int | None = None) -> UserError:
     """The error for a C that cannot be solved with. routed: how many of the tokens go to the expert, if it is one's."""
+    if routed == 0:
+        return UserError(
+            f"the second moment C of {place} is 0, as none of the corpus's {n_tokens} tokens goes to this expert: use "
+            "a larger corpus, or leave the expert out"
+        )
     there = "" if routed is None else f", of which {routed} go there,"
     return UserError(
         f"the second moment C of {place} ({m} x {m}) is singular with {n_tokens} tokens{there} and ridge={ridge:g}: "
-        "use a larger corpus or a larger ridge, for example ridge=1e-4 (--ridge 1e-4)"
+        f"use a larger corpus or a larger ridge, for example ridge={max(1e-4, 10 * ridge):g}"
     )
 
 

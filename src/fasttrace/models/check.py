@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from fasttrace.errors import ModelError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.block import Block
+from fasttrace.models.configs import keeps_float32
 from fasttrace.models.hooked import HookedDecoder, hooked, whole_logits
 from fasttrace.models.packed import bring, embed, layer_output, pack, row_logits, row_logprob
 from fasttrace.models.placement import META, finite_weights, is_offloaded
@@ -165,6 +166,8 @@ def _check_dtypes(hf: nn.Module, name: str) -> None:
                 f"model '{name}': the weight '{path}' was made under torch.inference_mode, and no gradient passes "
                 "through such weights: make the model outside of it"
             )
+        if weight.dtype == torch.float32 and keeps_float32(hf, path):
+            continue
         first = first or str(weight.dtype)
         if str(weight.dtype) != first:
             raise ModelError(

@@ -114,7 +114,7 @@ def why_hooked(config: Any) -> str:
         adapter_for(config)
     except ModelError as error:
         said = str(error)
-        return said if WAY_OUT in said else f"{said}; {WAY_OUT}"
+        return said if "(--method hooked" in said else f"{said}; {WAY_OUT}"
     return f"model type '{config.model_type}' was wrapped without its adapter; {WAY_OUT}"
 
 

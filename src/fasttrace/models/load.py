@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,8 +79,8 @@ def load_model(
         and export give the numbers of the whole model on one device. An edit that is applied to offloaded weights,
         which are read-only, is kept beside them.
     max_memory: with "auto", bytes by device: {0: "70GB", "cpu": "100GB"}.
-    offload_folder: where weights that cannot be read from the source's safetensors (GGUF, converted layouts) are
-        written when they go to disk.
+    offload_folder: where weights that cannot be read from the source's safetensors (GGUF, experts, other layouts) are
+        written when they go to disk; by default a temporary folder.
     tokenizer: a folder, .gguf file or hub id with the tokenizer, where the source has none or another is wanted. It is
         part of `model_hash`.
     trust_remote_code: run the code of the source's repository, where transformers has no class for it.
@@ -122,9 +123,12 @@ def load_model(
         elif gguf is not None:
             options["gguf_file"] = gguf
         known = sound.answer()
-        placed = _placement(device, max_memory, offload_folder) if spread else {}
+        # Some layouts on disk, such as experts one by one, are not those in memory, so they are written again.
+        own = tempfile.TemporaryDirectory(prefix="fasttrace-") if spread and offload_folder is None else None
+        placed = _placement(device, max_memory, offload_folder if own is None else own.name) if spread else {}
         one = "cpu" if spread else str(device)
         hf, adapter = _load(where, dtype, options, placed, fits=known is not None, device=one)
+        hf.__dict__["offload_folder"] = own  # which is removed with the model
         read = _tokenizer_of(tokenizer, (where, options))
     if not spread:
         with as_model_errors(f"device '{device}' cannot be used"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrace.errors import ModelError, shown
+from fasttrace.models.configs import keeps_float32
 from fasttrace.models.packing import PackedLinear
 from fasttrace.models.quantised import packed_parameters, quantised
 from fasttrace.optional import require
@@ -56,6 +57,8 @@ OF_ACTIVATIONS = re.compile(
     r"\.(input_scale|input_zero_point|input_global_scale|output_scale|[qkv]_scale|weight_format)$"
 )
 
+# A tensor of one expert that says how its weights are packed.
+PACKED_EXPERT = re.compile(r"\.experts\.\d+\..*(weight_scale_inv|weight_scale|qweight|qzeros|weight_packed|scales)$")
 Headers = Mapping[str, tuple[tuple[int, ...], str]]  # tensor name → (shape, dtype as safetensors spells it)
 
 
@@ -115,8 +118,20 @@ def prepare(
     """The keywords with which transformers loads a quantised model, beside those of `placed`.
 
     config: its transformers config. headers: of its tensors. device: where its weights go, unless `placed` says more.
-    Raises ModelError where none of the tensors is packed.
+    Raises ModelError where none of the tensors is packed, where experts are, and for a method whose weights cannot be
+    on disk.
     """
+    if method in READ_HERE and (experts := [name for name in headers if PACKED_EXPERT.search(name)]):
+        raise ModelError(
+            f"model '{where}': expected experts with plain weights, got packed ones ({method}, such as "
+            f"'{experts[0]}'), which fasttrace does not read: take the weights before they were quantised"
+        )
+    places = placed.get("device_map")
+    if method in PACKAGES and isinstance(places, Mapping) and "disk" in places.values():
+        raise ModelError(
+            f"model '{where}': expected weights that {method} has packed to be in memory, got the device 'disk': take "
+            "the weights before they were quantised, or another device"
+        )
     if not any(sign in name for name in headers for sign in SIGNS[method]):
         raise ModelError(
             f"model '{where}': expected weights that {method} has packed, as config.json says, got plain ones: remove "
@@ -137,10 +152,10 @@ def prepare(
 
 def finish(hf: Any, method: str, dtype: torch.dtype) -> None:
     """Give a loaded model the settings of its config.json back in the place of `prepare`'s, and its plain weights
-    `dtype`: transformers leaves them as a bitsandbytes checkpoint has them."""
+    `dtype`, but for those that stay float32: transformers leaves them as a bitsandbytes checkpoint has them."""
     packed = {id(part) for _, module, _ in quantised(hf) for part in packed_parameters(module)}
-    for weight in hf.parameters():
-        if id(weight) not in packed and weight.is_floating_point():
+    for path, weight in hf.named_parameters():
+        if id(weight) not in packed and weight.is_floating_point() and not keeps_float32(hf, path):
             weight.data = weight.data.to(dtype)
     if method in READ_HERE:
         found = hf.config.quantization_config

@@ -14,11 +14,13 @@ class Unfit(NamedTuple):
 
     clause: what does not fit, after "it". types: `config.model_type`, separated by spaces.
     traceable: whether the type is a causal decoder with one output per layer, which plain forward passes can trace.
+    module: what they can trace of a type that has no MLPs.
     """
 
     clause: str
     types: str
     traceable: bool = True
+    module: str = "mlp"
 
 
 # What fits in principle. A type is taken out when a file in families/ drives it.
@@ -30,7 +32,7 @@ EXPERTS = Unfit(
 
 UNFIT = (
     EXPERTS,
-    Unfit("has state-space layers (Mamba) and neither attention nor MLPs", "mamba mamba2 falcon_mamba"),
+    Unfit("has state-space layers (Mamba) and neither attention nor MLPs", "mamba mamba2 falcon_mamba", module="attn"),
     Unfit(
         "has state-space layers (Mamba) in place of attention or beside it",
         "bamba falcon_h1 jamba nemotron_h zamba zamba2",
@@ -116,4 +118,8 @@ def why_not(model_type: str) -> str:
             "MLP key and down-projection, the final norm and the unembedding, in one file of "
             f"src/fasttrace/models/families/; until then, {WAY_OUT}"
         )
-    return f"it {group.clause}" + (f"; {WAY_OUT}" if group.traceable else "")
+    way_out = WAY_OUT
+    if group.module != "mlp":
+        named = f'method="hooked", module="{group.module}" (--method hooked --module {group.module})'
+        way_out = f"trace it with {named}, which is slow"
+    return f"it {group.clause}" + (f"; {way_out}" if group.traceable else "")

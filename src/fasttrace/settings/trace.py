@@ -40,12 +40,12 @@ class TraceSettings(NoiseSettings, RunSettings):
         help="With module head: all (each head by itself), the heads of these numbers, as in 3,7, or at-once (those "
         "of a layer in one cell); by default all",
     )
-    experts: Literal["all"] | Sequence[int] | None = setting(
+    experts: Literal["all", "shared"] | Sequence[int] | None = setting(
         default=None,
         least=0,
         most=MOST_ITEMS,
-        help="With module expert: all (each expert by itself), or the experts of these numbers, as in 3,7; a shared "
-        "expert has the number after the last; by default all",
+        help="With module expert: all (each expert by itself), shared, or the experts of these numbers, as in 3,7; the "
+        "shared one has the number after the last; by default all",
     )
     corruption: Corruption = setting(
         default="noise",

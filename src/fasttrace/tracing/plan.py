@@ -210,6 +210,10 @@ def traced_experts(model: Decoder, experts: str | Sequence[int]) -> list[Heads]:
     count = model.n_experts
     if not count:
         raise UserError(f"trace: module expert: expected a mixture of experts, got '{model.name}', which has none")
+    if experts == "shared":
+        if all(block.shared is None for block in model.blocks):
+            raise UserError(f"trace: experts: expected a model with a shared expert, got '{model.name}'")
+        return [Heads(count - 1, 1)]
     chosen = range(count) if experts == "all" else sorted({int(expert) for expert in experts})
     if chosen[-1] >= count:
         raise UserError(f"trace: experts: expected numbers from 0 to {count - 1} for '{model.name}', got {chosen[-1]}")
