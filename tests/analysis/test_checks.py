@@ -21,8 +21,8 @@ IDS = ["f0", "f1"]
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Both protocols, kept samples, edits of a fact without a trace and of a fact that was not added, heads, every
-    metric, and counterfactuals."""
+    """Both protocols, kept samples, routing, edits of a fact without a trace and of a fact that was not added, heads,
+    every metric, and counterfactuals."""
     store = Store(tmp_path_factory.mktemp("sound") / "sound.duckdb")
     store.add_facts(FACTS[:3])
     for protocol in ("paper", "released"):
@@ -31,7 +31,7 @@ def sound(tmp_path_factory):
     store.add(mass_result(FACTS, counts=(2, 4)))
     store.add(made_known([fact.fact_id for fact in FACTS], protocol=None))
     kept = trace_result(FACTS[2:3], run_id="trace-kept")
-    store.add(with_samples(kept))
+    store.add(with_routing(with_samples(kept)))
     for metric, method in itertools.product(COLUMN_OF, ("denoise", "noise")):
         asked = {"module": "head", "heads": "all", "metric": metric, "method": method}
         store.add(made_trace(IDS, run_id=f"{metric} {method}", heads=(0, 4), no_effect=("f1",), asked=asked))
@@ -47,6 +47,14 @@ def with_samples(result):
     keys = ["fact_id", "window_size", "token_index", "layer", "head", "p_restored", "logit_diff_restored"]
     rows = [row | {"sample": n} for n in range(2) for row in result.cells.select(keys).to_pylist()]
     return dataclasses.replace(result, samples=result.samples.from_pylist(rows, schema=result.samples.schema))
+
+
+def with_routing(result):
+    """The result with two experts at each of three tokens of two passes and two layers of its first fact."""
+    [fact_id, *_] = result.facts["fact_id"].to_pylist()
+    places = itertools.product((None, 0), range(3), range(2), (1, 5))
+    rows = [dict(zip(result.routing.column_names, (fact_id, *place, 0.5), strict=True)) for place in places]
+    return dataclasses.replace(result, routing=result.routing.from_pylist(rows, schema=result.routing.schema))
 
 
 def broken(store, folder, *changes):
@@ -92,7 +100,15 @@ BREAKS = {
     ),
     "a trace left out": (
         "UPDATE traces SET kept = FALSE, reason = 'no' WHERE run_id = 'trace-kept'",
-        {"cells_without_a_trace": 3},
+        {"cells_without_a_trace": 4},
+    ),
+    "a token of other experts": (
+        "DELETE FROM trace_routing WHERE sample IS NULL AND token_index = 1 AND layer = 1 AND expert = 5",
+        {"routing_off": 1},
+    ),
+    "an expert twice": (
+        "UPDATE trace_routing SET expert = 5 WHERE sample = 0 AND token_index = 2 AND layer = 0",
+        {"routing_off": 1},
     ),
     "an edit gone": (f"DELETE FROM edits WHERE {EDIT}", {"prompts_without_an_edit": 1}),
     "a cell twice": (

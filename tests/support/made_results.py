@@ -18,6 +18,7 @@ class Made:
     facts: pa.Table | None = None
     cells: pa.Table | None = None
     samples: pa.Table | None = None
+    routing: pa.Table | None = None
     scores: pa.Table | None = None
     prompts: pa.Table | None = None
     measures: pa.Table | None = None
@@ -143,7 +144,8 @@ def made_trace(
                         | {f"{name}_restored": value(*both) for name, both in ends.items()}
                         | {f"{name}_sem": 0.02 for name in ends}
                     )
-    made = {"facts": _table(facts, FACTS), "cells": _table(cells, CELLS), "samples": _table([], SAMPLES)}
+    made = {"facts": _table(facts, FACTS), "cells": _table(cells, CELLS)}
+    made |= {"samples": _table([], SAMPLES), "routing": _table([], ROUTING)}
     return Made(made_run(run_id, "trace", **({"settings": json.dumps(settings)} | run)), **made)
 
 
@@ -224,6 +226,7 @@ SAMPLES = {
     "fact_id": S, "window_size": N, "token_index": N, "layer": N, "head": N, "sample": N, "p_restored": D,
     "logit_diff_restored": D, "engine": S,
 }  # fmt: skip
+ROUTING = {"fact_id": S, "sample": N, "token_index": N, "layer": N, "expert": N, "weight": D}
 COLUMN_OF = {"probability": "p", "log-probability": "logprob", "logit-difference": "logit_diff", "kl": "kl"}
 _EDIT = {"fact_id": S, "problem": S, "method": S, "layer": N, "window_size": N}
 _P = {"p_before": D, "p_after": D, "p_true_before": D, "p_true_after": D}

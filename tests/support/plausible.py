@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from made_results import CELLS, FACTS, MASS_PROMPTS, PROMPTS, SAMPLES, SCORES, Made, made_run
+from made_results import CELLS, FACTS, MASS_PROMPTS, PROMPTS, ROUTING, SAMPLES, SCORES, Made, made_run
 
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS
 from fasttrace.facts.record import Fact
@@ -153,6 +153,7 @@ def trace_result(
         facts=_table(about, FACTS),
         cells=_table(cells, CELLS),
         samples=_table([], SAMPLES),
+        routing=_table([], ROUTING),
     )
 
 

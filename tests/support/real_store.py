@@ -30,8 +30,8 @@ OTHERS = (
 
 
 def real_store(path: Path, tokenizer) -> ft.Store:
-    """Both protocols, every localization method, corruption and metric, heads, kept samples and edits of two problems:
-    a few thousand rows."""
+    """Both protocols, every localization method, corruption and metric, heads, experts, kept samples and routing, and
+    edits of two problems: a few thousand rows."""
     model, store = small_model("llama", tokenizer, torch.float32), ft.Store(path)
     store.add_facts(PAIRED)
     shared = {"samples": 3, "sigma": 0.4, "keep": "all"}
@@ -49,5 +49,8 @@ def real_store(path: Path, tokenizer) -> ft.Store:
                 essence=0,
             )  # fmt: skip
             store.add(edit)
+    mixture = small_model("olmoe", tokenizer, torch.float32)
+    asked = {"module": "expert", "keep_routing": True, "samples": 3, "sigma": 0.4, "keep": "all"}
+    store.add(ft.trace(mixture, FACTS, windows=[1], **asked))
     store.add(made_known([fact.fact_id for fact in FACTS]))
     return store

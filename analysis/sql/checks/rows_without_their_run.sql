@@ -8,6 +8,8 @@ WITH found AS (
     UNION ALL
     SELECT 'trace_samples', 'trace', run_id, protocol, count(*) FROM trace_samples GROUP BY ALL
     UNION ALL
+    SELECT 'trace_routing', 'trace', run_id, protocol, count(*) FROM trace_routing GROUP BY ALL
+    UNION ALL
     SELECT 'trace_effects', 'trace', run_id, protocol, count(*) FROM trace_effects GROUP BY ALL
     UNION ALL
     SELECT 'edits', 'edit', run_id, protocol, count(*) FROM edits GROUP BY ALL

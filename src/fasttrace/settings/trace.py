@@ -86,6 +86,10 @@ class TraceSettings(NoiseSettings, RunSettings):
         default="known", names_run="always", help="Trace only the facts that the model knows, or all facts"
     )
     keep_samples: bool = setting(default=False, help="Also keep the probability of every noise sample (trace_samples)")
+    keep_routing: bool = setting(
+        default=False,
+        help="Also keep which experts each token of the clean and the corrupted passes goes to (trace_routing)",
+    )
     verify_top: int | None = setting(
         default=None,
         least=0,
@@ -112,6 +116,8 @@ class TraceSettings(NoiseSettings, RunSettings):
                 resolve(self, "experts", "all")
         elif self.experts is not None:
             raise refusal(self, "experts", "module expert", f"module {self.module}")
+        if self.keep_routing and self.engine == "hooked":
+            raise refusal(self, "keep_routing", "engine wavefront", "engine hooked")
         if self.tokens is None:
             resolve(self, "tokens", OWN_TOKENS.get(self.method, "all"))
         if self.verify_top is not None and self.method != "attribution":

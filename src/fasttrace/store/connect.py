@@ -43,6 +43,7 @@ def schema_columns() -> dict[str, dict[str, str]]:
 _UNINDEXED = {
     "trace_cells": ["run_id", "fact_id", "window_size", "token_index", "layer", "head"],
     "trace_samples": ["run_id", "fact_id", "window_size", "token_index", "layer", "head", "sample"],
+    "trace_routing": ["run_id", "fact_id", "sample", "token_index", "layer", "expert"],
     "trace_effects": ["run_id", "fact_id", "window_size", "layer"],
     "edits": ["run_id", "fact_id", "problem", "method", "layer"],
     "edit_prompts": ["run_id", "fact_id", "problem", "method", "layer", "kind", "prompt_index"],

@@ -12,7 +12,7 @@ from importlib.resources import files
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 """Increased by one whenever a relation of schema/ changes."""
 OLDEST_VERSION = 5
 """The oldest version that is read and upgraded. A store older than that is refused."""
@@ -83,7 +83,11 @@ _ADDED = {
 _DROPPED = {9: {"facts": ("counterfactual_subject", "counterfactual_prompt")}}
 
 # Version → the relations that the version before lacks.
-_NEW = {10: ("facts_left_out", "mass_prompts"), 11: ("mass_measures", "mass_norms", "mass_tasks")}
+_NEW = {
+    10: ("facts_left_out", "mass_prompts"),
+    11: ("mass_measures", "mass_norms", "mass_tasks"),
+    15: ("trace_routing",),
+}
 
 
 def lacking(version: int) -> set[str]:

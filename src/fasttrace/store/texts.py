@@ -12,6 +12,7 @@ RELATIONS = (
     "traces",
     "trace_cells",
     "trace_samples",
+    "trace_routing",
     "trace_effects",
     "edits",
     "edit_prompts",

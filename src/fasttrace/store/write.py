@@ -22,7 +22,12 @@ from fasttrace.store.texts import statement
 
 # Kind of run → (attribute of the result, relation). A row of the last relation marks its fact or edit as finished.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
-    "trace": (("cells", "trace_cells"), ("samples", "trace_samples"), ("facts", "traces")),
+    "trace": (
+        ("cells", "trace_cells"),
+        ("samples", "trace_samples"),
+        ("routing", "trace_routing"),
+        ("facts", "traces"),
+    ),
     "edit": (("prompts", "edit_prompts"), ("scores", "edits")),
     "mass": (
         ("measures", "mass_measures"),
@@ -36,7 +41,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "bench": (("benches", "benches"),),
 }
 # Relations without an index, which would be larger than the rows. statements/guard_<relation>.sql replaces it.
-GUARDED = ("trace_cells", "trace_samples", "edits", "edit_prompts", "mass_prompts")
+GUARDED = ("trace_cells", "trace_samples", "trace_routing", "edits", "edit_prompts", "mass_prompts")
 # Later batches of a run must agree with the first on these, because they describe every row of the run.
 IDENTITY = ("kind", "model_hash", "dtype", "seed", "protocol", "fasttrace_version")
 Batch = Sequence[tuple[str, pa.Table | duckdb.DuckDBPyRelation]]

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +45,7 @@ from fasttrace.tracing.plan import (
     traced_spots,
 )
 from fasttrace.tracing.roles import average_by_role
+from fasttrace.tracing.routing import ROUTING, routing, routing_flops
 from fasttrace.tracing.wavefront import WaveResult
 
 ENGINES: dict[str, type[Engine]] = {"wavefront": WavefrontEngine, "hooked": HookedEngine}
@@ -55,13 +56,15 @@ class TraceResult:
     """run: the `runs` row, with the seconds and flops of this result.
 
     facts: TRACED_FACTS, one row per fact, traced or left out. cells: CELLS, one row per grid cell. samples: SAMPLES,
-    one row per grid cell and sample with keep_samples, else empty.
+    one row per grid cell and sample with keep_samples, else empty. routing: ROUTING, one row per pass, token, layer and
+    chosen expert with keep_routing, else empty.
     """
 
     run: Run
     facts: pa.Table
     cells: pa.Table
     samples: pa.Table
+    routing: pa.Table
 
     @checked
     def average(self, *, by: Literal["role"] = "role") -> pa.Table:
@@ -138,8 +141,13 @@ class TracePlan:
         spots = sum(len(traced_spots(item.encoded, self.tokens)) for item in items)
         cells = spots * len(self.settings.windows) * self.model.n_layers * len(self.heads)
         if self.settings.verify_top is None:
-            return self.engine.cost(items, budget, cells)
-        return screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
+            cost = self.engine.cost(items, budget, cells)
+        else:
+            cost = screen_cost(self.model, items, self.intervention, budget, cells, self.settings.verify_top)
+        if not self.settings.keep_routing:
+            return cost
+        more = sum(routing_flops(self.model, item) for item in items)
+        return replace(cost, flops=cost.flops + more, wave_flops=cost.wave_flops + more)
 
     def rate(self) -> float:
         """FLOP/s that this machine reaches now with the plan's engine, as measured."""
@@ -219,7 +227,11 @@ class TracePlan:
         screened = self.settings.verify_top is not None
         finished = self._screened(items, skipped, budget) if screened else self._exact(items, skipped, budget)
         for rows, grids, flops in finished:
-            yield self._result(rows, grids, time.perf_counter() - begun, flops)
+            chosen = None
+            if self.settings.keep_routing:
+                chosen = self._routing((grid.item for grid in grids), budget)
+                flops += sum(routing_flops(self.model, grid.item) for grid in grids)
+            yield self._result(rows, grids, time.perf_counter() - begun, flops, chosen)
             report(len(rows))
             begun = time.perf_counter()
 
@@ -339,7 +351,20 @@ class TracePlan:
             counterfactual=self.counterfactual,
         )
 
-    def _result(self, rows: list[dict[str, object]], grids: list[Grid], seconds: float, flops: int) -> TraceResult:
+    def _routing(self, items: Iterable[TraceItem], budget: int) -> pa.Table:
+        """ROUTING of the items. budget: bytes for activations."""
+        drawn = (self.sigma or 0.0, self.noise, self.settings.seed)
+        return routing(self.model, list(items), *drawn, budget // bytes_per_row(self.model))
+
+    def _result(
+        self,
+        rows: list[dict[str, object]],
+        grids: list[Grid],
+        seconds: float,
+        flops: int,
+        chosen: pa.Table | None = None,
+    ) -> TraceResult:
+        """chosen: ROUTING of the grids' facts, or None where it is not kept."""
         asked, n_layers, method = self.settings, self.model.n_layers, self.intervention.method
         tables = [
             grid.tables(asked.windows, n_layers, asked.protocol, method, asked.metric, asked.keep_samples)
@@ -350,6 +375,7 @@ class TracePlan:
             pa.Table.from_pylist(rows, schema=TRACED_FACTS),
             pa.concat_tables([CELLS.empty_table(), *(cells for cells, _ in tables)]),
             pa.concat_tables([SAMPLES.empty_table(), *(samples for _, samples in tables)]),
+            ROUTING.empty_table() if chosen is None else chosen,
         )
 
 
@@ -399,6 +425,8 @@ def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -
         model.check_driven()
     else:
         places(model, asked.module)
+    if asked.keep_routing and not model.n_experts:
+        raise UserError(f"trace: keep_routing: expected a mixture of experts, got '{model.name}', which has none")
     if not facts:
         raise UserError("trace: facts: expected at least one, got none")
     if asked.corruption == "noise":  # answers to prompts that play no part
@@ -496,4 +524,5 @@ def trace(model: AnyModel, facts: Facts, given: TraceArguments) -> TraceResult:
         table.take(pa.array(place, pa.int64())),
         pa.concat_tables([CELLS.empty_table(), *(p.cells for p in parts)]),
         pa.concat_tables([SAMPLES.empty_table(), *(p.samples for p in parts)]),
+        pa.concat_tables([ROUTING.empty_table(), *(p.routing for p in parts)]),
     )
