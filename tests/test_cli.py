@@ -197,7 +197,7 @@ def test_mass_edits_and_tuning_from_the_command_line(workplace, run):
 def test_too_few_corpus_tokens_need_a_ridge(workplace, run):
     corpus = ("--corpus", "text.txt", "--corpus-tokens", "60")
     quick = (*COMMON, *corpus, "--contexts", "0", "--set", "steps=1", "--store", "ridge.duckdb")
-    assert "for example ridge=1e-4 (--ridge 1e-4)" in run("edit", *quick, "--layers", "1", code=2).stderr
+    assert "for example ridge=0.0001 (--ridge 0.0001)" in run("edit", *quick, "--layers", "1", code=2).stderr
     for words in (
         ("stats", "--model", "model", *corpus, "--store", "ridge.duckdb"),
         ("edit", *quick, "--layers", "1", "--essence", "0"),

@@ -11,7 +11,7 @@ from made_results import made_edit
 from fasttrace.analysis.saved import ask
 from fasttrace.errors import StoreError
 from fasttrace.store import Store, Stores
-from fasttrace.store.connect import connection
+from fasttrace.store.connect import connection, schema_columns
 
 REACH = "can reach only the store and the folders that --files DIR names"
 WRITES = "which can write files: `fasttrace sql --write --files DIR` allows COPY alone"
@@ -65,7 +65,7 @@ ALLOWED = [
     ("CREATE TEMP TABLE mine AS FROM edits; FROM mine", 8),
     ("EXPLAIN FROM edits", 1),
     ("EXPLAIN ANALYZE FROM edits", 1),
-    ("DESCRIBE edits", 26),
+    ("DESCRIBE edits", len(schema_columns()["edits"])),
     ("PREPARE p AS FROM edits; EXECUTE p", 8),
     ("PREPARE p AS SELECT 1 AS attach; EXECUTE p", 1),
     ("EXPLAIN ANALYZE SELECT export FROM (SELECT 1 AS export)", 1),

@@ -26,15 +26,15 @@ TRACE += ("--memory", "3MB")  # a wave for each fact
 # The second wave does not begin before the file "go" is there.
 WAITS = """
 import os, time
-from fasttrace.tracing import sweep
-begin, waves = sweep.start_wave, []
+from fasttrace.tracing import engine
+begin, waves = engine.start_wave, []
 def waiting(*given, **named):
     waves.append(1)
     while len(waves) == 2 and not os.path.exists("go"):
         open("waiting", "w").close()
         time.sleep(0.02)
     return begin(*given, **named)
-sweep.start_wave = waiting
+engine.start_wave = waiting
 """
 
 

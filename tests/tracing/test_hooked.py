@@ -137,7 +137,8 @@ def test_a_fact_is_known_as_transformers_continues_it(small_tokenizer):
 def test_what_drives_blocks_refuses_such_a_model_in_one_sentence(small_tokenizer, tmp_path, command):
     model, _ = wrapped("mamba", small_tokenizer)
     assert isinstance(model, HookedDecoder)
-    sentence = r'^[^\n]*model type \'mamba\' has no adapter[^\n]*trace it with method="hooked" \(--method hooked\)'
+    way_out = r'method="hooked", module="attn" \(--method hooked --module attn\)'
+    sentence = rf"^[^\n]*model type 'mamba' has no adapter[^\n]*{way_out}"
     for refused in (
         lambda: ft.trace(model, [EIFFEL]),
         lambda: ft.edit(model, [EIFFEL], layers=[1]),

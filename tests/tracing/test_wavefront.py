@@ -259,7 +259,7 @@ def test_settings_are_checked(small_tokenizer):
         ({"tokens": "some"}, "tokens: expected one of all, subject, .*, got 'some'"),
         ({"keep": "some"}, "keep: expected one of known, all, got 'some'"),
         ({"protocol": "mine"}, "protocol: expected one of paper, released, got 'mine'"),
-        ({"module": "norm"}, "module: expected one of mlp, attn, block, head, got 'norm'"),
+        ({"module": "norm"}, "module: expected one of mlp, attn, block, head, expert, got 'norm'"),
     ):
         with pytest.raises(UserError, match=message):
             ft.trace(model, FACTS, **{"keep": "all", **bad})

@@ -326,10 +326,11 @@ def singular(place: Place, m: int, n_tokens: int, ridge: float, routed: int | No
             f"the second moment C of {place} is 0, as none of the corpus's {n_tokens} tokens goes to this expert: use "
             "a larger corpus, or leave the expert out"
         )
+    enough = f"{max(1e-4, 10 * ridge):g}"
     there = "" if routed is None else f", of which {routed} go there,"
     return UserError(
         f"the second moment C of {place} ({m} x {m}) is singular with {n_tokens} tokens{there} and ridge={ridge:g}: "
-        f"use a larger corpus or a larger ridge, for example ridge={max(1e-4, 10 * ridge):g}"
+        f"use a larger corpus or a larger ridge, for example ridge={enough} (--ridge {enough})"
     )
 
 
