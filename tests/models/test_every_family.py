@@ -12,7 +12,7 @@ from grids import EIFFEL, check_grids
 from held_to import LOGITS, SCORES
 from hooked_rome import down_projection
 from hooked_trace import block_modules, mlp_modules
-from small_models import EVERY_FAMILY, EXPERTS, float64_where_it_says_float32, small_model
+from small_models import EVERY_FAMILY, EXPERTS, FAMILIES, float64_where_it_says_float32, small_model
 
 import fasttrace as ft
 from fasttrace.editing.delta import parts_of
@@ -81,9 +81,21 @@ def _first(out):
     return out[0] if isinstance(out, tuple) else out
 
 
-@pytest.mark.parametrize("module", ["mlp", "attn", "block", "head"])
+@pytest.mark.parametrize("module", ["mlp", "attn", "block"])
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_grids(family, module, small_tokenizer):
+    _check_grids(family, module, small_tokenizer)
+
+
+# The heads of the others are slices of what the attention grids replace whole.
+@pytest.mark.parametrize(
+    "family", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_FAMILY]
+)
+def test_grids_of_heads(family, small_tokenizer):
+    _check_grids(family, "head", small_tokenizer)
+
+
+def _check_grids(family, module, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     check_grids(model, [EIFFEL], module=module, windows=[3])
 
