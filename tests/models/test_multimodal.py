@@ -8,7 +8,7 @@ import torch
 from edit_cases import CONTEXTS, FACTS
 from hooked_rome import down_projection
 from hooked_trace import mlp_modules
-from small_models import small_model
+from small_models import small_config, small_model
 from torch import nn
 
 import fasttrace as ft
@@ -107,3 +107,35 @@ def test_a_changed_decoder_is_refused_by_its_name_in_the_whole_model(small_token
     hf.model.language_model.layers[2].mlp.act_fn = nn.Tanh()
     with pytest.raises(ModelError, match=r"computes layer 2 differently"):
         ft.wrap_model(hf, small_tokenizer)
+
+
+def test_llama4_whose_own_forward_transformers_cannot_run(small_tokenizer, corpus, tmp_path):
+    import transformers as tf
+
+    text = small_config("llama4", len(small_tokenizer)).to_dict()
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 28,
+        "patch_size": 14, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    hf = tf.Llama4ForConditionalGeneration(tf.Llama4Config(text_config=text, vision_config=vision))
+    hf.save_pretrained(tmp_path / "model")
+    small_tokenizer.save_pretrained(tmp_path / "model")
+    model = ft.load_model(tmp_path / "model")
+    assert model.is_multimodal
+    ours = packed.logits(model, packed.pack(model, IDS.tolist())).double()
+    before = logits_of(hf.language_model)
+    assert (ours - before).abs().max() < 1e-5 * before.abs().max()
+    asked = {"windows": [2], "samples": 2, "sigma": 0.4, "noise": "released", "keep": "all"}
+    grids = [ft.trace(model, FACTS[:1], engine=engine, **asked).cells.to_pandas() for engine in ("wavefront", "hooked")]
+    fast, slow = (grid.sort_values(["token_index", "layer"]).p_restored.to_numpy() for grid in grids)
+    assert abs(fast - slow).max() < 1e-5 * slow.max()
+    moments = ft.second_moments(model, corpus, tokens=600, sequence_length=32, cache_dir=tmp_path, ridge=1e-2)
+    edit = ft.edit(model, FACTS[:1], layers=[1], moments=moments, contexts=CONTEXTS, essence=0, steps=4, lr=0.5)
+    edited = tf.AutoModelForImageTextToText.from_pretrained(edit.export(tmp_path / "edited"))
+    after = logits_of(edited.language_model)
+    assert (after - before).abs().max() > 1e-3 * before.abs().max()
+    with edit.applied():
+        ours = packed.logits(model, packed.pack(model, IDS.tolist())).double()
+    assert (ours - after).abs().max() < 1e-5 * after.abs().max()
+    assert all(torch.equal(weight, towers(hf)[name]) for name, weight in towers(edited).items())

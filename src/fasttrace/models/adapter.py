@@ -234,6 +234,15 @@ class Decoder(ABC):
         return self.config is not self.hf.config
 
     @property
+    def causal(self) -> Any:
+        """The part of `hf` whose forward takes token ids and returns logits: `hf`, or the language model in it.
+
+        Llama 4's multimodal model holds a whole one. Its own forward fails in transformers 5.24, also for text alone.
+        """
+        inner = getattr(self.hf, "language_model", None)
+        return inner if self.is_multimodal and hasattr(inner, "lm_head") else self.hf
+
+    @property
     def n_layers(self) -> int:
         """Number of blocks L."""
         return len(self.blocks)

@@ -262,7 +262,7 @@ def check_forward(model: HookedDecoder, ids: Sequence[int]) -> None:
 def _check_prompt(model: Decoder, ids: Sequence[int]) -> None:
     with model.products(), _recorded(model) as (inputs, outputs, routed):
         batch = pack(model, [ids])
-        logits = model.hf(input_ids=batch.ids[None], use_cache=False).logits[0]
+        logits = model.causal(input_ids=batch.ids[None], use_cache=False).logits[0]
     if not bool(logits.isfinite().all()):
         raise ModelError(f"model '{model.name}': expected finite logits, got NaN or infinite ones for {PROMPTS[0]!r}")
     if len(inputs) < model.n_layers:

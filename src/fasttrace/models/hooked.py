@@ -188,10 +188,10 @@ def _after(change: Change) -> Callable[..., Any]:
 def whole_logits(model: Decoder, ids: Tensor, keep: int) -> Tensor:
     """ids: (passes, T) int64 → (passes, keep, V) logits of the last `keep` tokens, from one forward of transformers."""
     named: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(type(model.hf).forward).parameters:
+    if "logits_to_keep" in inspect.signature(type(model.causal).forward).parameters:
         named["logits_to_keep"] = keep
     with model.products():
-        logits: Tensor = model.hf(**named).logits
+        logits: Tensor = model.causal(**named).logits
     return logits[:, -keep:]
 
 
