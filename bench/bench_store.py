@@ -69,11 +69,12 @@ LAYER_SUMS = "FROM layer_sums WHERE score = 'rewrite' AND effect_at = 'max' AND 
 
 @dataclass(frozen=True)
 class Result:
-    """A tracing (cells, samples, facts) or editing (prompts, scores) result as `Store.add` takes it."""
+    """A tracing (cells, samples, routing, facts) or editing (prompts, scores) result as `Store.add` takes it."""
 
     run: dict[str, Any]
     cells: pa.Table | None = None
     samples: pa.Table | None = None
+    routing: pa.Table | None = None
     facts: pa.Table | None = None
     prompts: pa.Table | None = None
     scores: pa.Table | None = None
@@ -139,7 +140,7 @@ def one_more(store: Store, number: int) -> tuple[Result, Result]:
             made = rows_of(con, (SQL / f"one_fact_{relation}.sql").read_text(), {"run_id": run["run_id"]})
         return made.set_column(0, "fact_id", pa.array([f"more/{number}"] * len(made), pa.string()))
 
-    traced = {"cells": "trace_cells", "samples": "trace_samples", "facts": "traces"}
+    traced = {"cells": "trace_cells", "samples": "trace_samples", "routing": "trace_routing", "facts": "traces"}
     edited = {"prompts": "edit_prompts", "scores": "edits"}
     return (
         Result(trace, **{name: rows(relation, trace) for name, relation in traced.items()}),
