@@ -21,10 +21,8 @@ from fasttrace.tracing.cost import sweep_cost
 from fasttrace.tracing.plan import Intervention, bytes_per_row, make_item
 from fasttrace.windows import default_layer
 
-TYPICAL = (
-    10,
-    3,
-)  # tokens of the prompt, and of the subject with which it begins, of the fact that needs are stated for
+# Tokens of the prompt of the fact that needs are stated for, and of the subject with which it begins.
+TYPICAL = 10, 3
 WEIGHTS = {"float32": 4, "bfloat16": 2, "float64": 8}  # bytes of a number
 
 
@@ -56,8 +54,8 @@ def needs(source: str | Path, dtype: str = "float32") -> Needs:
 
     source, dtype: as in `load_model`. Only config.json, or the metadata of a .gguf file, and the headers of weights are
     read. The fact is one of 10 tokens with a subject of 3 at its beginning and a target of one, and the prompts of the
-    first built-in fact. The sizes are those of the layer that is edited by
-    default. For a mixture of experts m is the width of one expert.
+    first built-in fact. The sizes are those of the layer that is edited by default. For a mixture of experts m is the
+    width of one expert.
 
     Raises ModelError as `outline`.
     """

@@ -17,7 +17,8 @@ from fasttrace.models.encode import encoded_facts
 from fasttrace.protocols import Protocol
 from fasttrace.tracing.effects import CONTRASTS
 from fasttrace.tracing.known import BATCH, check_known, known_run
-from fasttrace.tracing.sweep import TracePlan, TraceResult
+from fasttrace.tracing.result import TraceResult
+from fasttrace.tracing.sweep import TracePlan
 
 if TYPE_CHECKING:
     from fasttrace.store import Store

@@ -130,4 +130,4 @@ def test_mypy_sees_the_signatures(tmp_path):
     assert 'Argument "steps" to "edit" has incompatible type "str"; expected "int"' in errors[first + 2]
     [revealed] = [line for line in lines if "Revealed type" in line]
     assert "windows: typing.Sequence[int] =, samples: int =" in revealed
-    assert revealed.endswith('-> fasttrace.tracing.sweep.TraceResult"')
+    assert revealed.endswith('-> fasttrace.tracing.result.TraceResult"')

@@ -17,6 +17,7 @@ from fasttrace.models.experts import Experts
 from fasttrace.models.keys import DownProjections
 from fasttrace.models.placement import device_of, is_frozen
 from fasttrace.models.quantised import as_shapes, quantised
+from fasttrace.ops.linear import linear
 
 # Position tables of a family's blocks, (N, …) with one row per token: the cos and sin that rotate queries and keys, or
 # the attention biases of falcon-rw. Empty if the blocks need none.
@@ -149,8 +150,6 @@ class Block(DownProjections, ABC):
 
     def mlp_value(self, key: Tensor) -> Tensor:
         """key: (N, m) → (N, d), the MLP module's output."""
-        from fasttrace.ops.linear import linear
-
         return linear(key, self.down, self.down_bias)
 
     def mlp_output(self, x: Tensor, chosen_by: Tensor | None = None) -> Tensor:

@@ -258,10 +258,8 @@ def shared(weight: nn.Parameter) -> nn.Parameter:
     """A parameter without gradient that shares a weight's numbers. What happens to the weight's own object, such as
     bitsandbytes' rearranging, leaves it as it is."""
     name = type(weight).__name__
-    if (
-        name == "Int8Params"
-    ):  # its scales are in the weight or, after a pass, in the module's state, which is shared too
-        return weight
+    if name == "Int8Params":
+        return weight  # its scales are in it or, after a pass, in the module's state, which is shared too
     if name != "Params4bit":
         return nn.Parameter(weight.detach(), requires_grad=False)
     own: nn.Parameter = copy.copy(weight)

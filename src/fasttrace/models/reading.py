@@ -40,18 +40,11 @@ TORCH = {
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
     **{"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64},
 }
+# The tensors of a packed layer, of whichever format.
 PARTS = (
-    *("qweight", "qzeros", "scales", "g_idx"),
-    *(
-        "weight",
-        "weight_packed",
-        "weight_shape",
-        "weight_scale",
-        "weight_zero_point",
-        "weight_g_idx",
-        "weight_scale_inv",
-    ),
-)
+    "qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_shape", "weight_scale",
+    "weight_zero_point", "weight_g_idx", "weight_scale_inv",
+)  # fmt: skip
 # Tensors beside the weights that say how a package quantises activations and caches, which fasttrace does not.
 OF_ACTIVATIONS = re.compile(
     r"\.(input_scale|input_zero_point|input_global_scale|output_scale|[qkv]_scale|weight_format)$"

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fasttrace.errors import ModelError, UserError
+from fasttrace.memory import size_text
 from fasttrace.models.corrupt import embed_base
 from fasttrace.models.flops import median_seconds
 from fasttrace.models.hooked import hooked, places, whole_logits
@@ -101,8 +102,8 @@ class HookedEngine(Engine):
             if not self.at_once(item, budget):
                 least = self.taken_bytes(item) + self.pass_bytes(item)
                 raise UserError(
-                    f"memory: expected a budget of at least {least / 1e6:,.1f} MB for a pass of fact "
-                    f"'{item.encoded.fact_id}', got {budget / 1e6:,.1f} MB; use a larger --memory"
+                    f"memory: expected a budget of at least {size_text(least)} for a pass of fact "
+                    f"'{item.encoded.fact_id}', got {size_text(budget)}; use a larger --memory"
                 )
         return [
             TraceWave([(number, list(item.cells))], min(self.passes(item), self.at_once(item, budget)) * item.rows)

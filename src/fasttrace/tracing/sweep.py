@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,38 +44,11 @@ from fasttrace.tracing.plan import (
     traced_heads,
     traced_spots,
 )
-from fasttrace.tracing.roles import average_by_role
+from fasttrace.tracing.result import TraceResult, joined
 from fasttrace.tracing.routing import ROUTING, routing, routing_flops
 from fasttrace.tracing.wavefront import WaveResult
 
 ENGINES: dict[str, type[Engine]] = {"wavefront": WavefrontEngine, "hooked": HookedEngine}
-
-
-@dataclass(frozen=True, eq=False)
-class TraceResult:
-    """run: the `runs` row, with the seconds and flops of this result.
-
-    facts: TRACED_FACTS, one row per fact, traced or left out. cells: CELLS, one row per grid cell. samples: SAMPLES,
-    one row per grid cell and sample with keep_samples, else empty. routing: ROUTING, one row per pass, token, layer and
-    chosen expert with keep_routing, else empty.
-    """
-
-    run: Run
-    facts: pa.Table
-    cells: pa.Table
-    samples: pa.Table
-    routing: pa.Table
-
-    @checked
-    def average(self, *, by: Literal["role"] = "role") -> pa.Table:
-        """The mean over facts of the indirect effect, for each window size, token role and layer (and head).
-
-        The indirect effect is by how much a cell moves the run's metric, in its own units: towards the clean pass, or
-        away from it with methods noise and zero. Returns roles.AVERAGES, with standard errors over facts and 95 %
-        bands. Roles: first-subject, middle-subject, last-subject, first-after, further, last-prompt.
-        Source: Meng et al. 2022 (arXiv 2202.05262), Figures 2 and 3.
-        """
-        return average_by_role(self.run["settings"], self.facts, self.cells)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -515,14 +488,4 @@ def trace(model: AnyModel, facts: Facts, given: TraceArguments) -> TraceResult:
     """
     plan = prepare_trace(model, facts, settings=carried(TraceSettings, given))
     parts = list(plan.batches(progress=given.progress))
-    order = {f.fact_id: i for i, f in enumerate(plan.encoded)}
-    table = pa.concat_tables([TRACED_FACTS.empty_table(), *(p.facts for p in parts)])
-    place = np.argsort([order[i] for i in table["fact_id"].to_pylist()], kind="stable")
-    seconds, flops = (sum(p.run[name] for p in parts) for name in ("seconds", "flops"))
-    return TraceResult(
-        {**plan.run, "seconds": seconds, "flops": flops},
-        table.take(pa.array(place, pa.int64())),
-        pa.concat_tables([CELLS.empty_table(), *(p.cells for p in parts)]),
-        pa.concat_tables([SAMPLES.empty_table(), *(p.samples for p in parts)]),
-        pa.concat_tables([ROUTING.empty_table(), *(p.routing for p in parts)]),
-    )
+    return joined(plan.run, parts, [fact.fact_id for fact in plan.encoded])
