@@ -25,7 +25,7 @@ ORDER = [
     ("facts", "kernels"),
     ("ops",),
     ("models",),
-    ("runs",),
+    ("runs", "cluster"),
     ("tracing", "editing"),
     ("needs", "workflow"),
     ("store",),
