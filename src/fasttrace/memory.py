@@ -1,5 +1,6 @@
-"""Memory budgets: reading a size that a user wrote, and packing items into a budget."""
+"""Memory: sizes that a user wrote, packing items into a budget, and errors that say that there was too little."""
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -8,6 +9,7 @@ from fasttrace.errors import UserError, shown
 
 T = TypeVar("T")
 LARGEST = "1024TB"  # more than any machine has
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED", re.IGNORECASE)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -53,3 +55,22 @@ def pack_by_budget(items: Iterable[T], size_of: Callable[[T], int], budget: int)
         used += size
     if group:
         yield group
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the system, torch (CPU or GPU) or DuckDB had no memory left. torch and DuckDB have types of their own,
+    but must not be imported for this."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if type(error).__name__ == "OutOfMemoryException":  # DuckDB's
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def memory_line(error: BaseException) -> str:
+    """The line of such an error that says what it is about. torch puts the place in its source before that."""
+    text = str(error).strip()
+    found = _OUT_OF_MEMORY.search(text)
+    line = next((one for one in text.splitlines() if found and found[0] in one), text.partition("\n")[0])
+    line = re.sub(r"^.*(?=DefaultCPUAllocator)", "", line).strip().rstrip(".")
+    return line or type(error).__name__

@@ -18,6 +18,7 @@ NEEDED_BY = {
     "gguf": "reading a GGUF model such as smollm2-135m",
     "lm_eval": "a task of lm-evaluation-harness",
     "openai": "a judge behind an address",
+    "ray": "computing with several workers",
     "torchao": "a model that torchao has quantised",
     "prompt_toolkit": "the prompt of `fasttrace sql` or `fasttrace chat`",
 }

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ import click
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.memory import lacks_memory, memory_line
 from fasttrace.places import why_full
 
 from . import signals
@@ -102,8 +102,8 @@ def _ended_by(error: BaseException) -> tuple[int, str | None]:
     chain = list(_causes(error))
     if stops := [one for one in (signals.behind(link) or link for link in chain) if isinstance(one, _STOPS)]:
         return signals.exit_code(stops[-1]), STOPPED
-    if short := next((one for one in chain if _lacks_memory(one)), None):
-        return 2, f"the memory does not suffice ({_first_line(short)}): {_less_memory()}"
+    if short := next((one for one in chain if lacks_memory(one)), None):
+        return 2, f"the memory does not suffice ({memory_line(short)}): {_less_memory()}"
     if isinstance(error, click.ClickException):
         return 2, error.format_message()
     if isinstance(error, BrokenPipeError):  # the reader has closed our output, as `head` does
@@ -118,7 +118,6 @@ STOPPED = (
     "stopped; finished work is in the store (a mass edit only as a whole), and the same command continues from there"
 )
 _STOPS = KeyboardInterrupt | click.Abort
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|bad allocation|ALLOC_FAILED", re.IGNORECASE)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -128,31 +127,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """Whether the system, torch (CPU or GPU) or DuckDB had no memory left. torch and DuckDB have types of their own,
-    but must not be imported for this."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    if type(error).__name__ == "OutOfMemoryException":  # DuckDB's
-        return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
-
-
 def _less_memory() -> str:
     """What to do where memory does not suffice."""
     verb = next((cli.commands[word] for word in sys.argv[1:] if word in cli.commands), None)
     if verb is not None and any("--memory" in option.opts for option in verb.params):
         return "run the same command with a smaller --memory, or on a machine with more"
     return "this command has no --memory to lower, and needs a machine with more"
-
-
-def _first_line(error: BaseException) -> str:
-    """The error's first line that says what it is about. torch puts the place in its source before that."""
-    text = str(error).strip()
-    found = _OUT_OF_MEMORY.search(text)
-    line = next((one for one in text.splitlines() if found and found[0] in one), text.partition("\n")[0])
-    line = re.sub(r"^.*(?=DefaultCPUAllocator)", "", line).strip().rstrip(".")
-    return line or type(error).__name__
 
 
 def _sentence(error: OSError) -> str:

@@ -5,15 +5,23 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from typing import Any, Protocol, TypeVar
 
 from fasttrace.cluster.pieces import Unit
+from fasttrace.runs import Run
 
-R = TypeVar("R", covariant=True)
+R = TypeVar("R")
 
 
 class Plan(Protocol[R]):
     """A computation that can be cut: a TracePlan or an EditPlan."""
 
+    @property
+    def run(self) -> Run:
+        """Its row of `runs`."""
+
     def units(self) -> list[Unit]:
         """The smallest parts that can be computed alone, in order."""
+
+    def joined(self, parts: Sequence[R], *, whole: bool = True) -> R:
+        """Results of `batches` as one. whole: whether with what no store keeps, such as edits."""
 
     def batches(
         self,
@@ -45,9 +53,19 @@ class Crew(ABC):
 
     @abstractmethod
     def batches(
-        self, plan: Plan[R], *, skip: Collection[Hashable] = (), progress: Callable[[int], None] | None = None
+        self,
+        plan: Plan[R],
+        *,
+        skip: Collection[Hashable] = (),
+        progress: Callable[[int], None] | None = None,
+        whole: bool = False,
     ) -> Iterator[R]:
-        """Yield the results of a plan, as its own `batches` does, in any order."""
+        """Yield the results of a plan, as its own `batches` does, in any order. whole: as for `Plan.joined`."""
+
+    def units(self, plan: Plan[Any]) -> list[Unit]:
+        """The units of a plan."""
+        units: list[Unit] = self.ask(units_of, plan)
+        return units
 
 
 class Alone(Crew):
@@ -64,6 +82,16 @@ class Alone(Crew):
             yield function(self.model, *item)
 
     def batches(
-        self, plan: Plan[R], *, skip: Collection[Hashable] = (), progress: Callable[[int], None] | None = None
+        self,
+        plan: Plan[R],
+        *,
+        skip: Collection[Hashable] = (),
+        progress: Callable[[int], None] | None = None,
+        whole: bool = False,
     ) -> Iterator[R]:
-        return plan.batches(skip=skip, progress=progress)
+        return plan.batches(skip={*skip}, progress=progress)
+
+
+def units_of(model: Any, plan: Plan[Any]) -> list[Unit]:
+    """The units of a plan of this model."""
+    return plan.units()

@@ -2,7 +2,7 @@
 updates."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from fasttrace.models.generate import sample_tokens
 from fasttrace.ops import adam_linf_
 from fasttrace.settings.methods import METHODS, FineTuneSettings, MethodSettings
 
+ADAM_FLOPS = 200  # what an update of a weight by Adam takes, in FLOPs of a product that take as long
 TRIED = 4  # tokens of the texts that are sampled to measure the rate
 
 
@@ -56,10 +57,32 @@ def edit_cost(
     anew: whether every step draws new noise (the released code's Fact Forcing). Each step then has a clean pass of its
     own, and fine-tuning has NOISE_ROWS rows for every row.
     """
+    flops = adam = 0.0
+    for base, jobs in job_costs(
+        model, facts, layers, settings, method, window_size=window_size, contexts=contexts, essence=essence, anew=anew
+    ):
+        flops += base + sum(of_job for of_job, _ in jobs)
+        adam += sum(updates for _, updates in jobs)
+    return EditCost(len(facts) * len(layers), flops, adam)
+
+
+def job_costs(
+    model: Decoder,
+    facts: Sequence[EncodedFact],
+    layers: Sequence[int],
+    settings: MethodSettings,
+    method: str,
+    *,
+    window_size: int,
+    contexts: int,
+    essence: int,
+    anew: bool,
+) -> Iterator[tuple[float, list[tuple[float, float]]]]:
+    """Yield, for each fact, the FLOPs that its edits share, and (FLOPs, weights that Adam updates) of the edit at each
+    layer. Arguments: those of `edit_cost`."""
     a_row = sum(sum(linear_flops(model, block)) for block in model.blocks) / model.n_layers
     a_logit = 2.0 * model.width * model.vocab_size
     tuned = isinstance(settings, FineTuneSettings)
-    flops = adam = 0.0
     for fact in facts:
         extra = len(fact.target_true_ids)
         prompts = prompt_count(fact.fact)
@@ -68,18 +91,18 @@ def edit_cost(
         copies = NOISE_ROWS if anew and tuned else 1
         sequences = copies if tuned else contexts + 2
         passes = settings.steps if anew else 1
-        flops += (passes * sequences * len(fact.ids) + scored) * model.n_layers * a_row + logits * a_logit
+        base = (passes * sequences * len(fact.ids) + scored) * model.n_layers * a_row + logits * a_logit
+        jobs = []
         for layer in layers:
             window = window_of(method, layer, window_size, model.n_layers)
             entered = window[-1] if METHODS[method].spread else window[0]
             tail = len(fact.ids) + extra - 1 - (0 if tuned else fact.subject_end - 1)
             rows = copies * tail if tuned else (contexts + 1) * tail + 1
             seen = copies * extra if tuned else (contexts + 1) * extra + 1
-            flops += settings.steps * 2 * (rows * (model.n_layers - entered) * a_row + seen * a_logit)
+            flops = settings.steps * 2 * (rows * (model.n_layers - entered) * a_row + seen * a_logit)
             flops += scored * (model.n_layers - window[0]) * a_row + logits * a_logit
-            if tuned:
-                adam += settings.steps * len(window) * model.width * model.key_width
-    return EditCost(len(facts) * len(layers), flops, adam)
+            jobs.append((flops, settings.steps * len(window) * model.width * model.key_width if tuned else 0.0))
+        yield base, jobs
 
 
 def job_bytes(model: Decoder, layer: int, rows: int, tokens: int, matrices: int = 0) -> int:

@@ -5,7 +5,7 @@ disk, so that every method, problem and layer is scored on the same texts (docs/
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -30,9 +30,12 @@ def essence_texts(
     texts: int = TEXTS,
     tokens: int = TOKENS,
     cache_dir: str | Path | None = None,
+    wanted: Collection[str] | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids of every subject's texts. Each is `tokens` long with "{subject} is a" included, or as long as the model
-    has positions.
+    """Token ids of every subject's texts, or only of those of the subjects that are wanted, in the order of `subjects`.
+
+    Each text is `tokens` long with "{subject} is a" included, or as long as the model has positions. Subjects are drawn
+    in batches, which do not depend on what is wanted.
 
     Tokens are drawn among the 5 likeliest that are not special. The texts depend only on (model, dtype, seed, subject,
     texts, tokens). Raises UserError where a file in the cache is damaged, or "{subject} is a" leaves no token to draw.
@@ -59,7 +62,7 @@ def essence_texts(
     for i in range(0, len(paths), BATCH):
         part = list(paths)[i : i + BATCH]
         missing = [subject for subject in part if not paths[subject].is_file()]
-        if not missing:
+        if not missing or (wanted is not None and not {*wanted} & {*missing}):
             continue
         # The whole batch is drawn again, because a smaller one may round differently and so draw another token.
         prompts = [essence_prompt(model, subject, tokens) for subject in part]
@@ -80,7 +83,7 @@ def essence_texts(
             ids = [[*prompts[number], *drawn[number * texts + t]] for t in range(texts)]
             with replacing(paths[subject]) as draft:
                 draft.write_text(json.dumps({"subject": subject, "ids": ids}))
-    return [_read(paths[subject], texts) for subject in subjects]
+    return [_read(paths[subject], texts) for subject in subjects if wanted is None or subject in wanted]
 
 
 def essence_prompt(model: Decoder, subject: str, tokens: int = TOKENS) -> list[int]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.cluster.pieces import Unit
 from fasttrace.editing.after import After
 from fasttrace.editing.applied import Applied, apply_delta
 from fasttrace.editing.cases import changed_by
 from fasttrace.editing.continuations import continuations
-from fasttrace.editing.cost import job_bytes
+from fasttrace.editing.cost import ADAM_FLOPS, job_bytes, job_costs
 from fasttrace.editing.delta import (
     NO_NUMBER,
     Edit,
@@ -198,20 +199,23 @@ class EditPlan:
         *,
         memory: Size | None = None,
         skip: frozenset[tuple[str, int]] | set[tuple[str, int]] = frozenset(),
+        only: frozenset[tuple[str, int]] | set[tuple[str, int]] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[EditResult]:
         """Yield results as they finish. skip: (fact_id, layer) to leave out.
 
         The groups are those of a plan that skips nothing. So edits that continue have the same values bit for bit.
+        only: (fact_id, layer) of a part of the plan, for None all. The groups are those of a plan of this part.
 
         memory: bytes for the edits that are computed together; None for the settings' value. progress(n) is called
         after n more edits.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
-        several = [f.fact for f in self.encoded if f.fact.case_edits > 1]
-        say_waiting(several, 'mass_edit(…, together="case") makes them in one model')
-        whole = [(fact, list(self.layers)) for fact in self.encoded if fact.fact_id not in self.left_out]
-        left = _without([(f, list(self.layers)) for f in self.encoded if f.fact_id in self.left_out], skip)
+        if only is None:
+            several = [f.fact for f in self.encoded if f.fact.case_edits > 1]
+            say_waiting(several, 'mass_edit(…, together="case") makes them in one model')
+        whole, left = self._todo(only)
+        left = _without(left, skip)
         if left:
             yield self._left_out(left)
             if progress is not None:
@@ -219,10 +223,7 @@ class EditPlan:
         texts: dict[str, list[tuple[int, ...]]] = {}
         groups = [todo for group in self.groups(whole, budget) if (todo := _without(group, skip))]
         if self.settings.essence and groups:
-            subjects = list(dict.fromkeys(f.fact.subject for f, _ in whole))
-            with self.model.products():
-                found = essence_texts(self.model, subjects, seed=self.settings.seed, texts=self.settings.essence)
-            texts = dict(zip(subjects, found, strict=True))
+            texts = self._essence([fact for fact, _ in whole])
         for facts in groups:
             begun = time.perf_counter()
             with self.model.products():
@@ -231,6 +232,64 @@ class EditPlan:
             yield replace(result, run={**self.run, "seconds": time.perf_counter() - begun})
             if progress is not None:
                 progress(len(edits))
+
+    def joined(self, parts: Sequence[EditResult], *, whole: bool = True) -> EditResult:
+        """The results of some batches as one. whole: whether with the changes of the weights."""
+        here = {fact.fact_id for part in parts for fact in part.facts}
+        return EditResult(
+            {**self.run, "seconds": sum(part.run["seconds"] for part in parts)},
+            [encoded.fact for encoded in self.encoded if encoded.fact_id in here],
+            pa.concat_tables([SCORES.empty_table(), *(part.scores for part in parts)]),
+            pa.concat_tables([PROMPTS.empty_table(), *(part.prompts for part in parts)]),
+            [edit for part in parts for edit in part.edits] if whole else [],
+            self.model,
+        )
+
+    def units(self) -> list[Unit]:
+        """Every edit by its (fact_id, layer). A fact's first edit bears what its edits share. One that is left out
+        costs nothing."""
+        whole, left = self._todo(None)
+        begins = set[tuple[str, int]]()
+        for group in self.groups(whole, parse_bytes(self.settings.memory)):
+            fact, layers = group[0]
+            begins.add((fact.fact_id, layers[0]))
+        found = [Unit((fact.fact_id, layer), 0.0, True) for fact, layers in left for layer in layers]
+        facts = [fact for fact, _ in whole]
+        costs = job_costs(
+            self.model,
+            facts,
+            self.layers,
+            self.hyperparameters,
+            self.settings.method,
+            window_size=self.settings.window_size,
+            contexts=max(0, len(self.contexts) - 1),
+            essence=self.settings.essence,
+            anew=self.corruption is not None and self.corruption.anew,
+        )
+        for fact, (base, jobs) in zip(facts, costs, strict=True):
+            for layer, (flops, adam) in zip(self.layers, jobs, strict=True):
+                key = fact.fact_id, layer
+                shared = base if layer == self.layers[0] else 0.0
+                found.append(Unit(key, shared + flops + ADAM_FLOPS * adam, key in begins))
+        return found
+
+    def _todo(self, only: Collection[tuple[str, int]] | None) -> tuple[list[Todo], list[Todo]]:
+        """The facts and layers to edit, and those that are left out. only: as for `batches`."""
+        every = [(fact, list(self.layers)) for fact in self.encoded]
+        if only is not None:
+            every = [(fact, [layer for layer in self.layers if (fact.fact_id, layer) in only]) for fact, _ in every]
+        every = [(fact, layers) for fact, layers in every if layers]
+        whole = [one for one in every if one[0].fact_id not in self.left_out]
+        return whole, [one for one in every if one[0].fact_id in self.left_out]
+
+    def _essence(self, facts: Sequence[EncodedFact]) -> dict[str, list[tuple[int, ...]]]:
+        """Subject → its essence texts."""
+        every = list(dict.fromkeys(one.fact.subject for one in self.encoded if one.fact_id not in self.left_out))
+        wanted = {fact.fact.subject for fact in facts}
+        seed, texts = self.settings.seed, self.settings.essence
+        with self.model.products():
+            found = essence_texts(self.model, every, seed=seed, texts=texts, wanted=wanted)
+        return dict(zip((subject for subject in every if subject in wanted), found, strict=True))
 
     @property
     def scoring_corruption(self) -> Corruption | None:

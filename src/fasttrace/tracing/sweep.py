@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from fasttrace.cluster.pieces import Unit
 from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Facts
 from fasttrace.memory import parse_bytes
@@ -48,6 +49,7 @@ from fasttrace.tracing.result import TraceResult, joined
 from fasttrace.tracing.routing import ROUTING, routing, routing_flops
 from fasttrace.tracing.wavefront import WaveResult
 
+ITEMS = 256  # facts whose cells are listed at once, where only their waves are asked for
 ENGINES: dict[str, type[Engine]] = {"wavefront": WavefrontEngine, "hooked": HookedEngine}
 
 
@@ -133,15 +135,21 @@ class TracePlan:
         *,
         memory: Size | None = None,
         skip: frozenset[str] | set[str] = frozenset(),
+        only: frozenset[str] | set[str] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[TraceResult]:
         """Yield results as they finish, each with whole facts only. skip: fact_ids to leave out.
 
         The waves are those of a sweep that skips nothing. So a sweep that continues has the same values bit for bit.
+        only: fact_ids of a part of the sweep, for None all. The waves are those of a sweep of this part.
 
         memory: bytes for activations, without the weights; None for the settings' value. progress(n) is called after n
         more facts.
         """
+        if only is not None:
+            some = replace(self, encoded=[fact for fact in self.encoded if fact.fact_id in only])
+            yield from some.batches(memory=memory, skip=skip, progress=progress)
+            return
         report, budget = progress or (lambda n: None), self._budget(memory)
         unmeasured = [f for f in self.encoded if f.fact_id in self.unmeasured and f.fact_id not in skip]
         if unmeasured:
@@ -169,6 +177,44 @@ class TracePlan:
                 report(len(left))
             known = [f for f, v in zip(part, verdicts, strict=True) if v["known"]]
             yield from self._traced(known, skip, budget, report)
+
+    def joined(self, parts: Sequence[TraceResult], *, whole: bool = True) -> TraceResult:
+        """The results of some batches as one, facts in the order in which they were given."""
+        return joined(self.run, parts, [fact.fact_id for fact in self.encoded])
+
+    def units(self) -> list[Unit]:
+        """Every fact by its fact_id. One that is left out costs nothing."""
+        found = [Unit(fact_id, 0.0, True) for fact_id in self.unmeasured]
+        measured, costs = self.measured, dict[object, int]()
+        if self.settings.keep == "known" or self.settings.verify_top is not None:
+            begins = [number % BATCH == 0 for number in range(len(measured))]
+        else:
+            begins = self._begins(measured)
+        for fact, first in zip(measured, begins, strict=True):
+            [item] = self.items([fact])
+            alike = item.rows, item.corrupted, len(item.targets), item.passes.begin, item.passes.end, item.cells
+            if alike not in costs:
+                costs[alike] = self.engine.flops(item)
+            found.append(Unit(fact.fact_id, float(costs[alike]), first))
+        return found
+
+    def _begins(self, facts: Sequence[EncodedFact]) -> list[bool]:
+        """Whether a wave begins with each of the facts."""
+        budget, begins, done = self._budget(None), list[bool](), 0
+        reached = 0
+        while done < len(facts):
+            reached = min(reached + ITEMS, len(facts))
+            firsts = [True] + [False] * (reached - done - 1)
+            seen = -1
+            for wave in self.engine.split(self.items(facts[done:reached]), budget):
+                number = wave.items[0][0]
+                firsts[number] = firsts[number] or number > seen
+                seen = wave.items[-1][0]
+            # The last wave may go on with facts that are not read yet.
+            last = len(firsts) if reached == len(facts) else max(n for n, first in enumerate(firsts) if first)
+            begins += firsts[:last]
+            done += last
+        return begins
 
     def _budget(self, memory: str | int | None) -> int:
         return parse_bytes(self.settings.memory if memory is None else memory)
