@@ -33,7 +33,8 @@ ORDER = [
     ("analysis",),
     ("fasttrace",),
     ("benchmarks",),
-    ("study", "studies"),
+    ("studies",),
+    ("study",),
     ("cli",),
 ]
 LINE = {part: number for number, line in enumerate(ORDER) for part in line}

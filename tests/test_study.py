@@ -7,7 +7,7 @@ import pytest
 
 import fasttrace as ft
 from fasttrace.errors import UserError
-from fasttrace.study import load_study, shipped
+from fasttrace.studies.load import load_study, shipped
 
 SMALL = """
 model = "model"

@@ -6,6 +6,7 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace import workflow
+from fasttrace.cluster.crew import Alone
 from fasttrace.editing import prepare_edit
 from fasttrace.tracing import prepare_trace
 
@@ -18,9 +19,9 @@ def test_enough_known_facts_are_the_first_ones(smollm2, tmp_path, monkeypatch):
     )
     store = ft.Store(tmp_path / "s.duckdb")
     facts, done = [japan, france, italy], []
-    workflow.known_into(store, smollm2, [italy], "paper", done.append)
+    workflow.known_into(store, Alone(smollm2), [italy], "paper", done.append)
     monkeypatch.setattr(workflow, "BATCH", 1)
-    verdicts = workflow.known_into(store, smollm2, facts, "paper", done.append, enough=1)
+    verdicts = workflow.known_into(store, Alone(smollm2), facts, "paper", done.append, enough=1)
     assert next(verdict["fact_id"] for verdict in verdicts if verdict["known"]) == france.fact_id
 
 

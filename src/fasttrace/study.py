@@ -1,43 +1,47 @@
-"""A study from one file: facts, traces, second moments, edits, tables, figures and report, resumable at every step.
+"""Runs a study: facts, traces, second moments, edits, tables, figures and report, resumable at every step."""
 
-The shipped study files are in studies/: the paper's two, one for SmolLM2, and the demo.
-"""
-
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fasttrace.editing import prepare_edit, second_moments
+from fasttrace.cluster.crew import Crew
+from fasttrace.cluster.ray_cluster import gpus_of
 from fasttrace.editing.collect import check_moments, planned_moments
 from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
 from fasttrace.editing.edit import check_edit
 from fasttrace.editing.hyperparameters import settings_for, window_of
-from fasttrace.editing.moments import Moments
+from fasttrace.editing.moments import FACTOR_BYTES, Moments
 from fasttrace.editing.problems import PROBLEMS
 from fasttrace.errors import StoreError, UserError
 from fasttrace.facts import EncodedFact, Fact, distinct
-from fasttrace.facts.load import Loaded, read_facts
-from fasttrace.facts.pairs import pair_subjects
+from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.flops import block_rate
 from fasttrace.models.load import load_tokenizer
 from fasttrace.places import check_file, check_folder, check_replaceable, replacing
-from fasttrace.settings.base import carried, check_names, replaced
+from fasttrace.settings.base import carried, replaced
 from fasttrace.settings.edit import EditSettings
-from fasttrace.settings.kinds import MOST_CHARACTERS
 from fasttrace.settings.methods import SOLVED, method_settings, reads_moments
-from fasttrace.settings.moments import MomentSettings
-from fasttrace.settings.study import TABLES, EditTable, FactSettings, StudySettings, keys
+from fasttrace.settings.study import EditTable
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.studies.load import Study
 from fasttrace.tracing import TraceResult, prepare_trace
+from fasttrace.tracing.cost import weight_bytes
 from fasttrace.tracing.known import known_run
-from fasttrace.workflow import edit_into, has_edited, has_traced, known_into, known_stored, reasons, trace_into
+from fasttrace.workflow import (
+    collect_moments,
+    edit_into,
+    has_edited,
+    has_traced,
+    known_into,
+    known_stored,
+    plan_edit,
+    reasons,
+    trace_into,
+)
 
 if TYPE_CHECKING:
     from fasttrace.store import Store
@@ -45,47 +49,6 @@ if TYPE_CHECKING:
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
 Say = Callable[[str], None]
-
-PARTS: dict[str, Any] = {"facts": {}, "trace": [], "moments": {}, "edit": []}  # the tables of a study file, empty
-
-
-@dataclass(frozen=True)
-class Study:
-    """The checked content of a study file. traces, edits: one item per [[trace]] and [[edit]]."""
-
-    name: str
-    settings: StudySettings
-    facts: FactSettings
-    moments: MomentSettings
-    traces: tuple[TraceSettings, ...]
-    edits: tuple[EditTable, ...]
-
-    @property
-    def uses_cache(self) -> bool:
-        """Whether an edit needs second moments, sampled contexts or essence texts, which the cache folder keeps."""
-        return any({*one.methods} & {*SOLVED} or one.essence for one in self.edits)
-
-    @cached_property
-    def loaded(self) -> Loaded:
-        """The facts of the file in its order, with what was left out of it. Raises FactError as `load_facts`."""
-        return read_facts(self.facts.file, self.facts)
-
-    @cached_property
-    def candidates(self) -> list[Fact]:
-        """The facts whose subjects may be counterfactuals: the whole file, so that the pairs do not depend on which
-        facts are studied. Empty without pairs."""
-        if self.facts.pairs is None:
-            return []
-        return read_facts(self.facts.file, replaced(self.facts, relation=None, limit=None, order="given")).facts
-
-    def paired(self, tokenizer: Any, facts: Sequence[Fact]) -> list[Fact]:
-        """The facts in their order, with counterfactual subjects where the study asks for them and there are some.
-
-        Raises UserError where there are none, and FactError as `pair_subjects`.
-        """
-        if self.facts.pairs is None:
-            return list(facts)
-        return pair_subjects(tokenizer, facts, self.candidates, self.facts.pairs).checked().filled(facts)
 
 
 @dataclass(frozen=True)
@@ -100,84 +63,27 @@ class Stage:
     seconds: float
 
 
-def shipped() -> list[str]:
-    """Names of the studies that come with fasttrace."""
-    found = (file.name for file in files("fasttrace.studies").iterdir())
-    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
+@dataclass(frozen=True)
+class ForWorkers:
+    """What `--dry-run` says about workers. gpus: of each. memory: bytes of each, for the weights, activations and what
+    solves keep."""
 
+    workers: int
+    gpus: float
+    memory: int
 
-def load_study(source: str) -> Study:
-    """Load a study by the path of its .toml file or by the name of a shipped study.
-
-    Raises UserError, naming the file and the key, where the file is missing, is not TOML, or has an unknown key or a
-    wrong value.
-    """
-    path = Path(source)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise UserError(f"there is no study file '{source}'; the shipped studies are {', '.join(shipped())}")
-        text, name = path.read_bytes(), path.stem
-    elif source in shipped():
-        text, name = (files("fasttrace.studies") / f"{source}.toml").read_bytes(), source
-    else:
-        raise UserError(f"expected a .toml file or a shipped study ({', '.join(shipped())}), got '{source}'")
-    if len(text) > MOST_CHARACTERS:
-        raise UserError(f"study file '{source}': expected at most {MOST_CHARACTERS} bytes, got {len(text)}")
-    try:
-        raw = tomllib.loads(text.decode("utf-8"))
-    except RecursionError:
-        raise UserError(f"study file '{source}' is not TOML that can be read: its values are nested too deep") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"study file '{source}' is not TOML: {error}") from error
-    try:
-        return _study(name, raw)
-    except UserError as error:
-        raise UserError(f"study file '{source}': {error}") from None
-
-
-def _study(name: str, raw: dict[str, Any]) -> Study:
-    tables = {part: raw.pop(part, empty) for part, empty in PARTS.items()}
-    for part in ("trace", "edit"):
-        if not isinstance(tables[part], list):
-            raise UserError(f"[{part}]: expected tables, as [[{part}]], got {tables[part]!r}")
-    settings = _table("study", raw)
-    same = {"protocol": settings.protocol, "seed": settings.seed, "memory": settings.memory}
-    edits = tuple(_table("edit", one, **same) for one in tables["edit"])
-    for edit in edits:
-        for method in edit.methods:
-            method_settings(method, dict(edit.set or {}))
-        if "contexts" in edit.given and not {*edit.methods} & {*SOLVED}:
-            raise UserError(f"[edit] contexts: expected a value only with {', '.join(SOLVED)}, got one without them")
-    # keep: `Runner.known_facts` chooses the facts instead.
-    traces = tuple(_table("trace", one, **same, keep="all") for one in tables["trace"])
-    facts = _table("facts", tables["facts"])
-    if facts.pairs is not None and all(trace.corruption != "counterfactual" for trace in traces):
-        raise UserError("[facts] pairs: expected a [[trace]] with corruption counterfactual, got none")
-    return Study(
-        name=name,
-        settings=settings,
-        facts=facts,
-        moments=_table("moments", tables["moments"], seed=settings.seed),
-        traces=traces,
-        edits=edits,
-    )
-
-
-def _table(part: str, table: Any, **stated: Any) -> Any:
-    """The settings of a table, together with those that are stated outside it."""
-    if not isinstance(table, dict):
-        raise UserError(f"[{part}]: expected a table, got {table!r}")
-    check_names(f"[{part}]", table, keys(part) + (list(PARTS) if part == "study" else []))
-    kind, _ = TABLES[part]
-    try:
-        return kind(**table, **stated)
-    except UserError as error:
-        _, _, sentence = str(error).partition(": ")
-        raise UserError(f"[{part}] {sentence}") from None
+    def row(self, seconds: float) -> dict[str, Any]:
+        """The hours that the work takes, which takes one worker these seconds."""
+        return {
+            "workers": self.workers,
+            "hours": seconds / self.workers / 3600,
+            "gpu_hours": seconds * self.gpus / 3600,
+            "memory_bytes": self.memory,
+        }
 
 
 class Runner:
-    """Runs a study with a model and a store.
+    """Runs a study with those who compute and a store.
 
     bar, stages: show progress. say: prints a line for the user. show: shows the first fact that a sweep traced.
     """
@@ -186,26 +92,27 @@ class Runner:
         self,
         study: Study,
         store: "Store",
-        model: Decoder,
+        crew: Crew,
         bar: Bar,
         stages: Stages,
         say: Say,
         show: Callable[[TraceResult], None] | None = None,
     ) -> None:
-        self.study, self.store, self.model, self.show = study, store, model, show
+        self.study, self.store, self.crew, self.show = study, store, crew, show
         self.bar, self.stages, self.say = bar, stages, say
         # What `run` computed, as `has_run` finds it again.
         self.runs: dict[str, Any] = {"known": None, "tested": [], "fact_ids": [], "traces": [], "edits": []}
+        self.about: _About = crew.ask(_about)
         self.cells = [cell for one in study.edits for cell in self._cells(one)]
         # Errors are raised before the first trace, which may take hours.
-        last = model.n_layers - 1
+        last = self.about.n_layers - 1
         if beyond := [layer for cell in self.cells for layer in cell.layers or () if layer > last]:
             raise UserError(
                 f"[edit] layers: expected some of 0 to {last}, as in [{last}], or how many as a number, got {beyond[0]}"
             )
         if self._solved_layers():
             try:
-                check_moments(model, study.moments)
+                crew.ask(check_moments, study.moments)
             except UserError as error:
                 raise UserError(f"[moments] {error}") from None
 
@@ -213,32 +120,44 @@ class Runner:
         """Raise UserError where a trace or an edit of these facts would be refused, and StoreError where the store has
         other counterfactuals of them. No pass runs."""
         for trace in self.study.traces:
-            plan = prepare_trace(self.model, facts, settings=trace)
+            plan = self.crew.ask(prepare_trace, facts, settings=trace)
             self.store.check_contrasts(plan.run["run_id"], plan.contrasts)
         for cell in self.cells:
-            check_edit(self.model, facts, cell)
+            self.crew.ask(check_edit, facts, cell)
 
     def run(self) -> list[Fact]:
         """Compute everything that the store lacks. Returns the facts studied."""
-        facts = self.study.paired(self.model.tokenizer, self.known_facts())
+        facts = self.paired(self.known_facts())
         self.check(facts)
         self.runs["fact_ids"] = [fact.fact_id for fact in facts]
         for trace in self.study.traces:
-            plan = prepare_trace(self.model, facts, settings=trace)
+            plan = self.crew.ask(prepare_trace, facts, settings=trace)
             if plan.unmeasured:
                 self.say(f"    {_trace_name(trace)}: {len(plan.measured)} of {len(facts)} facts can be measured")
             self.runs["traces"].append([plan.run["run_id"], plan.contrasts.to_pylist()])
-            with self.bar(f"Tracing: {_trace_name(trace)}", len(facts)) as done:
-                trace_into(self.store, plan, done, self.show)
+            only = self.crew.share(plan, self.shard)
+            with self.bar(f"Tracing: {_trace_name(trace)}", len(facts) if only is None else len(only)) as done:
+                trace_into(self.store, plan, done, self.show, crew=self.crew, only=only)
         moments = self.second_moments()
         for cell in self.cells:
-            edits = prepare_edit(self.model, facts, settings=cell, moments=moments)
+            edits = plan_edit(self.crew, facts, cell, moments=moments)
             self.runs["edits"].append([edits.run["run_id"], list(edits.layers)])
-            with self.bar(f"Editing: {cell.problem}, {cell.method}", len(facts) * len(edits.layers)) as done:
-                edit_into(self.store, edits, done)
+            only = self.crew.share(edits, self.shard)
+            total = len(facts) * len(edits.layers) if only is None else len(only)
+            with self.bar(f"Editing: {cell.problem}, {cell.method}", total) as done:
+                edit_into(self.store, edits, done, crew=self.crew, only=only)
             if (why := reasons(self.store, edits)) is not None:
                 self.say(f"    {cell.problem}, {cell.method}: {why}")
         return facts
+
+    @property
+    def shard(self) -> tuple[int, int] | None:
+        """The share of every plan that is computed, None for all."""
+        return self.study.settings.shard
+
+    def paired(self, facts: Sequence[Fact]) -> list[Fact]:
+        """`Study.paired` with the model's tokenizer."""
+        return list(facts) if self.study.facts.pairs is None else self.study.paired(self.crew.ask(_tokenizer), facts)
 
     def known_facts(self) -> list[Fact]:
         """The facts to study: all facts, those that the model knows, or the first N of those."""
@@ -247,8 +166,8 @@ class Runner:
             return facts
         enough = None if known is True else known
         with self.bar("Known facts", None if enough else len(facts)) as done:
-            verdicts = known_into(self.store, self.model, facts, self.study.settings.protocol, done, enough=enough)
-        self.runs["known"] = known_run(self.model, self.study.settings.protocol)["run_id"]
+            verdicts = known_into(self.store, self.crew, facts, self.study.settings.protocol, done, enough=enough)
+        self.runs["known"] = self.crew.ask(known_run, self.study.settings.protocol)["run_id"]
         self.runs["tested"] = [verdict["fact_id"] for verdict in verdicts]
         ids = {verdict["fact_id"] for verdict in verdicts if verdict["known"]}
         kept = [fact for fact in distinct(facts) if fact.fact_id in ids][:enough]
@@ -265,7 +184,8 @@ class Runner:
         if not layers:
             return None
         with self.stages() as progress:
-            return second_moments(self.model, settings=replaced(self.study.moments, layers=layers), progress=progress)
+            moments: Moments = collect_moments(self.crew, replaced(self.study.moments, layers=layers), progress)
+            return moments
 
     def plan(self) -> Iterator[Stage]:
         """Yield what `run` would do: counts, FLOPs, and the seconds expected at this machine's current rates.
@@ -273,18 +193,18 @@ class Runner:
         The store says which facts are known. A fact that it has no verdict on counts as known.
         """
         facts, known = self.study.loaded.facts, self.study.facts.known
-        rate = block_rate(self.model)
+        rate = self.crew.ask(block_rate)
         if known is not False:
-            run_id = known_run(self.model, self.study.settings.protocol)["run_id"]
+            run_id = self.crew.ask(known_run, self.study.settings.protocol)["run_id"]
             sql = "SELECT fact_id, known FROM known WHERE run_id = ?"
             seen = {}
             if self.store.path.exists():
                 seen = {row["fact_id"]: row["known"] for row in self.store.query(sql, [run_id]).to_pylist()}
             facts = [fact for fact in facts if seen.get(fact.fact_id, True)][: None if known is True else known]
             yield Stage("known facts", "facts", len(facts), sum(fact.fact_id in seen for fact in facts), 0.0, 0.0)
-        facts = self.study.paired(self.model.tokenizer, facts)
+        facts = self.paired(facts)
         for trace in self.study.traces:
-            plan = prepare_trace(self.model, facts, settings=trace)
+            plan = self.crew.ask(prepare_trace, facts, settings=trace)
             self.store.check_contrasts(plan.run["run_id"], plan.contrasts)
             cost = plan.cost()
             done = len(self.store.done(plan.run["run_id"]) & {fact.fact_id for fact in facts})
@@ -292,32 +212,30 @@ class Runner:
             yield Stage(f"trace {_trace_name(trace)}", "facts", len(facts), done, flops, flops / rate)
         tokens, layers = self.study.moments.tokens, self._solved_layers()
         if layers:
-            collected = planned_moments(self.model, self.study.moments, layers)
+            collected = self.crew.ask(planned_moments, self.study.moments, layers)
             flops = collected.flops + collected.sampling
             yield Stage("second moments", "tokens", tokens if collected.passes else 0, 0, flops, flops / rate)
-        encoded = encoded_facts(self.model, facts)
-        adam = adam_rate(self.model)
+        encoded = self.crew.ask(encoded_facts, facts)
+        adam = self.crew.ask(adam_rate)
         for cell in self.cells:
-            cost_of_cell = self._cost(cell, encoded)
+            cost_of_cell = self.crew.ask(_cost, cell, encoded)
             done = self._edits_done(cell, {fact.fact_id for fact in facts})
             left = 1 - done / cost_of_cell.edits
             flops = cost_of_cell.flops * left
             seconds = flops / rate + cost_of_cell.adam * left / adam
             yield Stage(f"{cell.problem}, {cell.method}", "edits", cost_of_cell.edits, done, flops, seconds)
 
-    def _cost(self, cell: EditSettings, facts: Sequence[EncodedFact]) -> EditCost:
-        own = settings_for(self.model, cell.method, cell.problem, cell.protocol, cell.hyperparameters)
-        return edit_cost(
-            self.model,
-            facts,
-            cell.layers or (),
-            own,
-            method=cell.method,
-            window_size=cell.window_size,
-            contexts=len(cell.contexts) - 1 if isinstance(cell.contexts, Sequence) else cell.contexts or 0,
-            essence=cell.essence,
-            anew=cell.protocol == "released" and PROBLEMS[cell.problem].corrupted,
-        )
+    def for_workers(self) -> ForWorkers | None:
+        """What the study takes of each worker, or None where it asks for none. Raises UserError where their number is
+        the cluster's to say."""
+        asked = self.study.settings
+        if asked.workers is None:
+            return None
+        if not isinstance(asked.workers, int):
+            raise UserError(f"--workers: expected a number with --dry-run, got {asked.workers}")
+        kept = FACTOR_BYTES if self._solved_layers() else 0
+        memory = self.about.weights + parse_bytes(asked.memory) + kept
+        return ForWorkers(asked.workers, gpus_of(asked, asked.device), memory)
 
     def _edits_done(self, cell: EditSettings, ids: set[str]) -> int:
         """Number of edits of this method, problem and window size in the store, made with the study's model, dtype,
@@ -329,8 +247,8 @@ class Runner:
             "method": cell.method,
             "problem": cell.problem,
             "window_size": cell.window_size,
-            "model_hash": self.model.model_hash,
-            "dtype": self.model.dtype_name,
+            "model_hash": self.about.model_hash,
+            "dtype": self.about.dtype,
             "edits.protocol": cell.protocol,
             "seed": cell.seed,
         }
@@ -340,9 +258,9 @@ class Runner:
 
     def _cells(self, table: EditTable) -> Iterator[EditSettings]:
         """Yield the settings of every method on every problem of a table, each once."""
-        layers = self.model.edit_layers() if table.layers is None else table.layers
+        layers = self.about.edit_layers if table.layers is None else table.layers
         if isinstance(layers, int):
-            last = self.model.n_layers - 1
+            last = self.about.n_layers - 1
             layers = sorted({round(i * last / max(layers - 1, 1)) for i in range(layers)})
         for problem in dict.fromkeys(table.problems):
             for method in dict.fromkeys(table.methods):
@@ -359,9 +277,43 @@ class Runner:
                 at
                 for cell in solved
                 for layer in cell.layers or ()
-                for at in window_of(cell.method, layer, cell.window_size, self.model.n_layers)
+                for at in window_of(cell.method, layer, cell.window_size, self.about.n_layers)
             }
         )
+
+
+class _About(NamedTuple):
+    """What a study asks about its model. edit_layers: those that are edited by default. weights: their bytes."""
+
+    model_hash: str
+    dtype: str
+    n_layers: int
+    edit_layers: tuple[int, ...]
+    weights: int
+
+
+def _about(model: Decoder) -> _About:
+    layers = tuple(model.edit_layers())
+    return _About(model.model_hash, model.dtype_name, model.n_layers, layers, weight_bytes(model))
+
+
+def _tokenizer(model: Decoder) -> Any:
+    return model.tokenizer
+
+
+def _cost(model: Decoder, cell: EditSettings, facts: Sequence[EncodedFact]) -> EditCost:
+    own = settings_for(model, cell.method, cell.problem, cell.protocol, cell.hyperparameters)
+    return edit_cost(
+        model,
+        facts,
+        cell.layers or (),
+        own,
+        method=cell.method,
+        window_size=cell.window_size,
+        contexts=len(cell.contexts) - 1 if isinstance(cell.contexts, Sequence) else cell.contexts or 0,
+        essence=cell.essence,
+        anew=cell.protocol == "released" and PROBLEMS[cell.problem].corrupted,
+    )
 
 
 def has_run(study: Study, store: "Store", runs: Mapping[str, Any]) -> bool:

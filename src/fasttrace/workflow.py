@@ -1,20 +1,28 @@
 """Computations whose results go to a store. Each skips what the store has, and commits every batch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from fasttrace.cluster.crew import Alone, Crew
+from fasttrace.cluster.pieces import Unit, share
+from fasttrace.editing import prepare_edit, second_moments
 from fasttrace.editing.breaks import MEASURES, NORMS
 from fasttrace.editing.judge import Judge, judged
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
+from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan
-from fasttrace.facts import Fact
+from fasttrace.facts import Fact, distinct
 from fasttrace.models.adapter import Decoder
-from fasttrace.models.encode import encoded_facts
+from fasttrace.models.encode import check_encodable
 from fasttrace.protocols import Protocol
+from fasttrace.settings.edit import EditSettings
+from fasttrace.settings.moments import MomentSettings
 from fasttrace.tracing.effects import CONTRASTS
 from fasttrace.tracing.known import BATCH, check_known, known_run
 from fasttrace.tracing.result import TraceResult
@@ -37,7 +45,7 @@ Progress = Callable[[int], None]
 
 def known_into(
     store: "Store",
-    model: Decoder,
+    crew: Crew,
     facts: Sequence[Fact],
     protocol: Protocol,
     progress: Progress,
@@ -48,25 +56,49 @@ def known_into(
     enough: stop once this many facts are known. The remaining facts have a verdict only where the store has one.
     """
     store.add_facts(facts)
-    run_id = known_run(model, protocol)["run_id"]
+    run_id = crew.ask(known_run, protocol)["run_id"]
     verdicts: dict[str, dict[str, Any]] = {}
     if store.done(run_id):
         rows = store.query("SELECT * FROM known WHERE run_id = ?", [run_id]).to_pylist()
         fact_ids = {fact.fact_id for fact in facts}
         verdicts = {row["fact_id"]: row for row in rows if row["fact_id"] in fact_ids}
-    encoded_facts(model, [fact for fact in facts if fact.fact_id not in verdicts])  # raises before any pass
-    for i in range(0, len(facts), BATCH):
-        part = facts[i : i + BATCH]
-        todo = [fact for fact in part if fact.fact_id not in verdicts]
-        if todo:
-            result = check_known(model, todo, protocol=protocol)
-            store.add(result)
-            verdicts |= {row["fact_id"]: row for row in result.verdicts.to_pylist()}
-        progress(len(part))
-        reached = {fact.fact_id for fact in facts[: i + BATCH]}
-        if enough is not None and sum(verdicts[fact_id]["known"] for fact_id in reached) >= enough:
-            break
+    untested = [fact for fact in facts if fact.fact_id not in verdicts]
+    crew.ask(check_encodable, untested)  # raises before any pass
+    parts = [facts[i : i + BATCH] for i in range(0, len(facts), BATCH)]
+    todo = [[fact for fact in part if fact.fact_id not in verdicts] for part in parts]
+    with closing(crew.map(partial(check_known, protocol=protocol), ((some,) for some in todo if some))) as results:
+        reached: set[str] = set()
+        for part, some in zip(parts, todo, strict=True):
+            if some:
+                result = next(results)
+                store.add(result)
+                verdicts |= {row["fact_id"]: row for row in result.verdicts.to_pylist()}
+            progress(len(part))
+            reached |= {fact.fact_id for fact in part}
+            if enough is not None and sum(verdicts[fact_id]["known"] for fact_id in reached) >= enough:
+                break
     return [verdicts[fact.fact_id] for fact in facts if fact.fact_id in verdicts]
+
+
+def tested_share(facts: Sequence[Fact], shard: tuple[int, int] | None) -> list[Fact]:
+    """Share i of n of the facts to be tested, or all for None. Those that are tested together stay together."""
+    if shard is None:
+        return list(facts)
+    units = [Unit(fact.fact_id, len(fact.text), n % BATCH == 0) for n, fact in enumerate(facts)]
+    mine = share(units, *shard)
+    return [fact for fact in facts if fact.fact_id in mine]
+
+
+def known_rows(crew: Crew, facts: Sequence[Fact], protocol: Protocol, progress: Progress) -> list[dict[str, Any]]:
+    """Verdicts on the facts, in their order, of which no store knows."""
+    crew.ask(check_encodable, facts)  # raises before any pass
+    one_of_each = distinct(facts)
+    parts = [one_of_each[i : i + BATCH] for i in range(0, len(one_of_each), BATCH)]
+    found: list[dict[str, Any]] = []
+    for result in crew.map(partial(check_known, protocol=protocol), ((part,) for part in parts)):
+        found += result.verdicts.to_pylist()
+        progress(len(result.verdicts))
+    return found
 
 
 def known_stored(store: "Store", facts: Sequence[Fact], run_id: str) -> list[dict[str, Any]] | None:
@@ -141,19 +173,28 @@ class Effort:
 
 
 def trace_into(
-    store: "Store", plan: TracePlan, progress: Progress, show: Callable[[TraceResult], None] | None = None
+    store: "Store",
+    plan: TracePlan,
+    progress: Progress,
+    show: Callable[[TraceResult], None] | None = None,
+    *,
+    crew: Crew | None = None,
+    only: Collection[Hashable] | None = None,
 ) -> Effort:
     """Run the part of a sweep that the store lacks, committing every batch. Raises StoreError as `has_traced`.
 
-    show: called with the first batch that has cells, after it is committed.
+    show: called with the first batch that has cells, after it is committed. crew: who computes, None for this process.
+    only: fact_ids of a share of the sweep, None for all of it.
     """
     store.check_contrasts(plan.run["run_id"], plan.contrasts)
     store.add_facts([encoded.fact for encoded in plan.encoded])
     planned = {encoded.fact_id for encoded in plan.encoded}
-    done = store.done(plan.run["run_id"]) & planned
+    wanted = planned if only is None else planned & {*only}
+    done = store.done(plan.run["run_id"]) & wanted
     progress(len(done))
     effort = Effort()
-    for batch in plan.batches(skip=done, progress=progress):
+    skip = done | (planned - wanted)
+    for batch in (crew or Alone(plan.model)).batches(plan, skip=skip, progress=progress):
         effort.facts += store.add(batch)
         if show is not None and len(batch.cells):
             show(batch)
@@ -164,17 +205,54 @@ def trace_into(
     return effort
 
 
-def edit_into(store: "Store", plan: EditPlan, progress: Progress) -> int:
-    """Run the edits that the store lacks. Returns how many were added."""
+def collect_moments(
+    crew: Crew, asked: MomentSettings, progress: Callable[[str, int, int], None] | None = None
+) -> Moments:
+    """`second_moments` by a crew. What is collected is kept in this process's cache folder."""
+    moments: Moments = crew.ask(second_moments, settings=asked, progress=progress)
+    return moments
+
+
+def edited_layers(model: Decoder, asked: EditSettings) -> list[int]:
+    """The layers that these settings edit, ascending."""
+    return sorted(set(model.edit_layers() if asked.layers is None else asked.layers))
+
+
+def plan_edit(
+    crew: Crew,
+    facts: Sequence[Fact],
+    asked: EditSettings,
+    progress: Callable[[str, int, int], None] | None = None,
+    moments: Moments | None = None,
+) -> EditPlan:
+    """`prepare_edit` by a crew, which also collects the second moments that are not given."""
+    plan: EditPlan = crew.ask(prepare_edit, facts, settings=asked, moments=moments)
+    return plan
+
+
+def edit_into(
+    store: "Store",
+    plan: EditPlan,
+    progress: Progress,
+    *,
+    crew: Crew | None = None,
+    only: Collection[Hashable] | None = None,
+) -> int:
+    """Run the edits that the store lacks. Returns how many were added.
+
+    crew: as in `trace_into`. only: (fact_id, layer) of a share of the edits, None for all.
+    """
     store.add_facts([encoded.fact for encoded in plan.encoded])
     if plan.moments is not None:
         store.add(plan.moments)
     if plan.judge is not None:
         ask_again(store, plan.run["run_id"], plan.judge)
     planned = {(encoded.fact_id, layer) for encoded in plan.encoded for layer in plan.layers}
-    done = store.done_edits(plan.run["run_id"]) & planned
+    wanted = planned if only is None else planned & {*only}
+    done = store.done_edits(plan.run["run_id"]) & wanted
     progress(len(done))
-    return sum(store.add(batch) for batch in plan.batches(skip=done, progress=progress))
+    skip = done | (planned - wanted)
+    return sum(store.add(one) for one in (crew or Alone(plan.model)).batches(plan, skip=skip, progress=progress))
 
 
 def ask_again(store: "Store", run_id: str, judge: Judge) -> None:

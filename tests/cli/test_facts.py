@@ -13,7 +13,7 @@ from fasttrace.facts import encode_fact
 from fasttrace.facts.profile import profile
 from fasttrace.models.load import load_tokenizer
 from fasttrace.store import Store
-from fasttrace.study import load_study
+from fasttrace.studies.load import load_study
 
 RECORDS = [
     {"subject": subject, "src": f"Where is {subject}?", "answers": [answer], "alt": "Rome", "loc": "nq question: who"}

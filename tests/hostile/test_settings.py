@@ -11,7 +11,7 @@ from small_models import small_model
 import fasttrace as ft
 from fasttrace.editing import value
 from fasttrace.editing.methods.finetune import FineTuneBatch
-from fasttrace.study import load_study
+from fasttrace.studies.load import load_study
 
 WHOLE = "9" * 20
 MODEL = ("--model", "no/model")  # loading it would raise another error

@@ -12,6 +12,7 @@ from fasttrace.analysis.commands import KINDS, run_commands
 from fasttrace.cli import cli
 from fasttrace.editing import EditResult
 from fasttrace.settings.base import RUN_COLUMNS, run_settings, settings_of, text_of
+from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.generate import GenerateSettings
@@ -20,7 +21,7 @@ from fasttrace.settings.methods import METHODS, hyperparameters, method_settings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.study import TABLES, keys
 from fasttrace.settings.trace import TraceSettings
-from fasttrace.study import load_study
+from fasttrace.studies.load import load_study
 
 FUNCTIONS = {
     TraceSettings: ft.trace, EditSettings: ft.edit, MassSettings: ft.mass_edit, MomentSettings: ft.second_moments,
@@ -47,7 +48,7 @@ COMPANIONS = {
     "verify_top": {"method": "attribution"}, "heads": {"module": "head"}, "trace.experts": {"module": "expert"},
     "rect_share": {"after": "rect"}, "prune_base": {"after": "prune"}, "held_out_tokens": {"held_out": __file__},
     "lm_eval_limit": {"lm_eval": ["a"]}, "lm_eval_tasks": {"lm_eval": ["a"]},
-    "stop": {"generate": 1},
+    "stop": {"generate": 1}, "gpus_per_worker": {"workers": 2},
     "judge_url": {"judge_model": "m", "generate": 1},
     "judge_model": {"judge_url": "http://u/v1", "generate": 1},
 }  # fmt: skip
@@ -77,6 +78,7 @@ def another(kind, one):
         "7MB",
         *one.kind.choices,
         "http://localhost/v1",
+        "2/3",
         [7],
         [0.25],
         ["memit"],
@@ -117,6 +119,19 @@ def test_the_command_line_has_every_setting(verb):
         assert option.help == one.description
         context = cli.get_command(None, verb).make_context(verb, [*ARGUMENTS.get(verb, ())])
         assert context.params[one.name] == one.default
+
+
+@pytest.mark.parametrize("function", [ft.trace, ft.edit, ft.second_moments], ids=lambda function: function.__name__)
+def test_the_signature_says_who_computes(function):
+    for one in settings_of(WorkerSettings).values():
+        assert inspect.signature(function).parameters[one.name].annotation == one.annotation
+        assert f"{one.name}: {one.description}" in " ".join(inspect.getdoc(function).split())
+
+
+@pytest.mark.parametrize("verb", ["facts", "trace", "edit", "stats", "study"])
+def test_the_command_line_says_who_computes(verb):
+    options = {option.opts[0]: option for option in cli.get_command(None, verb).params}
+    assert all(options[one.option].help == one.description for one in settings_of(ClusterSettings).values())
 
 
 @every([TraceSettings, MomentSettings, EditSettings])

@@ -7,6 +7,7 @@ from small_models import small_model
 
 import fasttrace as ft
 import fasttrace.tracing.known as known_module
+from fasttrace.cluster.crew import Alone
 from fasttrace.errors import UserError
 from fasttrace.runs import describe_run
 from fasttrace.workflow import known_into
@@ -78,7 +79,7 @@ def test_verdicts_of_a_test_that_told_case_apart_are_not_used(small_tokenizer, t
     old = describe_run("facts", model, {"greedy_tokens": 36}, seed=0, protocol="paper")
     wrong = result.verdicts.set_column(1, "known", pa.array([True, True]))
     store.add(known_module.KnownResult({**old, "seconds": 0.0}, wrong))
-    assert [row["known"] for row in known_into(store, model, FACTS, "paper", lambda n: None)] == [False, False]
+    assert [row["known"] for row in known_into(store, Alone(model), FACTS, "paper", lambda n: None)] == [False, False]
 
 
 def test_a_sweep_keeps_known_facts_and_gives_a_reason_for_the_others(smollm2):

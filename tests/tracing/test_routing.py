@@ -9,7 +9,7 @@ from small_models import small_model
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.facts import encode_fact
-from fasttrace.tracing.sweep import prepare_trace
+from fasttrace.tracing.prepare import prepare_trace
 
 SIGMA, SAMPLES = 1.5, 3
 ASKED = {

@@ -10,6 +10,7 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
+from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.edit import EditingSettings, EditSettings
 from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.mass import SAMPLED, MassSettings, TuneSettings
@@ -20,6 +21,7 @@ from .options import (
     Verb,
     Work,
     bar,
+    cluster_options,
     emit,
     known_verdicts,
     load,
@@ -33,6 +35,7 @@ from .options import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fasttrace.cluster.crew import Crew
     from fasttrace.editing.plan import EditPlan
     from fasttrace.facts import Fact
 
@@ -168,9 +171,9 @@ def _emit_kinds(work: Work, run_id: str, asked: EditingSettings) -> None:
     emit(mine.select(columns), False, title="By kind of prompt, over the edits of this run")
 
 
-def _known(work: Work, decoder: Any, loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
+def _known(work: Work, crew: "Crew", loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
     """The facts that the model knows. Raises UserError where there are none."""
-    verdicts = known_verdicts(work, decoder, loaded, protocol)
+    verdicts = known_verdicts(work, crew, loaded, protocol, WorkerSettings())
     kept = [fact for fact, verdict in zip(loaded, verdicts, strict=True) if verdict["known"]]
     if not kept:
         raise UserError(f"none of the facts is known to {work.model}, so none was edited")
@@ -179,6 +182,7 @@ def _known(work: Work, decoder: Any, loaded: "list[Fact]", protocol: Protocol) -
 
 @click.command()
 @_editing_options(EditSettings)
+@cluster_options
 @click.option("--fact-id", help="Edit only this fact.")
 @click.option("--export", type=NEW_FOLDER, help="Write the model with the edit in its weights to this folder.")
 @click.option("--delta", type=NEW_FILE, help="Write only the change of the weights to this safetensors file.")
@@ -189,15 +193,15 @@ def edit(
     fact_id: str | None,
     export: str | None,
     delta: str | None,
+    cluster: ClusterSettings,
     **given: Any,
 ) -> None:
     """Edit each fact at each layer, separately, and score every edit.
 
     --export and --delta need one fact at one layer.
     """
-    from fasttrace.editing import prepare_edit
     from fasttrace.recall import NONE
-    from fasttrace.workflow import edit_into, has_edited
+    from fasttrace.workflow import edit_into, edited_layers, has_edited, plan_edit
 
     asked = _settings(EditSettings, given, own)
     _check_somewhere(work.store, export, delta)
@@ -224,29 +228,32 @@ def edit(
         emit(rows, work.as_json)
         _emit_kinds(work, runs["run_id"], asked)
         return
-    decoder = work.load_model()
-    if known:
-        loaded = _known(work, decoder, loaded, asked.protocol)
-    chosen = decoder.edit_layers() if asked.layers is None else asked.layers
-    if written and len(loaded) * len(set(chosen)) != 1:
-        what = "export" if export is not None else "delta"
-        found = f"{len(loaded)} facts at {len(set(chosen))} layers"
-        raise UserError(f"--{what}: expected one fact at one layer, got {found}")
-    with stages() as progress:
-        plan = prepare_edit(decoder, loaded, settings=asked, progress=progress)
-    question.keep(_named(plan.run["run_id"], plan))
-    if written:
-        [result] = plan.batches()
-        if not result.edits:
-            raise UserError(f"no edit was made: {result.scores['reason'][0].as_py()}")
-        _write(result, plan, work.store, export, delta)
-        rows = result.scores
-    elif work.store is not None:
-        with bar("Editing", len(loaded) * len(plan.layers)) as done:
-            added = edit_into(ft.Store(work.store), plan, done)
-        if not work.as_json:
-            click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
-        rows = _stored(ft.Store(work.store), _named(plan.run["run_id"], plan), EDIT_COLUMNS)
+    if written and (cluster.workers is not None or cluster.shard is not None):
+        raise UserError("--export, --delta: expected one fact, which one process edits, got --workers or --shard")
+    with work.crew(cluster) as crew:
+        if known:
+            loaded = _known(work, crew, loaded, asked.protocol)
+        chosen = crew.ask(edited_layers, asked)
+        if written and len(loaded) * len(chosen) != 1:
+            what = "export" if export is not None else "delta"
+            found = f"{len(loaded)} facts at {len(chosen)} layers"
+            raise UserError(f"--{what}: expected one fact at one layer, got {found}")
+        with stages() as progress:
+            plan = plan_edit(crew, loaded, asked, progress)
+        question.keep(_named(plan.run["run_id"], plan))
+        if written:
+            [result] = plan.batches()
+            if not result.edits:
+                raise UserError(f"no edit was made: {result.scores['reason'][0].as_py()}")
+            _write(result, plan, work.store, export, delta)
+            rows = result.scores
+        elif work.store is not None:
+            only = crew.share(plan, cluster.shard)
+            with bar("Editing", len(loaded) * len(plan.layers) if only is None else len(only)) as done:
+                added = edit_into(ft.Store(work.store), plan, done, crew=crew, only=only)
+            if not work.as_json:
+                click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
+            rows = _stored(ft.Store(work.store), _named(plan.run["run_id"], plan), EDIT_COLUMNS)
     work.keep_left_out()
     _say_reasons(rows)
     emit(rows, work.as_json)
@@ -271,6 +278,7 @@ def mass(
     from the store, unless --export or --delta is given. What an edit breaks is measured at each scoring: the norms of
     the weights, and with --held-out, --fluency and --lm-eval more.
     """
+    from fasttrace.cluster.crew import Alone
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.editing.harness import task_files
     from fasttrace.recall import NONE
@@ -291,7 +299,7 @@ def mass(
         return
     decoder = work.load_model()
     if known:
-        loaded = _known(work, decoder, loaded, asked.protocol)
+        loaded = _known(work, Alone(decoder), loaded, asked.protocol)
     with stages() as progress:
         plan = prepare_mass_edit(decoder, loaded, settings=asked, progress=progress)
     if (export is not None or delta is not None) and len(plan.models) > 1:
@@ -379,6 +387,7 @@ def tune(
     """Try values of a method's hyperparameter on the first 100 facts, and choose the best."""
     import pyarrow as pa
 
+    from fasttrace.cluster.crew import Alone
     from fasttrace.editing.floors import floored_means
     from fasttrace.editing.tune import candidates, choose, mean_scores, tuned_values
     from fasttrace.workflow import edit_into
@@ -389,7 +398,7 @@ def tune(
     loaded = work.load_facts()
     decoder = work.load_model()
     if known:
-        loaded = _known(work, decoder, loaded, asked.protocol)
+        loaded = _known(work, Alone(decoder), loaded, asked.protocol)
     rows, tried = [], []
     for candidate in candidates(decoder, loaded, asked):
         plan = candidate.plan

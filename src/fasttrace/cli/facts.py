@@ -10,11 +10,12 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import replacing
 from fasttrace.protocols import Protocol
+from fasttrace.settings.cluster import ClusterSettings
 from fasttrace.settings.trace import TraceSettings
 
 from .deliver import FILE, STDOUT, check_apart, saying_overwritten
 from .look import escaped, looked_at, profile_row, profile_tables, shown
-from .options import Work, emit, known_verdicts, options, setting_options, work_options
+from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, work_options
 
 if TYPE_CHECKING:
     from fasttrace.facts import Fact
@@ -35,6 +36,7 @@ def _count(_: click.Context, option: click.Parameter, text: str | None) -> int |
 @click.argument("file", required=False)
 @work_options
 @setting_options(TraceSettings, only=["protocol"])
+@cluster_options
 @options("pairs")
 @click.option("--out", type=FILE, metavar="FILE", help="With --pairs: write the paired facts as JSONL, for --facts.")
 @click.option(
@@ -67,6 +69,7 @@ def facts(
     check: bool,
     show: int | None,
     profiled: bool,
+    cluster: ClusterSettings,
 ) -> None:
     """List, filter, show, profile, pair and test facts.
 
@@ -82,6 +85,8 @@ def facts(
         if work.facts is not None:
             raise UserError(f"expected FILE or --facts FILE, got both: '{file}' and '{work.facts}'")
         work = attrs.evolve(work, facts=file)
+    if not check and cluster != ClusterSettings():
+        raise UserError("--workers, --gpus-per-worker, --shard: expected --check, which computes, got one without it")
     check_apart(("--store", work.store), ("--out", out), ("--facts" if file is None else "FILE", work.facts))
     loaded = work.load_facts()
     if pairs is not None:
@@ -91,7 +96,7 @@ def facts(
     elif profiled:
         _profile(work)
     else:
-        _list(work, check, protocol)
+        _list(work, check, protocol, cluster)
 
 
 def _keep(work: Work) -> None:
@@ -123,9 +128,11 @@ def _profile(work: Work) -> None:
         click.echo()
 
 
-def _list(work: Work, check: bool, protocol: Protocol) -> None:
+def _list(work: Work, check: bool, protocol: Protocol, cluster: ClusterSettings) -> None:
     """Print a row per fact, with `check` its verdict, too."""
-    loaded = work.loaded.facts
+    from fasttrace.workflow import tested_share
+
+    loaded = tested_share(work.loaded.facts, cluster.shard)
     if work.store is not None:
         ft.Store(work.store).add_facts(loaded)  # raises before a model is loaded
     rows = [
@@ -139,7 +146,7 @@ def _list(work: Work, check: bool, protocol: Protocol) -> None:
         for fact in loaded
     ]
     if check:
-        verdicts = known_verdicts(work, None, loaded, protocol)
+        verdicts = known_verdicts(work, None, loaded, protocol, cluster)
         for row, verdict in zip(rows, verdicts, strict=True):
             row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
     work.keep_left_out()

@@ -4,7 +4,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from fasttrace.analysis.naming import LOCALIZATIONS, METRICS
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, replaced, settings_of, text_of
+from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.study import FactSettings, StudySettings
 
 from .deliver import STORE
@@ -24,6 +25,7 @@ from .deliver import STORE
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fasttrace.cluster.crew import Crew
     from fasttrace.facts import Fact
     from fasttrace.facts.load import Loaded
     from fasttrace.facts.pairs import Paired
@@ -255,6 +257,10 @@ class Work:
         """driven: as for `load`."""
         return load(*(getattr(self, name) for name in OF_MODEL), driven=driven)
 
+    def crew(self, asked: WorkerSettings, *, driven: bool = True) -> "AbstractContextManager[Crew]":
+        """Who computes with the model. driven: as for `load`."""
+        return crew_of(asked, *(getattr(self, name) for name in OF_MODEL), driven=driven)
+
     def load_tokenizer(self) -> Any:
         from fasttrace.models.load import load_tokenizer
 
@@ -277,6 +283,41 @@ def work_options(verb: Callable[..., None]) -> Verb:
         verb(Work(reading=reading, **{name: given.pop(name) for name in names}), **given)
 
     return options("facts", "reading", *OF_MODEL, "store", "json")(packed)
+
+
+def cluster_options(verb: Callable[..., None]) -> Verb:
+    """Add the options of who computes. The verb receives them as its argument `cluster`."""
+
+    @functools.wraps(verb)
+    def packed(*args: Any, **given: Any) -> None:
+        names = settings_of(ClusterSettings)
+        verb(*args, cluster=ClusterSettings(**{name: given.pop(name) for name in names}), **given)
+
+    return setting_options(ClusterSettings)(packed)
+
+
+@contextmanager
+def crew_of(
+    asked: WorkerSettings,
+    model: str,
+    dtype: str,
+    device: str,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    driven: bool = True,
+) -> "Iterator[Crew]":
+    """Who computes with a model: this process, which loads it, or workers, which do. Arguments: those of `load`."""
+    from fasttrace.cluster.crew import Alone
+
+    if asked.workers is None:
+        yield Alone(load(model, dtype, device, tokenizer, trust_remote_code, driven=driven))
+        return
+    from fasttrace.cluster.pool import pool
+
+    named = {"source": model, "dtype": dtype, "device": device}
+    with pool({**named, "tokenizer": tokenizer, "trust_remote_code": trust_remote_code}, asked) as made:
+        yield made
 
 
 def asks(
@@ -337,28 +378,30 @@ def load(
         )
 
 
-def known_verdicts(work: Work, decoder: Any, facts: "Sequence[Fact]", protocol: Protocol) -> Rows:
+def known_verdicts(
+    work: Work, crew: "Crew | None", facts: "Sequence[Fact]", protocol: Protocol, asked: WorkerSettings
+) -> Rows:
     """Verdicts on which facts the model knows, from the store where that has them all.
 
-    decoder: the model if it is loaded already; with None it is loaded where it is needed.
+    crew: who has loaded the model already; with None, those that are asked for load it where it is needed.
     """
     from fasttrace.recall import NONE
     from fasttrace.tracing.known import known_run
-    from fasttrace.workflow import known_into, known_stored
+    from fasttrace.workflow import known_into, known_rows, known_stored
 
     store = None if work.store is None else ft.Store(work.store)
     # A model that was loaded before may be of older files than the question.
-    asked = NONE if store is None or decoder is not None else work.asks("facts", protocol=protocol)
-    found = asked.answer()
+    question = NONE if store is None or crew is not None else work.asks("facts", protocol=protocol)
+    found = question.answer()
     if store is not None and found and (stored := known_stored(store, facts, found["run_id"])) is not None:
         click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
         return stored
-    model = work.load_model(driven=False) if decoder is None else decoder
-    with bar("Checking facts", len(facts)) as done:
+    loaded = work.crew(asked, driven=False) if crew is None else nullcontext(crew)
+    with loaded as theirs, bar("Checking facts", len(facts)) as done:
         if store is None:
-            return ft.check_known(model, facts, protocol=protocol, progress=done).verdicts.to_pylist()
-        asked.keep({"run_id": known_run(model, protocol)["run_id"]})
-        return known_into(store, model, facts, protocol, done)
+            return known_rows(theirs, facts, protocol, done)
+        question.keep({"run_id": theirs.ask(known_run, protocol)["run_id"]})
+        return known_into(store, theirs, facts, protocol, done)
 
 
 def say_all_there(what: str, store: Any, run_id: str | None = None, *, err: bool = False) -> None:

@@ -10,15 +10,30 @@ import click
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.memory import size_text
 from fasttrace.places import is_same
-from fasttrace.settings.base import replaced
+from fasttrace.settings.base import given_by, replaced
+from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
-from .options import OF_MODEL, asks, bar, emit, load, options, say_all_there, show_first, stages
+from .options import (
+    OF_MODEL,
+    asks,
+    bar,
+    cluster_options,
+    crew_of,
+    emit,
+    options,
+    say_all_there,
+    show_first,
+    stages,
+)
 
 if TYPE_CHECKING:
+    from fasttrace.cluster.crew import Crew
     from fasttrace.store import Store
-    from fasttrace.study import Runner, Stage, Study
+    from fasttrace.studies.load import Study
+    from fasttrace.study import ForWorkers, Runner, Stage
 
 
 @click.command()
@@ -28,16 +43,24 @@ if TYPE_CHECKING:
 @click.option("--show", is_flag=True, help="Print the study file, as a start for your own.")
 @click.option("--out", type=NAME, metavar="DIRECTORY", help="Folder to write to; by default the study's name.")
 @click.option("--store", type=NAME, metavar="FILE", help="DuckDB file; by default study.duckdb in that folder.")
+@cluster_options
 @click.option("--dry-run", is_flag=True, help="Print counts and expected time, and compute nothing.")
 def study(
-    as_json: bool, file: str | None, listed: bool, show: bool, out: str | None, store: str | None, dry_run: bool
+    as_json: bool,
+    file: str | None,
+    listed: bool,
+    show: bool,
+    out: str | None,
+    store: str | None,
+    dry_run: bool,
+    cluster: ClusterSettings,
 ) -> None:
     """Run a study: trace facts, collect second moments, edit, analyse, report.
 
     FILE is a .toml file or the name of a shipped study. Without it, the shipped studies are listed. If a study was
     interrupted, the same command continues it.
     """
-    from fasttrace.study import load_study, shipped
+    from fasttrace.studies.load import load_study, shipped
 
     if listed or file is None:
         emit([{"study": name} for name in shipped()], as_json)
@@ -49,6 +72,8 @@ def study(
         path = Path(file) if file.endswith(".toml") else files("fasttrace.studies") / f"{file}.toml"
         click.echo(path.read_text(encoding="utf-8"), nl=False)
         return
+    stated = {name: value for name, value in given_by(cluster).items() if value is not None}
+    chosen = replace(chosen, settings=replaced(chosen.settings, **stated))
     folder = Path(out or chosen.name)
     _run(chosen, folder, Path(store) if store else folder / "study.duckdb", dry_run, as_json)
 
@@ -71,7 +96,9 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         click.echo(said, err=True)
     asked = chosen.settings
     if dry_run:
-        _print_plan(list(_runner(chosen, store).plan()), as_json)
+        with crew_of(WorkerSettings(), *(getattr(asked, name) for name in OF_MODEL)) as crew:
+            runner = _runner(chosen, store, crew)
+            _print_plan(list(runner.plan()), as_json, runner.for_workers())
         return
     question = asks(
         *("study", asked.model, asked.dtype, asked.device, asked.tokenizer),
@@ -86,13 +113,22 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         say_all_there(f"traces and edits of {len(runs['fact_ids'])} facts", store_path, err=True)
         out.mkdir(parents=True, exist_ok=True)
     else:
-        runner = _runner(chosen, store)
-        for folder in (out, store_path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        runner.run()
+        with crew_of(asked, *(getattr(asked, name) for name in OF_MODEL)) as crew:
+            runner = _runner(chosen, store, crew)
+            for folder in (out, store_path.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            runner.run()
         runs = runner.runs
         question.keep(runs)
     store.add_left_out(chosen.loaded.source, chosen.loaded.left_out)
+    if asked.shard is not None:
+        number, of = asked.shard
+        click.echo(
+            f"share {number} of {of} is in {store_path}; once all are merged, the same command without --shard writes "
+            "the report",
+            err=True,
+        )
+        return
     with saying_overwritten(out, out / "tables", out / "figures"):
         written = write_results(store, out, asked.model, asked.protocol, asked.tracing_window)
     if as_json:
@@ -105,17 +141,18 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
     click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
 
 
-def _runner(chosen: "Study", store: "Store") -> "Runner":
+def _runner(chosen: "Study", store: "Store", crew: "Crew") -> "Runner":
     from fasttrace.study import Runner
 
-    asked = chosen.settings
-    model = load(*(getattr(asked, name) for name in OF_MODEL))
-    return Runner(chosen, store, model, bar, stages, lambda text: click.echo(text, err=True), show_first)
+    return Runner(chosen, store, crew, bar, stages, lambda text: click.echo(text, err=True), show_first)
 
 
-def _print_plan(plan: "list[Stage]", as_json: bool) -> None:
+def _print_plan(plan: "list[Stage]", as_json: bool, workers: "ForWorkers | None") -> None:
+    seconds = sum(stage.seconds for stage in plan)
     if as_json:
-        click.echo(json.dumps([asdict(stage) for stage in plan], indent=2))
+        stages = [asdict(stage) for stage in plan]
+        whole = stages if workers is None else {"stages": stages, **workers.row(seconds)}
+        click.echo(json.dumps(whole, indent=2))
         return
     rows: list[dict[str, Any]] = [
         {
@@ -128,7 +165,14 @@ def _print_plan(plan: "list[Stage]", as_json: bool) -> None:
         for stage in plan
     ]
     emit(rows, False)
-    click.echo(f"about {_duration(sum(stage.seconds for stage in plan))} at this machine's current rate")
+    click.echo(f"about {_duration(seconds)} at this machine's current rate")
+    if workers is not None:
+        row = workers.row(seconds)
+        gpus = f", {row['gpu_hours']:.1f} GPU-hours" if row["gpu_hours"] else ""
+        click.echo(
+            f"about {_duration(seconds / workers.workers)} with {workers.workers} workers, each as fast as this machine"
+            f"{gpus}; {size_text(workers.memory)} of memory each"
+        )
 
 
 def _duration(seconds: float) -> str:
@@ -145,7 +189,7 @@ def _duration(seconds: float) -> str:
 )
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:
     """Run the small study 'demo', from facts to report."""
-    from fasttrace.study import load_study
+    from fasttrace.studies.load import load_study
 
     chosen = load_study("demo")
     chosen = replace(

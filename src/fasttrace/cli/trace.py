@@ -9,6 +9,7 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.settings.base import replaced
+from fasttrace.settings.cluster import ClusterSettings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
@@ -17,6 +18,7 @@ from .options import (
     OF_MODEL,
     Work,
     bar,
+    cluster_options,
     emit,
     load,
     open_store,
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
 @work_options
 @options("pairs")
 @setting_options(TraceSettings)
+@cluster_options
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
-def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
+def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings, **given: Any) -> None:
     """Trace facts: measure what restoring each window brings back."""
     from fasttrace.recall import NONE
     from fasttrace.tracing import prepare_trace
@@ -59,23 +62,28 @@ def trace(work: Work, pairs: int | None, dry_run: bool, **given: Any) -> None:
         if not work.as_json:
             say_all_there(f"{len(found['contrasts'])} facts", target.path, found["run_id"])
         return
-    decoder = work.load_model(driven=settings.engine == "wavefront")
-    plan = prepare_trace(decoder, loaded, settings=settings)
+    driven = settings.engine == "wavefront"
     if target is None:
+        decoder = work.load_model(driven=driven)
+        plan = prepare_trace(decoder, loaded, settings=settings)
         cost = plan.cost()
         row = asdict(cost) | {"seconds": cost.wave_flops / plan.rate(), "gemm_peak": gemm_peak(decoder)}
         click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row, settings.engine), nl=work.as_json)
         return
-    asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
-    with bar("Tracing", len(loaded)) as done:
-        effort = trace_into(target, plan, done, show_first)
+    with work.crew(cluster, driven=driven) as crew:
+        plan = crew.ask(prepare_trace, loaded, settings=settings)
+        asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
+        only = crew.share(plan, cluster.shard)
+        with bar("Tracing", len(loaded) if only is None else len(only)) as done:
+            effort = trace_into(target, plan, done, show_first, crew=crew, only=only)
+        peak = crew.ask(gemm_peak) if effort.flops else 0.0
     work.keep_left_out()
     emit(_traced(target, plan.run["run_id"], settings), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
         click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
         if effort.flops:
-            rate, peak = effort.flops / effort.seconds, gemm_peak(decoder)
+            rate = effort.flops / effort.seconds
             how = "" if settings.engine == "wavefront" else ", with hooks on transformers' forward"
             click.echo(
                 f"{effort.flops / 1e12:.2f} TFLOP in {effort.seconds:.1f} s: {rate / 1e9:.0f} GFLOP/s, "

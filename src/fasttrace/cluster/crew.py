@@ -1,13 +1,14 @@
 """What a computation asks of those who compute it, and the crew of one: this process and its model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fasttrace.cluster.pieces import Unit
+from fasttrace.cluster.pieces import Unit, share, waves
 from fasttrace.runs import Run
 
 R = TypeVar("R")
+EACH_SHARE = 8  # waves of a share, such that shares cost about the same
 
 
 class Plan(Protocol[R]):
@@ -17,8 +18,14 @@ class Plan(Protocol[R]):
     def run(self) -> Run:
         """Its row of `runs`."""
 
+    def settled(self, crew: "Crew", skip: Collection[Hashable] = ()) -> "Plan[R]":
+        """The plan with everything found out that says where its waves are. skip: keys of units that are done."""
+
     def units(self) -> list[Unit]:
-        """The smallest parts that can be computed alone, in order."""
+        """The facts, or edits, in order."""
+
+    def announce(self) -> None:
+        """Tell people what the plan leaves out, before it is computed."""
 
     def joined(self, parts: Sequence[R], *, whole: bool = True) -> R:
         """Results of `batches` as one. whole: whether with what no store keeps, such as edits."""
@@ -26,8 +33,8 @@ class Plan(Protocol[R]):
     def batches(
         self,
         *,
-        skip: Collection[Any] = (),
-        only: Collection[Any] | None = None,
+        skip: set[Any] = ...,
+        only: frozenset[Any] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
         """Yield results as they finish. skip, only: keys of units."""
@@ -45,7 +52,7 @@ class Crew(ABC):
         """function(model, *args, **keywords), called by one member. Its errors are raised here."""
 
     @abstractmethod
-    def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Iterator[Any]:
+    def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Generator[Any]:
         """Yield function(model, *item) of every item, in the order of the items, as they finish.
 
         Items are read a few ahead of what is yielded. The order of the results does not depend on the crew's size.
@@ -62,10 +69,15 @@ class Crew(ABC):
     ) -> Iterator[R]:
         """Yield the results of a plan, as its own `batches` does, in any order. whole: as for `Plan.joined`."""
 
-    def units(self, plan: Plan[Any]) -> list[Unit]:
-        """The units of a plan."""
-        units: list[Unit] = self.ask(units_of, plan)
-        return units
+    def share(self, plan: Plan[Any], shard: tuple[int, int] | None) -> frozenset[Hashable] | None:
+        """The keys of a share of the plan, number i of n, or None for all of it."""
+        if shard is None:
+            return None
+        number, of = shard
+        units = self.ask(units_of, plan)
+        if len(waves(units)) < EACH_SHARE * of:  # so few that finding out where all begin costs every share little
+            units = self.ask(units_of, plan.settled(self))
+        return share(units, number, of)
 
 
 class Alone(Crew):
@@ -77,7 +89,7 @@ class Alone(Crew):
     def ask(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         return function(self.model, *args, **keywords)
 
-    def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Iterator[Any]:
+    def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Generator[Any]:
         for item in items:
             yield function(self.model, *item)
 

@@ -1,21 +1,22 @@
-"""How a plan is cut into pieces for workers, or into shares for machines that do not know each other."""
+"""How a plan is cut into pieces for workers, or into shares for machines that do not know each other.
+
+Both are whole waves (groups of edits). A product of fewer rows may round differently, so this keeps every value the one
+that a single process finds, however many workers there are.
+"""
 
 import heapq
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
 
-EACH = 32  # pieces for each worker, where the plan has so many waves: the last ones to end wait for 1/32 of the work
+EACH = 32  # pieces for each worker, where there are so many waves: the last to end waits for about 1/32 of the work
 WAVES = 8  # of a piece at most: what a lost worker loses
-FEWEST = 4  # pieces for each worker, for which waves are cut
 
 
 class Unit(NamedTuple):
-    """The smallest part of a plan that can be computed alone.
+    """A fact or an edit of a plan.
 
-    key: its fact_id, or its (fact_id, layer). cost: FLOPs, as planned. begins: whether a wave (a group of edits) begins
-    with it, so that a cut before it leaves every product of the plan as it is.
+    key: its fact_id, or its (fact_id, layer). cost: FLOPs, as planned. begins: whether a wave begins with it.
     """
 
     key: Hashable
@@ -25,12 +26,13 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """Units that one worker computes in one go. cost: the sum of theirs."""
+    """Consecutive units that one worker computes in one go."""
 
     units: tuple[Unit, ...]
 
     @property
     def cost(self) -> float:
+        """The sum of the units' costs."""
         return sum(unit.cost for unit in self.units)
 
     @property
@@ -39,76 +41,62 @@ class Piece:
         return frozenset(unit.key for unit in self.units)
 
     def halves(self) -> "list[Piece]":
-        """Two pieces of nearly equal cost, or only this piece where it is one unit."""
-        if len(self.units) == 1:
+        """Two pieces of nearly equal cost, which are whole waves where there are several. One unit is not halved."""
+        cuts = [n for n, unit in enumerate(self.units) if n and unit.begins] or list(range(1, len(self.units)))
+        if not cuts:
             return [self]
-        before, at = 0.0, 1
-        for number, unit in enumerate(self.units[:-1]):
+        before, sums = 0.0, [0.0]
+        for unit in self.units:
             before += unit.cost
-            at = number + 1
-            if 2 * before >= self.cost:
-                break
+            sums.append(before)
+        at = min(cuts, key=lambda n: abs(2 * sums[n] - before))
         return [Piece(self.units[:at]), Piece(self.units[at:])]
 
 
 def waves(units: Sequence[Unit]) -> list[Piece]:
     """The units, one piece a wave."""
-    numbers, number = [], 0
+    found: list[list[Unit]] = []
     for unit in units:
-        number += unit.begins
-        numbers.append(number)
-    return [
-        Piece(tuple(unit for _, unit in some)) for _, some in groupby(zip(numbers, units, strict=True), lambda p: p[0])
-    ]
+        if unit.begins or not found:
+            found.append([])
+        found[-1].append(unit)
+    return [Piece(tuple(some)) for some in found]
 
 
 def pieces(units: Sequence[Unit], workers: int, done: Collection[Hashable] = ()) -> list[Piece]:
     """The units that are not done, in pieces for some workers, those of the largest cost first. done: keys.
 
-    A piece has whole waves, at most WAVES of them and some 1/EACH of a worker's part of the work. Where the plan has
-    fewer than FEWEST waves for each worker, the costliest are halved until there are so many, or they are one unit
-    each. A worker's products then have fewer rows than those of one process. On a CPU this changes no value.
+    A piece has neighbouring waves, at most WAVES of them and some 1/EACH of a worker's part of the work. What is left
+    of a wave that is done in part is a piece of its own.
     """
-    left = [[unit for unit in wave.units if unit.key not in done] for wave in waves(units)]
-    found = [Piece(tuple(some)) for some in left if some]
-    most = sum(wave.cost for wave in found) / (EACH * workers)
+    whole = waves(units)
+    left = [Piece(tuple(unit for unit in wave.units if unit.key not in done)) for wave in whole]
+    most = sum(wave.cost for wave in left) / (EACH * workers)
     joined: list[list[Piece]] = []
-    for wave in found:
-        if joined and len(joined[-1]) < WAVES and sum(one.cost for one in (*joined[-1], wave)) <= most:
-            joined[-1].append(wave)
-        else:
-            joined.append([wave])
+    open_ended = False  # whether the next wave may join the last piece
+    for wave, rest in zip(whole, left, strict=True):
+        complete = len(rest.units) == len(wave.units)
+        if rest.units:
+            last = joined[-1] if joined and open_ended and complete else []
+            if last and len(last) < WAVES and sum(one.cost for one in last) + rest.cost <= most:
+                last.append(rest)
+            else:
+                joined.append([rest])
+        open_ended = complete
     made = [Piece(tuple(unit for wave in some for unit in wave.units)) for some in joined]
-    heap = [(-piece.cost, number, piece) for number, piece in enumerate(made)]
-    heapq.heapify(heap)
-    single: list[tuple[float, int, Piece]] = []
-    while heap and len(heap) + len(single) < FEWEST * workers:
-        cost, number, piece = heapq.heappop(heap)
-        halves = piece.halves()
-        if len(halves) == 1:
-            single.append((cost, number, piece))
-            continue
-        for half in halves:
-            number = len(made)
-            made.append(half)
-            heapq.heappush(heap, (-half.cost, number, half))
-    return [piece for _, _, piece in sorted(heap + single, key=lambda entry: entry[:2])]
+    return sorted(made, key=lambda piece: -piece.cost)
 
 
 def share(units: Sequence[Unit], number: int, of: int) -> frozenset[Hashable]:
     """The keys of share `number` (from 1) of `of`: whole waves, such that the shares cost about the same.
 
     The costliest waves are dealt first, each to the share that has least. The same plan has the same shares everywhere.
-    Where it has fewer waves than shares, waves are cut as for workers.
     """
-    found = waves(units)
-    if len(found) < FEWEST * of:
-        found = pieces(units, of)
     heap = [(0.0, n) for n in range(1, of + 1)]
     keys: list[Hashable] = []
-    for piece in sorted(found, key=lambda one: -one.cost):
+    for wave in sorted(waves(units), key=lambda one: -one.cost):
         load, n = heapq.heappop(heap)
-        heapq.heappush(heap, (load + piece.cost, n))
+        heapq.heappush(heap, (load + wave.cost, n))
         if n == number:
-            keys += piece.keys
+            keys += wave.keys
     return frozenset(keys)

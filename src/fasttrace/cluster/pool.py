@@ -4,15 +4,16 @@ Ray starts the processes, carries what they say, and notices when one ends. What
 not depend on who computes what, so the results are those of one process.
 """
 
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from fasttrace.cache import cache_place
-from fasttrace.cluster.crew import Crew, Plan, units_of
+from fasttrace.cluster.crew import Alone, Crew, Plan, units_of
 from fasttrace.cluster.jobs import Job, Member, Shared, State
 from fasttrace.cluster.packing import files_of, packed, unpacked
 from fasttrace.cluster.pieces import pieces
@@ -31,6 +32,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.settings.cluster import WorkerSettings
 
 R = TypeVar("R")
+log = logging.getLogger(__name__)
 Tick = Callable[[State], None]
 TICK_SECONDS = 0.5
 MOST_STARTS = 5  # of a worker that ends before it has loaded the model
@@ -39,22 +41,37 @@ PATIENCE_SECONDS = 600.0  # for which a cluster that is lost is looked for
 
 @contextmanager
 def pool(
-    model: Mapping[str, Any], asked: WorkerSettings, tick: Tick = lambda state: None, local: Decoder | None = None
+    model: Mapping[str, Any], asked: WorkerSettings, tick: Tick | None = None, local: Decoder | None = None
 ) -> Iterator["Pool"]:
     """Workers that have loaded a model, for as long as the body runs.
 
     model: the arguments of `load_model`. local: the same model in this process, if it is here. tick: called with the
-    pool's state twice a second while it waits.
+    pool's state twice a second while it waits; by default, what happens to workers is logged.
 
     Raises UserError where the cluster cannot be used, has too little room, or has other versions of fasttrace, torch,
     transformers or Python.
     """
-    made = Pool(model, asked, tick, local)
+    made = Pool(model, asked, tick or _log_events, local)
     try:
         made.start()
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def crew_of(model: Decoder, asked: WorkerSettings) -> Iterator[Crew]:
+    """Who computes with a model that is in this process: it alone, or workers that load the same model.
+
+    Raises UserError as `pool`, and where workers cannot load the model, since `load_model` has not.
+    """
+    if asked.workers is None:
+        yield Alone(model)
+        return
+    if model.origin is None:
+        raise UserError(f"workers: expected a model as load_model returns it, got '{model.name}', which was made here")
+    with pool(model.origin, asked, local=model) as made:
+        yield made
 
 
 class Pool(Crew):
@@ -97,7 +114,7 @@ class Pool(Crew):
         [found] = self.map(_Called(function, keywords), [args])
         return found
 
-    def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Iterator[Any]:
+    def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Generator[Any]:
         called, left = packed(function).content, enumerate(items)
         found: dict[int, Any] = {}
         reached, ended = 0, False
@@ -133,8 +150,10 @@ class Pool(Crew):
             raise UserError(
                 "workers: expected a model as load_model returns it, got one whose weights were changed in memory"
             )
+        plan = plan.settled(self, skip)
         shared = (Shared(packed(plan)), Shared(packed(whole)))
         [units] = [found for _, found in self._run(iter([Job(packed(_planned).content, packed(()), 0, shared)]))]
+        plan.announce()
         called = packed(_computed).content
         work = pieces(units, len(self.state.members), set(skip))
         state = self.state
@@ -303,6 +322,8 @@ class Pool(Crew):
         return job, self._value(member, answer)
 
     def _value(self, member: Member, answer: Answer) -> Any:
+        for name, level, text in answer.logged:
+            logging.getLogger(name).log(level, "%s", text)
         if answer.kind == "fault":
             raise RuntimeError(f"{member.name} on {member.host}:\n{answer.content}")
         value = unpacked(answer.content, self.local)
@@ -379,6 +400,11 @@ class Pool(Crew):
                 one.reference = None
         for member in self.state.members:
             self._start(member)
+
+
+def _log_events(state: State) -> None:
+    while state.said:
+        log.warning("%s", state.said.pop(0))
 
 
 class _Called:

@@ -1,12 +1,13 @@
 """A worker: one process of a Ray cluster that has the model and computes what it is asked. It never opens a store."""
 
 import gc
+import logging
 import os
 import platform
 import socket
 import traceback
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -40,10 +41,14 @@ def _python() -> str:
 
 
 class Answer(NamedTuple):
-    """What a worker says. kind: "value" (packed), "error" (the user's, packed), "memory" or "fault" (both texts)."""
+    """What a worker says. kind: "value" (packed), "error" (the user's, packed), "memory" or "fault" (both texts).
+
+    logged: (logger, level, message) of what was logged meanwhile.
+    """
 
     kind: str
     content: Any
+    logged: tuple[tuple[str, int, str], ...] = ()
 
 
 class Worker:
@@ -108,16 +113,35 @@ class Worker:
                 self.shared.popitem(last=False)
         return self.shared[key]
 
-    def _answered(self, work: Any) -> Answer:
-        try:
-            return Answer("value", packed(work()).content)
-        except Exception as error:
-            answer = _refused(error)
+    def _answered(self, work: Callable[[], Any]) -> Answer:
+        with _Heard() as heard:
+            try:
+                answer = Answer("value", packed(work()).content)
+            except Exception as error:
+                answer = _refused(error)
         # The error is gone here, and with it the frames that held what did not fit.
         if answer.kind == "memory":
             gc.collect()
             _empty_cache()
-        return answer
+        return answer._replace(logged=tuple(heard.said))
+
+
+class _Heard(logging.Handler):
+    """Keeps what fasttrace logs while it is open, for the driver's log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append((record.name, record.levelno, record.getMessage()))
+
+    def __enter__(self) -> "_Heard":
+        logging.getLogger("fasttrace").addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("fasttrace").removeHandler(self)
 
 
 def _refused(error: Exception) -> Answer:

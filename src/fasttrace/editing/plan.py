@@ -1,34 +1,28 @@
 """A plan of edits, which computes them in batches that fit into memory, each edit independent of the others."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.cluster.crew import Crew
 from fasttrace.cluster.pieces import Unit
 from fasttrace.editing.after import After
-from fasttrace.editing.applied import Applied, apply_delta
-from fasttrace.editing.cases import changed_by
 from fasttrace.editing.continuations import continuations
 from fasttrace.editing.cost import ADAM_FLOPS, job_bytes, job_costs
 from fasttrace.editing.delta import (
     NO_NUMBER,
     Edit,
-    check_unchanged,
     finite_edit,
-    save_delta,
     zero_edit,
 )
 from fasttrace.editing.essence import TOKENS, essence_texts
 from fasttrace.editing.experts import Chosen, named
-from fasttrace.editing.export import ExportOneArguments, export_edit
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.judge import Judge
 from fasttrace.editing.methods import Solve
@@ -36,7 +30,8 @@ from fasttrace.editing.methods.finetune import NOISE_ROWS, Example, FineTuneBatc
 from fasttrace.editing.methods.rome import solve_rome
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.problems import Problem
-from fasttrace.editing.prompts import PROMPT_COLUMNS, judgements_of, prompt_rows
+from fasttrace.editing.prompts import judgements_of, prompt_rows
+from fasttrace.editing.result import PROMPTS, SCORES, EditResult, joined
 from fasttrace.editing.scores import (
     Reading,
     ScoredPrompt,
@@ -48,14 +43,14 @@ from fasttrace.editing.scores import (
 from fasttrace.editing.spread import spread
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.editing.wave import Job
-from fasttrace.errors import UserError, shown
+from fasttrace.errors import shown
 from fasttrace.facts import EncodedFact, Fact
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.corrupt import Corruption
 from fasttrace.models.modes import with_autograd
 from fasttrace.runs import Run
-from fasttrace.settings.arguments import checked, takes
+from fasttrace.settings.arguments import checked
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.methods import (
@@ -64,29 +59,6 @@ from fasttrace.settings.methods import (
     RomeSettings,
 )
 
-_EDIT = [
-    ("fact_id", pa.string()),
-    ("problem", pa.string()),
-    ("method", pa.string()),
-    ("layer", pa.int32()),
-    ("window_size", pa.int32()),
-]
-_P = [(name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after")]
-SCORES = pa.schema(
-    [
-        *_EDIT,
-        *((name, pa.float64()) for name in ("rewrite", "paraphrase", "neighborhood", "essence", "overall")),
-        *_P,
-        ("magnitude", pa.float64()),
-        ("success", pa.bool_()),
-        *((name, pa.float64()) for name in ("ppl_before", "ppl_after", "delta_norm", "denominator", "condition")),
-        ("loss", pa.float64()),
-        ("target", pa.string()),
-        ("reason", pa.string()),
-        ("experts", pa.string()),
-    ]
-)
-PROMPTS = pa.schema([*_EDIT, *PROMPT_COLUMNS])
 Todo = tuple[EncodedFact, list[int]]
 
 log = logging.getLogger(__name__)
@@ -108,59 +80,6 @@ def _without(todo: Sequence[Todo], skip: Collection[tuple[str, int]]) -> list[To
     """The facts with the layers that are not skipped, without facts that have none. skip: (fact_id, layer)."""
     kept = [(fact, [layer for layer in layers if (fact.fact_id, layer) not in skip]) for fact, layers in todo]
     return [(fact, layers) for fact, layers in kept if layers]
-
-
-@dataclass(frozen=True, eq=False)
-class EditResult:
-    """Edits and their scores.
-
-    run: the `runs` row. facts: the facts, including those left out. scores: SCORES, one row per fact and layer.
-    prompts: PROMPTS, one row per edit and scored prompt. edits: the changes of the weights.
-    """
-
-    run: Run
-    facts: list[Fact]
-    scores: pa.Table
-    prompts: pa.Table
-    edits: list[Edit] = field(repr=False)
-    model: Decoder = field(repr=False)
-
-    @takes(ExportOneArguments)
-    def export(self, folder: str | Path, given: ExportOneArguments) -> Path:
-        """Write the model with one edit in its weights, as a folder that plain transformers loads, or only the edit.
-
-        Raises UserError where no edit or more than one matches, or the folder exists and is not empty.
-        """
-        updates = self._one("export", given.fact_id, given.layer).updates
-        return export_edit(self.model, updates, folder, given).folder
-
-    @checked
-    def applied(self, *, fact_id: str | None = None, layer: int | None = None) -> Applied:
-        """Apply one edit to the model's weights in memory. `with edit.applied() as model:` removes it at the end.
-
-        fact_id, layer: as in `export`. Raises UserError where no edit or more than one matches, and ModelError as
-        `apply_delta`.
-        """
-        return apply_delta(self.model, self._one("applied", fact_id, layer).updates)
-
-    @checked
-    def save_delta(self, path: str | Path, *, fact_id: str | None = None, layer: int | None = None) -> Path:
-        """Write one edit without the model, as safetensors. `ft.apply_delta` applies it and can remove it exactly.
-
-        fact_id, layer: as in `export`. Raises UserError where no edit or more than one matches, or the file exists.
-        """
-        one = self._one("save_delta", fact_id, layer)
-        about = {name: self.run.get(name) for name in ("run_id", "protocol", "seed", "settings")}
-        about["after"] = json.loads(self.run["settings"]).get("after", "nothing")
-        about["changed"] = sorted(changed_by(next(fact for fact in self.facts if fact.fact_id == one.fact_id)))
-        return save_delta(path, self.model, one.updates, {}, fact_id=one.fact_id, layer=one.layer, **about)
-
-    def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
-        check_unchanged(self.model, self.run, what)
-        mine = [e for e in self.edits if fact_id in (None, e.fact_id) and layer in (None, e.layer)]
-        if len(mine) != 1:
-            raise UserError(f"{what}: expected one edit for fact_id={fact_id!r}, layer={layer!r}, got {len(mine)}")
-        return mine[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -205,15 +124,14 @@ class EditPlan:
         """Yield results as they finish. skip: (fact_id, layer) to leave out.
 
         The groups are those of a plan that skips nothing. So edits that continue have the same values bit for bit.
-        only: (fact_id, layer) of a part of the plan, for None all. The groups are those of a plan of this part.
+        only: (fact_id, layer) of whole groups, as `units` says them, for None all.
 
         memory: bytes for the edits that are computed together; None for the settings' value. progress(n) is called
         after n more edits.
         """
         budget = parse_bytes(self.settings.memory if memory is None else memory)
         if only is None:
-            several = [f.fact for f in self.encoded if f.fact.case_edits > 1]
-            say_waiting(several, 'mass_edit(…, together="case") makes them in one model')
+            self.announce()
         whole, left = self._todo(only)
         left = _without(left, skip)
         if left:
@@ -233,17 +151,18 @@ class EditPlan:
             if progress is not None:
                 progress(len(edits))
 
+    def settled(self, crew: Crew, skip: Collection[Hashable] = ()) -> "EditPlan":
+        """The plan itself, which says where its groups are."""
+        return self
+
+    def announce(self) -> None:
+        """Log which probes wait for all edits of a case."""
+        several = [f.fact for f in self.encoded if f.fact.case_edits > 1]
+        say_waiting(several, 'mass_edit(…, together="case") makes them in one model')
+
     def joined(self, parts: Sequence[EditResult], *, whole: bool = True) -> EditResult:
         """The results of some batches as one. whole: whether with the changes of the weights."""
-        here = {fact.fact_id for part in parts for fact in part.facts}
-        return EditResult(
-            {**self.run, "seconds": sum(part.run["seconds"] for part in parts)},
-            [encoded.fact for encoded in self.encoded if encoded.fact_id in here],
-            pa.concat_tables([SCORES.empty_table(), *(part.scores for part in parts)]),
-            pa.concat_tables([PROMPTS.empty_table(), *(part.prompts for part in parts)]),
-            [edit for part in parts for edit in part.edits] if whole else [],
-            self.model,
-        )
+        return joined(self.run, parts, [encoded.fact for encoded in self.encoded], self.model, whole=whole)
 
     def units(self) -> list[Unit]:
         """Every edit by its (fact_id, layer). A fact's first edit bears what its edits share. One that is left out

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any, ClassVar
 
@@ -47,6 +47,7 @@ class Decoder(ABC):
     tf32: bool = False  # whether products of the float32 weights on CUDA use TF32 while fasttrace computes
     # prompts and keywords → text; texts.py sets it, since it drives the blocks and thus imports this file
     generate: ClassVar[Callable[..., Any]]
+    origin: Mapping[str, Any] | None = None  # the arguments of `load_model`, if it made the model
     _described: tuple[str, str] | None = None  # bit sums of the weights, and the words that `wrap_model` got for them
     _identity: tuple[str, str] | None = None  # bit sums of the weights, and the model's hash with them
 

@@ -25,6 +25,11 @@ def encoded_facts(model: Decoder, facts: Sequence[Fact]) -> list[EncodedFact]:
     return encoded
 
 
+def check_encodable(model: Decoder, facts: Sequence[Fact]) -> None:
+    """Raise what `encoded_facts` raises."""
+    encoded_facts(model, facts)
+
+
 @checked
 def pair_facts(
     model: AnyModel,

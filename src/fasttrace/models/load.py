@@ -155,6 +155,15 @@ def load_model(
         # The model is loaded, whatever prevents a copy, such as a full disk.
         with contextlib.suppress(FasttraceError), as_model_errors(f"model '{source}' cannot be copied"):
             converted.keep(new, model, lambda folder: _read(str(folder), dtype, adapter))
+    model.origin = {
+        "source": str(source),
+        "dtype": dtype,
+        "device": device,
+        "max_memory": max_memory,
+        "offload_folder": offload_folder,
+        "tokenizer": tokenizer,
+        "trust_remote_code": trust_remote_code,
+    }
     return model
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from .base import refusal, setting, settings, settings_of
+from .cluster import ClusterSettings
 from .common import RunSettings
 from .edit import EditingSettings, ProblemName
 from .kinds import MOST_ITEMS, MOST_LAYERS, MOST_SEED, Size
@@ -36,7 +37,7 @@ FactFormat = Literal[
 
 
 @settings("study")
-class StudySettings(RunSettings):
+class StudySettings(RunSettings, ClusterSettings):
     """The keys above the tables. They apply to every computation of the study."""
 
     model: str = setting(default=DEFAULT_MODEL, help="Short name, hub id, folder or .gguf file of the model")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 
-from fasttrace.facts import EncodedFact, Facts
+from fasttrace.facts import EncodedFact, Fact, Facts
 from fasttrace.models.adapter import AnyModel, Decoder
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
@@ -77,6 +77,11 @@ def check_known(
     run = known_run(model, protocol)
     run["seconds"] = time.perf_counter() - begun
     return KnownResult(run, pa.Table.from_pylist(rows, schema=VERDICTS))
+
+
+def verdicts_of(model: Decoder, facts: Sequence[Fact], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """fact_id → row of VERDICTS, of facts that are tested together. Errors: those of `check_known`."""
+    return {row["fact_id"]: row for row in check_known(model, facts, protocol=protocol).verdicts.to_pylist()}
 
 
 def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> list[dict[str, Any]]:

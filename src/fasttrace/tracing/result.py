@@ -44,6 +44,8 @@ class TraceResult:
 def joined(run: Run, parts: Sequence[TraceResult], order: Sequence[str]) -> TraceResult:
     """The results of a sweep's batches as one. run: that of the sweep. order: every fact_id, as the facts are given."""
     number = {fact_id: i for i, fact_id in enumerate(order)}
+    # Workers finish in any order.
+    parts = sorted(parts, key=lambda part: min((number[one] for one in part.facts["fact_id"].to_pylist()), default=0))
     facts = pa.concat_tables([TRACED_FACTS.empty_table(), *(part.facts for part in parts)])
     place = np.argsort([number[fact_id] for fact_id in facts["fact_id"].to_pylist()], kind="stable")
     seconds, flops = (sum(part.run[name] for part in parts) for name in ("seconds", "flops"))

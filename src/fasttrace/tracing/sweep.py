@@ -1,27 +1,23 @@
-"""`trace`: a causal-tracing sweep over many facts, whole or batch by batch."""
+"""A sweep that is ready to run, and runs batch by batch."""
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from fasttrace.cluster.crew import Crew
 from fasttrace.cluster.pieces import Unit
-from fasttrace.errors import UserError, shown
-from fasttrace.facts import EncodedFact, Facts
+from fasttrace.facts import EncodedFact
 from fasttrace.memory import parse_bytes
-from fasttrace.models.adapter import AnyModel, Decoder
-from fasttrace.models.corrupt import noise_sigma
-from fasttrace.models.encode import encoded_facts
+from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import greedy_tokens
-from fasttrace.models.hooked import places
 from fasttrace.models.modes import with_autograd
-from fasttrace.runs import Run, describe_run
-from fasttrace.settings.arguments import checked, takes
-from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
+from fasttrace.runs import Run
+from fasttrace.settings.arguments import checked
 from fasttrace.settings.common import Noise
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.trace import Tokens, TraceSettings
@@ -30,7 +26,7 @@ from fasttrace.tracing.cost import Cost, screen_cost, screen_flops
 from fasttrace.tracing.effects import CELLS, CONTRASTS, SAMPLES, TRACED_FACTS, Grid, fact_row
 from fasttrace.tracing.engine import Engine, WavefrontEngine
 from fasttrace.tracing.hooked import HookedEngine
-from fasttrace.tracing.known import BATCH, check_known
+from fasttrace.tracing.known import BATCH, verdicts_of
 from fasttrace.tracing.measures import LOGIT_DIFF, ROW_OF
 from fasttrace.tracing.plan import (
     Cell,
@@ -39,10 +35,7 @@ from fasttrace.tracing.plan import (
     TraceItem,
     TraceWave,
     bytes_per_row,
-    contrast_of,
     make_item,
-    traced_experts,
-    traced_heads,
     traced_spots,
 )
 from fasttrace.tracing.result import TraceResult, joined
@@ -59,7 +52,8 @@ class TracePlan:
 
     settings: the given ones with the final σ, distinct windows in descending order, and verify_top, which is a number
     if cells are estimated and None otherwise. heads: those of each cell of a layer. sigma: σ, None without noise.
-    unmeasured: fact_id → why these settings cannot measure the fact, which is then left out.
+    unmeasured: fact_id → why these settings cannot measure the fact, which is then left out. verdicts: fact_id → row of
+    VERDICTS, where keep is "known" and all facts are tested; None where they are tested while the sweep runs.
     """
 
     model: Decoder
@@ -70,6 +64,7 @@ class TracePlan:
     sigma: float | None
     unmeasured: dict[str, str]
     run: Run
+    verdicts: Mapping[str, Mapping[str, Any]] | None = None
 
     @property
     def measured(self) -> list[EncodedFact]:
@@ -141,61 +136,95 @@ class TracePlan:
         """Yield results as they finish, each with whole facts only. skip: fact_ids to leave out.
 
         The waves are those of a sweep that skips nothing. So a sweep that continues has the same values bit for bit.
-        only: fact_ids of a part of the sweep, for None all. The waves are those of a sweep of this part.
+        only: fact_ids of whole waves, as `units` says them, for None all.
 
         memory: bytes for activations, without the weights; None for the settings' value. progress(n) is called after n
         more facts.
         """
-        if only is not None:
-            some = replace(self, encoded=[fact for fact in self.encoded if fact.fact_id in only])
-            yield from some.batches(memory=memory, skip=skip, progress=progress)
-            return
         report, budget = progress or (lambda n: None), self._budget(memory)
-        unmeasured = [f for f in self.encoded if f.fact_id in self.unmeasured and f.fact_id not in skip]
+
+        def wanted(fact: EncodedFact) -> bool:
+            return only is None or fact.fact_id in only
+
+        unmeasured = [f for f in self.encoded if f.fact_id in self.unmeasured and f.fact_id not in skip and wanted(f)]
         if unmeasured:
             yield self._result([self._left_out(f, self.unmeasured[f.fact_id]) for f in unmeasured], [], 0.0, 0)
             report(len(unmeasured))
         if self.settings.keep == "all":
-            yield from self._traced(self.measured, skip, budget, report)
+            yield from self._traced(self.measured, wanted, skip, budget, report)
             return
         first_only = self.settings.target != "sequence"
-        measured = self.measured
-        for i in range(0, len(measured), BATCH):
+        for part in self._blocks(self.measured):
             begun = time.perf_counter()
-            part = measured[i : i + BATCH]
-            if all(f.fact_id in skip for f in part):
+            if all(f.fact_id in skip or not wanted(f) for f in part):
                 continue
-            found = check_known(self.model, [f.fact for f in part], protocol=self.settings.protocol)
-            verdicts = found.verdicts.to_pylist()
+            verdicts = self.verdicts
+            if verdicts is None:
+                verdicts = verdicts_of(self.model, [f.fact for f in part], self.settings.protocol)
             left = [
-                self._left_out(f, v["reason"], None if first_only else v["p_true"])
-                for f, v in zip(part, verdicts, strict=True)
-                if not v["known"] and f.fact_id not in skip
+                self._left_out(f, verdict["reason"], None if first_only else verdict["p_true"])
+                for f, verdict in ((f, verdicts[f.fact_id]) for f in part)
+                if not verdict["known"] and f.fact_id not in skip and wanted(f)
             ]
             if left:
                 yield self._result(left, [], time.perf_counter() - begun, 0)
                 report(len(left))
-            known = [f for f, v in zip(part, verdicts, strict=True) if v["known"]]
-            yield from self._traced(known, skip, budget, report)
+            known = [f for f in part if verdicts[f.fact_id]["known"]]
+            yield from self._traced(known, wanted, skip, budget, report)
+
+    def settled(self, crew: Crew, skip: Collection[Hashable] = ()) -> "TracePlan":
+        """The plan with verdicts on its facts, if it needs any, so that it can be cut into waves.
+
+        skip: fact_ids that are done. A block of facts that are all done has no verdicts.
+        """
+        if self.settings.keep != "known" or self.verdicts is not None:
+            return self
+        blocks = [part for part in self._blocks(self.measured) if any(fact.fact_id not in skip for fact in part)]
+        asked = (([fact.fact for fact in part], self.settings.protocol) for part in blocks)
+        found: dict[str, Mapping[str, Any]] = {}
+        for verdicts in crew.map(verdicts_of, asked):
+            found |= verdicts
+        return replace(self, verdicts=found)
+
+    @staticmethod
+    def _blocks(facts: Sequence[EncodedFact]) -> list[Sequence[EncodedFact]]:
+        """The facts that are tested, answered or estimated together."""
+        return [facts[i : i + BATCH] for i in range(0, len(facts), BATCH)]
+
+    def announce(self) -> None:
+        """As of every plan. The facts that are left out have a row with the reason."""
 
     def joined(self, parts: Sequence[TraceResult], *, whole: bool = True) -> TraceResult:
         """The results of some batches as one, facts in the order in which they were given."""
         return joined(self.run, parts, [fact.fact_id for fact in self.encoded])
 
     def units(self) -> list[Unit]:
-        """Every fact by its fact_id. One that is left out costs nothing."""
+        """Every fact by its fact_id. One that is left out costs nothing.
+
+        Where facts are still to be tested (see `settled`), all that are tested together count as one wave.
+        """
         found = [Unit(fact_id, 0.0, True) for fact_id in self.unmeasured]
-        measured, costs = self.measured, dict[object, int]()
-        if self.settings.keep == "known" or self.settings.verify_top is not None:
-            begins = [number % BATCH == 0 for number in range(len(measured))]
-        else:
-            begins = self._begins(measured)
-        for fact, first in zip(measured, begins, strict=True):
+        costs: dict[object, int] = {}
+
+        def unit(fact: EncodedFact, begins: bool) -> Unit:
             [item] = self.items([fact])
             alike = item.rows, item.corrupted, len(item.targets), item.passes.begin, item.passes.end, item.cells
             if alike not in costs:
                 costs[alike] = self.engine.flops(item)
-            found.append(Unit(fact.fact_id, float(costs[alike]), first))
+            return Unit(fact.fact_id, float(costs[alike]), begins)
+
+        screened, tested = self.settings.verify_top is not None, self.settings.keep == "known"
+        if not tested and not screened:
+            return found + list(map(unit, self.measured, self._begins(self.measured)))
+        for part in self._blocks(self.measured):
+            known = part
+            if tested and self.verdicts is not None:
+                known = [f for f in part if self.verdicts.get(f.fact_id, {}).get("known")]
+                traced = {fact.fact_id for fact in known}
+                found += [Unit(f.fact_id, 0.0, not n) for n, f in enumerate(part) if f.fact_id not in traced]
+            whole = screened or self.verdicts is None
+            begins = [not n for n in range(len(known))] if whole else self._begins(known)
+            found += map(unit, known, begins)
         return found
 
     def _begins(self, facts: Sequence[EncodedFact]) -> list[bool]:
@@ -232,15 +261,28 @@ class TracePlan:
         ]
 
     def _traced(
-        self, facts: list[EncodedFact], skip: Collection[str], budget: int, report: Callable[[int], None]
+        self,
+        facts: Sequence[EncodedFact],
+        wanted: Callable[[EncodedFact], bool],
+        skip: Collection[str],
+        budget: int,
+        report: Callable[[int], None],
     ) -> Iterator[TraceResult]:
-        """Yield the results of the facts that are not skipped, wave by wave. budget: bytes for activations."""
+        """Yield the results of those of the facts that are wanted and not skipped, wave by wave.
+
+        budget: bytes for activations.
+        """
+        targets = None
+        if self.settings.target == "argmax-first":
+            blocks = [part for part in self._blocks(facts) if any(f.fact_id not in skip and wanted(f) for f in part)]
+            answers = (greedy_tokens(self.model, [f.ids for f in part], 1, keep_end=True) for part in blocks)
+            facts = [fact for part in blocks for fact in part]
+            targets = [one for part in answers for one in part]
+            targets = [target for fact, target in zip(facts, targets, strict=True) if wanted(fact)]
+        facts = [fact for fact in facts if wanted(fact)]
         skipped = {number for number, fact in enumerate(facts) if fact.fact_id in skip}
         if len(skipped) == len(facts):
             return
-        targets = None
-        if self.settings.target == "argmax-first":
-            targets = greedy_tokens(self.model, [f.ids for f in facts], 1, keep_end=True)
         items = self.items(facts, targets)
         begun = time.perf_counter()
         screened = self.settings.verify_top is not None
@@ -413,125 +455,3 @@ class _Finished(NamedTuple):
 def _unverified(found: AttributionResult, facts: list[int]) -> Iterator[_Finished]:
     """Yield the base values of the facts alone, as `_waves` would if no cell were to be computed."""
     yield _Finished(facts, found.clean, found.noised, {n: {} for n in facts})
-
-
-@settings("trace")
-class PrepareTraceArguments(TraceSettings):
-    """Keywords of `prepare_trace`."""
-
-    settings: TraceSettings | None = argument(
-        default=None, help="Settings object; keywords add settings that it does not give"
-    )
-
-
-@settings("trace")
-class TraceArguments(PrepareTraceArguments):
-    """Keywords of `trace`."""
-
-    progress: Callable[[int], None] | None = argument(default=None, help="Called as progress(n) after n more facts")
-
-
-@takes(PrepareTraceArguments)
-def prepare_trace(model: AnyModel, facts: Facts, given: PrepareTraceArguments) -> TracePlan:
-    """Check the settings of a sweep, encode its facts and determine σ. No pass runs.
-
-    Raises UserError for a bad setting, for no facts, where the settings cannot measure any of them, and for a fact that
-    is too long for the model. Raises ModelError for a model without an adapter unless the engine is "hooked", and there
-    where a layer has no such module.
-    """
-    asked = carried(TraceSettings, given)
-    if asked.engine == "wavefront":
-        model.check_driven()
-    else:
-        places(model, asked.module)
-    if asked.keep_routing and not model.n_experts:
-        raise UserError(f"trace: keep_routing: expected a mixture of experts, got '{model.name}', which has none")
-    if not facts:
-        raise UserError("trace: facts: expected at least one, got none")
-    if asked.corruption == "noise":  # answers to prompts that play no part
-        facts = [
-            fact if fact.counterfactual_answer is None else replace(fact, counterfactual_answer=None) for fact in facts
-        ]
-    encoded = encoded_facts(model, facts)
-    screened = asked.method == "attribution"
-    intervention = Intervention(asked.module, "denoise" if screened else asked.method)
-    heads = traced_heads(model, asked.heads) if asked.experts is None else traced_experts(model, asked.experts)
-    unmeasured = _unmeasured(asked, encoded)
-    noised = asked.method != "zero" and asked.corruption == "noise"
-    sigma = noise_sigma(model, asked.sigma, asked.sigma_facts) if noised else None
-    settled = replaced(
-        asked,
-        windows=sorted(set(asked.windows), reverse=True),
-        heads=_settled(asked.heads, heads, model.n_heads),
-        experts=_settled(asked.experts, heads, model.n_experts) if asked.experts else None,
-        sigma=sigma,
-        seed=asked.seed if noised else 0,  # without noise nothing is drawn
-        verify_top=asked.verify_top or 0 if screened else None,
-    )
-    named = run_settings(settled, without=() if noised else ("samples", "noise", "sigma"))
-    run = describe_run("trace", model, named, seed=settled.seed, protocol=settled.protocol)
-    return TracePlan(
-        model=model,
-        encoded=encoded,
-        settings=settled,
-        intervention=intervention,
-        heads=heads,
-        sigma=sigma,
-        unmeasured=unmeasured,
-        run=run,
-    )
-
-
-def _settled(asked: str | Sequence[int] | None, parts: Sequence[Heads], count: int) -> Any:
-    """The setting `heads` or `experts` by one name: "all" where all of `count` are traced, else ascending numbers.
-
-    parts: those traced.
-    """
-    if asked is None or asked == "at-once":
-        return asked
-    return "all" if len(parts) == count else [one.first for one in parts]
-
-
-def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[str, str]:
-    """fact_id → why the settings cannot measure the fact. Raises UserError where they can measure none."""
-    reasons: dict[str, str] = {}
-    if asked.corruption == "counterfactual":
-        none = "corruption counterfactual: expected a counterfactual_subject or counterfactual_prompt, got neither"
-        reasons |= {fact.fact_id: "; ".join(fact.misfits) or none for fact in encoded if not fact.counterfactuals}
-    if asked.metric == "logit-difference":
-        whole = asked.target == "sequence"
-        for fact in encoded:
-            if fact.contrast_ids is None:
-                or_answer = " or counterfactual_answer" if asked.corruption == "counterfactual" else ""
-                reasons[fact.fact_id] = f"metric logit-difference: expected a target_false{or_answer}, got none"
-            elif contrast_of(fact, len(fact.target_true_ids) if whole else 1) is None:
-                reasons[fact.fact_id] = (
-                    f"metric logit-difference: expected a target_false that differs from the target_true at a scored "
-                    f"token, got {shown(fact.fact.contrast)} and {shown(fact.fact.target_true)}"
-                )
-    if len(reasons) == len(encoded):
-        fact_id, reason = next(iter(reasons.items()))
-        others = f" (and {len(reasons) - 1} more facts that cannot be measured)" if len(reasons) > 1 else ""
-        raise UserError(f"trace: fact '{fact_id}': {reason}{others}")
-    return reasons
-
-
-@takes(TraceArguments)
-def trace(model: AnyModel, facts: Facts, given: TraceArguments) -> TraceResult:
-    """Causal tracing: compute the exact grid of every fact and window size in one sweep.
-
-    Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over the corrupted
-    passes. Its logit differences are read where o_true and o_false first differ (NULL where they do not). With
-    corruption="counterfactual", a fact's counterfactual prompts are the corrupted passes; those of another number of
-    tokens are left out with a reason.
-    With method="attribution" every estimated cell is marked `approximate`. A sweep that does not fit into `memory` runs
-    in several waves and returns the same values. Facts that keep="known" leaves out are in the result with a reason.
-
-    Raises UserError for a bad setting.
-    Source: paper, section 3.2 and Appendix B; docs/algorithms.md, sections 3 to 9; Meng et al. 2022 (arXiv 2202.05262)
-    for "block" and "argmax-first"; Nanda 2023, Syed et al. 2023 (arXiv 2310.10348) for "attribution"; Zhang and Nanda
-    2023 (arXiv 2309.16042) for counterfactuals and logit differences.
-    """
-    plan = prepare_trace(model, facts, settings=carried(TraceSettings, given))
-    parts = list(plan.batches(progress=given.progress))
-    return joined(plan.run, parts, [fact.fact_id for fact in plan.encoded])
