@@ -5,15 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from fasttrace.cluster.jobs import Member, State
+from .look import escaped
+from .running import Doing
 
 MOST_ROWS = 16  # workers that a display has a line for
 SLOWEST = 3  # workers that it names where there are more
@@ -79,57 +78,56 @@ def several(count: int, one: str, more: str) -> str:
     return f"{count:,} {one if count == 1 else more}"
 
 
-def line(task: Task, left: float | None, state: "State | None", *, ended: bool = False) -> str:
-    """A task as one line, such as "Tracing: 120 of 2,000 facts, 3.1/s, 10 min left, 4 workers, 1 retry".
-
-    ended: whether it says how long the task took in place of what is left.
-    """
-    parts = [counted(task.completed, task.total, task.fields["unit"])]
-    if ended:
-        parts[0] += f" in {duration(elapsed(task))}"
-    parts.append(rate(task))
-    if not ended and left is not None:
-        parts.append(f"{duration(left)} left")
-    if state is not None:
-        parts.append(several(len(state.members), "worker", "workers"))
-        parts.append(several(state.retries, "retry", "retries") if state.retries else "")
-    return f"{task.description}: {', '.join(filter(None, parts))}"
+def progress_words(counts: str, speed: str = "", left: float | None = None, workers: int = 0, retries: int = 0) -> str:
+    """How far a command is, such as "120 of 2,000 facts, 3.1/s, 10 min left, 4 workers, 1 retry"."""
+    parts = (
+        counts,
+        speed,
+        "" if left is None else f"{duration(left)} left",
+        several(workers, "worker", "workers") if workers else "",
+        several(retries, "retry", "retries") if retries else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
-def cluster_line(state: "State") -> str:
+def cluster_line(address: str, dashboard: str | None) -> str:
     """Where the workers and Ray's dashboard are."""
-    where = "Ray runs on this machine" if state.address == "local" else f"Ray cluster: {state.address}"
-    return where + (f", dashboard: {_url(state.dashboard)}" if state.dashboard else "")
+    where = "Ray runs on this machine" if address == "local" else f"Ray cluster: {address}"
+    return where + (f", dashboard: {dashboard_url(dashboard)}" if dashboard else "")
 
 
-def workers_line(members: "Sequence[Member]") -> str:
+def dashboard_url(dashboard: str) -> str:
+    return dashboard if "://" in dashboard else f"http://{dashboard}"
+
+
+def workers_line(workers: Sequence[Doing]) -> str:
     """How many workers there are, and what they do."""
-    states = Counter(re.sub(r" \d+$", "", one.state) for one in members)
-    hosts = len({one.host for one in members if one.host})
+    states = Counter(re.sub(r" \d+$", "", one.state) for one in workers)
+    hosts = len({one.host for one in workers if one.host})
     where = f" on {several(hosts, 'machine', 'machines')}" if hosts else ""
     what = ", ".join(f"{state}: {count:,}" for state, count in states.most_common())
-    return f"{several(len(members), 'worker', 'workers')}{where} ({what})"
+    return f"{several(len(workers), 'worker', 'workers')}{where} ({what})"
 
 
-def workers(state: "State", now: float) -> Iterator[RenderableType]:
-    """The lines of a display about the workers: one for each, or the numbers by state and those that take longest."""
-    members = list(state.members)
-    if len(members) > MOST_ROWS:
-        yield Text(workers_line(members))
-        members = sorted((one for one in members if one.state != "ready"), key=lambda one: one.since)[:SLOWEST]
+def worker_rows(workers: Sequence[Doing]) -> Iterator[RenderableType]:
+    """A line for each worker, or where there are many, the numbers by state and those that take longest."""
+    if len(workers) > MOST_ROWS:
+        yield Text(workers_line(workers))
+        workers = sorted((one for one in workers if one.state != "ready"), key=lambda one: -one.for_seconds)[:SLOWEST]
     rows = Table.grid(padding=(0, 2, 0, 0))
-    for one in members:
-        words = (one.name, one.host, f"{one.state}, for {duration(now - one.since)}", f"{one.done:,} done")
-        rows.add_row(*map(Text, words))
+    for one in workers:
+        words = (one.name, one.host, f"{one.state}, for {duration(one.for_seconds)}", f"{one.done:,} done")
+        rows.add_row(*(Text(escaped(word)) for word in words))
     yield rows
-    pieces = f"{state.pieces_done:,} of {state.pieces:,} pieces" if state.pieces else ""
-    retries = several(state.retries, "retry", "retries") if state.retries else ""
-    if pieces or retries:
-        yield Text(", ".join(filter(None, (pieces, retries))))
 
 
-def _url(dashboard: str) -> str:
-    return dashboard if "://" in dashboard else f"http://{dashboard}"
+def pieces_line(pieces_done: int, pieces: int, retries: int) -> str:
+    """The last line of a display: "4 of 64 pieces, 1 retry"."""
+    parts = (
+        f"{pieces_done:,} of {pieces:,} pieces" if pieces else "",
+        several(retries, "retry", "retries") if retries else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
 class _Said(logging.Handler):

@@ -14,9 +14,22 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress, Task, TaskID
+from rich.text import Text
 
-from .progress import cluster_line, line, progress_bars, saying, workers, workers_line
-from .running import Status, StatusFile
+from .progress import (
+    cluster_line,
+    counted,
+    duration,
+    elapsed,
+    pieces_line,
+    progress_bars,
+    progress_words,
+    rate,
+    saying,
+    worker_rows,
+    workers_line,
+)
+from .running import Doing, Status, StatusFile
 
 if TYPE_CHECKING:
     from fasttrace.cluster.jobs import State
@@ -109,7 +122,7 @@ class Watch:
     def tick(self, state: "State") -> None:
         """Show what a pool is doing, and say what it has to say. A pool calls this about twice a second."""
         if self.state is None:
-            self.say(cluster_line(state))
+            self.say(cluster_line(state.address, state.dashboard))
             self.next_line = self.now() + (0.0 if self.open else LINE_SECONDS)
         self.state, self.ticked = state, self.now()
         while state.said:
@@ -139,31 +152,21 @@ class Watch:
 
     def status(self) -> Status:
         """What the command does, for its status file."""
-        task, pool, state = self._current(), self._pool(), self.state
+        task, state = self._current(), self.state
         left = None if task is None else self._left(task)
-        return {
-            "verb": self.verb,
-            "title": None if task is None else task.description,
-            "unit": None if task is None else task.fields["unit"],
-            "done": None if task is None else int(task.completed),
-            "total": None if task is None or task.total is None else int(task.total),
-            "begun": self.begun.isoformat(timespec="seconds"),
-            "seconds_left": None if left is None else round(left),
-            "retries": 0 if state is None else state.retries,
-            "said": list(self.said),
-            "dashboard": None if state is None else state.dashboard,
-            "workers": [
-                {
-                    "name": one.name,
-                    "host": one.host,
-                    "pid": one.pid,
-                    "state": one.state,
-                    "for_seconds": max(0, round(self.now() - one.since)),
-                    "done": one.done,
-                }
-                for one in ([] if pool is None else list(pool.members))
-            ],
-        }
+        return Status(
+            verb=self.verb,
+            title=None if task is None else task.description,
+            unit=None if task is None else task.fields["unit"],
+            done=None if task is None else int(task.completed),
+            total=None if task is None or task.total is None else int(task.total),
+            begun=self.begun,
+            seconds_left=None if left is None else round(left),
+            retries=0 if state is None else state.retries,
+            said=list(self.said),
+            dashboard=None if state is None else state.dashboard,
+            workers=self._workers(),
+        )
 
     def _begin(self, title: str, total: int | None, unit: str) -> TaskID:
         with self._turn:
@@ -178,7 +181,7 @@ class Watch:
             self.bars.stop_task(number)
             self.open.remove(number)
             if not self.is_live and number in self.named:
-                self.say(line(self._task(number), None, self._pool(), ended=True))
+                self.say(self._line(self._task(number), ended=True))
             if not self.open:
                 self._hide()
                 self.bars, self.named = self._no_bars(), set()
@@ -190,9 +193,18 @@ class Watch:
         task = self._current()
         if task is not None:
             self.named.add(task.id)
-            self.say(line(task, self._left(task), self._pool()))
-        elif (pool := self._pool()) is not None:
-            self.say(workers_line(list(pool.members)))
+            self.say(self._line(task))
+        elif workers := self._workers():
+            self.say(workers_line(workers))
+
+    def _line(self, task: Task, *, ended: bool = False) -> str:
+        """A bar as a line, such as "Tracing: 120 of 2,000 facts, 3.1/s, 10 min left". ended: whether it says how long
+        the bar took."""
+        counts = counted(task.completed, task.total, task.fields["unit"])
+        counts += f" in {duration(elapsed(task))}" if ended else ""
+        pool, left = self._pool(), self._left(task)
+        retries = 0 if pool is None else pool.retries
+        return f"{task.description}: {progress_words(counts, rate(task), left, len(self._workers()), retries)}"
 
     def _show(self) -> None:
         """Refresh the display, which is there while a bar is open or a pool is at work."""
@@ -221,7 +233,8 @@ class Watch:
         bars = [self.bars.get_renderable()] if self.bars.tasks else []
         if self.live is None or (pool := self._pool()) is None:
             return Group(*bars)
-        return Group(*bars, *workers(pool, self.now()))
+        last = pieces_line(pool.pieces_done, pool.pieces, pool.retries)
+        return Group(*bars, *worker_rows(self._workers()), *([Text(last)] if last else []))
 
     def _no_bars(self) -> Progress:
         return progress_bars(self.console, self.now, self._left)
@@ -246,6 +259,14 @@ class Watch:
     def _pool(self) -> "State | None":
         """What a pool is doing, while one is at work."""
         return self.state if self.now() - self.ticked < IDLE_SECONDS else None
+
+    def _workers(self) -> list[Doing]:
+        """What its workers do."""
+        pool, now = self._pool(), self.now()
+        return [
+            Doing(one.name, one.host, one.pid, one.state, max(0, round(now - one.since)), one.done)
+            for one in ([] if pool is None else list(pool.members))
+        ]
 
     def _beats(self) -> None:
         while not self._closed.wait(FRAME_SECONDS if self.is_live else BEAT_SECONDS):
