@@ -306,7 +306,7 @@ def show_first(batch: "TraceResult") -> None:
     console = Console(stderr=True)
     with console.capture() as drawn:
         console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
-    click.echo(drawn.get(), err=True, nl=False)  # through sys.stderr, which prints above a bar
+    sys.stderr.write(drawn.get())  # which prints above a bar, while click.echo would go round it
 
 
 def load(
