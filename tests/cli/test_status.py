@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from fork_server import ForkServer
 from made_results import made_edit, made_known, made_trace
 
 import fasttrace as ft
@@ -16,19 +16,20 @@ from fasttrace.cli.running import Doing, Status, StatusFile
 
 TRACE = ("trace", "--model", "model", "--facts", "facts.jsonl", "--keep", "all", "--windows", "2", "--samples", "3")
 TRACE += ("--memory", "3MB", "--store", "s.duckdb")  # a wave for each fact
-# The second wave does not begin before the file "go" is there.
+# The second wave never begins.
 WAITS = """
-import os, time
-from fasttrace.cli import trace, watch
+import sys, time
+from fasttrace.cli import main, trace, watch
 from fasttrace.tracing import engine
 begin, waves = engine.start_wave, []
 def waiting(*given, **named):
     waves.append(1)
-    while len(waves) == 2 and not os.path.exists("go"):
-        time.sleep(0.02)
+    time.sleep(600 * (len(waves) == 2))
     return begin(*given, **named)
 engine.start_wave = waiting
+watch.BEAT_SECONDS = watch.STATUS_SECONDS = 0.1
 trace.bar = watch.Watch("s.duckdb", "trace").__enter__().bar
+main()
 """
 
 
@@ -45,6 +46,7 @@ def test_a_command_that_runs_and_one_that_was_killed(workplace, tmp_path, comman
     for name in ("model", "facts.jsonl"):
         (tmp_path / name).symlink_to(workplace / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def status():
         return json.loads(command("status", "--store", "s.duckdb", "--json").stdout)
@@ -53,21 +55,22 @@ def test_a_command_that_runs_and_one_that_was_killed(workplace, tmp_path, comman
         there = (tmp_path / "s.duckdb.status.json").exists()
         return there and (said := status())["command"]["done"] and said
 
-    with ForkServer() as server:
-        pid = server.start(*TRACE, cwd=tmp_path, prepare=WAITS)
+    process = subprocess.Popen([sys.executable, "-c", WAITS, *TRACE], stdout=subprocess.DEVNULL)
+    try:
         found = until(running)
-        assert (found["command"]["running"], found["command"]["pid"]) == (True, pid)
+        assert (found["command"]["running"], found["command"]["pid"]) == (True, process.pid)
         assert (found["command"]["done"], found["command"]["total"], found["command"]["unit"]) == (1, 4, "facts")
         [run] = found["runs"]
         assert (run["kind"], run["module"], run["method"], run["problem"]) == ("trace", "mlp", "denoise", None)
         assert (run["finished"], run["unit"]) == (1, "facts")
         said = command("status", "--store", "s.duckdb").stdout.splitlines()
-        assert said[0].startswith(f"trace is running: process {pid} on ")
+        assert said[0].startswith(f"trace is running: process {process.pid} on ")
         assert said[1].startswith("Tracing: 1 of 4 facts")
-        os.kill(pid, signal.SIGKILL)
-        assert server.wait(pid) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
     said = command("status", "--store", "s.duckdb").stdout.splitlines()
-    assert said[0].startswith(f"trace has stopped: process {pid} on ")
+    assert said[0].startswith(f"trace has stopped: process {process.pid} on ")
     assert said[1:3] == ["Tracing: 1 of 4 facts", "the same command continues"]
     assert status()["command"]["running"] is False
 
@@ -107,6 +110,16 @@ def test_what_the_store_has(filled, command, monkeypatch):
     assert text.startswith("no command is at work on s.duckdb\n\nRuns in s.duckdb\n")
     assert "10 edits" in text
     assert relation(filled, "run_progress").num_rows == 5
+
+
+def test_a_store_that_another_process_has_open(filled, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(filled.path, "s.duckdb")
+    holds = "import duckdb, time; con = duckdb.connect('s.duckdb'); print(flush=True); time.sleep(0.5); con.close()"
+    process = subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    assert len(json.loads(command("status", "--store", "s.duckdb", "--json").stdout)["runs"]) == 5
+    assert process.wait() == 0
 
 
 def test_a_command_with_workers(filled, tmp_path, command, monkeypatch):
