@@ -129,6 +129,7 @@ NOT_STORES = {
     "newer": (_newer, "the store s.duckdb "),
 }
 VERBS = {
+    "status": ("status",),
     "sql": ("sql", "SELECT (SELECT count(COLUMNS(*)) FROM edits e), (SELECT max(p_restored) FROM trace_cells)"),
     "sql --write": ("sql", "DELETE FROM edits", "--write"),
     "tables": ("tables", "--resamples", "0"),

@@ -94,7 +94,9 @@ def test_views_of_the_analysis_take_every_row_once(parts, name):
     assert_same(query(stores, f"SELECT * FROM {name}"), query(whole, f"SELECT * FROM {name}"))
 
 
-@pytest.mark.parametrize("name", ["left_out", "run_counts", "fact_traces", "peak_layers", "mean_effect", "fact_names"])
+@pytest.mark.parametrize(
+    "name", ["left_out", "run_counts", "run_progress", "fact_traces", "peak_layers", "mean_effect", "fact_names"]
+)
 def test_queries_of_the_analysis_take_every_row_once(parts, name):
     stores, whole = parts
     assert_same(relation(stores, name), relation(whole, name))

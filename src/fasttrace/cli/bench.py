@@ -71,7 +71,7 @@ def bench(
     if tuning and device.startswith("cuda"):
         check_file(tiles.records()[1], makes_folder=True)
     rows: list[BenchRow] = []
-    with bar("Timing", None) as done:
+    with bar("Timing", None, "measurements") as done:
         for op in chosen:
             if tuning:
                 found = benchmarks.tune(op, given, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Shared by the verbs: options by name, progress bars on stderr, results on stdout."""
+"""Shared by the verbs: options by name, progress on stderr, results on stdout."""
 
 import functools
 import re
@@ -43,28 +43,20 @@ READING = ("relation", "limit", "order", "zsre", "format", "map", "on_bad")
 
 
 @contextmanager
-def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr. Yields a function to call as f(n) after n more items."""
-    from .progress import progress_bars
+def bar(title: str, total: int | None, unit: str = "facts") -> Iterator[Callable[[int], None]]:
+    """As `Watch.bar`, for a verb that has no Watch."""
+    from .watch import Watch
 
-    with progress_bars() as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda n: progress.advance(task, n)
+    with Watch(None, title) as watch, watch.bar(title, total, unit) as done:
+        yield done
 
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar per stage, and what will be collected. Yields a function to call as f(stage, done, total)."""
-    from .progress import progress_bars, saying
+    """As `Watch.stages`, for a verb that has no Watch."""
+    from .watch import Watch
 
-    with progress_bars() as progress, saying("fasttrace.editing", progress.console):
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(f"Moments: {stage}, tokens", total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
+    with Watch(None, "stages") as watch, watch.stages() as report:
         yield report
 
 
@@ -353,7 +345,9 @@ def show_first(batch: "TraceResult") -> None:
     mine = pc.and_(pc.equal(batch.cells["fact_id"], fact_id), pc.equal(batch.cells["window_size"], size))
     [fact] = batch.facts.filter(pc.equal(batch.facts["fact_id"], fact_id)).to_pylist()
     console = Console(stderr=True)
-    console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
+    with console.capture() as drawn:
+        console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
+    sys.stderr.write(drawn.get())  # which prints above a bar, while click.echo would go round it
 
 
 def load(
