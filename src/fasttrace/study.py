@@ -46,7 +46,7 @@ from fasttrace.workflow import (
 if TYPE_CHECKING:
     from fasttrace.store import Store
 
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+Bar = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None]]]
 Stages = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
 Say = Callable[[str], None]
 
@@ -136,7 +136,7 @@ class Runner:
                 self.say(f"    {_trace_name(trace)}: {len(plan.measured)} of {len(facts)} facts can be measured")
             self.runs["traces"].append([plan.run["run_id"], plan.contrasts.to_pylist()])
             only = self.crew.share(plan, self.shard)
-            with self.bar(f"Tracing: {_trace_name(trace)}", len(facts) if only is None else len(only)) as done:
+            with self.bar(f"Tracing: {_trace_name(trace)}", len(facts) if only is None else len(only), "facts") as done:
                 trace_into(self.store, plan, done, self.show, crew=self.crew, only=only)
         moments = self.second_moments()
         for cell in self.cells:
@@ -144,7 +144,7 @@ class Runner:
             self.runs["edits"].append([edits.run["run_id"], list(edits.layers)])
             only = self.crew.share(edits, self.shard)
             total = len(facts) * len(edits.layers) if only is None else len(only)
-            with self.bar(f"Editing: {cell.problem}, {cell.method}", total) as done:
+            with self.bar(f"Editing: {cell.problem}, {cell.method}", total, "edits") as done:
                 edit_into(self.store, edits, done, crew=self.crew, only=only)
             if (why := reasons(self.store, edits)) is not None:
                 self.say(f"    {cell.problem}, {cell.method}: {why}")
@@ -165,7 +165,7 @@ class Runner:
         if known is False:
             return facts
         enough = None if known is True else known
-        with self.bar("Known facts", None if enough else len(facts)) as done:
+        with self.bar("Known facts", None if enough else len(facts), "facts") as done:
             verdicts = known_into(self.store, self.crew, facts, self.study.settings.protocol, done, enough=enough)
         self.runs["known"] = self.crew.ask(known_run, self.study.settings.protocol)["run_id"]
         self.runs["tested"] = [verdict["fact_id"] for verdict in verdicts]

@@ -19,7 +19,7 @@ TRACE += ("--memory", "3MB", "--store", "s.duckdb")  # a wave for each fact
 # The second wave never begins.
 WAITS = """
 import sys, time
-from fasttrace.cli import main, trace, watch
+from fasttrace.cli import main, watch
 from fasttrace.tracing import engine
 begin, waves = engine.start_wave, []
 def waiting(*given, **named):
@@ -28,7 +28,6 @@ def waiting(*given, **named):
     return begin(*given, **named)
 engine.start_wave = waiting
 watch.BEAT_SECONDS = watch.STATUS_SECONDS = 0.1
-trace.bar = watch.Watch("s.duckdb", "trace").__enter__().bar
 main()
 """
 

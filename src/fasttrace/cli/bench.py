@@ -11,7 +11,7 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import check_file
 
-from .options import Rows, bar, emit, options
+from .options import Rows, emit, options, watching
 
 if TYPE_CHECKING:
     from fasttrace.benchmarks.result import BenchRow
@@ -71,7 +71,7 @@ def bench(
     if tuning and device.startswith("cuda"):
         check_file(tiles.records()[1], makes_folder=True)
     rows: list[BenchRow] = []
-    with bar("Timing", None, "measurements") as done:
+    with watching(None).bar("Timing", None, "measurements") as done:
         for op in chosen:
             if tuning:
                 found = benchmarks.tune(op, given, dtype=dtype, device=device)

@@ -20,7 +20,6 @@ from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_over
 from .options import (
     Verb,
     Work,
-    bar,
     cluster_options,
     emit,
     known_verdicts,
@@ -28,7 +27,7 @@ from .options import (
     options,
     say_all_there,
     setting_options,
-    stages,
+    watching,
     work_options,
 )
 
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
     from fasttrace.cluster.crew import Crew
     from fasttrace.editing.plan import EditPlan
     from fasttrace.facts import Fact
+
+    from .watch import Watch
 
 KIND_COLUMNS = ["kind", "expect", "prompts", "score", "p_before", "p_after", "match_before", "match_after"]
 GENERATED_COLUMNS = ["exact_after", "prefix_after"]
@@ -171,9 +172,9 @@ def _emit_kinds(work: Work, run_id: str, asked: EditingSettings) -> None:
     emit(mine.select(columns), False, title="By kind of prompt, over the edits of this run")
 
 
-def _known(work: Work, crew: "Crew", loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
+def _known(work: Work, watch: "Watch", crew: "Crew", loaded: "list[Fact]", protocol: Protocol) -> "list[Fact]":
     """The facts that the model knows. Raises UserError where there are none."""
-    verdicts = known_verdicts(work, crew, loaded, protocol, WorkerSettings())
+    verdicts = known_verdicts(work, watch, crew, loaded, protocol, WorkerSettings())
     kept = [fact for fact, verdict in zip(loaded, verdicts, strict=True) if verdict["known"]]
     if not kept:
         raise UserError(f"none of the facts is known to {work.model}, so none was edited")
@@ -206,6 +207,7 @@ def edit(
     asked = _settings(EditSettings, given, own)
     _check_somewhere(work.store, export, delta)
     _check_places(asked, work.store, export, delta)
+    watch = watching(work.store)
     if fact_id is not None and work.reading.limit is not None:
         raise UserError("expected --fact-id or --limit, got both")
     loaded = work.load_facts()
@@ -230,15 +232,15 @@ def edit(
         return
     if written and (cluster.workers is not None or cluster.shard is not None):
         raise UserError("--export, --delta: expected one fact, which one process edits, got --workers or --shard")
-    with work.crew(cluster) as crew:
+    with work.crew(cluster, watch) as crew:
         if known:
-            loaded = _known(work, crew, loaded, asked.protocol)
+            loaded = _known(work, watch, crew, loaded, asked.protocol)
         chosen = crew.ask(edited_layers, asked)
         if written and len(loaded) * len(chosen) != 1:
             what = "export" if export is not None else "delta"
             found = f"{len(loaded)} facts at {len(chosen)} layers"
             raise UserError(f"--{what}: expected one fact at one layer, got {found}")
-        with stages() as progress:
+        with watch.stages() as progress:
             plan = plan_edit(crew, loaded, asked, progress)
         question.keep(_named(plan.run["run_id"], plan))
         if written:
@@ -249,7 +251,8 @@ def edit(
             rows = result.scores
         elif work.store is not None:
             only = crew.share(plan, cluster.shard)
-            with bar("Editing", len(loaded) * len(plan.layers) if only is None else len(only)) as done:
+            total = len(loaded) * len(plan.layers) if only is None else len(only)
+            with watch.bar("Editing", total, "edits") as done:
                 added = edit_into(ft.Store(work.store), plan, done, crew=crew, only=only)
             if not work.as_json:
                 click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
@@ -287,6 +290,7 @@ def mass(
     asked = _settings(MassSettings, given, own)
     _check_somewhere(work.store, export, delta)
     _check_places(asked, work.store, export, delta)
+    watch = watching(work.store)
     loaded = work.load_facts()
     # The edited weights are not stored, so they are computed again where they are to be written.
     target = ft.Store(work.store) if work.store is not None and export is None and delta is None else None
@@ -299,8 +303,8 @@ def mass(
         return
     decoder = work.load_model()
     if known:
-        loaded = _known(work, Alone(decoder), loaded, asked.protocol)
-    with stages() as progress:
+        loaded = _known(work, watch, Alone(decoder), loaded, asked.protocol)
+    with watch.stages() as progress:
         plan = prepare_mass_edit(decoder, loaded, settings=asked, progress=progress)
     if (export is not None or delta is not None) and len(plan.models) > 1:
         what = "export" if export is not None else "delta"
@@ -312,7 +316,7 @@ def mass(
     if _mass_is_there(work, target, loaded, found, asked):  # asked for with other words, such as another path of a text
         return
     _say_left_out(left_out, loaded)
-    with bar("Editing", len(plan.facts)) as done:
+    with watch.bar("Editing", len(plan.facts)) as done:
         if target is not None:
             scores = mass_into(target, plan, done)
             measured = mass_measured(target, plan.run["run_id"])
@@ -395,14 +399,15 @@ def tune(
     asked = _settings(TuneSettings, given, own)
     tuned_values(asked)  # raises UserError before a model is loaded
     _check_places(asked, work.store)
+    watch = watching(work.store)
     loaded = work.load_facts()
     decoder = work.load_model()
     if known:
-        loaded = _known(work, Alone(decoder), loaded, asked.protocol)
+        loaded = _known(work, watch, Alone(decoder), loaded, asked.protocol)
     rows, tried = [], []
     for candidate in candidates(decoder, loaded, asked):
         plan = candidate.plan
-        with bar(f"{candidate.setting} {candidate.value:g}", len(plan.encoded)) as done:
+        with watch.bar(f"{candidate.setting} {candidate.value:g}", len(plan.encoded)) as done:
             if work.store is None:
                 scores = pa.concat_tables([part.scores for part in plan.batches(progress=done)])
             else:

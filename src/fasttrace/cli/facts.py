@@ -15,7 +15,7 @@ from fasttrace.settings.trace import TraceSettings
 
 from .deliver import FILE, STDOUT, check_apart, saying_overwritten
 from .look import escaped, looked_at, profile_row, profile_tables, shown
-from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, work_options
+from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, watching, work_options
 
 if TYPE_CHECKING:
     from fasttrace.facts import Fact
@@ -146,7 +146,7 @@ def _list(work: Work, check: bool, protocol: Protocol, cluster: ClusterSettings)
         for fact in loaded
     ]
     if check:
-        verdicts = known_verdicts(work, None, loaded, protocol, cluster)
+        verdicts = known_verdicts(work, watching(work.store), None, loaded, protocol, cluster)
         for row, verdict in zip(rows, verdicts, strict=True):
             row |= {name: verdict[name] for name in ("known", "p_true", "continuation", "reason")}
     work.keep_left_out()

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fasttrace.recall import Question
     from fasttrace.tracing import TraceResult
 
+    from .watch import Watch
+
 Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
 
@@ -42,22 +44,12 @@ OF_MODEL = ("model", "dtype", "device", "tokenizer", "trust_remote_code")
 READING = ("relation", "limit", "order", "zsre", "format", "map", "on_bad")
 
 
-@contextmanager
-def bar(title: str, total: int | None, unit: str = "facts") -> Iterator[Callable[[int], None]]:
-    """As `Watch.bar`, for a verb that has no Watch."""
+def watching(store: str | Path | None) -> "Watch":
+    """Shows what the verb does until it ends, on stderr and, where it has a store, to `fasttrace status`."""
     from .watch import Watch
 
-    with Watch(None, title) as watch, watch.bar(title, total, unit) as done:
-        yield done
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """As `Watch.stages`, for a verb that has no Watch."""
-    from .watch import Watch
-
-    with Watch(None, "stages") as watch, watch.stages() as report:
-        yield report
+    context = click.get_current_context()
+    return context.with_resource(Watch(store, context.info_name or ""))
 
 
 def only_one(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
@@ -249,9 +241,9 @@ class Work:
         """driven: as for `load`."""
         return load(*(getattr(self, name) for name in OF_MODEL), driven=driven)
 
-    def crew(self, asked: WorkerSettings, *, driven: bool = True) -> "AbstractContextManager[Crew]":
-        """Who computes with the model. driven: as for `load`."""
-        return crew_of(asked, *(getattr(self, name) for name in OF_MODEL), driven=driven)
+    def crew(self, asked: WorkerSettings, watch: "Watch", *, driven: bool = True) -> "AbstractContextManager[Crew]":
+        """Who computes with the model. watch: shows the workers. driven: as for `load`."""
+        return crew_of(asked, *(getattr(self, name) for name in OF_MODEL), driven=driven, watch=watch)
 
     def load_tokenizer(self) -> Any:
         from fasttrace.models.load import load_tokenizer
@@ -298,8 +290,12 @@ def crew_of(
     trust_remote_code: bool = False,
     *,
     driven: bool = True,
+    watch: "Watch",
 ) -> "Iterator[Crew]":
-    """Who computes with a model: this process, which loads it, or workers, which do. Arguments: those of `load`."""
+    """Who computes with a model: this process, which loads it, or workers, which do.
+
+    watch: shows the workers. The other arguments are those of `load`.
+    """
     from fasttrace.cluster.crew import Alone
 
     if asked.workers is None:
@@ -308,7 +304,7 @@ def crew_of(
     from fasttrace.cluster.pool import pool
 
     named = {"source": model, "dtype": dtype, "device": device}
-    with pool({**named, "tokenizer": tokenizer, "trust_remote_code": trust_remote_code}, asked) as made:
+    with pool({**named, "tokenizer": tokenizer, "trust_remote_code": trust_remote_code}, asked, watch.tick) as made:
         yield made
 
 
@@ -373,7 +369,12 @@ def load(
 
 
 def known_verdicts(
-    work: Work, crew: "Crew | None", facts: "Sequence[Fact]", protocol: Protocol, asked: WorkerSettings
+    work: Work,
+    watch: "Watch",
+    crew: "Crew | None",
+    facts: "Sequence[Fact]",
+    protocol: Protocol,
+    asked: WorkerSettings,
 ) -> Rows:
     """Verdicts on which facts the model knows, from the store where that has them all.
 
@@ -390,8 +391,8 @@ def known_verdicts(
     if store is not None and found and (stored := known_stored(store, facts, found["run_id"])) is not None:
         click.echo(f"nothing to test: all {len(facts)} verdicts are in {store.path}", err=True)
         return stored
-    loaded = work.crew(asked, driven=False) if crew is None else nullcontext(crew)
-    with loaded as theirs, bar("Checking facts", len(facts)) as done:
+    loaded = work.crew(asked, watch, driven=False) if crew is None else nullcontext(crew)
+    with loaded as theirs, watch.bar("Checking facts", len(facts)) as done:
         if store is None:
             return known_rows(theirs, facts, protocol, done)
         question.keep({"run_id": theirs.ask(known_run, protocol)["run_id"]})

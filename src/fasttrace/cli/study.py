@@ -19,14 +19,13 @@ from .deliver import NAME, check_apart, check_cache, check_store, saying_overwri
 from .options import (
     OF_MODEL,
     asks,
-    bar,
     cluster_options,
     crew_of,
     emit,
     options,
     say_all_there,
     show_first,
-    stages,
+    watching,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from fasttrace.store import Store
     from fasttrace.studies.load import Study
     from fasttrace.study import ForWorkers, Runner, Stage
+
+    from .watch import Watch
 
 
 @click.command()
@@ -83,6 +84,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
     from fasttrace.study import check_results, has_run, write_results
 
     begun, store = time.perf_counter(), ft.Store(store_path)
+    watch = watching(None if dry_run else store_path)
     if not dry_run:
         check_apart(("--out", out), ("--store", store_path), ("the report", out / "report.html"))
         if any(is_same(store_path.parent, out / folder) for folder in ("tables", "figures")):
@@ -96,8 +98,8 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         click.echo(said, err=True)
     asked = chosen.settings
     if dry_run:
-        with crew_of(WorkerSettings(), *(getattr(asked, name) for name in OF_MODEL)) as crew:
-            runner = _runner(chosen, store, crew)
+        with crew_of(WorkerSettings(), *(getattr(asked, name) for name in OF_MODEL), watch=watch) as crew:
+            runner = _runner(chosen, store, crew, watch)
             _print_plan(list(runner.plan()), as_json, runner.for_workers())
         return
     question = asks(
@@ -113,8 +115,8 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         say_all_there(f"traces and edits of {len(runs['fact_ids'])} facts", store_path, err=True)
         out.mkdir(parents=True, exist_ok=True)
     else:
-        with crew_of(asked, *(getattr(asked, name) for name in OF_MODEL)) as crew:
-            runner = _runner(chosen, store, crew)
+        with crew_of(asked, *(getattr(asked, name) for name in OF_MODEL), watch=watch) as crew:
+            runner = _runner(chosen, store, crew, watch)
             for folder in (out, store_path.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             runner.run()
@@ -141,10 +143,10 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
     click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
 
 
-def _runner(chosen: "Study", store: "Store", crew: "Crew") -> "Runner":
+def _runner(chosen: "Study", store: "Store", crew: "Crew", watch: "Watch") -> "Runner":
     from fasttrace.study import Runner
 
-    return Runner(chosen, store, crew, bar, stages, lambda text: click.echo(text, err=True), show_first)
+    return Runner(chosen, store, crew, watch.bar, watch.stages, watch.say, show_first)
 
 
 def _print_plan(plan: "list[Stage]", as_json: bool, workers: "ForWorkers | None") -> None:

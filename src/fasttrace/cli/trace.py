@@ -17,7 +17,6 @@ from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
 from .options import (
     OF_MODEL,
     Work,
-    bar,
     cluster_options,
     emit,
     load,
@@ -26,7 +25,7 @@ from .options import (
     say_all_there,
     setting_options,
     show_first,
-    stages,
+    watching,
     work_options,
 )
 
@@ -51,6 +50,7 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
     if pairs is not None and settings.corruption != "counterfactual":
         raise UserError(f"--pairs: expected --corruption counterfactual, got {settings.corruption}")
     target = None if dry_run else open_store(work.store)
+    watch = watching(None if dry_run else work.store)
     loaded = work.load_facts()
     if pairs is not None:
         loaded = work.pair_facts(loaded, pairs).filled(loaded)
@@ -70,11 +70,11 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
         row = asdict(cost) | {"seconds": cost.wave_flops / plan.rate(), "gemm_peak": gemm_peak(decoder)}
         click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row, settings.engine), nl=work.as_json)
         return
-    with work.crew(cluster, driven=driven) as crew:
+    with work.crew(cluster, watch, driven=driven) as crew:
         plan = crew.ask(prepare_trace, loaded, settings=settings)
         asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
         only = crew.share(plan, cluster.shard)
-        with bar("Tracing", len(loaded) if only is None else len(only)) as done:
+        with watch.bar("Tracing", len(loaded) if only is None else len(only)) as done:
             effort = trace_into(target, plan, done, show_first, crew=crew, only=only)
         peak = crew.ask(gemm_peak) if effort.flops else 0.0
     work.keep_left_out()
@@ -144,8 +144,9 @@ def stats(
         check_key_sums(source)
         settings = replaced(settings, corpus=source)
     check_cache()
+    watch = watching(store)
     decoder = load(model, dtype, device, tokenizer, trust_remote_code)
-    with stages() as progress:
+    with watch.stages() as progress:
         moments = ft.second_moments(decoder, settings=settings, progress=progress)
     if store is not None:
         ft.Store(store).add(moments)
