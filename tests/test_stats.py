@@ -30,7 +30,7 @@ def files(workplace, run):
 def test_size_time_and_folder_are_said(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     said = run("stats", *MODEL, *CORPUS, "--export", str(tmp_path / "data")).stderr
-    size = r"second moments of 5 layers of 80 × 80: 128 kB on disk, 128 kB of memory; about \d+ s"
+    size = r"second moments of 5 layers of 80 × 80: 128 kB on disk, 256 kB of memory; about \d+ s"
     assert len(re.findall(f"^{size}$", said, re.MULTILINE)) == 1
     folder = tmp_path / "data/model/wikipedia_stats"
     assert f"5 files are in {folder}" in said

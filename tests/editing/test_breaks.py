@@ -169,13 +169,14 @@ def test_prompts_are_one_of_each_fact_and_then_a_second(model, small_tokenizer):
 
 
 def test_the_sampled_text_is_the_models_own_and_not_that_of_the_second_moments(model, tmp_path, monkeypatch):
+    from fasttrace.cluster.crew import Alone
     from fasttrace.editing.corpus import sampled_corpus
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plan = prepare_mass_edit(model, FACTS[:1], **FT, held_out="sampled", held_out_tokens=300)
     found = plan.watch.sequences
     assert sum(map(len, found)) == 300
-    assert found != sampled_corpus(model, 300, 128, 0, tmp_path).sequences(None)
+    assert found != sampled_corpus(model, 300, 128, 0).sequences(Alone(model), tmp_path)
     assert json.loads(plan.run["settings"])["held_out"] == "sampled"
     # It was drawn from this model, so a model that is far from it expects it less.
     other = breaks.perplexity(small_model("gpt2", model.tokenizer, torch.float32), found)

@@ -14,6 +14,7 @@ from small_models import small_model
 from fasttrace.cache import load_tensors
 from fasttrace.editing import collect as collect_module
 from fasttrace.editing import corpus as corpus_module
+from fasttrace.editing import lanes as lanes_module
 from fasttrace.editing.collect import second_moments
 from fasttrace.editing.moments import layer_file
 from fasttrace.errors import UserError
@@ -73,7 +74,7 @@ def relative(found, wanted):
 
 def test_sums_are_the_float64_sums_of_their_keys(llama, text_file, tmp_path, monkeypatch):
     sums = {}
-    inner = collect_module.forward
+    inner = lanes_module.forward
 
     def forward(model, batch, *, on_key):
         def both(layer, keys):
@@ -82,7 +83,7 @@ def test_sums_are_the_float64_sums_of_their_keys(llama, text_file, tmp_path, mon
 
         return inner(model, batch, on_key=both)
 
-    monkeypatch.setattr(collect_module, "forward", forward)
+    monkeypatch.setattr(lanes_module, "forward", forward)
     found = second_moments(llama, text_file, tokens=2500, sequence_length=48, batch_rows=48, cache_dir=tmp_path)
     assert sorted(sums) == found.layers
     for layer, wanted in sums.items():
@@ -118,8 +119,8 @@ def test_real_model_on_a_little_text(smollm2, text_file, tmp_path):
 def test_accumulates_in_float64_where_float32_would_lose_digits(llama, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(collect_module, "FLOAT32_BATCHES", 3)
     taken = []
-    inner = collect_module.second_moment_
-    monkeypatch.setattr(collect_module, "second_moment_", lambda C, K: (taken.append(C.dtype), inner(C, K)))
+    inner = lanes_module.second_moment_
+    monkeypatch.setattr(lanes_module, "second_moment_", lambda C, K: (taken.append(C.dtype), inner(C, K)))
     second_moments(llama, text_file, tokens=200, sequence_length=48, batch_rows=48, cache_dir=tmp_path)
     assert set(taken) == {torch.float64}
 
@@ -143,8 +144,8 @@ def test_second_call_does_no_forward_and_more_layers_cost_only_themselves(llama,
     first = second_moments(llama, text_file, layers=[1], **options)
     written = layer_file(first.path, 1).stat().st_mtime_ns
     asked = []
-    inner = collect_module.forward
-    monkeypatch.setattr(collect_module, "forward", lambda m, *a, **k: (asked.append(len(m.blocks)), inner(m, *a, **k)))
+    inner = lanes_module.forward
+    monkeypatch.setattr(lanes_module, "forward", lambda m, *a, **k: (asked.append(len(m.blocks)), inner(m, *a, **k)))
     more = second_moments(llama, text_file, layers=[3, 1], **options)
     assert more.layers == [1, 3]
     assert more.path == first.path
@@ -161,10 +162,10 @@ def test_little_memory_means_more_passes_and_the_same_values(llama, text_file, t
     options = {"tokens": 500, "sequence_length": 48, "batch_rows": 96}
     whole = second_moments(llama, text_file, cache_dir=tmp_path / "a", **options)
     depths, reports = [], []
-    inner = collect_module.forward
-    monkeypatch.setattr(collect_module, "forward", lambda m, *a, **k: (depths.append(len(m.blocks)), inner(m, *a, **k)))
+    inner = lanes_module.forward
+    monkeypatch.setattr(lanes_module, "forward", lambda m, *a, **k: (depths.append(len(m.blocks)), inner(m, *a, **k)))
     parts = second_moments(
-        llama, text_file, cache_dir=tmp_path / "b", memory=2 * 80 * 80 * 4,
+        llama, text_file, cache_dir=tmp_path / "b", memory=2 * 2 * 80 * 80 * 4,
         progress=lambda *r: reports.append(r), **options,
     )  # fmt: skip
     assert sorted(set(depths)) == [2, 4, 5]
@@ -289,14 +290,14 @@ SCRIPT = """
 import time
 import torch
 from small_models import small_model, trained_tokenizer
-from fasttrace.editing import collect
-collect.CHECKPOINT_SECONDS = 0.0
+from fasttrace.editing import collect, lanes
+lanes.CHECKPOINT_SECONDS = 0.0
 slow = {slow}
-inner = collect.forward
+inner = lanes.forward
 def forward(*a, **k):
     time.sleep(slow)
     return inner(*a, **k)
-collect.forward = forward
+lanes.forward = forward
 model = small_model("llama", trained_tokenizer(), torch.float32)
 seen = []
 collect.second_moments(model, {text!r}, tokens=2000, sequence_length=40, batch_rows=80, cache_dir={cache!r},

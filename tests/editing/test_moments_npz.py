@@ -283,7 +283,7 @@ def test_moments_of_another_model_are_not_exported(collected, small_tokenizer, t
 def test_a_corpus_of_files_is_imported(llama, collected, tmp_path, monkeypatch):
     """`corpus` names imported moments wherever it names a text: in second_moments, edits, mass edits and studies."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("fasttrace.editing.collect.forward", lambda *_, **__: pytest.fail("a pass ran"))
+    monkeypatch.setattr("fasttrace.editing.lanes.forward", lambda *_, **__: pytest.fail("a pass ran"))
     data = tmp_path / "data"
     collected.export(data, llama)
     imported = import_moments(llama, data, ridge=1e-3)
@@ -337,9 +337,9 @@ def test_size_and_time_are_said_before_collecting(llama, tmp_path, caplog):
         assert len(caplog.messages) == 1  # there is nothing left to collect
         second_moments(llama, tmp_path / "text.txt", layers=[0, 1, 3, 4], memory=80 * 80 * 4, **options)
     assert before[0] == 1
-    assert said.startswith("second moments of 2 layers of 80 × 80: 51 kB on disk, 51 kB of memory; about ")
+    assert said.startswith("second moments of 2 layers of 80 × 80: 51 kB on disk, 102 kB of memory; about ")
     assert caplog.messages[1].startswith(
-        "second moments of 2 layers of 80 × 80: 51 kB on disk, 26 kB of memory in each of 2 passes; about "
+        "second moments of 2 layers of 80 × 80: 51 kB on disk, 51 kB of memory in each of 2 passes; about "
     )
 
 

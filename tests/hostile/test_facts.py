@@ -217,7 +217,7 @@ def test_a_text_that_is_too_long_is_refused_before_any_pass(gpt2, small_tokenize
     bad = bad or Fact("The {} is", f"Paris{ONE_TOKEN * 150}" if where == "subject" else "Paris", "Rome", "York", **more)
     contexts = ["{}", f"So{filler}. {{}}"] if where == "context" else ["{}"]
     monkeypatch.setattr("fasttrace.models.packed.pack", lambda *_: pytest.fail("a pass ran"))
-    for module in ("editing.value", "editing.scores", "models.corrupt", "models.generate", "editing.collect"):
+    for module in ("editing.value", "editing.scores", "models.corrupt", "models.generate", "editing.lanes"):
         monkeypatch.setattr(f"fasttrace.{module}.pack", lambda *_: pytest.fail("a pass ran"))
     good = Fact("The {} is", "New York", "Rome", "Paris")
     kind = UserError if where == "subject" else ModelError

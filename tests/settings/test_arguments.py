@@ -21,6 +21,7 @@ from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
 
 ROOT = Path(__file__).parents[2]
+OTHERS = Moments({}, "key", "hash", "a text", "hash", 9, 9, [0], Path("none"), ridge=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def test_an_edits_own_settings_are_an_object_or_keywords(model):
         (ft.edit, {"moments": object()}, "edit: moments: expected Moments, got object"),
         (
             ft.edit,
-            {"moments": object.__new__(Moments), "ridge": 0.1},
-            "edit: ridge: expected either a value or moments",
+            {"moments": OTHERS, "ridge": 0.1},
+            "edit: ridge: expected 0.5, as the moments have it, or no value, got 0.1",
         ),
         (ft.trace, {"seed": 2**63}, "trace: seed: expected a whole number from 0 to 92233720368547"),
         (

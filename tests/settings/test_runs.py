@@ -21,7 +21,7 @@ from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing import prepare_trace
 
 # Runs recorded at version 0.2.0, whose numbers differ from those of 0.1.0: keywords, settings and run_id of each, for a
-# model with the hash below.
+# model with the hash below. That of the second moments was recorded again with format 2, whose sums have another order.
 # Values that depend on the installed tokenizers and transformers are compared only through `run_id`.
 FIRST_RUNS = json.loads((Path(__file__).parent / "first_runs.json").read_text())
 MODEL = SimpleNamespace(model_hash="f180fc78dc7acd68", dtype_name="float32", name="llama", device="cpu")

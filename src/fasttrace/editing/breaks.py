@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fasttrace.cache import cache_root
+from fasttrace.cluster.crew import Alone
 from fasttrace.editing.applied import apply_delta
 from fasttrace.editing.corpus import Corpus, sampled_corpus, text_corpus
 from fasttrace.editing.delta import Update, weight_of
@@ -101,7 +102,8 @@ class Watch:
         """The token ids of every sequence of the held-out text that has a token to predict."""
         if self.held_out is None:
             return []
-        return [sequence for sequence in self.held_out.sequences(None) if len(sequence) > 1]
+        found = self.held_out.sequences(Alone(self.model), cache_root(None))
+        return [sequence for sequence in found if len(sequence) > 1]
 
     @cached_property
     def unedited_perplexity(self) -> float | None:
@@ -164,11 +166,11 @@ def prepare_watch(model: Decoder, asked: MassSettings) -> Watch:
         length = model.room(1, HELD_OUT_LENGTH)
         if asked.held_out == SAMPLED:
             seed = HELD_OUT_SEED + asked.seed
-            held_out = sampled_corpus(model, asked.held_out_tokens, length, seed, cache_root(None))
+            held_out = sampled_corpus(model, asked.held_out_tokens, length, seed)
         else:
             path = Path(asked.held_out).expanduser()
             held_out = text_corpus(model, path, asked.held_out_tokens, length, what="held-out text")
-            if all(len(one) < 2 for one in held_out.sequences(None)):
+            if all(len(one) < 2 for one in held_out.ids):
                 raise refusal(asked, "held_out", "a text of at least two tokens", f"'{path}'")
             identity["held_out"] = held_out.corpus_hash  # whatever the path that leads to it
     harness = prepare_harness(model, asked)

@@ -1,45 +1,42 @@
 """Collects second moments: every layer in one pass over a corpus, or from the released code's files.
 
-In a folder of `moments`, checkpoints `partial-….safetensors` contain the running sums of layers that are not done and
-the number of sequences read.
+The process that collects writes the files. What needs the model is asked of a crew, whose members may be elsewhere.
 """
 
-import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from fasttrace.cache import cache_root, content_key, load_tensors, metadata_of, save_tensors
+from fasttrace.cache import cache_root, content_key, metadata_of, save_tensors
+from fasttrace.cluster.crew import Alone, Crew
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.editing.cost import MomentCost, moment_cost
-from fasttrace.editing.moments import Moments, Place, free_bytes, layer_file, places_of, singular, width_of
+from fasttrace.editing.lanes import GroupSums, checkpoints, cut_of, tidy
+from fasttrace.editing.moments import Moments, Place, free_bytes, layer_file, places_of, singular, sum_bytes, width_of
 from fasttrace.editing.moments_npz import KeySum, is_key_sums, key_sums
 from fasttrace.errors import UserError
 from fasttrace.memory import parse_bytes
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.experts import SHARED
-from fasttrace.models.keys import Keys
 from fasttrace.models.modes import with_autograd
-from fasttrace.models.packed import batches, forward, pack
-from fasttrace.ops.second_moment import second_moment_
-from fasttrace.runs import describe_run
+from fasttrace.models.packed import batches
+from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings
 from fasttrace.settings.moments import CORPUS_TOKENS, MomentSettings
 
 log = logging.getLogger("fasttrace.editing")
-CHECKPOINT_SECONDS = 20.0
-# A float32 sum is rounded once per batch, by at most 2⁻²⁴ of the entry. Over n batches this adds up to about
-# 3.4e-8 · sqrt(n / 3), which is 3e-7 for 256 batches. Longer sums are float64.
+# A float32 sum is rounded once per batch, by at most 2⁻²⁴ of the entry. In one sum over n batches this adds up to about
+# 3.4e-8 · sqrt(n / 3), which is 3e-7 for 256 batches, and in lanes to less. Longer sums are float64.
 FLOAT32_BATCHES = 256
-FORMAT = 1
+FORMAT = 2  # raised where the same corpus gets other bits
 WRITERS = 4  # layers that are written at once, each with a copy in the CPU's memory
 
 
@@ -66,9 +63,9 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     Where the corpus is second moments in .npz files, they are read instead, as by `import_moments`.
 
     Layers that are in the cache are not computed again. After an interruption, a call resumes from the last checkpoint
-    (one every 20 s). On the same processor its sums are the same bit for bit. If the corpus has fewer tokens than asked
-    for, all are used, as the result's `n_tokens` and `corpus` show. The ridge is not part of the files.
-    `Moments.inverse_key` adds it.
+    (one every 20 s). On the same processor its sums are the same bit for bit, because they are added in one fixed order
+    (`editing.lanes`). If the corpus has fewer tokens than asked for, all are used, as the result's `n_tokens` and
+    `corpus` show. The ridge is not part of the files. `Moments.inverse_key` adds it.
 
     The relative error of C (Frobenius) against float64 sums of the same keys is below 1e-6. Keys of a float64 model
     are rounded to float32 first.
@@ -77,54 +74,68 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     and ModelError for a float16 model.
     Source: docs/algorithms.md, section 10.
     """
+    root, crew = cache_root(given.cache_dir), Alone(model)
+    asked, experts = crew.ask(resolved, carried(MomentSettings, given))
+    return collected(crew, asked, experts, root, given.progress)
+
+
+def resolved(model: Decoder, asked: MomentSettings) -> tuple[MomentSettings, dict[int, tuple[int, ...]]]:
+    """The settings with the layers that they mean, and layer → experts to collect, at layers that have any.
+
+    Raises the errors of `second_moments` for settings that do not fit the model.
+    """
     model.check_moments("second_moments")
-    root = cache_root(given.cache_dir)
-    if (source := _key_sums(given)) is not None:
-        return _imported(model, source, carried(MomentSettings, given), root)
-    asked = replaced(carried(MomentSettings, given), layers=_layers(model, given))
-    return collected(model, asked, routed_experts(model, asked), root, given.progress)
+    if _key_sums(asked) is not None:
+        return asked, {}
+    asked = replaced(asked, layers=_layers(model, asked))
+    return asked, routed_experts(model, asked)
+
+
+class _Identity(NamedTuple):
+    """What names second moments: the `runs` row, and the fields of `Moments`."""
+
+    run: Run
+    key: str
+    model_hash: str
+
+
+def _identity(model: Decoder, asked: MomentSettings, parts: Mapping[str, Any]) -> _Identity:
+    """parts: what C depends on, besides the model."""
+    whole = {**parts, "format": FORMAT, "model": model.model_hash}
+    run = describe_run("moments", model, {**whole, **run_settings(asked)}, seed=asked.seed, protocol="paper")
+    return _Identity(run, content_key(whole), model.model_hash)
 
 
 def collected(
-    model: Decoder,
+    crew: Crew,
     asked: MomentSettings,
     experts: Mapping[int, Sequence[int]],
     root: Path,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Moments:
-    """`second_moments` with settings that are checked.
+    """`second_moments` with settings that are `resolved`, computed by a crew. This process needs no model.
 
-    experts: layer → those to collect, at layers that have any. root: the folder of the cache.
+    experts: layer → those to collect, at layers that have any. root: the folder of the cache, in this process.
     """
     begun = time.perf_counter()
     if (source := _key_sums(asked)) is not None:
-        return _imported(model, source, asked, root)
+        return _imported(crew, source, asked, root)
     layers = list(asked.layers or ())
-    places = places_of(layers, experts)
-    text = _corpus(model, asked, root)
-    identity = {
-        **text.identity,
-        "format": FORMAT,
-        "model": model.model_hash,
-        "n_tokens": text.n_tokens,
-        "sequence_length": asked.sequence_length,
-        "dtype": model.dtype_name,
-    }
-    key = content_key(identity)
-    folder = root / "moments" / key
-    run = describe_run("moments", model, {**identity, **run_settings(asked)}, seed=asked.seed, protocol="paper")
-    missing = [place for place in places if metadata_of(layer_file(folder, *place)) is None]
+    text, about = crew.ask(_corpus_named, asked)
+    folder = root / "moments" / about.key
+    missing = [place for place in places_of(layers, experts) if metadata_of(layer_file(folder, *place)) is None]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         if log.isEnabledFor(logging.INFO):
-            cost = planned_moments(model, asked, layers, places=missing, text=text)
-            log.info("second moments of %s; about %.0f s", cost, cost.seconds(model))
-        _collect(model, text, missing, folder, asked.batch_rows, _budget(model, asked), progress)
-    run["seconds"] = time.perf_counter() - begun
+            cost, seconds = crew.ask(_told_cost, asked, missing, text.n_tokens, text.to_sample(root))
+            log.info("second moments of %s; about %.0f s", cost, seconds)
+        note = {"model": about.model_hash, "corpus": text.corpus_hash}
+        _collect(crew, asked, text.sequences(crew, root, progress), missing, folder, note, progress)
+    about.run["seconds"] = time.perf_counter() - begun
     return Moments(
-        run=run,
-        key=key,
-        model_hash=model.model_hash,
+        run=about.run,
+        key=about.key,
+        model_hash=about.model_hash,
         corpus=text.description,
         corpus_hash=text.corpus_hash,
         n_tokens=text.n_tokens,
@@ -135,6 +146,16 @@ def collected(
         source=None if asked.corpus is None else str(asked.corpus),
         experts={layer: sorted(found) for layer, found in experts.items()},
     )
+
+
+def _corpus_named(model: Decoder, asked: MomentSettings) -> tuple[Corpus, _Identity]:
+    """The corpus, and what names its second moments."""
+    if asked.corpus is None:
+        text: Corpus = sampled_corpus(model, asked.tokens, asked.sequence_length, asked.seed)
+    else:
+        text = text_corpus(model, Path(asked.corpus).expanduser(), asked.tokens, asked.sequence_length)
+    parts = {"n_tokens": text.n_tokens, "sequence_length": asked.sequence_length, "dtype": model.dtype_name}
+    return text, _identity(model, asked, {**text.identity, **parts})
 
 
 @checked
@@ -159,36 +180,25 @@ def import_moments(
     no file.
     """
     asked = MomentSettings(corpus=path, ridge=ridge, layers=layers)
-    return _imported(model, Path(path).expanduser(), asked, cache_root(cache_dir))
+    return _imported(Alone(model), Path(path).expanduser(), asked, cache_root(cache_dir))
 
 
-def _imported(model: Decoder, source: Path, asked: MomentSettings, root: Path) -> Moments:
+def _imported(crew: Crew, source: Path, asked: MomentSettings, root: Path) -> Moments:
     begun = time.perf_counter()
-    files, n_tokens = _files(model, source, asked)
+    files, n_tokens, corpus_hash, about = crew.ask(_files_named, source, asked)
     layers = sorted(files if asked.layers is None else set(asked.layers))
-    sums = {str(layer): file.digest() for layer, file in files.items()}
-    corpus_hash = content_key(sums)
-    identity = {"format": FORMAT, "model": model.model_hash, "sums": corpus_hash}
-    key = content_key(identity)
-    folder = root / "moments" / key
-    run = describe_run(
-        "moments",
-        model,
-        {**identity, **run_settings(replaced(asked, layers=layers))},
-        seed=asked.seed,
-        protocol="paper",
-    )
+    folder = root / "moments" / about.key
     for layer in layers:
         if metadata_of(layer_file(folder, layer)) is None:
-            note = {"layer": layer, "n_tokens": files[layer].n_tokens, "model": model.model_hash, "corpus": corpus_hash}
+            note = {"layer": layer, "n_tokens": files[layer].n_tokens, "model": about.model_hash, "corpus": corpus_hash}
             C = files[layer].mean()  # before the folder, as it may be refused
             folder.mkdir(parents=True, exist_ok=True)
             save_tensors(layer_file(folder, layer), {"C": C}, note)
-    run["seconds"] = time.perf_counter() - begun
+    about.run["seconds"] = time.perf_counter() - begun
     return Moments(
-        run=run,
-        key=key,
-        model_hash=model.model_hash,
+        run=about.run,
+        key=about.key,
+        model_hash=about.model_hash,
         corpus=f"second moments in '{asked.corpus}'",
         corpus_hash=corpus_hash,
         n_tokens=n_tokens,
@@ -198,6 +208,14 @@ def _imported(model: Decoder, source: Path, asked: MomentSettings, root: Path) -
         ridge=asked.ridge,
         source=str(asked.corpus),
     )
+
+
+def _files_named(model: Decoder, source: Path, asked: MomentSettings) -> tuple[dict[int, KeySum], int, str, _Identity]:
+    """`_files`, the hash of all sums and counts, and what names these second moments."""
+    files, n_tokens = _files(model, source, asked)
+    layers = sorted(files if asked.layers is None else set(asked.layers))
+    corpus_hash = content_key({str(layer): file.digest() for layer, file in files.items()})
+    return files, n_tokens, corpus_hash, _identity(model, replaced(asked, layers=layers), {"sums": corpus_hash})
 
 
 def _files(model: Decoder, source: Path, asked: MomentSettings) -> tuple[dict[int, KeySum], int]:
@@ -219,42 +237,43 @@ def _key_sums(asked: MomentSettings) -> Path | None:
     return source if source is not None and is_key_sums(source) else None
 
 
-def _corpus(model: Decoder, asked: MomentSettings, root: Path) -> Corpus:
-    if asked.corpus is None:
-        return sampled_corpus(model, asked.tokens, asked.sequence_length, asked.seed, root)
-    return text_corpus(model, Path(asked.corpus).expanduser(), asked.tokens, asked.sequence_length)
-
-
-def planned_moments(
-    model: Decoder,
-    asked: MomentSettings,
-    layers: Sequence[int],
-    *,
-    places: Sequence[Place] | None = None,
-    text: Corpus | None = None,
-) -> MomentCost:
-    """The cost of collecting these layers, or only these down-projections of theirs: nothing where they are read from
-    files. text: the corpus, if it is known."""
+def planned_moments(model: Decoder, asked: MomentSettings, layers: Sequence[int]) -> MomentCost:
+    """The cost of collecting these layers: nothing where they are read from files."""
     if _key_sums(asked) is not None:
         return moment_cost(model, [], 0, 0)
-    sampled = asked.tokens if asked.corpus is None else 0
-    tokens, to_sample = (asked.tokens, sampled) if text is None else (text.n_tokens, text.to_sample)
-    itemsize = 4 if -(-tokens // asked.batch_rows) <= FLOAT32_BATCHES else 8
-    if places is None:
-        places = places_of(layers, routed_experts(model, replaced(asked, layers=layers)))
-    groups = _groups(model, places, _budget(model, asked), itemsize)
+    places = places_of(layers, routed_experts(model, replaced(asked, layers=layers)))
+    return _cost(model, asked, places, asked.tokens, asked.tokens if asked.corpus is None else 0)
+
+
+def _cost(model: Decoder, asked: MomentSettings, places: Sequence[Place], tokens: int, to_sample: int) -> MomentCost:
+    itemsize = _dtype(-(-tokens // asked.batch_rows)).itemsize
+    groups = _groups(places, *_room(model, asked, places, itemsize))
     return moment_cost(model, groups, tokens, to_sample, itemsize)
 
 
-def _groups(model: Decoder, places: Sequence[Place], budget: int, itemsize: int) -> list[list[Place]]:
+def _told_cost(
+    model: Decoder, asked: MomentSettings, places: Sequence[Place], tokens: int, to_sample: int
+) -> tuple[str, float]:
+    """The cost in words, and the seconds it takes."""
+    cost = _cost(model, asked, places, tokens, to_sample)
+    return str(cost), cost.seconds(model)
+
+
+def _dtype(count: int) -> torch.dtype:
+    """The dtype of sums over `count` batches."""
+    return torch.float32 if count <= FLOAT32_BATCHES else torch.float64
+
+
+def _room(model: Decoder, asked: MomentSettings, places: Sequence[Place], itemsize: int) -> tuple[int, int]:
+    """Bytes of the sums of the largest of the places, and bytes for the sums of all."""
+    largest = max((sum_bytes(model, place, itemsize) for place in places), default=1)
+    return largest, free_bytes(model.device) // 2 if asked.memory is None else parse_bytes(asked.memory)
+
+
+def _groups(places: Sequence[Place], largest: int, budget: int) -> list[list[Place]]:
     """The places in their order, in groups whose sums fit together, with at least one each."""
-    size = max(width_of(model, place) for place in places) ** 2 * itemsize if places else 1
-    each = max(1, budget // size)
+    each = max(1, budget // largest)
     return [list(places[i : i + each]) for i in range(0, len(places), each)]
-
-
-def _budget(model: Decoder, asked: MomentSettings) -> int:
-    return free_bytes(model.device) // 2 if asked.memory is None else parse_bytes(asked.memory)
 
 
 def check_moments(model: Decoder, asked: MomentSettings) -> None:
@@ -308,47 +327,46 @@ def routed_experts(model: Decoder, asked: MomentSettings) -> dict[int, tuple[int
 
 
 def _collect(
-    model: Decoder,
-    corpus: Corpus,
+    crew: Crew,
+    asked: MomentSettings,
+    sequences: list[list[int]],
     missing: list[Place],
     folder: Path,
-    batch_rows: int,
-    budget: int,
+    about: Mapping[str, str],
     progress: Progress | None,
 ) -> None:
-    """Compute and write what is missing. What has a checkpoint of an interrupted run comes first."""
-    sequences = corpus.sequences(progress)
-    parts = list(batches(sequences, batch_rows))
-    dtype = torch.float32 if len(parts) <= FLOAT32_BATCHES else torch.float64
+    """Compute and write what is missing. What has a checkpoint of an interrupted run comes first. about: what the
+    metadata of every file has."""
+    parts = [sequences[part] for part in batches(sequences, asked.batch_rows)]
+    dtype = _dtype(len(parts))
+    room = crew.ask(_room, asked, missing, dtype.itemsize)
     work: list[tuple[list[Place], Path | None]] = []
     left = list(missing)
-    for file in sorted(folder.glob("partial-*.safetensors")):
-        found = metadata_of(file) or {}
-        if started := [place for place in left if place.name in found.get("places", ())]:
-            started = _groups(model, started, budget, dtype.itemsize)[0]
+    for file, places in checkpoints(folder, cut_of(parts)):
+        if started := [place for place in left if place in places]:
+            started = _groups(started, *room)[0]
             work.append((started, file))
             left = [place for place in left if place not in started]
-    work += [(group, None) for group in _groups(model, left, budget, dtype.itemsize)]
+    work += [(group, None) for group in _groups(left, *room)]
 
-    total, model_hash = corpus.n_tokens * len(work), model.model_hash
+    n_tokens = sum(map(len, sequences))
     for number, (group, partial) in enumerate(work):
-        done = _Report(progress, corpus.n_tokens * number, total)
-        sums, routed = _group_sums(model, sequences, group, folder, partial, batch_rows, dtype, done)
+        done = _Report(progress, n_tokens * number, n_tokens * len(work))
+        total = GroupSums(group, parts, dtype, folder, partial, done).collect(crew)
         # Hashing and writing a large layer takes longer than computing it, and needs no lock of Python's.
         with ThreadPoolExecutor(WRITERS) as pool:
             writing: deque[Future[None]] = deque()
             for place in group:
                 if len(writing) == WRITERS:
                     writing.popleft().result()
-                note = {"layer": place.layer, "n_tokens": corpus.n_tokens, "model": model_hash}
+                note = {**about, "layer": place.layer, "n_tokens": n_tokens}
                 if place.expert is not None:
-                    note |= {"expert": place.expert, "routed": routed[place]}
-                mean = (sums.pop(place).double() / corpus.n_tokens).float().cpu()
-                told = {**note, "corpus": corpus.corpus_hash}
-                writing.append(pool.submit(save_tensors, layer_file(folder, *place), {"C": mean}, told))
+                    note |= {"expert": place.expert, "routed": total.routed[place]}
+                mean = (torch.from_numpy(total.sums.pop(place)).double() / n_tokens).float()
+                writing.append(pool.submit(save_tensors, layer_file(folder, *place), {"C": mean}, note))
             for one in writing:
                 one.result()
-        _tidy(folder)
+        tidy(folder)
 
 
 @dataclass(frozen=True)
@@ -360,69 +378,3 @@ class _Report:
     def __call__(self, tokens: int) -> None:
         if self.progress is not None:
             self.progress("moments", self.before + tokens, self.total)
-
-
-def _group_sums(
-    model: Decoder,
-    sequences: list[list[int]],
-    group: list[Place],
-    folder: Path,
-    partial: Path | None,
-    batch_rows: int,
-    dtype: torch.dtype,
-    report: _Report,
-) -> tuple[dict[Place, Tensor], dict[Place, int]]:
-    """Σ k kᵀ of a group over all sequences, and how many of their tokens each has keys of, resumed from the checkpoint
-    `partial` if given."""
-    position = 0
-    sums: dict[Place, Tensor] = {}
-    routed = dict.fromkeys(group, 0)
-    if partial is not None:
-        tensors, note = load_tensors(partial)
-        position = note["sequences"]
-        sums = {place: tensors[place.name].to(model.device, dtype) for place in group}
-        routed = {place: note["routed"][place.name] for place in group}
-    for place in group:
-        m = width_of(model, place)
-        sums.setdefault(place, torch.zeros((m, m), dtype=dtype, device=model.device))
-
-    # The pass needs no layer above the group's last, so it runs a view of the model without them.
-    lower = copy.copy(model)
-    lower.blocks = model.blocks[: group[-1].layer + 1]
-
-    def add(layer: int, keys: Keys) -> None:
-        for place in group:
-            if place.layer == layer:
-                key = keys.of_one(place.expert)
-                routed[place] += len(key)
-                narrow = key if key.dtype != torch.float64 else key.float()
-                second_moment_(sums[place], narrow.to(sums[place].device))
-
-    tokens = sum(len(s) for s in sequences[:position])
-    report(tokens)
-    saved = time.monotonic()
-    for part in list(batches(sequences[position:], batch_rows)):
-        batch = sequences[position + part.start : position + part.stop]
-        forward(lower, pack(model, batch), on_key=add)
-        tokens += sum(map(len, batch))
-        report(tokens)
-        reached = position + part.stop
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS and reached < len(sequences):
-            _checkpoint(folder, sums, routed, reached)
-            saved = time.monotonic()
-    return sums, routed
-
-
-def _checkpoint(folder: Path, sums: dict[Place, Tensor], routed: dict[Place, int], reached: int) -> None:
-    note = {"places": [place.name for place in sums]}
-    path = folder / f"partial-{content_key(note)[:8]}.safetensors"
-    about = {**note, "sequences": reached, "routed": {place.name: n for place, n in routed.items()}}
-    save_tensors(path, {place.name: C for place, C in sums.items()}, about)
-
-
-def _tidy(folder: Path) -> None:
-    """Remove checkpoints that cannot be read or whose sums are all done."""
-    for partial in folder.glob("partial-*.safetensors"):
-        note = metadata_of(partial) or {}
-        if all(layer_file(folder, *Place.named(name)).is_file() for name in note.get("places", ())):
-            partial.unlink(missing_ok=True)

@@ -2,14 +2,17 @@
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fasttrace.cache import content_key, load_tensors, save_tensors
+from fasttrace.cluster.crew import Crew
 from fasttrace.errors import UserError
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.generate import prefix_ids, sample_tokens, start_ids
@@ -22,24 +25,89 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
-    """A corpus of token sequences.
+class Corpus(ABC):
+    """A corpus of token sequences. It can be pickled, and holds no model.
 
     description: a text for people. corpus_hash: hash of the texts, or of the settings that they are sampled with.
-    identity: the corpus's entries in a cache key. n_tokens: number of tokens used, BOS included. to_sample: number of
-    tokens that are not on disk yet, which `sequences` samples. sequences(progress): the token ids of every sequence, at
-    most sequence_length each.
+    identity: the corpus's entries in a cache key. n_tokens: number of tokens used, BOS included.
     """
 
     description: str
     corpus_hash: str
     identity: dict[str, Any]
     n_tokens: int
-    to_sample: int
-    sequences: Callable[[Progress | None], list[list[int]]]
+
+    def to_sample(self, root: Path) -> int:
+        """Number of tokens that `sequences` samples, because the cache folder `root` does not have them yet."""
+        return 0
+
+    @abstractmethod
+    def sequences(self, crew: Crew, root: Path, progress: Progress | None = None) -> list[list[int]]:
+        """The token ids of every sequence, at most sequence_length each.
+
+        crew: samples what `root` does not have, which this process writes there.
+        """
 
 
-def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int, *, what: str = "corpus") -> Corpus:
+@dataclass(frozen=True, eq=False)
+class TextCorpus(Corpus):
+    """A corpus that was read. ids: of every sequence."""
+
+    ids: list[list[int]]
+
+    def sequences(self, crew: Crew, root: Path, progress: Progress | None = None) -> list[list[int]]:
+        """`ids`."""
+        return self.ids
+
+
+@dataclass(frozen=True, eq=False)
+class SampledCorpus(Corpus):
+    """A corpus that the model samples. prefix: token ids before each text. length: of a text, without them."""
+
+    prefix: list[int]
+    length: int
+    seed: int
+
+    @property
+    def _size(self) -> int:
+        """Number of tokens of a batch of texts."""
+        return (len(self.prefix) + self.length) * SAMPLED_ROWS
+
+    def _files(self, root: Path) -> list[Path]:
+        folder = root / "sampled" / self.corpus_hash
+        return [folder / f"{number:06d}.safetensors" for number in range(-(-self.n_tokens // self._size))]
+
+    def to_sample(self, root: Path) -> int:
+        """Those of the batches that `root` does not have."""
+        return self._size * sum(not file.is_file() for file in self._files(root))
+
+    def sequences(self, crew: Crew, root: Path, progress: Progress | None = None) -> list[list[int]]:
+        """Each text is one sequence."""
+        files = self._files(root)
+        missing = [number for number, file in enumerate(files) if not file.is_file()]
+        drawn = crew.map(_sampled_batch, ((self.length, self.seed, number) for number in missing))
+        result: list[list[int]] = []
+        used = 0
+        for number, file in enumerate(files):
+            if progress is not None:
+                progress("sampling", used, self.n_tokens)
+            if number in missing:
+                ids = next(drawn)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(file, {"ids": torch.tensor(ids)}, {"seed": self.seed, "batch": number})
+            else:
+                ids = load_tensors(file)[0]["ids"].numpy()
+            for text in ids.tolist():
+                sequence = [*self.prefix, *text][: self.n_tokens - used]
+                if sequence:
+                    result.append(sequence)
+                    used += len(sequence)
+        if progress is not None:
+            progress("sampling", used, self.n_tokens)
+        return result
+
+
+def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int, *, what: str = "corpus") -> TextCorpus:
     """The first `tokens` tokens of a text file, or of a folder's .txt files in order of name. what: its name in errors.
 
     Each file is cut into sequences of sequence_length. The last sequence of a file may be shorter. If the tokenizer
@@ -72,14 +140,13 @@ def text_corpus(model: Decoder, source: Path, tokens: int, sequence_length: int,
         log.warning("%s '%s': expected %d tokens, got %d, which are all used", what, source, tokens, used)
     ids = hashlib.sha256(repr(sequences).encode()).hexdigest()
     corpus_hash = digest.hexdigest()
-    return Corpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, 0, lambda _: sequences)
+    return TextCorpus(description, corpus_hash, {"corpus": corpus_hash, "ids": ids}, used, sequences)
 
 
-def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int, root: Path) -> Corpus:
+def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int) -> SampledCorpus:
     """`tokens` tokens of text sampled from the model at temperature 1, from the whole distribution.
 
-    Each text is one sequence. Every batch of texts has its own seed and is stored under `root`, so later and longer
-    runs reuse it.
+    Every batch of texts has its own seed and its own file in a cache folder, so later and longer runs reuse it.
     """
     prefix, start = prefix_ids(model.tokenizer)[: sequence_length - 1], start_ids(model)
     length = model.room(len(start), sequence_length - len(prefix))
@@ -95,45 +162,13 @@ def sampled_corpus(model: Decoder, tokens: int, sequence_length: int, seed: int,
         "seed": seed,
     }
     key = content_key(settings)
-    folder, size = root / "sampled" / key, (len(prefix) + length) * SAMPLED_ROWS
-    numbers = range(-(-tokens // size))
-
-    def sequences(progress: Progress | None) -> list[list[int]]:
-        result: list[list[int]] = []
-        used = 0
-        for number in numbers:
-            if progress is not None:
-                progress("sampling", used, tokens)
-            ids = _sampled_batch(model, folder, number, length, seed)
-            for text in ids:
-                sequence = [*prefix, *text][: tokens - used]
-                if sequence:
-                    result.append(sequence)
-                    used += len(sequence)
-        if progress is not None:
-            progress("sampling", used, tokens)
-        return result
-
     description = f"sampled from the model (temperature 1, {sequence_length} tokens a text, seed {seed})"
-    to_sample = size * sum(not _batch_file(folder, number).is_file() for number in numbers)
-    return Corpus(description, key, {"corpus": key}, tokens, to_sample, sequences)
+    return SampledCorpus(description, key, {"corpus": key}, tokens, prefix, length, seed)
 
 
-def _batch_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.safetensors"
-
-
-def _sampled_batch(model: Decoder, folder: Path, number: int, length: int, seed: int) -> list[list[int]]:
-    path = _batch_file(folder, number)
-    if path.is_file():
-        tensors, _ = load_tensors(path)
-        stored: list[list[int]] = tensors["ids"].tolist()
-        return stored
-    ids = sample_tokens(model, SAMPLED_ROWS, length, seed=(seed, number))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, {"ids": ids.to(torch.int32)}, {"seed": seed, "batch": number})
-    drawn: list[list[int]] = ids.tolist()
-    return drawn
+def _sampled_batch(model: Decoder, length: int, seed: int, number: int) -> np.ndarray:
+    """(SAMPLED_ROWS, length) int32, the texts of a batch, without their prefix."""
+    return sample_tokens(model, SAMPLED_ROWS, length, seed=(seed, number)).to(torch.int32).numpy()
 
 
 def _files(source: Path, what: str) -> list[Path]:

@@ -11,7 +11,7 @@ from fasttrace.editing.corpus import SAMPLED_ROWS
 from fasttrace.editing.essence import TOKENS
 from fasttrace.editing.hyperparameters import window_of
 from fasttrace.editing.methods.finetune import NOISE_ROWS
-from fasttrace.editing.moments import Place, width_of
+from fasttrace.editing.moments import Place, sum_bytes, width_of
 from fasttrace.editing.scores import prompt_count
 from fasttrace.facts import EncodedFact
 from fasttrace.memory import size_text
@@ -123,10 +123,9 @@ def job_bytes(model: Decoder, layer: int, rows: int, tokens: int, matrices: int 
 class MomentCost:
     """The cost of collecting second moments.
 
-    layers: how many matrices. width: m, the largest. disk: bytes of their files. memory: bytes of the running sums.
-    passes: passes over the
-    corpus. to_sample: tokens that are sampled first. sampling: FLOPs of that. flops: FLOPs of the passes. rows: rows
-    times layers of the passes.
+    layers: how many matrices. width: m, the largest. disk: bytes of their files. memory: bytes of the running sums
+    where the model is (`sum_bytes`). passes: passes over the corpus. to_sample: tokens that are sampled first.
+    sampling: FLOPs of that. flops: FLOPs of the passes. rows: rows times layers of the passes.
     """
 
     layers: int
@@ -164,8 +163,7 @@ def moment_cost(
     to_sample: number of tokens that the model samples first. itemsize: bytes of a number of the sums.
     """
     by_block = [sum(linear_flops(model, block)) for block in model.blocks]
-    sizes = [[width_of(model, place) ** 2 for place in group] for group in groups]
-    total = sum(map(sum, sizes))
+    total = sum(width_of(model, place) ** 2 for group in groups for place in group)
     tops = [group[-1].layer + 1 for group in groups]
     flops = float(tokens) * (sum(sum(by_block[:top]) for top in tops) + total)
     sampling = float(to_sample) * (sum(by_block) + 2 * model.width * model.vocab_size)
@@ -173,7 +171,7 @@ def moment_cost(
         sum(map(len, groups)),
         max((width_of(model, place) for group in groups for place in group), default=model.key_width),
         total * 4,
-        max(map(sum, sizes), default=0) * itemsize,
+        max((sum(sum_bytes(model, place, itemsize) for place in group) for group in groups), default=0),
         len(groups),
         to_sample,
         sampling,

@@ -1,11 +1,13 @@
 """`edit`: edits of many facts at many layers, optimised and scored in batches, each independent of the others."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from fasttrace.cache import cache_root, content_of
+from fasttrace.cluster.crew import Alone
 from fasttrace.editing.after import After
 from fasttrace.editing.collect import collected
 from fasttrace.editing.contexts import method_contexts
@@ -28,7 +30,17 @@ from fasttrace.models.modes import with_autograd
 from fasttrace.models.packed import sequence_logprob
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import takes
-from fasttrace.settings.base import argument, carried, given_by, refusal, replaced, run_settings, settings, settings_of
+from fasttrace.settings.base import (
+    argument,
+    carried,
+    given_by,
+    refusal,
+    replaced,
+    run_settings,
+    settings,
+    settings_of,
+    text_of,
+)
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import (
     METHODS,
@@ -109,48 +121,28 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
 
     Raises the errors of `edit`.
     """
-    asked, problem = carried(EditSettings, given), PROBLEMS[given.problem]
-    own = settings_for(model, asked.method, asked.problem, asked.protocol, own_settings(given))
+    asked, problem = carried(EditSettings, given, hyperparameters=own_settings(given)), PROBLEMS[given.problem]
     say_whose(model.name, asked.method, shape_of(model))
-    if reads_moments(asked.method, own):
-        model.check_moments(asked.method)
+    found = _resolved(model, facts, asked)
+    own, encoded, corruption = found.own, found.encoded, found.corruption
     judge = judge_of(asked, given.judge)
-    layers = _layers(model, asked)
-    encoded = _encoded(model, facts, asked, problem)
-    tuned, reads = isinstance(own, FineTuneSettings), reads_moments(asked.method, own)
-    corruption = None
-    if problem.needs_noise:
-        sigma = noise_sigma(model, asked.sigma, asked.sigma_facts)
-        assert asked.noise is not None  # the settings resolve it
-        anew = problem.corrupted and asked.protocol == "released"
-        corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample, anew)
-    templates, moments, solved_at = [], None, set[int]()
-    chosen: dict[str, Chosen] = {}
-    every: dict[int, tuple[int, ...]] = {}
-    if tuned:
-        check_experts(model, asked, sorted(_changed_layers(model, asked, layers)), tuned=True)
-    else:
-        solved_at = _changed_layers(model, asked, layers)
-        routed = check_experts(model, asked, sorted(solved_at), tuned=tuned)
-        noise = corruption if problem.corrupted else None
-        found = chosen_experts(model, encoded, routed, asked, noise) if routed else [{} for _ in encoded]
-        chosen = {fact.fact_id: own for fact, own in zip(encoded, found, strict=True)}
-        every = union(found)
-        if given.moments is not None and reads:
-            both = sorted({"corpus", "corpus_tokens", "ridge"} & given_by(given).keys())
-            if both:
-                raise refusal(given, both[0], "either a value or moments, which have their own", "both")
-            given.moments.check(model, sorted(solved_at), every)
+    templates, moments = [], None
+    if not isinstance(own, FineTuneSettings):
+        if given.moments is not None and found.moments is not None:
+            _check_own(given, given.moments)
+            given.moments.check(model, found.solved_at, found.every)
         templates = _templates(model, asked)
         for fact in encoded:
             contexts_of(model, fact, _target(fact, problem), templates)  # raises before the passes
     noise_targets = {}
     if problem.target == "noise":
         noise_targets = _noise_targets(model, encoded, corruption, asked, problem, templates)
-    if reads:
-        moments = given.moments or _collected(model, asked, sorted(solved_at), every, given.progress)
+    if found.moments is not None:
+        moments = given.moments
+        if moments is None:
+            moments = collected(Alone(model), found.moments, found.every, cache_root(None), given.progress)
     settled = _settled(asked, own, templates, moments, corruption)
-    if every:
+    if found.every:
         settled = replaced(settled, experts=asked.experts or "routed")
     return EditPlan(
         model=model,
@@ -158,18 +150,83 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
         settings=settled,
         hyperparameters=own,
         problem=problem,
-        layers=layers,
+        layers=found.layers,
         contexts=templates,
         moments=moments,
-        solve=solve_of(asked.method, own, moments, model, places_of(solved_at, every)),
+        solve=solve_of(asked.method, own, moments, model, places_of(found.solved_at, found.every)),
         after=After(model, settled),
         judge=judge,
         corruption=corruption,
         noise_targets=noise_targets,
         left_out=_too_unlikely(model, encoded) if problem.minimise else {},
-        experts=chosen,
+        experts=found.experts,
         run=_run(model, settled, own, templates, moments, corruption, given.judge),
     )
+
+
+def needed_moments(
+    model: Decoder, facts: Sequence[Fact], asked: EditSettings
+) -> tuple[MomentSettings, dict[int, tuple[int, ...]]] | None:
+    """The second moments that `prepare_edit` collects for these edits: their settings and layer → experts, as
+    `collected` takes them. None where the method reads none.
+
+    Raises the errors of `prepare_edit` for settings and facts that do not fit the model.
+    """
+    found = _resolved(model, facts, asked)
+    return None if found.moments is None else (found.moments, found.every)
+
+
+class _Resolved(NamedTuple):
+    """What settings and facts mean for a model.
+
+    own: every value of the method's settings. layers: to edit. encoded: the distinct facts. corruption: the noise, if
+    the problem needs any. solved_at: the layers that a solve changes, ascending. experts: fact_id → layer → those that
+    the fact's edits change. every: layer → those of all facts. moments: the settings of the second moments that the
+    method reads, if any.
+    """
+
+    own: MethodSettings
+    layers: tuple[int, ...]
+    encoded: list[EncodedFact]
+    corruption: Corruption | None
+    solved_at: list[int]
+    experts: dict[str, Chosen]
+    every: dict[int, tuple[int, ...]]
+    moments: MomentSettings | None
+
+
+def _resolved(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> _Resolved:
+    """Raises the errors of `prepare_edit` for settings and facts that do not fit the model."""
+    problem = PROBLEMS[asked.problem]
+    own = settings_for(model, asked.method, asked.problem, asked.protocol, asked.hyperparameters)
+    tuned, reads = isinstance(own, FineTuneSettings), reads_moments(asked.method, own)
+    if reads:
+        model.check_moments(asked.method)
+    layers = _layers(model, asked)
+    encoded = _encoded(model, facts, asked, problem)
+    corruption = None
+    if problem.needs_noise:
+        sigma = noise_sigma(model, asked.sigma, asked.sigma_facts)
+        assert asked.noise is not None  # the settings resolve it
+        anew = problem.corrupted and asked.protocol == "released"
+        corruption = Corruption(sigma, asked.noise, asked.seed, asked.noise_sample, anew)
+    changed = sorted(_changed_layers(model, asked, layers))
+    routed = check_experts(model, asked, changed, tuned=tuned)
+    if tuned:
+        return _Resolved(own, layers, encoded, corruption, [], {}, {}, None)
+    noise = corruption if problem.corrupted else None
+    chosen = chosen_experts(model, encoded, routed, asked, noise) if routed else [{} for _ in encoded]
+    experts: dict[str, Chosen] = {fact.fact_id: one for fact, one in zip(encoded, chosen, strict=True)}
+    moments = _moment_settings(model, asked, changed) if reads else None
+    return _Resolved(own, layers, encoded, corruption, changed, experts, union(chosen), moments)
+
+
+def _check_own(given: Any, moments: Moments) -> None:
+    """Raise UserError where a setting of the second moments is given that they were not made with."""
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in given_by(given).items()}
+    for name, have in sorted(_own_settings(moments).items()):
+        if name in asked and asked[name] != have:
+            raise refusal(given, name, f"{text_of(have)}, as the moments have it, or no value", text_of(asked[name]))
 
 
 def _changed_layers(model: Decoder, asked: EditSettings, layers: Sequence[int]) -> set[int]:
@@ -216,15 +273,9 @@ def _templates(model: Decoder, asked: EditSettings) -> list[str]:
     return method_contexts(model, asked.method, asked.contexts, seed=asked.seed)
 
 
-def _collected(
-    model: Decoder,
-    asked: EditSettings,
-    layers: list[int],
-    experts: Chosen,
-    progress: Callable[[str, int, int], None] | None,
-) -> Moments:
-    """Second moments of the layers and experts that are edited, collected with the settings of the edit."""
-    settings = MomentSettings(
+def _moment_settings(model: Decoder, asked: EditSettings, layers: list[int]) -> MomentSettings:
+    """Second moments of the layers that are edited, with the settings of the edit."""
+    return MomentSettings(
         corpus=asked.corpus,
         tokens=asked.corpus_tokens,
         layers=layers,
@@ -232,7 +283,11 @@ def _collected(
         seed=asked.seed,
         ridge=asked.ridge,
     )
-    return collected(model, settings, experts, cache_root(None), progress)
+
+
+def _own_settings(moments: Moments) -> dict[str, Any]:
+    """The settings of an edit that its second moments have."""
+    return {"corpus": moments.source, "corpus_tokens": moments.requested_tokens, "ridge": moments.ridge}
 
 
 def _noise_targets(
@@ -283,8 +338,7 @@ def _settled(
     if templates:
         settled = replaced(settled, contexts=len(templates) - 1)
     if moments is not None:
-        about = {"corpus": moments.source, "corpus_tokens": moments.requested_tokens, "ridge": moments.ridge}
-        settled = replaced(settled, **about)
+        settled = replaced(settled, **_own_settings(moments))
     return settled if corruption is None else replaced(settled, sigma=corruption.sigma)
 
 

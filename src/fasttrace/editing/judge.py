@@ -52,32 +52,38 @@ def judge_of(asked: EditingSettings, judge: Judge | None) -> Judge | None:
         raise UserError("judge: expected a function or judge_url, got both")
     if not asked.generate:
         raise UserError("judge: expected generate of at least 1 token, as a judge reads generated text, got 0")
-    return judge if judge is not None else _model_at(asked)
+    return judge if judge is not None else _ModelAt(asked)
 
 
-def _model_at(asked: EditingSettings) -> Judge:
-    openai = require("openai")
-    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
-    client = openai.AsyncOpenAI(base_url=asked.judge_url, api_key=key, timeout=None, max_retries=1)
-    # A loop of its own, because only a task can be cancelled: a blocking client bounds each read, not the judgement.
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
+class _ModelAt:
+    """The model at `judge_url`, asked as a `Judge`. A copy in another process asks it with the key there."""
 
-    async def reply(question: str) -> Any:
-        asking = client.chat.completions.create(
-            model=asked.judge_model, messages=[{"role": "user", "content": question}], temperature=0
-        )
-        return await asyncio.wait_for(asking, asked.judge_timeout)
+    def __init__(self, asked: EditingSettings) -> None:
+        openai = require("openai")
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+        self.asked = asked
+        self._client = openai.AsyncOpenAI(base_url=asked.judge_url, api_key=key, timeout=None, max_retries=1)
+        # A loop of its own, because only a task can be cancelled: a blocking client bounds each read, not the
+        # judgement.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def ask(prompt: str, answers: Sequence[str], text: str) -> bool:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ModelAt, (self.asked,)
+
+    def __call__(self, prompt: str, answers: Sequence[str], text: str) -> bool:
         question = QUESTION.format(prompt=prompt, answers=" or ".join(answers), text=text)
         try:
-            said = asyncio.run_coroutine_threadsafe(reply(question), loop).result()
+            said = asyncio.run_coroutine_threadsafe(self._reply(question), self._loop).result()
         except TimeoutError:
-            raise TimeoutError(f"expected an answer within {asked.judge_timeout:g} s, got none") from None
+            raise TimeoutError(f"expected an answer within {self.asked.judge_timeout:g} s, got none") from None
         return _verdict(said)
 
-    return ask
+    async def _reply(self, question: str) -> Any:
+        asking = self._client.chat.completions.create(
+            model=self.asked.judge_model, messages=[{"role": "user", "content": question}], temperature=0
+        )
+        return await asyncio.wait_for(asking, self.asked.judge_timeout)
 
 
 def _verdict(said: Any) -> bool:

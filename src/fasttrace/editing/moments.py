@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,12 @@ def width_of(model: Decoder, place: Place) -> int:
     return model.blocks[place.layer].down_shape_of(() if place.expert is None else (place.expert,))[1]
 
 
+def sum_bytes(model: Decoder, place: Place, itemsize: int) -> int:
+    """Bytes of the running sums of a down-projection where the model is: those of a lane (`editing.lanes`), and on a
+    CPU the total too. itemsize: bytes of a number."""
+    return width_of(model, place) ** 2 * itemsize * (2 if model.device.type == "cpu" else 1)
+
+
 def places_of(layers: Iterable[int], experts: Mapping[int, Sequence[int]]) -> list[Place]:
     """The down-projections of some layers, ascending. experts: layer → its experts, at layers that have any."""
     found: list[Place] = []
@@ -94,6 +100,10 @@ class Moments:
     _factors: OrderedDict[tuple[Place, float], "_Factor"] = field(default_factory=OrderedDict, repr=False)
     _null_spaces: OrderedDict[tuple[Place, float, str], Tensor] = field(default_factory=OrderedDict, repr=False)
     _conditions: dict[tuple[int, tuple[int, ...], float], float] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed from the files, which is as large as C and is computed again."""
+        return {**self.__dict__, "_factors": OrderedDict(), "_null_spaces": OrderedDict()}
 
     def check(self, model: Decoder, layers: Sequence[int], experts: Mapping[int, Sequence[int]] | None = None) -> None:
         """Raise UserError where the moments are of another model or lack one of the layers or of their experts.

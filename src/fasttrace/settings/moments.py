@@ -67,7 +67,7 @@ class MomentSettings(CorpusSettings):
     memory: Size | None = setting(
         default=None,
         names_run="never",
-        help="Memory for the running sums, m² · 4 bytes per layer for keys of width m (m² · 8 beyond 256 batches); by "
-        "default half of the free memory. Layers that do not fit together are collected in groups, which gives the "
-        "same values",
+        help="Memory for the running sums, m² · 4 bytes per layer for keys of width m (m² · 8 beyond 256 batches), and "
+        "on a CPU twice that; by default half of the free memory. Layers that do not fit together are collected in "
+        "groups, which gives the same values",
     )
