@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from fasttrace.cache import cache_root
 from fasttrace.cluster.crew import Alone, Crew
 from fasttrace.cluster.pieces import Unit, share
-from fasttrace.editing import prepare_edit, second_moments
 from fasttrace.editing.breaks import MEASURES, NORMS
+from fasttrace.editing.collect import collected, resolved
+from fasttrace.editing.edit import needed_moments, prepare_edit
 from fasttrace.editing.judge import Judge, judged
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan
+from fasttrace.errors import UserError
 from fasttrace.facts import Fact, distinct
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import check_encodable
 from fasttrace.protocols import Protocol
+from fasttrace.settings.base import replaced
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.tracing.effects import CONTRASTS
@@ -206,11 +210,24 @@ def trace_into(
 
 
 def collect_moments(
-    crew: Crew, asked: MomentSettings, progress: Callable[[str, int, int], None] | None = None
+    crew: Crew,
+    asked: MomentSettings,
+    progress: Callable[[str, int, int], None] | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Moments:
-    """`second_moments` by a crew. What is collected is kept in this process's cache folder."""
-    moments: Moments = crew.ask(second_moments, settings=asked, progress=progress)
-    return moments
+    """`second_moments` by a crew. What is collected is kept in this process's cache folder.
+
+    shard: i of n collects every n-th layer, beginning with the i-th. Raises UserError where there are fewer layers.
+    """
+    wanted, experts = crew.ask(resolved, asked)
+    if shard is not None:
+        number, of = shard
+        layers = list(wanted.layers or ())[number - 1 :: of]
+        if not layers:
+            raise UserError(f"shard: expected at most as many shares as layers, got {number} of {of}")
+        wanted = replaced(wanted, layers=layers)
+        experts = {layer: some for layer, some in experts.items() if layer in layers}
+    return collected(crew, wanted, experts, cache_root(None), progress)
 
 
 def edited_layers(model: Decoder, asked: EditSettings) -> list[int]:
@@ -226,6 +243,9 @@ def plan_edit(
     moments: Moments | None = None,
 ) -> EditPlan:
     """`prepare_edit` by a crew, which also collects the second moments that are not given."""
+    if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
+        settings, experts = needed
+        moments = collected(crew, settings, experts, cache_root(None), progress)
     plan: EditPlan = crew.ask(prepare_edit, facts, settings=asked, moments=moments)
     return plan
 

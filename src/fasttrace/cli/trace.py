@@ -18,8 +18,8 @@ from .options import (
     OF_MODEL,
     Work,
     cluster_options,
+    crew_of,
     emit,
-    load,
     open_store,
     options,
     say_all_there,
@@ -108,6 +108,7 @@ def _traced(store: Any, run_id: str, settings: TraceSettings) -> "pa.Table":
 @click.command()
 @options(*OF_MODEL, "store", "json")
 @setting_options(MomentSettings)
+@cluster_options
 @click.option(
     "--import",
     "source",
@@ -128,6 +129,7 @@ def stats(
     as_json: bool,
     source: str | None,
     export: str | None,
+    cluster: ClusterSettings,
     **given: Any,
 ) -> None:
     """Collect the second moments of the keys, for all layers in one pass, or import them from files.
@@ -135,6 +137,7 @@ def stats(
     What is collected is kept in the cache folder, where edits find it.
     """
     from fasttrace.editing.moments_npz import check_key_sums
+    from fasttrace.workflow import collect_moments
 
     settings = MomentSettings(**given)
     check_apart(("--store", store), ("--export", export))
@@ -143,15 +146,20 @@ def stats(
             raise UserError(f"expected --corpus or --import, got '{settings.corpus}' and '{source}'")
         check_key_sums(source)
         settings = replaced(settings, corpus=source)
+    if source is not None and cluster.shard is not None:
+        raise UserError("--shard: expected text to collect from, got --import")
+    if export is not None and cluster.workers is not None:
+        raise UserError("--export: expected one process, which writes what workers have collected, got --workers")
     check_cache()
     watch = watching(store)
-    decoder = load(model, dtype, device, tokenizer, trust_remote_code)
-    with watch.stages() as progress:
-        moments = ft.second_moments(decoder, settings=settings, progress=progress)
-    if store is not None:
-        ft.Store(store).add(moments)
-    if export is not None:
-        _export(moments, decoder, export)
+    of_model = (model, dtype, device, tokenizer, trust_remote_code)
+    with crew_of(cluster, *of_model, watch=watch) as crew:
+        with watch.stages() as progress:
+            moments = collect_moments(crew, settings, progress, cluster.shard)
+        if store is not None:
+            ft.Store(store).add(moments)
+        if export is not None:
+            crew.ask(_export, moments, export)
     row = {
         "layers": len(moments.layers),
         "n_tokens": moments.n_tokens,
@@ -161,7 +169,7 @@ def stats(
     emit([row], as_json)
 
 
-def _export(moments: Any, decoder: Any, folder: str) -> None:
+def _export(decoder: Any, moments: Any, folder: str) -> None:
     """Write the released code's files, and say where they are."""
     with saying_overwritten(moments.export_folder(folder, decoder)):
         paths = moments.export(folder, decoder)

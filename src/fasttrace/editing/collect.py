@@ -16,6 +16,7 @@ import torch
 
 from fasttrace.cache import cache_root, content_key, metadata_of, save_tensors
 from fasttrace.cluster.crew import Alone, Crew
+from fasttrace.cluster.pool import crew_of
 from fasttrace.editing.corpus import Corpus, Progress, sampled_corpus, text_corpus
 from fasttrace.editing.cost import MomentCost, moment_cost
 from fasttrace.editing.lanes import GroupSums, checkpoints, cut_of, tidy
@@ -30,6 +31,7 @@ from fasttrace.models.packed import batches
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings
+from fasttrace.settings.cluster import WorkerSettings
 from fasttrace.settings.moments import CORPUS_TOKENS, MomentSettings
 
 log = logging.getLogger("fasttrace.editing")
@@ -41,7 +43,7 @@ WRITERS = 4  # layers that are written at once, each with a copy in the CPU's me
 
 
 @settings("second_moments")
-class MomentArguments(MomentSettings):
+class MomentArguments(MomentSettings, WorkerSettings):
     """Keywords of `second_moments`."""
 
     settings: MomentSettings | None = argument(
@@ -74,9 +76,10 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     and ModelError for a float16 model.
     Source: docs/algorithms.md, section 10.
     """
-    root, crew = cache_root(given.cache_dir), Alone(model)
-    asked, experts = crew.ask(resolved, carried(MomentSettings, given))
-    return collected(crew, asked, experts, root, given.progress)
+    root = cache_root(given.cache_dir)
+    with crew_of(model, carried(WorkerSettings, given)) as crew:
+        asked, experts = crew.ask(resolved, carried(MomentSettings, given))
+        return collected(crew, asked, experts, root, given.progress)
 
 
 def resolved(model: Decoder, asked: MomentSettings) -> tuple[MomentSettings, dict[int, tuple[int, ...]]]:

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from fasttrace.cache import cache_root, content_of
 from fasttrace.cluster.crew import Alone
+from fasttrace.cluster.pool import crew_of
 from fasttrace.editing.after import After
 from fasttrace.editing.collect import collected
 from fasttrace.editing.contexts import method_contexts
@@ -17,8 +16,9 @@ from fasttrace.editing.hyperparameters import say_whose, settings_for, shape_of,
 from fasttrace.editing.judge import Judge, judge_of
 from fasttrace.editing.methods import solve_of
 from fasttrace.editing.moments import Moments, places_of
-from fasttrace.editing.plan import PROMPTS, SCORES, EditPlan, EditResult
+from fasttrace.editing.plan import EditPlan
 from fasttrace.editing.problems import ERASURE_FLOOR, PROBLEMS, Problem
+from fasttrace.editing.result import EditResult
 from fasttrace.editing.scores import scored_prompts
 from fasttrace.editing.value import contexts_of
 from fasttrace.errors import UserError
@@ -41,6 +41,7 @@ from fasttrace.settings.base import (
     settings_of,
     text_of,
 )
+from fasttrace.settings.cluster import WorkerSettings
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import (
     METHODS,
@@ -80,7 +81,7 @@ class PrepareEditArguments(_EditKeywords):
 
 
 @settings("edit")
-class EditArguments(_EditKeywords):
+class EditArguments(_EditKeywords, WorkerSettings):
     """Keywords of `edit`."""
 
     progress: Callable[[int], None] | None = argument(default=None, help="Called as progress(n) after n more edits")
@@ -389,14 +390,11 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     Raises UserError for a bad setting, and FactError for a fact without the problem's target.
     Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
-    asked = carried(EditSettings, given, hyperparameters=own_settings(given))
-    plan = prepare_edit(model, facts, settings=asked, moments=given.moments, judge=given.judge)
-    parts = list(plan.batches(progress=given.progress))
-    return EditResult(
-        {**plan.run, "seconds": sum(p.run["seconds"] for p in parts)},
-        [f.fact for f in plan.encoded],
-        pa.concat_tables([SCORES.empty_table(), *(p.scores for p in parts)]),
-        pa.concat_tables([PROMPTS.empty_table(), *(p.prompts for p in parts)]),
-        [e for p in parts for e in p.edits],
-        model,
-    )
+    asked, workers = carried(EditSettings, given, hyperparameters=own_settings(given)), carried(WorkerSettings, given)
+    with crew_of(model, workers) as crew:
+        moments = given.moments
+        if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
+            settings, experts = needed
+            moments = collected(crew, settings, experts, cache_root(None))
+        plan = prepare_edit(model, facts, settings=asked, moments=moments, judge=given.judge)
+        return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))
