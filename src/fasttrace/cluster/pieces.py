@@ -1,14 +1,15 @@
 """How a plan is cut into pieces for workers, or into shares for machines that do not know each other."""
 
 import heapq
+import itertools
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-EACH = 32  # pieces for each worker, where the plan has so many waves: the last ones to end wait for 1/32 of the work
+EACH = 32  # a piece need not be less than 1/32 of a worker's part of the work: the last to end wait for so little
 WAVES = 8  # of a piece at most: what a lost worker loses
-FEWEST = 4  # pieces for each worker, for which waves are cut
+PARTS = 2  # pieces for each worker that are still to come, for which waves are not cut
 
 
 class Unit(NamedTuple):
@@ -65,48 +66,49 @@ def waves(units: Sequence[Unit]) -> list[Piece]:
 def pieces(units: Sequence[Unit], workers: int, done: Collection[Hashable] = ()) -> list[Piece]:
     """The units that are not done, in pieces for some workers, those of the largest cost first. done: keys.
 
-    A piece has whole waves, at most WAVES of them and some 1/EACH of a worker's part of the work. Where the plan has
-    fewer than FEWEST waves for each worker, the costliest are halved until there are so many, or they are one unit
-    each. A worker's products then have fewer rows than those of one process. On a CPU this changes no value.
+    A piece has whole waves, at most WAVES of them and some 1/EACH of a worker's part of the work. A larger wave is
+    whole as long as every worker has PARTS such waves still to come. After that it is halved, down to 1/EACH or one
+    unit, so that the last pieces are small. A worker's products then have fewer rows than those of one process. On a
+    CPU this changes no value.
     """
     left = [[unit for unit in wave.units if unit.key not in done] for wave in waves(units)]
     found = [Piece(tuple(some)) for some in left if some]
-    most = sum(wave.cost for wave in found) / (EACH * workers)
+    to_come = sum(wave.cost for wave in found)
+    least = to_come / (EACH * workers)
     joined: list[list[Piece]] = []
+    cost = 0.0
     for wave in found:
-        if joined and len(joined[-1]) < WAVES and sum(one.cost for one in (*joined[-1], wave)) <= most:
+        cost += wave.cost
+        if joined and len(joined[-1]) < WAVES and cost <= least:
             joined[-1].append(wave)
         else:
             joined.append([wave])
+            cost = wave.cost
+    number = itertools.count()
     made = [Piece(tuple(unit for wave in some for unit in wave.units)) for some in joined]
-    heap = [(-piece.cost, number, piece) for number, piece in enumerate(made)]
+    heap = [(-piece.cost, next(number), piece) for piece in made]
     heapq.heapify(heap)
-    single: list[tuple[float, int, Piece]] = []
-    while heap and len(heap) + len(single) < FEWEST * workers:
-        cost, number, piece = heapq.heappop(heap)
-        halves = piece.halves()
+    ordered: list[Piece] = []
+    while heap:
+        piece = heapq.heappop(heap)[2]
+        halves = piece.halves() if piece.cost > max(least, to_come / (PARTS * workers)) else [piece]
         if len(halves) == 1:
-            single.append((cost, number, piece))
-            continue
-        for half in halves:
-            number = len(made)
-            made.append(half)
-            heapq.heappush(heap, (-half.cost, number, half))
-    return [piece for _, _, piece in sorted(heap + single, key=lambda entry: entry[:2])]
+            ordered.append(piece)
+            to_come -= piece.cost
+        else:
+            for half in halves:
+                heapq.heappush(heap, (-half.cost, next(number), half))
+    return ordered
 
 
 def share(units: Sequence[Unit], number: int, of: int) -> frozenset[Hashable]:
-    """The keys of share `number` (from 1) of `of`: whole waves, such that the shares cost about the same.
+    """The keys of share `number` (from 1) of `of`: pieces as for workers, such that the shares cost about the same.
 
-    The costliest waves are dealt first, each to the share that has least. The same plan has the same shares everywhere.
-    Where it has fewer waves than shares, waves are cut as for workers.
+    Each piece is dealt to the share that has least. The same plan has the same shares everywhere.
     """
-    found = waves(units)
-    if len(found) < FEWEST * of:
-        found = pieces(units, of)
     heap = [(0.0, n) for n in range(1, of + 1)]
     keys: list[Hashable] = []
-    for piece in sorted(found, key=lambda one: -one.cost):
+    for piece in pieces(units, of):
         load, n = heapq.heappop(heap)
         heapq.heappush(heap, (load + piece.cost, n))
         if n == number:
