@@ -218,8 +218,10 @@ class Pool(Crew):
             for one in job.shared:
                 if one.reference is None:
                     one.reference = self.ray.put(one.value.content)
+                    self.state.bytes_sent += len(one.value.content)
             references = [one.reference for one in job.shared]
             call = member.actor.call.remote(job.function, job.arguments.content, references)
+            self.state.bytes_sent += len(job.function) + len(job.arguments.content)
         except self.errors as error:
             self._lost(member, error)
         except ConnectionError:
@@ -233,8 +235,9 @@ class Pool(Crew):
         wanted = {path for one in (job.arguments, *(shared.value for shared in job.shared)) for path in one.paths}
         if new := wanted - self.given[id(member)]:
             for name in self.ray.get(member.actor.lacks.remote(files_of(frozenset(new)))):
-                content = self.ray.put((cache_place(None) / name).read_bytes())
-                self.ray.get(member.actor.keep.remote(name, content))
+                content = (cache_place(None) / name).read_bytes()
+                self.ray.get(member.actor.keep.remote(name, self.ray.put(content)))
+                self.state.bytes_sent += len(content)
             self.given[id(member)] |= new
 
     def _finished(self, only: str | None = None) -> list[tuple[Member, str, Any]]:
@@ -305,6 +308,7 @@ class Pool(Crew):
     def _value(self, member: Member, answer: Answer) -> Any:
         if answer.kind == "fault":
             raise RuntimeError(f"{member.name} on {member.host}:\n{answer.content}")
+        self.state.bytes_got += len(answer.content)
         value = unpacked(answer.content, self.local)
         if answer.kind == "error":
             if member.ready:
