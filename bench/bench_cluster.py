@@ -18,11 +18,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from harness import BenchRow, Results, about, command, positive, spread, writes
 
@@ -42,10 +43,8 @@ LEAST = {"windows": [1], "samples": 1, "sigma": 0.4, "keep": "all", "tokens": "l
 class Nothing:
     """A plan whose pieces are nothing to compute."""
 
-    run: dict[str, Any] = {}  # noqa: RUF012  (a Run, which nobody changes)
-
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, model_hash: str | None) -> None:
+        self.count, self.run = count, {"model_hash": model_hash}
 
     def units(self) -> list[Unit]:
         return [Unit(n, 1.0, True) for n in range(self.count * WAVES)]
@@ -70,13 +69,11 @@ def workers(count: int) -> Iterator[tuple[Pool, float]]:
     begun = time.perf_counter()
     try:
         with pool(MODEL, WorkerSettings(workers=count)) as made:
-            made.model_hash = None
             while not all(member.ready for member in made.state.members):
                 made.ask(nothing)
             yield made, time.perf_counter() - begun
     finally:
-        with suppress(KeyError):
-            del os.environ[own]
+        os.environ.pop(own)
         if before is not None:
             os.environ[own] = before
 
@@ -84,8 +81,7 @@ def workers(count: int) -> Iterator[tuple[Pool, float]]:
 def pieces(count: int) -> Iterator[BenchRow]:
     with workers(2) as (made, started):
         yield {"benchmark": "cluster: start", "case": "2 workers", "impl": "ray", **spread([started])}
-        plan = Nothing(count)
-        made.model_hash = None  # of no model: nothing is computed
+        plan = Nothing(count, made.model_hash)
         begun, spent = time.perf_counter(), time.process_time()
         done = sum(made.batches(plan))
         taken, spent = time.perf_counter() - begun, time.process_time() - spent
@@ -119,7 +115,7 @@ def renamed(result: TraceResult, fact_id: str) -> TraceResult:
     for name in ("facts", "cells", "samples", "routing"):
         table = getattr(result, name)
         at = table.column_names.index("fact_id")
-        tables[name] = table.set_column(at, table.schema.field(at), [[fact_id] * len(table)])
+        tables[name] = table.set_column(at, table.schema.field(at), pa.array([fact_id] * len(table), pa.string()))
     return replace(result, **tables)
 
 
