@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -22,7 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "cluster.md").read_text(encoding="utf-8")
 SCRIPTS = DOCS / "cluster"
 TRACE = ["--keep", "all", "--windows", "3", "--samples", "2", "--sigma", "0.4"]
-CELLS = "SELECT * FROM trace_cells ORDER BY ALL"
+CELLS = "SELECT * FROM trace_cells ORDER BY fact_id, window_size, token_index, layer"
 STUDY = """
 model = "model"
 
@@ -85,6 +86,15 @@ def alone(here):
     return ft.Store(here.folder / "alone.duckdb").query(CELLS)
 
 
+def check_equal(found, wanted):
+    """Check that two tables have the same rows, up to rounding: products of fewer rows may add in another order."""
+    assert found.schema == wanted.schema
+    for name in wanted.column_names:
+        values = wanted[name].to_pylist()
+        number = wanted.schema.field(name).type == pa.float64()
+        assert found[name].to_pylist() == (pytest.approx(values, rel=1e-5, abs=1e-7) if number else values), name
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -132,7 +142,7 @@ def test_an_array_of_shares_is_the_whole(here, alone):
     assert all(0 < len(part) < len(alone) for part in parts)
     done = here(SCRIPTS / "slurm-array.sh", "merge", SHARES="2")
     assert done.returncode == 0, done.stderr
-    assert ft.Store(here.folder / "study.duckdb").query(CELLS) == alone
+    check_equal(ft.Store(here.folder / "study.duckdb").query(CELLS), alone)
 
 
 @pytest.mark.slow
@@ -151,7 +161,7 @@ def test_a_job_of_two_nodes_is_a_ray_cluster(here, alone):
         RAY_OPTIONS="--num-cpus=1",
     )
     assert done.returncode == 0, done.stderr
-    assert ft.Store(here.folder / "ray.duckdb").query(CELLS) == alone
+    check_equal(ft.Store(here.folder / "ray.duckdb").query(CELLS), alone)
     assert list(here.folder.glob("fasttrace-ray-*")) == [], "the token is removed with the job"
 
 

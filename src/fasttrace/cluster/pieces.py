@@ -68,8 +68,8 @@ def pieces(units: Sequence[Unit], workers: int, done: Collection[Hashable] = ())
 
     A piece has whole waves, at most WAVES of them and some 1/EACH of a worker's part of the work. A larger wave is
     whole as long as every worker has PARTS such waves still to come. After that it is halved, down to 1/EACH or one
-    unit, so that the last pieces are small. A worker's products then have fewer rows than those of one process. On a
-    CPU this changes no value.
+    unit, so that the last pieces are small. A worker's products then have fewer rows than those of one process, which
+    can change their last bits (docs/algorithms.md, section 22).
     """
     left = [[unit for unit in wave.units if unit.key not in done] for wave in waves(units)]
     found = [Piece(tuple(some)) for some in left if some]
