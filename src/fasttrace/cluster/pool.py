@@ -190,6 +190,7 @@ class Pool(Crew):
 
     def _running(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, Any]]:
         ended = False
+        done: deque[tuple[Job, Any]] = deque()
         while True:
             for member in self.state.members:
                 if not member.ready or member.job is not None:
@@ -203,13 +204,14 @@ class Pool(Crew):
                 if job is None:
                     break
                 self._hand_out(member, job)
+            if done:  # the caller may take long with it, such as for a commit: workers have their next job first
+                yield done.popleft()
             busy = any(member.job is not None and not member.job.unwanted for member in self.state.members)
-            if ended and not busy and not self.again:
+            if ended and not busy and not self.again and not done:
                 return
-            for member, kind, reference in self._finished():
-                done = self._step(member, kind, reference)
-                if done is not None:
-                    yield done
+            for member, kind, reference in self._finished(wait=not done):
+                if (one := self._step(member, kind, reference)) is not None:
+                    done.append(one)
 
     def _hand_out(self, member: Member, job: Job) -> None:
         member.job = job
@@ -240,12 +242,12 @@ class Pool(Crew):
                 self.state.bytes_sent += len(content)
             self.given[id(member)] |= new
 
-    def _finished(self, only: str | None = None) -> list[tuple[Member, str, Any]]:
-        """The calls that have finished since, after waiting for one for a moment. only: of this kind."""
+    def _finished(self, only: str | None = None, *, wait: bool = True) -> list[tuple[Member, str, Any]]:
+        """The calls that have finished since. only: of this kind. wait: for one, for a moment."""
         self.tick(self.state)
         references = [one for one, (_, kind) in self.waiting.items() if only in (None, kind)]
         try:
-            ready, _ = self.ray.wait(references, num_returns=1, timeout=TICK_SECONDS) if references else ([], [])
+            ready, _ = self.ray.wait(references, num_returns=1, timeout=wait * TICK_SECONDS) if references else ([], [])
             if ready and len(references) > 1:
                 ready, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
         except (ConnectionError, *self.errors):
