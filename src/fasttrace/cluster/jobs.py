@@ -78,7 +78,11 @@ class Member:
 
 @dataclass
 class State:
-    """What a pool is doing, for people. cost: FLOPs, as planned. size: facts or edits."""
+    """What a pool is doing, for people. cost: FLOPs, as planned. size: facts or edits.
+
+    bytes_sent, bytes_got: of calls, values and files, before Ray adds its own. What many calls share is counted once,
+    though every machine fetches it.
+    """
 
     address: str = ""
     dashboard: str | None = None
@@ -91,6 +95,8 @@ class State:
     cost_done: float = 0.0
     begun: float = 0.0
     retries: int = 0
+    bytes_sent: int = 0
+    bytes_got: int = 0
     said: list[str] = field(default_factory=list)
 
     def seconds_left(self, now: float) -> float | None:

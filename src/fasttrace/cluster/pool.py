@@ -209,6 +209,7 @@ class Pool(Crew):
 
     def _running(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, Any]]:
         ended = False
+        done: deque[tuple[Job, Any]] = deque()
         while True:
             for member in self.state.members:
                 if not member.ready or member.job is not None:
@@ -222,13 +223,14 @@ class Pool(Crew):
                 if job is None:
                     break
                 self._hand_out(member, job)
+            if done:  # the caller may take long with it, such as for a commit: workers have their next job first
+                yield done.popleft()
             busy = any(member.job is not None and not member.job.unwanted for member in self.state.members)
-            if ended and not busy and not self.again:
+            if ended and not busy and not self.again and not done:
                 return
-            for member, kind, reference in self._finished():
-                done = self._step(member, kind, reference)
-                if done is not None:
-                    yield done
+            for member, kind, reference in self._finished(wait=not done):
+                if (one := self._step(member, kind, reference)) is not None:
+                    done.append(one)
 
     def _hand_out(self, member: Member, job: Job) -> None:
         member.job = job
@@ -237,8 +239,10 @@ class Pool(Crew):
             for one in job.shared:
                 if one.reference is None:
                     one.reference = self.ray.put(one.value.content)
+                    self.state.bytes_sent += len(one.value.content)
             references = [one.reference for one in job.shared]
             call = member.actor.call.remote(job.function, job.arguments.content, references)
+            self.state.bytes_sent += len(job.function) + len(job.arguments.content)
         except self.errors as error:
             self._lost(member, error)
         except ConnectionError:
@@ -252,16 +256,17 @@ class Pool(Crew):
         wanted = {path for one in (job.arguments, *(shared.value for shared in job.shared)) for path in one.paths}
         if new := wanted - self.given[id(member)]:
             for name in self.ray.get(member.actor.lacks.remote(files_of(frozenset(new)))):
-                content = self.ray.put((cache_place(None) / name).read_bytes())
-                self.ray.get(member.actor.keep.remote(name, content))
+                content = (cache_place(None) / name).read_bytes()
+                self.ray.get(member.actor.keep.remote(name, self.ray.put(content)))
+                self.state.bytes_sent += len(content)
             self.given[id(member)] |= new
 
-    def _finished(self, only: str | None = None) -> list[tuple[Member, str, Any]]:
-        """The calls that have finished since, after waiting for one for a moment. only: of this kind."""
+    def _finished(self, only: str | None = None, *, wait: bool = True) -> list[tuple[Member, str, Any]]:
+        """The calls that have finished since. only: of this kind. wait: for one, for a moment."""
         self.tick(self.state)
         references = [one for one, (_, kind) in self.waiting.items() if only in (None, kind)]
         try:
-            ready, _ = self.ray.wait(references, num_returns=1, timeout=TICK_SECONDS) if references else ([], [])
+            ready, _ = self.ray.wait(references, num_returns=1, timeout=wait * TICK_SECONDS) if references else ([], [])
             if ready and len(references) > 1:
                 ready, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
         except (ConnectionError, *self.errors):
@@ -326,6 +331,7 @@ class Pool(Crew):
             logging.getLogger(name).log(level, "%s", text)
         if answer.kind == "fault":
             raise RuntimeError(f"{member.name} on {member.host}:\n{answer.content}")
+        self.state.bytes_got += len(answer.content)
         value = unpacked(answer.content, self.local)
         if answer.kind == "error":
             if member.ready:

@@ -65,10 +65,12 @@ def connect(address: str) -> Connection:
         options["include_dashboard"] = _has_dashboard()
     try:
         made = ray.init(address, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        what = "Ray could not be started here" if address == "local" else f"the Ray cluster at {address} cannot be used"
-        raise UserError(f"workers: {what}: {text}") from error
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+        if address == "local":
+            raise UserError(f"workers: Ray could not be started here: {text}") from error
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token here too"
+        raise UserError(f"workers: the Ray cluster at {address} cannot be used: {text}{hint}") from error
     dashboard = getattr(made, "dashboard_url", None)
     return Connection(ray, address, dashboard or None)
 

@@ -7,8 +7,10 @@ tokens from there on, in every noise sample) enter the pack after layer `start`,
 (docs/algorithms.md, section 9).
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -156,16 +158,14 @@ class TraceItem:
 
     def cell_rows(self, cell: Cell) -> int:
         """How many rows a cell adds to the pack."""
-        return self._rows(self.cell_tail(cell))
+        return self.runs * (self.rows - cell.token)
 
     def _rows(self, tail: Tail) -> int:
         return tail.passes * (self.rows - tail.token)
 
     def cell(self, spot: Spot, interval: tuple[int, int], heads: Heads, method: str) -> Cell | None:
         """The cell that intervenes at a spot, or None where the spot is before every corrupted token."""
-        first = spot.token if method == "zero" else max(spot.token, self.passes.begin)
-        tokens = spot.token + spot.tokens - first
-        return Cell(first, *interval, tokens, heads) if tokens > 0 else None
+        return _cell(spot, interval, heads, 0 if method == "zero" else self.passes.begin)
 
     def sees(self, model: Decoder, cell: Cell, intervention: Intervention) -> bool:
         """Whether a scored token can see what the cell changes. If not, p is the base pass's and is not computed."""
@@ -243,10 +243,26 @@ def make_item(
     else:
         passes = counterfactual_passes(encoded, scored[:-1])
     item = TraceItem(encoded, passes, scored, contrast_of(encoded, len(scored)), ())
+    begin = 0 if method == "zero" else passes.begin
+    cells = _cells(tuple(traced_spots(encoded, tokens)), tuple(windows), n_layers, tuple(heads), begin)
+    return replace(item, cells=cells)
+
+
+# Facts of the same length and place of the subject have the same cells, of which a large sweep has millions.
+@functools.lru_cache(maxsize=1024)
+def _cells(
+    spots: tuple[Spot, ...], windows: tuple[int, ...], n_layers: int, heads: tuple[Heads, ...], begin: int
+) -> tuple[Cell, ...]:
+    """The distinct cells of the grids. begin: the first token at which cells intervene."""
     intervals = sorted({window_interval(layer, w, n_layers) for w in windows for layer in range(n_layers)})
-    spots = traced_spots(encoded, tokens)
-    made = (item.cell(spot, run, some, method) for run in intervals for some in heads for spot in spots)
-    return replace(item, cells=tuple(cell for cell in made if cell is not None))
+    made = (_cell(spot, run, some, begin) for run in intervals for some in heads for spot in spots)
+    return tuple(cell for cell in made if cell is not None)
+
+
+def _cell(spot: Spot, interval: tuple[int, int], heads: Heads, begin: int) -> Cell | None:
+    first = max(spot.token, begin)
+    tokens = spot.token + spot.tokens - first
+    return Cell(first, *interval, tokens, heads) if tokens > 0 else None
 
 
 @dataclass(frozen=True)
@@ -285,15 +301,16 @@ def split_waves(items: Sequence[TraceItem], max_rows: int, done: Collection[int]
     """
     pieces: list[_Piece] = []
     for number, item in enumerate(items):
-        base, rows_of = item.base_rows(), item.cell_rows
-        largest = max(map(rows_of, item.cells), default=0)
+        base, sizes = item.base_rows(), [item.cell_rows(cell) for cell in item.cells]
+        largest = max(sizes, default=0)
         if base + largest > max_rows:
             raise UserError(
                 f"memory: expected a budget of at least {base + largest} rows for fact '{item.encoded.fact_id}', "
                 f"got {max_rows}; use a larger --memory or fewer samples"
             )
-        for cells in pack_by_budget(item.cells, rows_of, max_rows - base) if item.cells else [[]]:
-            pieces.append(_Piece(number, cells, base + sum(map(rows_of, cells))))
+        sized = zip(item.cells, sizes, strict=True)
+        for some in pack_by_budget(sized, itemgetter(1), max_rows - base) if item.cells else [[]]:
+            pieces.append(_Piece(number, [cell for cell, _ in some], base + sum(size for _, size in some)))
     last = {piece.number: piece for piece in pieces}
     # Each piece of a split fact gets its own wave, except the last piece, which shares a wave.
     size_of = lambda piece: piece.rows if piece is last[piece.number] else max_rows  # noqa: E731
