@@ -88,6 +88,21 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
     assert {stage["done"] for stage in plan if stage["unit"] == "edits"} == {0}, "the stored edits have another seed"
 
 
+def test_a_plan_for_workers(run, workplace):
+    (workplace / "planned.toml").write_text(SMALL)
+    alone = json.loads(run("study", "planned.toml", "--dry-run", "--json").stdout)
+    plan = json.loads(run("study", "planned.toml", "--dry-run", "--json", "--workers", "4").stdout)
+    assert [stage["total"] for stage in plan["stages"]] == [stage["total"] for stage in alone]
+    assert plan["hours"] == pytest.approx(sum(stage["seconds"] for stage in plan["stages"]) / 4 / 3600)
+    assert (plan["workers"], plan["gpu_hours"]) == (4, 0.0)
+    weights = sum(file.stat().st_size for file in (workplace / "model").glob("*.safetensors"))
+    assert plan["memory_bytes"] > weights
+    text = run("study", "planned.toml", "--dry-run", "--workers", "4").stdout
+    assert "with 4 workers, each as fast as this machine" in text
+    refused = run("study", "planned.toml", "--dry-run", "--workers", "auto", code=2).stderr
+    assert "--workers: expected a number with --dry-run, got auto" in refused
+
+
 def test_the_first_known_facts(run, workplace):
     """known = 2 keeps the first two facts that the model knows. This model knows none, so the study is refused."""
     (workplace / "known.toml").write_text(

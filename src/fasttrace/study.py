@@ -225,17 +225,12 @@ class Runner:
             seconds = flops / rate + cost_of_cell.adam * left / adam
             yield Stage(f"{cell.problem}, {cell.method}", "edits", cost_of_cell.edits, done, flops, seconds)
 
-    def for_workers(self) -> ForWorkers | None:
-        """What the study takes of each worker, or None where it asks for none. Raises UserError where their number is
-        the cluster's to say."""
+    def for_workers(self, workers: int) -> ForWorkers:
+        """What the study takes of each of some workers."""
         asked = self.study.settings
-        if asked.workers is None:
-            return None
-        if not isinstance(asked.workers, int):
-            raise UserError(f"--workers: expected a number with --dry-run, got {asked.workers}")
         kept = FACTOR_BYTES if self._solved_layers() else 0
         memory = self.about.weights + parse_bytes(asked.memory) + kept
-        return ForWorkers(asked.workers, gpus_of(asked, asked.device), memory)
+        return ForWorkers(workers, gpus_of(asked, asked.device), memory)
 
     def _edits_done(self, cell: EditSettings, ids: set[str]) -> int:
         """Number of edits of this method, problem and window size in the store, made with the study's model, dtype,

@@ -280,6 +280,16 @@ def cluster_options(verb: Callable[..., None]) -> Verb:
     return setting_options(ClusterSettings)(packed)
 
 
+def planned_workers(asked: WorkerSettings) -> int | None:
+    """The number of workers that a plan is made for, None for this process.
+
+    Raises UserError where only the cluster knows how many it has room for.
+    """
+    if isinstance(asked.workers, str):
+        raise UserError(f"--workers: expected a number with --dry-run, got {asked.workers}")
+    return asked.workers
+
+
 @contextmanager
 def crew_of(
     asked: WorkerSettings,

@@ -23,6 +23,7 @@ from .options import (
     crew_of,
     emit,
     options,
+    planned_workers,
     say_all_there,
     show_first,
     watching,
@@ -98,9 +99,10 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         click.echo(said, err=True)
     asked = chosen.settings
     if dry_run:
+        workers = planned_workers(asked)
         with crew_of(WorkerSettings(), *(getattr(asked, name) for name in OF_MODEL), watch=watch) as crew:
             runner = _runner(chosen, store, crew, watch)
-            _print_plan(list(runner.plan()), as_json, runner.for_workers())
+            _print_plan(list(runner.plan()), as_json, None if workers is None else runner.for_workers(workers))
         return
     question = asks(
         *("study", asked.model, asked.dtype, asked.device, asked.tokenizer),

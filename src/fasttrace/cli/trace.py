@@ -22,6 +22,7 @@ from .options import (
     emit,
     open_store,
     options,
+    planned_workers,
     say_all_there,
     setting_options,
     show_first,
@@ -64,10 +65,13 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
         return
     driven = settings.engine == "wavefront"
     if target is None:
+        workers = planned_workers(cluster)
         decoder = work.load_model(driven=driven)
         plan = prepare_trace(decoder, loaded, settings=settings)
         cost = plan.cost()
         row = asdict(cost) | {"seconds": cost.wave_flops / plan.rate(), "gemm_peak": gemm_peak(decoder)}
+        if workers is not None:
+            row |= {"workers": workers, "seconds_with_workers": row["seconds"] / workers}
         click.echo(json.dumps(row, indent=2) if work.as_json else cost_lines(row, settings.engine), nl=work.as_json)
         return
     with work.crew(cluster, watch, driven=driven) as crew:
@@ -181,7 +185,7 @@ def cost_lines(row: dict[str, Any], engine: str) -> str:
     waves, of = ("waves", "a block's") if engine == "wavefront" else ("forwards", "a whole forward's")
     weights, moved, peak = (row[name] / 2**30 for name in ("weight_bytes", "activation_bytes", "peak_bytes"))
     rate, product = row["wave_flops"] / row["seconds"] / 1e9, row["gemm_peak"] / 1e9
-    lines = (
+    lines: tuple[tuple[str, str], ...] = (
         ("facts", f"{row['facts']}, if all are known"),
         ("cells", f"{row['cells']} in the grids, {row['computed']} to compute"),
         (waves, f"{row['waves']}, the largest with {row['rows']} rows"),
@@ -193,4 +197,7 @@ def cost_lines(row: dict[str, Any], engine: str) -> str:
             f"{row['seconds']:.1f} s at {rate:.0f} GFLOP/s, {of} current rate (matrix product: {product:.0f})",
         ),
     )
+    if (workers := row.get("workers")) is not None:
+        text = f"{row['seconds_with_workers']:.1f} s, each as fast as this machine"
+        lines += ((f"{workers} worker{'s' if workers > 1 else ''}", text),)
     return "".join(f"{name:<15}{text}\n" for name, text in lines)
