@@ -29,6 +29,7 @@ VERBS = {
     "chat": ("chat", "fasttrace.editing", "Continue prompts, with an edited model or an unedited one."),
     "study": ("study", "fasttrace.study", "Trace, edit, analyse and report, as one resumable study."),
     "demo": ("study", "fasttrace.study", "Run the small study 'demo', from facts to report."),
+    "merge": ("merge", "fasttrace.store", "Merge the stores of several machines into one."),
     "sql": ("sql", "fasttrace.store", "Query a store with SQL."),
     "regress": ("regress", "fasttrace.store", "Regress an edit score on layer, tracing effect or any column."),
     "tables": ("read", "fasttrace.store", "Print the paper's tables from the data of a store."),

@@ -1,8 +1,9 @@
 """The store: one DuckDB file with every run, trace and edit, opened only for as long as it is needed."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
+from os.path import samestat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,14 @@ from fasttrace.errors import StoreError
 from fasttrace.facts.fields import LeftOuts
 from fasttrace.facts.record import Facts
 from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
+from fasttrace.places import is_same, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_new, check_schema, connection, create, opened
+from fasttrace.store.connect import check_schema, create, opened
+from fasttrace.store.failures import check_new
+from fasttrace.store.folder import files_of
+from fasttrace.store.merging import merge
 from fasttrace.store.migrate import SCHEMA_VERSION
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
@@ -148,19 +153,49 @@ class Store(Readable):
 
     @checked
     def add_parquet(self, folder: str | PathLike[str]) -> int:
-        """Add a store that `to_parquet` wrote, as one transaction. As in `add`, no row is added twice.
+        """Add a store that `to_parquet` wrote, as `merge` does. Returns the number of facts (edits, verdicts, …) added.
 
-        A run that is in both stores gets the facts (edits, …) that it lacks here.
-        Returns the number of facts (edits, verdicts, …) added.
-        Raises StoreError where the folder is not such a store, a file is damaged, or a run_id or fact_id stands for
-        something else in this store. This store then does not change.
+        Raises StoreError as `merge`, and where the folder is not such a store.
         """
-        folder = Path(folder)
-        with connection(folders=[folder]) as con:
-            parquet.read(con, folder)  # raises before the file is created
-        create(self.path)
-        with self._opened(read_only=False, folders=[folder]) as con:
-            return parquet.add(con, parquet.read(con, folder), folder)
+        files_of(Path(folder))
+        [added] = self.merge(folder)
+        return sum(number for relation, number in added.items() if relation not in ("store", "facts", "judgements"))
+
+    @checked
+    def merge(self, *others: "Store | str | PathLike[str]") -> list[dict[str, Any]]:
+        """Add what other stores have and this one lacks, as one transaction. No row is added twice.
+
+        others: stores, files or folders that `to_parquet` wrote, also of older schema versions. They are only read.
+
+        A run that is in several stores gets the facts (edits, …) that it lacks here, with their share of its seconds
+        and flops. Where a judge has judged a text in one store alone, its verdict is kept, and so is its error where
+        there is no verdict. Fields of a fact that one store lacks are completed.
+
+        Returns a row a store: its name, the facts and the marks of finished work (traces, edits, known, …) that were
+        added, and the texts that got a judge's word.
+        Raises StoreError where a store cannot be read, or where two stores have different values under one key. A
+        run's model name, device, torch version and times may differ, and so may the place of moments. This store then
+        does not change.
+        """
+        sources = _sources(self.path, others)
+        if self.path.exists():
+            return self._merged(sources)
+        check_new(self.path)
+        with replacing(self.path, keep=True) as draft:
+            new = Store(draft, timeout_s=self.timeout_s, memory=self.memory)
+            new.create()
+            added = new._merged(sources)
+            with new._opened(read_only=False) as con:
+                con.execute("CHECKPOINT")  # close() would ignore its errors, and the log beside the draft is dropped
+            made = draft.stat()
+        return added if samestat(made, self.path.stat()) else self._merged(sources)  # into a store made meanwhile
+
+    def _merged(self, sources: Mapping[str, Path]) -> list[dict[str, Any]]:
+        with self._opened(read_only=False, stores=sources) as con:
+            con.begin()
+            added = merge(con, self.path, sources)
+            con.commit()
+        return [{"store": str(file)} | counts for file, counts in zip(sources.values(), added, strict=True)]
 
     @checked
     def done(self, run_id: str) -> set[str]:
@@ -228,12 +263,35 @@ class Store(Readable):
         return self.query(statement("relations"))
 
     def _opened(
-        self, *, read_only: bool, folders: Iterable[Path] = ()
+        self, *, read_only: bool, stores: Mapping[str, Path] | None = None, folders: Iterable[Path] = ()
     ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return opened(self.path, read_only=read_only, timeout_s=self.timeout_s, memory=self.memory, folders=folders)
+        return opened(
+            self.path,
+            read_only=read_only,
+            timeout_s=self.timeout_s,
+            memory=self.memory,
+            stores=stores,
+            folders=folders,
+        )
 
     def _rows(self, name: str, run_id: str) -> list[tuple[Any, ...]]:
         if not self.path.exists():
             return []
         with self.reading() as con:
             return con.execute(statement(name), {"run_id": run_id}).fetchall()
+
+
+def _sources(into: Path, others: tuple[Store | str | PathLike[str], ...]) -> dict[str, Path]:
+    """{attached name: file} of the stores to merge. No file's stem has such a name.
+
+    Raises StoreError where there is none, one is given twice, or one is `into`.
+    """
+    if not others:
+        raise StoreError("merge: expected one store or more, got none")
+    files = [one.path if isinstance(one, Store) else Path(one) for one in others]
+    for place, file in enumerate(files):
+        if is_same(file, into):
+            raise StoreError(f"merge: expected stores other than {into}, which they are merged into, got it among them")
+        if any(is_same(file, other) for other in files[:place]):
+            raise StoreError(f"the store {file} is given twice: give it once")
+    return {f"merged/{place}": file for place, file in enumerate(files)}
