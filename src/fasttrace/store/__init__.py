@@ -1,11 +1,11 @@
 """The store: one DuckDB file with every run, trace and edit, opened only for as long as it is needed."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from os.path import samestat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 
@@ -17,11 +17,12 @@ from fasttrace.places import is_same, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_schema, create, opened
+from fasttrace.store.connect import check_schema, create, opened, patiently
 from fasttrace.store.failures import check_new
 from fasttrace.store.folder import files_of
 from fasttrace.store.merging import merge
 from fasttrace.store.migrate import SCHEMA_VERSION
+from fasttrace.store.quack import Address, place_of
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.texts import statement
@@ -36,6 +37,8 @@ from fasttrace.store.write import (
     write_left_out,
 )
 
+T = TypeVar("T")
+
 __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]
 
 
@@ -44,8 +47,10 @@ class Store(Readable):
 
     A file of an older schema version is read as it is. The first write upgrades it in place, before it adds anything.
     A folder that `to_parquet` wrote is read as a store, too. Its relations are views, and it is never written.
+    A store that `fasttrace serve` serves has many readers and writers at once. Its queries run on the server.
 
-    path: the file, or such a folder. The first write (or `create`) creates the file.
+    path: the file, such a folder, or a server's address as in "quack:localhost:9494". The first write (or `create`)
+        creates the file.
     timeout_s: for how many seconds a method retries while another process has the file open.
     memory: DuckDB's memory_limit for a query, such as "2GB". Data beyond it go to a folder beside the file. None is
         DuckDB's default, 80 % of the machine's memory.
@@ -63,12 +68,17 @@ class Store(Readable):
     ) -> None:
         if not str(path):
             raise StoreError("store: expected the name of a file, got an empty one")
-        self.path = Path(path)
+        self.path = place_of(path)
         self.timeout_s = timeout_s
         self.memory = memory
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file, None where the store is behind a server."""
+        return None if isinstance(self.path, Address) else self.path.parent
 
     @property
     def files(self) -> dict[str, Path]:
@@ -102,8 +112,7 @@ class Store(Readable):
         """
         run, tables = batch_of(result)
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return write(con, run, tables)
+        return self._change(lambda con: write(con, run, tables))
 
     @checked
     def add_facts(self, facts: Facts) -> int:
@@ -114,8 +123,7 @@ class Store(Readable):
         """
         facts_table(facts)  # raises before the file is created
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return write_facts(con, facts)
+        return self._change(lambda con: write_facts(con, facts))
 
     @checked
     def add_left_out(self, source: str, left_out: LeftOuts) -> int:
@@ -129,8 +137,7 @@ class Store(Readable):
         if wanted == {(row["record"], row["reason"], row["part"]) for row in stored}:
             return 0
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return write_left_out(con, source, left_out)
+        return self._change(lambda con: write_left_out(con, source, left_out))
 
     def check_contrasts(self, run_id: str, contrasts: pa.Table) -> None:
         """Raise StoreError where a tracing run has a fact with other counterfactuals, or another target_false.
@@ -191,10 +198,13 @@ class Store(Readable):
         return added if samestat(made, self.path.stat()) else self._merged(sources)  # into a store made meanwhile
 
     def _merged(self, sources: Mapping[str, Path]) -> list[dict[str, Any]]:
-        with self._opened(read_only=False, stores=sources) as con:
+        def change(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
             con.begin()
             added = merge(con, self.path, sources)
             con.commit()
+            return added
+
+        added = self._change(change, stores=sources)
         return [{"store": str(file)} | counts for file, counts in zip(sources.values(), added, strict=True)]
 
     @checked
@@ -224,8 +234,7 @@ class Store(Readable):
 
         judgements: prompt, answers and generated_after as in `edit_prompts`, with judged_after and judge_error.
         """
-        with self._opened(read_only=False) as con:
-            write_judgements(con, run_id, judgements)
+        self._change(lambda con: write_judgements(con, run_id, judgements))
 
     @property
     def key(self) -> Hashable:
@@ -274,6 +283,17 @@ class Store(Readable):
             folders=folders,
         )
 
+    def _change(
+        self, change: Callable[[duckdb.DuckDBPyConnection], T], *, stores: Mapping[str, Path] | None = None
+    ) -> T:
+        """Call `change`, which is one transaction, and again where other writers of a server were first."""
+
+        def attempt() -> T:
+            with self._opened(read_only=False, stores=stores) as con:
+                return change(con)
+
+        return patiently(attempt, self.timeout_s)
+
     def _rows(self, name: str, run_id: str) -> list[tuple[Any, ...]]:
         if not self.path.exists():
             return []
@@ -288,7 +308,7 @@ def _sources(into: Path, others: tuple[Store | str | PathLike[str], ...]) -> dic
     """
     if not others:
         raise StoreError("merge: expected one store or more, got none")
-    files = [one.path if isinstance(one, Store) else Path(one) for one in others]
+    files = [one.path if isinstance(one, Store) else place_of(one) for one in others]
     for place, file in enumerate(files):
         if is_same(file, into):
             raise StoreError(f"merge: expected stores other than {into}, which they are merged into, got it among them")

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import duckdb
 
@@ -22,6 +22,7 @@ from fasttrace.places import replacing, sweep, why_full
 from fasttrace.store.failures import Locked, check_file, check_new, first_line, opening
 from fasttrace.store.folder import is_folder, show
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, empty, lacking, upgrade
+from fasttrace.store.quack import Address, Session, attach, load, races_of
 from fasttrace.store.texts import RELATIONS, schema_sql, statement
 from fasttrace.version import VERSION
 
@@ -76,25 +77,29 @@ def connection(
     memory: str | None = None,
     stores: Mapping[str, Path] | None = None,
     folders: Iterable[Path] = (),
+    serves: bool = False,
 ) -> duckdb.DuckDBPyConnection:
     """A connection to the store `path`, or to a database in memory. Every connection of fasttrace is made here.
 
-    A store that is a folder of Parquet files is a database in memory with views of them.
+    A store that is a folder of Parquet files is a database in memory with views of them. One behind a server is
+    attached to a database in memory as `store`.
     memory: as for `opened`. stores: {name: file} to attach for reading. folders: the folders whose files its queries
-        may read and write.
+        may read and write. serves: whether a server can be started on it.
     Raises StoreError where a file cannot be opened.
     """
     stores = stores or {}
+    server = path if isinstance(path, Address) else None
     exports = {name: file for name, file in {"": path, **stores}.items() if file is not None and is_folder(file)}
-    in_memory = path is None or "" in exports
+    in_memory = path is None or server is not None or "" in exports
     reachable = [str(folder.resolve()) for folder in (*folders, *exports.values())]
     config = dict(_WITHOUT_EXTENSIONS)
     if memory is not None:
         config["memory_limit"] = memory
     if in_memory:  # otherwise DuckDB takes a folder beside the file
-        beside = [file for file in (path, *stores.values()) if file is not None]
+        beside = [file for file in (path, *stores.values()) if file is not None and file is not server]
         config["temp_directory"] = f"{beside[0].resolve()}.tmp" if beside else ""
-    if not stores and not reachable:
+    later = bool(stores or reachable or server or serves)
+    if not later:
         config |= _CLOSED  # from the start, so that connections to one file within each other have one configuration
     with opening(path):
         file_name = ":memory:" if in_memory else str(path)
@@ -109,7 +114,11 @@ def connection(
                     con.execute(f"ATTACH '{text}' AS {quoted(name)} (READ_ONLY)")
         for name, folder in exports.items():
             show(con, folder, quoted(name) if name else "memory")
-        if stores or reachable:
+        if server is not None or serves:
+            load(con)
+        if server is not None:
+            attach(con, server)
+        if later:
             con.execute("SET allowed_directories = $folders", {"folders": reachable})
             for name, value in _CLOSED.items():
                 con.execute(f"SET {name} = {value}")
@@ -131,10 +140,12 @@ def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def create(path: Path) -> None:
-    """Create an empty store at `path` atomically. An existing file does not change.
+    """Create an empty store at `path` atomically. An existing file does not change, and a server has created its own.
 
     Raises StoreError where the folder is missing, cannot be written or has no room.
     """
+    if isinstance(path, Address):
+        return
     if path.exists():
         sweep(path.resolve().parent)  # of a process that was killed just after it had created the store
         return
@@ -164,6 +175,7 @@ def opened(
     upgrades: bool = True,
     stores: Mapping[str, Path] | None = None,
     folders: Iterable[Path] = (),
+    serves: bool = False,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection to an existing store, after a check of its schema. It is closed at the end of the block.
 
@@ -174,28 +186,34 @@ def opened(
     upgrades: whether a connection for writing upgrades an older store. Otherwise it reads it under the new names.
     stores: {name: file} of other stores, which are attached for reading and checked as well.
     folders: the folders whose files the queries may read and write.
+    serves: whether a server can be started on the connection.
+    Raises Locked where a server's other writers changed the same rows.
     Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, damaged, not a store of a
     schema version from OLDEST_VERSION on, or (unless read_only) not writable. Also where the block meets a damaged
     part, or finds the disk full.
     """
     stores = stores or {}
     with _turn, _failures_of([path, *stores.values()]):
-        check_file(path, read_only)
-        for other in stores.values():
-            check_file(other, read_only=True)
-        if not read_only:
+        if not isinstance(path, Address):
+            check_file(path, read_only)
+        _check_attachable(stores)
+        if not (read_only or isinstance(path, Address)):
             _check_whole(path, timeout_s)
-        con = _patiently(
-            lambda: connection(path, read_only=read_only, memory=memory, stores=stores, folders=folders), timeout_s
+        con = patiently(
+            lambda: connection(path, read_only=read_only, memory=memory, stores=stores, folders=folders, serves=serves),
+            timeout_s,
         )
         try:
             _check_attached(con, stores)
+            if isinstance(path, Address):
+                con = cast(duckdb.DuckDBPyConnection, Session(con, read_only=read_only))
             version = check_schema(con, path)
             if version < SCHEMA_VERSION and (read_only or not upgrades):
                 _rename_for_reading(con, version)
             elif version < SCHEMA_VERSION:
                 _upgrade(con, path, version)
-            yield con
+            with races_of(path):
+                yield con
         finally:
             con.close()  # a transaction still open is rolled back
 
@@ -210,15 +228,22 @@ def attached(
     Raises StoreError as `opened` does.
     """
     with _turn, _failures_of(paths.values()):
-        for path in paths.values():
-            check_file(path, read_only=True)
+        _check_attachable(paths)
         # Where one store is locked, all are released, because their writers may wait.
-        con = _patiently(lambda: connection(stores=paths, folders=folders), timeout_s)
+        con = patiently(lambda: connection(stores=paths, folders=folders), timeout_s)
         try:
             _check_attached(con, paths)
             yield con
         finally:
             con.close()
+
+
+def _check_attachable(stores: Mapping[str, Path]) -> None:
+    """Raise StoreError where a store is no file or folder that can be read. stores: {name: file}."""
+    for path in stores.values():
+        if isinstance(path, Address):
+            raise StoreError(f"the store {path}: expected a file or a folder beside other stores, got a server")
+        check_file(path, read_only=True)
 
 
 def _check_attached(con: duckdb.DuckDBPyConnection, stores: Mapping[str, Path]) -> None:
@@ -239,7 +264,7 @@ def _check_whole(path: Path, timeout_s: float) -> None:
     found = path.stat()
     key = (path.resolve(), found.st_dev, found.st_ino)
     if key not in _whole:
-        with closing(_patiently(lambda: connection(path, read_only=True), timeout_s)) as con:
+        with closing(patiently(lambda: connection(path, read_only=True), timeout_s)) as con:
             _read_whole(con)
         _whole.add(key)
 
@@ -304,7 +329,7 @@ def _is_damaged(path: Path) -> bool:
     try:
         with closing(connection(path, read_only=True)) as con:
             _read_whole(con)
-    except (duckdb.Error, UserError, Locked):
+    except (duckdb.Error, UserError):
         return True
     return False
 
@@ -324,20 +349,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
-    """Call `connect`, and retry while a file is locked. Raises StoreError after timeout_s seconds."""
-    deadline = time.monotonic() + timeout_s
+def patiently(attempt: Callable[[], T], timeout_s: float) -> T:
+    """Call `attempt`, and retry while others have, or change, the store. Raises StoreError after timeout_s seconds."""
+    begun = time.monotonic()
     delay = 0.005
     while True:
         try:
-            return connect()
+            return attempt()
         except Locked as locked:
-            if time.monotonic() + delay > deadline:
-                error = locked.__cause__ or locked
-                raise StoreError(
-                    f"the store {locked.path} stayed locked for {timeout_s:g} s: another connection has it open "
-                    f"({first_line(error)}); close that one and run the same command again"
-                ) from error
+            if time.monotonic() + delay > begun + min(timeout_s, locked.patience_s):
+                text = str(locked).replace(" is locked:", f" stayed locked for {timeout_s:g} s:", 1)
+                raise StoreError(text) from (locked.__cause__ or locked)
         time.sleep(delay * random.uniform(0.5, 1.0))  # random, so that two waiting processes do not stay in step
         delay = min(delay * 1.6, 0.25)
 

@@ -1,5 +1,6 @@
 """What keeps a store from being opened, as one sentence: no file, no store, no permission, a lock."""
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from fasttrace.places import why_full, why_unwritable
 from fasttrace.store.folder import files_of
 
 
-class Locked(Exception):
-    """Another connection has the file open, so a retry may succeed."""
+class Locked(StoreError):
+    """Others have the store open, or changed it, so a retry may succeed. patience_s: for how long one is worth it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, text: str, *, patience_s: float = math.inf) -> None:
+        super().__init__(text)
+        self.patience_s = patience_s
 
 
 @contextmanager
@@ -29,7 +31,10 @@ def opening(path: Path | None) -> Iterator[None]:
         if path is None:
             raise
         if _is_lock(error):
-            raise Locked(path) from error
+            raise Locked(
+                f"the store {path} is locked: another connection has it open ({first_line(error)}); close that one and "
+                "run the same command again"
+            ) from error
         raise StoreError(_sentence(path, error)) from error
 
 
@@ -55,6 +60,7 @@ def check_new(path: Path) -> None:
 
 
 def check_file(path: Path, read_only: bool) -> None:
+    """Raise StoreError where `path` is no file that can be read, and written unless read_only."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -9,6 +9,7 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
 from fasttrace.store.connect import quoted, schema_columns, schema_keys
+from fasttrace.store.quack import beside
 from fasttrace.store.several import relations_in
 from fasttrace.store.texts import RELATIONS
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, execute, run_row
@@ -52,7 +53,7 @@ def merge(con: duckdb.DuckDBPyConnection, into: Path, sources: Mapping[str, Path
     Returns {relation: rows added} of each source, for the relations that mark facts, edits, verdicts, … as finished.
     Raises StoreError where a store contradicts another, or a row belongs to no run or breaks a constraint.
     """
-    read = {name: relations_in(con, name) for name in sources}
+    read = {name: relations_in(beside(con), name) for name in sources}
     earlier: dict[Path, Relations] = {}
     added = []
     for name, file in sources.items():

@@ -17,6 +17,7 @@ from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
 from fasttrace.store.connect import attached, quoted, schema_columns, schema_keys
 from fasttrace.store.migrate import as_current, empty, lacking
+from fasttrace.store.quack import place_of
 from fasttrace.store.query import ONCE, Readable
 from fasttrace.store.texts import RELATIONS, statement
 
@@ -34,7 +35,7 @@ def _pairs(value: Any) -> list[tuple[str, Path]]:
     pairs = [one if isinstance(one, tuple) else (Path(one).stem, one) for one in items]
     if not all(isinstance(name, str) for name, _ in pairs):
         raise ValueError
-    return [(name, Path(file)) for name, file in pairs]
+    return [(name, place_of(file)) for name, file in pairs]
 
 
 _STORES = Kind("{name: file}, (name, file) pairs or files", _pairs)
