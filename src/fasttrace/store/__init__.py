@@ -17,8 +17,8 @@ from fasttrace.places import is_same, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_schema, create, opened, patiently
-from fasttrace.store.failures import check_new
+from fasttrace.store.connect import check_schema, create, opened
+from fasttrace.store.failures import check_new, patiently
 from fasttrace.store.folder import files_of
 from fasttrace.store.merging import merge
 from fasttrace.store.migrate import SCHEMA_VERSION

@@ -4,29 +4,25 @@ A process that has a DuckDB file open for writing locks out every other process,
 outlives its `with` block, and a process that finds the file locked retries for a while.
 """
 
-import random
 import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import duckdb
 
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing, sweep, why_full
-from fasttrace.store.failures import Locked, check_file, check_new, first_line, opening
+from fasttrace.store.failures import check_file, check_new, first_line, opening, patiently
 from fasttrace.store.folder import is_folder, show
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, empty, lacking, upgrade
 from fasttrace.store.quack import Address, Session, attach, load, races_of
 from fasttrace.store.texts import RELATIONS, schema_sql, statement
 from fasttrace.version import VERSION
-
-T = TypeVar("T")
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
 _turn = threading.RLock()
@@ -206,7 +202,7 @@ def opened(
         try:
             _check_attached(con, stores)
             if isinstance(path, Address):
-                con = cast(duckdb.DuckDBPyConnection, Session(con, read_only=read_only))
+                con = cast(duckdb.DuckDBPyConnection, Session(con, path, read_only=read_only, timeout_s=timeout_s))
             version = check_schema(con, path)
             if version < SCHEMA_VERSION and (read_only or not upgrades):
                 _rename_for_reading(con, version)
@@ -347,21 +343,6 @@ def quoted_if_needed(name: str) -> str:
 def utc_now() -> datetime:
     """The time in UTC without a zone, as TIMESTAMP columns store it."""
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def patiently(attempt: Callable[[], T], timeout_s: float) -> T:
-    """Call `attempt`, and retry while others have, or change, the store. Raises StoreError after timeout_s seconds."""
-    begun = time.monotonic()
-    delay = 0.005
-    while True:
-        try:
-            return attempt()
-        except Locked as locked:
-            if time.monotonic() + delay > begun + min(timeout_s, locked.patience_s):
-                text = str(locked).replace(" is locked:", f" stayed locked for {timeout_s:g} s:", 1)
-                raise StoreError(text) from (locked.__cause__ or locked)
-        time.sleep(delay * random.uniform(0.5, 1.0))  # random, so that two waiting processes do not stay in step
-        delay = min(delay * 1.6, 0.25)
 
 
 def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:

@@ -2,16 +2,21 @@
 
 import math
 import os
+import random
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 
 from fasttrace.errors import StoreError
 from fasttrace.places import why_full, why_unwritable
 from fasttrace.store.folder import files_of
+
+T = TypeVar("T")
 
 
 class Locked(StoreError):
@@ -20,6 +25,21 @@ class Locked(StoreError):
     def __init__(self, text: str, *, patience_s: float = math.inf) -> None:
         super().__init__(text)
         self.patience_s = patience_s
+
+
+def patiently(attempt: Callable[[], T], timeout_s: float) -> T:
+    """Call `attempt`, and retry while others have, or change, the store. Raises StoreError after timeout_s seconds."""
+    begun = time.monotonic()
+    delay = 0.005
+    while True:
+        try:
+            return attempt()
+        except Locked as locked:
+            if time.monotonic() + delay > begun + min(timeout_s, locked.patience_s):
+                text = str(locked).replace(" is locked:", f" stayed locked for {timeout_s:g} s:", 1)
+                raise StoreError(text) from (locked.__cause__ or locked)
+        time.sleep(delay * random.uniform(0.5, 1.0))  # random, so that two waiting processes do not stay in step
+        delay = min(delay * 1.6, 0.25)
 
 
 @contextmanager

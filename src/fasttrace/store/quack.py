@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from fasttrace.errors import StoreError, UserError
-from fasttrace.store.failures import Locked, first_line
+from fasttrace.store.failures import Locked, first_line, patiently
 
 VERSION = "1.5.5"
 """The version of DuckDB that has the extension as a package."""
@@ -121,11 +121,16 @@ class Session:
     """A session on a server, with the methods of DuckDB's connection that fasttrace uses.
 
     local: the connection that has the server's database attached as `store`, and other stores beside it.
-    read_only: whether the session sees one state of the store, and changes nothing.
+    read_only: whether the session sees one state of the store, and changes nothing. timeout_s: for how many seconds
+    `begin` waits for another writer's transaction.
     """
 
-    def __init__(self, local: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
+    def __init__(
+        self, local: duckdb.DuckDBPyConnection, address: Address, *, read_only: bool, timeout_s: float
+    ) -> None:
         self.local = local
+        self.address = address
+        self.timeout_s = timeout_s
         self._mark = "" if read_only else WRITES
         self._staged: dict[str, str] = {}
         if read_only:
@@ -160,7 +165,7 @@ class Session:
         """Give rows of this process a name on the server, until the transaction ends."""
         if self._read_only:  # no rows can be sent then; the transaction is rolled back at the end, as every reader's is
             self._remote("ROLLBACK")
-            self.begin()
+            self._begin()
             self._read_only = False
         if view in self._staged:
             self._remote(f"DROP TABLE {self._staged.pop(view)}")
@@ -180,7 +185,24 @@ class Session:
         self.local.unregister("rows_to_send")
 
     def begin(self) -> None:
-        """Begin a transaction."""
+        """Begin a transaction that writes, once no other writer has one: they would have to run theirs again."""
+
+        def attempt() -> None:
+            self._begin()
+            try:
+                # Every other transaction that creates this view conflicts, even after it is dropped. An update that
+                # changes no value would not conflict.
+                self._remote("CREATE VIEW fasttrace_writes AS SELECT 1 AS one")
+                self._remote("DROP VIEW fasttrace_writes")
+            except duckdb.Error as error:
+                self.local.rollback()
+                if not _LOST_RACE.search(str(error)):
+                    raise
+                raise Locked(f"the store {self.address} is locked: another process writes to it") from error
+
+        patiently(attempt, self.timeout_s)
+
+    def _begin(self) -> None:
         self.local.begin()
         # The extension begins the server's transaction with the first change of an attached relation.
         view = _fresh("begun")

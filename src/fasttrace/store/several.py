@@ -13,6 +13,7 @@ import pyarrow as pa
 from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
+from fasttrace.places import is_same
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
 from fasttrace.store.connect import attached, quoted, schema_columns, schema_keys
@@ -176,7 +177,7 @@ def _checked(pairs: list[tuple[str, Path]]) -> dict[str, Path]:
         if name.lower() in {other.lower() for other in paths}:  # DuckDB's names are case-insensitive
             raise StoreError(f"two stores are named {name!r}: give one another name, as in a={path}")
         for other in paths.values():
-            if path.exists() and other.exists() and path.samefile(other):
+            if is_same(path, other):
                 raise StoreError(f"the store {path} is given twice: give it once")
         paths[name] = path
     return paths
