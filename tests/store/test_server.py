@@ -40,7 +40,10 @@ def driver(*words):
 
 def finished(process, code=0):
     """(stdout, stderr) of a process, which must end with this exit code."""
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == code, err
     return out, err
 

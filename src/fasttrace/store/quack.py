@@ -53,6 +53,11 @@ class Address(PosixPath):
     def resolve(self, strict: bool = False) -> "Address":
         return self
 
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        host, port = re.fullmatch(r"quack:(.+?)(?::(\d+))?", str(self)).groups()  # type: ignore[union-attr]
+        return host.strip("[]"), int(port or 9494)
+
 
 def place_of(path: str | os.PathLike[str]) -> Path:
     """The path of a store, or the address of its server. Raises StoreError where an address is none."""

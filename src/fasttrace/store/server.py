@@ -1,7 +1,9 @@
 """Serves a store to other processes, with DuckDB's own server."""
 
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import duckdb
 
@@ -24,6 +26,9 @@ def serve(store: Store, address: Address, token: str, ready: Callable[[], None])
     """
     store.create()
     with opened(store.path, read_only=False, timeout_s=store.timeout_s, memory=store.memory, serves=True) as con:
+        with suppress(OSError), socket.create_connection(address.host_and_port, timeout=1):
+            # The extension would share the port, and each client would be served by either.
+            raise StoreError(f"the server cannot listen at {address}: another one does")
         _listen(con, address, token)
         try:
             ready()
