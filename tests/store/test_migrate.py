@@ -112,6 +112,15 @@ def test_the_first_write_upgrades_and_keeps_every_row(old, current, write):
     assert list(old.path.parent.iterdir()) == [old.path]
 
 
+def test_an_older_store_is_merged_as_it_is_read(old, current, tmp_path):
+    merged, before = Store(tmp_path / "merged.duckdb"), old.path.read_bytes()
+    merged.merge(old, current)
+    found, wanted = rows(merged), rows(current)
+    for name in set(RELATIONS) - {"store_schema"}:
+        assert found[name] == wanted[name], name
+    assert old.path.read_bytes() == before
+
+
 @pytest.mark.parametrize("version", range(OLDEST_VERSION + 1, SCHEMA_VERSION))
 def test_a_store_of_each_later_version_is_read_and_upgraded(old, current, version):
     with duckdb.connect(str(old.path)) as con:

@@ -11,7 +11,7 @@ import duckdb
 from made_results import made_trace
 
 from fasttrace.errors import UserError
-from fasttrace.store import Store, Stores, connect
+from fasttrace.store import Store, Stores, connect, merging
 from fasttrace.store.migrate import upgrade
 
 LAYERS, TOKENS = 12, 8
@@ -101,3 +101,19 @@ def as_nobody(path: Path, what: str, answer: Any) -> None:
         answer.send((type(error).__name__, str(error)))
     else:
         answer.send(("nothing", ""))
+
+
+def killed_in_a_merge(path: Path, others: list[Path]) -> None:
+    """Die after the last store is merged and before that is committed."""
+    add = merging._add
+
+    def add_and_die(con: duckdb.DuckDBPyConnection, theirs: Any) -> Any:
+        added = add(con, theirs)
+        calls.append(added)
+        if len(calls) == len(others):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return added
+
+    calls: list[Any] = []
+    merging._add = add_and_die
+    Store(path).merge(*others)

@@ -30,6 +30,8 @@ VERBS = {
     "study": ("study", "fasttrace.study", "Trace, edit, analyse and report, as one resumable study."),
     "demo": ("study", "fasttrace.study", "Run the small study 'demo', from facts to report."),
     "status": ("status", "fasttrace.store", "Print what a running command does, and what its store has."),
+    "merge": ("merge", "fasttrace.store", "Merge the stores of several machines into one."),
+    "serve": ("serve", "fasttrace.store", "Serve a store to many processes at once."),
     "sql": ("sql", "fasttrace.store", "Query a store with SQL."),
     "regress": ("regress", "fasttrace.store", "Regress an edit score on layer, tracing effect or any column."),
     "tables": ("read", "fasttrace.store", "Print the paper's tables from the data of a store."),

@@ -44,10 +44,11 @@ class Place(click.ParamType):
 
 def check_store(path: str | Path, *, makes_folder: bool = False) -> None:
     """Raise UserError where a store cannot be written. makes_folder: whether the caller creates a missing folder."""
-    path = Path(path)
-    if path.parent.exists() or not makes_folder:
-        ft.Store(path).check()
-    check_folder(path.parent)
+    store = ft.Store(path)
+    if store.folder is None or store.folder.exists() or not makes_folder:
+        store.check()
+    if store.folder is not None:
+        check_folder(store.folder)
 
 
 def _check_new_folder(path: str) -> None:

@@ -1,10 +1,11 @@
 """The store: one DuckDB file with every run, trace and edit, opened only for as long as it is needed."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
+from os.path import samestat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 
@@ -12,11 +13,16 @@ from fasttrace.errors import StoreError
 from fasttrace.facts.fields import LeftOuts
 from fasttrace.facts.record import Facts
 from fasttrace.optional import duckdb  # first, so that PackageError is raised where it is missing
+from fasttrace.places import is_same, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds
 from fasttrace.store import parquet
-from fasttrace.store.connect import check_new, check_schema, connection, create, opened
+from fasttrace.store.connect import check_schema, create, opened
+from fasttrace.store.failures import check_new, patiently
+from fasttrace.store.folder import files_of
+from fasttrace.store.merging import merge
 from fasttrace.store.migrate import SCHEMA_VERSION
+from fasttrace.store.quack import Address, place_of
 from fasttrace.store.query import Readable, Stored, rows_of
 from fasttrace.store.several import Stores
 from fasttrace.store.texts import statement
@@ -31,6 +37,8 @@ from fasttrace.store.write import (
     write_left_out,
 )
 
+T = TypeVar("T")
+
 __all__ = ["SCHEMA_VERSION", "Readable", "Result", "Store", "Stored", "Stores", "rows_of"]
 
 
@@ -39,8 +47,10 @@ class Store(Readable):
 
     A file of an older schema version is read as it is. The first write upgrades it in place, before it adds anything.
     A folder that `to_parquet` wrote is read as a store, too. Its relations are views, and it is never written.
+    A store that `fasttrace serve` serves has many readers and writers at once. Its queries run on the server.
 
-    path: the file, or such a folder. The first write (or `create`) creates the file.
+    path: the file, such a folder, or a server's address as in "quack:localhost:9494". The first write (or `create`)
+        creates the file.
     timeout_s: for how many seconds a method retries while another process has the file open.
     memory: DuckDB's memory_limit for a query, such as "2GB". Data beyond it go to a folder beside the file. None is
         DuckDB's default, 80 % of the machine's memory.
@@ -58,12 +68,17 @@ class Store(Readable):
     ) -> None:
         if not str(path):
             raise StoreError("store: expected the name of a file, got an empty one")
-        self.path = Path(path)
+        self.path = place_of(path)
         self.timeout_s = timeout_s
         self.memory = memory
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file, None where the store is behind a server."""
+        return None if isinstance(self.path, Address) else self.path.parent
 
     @property
     def files(self) -> dict[str, Path]:
@@ -97,8 +112,7 @@ class Store(Readable):
         """
         run, tables = batch_of(result)
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return write(con, run, tables)
+        return self._change(lambda con: write(con, run, tables))
 
     @checked
     def add_facts(self, facts: Facts) -> int:
@@ -109,8 +123,7 @@ class Store(Readable):
         """
         facts_table(facts)  # raises before the file is created
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return write_facts(con, facts)
+        return self._change(lambda con: write_facts(con, facts))
 
     @checked
     def add_left_out(self, source: str, left_out: LeftOuts) -> int:
@@ -124,8 +137,7 @@ class Store(Readable):
         if wanted == {(row["record"], row["reason"], row["part"]) for row in stored}:
             return 0
         create(self.path)
-        with self._opened(read_only=False) as con:
-            return write_left_out(con, source, left_out)
+        return self._change(lambda con: write_left_out(con, source, left_out))
 
     def check_contrasts(self, run_id: str, contrasts: pa.Table) -> None:
         """Raise StoreError where a tracing run has a fact with other counterfactuals, or another target_false.
@@ -148,19 +160,52 @@ class Store(Readable):
 
     @checked
     def add_parquet(self, folder: str | PathLike[str]) -> int:
-        """Add a store that `to_parquet` wrote, as one transaction. As in `add`, no row is added twice.
+        """Add a store that `to_parquet` wrote, as `merge` does. Returns the number of facts (edits, verdicts, …) added.
 
-        A run that is in both stores gets the facts (edits, …) that it lacks here.
-        Returns the number of facts (edits, verdicts, …) added.
-        Raises StoreError where the folder is not such a store, a file is damaged, or a run_id or fact_id stands for
-        something else in this store. This store then does not change.
+        Raises StoreError as `merge`, and where the folder is not such a store.
         """
-        folder = Path(folder)
-        with connection(folders=[folder]) as con:
-            parquet.read(con, folder)  # raises before the file is created
-        create(self.path)
-        with self._opened(read_only=False, folders=[folder]) as con:
-            return parquet.add(con, parquet.read(con, folder), folder)
+        files_of(Path(folder))
+        [added] = self.merge(folder)
+        return sum(number for relation, number in added.items() if relation not in ("store", "facts", "judgements"))
+
+    @checked
+    def merge(self, *others: "Store | str | PathLike[str]") -> list[dict[str, Any]]:
+        """Add what other stores have and this one lacks, as one transaction. No row is added twice.
+
+        others: stores, files or folders that `to_parquet` wrote, also of older schema versions. They are only read.
+
+        A run that is in several stores gets the facts (edits, …) that it lacks here, with their share of its seconds
+        and flops. Where a judge has judged a text in one store alone, its verdict is kept, and so is its error where
+        there is no verdict. Fields of a fact that one store lacks are completed.
+
+        Returns a row a store: its name, the facts and the marks of finished work (traces, edits, known, …) that were
+        added, and the texts that got a judge's word.
+        Raises StoreError where a store cannot be read, or where two stores have different values under one key. A
+        run's model name, device, torch version and times may differ, and so may the place of moments. This store then
+        does not change.
+        """
+        sources = _sources(self.path, others)
+        if self.path.exists():
+            return self._merged(sources)
+        check_new(self.path)
+        with replacing(self.path, keep=True) as draft:
+            new = Store(draft, timeout_s=self.timeout_s, memory=self.memory)
+            new.create()
+            added = new._merged(sources)
+            with new._opened(read_only=False) as con:
+                con.execute("CHECKPOINT")  # close() would ignore its errors, and the log beside the draft is dropped
+            made = draft.stat()
+        return added if samestat(made, self.path.stat()) else self._merged(sources)  # into a store made meanwhile
+
+    def _merged(self, sources: Mapping[str, Path]) -> list[dict[str, Any]]:
+        def change(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+            con.begin()
+            added = merge(con, self.path, sources)
+            con.commit()
+            return added
+
+        added = self._change(change, stores=sources)
+        return [{"store": str(file)} | counts for file, counts in zip(sources.values(), added, strict=True)]
 
     @checked
     def done(self, run_id: str) -> set[str]:
@@ -189,8 +234,7 @@ class Store(Readable):
 
         judgements: prompt, answers and generated_after as in `edit_prompts`, with judged_after and judge_error.
         """
-        with self._opened(read_only=False) as con:
-            write_judgements(con, run_id, judgements)
+        self._change(lambda con: write_judgements(con, run_id, judgements))
 
     @property
     def key(self) -> Hashable:
@@ -228,12 +272,46 @@ class Store(Readable):
         return self.query(statement("relations"))
 
     def _opened(
-        self, *, read_only: bool, folders: Iterable[Path] = ()
+        self, *, read_only: bool, stores: Mapping[str, Path] | None = None, folders: Iterable[Path] = ()
     ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return opened(self.path, read_only=read_only, timeout_s=self.timeout_s, memory=self.memory, folders=folders)
+        return opened(
+            self.path,
+            read_only=read_only,
+            timeout_s=self.timeout_s,
+            memory=self.memory,
+            stores=stores,
+            folders=folders,
+        )
+
+    def _change(
+        self, change: Callable[[duckdb.DuckDBPyConnection], T], *, stores: Mapping[str, Path] | None = None
+    ) -> T:
+        """Call `change`, which is one transaction, and again where other writers of a server were first."""
+
+        def attempt() -> T:
+            with self._opened(read_only=False, stores=stores) as con:
+                return change(con)
+
+        return patiently(attempt, self.timeout_s)
 
     def _rows(self, name: str, run_id: str) -> list[tuple[Any, ...]]:
         if not self.path.exists():
             return []
         with self.reading() as con:
             return con.execute(statement(name), {"run_id": run_id}).fetchall()
+
+
+def _sources(into: Path, others: tuple[Store | str | PathLike[str], ...]) -> dict[str, Path]:
+    """{attached name: file} of the stores to merge. No file's stem has such a name.
+
+    Raises StoreError where there is none, one is given twice, or one is `into`.
+    """
+    if not others:
+        raise StoreError("merge: expected one store or more, got none")
+    files = [one.path if isinstance(one, Store) else place_of(one) for one in others]
+    for place, file in enumerate(files):
+        if is_same(file, into):
+            raise StoreError(f"merge: expected stores other than {into}, which they are merged into, got it among them")
+        if any(is_same(file, other) for other in files[:place]):
+            raise StoreError(f"the store {file} is given twice: give it once")
+    return {f"merged/{place}": file for place, file in enumerate(files)}

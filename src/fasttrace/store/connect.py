@@ -4,29 +4,25 @@ A process that has a DuckDB file open for writing locks out every other process,
 outlives its `with` block, and a process that finds the file locked retries for a while.
 """
 
-import os
-import random
 import re
-import stat
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import duckdb
 
 from fasttrace.errors import StoreError, UserError
-from fasttrace.places import replacing, sweep, why_full, why_unwritable
-from fasttrace.store.folder import files_of, is_folder, show
+from fasttrace.places import replacing, sweep, why_full
+from fasttrace.store.failures import check_file, check_new, first_line, opening, patiently
+from fasttrace.store.folder import is_folder, show
 from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, empty, lacking, upgrade
+from fasttrace.store.quack import Address, Session, attach, load, races_of
 from fasttrace.store.texts import RELATIONS, schema_sql, statement
 from fasttrace.version import VERSION
-
-T = TypeVar("T")
 
 # One process must not open the same file twice in different modes; its threads take turns instead.
 _turn = threading.RLock()
@@ -77,40 +73,48 @@ def connection(
     memory: str | None = None,
     stores: Mapping[str, Path] | None = None,
     folders: Iterable[Path] = (),
+    serves: bool = False,
 ) -> duckdb.DuckDBPyConnection:
     """A connection to the store `path`, or to a database in memory. Every connection of fasttrace is made here.
 
-    A store that is a folder of Parquet files is a database in memory with views of them.
+    A store that is a folder of Parquet files is a database in memory with views of them. One behind a server is
+    attached to a database in memory as `store`.
     memory: as for `opened`. stores: {name: file} to attach for reading. folders: the folders whose files its queries
-        may read and write.
+        may read and write. serves: whether a server can be started on it.
     Raises StoreError where a file cannot be opened.
     """
     stores = stores or {}
+    server = path if isinstance(path, Address) else None
     exports = {name: file for name, file in {"": path, **stores}.items() if file is not None and is_folder(file)}
-    in_memory = path is None or "" in exports
+    in_memory = path is None or server is not None or "" in exports
     reachable = [str(folder.resolve()) for folder in (*folders, *exports.values())]
     config = dict(_WITHOUT_EXTENSIONS)
     if memory is not None:
         config["memory_limit"] = memory
     if in_memory:  # otherwise DuckDB takes a folder beside the file
-        beside = [file for file in (path, *stores.values()) if file is not None]
+        beside = [file for file in (path, *stores.values()) if file is not None and file is not server]
         config["temp_directory"] = f"{beside[0].resolve()}.tmp" if beside else ""
-    if not stores and not reachable:
+    later = bool(stores or reachable or server or serves)
+    if not later:
         config |= _CLOSED  # from the start, so that connections to one file within each other have one configuration
-    with _opening(path):
+    with opening(path):
         file_name = ":memory:" if in_memory else str(path)
         con = duckdb.connect(file_name, read_only=read_only and not in_memory, config=config)
     try:
         for name, file in stores.items():
             text = str(file.resolve()).replace("'", "''")  # DuckDB 1.5 takes no parameter here
-            with _opening(file):
+            with opening(file):
                 if name in exports:
                     con.execute(f"ATTACH ':memory:' AS {quoted(name)}")
                 else:
                     con.execute(f"ATTACH '{text}' AS {quoted(name)} (READ_ONLY)")
         for name, folder in exports.items():
             show(con, folder, quoted(name) if name else "memory")
-        if stores or reachable:
+        if server is not None or serves:
+            load(con)
+        if server is not None:
+            attach(con, server)
+        if later:
             con.execute("SET allowed_directories = $folders", {"folders": reachable})
             for name, value in _CLOSED.items():
                 con.execute(f"SET {name} = {value}")
@@ -132,10 +136,12 @@ def _empty_store() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def create(path: Path) -> None:
-    """Create an empty store at `path` atomically. An existing file does not change.
+    """Create an empty store at `path` atomically. An existing file does not change, and a server has created its own.
 
     Raises StoreError where the folder is missing, cannot be written or has no room.
     """
+    if isinstance(path, Address):
+        return
     if path.exists():
         sweep(path.resolve().parent)  # of a process that was killed just after it had created the store
         return
@@ -152,7 +158,7 @@ def create(path: Path) -> None:
     except UserError as error:  # it names the path
         raise StoreError(f"cannot create the store: {error}") from error
     except duckdb.Error as error:
-        raise StoreError(f"cannot create the store {path}: {_first_line(error)}") from error
+        raise StoreError(f"cannot create the store {path}: {first_line(error)}") from error
 
 
 @contextmanager
@@ -163,7 +169,9 @@ def opened(
     timeout_s: float,
     memory: str | None = None,
     upgrades: bool = True,
+    stores: Mapping[str, Path] | None = None,
     folders: Iterable[Path] = (),
+    serves: bool = False,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection to an existing store, after a check of its schema. It is closed at the end of the block.
 
@@ -172,23 +180,36 @@ def opened(
     timeout_s: for how many seconds a locked file is retried.
     memory: DuckDB's memory_limit, such as "2GB", or None for its default.
     upgrades: whether a connection for writing upgrades an older store. Otherwise it reads it under the new names.
+    stores: {name: file} of other stores, which are attached for reading and checked as well.
     folders: the folders whose files the queries may read and write.
+    serves: whether a server can be started on the connection.
+    Raises Locked where a server's other writers changed the same rows.
     Raises StoreError where the file is missing, locked for all that time, not a DuckDB file, damaged, not a store of a
     schema version from OLDEST_VERSION on, or (unless read_only) not writable. Also where the block meets a damaged
     part, or finds the disk full.
     """
-    with _turn, _failures_of([path]):
-        _check_file(path, read_only)
-        if not read_only:
+    stores = stores or {}
+    with _turn, _failures_of([path, *stores.values()]):
+        if not isinstance(path, Address):
+            check_file(path, read_only)
+        _check_attachable(stores)
+        if not (read_only or isinstance(path, Address)):
             _check_whole(path, timeout_s)
-        con = _patiently(lambda: connection(path, read_only=read_only, memory=memory, folders=folders), timeout_s)
+        con = patiently(
+            lambda: connection(path, read_only=read_only, memory=memory, stores=stores, folders=folders, serves=serves),
+            timeout_s,
+        )
         try:
+            _check_attached(con, stores)
+            if isinstance(path, Address):
+                con = cast(duckdb.DuckDBPyConnection, Session(con, path, read_only=read_only, timeout_s=timeout_s))
             version = check_schema(con, path)
             if version < SCHEMA_VERSION and (read_only or not upgrades):
                 _rename_for_reading(con, version)
             elif version < SCHEMA_VERSION:
                 _upgrade(con, path, version)
-            yield con
+            with races_of(path):
+                yield con
         finally:
             con.close()  # a transaction still open is rolled back
 
@@ -203,18 +224,31 @@ def attached(
     Raises StoreError as `opened` does.
     """
     with _turn, _failures_of(paths.values()):
-        for path in paths.values():
-            _check_file(path, read_only=True)
+        _check_attachable(paths)
         # Where one store is locked, all are released, because their writers may wait.
-        con = _patiently(lambda: connection(stores=paths, folders=folders), timeout_s)
+        con = patiently(lambda: connection(stores=paths, folders=folders), timeout_s)
         try:
-            for name, path in paths.items():
-                con.execute(f"USE {quoted(name)}")
-                check_schema(con, path)
-            con.execute("USE memory")
+            _check_attached(con, paths)
             yield con
         finally:
             con.close()
+
+
+def _check_attachable(stores: Mapping[str, Path]) -> None:
+    """Raise StoreError where a store is no file or folder that can be read. stores: {name: file}."""
+    for path in stores.values():
+        if isinstance(path, Address):
+            raise StoreError(f"the store {path}: expected a file or a folder beside other stores, got a server")
+        check_file(path, read_only=True)
+
+
+def _check_attached(con: duckdb.DuckDBPyConnection, stores: Mapping[str, Path]) -> None:
+    """`check_schema` of every attached store. stores: {name: file}."""
+    [(own,)] = con.execute("SELECT current_database()").fetchall()
+    for name, path in stores.items():
+        con.execute(f"USE {quoted(name)}")
+        check_schema(con, path)
+    con.execute(f"USE {quoted(own)}")
 
 
 # The stores that this process has read as a whole.
@@ -226,7 +260,7 @@ def _check_whole(path: Path, timeout_s: float) -> None:
     found = path.stat()
     key = (path.resolve(), found.st_dev, found.st_ino)
     if key not in _whole:
-        with closing(_patiently(lambda: connection(path, read_only=True), timeout_s)) as con:
+        with closing(patiently(lambda: connection(path, read_only=True), timeout_s)) as con:
             _read_whole(con)
         _whole.add(key)
 
@@ -261,7 +295,7 @@ def _failures_of(paths: Iterable[Path]) -> Iterator[None]:
                 "command goes on from there"
             ) from error
         if isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.InternalException):
-            raise StoreError(f"the store {where} cannot be read or written: {_first_line(error)}") from error
+            raise StoreError(f"the store {where} cannot be read or written: {first_line(error)}") from error
         raise
 
 
@@ -291,7 +325,7 @@ def _is_damaged(path: Path) -> bool:
     try:
         with closing(connection(path, read_only=True)) as con:
             _read_whole(con)
-    except (duckdb.Error, UserError, _Locked):
+    except (duckdb.Error, UserError):
         return True
     return False
 
@@ -309,107 +343,6 @@ def quoted_if_needed(name: str) -> str:
 def utc_now() -> datetime:
     """The time in UTC without a zone, as TIMESTAMP columns store it."""
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-class _Locked(Exception):
-    """Another connection has the file open, so a retry may succeed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-
-def _patiently(connect: Callable[[], T], timeout_s: float) -> T:
-    """Call `connect`, and retry while a file is locked. Raises StoreError after timeout_s seconds."""
-    deadline = time.monotonic() + timeout_s
-    delay = 0.005
-    while True:
-        try:
-            return connect()
-        except _Locked as locked:
-            if time.monotonic() + delay > deadline:
-                error = locked.__cause__ or locked
-                raise StoreError(
-                    f"the store {locked.path} stayed locked for {timeout_s:g} s: another connection has it open "
-                    f"({_first_line(error)}); close that one and run the same command again"
-                ) from error
-        time.sleep(delay * random.uniform(0.5, 1.0))  # random, so that two waiting processes do not stay in step
-        delay = min(delay * 1.6, 0.25)
-
-
-@contextmanager
-def _opening(path: Path | None) -> Iterator[None]:
-    """Turns DuckDB's errors on opening `path` into _Locked or StoreError."""
-    try:
-        yield
-    except duckdb.Error as error:
-        if path is None:
-            raise
-        if _is_lock(error):
-            raise _Locked(path) from error
-        raise StoreError(_sentence(path, error)) from error
-
-
-def _is_lock(error: duckdb.Error) -> bool:
-    """Whether the file is open in another process, or in this one in another mode."""
-    text = str(error)
-    if "different configuration" in text or "already attached by database" in text:
-        return True
-    return isinstance(error, duckdb.IOException) and ("Could not set lock" in text or "used by another process" in text)
-
-
-def check_new(path: Path) -> None:
-    """Raise StoreError where no store can be created at `path`."""
-    if not path.parent.exists():
-        raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist: create it first")
-    if not path.parent.is_dir():
-        raise StoreError(f"the folder {path.parent} of the store {path.name} is not a folder: choose another")
-    if (reason := why_unwritable(path.parent)) is not None:
-        raise StoreError(f"the store {path.name} cannot be created: {reason}")
-    if path.with_name(f"{path.name}.wal").exists() and not path.exists():
-        # DuckDB would replay the old log into the new file.
-        raise StoreError(f"there is no store at {path}, but there is its log {path.name}.wal: remove the log")
-
-
-def _check_file(path: Path, read_only: bool) -> None:
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"there is no store at {path}: `fasttrace trace` or `fasttrace edit` creates one") from None
-    except (OSError, ValueError) as error:  # such as a name that is too long
-        raise StoreError(f"the store {path} cannot be opened: {getattr(error, 'strerror', error)}") from error
-    if stat.S_ISDIR(found.st_mode):
-        if not read_only:
-            raise StoreError(
-                f"the store {path}: expected a file, got a folder; one of Parquet files is only read, and "
-                "Store.add_parquet takes its rows into a file"
-            )
-        files_of(path)
-        return
-    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
-        raise StoreError(f"the store {path}: expected a file, got neither file nor folder")
-    if not os.access(path, os.R_OK):
-        raise StoreError(f"the store {path} cannot be read: permission denied")
-    if not read_only and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        raise StoreError(f"the store {path}: expected a file and a folder that can be written, got read-only ones")
-
-
-def _sentence(path: Path, error: duckdb.Error) -> str:
-    text = str(error)
-    if (reason := why_full(error)) is not None:
-        return f"the store {path} cannot be opened: {reason}"
-    if "not a valid DuckDB database file" in text:
-        return f"the store {path} is not a DuckDB file: name another path, or remove it"
-    if "version number" in text:
-        return (
-            f"the store {path} was written by another DuckDB, whose files duckdb {duckdb.__version__} cannot "
-            "read: install the version that wrote it, or a newer one"
-        )
-    return f"the store {path} cannot be opened: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].removesuffix(".") if lines else type(error).__name__
 
 
 def _columns_found(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
@@ -453,7 +386,7 @@ def _upgrade(con: duckdb.DuckDBPyConnection, path: Path, version: int) -> None:
     except duckdb.Error as error:
         raise StoreError(
             f"the store {path} cannot be upgraded from schema version {version} to {SCHEMA_VERSION} and stays as it "
-            f"was: {_first_line(error)}"
+            f"was: {first_line(error)}"
         ) from error
 
 

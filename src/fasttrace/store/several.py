@@ -13,10 +13,12 @@ import pyarrow as pa
 from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
+from fasttrace.places import is_same
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
 from fasttrace.store.connect import attached, quoted, schema_columns, schema_keys
 from fasttrace.store.migrate import as_current, empty, lacking
+from fasttrace.store.quack import place_of
 from fasttrace.store.query import ONCE, Readable
 from fasttrace.store.texts import RELATIONS, statement
 
@@ -34,7 +36,7 @@ def _pairs(value: Any) -> list[tuple[str, Path]]:
     pairs = [one if isinstance(one, tuple) else (Path(one).stem, one) for one in items]
     if not all(isinstance(name, str) for name, _ in pairs):
         raise ValueError
-    return [(name, Path(file)) for name, file in pairs]
+    return [(name, place_of(file)) for name, file in pairs]
 
 
 _STORES = Kind("{name: file}, (name, file) pairs or files", _pairs)
@@ -108,34 +110,35 @@ class Stores(Readable):
 
 def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
     """Create every relation over all stores twice: in main with all rows, in `once` with each row once."""
-    versions = {name: _version(con, name) for name in names}
+    stored = {name: relations_in(con, name) for name in names}
     con.execute("CREATE SCHEMA once")
     for relation in RELATIONS:
-        _union([_rows(con, name, relation, version) for name, version in versions.items()]).create_view(relation)
+        _union([_named(stored[name][relation], name) for name in names]).create_view(relation)
     _check_agreement(con)
     con.execute("SET search_path = 'once'")
     for relation in RELATIONS:
         key = schema_keys()[relation]
-        stored = [_rows(con, name, relation, version) for name, version in versions.items()]
-        rows = [part.select(StarExpression(exclude=["store"])) for part in stored]
+        rows = [stored[name][relation] for name in names]
         new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
         _union(new).create_view(relation)
 
 
-def _version(con: duckdb.DuckDBPyConnection, name: str) -> int:
-    """The schema version of one store."""
+def relations_in(con: duckdb.DuckDBPyConnection, name: str) -> dict[str, duckdb.DuckDBPyRelation]:
+    """{relation: its rows} of the attached store `name`, with this schema version's columns in their order."""
     [(version,)] = con.sql(f"SELECT max(version) FROM {quoted(name)}.main.store_schema").fetchall()
-    return int(version)
+    found = {}
+    for relation, columns in schema_columns().items():
+        if relation in lacking(version):
+            found[relation] = con.sql(empty(columns))
+            continue
+        stored = as_current(con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}"), relation, version)
+        found[relation] = stored.select(*map(ColumnExpression, columns))
+    return found
 
 
-def _rows(con: duckdb.DuckDBPyConnection, name: str, relation: str, version: int) -> duckdb.DuckDBPyRelation:
-    """The rows of a relation of one store, with the column `store` first and this schema version's names."""
-    columns = [ColumnExpression(column) for column in schema_columns()[relation]]
-    if relation in lacking(version):
-        none = con.sql(empty(schema_columns()[relation]))
-        return none.select(ConstantExpression(name).alias("store"), *columns)
-    stored = as_current(con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}"), relation, version)
-    return stored.select(ConstantExpression(name).alias("store"), *columns)
+def _named(rows: duckdb.DuckDBPyRelation, name: str) -> duckdb.DuckDBPyRelation:
+    """The rows of one store with its name first, as the column `store`."""
+    return rows.select(ConstantExpression(name).alias("store"), StarExpression())
 
 
 def _union(parts: list[duckdb.DuckDBPyRelation]) -> duckdb.DuckDBPyRelation:
@@ -174,7 +177,7 @@ def _checked(pairs: list[tuple[str, Path]]) -> dict[str, Path]:
         if name.lower() in {other.lower() for other in paths}:  # DuckDB's names are case-insensitive
             raise StoreError(f"two stores are named {name!r}: give one another name, as in a={path}")
         for other in paths.values():
-            if path.exists() and other.exists() and path.samefile(other):
+            if is_same(path, other):
                 raise StoreError(f"the store {path} is given twice: give it once")
         paths[name] = path
     return paths
