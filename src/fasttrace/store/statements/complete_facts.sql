@@ -14,7 +14,7 @@ WHERE batch.fact_id = facts.fact_id
       facts.probes IS NULL AND batch.probes IS NOT NULL
       -- The order of the fields is not compared, because every merge changes it.
       OR len(list_filter(
-          map_entries(CAST(batch.meta AS MAP(VARCHAR, JSON))),
+          map_entries(CAST(CAST(batch.meta AS JSON) AS MAP(VARCHAR, JSON))),
           lambda field: field.value IS DISTINCT FROM map_extract(CAST(facts.meta AS MAP(VARCHAR, JSON)), field.key)[1]
       )) > 0
       OR facts.meta IS NULL AND batch.meta IS NOT NULL
