@@ -14,7 +14,7 @@ from fasttrace.cluster.crew import Alone, Crew
 from fasttrace.cluster.pieces import Unit, share
 from fasttrace.editing.breaks import MEASURES, NORMS
 from fasttrace.editing.collect import collected, resolved
-from fasttrace.editing.edit import needed_moments, prepare_edit
+from fasttrace.editing.edit import needed_moments, prepare_edit, settings_of_moments
 from fasttrace.editing.judge import Judge, judged
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.editing.moments import Moments
@@ -246,6 +246,7 @@ def plan_edit(
     if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
         settings, experts = needed
         moments = collected(crew, settings, experts, cache_root(None), progress)
+        asked = replaced(asked, **settings_of_moments(moments))
     plan: EditPlan = crew.ask(prepare_edit, facts, settings=asked, moments=moments)
     return plan
 

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import sys
 import time
 
 import attrs
@@ -332,13 +331,3 @@ def test_a_served_store_has_no_file(clock, tmp_path, monkeypatch):
 def test_a_link_to_a_store_has_the_file_of_the_store(tmp_path):
     (tmp_path / "link.duckdb").symlink_to(tmp_path / "s.duckdb")
     assert StatusFile.of(tmp_path / "link.duckdb").path == tmp_path.resolve() / "s.duckdb.status.json"
-
-
-def test_bars_of_verbs_without_a_watch(capfd):
-    from fasttrace.cli.options import bar, stages
-
-    with bar("Tracing", 3) as done, stages() as report:
-        done(3)
-        report("moments", 1, 2)
-    assert capfd.readouterr() == ("", "")
-    assert "fasttrace-watch" not in {thread.name for thread in sys.modules["threading"].enumerate()}

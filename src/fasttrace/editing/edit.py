@@ -225,7 +225,7 @@ def _resolved(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> _Re
 def _check_own(given: Any, moments: Moments) -> None:
     """Raise UserError where a setting of the second moments is given that they were not made with."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in given_by(given).items()}
-    for name, have in sorted(_own_settings(moments).items()):
+    for name, have in sorted(settings_of_moments(moments).items()):
         if name in asked and asked[name] != have:
             raise refusal(given, name, f"{text_of(have)}, as the moments have it, or no value", text_of(asked[name]))
 
@@ -286,7 +286,7 @@ def _moment_settings(model: Decoder, asked: EditSettings, layers: list[int]) -> 
     )
 
 
-def _own_settings(moments: Moments) -> dict[str, Any]:
+def settings_of_moments(moments: Moments) -> dict[str, Any]:
     """The settings of an edit that its second moments have."""
     return {"corpus": moments.source, "corpus_tokens": moments.requested_tokens, "ridge": moments.ridge}
 
@@ -339,7 +339,7 @@ def _settled(
     if templates:
         settled = replaced(settled, contexts=len(templates) - 1)
     if moments is not None:
-        settled = replaced(settled, **_own_settings(moments))
+        settled = replaced(settled, **settings_of_moments(moments))
     return settled if corruption is None else replaced(settled, sigma=corruption.sigma)
 
 
@@ -396,5 +396,6 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
         if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
             settings, experts = needed
             moments = collected(crew, settings, experts, cache_root(None))
+            asked = replaced(asked, **settings_of_moments(moments))
         plan = prepare_edit(model, facts, settings=asked, moments=moments, judge=given.judge)
         return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))
