@@ -21,7 +21,18 @@ from fasttrace.cli import cli
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "cluster.md").read_text(encoding="utf-8")
 SCRIPTS = DOCS / "cluster"
-TRACE = ["--keep", "all", "--windows", "3", "--samples", "2", "--sigma", "0.4"]
+TRACE = [
+    "--keep",
+    "all",
+    "--windows",
+    "3",
+    "--samples",
+    "2",
+    "--sigma",
+    "0.4",
+    "--memory",
+    "3MB",
+]  # a wave for each fact
 CELLS = "SELECT * FROM trace_cells ORDER BY fact_id, window_size, token_index, layer"
 STUDY = """
 model = "model"

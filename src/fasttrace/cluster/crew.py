@@ -1,5 +1,6 @@
 """What a computation asks of those who compute it, and the crew of one: this process and its model."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -8,6 +9,7 @@ from fasttrace.cluster.pieces import Unit, share, waves
 from fasttrace.runs import Run
 
 R = TypeVar("R")
+log = logging.getLogger(__name__)
 EACH_SHARE = 8  # waves of a share, such that shares cost about the same
 
 
@@ -77,7 +79,13 @@ class Crew(ABC):
         units = self.ask(units_of, plan)
         if len(waves(units)) < EACH_SHARE * of:  # so few that finding out where all begin costs every share little
             units = self.ask(units_of, plan.settled(self))
-        return share(units, number, of)
+        mine = share(units, number, of)
+        if not mine:
+            log.warning(
+                "share %d of %d has nothing to compute: there are only %d waves, and a smaller memory makes more",
+                *(number, of, len(waves(units))),
+            )
+        return mine
 
 
 class Alone(Crew):
