@@ -81,9 +81,10 @@ class Crew(ABC):
             units = self.ask(units_of, plan.settled(self))
         mine = share(units, number, of)
         if not mine:
+            count = len(waves(units))
             log.warning(
-                "share %d of %d has nothing to compute: there are only %d waves, and a smaller memory makes more",
-                *(number, of, len(waves(units))),
+                "share %d of %d has nothing to compute: all is in %d wave%s, and a smaller memory makes more",
+                *(number, of, count, "s" if count > 1 else ""),
             )
         return mine
 
