@@ -189,7 +189,7 @@ def opened(
     part, or finds the disk full.
     """
     stores = stores or {}
-    with _turn, _failures_of([path, *stores.values()]):
+    with _turn, _failures_of([path, *stores.values()], path):
         if not isinstance(path, Address):
             check_file(path, read_only)
         _check_attachable(stores)
@@ -272,10 +272,11 @@ def _read_whole(con: duckdb.DuckDBPyConnection) -> None:
 
 
 @contextmanager
-def _failures_of(paths: Iterable[Path]) -> Iterator[None]:
+def _failures_of(paths: Iterable[Path], written: Path | None = None) -> Iterator[None]:
     """Turns DuckDB's errors on a damaged store or a full disk, from any statement or commit, into a StoreError.
 
-    paths: the stores that the block reads. An error that is chained to one of DuckDB's is turned as well.
+    paths: the stores that the block reads. written: the one that it writes, if any. An error that is chained to one of
+    DuckDB's is turned as well.
     """
     paths = list(paths)
     try:
@@ -291,7 +292,7 @@ def _failures_of(paths: Iterable[Path]) -> Iterator[None]:
         where = " and ".join(map(str, paths))
         if (reason := why_full(error)) is not None:
             raise StoreError(
-                f"the store {where} cannot be written: {reason}; what was committed is in it, and with room the same "
+                f"the store {written or where} cannot be written: {reason}; what was committed is in it, and with room the same "
                 "command goes on from there"
             ) from error
         if isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.InternalException):
