@@ -1,5 +1,8 @@
 """prefix_attention: reference, native and Triton against a float64 loop over every query."""
 
+import itertools
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +169,26 @@ def test_reference_has_the_gradient_of_the_plain_loop(extra):
     expected = torch.autograd.grad((plain(*leaves, table, 0.3, None, **extra) * weight).sum(), leaves)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: "+".join(extra) or "plain")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_and_its_gradient_have_the_same_bits_with_any_number_of_threads(dtype, extra):
+    before = torch.get_num_threads()
+    try:
+        for q_len, prefix in itertools.product((1, 2, 3, 5, 6, 9, 31), (1, 11, 12, 28, 29, 133)):
+            q, k, v, table = example([(q_len, prefix, 0, q_len)] * 3, hd=64)
+            leaves = [x.to(dtype).requires_grad_(True) for x in (q, k, v)]
+            weight = torch.randn(q.shape[0], H * 64).to(dtype)
+            found = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                out = prefix_attention(*leaves, Sequences(table), 0.3, **extra)
+                found.append((out, *torch.autograd.grad((out * weight).sum(), leaves)))
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), (q_len, prefix)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_bad_arguments_are_refused_in_a_sentence():

@@ -11,6 +11,7 @@ its tail.
 With sinks, the softmax has one score more, the head's sink, which has no value.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -156,6 +157,16 @@ class Stacked:
     all_seen: bool
 
 
+def _spare_keys(q_len: int, keys: int) -> int:
+    """How many more keys give every thread of torch's CPU kernel a buffer that begins at a multiple of 16 bytes.
+
+    A product of few rows by MKL rounds differently where its result begins elsewhere. The kernel gives each thread
+    queries x (keys + 2 + head_dim) numbers, backward 2 x queries x keys, one buffer after another. So a head's bits
+    would depend on the thread that computes it. This holds for up to 510 keys, because the kernel takes 512 at a time.
+    """
+    return -(keys + 2) % (4 // math.gcd(q_len, 4))
+
+
 def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
     first = table[:, Column.FIRST_LEN]
     prefix = first + table[:, Column.SECOND_LEN]
@@ -164,6 +175,7 @@ def _group(table: np.ndarray, q_len: int, k_len: int) -> Group:
         table[:, [column]] for column in (Column.Q_BEGIN, Column.FIRST_BEGIN, Column.SECOND_BEGIN, Column.K_BEGIN)
     )
     longest = int(prefix.max())
+    longest += _spare_keys(q_len, longest + k_len)
     # Prefixes are padded on the left, so that the column of a key determines its distance from every query.
     column = np.arange(longest)[None, :] - (longest - prefix)[:, None]
     rows = np.where(column < first[:, None], first_begin + column, second_begin + column - first[:, None])
@@ -327,10 +339,16 @@ def _explicit(
     scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
     if sinks is not None:
         sink = sinks.to(wide).view(*heads, 1, 1).expand(*scores.shape[:-1], 1)
-        weights = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1]
+        weights = _softmax(torch.cat((scores, sink), dim=-1))[..., :-1]
     else:
-        weights = scores.softmax(-1)
+        weights = _softmax(scores)
     return (weights @ v.to(wide)[:, :, None]).flatten(1, 2).to(q.dtype)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension. In float32, the gradient of torch's own has other bits with other numbers of
+    threads, and that of log_softmax has not."""
+    return scores.log_softmax(-1).exp()
 
 
 def _stack(x: Tensor, rows: Tensor) -> Tensor:
