@@ -70,12 +70,12 @@ def exit_code(stop: BaseException) -> int:
 
 
 def behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The stop that `error` is about. DuckDB raises an error of its own in place of one that arrives in a query."""
-    if isinstance(error, KeyboardInterrupt):
-        return error
-    if _stopped_by is not None and isinstance(error, RuntimeError) and str(error) == "Query interrupted":
+    """The stop that `error` is about. DuckDB and Ray raise an error of their own in place of one that arrives in a
+    query or a wait."""
+    own = isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+    if _stopped_by is not None and (own or type(error) is KeyboardInterrupt):
         return Stopped(_stopped_by)
-    return None
+    return error if isinstance(error, KeyboardInterrupt) else None
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:

@@ -10,6 +10,7 @@ from fasttrace.cluster.pieces import Piece
 # A worker that is killed was not killed by its work, as a rule. So often a job may lose its worker before it counts as
 # the cause.
 MOST_LOST = 5
+MOST_LOST_WHOLE = 3  # by one wave before it is halved, since the last bits of its halves may differ
 
 
 @dataclass(eq=False)
@@ -42,7 +43,8 @@ class Job:
     def again(self) -> "Sequence[Job] | None":
         """The job, or its halves, to be tried again; None where it has been tried often enough."""
         halves = self.piece.halves() if self.piece is not None else []
-        if len(halves) == 2 and (self.short or self.lost > 1):
+        has_waves = self.piece is not None and any(unit.begins for unit in self.piece.units[1:])
+        if len(halves) == 2 and (self.short or self.lost > (1 if has_waves else MOST_LOST_WHOLE)):
             return [self.of(half) for half in halves]
         return [self] if self.lost < MOST_LOST and self.short < 2 else None
 

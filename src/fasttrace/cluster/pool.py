@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fasttrace.cache import cache_place
@@ -83,6 +84,8 @@ class Pool(Crew):
         self.asked, self.tick, self.local = asked, tick, local
         self.model_hash: str | None = None if local is None else local.model_hash
         self.here = About.here()
+        source = str(model["source"])
+        self.place = source if Path(source).expanduser().exists() else None
         self.state = State(address=address_of(asked), begun=time.monotonic())
         self.waiting: dict[Any, tuple[Member, str]] = {}  # a call's reference → whose it is, and what for
         self.given: dict[int, set[str]] = {}  # member → the files that it has been given
@@ -191,7 +194,7 @@ class Pool(Crew):
         member.actor = self.actor.options(**options).remote(os.getcwd(), self.layout.cpus)
         member.job, member.ready, member.host = None, False, ""
         self.given[id(member)] = set()
-        self._call(member, "about", member.actor.about.remote(), "waits for room")
+        self._call(member, "about", member.actor.about.remote(self.place), "waits for room")
 
     def _call(self, member: Member, kind: str, reference: Any, state: str) -> None:
         member.state, member.since = state, time.monotonic()
@@ -297,6 +300,8 @@ class Pool(Crew):
         member.host, member.pid = about.host, about.pid
         if (differ := versions_differ(self.here.versions, about.versions)) is not None:
             raise UserError(f"workers: expected the same versions on every machine, got {differ} on {about.host}")
+        if not about.sees:
+            raise UserError(f"workers: expected '{self.place}' on every machine, got none on {about.host}")
         self._call(member, "load", member.actor.load.remote(self.model), "loads the model")
 
     def _loaded(self, member: Member, answer: Answer) -> None:

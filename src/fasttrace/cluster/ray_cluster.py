@@ -2,9 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasttrace.errors import UserError
@@ -53,23 +57,33 @@ def connected(address: str) -> Iterator[Connection]:
 
 def connect(address: str) -> Connection:
     """As `connected`, until `disconnect`."""
-    ray = require("ray")
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # it prints what the pool reports in its own words
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # By default a driver that does not reach the cluster for a minute ends itself.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does; a cluster without a token takes it too
+    if address != "local":
+        # By default a driver that does not reach the cluster for a minute ends itself. So do the processes of a local
+        # one, which must not outlive a driver that is killed.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
+    ray = require("ray")
+    ray._raylet.Config.initialize("")  # it reads these variables when it is imported, which may have been before
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # it prints what the pool reports in its own words
+    # It prints the loss of a machine to stdout, whatever log_to_driver says.
+    ray._private.worker.print_to_stdstream = _not_printed
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address != "local":
         _check_answer(address)
     else:
         options["include_dashboard"] = _has_dashboard()
     try:
-        made = ray.init(address, **options)
+        with _silent(), _own_signals():
+            made = ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+        with suppress(Exception):
+            ray.shutdown()
+        text = _said(error)
         if address == "local":
             raise UserError(f"workers: Ray could not be started here: {text}") from error
-        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token here too"
+        hint = "; its token may be another" if _has_token() else "; if it has a token, put it into ~/.ray/auth_token"
         raise UserError(f"workers: the Ray cluster at {address} cannot be used: {text}{hint}") from error
     dashboard = getattr(made, "dashboard_url", None)
     return Connection(ray, address, dashboard or None)
@@ -132,14 +146,83 @@ def _number(gpus: float) -> str:
     return f"{gpus:g}"
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing is written to stderr, neither by Python nor by Ray's C++, which has no level that silences it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _not_printed(*_: Any, **__: Any) -> None:
+    """In place of what Ray prints to stdout, where a command's rows are."""
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """What a signal does here stays so. Ray's own handlers would end a driver with a stack trace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that Python has not set
+                signal.signal(number, handler)
+
+
+def _said(error: Exception) -> str:
+    """What an error of Ray says, in a line. A traceback has it at its end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[-1] if lines[0].endswith(":") else lines[0]
+    return line.partition(". ")[0].rstrip(".")
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token that this user has."""
+    named = (os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return any(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
 def _check_answer(address: str) -> None:
-    """Raise UserError where nothing listens at an address. Ray itself would wait for half a minute."""
+    """Raise UserError where nothing listens at an address, or not in gRPC. Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS) as one:
+            is_grpc = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_grpc(one)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"workers: expected a Ray cluster at {address}, but nobody answers there ({reason})") from None
+    if not is_grpc:
+        raise UserError(f"workers: expected a Ray cluster at {address}, got another program's port")
+
+
+# A client of HTTP/2 begins with these words and its settings, and a server answers with a frame of type 4, its own.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + b"\4" + b"\0" + b"\0\0\0\0"
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    answer = b""
+    try:
+        connection.sendall(_GREETING)
+        while len(answer) < 4 and (more := connection.recv(4 - len(answer))):
+            answer += more
+    except OSError:
+        return False
+    return answer[3:4] == b"\4"
 
 
 def _has_dashboard() -> bool:

@@ -24,11 +24,15 @@ SHARED = 4  # values that are kept unpacked, such as plans
 
 
 class About(NamedTuple):
-    """A process: where it is, and what it runs. Values do not depend on the machine as long as the versions agree."""
+    """A process: where it is, and what it runs. Values do not depend on the machine as long as the versions agree.
+
+    sees: whether it sees the model's folder or file, where the driver does.
+    """
 
     host: str
     pid: int
     versions: Mapping[str, str]
+    sees: bool = True
 
     @classmethod
     def here(cls) -> "About":
@@ -61,9 +65,9 @@ class Worker:
         with suppress(OSError):
             os.chdir(folder)
 
-    def about(self) -> About:
-        """Where the worker is. This comes first, before the model is loaded."""
-        return About.here()
+    def about(self, place: str | None) -> About:
+        """Where the worker is. This comes before the model is loaded. place: of the model on the driver's disk."""
+        return About.here()._replace(sees=place is None or Path(place).expanduser().exists())
 
     def load(self, model: Mapping[str, Any]) -> Answer:
         """Load the model. model: the arguments of `load_model`."""
