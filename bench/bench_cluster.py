@@ -46,6 +46,12 @@ class Nothing:
     def __init__(self, count: int, model_hash: str | None) -> None:
         self.count, self.run = count, {"model_hash": model_hash}
 
+    def settled(self, crew: Any, skip: Any = ()) -> "Nothing":
+        return self
+
+    def announce(self) -> None:
+        pass
+
     def units(self) -> list[Unit]:
         return [Unit(n, 1.0, True) for n in range(self.count * WAVES)]
 

@@ -292,8 +292,8 @@ def _failures_of(paths: Iterable[Path], written: Path | None = None) -> Iterator
         where = " and ".join(map(str, paths))
         if (reason := why_full(error)) is not None:
             raise StoreError(
-                f"the store {written or where} cannot be written: {reason}; what was committed is in it, and with room the same "
-                "command goes on from there"
+                f"the store {written or where} cannot be written: {reason}; what was committed is in it, and with room "
+                "the same command goes on from there"
             ) from error
         if isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.InternalException):
             raise StoreError(f"the store {where} cannot be read or written: {first_line(error)}") from error
