@@ -20,6 +20,7 @@ from fasttrace.cluster.packing import files_of, packed, unpacked
 from fasttrace.cluster.pieces import pieces
 from fasttrace.cluster.ray_cluster import (
     address_of,
+    broken,
     connect,
     device_of,
     disconnect,
@@ -91,6 +92,7 @@ class Pool(Crew):
         self.given: dict[int, set[str]] = {}  # member → the files that it has been given
         self.again: deque[Job] = deque()
         self.failed: list[tuple[Job, str]] = []
+        self.session = 0  # the number of the connection
 
     def start(self) -> None:
         """Connect, and start every worker. Raises what `pool` raises before any model is loaded."""
@@ -184,9 +186,11 @@ class Pool(Crew):
 
     def _connect(self) -> None:
         connection = connect(self.state.address)
+        self.session += 1
         self.ray, self.state.dashboard = connection.ray, connection.dashboard
         self.actor = self.ray.remote(max_restarts=0, max_task_retries=0)(Worker)
         self.errors = (self.ray.exceptions.RayError,)
+        self.broken = broken()
 
     def _start(self, member: Member) -> None:
         """Start the process of a worker."""
@@ -238,18 +242,22 @@ class Pool(Crew):
     def _hand_out(self, member: Member, job: Job) -> None:
         member.job = job
         try:
+            self._handed_out(member, job)
+        except self.broken:
+            self._reconnect()
+
+    def _handed_out(self, member: Member, job: Job) -> None:
+        try:
             self._provide(member, job)
             for one in job.shared:
-                if one.reference is None:
-                    one.reference = self.ray.put(one.value.content)
+                if one.session != self.session:
+                    one.reference, one.session = self.ray.put(one.value.content), self.session
                     self.state.bytes_sent += len(one.value.content)
             references = [one.reference for one in job.shared]
             call = member.actor.call.remote(job.function, job.arguments.content, references)
             self.state.bytes_sent += len(job.function) + len(job.arguments.content)
         except self.errors as error:
             self._lost(member, error)
-        except ConnectionError:
-            self._reconnect()
         else:
             what = "computes" if job.piece is None else f"computes {len(job.piece.units)}"
             self._call(member, "call", call, what)
@@ -272,7 +280,7 @@ class Pool(Crew):
             ready, _ = self.ray.wait(references, num_returns=1, timeout=wait * TICK_SECONDS) if references else ([], [])
             if ready and len(references) > 1:
                 ready, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
-        except (ConnectionError, *self.errors):
+        except (*self.broken, *self.errors):
             self._reconnect()
             return []
         return [(*self.waiting.pop(reference), reference) for reference in ready]
@@ -280,13 +288,16 @@ class Pool(Crew):
     def _step(self, member: Member, kind: str, reference: Any) -> tuple[Job, Any] | None:
         """Take what a worker says, and give it what comes next. Returns a finished job and its value."""
         try:
+            return self._taken(member, kind, reference)
+        except self.broken:
+            self._reconnect()
+            return None
+
+    def _taken(self, member: Member, kind: str, reference: Any) -> tuple[Job, Any] | None:
+        try:
             said = self.ray.get(reference)
         except self.errors as error:
             self._lost(member, error)
-            return None
-        except ConnectionError:
-            self.waiting[reference] = member, kind
-            self._reconnect()
             return None
         if kind == "about":
             self._greet(member, said)
@@ -347,6 +358,7 @@ class Pool(Crew):
     def _lost(self, member: Member, error: Exception) -> None:
         """A worker is gone. Its job is tried again, and another process takes its place."""
         job, was_ready = member.job, member.ready
+        member.job, member.ready = None, False
         where = f"{member.name} on {member.host or 'a machine of the cluster'}"
         text = str(error)
         if "creation task" in text or isinstance(error, self.ray.exceptions.RuntimeEnvSetupError):
@@ -360,6 +372,8 @@ class Pool(Crew):
         )
         why = "was stopped for lack of memory" if short else "ended"
         if job is not None:
+            for one in job.shared:
+                one.session = 0  # the machine may be lost that had its bytes
             job.short += short
             job.lost += not short
             self._retry(job, f"{where} {why}")
@@ -392,25 +406,22 @@ class Pool(Crew):
                 self.again.append(member.job)
             member.job = None
             member.ready, member.state = False, "lost"
-        self.waiting = {}
+        self.state.retries += 1
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             self.tick(self.state)
             with suppress(Exception):
                 disconnect()
+            self.waiting = {}
             try:
                 self._connect()
-                break
-            except UserError:
+                for member in self.state.members:
+                    self._start(member)
+                return
+            except (UserError, *self.broken, *self.errors):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(2.0)
-        self.state.retries += 1
-        for job in self.again:
-            for one in job.shared:
-                one.reference = None
-        for member in self.state.members:
-            self._start(member)
 
 
 def _log_events(state: State) -> None:
