@@ -37,7 +37,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 Tick = Callable[[State], None]
 TICK_SECONDS = 0.5
-MOST_STARTS = 5  # of a worker that ends before it has loaded the model
+MOST_STARTS = 5  # of a worker that ends before it has loaded the model, while no other finishes anything
+ROOM_SECONDS = 20.0  # for which those that have room wait for those that have none yet
 PATIENCE_SECONDS = 600.0  # for which a cluster that is lost is looked for
 
 
@@ -101,8 +102,12 @@ class Pool(Crew):
         self.state.members = [Member(f"worker {n + 1}") for n in range(self.layout.workers)]
         for member in self.state.members:
             self._start(member)
-        # All are asked before the first loads, so that one that cannot be used is known before anything long starts.
-        while any(kind == "about" for _, kind in self.waiting.values()):
+        # All are asked before the first computes, so that one that cannot be used is known before anything long starts.
+        # A machine that has just died still counts as one for a while, and then there is no room for its worker.
+        deadline = time.monotonic() + ROOM_SECONDS
+        while "about" in (kinds := [kind for _, kind in self.waiting.values()]):
+            if "load" in kinds and time.monotonic() > deadline:
+                return
             for member, kind, reference in self._finished(only="about"):
                 self._step(member, kind, reference)
 
@@ -326,7 +331,7 @@ class Pool(Crew):
             raise UserError(
                 f"workers: expected the same '{self.model['source']}' everywhere, got other weights on {member.host}"
             )
-        self.model_hash, member.ready, member.starts_lost = model_hash, True, 0
+        self.model_hash, member.ready = model_hash, True
         member.state, member.since = "ready", time.monotonic()
 
     def _answered(self, member: Member, answer: Answer) -> tuple[Job, Any] | None:
@@ -340,6 +345,8 @@ class Pool(Crew):
             self._retry(job, f"the memory of {member.host} did not suffice ({answer.content})")
             return None
         member.done += 1
+        for one in self.state.members:
+            one.starts_lost = 0
         return job, self._value(member, answer)
 
     def _value(self, member: Member, answer: Answer) -> Any:
