@@ -216,35 +216,35 @@ def test_a_local_cluster_ends_with_its_command(start, faults, number):
     until(lambda: not within(running.pid), 120)  # Ray's agents look for a head that is gone for a minute
 
 
-def killed(nodes, faults, running, rng):
-    """Kill a worker that has a piece, or one time in five the second node, which is started anew."""
-    if rng.random() < 0.2:
+def kill_one(nodes, rng):
+    """Kill a worker, whatever it does, or one time in ten the second node, which is started anew."""
+    some = [one for node in nodes.nodes for one in node.workers()]
+    if some and rng.random() < 0.9:
+        os.kill(rng.choice(some).pid, signal.SIGKILL)
+    else:
         nodes.second.kill()
         nodes.second = nodes.add()
-        return True
-    some = [one for node in nodes.nodes for one in node.workers()]
-    if some:
-        os.kill(rng.choice(some).pid, signal.SIGKILL)
-    return bool(some)
 
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_random_kills_during_a_study(start, rows, nodes, faults, place, wanted):
-    rng, done, out = random.Random(wanted), 0, f"study-{wanted}"
-    runs, running = 1, start(*STUDY, "--workers", nodes.address, "--out", out)
+def test_random_kills_during_studies(start, rows, nodes, faults, place, wanted):
+    """A kill comes up to half a second after a piece has begun. Another study follows one that ends before the last."""
+    rng, done, studies = random.Random(wanted), 0, 0
     while done < wanted:
-        time.sleep(rng.uniform(0.0, 2.0))
-        if running.process.poll() is not None:  # it has ended before the last kill: another study
-            assert running.process.returncode == 0, running.said()
-            assert kills.stored(place / out / "study.duckdb") == rows(*STUDY)
-            runs += 1
-            out = f"study-{wanted}-{runs}"
-            running = start(*STUDY, "--workers", nodes.address, "--out", out)
-        done += killed(nodes, faults, running, rng)
-    ended = running.ended()
-    assert ended.code == 0, ended.stderr
-    sentences(ended)
-    assert kills.stored(place / out / "study.duckdb") == rows(*STUDY)
+        studies += 1
+        out = f"study-{wanted}-{studies}"
+        running = start(*STUDY, "--workers", nodes.address, "--out", out)
+        while running.process.poll() is None and done < wanted:
+            begun = len(faults.pieces())
+            until(lambda: len(faults.pieces()) > begun or running.process.poll() is not None)  # noqa: B023
+            time.sleep(rng.uniform(0.0, 0.5))
+            if running.process.poll() is None:
+                kill_one(nodes, rng)
+                done += 1
+        ended = running.ended()
+        assert ended.code == 0, ended.stderr
+        sentences(ended)
+        assert kills.stored(place / out / "study.duckdb") == rows(*STUDY)
 
 
 @pytest.mark.slow

@@ -15,10 +15,11 @@ MOST_LOST_WHOLE = 3  # by one wave before it is halved, since the last bits of i
 
 @dataclass(eq=False)
 class Shared:
-    """A value that many calls have in common. reference: Ray's, while the connection lasts that it was put into."""
+    """A value that many calls have in common. reference: Ray's. session: the number of the connection that has it."""
 
     value: Packed
     reference: Any = None
+    session: int = 0
 
 
 @dataclass(eq=False)

@@ -20,6 +20,7 @@ from fasttrace.cluster.packing import files_of, packed, unpacked
 from fasttrace.cluster.pieces import pieces
 from fasttrace.cluster.ray_cluster import (
     address_of,
+    broken,
     connect,
     device_of,
     disconnect,
@@ -36,7 +37,8 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 Tick = Callable[[State], None]
 TICK_SECONDS = 0.5
-MOST_STARTS = 5  # of a worker that ends before it has loaded the model
+MOST_STARTS = 5  # of a worker that ends before it has loaded the model, while no other finishes anything
+ROOM_SECONDS = 20.0  # for which those that have room wait for those that have none yet
 PATIENCE_SECONDS = 600.0  # for which a cluster that is lost is looked for
 
 
@@ -91,6 +93,7 @@ class Pool(Crew):
         self.given: dict[int, set[str]] = {}  # member → the files that it has been given
         self.again: deque[Job] = deque()
         self.failed: list[tuple[Job, str]] = []
+        self.session = 0  # the number of the connection
 
     def start(self) -> None:
         """Connect, and start every worker. Raises what `pool` raises before any model is loaded."""
@@ -99,8 +102,12 @@ class Pool(Crew):
         self.state.members = [Member(f"worker {n + 1}") for n in range(self.layout.workers)]
         for member in self.state.members:
             self._start(member)
-        # All are asked before the first loads, so that one that cannot be used is known before anything long starts.
-        while any(kind == "about" for _, kind in self.waiting.values()):
+        # All are asked before the first computes, so that one that cannot be used is known before anything long starts.
+        # A machine that has just died still counts as one for a while, and then there is no room for its worker.
+        deadline = time.monotonic() + ROOM_SECONDS
+        while "about" in (kinds := [kind for _, kind in self.waiting.values()]):
+            if "load" in kinds and time.monotonic() > deadline:
+                return
             for member, kind, reference in self._finished(only="about"):
                 self._step(member, kind, reference)
 
@@ -184,9 +191,11 @@ class Pool(Crew):
 
     def _connect(self) -> None:
         connection = connect(self.state.address)
+        self.session += 1
         self.ray, self.state.dashboard = connection.ray, connection.dashboard
         self.actor = self.ray.remote(max_restarts=0, max_task_retries=0)(Worker)
         self.errors = (self.ray.exceptions.RayError,)
+        self.broken = broken()
 
     def _start(self, member: Member) -> None:
         """Start the process of a worker."""
@@ -238,18 +247,22 @@ class Pool(Crew):
     def _hand_out(self, member: Member, job: Job) -> None:
         member.job = job
         try:
+            self._handed_out(member, job)
+        except self.broken:
+            self._reconnect()
+
+    def _handed_out(self, member: Member, job: Job) -> None:
+        try:
             self._provide(member, job)
             for one in job.shared:
-                if one.reference is None:
-                    one.reference = self.ray.put(one.value.content)
+                if one.session != self.session:
+                    one.reference, one.session = self.ray.put(one.value.content), self.session
                     self.state.bytes_sent += len(one.value.content)
             references = [one.reference for one in job.shared]
             call = member.actor.call.remote(job.function, job.arguments.content, references)
             self.state.bytes_sent += len(job.function) + len(job.arguments.content)
         except self.errors as error:
             self._lost(member, error)
-        except ConnectionError:
-            self._reconnect()
         else:
             what = "computes" if job.piece is None else f"computes {len(job.piece.units)}"
             self._call(member, "call", call, what)
@@ -272,7 +285,7 @@ class Pool(Crew):
             ready, _ = self.ray.wait(references, num_returns=1, timeout=wait * TICK_SECONDS) if references else ([], [])
             if ready and len(references) > 1:
                 ready, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
-        except (ConnectionError, *self.errors):
+        except (*self.broken, *self.errors):
             self._reconnect()
             return []
         return [(*self.waiting.pop(reference), reference) for reference in ready]
@@ -280,13 +293,16 @@ class Pool(Crew):
     def _step(self, member: Member, kind: str, reference: Any) -> tuple[Job, Any] | None:
         """Take what a worker says, and give it what comes next. Returns a finished job and its value."""
         try:
+            return self._taken(member, kind, reference)
+        except self.broken:
+            self._reconnect()
+            return None
+
+    def _taken(self, member: Member, kind: str, reference: Any) -> tuple[Job, Any] | None:
+        try:
             said = self.ray.get(reference)
         except self.errors as error:
             self._lost(member, error)
-            return None
-        except ConnectionError:
-            self.waiting[reference] = member, kind
-            self._reconnect()
             return None
         if kind == "about":
             self._greet(member, said)
@@ -315,7 +331,7 @@ class Pool(Crew):
             raise UserError(
                 f"workers: expected the same '{self.model['source']}' everywhere, got other weights on {member.host}"
             )
-        self.model_hash, member.ready, member.starts_lost = model_hash, True, 0
+        self.model_hash, member.ready = model_hash, True
         member.state, member.since = "ready", time.monotonic()
 
     def _answered(self, member: Member, answer: Answer) -> tuple[Job, Any] | None:
@@ -329,6 +345,8 @@ class Pool(Crew):
             self._retry(job, f"the memory of {member.host} did not suffice ({answer.content})")
             return None
         member.done += 1
+        for one in self.state.members:
+            one.starts_lost = 0
         return job, self._value(member, answer)
 
     def _value(self, member: Member, answer: Answer) -> Any:
@@ -347,6 +365,7 @@ class Pool(Crew):
     def _lost(self, member: Member, error: Exception) -> None:
         """A worker is gone. Its job is tried again, and another process takes its place."""
         job, was_ready = member.job, member.ready
+        member.job, member.ready = None, False
         where = f"{member.name} on {member.host or 'a machine of the cluster'}"
         text = str(error)
         if "creation task" in text or isinstance(error, self.ray.exceptions.RuntimeEnvSetupError):
@@ -360,6 +379,8 @@ class Pool(Crew):
         )
         why = "was stopped for lack of memory" if short else "ended"
         if job is not None:
+            for one in job.shared:
+                one.session = 0  # the machine may be lost that had its bytes
             job.short += short
             job.lost += not short
             self._retry(job, f"{where} {why}")
@@ -392,25 +413,22 @@ class Pool(Crew):
                 self.again.append(member.job)
             member.job = None
             member.ready, member.state = False, "lost"
-        self.waiting = {}
+        self.state.retries += 1
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             self.tick(self.state)
             with suppress(Exception):
                 disconnect()
+            self.waiting = {}
             try:
                 self._connect()
-                break
-            except UserError:
+                for member in self.state.members:
+                    self._start(member)
+                return
+            except (UserError, *self.broken, *self.errors):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(2.0)
-        self.state.retries += 1
-        for job in self.again:
-            for one in job.shared:
-                one.reference = None
-        for member in self.state.members:
-            self._start(member)
 
 
 def _log_events(state: State) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -92,6 +93,12 @@ def connect(address: str) -> Connection:
 def disconnect() -> None:
     """End the connection, and a cluster that was started for it."""
     require("ray").shutdown()
+
+
+def broken() -> tuple[type[Exception], ...]:
+    """What a call of Ray raises where the connection is lost. Its client also lets errors of gRPC through."""
+    grpc = sys.modules.get("grpc")
+    return (ConnectionError,) if grpc is None else (ConnectionError, grpc.RpcError)
 
 
 def layout(ray: Any, asked: WorkerSettings, gpus: float) -> Layout:

@@ -98,24 +98,22 @@ class Worker:
     def call(self, function: bytes, arguments: bytes, shared: Sequence[Any] = ()) -> Answer:
         """Call a function as function(model, *shared, *arguments). All are packed.
 
-        shared: references to bytes that many calls have in common. Each is fetched and unpacked once.
+        shared: references to bytes that many calls have in common. Each is fetched and unpacked once. Bytes that are
+        lost with a machine are Ray's error, as the loss of a worker is.
         """
+        import ray
+
+        content = {one.hex(): ray.get(one) for one in shared if one.hex() not in self.shared}
 
         def called() -> Any:
-            first = [self._shared(one) for one in shared]
+            for key, some in content.items():
+                self.shared[key] = unpacked(some, self.model)
+            first = [self.shared[one.hex()] for one in shared]
+            while len(self.shared) > SHARED:
+                self.shared.popitem(last=False)
             return unpacked(function, self.model)(self.model, *first, *unpacked(arguments, self.model))
 
         return self._answered(called)
-
-    def _shared(self, reference: Any) -> Any:
-        key = reference.hex()
-        if key not in self.shared:
-            import ray
-
-            self.shared[key] = unpacked(ray.get(reference), self.model)
-            if len(self.shared) > SHARED:
-                self.shared.popitem(last=False)
-        return self.shared[key]
 
     def _answered(self, work: Callable[[], Any]) -> Answer:
         with _Heard() as heard:
