@@ -4,13 +4,15 @@ A cluster has as many CPUs as there are workers, so that each computes with one 
 """
 
 import shutil
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import FACTS
-from ray_nodes import Nodes
+from ray_nodes import Nodes, environment
 from small_models import EVERY_FAMILY, small_model
 
 import fasttrace as ft
@@ -135,3 +137,17 @@ def test_python_has_the_same_values(tmp_path, small_tokenizer, on, monkeypatch, 
         assert all(torch.equal(ours.updates[at].change, theirs.updates[at].change) for at in theirs.updates)
     for layer in (1, 3):
         assert torch.equal(many[2].matrix(layer), alone[2].matrix(layer))
+
+
+def test_a_connection_that_a_process_has_is_used_and_kept(place):
+    code = (
+        "import ray, fasttrace as ft\n"
+        "ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+        "model, facts = ft.load_model('model'), ft.load_facts('facts.jsonl')\n"
+        "asked = {'windows': [2], 'samples': 2, 'keep': 'all', 'sigma': 0.4}\n"
+        "alone, shared = ft.trace(model, facts, **asked), ft.trace(model, facts, workers=1, **asked)\n"
+        "assert alone.cells.equals(shared.cells) and len(alone.cells)\n"
+        "assert ray.is_initialized()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

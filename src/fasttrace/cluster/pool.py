@@ -94,6 +94,7 @@ class Pool(Crew):
         self.again: deque[Job] = deque()
         self.failed: list[tuple[Job, str]] = []
         self.session = 0  # the number of the connection
+        self.own = True  # whether it was made here
 
     def start(self) -> None:
         """Connect, and start every worker. Raises what `pool` raises before any model is loaded."""
@@ -117,8 +118,9 @@ class Pool(Crew):
             for member in self.state.members:
                 if member.actor is not None:
                     self.ray.kill(member.actor)
-        with suppress(Exception):
-            disconnect()
+        if self.own:
+            with suppress(Exception):
+                disconnect()
 
     def ask(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         [found] = self.map(_Called(function, keywords), [args])
@@ -192,7 +194,7 @@ class Pool(Crew):
     def _connect(self) -> None:
         connection = connect(self.state.address)
         self.session += 1
-        self.ray, self.state.dashboard = connection.ray, connection.dashboard
+        self.ray, self.state.dashboard, self.own = connection.ray, connection.dashboard, connection.own
         self.actor = self.ray.remote(max_restarts=0, max_task_retries=0)(Worker)
         self.errors = (self.ray.exceptions.RayError,)
         self.broken = broken()
@@ -407,6 +409,8 @@ class Pool(Crew):
 
     def _reconnect(self) -> None:
         """The cluster is lost: look for it, and start anew there with what was not finished."""
+        if not self.own:
+            raise UserError("workers: the connection that this process had to Ray is lost")
         self.say(f"the connection to the cluster at {self.state.address} is lost; looking for it")
         for member in self.state.members:
             if member.job is not None and not member.job.unwanted:

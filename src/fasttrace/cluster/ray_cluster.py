@@ -29,11 +29,11 @@ class Layout(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A connection to a cluster. address: "local" for one on this machine. dashboard: where Ray's own page is."""
+    """A connection to a cluster. dashboard: where Ray's own page is. own: whether it was made here, and ends here."""
 
     ray: Any
-    address: str
     dashboard: str | None
+    own: bool
 
 
 def address_of(asked: WorkerSettings) -> str:
@@ -43,21 +43,15 @@ def address_of(asked: WorkerSettings) -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
 
-@contextmanager
-def connected(address: str) -> Iterator[Connection]:
-    """A connection to a Ray cluster for as long as the body runs. A "local" one ends with it.
+def connect(address: str) -> Connection:
+    """Connect to a Ray cluster, until `disconnect`. A "local" one is started, and ends then. Where this process is
+    connected already, that connection is used, whatever the address.
 
     Raises UserError where nobody answers at the address, or a Ray or Python of another version.
     """
-    connection = connect(address)
-    try:
-        yield connection
-    finally:
-        disconnect()
-
-
-def connect(address: str) -> Connection:
-    """As `connected`, until `disconnect`."""
+    already = sys.modules.get("ray")
+    if already is not None and already.is_initialized():
+        return Connection(already, None, own=False)
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does; a cluster without a token takes it too
@@ -87,7 +81,7 @@ def connect(address: str) -> Connection:
         hint = "; its token may be another" if _has_token() else "; if it has a token, put it into ~/.ray/auth_token"
         raise UserError(f"workers: the Ray cluster at {address} cannot be used: {text}{hint}") from error
     dashboard = getattr(made, "dashboard_url", None)
-    return Connection(ray, address, dashboard or None)
+    return Connection(ray, dashboard or None, own=True)
 
 
 def disconnect() -> None:
