@@ -28,7 +28,7 @@ COMMANDS = {
     "all": ("trace", *SHARED, *SMALL, "--keep", "all"),
     "known": ("trace", *SHARED, *SMALL, "--sigma", "0.3"),
     "rome": ("edit", *SHARED, "--layers", "0,3", *kills.CORPUS, *kills.EDIT),
-    "ft-1": ("edit", *SHARED, "--layers", "1,2", "--method", "ft-1", *kills.EDIT),
+    "ft-1": ("edit", *SHARED, "--layers", "1,2", "--method", "ft-1", *kills.EDIT[2:]),
     "check": ("facts", *SHARED, "--check"),
     "study": ("study", "study.toml"),
 }
