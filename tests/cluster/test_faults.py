@@ -144,6 +144,7 @@ def test_the_driver_is_killed_and_goes_on(start, rows, nodes, faults, place):
     assert kills.stored(place / "driver.duckdb") == rows(*TRACE)
 
 
+@pytest.mark.slow
 def test_memory_lacks_for_some_pieces_and_for_one_fact(start, rows, nodes, faults, place):
     wanted = rows(*TRACE)
     poison = max(traced(place / "alone-trace.duckdb"))

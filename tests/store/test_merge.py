@@ -118,6 +118,7 @@ def test_a_merged_store_that_has_more_brings_only_its_share_of_the_time(tmp_path
     assert rows(growing, timed=False) == rows(Store(tmp_path / "both.duckdb"), timed=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_cuts_in_any_order_give_the_same_rows(tmp_path_factory, made, parts, data):

@@ -103,6 +103,7 @@ def test_a_served_store_does_all_that_a_file_does(served, tmp_path):
 
 
 @needs_server
+@pytest.mark.slow
 def test_a_killed_driver_stops_no_other(tmp_path):
     path, address = tmp_path / "served.duckdb", f"quack:localhost:{free_port()}"
     server = driver("serve", path, address)
