@@ -129,18 +129,16 @@ class Pool(Crew):
     def map(self, function: Callable[..., Any], items: Iterable[Sequence[Any]], /) -> Generator[Any]:
         called, left = packed(function).content, enumerate(items)
         found: dict[int, Any] = {}
-        reached, ended = 0, False
+        reached = 0
 
         def jobs() -> Iterator[Job | None]:
-            nonlocal ended
             while True:
-                if len(found) > 2 * len(self.state.members):
+                if len(found) > 2 * len(self.state.members):  # they wait for one before them
                     yield None
                     continue
                 try:
                     number, item = next(left)
                 except StopIteration:
-                    ended = True
                     return
                 yield Job(called, packed(tuple(item)), number)
 
