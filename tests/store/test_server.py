@@ -77,8 +77,9 @@ def rows(store):
 @needs_server
 def test_two_drivers_and_a_reader(tmp_path):
     path, port, ids = tmp_path / "served.duckdb", free_port(), [f"f{i}" for i in range(10)]
-    server = started("-c", MAIN, "serve", "--store", path, "--address", f"localhost:{port}")
-    assert "serving" in server.stdout.readline(), server.stderr.read()
+    server = started("-c", MAIN, "serve", "--store", path, "--address", f"localhost:{port}", "--json")
+    said = {"store": str(path), "address": f"quack:localhost:{port}", "token": None}  # the environment has the token
+    assert json.loads(server.stdout.readline()) == said
     address, end = f"quack:localhost:{port}", tmp_path / "end"
     reader = driver("read", address, end)
     writers = [driver("write", address, *order) for order in (ids[:7], ids[:2:-1])]

@@ -1,5 +1,6 @@
 """The verb serve: a store that many processes read and write at once."""
 
+import json
 import os
 import secrets
 import sys
@@ -10,10 +11,11 @@ from fasttrace.errors import UserError
 
 from . import signals
 from .deliver import STORE
-from .options import open_store
+from .options import open_store, options
 
 
 @click.command()
+@options("json")
 @click.option("--store", type=STORE, metavar="FILE", help="DuckDB file to serve; it is created if it does not exist.")
 @click.option(
     "--address",
@@ -22,7 +24,7 @@ from .options import open_store
     metavar="HOST[:PORT]",
     help="Where to listen. Anything but localhost is open to the network, and not encrypted.",
 )
-def serve(store: str | None, address: str) -> None:
+def serve(as_json: bool, store: str | None, address: str) -> None:
     """Serve a store to commands that name it as `--store quack:HOST:PORT`, until Ctrl-C.
 
     They need the server's token in the environment variable FASTTRACE_QUACK_TOKEN, and so does the server. If it has
@@ -38,6 +40,11 @@ def serve(store: str | None, address: str) -> None:
     token = given or secrets.token_hex(16)
 
     def ready() -> None:
+        if as_json:
+            made = None if given else token
+            click.echo(json.dumps({"store": str(target.path), "address": str(place), "token": made}))
+            sys.stdout.flush()
+            return
         click.echo(f"serving {target.path} at {place}")
         click.echo(f"token:  {'that of ' if given else ''}{TOKEN}{'' if given else f'={token}'}")
         sys.stdout.flush()

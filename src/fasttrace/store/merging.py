@@ -80,8 +80,9 @@ def _add(con: duckdb.DuckDBPyConnection, theirs: Relations) -> dict[str, Any]:
         if new:
             # A store may have a part of a run that was merged before, whose time is counted.
             [(every,)] = rows.count("*").fetchall()
-            flops = None if run["flops"] is None else run["flops"] * new / every
-            execute(con, "add_seconds", run | {"seconds": run["seconds"] * new / every, "flops": flops})
+            part = new / every  # 1.0 for a run that is all new, whose numbers stay as they are
+            flops = None if run["flops"] is None else run["flops"] * part
+            execute(con, "add_seconds", run | {"seconds": run["seconds"] * part, "flops": flops})
         counts[marks] += new
     return counts
 
