@@ -108,6 +108,7 @@ def computed_again(faults):
     return {key for key, n in seen.items() if n > 1}
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_in_a_piece(start, rows, nodes, faults, place):
     faults.set("hold")
     running = start(*TRACE, "--workers", nodes.address, "--store", "worker.duckdb")

@@ -117,6 +117,7 @@ def test_a_killed_driver_stops_no_other(tmp_path):
     assert Store(path).done("t0") == {"f0", "f1"}
 
 
+@pytest.mark.slow
 @needs_server
 def test_refusals_are_one_sentence(served, tmp_path):
     path, address = served
