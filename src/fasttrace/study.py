@@ -10,7 +10,7 @@ from fasttrace.cluster.crew import Crew
 from fasttrace.cluster.ray_cluster import gpus_of
 from fasttrace.editing.collect import check_moments, planned_moments
 from fasttrace.editing.cost import EditCost, adam_rate, edit_cost
-from fasttrace.editing.edit import check_edit
+from fasttrace.editing.edit import check_edit, plan_edit
 from fasttrace.editing.hyperparameters import settings_for, window_of
 from fasttrace.editing.moments import FACTOR_BYTES, Moments
 from fasttrace.editing.problems import PROBLEMS
@@ -38,7 +38,6 @@ from fasttrace.workflow import (
     has_traced,
     known_into,
     known_stored,
-    plan_edit,
     reasons,
     trace_into,
 )

@@ -14,18 +14,15 @@ from fasttrace.cluster.crew import Alone, Crew
 from fasttrace.cluster.pieces import Unit, share
 from fasttrace.editing.breaks import MEASURES, NORMS
 from fasttrace.editing.collect import collected, resolved
-from fasttrace.editing.edit import needed_moments, prepare_edit, settings_of_moments
 from fasttrace.editing.judge import Judge, judged
 from fasttrace.editing.mass import MASS_SCORES, MassPlan
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError
 from fasttrace.facts import Fact, distinct
-from fasttrace.models.adapter import Decoder
 from fasttrace.models.encode import check_encodable
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import replaced
-from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.tracing.effects import CONTRASTS
 from fasttrace.tracing.known import BATCH, check_known, known_run
@@ -228,27 +225,6 @@ def collect_moments(
         wanted = replaced(wanted, layers=layers)
         experts = {layer: some for layer, some in experts.items() if layer in layers}
     return collected(crew, wanted, experts, cache_root(None), progress)
-
-
-def edited_layers(model: Decoder, asked: EditSettings) -> list[int]:
-    """The layers that these settings edit, ascending."""
-    return sorted(set(model.edit_layers() if asked.layers is None else asked.layers))
-
-
-def plan_edit(
-    crew: Crew,
-    facts: Sequence[Fact],
-    asked: EditSettings,
-    progress: Callable[[str, int, int], None] | None = None,
-    moments: Moments | None = None,
-) -> EditPlan:
-    """`prepare_edit` by a crew, which also collects the second moments that are not given."""
-    if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
-        settings, experts = needed
-        moments = collected(crew, settings, experts, cache_root(None), progress)
-        asked = replaced(asked, **settings_of_moments(moments))
-    plan: EditPlan = crew.ask(prepare_edit, facts, settings=asked, moments=moments)
-    return plan
 
 
 def edit_into(

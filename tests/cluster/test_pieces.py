@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulate import simulated
 
 import fasttrace as ft
 from fasttrace.cluster.pieces import EACH, WAVES, Piece, Unit, pieces, share, waves
-from fasttrace.cluster.simulate import simulated
 from fasttrace.editing import prepare_edit
 from fasttrace.tracing import prepare_trace
 

@@ -201,8 +201,9 @@ def edit(
 
     --export and --delta need one fact at one layer.
     """
+    from fasttrace.editing.edit import edited_layers, plan_edit
     from fasttrace.recall import NONE
-    from fasttrace.workflow import edit_into, edited_layers, has_edited, plan_edit
+    from fasttrace.workflow import edit_into, has_edited
 
     asked = _settings(EditSettings, given, own)
     _check_somewhere(work.store, export, delta)
@@ -241,7 +242,7 @@ def edit(
             found = f"{len(loaded)} facts at {len(chosen)} layers"
             raise UserError(f"--{what}: expected one fact at one layer, got {found}")
         with watch.stages() as progress:
-            plan = plan_edit(crew, loaded, asked, progress)
+            plan = plan_edit(crew, loaded, asked, progress=progress)
         question.keep(_named(plan.run["run_id"], plan))
         if written:
             [result] = plan.batches()

@@ -84,8 +84,8 @@ class SampledCorpus(Corpus):
     def sequences(self, crew: Crew, root: Path, progress: Progress | None = None) -> list[list[int]]:
         """Each text is one sequence."""
         files = self._files(root)
-        missing = [number for number, file in enumerate(files) if not file.is_file()]
-        drawn = crew.map(_sampled_batch, ((self.length, self.seed, number) for number in missing))
+        missing = {number for number, file in enumerate(files) if not file.is_file()}
+        drawn = crew.map(_sampled_batch, ((self.length, self.seed, number) for number in sorted(missing)))
         result: list[list[int]] = []
         used = 0
         for number, file in enumerate(files):

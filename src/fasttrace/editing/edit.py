@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasttrace.cache import cache_root, content_of
-from fasttrace.cluster.crew import Alone
+from fasttrace.cluster.crew import Alone, Crew
 from fasttrace.cluster.pool import crew_of
 from fasttrace.editing.after import After
 from fasttrace.editing.collect import collected
@@ -105,7 +105,7 @@ def check_edit(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> No
     problem = PROBLEMS[asked.problem]
     if reads_moments(asked.method, asked.hyperparameters):
         model.check_moments(asked.method)
-    layers = _layers(model, asked)
+    layers = edited_layers(model, asked)
     tuned = METHODS[asked.method].settings is FineTuneSettings
     check_experts(model, asked, sorted(_changed_layers(model, asked, layers)), tuned=tuned)
     if problem.needs_noise:
@@ -165,6 +165,26 @@ def prepare_edit(model: Model, facts: Facts, given: PrepareEditArguments) -> Edi
     )
 
 
+def plan_edit(
+    crew: Crew,
+    facts: Sequence[Fact],
+    asked: EditSettings,
+    *,
+    moments: Moments | None = None,
+    judge: Judge | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> EditPlan:
+    """`prepare_edit` by a crew. Its workers collect the second moments together, which this process keeps."""
+    if isinstance(crew, Alone):
+        return prepare_edit(crew.model, facts, settings=asked, moments=moments, judge=judge, progress=progress)
+    if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
+        settings, experts = needed
+        moments = collected(crew, settings, experts, cache_root(None), progress)
+        asked = replaced(asked, **settings_of_moments(moments))
+    plan: EditPlan = crew.ask(prepare_edit, facts, settings=asked, moments=moments, judge=judge)
+    return plan
+
+
 def needed_moments(
     model: Decoder, facts: Sequence[Fact], asked: EditSettings
 ) -> tuple[MomentSettings, dict[int, tuple[int, ...]]] | None:
@@ -203,7 +223,7 @@ def _resolved(model: Decoder, facts: Sequence[Fact], asked: EditSettings) -> _Re
     tuned, reads = isinstance(own, FineTuneSettings), reads_moments(asked.method, own)
     if reads:
         model.check_moments(asked.method)
-    layers = _layers(model, asked)
+    layers = edited_layers(model, asked)
     encoded = _encoded(model, facts, asked, problem)
     corruption = None
     if problem.needs_noise:
@@ -235,7 +255,7 @@ def _changed_layers(model: Decoder, asked: EditSettings, layers: Sequence[int]) 
     return {at for one in layers for at in window_of(asked.method, one, asked.window_size, model.n_layers)}
 
 
-def _layers(model: Decoder, asked: EditSettings) -> tuple[int, ...]:
+def edited_layers(model: Decoder, asked: EditSettings) -> tuple[int, ...]:
     """The layers to edit, ascending. Raises UserError for a layer that the model lacks."""
     wanted = tuple(sorted(set(model.edit_layers() if asked.layers is None else asked.layers)))
     if wanted[-1] >= model.n_layers:
@@ -392,10 +412,5 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     """
     asked, workers = carried(EditSettings, given, hyperparameters=own_settings(given)), carried(WorkerSettings, given)
     with crew_of(model, workers) as crew:
-        moments = given.moments
-        if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
-            settings, experts = needed
-            moments = collected(crew, settings, experts, cache_root(None))
-            asked = replaced(asked, **settings_of_moments(moments))
-        plan = prepare_edit(model, facts, settings=asked, moments=moments, judge=given.judge)
+        plan = plan_edit(crew, facts, asked, moments=given.moments, judge=given.judge)
         return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))

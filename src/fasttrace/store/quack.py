@@ -33,7 +33,7 @@ WRITES = "/* fasttrace writes */ "
 
 # What other writers, or a server that was started again, make of a transaction. It succeeds when it is run again.
 _LOST_RACE = re.compile(r"conflict|Failed to commit|Invalid connection id|Failed to send", re.IGNORECASE)
-# As above, or a batch that has a row twice, which no repetition helps.
+# The same, or a batch that has a row twice. To run that again does not help.
 _PERHAPS = re.compile(r"Duplicate key|PRIMARY KEY or UNIQUE constraint")
 _PATIENCE_S = 5.0
 
