@@ -150,3 +150,11 @@ def test_shares_have_whole_waves_where_there_are_many():
     for n in (1, 2, 3):
         mine = share(units, n, 3)
         assert {4 * (key // 4) + i for key in mine for i in range(4)} == mine
+
+
+def test_a_share_without_work_says_so(caplog):
+    units = [Unit(n, 1.0, n == 0) for n in range(8)]
+    assert share(units, 1, 2) == set(range(8))
+    assert not caplog.messages
+    assert share(units, 2, 2) == set()
+    assert caplog.messages == ["share 2 of 2 has nothing to compute: the work has only 1 part that can be shared"]

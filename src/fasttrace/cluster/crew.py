@@ -1,6 +1,5 @@
 """What a computation asks of those who compute it, and the crew of one: this process and its model."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -9,7 +8,6 @@ from fasttrace.cluster.pieces import Unit, share, waves
 from fasttrace.runs import Run
 
 R = TypeVar("R")
-log = logging.getLogger(__name__)
 EACH_SHARE = 8  # waves of a share, such that shares cost about the same
 
 
@@ -79,14 +77,7 @@ class Crew(ABC):
         units = self.ask(units_of, plan)
         if len(waves(units)) < EACH_SHARE * of:  # so few that finding out where all begin costs every share little
             units = self.ask(units_of, plan.settled(self))
-        mine = share(units, number, of)
-        if not mine:
-            count = len(waves(units))
-            log.warning(
-                "share %d of %d has nothing to compute: all is in %d wave%s, and a smaller memory makes more",
-                *(number, of, count, "s" if count > 1 else ""),
-            )
-        return mine
+        return share(units, number, of)
 
 
 class Alone(Crew):

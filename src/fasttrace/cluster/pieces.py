@@ -5,10 +5,12 @@ that a single process finds, however many workers there are.
 """
 
 import heapq
+import logging
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+log = logging.getLogger(__name__)
 EACH = 32  # pieces for each worker, where there are so many waves: the last to end waits for about 1/32 of the work
 WAVES = 8  # of a piece at most: what a lost worker loses
 
@@ -91,12 +93,17 @@ def share(units: Sequence[Unit], number: int, of: int) -> frozenset[Hashable]:
     """The keys of share `number` (from 1) of `of`: whole waves, such that the shares cost about the same.
 
     The costliest waves are dealt first, each to the share that has least. The same plan has the same shares everywhere.
+    A warning is logged where there are so few waves that the share has none.
     """
     heap = [(0.0, n) for n in range(1, of + 1)]
     keys: list[Hashable] = []
-    for wave in sorted(waves(units), key=lambda one: -one.cost):
+    whole = sorted(waves(units), key=lambda one: -one.cost)
+    for wave in whole:
         load, n = heapq.heappop(heap)
         heapq.heappush(heap, (load + wave.cost, n))
         if n == number:
             keys += wave.keys
+    if not keys:
+        parts = f"{len(whole)} part{'' if len(whole) == 1 else 's'}"
+        log.warning("share %d of %d has nothing to compute: the work has only %s that can be shared", number, of, parts)
     return frozenset(keys)
