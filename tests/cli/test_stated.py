@@ -77,7 +77,7 @@ def test_a_prompt_is_edited_and_checked_by_the_same_words(workplace, run):
     ("words", "said"),
     [
         (("trace", *PROMPT), "--prompt: subject: expected the words in the prompt that the fact is about, got none"),
-        (("trace", *PROMPT, "--subject", "Tower"), "--prompt: target: expected the true answer to the prompt, got none"),
+        (("trace", *PROMPT, "--subject", "Tower"), "--prompt: target: expected the true answer to the prompt"),
         (("trace", *WHOLE, "--facts", "facts.jsonl"), "expected --prompt or facts of a file, got both: 'facts.jsonl'"),
         (("facts", "facts.jsonl", *WHOLE), "expected --prompt or FILE, got both: 'facts.jsonl'"),
         (("trace", *WHOLE, "--limit", "2"), "--limit: expected facts of a file, got --prompt, which is one fact"),

@@ -374,6 +374,12 @@ def show_first(batch: "TraceResult") -> None:
         sys.stderr.write(drawn_heatmap(batch.heatmap(batch.cells["fact_id"][0].as_py()), err=True))
 
 
+def print_heatmaps(heats: "Sequence[Heatmap]") -> None:
+    """Print heatmaps on stdout."""
+    # drawn_heatmap has decided about colours, which click would take from whatever is no terminal.
+    click.echo("\n".join(drawn_heatmap(heat) for heat in heats), nl=False, color=True)
+
+
 def drawn_heatmap(heat: "Heatmap", *, err: bool = False) -> str:
     """A heatmap as lines for stdout, or for stderr. Where these show no colour, digits take its place."""
     from rich.console import Console

@@ -19,11 +19,11 @@ from .options import (
     Work,
     cluster_options,
     crew_of,
-    drawn_heatmap,
     emit,
     open_store,
     options,
     planned_workers,
+    print_heatmaps,
     say_all_there,
     setting_options,
     show_first,
@@ -128,7 +128,7 @@ def _trace_one(
     if work.as_json:
         emit(result.cells, True)
     else:
-        click.echo("\n".join(drawn_heatmap(heat) for heat in heats), nl=False)
+        print_heatmaps(heats)
 
 
 def _draw_stored(store: Any, run_id: str, loaded: "list[Fact]") -> None:
@@ -141,10 +141,13 @@ def _draw_stored(store: Any, run_id: str, loaded: "list[Fact]") -> None:
     [fact] = loaded
     rows = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact.fact_id]
     cells = relation(store, "fact_cells", {"fact_ids": [fact.fact_id]})
+    heats = []
     for row in sorted(rows, key=lambda row: -(row["window_size"] or 0)):
         if row["trace_run_id"] == run_id and row["window_size"] is not None:
             mine = pc.and_(pc.equal(cells["run_id"], run_id), pc.equal(cells["window_size"], row["window_size"]))
-            click.echo(drawn_heatmap(stored_heatmap(row, cells.filter(mine))))
+            heats.append(stored_heatmap(row, cells.filter(mine)))
+    print_heatmaps(heats)
+    click.echo()
 
 
 # Metric → what `trace` prints of a fact besides its probabilities.
