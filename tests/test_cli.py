@@ -82,7 +82,7 @@ def test_every_way_of_tracing_from_the_command_line(workplace, run):
 
 
 def test_the_first_traced_fact_is_drawn_on_a_terminal_alone(workplace, run, monkeypatch):
-    drawn = "p restored by a window of 3 layers"
+    drawn = "mlp · denoise · window 1"
     assert drawn not in run(*TRACE, "--store", "plain.duckdb").stderr
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     several = ("--memory", "300kB")  # waves, of which one is drawn
