@@ -145,8 +145,9 @@ def _draw_stored(store: Any, run_id: str, loaded: "list[Fact]") -> None:
         if row["trace_run_id"] == run_id and row["window_size"] is not None:
             mine = pc.and_(pc.equal(cells["run_id"], run_id), pc.equal(cells["window_size"], row["window_size"]))
             heats.append(stored_heatmap(row, cells.filter(mine)))
-    print_heatmaps(heats)
-    click.echo()
+    if heats:
+        print_heatmaps(heats)
+        click.echo()
 
 
 # Metric → what `trace` prints of a fact besides its probabilities.
