@@ -96,7 +96,7 @@ def load_model(
     fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
     Quantised weights (bitsandbytes, torchao, GPTQ, AWQ, compressed-tensors, FP8) stay packed. Each layer is dequantised
-    in `dtype` while it is used (docs/quantised.md).
+    in `dtype` while it is used (docs/how-to/quantised.md).
 
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
     a config that do not fit each other, is quantised in a way that is not read, an adapter or not finite, or attends to

@@ -1,8 +1,8 @@
 #!/bin/bash
 # A study by workers on all nodes of one job: a Ray cluster that lives as long as the job.
 #
-#   sbatch --nodes=4 --gpus-per-node=8 docs/cluster/slurm-ray.sh study gpt-j --out out/gpt-j
-#   sbatch --nodes=4 --gpus-per-node=8 docs/cluster/slurm-ray.sh trace --facts counterfact.json --store study.duckdb
+#   sbatch --nodes=4 --gpus-per-node=8 docs/how-to/cluster/slurm-ray.sh study gpt-j --out out/gpt-j
+#   sbatch --nodes=4 --gpus-per-node=8 docs/how-to/cluster/slurm-ray.sh trace --facts counterfact.json --store study.duckdb
 #
 # The words after the script are a fasttrace command; --workers auto is added. Submitted again, it continues.
 #SBATCH --job-name=fasttrace

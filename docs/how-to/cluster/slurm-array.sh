@@ -1,8 +1,8 @@
 #!/bin/bash
 # A sweep in shares: jobs that know nothing of each other, each with a store of its own, and at the end one store.
 #
-#   FACTS=counterfact.json MODEL=gpt-j DEVICE=cuda sbatch --array=1-16 docs/cluster/slurm-array.sh
-#   SHARES=16 sbatch --dependency=afterok:JOB docs/cluster/slurm-array.sh merge
+#   FACTS=counterfact.json MODEL=gpt-j DEVICE=cuda sbatch --array=1-16 docs/how-to/cluster/slurm-array.sh
+#   SHARES=16 sbatch --dependency=afterok:JOB docs/how-to/cluster/slurm-array.sh merge
 #
 # The same command with the same settings continues a share that was interrupted.
 #SBATCH --job-name=fasttrace
