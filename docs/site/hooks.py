@@ -34,6 +34,8 @@ SUFFIXES = {".md", ".svg", ".png", ".csv"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|^~~~.*?^~~~|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>', re.DOTALL)
+LOADED = r'(?:script|img|iframe|link rel="(?:stylesheet|preload|icon)")'
+OTHER_HOST = re.compile(rf'<{LOADED}[^>]*(?:src|href)="https?:')
 GENERATED = re.compile(r"<!-- generated: (\w+) -->")
 
 
@@ -86,3 +88,10 @@ def in_tree(file: File) -> str:
     """The path of a page's source in the tree, such as docs/start.md."""
     source = file.abs_src_path or ""
     return Path(os.path.relpath(source, ROOT)).as_posix() if source else file.src_uri
+
+
+def on_post_page(output: str, *, page: Page, **_: Any) -> str:
+    """Refuse a page that would load something from another host."""
+    if found := OTHER_HOST.search(output):
+        raise RuntimeError(f"{page.file.src_uri} loads something from the network: {found[0]}")
+    return output
