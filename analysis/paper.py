@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from fasttrace.errors import UserError
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.words import METRICS
 from fasttrace.store import Readable
 
-from .naming import LOCALIZATIONS, METRICS, Row
+from .naming import LOCALIZATIONS, Row
 from .relation import relation
 
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
