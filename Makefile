@@ -57,7 +57,7 @@ check: setup
 	$(BIN)/python csrc/build_ext.py check-cuda
 
 wheel: setup
-	$(BIN)/python csrc/wheel.py dist
+	$(BIN)/python csrc/build_wheel.py dist
 
 clean:
 	rm -rf dist .venv .venv-peers build src/fasttrace/*.so src/fasttrace.egg-info

@@ -27,7 +27,6 @@ from setuptools._distutils.sysconfig import customize_compiler
 from setuptools.command.build_ext import build_ext as _build_ext
 from setuptools.errors import CompileError
 
-
 HERE = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 TORCH_WANTED = "torch>=2.11"
@@ -87,8 +86,8 @@ def check_compiler() -> None:
     name = compiler.compiler_so_cxx[0]
     if shutil.which(name) is None:
         raise SystemExit(
-            f"fasttrace compiles an extension, and found no C++ compiler ('{name}'): install {COMPILER_WANTED} (Debian: "
-            "apt install g++), or name yours with CXX"
+            f"fasttrace compiles an extension, and found no C++ compiler ('{name}'): install {COMPILER_WANTED} "
+            "(Debian: apt install g++), or name yours with CXX"
         )
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise SystemExit(

@@ -54,7 +54,7 @@ def test_a_source_distribution_has_all_that_a_build_reads(setup):
     [archive] = setup("sdist", "--dist-dir").glob("*.tar.gz")
     with tarfile.open(archive) as files:
         have = {name.partition("/")[2] for name in files.getnames()}
-    sources = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.is_file()} - {"csrc/wheel.py"}
+    sources = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.is_file()} - {"csrc/build_wheel.py"}
     assert sources | {"pyproject.toml", "README.md", "LICENSE"} <= have
     assert {f"src/{path}" for path in files_of_the_package()} <= have
 
@@ -114,7 +114,8 @@ def test_a_machine_that_cannot_compile_is_told_in_one_sentence(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="builds a manylinux wheel")
 def test_the_wheel_works_where_nothing_can_be_compiled(tmp_path):
-    made = subprocess.run([sys.executable, ROOT / "csrc/wheel.py", "dist"], cwd=tmp_path, capture_output=True, text=True)
+    build = [sys.executable, ROOT / "csrc/build_wheel.py", "dist"]
+    made = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
     [wheel] = (tmp_path / "dist").glob("*.whl")
     assert re.fullmatch(r"fasttrace-[\d.]+-cp311-abi3-manylinux_2_28_\w+\.whl", wheel.name)
