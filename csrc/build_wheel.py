@@ -1,4 +1,4 @@
-"""Builds the source distribution, and from it the wheel for PyPI: `python csrc/build_wheel.py [FOLDER]`, by default dist.
+"""Builds the source distribution, and from it the wheel for PyPI: `python csrc/build_wheel.py [FOLDER]` (dist).
 
 The wheel is for every Python from 3.11 on (abi3) and every torch from 2.11 on. Its tag is torch's own, manylinux_2_28;
 auditwheel refuses it where this machine's compiler made it need a newer glibc or libstdc++. torch's libraries are not
