@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import fasttrace as ft
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, similar
 from fasttrace.protocols import Protocol
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.edit import EditingSettings, EditSettings
@@ -70,6 +70,8 @@ def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ..
     values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        if equals and name not in hyperparameters() and (near := similar(name, hyperparameters())):
+            raise UserError(f"--set: no hyperparameter has the name '{name}'; did you mean '{near[0]}'?")
         if not equals or name not in hyperparameters():
             raise UserError(
                 f"--set: expected NAME=VALUE with a NAME among {', '.join(hyperparameters())}, got {text!r}"

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 import fasttrace as ft
 from fasttrace.analysis.naming import LOCALIZATIONS, METRICS
 from fasttrace.errors import UserError
+from fasttrace.packaged import full_name
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, replaced, settings_of, text_of
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
@@ -370,7 +371,7 @@ def load(
 
     from fasttrace.models.load import check_driven
 
-    with Console(stderr=True).status(f"Loading {model}"):
+    with Console(stderr=True).status(f"Loading {full_name(model)}"):
         if driven:
             check_driven(model, trust_remote_code=trust_remote_code)
         return ft.load_model(

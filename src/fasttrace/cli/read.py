@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.places import check_replaceable, replacing
 
 from .deliver import FILE_AND_FOLDER, FOLDER, STDOUT, check_apart, saying_overwritten
@@ -88,7 +88,8 @@ class _FigureName(click.ParamType):
         if value in NAMED or isinstance(value, int):
             return value
         if not str(value).isdecimal():
-            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}", param, ctx)
+            hint = did_you_mean(value, NAMED)
+            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}{hint}", param, ctx)
         return int(value)
 
 

@@ -11,6 +11,7 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.memory import size_text
+from fasttrace.packaged import full_name
 from fasttrace.places import is_same
 from fasttrace.settings.base import given_by, replaced
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
@@ -139,7 +140,8 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
         return
     click.echo(summary(store, window_size=asked.tracing_window), nl=False)
-    click.echo(f"store:  {store_path}\nreport: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
+    click.echo(f"model:  {full_name(asked.model)}\nstore:  {store_path}")
+    click.echo(f"report: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
     n_facts = len(runs["fact_ids"])
     edits = n_facts * sum(len(layers) for _, layers in runs["edits"])
     click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")

@@ -6,7 +6,6 @@ of the command line (`cli.options`), the key of a study file (`study`), the part
 the command that repeats a run (`analysis.commands`).
 """
 
-import difflib
 import functools
 import inspect
 import typing
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 
-from fasttrace.errors import UserError, shown
+from fasttrace.errors import UserError, did_you_mean, shown, similar
 
 from .kinds import REFUSALS, Bounds, Kind, kind_of
 
@@ -64,7 +63,9 @@ class Setting:
         try:
             return self.kind.convert(value)
         except REFUSALS:
-            raise self.error(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}") from None
+            hint = did_you_mean(value, self.kind.choices) if isinstance(value, str) else ""
+            said = f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}{hint}"
+            raise self.error(said) from None
 
     @property
     def description(self) -> str:
@@ -220,7 +221,7 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
     """Raise UserError for an unknown name. The message suggests the most similar known name."""
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = similar(name, known)
             hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
             raise UserError(f"{owner} has no setting '{name}'; {hint}")
 
