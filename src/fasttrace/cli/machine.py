@@ -3,14 +3,13 @@
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import click
-
 from fasttrace.version import VERSION
 
+from .help import command
 from .options import emit, options
 
 
-@click.command()
+@command()
 @options("json")
 def env(as_json: bool) -> None:
     """Print versions, devices and whether the extension is loaded, for a bug report."""

@@ -8,6 +8,7 @@ import click
 
 from fasttrace.packaged import PACKAGED, full_name
 
+from .help import command, option
 from .options import options
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from fasttrace.needs import Needs
 
 
-@click.command()
-@click.option(
+@command()
+@option(
     "--model",
     metavar="TEXT",
     help="Print the sizes of this model and the memory that it takes, from its config.json (a folder with nothing else "

@@ -39,7 +39,7 @@ class _Tabled:
 class Setting:
     """One setting of a type.
 
-    owner: the first word of its errors, such as "trace".
+    owner: the first word of its errors, such as "trace". heading: under which its option is in a command's help.
     is_setting: False for an argument of a function that is not a setting, such as a progress callback.
     default: as declared. Where `tabled`, a table may have another value for the model, problem and protocol.
     """
@@ -51,6 +51,7 @@ class Setting:
     default: Any = inspect.Parameter.empty
     help: str = ""
     option: str = ""
+    heading: str = ""
     unit: str = ""
     names_run: Naming = "changed"
     tabled: bool = False
@@ -116,13 +117,16 @@ def _field(default: T, about: dict[str, Any]) -> T:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, argument))
-def settings(owner: str) -> Callable[[type[T]], type[T]]:
+def settings(owner: str, heading: str = "Options") -> Callable[[type[T]], type[T]]:
     """Make a class a type of settings: frozen, keyword-only, with every value checked and converted.
+
+    heading: that of the options of the settings that this class is the first to declare.
 
     An instance's `given` contains the names that it was made with. All other settings have their defaults.
     """
 
     def make(cls: type[T]) -> type[T]:
+        cls._heading = heading  # type: ignore[attr-defined]
         made: Any = attrs.frozen(cls, kw_only=True, slots=False, field_transformer=functools.partial(_complete, owner))
         initialise = made.__init__
 
@@ -151,6 +155,7 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
         bounds = Bounds(about.pop("least", None), about.pop("above", None), about.pop("most", None))
         kind = kind_of(rich[field.name], bounds)
         named = {"owner": owner, "name": field.name, "option": f"--{field.name.replace('_', '-')}"}
+        named["heading"] = vars(_declaring(cls, field.name)[-1])["_heading"]
         one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)
         done.append(field.evolve(metadata={**field.metadata, "setting": one}, converter=one.convert))
 
@@ -163,7 +168,12 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
 
 def _distance(cls: type, name: str) -> int:
     """Position in the MRO of `cls` of the nearest class that declares a field."""
-    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base).get("__annotations__", ()))
+    return cls.__mro__.index(_declaring(cls, name)[0])
+
+
+def _declaring(cls: type, name: str) -> list[type]:
+    """The classes that declare a field, the nearest first."""
+    return [base for base in cls.__mro__ if name in vars(base).get("__annotations__", ())]
 
 
 def _stated(cls: type, field: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ FactFormat = Literal[
 ]
 
 
-@settings("study")
+@settings("study", heading="Model")
 class StudySettings(RunSettings, ClusterSettings):
     """The keys above the tables. They apply to every computation of the study."""
 
@@ -67,7 +67,7 @@ class StudySettings(RunSettings, ClusterSettings):
     )
 
 
-@settings("facts")
+@settings("facts", heading="Facts")
 class FactSettings:
     """[facts]: the facts to study."""
 
@@ -112,7 +112,7 @@ class FactSettings:
     )
 
 
-@settings("edit")
+@settings("edit", heading="Edit")
 class EditTable(EditingSettings):
     """[[edit]]: every method on every problem."""
 
