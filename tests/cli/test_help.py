@@ -118,7 +118,7 @@ def test_options_of_settings_are_under_the_heading_of_their_type():
     own = {one.option for one in settings_of(TraceSettings).values() if one.heading == "Intervention"}
     assert {"--module", "--windows", "--metric"} < own == set(found["Intervention"])
     assert {"--sigma", "--noise"} < set(found["Noise"])
-    assert set(found["Run"]) == {"--protocol", "--seed", "--memory"}, "a type that declares a setting again does not move it"
+    assert set(found["Run"]) == {"--protocol", "--seed", "--memory"}, "where they are declared first"
     assert found["Machines"] == [one.option for one in settings_of(ClusterSettings).values()]
     assert {one.heading for one in settings_of(FactSettings).values()} == {"Facts"}
 
