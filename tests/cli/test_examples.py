@@ -11,6 +11,7 @@ ENDLESS = {"serve", "demo"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_examples_work_one_after_another(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for verb in sorted(VERBS, key=lambda name: name in ("sql", "tables")):  # which read what the others have made
