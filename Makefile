@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PEERS_READY := .venv-peers/ready
 READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
-.PHONY: help setup demo test test-all docs test-docs bench bench-peers check clean
+.PHONY: help setup demo test test-all docs test-docs bench bench-peers check wheel clean
 
 help:
 	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
 	@echo "make bench-peers  sweeps by fasttrace and by its peers, which have a separate environment (.venv-peers)"
 	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
+	@echo "make wheel        the source distribution and the wheel for PyPI, in dist/"
 
 demo: setup
 	$(BIN)/fasttrace demo --out demo
@@ -70,8 +71,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python csrc/build_ext.py check-cuda
 
+wheel: setup
+	$(BIN)/python csrc/build_wheel.py dist
+
 clean:
-	rm -rf .venv .venv-peers build src/fasttrace/*.so src/fasttrace.egg-info
+	rm -rf dist .venv .venv-peers build src/fasttrace/*.so src/fasttrace.egg-info
 
 setup: $(READY)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.show.words import METRICS
 from fasttrace.store import Readable
@@ -127,7 +127,7 @@ class Numbered:
         """
         for name, value, known in (("localization", localization, LOCALIZATIONS), ("metric", metric, METRICS)):
             if value not in (None, *known):
-                raise UserError(f"expected a {name} of {', '.join(known)}, got {value!r}")
+                raise UserError(f"expected a {name} of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
         rows, words = self.rows, []
         if window_size is not None and rows.window_size is None and self.kind in COMPARED:
             rows = replace(rows, window_size=window_size)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
 from fasttrace.store import Readable, Stored
@@ -185,7 +185,8 @@ def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Tabl
         elif key in Choice.__annotations__:
             runs["tracing_window" if key == "window_size" else key] = value
         else:
-            raise UserError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
+            names = Choice.__annotations__
+            raise UserError(f"expected one of {', '.join(names)}, got {key!r}{did_you_mean(key, names)}")
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS), ("layers", LAYERS)):
         _check(key, rows[key], known)
     return relation(store, name, rows, runs=runs)
@@ -193,4 +194,4 @@ def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Tabl
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UserError(f"expected one of {', '.join(known)} as {name}, got {value!r}")
+        raise UserError(f"expected one of {', '.join(known)} as {name}, got {value!r}{did_you_mean(value, known)}")

@@ -6,17 +6,18 @@ from typing import Any
 
 import click
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.places import check_replaceable, replacing
 
 from .deliver import FILE_AND_FOLDER, FOLDER, STDOUT, check_apart, saying_overwritten
+from .help import Choice, command, completing, option
 from .options import named_store, open_stores, options
 
 
-@click.command()
+@command()
 @options("stores", "json", "format", "score", "resamples", "tracing window", "localization", "metric")
 @click.argument("numbers", nargs=-1, type=int)
-@click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
+@option("--out", heading="Output", type=FOLDER, help="Folder to write to, one file per table.")
 def tables(
     stores: tuple[str, ...],
     as_json: bool,
@@ -88,24 +89,31 @@ class _FigureName(click.ParamType):
         if value in NAMED or isinstance(value, int):
             return value
         if not str(value).isdecimal():
-            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}", param, ctx)
+            hint = did_you_mean(value, NAMED)
+            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}{hint}", param, ctx)
         return int(value)
 
 
-@click.command()
+@command()
 @options("stores", "json", "tracing window", "localization", "metric")
-@click.argument("names", nargs=-1, type=_FigureName(), metavar="[NUMBERS | roles | edits]...")
-@click.option(
+@click.argument(
+    "names",
+    nargs=-1,
+    type=_FigureName(),
+    metavar="[NUMBERS | roles | edits]...",
+    shell_complete=completing(lambda: NAMED),
+)
+@option(
     "--format",
     "format_",
-    type=click.Choice(["png", "svg", "pdf"]),
+    type=Choice(["png", "svg", "pdf"]),
     default="svg",
     show_default=True,
     help="Format of the figures.",
 )
-@click.option("--out", type=FOLDER, default="figures", show_default=True, help="Folder to write to.")
-@click.option("--fact-id", help="Fact of Figure 2; by default the one whose probability the noise lowered most.")
-@click.option(
+@option("--out", heading="Output", type=FOLDER, default="figures", show_default=True, help="Folder to write to.")
+@option("--fact-id", help="Fact of Figure 2; by default the one whose probability the noise lowered most.")
+@option(
     "--layer",
     type=click.IntRange(0),
     help="Edited layer of Figures 4 and 14; by default the model's own (5 of GPT-J, 17 of GPT2-XL, else a fifth of the "
@@ -179,9 +187,9 @@ def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = 
     click.echo(text, err=True)
 
 
-@click.command()
+@command()
 @options("stores", "json")
-@click.option(
+@option(
     "--out",
     type=FILE_AND_FOLDER,
     default="report.html",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .deliver import NAME
+from .help import command, option
 from .look import escaped
 from .options import emit, only_one, open_store, options
 from .running import Status, StatusFile
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@click.command()
-@click.option("--store", type=NAME, multiple=True, callback=only_one, metavar="FILE", help="DuckDB file to read.")
+@command()
+@option("--store", type=NAME, multiple=True, callback=only_one, metavar="FILE", help="DuckDB file to read.")
 @options("json")
 def status(store: str | None, as_json: bool) -> None:
     """Print what a running command does, and what its store has.
