@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from fasttrace.settings.base import RUN_COLUMNS, settings_of, text_of
@@ -31,6 +32,16 @@ def opening(store: Readable) -> str:
     """Python code that opens the store, or the stores."""
     files = {name: str(path.resolve()) for name, path in store.files.items()}
     return f"fasttrace.Store({json.dumps(files[''])})" if "" in files else f"fasttrace.Stores({json.dumps(files)})"
+
+
+def store_name(store: Readable) -> str:
+    """The store in a command that a user is to run here and that writes to it: below the working directory its path
+    from there, else its path as given. "…" for a folder of Parquet files, which is only read."""
+    path = next(iter(store.files.values()))
+    if path.is_dir():
+        return "…"
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def store_options(store: Readable) -> str:

@@ -17,7 +17,7 @@ from fasttrace.store import Readable
 from . import draw
 from .exhibit import Exhibit
 from .grids import grid_of
-from .naming import Row, group_names, in_group
+from .naming import Row, group_names, in_group, own_way
 from .relation import relation
 
 # Columns of an edit, in the order of the page. Each fact has one list per column, which takes a third of the bytes of
@@ -100,7 +100,8 @@ def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row]
             "id": fact_id,
             "traces": [
                 _trace(trace, grids.get((trace["trace_run_id"], fact_id, trace["window_size"])))
-                for trace in traces[fact_id]
+                # The page shows the first that fits.
+                for trace in sorted(traces[fact_id], key=lambda trace: not own_way(trace))
             ],
             "edits": _edits(edits[fact_id]),
             **{key: row[key] or "" for key in TEXTS},
@@ -140,6 +141,7 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         "trace_run_id",
         "model",
         "protocol",
+        "module",
         "localization",
         "metric",
         "window_size",
@@ -155,7 +157,7 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
     place = {"tokens": row["token_texts"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
-    return {**{key: short(row[key]) for key in kept}, **place, **grid, "by_layer": _largest(grid["effect"])}
+    return {**{key: short(row[key]) for key in kept}, **place, **grid, "by_layer": _largest(grid["effect"]), "own": own_way(row)}
 
 
 def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+from fasttrace.settings.trace import Module
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
@@ -33,6 +35,8 @@ _EFFECTS = {
 }
 LOCALIZATIONS = tuple(_EFFECTS)
 """How tracing runs localize facts, as sql/trace_runs.sql names it."""
+MODULES: tuple[str, ...] = get_args(Module)
+"""Whose outputs a tracing run replaces."""
 
 
 class Metric(NamedTuple):
@@ -44,6 +48,9 @@ class Metric(NamedTuple):
     unit: str
     column: str
 
+
+OWN_WAY = {"localization": "denoise", "metric": "probability", "module": "mlp", "tokens": "all"}
+"""The paper's own causal tracing, by the columns of sql/trace_runs.sql."""
 
 METRICS = {
     "probability": Metric("p(o_true)", "p_clean − p_noised", "", "p"),
@@ -94,8 +101,9 @@ def effect_label(localization: str, effect_at: str = "max", metric: str = "proba
 
 
 def own_way(row: Row) -> bool:
-    """Whether a row is of the paper's own causal tracing, which comes first: denoising with noise, in probabilities."""
-    return row.get("localization", "denoise") == "denoise" and row.get("metric", "probability") == "probability"
+    """Whether a row is of the paper's own causal tracing, which comes first: of MLPs, at one token a cell, by denoising
+    with noise, in probabilities."""
+    return all(row.get(key, own) in (own, None) for key, own in OWN_WAY.items())
 
 
 def outside_text(effects: Iterable[float]) -> str:

@@ -123,7 +123,7 @@
   // The trace that a group's edits are compared with: the trace shown if it fits, else the fact's first that fits.
   function traceOf(group) {
     const fits = (t) => t && t.model === group.model && t.protocol === group.protocol && t.window_size === group.window_size && t.by_layer.length;
-    const own = (t) => fits(t) && t.localization === "denoise" && t.metric === "probability"; // the paper's way
+    const own = (t) => fits(t) && t.own; // the paper's way, which is of the MLPs
     return fits(trace) ? trace : fact.traces.find(own) ?? fact.traces.find(fits);
   }
 

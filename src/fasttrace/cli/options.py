@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import fasttrace as ft
-from fasttrace.analysis.naming import LOCALIZATIONS, METRICS
+from fasttrace.analysis.naming import LOCALIZATIONS, METRICS, MODULES
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, replaced, settings_of, text_of
@@ -160,19 +160,34 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         ),
         "tracing window": click.option(
             "--tracing-window",
+            "--window",
+            "tracing_window",
             type=click.IntRange(1),
             metavar="LAYERS",
-            help="Compare edits with the tracing effects of this window size; by default that of each edit.",
+            help="Window size of the tracing effects, in layers; by default that of the edits which are compared with "
+            "them, and every one where none is.",
         ),
         "localization": click.option(
             "--localization",
+            "--method",
+            "localization",
             type=click.Choice(LOCALIZATIONS),
-            help="How the traces localize facts; by default as the paper's table or figure, mostly denoise.",
+            help="How the traces localize facts: the method of `fasttrace trace`, and with counterfactual prompts "
+            "counterfactual; by default as the paper's table or figure, mostly denoise.",
         ),
         "metric": click.option(
             "--metric",
             type=click.Choice(list(METRICS)),
             help="What the tracing effects are made of; by default probability, and with --localization every metric.",
+        ),
+        "module": click.option(
+            "--module", type=click.Choice(MODULES), help="Whose outputs the traces replace; by default mlp."
+        ),
+        "run": click.option(
+            "--run",
+            metavar="ID",
+            help="One tracing run, which --module, --method and --metric then follow, or one editing run: its id or "
+            "the start of it. By default every run, told apart.",
         ),
     }
 
