@@ -1,115 +1,52 @@
 """Figures as pure functions of Arrow tables: no store, no global state, nothing drawn on import.
 
-Every figure has one colour for text and the series colours below, which are Okabe and Ito's set for the colour-blind.
-Series also differ in marker and line style, or in hatch. chart.py makes the figures of the HTML report.
+Their frame and colours are those of `fasttrace.show.style`. chart.py makes the figures of the HTML report.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
 from scipy import stats
 
 from fasttrace.errors import UserError
+from fasttrace.show import heatmap
+from fasttrace.show.grids import heatmap_of
+from fasttrace.show.heatmap import heatmap_size
+from fasttrace.show.style import (
+    INK,
+    LINES,
+    MARKERS,
+    MAX_VECTOR_POINTS,
+    SERIES,
+    dress,
+    even_ticks,
+    label_axes,
+    layers_on_x,
+    legend_above,
+    legend_columns,
+    new_figure,
+    panel_grid,
+    two_lines,
+)
 
-from .grids import color_range, grid_of
 from .naming import (
-    METRICS,
     Row,
     effect_label,
     group_names,
     in_group,
+    method_and_corruption,
     number,
     outside_text,
     p_text,
     score_label,
-    visible,
 )
 
-INK = "#22272e"
-FAINT = "#c9ced6"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-COLORMAP = "cividis"
 PAGE = 10.0  # inches: the width that panels of bars share
-MAX_VECTOR_POINTS = 4000  # above this a scatter is drawn as pixels, because its SVG would take megabytes
-
-
-# -- frame ------------------------------------------------------------------------------------------------
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A white figure of that size in inches."""
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def dress(axes: Axes, x: str | None = None, y: str | None = None, title: str | None = None) -> Axes:
-    """Apply the common style: two spines, faint horizontal lines behind the data, one text colour, 9-point ticks."""
-    axes.set_facecolor("none")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    if x:
-        axes.set_xlabel(x, color=INK, fontsize=10)
-    if y:
-        axes.set_ylabel(y, color=INK, fontsize=10)
-    if title:
-        # Names come from users' data, where a "$" must not start a formula.
-        axes.set_title(title, color=INK, fontsize=10, loc="left", parse_math=False)
-    return axes
-
-
-def _two_lines(label: str) -> str:
-    """A label with its unit on a line of its own."""
-    return label.replace(" (", "\n(", 1)
-
-
-def layers_on_x(axes: Axes, n_layers: int) -> None:
-    """Let the x axis show the layers, from 0."""
-    axes.set_xlim(-0.6, n_layers - 0.4)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-
-
-def _label_axes(part: Figure | SubFigure, panels: list[Axes], x: str | None, y: str) -> None:
-    """Label the axes that the panels share. A panel that stands alone has the labels itself."""
-    if len(panels) == 1:
-        panels[0].set_ylabel(y, color=INK, fontsize=10)
-        panels[0].set_xlabel(x or "", color=INK, fontsize=10)
-        return
-    part.supylabel(y, color=INK, fontsize=10)
-    if x:
-        part.supxlabel(x, color=INK, fontsize=10)
-
-
-def _legend_columns(labels: Iterable[str], width: float) -> int:
-    """How many labels of 9 points fit side by side into a figure of that width in inches."""
-    labels = list(labels)
-    return max(1, min(len(labels), int(width / (0.55 + 0.068 * max(map(len, labels))))))
-
-
-def legend_above(figure: Figure, panels: list[Axes]) -> None:
-    """A legend of the whole figure, with every series that some panel has."""
-    found: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    labels, handles = list(found), list(found.values())
-    ncols = _legend_columns(labels, figure.get_figwidth())
-    legend = figure.legend(
-        handles, labels, loc="outside upper left", ncols=ncols, fontsize=9, frameon=False, labelcolor=INK
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
 
 
 def need_rows(table: pa.Table, what: str) -> list[Row]:
@@ -120,23 +57,6 @@ def need_rows(table: pa.Table, what: str) -> list[Row]:
     return rows
 
 
-def _panel_grid(figure: Figure | SubFigure, panels: int, columns: int, **options: Any) -> list[Axes]:
-    """Return `panels` axes, row by row. Surplus cells stay empty."""
-    columns = min(columns, panels)
-    rows = math.ceil(panels / columns)
-    grid = figure.subplots(rows, columns, squeeze=False, **options)
-    axes = list(grid.flat)
-    for spare in axes[panels:]:
-        spare.set_visible(False)
-    for place, axis in enumerate(axes[:panels]):
-        if place + columns >= panels:  # only the lowest panel of a column has tick labels
-            axis.tick_params(labelbottom=True)
-    return axes[:panels]
-
-
-# -- figures ----------------------------------------------------------------------------------------------
-
-
 def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     """One fact's grid of the metric restored, tokens down, layers across (paper, Figure 2).
 
@@ -145,52 +65,18 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     """
     if cells.num_rows == 0:
         raise UserError("expected traced cells of the fact to draw, got none")
-    metric = METRICS[fact["metric"]]
-    values = grid_of(cells, f"{metric.column}_restored")
-    n_tokens, n_layers = values.shape
-    clean, noised = fact.get(f"{metric.column}_clean", 0.0), fact[f"{metric.column}_noised"]  # KL's clean value is 0
-    low, high = color_range(values, clean, noised)
-    names = list(fact["token_texts"] or [])[:n_tokens]
-    names += [""] * (n_tokens - len(names))
-    labels = [
-        f"{visible(name)}{'*' if fact['subject_begin'] <= place < fact['subject_end'] else ''}"
-        for place, name in enumerate(names)
-    ]
-    figure = new_figure(max(5.5, 2.6 + 0.17 * n_layers), max(2.4, 1.5 + 0.24 * n_tokens))
-    axes = dress(
-        figure.subplots(),
-        x=f"layer at the centre of the restored window of {cells['window_size'][0]} (0-based)",
+    method, corruption = method_and_corruption(fact["localization"])
+    heat = heatmap_of(
+        {**fact, "tokens": fact["token_texts"]},
+        cells,
+        model=fact["model"],
+        module=fact["module"],
+        method=method,
+        corruption=corruption,
+        metric=fact["metric"],
     )
-    axes.grid(visible=False)
-    image = axes.imshow(
-        values,
-        cmap=matplotlib.colormaps[COLORMAP].with_extremes(bad="none"),
-        vmin=low,
-        vmax=high,
-        aspect="auto",
-        interpolation="nearest",
-    )
-    axes.set_yticks(range(n_tokens), labels)
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
-    by_noise = noised is not None and fact["counterfactuals"] is None
-    axes.set_ylabel("token (* subject, noised)" if by_noise else "token (* subject)", color=INK, fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
-    name = metric.name.replace("o_true", visible(str(fact["target_true"])))
-    ends = "" if noised is None else f", {'noised' if by_noise else 'counterfactual'} {noised:.3f}"
-    heads = "; the strongest head of each cell" if cells["head"].null_count < len(cells) else ""
-    axes.set_title(
-        f"{name} clean {clean:.3f}{ends}{heads}",
-        color=INK,
-        fontsize=10,
-        loc="left",
-        parse_math=False,
-    )
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    unit = f" ({metric.unit})" if metric.unit else ""
-    bar.set_label(f"{name} restored{unit}", color=INK, fontsize=9, parse_math=False)
-    bar.ax.tick_params(colors=INK, labelsize=9)
-    bar.outline.set_visible(False)
+    figure = new_figure(*heatmap_size(heat))
+    heatmap.draw_heatmap(figure.subplots(), heat)
     return figure
 
 
@@ -202,7 +88,7 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
     rows = need_rows(peaks, "tracing effects")
     names = group_names(rows, always=("window_size",))
     figure = new_figure(7.0, 0.6 + 2.2 * len(names))
-    for axes, (group, name) in zip(_panel_grid(figure, len(names), 1), names.items(), strict=True):
+    for axes, (group, name) in zip(panel_grid(figure, len(names), 1), names.items(), strict=True):
         members = in_group(rows, group)
         n_layers = max(row["n_layers"] for row in members)
         counts = np.bincount([row["peak_layer"] for row in members], minlength=n_layers)
@@ -213,7 +99,7 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
             f"{name}: {len(members)} facts",
         )
         axes.bar(range(n_layers), counts, width=0.85, color=SERIES[0])
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        even_ticks(axes.yaxis, 5)
         layers_on_x(axes, n_layers)
     return figure
 
@@ -225,13 +111,13 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
     """
     rows = need_rows(curve, "tracing effects")
     names = group_names(rows, always=("window_size",))
-    legend_lines = math.ceil(len(names) / _legend_columns((f"{name} (9999 facts)" for name in names.values()), 7.0))
+    legend_lines = math.ceil(len(names) / legend_columns((f"{name} (9999 facts)" for name in names.values()), 7.0))
     figure = new_figure(7.0, 3.2 + 0.2 * legend_lines)
     labels = {effect_label(row["localization"], metric=row["metric"]) for row in rows}
     axes = dress(
         figure.subplots(),
         "layer at the centre of the restored window (0-based)",
-        f"mean {_two_lines(labels.pop() if len(labels) == 1 else 'tracing effect (share of the lost metric)')}",
+        f"mean {two_lines(labels.pop() if len(labels) == 1 else 'tracing effect (share of the lost metric)')}",
     )
     for place, (group, name) in enumerate(names.items()):
         members = sorted(in_group(rows, group), key=lambda row: row["layer"])
@@ -302,15 +188,15 @@ def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) ->
         part.set_facecolor("none")
         if len(names) > 1:
             part.suptitle(names[group], color=INK, fontsize=11, x=0.01, ha="left", parse_math=False)
-        panels = _panel_grid(part, len(layers), columns, sharex=True, sharey=True)
+        panels = panel_grid(part, len(layers), columns, sharex=True, sharey=True)
         shown += panels
         for axes, layer in zip(panels, layers, strict=True):
             found = [row for row in in_group(rhos, group) if row["layer"] == layer]
             _scatter_panel(axes, layer, [row for row in members if row["layer"] == layer], found, many=len(rows))
             axes.set(xlim=limits[0], ylim=limits[1])
-        label = _two_lines(effect_label(members[0]["localization"], members[0]["effect_at"], members[0]["metric"]))
+        label = two_lines(effect_label(members[0]["localization"], members[0]["effect_at"], members[0]["metric"]))
         outside = outside_text(row["effect"] for row in members)
-        _label_axes(part, panels, label + (f"\n{outside}" if outside else ""), _two_lines(score_label(score)))
+        label_axes(part, panels, label + (f"\n{outside}" if outside else ""), two_lines(score_label(score)))
     legend_above(figure, shown)
     return figure
 
@@ -358,10 +244,10 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
     columns = max(1, min(len(problems), int(PAGE / panel_width)))
     lines = math.ceil(len(problems) / columns)
     figure = new_figure(max(5.0, 0.6 + panel_width * columns), 0.6 + 2.9 * lines)
-    panels = _panel_grid(figure, len(problems), columns, sharey=True)
+    panels = panel_grid(figure, len(problems), columns, sharey=True)
     for axes, (problem, members) in zip(panels, problems.items(), strict=True):
         _r2_panel(dress(axes, title=problem), members, wide)
-    _label_axes(figure, panels, None, f"R² of the {score_label(rows[0]['score'])}")
+    label_axes(figure, panels, None, f"R² of the {score_label(rows[0]['score'])}")
     legend_above(figure, panels)
     return figure
 
@@ -418,9 +304,9 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
     columns = min(3, len(scores))
     lines = math.ceil(len(scores) / columns)
     width = max(5.0, 1.0 + 3.0 * columns)
-    legend_lines = math.ceil(len(names) / _legend_columns(names.values(), width))
+    legend_lines = math.ceil(len(names) / legend_columns(names.values(), width))
     figure = new_figure(width, 0.6 + 2.8 * lines + 0.22 * legend_lines)
-    panels = _panel_grid(figure, len(scores), columns, sharex=True, sharey=True)
+    panels = panel_grid(figure, len(scores), columns, sharex=True, sharey=True)
     for axes, score in zip(panels, scores, strict=True):
         dress(axes, title=score_label(score))
         for place, (group, name) in enumerate(names.items()):
@@ -440,8 +326,8 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
                 label=name,
             )
         axes.set_ylim(min(0.0, min(row["mean"] for row in rows)) - 0.02, 1.04)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    _label_axes(figure, panels, "edited layer (0-based)", "mean score (1 = full success)")
+        even_ticks(axes.xaxis)
+    label_axes(figure, panels, "edited layer (0-based)", "mean score (1 = full success)")
     if len(names) > 1:
         legend_above(figure, panels)
     return figure

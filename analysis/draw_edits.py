@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from .draw import INK, LINES, MARKERS, SERIES, dress, legend_above, need_rows, new_figure
+from fasttrace.show.style import INK, LINES, MARKERS, SERIES, dress, even_ticks, legend_above, new_figure
+
+from .draw import need_rows
 from .naming import Row, group_names, in_group
 
 LOG_FROM = 20.0  # a measure whose largest value is so many times its smallest has a logarithmic axis
@@ -107,7 +108,7 @@ def _scale(axes: Axes, rows: Sequence[Row], measure: Measure) -> None:
         for value in unedited:
             axes.axhline(value, color=INK, linewidth=0.7, label="unedited" if value == unedited[0] else None)
         values += unedited
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    even_ticks(axes.xaxis, 6)
     axes.set_xlim(left=0)
     if measure.share:
         axes.set_ylim(min(0.0, *values) - 0.02, max(1.0, *values) + 0.04)

@@ -12,11 +12,11 @@ import matplotlib
 import pyarrow as pa
 from matplotlib.colors import to_hex
 
+from fasttrace.show.grids import grid_of
+from fasttrace.show.style import COLORMAP
 from fasttrace.store import Readable
 
-from . import draw
 from .exhibit import Exhibit
-from .grids import grid_of
 from .naming import Row, group_names, in_group, own_way
 from .relation import relation
 
@@ -121,7 +121,7 @@ def packed(value: Any) -> str:
 
 def colors(steps: int = 32) -> list[str]:
     """The heatmaps' colours, low to high, as #rrggbb."""
-    ramp = matplotlib.colormaps[draw.COLORMAP]
+    ramp = matplotlib.colormaps[COLORMAP]
     return [to_hex(ramp(step / (steps - 1))) for step in range(steps)]
 
 

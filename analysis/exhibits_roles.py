@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from fasttrace.show.roles import effect_label
+from fasttrace.show.words import ROLE_WORDS
 from fasttrace.store import Readable
-from fasttrace.tracing.roles import ROLES
 
 from . import chart
 from .chart import Panel, Series
-from .draw_roles import WORDS, effect_label
 from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, facets, keys_of, or_dash, run_ids, several, two
 from .figures import role_effects
 from .naming import Row, group_names, heading, in_group, number, percent
@@ -29,7 +29,7 @@ def roles(store: Readable) -> Exhibit | None:
     columns = [
         *keys_of(rows),
         *window,
-        Column("role", "role", WORDS.__getitem__, choose=True),
+        Column("role", "role", ROLE_WORDS.__getitem__, choose=True),
         Column("layer", "layer", str, numeric=True),
         Column("n", "facts", **COUNT),
         Column("mean_effect", "mean effect", **VALUE),
@@ -59,22 +59,22 @@ def _role_panel(rows: Sequence[Row], name: str) -> Panel:
     x = chart.across(0, highest, "layer at the window’s centre", chart.layer_ticks(range(highest + 1)))
     ends = [end for row in rows for end in (row["mean_effect"], row["low"], row["high"]) if end is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    y = chart.upward(low, max(high, low + 1e-6), effect_label(rows[0]))
+    y = chart.upward(low, max(high, low + 1e-6), effect_label(rows[0]["metric"]))
     series: list[Series] = []
-    for place, role in enumerate(ROLES):
+    for place, role in enumerate(ROLE_WORDS):
         points = [
             (
                 row["layer"],
                 row["mean_effect"],
                 None if row["high"] is None else row["high"] - row["mean_effect"],
-                f"{WORDS[role]}, layer {row['layer']}: mean indirect effect {number(row['mean_effect'])} "
+                f"{ROLE_WORDS[role]}, layer {row['layer']}: mean indirect effect {number(row['mean_effect'])} "
                 f"[{number(row['low'])}, {number(row['high'])}], {row['n']:,} facts",
             )
             for row in rows
             if row["role"] == role
         ]
         if points:
-            series.append(chart.line(WORDS[role], place, x, y, points, as_band=True))
+            series.append(chart.line(ROLE_WORDS[role], place, x, y, points, as_band=True))
     shown = {
         "module": rows[0]["module"],
         "localization": rows[0]["localization"],

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing
 from fasttrace.settings.arguments import checked
+from fasttrace.show.words import METRICS
 from fasttrace.store import Readable, Stored
 from fasttrace.tracing.roles import with_bands
 from fasttrace.windows import default_layer
@@ -23,7 +24,7 @@ from fasttrace.windows import default_layer
 from . import draw
 from .draw_edits import draw_edits
 from .draw_roles import draw_roles
-from .naming import METRICS, Row
+from .naming import Row
 from .paper import (
     OF_TRACES,
     WITH_ESSENCE,

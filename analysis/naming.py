@@ -1,10 +1,11 @@
-"""Text of numbers, tokens and groups of results, for figures and sentences."""
+"""Text of numbers and groups of results, for figures and sentences."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from fasttrace.settings.trace import Module
+from fasttrace.show.words import METRICS
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
@@ -38,26 +39,8 @@ LOCALIZATIONS = tuple(_EFFECTS)
 MODULES: tuple[str, ...] = get_args(Module)
 """Whose outputs a tracing run replaces."""
 
-
-class Metric(NamedTuple):
-    """What an effect is made of. name: on an axis. lost: what the corruption takes from it. unit: "" for none. column:
-    the start of the names of its columns in the store."""
-
-    name: str
-    lost: str
-    unit: str
-    column: str
-
-
 OWN_WAY = {"localization": "denoise", "metric": "probability", "module": "mlp", "tokens": "all"}
 """The paper's own causal tracing, by the columns of sql/trace_runs.sql."""
-
-METRICS = {
-    "probability": Metric("p(o_true)", "p_clean − p_noised", "", "p"),
-    "log-probability": Metric("log p(o_true)", "log p_clean − log p_noised", "nats", "logprob"),
-    "logit-difference": Metric("the logit difference", "the lost logit difference", "logits", "logit_diff"),
-    "kl": Metric("the KL divergence from the clean pass", "the noised KL divergence", "nats", "kl"),
-}
 
 LEAST_P = "1e-4"  # a smaller p value is not written out
 
@@ -98,6 +81,13 @@ def effect_label(localization: str, effect_at: str = "max", metric: str = "proba
     if localization.startswith("counterfactual"):
         unit = unit.replace("noised", "counterfactual")
     return f"{'absolute ' * absolute}{name}{where} ({unit})"
+
+
+def method_and_corruption(localization: str) -> tuple[str, str]:
+    """The settings `method` and `corruption` of a localization, which sql/trace_runs.sql made of them."""
+    if not localization.startswith("counterfactual"):
+        return localization, "noise"
+    return localization.removeprefix("counterfactual").removeprefix("-") or "denoise", "counterfactual"
 
 
 def own_way(row: Row) -> bool:
@@ -211,12 +201,6 @@ def _run_id(key: str, run: str | None) -> str:
 
 def in_group(rows: Iterable[Row], group: Group) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in group)]
-
-
-def visible(token: str) -> str:
-    """A token's text without outer spaces, with line breaks and tabs made visible, or ␣ if nothing remains."""
-    text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
-    return text or "␣"
 
 
 def p_cell(p: float | None, digits: int = 3) -> str:

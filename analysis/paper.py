@@ -12,10 +12,11 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.words import METRICS
 from fasttrace.store import Readable
 
 from .commands import store_name
-from .naming import LOCALIZATIONS, METRICS, MODULES, Row
+from .naming import LOCALIZATIONS, MODULES, Row
 from .relation import query, relation
 
 PROBLEMS = ("error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")

@@ -21,6 +21,7 @@ ORDER = [
     ("errors", "version"),
     ("memory", "optional", "places", "processor", "protocols", "windows"),
     ("cache", "settings"),
+    ("show",),
     ("recall",),
     ("facts", "kernels"),
     ("ops",),

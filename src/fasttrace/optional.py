@@ -20,6 +20,8 @@ NEEDED_BY = {
     "openai": "a judge behind an address",
     "ray": "computing with several workers",
     "torchao": "a model that torchao has quantised",
+    "pandas": "a pandas data frame",
+    "polars": "a polars data frame",
     "prompt_toolkit": "the prompt of `fasttrace sql` or `fasttrace chat`",
 }
 

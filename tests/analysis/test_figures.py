@@ -10,22 +10,23 @@ import pyarrow as pa
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.collections import PathCollection, PolyCollection, QuadMesh
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from panels import panels_of
 from plausible import EDITED, N_LAYERS, UNHURT, edit_result, study_facts, trace_result
 from scipy.stats import pearsonr
 from statsmodels.api import OLS, add_constant
 
 from fasttrace.analysis import draw, figures
 from fasttrace.analysis.exhibits import exhibits
-from fasttrace.analysis.grids import color_range, grid_of
 from fasttrace.analysis.naming import number, p_text
 from fasttrace.analysis.paper import FIGURES, RowFilter
 from fasttrace.analysis.regression import regressions
 from fasttrace.errors import StoreError, UserError
+from fasttrace.show.grids import color_range, grid_of
 from fasttrace.store import Store
 
 PEAKS, SCATTER, BARS, CURVE, LAYERS = 11, 15, 6, 10, 7  # their numbers in the paper
@@ -42,7 +43,7 @@ MEANS = ("edited layer (0-based)", "mean score (1 = full success)")
 # Number of a figure of the store `whole`: (panels, x axis, y axis, legend).
 HOLDS = {
     1: (3, *PEAK_AXIS, []),
-    2: (1, "layer at the centre of the restored window of 10 (0-based)", "token (* subject, noised)", []),
+    2: (1, "restored layer (0-based), centre of a window of 10", "token (* subject, noised)", []),
     4: (2, SHARE, "rewrite score", FIT),
     6: (5, "", "R² of the rewrite score", STACK),
     7: (3, *MEANS, None),
@@ -72,12 +73,6 @@ def drawn(figure: Figure) -> str:
     )
 
 
-def panels_of(figure: Figure) -> list[Axes]:
-    """The visible axes of a figure, without colour bars."""
-    found = figure.findobj(lambda artist: isinstance(artist, Axes) and artist.get_label() != "<colorbar>")
-    return [axes for axes in found if axes.get_visible()]
-
-
 def axis_labels(figure: Figure, axis: str) -> set[str]:
     """The labels of the panels' x or y axes, and of the axes that they share."""
     parts = [part for part in figure.findobj(FigureBase) if not isinstance(part, Axes)]
@@ -102,7 +97,7 @@ def series_of(axes: Axes) -> dict[str, int]:
         "lines": sum(not line.get_label().startswith("_") for line in axes.lines),
         "error bars": sum(isinstance(one, ErrorbarContainer) for one in axes.containers),
         "bars": len(axes.patches),
-        "images": len(axes.images),
+        "heatmaps": sum(isinstance(one, QuadMesh) for one in axes.collections),
         "points": sum(isinstance(one, PathCollection) for one in axes.collections),
         "bands": sum(isinstance(one, PolyCollection) for one in axes.collections),
     }
@@ -134,7 +129,7 @@ def test_every_figure_has_its_panels_series_axes_and_legend(number_there, whole)
     assert named == legend if legend is not None else len(named) > 2
     wanted = {
         "peaks": {"bars": N_LAYERS},
-        "heatmap": {"images": 1},
+        "heatmap": {"heatmaps": 1},
         "layers": {"error bars": len(named)},
         "curve": {"lines": len(named), "bands": len(named)},
         "bars": None,  # two for each method that the problem has
@@ -167,13 +162,13 @@ def test_drawing_leaves_pyplot_alone(study):
 def test_heatmap_shows_the_grid_its_probabilities_and_the_subject(study):
     figure = figures.heatmap(study, "place-00")
     rows = study.query("SELECT token_index, layer, p_restored FROM trace_cells WHERE fact_id = 'place-00'").to_pylist()
-    image = figure.axes[0].images[0].get_array()
+    image = figure.axes[0].collections[0].get_array()
     assert image.shape == (max(row["token_index"] for row in rows) + 1, N_LAYERS)
     assert all(image[row["token_index"], row["layer"]] == row["p_restored"] for row in rows)
     trace = study.query("SELECT p_clean, p_noised FROM traces WHERE fact_id = 'place-00'").to_pylist()[0]
-    assert (
-        figure.axes[0].get_title(loc="left") == f"p(Paris) clean {trace['p_clean']:.3f}, noised {trace['p_noised']:.3f}"
-    )
+    how, ends = figure.axes[0].get_title(loc="left").split("\n")
+    assert how.endswith(" · mlp · denoise · window 5")
+    assert ends == f"p(Paris) clean {trace['p_clean']:.3f}, noised {trace['p_noised']:.3f}"
     tokens = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert tokens == ["The", "Eiffel*", "Tower*", "is", "located", "in", "the", "city", "of"]
 
@@ -196,9 +191,9 @@ def test_figure_2_is_of_denoising_all_tokens_whatever_was_traced_last(tmp_path):
         day = datetime(2026, 1, 1 + place)
         store.add(trace_result(facts, (5, 10), method, tokens=tokens, run_id=f"t{place}", created_at=day))
     for figure, window in ((figures.paper_figure(store, 2), 10), (figures.heatmap(store, "place-00"), 5)):
-        assert f"window of {window} " in "".join(axis_labels(figure, "x"))
+        assert f"window of {window}" in "".join(axis_labels(figure, "x"))
         assert axis_labels(figure, "y") == {"token (* subject, noised)"}
-        assert np.isfinite(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)).all()
+        assert np.isfinite(np.ma.filled(figure.axes[0].collections[0].get_array(), np.nan)).all()
     zeroed = figures.heatmap(store, "place-00", localization="zero")
     assert axis_labels(zeroed, "y") == {"token (* subject)"}
     there = "denoise probability all mlp, denoise probability subject mlp, zero probability whole-subject mlp"

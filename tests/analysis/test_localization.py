@@ -9,7 +9,7 @@ from made_results import made_edit, made_trace
 
 from fasttrace.analysis.exhibits import exhibits
 from fasttrace.analysis.figures import heatmap, paper_figure
-from fasttrace.analysis.naming import LOCALIZATIONS, METRICS, effect_label
+from fasttrace.analysis.naming import LOCALIZATIONS, effect_label, method_and_corruption
 from fasttrace.analysis.paper import FIGURES, TABLES, coverage, what_is_missing
 from fasttrace.analysis.regress import regress
 from fasttrace.analysis.regression import KEYS, regressions
@@ -17,6 +17,7 @@ from fasttrace.analysis.relation import query, relation
 from fasttrace.analysis.tables import paper_table
 from fasttrace.errors import StoreError, UserError
 from fasttrace.settings.trace import Metric, TraceMethod
+from fasttrace.show.words import METRICS
 from fasttrace.store import Store
 
 IDS = [f"f{i}" for i in range(14)]
@@ -71,6 +72,7 @@ def test_names_in_sql_are_those_in_python(tmp_path):
         "counterfactual denoise": "counterfactual",
         "counterfactual noise": "counterfactual-noise",
     } == {row["run_id"]: row["localization"] for row in found}
+    assert {f"{c} {m}" for m, c in map(method_and_corruption, LOCALIZATIONS)} == {row["run_id"] for row in found}
     assert tuple(METRICS) == typing.get_args(Metric)
     assert all(effect_label(*how) for how in [(one, "max", metric) for one in LOCALIZATIONS for metric in METRICS])
 
@@ -94,7 +96,7 @@ def test_the_papers_figures_are_those_of_noise_denoising_and_probabilities(plain
             assert [line.get_ydata().tolist() for line in a.lines] == [line.get_ydata().tolist() for line in b.lines]
             assert [bar.get_height() for bar in a.patches] == [bar.get_height() for bar in b.patches]
     own, beside = (paper_figure(store, 2).axes[0] for store in (plain, every))
-    assert (own.images[0].get_array() == beside.images[0].get_array()).all()
+    assert (own.collections[0].get_array() == beside.collections[0].get_array()).all()
     assert own.get_title(loc="left") == beside.get_title(loc="left")
 
 
@@ -199,7 +201,7 @@ def test_the_commands_take_a_localization_and_a_metric(every, command, tmp_path,
     curve = (tmp_path / "figures" / "figure-10.svg").read_text()
     assert "share of the lost logit difference" in curve
     grid = (tmp_path / "figures" / "figure-2.svg").read_text()
-    assert "the logit difference restored (logits)" in grid
+    assert "the logit difference with the layer restored (logits)" in grid
     assert "counterfactual" in grid
     assert "is not one of 'denoise'" in command("tables", "3", "--localization", "x", *store, code=2).stderr
 
@@ -209,13 +211,13 @@ def test_a_heatmap_shows_the_metric_and_of_heads_the_strongest(tmp_path):
     result = made_trace(["f0"], run_id="h", heads=(0, 1, 2), asked={"module": "head", "heads": "all", "metric": "kl"})
     store.add(result)
     axes = heatmap(store, "f0", metric="kl", module="head").axes[0]
-    image = axes.images[0].get_array()
+    image = axes.collections[0].get_array()
     cells = result.cells.to_pylist()
     for token in range(3):
         for layer in range(4):
             here = [cell for cell in cells if (cell["token_index"], cell["layer"]) == (token, layer)]
             assert image[token, layer] == max(here, key=lambda cell: cell["effect"])["kl_restored"]
-    assert "the strongest head of each cell" in axes.get_title(loc="left")
+    assert "strongest head of each cell" in axes.get_title(loc="left")
     assert "clean 0.000" in axes.get_title(loc="left")
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fasttrace.analysis.naming import effect_label, group_names, number, p_text, visible
+from fasttrace.analysis.naming import effect_label, group_names, number, p_text
+from fasttrace.show.words import visible
 
 
 def test_a_group_is_named_by_what_distinguishes_it():

@@ -12,11 +12,11 @@ from scipy import stats
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.analysis.draw_roles import WORDS
 from fasttrace.analysis.exhibits import exhibits
 from fasttrace.analysis.figures import role_effects, role_figure, save
 from fasttrace.analysis.relation import relation
 from fasttrace.errors import StoreError, UserError
+from fasttrace.show.words import ROLE_WORDS
 from fasttrace.store.migrate import added
 from fasttrace.tracing.roles import AVERAGES, ROLES, average_by_role, role_of
 
@@ -185,7 +185,7 @@ def test_the_report_shows_roles_and_corruptions(traced):
     assert set(roles.runs) == runs
     assert len(roles.panels) == 2 * len(runs), "a panel for each run and window"
     assert "single heads" in roles.caption
-    assert [one.name for one in roles.panels[0].series] == [WORDS[role] for role in ROLES]
+    assert [one.name for one in roles.panels[0].series] == [ROLE_WORDS[role] for role in ROLES]
     of_run = [row for row in roles.table.rows if row["trace_run_id"] == results[0].run["run_id"]]
     assert len(of_run) == len(results[0].average(by="role"))
     assert {row["layer"] for row in shown["corruptions"].table.rows} == {None, *range(5)}

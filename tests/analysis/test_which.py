@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 from made_results import made_edit, made_trace
-from test_figures import panels_of
+from panels import panels_of
 
 from fasttrace.analysis.embed import embedded
 from fasttrace.analysis.exhibits import exhibits
@@ -53,7 +53,7 @@ def grid(store, run_id, window, fact_id="f0"):
 
 
 def image(figure):
-    return np.asarray(figure.axes[0].images[0].get_array())
+    return np.asarray(figure.axes[0].collections[0].get_array())
 
 
 CHOICES = [
@@ -75,7 +75,7 @@ def test_every_picture_has_the_values_of_the_run_that_it_says(store, choice, run
         figures.append(paper_figure(store, 2, fact_id="f0", window_size=window, **choice | {"run": run_id}))
         for figure in figures:
             assert (image(figure) == grid(store, run_id, window)).all()
-            assert f"window of {window} " in figure.axes[0].get_xlabel()
+            assert f" · window {window}\n" in figure.axes[0].get_title(loc="left")
     if choice:  # without one the newest model's MLPs are as good
         assert (image(paper_figure(store, 2, fact_id=hurt, **choice)) == grid(store, run_id, 5, hurt)).all()
 

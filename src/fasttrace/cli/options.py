@@ -13,12 +13,13 @@ import click
 from click.shell_completion import CompletionItem
 
 import fasttrace as ft
-from fasttrace.analysis.naming import LOCALIZATIONS, METRICS, MODULES
+from fasttrace.analysis.naming import LOCALIZATIONS, MODULES
 from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, replaced, settings_of, text_of
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.study import FactSettings, StudySettings
+from fasttrace.show.words import METRICS
 
 from .deliver import STORE
 
@@ -357,17 +358,14 @@ def show_first(batch: "TraceResult") -> None:
     """Draw the first traced fact of a batch on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         return
-    import pyarrow.compute as pc
     from rich.console import Console
 
-    from fasttrace.analysis.grids import heatmap_text
+    from fasttrace.show.terminal import heatmap_text
 
-    fact_id, size = (batch.cells[name][0] for name in ("fact_id", "window_size"))
-    mine = pc.and_(pc.equal(batch.cells["fact_id"], fact_id), pc.equal(batch.cells["window_size"], size))
-    [fact] = batch.facts.filter(pc.equal(batch.facts["fact_id"], fact_id)).to_pylist()
     console = Console(stderr=True)
+    heat = batch.heatmap(batch.cells["fact_id"][0].as_py())
     with console.capture() as drawn:
-        console.print(heatmap_text(fact, batch.cells.filter(mine), console.width))
+        console.print(heatmap_text(heat, console.width, color=console.color_system is not None))
     sys.stderr.write(drawn.get())  # which prints above a bar, while click.echo would go round it
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
@@ -41,6 +42,7 @@ from fasttrace.editing.methods.base import Past
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan, say_waiting
 from fasttrace.editing.prompts import PROMPT_COLUMNS, judgements_of, prompt_rows
+from fasttrace.editing.result import Score, score_axes
 from fasttrace.editing.scores import Reading, ScoredPrompt, Scorer, score_row
 from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
 from fasttrace.editing.spread import spread_together
@@ -58,6 +60,11 @@ from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
+from fasttrace.show.results import Shown, count
+from fasttrace.show.words import short_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 SCORED_TIMES = 10
@@ -82,8 +89,8 @@ MASS_SCORES = pa.schema(
 MASS_PROMPTS = pa.schema([("n_edits", pa.int32()), ("fact_id", pa.string()), *PROMPT_COLUMNS])
 
 
-@dataclass(frozen=True, eq=False)
-class MassResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class MassResult(Shown):
     """A mass edit and its scores.
 
     run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
@@ -94,6 +101,8 @@ class MassResult:
     file that the run went on from included.
     """
 
+    TABLES: ClassVar = ("scores", "prompts", "measures", "norms", "tasks")
+
     run: Run
     facts: list[Fact]
     scores: pa.Table
@@ -101,10 +110,10 @@ class MassResult:
     measures: pa.Table
     norms: pa.Table
     tasks: pa.Table
-    updates: dict[int, Update] = field(repr=False)
-    model: Decoder = field(repr=False)
+    updates: dict[int, Update]
+    model: Decoder
     models: int = 1
-    sequence: EditSequence = field(default_factory=EditSequence, repr=False)
+    sequence: EditSequence = field(default_factory=EditSequence)
     after: str = "nothing"
 
     @takes(ExportSettings)
@@ -139,6 +148,35 @@ class MassResult:
         self._check_one("save_delta")
         about = {**self.sequence.about, "run_id": self.run["run_id"], "after": self.after}
         return save_delta(path, self.model, self.updates, self.sequence.past_tensors(), **about)
+
+    @checked
+    def plot(self, score: Score | None = None, *, ax: Any = None) -> "Axes":
+        """Draw the mean score of all facts edited so far by their number, with a band of one standard error on each
+        side.
+
+        score, ax: as in `EditResult.plot`. Raises UserError where no edit has the score.
+        """
+        scored = self.scores.filter(pc.is_valid(self.scores["n_edits"]))
+        return score_axes("plot", scored, "n_edits", "edits in the model", self._how(), score, ax)
+
+    def _how(self) -> str:
+        """Model, method, problem and layer."""
+        first = self.scores.slice(0, 1).to_pylist()
+        words = [f"{row['method']} · {row['problem']} · layer {row['layer']}" for row in first]
+        return " · ".join([short_name(self.run["model"]), *words])
+
+    def _line(self) -> str:
+        models = "one model" if self.models == 1 else f"{self.models} models"
+        how = self._how().replace(" · ", ", ")
+        return f"{count(len(self.facts), 'fact')} edited into {models}, {how}; {self.run['seconds']:.1f} s"
+
+    def _summary(self) -> pa.Table:
+        """The last scoring."""
+        numbers = [n for n in self.scores["n_edits"].to_pylist() if n is not None]
+        last = self.scores.filter(pc.equal(self.scores["n_edits"], max(numbers))) if numbers else self.scores
+        return last.select(
+            ["fact_id", "n_edits", "rewrite", "paraphrase", "neighborhood", "overall", "p_before", "p_after", "reason"]
+        )
 
     def _check_one(self, what: str) -> None:
         check_unchanged(self.model, self.run, what)

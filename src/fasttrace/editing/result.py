@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -17,6 +18,11 @@ from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked, takes
+from fasttrace.show.results import Shown, count
+from fasttrace.show.words import short_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _EDIT = [
     ("fact_id", pa.string()),
@@ -43,20 +49,53 @@ SCORES = pa.schema(
 PROMPTS = pa.schema([*_EDIT, *PROMPT_COLUMNS])
 
 
-@dataclass(frozen=True, eq=False)
-class EditResult:
+Score = Literal["rewrite", "paraphrase", "neighborhood", "essence", "overall", "magnitude"]
+FIRST_SCORES: tuple[Score, ...] = ("rewrite", "paraphrase", "neighborhood")  # which a plot shows if none is named
+
+
+def score_axes(
+    what: str, scores: pa.Table, place: str, x: str, title: str, score: Score | None, ax: Any
+) -> "Axes":
+    """Draw the mean of some scores at each place on the x axis. what: the first word of its errors.
+
+    scores: fact_id, the column `place` and the scores. score: to draw with each fact; None: FIRST_SCORES.
+    Raises UserError where no edit has the score.
+    """
+    rows = scores.to_pylist()
+    by_place: dict[str, dict[int, list[float]]] = {}
+    facts: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name in FIRST_SCORES if score is None else (score,):
+            if (value := row[name]) is not None:
+                by_place.setdefault(name, {}).setdefault(row[place], []).append(value)
+                facts.setdefault(row["fact_id"], {})[row[place]] = value
+    if not by_place:
+        named = "a score" if score is None else f"the score {score}"
+        raise UserError(f"{what}: expected an edit that has {named}, got none of {count(len(rows), 'edit')}")
+    from fasttrace.show.scores import draw_score_lines
+    from fasttrace.show.style import axes_to_draw_on
+
+    alone = [] if score is None or len(facts) == 1 else list(facts.values())
+    title = f"{title}: {count(len(facts), 'fact')}" + ("" if score is None else f", {score}")
+    return draw_score_lines(axes_to_draw_on(ax, 7.0, 3.8), by_place, x=x, title=title, facts=alone)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EditResult(Shown):
     """Edits and their scores.
 
     run: the `runs` row. facts: the facts, including those left out. scores: SCORES, one row per fact and layer.
     prompts: PROMPTS, one row per edit and scored prompt. edits: the changes of the weights.
     """
 
+    TABLES: ClassVar = ("scores", "prompts")
+
     run: Run
     facts: list[Fact]
     scores: pa.Table
     prompts: pa.Table
-    edits: list[Edit] = field(repr=False)
-    model: Decoder = field(repr=False)
+    edits: list[Edit]
+    model: Decoder
 
     @takes(ExportOneArguments)
     def export(self, folder: str | Path, given: ExportOneArguments) -> Path:
@@ -87,6 +126,35 @@ class EditResult:
         about["after"] = json.loads(self.run["settings"]).get("after", "nothing")
         about["changed"] = sorted(changed_by(next(fact for fact in self.facts if fact.fact_id == one.fact_id)))
         return save_delta(path, self.model, one.updates, {}, fact_id=one.fact_id, layer=one.layer, **about)
+
+    @checked
+    def plot(self, score: Score | None = None, *, ax: Any = None) -> "Axes":
+        """Draw the mean score by edited layer, with a band of one standard error on each side.
+
+        score: one score, with each fact drawn faintly; None: rewrite, paraphrase and neighborhood. ax: matplotlib axes
+        to draw on; None: those of a new figure, `plot().figure`.
+
+        Raises UserError where no edit has the score.
+        Source: paper, Figures 7 to 9.
+        """
+        return score_axes("plot", self.scores, "layer", "edited layer (0-based)", self._how(), score, ax)
+
+    def _how(self) -> str:
+        """Model, method and problem."""
+        first = self.scores.slice(0, 1).to_pylist()
+        words = [f"{row['method']} · {row['problem']}" for row in first]
+        return " · ".join([short_name(self.run["model"]), *words])
+
+    def _line(self) -> str:
+        layers = sorted({layer for layer in self.scores["layer"].to_pylist() if layer is not None})
+        at = f"layer{'s' * (len(layers) != 1)} {', '.join(map(str, layers))}"
+        made = f"{count(len(self.edits), 'edit')} of {count(len(self.facts), 'fact')}"
+        return f"{made}, {self._how().replace(' · ', ', ')}, {at}; {self.run['seconds']:.1f} s"
+
+    def _summary(self) -> pa.Table:
+        return self.scores.select(
+            ["fact_id", "layer", "rewrite", "paraphrase", "neighborhood", "overall", "p_before", "p_after", "reason"]
+        )
 
     def _one(self, what: str, fact_id: str | None, layer: int | None) -> Edit:
         check_unchanged(self.model, self.run, what)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ from fasttrace.protocols import Protocol
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_ITEMS, Bounds
+from fasttrace.show.results import Shown, count, where
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
@@ -33,12 +34,19 @@ VERDICTS = pa.schema(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class KnownResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class KnownResult(Shown):
     """run: the `runs` row. verdicts: one row per fact (VERDICTS), with p(o_true), the greedy tokens and the reason."""
+
+    TABLES: ClassVar = ("verdicts",)
 
     run: Run
     verdicts: pa.Table
+
+    def _line(self) -> str:
+        known = sum(self.verdicts["known"].to_pylist())
+        facts = count(len(self.verdicts), "fact")
+        return f"{known:,} of {facts} known, {where(self.run)}, {self.run['protocol']}; {self.run['seconds']:.1f} s"
 
 
 def known_run(model: Decoder, protocol: str) -> Run:

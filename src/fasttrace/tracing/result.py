@@ -2,26 +2,43 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from fasttrace.errors import UserError, shown
+from fasttrace.facts import Fact
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
+from fasttrace.settings.columns import stored_settings
+from fasttrace.show.grids import Heatmap, heatmap_of
+from fasttrace.show.results import Shown, count, where
+from fasttrace.show.words import ROLE_WORDS, short_name
 from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS
 from fasttrace.tracing.roles import average_by_role
 from fasttrace.tracing.routing import ROUTING
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True, eq=False)
-class TraceResult:
+USUAL_WINDOW = 5  # of the paper's analysis
+SOME_IDS = 3  # fact ids that an error names
+
+Role = Literal["first-subject", "middle-subject", "last-subject", "first-after", "further", "last-prompt"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TraceResult(Shown):
     """run: the `runs` row, with the seconds and flops of this result.
 
     facts: TRACED_FACTS, one row per fact, traced or left out. cells: CELLS, one row per grid cell. samples: SAMPLES,
     one row per grid cell and sample with keep_samples, else empty. routing: ROUTING, one row per pass, token, layer and
     chosen expert with keep_routing, else empty.
     """
+
+    TABLES: ClassVar = ("cells", "facts", "samples", "routing")
 
     run: Run
     facts: pa.Table
@@ -39,6 +56,141 @@ class TraceResult:
         Source: Meng et al. 2022 (arXiv 2202.05262), Figures 2 and 3.
         """
         return average_by_role(self.run["settings"], self.facts, self.cells)
+
+    @checked
+    def plot(
+        self,
+        fact: Fact | str | None = None,
+        *,
+        window: int | None = None,
+        head: int | None = None,
+        ax: Any = None,
+    ) -> "Axes":
+        """Draw one fact's grid: tokens down, layers across, the run's metric as colour (paper, Figure 2).
+
+        fact: the fact or its fact_id; None where the result has one traced fact. window: None: 5 layers, or the
+        smallest window size there is. head: of heads or experts, the one to show; None: the strongest in each cell.
+        ax: matplotlib axes to draw on; None: those of a new figure, `plot().figure`.
+
+        Raises UserError where the result has no such grid.
+        Source: Meng et al. 2022 (arXiv 2202.05262), Figure 1.
+        """
+        heat = self.heatmap(fact, window, head, what="plot")
+        from fasttrace.show.heatmap import draw_heatmap, heatmap_size
+        from fasttrace.show.style import axes_to_draw_on
+
+        return draw_heatmap(axes_to_draw_on(ax, *heatmap_size(heat)), heat)
+
+    @checked
+    def plot_roles(self, *, window: int | None = None, role: Role | None = None, ax: Any = None) -> "Axes":
+        """Draw the mean indirect effect by token role and layer, with 95 % bands over the facts.
+
+        window: as in `plot`. role: of a trace of heads or experts, which are drawn down the layers, the role to show;
+        None: the last subject token. ax: as in `plot`.
+
+        Raises UserError where no fact has an effect, and where a cell is of all subject tokens at once.
+        Source: Meng et al. 2022 (arXiv 2202.05262), Figures 2 and 3.
+        """
+        means = self.average(by="role")
+        if not len(means):
+            raise UserError("plot_roles: expected a traced fact with an effect, got none")
+        size = self._window("plot_roles", sorted(set(means["window_size"].to_pylist())), window)
+        rows = means.filter(pc.equal(means["window_size"], size)).to_pylist()
+        asked = stored_settings("trace", self.run["settings"])
+        by_head = any(row["head"] is not None for row in rows)
+        corruption = () if asked["corruption"] == "noise" else (asked["corruption"],)
+        how = (short_name(self.run["model"]), asked["module"], asked["method"], *corruption, f"window {size}")
+        title = f"{' · '.join(how)}: {count(max(row['n'] for row in rows), 'fact')}"
+        if role is not None and not by_head:
+            raise UserError(f"plot_roles: role: expected a trace of heads or experts, got module {asked['module']}")
+        from fasttrace.show.roles import LAYER_LABEL, draw_role_heads, draw_role_lines, effect_label
+        from fasttrace.show.style import axes_to_draw_on, color_bar, dress
+
+        axes = axes_to_draw_on(ax, 9.0, 4.0)
+        if not by_head:
+            return draw_role_lines(axes, rows, asked["metric"], title)
+        shown_role = role or "last-subject"
+        if not any(row["role"] == shown_role for row in rows):
+            there = sorted({row["role"] for row in rows})
+            raise UserError(f"plot_roles: role: expected one of {', '.join(there)}, got {shown_role}")
+        image = draw_role_heads(axes, rows, shown_role, f"{title}, {ROLE_WORDS[shown_role]}")
+        dress(axes, LAYER_LABEL, asked["module"]).grid(visible=False)
+        color_bar(axes.figure, image, axes, effect_label(asked["metric"]))
+        return axes
+
+    def heatmap(
+        self,
+        fact: Fact | str | None = None,
+        window: int | None = None,
+        head: int | None = None,
+        *,
+        what: str = "heatmap",
+    ) -> Heatmap:
+        """One fact's grid with the words of its picture. fact, window, head: as in `plot`. what: the first word of
+        errors."""
+        row = self._fact(what, fact)
+        mine = self.cells.filter(pc.equal(self.cells["fact_id"], row["fact_id"]))
+        size = self._window(what, sorted(set(mine["window_size"].to_pylist())), window)
+        mine = mine.filter(pc.equal(mine["window_size"], size))
+        asked = stored_settings("trace", self.run["settings"])
+        part = None
+        if head is not None:
+            there = sorted(set(mine["head"].drop_null().to_pylist()))
+            if head not in there:
+                some = f"one of {', '.join(map(str, there))}" if there else f"none with module {asked['module']}"
+                raise UserError(f"{what}: head: expected {some}, got {head}")
+            mine, part = mine.filter(pc.equal(mine["head"], head)), f"{asked['module']} {head}"
+        how = {name: asked[name] for name in ("module", "method", "corruption", "metric")}
+        return heatmap_of(row, mine, model=self.run["model"], part=part, **how)
+
+    def _fact(self, what: str, fact: Fact | str | None) -> dict[str, Any]:
+        """The row of a traced fact. Raises UserError where it is not one."""
+        rows = {row["fact_id"]: row for row in self.facts.to_pylist()}
+        traced = list(dict.fromkeys(self.cells["fact_id"].to_pylist()))
+        fact_id = fact.fact_id if isinstance(fact, Fact) else fact
+        if fact_id is None and len(traced) == 1:
+            return rows[traced[0]]
+        if fact_id in traced:
+            return rows[fact_id]
+        if fact_id is None and len(rows) == 1:
+            [fact_id] = rows
+        if fact_id in rows:
+            why = rows[fact_id]["reason"] or "it has no cells"
+            raise UserError(f"{what}: expected a traced fact, got {shown(fact_id)}, which was left out: {why}")
+        some = f", such as {', '.join(map(shown, traced[:SOME_IDS]))}" if traced else ""
+        got = "none" if fact_id is None else shown(fact_id)
+        raise UserError(f"{what}: fact: expected one of {count(len(traced), 'traced fact')}{some}, got {got}")
+
+    def _window(self, what: str, sizes: Sequence[int], window: int | None) -> int:
+        """The window size to show, of those that there are."""
+        if window is None:
+            return USUAL_WINDOW if USUAL_WINDOW in sizes else sizes[0]
+        if window not in sizes:
+            raise UserError(f"{what}: window: expected one of {', '.join(map(str, sizes))}, got {window}")
+        return window
+
+    def _line(self) -> str:
+        asked = stored_settings("trace", self.run["settings"])
+        kept = sum(self.facts["kept"].to_pylist())
+        facts = count(kept, "fact") if kept == len(self.facts) else f"{kept:,} of {count(len(self.facts), 'fact')} kept"
+        windows = ", ".join(map(str, asked["windows"]))
+        sizes = f"window{'s' * (len(asked['windows']) > 1)} {windows}"
+        how = (where(self.run), asked["module"], asked["method"], asked["corruption"], sizes)
+        return f"{facts}, {', '.join(how)}; {count(len(self.cells), 'cell')}, {self.run['seconds']:.1f} s"
+
+    def _summary(self) -> pa.Table:
+        names = ["fact_id", "prompt", "target_true", "p_clean", "p_noised", "kept", "reason"]
+        return self.facts.select(names)
+
+    def _picture(self) -> "Axes | None":
+        traced = list(dict.fromkeys(self.cells["fact_id"].to_pylist()))
+        if not traced:
+            return None
+        heat = self.heatmap(traced[0])
+        from fasttrace.show.heatmap import draw_heatmap, heatmap_size
+        from fasttrace.show.style import new_figure
+
+        return draw_heatmap(new_figure(*heatmap_size(heat)).subplots(), heat)
 
 
 def joined(run: Run, parts: Sequence[TraceResult], order: Sequence[str]) -> TraceResult:

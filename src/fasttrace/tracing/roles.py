@@ -8,8 +8,9 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.settings.columns import stored_settings
 from fasttrace.settings.trace import Metric
+from fasttrace.show.words import ROLE_WORDS
 
-ROLES = ("first-subject", "middle-subject", "last-subject", "first-after", "further", "last-prompt")
+ROLES = tuple(ROLE_WORDS)
 AVERAGES = pa.schema(
     [
         ("window_size", pa.int32()),

@@ -1,0 +1,47 @@
+"""Words of pictures: of metrics, interventions, token roles and tokens."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """What an effect is made of. name: on an axis. lost: what the corruption takes from it. unit: "" for none. column:
+    the start of the names of its columns in the store."""
+
+    name: str
+    lost: str
+    unit: str
+    column: str
+
+
+METRICS = {
+    "probability": Metric("p(o_true)", "p_clean − p_noised", "", "p"),
+    "log-probability": Metric("log p(o_true)", "log p_clean − log p_noised", "nats", "logprob"),
+    "logit-difference": Metric("the logit difference", "the lost logit difference", "logits", "logit_diff"),
+    "kl": Metric("the KL divergence from the clean pass", "the noised KL divergence", "nats", "kl"),
+}
+
+# Method → what happens to a cell of its grid.
+DONE = {"denoise": "restored", "attribution": "restored", "noise": "corrupted", "zero": "zeroed"}
+
+# Token role → its words, in the order of a prompt.
+ROLE_WORDS = {
+    "first-subject": "first subject token",
+    "middle-subject": "middle subject tokens",
+    "last-subject": "last subject token",
+    "first-after": "first token after it",
+    "further": "further tokens",
+    "last-prompt": "last prompt token",
+}
+
+
+def visible(token: str) -> str:
+    """A token's text without outer spaces, with line breaks and tabs made visible, or ␣ if nothing remains."""
+    text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
+    return text or "␣"
+
+
+def short_name(model: str) -> str:
+    """A model's name as a picture shows it: of a path on this machine, only the last part."""
+    path = Path(model)
+    return path.name if path.is_absolute() or model.startswith(("./", "../", "~")) else model
