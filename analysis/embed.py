@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 
 from fasttrace.show.grids import grid_of
 from fasttrace.show.style import COLORMAP
+from fasttrace.show.words import short_name
 from fasttrace.store import Readable
 
 from .exhibit import Exhibit
@@ -58,6 +59,8 @@ def embedded(store: Readable, names: list[Row], shown: list[Exhibit], max_bytes:
             points.append(
                 {
                     "name": one["name"],
+                    "run": one["run"],
+                    "window": one["window"],
                     "facts": [places[fact_id] for fact_id in one["fact_ids"]],
                     "x": [short(value) for value in one["effects"]],
                     "y": [short(value) for value in one["scores"]],
@@ -91,6 +94,8 @@ def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row]
     for group, name in group_names(groups).items():
         for one in in_group(groups, group):
             one["name"] = name
+    for one in groups:
+        one["model"] = short_name(one["model"])
 
     facts: list[Row] = []
     taken = 0
@@ -139,7 +144,6 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
     kept = (
         "name",
         "trace_run_id",
-        "model",
         "protocol",
         "module",
         "localization",
@@ -157,7 +161,8 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
     place = {"tokens": row["token_texts"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
-    return {**{key: short(row[key]) for key in kept}, **place, **grid, "by_layer": _largest(grid["effect"]), "own": own_way(row)}
+    derived = {"model": short_name(row["model"]), "by_layer": _largest(grid["effect"]), "own": own_way(row)}
+    return {**{key: short(row[key]) for key in kept}, **place, **grid, **derived}
 
 
 def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:

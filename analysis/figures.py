@@ -160,7 +160,8 @@ def paper_figure(
         fact_id = fact_id or _most_hurt(store, one)
         grids = [row for row in _grids(store, fact_id, one.rows) if one.rows.of_traces(row)]
         if not grids:
-            raise StoreError(f"fact {fact_id!r} was not traced with a window of {one.rows.window_size} in {store.where}")
+            window = one.rows.window_size
+            raise StoreError(f"fact {fact_id!r} was not traced with a window of {window} in {store.where}")
         # The largest window of at most 10, the window of Meng et al.
         return _heatmap_of(store, _of_window(grids, lambda sizes: max((n for n in sizes if n <= 10), default=sizes[0])))
     if one.kind == "curve":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from fasttrace.settings.trace import Module
-from fasttrace.show.words import METRICS
+from fasttrace.show.words import METRICS, short_name
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
@@ -96,12 +96,23 @@ def own_way(row: Row) -> bool:
     return all(row.get(key, own) in (own, None) for key, own in OWN_WAY.items())
 
 
-def outside_text(effects: Iterable[float]) -> str:
-    """How many tracing effects lie outside 0 to 1, "" if none does."""
-    effects = list(effects)
-    count = sum(not 0 <= effect <= 1 for effect in effects)
+def outside_text(values: Iterable[float], what: str = "effects") -> str:
+    """How many tracing effects, or other values, lie outside 0 to 1, "" if none does."""
+    values = list(values)
+    count = sum(not 0 <= value <= 1 for value in values)
     verb = "lies" if count == 1 else "lie"
-    return f"{count:,} of {len(effects):,} effects {verb} outside 0 to 1" if count else ""
+    return f"{count:,} of {len(values):,} {what} {verb} outside 0 to 1" if count else ""
+
+
+def common_text(rows: Sequence[Row], keys: Sequence[str] = GROUP) -> str:
+    """What all rows are of, such as "smollm2-135m · mlp · denoise · window 5": the values of the keys in which they do
+    not differ, but for the metric, the tokens and the protocol of the paper, and data sets."""
+    named = []
+    for key in ("model", *(key for key in keys if key not in ("model", "protocol", "source", "tokens"))):
+        [value, *others] = {row.get(key) for row in rows}
+        if not others and value is not None and (key, value) != ("metric", "probability"):
+            named.append(_word(key, value))
+    return " · ".join(named)
 
 
 def p_text(p: float | None, digits: int = 3) -> str:
@@ -187,6 +198,8 @@ def _alike(names: Mapping[Group, str], apart: Sequence[str]) -> list[list[Group]
 
 
 def _word(key: str, value: Any) -> str:
+    if key == "model":
+        return short_name(value)
     return f"window {value}" if key == "window_size" else str(value)
 
 

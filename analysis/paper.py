@@ -32,8 +32,9 @@ class RowFilter:
 
     window_size: tracing window in layers; None: the window of each edit, or every window where there are no edits.
     localization, metric: how a tracing run localizes facts, and what its effects are made of (sql/trace_runs.sql).
-    module, tokens: whose outputs a tracing run replaces, and at which tokens. trace_run_id, edit_run_id: one run. zsre: only edits of zsRE's facts in the form of the paper's
-    experiments, or only edits of other data sets' facts. zsRE's bare form is in neither.
+    module, tokens: whose outputs a tracing run replaces, and at which tokens. trace_run_id, edit_run_id: one run alone.
+    zsre: only edits of zsRE's facts in the form of the paper's experiments, or only edits of other data sets' facts.
+    zsRE's bare form is in neither.
     model: part of the model's name, where the paper names a model.
     """
 
@@ -348,10 +349,12 @@ def ways_text(traces: Sequence[Row]) -> str:
         words += [f"of {row['model']}"] if len(models) > 1 else []
         windows.setdefault(" ".join(words), set()).add(row["window_size"])
     said = [f"{way} (window{'s' * (len(sizes) > 1)} {_and(sorted(sizes))})" for way, sizes in windows.items()]
-    return _and(said[:MOST_WAYS] + [f"{len(said) - MOST_WAYS} others"] if len(said) > MOST_WAYS + 1 else said)
+    if len(said) > MOST_WAYS + 1:
+        said[MOST_WAYS:] = [f"{len(said) - MOST_WAYS} others"]
+    return _and(said)
 
 
-MOST_WAYS = 5  # that a sentence lists
+MOST_WAYS, MOST_RUNS = 5, 8  # that a sentence lists
 
 
 def _and(words: Sequence[Any]) -> str:
@@ -370,8 +373,10 @@ def run_of(store: Readable, run: str | None, kinds: Sequence[str] = ("trace", "e
     there = [row for row in relation(store, "all_runs").to_pylist() if row["kind"] in kinds]
     found = [row for row in there if row["run_id"] == run] or [row for row in there if row["run_id"].startswith(run)]
     if len(found) != 1:
-        listed = ", ".join(f"{row['run_id']} ({row['kind']})" for row in found or there)
-        what = f"expected the id of one run in {store.where}, one of {listed or 'none'}"
+        listed = [f"{row['run_id']} ({row['kind']})" for row in found or there]
+        if len(listed) > MOST_RUNS + 1:
+            listed[MOST_RUNS:] = [f"{len(listed) - MOST_RUNS} others"]
+        what = f"expected the id of one run in {store.where}, one of {', '.join(listed) or 'none'}"
         raise UserError(f"{what}, got {run!r}{', which several begin with' if found else ''}")
     [one] = found
     if one["kind"] != "trace":
@@ -383,9 +388,7 @@ def run_of(store: Readable, run: str | None, kinds: Sequence[str] = ("trace", "e
 _HOW = "SELECT localization, metric, module FROM trace_runs WHERE run_id = ?"
 
 
-def chosen(
-    store: Readable, effects: Effects, kinds: Sequence[str] = ("trace", "edit", "mass")
-) -> dict[str, Any]:
+def chosen(store: Readable, effects: Effects, kinds: Sequence[str] = ("trace", "edit", "mass")) -> dict[str, Any]:
     """The arguments of `Numbered.at` for the effects that a caller asks for. kinds: of runs, as for `run_of`."""
     asked: dict[str, Any] = {name: value for name, value in effects.items() if value is not None}
     return run_of(store, asked.pop("run", None), kinds) | asked

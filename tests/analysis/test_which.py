@@ -1,5 +1,7 @@
-"""Which traces a picture or table shows, in a store that holds traces of every kind of the same facts: never a mixture."""
+"""Which traces a picture or table shows, where a store has traces of every kind of the same facts: never a mixture."""
 
+import base64
+import gzip
 import json
 import re
 from datetime import datetime, timedelta
@@ -91,7 +93,8 @@ def test_every_picture_has_the_values_of_the_run_that_it_says(store, choice, run
     peaks = panels_of(paper_figure(store, 1, **choice | {"run": run_id}))
     assert len(peaks) == 1
     told = store.query(
-        "SELECT arg_max(layer, effect) AS layer FROM trace_effects WHERE run_id = ? AND window_size = 5 GROUP BY fact_id",
+        "SELECT arg_max(layer, effect) AS layer FROM trace_effects WHERE run_id = ? AND window_size = 5 "
+        "GROUP BY fact_id",
         [run_id],
     )
     wanted = np.bincount(told["layer"].to_pylist(), minlength=4).tolist()
@@ -103,14 +106,15 @@ def test_every_picture_has_the_values_of_the_run_that_it_says(store, choice, run
         [run_id],
     )
     shown = np.concatenate([axes.collections[0].get_offsets() for axes in panels_of(paper_figure(store, 15, **choice))])
-    assert sorted(map(tuple, shown.tolist())) == sorted(zip(*(pairs[name].to_pylist() for name in pairs.column_names)))
+    assert sorted(map(tuple, shown.tolist())) == sorted(map(tuple, pairs.to_pandas().to_numpy().tolist()))
     [row] = paper_table(store, 3, resamples=0, **choice).to_pylist()
     assert row["n"] == len(pairs)
 
 
 def test_a_run_alone_says_how_it_traced_and_an_editing_run_is_one_too(store):
     roles = role_figure(store, run="attn-denoise")
-    assert [axes.get_title(loc="left").split(":")[0] for axes in panels_of(roles)] == ["attn · denoise · probability · window 5"]
+    [title] = [axes.get_title(loc="left") for axes in panels_of(roles)]
+    assert title.startswith("attn · denoise · probability · window 5: ")
     assert paper_table(store, 3, resamples=0, run="e0").num_rows == 1
     [row] = paper_table(store, 3, resamples=0, run="attn").to_pylist()
     effects = store.query(
@@ -157,8 +161,11 @@ def test_the_commands_choose_and_say_what_else_there_is(store, command, tmp_path
     assert "block · denoise" in (tmp_path / "figures/roles.svg").read_text()
     rows = json.loads(command("tables", "3", "--run", "attn", "--resamples", "0", "--json", *words).stdout)
     assert rows == paper_table(store, 3, resamples=0, run="attn").to_pylist()
-    assert "one of mlp-denoise (trace), " in command("figures", "--run", "x", *words, code=2).stderr
+    assert "mlp-denoise (trace), " in command("figures", "--run", "x", *words, code=2).stderr
     assert "which has traces of mlp by denoise" in command("figures", "2", "--module", "head", *words, code=2).stderr
+    said = command("figures", "--module", "head", *words, code=2).stderr
+    assert re.fullmatch(r"fasttrace: expected traces with --module head in .*, got those of mlp by denoise .*\n", said)
+    assert "with --window 7 in " in command("tables", "--window", "7", *words, code=2).stderr
 
 
 def test_a_store_of_one_kind_of_trace_has_nothing_else_to_say(study, command, tmp_path, monkeypatch):
@@ -173,9 +180,6 @@ def test_the_report_shows_the_papers_own_trace_of_a_fact_first(store):
     [exhibit] = [one for one in exhibits(store) if one.key == "pairs"]
     assert exhibit.panels[0].facets["method"].startswith("rome · ")
     assert "mlp" in exhibit.panels[0].facets["method"]
-    import base64
-    import gzip
-
     text, _ = embedded(store, names, [], 10_000_000)
     facts = json.loads(gzip.decompress(base64.b64decode(text)))["facts"]
     for fact in facts:

@@ -1,7 +1,7 @@
 """Verbs that read a store: tables, figures, report. The verb sql answers all other questions."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ def tables(
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
+        _check_traced(there, catalogue.values(), effects)
         click.echo(summary(target, score, **asked), nl=False)
         _say_which("Table", catalogue, there, _asked(effects))
         return
@@ -62,6 +63,8 @@ def tables(
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    if not numbers:
+        _check_traced(there, [catalogue[n] for n in wanted], effects)
     ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
@@ -141,6 +144,8 @@ def figures(
     asked = chosen(target, effects)
     catalogue = {n: one.at(**asked) for n, one in FIGURES.items()}
     wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    if not names:
+        _check_traced(there, [catalogue[int(n)] for n in wanted], effects)
     paths = {n: Path(out) / f"{n if n in NAMED else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
@@ -169,6 +174,15 @@ def _asked(effects: "Effects") -> str:
     """The options that choose tracing effects, as they were given."""
     names = {"window_size": "window", "localization": "method"}
     return "".join(f" --{names.get(name, name)} {value}" for name, value in effects.items() if value is not None)
+
+
+def _check_traced(covered: Any, shown: "Iterable[Numbered]", effects: "Effects") -> None:
+    """Raise UserError where effects were asked for that no table or figure has."""
+    from fasttrace.analysis.paper import compared_traces, ways_text
+
+    if (asked := _asked(effects)) and not any(compared_traces(covered, one) for one in shown if one.kind != "layers"):
+        has = f"those of {ways_text(covered.traces)}" if covered.traces else "none"
+        raise UserError(f"expected traces with{asked} in {covered.store.where}, got {has}")
 
 
 def _say_others(covered: Any, shown: "Sequence[Numbered]") -> None:
