@@ -12,9 +12,10 @@ from fasttrace.places import replacing
 from fasttrace.protocols import Protocol
 from fasttrace.settings.cluster import ClusterSettings
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.words import escaped
 
 from .deliver import FILE, STDOUT, check_apart, saying_overwritten
-from .look import escaped, looked_at, profile_row, profile_tables, shown
+from .look import looked_at, profile_row, profile_tables, shown
 from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, watching, work_options
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def facts(
     if out is not None and pairs is None:
         raise UserError("--out: expected --pairs, whose facts it writes, got --out alone")
     if file is not None:
+        if work.stated.prompt is not None:
+            raise UserError(f"expected --prompt or FILE, got both: '{file}'")
         if work.facts is not None:
             raise UserError(f"expected FILE or --facts FILE, got both: '{file}' and '{work.facts}'")
         work = attrs.evolve(work, facts=file)

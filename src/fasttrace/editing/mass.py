@@ -49,6 +49,7 @@ from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Fact, Facts
+from fasttrace.facts.record import identity_text
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.modes import with_autograd
@@ -60,8 +61,9 @@ from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
-from fasttrace.show.results import Shown, count
-from fasttrace.show.words import short_name
+from fasttrace.show.results import Shown
+from fasttrace.show.watched import HELP, watched
+from fasttrace.show.words import count, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,7 +214,7 @@ class MassPlan:
         """
         judge = self.plan.judge
         parts = {
-            "facts": [repr(one.fact) for one in self.plan.encoded],
+            "facts": [identity_text(one.fact) for one in self.plan.encoded],
             # A function's name does not say what it does, so its judgements are of this process only.
             "judge": None if judge is None or self.plan.settings.judge_url else [os.getpid(), id(judge)],
         }
@@ -460,8 +462,8 @@ class PrepareMassArguments(_MassKeywords):
 class MassArguments(_MassKeywords):
     """Keywords of `mass_edit`."""
 
-    progress: Callable[[int], None] | None = argument(
-        default=None, help="Called as progress(n) after n more facts are edited"
+    progress: Callable[[int], None] | bool | None = argument(
+        default=None, help=f"Called as progress(n) after n more facts are edited; {HELP}"
     )
 
 
@@ -532,7 +534,12 @@ def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     Raises the errors of `edit`, and UserError where no fact is left to edit.
     """
     asked = carried(MassSettings, given, hyperparameters=own_settings(given))
-    plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments, judge=given.judge)
-    result = plan.compute(progress=given.progress)
+    with watched(given.progress) as watch:
+        with watch.stages() as report:
+            plan = prepare_mass_edit(
+                model, facts, settings=asked, moments=given.moments, judge=given.judge, progress=report
+            )
+        with watch.bar("Editing", len(plan.facts)) as done:
+            result = plan.compute(progress=done)
     plan.checkpoint.unlink(missing_ok=True)
     return result

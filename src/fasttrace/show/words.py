@@ -1,7 +1,7 @@
 """Words of pictures: of metrics, interventions, token roles and tokens."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
@@ -35,10 +35,22 @@ ROLE_WORDS = {
 }
 
 
+def escaped(value: Any) -> Any:
+    """A text with its line breaks and other control characters escaped, so that it is a line. Others as they are."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+
+
 def visible(token: str) -> str:
     """A token's text without outer spaces, with line breaks and tabs made visible, or ␣ if nothing remains."""
     text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
     return text or "␣"
+
+
+def count(number: int, one: str, more: str | None = None) -> str:
+    """ "1 fact", "2,430 cells"."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def short_name(model: str) -> str:
