@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 import fasttrace as ft
-from fasttrace.analysis.naming import LOCALIZATIONS
+from fasttrace.analysis.naming import LOCALIZATIONS, MODULES
 from fasttrace.errors import UserError
 from fasttrace.packaged import PACKAGED, full_name
 from fasttrace.protocols import Protocol
@@ -188,22 +188,41 @@ def options(*names: str) -> Callable[[Verb], Verb]:
         ),
         "tracing window": option(
             "--tracing-window",
+            "--window",
+            "tracing_window",
             heading="Analysis",
             type=click.IntRange(1),
             metavar="LAYERS",
-            help="Compare edits with the tracing effects of this window size; by default that of each edit.",
+            help="Window size of the tracing effects, in layers; by default that of the edits which are compared with "
+            "them, and every one where none is.",
         ),
         "localization": option(
             "--localization",
+            "--method",
+            "localization",
             heading="Analysis",
             type=Choice(LOCALIZATIONS),
-            help="How the traces localize facts; by default as the paper's table or figure, mostly denoise.",
+            help="How the traces localize facts: the method of `fasttrace trace`, and with counterfactual prompts "
+            "counterfactual; by default as the paper's table or figure, mostly denoise.",
         ),
         "metric": option(
             "--metric",
             heading="Analysis",
             type=Choice(list(METRICS)),
             help="What the tracing effects are made of; by default probability, and with --localization every metric.",
+        ),
+        "module": option(
+            "--module",
+            heading="Analysis",
+            type=Choice(MODULES),
+            help="Whose outputs the traces replace; by default mlp.",
+        ),
+        "run": option(
+            "--run",
+            heading="Analysis",
+            metavar="ID",
+            help="One tracing run, which --module, --method and --metric then follow, or one editing run: its id or "
+            "the start of it. By default every run, told apart.",
         ),
     }
 

@@ -1,8 +1,9 @@
 """Verbs that read a store: tables, figures, report. The verb sql answers all other questions."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +14,14 @@ from .deliver import FILE_AND_FOLDER, FOLDER, STDOUT, check_apart, saying_overwr
 from .help import Choice, command, completing, option
 from .options import named_store, open_stores, options
 
+if TYPE_CHECKING:
+    from fasttrace.analysis.paper import Effects, Numbered
+
+EFFECTS = ("tracing window", "localization", "metric", "module", "run")  # the options that choose tracing effects
+
 
 @command()
-@options("stores", "json", "format", "score", "resamples", "tracing window", "localization", "metric")
+@options("stores", "json", "format", "score", "resamples", *EFFECTS)
 @click.argument("numbers", nargs=-1, type=int)
 @option("--out", heading="Output", type=FOLDER, help="Folder to write to, one file per table.")
 def tables(
@@ -26,45 +32,47 @@ def tables(
     format_: str,
     out: str | None,
     resamples: int,
-    tracing_window: int | None,
-    localization: str | None,
-    metric: str | None,
+    **given: Any,
 ) -> None:
     """Print the paper's tables from the data of the store.
 
     NUMBERS are 1 to 8. Without any, print R² of --score and mean scores by layer, or with --out write every table that
     the store has data for.
     """
-    from fasttrace.analysis.paper import TABLES, coverage, what_is_missing
+    from fasttrace.analysis.paper import TABLES, chosen, coverage, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.render import render
     from fasttrace.analysis.tables import paper_table, summary
 
     target = open_stores(stores)
-    there = coverage(target)
-    effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
-    catalogue = {n: one.at(**effects) for n, one in TABLES.items()}
+    there, effects = coverage(target), _effects(given)
+    asked = chosen(target, effects)
+    catalogue = {n: one.at(**asked) for n, one in TABLES.items()}
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
-                "regressions": regressions(target, score, **effects).to_pylist(),
+                "regressions": regressions(target, score, **asked).to_pylist(),
                 "layer_means": layer_means(target, score).to_pylist(),
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
-        click.echo(summary(target, score, **effects), nl=False)
+        _check_traced(there, catalogue.values(), effects)
+        click.echo(summary(target, score, **asked), nl=False)
         _say_which("Table", catalogue, there, _asked(effects))
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    if not numbers:
+        _check_traced(there, [catalogue[n] for n in wanted], effects)
     ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
     made = {n: paper_table(target, n, resamples=resamples, **effects) for n in map(int, wanted)}
     texts = {n: render(table, kind, title=f"Table {n}. {catalogue[n].title}") for n, table in made.items()}
+    _say_others(there, [catalogue[n] for n in wanted])
     if out is None:
         click.echo(("\n" if kind == "text" else "").join(texts.values()), nl=False)
         return
@@ -95,7 +103,7 @@ class _FigureName(click.ParamType):
 
 
 @command()
-@options("stores", "json", "tracing window", "localization", "metric")
+@options("stores", "json", *EFFECTS)
 @click.argument(
     "names",
     nargs=-1,
@@ -127,9 +135,7 @@ def figures(
     out: str,
     fact_id: str | None,
     layer: int | None,
-    tracing_window: int | None,
-    localization: str | None,
-    metric: str | None,
+    **given: Any,
 ) -> None:
     """Draw the paper's figures from the data of the store, mean effects by token role, or what N edits do.
 
@@ -139,13 +145,15 @@ def figures(
     model, one line per mass edit.
     """
     from fasttrace.analysis.figures import edits_figure, paper_figure, role_figure, save
-    from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
+    from fasttrace.analysis.paper import FIGURES, chosen, coverage, what_is_missing
 
     target = open_stores(stores)
-    there = coverage(target)
-    effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
-    catalogue = {n: one.at(**effects) for n, one in FIGURES.items()}
+    there, effects = coverage(target), _effects(given)
+    asked = chosen(target, effects)
+    catalogue = {n: one.at(**asked) for n, one in FIGURES.items()}
     wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    if not names:
+        _check_traced(there, [catalogue[int(n)] for n in wanted], effects)
     paths = {n: Path(out) / f"{n if n in NAMED else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
@@ -154,9 +162,10 @@ def figures(
         if isinstance(n, int)
         else role_figure(target, **effects)
         if n == "roles"
-        else edits_figure(target)
+        else edits_figure(target, run=effects["run"])
         for n in wanted
     }
+    _say_others(there, [catalogue[n] for n in wanted if isinstance(n, int)])
     with saying_overwritten(*paths.values()):
         written = [str(save(made[n], path)) for n, path in paths.items()]
     click.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
@@ -164,10 +173,32 @@ def figures(
         _say_which("Figure", catalogue, there, _asked(effects))
 
 
-def _asked(effects: dict[str, Any]) -> str:
+def _effects(given: dict[str, Any]) -> "Effects":
+    """The tracing effects that the options EFFECTS choose."""
+    return {"window_size": given.pop("tracing_window"), **given}  # type: ignore[typeddict-item]
+
+
+def _asked(effects: "Effects") -> str:
     """The options that choose tracing effects, as they were given."""
-    options = {"window_size": "--tracing-window", "localization": "--localization", "metric": "--metric"}
-    return "".join(f" {options[name]} {value}" for name, value in effects.items() if value is not None)
+    names = {"window_size": "window", "localization": "method"}
+    return "".join(f" --{names.get(name, name)} {value}" for name, value in effects.items() if value is not None)
+
+
+def _check_traced(covered: Any, shown: "Iterable[Numbered]", effects: "Effects") -> None:
+    """Raise UserError where effects were asked for that no table or figure has."""
+    from fasttrace.analysis.paper import compared_traces, ways_text
+
+    if (asked := _asked(effects)) and not any(compared_traces(covered, one) for one in shown if one.kind != "layers"):
+        has = f"those of {ways_text(covered.traces)}" if covered.traces else "none"
+        raise UserError(f"expected traces with{asked} in {covered.store.where}, got {has}")
+
+
+def _say_others(covered: Any, shown: "Sequence[Numbered]") -> None:
+    """Print on stderr which traces the tables or figures show and which others the store has, if it has any."""
+    from fasttrace.analysis.paper import others_text
+
+    if (said := others_text(covered, shown)) is not None:
+        click.echo(f"{said}: --module, --method, --metric, --window and --run choose", err=True)
 
 
 def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = "") -> None:
