@@ -61,8 +61,8 @@ def _options(run: Row, layers: Any) -> list[str]:
     values = {name: run[name] for name in columns} | named | {"layers": layers}
     asked = {name: settings_of(StudySettings)[name] for name in columns} | settings_of(KINDS[run["kind"]])
     words: list[str] = []
-    for name, one in asked.items():
-        value = values.get(name)
+    for one in asked.values():
+        value = values.get(one.stored)
         if one.kind.is_flag:
             words += [one.option] if value else []
         elif value is not None:

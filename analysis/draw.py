@@ -15,7 +15,7 @@ from scipy import stats
 
 from fasttrace.errors import UserError
 from fasttrace.show import heatmap
-from fasttrace.show.grids import heatmap_of
+from fasttrace.show.grids import Heatmap, heatmap_of
 from fasttrace.show.heatmap import heatmap_size
 from fasttrace.show.style import (
     INK,
@@ -60,13 +60,24 @@ def need_rows(table: pa.Table, what: str) -> list[Row]:
 def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     """One fact's grid of the metric restored, tokens down, layers across (paper, Figure 2).
 
+    fact, cells: as for `stored_heatmap`. Raises UserError where there are no cells.
+    """
+    heat = stored_heatmap(fact, cells)
+    figure = new_figure(*heatmap_size(heat))
+    heatmap.draw_heatmap(figure.subplots(), heat)
+    return figure
+
+
+def stored_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Heatmap:
+    """One fact's grid as it is drawn.
+
     fact: a row of sql/fact_traces.sql. cells: its rows of sql/fact_cells.sql at one window size.
     Raises UserError where there are no cells.
     """
     if cells.num_rows == 0:
         raise UserError("expected traced cells of the fact to draw, got none")
     method, corruption = method_and_corruption(fact["localization"])
-    heat = heatmap_of(
+    return heatmap_of(
         {**fact, "tokens": fact["token_texts"]},
         cells,
         model=fact["model"],
@@ -75,9 +86,6 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
         corruption=corruption,
         metric=fact["metric"],
     )
-    figure = new_figure(*heatmap_size(heat))
-    heatmap.draw_heatmap(figure.subplots(), heat)
-    return figure
 
 
 def draw_peak_histogram(peaks: pa.Table) -> Figure:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from fasttrace.errors import UserError
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
+from fasttrace.show.results import Shown
 from fasttrace.store import Stored
 
 from .naming import number, p_text
@@ -47,13 +48,15 @@ _FUNCTIONS = (
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(Shown):
     """One fit. str() is its coefficients, its statistics and an account of the rows.
 
     formula: the fitted formula. errors: how standard errors were computed, in words. fit: statsmodels' results object,
     for everything else (`fit.summary`, `fit.predict`, `fit.f_test`, `fit.resid`). selection: the rows used and dropped.
     variables: the columns of the formula. notes: statsmodels' warnings about the model.
     """
+
+    TABLES: ClassVar = ("coefficients",)
 
     formula: str
     errors: str

@@ -58,7 +58,7 @@ def test_every_way_of_tracing_from_the_command_line(workplace, run):
     said = run(*TRACE, *store).stdout
     assert f"{plan['flops'] / 1e12:.2f} TFLOP" in said
     assert "% of the" in said
-    run(*TRACE, "--module", "attn", "--method", "noise", "--target", "first-token", "--keep-samples", *store)
+    run(*TRACE, "--module", "attn", "--method", "noise", "--scored", "first-token", "--keep-samples", *store)
     run(*TRACE, "--method", "zero", *store)
     run(*TRACE, "--method", "attribution", "--verify-top", "3", "--module", "block", *store)
     query = """

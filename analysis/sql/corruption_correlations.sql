@@ -22,7 +22,7 @@ WITH compared AS (
         AND other.method = noise.method
         AND other.metric = noise.metric
         AND other.tokens IS NOT DISTINCT FROM noise.tokens
-        AND other.target = noise.target
+        AND other.scored = noise.scored
         AND other.engine = noise.engine
 ),
 pairs AS (

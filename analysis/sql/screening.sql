@@ -1,13 +1,13 @@
 -- screening: how well attribution's estimates rank the cells that another run computed exactly.
 -- Grain: one row per (exact run, screening run, fact_id, window_size) of runs with the same model, protocol, module,
--- corruption, target and engine.
+-- corruption, scored text and engine.
 -- Inputs: trace_cells, runs, trace_settings. Units: spearman = rank correlation of estimated and exact p_restored
 -- over all cells, where ties share their mean rank; top_10_in_top_40 = share of the exact top 10 cells that are among
 -- the estimated top 40.
 WITH cells AS (
     SELECT
         run.model_hash, run.protocol, run.model,
-        asked.module, asked.corruption, asked.target, asked.engine, asked.method,
+        asked.module, asked.corruption, asked.scored, asked.engine, asked.method,
         cell.run_id, cell.fact_id, cell.window_size, cell.token_index, cell.layer, cell.head,
         coalesce(cell.p_screened, cell.p_restored) AS p
     FROM trace_cells AS cell
@@ -29,7 +29,7 @@ pairs AS (
         AND guess.protocol = exact.protocol
         AND guess.module = exact.module
         AND guess.corruption = exact.corruption
-        AND guess.target = exact.target
+        AND guess.scored = exact.scored
         AND guess.engine = exact.engine
         AND guess.fact_id = exact.fact_id
         AND guess.window_size = exact.window_size

@@ -2,8 +2,8 @@
 -- Grain: one row per tracing run. Inputs: runs, trace_settings, run_names.
 -- Units: localization = how the run localizes facts: its method with noise or zeros (denoise, noise, zero,
 -- attribution); with counterfactual prompts 'counterfactual' for denoise, and 'counterfactual-noise' or
--- 'counterfactual-attribution'; metric = what its effects are made of; module, heads, tokens, target = its settings
--- (target = what is scored); engine = what computed its passes; trace_run = its name (run_names).
+-- 'counterfactual-attribution'; metric = what its effects are made of; module, heads, tokens, scored = its settings
+-- (scored = what is scored); engine = what computed its passes; trace_run = its name (run_names).
 SELECT
     asked.run_id,
     run.model,
@@ -20,7 +20,7 @@ SELECT
     asked.heads,
     asked.method,
     asked.corruption,
-    asked.target,
+    asked.scored,
     asked.engine,
     named.run_name AS trace_run
 FROM trace_settings AS asked

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,13 @@ def question(what: str, files: Sequence[Path] = (), **parts: Any) -> Question:
 
 
 def _stated(one: Any) -> Any:
-    """An object of settings as its values and the names of those that were given, since the others may be tabled."""
+    """An object as plain values: one of settings with the names of those that were given, since the others may be
+    tabled, and a fact with all that tells it apart, where its `repr` is for people."""
     if hasattr(one, "given"):
         values = {name: getattr(one, name) for name in arguments_of(type(one))}
         return {"kind": type(one).__name__, "given": sorted(one.given), **values}
+    if is_dataclass(one) and not isinstance(one, type):
+        return {"kind": type(one).__name__, **{of.name: getattr(one, of.name) for of in fields(one) if of.repr}}
     return repr(one)
 
 

@@ -30,7 +30,7 @@ TRACES = {
     "facts in waves": {"memory": "1MB"},
     "known": {"memory": "6MB", "keep": "known"},
     "estimates": {"memory": "6MB", "method": "attribution", "verify_top": 3},
-    "answers": {"memory": "6MB", "target": "argmax-first"},
+    "answers": {"memory": "6MB", "scored": "argmax-first"},
     "counterfactuals": {"memory": "6MB", "metric": "logit-difference"},
 }
 EDITS = {

@@ -167,7 +167,7 @@ def test_a_setting_is_in_the_run_and_in_the_command_that_repeats_it(kind, one):
     [verb] = [verb for verb, settings in KINDS.items() if settings is kind]
     made = kind(**{one.name: another(kind, one)}, **companions(verb, one.name))
     named = run_settings(made)
-    assert (one.name in named) == (one.names_run != "never" and one.name not in RUN_COLUMNS)
+    assert (one.stored in named) == (one.names_run != "never" and one.name not in RUN_COLUMNS)
     own = getattr(made, "hyperparameters", None)
     columns = {name: getattr(made, name) for name in RUN_COLUMNS}
     run = {"run_id": "0123456789", "kind": verb, "model": "llama", "dtype": "float32", **columns}

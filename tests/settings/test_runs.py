@@ -30,7 +30,7 @@ PREPARE = {"trace": prepare_trace, "edit": prepare_edit, "mass": prepare_mass_ed
 
 # Settings that every run stores. They are those of the first release, and no later one may be added.
 ALWAYS = {
-    TraceSettings: {"windows", "samples", "module", "method", "tokens", "target", "keep", "noise", "sigma"},
+    TraceSettings: {"windows", "samples", "module", "method", "tokens", "scored", "keep", "noise", "sigma"},
     EditSettings: {
         "method", "problem", "window_size", "contexts", "essence", "noise", "sigma", "noise_sample", "corpus",
         "corpus_tokens", "ridge",

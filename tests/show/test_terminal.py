@@ -39,10 +39,10 @@ def test_a_heatmap_has_a_colour_for_every_cell_that_was_traced():
 
 def test_without_colour_a_cell_is_a_digit_above_its_layer():
     lines = heatmap_text(heat(), 80, color=False).plain.splitlines()
-    assert lines[5] == "Tower⏎*  0 0 0 9 0 0 0"
+    assert lines[5] == "Tower⏎*  . . . 9 . . ."
     assert lines[3].rstrip() == "The"
     assert lines[7] == "layer    0         5"
-    assert lines[8] == "p(tall), restored (* subject): 0 is 0.100, 9 is 0.500"
+    assert lines[8] == "p(tall), restored (* subject): . is 0.100, 9 is 0.500"
 
 
 def test_a_heatmap_says_what_was_done_to_a_cell_and_by_what():

@@ -57,7 +57,7 @@ def test_without_a_contrast_only_probabilities_and_kl_are_measured(small_tokeniz
     model = small_model("llama", small_tokenizer, torch.float64)
     none = replace(PARIS, target_false=None)
     begins, begun = replace(EIFFEL, target_false="New"), replace(EIFFEL, target_true="New", target_false="New York")
-    for fact, more in ((none, {}), (begins, {}), (begun, {}), (EIFFEL, {"target": "first-token"})):
+    for fact, more in ((none, {}), (begins, {}), (begun, {}), (EIFFEL, {"scored": "first-token"})):
         targets = encode_fact(small_tokenizer, fact).target_true_ids[: 1 if more else None]
         spots = list(range(1 if fact is none else 2, len(encode_fact(small_tokenizer, fact).ids)))
         how = {"module": "mlp", "method": "denoise", "heads": [()]}
@@ -92,12 +92,12 @@ def test_targets_that_are_one_token_are_contrasted_there(small_tokenizer):
     assert answer not in (true, false)
     how = {"module": "mlp", "method": "denoise", "heads": [()], "corruption": "counterfactual"}
     of_answer, of_true = (hooked(model, PARIS, 3, [0, 1, 2], targets=[token], **how) for token in (answer, true))
-    for target, expected in (("first-token", of_true), ("argmax-first", of_answer)):
+    for scored, expected in (("first-token", of_true), ("argmax-first", of_answer)):
         mixed = type(of_true)(
             *(p._replace(logit_diff=t.logit_diff, p_false=t.p_false) for p, t in zip(expected, of_true, strict=True))
         )
         for metric in ("logit-difference", "kl"):
-            result = traced(model, [PARIS], metric=metric, target=target)
+            result = traced(model, [PARIS], metric=metric, scored=scored)
             how = {"metric": metric, "method": "denoise", "heads": [()], "reached": True, "tolerance": 1e-11}
             check_grid(model, PARIS, result, mixed, 3, first=0, **how)
 

@@ -168,12 +168,12 @@ def test_targets_that_are_one_token(small_tokenizer):
     # The answer may be the end-of-text token alone, as here for the first fact.
     first = encode_fact(model.tokenizer, FACTS[0]).ids
     model.hf.generation_config.eos_token_id = int(model.hf(torch.tensor([first])).logits[0, -1].argmax())
-    for target in ("first-token", "argmax-first"):
-        result = ft.trace(model, FACTS, keep="all", target=target, **settings)
+    for scored in ("first-token", "argmax-first"):
+        result = ft.trace(model, FACTS, keep="all", scored=scored, **settings)
         for fact, row in zip(FACTS, result.facts.to_pylist(), strict=True):
             encoded = encode_fact(model.tokenizer, fact)
             token = encoded.target_true_ids[0]
-            if target == "argmax-first":
+            if scored == "argmax-first":
                 token = int(model.hf(torch.tensor([encoded.ids])).logits[0, -1].argmax())
             added = Noise(encoded.subject_begin, 0.5 * noise_of(model, fact, 3, "released", 0))
             traced = hooked_trace(model.hf, encoded.ids, [token], added, 3, range(len(encoded.ids)))

@@ -103,8 +103,9 @@ def _projections(asked: EditingSettings) -> str | None:
     return getattr(asked.hyperparameters, "projections", None)
 
 
-def _check_somewhere(*places: str | None) -> None:
-    if not any(places):
+def _check_somewhere(work: Work, *places: str | None) -> None:
+    """Raise UserError where edits would be kept nowhere. One that --prompt states may be just printed."""
+    if not any((work.store, *places)) and work.stated.prompt is None:
         raise UserError("expected --store FILE, --export FOLDER or --delta FILE for the edits, got none")
 
 
@@ -199,15 +200,16 @@ def edit(
 ) -> None:
     """Edit each fact at each layer, separately, and score every edit.
 
-    --export and --delta need one fact at one layer.
+    --export and --delta need one fact at one layer. With --prompt, one fact is edited, and nothing else is needed.
     """
     from fasttrace.editing.edit import edited_layers, plan_edit
     from fasttrace.recall import NONE
     from fasttrace.workflow import edit_into, has_edited
 
     asked = _settings(EditSettings, given, own)
-    _check_somewhere(work.store, export, delta)
+    _check_somewhere(work, export, delta)
     _check_places(asked, work.store, export, delta)
+    work.check_shard(cluster)
     watch = watching(work.store)
     if fact_id is not None and work.reading.limit is not None:
         raise UserError("expected --fact-id or --limit, got both")
@@ -258,6 +260,10 @@ def edit(
             if not work.as_json:
                 click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
             rows = _stored(ft.Store(work.store), _named(plan.run["run_id"], plan), EDIT_COLUMNS)
+        else:
+            with watch.bar("Editing", len(plan.layers), "edits") as done:
+                parts = list(crew.batches(plan, progress=done))
+            rows = plan.joined(parts, whole=False).scores.select(EDIT_COLUMNS.split(", "))
     work.keep_left_out()
     _say_reasons(rows)
     emit(rows, work.as_json)
@@ -289,7 +295,7 @@ def mass(
     from fasttrace.workflow import mass_into, mass_measured
 
     asked = _settings(MassSettings, given, own)
-    _check_somewhere(work.store, export, delta)
+    _check_somewhere(work, export, delta)
     _check_places(asked, work.store, export, delta)
     watch = watching(work.store)
     loaded = work.load_facts()

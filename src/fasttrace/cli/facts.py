@@ -82,6 +82,8 @@ def facts(
     if out is not None and pairs is None:
         raise UserError("--out: expected --pairs, whose facts it writes, got --out alone")
     if file is not None:
+        if work.stated.prompt is not None:
+            raise UserError(f"expected --prompt or FILE, got both: '{file}'")
         if work.facts is not None:
             raise UserError(f"expected FILE or --facts FILE, got both: '{file}' and '{work.facts}'")
         work = attrs.evolve(work, facts=file)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 import fasttrace as ft
@@ -18,6 +19,7 @@ from fasttrace.errors import UserError
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, replaced, settings_of, text_of
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
+from fasttrace.settings.prompt import PromptSettings
 from fasttrace.settings.study import FactSettings, StudySettings
 from fasttrace.show.words import METRICS
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from fasttrace.facts.load import Loaded
     from fasttrace.facts.pairs import Paired
     from fasttrace.recall import Question
+    from fasttrace.show.grids import Heatmap
     from fasttrace.tracing import TraceResult
 
     from .watch import Watch
@@ -113,6 +116,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
     known: dict[str, Callable[[Verb], Verb]] = {
         **{name: _option(settings_of(StudySettings)[name]) for name in OF_MODEL},
         "reading": setting_options(FactSettings, only=READING),
+        "prompt": setting_options(PromptSettings),
         "pairs": click.option(
             "--pairs",
             type=SettingType(pairs := settings_of(FactSettings)["pairs"]),
@@ -189,11 +193,13 @@ def options(*names: str) -> Callable[[Verb], Verb]:
 class Work:
     """The shared options of a verb that computes: the facts, the model and its device, and the output.
 
-    facts: where they are, None for the built-in set. reading: how they are read, and which of them.
+    facts: where they are, None for the built-in set. reading: how they are read, and which of them. stated: the one
+    fact that is used instead, if it has a prompt.
     """
 
     facts: str | None
     reading: FactSettings
+    stated: PromptSettings
     model: str
     dtype: str
     device: str
@@ -206,8 +212,13 @@ class Work:
     def loaded(self) -> "Loaded":
         """The facts with what was left out of their source, of which stderr is told. Raises FactError as
         `load_facts`."""
-        from fasttrace.facts.load import read_facts
+        from fasttrace.facts import stated_fact
+        from fasttrace.facts.load import Loaded, read_facts
 
+        if self.stated.prompt is not None:
+            if self.facts is not None:
+                raise UserError(f"expected --prompt or facts of a file, got both: '{self.facts}'")
+            return Loaded("--prompt", "prompt", [stated_fact(self.stated.prompt, self.stated)])
         loaded = read_facts(self.facts, self.reading)
         if (said := loaded.summary()) is not None:
             click.echo(said, err=True)
@@ -246,6 +257,11 @@ class Work:
         """Who computes with the model. watch: shows the workers. driven: as for `load`."""
         return crew_of(asked, *(getattr(self, name) for name in OF_MODEL), driven=driven, watch=watch)
 
+    def check_shard(self, asked: ClusterSettings) -> None:
+        """Raise UserError for a share of the work that no store keeps."""
+        if asked.shard is not None and self.store is None:
+            raise UserError("--shard: expected --store FILE for a share of the work, got no store")
+
     def load_tokenizer(self) -> Any:
         from fasttrace.models.load import load_tokenizer
 
@@ -260,14 +276,26 @@ class Work:
 
 def work_options(verb: Callable[..., None]) -> Verb:
     """Add the options of `Work`. The verb receives them as its first argument."""
-    names = [field.name for field in attrs.fields(Work) if field.name != "reading"]
+    names = [field.name for field in attrs.fields(Work) if field.name not in ("reading", "stated")]
 
     @functools.wraps(verb)
     def packed(**given: Any) -> None:
+        stated = PromptSettings(**{name: given.pop(name) for name in settings_of(PromptSettings)})
         reading = FactSettings(**{name: given.pop(name) for name in READING})
-        verb(Work(reading=reading, **{name: given.pop(name) for name in names}), **given)
+        if stated.prompt is not None:
+            _check_reads_nothing(READING)
+        verb(Work(reading=reading, stated=stated, **{name: given.pop(name) for name in names}), **given)
 
-    return options("facts", "reading", *OF_MODEL, "store", "json")(packed)
+    return options("prompt", "facts", "reading", *OF_MODEL, "store", "json")(packed)
+
+
+def _check_reads_nothing(names: Sequence[str]) -> None:
+    """Raise UserError where the command line has one of the options that say how facts are read."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = settings_of(FactSettings)[name].option
+            raise UserError(f"{option}: expected facts of a file, got --prompt, which is one fact")
 
 
 def cluster_options(verb: Callable[..., None]) -> Verb:
@@ -341,17 +369,28 @@ def asks(
 
 def show_first(batch: "TraceResult") -> None:
     """Draw the first traced fact of a batch on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        return
+    if sys.stderr.isatty():
+        # A write to stderr prints above a bar, while click.echo would go round it.
+        sys.stderr.write(drawn_heatmap(batch.heatmap(batch.cells["fact_id"][0].as_py()), err=True))
+
+
+def print_heatmaps(heats: "Sequence[Heatmap]") -> None:
+    """Print heatmaps on stdout."""
+    # drawn_heatmap has decided about colours, which click would take from whatever is no terminal.
+    click.echo("\n".join(drawn_heatmap(heat) for heat in heats), nl=False, color=True)
+
+
+def drawn_heatmap(heat: "Heatmap", *, err: bool = False) -> str:
+    """A heatmap as lines for stdout, or for stderr. Where these show no colour, digits take its place."""
     from rich.console import Console
 
     from fasttrace.show.terminal import heatmap_text
 
-    console = Console(stderr=True)
-    heat = batch.heatmap(batch.cells["fact_id"][0].as_py())
+    console = Console(stderr=err)
+    colored = console.color_system is not None and not console.no_color
     with console.capture() as drawn:
-        console.print(heatmap_text(heat, console.width, color=console.color_system is not None))
-    sys.stderr.write(drawn.get())  # which prints above a bar, while click.echo would go round it
+        console.print(heatmap_text(heat, console.width, color=colored), soft_wrap=True)
+    return drawn.get()
 
 
 def load(

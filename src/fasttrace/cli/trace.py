@@ -23,6 +23,7 @@ from .options import (
     open_store,
     options,
     planned_workers,
+    print_heatmaps,
     say_all_there,
     setting_options,
     show_first,
@@ -33,6 +34,10 @@ from .options import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fasttrace.facts import Fact
+
+    from .watch import Watch
+
 
 @click.command()
 @work_options
@@ -41,7 +46,11 @@ if TYPE_CHECKING:
 @cluster_options
 @click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings, **given: Any) -> None:
-    """Trace facts: measure what restoring each window brings back."""
+    """Trace facts: measure what restoring each window brings back.
+
+    With --prompt, one fact is traced, and its heatmap is printed. It needs no store; without one, --json prints the
+    cells.
+    """
     from fasttrace.recall import NONE
     from fasttrace.tracing import prepare_trace
     from fasttrace.tracing.cost import gemm_peak
@@ -50,7 +59,10 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
     settings = TraceSettings(**given)
     if pairs is not None and settings.corruption != "counterfactual":
         raise UserError(f"--pairs: expected --corruption counterfactual, got {settings.corruption}")
-    target = None if dry_run else open_store(work.store)
+    one = work.stated.prompt is not None and not dry_run
+    if one:
+        work.check_shard(cluster)
+    target = None if dry_run or (one and work.store is None) else open_store(work.store)
     watch = watching(None if dry_run else work.store)
     loaded = work.load_facts()
     if pairs is not None:
@@ -59,11 +71,16 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
     found = asked.answer()
     if target is not None and found and has_traced(target, loaded, **found):
         work.keep_left_out()
+        if one and not work.as_json:
+            _draw_stored(target, found["run_id"], loaded)
         emit(_traced(target, found["run_id"], settings), work.as_json)
         if not work.as_json:
             say_all_there(f"{len(found['contrasts'])} facts", target.path, found["run_id"])
         return
     driven = settings.engine == "wavefront"
+    if one and target is None:
+        _trace_one(work, loaded, settings, cluster, watch)
+        return
     if target is None:
         workers = planned_workers(cluster)
         decoder = work.load_model(driven=driven)
@@ -79,9 +96,11 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
         asked.keep({"run_id": plan.run["run_id"], "contrasts": plan.contrasts.to_pylist()})
         only = crew.share(plan, cluster.shard)
         with watch.bar("Tracing", len(loaded) if only is None else len(only)) as done:
-            effort = trace_into(target, plan, done, show_first, crew=crew, only=only)
+            effort = trace_into(target, plan, done, None if one else show_first, crew=crew, only=only)
         peak = crew.ask(gemm_peak) if effort.flops else 0.0
     work.keep_left_out()
+    if one and not work.as_json:
+        _draw_stored(target, plan.run["run_id"], loaded)
     emit(_traced(target, plan.run["run_id"], settings), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
@@ -93,6 +112,42 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
                 f"{effort.flops / 1e12:.2f} TFLOP in {effort.seconds:.1f} s: {rate / 1e9:.0f} GFLOP/s, "
                 f"{rate / peak:.0%} of the {peak / 1e9:.0f} that this machine's matrix product reaches{how}"
             )
+
+
+def _trace_one(
+    work: Work, loaded: "list[Fact]", settings: TraceSettings, cluster: ClusterSettings, watch: "Watch"
+) -> None:
+    """Trace the fact of --prompt without a store, and print its heatmaps or, with --json, its cells."""
+    from fasttrace.tracing import prepare_trace
+
+    with work.crew(cluster, watch, driven=settings.engine == "wavefront") as crew:
+        plan = crew.ask(prepare_trace, loaded, settings=settings)
+        with watch.bar("Tracing", len(loaded)) as done:
+            result = plan.joined(list(crew.batches(plan, progress=done)))
+    heats = [result.heatmap(window=window, what="trace") for window in plan.settings.windows]
+    if work.as_json:
+        emit(result.cells, True)
+    else:
+        print_heatmaps(heats)
+
+
+def _draw_stored(store: Any, run_id: str, loaded: "list[Fact]") -> None:
+    """Print the heatmaps of the fact of --prompt from a store, one a window size."""
+    import pyarrow.compute as pc
+
+    from fasttrace.analysis.draw import stored_heatmap
+    from fasttrace.analysis.relation import relation
+
+    [fact] = loaded
+    rows = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact.fact_id]
+    cells = relation(store, "fact_cells", {"fact_ids": [fact.fact_id]})
+    heats = []
+    for row in sorted(rows, key=lambda row: -(row["window_size"] or 0)):
+        if row["trace_run_id"] == run_id and row["window_size"] is not None:
+            mine = pc.and_(pc.equal(cells["run_id"], run_id), pc.equal(cells["window_size"], row["window_size"]))
+            heats.append(stored_heatmap(row, cells.filter(mine)))
+    print_heatmaps(heats)
+    click.echo()
 
 
 # Metric → what `trace` prints of a fact besides its probabilities.

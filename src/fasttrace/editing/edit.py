@@ -22,7 +22,7 @@ from fasttrace.editing.result import EditResult
 from fasttrace.editing.scores import scored_prompts
 from fasttrace.editing.value import contexts_of
 from fasttrace.errors import UserError
-from fasttrace.facts import EncodedFact, Fact, Facts
+from fasttrace.facts import AnyFacts, EncodedFact, Fact, Facts, facts_from
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.corrupt import Corruption, corrupted_output, noise_sigma, released_output
 from fasttrace.models.encode import encoded_facts
@@ -54,6 +54,7 @@ from fasttrace.settings.methods import (
     reads_moments,
 )
 from fasttrace.settings.moments import MomentSettings
+from fasttrace.settings.prompt import StatedFact
 
 MOMENTS_HELP = (
     "Second moments of the keys, which fine-tuning and projections do not need; by default they are collected"
@@ -82,7 +83,7 @@ class PrepareEditArguments(_EditKeywords):
 
 
 @settings("edit")
-class EditArguments(_EditKeywords, WorkerSettings):
+class EditArguments(_EditKeywords, WorkerSettings, StatedFact):
     """Keywords of `edit`."""
 
     progress: Callable[[int], None] | None = argument(default=None, help="Called as progress(n) after n more edits")
@@ -395,8 +396,11 @@ def _run(
 
 
 @takes(EditArguments)
-def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
+def edit(model: Model, facts: AnyFacts, given: EditArguments) -> EditResult:
     """Edit every fact at every layer and score each edit, independent of the others. No weight of the model changes.
+
+    facts: as `load_facts` returns them, one Fact, or a prompt as text, as in edit(model, "The {} is in the city of",
+    subject="Eiffel Tower", target="Paris", new_target="Rome", layers=[6]).
 
     Methods: ROME, MEMIT, EMMET, AlphaEdit and PMET (the window around the layer), and constrained fine-tuning of the
     layer (ft-1) or of its window (ft-5).
@@ -414,6 +418,7 @@ def edit(model: Model, facts: Facts, given: EditArguments) -> EditResult:
     Source: paper, sections 3.3, 3.4 and 5; docs/algorithms.md, sections 11 to 19.
     """
     asked, workers = carried(EditSettings, given, hyperparameters=own_settings(given)), carried(WorkerSettings, given)
+    chosen = facts_from(facts, given)
     with crew_of(model, workers) as crew:
-        plan = plan_edit(crew, facts, asked, moments=given.moments, judge=given.judge)
+        plan = plan_edit(crew, chosen, asked, moments=given.moments, judge=given.judge)
         return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))

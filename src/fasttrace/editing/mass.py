@@ -49,6 +49,7 @@ from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError, shown
 from fasttrace.facts import EncodedFact, Fact, Facts
+from fasttrace.facts.record import identity_text
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.modes import with_autograd
@@ -60,8 +61,8 @@ from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
-from fasttrace.show.results import Shown, count
-from fasttrace.show.words import short_name
+from fasttrace.show.results import Shown
+from fasttrace.show.words import count, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,7 +213,7 @@ class MassPlan:
         """
         judge = self.plan.judge
         parts = {
-            "facts": [repr(one.fact) for one in self.plan.encoded],
+            "facts": [identity_text(one.fact) for one in self.plan.encoded],
             # A function's name does not say what it does, so its judgements are of this process only.
             "judge": None if judge is None or self.plan.settings.judge_url else [os.getpid(), id(judge)],
         }

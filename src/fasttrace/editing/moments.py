@@ -23,6 +23,7 @@ from fasttrace.models.experts import SHARED
 from fasttrace.places import check_folder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
+from fasttrace.show.words import count, short_name
 
 FACTOR_BYTES = 2 << 30  # Cholesky factors kept in memory; or a quarter of the free memory, if more; at least one
 SAMPLE_SIZE = 100_000  # of the published files, and in the names of exported ones
@@ -100,6 +101,10 @@ class Moments:
     _factors: OrderedDict[tuple[Place, float], "_Factor"] = field(default_factory=OrderedDict, repr=False)
     _null_spaces: OrderedDict[tuple[Place, float, str], Tensor] = field(default_factory=OrderedDict, repr=False)
     _conditions: dict[tuple[int, tuple[int, ...], float], float] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        model, layers = short_name(self.run["model"]), count(len(self.layers), "layer")
+        return f"Moments: {layers} of {model}, {count(self.n_tokens, 'token')} of {self.corpus}, {self.path}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was computed from the files, which is as large as C and is computed again."""

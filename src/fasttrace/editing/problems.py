@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fasttrace.errors import FactError
+from fasttrace.facts.stated import STATED
 from fasttrace.facts.tokens import EncodedFact
 
 
@@ -27,8 +28,9 @@ class Problem:
     def check(self, fact: EncodedFact) -> None:
         """Raise FactError where the fact lacks the target."""
         if self.target == "false" and fact.target_false_ids is None:
+            field = "new_target" if fact.fact.source == STATED else "field 'target_false'"
             raise FactError(
-                f"fact '{fact.fact_id}': expected the field 'target_false', which is the target of problem "
+                f"fact '{fact.fact_id}': expected the {field}, which is the target of problem "
                 f"'{self.name}', got none"
             )
 

@@ -18,8 +18,8 @@ from fasttrace.facts import Fact
 from fasttrace.models.adapter import Decoder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked, takes
-from fasttrace.show.results import Shown, count
-from fasttrace.show.words import short_name
+from fasttrace.show.results import Shown
+from fasttrace.show.words import count, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

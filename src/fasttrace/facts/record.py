@@ -14,6 +14,7 @@ from fasttrace.facts.probe import NEIGHBORHOOD, PARAPHRASE, Probe, probes_of
 from fasttrace.settings.arguments import names_checked
 from fasttrace.settings.base import check_names
 from fasttrace.settings.kinds import MOST_CHARACTERS, MOST_ITEMS, Kind, items_of
+from fasttrace.show.words import visible
 
 # The fields that are several texts, and what they are.
 _TEXTS = {
@@ -29,7 +30,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # what bytes that are not UTF-8 beco
 
 
 @names_checked
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Fact:
     """A factual prompt with its true and false targets (paper, section 3.1).
 
@@ -124,6 +125,10 @@ class Fact:
             parts = "\x1f".join((self.prompt, self.subject, self.target_true, *prefix))
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])
 
+    def __repr__(self) -> str:
+        false = "" if self.target_false is None else f", not {self.target_false}"
+        return f"Fact {self.fact_id!r}: {visible(self.text)} → {self.target_true}{false}"
+
     def _sort_probes(self) -> None:
         """A paraphrase or neighborhood prompt among the probes that says nothing more goes to its own field."""
         plain = {PARAPHRASE: list(self.paraphrases), NEIGHBORHOOD: list(self.neighborhood)}
@@ -199,6 +204,11 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return texts
 
 
+def identity_text(fact: Fact) -> str:
+    """All the fields that tell facts apart, as text."""
+    return f"Fact({', '.join(f'{one.name}={getattr(fact, one.name)!r}' for one in fields(fact) if one.repr)})"
+
+
 def meta_json(fact: Fact) -> str:
     """The other fields of a fact as JSON. What JSON lacks is its text, and a number that is none is null."""
     try:
@@ -216,7 +226,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _facts(value: Any) -> list[Fact]:
+def facts_of(value: Any) -> list[Fact]:
     """A fact, several, or their fields as dicts → the facts. Raises ValueError for anything else."""
     if isinstance(value, Fact | Mapping):
         return [_fact(value)]
@@ -234,7 +244,7 @@ def _fact(value: Any) -> Fact:
     return value
 
 
-Facts = Annotated[Sequence[Fact], Kind("facts, as load_facts returns them", _facts)]
+Facts = Annotated[Sequence[Fact], Kind("facts, as load_facts returns them", facts_of)]
 """Facts as the argument of a public function."""
 
 

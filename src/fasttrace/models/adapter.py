@@ -25,6 +25,7 @@ from fasttrace.models.quantised import as_shapes, quantisation, weight_tensors
 from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
+from fasttrace.show.words import count
 from fasttrace.windows import default_layer
 
 
@@ -64,6 +65,10 @@ class Decoder(ABC):
             if hf.config.model_type in PLAIN_LOGITS:
                 self.logit_scale, self.logit_softcap = 1.0, None
         self._entry = self._entry_modules()
+
+    def __repr__(self) -> str:
+        kind = self.config.model_type
+        return f"Model {self.name!r}: {kind}, {count(self.n_layers, 'layer')}, {self.dtype_name}, {self.device}"
 
     def _entry_modules(self) -> list[nn.Module]:
         """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""

@@ -42,6 +42,7 @@ class Setting:
 
     owner: the first word of its errors, such as "trace".
     is_setting: False for an argument of a function that is not a setting, such as a progress callback.
+    stored: its name in the settings of stored runs, which an older release may have named.
     default: as declared. Where `tabled`, a table may have another value for the model, problem and protocol.
     """
 
@@ -54,6 +55,7 @@ class Setting:
     option: str = ""
     unit: str = ""
     names_run: Naming = "changed"
+    stored: str = ""
     tabled: bool = False
     positional: bool = False
     is_setting: bool = True
@@ -89,6 +91,7 @@ def setting(
     most: float | None = None,
     names_run: Naming | None = None,
     option: str | None = None,
+    stored: str | None = None,
     tabled: bool | None = None,
     kw_only: bool = True,
 ) -> T:
@@ -97,10 +100,12 @@ def setting(
     help: one sentence without a full stop.
     least, above, most: bounds of every number in a value; only `above` itself is excluded.
     option: the option of the command line, where it is not --name.
+    stored: its older name, which stays its name in stored runs, so that renaming a setting renames no run.
     tabled: whether a table may have another default for the model, problem and protocol.
     """
     bounds = {"least": least, "above": above, "most": most}
     about = {"help": help, "unit": unit, "names_run": names_run, "option": option, "tabled": tabled}
+    about["stored"] = stored
     return _field(default, {**about, **bounds, "positional": not kw_only})
 
 
@@ -149,7 +154,8 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
         about = _stated(cls, field)
         bounds = Bounds(about.pop("least", None), about.pop("above", None), about.pop("most", None))
         kind = kind_of(rich[field.name], bounds)
-        named = {"owner": owner, "name": field.name, "option": f"--{field.name.replace('_', '-')}"}
+        option = f"--{field.name.replace('_', '-')}"
+        named = {"owner": owner, "name": field.name, "stored": field.name, "option": option}
         one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)
         done.append(field.evolve(metadata={**field.metadata, "setting": one}, converter=one.convert))
 
@@ -231,14 +237,17 @@ def refusal(one: Any, name: str, expected: str, got: object) -> UserError:
 
 
 def run_settings(one: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """{name: value} of the settings that name a run: all settings of the first release, and later ones that differ from
-    their default. without: settings that the computation does not read."""
+    """{name in stored runs: value} of the settings that name a run: all settings of the first release, and later ones
+    that differ from their default. without: settings that the computation does not read."""
     named = {}
     for name, about in settings_of(type(one)).items():
         value = getattr(one, name)
+        if name in (*RUN_COLUMNS, *without):
+            continue
         if about.names_run == "always" or (about.names_run == "changed" and value != about.default):
-            named[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return {name: value for name, value in named.items() if name not in (*RUN_COLUMNS, *without)}
+            plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+            named[about.stored] = plain
+    return named
 
 
 def text_of(value: Any) -> str:

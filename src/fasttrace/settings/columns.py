@@ -36,7 +36,10 @@ def columns_of(kind: str) -> dict[str, Setting]:
 
 def stored_settings(kind: str, text: str) -> dict[str, Any]:
     """{name: value} of a run's settings, from its JSON. Defaults are filled in, except those of tabled settings."""
-    return {name: one.default for name, one in columns_of(kind).items() if not one.tabled} | json.loads(text)
+    known = columns_of(kind)
+    names = {one.stored: name for name, one in known.items()}
+    stated = {names.get(name, name): value for name, value in json.loads(text).items()}
+    return {name: one.default for name, one in known.items() if not one.tabled} | stated
 
 
 def settings_select(kind: str) -> str:
@@ -54,7 +57,8 @@ def settings_select(kind: str) -> str:
 
 def _column(one: Setting) -> str:
     kind = one.kind.sql_type
-    value = f"settings ->> '$.{one.name}'" if kind == "VARCHAR" else f"json_extract(settings, '$.{one.name}')::{kind}"
+    place = f"'$.{one.stored}'"
+    value = f"settings ->> {place}" if kind == "VARCHAR" else f"json_extract(settings, {place})::{kind}"
     if one.tabled or one.default is None:
         return value
     return f"coalesce({value}, {_literal(one.default)})"

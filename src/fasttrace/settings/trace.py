@@ -14,7 +14,7 @@ Engine = Literal["wavefront", "hooked"]
 Tokens = Literal["all", "subject", "last-subject", "whole-subject"]
 Corruption = Literal["noise", "counterfactual"]
 Metric = Literal["probability", "log-probability", "logit-difference", "kl"]
-Target = Literal["sequence", "first-token", "argmax-first"]
+Scored = Literal["sequence", "first-token", "argmax-first"]
 # Representation zeroing zeroes all subject tokens at once (paper, Appendix B).
 OWN_TOKENS: dict[AskedMethod, Tokens] = {"zero": "whole-subject"}
 
@@ -77,9 +77,10 @@ class TraceSettings(NoiseSettings, RunSettings):
         help="Tokens to intervene at: one per cell, or the whole subject at once; by default whole-subject with method "
         "zero, and all otherwise",
     )
-    target: Target = setting(
+    scored: Scored = setting(
         default="sequence",
         names_run="always",
+        stored="target",
         help="Text to score: all of the true object o_true, its first token, or the first token of the model's answer",
     )
     keep: Literal["known", "all"] = setting(

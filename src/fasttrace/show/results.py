@@ -1,6 +1,6 @@
 """What all results have in common: a line that says what they are, data frames, and how a notebook shows them."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
@@ -62,15 +62,3 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return fragment(repr(self), self._summary(), self._picture())
-
-
-def count(number: int, one: str, more: str | None = None) -> str:
-    """ "1 fact", "2,430 cells"."""
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
-
-
-def where(run: Any) -> str:
-    """The model of a run."""
-    from .words import short_name
-
-    return short_name(str(run["model"]))

@@ -18,7 +18,7 @@ EVERY = 5  # layers between two numbers below the grid
 def heatmap_text(heat: Heatmap, width: int, *, color: bool = True) -> Text:
     """Tokens down, layers across, the metric as the colour behind each cell.
 
-    width: of the terminal. color: False: a cell is a digit, from 0 at the lowest value to 9 at the highest.
+    width: of the terminal. color: False: a cell is a digit up to 9 at the highest value, and a dot in the lowest tenth.
     """
     low, high = heat.range
     labels = heat.labels
@@ -26,30 +26,34 @@ def heatmap_text(heat: Heatmap, width: int, *, color: bool = True) -> Text:
     n_layers = heat.values.shape[1]
     each = 2 if wide + 1 + 2 * n_layers <= width else 1
     text = Text(f"{heat.prompt} … {heat.target}\n{heat.how}\n{heat.ends}\n")
-    for place, (label, row) in enumerate(zip(labels, heat.values, strict=True)):
-        text.append(f"{set_cell_size(label, wide)} ", "bold" if heat.in_subject(place) else "")
-        for value in row:
-            share = (value - low) / (high - low)
-            if math.isnan(value):
-                text.append(" " * each)
-            elif color:
-                text.append(" " * each, f"on {_color(share)}")
-            else:
-                text.append(f"{_digit(share):>{each}}")
-        text.append("\n")
-    marks = "".join(f"{layer:<{EVERY * each}}" for layer in range(0, n_layers, EVERY))
-    text.append(f"{set_cell_size('layer', wide)} {' ' * (each - 1) * (not color)}{marks.rstrip()}\n")
+    # A model deeper than the terminal is wide continues below.
+    most = max(EVERY, (width - wide - 1) // each // EVERY * EVERY)
+    for first in range(0, n_layers, most):
+        layers = range(first, min(first + most, n_layers))
+        for place, label in enumerate(labels):
+            text.append(f"{set_cell_size(label, wide)} ", "bold" if heat.in_subject(place) else "")
+            for value in heat.values[place, layers.start : layers.stop]:
+                share = (value - low) / (high - low)
+                if math.isnan(value):
+                    text.append(" " * each)
+                elif color:
+                    text.append(" " * each, f"on {_color(share)}")
+                else:
+                    text.append(f"{_digit(share):>{each}}")
+            text.append("\n")
+        marks = "".join(f"{layer:<{EVERY * each}}" for layer in layers[::EVERY])
+        text.append(f"{set_cell_size('layer', wide)} {' ' * (each - 1) * (not color)}{marks.rstrip()}\n")
     text.append(f"{heat.name}, {DONE[heat.method]} (* subject): ")
     if not color:
-        return text.append(f"0 is {low:.3f}, 9 is {high:.3f}\n")
+        return text.append(f". is {low:.3f}, 9 is {high:.3f}\n")
     text.append(f"{low:.3f} ")
     for one in RAMP:
         text.append(" ", f"on {one}")
     return text.append(f" {high:.3f}\n")
 
 
-def _digit(share: float) -> int:
-    return min(9, max(0, int(share * 10)))
+def _digit(share: float) -> str:
+    return str(min(9, int(share * 10))) if share >= 0.1 else "."
 
 
 def _color(share: float) -> str:

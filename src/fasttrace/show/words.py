@@ -41,6 +41,11 @@ def visible(token: str) -> str:
     return text or "␣"
 
 
+def count(number: int, one: str, more: str | None = None) -> str:
+    """ "1 fact", "2,430 cells"."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def short_name(model: str) -> str:
     """A model's name as a picture shows it: of a path on this machine, only the last part."""
     path = Path(model)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 
-from fasttrace.facts import EncodedFact, Fact, Facts
+from fasttrace.facts import AnyFacts, EncodedFact, Fact, facts_from
 from fasttrace.models.adapter import AnyModel, Decoder
 from fasttrace.models.encode import encoded_facts
 from fasttrace.models.generate import greedy_tokens
@@ -15,8 +15,11 @@ from fasttrace.models.packed import sequence_logprob
 from fasttrace.protocols import Protocol
 from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked
+from fasttrace.settings.base import settings
 from fasttrace.settings.kinds import MOST_ITEMS, Bounds
-from fasttrace.show.results import Shown, count, where
+from fasttrace.settings.prompt import StatedFact
+from fasttrace.show.results import Shown
+from fasttrace.show.words import count, short_name
 
 GREEDY_TOKENS = 36
 RELEASED_FLOOR = 0.02
@@ -44,9 +47,9 @@ class KnownResult(Shown):
     verdicts: pa.Table
 
     def _line(self) -> str:
-        known = sum(self.verdicts["known"].to_pylist())
+        known, model = sum(self.verdicts["known"].to_pylist()), short_name(self.run["model"])
         facts = count(len(self.verdicts), "fact")
-        return f"{known:,} of {facts} known, {where(self.run)}, {self.run['protocol']}; {self.run['seconds']:.1f} s"
+        return f"{known:,} of {facts} known, {model}, {self.run['protocol']}; {self.run['seconds']:.1f} s"
 
 
 def known_run(model: Decoder, protocol: str) -> Run:
@@ -55,17 +58,25 @@ def known_run(model: Decoder, protocol: str) -> Run:
     return describe_run("facts", model, settings, seed=0, protocol=protocol)
 
 
+@settings("check_known")
+class _Stated(StatedFact):
+    """What makes a prompt a fact."""
+
+
 @checked
 def check_known(
     model: AnyModel,
-    facts: Facts,
+    facts: AnyFacts,
     *,
+    subject: str | None = None,
+    target: str | None = None,
     protocol: Protocol = "paper",
     batch: Annotated[int, Bounds(least=1, most=MOST_ITEMS)] = BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> KnownResult:
     """Test which facts a model knows.
 
+    facts: as `load_facts` returns them, one Fact, or a prompt as text with its subject and target.
     protocol: with "paper", o_true must occur in the text of the first 36 greedy tokens, without regard to case as in
         the released code. With "released", p(o_true) must also be at least 0.02. After a long prompt there are fewer
         tokens, as many as the model has positions for.
@@ -76,7 +87,7 @@ def check_known(
     Source: paper, Appendix A; docs/algorithms.md, section 2 ("Known facts").
     """
     begun = time.perf_counter()
-    encoded = encoded_facts(model, facts)
+    encoded = encoded_facts(model, facts_from(facts, _Stated(subject=subject, target=target)))
     rows: list[dict[str, Any]] = []
     for i in range(0, len(encoded), batch):
         rows += _verdicts(model, encoded[i : i + batch], protocol)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fasttrace.cluster.pool import crew_of
 from fasttrace.errors import UserError, shown
-from fasttrace.facts import EncodedFact, Facts
+from fasttrace.facts import AnyFacts, EncodedFact, Facts, facts_from
 from fasttrace.models.adapter import AnyModel
 from fasttrace.models.corrupt import noise_sigma
 from fasttrace.models.encode import encoded_facts
@@ -15,6 +15,7 @@ from fasttrace.runs import describe_run
 from fasttrace.settings.arguments import takes
 from fasttrace.settings.base import argument, carried, replaced, run_settings, settings
 from fasttrace.settings.cluster import WorkerSettings
+from fasttrace.settings.prompt import StatedFact
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.tracing.plan import Heads, Intervention, contrast_of, traced_experts, traced_heads
 from fasttrace.tracing.result import TraceResult
@@ -31,7 +32,7 @@ class PrepareTraceArguments(TraceSettings):
 
 
 @settings("trace")
-class TraceArguments(PrepareTraceArguments, WorkerSettings):
+class TraceArguments(PrepareTraceArguments, WorkerSettings, StatedFact):
     """Keywords of `trace`."""
 
     progress: Callable[[int], None] | None = argument(default=None, help="Called as progress(n) after n more facts")
@@ -105,7 +106,7 @@ def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[st
         none = "corruption counterfactual: expected a counterfactual_subject or counterfactual_prompt, got neither"
         reasons |= {fact.fact_id: "; ".join(fact.misfits) or none for fact in encoded if not fact.counterfactuals}
     if asked.metric == "logit-difference":
-        whole = asked.target == "sequence"
+        whole = asked.scored == "sequence"
         for fact in encoded:
             if fact.contrast_ids is None:
                 or_answer = " or counterfactual_answer" if asked.corruption == "counterfactual" else ""
@@ -123,8 +124,11 @@ def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[st
 
 
 @takes(TraceArguments)
-def trace(model: AnyModel, facts: Facts, given: TraceArguments) -> TraceResult:
+def trace(model: AnyModel, facts: AnyFacts, given: TraceArguments) -> TraceResult:
     """Causal tracing: compute the exact grid of every fact and window size in one sweep.
+
+    facts: as `load_facts` returns them, one Fact, or a prompt as text with its subject and target, as in
+    trace(model, "The {} is in the city of", subject="Eiffel Tower", target="Paris").
 
     Returns a TraceResult. Its probabilities are joint probabilities of the scored tokens, averaged over the corrupted
     passes. Its logit differences are read where o_true and o_false first differ (NULL where they do not). With
@@ -139,6 +143,6 @@ def trace(model: AnyModel, facts: Facts, given: TraceArguments) -> TraceResult:
     2023 (arXiv 2309.16042) for counterfactuals and logit differences.
     """
     workers = carried(WorkerSettings, given)
-    plan = prepare_trace(model, facts, settings=carried(TraceSettings, given))
+    plan = prepare_trace(model, facts_from(facts, given), settings=carried(TraceSettings, given))
     with crew_of(model, workers) as crew:
         return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))

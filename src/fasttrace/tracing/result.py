@@ -14,8 +14,8 @@ from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.columns import stored_settings
 from fasttrace.show.grids import Heatmap, heatmap_of
-from fasttrace.show.results import Shown, count, where
-from fasttrace.show.words import ROLE_WORDS, short_name
+from fasttrace.show.results import Shown
+from fasttrace.show.words import ROLE_WORDS, count, short_name
 from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS
 from fasttrace.tracing.roles import average_by_role
 from fasttrace.tracing.routing import ROUTING
@@ -156,7 +156,9 @@ class TraceResult(Shown):
             [fact_id] = rows
         if fact_id in rows:
             why = rows[fact_id]["reason"] or "it has no cells"
-            raise UserError(f"{what}: expected a traced fact, got {shown(fact_id)}, which was left out: {why}")
+            unknown = stored_settings("trace", self.run["settings"])["keep"] == "known"
+            way = "; keep all traces it all the same" if unknown else ""
+            raise UserError(f"{what}: expected a traced fact, got {shown(fact_id)}, which was left out: {why}{way}")
         some = f", such as {', '.join(map(shown, traced[:SOME_IDS]))}" if traced else ""
         got = "none" if fact_id is None else shown(fact_id)
         raise UserError(f"{what}: fact: expected one of {count(len(traced), 'traced fact')}{some}, got {got}")
@@ -175,7 +177,7 @@ class TraceResult(Shown):
         facts = count(kept, "fact") if kept == len(self.facts) else f"{kept:,} of {count(len(self.facts), 'fact')} kept"
         windows = ", ".join(map(str, asked["windows"]))
         sizes = f"window{'s' * (len(asked['windows']) > 1)} {windows}"
-        how = (where(self.run), asked["module"], asked["method"], asked["corruption"], sizes)
+        how = (short_name(self.run["model"]), asked["module"], asked["method"], asked["corruption"], sizes)
         return f"{facts}, {', '.join(how)}; {count(len(self.cells), 'cell')}, {self.run['seconds']:.1f} s"
 
     def _summary(self) -> pa.Table:

@@ -153,7 +153,7 @@ class TracePlan:
         if self.settings.keep == "all":
             yield from self._traced(self.measured, wanted, skip, budget, report)
             return
-        first_only = self.settings.target != "sequence"
+        first_only = self.settings.scored != "sequence"
         for part in self._blocks(self.measured):
             begun = time.perf_counter()
             if all(f.fact_id in skip or not wanted(f) for f in part):
@@ -251,7 +251,7 @@ class TracePlan:
     def items(self, facts: Sequence[EncodedFact], targets: Sequence[Sequence[int]] | None = None) -> list[TraceItem]:
         """The facts with their cells. targets: each fact's scored tokens; None for o_true, or for its first token."""
         if targets is None:
-            whole = self.settings.target == "sequence"
+            whole = self.settings.scored == "sequence"
             targets = [f.target_true_ids if whole else f.target_true_ids[:1] for f in facts]
         windows, tokens, n_layers = self.settings.windows, self.tokens, self.model.n_layers
         method, corruption, samples = self.intervention.method, self.settings.corruption, self.settings.samples
@@ -273,7 +273,7 @@ class TracePlan:
         budget: bytes for activations.
         """
         targets = None
-        if self.settings.target == "argmax-first":
+        if self.settings.scored == "argmax-first":
             blocks = [part for part in self._blocks(facts) if any(f.fact_id not in skip and wanted(f) for f in part)]
             answers = (greedy_tokens(self.model, [f.ids for f in part], 1, keep_end=True) for part in blocks)
             facts = [fact for part in blocks for fact in part]
