@@ -67,7 +67,8 @@ def known_into(
     crew.ask(check_encodable, untested)  # raises before any pass
     parts = [facts[i : i + BATCH] for i in range(0, len(facts), BATCH)]
     todo = [[fact for fact in part if fact.fact_id not in verdicts] for part in parts]
-    with closing(crew.map(partial(check_known, protocol=protocol), ((some,) for some in todo if some))) as results:
+    check = partial(check_known, protocol=protocol, progress=False)
+    with closing(crew.map(check, ((some,) for some in todo if some))) as results:
         reached: set[str] = set()
         for part, some in zip(parts, todo, strict=True):
             if some:
@@ -96,7 +97,7 @@ def known_rows(crew: Crew, facts: Sequence[Fact], protocol: Protocol, progress: 
     one_of_each = distinct(facts)
     parts = [one_of_each[i : i + BATCH] for i in range(0, len(one_of_each), BATCH)]
     found: list[dict[str, Any]] = []
-    for result in crew.map(partial(check_known, protocol=protocol), ((part,) for part in parts)):
+    for result in crew.map(partial(check_known, protocol=protocol, progress=False), ((part,) for part in parts)):
         found += result.verdicts.to_pylist()
         progress(len(result.verdicts))
     return found

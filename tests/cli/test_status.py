@@ -12,7 +12,7 @@ from made_results import made_edit, made_known, made_trace
 
 import fasttrace as ft
 from fasttrace.analysis.relation import relation
-from fasttrace.cli.running import Doing, Status, StatusFile
+from fasttrace.show.running import Doing, Status, StatusFile
 
 TRACE = ("trace", "--model", "model", "--facts", "facts.jsonl", "--keep", "all", "--windows", "2", "--samples", "3")
 TRACE += ("--memory", "3MB", "--store", "s.duckdb")  # a wave for each fact

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from fasttrace.cluster.crew import Crew
     from fasttrace.editing.plan import EditPlan
     from fasttrace.facts import Fact
-
-    from .watch import Watch
+    from fasttrace.show.watch import Watch
 
 KIND_COLUMNS = ["kind", "expect", "prompts", "score", "p_before", "p_after", "match_before", "match_after"]
 GENERATED_COLUMNS = ["exact_after", "prefix_after"]

@@ -12,9 +12,10 @@ from fasttrace.places import replacing
 from fasttrace.protocols import Protocol
 from fasttrace.settings.cluster import ClusterSettings
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.words import escaped
 
 from .deliver import FILE, STDOUT, check_apart, saying_overwritten
-from .look import escaped, looked_at, profile_row, profile_tables, shown
+from .look import looked_at, profile_row, profile_tables, shown
 from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, watching, work_options
 
 if TYPE_CHECKING:

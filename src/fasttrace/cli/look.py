@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fasttrace.errors import FactError
+from fasttrace.show.words import escaped
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,13 +20,6 @@ MOST_IDS = 3  # of facts that have something in common, which are printed as tex
 MOST_VALUES = 10  # relations, sources and ways to find a subject that are printed as text
 NAMES = {"target_true": "o_true", "target_false": "o_false", "counterfactual_answer": "counterfactual answer"}
 BEGIN, END, BETWEEN = "⟦", "⟧", "|"
-
-
-def escaped(value: Any) -> Any:
-    """A text with its line breaks and other control characters escaped, so that it is a line. Others as they are."""
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
 
 
 # ---- facts and their tokens -------------------------------------------------------------------------------

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from fasttrace.facts.pairs import Paired
     from fasttrace.recall import Question
     from fasttrace.show.grids import Heatmap
+    from fasttrace.show.watch import Watch
     from fasttrace.tracing import TraceResult
-
-    from .watch import Watch
 
 Verb = Callable[..., None]
 Rows = list[dict[str, Any]]
@@ -50,7 +49,7 @@ READING = ("relation", "limit", "order", "zsre", "format", "map", "on_bad")
 
 def watching(store: str | Path | None) -> "Watch":
     """Shows what the verb does until it ends, on stderr and, where it has a store, to `fasttrace status`."""
-    from .watch import Watch
+    from fasttrace.show.watch import Watch
 
     context = click.get_current_context()
     return context.with_resource(Watch(store, context.info_name or ""))

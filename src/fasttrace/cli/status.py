@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fasttrace.show.running import Status, StatusFile
+from fasttrace.show.words import escaped
+
 from .deliver import NAME
-from .look import escaped
 from .options import emit, only_one, open_store, options
-from .running import Status, StatusFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +53,7 @@ def _stored(store: Any, found: Status | None) -> "pa.Table":
 
 def _lines(found: Status | None, store: str) -> Iterator[str]:
     """What the command does."""
-    from .progress import dashboard_url, duration
+    from fasttrace.show.progress import dashboard_url, duration
 
     if found is None:
         yield f"no command is at work on {store}"
@@ -74,7 +75,7 @@ def _lines(found: Status | None, store: str) -> Iterator[str]:
 
 def _how_far(found: Status) -> Iterator[str]:
     """The line of its bar, if it has one."""
-    from .progress import counted, progress_words
+    from fasttrace.show.progress import counted, progress_words
 
     if found.title is not None and found.done is not None:
         counts = counted(found.done, found.total, found.unit or "")
@@ -86,7 +87,7 @@ def _worker_lines(found: Status) -> list[str]:
     """Its workers, as its own display has them."""
     from rich.console import Console, Group
 
-    from .progress import worker_rows
+    from fasttrace.show.progress import worker_rows
 
     console = Console(color_system=None)
     with console.capture() as shown:
@@ -98,7 +99,7 @@ def _shown(stored: "pa.Table") -> "pa.Table":
     """The runs for people: what each finished, and times in words and in their own zone."""
     import pyarrow as pa
 
-    from .progress import counted, duration
+    from fasttrace.show.progress import counted, duration
 
     rows = [
         {name: row[name] for name in ("kind", "model", "module", "method", "problem")}

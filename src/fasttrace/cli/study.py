@@ -31,11 +31,10 @@ from .options import (
 
 if TYPE_CHECKING:
     from fasttrace.cluster.crew import Crew
+    from fasttrace.show.watch import Watch
     from fasttrace.store import Store
     from fasttrace.studies.load import Study
     from fasttrace.study import ForWorkers, Runner, Stage
-
-    from .watch import Watch
 
 
 @click.command()

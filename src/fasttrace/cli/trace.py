@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from fasttrace.facts import Fact
-
-    from .watch import Watch
+    from fasttrace.show.watch import Watch
 
 
 @click.command()

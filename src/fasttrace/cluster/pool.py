@@ -63,8 +63,10 @@ def pool(
 
 
 @contextmanager
-def crew_of(model: Decoder, asked: WorkerSettings) -> Iterator[Crew]:
+def crew_of(model: Decoder, asked: WorkerSettings, tick: Tick | None = None) -> Iterator[Crew]:
     """Who computes with a model that is in this process: it alone, or workers that load the same model.
+
+    tick: as for `pool`.
 
     Raises UserError as `pool`, and where workers cannot load the model, since `load_model` has not.
     """
@@ -73,7 +75,7 @@ def crew_of(model: Decoder, asked: WorkerSettings) -> Iterator[Crew]:
         return
     if model.origin is None:
         raise UserError(f"workers: expected a model as load_model returns it, got '{model.name}', which was made here")
-    with pool(model.origin, asked, local=model) as made:
+    with pool(model.origin, asked, tick, local=model) as made:
         yield made
 
 

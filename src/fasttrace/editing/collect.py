@@ -33,6 +33,7 @@ from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings
 from fasttrace.settings.cluster import WorkerSettings
 from fasttrace.settings.moments import CORPUS_TOKENS, MomentSettings
+from fasttrace.show.watched import HELP, watched
 
 log = logging.getLogger("fasttrace.editing")
 # A float32 sum is rounded once per batch, by at most 2⁻²⁴ of the entry. In one sum over n batches this adds up to about
@@ -52,8 +53,8 @@ class MomentArguments(MomentSettings, WorkerSettings):
     cache_dir: str | Path | None = argument(
         default=None, help="Folder of the cache; by default $XDG_CACHE_HOME/fasttrace or ~/.cache/fasttrace"
     )
-    progress: Progress | None = argument(
-        default=None, help="Called as progress(stage, done, total), in tokens; stage is sampling or moments"
+    progress: Progress | bool | None = argument(
+        default=None, help=f"Called as progress(stage, done, total), in tokens; stage is sampling or moments; {HELP}"
     )
 
 
@@ -77,9 +78,11 @@ def second_moments(model: Model, given: MomentArguments) -> Moments:
     Source: docs/algorithms.md, section 10.
     """
     root = cache_root(given.cache_dir)
-    with crew_of(model, carried(WorkerSettings, given)) as crew:
+    watching = watched(given.progress, by_stage=True)
+    with watching as watch, crew_of(model, carried(WorkerSettings, given), watch.tick) as crew:
         asked, experts = crew.ask(resolved, carried(MomentSettings, given))
-        return collected(crew, asked, experts, root, given.progress)
+        with watch.stages() as report:
+            return collected(crew, asked, experts, root, report)
 
 
 def resolved(model: Decoder, asked: MomentSettings) -> tuple[MomentSettings, dict[int, tuple[int, ...]]]:

@@ -55,6 +55,7 @@ from fasttrace.settings.methods import (
 )
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.prompt import StatedFact
+from fasttrace.show.watched import HELP, watched
 
 MOMENTS_HELP = (
     "Second moments of the keys, which fine-tuning and projections do not need; by default they are collected"
@@ -86,7 +87,9 @@ class PrepareEditArguments(_EditKeywords):
 class EditArguments(_EditKeywords, WorkerSettings, StatedFact):
     """Keywords of `edit`."""
 
-    progress: Callable[[int], None] | None = argument(default=None, help="Called as progress(n) after n more edits")
+    progress: Callable[[int], None] | bool | None = argument(
+        default=None, help=f"Called as progress(n) after n more edits; {HELP}"
+    )
 
 
 def own_settings(given: Any) -> MethodSettings | None:
@@ -419,6 +422,8 @@ def edit(model: Model, facts: AnyFacts, given: EditArguments) -> EditResult:
     """
     asked, workers = carried(EditSettings, given, hyperparameters=own_settings(given)), carried(WorkerSettings, given)
     chosen = facts_from(facts, given)
-    with crew_of(model, workers) as crew:
-        plan = plan_edit(crew, chosen, asked, moments=given.moments, judge=given.judge)
-        return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))
+    with watched(given.progress) as watch, crew_of(model, workers, watch.tick) as crew:
+        with watch.stages() as report:
+            plan = plan_edit(crew, chosen, asked, moments=given.moments, judge=given.judge, progress=report)
+        with watch.bar("Editing", len(plan.encoded) * len(plan.layers), "edits") as done:
+            return plan.joined(list(crew.batches(plan, progress=done, whole=True)))

@@ -62,6 +62,7 @@ from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
 from fasttrace.show.results import Shown
+from fasttrace.show.watched import HELP, watched
 from fasttrace.show.words import count, short_name
 
 if TYPE_CHECKING:
@@ -461,8 +462,8 @@ class PrepareMassArguments(_MassKeywords):
 class MassArguments(_MassKeywords):
     """Keywords of `mass_edit`."""
 
-    progress: Callable[[int], None] | None = argument(
-        default=None, help="Called as progress(n) after n more facts are edited"
+    progress: Callable[[int], None] | bool | None = argument(
+        default=None, help=f"Called as progress(n) after n more facts are edited; {HELP}"
     )
 
 
@@ -533,7 +534,12 @@ def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
     Raises the errors of `edit`, and UserError where no fact is left to edit.
     """
     asked = carried(MassSettings, given, hyperparameters=own_settings(given))
-    plan = prepare_mass_edit(model, facts, settings=asked, moments=given.moments, judge=given.judge)
-    result = plan.compute(progress=given.progress)
+    with watched(given.progress) as watch:
+        with watch.stages() as report:
+            plan = prepare_mass_edit(
+                model, facts, settings=asked, moments=given.moments, judge=given.judge, progress=report
+            )
+        with watch.bar("Editing", len(plan.facts)) as done:
+            result = plan.compute(progress=done)
     plan.checkpoint.unlink(missing_ok=True)
     return result

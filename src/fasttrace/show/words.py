@@ -1,7 +1,7 @@
 """Words of pictures: of metrics, interventions, token roles and tokens."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
@@ -33,6 +33,13 @@ ROLE_WORDS = {
     "further": "further tokens",
     "last-prompt": "last prompt token",
 }
+
+
+def escaped(value: Any) -> Any:
+    """A text with its line breaks and other control characters escaped, so that it is a line. Others as they are."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
 
 
 def visible(token: str) -> str:

@@ -19,6 +19,7 @@ from fasttrace.settings.base import settings
 from fasttrace.settings.kinds import MOST_ITEMS, Bounds
 from fasttrace.settings.prompt import StatedFact
 from fasttrace.show.results import Shown
+from fasttrace.show.watched import watched
 from fasttrace.show.words import count, short_name
 
 GREEDY_TOKENS = 36
@@ -72,7 +73,7 @@ def check_known(
     target: str | None = None,
     protocol: Protocol = "paper",
     batch: Annotated[int, Bounds(least=1, most=MOST_ITEMS)] = BATCH,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> KnownResult:
     """Test which facts a model knows.
 
@@ -80,7 +81,8 @@ def check_known(
     protocol: with "paper", o_true must occur in the text of the first 36 greedy tokens, without regard to case as in
         the released code. With "released", p(o_true) must also be at least 0.02. After a long prompt there are fewer
         tokens, as many as the model has positions for.
-    batch: how many prompts are continued together. progress(n) is called after n more facts.
+    batch: how many prompts are continued together. progress(n) is called after n more facts;
+        by default there is a bar, where stderr is a terminal or a notebook. False: nothing.
 
     Before any pass, it raises FactError for a fact that cannot be encoded, and ModelError where the model has too few
     positions for a prompt and its o_true.
@@ -89,10 +91,10 @@ def check_known(
     begun = time.perf_counter()
     encoded = encoded_facts(model, facts_from(facts, _Stated(subject=subject, target=target)))
     rows: list[dict[str, Any]] = []
-    for i in range(0, len(encoded), batch):
-        rows += _verdicts(model, encoded[i : i + batch], protocol)
-        if progress is not None:
-            progress(len(encoded[i : i + batch]))
+    with watched(progress) as watch, watch.bar("Checking facts", len(encoded)) as done:
+        for i in range(0, len(encoded), batch):
+            rows += _verdicts(model, encoded[i : i + batch], protocol)
+            done(len(encoded[i : i + batch]))
     run = known_run(model, protocol)
     run["seconds"] = time.perf_counter() - begun
     return KnownResult(run, pa.Table.from_pylist(rows, schema=VERDICTS))
@@ -100,7 +102,8 @@ def check_known(
 
 def verdicts_of(model: Decoder, facts: Sequence[Fact], protocol: Protocol) -> dict[str, dict[str, Any]]:
     """fact_id → row of VERDICTS, of facts that are tested together. Errors: those of `check_known`."""
-    return {row["fact_id"]: row for row in check_known(model, facts, protocol=protocol).verdicts.to_pylist()}
+    found = check_known(model, facts, protocol=protocol, progress=False)
+    return {row["fact_id"]: row for row in found.verdicts.to_pylist()}
 
 
 def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from fasttrace.settings.base import argument, carried, replaced, run_settings, s
 from fasttrace.settings.cluster import WorkerSettings
 from fasttrace.settings.prompt import StatedFact
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.watched import HELP, watched
 from fasttrace.tracing.plan import Heads, Intervention, contrast_of, traced_experts, traced_heads
 from fasttrace.tracing.result import TraceResult
 from fasttrace.tracing.sweep import TracePlan
@@ -35,7 +36,9 @@ class PrepareTraceArguments(TraceSettings):
 class TraceArguments(PrepareTraceArguments, WorkerSettings, StatedFact):
     """Keywords of `trace`."""
 
-    progress: Callable[[int], None] | None = argument(default=None, help="Called as progress(n) after n more facts")
+    progress: Callable[[int], None] | bool | None = argument(
+        default=None, help=f"Called as progress(n) after n more facts; {HELP}"
+    )
 
 
 @takes(PrepareTraceArguments)
@@ -144,5 +147,6 @@ def trace(model: AnyModel, facts: AnyFacts, given: TraceArguments) -> TraceResul
     """
     workers = carried(WorkerSettings, given)
     plan = prepare_trace(model, facts_from(facts, given), settings=carried(TraceSettings, given))
-    with crew_of(model, workers) as crew:
-        return plan.joined(list(crew.batches(plan, progress=given.progress, whole=True)))
+    showing = watched(given.progress)
+    with showing as watch, crew_of(model, workers, watch.tick) as crew, watch.bar("Tracing", len(plan.encoded)) as done:
+        return plan.joined(list(crew.batches(plan, progress=done, whole=True)))

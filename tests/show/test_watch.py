@@ -10,11 +10,11 @@ import attrs
 import pytest
 from rich.console import Console
 
-from fasttrace.cli import watch as module
-from fasttrace.cli.progress import duration, worker_rows
-from fasttrace.cli.running import StatusFile
-from fasttrace.cli.watch import Watch
 from fasttrace.cluster.jobs import Member, State
+from fasttrace.show import watch as module
+from fasttrace.show.progress import duration, worker_rows
+from fasttrace.show.running import StatusFile
+from fasttrace.show.watch import Watch
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

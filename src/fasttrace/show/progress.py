@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .look import escaped
 from .running import Doing
+from .words import escaped
 
 MOST_ROWS = 16  # workers that a display has a line for
 SLOWEST = 3  # workers that it names where there are more

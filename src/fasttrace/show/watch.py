@@ -1,21 +1,25 @@
-"""Shows what a command does while it runs: on a terminal, as lines elsewhere, and in a file beside its store."""
+"""Shows what a computation does while it runs: on a terminal, in a notebook, as lines elsewhere, and in a file beside
+the store of a command."""
 
+import logging
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
+from rich.errors import LiveError
 from rich.live import Live
 from rich.progress import Progress, Task, TaskID
 from rich.text import Text
 
+from .page import Page, in_notebook
 from .progress import (
     cluster_line,
     counted,
@@ -34,6 +38,7 @@ from .running import Doing, Status, StatusFile
 if TYPE_CHECKING:
     from fasttrace.cluster.jobs import State
 
+log = logging.getLogger(__name__)
 FRAME_SECONDS = 0.25  # between two refreshes of a terminal
 BEAT_SECONDS = 1.0  # between two looks at the clock without one
 LINE_SECONDS = 60.0  # between two lines without a terminal
@@ -49,28 +54,31 @@ class Watch:
     A terminal has one display of bars and workers. Otherwise a bar has a line at its start, one a minute and one at its
     end. A thread redraws and writes, because computations report only now and then.
 
-    store: None without one. verb: the command's. now: the clock.
+    store: None without one. verb: the command's, None for a call in Python, which shows its bars and says nothing else.
+    lines: whether lines are printed where there is no display. now: the clock.
     """
 
     def __init__(
         self,
         store: str | Path | None,
-        verb: str,
+        verb: str | None,
         *,
+        lines: bool = True,
         console: Console | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.verb, self.now = verb, now
+        self.verb, self.lines, self.now = verb, lines, now
         self.console = Console(stderr=True) if console is None else console
         # Rich also takes a log for a terminal where FORCE_COLOR is set, as CI does.
         self.is_live = self.console.is_interactive and self.console.file.isatty()
+        self.is_page = console is None and in_notebook()
         self.file = None if store is None else StatusFile.of(store)
         self.begun = datetime.now(UTC)
         self.state: State | None = None
         self.bars = self._no_bars()
         self.open: list[TaskID] = []
         self.named: set[TaskID] = set()  # the bars of which a line was printed
-        self.live: Live | None = None
+        self.live: Live | Page | None = None
         self.ticked = 0.0
         self.next_line = self.next_status = now()
         self.said: deque[str] = deque(maxlen=MOST_SAID)
@@ -112,7 +120,7 @@ class Watch:
                 tasks[stage] = self._begin(f"Moments: {stage}", total, "tokens")
             self.bars.update(tasks[stage], completed=done, total=total)
 
-        with saying("fasttrace.editing", self.say):
+        with nullcontext() if self.verb is None else saying("fasttrace.editing", self.say):
             try:
                 yield report
             finally:
@@ -122,12 +130,12 @@ class Watch:
     def tick(self, state: "State") -> None:
         """Show what a pool is doing, and say what it has to say. A pool calls this about twice a second."""
         if self.state is None:
-            self.say(cluster_line(state.address, state.dashboard))
+            self._say_if_asked(cluster_line(state.address, state.dashboard))
             self.next_line = self.now() + (0.0 if self.open else LINE_SECONDS)
         self.state, self.ticked = state, self.now()
         while state.said:
             self.said.append(text := state.said.pop(0))
-            self.say(text)
+            self._say_if_asked(text)
         self.beat()
 
     def say(self, text: str) -> None:
@@ -135,13 +143,20 @@ class Watch:
         with self._turn, suppress(OSError):  # where stderr is full or gone, nobody can be told
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def _say_if_asked(self, text: str) -> None:
+        """Print a sentence of a pool: a command does, and a call in Python logs it."""
+        if self.verb is not None:
+            self.say(text)
+        else:
+            log.info("%s", text)
+
     def beat(self) -> None:
         """Do what is due: refresh the display or print a line, and write the status file."""
         now = self.now()
         with self._turn:
-            if self.is_live:
+            if self.is_live or self.is_page:
                 self._show()
-            elif now >= self.next_line:
+            elif self.lines and now >= self.next_line:
                 self._say_line()
             due = self.file is not None and now >= self.next_status
             status = self.status() if due else None
@@ -155,7 +170,7 @@ class Watch:
         task, state = self._current(), self.state
         left = None if task is None else self._left(task)
         return Status(
-            verb=self.verb,
+            verb=self.verb or "python",
             title=None if task is None else task.description,
             unit=None if task is None else task.fields["unit"],
             done=None if task is None else int(task.completed),
@@ -180,7 +195,7 @@ class Watch:
         with self._turn:
             self.bars.stop_task(number)
             self.open.remove(number)
-            if not self.is_live and number in self.named:
+            if number in self.named:
                 self.say(self._line(self._task(number), ended=True))
             if not self.open:
                 self._hide()
@@ -208,18 +223,24 @@ class Watch:
 
     def _show(self) -> None:
         """Refresh the display, which is there while a bar is open or a pool is at work."""
-        if not self.is_live or not (self.open or self._pool()):
+        if not (self.open or self._pool()):
             self._hide()
             return
         with suppress(OSError):
             if self.live is None:
-                # What is printed to stdout must not go to stderr, unless they are one screen.
-                shares = sys.stdout.isatty()
-                self.live = Live(
-                    console=self.console, auto_refresh=False, redirect_stdout=shares, get_renderable=self._drawn
-                )
-                self.live.start()
+                live = Page(self._drawn) if self.is_page else self._screen()
+                try:
+                    live.start()
+                except LiveError:  # the caller has a display of rich already
+                    self.is_live = self.lines = False
+                    return
+                self.live = live
             self.live.refresh()
+
+    def _screen(self) -> Live:
+        # What is printed to stdout must not go to stderr, unless they are one screen.
+        shares = sys.stdout.isatty()
+        return Live(console=self.console, auto_refresh=False, redirect_stdout=shares, get_renderable=self._drawn)
 
     def _hide(self) -> None:
         """End the display. Of its last frame, the bars stay."""
@@ -269,5 +290,5 @@ class Watch:
         ]
 
     def _beats(self) -> None:
-        while not self._closed.wait(FRAME_SECONDS if self.is_live else BEAT_SECONDS):
+        while not self._closed.wait(FRAME_SECONDS if self.is_live or self.is_page else BEAT_SECONDS):
             self.beat()
