@@ -71,5 +71,32 @@ def test_a_notebook_without_outputs_or_of_many_bytes_is_refused():
     large.cells[0].outputs = [nbformat.v4.new_output("display_data", {"image/png": "A" * 500_000})]
     assert len(run.faults(large)) == 1
     assert "more than 400,000" in run.faults(large)[0]
-    with pytest.raises(SystemExit, match="expected the beginning of one of 1-where-is-a-fact, .*, got 'x'"):
+    with pytest.raises(SystemExit, match=r"expected the beginning of one of 1-where-is-a-fact, .*, got 'x'"):
         run.notebooks(["x"])
+
+
+def test_the_site_has_a_page_of_every_notebook_with_its_pictures_and_the_notebook(tmp_path):
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    docs = tmp_path / "docs/tutorials"
+    docs.mkdir(parents=True)
+    (docs / "README.md").write_text("# Index\n\n[one](1.ipynb) [two](2.ipynb)\n")
+    for name, other in (("1", "2"), ("2", "1")):
+        notebook = made(PICTURE)
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# Page {name}\n\nAfter [this]({other}.ipynb#there)."))
+        notebook.cells[1].outputs = [nbformat.v4.new_output("display_data", {"image/png": PNG})]
+        nbformat.write(notebook, docs / f"{name}.ipynb")
+    site = tmp_path / "site"
+    hook = str(ROOT / "docs/hooks/notebooks.py")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(f"site_name: s\nstrict: true\ntheme: readthedocs\nhooks: ['{hook}']\nplugins: []\n")
+    build(load_config(str(config), site_dir=str(site)))
+    pages = {name: (site / "tutorials" / name / "index.html").read_text() for name in ("1", "2")}
+    for name, other in (("1", "2"), ("2", "1")):
+        assert f'href="../{other}/#there"' in pages[name], "a link to a notebook leads to its page"
+        [picture] = re.findall(r'<img[^>]*src="\.\./([\w-]+\.png)"', pages[name])
+        assert (site / "tutorials" / picture).stat().st_size
+        [kept] = re.findall(r'href="\.\./([\w-]+\.ipynb)"', pages[name])
+        assert nbformat.read(site / "tutorials" / kept, as_version=4).cells[0].source.startswith(f"# Page {name}")
+    assert 'href="1/"' in (site / "tutorials/index.html").read_text()

@@ -2,8 +2,8 @@
 
     python docs/tutorials/run.py [--check] [--jobs N] [NAME …]
 
-NAME is the beginning of a notebook's name, such as 3; by default all run. --check writes nothing. Either way, a notebook
-that fails, that writes to stderr or that has a fault of `faults` ends the command with exit code 1. It needs the extra
+NAME is the beginning of a notebook's name, such as 3; by default all run. --check writes nothing, and also looks at the
+notebooks as they are. A fault (`faults`), such as an error or words on stderr, makes the exit code 1. It needs the extra
 `docs`.
 """
 
@@ -153,7 +153,8 @@ def main() -> int:
             else:
                 path.write_text(text_of(notebook), encoding="utf-8")
             failed += bool(wrong)
-            print(f"{path.name}: {seconds:.0f} s (cells {seconds_of(made)})" + "".join(f"\n  {fault}" for fault in wrong), flush=True)
+            lines = [f"{path.name}: {seconds:.0f} s (cell: seconds {seconds_of(made)})", *wrong]
+            print(*lines, sep="\n  ", flush=True)
     print(f"{len(chosen) - failed} of {len(chosen)} tutorials are right, in {time.monotonic() - begun:.0f} s")
     return 1 if failed else 0
 

@@ -84,6 +84,8 @@ def test_a_stored_run_names_the_method_and_its_hyperparameters(model, given, tmp
     select = "SELECT method, power, steps, contexts FROM {}_settings"
     [alone] = ask(store, select.format("edit")).to_pylist()
     assert alone == {"method": "powered", "power": 0.25, "steps": 3, "contexts": 2}, "those given, without the bare one"
+    store.add(ft.edit(model, FACTS[:1], method="rome", steps=1, **given))
+    assert ask(store, "SELECT power FROM edit_settings WHERE method = 'rome'")["power"].to_pylist() == [None]
     [many] = ask(store, select.format("mass")).to_pylist()
     assert many == {"method": "powered", "power": 0.5, "steps": 3, "contexts": 4}, "the default, and the method's"
 
