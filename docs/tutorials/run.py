@@ -3,8 +3,8 @@
     python docs/tutorials/run.py [--check] [--jobs N] [NAME …]
 
 NAME is the beginning of a notebook's name, such as 3; by default all run. --check writes nothing, and also looks at the
-notebooks as they are. A fault (`faults`), such as an error or words on stderr, makes the exit code 1. It needs the extra
-`docs`.
+notebooks as they are. A fault (`faults`), such as an error or words on stderr, makes the exit code 1. The extra `docs`
+has what it needs.
 """
 
 import argparse
