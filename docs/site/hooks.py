@@ -87,7 +87,7 @@ def on_page_content(content: str, **_: Any) -> str:
 def in_tree(file: File) -> str:
     """The path of a page's source in the tree, such as docs/start.md."""
     source = file.abs_src_path or ""
-    return Path(os.path.relpath(source, ROOT)).as_posix() if source else file.src_uri
+    return Path(os.path.relpath(source, ROOT)).as_posix() if source else DOCS + file.src_uri
 
 
 def on_post_page(output: str, *, page: Page, **_: Any) -> str:

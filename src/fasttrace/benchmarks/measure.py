@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ from fasttrace.benchmarks.result import BenchRow, spread
 from fasttrace.errors import UserError, did_you_mean
 from fasttrace.ops.dispatch import IMPLEMENTATIONS
 
-OPS = {
+# Name of an op → its module of loads, which has `load`, and `SHAPES` for `make bench`.
+OPS: dict[str, Any] = {
     "noised_embed": noised_embed,
     "window_restore": window_restore,
     "prefix_attention": prefix_attention,
@@ -52,6 +54,28 @@ OPS = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED = "torch.compile"
 ENOUGH = 0.4  # a way is timed for this many seconds and at least five calls
+
+
+SHIPPED = frozenset(OPS)
+
+
+def add_op(name: str, load: Callable[..., Load]) -> None:
+    """Add an op that is not in the package, so that `bench` times it in this process. An added op is replaced.
+
+    load: draws the arguments, as load(draw, rows=1024, …): the first parameter is a `Draw`, and each of the others is a
+        size with a whole number as its default.
+
+    Raises UserError for the name of a shipped op, and for parameters that differ from these.
+    """
+    if name in SHIPPED:
+        raise UserError(f"add_op: expected a name of its own, got '{name}', which fasttrace has")
+    parameters = list(inspect.signature(load).parameters.values())
+    if not parameters or any(type(one.default) is not int for one in parameters[1:]):
+        raise UserError(
+            f"add_op: expected load(draw, size=1024, …) with whole numbers as defaults, got {load.__name__}"
+            f"{inspect.signature(load)}"
+        )
+    OPS[name] = SimpleNamespace(load=load, SHAPES=({},))
 
 
 def sizes_of(op: str) -> dict[str, int]:
