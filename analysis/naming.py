@@ -90,7 +90,7 @@ def method_and_corruption(localization: str) -> tuple[str, str]:
     return localization.removeprefix("counterfactual").removeprefix("-") or "denoise", "counterfactual"
 
 
-def own_way(row: Row) -> bool:
+def own_way(row: Mapping[str, Any]) -> bool:
     """Whether a row is of the paper's own causal tracing, which comes first: of MLPs, at one token a cell, by denoising
     with noise, in probabilities."""
     return all(row.get(key, own) in (own, None) for key, own in OWN_WAY.items())

@@ -185,7 +185,9 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             help="What the tracing effects are made of; by default probability, and with --localization every metric.",
         ),
         "module": click.option(
-            "--module", type=click.Choice(MODULES), help="Whose outputs the traces replace; by default mlp."
+            "--module",
+            type=click.Choice(MODULES),
+            help="Whose outputs the traces replace; by default mlp, and for `roles` every module, told apart.",
         ),
         "run": click.option(
             "--run",
