@@ -5,6 +5,7 @@ Their frame and colours are those of `fasttrace.show.style`. chart.py makes the 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     fact, cells: as for `stored_heatmap`. Raises UserError where there are no cells.
     """
     heat = stored_heatmap(fact, cells)
+    # Of several traces that are alike so far, the settings in which this one differs (sql/run_names.sql).
+    heat = replace(heat, part=" · ".join(filter(None, (heat.part, fact.get("trace_run")))))
     figure = new_figure(*heatmap_size(heat))
     heatmap.draw_heatmap(figure.subplots(), heat)
     return figure

@@ -157,8 +157,10 @@ def paper_figure(
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")
     if one.kind == "heatmap":
-        fact_id = fact_id or _most_hurt(store, one)
+        hurt = _most_hurt(store, one) if fact_id is None else {"fact_id": fact_id}
+        fact_id = str(hurt["fact_id"])
         grids = [row for row in _grids(store, fact_id, one.rows) if one.rows.of_traces(row)]
+        grids = [row for row in grids if row["model"] == hurt.get("model", row["model"])]
         if not grids:
             window = one.rows.window_size
             raise StoreError(f"fact {fact_id!r} was not traced with a window of {window} in {store.where}")
@@ -297,11 +299,10 @@ def _kept(table: pa.Table, wanted: Mapping[str, Any]) -> pa.Table:
     return table
 
 
-def _most_hurt(store: Readable, one: Numbered) -> str:
-    """The fact whose p(o_true) the corruption lowered most; with zeroing, the one that the model knows best."""
-    rows = [row for row in _traced(store, "fact_traces", one).to_pylist() if row["kept"]]
-    most: str = max(rows, key=lambda row: row["p_clean"] - (row["p_noised"] or 0.0))["fact_id"]
-    return most
+def _most_hurt(store: Readable, one: Numbered) -> Row:
+    """The trace of the fact whose p(o_true) the corruption lowered most; with zeroing, that the model knows best."""
+    rows: list[Row] = [row for row in _traced(store, "fact_traces", one).to_pylist() if row["kept"]]
+    return max(rows, key=lambda row: row["p_clean"] - (row["p_noised"] or 0.0))
 
 
 @checked

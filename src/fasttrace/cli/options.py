@@ -215,7 +215,7 @@ def options(*names: str) -> Callable[[Verb], Verb]:
             "--module",
             heading="Analysis",
             type=Choice(MODULES),
-            help="Whose outputs the traces replace; by default mlp.",
+            help="Whose outputs the traces replace; by default mlp, and for `roles` every module, told apart.",
         ),
         "run": option(
             "--run",
