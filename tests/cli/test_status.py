@@ -19,7 +19,8 @@ TRACE += ("--memory", "3MB", "--store", "s.duckdb")  # a wave for each fact
 # The second wave never begins.
 WAITS = """
 import sys, time
-from fasttrace.cli import main, watch
+from fasttrace.cli import main
+from fasttrace.show import watch
 from fasttrace.tracing import engine
 begin, waves = engine.start_wave, []
 def waiting(*given, **named):

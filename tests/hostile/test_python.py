@@ -299,7 +299,7 @@ def test_a_raw_transformers_model_is_told_of_wrap_model(model):
             call(model.hf, FACTS)
     with pytest.raises(ft.UserError, match="wrap_model"):
         ft.second_moments(model.hf)
-    with pytest.raises(ft.UserError, match="facts: expected facts, as load_facts returns them, got LlamaDecoder"):
+    with pytest.raises(ft.UserError, match="facts, as load_facts returns them, or a prompt as text, got LlamaDecoder"):
         ft.trace(model, model)
 
 

@@ -94,7 +94,7 @@ def test_help_describes_every_keyword():
     text = inspect.getdoc(ft.trace)
     assert text.startswith("Causal tracing: compute the exact grid of every fact and window size in one sweep.")
     assert "    windows: Window sizes, as in 10,5,1 (layers)." in text
-    assert "    progress: Called as progress(n) after n more facts." in text
+    assert "    progress: Called as progress(n) after n more facts; a bar by default" in text
     assert list(inspect.signature(ft.trace).parameters)[:2] == ["model", "facts"]
     assert str(inspect.signature(ft.edit).parameters["steps"]) == "steps: int = <the method's>"
     assert inspect.signature(ft.second_moments).parameters["corpus"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -56,3 +56,13 @@ def test_the_settings_of_a_run_in_python():
         **{name: one.default for name, one in columns_of("trace").items()}, "module": "attn", "windows": [3],
     }  # fmt: skip
     assert "steps" not in stored_settings("edit", "{}")
+
+
+def test_a_renamed_setting_keeps_the_name_that_runs_have_of_it():
+    stated = run_settings(TraceSettings(scored="first-token"))
+    assert stated["target"] == "first-token"
+    assert "scored" not in stated
+    assert stored_settings("trace", json.dumps(stated))["scored"] == "first-token"
+    [row] = rows_of("trace", '{"target": "argmax-first"}')
+    assert row["scored"] == "argmax-first"
+    assert "target" not in row

@@ -2,6 +2,7 @@
 
 import json
 import re
+import typing
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,6 +16,8 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.errors import UserError
+from fasttrace.tracing.result import Role
+from fasttrace.tracing.roles import ROLES
 
 FACTS = [
     ft.Fact("The {} is located in the city of", "Eiffel Tower", "Paris", "Rome", fact_id="eiffel"),
@@ -124,6 +127,7 @@ def test_roles_are_drawn_as_their_means(traced, heads, axes):
     heads.plot_roles(ax=second)
     assert second.images[0].get_array().shape == (6, 5)
     assert "last subject token" in second.get_title(loc="left")
+    assert typing.get_args(Role) == ROLES
     with pytest.raises(UserError, match="role: expected a trace of heads or experts, got module mlp"):
         traced.plot_roles(role="further")
 

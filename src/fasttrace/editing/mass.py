@@ -512,7 +512,7 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
     elif asked.past_keys is not None:
         settled = replaced(settled, past_keys=None)
     of_edits = json.loads(plan.run["settings"])
-    unread = settings_of(EditSettings).keys() - of_edits.keys()
+    unread = {name for name, one in settings_of(EditSettings).items() if one.stored not in of_edits}
     described = {**run_settings(settled, without=unread), **of_edits, **watch.identity}
     described["facts"] = [f.fact_id for f in plan.encoded]
     if both := contradicted(models, start.changed):

@@ -148,7 +148,8 @@ class EditResult(Shown):
     def _line(self) -> str:
         layers = sorted({layer for layer in self.scores["layer"].to_pylist() if layer is not None})
         at = f"layer{'s' * (len(layers) != 1)} {', '.join(map(str, layers))}"
-        made = f"{count(len(self.edits), 'edit')} of {count(len(self.facts), 'fact')}"
+        scored = len(self.scores) - self.scores["p_after"].null_count
+        made = f"{count(scored, 'edit')} of {count(len(self.facts), 'fact')}"
         return f"{made}, {self._how().replace(' · ', ', ')}, {at}; {self.run['seconds']:.1f} s"
 
     def _summary(self) -> pa.Table:

@@ -19,7 +19,8 @@ def _facts_or_text(value: Any) -> Any:
     return value if isinstance(value, str) else facts_of(value)
 
 
-AnyFacts = Annotated[Sequence[Fact] | Fact | str, Kind("facts, one fact or a prompt as text", _facts_or_text)]
+_KIND = Kind("facts, as load_facts returns them, or a prompt as text", _facts_or_text)
+AnyFacts = Annotated[Sequence[Fact] | Fact | str, _KIND]
 """Facts as the argument of a public function that also takes a prompt as text."""
 
 

@@ -146,7 +146,7 @@ class TraceResult(Shown):
     def _fact(self, what: str, fact: Fact | str | None) -> dict[str, Any]:
         """The row of a traced fact. Raises UserError where it is not one."""
         rows = {row["fact_id"]: row for row in self.facts.to_pylist()}
-        traced = list(dict.fromkeys(self.cells["fact_id"].to_pylist()))
+        traced = self.cells["fact_id"].unique().to_pylist()
         fact_id = fact.fact_id if isinstance(fact, Fact) else fact
         if fact_id is None and len(traced) == 1:
             return rows[traced[0]]
@@ -185,7 +185,7 @@ class TraceResult(Shown):
         return self.facts.select(names)
 
     def _picture(self) -> "Axes | None":
-        traced = list(dict.fromkeys(self.cells["fact_id"].to_pylist()))
+        traced = self.cells["fact_id"].unique().to_pylist()
         if not traced:
             return None
         heat = self.heatmap(traced[0])
