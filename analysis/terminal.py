@@ -99,7 +99,9 @@ def grid(
         if gap_column is not None:
             words.insert(gap_column, Text(""))
         shown.add_row(*words)
-    console = Console(width=sum(widths) + (GAP + 1) * (len(widths) + 1), file=io.StringIO(), color_system=None)
+    width = sum(widths) + (GAP + 1) * (len(widths) + 1)
+    # In a notebook, rich would show what it writes instead of writing it.
+    console = Console(width=width, file=io.StringIO(), color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(shown)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"

@@ -29,3 +29,11 @@ def test_a_table_fits_and_says_what_it_leaves_out():
     long = fit(pa.table({"x": list(range(1000))}), 80, 5).splitlines()
     assert [line.strip() for line in long[2:]] == ["0", "1", "2", "⋮", "998", "999", "1000 rows, 5 shown"]
     assert fit(pa.table({"x": pa.array([], pa.int32())})).endswith("0 rows\n")
+
+
+def test_a_notebook_is_shown_nothing_while_a_table_becomes_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *what: shown.append(what))
+    assert "1" in fit(pa.table({"a": [1]}), None, None)
+    assert shown == []

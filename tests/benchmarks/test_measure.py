@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fasttrace as ft
-from fasttrace.benchmarks import OPS, bench, sizes_of
+from fasttrace.benchmarks import OPS, Load, add_op, bench, sizes_of, traffic
 from fasttrace.benchmarks.load import Draw
 from fasttrace.benchmarks.measure import DTYPES, squares, ways
 from fasttrace.cli import main
@@ -62,6 +62,33 @@ def test_the_recorded_shapes_are_loads(op):
         load = OPS[op].load(Draw.on(torch.float32, "meta"), **sizes)
         assert load.gigabyte or load.gigaflop
         assert set(ways(load)) >= {"auto", "reference"}
+
+
+def test_an_added_op_is_timed_and_compared_as_the_shipped_ones(monkeypatch):
+    monkeypatch.setattr("fasttrace.benchmarks.measure.OPS", dict(OPS))
+
+    def load(draw, rows=4, wrong=0):
+        def double(x, impl="auto"):
+            return x * 2 + (wrong if impl == "auto" else 0)
+
+        x = draw.normal(rows, 8)
+        return Load(double, (x,), None, rivals={"add": lambda x: x + x}, gigabyte=traffic(x, x))
+
+    add_op("double", load)
+    assert sizes_of("double") == {"rows": 4, "wrong": 0}
+    right, wrong = (list(bench("double", sizes)) for sizes in ({"rows": 3}, {"wrong": 1}))
+    assert [(row["impl"], row["relative_difference"]) for row in right] == [
+        ("auto", 0), ("reference", 0), ("torch add", 0),
+    ]  # fmt: skip
+    assert wrong[0]["relative_difference"] > 0.1
+    with pytest.raises(UserError, match="name of its own, got 'linear', which fasttrace has"):
+        add_op("linear", load)
+    with pytest.raises(UserError, match=r"add_op: expected load\(draw, size=1024, …\) .* got sized\(draw, rows\)"):
+        add_op("sized", sized)
+
+
+def sized(draw, rows):
+    """A load whose size has no default."""
 
 
 def test_torch_compile_is_one_of_the_ways():

@@ -1,6 +1,7 @@
 """Times every op at any shape beside other ways to compute it, for `fasttrace bench` and the scripts in bench/."""
 
-from fasttrace.benchmarks.measure import OPS, Ceilings, bench, ceilings, checked, sizes_of
+from fasttrace.benchmarks.load import Draw, Load, traffic
+from fasttrace.benchmarks.measure import OPS, Ceilings, add_op, bench, ceilings, checked, sizes_of
 from fasttrace.benchmarks.result import BenchResult, about, bench_result
 from fasttrace.benchmarks.tuning import TILED, check_tiled, fastest, record, tune
 
@@ -9,7 +10,10 @@ __all__ = [
     "TILED",
     "BenchResult",
     "Ceilings",
+    "Draw",
+    "Load",
     "about",
+    "add_op",
     "bench",
     "bench_result",
     "ceilings",
@@ -18,5 +22,6 @@ __all__ = [
     "fastest",
     "record",
     "sizes_of",
+    "traffic",
     "tune",
 ]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,10 +30,11 @@ from fasttrace.benchmarks.loads import (
     window_restore,
 )
 from fasttrace.benchmarks.result import BenchRow, spread
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.ops.dispatch import IMPLEMENTATIONS
 
-OPS = {
+# Name of an op → its module of loads, which has `load`, and `SHAPES` for `make bench`.
+OPS: dict[str, Any] = {
     "noised_embed": noised_embed,
     "window_restore": window_restore,
     "prefix_attention": prefix_attention,
@@ -54,10 +56,32 @@ COMPILED = "torch.compile"
 ENOUGH = 0.4  # a way is timed for this many seconds and at least five calls
 
 
+SHIPPED = frozenset(OPS)
+
+
+def add_op(name: str, load: Callable[..., Load]) -> None:
+    """Add an op that is not in the package, so that `bench` times it in this process. An added op is replaced.
+
+    load: draws the arguments, as load(draw, rows=1024, …): the first parameter is a `Draw`, and each of the others is a
+        size with a whole number as its default.
+
+    Raises UserError for the name of a shipped op, and for parameters that differ from these.
+    """
+    if name in SHIPPED:
+        raise UserError(f"add_op: expected a name of its own, got '{name}', which fasttrace has")
+    parameters = list(inspect.signature(load).parameters.values())
+    if not parameters or any(type(one.default) is not int for one in parameters[1:]):
+        raise UserError(
+            f"add_op: expected load(draw, size=1024, …) with whole numbers as defaults, got {load.__name__}"
+            f"{inspect.signature(load)}"
+        )
+    OPS[name] = SimpleNamespace(load=load, SHAPES=({},))
+
+
 def sizes_of(op: str) -> dict[str, int]:
     """The sizes of an op's load with their defaults. Raises UserError for an unknown op."""
     if op not in OPS:
-        raise UserError(f"op: expected one of {', '.join(OPS)}, got '{op}'")
+        raise UserError(f"op: expected one of {', '.join(OPS)}, got '{op}'{did_you_mean(op, OPS)}")
     given = list(inspect.signature(OPS[op].load).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in given}
 
@@ -68,7 +92,7 @@ def checked(op: str, sizes: Mapping[str, int]) -> dict[str, int]:
     known = sizes_of(op)
     for name, value in sizes.items():
         if name not in known:
-            raise UserError(f"{op} has no size '{name}'; there are {', '.join(known)}")
+            raise UserError(f"{op} has no size '{name}'; there are {', '.join(known)}{did_you_mean(name, known)}")
         if value < (0 if known[name] == 0 else 1):
             raise UserError(f"{op}: expected size {name} to be a positive number, got {value}")
     return {**known, **sizes}
@@ -171,7 +195,9 @@ def bench(
         if name in IMPLEMENTATIONS and name not in known:
             known[name] = partial(load.op, impl=name)
         if name not in known:
-            raise UserError(f"{op}: expected one of {', '.join([*known, *IMPLEMENTATIONS[2:]])}, got '{name}'")
+            ways_there = [*known, *IMPLEMENTATIONS[2:]]
+            hint = did_you_mean(name, ways_there)
+            raise UserError(f"{op}: expected one of {', '.join(ways_there)}, got '{name}'{hint}")
     peak = ceilings(dtype, device)
     with torch.inference_mode(not load.grad):
         expected = _result(known["reference"], load)

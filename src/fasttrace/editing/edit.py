@@ -49,6 +49,7 @@ from fasttrace.settings.methods import (
     Hyperparameters,
     MethodSettings,
     hyperparameters,
+    is_shipped,
     method_settings,
     reads_moments,
 )
@@ -181,6 +182,8 @@ def plan_edit(
     """`prepare_edit` by a crew. Its workers collect the second moments together, which this process keeps."""
     if isinstance(crew, Alone):
         return prepare_edit(crew.model, facts, settings=asked, moments=moments, judge=judge, progress=progress)
+    if not is_shipped(asked.method):
+        raise refusal(asked, "method", "one that workers have, which are the package's", f"the added '{asked.method}'")
     if moments is None and (needed := crew.ask(needed_moments, facts, asked)) is not None:
         settings, experts = needed
         moments = collected(crew, settings, experts, cache_root(None), progress)

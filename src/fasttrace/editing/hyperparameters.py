@@ -15,7 +15,7 @@ from typing import Any
 
 from fasttrace.models.adapter import Decoder
 from fasttrace.settings.base import given_by
-from fasttrace.settings.methods import METHODS, MethodSettings, method_settings
+from fasttrace.settings.methods import METHODS, MethodSettings, is_shipped, method_settings
 from fasttrace.windows import window_interval
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def shape_of(model: Decoder) -> Shape:
 def say_whose(name: str, method: str, shape: Shape) -> None:
     """Log, once a method, whose hyperparameters a model takes for which none are published."""
     of_model = {one for one, _ in PAPER_MODEL.get(shape, {})}
-    if shape not in (GPTJ, SMOLLM2_135M) and method not in of_model:
+    if is_shipped(method) and shape not in (GPTJ, SMOLLM2_135M) and method not in of_model:
         log.warning("%s: no hyperparameters are published for '%s': it takes those of GPT-J", method, name)
 
 

@@ -54,7 +54,7 @@ def tuned_values(asked: TuneSettings) -> list[tuple[str, float]]:
     Raises UserError for a hyperparameter that the method does not have, or that has neither given nor published values,
     and for a value out of its bounds.
     """
-    name, values = TUNED[asked.method]
+    name, values = TUNED.get(asked.method, TUNED["memit"])  # a method that was added optimises δ as MEMIT does
     if asked.hyperparameter not in (None, name) and not asked.values:
         raise refusal(asked, "values", f"values to try for {asked.hyperparameter}", "none")
     if asked.hyperparameter == "slack":

@@ -1,10 +1,11 @@
 """Every setting of fasttrace, declared once. base.py describes a declaration and what is derived from it."""
 
+from .base import setting, settings
 from .edit import EditSettings
 from .export import ExportSettings
 from .generate import GenerateSettings
 from .mass import MassSettings, TuneSettings
-from .methods import FineTuneSettings, MemitSettings, RomeSettings
+from .methods import FineTuneSettings, MemitSettings, RomeSettings, SpreadSettings
 from .moments import MomentSettings
 from .trace import TraceSettings
 
@@ -17,6 +18,9 @@ __all__ = [
     "MemitSettings",
     "MomentSettings",
     "RomeSettings",
+    "SpreadSettings",
     "TraceSettings",
     "TuneSettings",
+    "setting",
+    "settings",
 ]

@@ -7,6 +7,8 @@ than the setting or did not change it.
 import json
 from typing import Any
 
+import attrs
+
 from .base import RUN_COLUMNS, Setting, settings_of
 from .edit import EditSettings
 from .mass import MassSettings
@@ -31,7 +33,11 @@ def columns_of(kind: str) -> dict[str, Setting]:
         for name, one in settings_of(RUN_SETTINGS[kind]).items()
         if one.names_run != "never" and name not in RUN_COLUMNS
     }
-    return stored | hyperparameters() if kind in ("edit", "mass") else stored
+    if kind not in ("edit", "mass"):
+        return stored
+    # A run that lacks a hyperparameter which always names runs is of a method without it, so no default is filled in.
+    own = {name: attrs.evolve(one, tabled=one.names_run == "always") for name, one in hyperparameters().items()}
+    return stored | own
 
 
 def stored_settings(kind: str, text: str) -> dict[str, Any]:

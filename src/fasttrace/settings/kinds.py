@@ -5,7 +5,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,20 +57,36 @@ Count = Annotated[int, Bounds(0, most=MOST_ITEMS)]
 class Kind:
     """A kind of value.
 
-    expected: its description in an error, after the word "expected".
+    described: its description in an error, or "" where the choices are that.
     convert: converts a value or its text. Raises one of REFUSALS where it is not of this kind.
     metavar: its placeholder in a command's help.
     sql_type: type of its column.
     choices: the words to choose from, or (). A path may be one of them instead of a file's name.
     """
 
-    expected: str
+    described: str
     convert: Callable[[Any], Any]
     metavar: str = "TEXT"
     sql_type: str = "VARCHAR"
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     is_flag: bool = False
     is_path: bool = False
+
+    @property
+    def expected(self) -> str:
+        """Its description in an error, after the word "expected"."""
+        return self.described or f"one of {', '.join(self.choices)}"
+
+
+def one_of(names: Collection[str], metavar: str) -> Kind:
+    """The kind of a name among `names`, which may grow."""
+
+    def convert(value: Any) -> str:
+        if _text(value) not in names:
+            raise ValueError
+        return str(value)
+
+    return Kind("", convert, metavar, choices=names)
 
 
 def kind_of(annotation: Any, bounds: Bounds) -> Kind:
@@ -242,7 +258,8 @@ def _sequence(item: Kind) -> Kind:
             raise ValueError
         return tuple(map(item.convert, parts))
 
-    return Kind(f"a list in which each item is {item.expected}", convert, f"{item.metavar},…", f"{item.sql_type}[]")
+    expected = f"a list in which each item is {item.expected}"
+    return Kind(expected, convert, f"{item.metavar},…", f"{item.sql_type}[]", choices=item.choices)
 
 
 def _union(kinds: list[Kind]) -> Kind:
@@ -266,7 +283,7 @@ def _union(kinds: list[Kind]) -> Kind:
         convert,
         named[0].metavar if len(named) == 1 else "PATH" if has_path else "TEXT",
         named[0].sql_type,
-        choices=tuple(word for kind in named for word in kind.choices) if len(named) == 1 or has_path else (),
+        choices=tuple(word for kind in named for word in kind.choices),
         is_path=has_path,
     )
 

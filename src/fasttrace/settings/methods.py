@@ -5,12 +5,12 @@ the tables of `editing.hyperparameters` may have another default for the model, 
 caller gives overrides both.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from .base import Setting, check_names, given_by, refusal, setting, settings, settings_of
-from .kinds import MOST_STEPS, MOST_WEIGHT
+from .kinds import MOST_STEPS, MOST_WEIGHT, one_of
 
-Method = Literal["rome", "memit", "emmet", "alphaedit", "pmet", "ft-1", "ft-5"]
+Shipped = Literal["rome", "memit", "emmet", "alphaedit", "pmet", "ft-1", "ft-5"]
 
 
 @settings("optimisation")
@@ -251,6 +251,14 @@ def reads_moments(method: str, own: "MethodSettings | None") -> bool:
 
 SOLVED, SPREAD = ([name for name, one in METHODS.items() if getattr(one, trait)] for trait in ("solved", "spread"))
 
+# The name of a method: a shipped one, or one that `editing.methods.add_method` added to METHODS.
+Method = Annotated[Shipped | str, one_of(METHODS, f"[{'|'.join(METHODS)}]")]
+
+
+def is_shipped(method: str) -> bool:
+    """Whether a method is fasttrace's own."""
+    return method in get_args(Shipped)
+
 
 def method_settings(method: str, values: dict[str, Any]) -> MethodSettings:
     """The hyperparameters of a method from {name: value}. Raises UserError for a name that the method does not have."""
@@ -259,6 +267,7 @@ def method_settings(method: str, values: dict[str, Any]) -> MethodSettings:
     return kind(**values)
 
 
-def hyperparameters() -> dict[str, Setting]:
-    """{name: setting} of the hyperparameters of all methods."""
-    return {name: one for kind in METHODS.values() for name, one in settings_of(kind.settings).items()}
+def hyperparameters(without: str | None = None) -> dict[str, Setting]:
+    """{name: setting} of the hyperparameters of all methods, or of all but one."""
+    kinds = [one.settings for method, one in METHODS.items() if method != without]
+    return {name: one for kind in kinds for name, one in settings_of(kind).items()}
