@@ -563,7 +563,7 @@ def test_awkward_names_are_text_everywhere(awkward, tmp_path, monkeypatch):
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_fits_the_window_and_can_be_read(twenty, tmp_path, width, dark):
     with opened(twenty.url, tmp_path, width=width, dark=dark) as browser:
