@@ -14,16 +14,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PEERS_READY := .venv-peers/ready
 READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
-.PHONY: help setup demo test test-all tutorials tutorials-check bench bench-peers check clean
+.PHONY: help setup demo test test-all docs test-docs tutorials bench bench-peers check wheel clean
 
 help:
 	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
 	@echo "make test         every test but a few that take a minute each"
 	@echo "make test-all     these too, the numerical tests as other processors compute them, and 200 kills of commands"
-	@echo "make tutorials    execute docs/tutorials and write their outputs; tutorials-check writes nothing"
+	@echo "make docs         the site, in build/site; it is built strictly and without a network"
+	@echo "make test-docs    the commands of every page, in an empty folder each, and the tutorials"
+	@echo "make tutorials    execute the notebooks of docs/tutorials, and keep their outputs"
 	@echo "make bench        every op with its reference and torch.compile; bench/results/*.json and build/bench.duckdb"
 	@echo "make bench-peers  sweeps by fasttrace and by its peers, which have a separate environment (.venv-peers)"
 	@echo "make check        lint, types, and a compile of the CUDA sources if nvcc is installed"
+	@echo "make wheel        the source distribution and the wheel for PyPI, in dist/"
 
 demo: setup
 	$(BIN)/fasttrace demo --out demo
@@ -32,18 +35,29 @@ demo: setup
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test: setup
-	$(PYTEST) -m "not slow" --durations 10
+	$(PYTEST) -m "not slow and not pages" --durations 10
 
 test-all: test
 	$(PYTEST) -m slow
 	$(BIN)/python tests/processors.py
 	$(BIN)/python tests/kills.py
 
-tutorials: setup
+# MkDocs and its plugins are installed once they are asked for.
+DOCS_READY := .venv/ready-docs
+
+docs: setup $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+test-docs: setup $(DOCS_READY)
+	$(PYTEST) -m pages tests/test_pages.py tests/test_tutorials.py
+	$(BIN)/python docs/tutorials/run.py --check --jobs 2
+
+tutorials: setup $(DOCS_READY)
 	$(BIN)/python docs/tutorials/run.py $(ARGS)
 
-tutorials-check: setup
-	$(BIN)/python docs/tutorials/run.py --check $(ARGS)
+$(DOCS_READY): $(READY)
+	$(PIP) --no-build-isolation --editable ".[dev,docs]"
+	@touch $@
 
 bench: setup
 	$(BIN)/python -m pytest bench --record --store build/bench.duckdb $(ARGS)
@@ -62,8 +76,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python csrc/build_ext.py check-cuda
 
+wheel: setup
+	$(BIN)/python csrc/build_wheel.py dist
+
 clean:
-	rm -rf .venv .venv-peers build src/fasttrace/*.so src/fasttrace.egg-info
+	rm -rf dist .venv .venv-peers build src/fasttrace/*.so src/fasttrace.egg-info
 
 setup: $(READY)
 

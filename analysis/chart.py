@@ -14,6 +14,7 @@ from .naming import number
 WIDTH = 320  # of every panel, in units of its view box; one unit is about a CSS pixel on a phone
 LEFT, RIGHT, TOP, BELOW = 38, 8, 22, 34
 HEIGHT = 196
+LABEL = 56  # letters that fit a panel's width
 # Outlines of a line's marks, centred on the origin. Series differ in shape and dash, not only in colour.
 SHAPES = (
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
@@ -67,6 +68,11 @@ class Axis:
     end: float
     label: str = ""
     ticks: tuple[tuple[float, str], ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """The label, with its unit on a line of its own where both do not fit."""
+        return self.label.replace(" (", "\n(", len(self.label) > LABEL).split("\n")
 
     def at(self, value: float) -> float:
         return round(self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin), 1)

@@ -5,12 +5,15 @@ Their frame and colours are those of `fasttrace.show.style`. chart.py makes the 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from fasttrace.errors import UserError
@@ -36,6 +39,7 @@ from fasttrace.show.style import (
 
 from .naming import (
     Row,
+    common_text,
     effect_label,
     group_names,
     in_group,
@@ -46,7 +50,7 @@ from .naming import (
     score_label,
 )
 
-PAGE = 10.0  # inches: the width that panels of bars share
+COLUMN, PAGE = 5.5, 7.0  # inches: a column of text, and the width of a page of two
 
 
 def need_rows(table: pa.Table, what: str) -> list[Row]:
@@ -63,6 +67,8 @@ def draw_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Figure:
     fact, cells: as for `stored_heatmap`. Raises UserError where there are no cells.
     """
     heat = stored_heatmap(fact, cells)
+    # Of several traces that are alike so far, the settings in which this one differs (sql/run_names.sql).
+    heat = replace(heat, part=" · ".join(filter(None, (heat.part, fact.get("trace_run")))))
     figure = new_figure(*heatmap_size(heat))
     heatmap.draw_heatmap(figure.subplots(), heat)
     return figure
@@ -95,17 +101,15 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
     """
     rows = need_rows(peaks, "tracing effects")
     names = group_names(rows, always=("window_size",))
-    figure = new_figure(7.0, 0.6 + 2.2 * len(names))
-    for axes, (group, name) in zip(panel_grid(figure, len(names), 1), names.items(), strict=True):
+    figure = new_figure(COLUMN, 0.9 + 1.5 * len(names))
+    figure.suptitle(_of_any_window(rows, COLUMN), color=INK, fontsize=10, x=0.01, ha="left", parse_math=False)
+    panels = panel_grid(figure, len(names), 1, sharex=len({row["n_layers"] for row in rows}) == 1)
+    for axes, (group, name) in zip(panels, names.items(), strict=True):
         members = in_group(rows, group)
         n_layers = max(row["n_layers"] for row in members)
         counts = np.bincount([row["peak_layer"] for row in members], minlength=n_layers)
-        dress(
-            axes,
-            "layer with the fact's largest tracing effect (0-based)",
-            "facts",
-            f"{name}: {len(members)} facts",
-        )
+        label = "layer with the fact's largest tracing effect (0-based)"
+        dress(axes, label if axes is panels[-1] else None, "facts", f"{name}: {len(members)} facts")
         axes.bar(range(n_layers), counts, width=0.85, color=SERIES[0])
         even_ticks(axes.yaxis, 5)
         layers_on_x(axes, n_layers)
@@ -119,8 +123,8 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
     """
     rows = need_rows(curve, "tracing effects")
     names = group_names(rows, always=("window_size",))
-    legend_lines = math.ceil(len(names) / legend_columns((f"{name} (9999 facts)" for name in names.values()), 7.0))
-    figure = new_figure(7.0, 3.2 + 0.2 * legend_lines)
+    legend_lines = math.ceil(len(names) / legend_columns((f"{name} (9999 facts)" for name in names.values()), COLUMN))
+    figure = new_figure(COLUMN, 3.2 + 0.2 * legend_lines)
     labels = {effect_label(row["localization"], metric=row["metric"]) for row in rows}
     axes = dress(
         figure.subplots(),
@@ -147,8 +151,24 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
         )
     layers_on_x(axes, max(row["layer"] for row in rows) + 1)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    legend_above(figure, [axes])
+    legend_above(figure, [axes], _of_any_window(rows, COLUMN))
     return figure
+
+
+def _of_any_window(rows: list[Row], width: float) -> str:
+    """As `_of_what`, without the window, which is named beside each line or panel."""
+    return _of_what([{**row, "window_size": None} for row in rows], width)
+
+
+def _of_what(rows: list[Row], width: float) -> str:
+    """What all rows of a figure are of, in lines that fit its width in inches."""
+    lines: list[str] = []
+    for word in common_text(rows).split(" · "):
+        if lines and len(lines[-1]) + len(word) + 3 <= width / 0.085:
+            lines[-1] += f" · {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def fit_and_band(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -182,47 +202,52 @@ def draw_effect_vs_score(pairs: pa.Table, correlations: pa.Table, score: str) ->
     names = group_names(rows)
     blocks = {group: sorted({row["layer"] for row in in_group(rows, group)}) for group in names}
     columns = min(4, max(map(len, blocks.values())))
-    side = 3.4 if columns == 1 else 1.95
-    heights = [1.0 + side * math.ceil(len(layers) / columns) for layers in blocks.values()]
-    figure = new_figure(max(5.8, 1.0 + 2.05 * columns), 0.3 + sum(heights))
-    limits = [
-        (min(0.0, *values) - 0.05, max(1.0, *values) + 0.05)
-        for values in ([row[name] for row in rows] for name in ("effect", "score"))
-    ]
+    side = 3.0 if columns == 1 else 1.75
+    heights = [0.9 + side * math.ceil(len(layers) / columns) for layers in blocks.values()]
+    figure = new_figure(COLUMN if columns < 3 else PAGE, 0.7 + sum(heights))
+    # The axes end where the perfect relationship does, but for values beyond, which are counted below.
+    ranges = ([row[name] for row in rows] for name in ("effect", "score"))
+    limits = [(min(0.0, *values), max(1.0, *values)) for values in ranges]
     shown: list[Axes] = []
     slices = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False).flat
     for part, (group, layers) in zip(slices, blocks.items(), strict=True):
         members = in_group(rows, group)
         part.set_facecolor("none")
         if len(names) > 1:
-            part.suptitle(names[group], color=INK, fontsize=11, x=0.01, ha="left", parse_math=False)
+            part.suptitle(names[group], color=INK, fontsize=10, x=0.01, ha="left", parse_math=False)
         panels = panel_grid(part, len(layers), columns, sharex=True, sharey=True)
         shown += panels
         for axes, layer in zip(panels, layers, strict=True):
             found = [row for row in in_group(rhos, group) if row["layer"] == layer]
             _scatter_panel(axes, layer, [row for row in members if row["layer"] == layer], found, many=len(rows))
             axes.set(xlim=limits[0], ylim=limits[1])
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(nbins=8 if columns == 1 else 4, steps=[1, 2, 5, 10]))
         label = two_lines(effect_label(members[0]["localization"], members[0]["effect_at"], members[0]["metric"]))
-        outside = outside_text(row["effect"] for row in members)
-        label_axes(part, panels, label + (f"\n{outside}" if outside else ""), two_lines(score_label(score)))
-    legend_above(figure, shown)
+        beyond = (outside_text((row[key] for row in members), f"{key}s") for key in ("effect", "score"))
+        label_axes(part, panels, "\n".join([label, *filter(None, beyond)]), two_lines(score_label(score)))
+    legend_above(figure, shown, _of_what(rows, figure.get_figwidth()))
     return figure
 
 
 def _scatter_panel(axes: Axes, layer: int, points: list[Row], found: list[Row], *, many: int) -> None:
     """Draw the edits of one layer. found: the row with their correlation, if any. many: points in the whole figure."""
     rho, p = (found[0]["rho"], found[0]["p_value"]) if found else (None, None)
-    dress(axes, title=f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = {len(points)}")
+    dress(axes)
+    title = f"layer {layer}:  ρ = {number(rho, 2)}\n{p_text(p)}, n = {len(points)}"
+    axes.set_title(title, color=INK, fontsize=9, loc="left", pad=8)
     x, y = (np.array([row[name] for row in points], dtype=float) for name in ("effect", "score"))
-    axes.scatter(
+    dots = axes.scatter(
         x,
         y,
         s=14,
         color=SERIES[0],
         alpha=0.75 if len(points) <= 100 else 0.35,
         linewidths=0,
+        zorder=3,
         rasterized=many > MAX_VECTOR_POINTS,
     )
+    _whole(dots)
     axes.plot([0, 1], [0, 1], color=SERIES[1], linestyle="--", linewidth=1.0, label="perfect relationship")
     at = np.linspace(x.min(), x.max(), 50)
     fit = fit_and_band(x, y, at)
@@ -232,6 +257,12 @@ def _scatter_panel(axes: Axes, layer: int, points: list[Row], found: list[Row], 
         axes.fill_between(
             at, line - band, line + band, color=INK, alpha=0.18, linewidth=0, label="95 % confidence band"
         )
+
+
+def _whole(marks: Artist) -> None:
+    """Let marks at the ends of an axis be whole. The layout has no need to keep room for them."""
+    marks.set_clip_on(False)
+    marks.set_in_layout(False)
 
 
 def draw_r2_bars(regressions: pa.Table) -> Figure:
@@ -248,15 +279,15 @@ def draw_r2_bars(regressions: pa.Table) -> Figure:
     }
     wide = max(map(len, problems.values()))
     longest = max(len(word) for _, name in named for word in name.split(" · "))
-    panel_width = 0.5 + wide * max(0.62, 0.085 * longest)
-    columns = max(1, min(len(problems), int(PAGE / panel_width)))
+    panel_width = 0.25 + wide * max(0.48, 0.085 * longest)
+    columns = max(1, min(len(problems), int((PAGE - 0.4) / panel_width)))
     lines = math.ceil(len(problems) / columns)
-    figure = new_figure(max(5.0, 0.6 + panel_width * columns), 0.6 + 2.9 * lines)
+    figure = new_figure(max(COLUMN, 0.4 + panel_width * columns), 0.8 + 2.3 * lines)
     panels = panel_grid(figure, len(problems), columns, sharey=True)
     for axes, (problem, members) in zip(panels, problems.items(), strict=True):
         _r2_panel(dress(axes, title=problem), members, wide)
     label_axes(figure, panels, None, f"R² of the {score_label(rows[0]['score'])}")
-    legend_above(figure, panels)
+    legend_above(figure, panels, _of_what(rows, figure.get_figwidth()))
     return figure
 
 
@@ -286,7 +317,7 @@ def _r2_panel(axes: Axes, named: list[tuple[str, Row]], wide: int) -> None:
                 textcoords="offset points",
                 ha="center",
                 va="bottom",
-                fontsize=9,
+                fontsize=8,
                 color=INK,
                 fontweight=weight,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # hides the line behind a number
@@ -308,12 +339,12 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
     """
     rows = [row for row in need_rows(means, "edits") if row["mean"] is not None]
     scores = list(dict.fromkeys(row["score"] for row in rows))
-    names = group_names(rows)
+    names = group_names(rows, always=("method",))
     columns = min(3, len(scores))
     lines = math.ceil(len(scores) / columns)
-    width = max(5.0, 1.0 + 3.0 * columns)
+    width = COLUMN if columns < 3 else PAGE
     legend_lines = math.ceil(len(names) / legend_columns(names.values(), width))
-    figure = new_figure(width, 0.6 + 2.8 * lines + 0.22 * legend_lines)
+    figure = new_figure(width, 0.8 + 2.3 * lines + 0.22 * legend_lines)
     panels = panel_grid(figure, len(scores), columns, sharex=True, sharey=True)
     for axes, score in zip(panels, scores, strict=True):
         dress(axes, title=score_label(score))
@@ -333,9 +364,10 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
                 capsize=2.5,
                 label=name,
             )
-        axes.set_ylim(min(0.0, min(row["mean"] for row in rows)) - 0.02, 1.04)
+        axes.set_ylim(min(0.0, min(row["mean"] for row in rows)), 1.0)
+        for line in axes.lines:
+            _whole(line)
         even_ticks(axes.xaxis)
     label_axes(figure, panels, "edited layer (0-based)", "mean score (1 = full success)")
-    if len(names) > 1:
-        legend_above(figure, panels)
+    legend_above(figure, panels, _of_what(rows, figure.get_figwidth()))
     return figure

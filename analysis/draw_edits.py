@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fasttrace.show.style import INK, LINES, MARKERS, SERIES, dress, even_ticks, legend_above, new_figure
 
 from .draw import need_rows
-from .naming import Row, group_names, in_group
+from .naming import Row, common_text, group_names, in_group
 
 LOG_FROM = 20.0  # a measure whose largest value is so many times its smallest has a logarithmic axis
 
@@ -80,7 +80,7 @@ def draw_edits(table: pa.Table) -> Figure:
             _line(axes, points(in_group(rows, group), measure.column), measure, place, name)
         _scale(axes, rows, measure)
     if len(names) > 1:
-        legend_above(figure, grid[: len(shown)])
+        legend_above(figure, grid[: len(shown)], common_text(rows))
     else:
         figure.suptitle(*names.values(), color=INK, fontsize=11, x=0.01, ha="left", parse_math=False)
     return figure

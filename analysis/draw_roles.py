@@ -7,10 +7,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from fasttrace.show.roles import LAYER_LABEL, draw_role_heads, draw_role_lines, effect_label
 from fasttrace.show.style import INK, color_bar, new_figure, two_lines
-from fasttrace.show.words import ROLE_WORDS
+from fasttrace.show.words import ROLE_WORDS, short_name
 
 from .draw import need_rows
-from .naming import Row, group_names, in_group
+from .naming import Row, group_names, in_group, own_way
 
 MODULES = ("block", "mlp", "attn", "head", "expert")
 
@@ -25,7 +25,9 @@ def draw_roles(averages: pa.Table) -> Figure:
     """
     rows = need_rows(averages, "traces at single tokens")
     names = group_names(rows, always=("module", "localization", "metric", "window_size"))
-    order = sorted(names, key=lambda group: (MODULES.index(dict(group)["module"]), names[group]))
+    order = sorted(
+        names, key=lambda group: (MODULES.index(dict(group)["module"]), not own_way(dict(group)), names[group])
+    )
     heights = [4.6 if _has_heads(in_group(rows, group)) else 3.0 for group in order]
     figure = new_figure(9.0, 0.5 + sum(heights))
     parts = figure.subfigures(len(order), 1, height_ratios=heights, squeeze=False).flat
@@ -33,7 +35,7 @@ def draw_roles(averages: pa.Table) -> Figure:
         members = in_group(rows, group)
         part.set_facecolor("none")
         facts = max(row["n"] for row in members)
-        title = f"{names[group]}: {facts} facts, {members[0]['model']}"
+        title = f"{names[group]}: {facts} facts, {short_name(members[0]['model'])}"
         if _has_heads(members):
             _heatmaps(part, members, title)
         else:

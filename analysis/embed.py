@@ -14,10 +14,11 @@ from matplotlib.colors import to_hex
 
 from fasttrace.show.grids import grid_of
 from fasttrace.show.style import COLORMAP
+from fasttrace.show.words import short_name
 from fasttrace.store import Readable
 
 from .exhibit import Exhibit
-from .naming import Row, group_names, in_group
+from .naming import Row, group_names, in_group, own_way
 from .relation import relation
 
 # Columns of an edit, in the order of the page. Each fact has one list per column, which takes a third of the bytes of
@@ -58,6 +59,8 @@ def embedded(store: Readable, names: list[Row], shown: list[Exhibit], max_bytes:
             points.append(
                 {
                     "name": one["name"],
+                    "run": one["run"],
+                    "window": one["window"],
                     "facts": [places[fact_id] for fact_id in one["fact_ids"]],
                     "x": [short(value) for value in one["effects"]],
                     "y": [short(value) for value in one["scores"]],
@@ -91,6 +94,8 @@ def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row]
     for group, name in group_names(groups).items():
         for one in in_group(groups, group):
             one["name"] = name
+    for one in groups:
+        one["model"] = short_name(one["model"])
 
     facts: list[Row] = []
     taken = 0
@@ -100,7 +105,8 @@ def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row]
             "id": fact_id,
             "traces": [
                 _trace(trace, grids.get((trace["trace_run_id"], fact_id, trace["window_size"])))
-                for trace in traces[fact_id]
+                # The page shows the first that fits.
+                for trace in sorted(traces[fact_id], key=lambda trace: not own_way(trace))
             ],
             "edits": _edits(edits[fact_id]),
             **{key: row[key] or "" for key in TEXTS},
@@ -138,8 +144,8 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
     kept = (
         "name",
         "trace_run_id",
-        "model",
         "protocol",
+        "module",
         "localization",
         "metric",
         "window_size",
@@ -155,7 +161,8 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
     place = {"tokens": row["token_texts"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
-    return {**{key: short(row[key]) for key in kept}, **place, **grid, "by_layer": _largest(grid["effect"])}
+    derived = {"model": short_name(row["model"]), "by_layer": _largest(grid["effect"]), "own": own_way(row)}
+    return {**{key: short(row[key]) for key in kept}, **place, **grid, **derived}
 
 
 def _largest(effect: Sequence[Sequence[Any]]) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.show.words import short_name
 from fasttrace.store import Readable
 
 from .chart import Panel, Series
@@ -134,7 +135,11 @@ class Exhibit:
 
     @cached_property
     def csv(self) -> str:
-        return render(self.data, "csv")
+        data, models = self.data, self.data.schema.get_field_index("model")
+        if models >= 0:  # which may be a path
+            names = [name and short_name(name) for name in data["model"].to_pylist()]
+            data = data.set_column(models, "model", pa.array(names, pa.string()))
+        return render(data, "csv")
 
     @property
     def kind(self) -> str:
@@ -224,10 +229,16 @@ def two(value: Any) -> str:
     return number(value, 2)
 
 
+def _model(name: str | None) -> str:
+    return or_dash(name and short_name(name))
+
+
 def or_dash(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
+TEXTS: dict[str, Callable[[Any], str]] = {"model": _model}
+"""Formats of the values that identify a row, where they are not written as they are."""
 COUNT: dict[str, Any] = {"text": whole, "numeric": True}
 VALUE: dict[str, Any] = {"text": three, "numeric": True}
 P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
@@ -236,7 +247,7 @@ P_VALUE: dict[str, Any] = {"text": p_cell, "numeric": True}
 def keys_of(rows: Sequence[Row]) -> list[Column]:
     """Columns that identify a row: problem, method, and the keys in which the rows differ."""
     lead = [key for key in ("problem", "method") if key in rows[0]]
-    labels = [key for key in ("layer", "n_edits", "kind", "expect") if key in rows[0]]
+    labels = [key for key in ("layer", "n_edits", "kind", "expect", "score") if key in rows[0]]
     rest: list[str] = []
     # A run is named only where nothing else tells the rows apart, by its id only where its settings do not.
     for more in (GROUP, RUNS.values(), RUNS):
@@ -244,6 +255,6 @@ def keys_of(rows: Sequence[Row]) -> list[Column]:
         if len({tuple(row[key] for key in (*lead, *rest, *labels)) for row in rows}) == len(rows):
             break
     return [
-        Column(key, heading(key), or_dash, numeric=key == "window_size", choose=bool(several(rows, key)))
+        Column(key, heading(key), TEXTS.get(key, or_dash), key == "window_size", choose=bool(several(rows, key)))
         for key in (*lead, *rest)
     ]

@@ -39,7 +39,7 @@ def edits(store: Readable) -> Exhibit | None:
         caption="Scores are means over the facts edited so far, the newest being those solved last. A greedy match is "
         "a prompt that greedy decoding continues with the edit’s target. A neighbor is still answered where greedy "
         "decoding gives o_true with the edits as it did without. Perplexity, entropy and the change of the "
-        "weights are the edited model’s own (docs/mass-edits.md).",
+        "weights are the edited model’s own (docs/how-to/mass-edits.md).",
         source=source,
         data=table,
         runs=run_ids(rows),

@@ -145,7 +145,8 @@ def pairs(store: Readable) -> Exhibit | None:
         title="Rewrite score against tracing effect",
         figures=(4, 15),
         caption="Each point is one edit at the layer in the panel’s title. If localization informed editing, the "
-        "points would follow the dashed line. The paper’s figures also have a fitted line with its band."
+        "points would follow the dashed line. A click on a point, or Enter, opens its fact’s heatmap. The paper’s "
+        "figures also have a fitted line with its band."
         f"{f' {outside}.' if outside else ''}",
         source=source,
         data=table,
@@ -181,7 +182,8 @@ def _pair_panels(rows: Sequence[Row], edits: pa.Table) -> tuple[list[Panel], lis
         of = name if len(scales) > 1 else ""
         x = axes[row["localization"], row["metric"]]
         panels.append(_pair_panel(row, name, here, x, y, of=of, points=len(lists)))
-        lists.append({"name": f"{name}, layer {row['layer']}", **here._asdict()})
+        trace = {"run": row["trace_run_id"], "window": row["window_size"]}
+        lists.append({"name": f"{name}, layer {row['layer']}", **trace, **here._asdict()})
     return panels, lists
 
 

@@ -7,7 +7,7 @@ from fasttrace.store import Readable
 from . import chart
 from .chart import Panel, Series
 from .exhibit import COUNT, VALUE, Column, Exhibit, Source, Table, keys_of, run_ids, several
-from .naming import Group, Row, effect_label, group_names, in_group, number
+from .naming import Group, Row, effect_label, group_names, in_group, number, own_way
 from .relation import relation
 
 
@@ -43,6 +43,7 @@ def curve(store: Readable) -> Exhibit | None:
 def _curve_panels(rows: Sequence[Row]) -> list[Panel]:
     """One panel per tracing method and metric, because the effects of two have different units."""
     differ = several(rows, "localization", "metric")
+    rows = sorted(rows, key=lambda row: not own_way(row))
     apart: dict[str, list[Row]] = {}
     for row in rows:
         apart.setdefault(" · ".join(row[key] for key in differ), []).append(row)
@@ -60,9 +61,10 @@ def _curve_panel(rows: Sequence[Row], title: str, colours: Mapping[str, int]) ->
     highest = max(row["layer"] for row in rows)
     x = chart.across(0, highest, "layer at the window’s centre", chart.layer_ticks(range(highest + 1)))
     ends = [row["mean_effect"] + sign * (row["sem_effect"] or 0.0) for row in rows for sign in (-1, 1)]
-    y = chart.upward(
-        min(0.0, *ends), max(ends), f"mean {effect_label(rows[0]['localization'], metric=rows[0]['metric'])}"
-    )
+    label = f"mean {effect_label(rows[0]['localization'], metric=rows[0]['metric'])}"
+    if len(label) > chart.LABEL:  # the panel's title says of what kind of trace
+        label = f"mean {label.partition(' (')[2].removesuffix(')')}"
+    y = chart.upward(min(0.0, *ends), max(ends), label)
     series: list[Series] = []
     for group, name in _window_names(rows).items():
         points = [
@@ -91,7 +93,7 @@ def peaks(store: Readable) -> Exhibit | None:
     rows = table.to_pylist()
     if not rows:
         return None
-    groups = group_names(rows, always=("window_size",)).items()
+    groups = group_names(sorted(rows, key=lambda row: not own_way(row)), always=("window_size",)).items()
     columns = [
         *keys_of(rows),
         *_window_column(rows),

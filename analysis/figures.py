@@ -3,8 +3,9 @@
 Every function returns a new matplotlib Figure, made without pyplot, for `save` or a notebook.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import matplotlib
 import pyarrow as pa
@@ -24,7 +25,19 @@ from . import draw
 from .draw_edits import draw_edits
 from .draw_roles import draw_roles
 from .naming import Row
-from .paper import WITH_ESSENCE, Numbered, coverage, figure_numbered, what_is_missing
+from .paper import (
+    OF_TRACES,
+    WITH_ESSENCE,
+    Effects,
+    Numbered,
+    RowFilter,
+    chosen,
+    coverage,
+    figure_numbered,
+    run_of,
+    ways_text,
+    what_is_missing,
+)
 from .regression import KINDS, layer_correlations, layer_means, regression_rows, regressions
 from .relation import one_reading, relation
 
@@ -42,51 +55,65 @@ def heatmap(
     metric: str | None = None,
     tokens: str | None = None,
     module: str | None = None,
+    run: str | None = None,
 ) -> Figure:
-    """One fact's grid of the metric restored, by default p(o_true), tokens × layers, from its newest such trace (paper,
-    Figure 2). Of several heads, each cell shows the one with the largest effect.
+    """One fact's grid of the metric restored, by default p(o_true), tokens × layers, of one tracing run and window
+    (paper, Figure 2). Of several heads, each cell shows the one with the largest effect. The figure says of what it is.
 
     window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
-    fact has no window of 5. The figure names the window.
+    fact has no window of 5.
     localization: how it was traced, as "denoise" or "counterfactual". metric: what its effects are made of. tokens,
     module: where it intervened. None: the paper's "probability", "all" and "mlp", or any others where the fact has no
-    such trace.
-    Raises StoreError where the fact was not traced so, or not with that window.
+    such trace. run: id of the tracing run, or its start, whose localization and the like then count. None: the newest.
+    Raises StoreError where the fact was not traced so, or not with that window, and UserError where there is no such
+    run.
     """
-    grids = _grids(store, fact_id, localization, metric, tokens, module)
-    window = window_size
-    if window is None:
-        sizes = _sizes_of_first(grids)
-        window = 5 if 5 in sizes else sizes[0]
-    trace = next((row for row in grids if row["window_size"] == window), None)
+    own = run_of(store, run, ["trace"])
+    grids = _grids(
+        store,
+        fact_id,
+        RowFilter(
+            localization=own.get("localization", localization),
+            metric=own.get("metric", metric),
+            module=own.get("module", module),
+            tokens=tokens,
+            trace_run_id=own.get("trace_run_id"),
+        ),
+    )
+    if window_size is None:
+        return _heatmap_of(store, _of_window(grids, lambda sizes: 5 if 5 in sizes else sizes[0]))
+    trace = next((row for row in grids if row["window_size"] == window_size), None)
     if trace is None:
         sizes = sorted({row["window_size"] for row in grids})
         raise StoreError(
             f"expected a window size of fact {fact_id!r} in {store.where}, one of {', '.join(map(str, sizes))}, "
-            f"got {window}"
+            f"got {window_size}"
         )
-    cells = relation(store, "fact_cells", {"fact_ids": [fact_id]})
-    mine = pa.Table.from_pylist(
-        [row for row in cells.to_pylist() if row["run_id"] == trace["trace_run_id"] and row["window_size"] == window],
-        schema=cells.schema,
+    return _heatmap_of(store, trace)
+
+
+def _heatmap_of(store: Readable, trace: Row) -> Figure:
+    """The heatmap of one row of sql/fact_traces.sql, which is of one fact, run and window."""
+    cells = relation(store, "fact_cells", {"fact_ids": [trace["fact_id"]]})
+    mine = pc.and_(
+        pc.equal(cells["run_id"], trace["trace_run_id"]), pc.equal(cells["window_size"], trace["window_size"])
     )
-    return draw.draw_heatmap(trace, mine)
+    return draw.draw_heatmap(trace, cells.filter(mine))
 
 
-def _grids(
-    store: Readable, fact_id: str, localization: str, metric: str | None, tokens: str | None, module: str | None
-) -> list[Row]:
-    """The fact's traces of that method, a row per window. Traces in probabilities, at all tokens and of the MLPs come
-    first, the newest of these before the others."""
+def _grids(store: Readable, fact_id: str, wanted: RowFilter) -> list[Row]:
+    """The fact's traces of that kind, a row per run and window. Traces in probabilities, at all tokens and of the MLPs
+    come first, the newest of these before the others."""
     traces = [row for row in relation(store, "fact_traces").to_pylist() if row["fact_id"] == fact_id]
     if not traces:
         raise StoreError(f"fact {fact_id!r} was not traced in {store.where}")
-    wanted = {"localization": localization, "metric": metric, "tokens": tokens, "module": module}
-    such = [row for row in traces if all(value in (None, row[name]) for name, value in wanted.items())]
+    how = {name: getattr(wanted, name) for name in ("localization", "metric", "tokens", "module", "trace_run_id")}
+    such = [row for row in traces if all(value in (None, row[name]) for name, value in how.items())]
     if not such:
+        names = [name for name in how if name != "trace_run_id" or how[name]]
         asked, there = (
-            ", ".join(sorted({" ".join(str(row[name]) for name in wanted if row[name] is not None) for row in rows}))
-            for rows in ([wanted], traces)
+            ", ".join(sorted({" ".join(str(row[name]) for name in names if row[name] is not None) for row in rows}))
+            for rows in ([how], traces)
         )
         raise StoreError(f"expected a trace of fact {fact_id!r} in {store.where} by {asked}, got {there}")
     grids = [row for row in such if row["window_size"] is not None]
@@ -96,10 +123,14 @@ def _grids(
     return sorted(grids, key=lambda row: (places[row["metric"]], row["tokens"] != "all", row["module"] != "mlp"))
 
 
-def _sizes_of_first(grids: list[Row]) -> list[int]:
-    """The window sizes of the traces in the same metric, at the same tokens and of the same module as the first."""
-    alike = [row for row in grids if all(row[name] == grids[0][name] for name in ("metric", "tokens", "module"))]
-    return sorted({row["window_size"] for row in alike})
+def _of_window(grids: list[Row], pick: Callable[[Sequence[int]], int]) -> Row:
+    """Of the traces like the first, of one model and kind, the newest one of the window that `pick` picks."""
+    alike = [row for row in grids if all(row[name] == grids[0][name] for name in _ONE_KIND)]
+    window = pick(sorted({row["window_size"] for row in alike}))
+    return next(row for row in alike if row["window_size"] == window)
+
+
+_ONE_KIND = ("model", "protocol", "localization", "metric", "tokens", "module")
 
 
 @checked
@@ -110,41 +141,41 @@ def paper_figure(
     *,
     fact_id: str | None = None,
     layer: int | None = None,
-    window_size: int | None = None,
-    localization: str | None = None,
-    metric: str | None = None,
+    **effects: Unpack[Effects],
 ) -> Figure:
     """One of the paper's Figures 1, 2, 4 and 6 to 22 for the store's edits and traces.
 
     fact_id: the fact of Figure 2. None: the fact whose p(o_true) the noise lowered most.
     layer: the edited layer of Figures 4 and 14. None: the layer at which the model is edited by default (the paper's
     choice; `fasttrace.windows.default_layer`), or the edited layer nearest to it. The panel's title names the layer.
-    window_size: tracing window in layers that edits are compared with. None: the figure's own, or that of each edit.
-    localization, metric: as for `paper_table`.
+    effects: window_size, localization, metric, module, run: which tracing effects are shown, or compared with edits
+    (`paper.Effects`). Figures 12 and 13 keep their window of 10, and Figures 21 and 22 zeroing.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
-    one = figure_numbered(number).at(window_size, localization, metric)
+    one = figure_numbered(number).at(**chosen(store, effects))
     missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Figure {number} ({one.title}): {missing}")
     if one.kind == "heatmap":
-        fact_id = fact_id or _most_hurt(store, one)
-        by, metric = one.rows.localization or "denoise", one.rows.metric
-        sizes = _sizes_of_first(_grids(store, fact_id, by, metric, None, None))
-        window = max((size for size in sizes if size <= 10), default=sizes[0])
-        return heatmap(store, fact_id, window, localization=by, metric=metric)
+        hurt = _most_hurt(store, one) if fact_id is None else {"fact_id": fact_id}
+        fact_id = str(hurt["fact_id"])
+        grids = [row for row in _grids(store, fact_id, one.rows) if one.rows.of_traces(row)]
+        grids = [row for row in grids if row["model"] == hurt.get("model", row["model"])]
+        if not grids:
+            window = one.rows.window_size
+            raise StoreError(f"fact {fact_id!r} was not traced with a window of {window} in {store.where}")
+        # The largest window of at most 10, the window of Meng et al.
+        return _heatmap_of(store, _of_window(grids, lambda sizes: max((n for n in sizes if n <= 10), default=sizes[0])))
     if one.kind == "curve":
         return draw.draw_mean_effect(_traced(store, "mean_effect", one))
     if one.kind == "peaks":
-        peaks = _traced(store, "peak_layers", one)
-        if one.rows.window_size:
-            peaks = peaks.filter(pc.equal(peaks["window_size"], one.rows.window_size))
-        return draw.draw_peak_histogram(peaks)
+        return draw.draw_peak_histogram(_traced(store, "peak_layers", one))
     if one.kind == "bars":
         return draw.draw_r2_bars(one.rows.kept(regressions(store, one.scores[0], **one.rows.choice())))
     if one.kind == "layers":
         means = pa.concat_tables([_means(store, score) for score in one.scores])
-        return draw.draw_score_by_layer(means.filter(pc.equal(means["problem"], one.rows.problem)))
+        wanted = {"problem": one.rows.problem, "edit_run_id": one.rows.edit_run_id}
+        return draw.draw_score_by_layer(_kept(means, wanted))
     return _scatter(store, one, layer)
 
 
@@ -197,39 +228,37 @@ def pairs_table(store: Readable, score: str, **choice: Any) -> pa.Table:
 
 @checked
 @one_reading()
-def role_figure(
-    store: Stored, *, localization: str | None = None, metric: str | None = None, window_size: int | None = None
-) -> Figure:
+def role_figure(store: Stored, **effects: Unpack[Effects]) -> Figure:
     """Mean indirect effects by token role and layer, a panel for each tracing run and window (Meng et al. 2022, Figures
     2 and 3), and heads or experts × layers for runs of these.
 
-    localization, metric, window_size: only the runs with that value. None: all runs, and of their windows the one
-    nearest to 5 (of heads, experts and blocks: to 1).
-    Raises StoreError where no run at single tokens has these values.
+    effects: localization, metric, module, window_size, run (`paper.Effects`): only the runs with that value. None: all
+    runs, and of their windows the one nearest to 5 (of heads, experts and blocks: to 1).
+    Raises StoreError where no run at single tokens has these values, and UserError where there is no such run.
     """
-    table = role_effects(store)
-    for column, value in (("localization", localization), ("metric", metric), ("window_size", window_size)):
-        if value is not None:
-            table = table.filter(pc.equal(table[column], value))
-    if window_size is None:
+    asked = chosen(store, effects, ["trace"])
+    there = role_effects(store)
+    table = _kept(there, {name: asked.get(name) for name in OF_TRACES})
+    if asked.get("window_size") is None:
         table = _one_window(table)
     if not len(table):
-        named = (("localization", localization), ("metric", metric), ("window size", window_size))
-        asked = " and ".join(f"{name} {value}" for name, value in named if value is not None)
-        such = f" with {asked}" if asked else ""
-        raise StoreError(f"expected a trace at single tokens{such} in {store.where}, got none")
+        such = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in asked.items() if value is not None)
+        has = f"those of {ways_text(there.to_pylist())}" if len(there) else "none"
+        what = f"a trace at single tokens{such and f' with {such}'} in {store.where}"
+        raise StoreError(f"expected {what}, got {has}")
     return draw_roles(table)
 
 
 @checked
 @one_reading()
-def edits_figure(store: Stored) -> Figure:
+def edits_figure(store: Stored, *, run: str | None = None) -> Figure:
     """What N edits do: rewrite, greedy match, neighborhood, perplexity and other measures by number of edits, one line
     per mass edit.
 
-    Raises StoreError where the store has no mass edit.
+    run: id of a mass edit, or its start; None: all.
+    Raises StoreError where the store has no such mass edit, and UserError where there is no such run.
     """
-    table = relation(store, "edits_by_number")
+    table = _kept(relation(store, "edits_by_number"), {"edit_run_id": run_of(store, run, ["mass"]).get("edit_run_id")})
     if not len(table):
         raise StoreError(f"expected facts edited into one model (fasttrace mass) in {store.where}, got none")
     return draw_edits(table)
@@ -258,19 +287,22 @@ def _means(store: Readable, score: str) -> pa.Table:
 
 
 def _traced(store: Readable, name: str, one: Numbered) -> pa.Table:
-    """The rows of a query with the localization and the metric of a figure."""
-    table = relation(store, name)
-    for column, value in (("localization", one.rows.localization), ("metric", one.rows.metric)):
+    """The rows of a query over tracing runs that are of a figure."""
+    return _kept(relation(store, name), {column: getattr(one.rows, column) for column in OF_TRACES})
+
+
+def _kept(table: pa.Table, wanted: Mapping[str, Any]) -> pa.Table:
+    """The rows that have these values in these columns. None keeps every value."""
+    for column, value in wanted.items():
         if value is not None:
             table = table.filter(pc.equal(table[column], value))
     return table
 
 
-def _most_hurt(store: Readable, one: Numbered) -> str:
-    """The fact whose p(o_true) the corruption lowered most; with zeroing, the one that the model knows best."""
-    rows = [row for row in _traced(store, "fact_traces", one).to_pylist() if row["kept"]]
-    most: str = max(rows, key=lambda row: row["p_clean"] - (row["p_noised"] or 0.0))["fact_id"]
-    return most
+def _most_hurt(store: Readable, one: Numbered) -> Row:
+    """The trace of the fact whose p(o_true) the corruption lowered most; with zeroing, that the model knows best."""
+    rows: list[Row] = [row for row in _traced(store, "fact_traces", one).to_pylist() if row["kept"]]
+    return max(rows, key=lambda row: row["p_clean"] - (row["p_noised"] or 0.0))
 
 
 @checked

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from fasttrace.show.words import METRICS
+from fasttrace.settings.trace import Module
+from fasttrace.show.words import METRICS, short_name
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
@@ -35,7 +36,11 @@ _EFFECTS = {
 }
 LOCALIZATIONS = tuple(_EFFECTS)
 """How tracing runs localize facts, as sql/trace_runs.sql names it."""
+MODULES: tuple[str, ...] = get_args(Module)
+"""Whose outputs a tracing run replaces."""
 
+OWN_WAY = {"localization": "denoise", "metric": "probability", "module": "mlp", "tokens": "all"}
+"""The paper's own causal tracing, by the columns of sql/trace_runs.sql."""
 
 LEAST_P = "1e-4"  # a smaller p value is not written out
 
@@ -85,17 +90,29 @@ def method_and_corruption(localization: str) -> tuple[str, str]:
     return localization.removeprefix("counterfactual").removeprefix("-") or "denoise", "counterfactual"
 
 
-def own_way(row: Row) -> bool:
-    """Whether a row is of the paper's own causal tracing, which comes first: denoising with noise, in probabilities."""
-    return row.get("localization", "denoise") == "denoise" and row.get("metric", "probability") == "probability"
+def own_way(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of the paper's own causal tracing, which comes first: of MLPs, at one token a cell, by denoising
+    with noise, in probabilities."""
+    return all(row.get(key, own) in (own, None) for key, own in OWN_WAY.items())
 
 
-def outside_text(effects: Iterable[float]) -> str:
-    """How many tracing effects lie outside 0 to 1, "" if none does."""
-    effects = list(effects)
-    count = sum(not 0 <= effect <= 1 for effect in effects)
+def outside_text(values: Iterable[float], what: str = "effects") -> str:
+    """How many tracing effects, or other values, lie outside 0 to 1, "" if none does."""
+    values = list(values)
+    count = sum(not 0 <= value <= 1 for value in values)
     verb = "lies" if count == 1 else "lie"
-    return f"{count:,} of {len(effects):,} effects {verb} outside 0 to 1" if count else ""
+    return f"{count:,} of {len(values):,} {what} {verb} outside 0 to 1" if count else ""
+
+
+def common_text(rows: Sequence[Row], keys: Sequence[str] = GROUP) -> str:
+    """What all rows are of, such as "smollm2-135m · mlp · denoise · window 5": the values of the keys in which they do
+    not differ, but for the metric, the tokens and the protocol of the paper, and data sets."""
+    named = []
+    for key in ("model", *(key for key in keys if key not in ("model", "protocol", "source", "tokens"))):
+        [value, *others] = {row.get(key) for row in rows}
+        if not others and value is not None and (key, value) != ("metric", "probability"):
+            named.append(_word(key, value))
+    return " · ".join(named)
 
 
 def p_text(p: float | None, digits: int = 3) -> str:
@@ -181,6 +198,8 @@ def _alike(names: Mapping[Group, str], apart: Sequence[str]) -> list[list[Group]
 
 
 def _word(key: str, value: Any) -> str:
+    if key == "model":
+        return short_name(value)
     return f"window {value}" if key == "window_size" else str(value)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
 from fasttrace.show.results import Shown
@@ -229,7 +229,8 @@ def _parsed(formula: str, score: str | None) -> tuple[str, list[str]]:
 
 def _not_a_formula(formula: str, error: Exception | None = None) -> str:
     reason = "" if error is None else f" ({str(error).splitlines()[0]})"
-    return f"expected a formula such as '{EXAMPLE}', or one of {', '.join(MODELS)}, got {formula!r}{reason}"
+    hint = did_you_mean(formula, MODELS)
+    return f"expected a formula such as '{EXAMPLE}', or one of {', '.join(MODELS)}, got {formula!r}{hint}{reason}"
 
 
 def _fit(formula: str, selection: Selection, robust: bool, cluster: str | None, groups: str | None) -> Any:

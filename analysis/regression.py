@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
 from fasttrace.store import Readable, Stored
@@ -62,10 +62,10 @@ class Choice(TypedDict, total=False):
     subset: "all" facts (the default), or only facts whose effect is "concentrated" in few layers (paper, Table 2;
     sql/concentrated_facts.sql). window_size: tracing window in layers; None: the window of each edit. source: the
     facts' data set, such as "counterfact". localization: how the tracing run localizes facts, such as "denoise", "zero"
-    or "counterfactual" (sql/trace_runs.sql). metric: what its effects are made of.
-    tokens: the tokens at which the tracing run intervened. layers: "all" edited layers (the default), only the "acting"
-    ones, at which an edit can change anything, or only the "working" ones, whose mean rewrite score is at least 0.9 of
-    the best layer's (sql/edited_layers.sql).
+    or "counterfactual" (sql/trace_runs.sql). metric: what its effects are made of. module: whose output it replaced.
+    tokens: the tokens at which the tracing run intervened. trace_run_id, edit_run_id: one run alone. layers: "all"
+    edited layers (the default), only the "acting" ones, at which an edit can change anything, or only the "working"
+    ones, whose mean rewrite score is at least 0.9 of the best layer's (sql/edited_layers.sql).
     """
 
     effect_at: str
@@ -76,10 +76,13 @@ class Choice(TypedDict, total=False):
     source: str | None
     problem: str | None
     method: str | None
+    module: str | None
     localization: str | None
     metric: str | None
     tokens: str | None
     model: str | None
+    trace_run_id: str | None
+    edit_run_id: str | None
 
 
 @checked
@@ -185,7 +188,8 @@ def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Tabl
         elif key in Choice.__annotations__:
             runs["tracing_window" if key == "window_size" else key] = value
         else:
-            raise UserError(f"expected one of {', '.join(Choice.__annotations__)}, got {key!r}")
+            names = Choice.__annotations__
+            raise UserError(f"expected one of {', '.join(names)}, got {key!r}{did_you_mean(key, names)}")
     for key, known in (("score", SCORES), ("effect_at", EFFECTS), ("subset", SUBSETS), ("layers", LAYERS)):
         _check(key, rows[key], known)
     return relation(store, name, rows, runs=runs)
@@ -193,4 +197,4 @@ def _relation(store: Readable, name: str, score: str, choice: Choice) -> pa.Tabl
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UserError(f"expected one of {', '.join(known)} as {name}, got {value!r}")
+        raise UserError(f"expected one of {', '.join(known)} as {name}, got {value!r}{did_you_mean(value, known)}")

@@ -47,7 +47,19 @@ CHAIN = (
 runs are compared. The others are views."""
 
 ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
-    ("tracing_window", "protocol", "problem", "method", "localization", "metric", "tokens", "model")
+    (
+        "tracing_window",
+        "protocol",
+        "problem",
+        "method",
+        "module",
+        "localization",
+        "metric",
+        "tokens",
+        "model",
+        "trace_run_id",
+        "edit_run_id",
+    )
 )
 """Values for the parameters of sql/run_pairs.sql that keep every run."""
 

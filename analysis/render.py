@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from fasttrace.errors import UserError
+from fasttrace.show.words import short_name
 
 from .naming import heading, p_cell
 from .terminal import grid, is_number
@@ -85,6 +86,8 @@ def _shown(name: str, value: Any, digits: int) -> str:
             return f"{value:.{digits - 1}e}"
         text = f"{value:.{digits}f}"
         return text.lstrip("-") if float(text) == 0 else text
+    if name == "model":
+        return short_name(value)
     return str(value).replace("_", " ") if name in ("score", "edit_metric") else str(value)
 
 

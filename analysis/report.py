@@ -13,18 +13,20 @@ from fasttrace.errors import StoreError
 from fasttrace.places import check_replaceable, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import Bounds, Count
+from fasttrace.show.words import short_name
 from fasttrace.store import Stored
 from fasttrace.version import VERSION
 
-from .commands import AGAIN, commands, opening, run_commands
+from .commands import AGAIN, PLACES, commands, file_names, opening, portable, run_commands, store_options
 from .embed import embedded
 from .exhibit import COUNT, Column, Exhibit, Table, or_dash, paper_commands
 from .exhibits import exhibits
 from .naming import Row
 from .relation import definition, one_reading, relation
 from .sentences import R2_NOTE, answer, byline, pick_note
+from .verdict import verdict
 
-SCRIPTS = ("figures.js", "tables.js", "facts.js")
+SCRIPTS = ("figures.js", "pictures.js", "tables.js", "facts.js")
 SECTIONS = {
     "answer": "The answer",
     "r2": "What predicts an edit’s success",
@@ -74,11 +76,11 @@ def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int
     found = {exhibit.key: exhibit.data.to_pylist() for exhibit in shown}
     means = [row for row in found.get("layers", []) if row["mean"] is not None]
     left_out = relation(store, "left_out").to_pylist()
-    models = sorted({run["model"] for run in runs if run["kind"] in ("trace", "edit", "mass")})
+    models = sorted({short_name(run["model"]) for run in runs if run["kind"] in ("trace", "edit", "mass")})
     data, n_embedded = embedded(store, names[:max_facts], shown, max_bytes)
     there = {exhibit.section for exhibit in shown} | {"answer", "run", "again"} | ({"pick"} if n_embedded else set())
     opened = opening(store)
-    by_run = run_commands(runs, counts, opened)
+    by_run, repeated = run_commands(runs, counts, opened), commands(runs, counts, opened)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -87,6 +89,7 @@ def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int
             byline=byline(runs, names),
             sections={key: name for key, name in SECTIONS.items() if key in there},
             notes=NOTES,
+            verdict=verdict(found.get("r2", []), means, found.get("curve", [])),
             answer=answer(found.get("r2", []), means, found.get("curve", []), found.get("mass", [])),
             exhibits=shown,
             paper_commands={exhibit.key: paper_commands(store, exhibit) for exhibit in shown},
@@ -97,12 +100,12 @@ def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int
             count_table=count_table(names, runs, counts, means),
             left_out_table=left_out_table(left_out) if left_out else None,
             run_table=run_table(runs, counts),
-            again_note=AGAIN,
-            commands=commands(runs, counts, opened),
+            again_note=f"{AGAIN} {PLACES}" if any("…/" in line for line in repeated) else AGAIN,
+            commands=repeated,
             runs=[
                 {
                     **run,
-                    "settings": json.dumps(json.loads(run["settings"]), indent=2, ensure_ascii=False),
+                    "settings": json.dumps(portable(json.loads(run["settings"])), indent=2, ensure_ascii=False),
                     "about": about(run),
                     "commands": by_run.get(run["run_id"], []),
                 }
@@ -111,7 +114,8 @@ def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int
             version=VERSION,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             opening=opened,
-            store_path=", ".join(str(path.resolve()) for path in store.files.values()),
+            store_names=list(file_names(store).values()),
+            store_options=store_options(store),
             style=_own("style.css"),
             script=Markup("\n").join(map(_own, SCRIPTS)),
         )
@@ -176,7 +180,7 @@ def left_out_table(left_out: list[Row]) -> Table:
     columns = [
         Column("step", "step"),
         Column("reason", "reason", wrap=True),
-        Column("model", "model"),
+        Column("model", "model", short_name),
         Column("protocol", "protocol", or_dash),
         Column("facts", "facts", **COUNT),
     ]
@@ -211,6 +215,8 @@ def run_table(runs: list[Row], counts: dict[str, Row]) -> Table:
 
 
 def _run_text(key: str) -> Any:
+    if key == "model":
+        return short_name
     if key == "seconds":
         return lambda value: f"{value:,.1f}"
     if key == "created_at":

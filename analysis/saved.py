@@ -1,6 +1,5 @@
 """Saved queries, from sql/ and from a folder of the user, and any other SQL over a store."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.errors import UserError, shown
+from fasttrace.errors import UserError, did_you_mean, shown
 from fasttrace.optional import duckdb
 from fasttrace.settings.columns import SETTINGS
 from fasttrace.store import Readable, Store
@@ -86,7 +85,7 @@ def find(saved: Mapping[str, Saved], name: str) -> Saved:
     """The query of that name. Raises UserError with the most similar names where there is none."""
     if name in saved:
         return saved[name]
-    raise UserError(f"expected SQL or the name of a saved query, got '{name}'{nearest(name, saved)}")
+    raise UserError(f"expected SQL or the name of a saved query, got '{name}'{did_you_mean(name, saved, 3)}")
 
 
 def ask(
@@ -170,7 +169,7 @@ def _values(query: str | Saved, params: dict[str, Any]) -> dict[str, Any]:
     unknown = [name for name in params if name not in names]
     if unknown:
         has = f"a parameter of the query, {', '.join(names)}" if names else "no parameter, since the query has none"
-        raise UserError(f"expected {has}, got '{unknown[0]}'{nearest(unknown[0], names)}")
+        raise UserError(f"expected {has}, got '{unknown[0]}'{did_you_mean(unknown[0], names, 3)}")
     missing = [name for name in names if name not in params]
     if not isinstance(query, str):
         params |= {name: None for name in missing if query.optional(name)}
@@ -179,12 +178,6 @@ def _values(query: str | Saved, params: dict[str, Any]) -> dict[str, Any]:
         about = "" if isinstance(query, str) or not query.header.parameters else f" ({query.header.parameters})"
         raise UserError(f"expected a value for {', '.join(missing)}{about.replace('.)', ')')}, got none")
     return params
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The hint " (did you mean a or b?)" with the names most similar to `name`. Empty where none is similar."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _kind(text: str) -> str:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.optional import duckdb
 from fasttrace.store import Readable
 from fasttrace.store.query import message_of
 
 from .regression import DESCRIBES
 from .relation import make_chain
-from .saved import nearest
 
 TRACED_EDITS = "traced_edits"
 OF_THE_TRACE = (
@@ -105,7 +104,7 @@ def check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
     """Raise UserError for a name that is not a column of traced_edits."""
     for name in names:
         if name not in columns:
-            near = nearest(name, columns)
+            near = did_you_mean(name, columns, 3)
             raise UserError(f"expected a column of {TRACED_EDITS}, got '{name}'{near}; it has {', '.join(columns)}")
 
 

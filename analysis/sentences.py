@@ -16,22 +16,18 @@ R2_NOTE = (
 
 
 def answer(fits: list[Row], means: list[Row], curve: list[Row], mass: list[Row] | None = None) -> list[str]:
-    """Sentences that answer the question of the study."""
+    """Sentences that answer the question of the study in the paper's terms. verdict.py answers it without them."""
     plain = [row for row in fits if row["score"] not in FLOORED.values()]
     whole = [row for row in plain if row["r2_both"] is not None and row["r2_layer"] is not None]
     sentences: list[str] = []
     if not whole:
-        sentences.append(
-            "The store does not yet hold enough edits of traced facts for a regression, so it does not say "
-            "whether localization informs editing."
-        )
         edited, traced = ({row["window_size"] for row in rows} for rows in (means, curve))
         if edited and traced and not edited & traced:
             sentences.append(
                 f"Its edits are compared with tracing windows of {_listed(edited)} by default, and it has traces of "
                 f"{_listed(traced)}: fasttrace tables --tracing-window {max(traced)} compares them."
             )
-    for name, members in _ways(whole):
+    for name, members in ways(whole):
         lead = f"For {name}: " if name else ""
         sentences += [lead + _one_answer(members[0])] if len(members) == 1 else _many_answers(members, lead)
     sentences += [*fewer_layers(whole), *outside(whole)]
@@ -43,7 +39,7 @@ def _listed(sizes: set[int]) -> str:
     return " and ".join(map(str, sorted(sizes)))
 
 
-def _ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+def ways(rows: list[Row]) -> list[tuple[str, list[Row]]]:
     """[(name, rows)] of the sets of rows that differ only in problem, method and runs. A single set has the name ""."""
     keys = [key for key in GROUP if key not in ("problem", "method") and rows and key in rows[0]]
     sets: dict[tuple[Any, ...], list[Row]] = {}
@@ -60,7 +56,7 @@ def _many_answers(rows: list[Row], lead: str) -> list[str]:
     layer = [row["r2_layer"] for row in rows]
     top = max(range(len(rows)), key=lambda place: rows[place]["diff"])
     over = f"{'over' if lead else 'Over'} {len(rows)} regressions"
-    sure = sum(map(_is_sure, rows))
+    sure = sum(map(is_sure, rows))
     counted = "" if all(row.get("p_hotelling") is None for row in rows) else " by Hotelling's test"
     return [
         f"{lead}{over}, one per problem and method, choosing the layer explains "
@@ -79,9 +75,9 @@ def _one_answer(row: Row) -> str:
         f"{percent(row['r2_both'])} (F-test: {f_text(row)}{_hotelling_text(row)}). "
         f"The tracing effect alone explains {percent(row['r2_effect'])}."
     )
-    if _p(row) is None:
+    if p_of(row) is None:
         return gain
-    verdict = "is more than chance" if _is_sure(row) else "cannot be told from chance"
+    verdict = "is more than chance" if is_sure(row) else "cannot be told from chance"
     return f"{gain} At the 5\u00a0% level that gain {verdict}."
 
 
@@ -141,14 +137,15 @@ def outside(rows: list[Row]) -> list[str]:
     return said
 
 
-def _p(row: Row) -> float | None:
+def p_of(row: Row) -> float | None:
     """The p value that decides: Hotelling's, or the plain one where there are too few facts."""
     hotelling: float | None = row.get("p_hotelling")
     return row["p_value"] if hotelling is None else hotelling
 
 
-def _is_sure(row: Row) -> bool:
-    p = _p(row)
+def is_sure(row: Row) -> bool:
+    """Whether the gain of a regression is more than chance at the 5 % level."""
+    p = p_of(row)
     return p is not None and p < 0.05
 
 
@@ -173,6 +170,7 @@ def _best_layer(means: list[Row], curve: list[Row]) -> str | None:
         f"(mean score {number(best['mean'])}) and worst at layer {worst['layer']} ({number(worst['mean'])})"
     )
     traced = [row for row in curve if all(row[key] == best[key] for key in ("model", "protocol", "window_size"))]
+    traced = [row for row in traced if own_way(row)] or traced
     if len(group_names(traced)) == 1:
         peak = max(traced, key=lambda row: row["mean_effect"])
         text += (

@@ -1,18 +1,18 @@
 """The paper's tables from a store."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Unpack
+from typing import Any, Unpack
 
 import pyarrow as pa
 
 from fasttrace.errors import StoreError
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.kinds import MOST_LAYERS, Bounds, Count
+from fasttrace.settings.kinds import Count
 from fasttrace.store import Readable, Stored
 
 from .certainty import COLUMNS, SHARES, certainty
 from .naming import Row, score_label
-from .paper import coverage, table_numbered, what_is_missing
+from .paper import Effects, chosen, coverage, table_numbered, what_is_missing
 from .regression import FLOORED, KEYS, LAYERS, Choice, regressions
 from .relation import one_reading, relation
 from .render import noted, render
@@ -63,22 +63,19 @@ def paper_table(
     number: int,
     *,
     resamples: Count = 1000,
-    window_size: Annotated[int | None, Bounds(1, most=MOST_LAYERS)] = None,
-    localization: str | None = None,
-    metric: str | None = None,
+    **effects: Unpack[Effects],
 ) -> pa.Table:
     """One of the paper's Tables 1 to 8 for the store's edits and traces.
 
-    window_size: tracing window in layers that the edits are compared with; None: the window of each edit.
-    localization: how the traces localize facts, such as "counterfactual" or "zero"; None: the table's own, denoising
-    with noise. metric: what their effects are made of; None: the probability, or every metric, in rows of its own, of
-    another localization.
+    effects: window_size, localization, metric, module, run: which tracing effects the edits are compared with
+    (`paper.Effects`). By default those of the edits' own window, of the MLPs, by denoising with noise, in
+    probabilities.
     Tables 1 to 6 have the columns of `r2_table`. Tables 7 and 8 have problem, method, any other columns that
     distinguish the rows, n, n_below_0 and n_outside as `r2_table`, edit_metric (a score, also with a floor at 0 where
     one is below 0), regression_metric (R2, RMSE, MAE), predictor (layer, effect, both), value.
     Raises UserError for another number. Raises StoreError where data are missing, with the commands that make them.
     """
-    one = table_numbered(number).at(window_size, localization, metric)
+    one = table_numbered(number).at(**chosen(store, effects))
     missing = what_is_missing(coverage(store), one)
     if missing:
         raise StoreError(f"Table {number} ({one.title}): {missing}")

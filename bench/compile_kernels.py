@@ -12,7 +12,6 @@ import json
 import re
 import runpy
 import subprocess
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +118,6 @@ def cuda_kernels(capability: int) -> Iterator[Row]:
     build = runpy.run_path(str(ROOT / "csrc" / "build_ext.py"))
     if build["nvcc"]() is None:
         return
-    build["INCLUDES"].append(sysconfig.get_path("include"))
     for source in build["cuda_sources"]():
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             command = build["nvcc_command"](source, file.name, (str(capability),))

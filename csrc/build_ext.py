@@ -7,6 +7,7 @@ Two environment variables are read as torch reads them. TORCH_CUDA_ARCH_LIST="9.
 only. MAX_JOBS is the number of sources compiled at once, by default the number of cores.
 """
 
+import functools
 import os
 import re
 import runpy
@@ -15,34 +16,89 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
 from setuptools.command.build_ext import build_ext as _build_ext
 from setuptools.errors import CompileError
 
-
-def find_torch() -> Path:
-    """The folder of torch, found without importing it: a build needs its headers, not its drivers."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise SystemExit("fasttrace builds against torch, which is not installed: pip install torch==2.13.0")
-    return Path(spec.origin).resolve().parent
-
-
 HERE = Path(__file__).resolve().parent
-TORCH = find_torch()
-VERSION = runpy.run_path(str(TORCH / "version.py"))
+OLDEST_TORCH = (2, 11)
+TORCH_WANTED = "torch>=2.11"
 MACROS = [
     ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # 2.11, the oldest torch into which a build must load
     ("Py_LIMITED_API", "0x030b0000"),  # Python 3.11
 ]
-INCLUDES = [str(TORCH / "include")]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0"
-OLDEST_TORCH = (2, 11)
+COMPILER_WANTED = "GCC 12 or later, or Clang 14 or later"
+NEW_ENOUGH = "__clang_major__ >= 14 || __GNUC__ >= 12 || defined(__apple_build_version__)"
+
+
+def folders_of_packages() -> Iterator[Path]:
+    """Where a torch may be installed: for this process, and for whoever started the build.
+
+    pip hides the user's packages from a build, but runs the user's Python. uv runs another one, and says nothing of the
+    user's environment; that is the active one, whose programs are on the path, or .venv.
+    """
+    yield from (Path(entry) for entry in sys.path if entry)
+    yield from (Path(sysconfig.get_path(name)) for name in ("platlib", "purelib"))
+    programs = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    for prefix in (Path(".venv"), *(folder.parent for folder in programs if folder.name == "bin")):
+        yield from sorted(prefix.glob("lib/python3*/site-packages"))
+
+
+def find_torch() -> Path | None:
+    """The folder of the first torch from 2.11 on, or None. It is not imported: a build needs headers, not drivers."""
+    for folder in folders_of_packages():
+        torch = folder / "torch"
+        if (torch / "include/torch/csrc/stable/library.h").is_file() and release_of(torch) >= OLDEST_TORCH:
+            return torch.resolve()
+    return None
+
+
+def release_of(torch: Path) -> tuple[int, ...]:
+    """(major, minor) of an installed torch."""
+    return tuple(int(part) for part in str(about_torch(torch)["__version__"]).split(".")[:2])
+
+
+def about_torch(torch: Path) -> dict[str, Any]:
+    """torch's version module: __version__, and the CUDA version that it was built with, as cuda."""
+    return runpy.run_path(str(torch / "version.py"))
+
+
+@functools.cache
+def the_torch() -> Path:
+    """As `find_torch`. Raises SystemExit where there is none."""
+    if (found := find_torch()) is None:
+        raise SystemExit(f"fasttrace builds against the headers of {TORCH_WANTED}, and found none: install torch first")
+    return found
+
+
+def check_compiler() -> None:
+    """Raise SystemExit, with one sentence, where this machine cannot compile the extension."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    name = compiler.compiler_so_cxx[0]
+    if shutil.which(name) is None:
+        raise SystemExit(
+            f"fasttrace compiles an extension, and found no C++ compiler ('{name}'): install {COMPILER_WANTED} "
+            "(Debian: apt install g++), or name yours with CXX"
+        )
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise SystemExit(
+            f"fasttrace compiles an extension, and {sys.executable} has no headers (Python.h): install them (Debian: "
+            "apt install python3-dev)"
+        )
+    probe = f"#if !({NEW_ENOUGH})\n#error\n#endif\n"
+    command = [name, "-std=c++20", "-E", "-x", "c++", "-"]
+    if subprocess.run(command, input=probe, capture_output=True, text=True).returncode:
+        said = subprocess.run([name, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+        raise SystemExit(f"fasttrace compiles an extension: expected {COMPILER_WANTED}, got '{said or name}' (CXX)")
 
 
 def nvcc() -> str | None:
@@ -52,7 +108,7 @@ def nvcc() -> str | None:
 
 def cuda_builds() -> bool:
     """Whether nvcc is installed and has the CUDA major version that torch was built with."""
-    torch_cuda = VERSION["cuda"]
+    torch_cuda = about_torch(the_torch())["cuda"]
     if torch_cuda is None or nvcc() is None:
         return False
     text = subprocess.run([str(nvcc()), "--version"], check=True, capture_output=True, text=True).stdout
@@ -105,7 +161,7 @@ def nvcc_command(source: str, target: str, architectures: Sequence[str]) -> list
         code = f"sm_{number}" if number == one else f"[sm_{number},compute_{number}]"
         command.append(f"-gencode=arch=compute_{number},code={code}")
     command += ["--threads", "0", *(f"-D{name}={value}" for name, value in MACROS)]
-    command += [f"-I{path}" for path in INCLUDES]
+    command += [f"-I{path}" for path in (the_torch() / "include", sysconfig.get_path("include"))]
     return [*command, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -122,23 +178,24 @@ class build_ext(_build_ext):
     """setuptools' build_ext, with torch's headers and libraries, and nvcc for .cu files."""
 
     def finalize_options(self) -> None:
-        """Give every extension torch's paths, and add fasttrace._C_cuda where it can be built."""
-        version = VERSION["__version__"]
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
-            raise SystemExit(f"fasttrace: expected torch 2.11 or later to build against, got {version}")
+        """Add fasttrace._C_cuda where it can be built. A source distribution is made without any torch."""
         modules = self.distribution.ext_modules
-        if not any(m.name == "fasttrace._C_cuda" for m in modules) and cuda_builds():
+        if find_torch() is not None and not any(m.name == "fasttrace._C_cuda" for m in modules) and cuda_builds():
             sources = ["csrc/library_cuda.cpp", *(f"csrc/{Path(s).name}" for s in cuda_sources())]
             modules.append(Extension("fasttrace._C_cuda", sources, py_limited_api=True, language="c++"))
         super().finalize_options()
+
+    def run(self) -> None:
+        """Give every extension torch's paths, and the flags for this compiler."""
         for module in self.extensions:
-            module.include_dirs += INCLUDES
+            module.include_dirs.append(str(the_torch() / "include"))
             module.define_macros += MACROS
-            module.library_dirs.append(str(TORCH / "lib"))
+            module.library_dirs.append(str(the_torch() / "lib"))
             module.libraries += ["torch_cpu", "c10"]
             if sys.platform.startswith("linux"):
                 # A square root that must set errno is never vectorised.
                 module.extra_compile_args += ["-fno-math-errno"]
+                module.extra_compile_args += ["-include", str(HERE / "older_glibc.h")]
                 # -Wno-psabi: GCC warns about passing 64-byte vectors; kernel bodies are inlined, so none is passed.
                 module.extra_compile_args += ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
                 # If g++ links its own libstdc++ into the module, the process must not see that copy's symbols. The two
@@ -146,6 +203,7 @@ class build_ext(_build_ext):
                 module.extra_link_args += ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
             else:
                 module.extra_compile_args += ["-std=c++20", "-O3", "-fvisibility=hidden"]
+        super().run()
 
     def build_extensions(self) -> None:
         """Compile all sources of all extensions at once. setuptools would compile them one after another."""
@@ -181,7 +239,6 @@ def check_cuda() -> int:
     if nvcc() is None:
         print("no nvcc on the path: CUDA sources not compiled")
         return 0
-    INCLUDES.append(sysconfig.get_path("include"))
     sources = [*cuda_sources(), str(HERE / "library_cuda.cpp")]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs()) as pool:
         made = compile_cuda(sources, Path(folder), ["90"], pool)

@@ -77,7 +77,7 @@ def test_verbs_that_need_no_store_work(workplace, run_bare):
     quick = (*facts, *corpus, "--set", "steps=2")
     wanted = [
         (("--help",), "Trace facts in a language model"),
-        *(((verb, "--help"), "--json") for verb in cli.list_commands(None)),
+        *(((verb, "--help"), f"Example: fasttrace {verb}") for verb in cli.list_commands(None)),
         (("env", "--json"), '"not installed"'),
         (("study", "--list"), "demo"),
         (("study", "demo", "--show"), "[[edit]]"),

@@ -19,7 +19,7 @@ FOLDERS = {
 # __init__ with the public functions.
 ORDER = [
     ("errors", "version"),
-    ("memory", "optional", "places", "processor", "protocols", "windows"),
+    ("memory", "optional", "packaged", "places", "processor", "protocols", "windows"),
     ("cache", "settings"),
     ("show",),
     ("recall",),

@@ -2,14 +2,12 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fasttrace as ft
-from fasttrace.cli import cli
 from fasttrace.editing.moments_npz import NAME
 
 MODEL = ("--model", "model")
@@ -105,21 +103,7 @@ def test_wrong_input_is_one_sentence(files, workplace, run, words, sentence):
     assert "Traceback" not in " ".join(said)
 
 
-def test_the_page_has_commands_options_names_and_code_that_exist(files, workplace, run):
-    page = (Path(__file__).parents[1] / "docs/second-moments.md").read_text(encoding="utf-8")
-    options = {verb: {o for one in cli.get_command(None, verb).params for o in one.opts} for verb in ("stats", "edit")}
-    [shell] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    for line in shell.splitlines():
-        _, verb, *words = shlex.split(line.partition("  #")[0])
-        assert {word for word in words if word.startswith("--")} <= options[verb]
-    assert len(shell.splitlines()) == 4
+def test_the_page_names_a_file_of_the_released_code():
+    page = (Path(__file__).parents[1] / "docs/how-to/second-moments.md").read_text(encoding="utf-8")
     [name] = [line.rpartition("/")[2] for line in page.splitlines() if line.startswith("data/stats/")]
     assert NAME.fullmatch(name)["module"] == "transformer.h.17.mlp.c_proj"
-    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    code = code.replace("[17]", "[1], ridge=1e-3", 1).replace("[17]", "[1], contexts=0, essence=0, steps=1")
-    for written, ours in (("data/stats/gpt2-xl", "data"), ("wiki.txt", "text.txt"), ("data/stats", "page")):
-        code = code.replace(f'"{written}"', f'"{ours}"')
-    named = {"ft": ft, "model": ft.load_model("model"), "facts": ft.load_facts("facts.jsonl")[:1]}
-    exec(code, named)
-    assert named["edit"].scores["rewrite"][0].is_valid
-    assert len(list((workplace / "page").rglob("*.npz"))) == 5

@@ -1,12 +1,14 @@
-"""The tutorials as they are committed, and what runs them and makes pages of them. `make tutorials-check` runs them."""
+"""The tutorials as they are committed, and what runs them and makes pages of them. `make test-docs` runs them."""
 
 import importlib.util
 import re
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
+pytestmark = pytest.mark.pages
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/tutorials"
@@ -88,7 +90,7 @@ def test_the_site_has_a_page_of_every_notebook_with_its_pictures_and_the_noteboo
         notebook.cells[1].outputs = [nbformat.v4.new_output("display_data", {"image/png": PNG})]
         nbformat.write(notebook, docs / f"{name}.ipynb")
     site = tmp_path / "site"
-    hook = str(ROOT / "docs/hooks/notebooks.py")
+    hook = str(ROOT / "docs/site/notebooks.py")
     config = tmp_path / "mkdocs.yml"
     config.write_text(f"site_name: s\nstrict: true\ntheme: readthedocs\nhooks: ['{hook}']\nplugins: []\n")
     build(load_config(str(config), site_dir=str(site)))

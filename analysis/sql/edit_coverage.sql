@@ -1,5 +1,5 @@
 -- edit_coverage: how many edits have each score.
--- Grain: one row per (model, problem, method, window_size, source). Inputs: edits, runs, facts.
+-- Grain: one row per (editing run, problem, method, window_size, source). Inputs: edits, runs, facts.
 -- Units: numbers of edits; source = data set of the facts, NULL if the store was not given them.
 SELECT
     run.model,
@@ -7,6 +7,7 @@ SELECT
     edit.method,
     edit.window_size,
     fact.source,
+    edit.run_id AS edit_run_id,
     count(edit.rewrite) AS rewrite,
     count(edit.paraphrase) AS paraphrase,
     count(edit.neighborhood) AS neighborhood,

@@ -3,7 +3,7 @@
 -- has effects for the tracing window. trace_run_id is NULL where there is no such tracing run. Runs are never pooled.
 -- Inputs: edits, trace_effects, runs, trace_runs, run_names.
 -- Parameters: tracing_window, or NULL for the window size of each edit (paper, Figure 12); protocol, problem, method,
--- localization, metric, tokens and model, each a value to keep, or NULL for all.
+-- module, localization, metric, tokens, model, trace_run_id and edit_run_id, each a value to keep, or NULL for all.
 -- Units: window_size (of tracing) and edit_window_size in layers; module, localization, metric and tokens of the
 -- tracing run as in trace_runs; edit_run and trace_run = names of the runs (run_names), NULL where no setting differs;
 -- pair = number of the row; grid = number of its tracing run and window size.
@@ -56,6 +56,9 @@ LEFT JOIN trace_runs AS asked ON asked.run_id = traced.run_id
 LEFT JOIN run_names AS edit_name ON edit_name.run_id = edited.run_id
 WHERE ($protocol IS NULL OR run.protocol = $protocol)
     AND ($model IS NULL OR run.model = $model)
+    AND ($module IS NULL OR asked.module = $module)
     AND ($localization IS NULL OR asked.localization = $localization)
     AND ($metric IS NULL OR asked.metric = $metric)
-    AND ($tokens IS NULL OR asked.tokens = $tokens);
+    AND ($tokens IS NULL OR asked.tokens = $tokens)
+    AND ($trace_run_id IS NULL OR traced.run_id = $trace_run_id)
+    AND ($edit_run_id IS NULL OR edited.run_id = $edit_run_id);

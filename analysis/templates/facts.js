@@ -44,6 +44,8 @@
 
   // -- grid -----------------------------------------------------------------------------------------------
 
+  // Even ticks: every layer, or every second, fifth or tenth.
+  const stepOf = (layers, most) => [1, 2, 5, 10, 20].find((step) => layers / step <= most) ?? 50;
   const ramp = (share) => data.colors[Math.max(0, Math.min(data.colors.length - 1, Math.round(share * (data.colors.length - 1))))];
 
   function describe(row, layer) {
@@ -78,12 +80,11 @@
     const edited = new Set(fact.edits.layer);
     const head = grid.appendChild(make("thead")).appendChild(make("tr"));
     head.appendChild(make("th", "layer", { scope: "col" }));
-    const step = layers > 16 ? 2 : 1;
+    const step = stepOf(layers, 16);
     for (let layer = 0; layer < layers; layer++) {
       const words = `layer ${layer}${edited.has(layer) ? ", edited" : ""}`;
       const cell = head.appendChild(make("th", null, { scope: "col", "aria-label": words, class: edited.has(layer) ? "edited" : "" }));
-      const crowded = step > 1 && (edited.has(layer - 1) || edited.has(layer + 1));
-      if (edited.has(layer) || (layer % step === 0 && !crowded)) cell.textContent = layer;
+      if (layer % step === 0) cell.textContent = layer;
     }
     const body = grid.appendChild(make("tbody"));
     let best = [0, 0];
@@ -118,12 +119,50 @@
     enter(row, Math.max(0, Math.min(cells[row].length - 1, current[1] + step[1])), true);
   });
 
+  // The grid as a drawing of its own, for a file.
+  function gridDrawing() {
+    const layers = trace.p[0].length, [low, high] = colorRange(), wide = 15, tall = 18;
+    const labels = trace.p.map((_, row) => seen(trace.tokens[row] || "") + (row >= trace.begin && row < trace.end ? "*" : ""));
+    const left = 24 + 7 * Math.max(...labels.map((label) => label.length)), width = Math.max(left + wide * layers + 24, 430);
+    const drawing = pictures.page(width), ink = "#1b2027";
+    const say = (text, x, y, attributes) => drawing.append(svgMake("text", { x, y, fill: ink, ...attributes }, text));
+    const done = /(^|-)noise$/.test(trace.localization) ? "corrupted" : trace.localization === "zero" ? "zeroed" : "restored";
+    let y = pictures.write(drawing, `${trace.model} · ${trace.module} · ${trace.localization} · window ${trace.window_size}`, 12, 8, width / 7, { "font-weight": 600 });
+    const noised = trace.p_noised === null ? "" : `, ${trace.counterfactuals ? "counterfactual" : "noised"} ${shown(trace.p_noised)}`;
+    y = pictures.write(drawing, `p(${seen(fact.target_true)}) clean ${shown(trace.p_clean)}${noised}`, 12, y, width / 7) + 6;
+    trace.p.forEach((values, row) => {
+      say(labels[row], left - 8, y + tall * (row + 0.7), { "text-anchor": "end" });
+      values.forEach((p, layer) => {
+        if (p !== null) drawing.append(svgMake("rect", { x: left + wide * layer, y: y + tall * row, width: wide + 0.3, height: tall + 0.3, fill: ramp((p - low) / (high - low)) }));
+      });
+    });
+    y += tall * labels.length;
+    for (let layer = 0; layer < layers; layer += stepOf(layers, 16)) say(layer, left + wide * (layer + 0.5), y + 14, { "text-anchor": "middle" });
+    const centre = trace.window_size === 1 ? "" : `, centre of a window of ${trace.window_size}`;
+    say(`${done} layer (0-based)${centre}`, left, y + 30);
+    say("* subject token", 12, y + 30);
+    data.colors.forEach((color, place) => drawing.append(svgMake("rect", { x: left + 4 * place, y: y + 40, width: 4.3, height: 10, fill: color })));
+    say(shown(low), left, y + 63);
+    say(`${shown(high)}  p(${seen(fact.target_true)}) with the layer ${done} (probability)`, left + 4 * data.colors.length, y + 63, {});
+    return pictures.ended(drawing, width, y + 74);
+  }
+
+  function gridText() {
+    const head = ["token", ...trace.p[0].map((_, layer) => layer)];
+    const rows = trace.p.map((values, row) => [tables.quoted(trace.tokens[row] || ""), ...values.map((p) => p ?? "")]);
+    return [head, ...rows].map((row) => row.join(",")).join("\n") + "\n";
+  }
+
+  const nameOfGrid = () => `heatmap-${fact.id.replace(/[^\w.-]+/g, "_").slice(0, 60)}`;
+  pictures.offer(at("grid-saves"), nameOfGrid, () => "the fact’s heatmap", gridDrawing);
+  tables.offer(at("grid-saves"), nameOfGrid, "the fact’s heatmap", gridText);
+
   // -- edits ----------------------------------------------------------------------------------------------
 
   // The trace that a group's edits are compared with: the trace shown if it fits, else the fact's first that fits.
   function traceOf(group) {
     const fits = (t) => t && t.model === group.model && t.protocol === group.protocol && t.window_size === group.window_size && t.by_layer.length;
-    const own = (t) => fits(t) && t.localization === "denoise" && t.metric === "probability"; // the paper's way
+    const own = (t) => fits(t) && t.own; // the paper's way, which is of the MLPs
     return fits(trace) ? trace : fact.traces.find(own) ?? fact.traces.find(fits);
   }
 
@@ -212,21 +251,21 @@
   const literal = (text) => `'${text.replace(/'/g, "''")}'`;
 
   function reproduce() {
-    const store = shell(at("store-path").textContent), id = literal(fact.id);
-    const lines = [`fasttrace sql ${shell(`SELECT * FROM edits WHERE fact_id = ${id} ORDER BY problem, method, layer`)} --store ${store} --json`];
+    const code = at("fact-code"), store = code.dataset.store, id = literal(fact.id);
+    const lines = [`fasttrace sql ${shell(`SELECT * FROM edits WHERE fact_id = ${id} ORDER BY problem, method, layer`)} ${store} --json`];
     if (trace && trace.p.length) {
       const one = `run_id = '${trace.trace_run_id}' AND fact_id = ${id} AND window_size = ${trace.window_size}`;
-      lines.push(`fasttrace sql ${shell(`SELECT layer, effect, effect_last_subject FROM trace_effects WHERE ${one} ORDER BY layer`)} --store ${store} --json`);
-      lines.push(`fasttrace sql ${shell(`SELECT * FROM trace_cells WHERE ${one} ORDER BY token_index, layer`)} --store ${store} --json`);
+      lines.push(`fasttrace sql ${shell(`SELECT layer, effect, effect_last_subject FROM trace_effects WHERE ${one} ORDER BY layer`)} ${store} --json`);
+      lines.push(`fasttrace sql ${shell(`SELECT * FROM trace_cells WHERE ${one} ORDER BY token_index, layer`)} ${store} --json`);
     }
-    at("fact-code").textContent = lines.join("\n");
+    code.textContent = lines.join("\n");
   }
 
   function showTrace(index) {
     trace = fact.traces[index] || null;
     const words = [];
     if (trace) {
-      words.push(`${trace.model}, ${trace.protocol} protocol`);
+      words.push(`${trace.model}, ${trace.protocol} protocol`, `${trace.module} by ${trace.localization}`);
       if (trace.window_size !== null) words.push(`window ${trace.window_size}`);
       const corrupted = trace.counterfactuals ? "with the counterfactuals" : "noised";
       const noised = trace.p_noised === null ? "" : `, ${corrupted} ${shown(trace.p_noised)}`;
@@ -243,7 +282,8 @@
     reproduce();
   }
 
-  function showFact(index) {
+  // run, window: of the trace to show. Without them, the one that the edits are compared with.
+  function showFact(index, run, window) {
     fact = data.facts[index];
     if (!select.querySelector(`option[value="${index}"]`)) { search.value = ""; filter(); }
     select.value = String(index);
@@ -258,19 +298,25 @@
     offerEdits();
     // Show the window that the edits are compared with, else the paper's window of 5, else the first.
     const windows = fact.edits.group.map((number) => data.groups[number].window_size);
-    const first = [...windows, 5].map((size) => fact.traces.findIndex((one) => one.window_size === size)).find((number) => number >= 0) ?? 0;
+    const asked = fact.traces.findIndex((one) => one.trace_run_id === run && String(one.window_size) === window);
+    const usual = [...windows, 5].map((size) => fact.traces.findIndex((one) => one.window_size === size)).find((number) => number >= 0) ?? 0;
+    const first = asked >= 0 ? asked : usual;
     traceSelect.value = String(first);
     showTrace(first);
   }
 
   function fromHash() {
-    let wanted = null;
+    const asked = {};
     for (const part of location.hash.slice(1).split("&")) {
-      if (part.startsWith("fact=")) try { wanted = decodeURIComponent(part.slice(5)); } catch { wanted = part.slice(5); }
+      const [name, value] = [part.split("=", 1)[0], part.slice(part.indexOf("=") + 1)];
+      try { asked[name] = decodeURIComponent(value); } catch { asked[name] = value; }
     }
-    const index = data.facts.findIndex((one) => one.id === wanted);
-    if (wanted !== null && index >= 0) { showFact(index); at("pick").scrollIntoView(); return true; }
-    return false;
+    const index = data.facts.findIndex((one) => one.id === asked.fact);
+    if (index < 0) return false;
+    showFact(index, asked.run, asked.window);
+    at("pick").scrollIntoView();
+    if (asked.run) select.focus({ preventScroll: true }); // so that the keyboard goes on here, too
+    return true;
   }
 
   traceSelect.addEventListener("change", () => showTrace(Number(traceSelect.value)));

@@ -60,7 +60,8 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     return [x + w / 2, y + h / 2, w / 2, h / 2];
   }
 
-  function nearest(chart, event) {
+  // The mark nearest to the pointer, if it is within `most` units of the view box.
+  function nearest(chart, event, most = Infinity) {
     const box = chart.getBoundingClientRect(), scale = chart.viewBox.baseVal.width / box.width;
     const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
     let best = null, least = Infinity;
@@ -73,7 +74,7 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
       const far = dx * dx + dy * dy;
       if (far < least) [best, least] = [mark, far];
     }
-    return best;
+    return least <= most * most ? best : null;
   }
 
   // A shown panel has its points as marks. A hidden panel has them as one path of dots.
@@ -96,7 +97,10 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     const all = document.createDocumentFragment();
     for (const index of order) {
       const [effect, score] = [list.x[index], list.y[index]];
-      const mark = svgMake("g", { class: "mark", role: "img", transform: `translate(${x(effect)} ${y(score)})` });
+      const fact = data.facts[list.facts[index]]; // of the first facts alone the page has heatmaps
+      const link = fact && `#fact=${encodeURIComponent(fact.id)}&run=${list.run}&window=${list.window}`;
+      const about = { class: "mark", transform: `translate(${x(effect)} ${y(score)})` };
+      const mark = fact ? svgMake("a", { ...about, href: link }) : svgMake("g", { ...about, role: "img" });
       const text = `${data.labels[list.facts[index]]}: effect ${shown(effect)}, rewrite score ${shown(score)}, ${list.name}`;
       mark.append(svgMake("title", {}, text), svgMake("circle", { class: "shape", r: 2.6 }));
       all.append(mark);
@@ -158,9 +162,18 @@ for (const element of document.querySelectorAll(".scripted")) element.hidden = f
     for (const one of choices) one.addEventListener("change", () => choose(one));
     choose(choices[0]);
     for (const chart of figure.querySelectorAll(".chart")) {
-      const point = (event) => tell(nearest(chart, event));
-      chart.addEventListener("pointermove", point);
-      chart.addEventListener("pointerdown", point);
+      const linked = (event) => nearest(chart, event, 14)?.getAttribute("href");
+      let before = null; // what was told when a finger came down: the first tap tells, the second follows the link
+      const point = (event) => {
+        chart.style.cursor = linked(event) ? "pointer" : "";
+        tell(nearest(chart, event));
+      };
+      chart.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") point(event); });
+      chart.addEventListener("pointerdown", (event) => { before = told; point(event); });
+      chart.addEventListener("click", (event) => {
+        const link = linked(event);
+        if (link && event.detail && (event.pointerType !== "touch" || before === told)) { event.preventDefault(); location.hash = link; }
+      });
       chart.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tell(focused()); });
     }
     figure.addEventListener("focusin", (event) => {

@@ -25,10 +25,11 @@ const tables = (() => {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
       const button = make("button", head.textContent, { type: "button", class: "sort" });
+      head.setAttribute("aria-sort", "none");
       head.replaceChildren(button);
       button.addEventListener("click", () => {
         const down = head.getAttribute("aria-sort") === "ascending";
-        for (const one of heads) one.removeAttribute("aria-sort");
+        for (const one of heads) one.setAttribute("aria-sort", "none");
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
         sortBy(table, column, down);
       });
@@ -36,15 +37,8 @@ const tables = (() => {
   }
 
   function resort(table) {
-    const heads = [...table.tHead.rows[0].cells], column = heads.findIndex((head) => head.hasAttribute("aria-sort"));
+    const heads = [...table.tHead.rows[0].cells], column = heads.findIndex((head) => /ing$/.test(head.getAttribute("aria-sort")));
     if (column >= 0) sortBy(table, column, heads[column].getAttribute("aria-sort") === "descending");
-  }
-
-  function save(name, text) {
-    const address = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
-    const link = make("a", null, { href: address, download: name });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
   }
 
   const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
@@ -81,14 +75,18 @@ const tables = (() => {
     block.prepend(tools);
   }
 
+  // A button at the end of an element that saves a text as CSV.
+  function offer(element, name, title, text) {
+    const button = make("button", "Save as CSV", { type: "button", class: "save", "aria-label": `Save as CSV: ${title}` });
+    button.addEventListener("click", () => save(`${name()}.csv`, new Blob([text()], { type: "text/csv;charset=utf-8" })));
+    element.append(button);
+  }
+
   for (const block of document.querySelectorAll(".table")) {
     const table = block.querySelector("table"), key = block.dataset.key;
+    offer(block, () => key, block.querySelector(".scroll").ariaLabel, () => data.csv[key] || written(table));
     if (table.classList.contains("plain")) continue;
     filters(table, block, key);
-    const name = table.caption.textContent;
-    const button = make("button", "Save as CSV", { type: "button", class: "save", "aria-label": `Save as CSV: ${name}` });
-    button.addEventListener("click", () => save(`${key}.csv`, data.csv[key] || written(table)));
-    block.append(button);
     headings(table);
     if (table.tBodies[0].rows.length > 24) block.querySelector(".scroll").classList.add("long");
   }
@@ -117,5 +115,5 @@ const tables = (() => {
   };
   addEventListener("hashchange", open);
   open();
-  return { resort };
+  return { resort, offer, quoted };
 })();

@@ -1,6 +1,8 @@
 """Errors a caller may catch. Every message is one sentence: where, what was expected, and what was given instead."""
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from numbers import Number
 from pathlib import PurePath
 from typing import Any
@@ -57,3 +59,24 @@ class _Short(reprlib.Repr):
 def shown(value: object) -> str:
     """A value as a message quotes it: one line, cut in the middle where it is long."""
     return _Short().repr(value)
+
+
+def similar(name: object, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names most like `name`, the nearest first. Capitals, dashes and underscores make no difference.
+
+    cutoff: 1 for the same letters, 0 for any name.
+    """
+    plain: dict[str, str] = {}
+    for one in known:
+        plain.setdefault(_letters(one), one)
+    return [plain[near] for near in difflib.get_close_matches(_letters(str(name)), plain, most, cutoff)]
+
+
+def did_you_mean(name: object, known: Iterable[str], most: int = 1) -> str:
+    """The end of a message about an unknown name: " (did you mean 'a' or 'b'?)", or "" where none is similar."""
+    near = similar(name, known, most)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "-").strip("-")

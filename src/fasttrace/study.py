@@ -356,18 +356,21 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
     from fasttrace.analysis.beside import beside_paper
     from fasttrace.analysis.claims import claims
     from fasttrace.analysis.figures import paper_figure, save
-    from fasttrace.analysis.paper import FIGURES, TABLES, coverage, what_is_missing
+    from fasttrace.analysis.paper import COMPARED, FIGURES, TABLES, Numbered, coverage, what_is_missing
     from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
     from fasttrace.analysis.tables import paper_table
 
+    def size(one: Numbered) -> int | None:
+        return window_size if one.kind in COMPARED else None
+
     there = coverage(store)
     wanted, figures = (
-        [(n, one) for n, one in catalogue.items() if what_is_missing(there, one.at(window_size)) is None]
+        [(n, one, size(one)) for n, one in catalogue.items() if what_is_missing(there, one.at(size(one))) is None]
         for catalogue in (TABLES, FIGURES)
     )
     tables = {
-        f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n, window_size=window_size)) for n, one in wanted
+        f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n, window_size=own)) for n, one, own in wanted
     }
     with suppress(StoreError):  # no edit of the model is traced
         tables["claims"] = (
@@ -385,8 +388,8 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
             with replacing(path) as draft:
                 draft.write_text(render(table, format, title=title), encoding="utf-8")
             written.append(path)
-    for number, _ in figures:
-        figure = paper_figure(store, number, window_size=window_size)
+    for number, _, own in figures:
+        figure = paper_figure(store, number, window_size=own)
         written.append(save(figure, out / "figures" / f"figure-{number}.svg"))
     return [*written, write_report(store, out / "report.html")]
 

@@ -214,7 +214,7 @@ def test_a_warning_of_statsmodels_becomes_a_note(store):
 @pytest.mark.parametrize(
     ("formula", "options", "sentence"),
     [
-        ("rewrite ~ efect", {}, "expected a column of traced_edits, got 'efect' (did you mean effect"),
+        ("rewrite ~ efect", {}, "expected a column of traced_edits, got 'efect' (did you mean 'effect'"),
         ("rewrite ~ efect", {}, "it has model, protocol, "),
         ("rewrite ~ __import__('os')", {}, "expected a column of traced_edits, got '__import__'"),
         ("both", {"score": "beauty"}, "expected a column of traced_edits, got 'beauty'"),

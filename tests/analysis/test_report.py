@@ -86,10 +86,41 @@ def test_the_commands_read_the_facts_of_each_run_from_the_store(study, tmp_path)
     assert lines[place].endswith(" --set steps=20 --facts facts-edit-err.jsonl --store again.duckdb")
     program, *arguments = shlex.split(lines[place - 1])
     assert (program, arguments[0], arguments[2:]) == ("python", "-c", [">", "facts-edit-err.jsonl"])
-    told = subprocess.run([sys.executable, *arguments[:2]], capture_output=True, text=True, check=True)
+    here = study.path.parent
+    told = subprocess.run([sys.executable, *arguments[:2]], capture_output=True, text=True, check=True, cwd=here)
     (tmp_path / "facts.jsonl").write_text(told.stdout)
     edited = [fact for fact in study_facts() if fact.fact_id != "place-21"]
     assert sorted(load_facts(tmp_path / "facts.jsonl"), key=lambda fact: fact.fact_id) == edited
+
+
+def test_no_page_figure_or_table_has_a_path_of_the_machine_that_made_it(tmp_path, command, monkeypatch):
+    """Neither the store's, nor that of a model, a corpus or a tokenizer; the commands say what stands for them."""
+    home = tmp_path / "home"
+    facts, store = study_facts(count=4), Store(home / "runs" / "study.duckdb")
+    home.joinpath("runs").mkdir(parents=True)
+    about = {"model": str(home / "my-model"), "model_hash": "h"}
+    made = [trace_result(facts, windows=(5, 10), **about), edit_result(facts, **about), mass_result(facts, **about)]
+    made += [edit_result(facts, run_id="other", seed=1), trace_result(facts, run_id="t-other")]  # so that models differ
+    made[1].run["settings"] = json.dumps(json.loads(made[1].run["settings"]) | {"corpus": str(home / "texts")})
+    for result in made:
+        store.add(result)
+    monkeypatch.chdir(tmp_path)
+    page = write_report(store, tmp_path / "r.html").read_text()
+    command("figures", "--store", str(store.path), "--out", "f")
+    command("tables", "--store", str(store.path), "--format", "markdown", "--out", "t", "--resamples", "0")
+    texts = [page, json.dumps(embedded(page)), *(path.read_text() for path in tmp_path.glob("[ft]/*"))]
+    assert len(texts) > 12
+    assert not [text for text in texts if str(tmp_path) in text]
+    plain = html.unescape(page)
+    assert "fasttrace trace --model '…/my-model' --dtype" in plain
+    assert "“…/” stands for a folder of the machine" in plain
+    assert '"corpus": "…/texts"' in plain
+    assert "fasttrace.Store(\"study.duckdb\")" in plain
+    assert "Does localization inform editing? my-model, smollm2-135m" in plain
+    # What is missing is made in this store, wherever it is: below the working directory its path from here.
+    said = command("figures", "17", "--store", str(store.path), code=2).stderr
+    assert "--store home/runs/study.duckdb" in said.partition("make them with")[2]
+    assert str(tmp_path) not in said.partition("make them with")[2]
 
 
 def test_the_answer_is_computed_from_the_regression(report, study):
@@ -130,7 +161,7 @@ def test_the_answer_says_whether_the_gain_is_more_than_chance():
     said = answer([tested[0], tested[1] | {"method": "memit"}], [], [])[1]
     assert said.startswith("In 1 of the 2")
     assert "level by Hotelling's test;" in said
-    assert "does not say whether" in answer([row | {"r2_both": None}], [], [])[0]
+    assert answer([row | {"r2_both": None}], [], []) == []
 
 
 def test_every_localization_method_has_its_own_answer():
@@ -331,7 +362,8 @@ def same(one: str, other: str) -> bool:
     return True
 
 
-def test_the_code_beside_every_exhibit_prints_its_numbers(twenty):
+def test_the_code_beside_every_exhibit_prints_its_numbers(twenty, monkeypatch):
+    monkeypatch.chdir(twenty.store.path.parent)
     shown = exhibits(twenty.store)
     assert [exhibit.key for exhibit in shown] == [
         "r2",
@@ -408,7 +440,8 @@ def test_odd_tokens_are_text_and_the_oldest_trace_of_a_fact_is_shown(tmp_path):
     assert token_rows(write_report(edited, tmp_path / "edits.html").read_text()) == []
 
 
-def test_the_papers_counterparts_can_be_made_by_the_commands_given(twenty, tmp_path):
+def test_the_papers_counterparts_can_be_made_by_the_commands_given(twenty, tmp_path, monkeypatch):
+    monkeypatch.chdir(twenty.store.path.parent)
     lines = [
         line
         for name, text in codes(twenty.text)

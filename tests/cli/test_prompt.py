@@ -55,7 +55,7 @@ def test_the_prompt_answers_and_continues(place, capfd):
     said = [line for line in done.err.splitlines() if line.startswith("fasttrace: ")]
     assert len(said) == 4
     for line, sentence in zip(
-        said, ("nothing", "the query writes", "no relation 'edit' (did you mean edits", "got .what"), strict=True
+        said, ("nothing", "the query writes", "no relation 'edit' (did you mean 'edits'", "got .what"), strict=True
     ):
         assert sentence in line
     history = (place / "state" / "fasttrace" / "sql_history").read_text()

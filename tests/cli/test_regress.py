@@ -50,7 +50,7 @@ def test_formats_of_the_coefficients(place, run):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("rewrite ~ efect", *STORE), "expected a column of traced_edits, got 'efect' (did you mean effect"),
+        (("rewrite ~ efect", *STORE), "expected a column of traced_edits, got 'efect' (did you mean 'effect'"),
         (("rewrite ~ (", *STORE), "expected a formula such as 'rewrite ~ C(layer) * effect'"),
         (("both", *STORE, "--where", "layer > 9"), "expected edits for which layer > 9, got none"),
         (("both", *STORE, "--where", "layr > 9"), 'Referenced column "layr" not found'),

@@ -109,7 +109,7 @@ def test_queries_of_the_user(place, ask):
     assert found
     assert all(row["rewrite"] > 0.5 and row["layer"] == 2 for row in found)
     assert "expected a value for layer" in ask("best", *own, "--param", "least=0.5", code=2).stderr
-    assert "got 'leest' (did you mean least?)" in ask("best", *own, "--param", "leest=0.5", code=2).stderr
+    assert "got 'leest' (did you mean 'least'?)" in ask("best", *own, "--param", "leest=0.5", code=2).stderr
     (place / "mine" / "edits.sql").write_text("SELECT 1")
     assert "rename the file" in ask("best", *own, code=2).stderr
 
@@ -169,7 +169,7 @@ def test_writing_needs_its_option(place, ask):
         (("SELECT ?", *STORE), "expected named parameters ($name)"),
         (("SELECT 1", *STORE, "--param", "a"), "expected a parameter as NAME=VALUE, got 'a'"),
         (("SELECT $a", *STORE, "--param", "a=[x"), "expected a list such as"),
-        (("scores_by_layr", *STORE), "saved query, got 'scores_by_layr' (did you mean scores_by_layer"),
+        (("scores_by_layr", *STORE), "saved query, got 'scores_by_layr' (did you mean 'scores_by_layer'"),
         (("no.sql", *STORE), "query file 'no.sql' could not be read"),
         (("latin.sql", *STORE), "is not UTF-8 text"),
         (("", *STORE), "the query: expected a statement, got an empty text"),

@@ -172,7 +172,7 @@ def test_memory_lacks_for_some_pieces_and_for_one_fact(start, rows, nodes, fault
 
 @pytest.mark.slow
 def test_memory_lacks_for_every_wave(start, rows, nodes, faults, place):
-    """Every piece is halved down to single facts. Their values may differ in the last bits (docs/cluster.md)."""
+    """Every piece is halved down to single facts. Their values may differ in the last bits (docs/how-to/cluster.md)."""
     wanted = rows(*TRACE)
     faults.set("short", 1)
     done = start(*TRACE, "--workers", nodes.address, "--store", "halves.duckdb").ended()

@@ -1,31 +1,21 @@
-"""docs/mass-edits.md says what is so: its commands, options, relations, columns and numbers exist."""
+"""docs/how-to/mass-edits.md says what is so: its options, relations, columns and numbers exist."""
 
 import re
-import shlex
 from pathlib import Path
 
-from fasttrace.analysis.saved import saved_queries
 from fasttrace.cli import cli
 from fasttrace.editing import breaks
 from fasttrace.editing.mass import MassResult
 from fasttrace.store.connect import schema_columns
 
-PAGE = (Path(__file__).parents[2] / "docs/mass-edits.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/how-to/mass-edits.md").read_text(encoding="utf-8")
 
 
-def test_every_command_and_option_exists() -> None:
-    verbs = {name: cli.get_command(None, name) for name in ("mass", "sql", "figures")}
-    options = {name: {text for one in verb.params for text in one.opts} for name, verb in verbs.items()}
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    commands = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
-    assert len(commands) == 6
-    for command in commands:
-        program, verb, *words = shlex.split(command)
-        assert program == "fasttrace"
-        assert {word for word in words if word.startswith("--")} <= options[verb]
-        assert verb != "sql" or words[0] in saved_queries()
+def test_options_that_the_prose_names_exist() -> None:
+    verb = cli.get_command(None, "mass")
+    assert verb is not None
     named = re.findall(r"`(--[a-z-]+)", PAGE)
-    assert {"--held-out", "--fluency", "--lm-eval"} <= set(named) <= options["mass"]
+    assert {"--held-out", "--fluency", "--lm-eval"} <= set(named) <= {text for one in verb.params for text in one.opts}
 
 
 def test_relations_and_tables_exist() -> None:

@@ -179,8 +179,14 @@ def calls(model, store, place, small_tokenizer):
         "paper_table": (tables.paper_table, {"store": store, "number": 1, "resamples": 0}),
         "layer_table": (tables.layer_table, {"store": store}),
         "summary": (tables.summary, {"store": store, "score": "rewrite", "width": None}),
-        "heatmap": (figures.heatmap, {"store": store, "fact_id": FACTS[0].fact_id, "window_size": None}),
-        "paper_figure": (figures.paper_figure, {"store": store, "number": 2, "fact_id": None, "layer": None}),
+        "heatmap": (
+            figures.heatmap,
+            {"store": store, "fact_id": FACTS[0].fact_id, "window_size": None, "run": None},
+        ),
+        "paper_figure": (
+            figures.paper_figure,
+            {"store": store, "number": 2, "fact_id": None, "layer": None, "run": None},
+        ),
         "save": (figures.save, {"figure": figures.heatmap(store, FACTS[0].fact_id), "path": place / "a.svg"}),
         "write_report": (report.write_report, {"store": store, "path": place / "a.html", "max_facts": 1}),
     }  # fmt: skip
@@ -242,8 +248,8 @@ NAMES = {
     "paper_table": ["store", "number", "resamples"],
     "layer_table": ["store"],
     "summary": ["store", "score", "width"],
-    "heatmap": ["store", "fact_id", "window_size"],
-    "paper_figure": ["store", "number", "fact_id", "layer"],
+    "heatmap": ["store", "fact_id", "window_size", "run"],
+    "paper_figure": ["store", "number", "fact_id", "layer", "run"],
     "save": ["figure", "path"],
     "write_report": ["store", "path", "max_facts", "max_bytes"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""docs/models.md is what its generator makes now, and every model type has a variant that is held to transformers."""
+"""docs/reference/models.md is what its generator makes, and every model type has a variant held to transformers."""
 
 import re
 
@@ -24,5 +24,5 @@ def test_every_adapter_says_what_is_special_about_it():
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == page(), f"docs/models.md is out of date: run `{COMMAND}`"
-    assert f"drives {len(supported())} model types" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page(), f"docs/reference/models.md is out of date: run `{COMMAND}`"
+    assert f"drives {len(supported())} model types" in (PAGE.parents[2] / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ print(*others, *({{"torch", "transformers", "duckdb", "click"}} & sys.modules.ke
 """
 
 
-def test_the_settings_import_only_errors_memory_and_protocols():
+def test_the_settings_import_only_small_modules():
     program = PROGRAM.format(folder=str(Path(fasttrace.__file__).parent))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["fasttrace.errors", "fasttrace.memory", "fasttrace.protocols"]
+    assert done.stdout.split() == ["fasttrace.errors", "fasttrace.memory", "fasttrace.packaged", "fasttrace.protocols"]

@@ -1,4 +1,4 @@
-"""Makes docs/models.md, the table of every model type: `python tests/support/models_page.py` writes it.
+"""Makes docs/reference/models.md, the table of every model type: `python tests/support/models_page.py` writes it.
 
 The types, classes and clauses are those of `fasttrace models`. The layout is found by calling the blocks of the small
 models that tests/models/test_every_family.py holds to transformers. tests/models/test_models_page.py compares.
@@ -13,7 +13,7 @@ from small_models import EVERY_FAMILY, small_config, small_model, trained_tokeni
 
 from fasttrace.models.supported import supported, unsupported, wrappers
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "models.md"
 COMMAND = "python tests/support/models_page.py"
 ROWS = 3  # that are computed to see what a step depends on
 
@@ -41,7 +41,7 @@ def page(tokenizer=None):
             "out of date. This command writes it:"
         ),
         "",
-        "```sh",
+        '```sh title="in the source folder"',
         COMMAND,
         "```",
         "",

@@ -30,7 +30,7 @@ from fasttrace.benchmarks.loads import (
     window_restore,
 )
 from fasttrace.benchmarks.result import BenchRow, spread
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.ops.dispatch import IMPLEMENTATIONS
 
 # Name of an op → its module of loads, which has `load`, and `SHAPES` for `make bench`.
@@ -81,7 +81,7 @@ def add_op(name: str, load: Callable[..., Load]) -> None:
 def sizes_of(op: str) -> dict[str, int]:
     """The sizes of an op's load with their defaults. Raises UserError for an unknown op."""
     if op not in OPS:
-        raise UserError(f"op: expected one of {', '.join(OPS)}, got '{op}'")
+        raise UserError(f"op: expected one of {', '.join(OPS)}, got '{op}'{did_you_mean(op, OPS)}")
     given = list(inspect.signature(OPS[op].load).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in given}
 
@@ -92,7 +92,7 @@ def checked(op: str, sizes: Mapping[str, int]) -> dict[str, int]:
     known = sizes_of(op)
     for name, value in sizes.items():
         if name not in known:
-            raise UserError(f"{op} has no size '{name}'; there are {', '.join(known)}")
+            raise UserError(f"{op} has no size '{name}'; there are {', '.join(known)}{did_you_mean(name, known)}")
         if value < (0 if known[name] == 0 else 1):
             raise UserError(f"{op}: expected size {name} to be a positive number, got {value}")
     return {**known, **sizes}
@@ -195,7 +195,9 @@ def bench(
         if name in IMPLEMENTATIONS and name not in known:
             known[name] = partial(load.op, impl=name)
         if name not in known:
-            raise UserError(f"{op}: expected one of {', '.join([*known, *IMPLEMENTATIONS[2:]])}, got '{name}'")
+            ways_there = [*known, *IMPLEMENTATIONS[2:]]
+            hint = did_you_mean(name, ways_there)
+            raise UserError(f"{op}: expected one of {', '.join(ways_there)}, got '{name}'{hint}")
     peak = ceilings(dtype, device)
     with torch.inference_mode(not load.grad):
         expected = _result(known["reference"], load)

@@ -11,26 +11,27 @@ import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import check_file
 
+from .help import Choice, command, option
 from .options import Rows, emit, options, watching
 
 if TYPE_CHECKING:
     from fasttrace.benchmarks.result import BenchRow
 
 
-@click.command()
+@command()
 @click.argument("ops", nargs=-1, metavar="[OP]...")
-@click.option("--size", "sizes", multiple=True, metavar="NAME=NUMBER", help="Load size, as in rows=8192; repeatable.")
-@click.option(
+@option("--size", "sizes", multiple=True, metavar="NAME=NUMBER", help="Load size, as in rows=8192; repeatable.")
+@option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
     help="Dtype of the loads.",
 )
-@click.option("--impl", "only", multiple=True, metavar="WAY", help="Time only this way: auto, native, …; repeatable.")
-@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes longest.")
-@click.option("--tune", "tuning", is_flag=True, help="Try every tile of a Triton kernel and record the fastest.")
-@click.option("--list", "listing", is_flag=True, help="List the ops and the sizes of their loads.")
+@option("--impl", "only", multiple=True, metavar="WAY", help="Time only this way: auto, native, …; repeatable.")
+@option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes longest.")
+@option("--tune", "tuning", is_flag=True, help="Try every tile of a Triton kernel and record the fastest.")
+@option("--list", "listing", is_flag=True, help="List the ops and the sizes of their loads.")
 @options("device", "store", "json")
 def bench(
     ops: tuple[str, ...],

@@ -16,32 +16,8 @@ from fasttrace.memory import lacks_memory, memory_line
 from fasttrace.places import why_full
 
 from . import signals
-
-# verb → (module, what it imports before it runs, its line in the help), in the order in which a study needs them
-VERBS = {
-    "facts": ("facts", "fasttrace.workflow", "List, show, profile, pair and test facts."),
-    "trace": ("trace", "fasttrace.workflow", "Measure what restoring each window brings back."),
-    "stats": ("trace", "fasttrace.workflow", "Collect the second moments of keys."),
-    "edit": ("edit", "fasttrace.workflow", "Edit each fact at each layer, and score every edit."),
-    "mass": ("edit", "fasttrace.workflow", "Edit many facts into one model, and score all of them."),
-    "tune": ("edit", "fasttrace.workflow", "Choose the best of a hyperparameter's values."),
-    "export": ("edit", "fasttrace.workflow", "Write an edited model that transformers can load."),
-    "chat": ("chat", "fasttrace.editing", "Continue prompts, with an edited model or an unedited one."),
-    "study": ("study", "fasttrace.study", "Trace, edit, analyse and report, as one resumable study."),
-    "demo": ("study", "fasttrace.study", "Run the small study 'demo', from facts to report."),
-    "status": ("status", "fasttrace.store", "Print what a running command does, and what its store has."),
-    "merge": ("merge", "fasttrace.store", "Merge the stores of several machines into one."),
-    "serve": ("serve", "fasttrace.store", "Serve a store to many processes at once."),
-    "sql": ("sql", "fasttrace.store", "Query a store with SQL."),
-    "regress": ("regress", "fasttrace.store", "Regress an edit score on layer, tracing effect or any column."),
-    "tables": ("read", "fasttrace.store", "Print the paper's tables from the data of a store."),
-    "figures": ("read", "fasttrace.store", "Draw the paper's figures from the data of a store."),
-    "report": ("read", "fasttrace.store", "Write a report on a store as one HTML file."),
-    "claims": ("claims", "fasttrace.store", "Print which of the paper's claims a store confirms or refutes."),
-    "bench": ("bench", "fasttrace.benchmarks", "Time ops beside their reference and other ways."),
-    "models": ("models", "fasttrace.models", "List the model types that are supported, and what a model takes."),
-    "env": ("machine", "fasttrace.ops", "Print versions and devices, for a bug report."),
-}
+from .help import asked, suggesting
+from .verbs import GROUPS, VERBS
 
 
 class _Verbs(click.Group):
@@ -52,31 +28,48 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context | None, name: str) -> click.Command | None:
         if name in VERBS and name not in self.commands:
-            self.add_command(getattr(import_module(f".{VERBS[name][0]}", __package__), name))
+            verb = getattr(import_module(f".{VERBS[name].module}", __package__), name)
+            verb.example = f"fasttrace {VERBS[name].example}"
+            self.add_command(verb)
         return self.commands.get(name)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with suggesting(self):
+            return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            raise click.UsageError(f"No such command '{args[0]}'.{asked(args[0], VERBS)}")
         name, verb, rest = super().resolve_command(ctx, args)
         if name is not None and verb is not None and not ctx.resilient_parsing:
             own = click.Context(verb, ctx, name)
-            given, _, _ = verb.make_parser(own).parse_args(list(rest))
+            with suggesting(verb):
+                given, _, _ = verb.make_parser(own).parse_args(list(rest))
             asks = verb.get_help_option(own)
             if asks is None or not given.get(asks.name):
-                import_module(VERBS[name][1])
+                import_module(VERBS[name].needs)
                 signals.begin()  # all is imported
         return name, verb, rest
 
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(f"Example: fasttrace {VERBS['trace'].example}\n\n")
+        super().format_help(ctx, formatter)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (*_, line) in VERBS.items()])
+        for heading, group in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(f"{name:<10}", row.line) for name, row in group.items()])
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(ft.__version__, prog_name="fasttrace")
 def cli() -> None:
-    """Trace facts in a language model, edit them, and test whether tracing tells where to edit."""
+    """Trace facts in a language model, edit them, and test whether tracing tells where to edit.
+
+    `fasttrace VERB --help` explains a verb, beginning with an example.
+    """
 
 
 def run() -> int:

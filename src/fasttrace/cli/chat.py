@@ -12,6 +12,7 @@ from fasttrace.optional import require
 from fasttrace.settings.generate import GenerateSettings
 
 from . import signals
+from .help import command, option
 from .options import OF_MODEL, load, options, read_stdin, setting_options
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ Arrow up shows the history. Ctrl-C clears the line, or stops a text.
 """
 
 
-@click.command()
+@command()
 @options(*OF_MODEL)
-@click.option(
+@option(
     "--delta",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
     help="Edit the model by a file of --delta of edit or mass; by default it is not edited.",
 )
-@click.option("--compare", is_flag=True, help="Show each text before and after the edit of --delta.")
+@option("--compare", is_flag=True, help="Show each text before and after the edit of --delta.")
 @setting_options(GenerateSettings)
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each prompt.")
+@option("--json", "as_json", heading="Output", is_flag=True, help="Print a line of JSON for each prompt.")
 def chat(
     model: str,
     dtype: str,

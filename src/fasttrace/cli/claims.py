@@ -2,16 +2,17 @@
 
 import click
 
+from .help import Choice, command, option
 from .options import open_stores, options
 
 
-@click.command()
+@command()
 @options("stores", "json", "format", "resamples", "tracing window")
-@click.option("--model", help="Model, if the store has results of several.")
-@click.option(
-    "--protocol", type=click.Choice(["paper", "released"]), help="Protocol, if the store has results of both."
+@option("--model", help="Model, if the store has results of several.")
+@option(
+    "--protocol", type=Choice(["paper", "released"]), help="Protocol, if the store has results of both."
 )
-@click.option(
+@option(
     "--cells", is_flag=True, help="Print Tables 1 to 6 cell by cell instead, the paper's numbers and the store's."
 )
 def claims(

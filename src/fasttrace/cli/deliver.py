@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, check_folder, is_same, replacing
+
+from .help import completing_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +33,9 @@ class Place(click.ParamType):
 
     def __init__(self, name: str, check: Callable[[str], object], *, stdout: bool = False) -> None:
         self.name, self.check, self.stdout = name, check, stdout
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return completing_files(ctx, param, incomplete)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         option = param.opts[0] if param is not None else "output"

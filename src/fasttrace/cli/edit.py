@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import fasttrace as ft
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean, similar
 from fasttrace.protocols import Protocol
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.edit import EditingSettings, EditSettings
@@ -17,6 +17,7 @@ from fasttrace.settings.mass import SAMPLED, MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
+from .help import command, option
 from .options import (
     Verb,
     Work,
@@ -49,10 +50,11 @@ def _editing_options(kind: type[EditingSettings]) -> Callable[[Verb], Verb]:
     """The options of every editing verb, and those of its settings."""
 
     def add(verb: Verb) -> Verb:
-        verb = click.option("--known", is_flag=True, help="Edit only facts that the model knows.")(verb)
-        verb = click.option(
+        verb = option("--known", heading="Facts", is_flag=True, help="Edit only facts that the model knows.")(verb)
+        verb = option(
             "--set",
             "own",
+            heading="Edit",
             multiple=True,
             callback=_assignments,
             metavar="NAME=VALUE",
@@ -69,6 +71,8 @@ def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ..
     values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        if equals and name not in hyperparameters() and (near := similar(name, hyperparameters())):
+            raise UserError(f"--set: no hyperparameter has the name '{name}'; did you mean '{near[0]}'?")
         if not equals or name not in hyperparameters():
             raise UserError(
                 f"--set: expected NAME=VALUE with a NAME among {', '.join(hyperparameters())}, got {text!r}"
@@ -90,9 +94,9 @@ def _check_places(
     """Raise UserError where two paths are the same or in a folder to be exported, which must be new, or where the cache
     folder is needed and cannot be used."""
     check_apart(("--store", store), ("--export", export), ("--delta", delta))
-    for option, place in (("--store", store), ("--delta", delta)):
+    for name, place in (("--store", store), ("--delta", delta)):
         if place is not None and export is not None and Path(export).resolve() in Path(place).resolve().parents:
-            raise UserError(f"{option}: expected a path outside the folder of --export, got '{place}'")
+            raise UserError(f"{name}: expected a path outside the folder of --export, got '{place}'")
     if asked.method in SOLVED or asked.essence or getattr(asked, "held_out", None) == SAMPLED:
         check_cache()
 
@@ -181,12 +185,16 @@ def _known(work: Work, watch: "Watch", crew: "Crew", loaded: "list[Fact]", proto
     return kept
 
 
-@click.command()
+@command()
 @_editing_options(EditSettings)
 @cluster_options
-@click.option("--fact-id", help="Edit only this fact.")
-@click.option("--export", type=NEW_FOLDER, help="Write the model with the edit in its weights to this folder.")
-@click.option("--delta", type=NEW_FILE, help="Write only the change of the weights to this safetensors file.")
+@option("--fact-id", heading="Facts", help="Edit only this fact.")
+@option(
+    "--export", heading="Output", type=NEW_FOLDER, help="Write the model with the edit in its weights to this folder."
+)
+@option(
+    "--delta", heading="Output", type=NEW_FILE, help="Write only the change of the weights to this safetensors file."
+)
 def edit(
     work: Work,
     own: dict[str, str],
@@ -214,9 +222,10 @@ def edit(
         raise UserError("expected --fact-id or --limit, got both")
     loaded = work.load_facts()
     if fact_id is not None:
-        loaded = [fact for fact in loaded if fact.fact_id == fact_id]
+        every, loaded = loaded, [fact for fact in loaded if fact.fact_id == fact_id]
         if not loaded:
-            raise UserError(f"no fact has the fact_id '{fact_id}'")
+            hint = did_you_mean(fact_id, [fact.fact_id for fact in every])
+            raise UserError(f"no fact has the fact_id '{fact_id}'{hint}")
     written = export is not None or delta is not None
     question = NONE
     if not written:
@@ -269,10 +278,14 @@ def edit(
     _emit_kinds(work, plan.run["run_id"], asked)
 
 
-@click.command()
+@command()
 @_editing_options(MassSettings)
-@click.option("--export", type=NEW_FOLDER, help="Write the model with every edit in its weights to this folder.")
-@click.option("--delta", type=NEW_FILE, help="Write only the change of the weights to this safetensors file.")
+@option(
+    "--export", heading="Output", type=NEW_FOLDER, help="Write the model with every edit in its weights to this folder."
+)
+@option(
+    "--delta", heading="Output", type=NEW_FILE, help="Write only the change of the weights to this safetensors file."
+)
 def mass(
     work: Work,
     own: dict[str, str],
@@ -386,7 +399,7 @@ def _means_by_n_edits(scores: "pa.Table", measures: "pa.Table", norms: "pa.Table
     return means.join(by_number(measures, norms), "n_edits").sort_by("n_edits")
 
 
-@click.command()
+@command()
 @_editing_options(TuneSettings)
 def tune(
     work: Work,
@@ -431,7 +444,7 @@ def tune(
     emit(table, work.as_json)
 
 
-@click.command()
+@command()
 @options("model", "dtype", "tokenizer", "trust_remote_code")
 @setting_options(ExportSettings)
 @options("json")

@@ -15,6 +15,7 @@ from fasttrace.settings.trace import TraceSettings
 from fasttrace.show.words import escaped
 
 from .deliver import FILE, STDOUT, check_apart, saying_overwritten
+from .help import command, completing_files, option
 from .look import looked_at, profile_row, profile_tables, shown
 from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, watching, work_options
 
@@ -33,20 +34,26 @@ def _count(_: click.Context, option: click.Parameter, text: str | None) -> int |
     return int(text)
 
 
-@click.command()
-@click.argument("file", required=False)
+@command()
+@click.argument("file", required=False, shell_complete=completing_files)
 @work_options
 @setting_options(TraceSettings, only=["protocol"])
 @cluster_options
 @options("pairs")
-@click.option("--out", type=FILE, metavar="FILE", help="With --pairs: write the paired facts as JSONL, for --facts.")
-@click.option(
+@option(
+    "--out",
+    heading="Output",
+    type=FILE,
+    metavar="FILE",
+    help="With --pairs: write the paired facts as JSONL, for --facts.",
+)
+@option(
     "--check",
     is_flag=True,
     help="Test which facts the model knows: o_true must be in the text of the model's first 36 greedy tokens, and with "
     "protocol released p(o_true) must be at least 0.02.",
 )
-@click.option(
+@option(
     "--show",
     metavar="INTEGER",
     is_flag=False,
@@ -55,7 +62,7 @@ def _count(_: click.Context, option: click.Parameter, text: str | None) -> int |
     help="Print the first facts with their tokens, in which the subject is marked, their targets and probes, and what "
     f"joins a prompt to what is scored after it; without a number, {SHOWN}.",
 )
-@click.option(
+@option(
     "--profile",
     "profiled",
     is_flag=True,

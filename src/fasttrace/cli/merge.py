@@ -5,13 +5,14 @@ import click
 from fasttrace.errors import UserError
 
 from .deliver import STORE
+from .help import command, completing_files, option
 from .options import emit, open_store, options
 
 
-@click.command()
+@command()
 @options("json")
-@click.argument("stores", nargs=-1, metavar="STORES...")
-@click.option("--into", type=STORE, metavar="FILE", help="DuckDB file to add to; it is created if it does not exist.")
+@click.argument("stores", nargs=-1, metavar="STORES...", shell_complete=completing_files)
+@option("--into", type=STORE, metavar="FILE", help="DuckDB file to add to; it is created if it does not exist.")
 def merge(stores: tuple[str, ...], as_json: bool, into: str | None) -> None:
     """Add what STORES have and the store --into lacks, and print what was added from each.
 

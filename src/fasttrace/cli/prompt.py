@@ -13,7 +13,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers.sql import SqlLexer
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.store.connect import connection
 
 from . import signals
@@ -96,13 +96,12 @@ class Prompt:
             return rendered(listed(self.saved))
         if name == ".schema":
             return self._schema(argument.strip())
-        raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name}")
+        raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name}{did_you_mean(name, COMMANDS)}")
 
     def _schema(self, name: str) -> str:
-        from fasttrace.analysis.saved import nearest
 
         if name not in self.columns:
-            raise UserError(f"there is no relation '{name}'{nearest(name, self.columns)}")
+            raise UserError(f"there is no relation '{name}'{did_you_mean(name, self.columns, 3)}")
         plain = name.rpartition(".")[2]
         header = f"{self.saved[plain].header.text}\n" if plain in self.saved else ""
         rows = [{"column": column, "type": kind} for column, kind in self.columns[name]]

@@ -1,22 +1,29 @@
 """Verbs that read a store: tables, figures, report. The verb sql answers all other questions."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.places import check_replaceable, replacing
 
 from .deliver import FILE_AND_FOLDER, FOLDER, STDOUT, check_apart, saying_overwritten
+from .help import Choice, command, completing, option
 from .options import named_store, open_stores, options
 
+if TYPE_CHECKING:
+    from fasttrace.analysis.paper import Effects, Numbered
 
-@click.command()
-@options("stores", "json", "format", "score", "resamples", "tracing window", "localization", "metric")
+EFFECTS = ("tracing window", "localization", "metric", "module", "run")  # the options that choose tracing effects
+
+
+@command()
+@options("stores", "json", "format", "score", "resamples", *EFFECTS)
 @click.argument("numbers", nargs=-1, type=int)
-@click.option("--out", type=FOLDER, help="Folder to write to, one file per table.")
+@option("--out", heading="Output", type=FOLDER, help="Folder to write to, one file per table.")
 def tables(
     stores: tuple[str, ...],
     as_json: bool,
@@ -25,45 +32,47 @@ def tables(
     format_: str,
     out: str | None,
     resamples: int,
-    tracing_window: int | None,
-    localization: str | None,
-    metric: str | None,
+    **given: Any,
 ) -> None:
     """Print the paper's tables from the data of the store.
 
     NUMBERS are 1 to 8. Without any, print R² of --score and mean scores by layer, or with --out write every table that
     the store has data for.
     """
-    from fasttrace.analysis.paper import TABLES, coverage, what_is_missing
+    from fasttrace.analysis.paper import TABLES, chosen, coverage, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
     from fasttrace.analysis.render import render
     from fasttrace.analysis.tables import paper_table, summary
 
     target = open_stores(stores)
-    there = coverage(target)
-    effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
-    catalogue = {n: one.at(**effects) for n, one in TABLES.items()}
+    there, effects = coverage(target), _effects(given)
+    asked = chosen(target, effects)
+    catalogue = {n: one.at(**asked) for n, one in TABLES.items()}
     if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
-                "regressions": regressions(target, score, **effects).to_pylist(),
+                "regressions": regressions(target, score, **asked).to_pylist(),
                 "layer_means": layer_means(target, score).to_pylist(),
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
-        click.echo(summary(target, score, **effects), nl=False)
+        _check_traced(there, catalogue.values(), effects)
+        click.echo(summary(target, score, **asked), nl=False)
         _say_which("Table", catalogue, there, _asked(effects))
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    if not numbers:
+        _check_traced(there, [catalogue[n] for n in wanted], effects)
     ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
     made = {n: paper_table(target, n, resamples=resamples, **effects) for n in map(int, wanted)}
     texts = {n: render(table, kind, title=f"Table {n}. {catalogue[n].title}") for n, table in made.items()}
+    _say_others(there, [catalogue[n] for n in wanted])
     if out is None:
         click.echo(("\n" if kind == "text" else "").join(texts.values()), nl=False)
         return
@@ -88,24 +97,31 @@ class _FigureName(click.ParamType):
         if value in NAMED or isinstance(value, int):
             return value
         if not str(value).isdecimal():
-            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}", param, ctx)
+            hint = did_you_mean(value, NAMED)
+            self.fail(f"expected the number of a figure or {' or '.join(NAMED)}, got {value!r}{hint}", param, ctx)
         return int(value)
 
 
-@click.command()
-@options("stores", "json", "tracing window", "localization", "metric")
-@click.argument("names", nargs=-1, type=_FigureName(), metavar="[NUMBERS | roles | edits]...")
-@click.option(
+@command()
+@options("stores", "json", *EFFECTS)
+@click.argument(
+    "names",
+    nargs=-1,
+    type=_FigureName(),
+    metavar="[NUMBERS | roles | edits]...",
+    shell_complete=completing(lambda: NAMED),
+)
+@option(
     "--format",
     "format_",
-    type=click.Choice(["png", "svg", "pdf"]),
+    type=Choice(["png", "svg", "pdf"]),
     default="svg",
     show_default=True,
     help="Format of the figures.",
 )
-@click.option("--out", type=FOLDER, default="figures", show_default=True, help="Folder to write to.")
-@click.option("--fact-id", help="Fact of Figure 2; by default the one whose probability the noise lowered most.")
-@click.option(
+@option("--out", heading="Output", type=FOLDER, default="figures", show_default=True, help="Folder to write to.")
+@option("--fact-id", help="Fact of Figure 2; by default the one whose probability the noise lowered most.")
+@option(
     "--layer",
     type=click.IntRange(0),
     help="Edited layer of Figures 4 and 14; by default the model's own (5 of GPT-J, 17 of GPT2-XL, else a fifth of the "
@@ -119,9 +135,7 @@ def figures(
     out: str,
     fact_id: str | None,
     layer: int | None,
-    tracing_window: int | None,
-    localization: str | None,
-    metric: str | None,
+    **given: Any,
 ) -> None:
     """Draw the paper's figures from the data of the store, mean effects by token role, or what N edits do.
 
@@ -131,13 +145,15 @@ def figures(
     model, one line per mass edit.
     """
     from fasttrace.analysis.figures import edits_figure, paper_figure, role_figure, save
-    from fasttrace.analysis.paper import FIGURES, coverage, what_is_missing
+    from fasttrace.analysis.paper import FIGURES, chosen, coverage, what_is_missing
 
     target = open_stores(stores)
-    there = coverage(target)
-    effects: dict[str, Any] = {"window_size": tracing_window, "localization": localization, "metric": metric}
-    catalogue = {n: one.at(**effects) for n, one in FIGURES.items()}
+    there, effects = coverage(target), _effects(given)
+    asked = chosen(target, effects)
+    catalogue = {n: one.at(**asked) for n, one in FIGURES.items()}
     wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
+    if not names:
+        _check_traced(there, [catalogue[int(n)] for n in wanted], effects)
     paths = {n: Path(out) / f"{n if n in NAMED else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
@@ -146,9 +162,10 @@ def figures(
         if isinstance(n, int)
         else role_figure(target, **effects)
         if n == "roles"
-        else edits_figure(target)
+        else edits_figure(target, run=effects["run"])
         for n in wanted
     }
+    _say_others(there, [catalogue[n] for n in wanted if isinstance(n, int)])
     with saying_overwritten(*paths.values()):
         written = [str(save(made[n], path)) for n, path in paths.items()]
     click.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
@@ -156,10 +173,32 @@ def figures(
         _say_which("Figure", catalogue, there, _asked(effects))
 
 
-def _asked(effects: dict[str, Any]) -> str:
+def _effects(given: dict[str, Any]) -> "Effects":
+    """The tracing effects that the options EFFECTS choose."""
+    return {"window_size": given.pop("tracing_window"), **given}  # type: ignore[typeddict-item]
+
+
+def _asked(effects: "Effects") -> str:
     """The options that choose tracing effects, as they were given."""
-    options = {"window_size": "--tracing-window", "localization": "--localization", "metric": "--metric"}
-    return "".join(f" {options[name]} {value}" for name, value in effects.items() if value is not None)
+    names = {"window_size": "window", "localization": "method"}
+    return "".join(f" --{names.get(name, name)} {value}" for name, value in effects.items() if value is not None)
+
+
+def _check_traced(covered: Any, shown: "Iterable[Numbered]", effects: "Effects") -> None:
+    """Raise UserError where effects were asked for that no table or figure has."""
+    from fasttrace.analysis.paper import compared_traces, ways_text
+
+    if (asked := _asked(effects)) and not any(compared_traces(covered, one) for one in shown if one.kind != "layers"):
+        has = f"those of {ways_text(covered.traces)}" if covered.traces else "none"
+        raise UserError(f"expected traces with{asked} in {covered.store.where}, got {has}")
+
+
+def _say_others(covered: Any, shown: "Sequence[Numbered]") -> None:
+    """Print on stderr which traces the tables or figures show and which others the store has, if it has any."""
+    from fasttrace.analysis.paper import others_text
+
+    if (said := others_text(covered, shown)) is not None:
+        click.echo(f"{said}: --module, --method, --metric, --window and --run choose", err=True)
 
 
 def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = "") -> None:
@@ -179,9 +218,9 @@ def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = 
     click.echo(text, err=True)
 
 
-@click.command()
+@command()
 @options("stores", "json")
-@click.option(
+@option(
     "--out",
     type=FILE_AND_FOLDER,
     default="report.html",

@@ -8,25 +8,26 @@ import click
 from fasttrace.errors import UserError
 
 from .deliver import FILE, check_apart, deliver
+from .help import command, completing, option
 from .options import named_store, open_stores, options
 
 
-@click.command()
+@command()
 @options("stores", "json", "format")
-@click.argument("formula")
-@click.option("--score", metavar="COLUMN", help="Score that a model by name explains; by default rewrite.")
-@click.option("--where", multiple=True, metavar="SQL", help="Condition on rows, as in \"method = 'rome'\"; repeatable.")
-@click.option("--robust", is_flag=True, help="Standard errors that allow for unequal variances (HC3).")
-@click.option("--cluster", metavar="COLUMN", help="Standard errors clustered by this column, such as fact_id.")
-@click.option("--groups", metavar="COLUMN", help="Mixed model with a random intercept for each value of this column.")
-@click.option("--mixed", is_flag=True, help="The same as --groups fact_id.")
-@click.option(
+@click.argument("formula", shell_complete=completing(lambda: ("layer", "effect", "both")))
+@option("--score", metavar="COLUMN", help="Score that a model by name explains; by default rewrite.")
+@option("--where", multiple=True, metavar="SQL", help="Condition on rows, as in \"method = 'rome'\"; repeatable.")
+@option("--robust", is_flag=True, help="Standard errors that allow for unequal variances (HC3).")
+@option("--cluster", metavar="COLUMN", help="Standard errors clustered by this column, such as fact_id.")
+@option("--groups", metavar="COLUMN", help="Mixed model with a random intercept for each value of this column.")
+@option("--mixed", is_flag=True, help="The same as --groups fact_id.")
+@option(
     "--tracing-window",
     type=click.IntRange(1),
     metavar="LAYERS",
     help="Use the tracing effects of this window size; by default that of each edit.",
 )
-@click.option("--out", type=FILE, metavar="FILE", help="Write to FILE instead of stdout, which - names.")
+@option("--out", heading="Output", type=FILE, metavar="FILE", help="Write to FILE instead of stdout, which - names.")
 def regress(
     stores: tuple[str, ...],
     as_json: bool,

@@ -11,13 +11,14 @@ from fasttrace.errors import UserError
 
 from . import signals
 from .deliver import STORE
+from .help import command, option
 from .options import open_store, options
 
 
-@click.command()
+@command()
 @options("json")
-@click.option("--store", type=STORE, metavar="FILE", help="DuckDB file to serve; it is created if it does not exist.")
-@click.option(
+@option("--store", type=STORE, metavar="FILE", help="DuckDB file to serve; it is created if it does not exist.")
+@option(
     "--address",
     default="localhost:9494",
     show_default=True,

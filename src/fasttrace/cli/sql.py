@@ -15,6 +15,7 @@ from fasttrace.settings.kinds import MOST_SECONDS, Bounds, kind_of
 from . import signals
 from .catalogue import listed, relations_of, rendered
 from .deliver import FILE, STDOUT, check_apart, deliver, format_of
+from .help import command, completing, names_in, option
 from .options import SettingType, named_store, open_stores, options, read_stdin
 
 if TYPE_CHECKING:
@@ -24,35 +25,42 @@ ON_A_TERMINAL = 40
 WAIT = Setting(owner="sql", name="wait", annotation=float, kind=kind_of(float, Bounds(0, most=MOST_SECONDS)))
 
 
-@click.command()
+def _queries() -> list[str]:
+    """Names that a query may have: those of saved queries, views and relations."""
+    return sorted({*names_in("analysis/sql", ".sql"), *names_in("store/schema", ".sql")})
+
+
+@command()
 @options("stores", "json")
-@click.argument("query", required=False)
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--parquet", type=FILE, metavar="FILE", help="Write the rows to FILE as Parquet.")
-@click.option(
+@click.argument("query", required=False, shell_complete=completing(_queries, files=".sql"))
+@option("--csv", "as_csv", heading="Output", is_flag=True, help="Print CSV.")
+@option("--parquet", heading="Output", type=FILE, metavar="FILE", help="Write the rows to FILE as Parquet.")
+@option(
     "--out",
+    heading="Output",
     type=FILE,
     metavar="FILE",
     help="Write to FILE instead (- is stdout), as --json or --csv, else by its ending (.json, .csv, .parquet), else as "
     "text.",
 )
-@click.option(
+@option(
     "--max-rows",
+    heading="Output",
     type=click.IntRange(1),
     help=f"Most rows to show as text, from head and tail; by default {ON_A_TERMINAL} on a terminal, else all.",
 )
-@click.option(
+@option(
     "--param",
     "params",
     multiple=True,
     metavar="NAME=VALUE",
     help='Value of $NAME in the query: text, null, or a list such as ["a", "b"]; repeatable.',
 )
-@click.option("--queries", "folder", type=click.Path(), metavar="DIR", help="Folder with your own .sql files.")
-@click.option("--list", "listing", is_flag=True, help="List the saved queries.")
-@click.option("--relations", is_flag=True, help="List the relations of the store and the views of the analysis.")
-@click.option("--write", is_flag=True, help="Let the query change the store, which stays as it was on an error.")
-@click.option(
+@option("--queries", "folder", type=click.Path(), metavar="DIR", help="Folder with your own .sql files.")
+@option("--list", "listing", is_flag=True, help="List the saved queries.")
+@option("--relations", is_flag=True, help="List the relations of the store and the views of the analysis.")
+@option("--write", is_flag=True, help="Let the query change the store, which stays as it was on an error.")
+@option(
     "--files",
     "folders",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -60,7 +68,7 @@ WAIT = Setting(owner="sql", name="wait", annotation=float, kind=kind_of(float, B
     metavar="DIR",
     help="Let the query read the files of this folder, and with --write also COPY rows to new files there; repeatable.",
 )
-@click.option(
+@option(
     "--wait",
     type=SettingType(WAIT),
     default="60",

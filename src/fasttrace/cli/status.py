@@ -11,14 +11,15 @@ from fasttrace.show.running import Status, StatusFile
 from fasttrace.show.words import escaped
 
 from .deliver import NAME
+from .help import command, option
 from .options import emit, only_one, open_store, options
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@click.command()
-@click.option("--store", type=NAME, multiple=True, callback=only_one, metavar="FILE", help="DuckDB file to read.")
+@command()
+@option("--store", type=NAME, multiple=True, callback=only_one, metavar="FILE", help="DuckDB file to read.")
 @options("json")
 def status(store: str | None, as_json: bool) -> None:
     """Print what a running command does, and what its store has.

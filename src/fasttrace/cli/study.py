@@ -11,11 +11,13 @@ import click
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.memory import size_text
+from fasttrace.packaged import full_name
 from fasttrace.places import is_same
 from fasttrace.settings.base import given_by, replaced
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
+from .help import command, completing, names_in, option
 from .options import (
     OF_MODEL,
     asks,
@@ -37,15 +39,23 @@ if TYPE_CHECKING:
     from fasttrace.study import ForWorkers, Runner, Stage
 
 
-@click.command()
+@command()
 @options("json")
-@click.argument("file", required=False)
-@click.option("--list", "listed", is_flag=True, help="List the studies that come with fasttrace.")
-@click.option("--show", is_flag=True, help="Print the study file, as a start for your own.")
-@click.option("--out", type=NAME, metavar="DIRECTORY", help="Folder to write to; by default the study's name.")
-@click.option("--store", type=NAME, metavar="FILE", help="DuckDB file; by default study.duckdb in that folder.")
+@click.argument(
+    "file",
+    required=False,
+    shell_complete=completing(lambda: names_in("studies", ".toml"), files=".toml"),
+)
+@option("--list", "listed", is_flag=True, help="List the studies that come with fasttrace.")
+@option("--show", is_flag=True, help="Print the study file, as a start for your own.")
+@option(
+    "--out", heading="Output", type=NAME, metavar="DIRECTORY", help="Folder to write to; by default the study's name."
+)
+@option(
+    "--store", heading="Output", type=NAME, metavar="FILE", help="DuckDB file; by default study.duckdb in that folder."
+)
 @cluster_options
-@click.option("--dry-run", is_flag=True, help="Print counts and expected time, and compute nothing.")
+@option("--dry-run", heading="Output", is_flag=True, help="Print counts and expected time, and compute nothing.")
 def study(
     as_json: bool,
     file: str | None,
@@ -138,7 +148,8 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
         return
     click.echo(summary(store, window_size=asked.tracing_window), nl=False)
-    click.echo(f"store:  {store_path}\nreport: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
+    click.echo(f"model:  {full_name(asked.model)}\nstore:  {store_path}")
+    click.echo(f"report: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
     n_facts = len(runs["fact_ids"])
     edits = n_facts * sum(len(layers) for _, layers in runs["edits"])
     click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
@@ -184,10 +195,18 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-@click.command()
+@command()
 @options("model", "json")
-@click.option("--out", type=NAME, metavar="DIRECTORY", default="demo", show_default=True, help="Folder to write to.")
-@click.option(
+@option(
+    "--out",
+    heading="Output",
+    type=NAME,
+    metavar="DIRECTORY",
+    default="demo",
+    show_default=True,
+    help="Folder to write to.",
+)
+@option(
     "--known", "wanted", type=click.IntRange(1), default=24, show_default=True, help="Number of known facts to study."
 )
 def demo(model: str, as_json: bool, out: str, wanted: int) -> None:

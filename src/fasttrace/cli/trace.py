@@ -14,6 +14,7 @@ from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
 
 from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
+from .help import command, option
 from .options import (
     OF_MODEL,
     Work,
@@ -38,12 +39,12 @@ if TYPE_CHECKING:
     from fasttrace.show.watch import Watch
 
 
-@click.command()
+@command()
 @work_options
 @options("pairs")
 @setting_options(TraceSettings)
 @cluster_options
-@click.option("--dry-run", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
+@option("--dry-run", heading="Output", is_flag=True, help="Print FLOPs, memory and expected time, and compute nothing.")
 def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings, **given: Any) -> None:
     """Trace facts: measure what restoring each window brings back.
 
@@ -145,8 +146,9 @@ def _draw_stored(store: Any, run_id: str, loaded: "list[Fact]") -> None:
         if row["trace_run_id"] == run_id and row["window_size"] is not None:
             mine = pc.and_(pc.equal(cells["run_id"], run_id), pc.equal(cells["window_size"], row["window_size"]))
             heats.append(stored_heatmap(row, cells.filter(mine)))
-    print_heatmaps(heats)
-    click.echo()
+    if heats:
+        print_heatmaps(heats)
+        click.echo()
 
 
 # Metric → what `trace` prints of a fact besides its probabilities.
@@ -163,18 +165,18 @@ def _traced(store: Any, run_id: str, settings: TraceSettings) -> "pa.Table":
     return store.query(sql, [run_id])
 
 
-@click.command()
+@command()
 @options(*OF_MODEL, "store", "json")
 @setting_options(MomentSettings)
 @cluster_options
-@click.option(
+@option(
     "--import",
     "source",
     type=NAME,
     metavar="PATH",
     help="Read second moments from an .npz file of the released code, or a folder of them; as --corpus, but no text.",
 )
-@click.option(
+@option(
     "--export", type=FOLDER, help="Write an .npz file of each layer, as the released code reads it, under this folder."
 )
 def stats(

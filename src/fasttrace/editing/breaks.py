@@ -1,7 +1,7 @@
 """What an edit breaks: measures of the edited model as a whole, beside the scores of its facts.
 
 These are the norms of the changed weights, the perplexity of a held-out text, the entropy of the n-grams of generated
-texts, and tasks of lm-evaluation-harness (docs/mass-edits.md).
+texts, and tasks of lm-evaluation-harness (docs/how-to/mass-edits.md).
 """
 
 import re

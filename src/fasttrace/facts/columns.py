@@ -1,11 +1,10 @@
 """A column map: which column of a table, or field of a record, is which field of a fact."""
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fasttrace.errors import FactError
+from fasttrace.errors import FactError, similar
 from fasttrace.facts.fields import Bad, kind
 from fasttrace.facts.formats.own import FIELDS, LISTS, TEXTS, as_meta
 
@@ -16,7 +15,7 @@ def check_map(name: str, columns: Mapping[str, str], records: Iterable[object]) 
     """Raise FactError where the map has a field that a fact lacks, or a column that no record has."""
     for field in columns:
         if field not in FIELDS:
-            near = difflib.get_close_matches(field, FIELDS, 1)
+            near = similar(field, FIELDS)
             hint = f"did you mean '{near[0]}'?" if near else f"expected some of {', '.join(FIELDS)}"
             raise FactError(f"map: a fact has no field '{field}'; {hint}")
     missing = dict.fromkeys(columns.values())

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
-from fasttrace.errors import FactError, shown
+from fasttrace.errors import FactError, did_you_mean, shown
 from fasttrace.facts.columns import as_fields, check_map, mapped
 from fasttrace.facts.fields import Bad, Fields, LeftOut, check_encoding, kind
 from fasttrace.facts.formats import FORMATS, detect
@@ -236,7 +236,8 @@ def _why_none(loaded: Loaded, asked: FactSettings, relations: set[str]) -> str:
     bad = [one for one in loaded.left_out if not one.part]
     if asked.relation is not None and (relations or not bad):
         known = ", ".join(sorted(relations)) or "none"
-        return f"no usable fact of {name} has the relation {asked.relation!r}; its relations are: {known}"
+        hint = did_you_mean(asked.relation, relations)
+        return f"no usable fact of {name} has the relation {asked.relation!r}{hint}; its relations are: {known}"
     if bad:
         return f"{name}: expected a usable record, got none in {len(bad)}; the first one: {bad[0].sentence(name)}"
     if asked.limit is not None:

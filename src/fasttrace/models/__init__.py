@@ -7,8 +7,9 @@ from fasttrace.models import texts  # noqa: F401  gives Decoder its method gener
 from fasttrace.models.adapter import Decoder, Model
 from fasttrace.models.block import Block
 from fasttrace.models.encode import pair_facts
-from fasttrace.models.load import DEFAULT_MODEL, load_model
+from fasttrace.models.load import load_model
 from fasttrace.models.wrap import wrap_model
+from fasttrace.packaged import DEFAULT_MODEL
 
 __all__ = ["DEFAULT_MODEL", "Block", "Decoder", "Model", "load_model", "pair_facts", "wrap_model"]
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from fasttrace.cache import cache_root, content_key
 from fasttrace.errors import ModelError, UserError
 from fasttrace.models.adapter import Decoder
+from fasttrace.packaged import sha256_of
 from fasttrace.places import replacing
 
 SUMS = "sha256.json"  # SHA-256 of every other file of a copy
@@ -27,10 +28,8 @@ def copy_of(gguf: Path, dtype: torch.dtype) -> Path | None:
         folder = cache_root(None) / "models"
     except UserError:
         return None
-    with gguf.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
     readers = {name: importlib.metadata.version(name) for name in ("transformers", "gguf")}
-    return folder / content_key({"file": content, "dtype": str(dtype), **readers})
+    return folder / content_key({"file": sha256_of(gguf), "dtype": str(dtype), **readers})
 
 
 def is_whole(folder: Path) -> bool:

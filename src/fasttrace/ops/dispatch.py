@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad as fwAD
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 
 IMPLEMENTATIONS = ("auto", "reference", "triton", "native", "onednn")
 log = logging.getLogger("fasttrace.ops")
@@ -67,7 +67,8 @@ def choose(
     Raises UserError for an unknown name, an implementation that cannot run here, and tensors on several devices.
     """
     if impl not in IMPLEMENTATIONS:
-        raise UserError(f"{op}: expected impl to be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+        hint = did_you_mean(impl, IMPLEMENTATIONS)
+        raise UserError(f"{op}: expected impl to be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}{hint}")
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "none"

@@ -6,7 +6,6 @@ of the command line (`cli.options`), the key of a study file (`study`), the part
 the command that repeats a run (`analysis.commands`).
 """
 
-import difflib
 import functools
 import inspect
 import typing
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 
-from fasttrace.errors import UserError, shown
+from fasttrace.errors import UserError, did_you_mean, shown, similar
 
 from .kinds import REFUSALS, Bounds, Kind, kind_of
 
@@ -40,7 +39,7 @@ class _Tabled:
 class Setting:
     """One setting of a type.
 
-    owner: the first word of its errors, such as "trace".
+    owner: the first word of its errors, such as "trace". heading: under which its option is in a command's help.
     is_setting: False for an argument of a function that is not a setting, such as a progress callback.
     stored: its name in the settings of stored runs, which an older release may have named.
     default: as declared. Where `tabled`, a table may have another value for the model, problem and protocol.
@@ -53,6 +52,7 @@ class Setting:
     default: Any = inspect.Parameter.empty
     help: str = ""
     option: str = ""
+    heading: str = ""
     unit: str = ""
     names_run: Naming = "changed"
     stored: str = ""
@@ -66,7 +66,9 @@ class Setting:
         try:
             return self.kind.convert(value)
         except REFUSALS:
-            raise self.error(f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}") from None
+            hint = did_you_mean(value, self.kind.choices) if isinstance(value, str) else ""
+            said = f"{self.owner}: {self.name}: expected {self.kind.expected}, got {shown(value)}{hint}"
+            raise self.error(said) from None
 
     @property
     def description(self) -> str:
@@ -120,13 +122,16 @@ def _field(default: T, about: dict[str, Any]) -> T:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, argument))
-def settings(owner: str) -> Callable[[type[T]], type[T]]:
+def settings(owner: str, heading: str = "Options") -> Callable[[type[T]], type[T]]:
     """Make a class a type of settings: frozen, keyword-only, with every value checked and converted.
+
+    heading: that of the options of the settings that this class is the first to declare.
 
     An instance's `given` contains the names that it was made with. All other settings have their defaults.
     """
 
     def make(cls: type[T]) -> type[T]:
+        cls._heading = heading  # type: ignore[attr-defined]
         made: Any = attrs.frozen(cls, kw_only=True, slots=False, field_transformer=functools.partial(_complete, owner))
         initialise = made.__init__
 
@@ -156,6 +161,7 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
         kind = kind_of(rich[field.name], bounds)
         option = f"--{field.name.replace('_', '-')}"
         named = {"owner": owner, "name": field.name, "stored": field.name, "option": option}
+        named["heading"] = vars(_declaring(cls, field.name)[-1])["_heading"]
         one = Setting(**{**named, **about}, annotation=plain[field.name], kind=kind, default=field.default)
         done.append(field.evolve(metadata={**field.metadata, "setting": one}, converter=one.convert))
 
@@ -168,7 +174,12 @@ def _complete(owner: str, cls: type, fields: list[Any]) -> list[Any]:
 
 def _distance(cls: type, name: str) -> int:
     """Position in the MRO of `cls` of the nearest class that declares a field."""
-    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base).get("__annotations__", ()))
+    return cls.__mro__.index(_declaring(cls, name)[0])
+
+
+def _declaring(cls: type, name: str) -> list[type]:
+    """The classes that declare a field, the nearest first."""
+    return [base for base in cls.__mro__ if name in vars(base).get("__annotations__", ())]
 
 
 def _stated(cls: type, field: Any) -> dict[str, Any]:
@@ -226,7 +237,7 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
     """Raise UserError for an unknown name. The message suggests the most similar known name."""
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = similar(name, known)
             hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
             raise UserError(f"{owner} has no setting '{name}'; {hint}")
 

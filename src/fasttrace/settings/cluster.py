@@ -32,7 +32,7 @@ def _share(value: Any) -> tuple[int, int]:
 Shard = Annotated[tuple[int, int], Kind("i/n with i from 1 to n, as in 2/16", _share, "I/N")]
 
 
-@settings("workers")
+@settings("workers", heading="Machines")
 class WorkerSettings:
     """Which workers compute. Their number changes no value."""
 
@@ -64,7 +64,7 @@ class WorkerSettings:
             raise refusal(self, "gpus_per_worker", "a whole number, or a part of one GPU", self.gpus_per_worker)
 
 
-@settings("workers")
+@settings("workers", heading="Machines")
 class ClusterSettings(WorkerSettings):
     """Who computes, and which share of the work."""
 

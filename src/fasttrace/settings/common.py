@@ -13,7 +13,7 @@ Noise = Literal["philox", "released"]
 OWN_NOISE: dict[Protocol, Noise] = {"paper": "philox", "released": "released"}
 
 
-@settings("run")
+@settings("run", heading="Run")
 class RunSettings:
     """Settings of every computation."""
 
@@ -27,7 +27,7 @@ class RunSettings:
     )
 
 
-@settings("noise")
+@settings("noise", heading="Noise")
 class NoiseSettings(RunSettings):
     """Settings of the noise that corrupts a subject."""
 

@@ -30,7 +30,7 @@ OF_MOMENTS = ("corpus", "corpus_tokens", "ridge")
 READ_BY_SOLVED = ("contexts", *OF_MOMENTS)  # fine-tuning has no use for them
 
 
-@settings("edit")
+@settings("edit", heading="Edit")
 class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
     """Settings that single edits, mass edits and tuning share."""
 
@@ -189,7 +189,7 @@ class EditingSettings(NoiseSettings, CorpusSettings, RunSettings):
                 raise refusal(self, unread[0], "a value only without projections", "both")
 
 
-@settings("edit")
+@settings("edit", heading="Edit")
 class EditSettings(EditingSettings):
     """Every setting of single edits."""
 

@@ -6,7 +6,7 @@ from .base import refusal, setting, settings
 from .kinds import MOST_ITEMS
 
 
-@settings("export")
+@settings("export", heading="Output")
 class ExportSettings:
     """Every setting of an export."""
 

@@ -8,7 +8,7 @@ from .kinds import MOST_ITEMS, MOST_SEED, Size
 Stop = Literal["line", "sentence"]
 
 
-@settings("generate")
+@settings("generate", heading="Text")
 class GenerateSettings:
     """Every setting of generated text."""
 

@@ -258,7 +258,8 @@ def _sequence(item: Kind) -> Kind:
             raise ValueError
         return tuple(map(item.convert, parts))
 
-    return Kind(f"a list in which each item is {item.expected}", convert, f"{item.metavar},…", f"{item.sql_type}[]")
+    expected = f"a list in which each item is {item.expected}"
+    return Kind(expected, convert, f"{item.metavar},…", f"{item.sql_type}[]", choices=item.choices)
 
 
 def _union(kinds: list[Kind]) -> Kind:
@@ -282,7 +283,7 @@ def _union(kinds: list[Kind]) -> Kind:
         convert,
         named[0].metavar if len(named) == 1 else "PATH" if has_path else "TEXT",
         named[0].sql_type,
-        choices=tuple(word for kind in named for word in kind.choices) if len(named) == 1 or has_path else (),
+        choices=tuple(word for kind in named for word in kind.choices),
         is_path=has_path,
     )
 

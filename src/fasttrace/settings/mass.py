@@ -14,7 +14,7 @@ SAMPLED = "sampled"
 NEEDED = {"held_out_tokens": "held_out", "lm_eval_limit": "lm_eval", "lm_eval_tasks": "lm_eval"}
 
 
-@settings("mass")
+@settings("mass", heading="Many edits")
 class MassSettings(EditingSettings):
     """Every setting of a mass edit."""
 
@@ -95,7 +95,7 @@ class MassSettings(EditingSettings):
                 raise refusal(self, name, f"a value only with {needed}", "one without")
 
 
-@settings("tune")
+@settings("tune", heading="Tuning")
 class TuneSettings(EditingSettings):
     """Every setting of tuning. Each value of the tuned hyperparameter is tried in single edits."""
 

@@ -10,7 +10,7 @@ from .kinds import MOST_ITEMS, MOST_LAYERS, MOST_SEED, MOST_TOKENS, MOST_WEIGHT,
 CORPUS_TOKENS = 100_000  # default of `tokens` here, and of `corpus_tokens` of an edit
 
 
-@settings("second_moments")
+@settings("second_moments", heading="Second moments")
 class CorpusSettings:
     """Settings of the corpus and of the solves with its second moments."""
 
@@ -29,7 +29,7 @@ class CorpusSettings:
     )
 
 
-@settings("second_moments")
+@settings("second_moments", heading="Second moments")
 class MomentSettings(CorpusSettings):
     """Every setting of the second moments. A run's name depends on the content of the corpus, not on its path."""
 

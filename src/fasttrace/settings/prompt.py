@@ -5,7 +5,7 @@ from fasttrace.errors import UserError
 from .base import setting, settings
 
 
-@settings("prompt")
+@settings("prompt", heading="Facts")
 class StatedFact:
     """What makes a prompt a fact."""
 
@@ -23,7 +23,7 @@ class StatedFact:
     )
 
 
-@settings("--prompt")
+@settings("--prompt", heading="Facts")
 class PromptSettings(StatedFact):
     """The same with the prompt, for the command line."""
 

@@ -7,6 +7,8 @@ that a study states once for all tables or determines itself (`TABLES`).
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fasttrace.packaged import DEFAULT_MODEL, full_name
+
 from .base import refusal, setting, settings, settings_of
 from .cluster import ClusterSettings
 from .common import RunSettings
@@ -16,7 +18,6 @@ from .methods import Method
 from .moments import MomentSettings
 from .trace import TraceSettings
 
-DEFAULT_MODEL = "smollm2-135m"
 ZsreForm = Literal["question", "bare"]
 FactOrder = Literal["given", "interleaved", "shuffled"]
 FactFormat = Literal[
@@ -36,11 +37,14 @@ FactFormat = Literal[
 ]
 
 
-@settings("study")
+@settings("study", heading="Model")
 class StudySettings(RunSettings, ClusterSettings):
     """The keys above the tables. They apply to every computation of the study."""
 
-    model: str = setting(default=DEFAULT_MODEL, help="Short name, hub id, folder or .gguf file of the model")
+    model: str = setting(
+        default=DEFAULT_MODEL,
+        help=f"Hub id, folder or .gguf file of the model, or the short name {full_name(DEFAULT_MODEL)}",
+    )
     dtype: Literal["float32", "tf32", "bfloat16", "float64"] = setting(
         default="float32", help="Number format to compute in"
     )
@@ -63,7 +67,7 @@ class StudySettings(RunSettings, ClusterSettings):
     )
 
 
-@settings("facts")
+@settings("facts", heading="Facts")
 class FactSettings:
     """[facts]: the facts to study."""
 
@@ -108,7 +112,7 @@ class FactSettings:
     )
 
 
-@settings("edit")
+@settings("edit", heading="Edit")
 class EditTable(EditingSettings):
     """[[edit]]: every method on every problem."""
 

@@ -19,7 +19,7 @@ Scored = Literal["sequence", "first-token", "argmax-first"]
 OWN_TOKENS: dict[AskedMethod, Tokens] = {"zero": "whole-subject"}
 
 
-@settings("trace")
+@settings("trace", heading="Intervention")
 class TraceSettings(NoiseSettings, RunSettings):
     """Every setting of a causal-tracing sweep."""
 

@@ -101,11 +101,11 @@ def color_bar(part: Figure | SubFigure, image: Any, axes: Axes | list[Axes], lab
 def legend_columns(labels: Iterable[str], width: float) -> int:
     """How many labels of 9 points fit side by side into a figure of that width in inches."""
     labels = list(labels)
-    return max(1, min(len(labels), int(width / (0.55 + 0.068 * max(map(len, labels))))))
+    return max(1, min(len(labels), int(width / (0.65 + 0.068 * max(map(len, labels))))))
 
 
-def legend_above(figure: Figure, panels: list[Axes]) -> None:
-    """A legend of the whole figure, with every series that some panel has."""
+def legend_above(figure: Figure, panels: list[Axes], title: str = "") -> None:
+    """A legend of the whole figure, with every series that some panel has, under a title."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -113,9 +113,20 @@ def legend_above(figure: Figure, panels: list[Axes]) -> None:
     labels, handles = list(found), list(found.values())
     ncols = legend_columns(labels, figure.get_figwidth())
     legend = figure.legend(
-        handles, labels, loc="outside upper left", ncols=ncols, fontsize=9, frameon=False, labelcolor=INK
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=ncols,
+        fontsize=9,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=2.8,  # shows a whole period of every line style
+        title=title or None,
+        title_fontsize=10,
+        alignment="left",
     )
-    for text in legend.get_texts():
+    legend.get_title().set_color(INK)
+    for text in (legend.get_title(), *legend.get_texts()):
         text.set_parse_math(False)
 
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fasttrace.errors import UserError
+from fasttrace.errors import UserError, did_you_mean
 from fasttrace.facts import Fact
 from fasttrace.facts.load import Loaded, read_facts
 from fasttrace.facts.pairs import pair_subjects
@@ -81,7 +81,8 @@ def load_study(source: str) -> Study:
     elif source in shipped():
         text, name = (files("fasttrace.studies") / f"{source}.toml").read_bytes(), source
     else:
-        raise UserError(f"expected a .toml file or a shipped study ({', '.join(shipped())}), got '{source}'")
+        hint = did_you_mean(source, shipped())
+        raise UserError(f"expected a .toml file or a shipped study ({', '.join(shipped())}), got '{source}'{hint}")
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"study file '{source}': expected at most {MOST_CHARACTERS} bytes, got {len(text)}")
     try:

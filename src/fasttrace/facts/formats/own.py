@@ -5,7 +5,6 @@ subject is found. Lists are JSON lists. Every other field is kept as `meta`.
 """
 
 import contextlib
-import difflib
 import functools
 import json
 import re
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from fasttrace.errors import FactError
+from fasttrace.errors import FactError, similar
 from fasttrace.facts.fields import Bad, Fields, Parse, kind, two_targets
 from fasttrace.facts.formats.base import Format, marks
 from fasttrace.facts.probe import Probe
@@ -119,7 +118,7 @@ def _rest(record: Fields) -> dict[str, Any]:
 
 @functools.cache
 def _near(name: str) -> str | None:
-    return next(iter(difflib.get_close_matches(name, FIELDS, 1, cutoff=0.8)), None)
+    return next(iter(similar(name, FIELDS, cutoff=0.8)), None)
 
 
 def own_record(fact: Fact) -> dict[str, Any]:
