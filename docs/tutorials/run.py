@@ -99,7 +99,6 @@ def executed(path: Path, cache: Path, threads: int) -> Notebook:
         "XDG_CACHE_HOME": str(cache),
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # of tqdm, which transformers imports
     }
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(

@@ -11,8 +11,9 @@ import fasttrace as ft
 from fasttrace.analysis.saved import ask
 from fasttrace.editing.edit import plan_edit
 from fasttrace.editing.methods import SOLVES, Solve, add_method
+from fasttrace.editing.tune import tuned_values
 from fasttrace.errors import UserError
-from fasttrace.settings import EditSettings, SpreadSettings, setting, settings
+from fasttrace.settings import EditSettings, SpreadSettings, TuneSettings, setting, settings
 from fasttrace.settings.methods import METHODS, SOLVED, SPREAD
 
 
@@ -147,3 +148,12 @@ def test_what_cannot_be_added_is_refused(kind, solve, words):
     with pytest.raises(UserError, match=words):
         add_method(kind)(solve)
     assert before == METHODS
+
+
+def test_tuning_an_added_method_tries_what_it_tries_for_memit():
+    add_method(PoweredSettings)(Powered)
+    tried = [list(tuned_values(TuneSettings(method=method))) for method in ("powered", "memit")]
+    assert tried[0] == tried[1]
+    assert list(tuned_values(TuneSettings(method="powered", hyperparameter="power", values=[0, 1]))) == [
+        ("power", 0.0), ("power", 1.0),
+    ]  # fmt: skip
