@@ -105,9 +105,7 @@ def ticks(low: float, high: float, most: int = 6, least: float = 0.0) -> tuple[t
 
 
 def layer_ticks(layers: Sequence[int], most: int = 10) -> tuple[tuple[float, str], ...]:
-    """A tick at each layer if there are at most `most`, else at round steps."""
-    if len(layers) <= most:
-        return tuple((layer, str(layer)) for layer in layers)
+    """Ticks at multiples of 1, 2, 5, 10, …, at most `most` of them, from the first of the layers to the last."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if (layers[-1] - layers[0]) / step < most)
     return tuple((layer, str(layer)) for layer in range(-(-layers[0] // step) * step, layers[-1] + 1, step))
 

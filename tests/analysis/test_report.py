@@ -15,6 +15,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -32,6 +33,7 @@ from plausible import (
 )
 from reports import codes, embedded
 
+from fasttrace.analysis.chart import layer_ticks
 from fasttrace.analysis.commands import commands, opening
 from fasttrace.analysis.embed import packed, short
 from fasttrace.analysis.exhibits import exhibits
@@ -490,6 +492,16 @@ def test_bars_are_drawn_to_scale(twenty):
     )
     assert float(x) == zero
     assert float(width) / (one - zero) == pytest.approx(row["r2_layer"], abs=2e-3)
+
+
+@pytest.mark.parametrize("layers", [(0, 6, 12, 17, 23, 29), (3,), (4, 5, 9), tuple(range(48)), (7, 30, 61)])
+def test_layers_have_even_ticks_whichever_were_edited(layers):
+    places = [place for place, _ in layer_ticks(layers)]
+    steps = set(np.diff(places).tolist())
+    assert len(steps) <= 1 <= len(places) <= 10
+    assert steps <= {1, 2, 5, 10}
+    assert all(place % step == 0 for step in steps for place in places)
+    assert layers[0] <= places[0] <= places[-1] <= layers[-1]
 
 
 def test_a_report_of_twenty_cells_is_small(twenty):

@@ -178,6 +178,7 @@ def test_the_commands_choose_and_say_what_else_there_is(store, command, tmp_path
     assert "which has traces of mlp by denoise" in command("figures", "2", "--module", "head", *words, code=2).stderr
     said = command("figures", "--module", "head", *words, code=2).stderr
     assert re.fullmatch(r"fasttrace: expected traces with --module head in .*, got those of mlp by denoise .*\n", said)
+    assert "with --method zero in " in command("figures", "--method", "zero", *words, code=2).stderr
     assert "with --window 7 in " in command("tables", "--window", "7", *words, code=2).stderr
 
 

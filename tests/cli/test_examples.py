@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from fasttrace.cli.verbs import VERBS
+from fasttrace.cli.verbs import FIRST, VERBS
 
 # serve runs until Ctrl-C, and demo for minutes: tests/store/test_server.py and tests/test_study.py run them.
 ENDLESS = {"serve", "demo"}
@@ -14,6 +14,7 @@ ENDLESS = {"serve", "demo"}
 @pytest.mark.timeout(1200)
 def test_the_examples_work_one_after_another(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
+    assert "Eiffel" in command(*shlex.split(FIRST)).stdout
     for verb in sorted(VERBS, key=lambda name: name in ("sql", "tables")):  # which read what the others have made
         if verb not in ENDLESS:
             command(*shlex.split(VERBS[verb].example), stdin="The Eiffel Tower is in the city of\n")

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from fasttrace.cli import cli
-from fasttrace.cli.verbs import GROUPS, VERBS
+from fasttrace.cli.verbs import FIRST, GROUPS, VERBS
 from fasttrace.settings.base import settings_of
 from fasttrace.settings.cluster import ClusterSettings
 from fasttrace.settings.study import FactSettings
@@ -125,7 +125,9 @@ def test_options_of_settings_are_under_the_heading_of_their_type():
 
 def test_the_verbs_are_grouped_and_the_first_line_is_a_command(run):
     shown = run("--help").stdout
-    assert shown.startswith(f"Example: fasttrace {VERBS['trace'].example}\n")
+    assert shown.startswith(f"Example: fasttrace {FIRST}\n")
+    verb, *words = shlex.split(FIRST)
+    assert cli.get_command(None, verb).make_context(verb, words).params["prompt"] == "The {} is in the city of"
     assert re.findall(r"^([A-Z]\w+):$", shown, re.MULTILINE) == ["Options", *GROUPS]
 
 

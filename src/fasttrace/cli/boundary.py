@@ -17,7 +17,7 @@ from fasttrace.places import why_full
 
 from . import signals
 from .help import asked, suggesting
-from .verbs import GROUPS, VERBS
+from .verbs import FIRST, GROUPS, VERBS
 
 
 class _Verbs(click.Group):
@@ -54,7 +54,7 @@ class _Verbs(click.Group):
         return name, verb, rest
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(f"Example: fasttrace {VERBS['trace'].example}\n\n")
+        formatter.write(f"Example: fasttrace {FIRST}\n\n")
         super().format_help(ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,7 +1,7 @@
 """Verbs that read a store: tables, figures, report. The verb sql answers all other questions."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def tables(
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
-        _check_traced(there, catalogue.values(), effects)
+        _check_traced(there, asked, effects)
         click.echo(summary(target, score, **asked), nl=False)
         _say_which("Table", catalogue, there, _asked(effects))
         return
@@ -65,7 +65,7 @@ def tables(
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
     if not numbers:
-        _check_traced(there, [catalogue[n] for n in wanted], effects)
+        _check_traced(there, asked, effects)
     ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
@@ -153,7 +153,7 @@ def figures(
     catalogue = {n: one.at(**asked) for n, one in FIGURES.items()}
     wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
     if not names:
-        _check_traced(there, [catalogue[int(n)] for n in wanted], effects)
+        _check_traced(there, asked, effects)
     paths = {n: Path(out) / f"{n if n in NAMED else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
@@ -184,13 +184,15 @@ def _asked(effects: "Effects") -> str:
     return "".join(f" --{names.get(name, name)} {value}" for name, value in effects.items() if value is not None)
 
 
-def _check_traced(covered: Any, shown: "Iterable[Numbered]", effects: "Effects") -> None:
-    """Raise UserError where effects were asked for that no table or figure has."""
-    from fasttrace.analysis.paper import compared_traces, ways_text
+def _check_traced(covered: Any, asked: dict[str, Any], effects: "Effects") -> None:
+    """Raise UserError where the store has no effects as asked for. asked: as `paper.chosen` gives them."""
+    from fasttrace.analysis.paper import OF_TRACES, ways_text
 
-    if (asked := _asked(effects)) and not any(compared_traces(covered, one) for one in shown if one.kind != "layers"):
-        has = f"those of {ways_text(covered.traces)}" if covered.traces else "none"
-        raise UserError(f"expected traces with{asked} in {covered.store.where}, got {has}")
+    wanted = {name: asked[name] for name in OF_TRACES if name in asked}
+    if any(all(row[name] == value for name, value in wanted.items()) for row in covered.traces) or not wanted:
+        return
+    has = f"those of {ways_text(covered.traces)}" if covered.traces else "none"
+    raise UserError(f"expected traces with{_asked(effects)} in {covered.store.where}, got {has}")
 
 
 def _say_others(covered: Any, shown: "Sequence[Numbered]") -> None:

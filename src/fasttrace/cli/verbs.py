@@ -15,6 +15,9 @@ class Row(NamedTuple):
     example: str
 
 
+# The command for somebody who has none yet: it needs no file, and prints a picture.
+FIRST = "trace --prompt 'The {} is in the city of' --subject 'Eiffel Tower' --target Paris"
+
 # heading → verbs, in the order in which a study needs them
 GROUPS = {
     "Look": {

@@ -25,7 +25,7 @@ from fasttrace.models.quantised import as_shapes, quantisation, weight_tensors
 from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
 from fasttrace.settings.kinds import Kind, instance
-from fasttrace.show.words import count
+from fasttrace.show.words import count, short_name
 from fasttrace.windows import default_layer
 
 
@@ -67,8 +67,8 @@ class Decoder(ABC):
         self._entry = self._entry_modules()
 
     def __repr__(self) -> str:
-        kind = self.config.model_type
-        return f"Model {self.name!r}: {kind}, {count(self.n_layers, 'layer')}, {self.dtype_name}, {self.device}"
+        kind, layers = self.config.model_type, count(self.n_layers, "layer")
+        return f"Model {short_name(self.name)!r}: {kind}, {layers}, {self.dtype_name}, {self.device}"
 
     def _entry_modules(self) -> list[nn.Module]:
         """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""

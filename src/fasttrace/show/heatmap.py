@@ -1,5 +1,7 @@
 """A heatmap on matplotlib axes."""
 
+import textwrap
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,5 +43,6 @@ def draw_heatmap(axes: Axes, heat: Heatmap) -> Axes:
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
         text.set_color(INK)
-    color_bar(axes.figure, cells, axes, heat.value_label)
+    # A row has about four letters of 9 points, and the margins as many as eight rows.
+    color_bar(axes.figure, cells, axes, textwrap.fill(heat.value_label, max(24, 4 * (n_tokens + 4))))
     return axes

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fasttrace.packaged import PACKAGED
+
 
 class Metric(NamedTuple):
     """What an effect is made of. name: on an axis. lost: what the corruption takes from it. unit: "" for none. column:
@@ -54,6 +56,9 @@ def count(number: int, one: str, more: str | None = None) -> str:
 
 
 def short_name(model: str) -> str:
-    """A model's name as a picture shows it: of a path on this machine, only the last part."""
+    """A model's name as a picture shows it: of a path on this machine only the last part, and of a short name the
+    weights that it stands for."""
+    if model in PACKAGED:
+        return PACKAGED[model].title
     path = Path(model)
     return path.name if path.is_absolute() or model.startswith(("./", "../", "~")) else model
