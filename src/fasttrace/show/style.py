@@ -92,10 +92,11 @@ def label_axes(part: Figure | SubFigure, panels: list[Axes], x: str | None, y: s
 
 def color_bar(part: Figure | SubFigure, image: Any, axes: Axes | list[Axes], label: str) -> None:
     """The bar that says what the colours of an image mean."""
-    bar = part.colorbar(image, ax=axes, pad=0.02)
+    bar: Any = part.colorbar(image, ax=axes, pad=0.02)
     bar.set_label(label, color=INK, fontsize=9, parse_math=False)
     bar.ax.tick_params(colors=INK, labelsize=9)
     bar.outline.set_visible(False)
+    bar.solids.set(rasterized=False, edgecolor="face")  # vectors, as the cells are
 
 
 def legend_columns(labels: Iterable[str], width: float) -> int:
