@@ -121,6 +121,7 @@ def _places() -> Iterator[Part]:
     from fasttrace.errors import FasttraceError
     from fasttrace.memory import size_text
     from fasttrace.packaged import DEFAULT_MODEL, PACKAGED, full_name, weights_of
+    from fasttrace.show.words import count
 
     try:
         weights_of(DEFAULT_MODEL)
@@ -130,7 +131,7 @@ def _places() -> Iterator[Part]:
     cache = cache_place(None)
     copies = [folder for folder in (cache / "models").glob("*") if folder.is_dir()]
     size = sum(file.stat().st_size for folder in copies for file in folder.rglob("*") if file.is_file())
-    about = f"{cache}, with {len(copies)} models of {size_text(size)}"
+    about = f"{cache}, with {count(len(copies), 'model')} of {size_text(size)}"
     if _is_writable(cache):
         first = "" if copies else "the first load of a GGUF model takes half a minute, and later ones a second"
         yield Part("cache", about, None, first)
