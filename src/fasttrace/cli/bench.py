@@ -12,7 +12,9 @@ from fasttrace.errors import UserError
 from fasttrace.places import check_file
 
 from .help import Choice, command, option
-from .options import Rows, emit, options, watching
+from .options import options
+from .printed import Rows, emit
+from .work import watching
 
 if TYPE_CHECKING:
     from fasttrace.benchmarks.result import BenchRow

@@ -13,7 +13,8 @@ from fasttrace.settings.generate import GenerateSettings
 
 from . import signals
 from .help import command, option
-from .options import OF_MODEL, load, options, read_stdin, setting_options
+from .options import OF_MODEL, options, read_stdin, setting_options
+from .work import load
 
 if TYPE_CHECKING:
     from fasttrace.models import Decoder

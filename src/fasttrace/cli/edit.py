@@ -18,19 +18,9 @@ from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
 from .help import command, option
-from .options import (
-    Verb,
-    Work,
-    cluster_options,
-    emit,
-    known_verdicts,
-    load,
-    options,
-    say_all_there,
-    setting_options,
-    watching,
-    work_options,
-)
+from .options import Verb, cluster_options, options, setting_options
+from .printed import emit, say_all_there
+from .work import Work, known_verdicts, load, watching, work_options
 
 if TYPE_CHECKING:
     import pyarrow as pa

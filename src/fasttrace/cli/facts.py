@@ -17,7 +17,9 @@ from fasttrace.show.words import escaped
 from .deliver import FILE, STDOUT, check_apart, saying_overwritten
 from .help import command, completing_files, option
 from .look import looked_at, profile_row, profile_tables, shown
-from .options import Work, cluster_options, emit, known_verdicts, options, setting_options, watching, work_options
+from .options import cluster_options, options, setting_options
+from .printed import emit
+from .work import Work, known_verdicts, watching, work_options
 
 if TYPE_CHECKING:
     from fasttrace.facts import Fact

@@ -6,7 +6,8 @@ from fasttrace.errors import UserError
 
 from .deliver import STORE
 from .help import command, completing_files, option
-from .options import emit, open_store, options
+from .options import open_store, options
+from .printed import emit
 
 
 @command()

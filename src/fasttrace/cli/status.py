@@ -12,7 +12,8 @@ from fasttrace.show.words import escaped
 
 from .deliver import NAME
 from .help import command, option
-from .options import emit, only_one, open_store, options
+from .options import only_one, open_store, options
+from .printed import emit
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,18 +18,9 @@ from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
 from .help import command, completing, names_in, option
-from .options import (
-    OF_MODEL,
-    asks,
-    cluster_options,
-    crew_of,
-    emit,
-    options,
-    planned_workers,
-    say_all_there,
-    show_first,
-    watching,
-)
+from .options import OF_MODEL, cluster_options, options
+from .printed import emit, say_all_there, show_first
+from .work import asks, crew_of, planned_workers, watching
 
 if TYPE_CHECKING:
     from fasttrace.cluster.crew import Crew

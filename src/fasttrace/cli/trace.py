@@ -15,22 +15,9 @@ from fasttrace.settings.trace import TraceSettings
 
 from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
 from .help import command, option
-from .options import (
-    OF_MODEL,
-    Work,
-    cluster_options,
-    crew_of,
-    emit,
-    open_store,
-    options,
-    planned_workers,
-    print_heatmaps,
-    say_all_there,
-    setting_options,
-    show_first,
-    watching,
-    work_options,
-)
+from .options import OF_MODEL, cluster_options, open_store, options, setting_options
+from .printed import emit, print_heatmaps, say_all_there, show_first
+from .work import Work, crew_of, planned_workers, watching, work_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
