@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from fasttrace.errors import UserError, did_you_mean, shown
 from fasttrace.optional import duckdb
+from fasttrace.settings.arguments import checked
 from fasttrace.settings.columns import SETTINGS
-from fasttrace.store import Readable, Store
+from fasttrace.store import Readable, Store, Stored
 from fasttrace.store.connect import quoted_if_needed
 from fasttrace.store.header import Header, header_of
 from fasttrace.store.query import ONCE, parameters_of, run_script
@@ -88,7 +89,18 @@ def find(saved: Mapping[str, Saved], name: str) -> Saved:
     raise UserError(f"expected SQL or the name of a saved query, got '{name}'{did_you_mean(name, saved, 3)}")
 
 
-def ask(
+@checked
+def ask(store: Stored, query: str, params: Mapping[str, Any] | None = None) -> pa.Table:
+    """The rows of a query over a store's relations and the views of the analysis, as `fasttrace sql` prints them.
+
+    query: SQL, or the name of a saved query, such as "scores_by_layer". params: values of its `$name` parameters.
+    Raises UserError, one sentence, for an unknown name, a parameter that is missing or unknown, and for whatever DuckDB
+    refuses.
+    """
+    return run_query(store, find(saved_queries(), query) if re.fullmatch(r"\w+", query) else query, params)
+
+
+def run_query(
     store: Readable,
     query: str | Saved,
     params: Mapping[str, Any] | None = None,

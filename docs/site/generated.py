@@ -27,6 +27,7 @@ IN_PYTHON: dict[str, Any] = {
     "mass": ft.mass_edit,
     "export": MassResult.export,
     "chat": ft.generate,
+    "sql": ft.ask,
     "regress": ft.regress,
 }
 # Heading → what stands under it in the Python reference: names of `fasttrace`, or of a module where a result is made.
@@ -39,7 +40,7 @@ PUBLIC = {
         *("fasttrace.editing.result.EditResult", "fasttrace.editing.mass.MassResult"),
         *("fasttrace.editing.applied.Applied", "fasttrace.editing.delta.Edit"),
     ),
-    "Store and analysis": ("Store", "Stores", "regress"),
+    "Store and analysis": ("Store", "Stores", "ask", "regress"),
     "Errors": ("UserError", "FactError", "ModelError", "PackageError", "StoreError", "FasttraceError"),
 }
 # Types that are shown with their methods, and which: null for every public one.

@@ -7,6 +7,7 @@ from fasttrace.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fasttrace.analysis.regress import regress
+    from fasttrace.analysis.saved import ask
     from fasttrace.editing import apply_delta, edit, generate, import_moments, load_delta, mass_edit, second_moments
     from fasttrace.errors import FactError, FasttraceError, ModelError, PackageError, StoreError, UserError
     from fasttrace.facts import Fact, Probe, load_facts
@@ -47,6 +48,7 @@ __all__ = [
     "UserError",
     "__version__",
     "apply_delta",
+    "ask",
     "check_known",
     "edit",
     "generate",
@@ -65,12 +67,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Imported at first use: the command line listens to Ctrl-C before torch is imported, which takes a second, and a
-    # machine that only traces may lack duckdb, which Store, Stores and regress need.
+    # machine that only traces may lack duckdb, which Store, Stores, ask and regress need.
     home: ModuleType
     if name in ("Store", "Stores"):
         import fasttrace.store as home
     elif name == "regress":
         import fasttrace.analysis.regress as home
+    elif name == "ask":
+        import fasttrace.analysis.saved as home
     elif name.endswith("Error") and name in __all__:
         import fasttrace.errors as home
     elif name in __all__:

@@ -8,7 +8,6 @@ from edit_cases import CONTEXTS, FACTS
 from small_models import small_model
 
 import fasttrace as ft
-from fasttrace.analysis.saved import ask
 from fasttrace.editing.edit import plan_edit
 from fasttrace.editing.methods import SOLVES, Solve, add_method
 from fasttrace.editing.tune import tuned_values
@@ -83,11 +82,11 @@ def test_a_stored_run_names_the_method_and_its_hyperparameters(model, given, tmp
     store.add(found)
     store.add(ft.mass_edit(model, FACTS, method="powered", steps=3, layer=1, moments=given["moments"]))
     select = "SELECT method, power, steps, contexts FROM {}_settings"
-    [alone] = ask(store, select.format("edit")).to_pylist()
+    [alone] = ft.ask(store, select.format("edit")).to_pylist()
     assert alone == {"method": "powered", "power": 0.25, "steps": 3, "contexts": 2}, "those given, without the bare one"
     store.add(ft.edit(model, FACTS[:1], method="rome", steps=1, **given))
-    assert ask(store, "SELECT power FROM edit_settings WHERE method = 'rome'")["power"].to_pylist() == [None]
-    [many] = ask(store, select.format("mass")).to_pylist()
+    assert ft.ask(store, "SELECT power FROM edit_settings WHERE method = 'rome'")["power"].to_pylist() == [None]
+    [many] = ft.ask(store, select.format("mass")).to_pylist()
     assert many == {"method": "powered", "power": 0.5, "steps": 3, "contexts": 4}, "the default, and the method's"
 
 

@@ -167,6 +167,7 @@ def calls(model, store, place, small_tokenizer):
             {"memory": None, "skip": {(fact.fact_id, 1) for fact in FACTS}, "progress": None},
         ),
         "MassPlan.compute": (mass.compute, {"memory": None, "progress": None}),
+        "ask": (ft.ask, {"store": store, "query": "scores_by_layer", "params": {"source": None}}),
         "regress": (ft.regress, {"store": store, "formula": "both", "score": "rewrite", "where": ()}),
         "regress by": (
             ft.regress,
@@ -239,6 +240,7 @@ NAMES = {
     "TracePlan.batches": ["memory", "skip", "progress"],
     "EditPlan.batches": ["memory", "skip", "progress"],
     "MassPlan.compute": ["memory", "progress"],
+    "ask": ["store", "query", "params"],
     "regress": ["store", "formula", "score", "where", "robust", "groups"],
     "regress by": ["formula", "cluster", "tracing_window"],
     "regressions": ["store", "score", "problem", "window_size", "oops"],

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from made_results import made_edit
 
-from fasttrace.analysis.saved import ask
+from fasttrace.analysis.saved import run_query
 from fasttrace.errors import StoreError
 from fasttrace.store import Store, Stores
 from fasttrace.store.connect import connection, schema_columns
@@ -107,7 +107,7 @@ def contents(folder):
 def test_a_query_reaches_nothing_but_the_store(place, query, sentence, write):
     before, query = contents(place), query.format(place=place)
     with pytest.raises(StoreError) as caught:
-        ask(Store("s.duckdb"), query, write=write)
+        run_query(Store("s.duckdb"), query, write=write)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert contents(place) == before
@@ -123,13 +123,13 @@ def test_nor_does_a_query_over_several_stores(place):
     ):
         sentence = dict(HOSTILE).get(query, WRITES if query[0] in "CA" else FIXED)
         with pytest.raises(StoreError, match=re.escape(sentence)):
-            ask(stores, query)
+            run_query(stores, query)
     assert contents(place) == before
 
 
 @pytest.mark.parametrize(("query", "n_rows"), ALLOWED)
 def test_what_needs_no_file_still_works(place, query, n_rows):
-    assert len(ask(Store("s.duckdb"), query)) == n_rows
+    assert len(run_query(Store("s.duckdb"), query)) == n_rows
 
 
 def test_files_opens_the_folders_that_it_names(place, command):
@@ -210,7 +210,7 @@ def test_a_query_larger_than_its_memory_is_spilled_beside_the_store(place):
     before = contents(place)
     store = Store("s.duckdb", memory="60MB")
     inner = "SELECT hash(range) AS r, row_number() OVER (ORDER BY hash(range)) FROM range(6000000)"
-    assert len(ask(store, f"SELECT max(r) AS r FROM ({inner})")) == 1
+    assert len(run_query(store, f"SELECT max(r) AS r FROM ({inner})")) == 1
     assert contents(place) == before, "nothing is left"
 
 
@@ -237,4 +237,4 @@ def test_a_users_text_in_an_error_is_not_taken_for_the_error(place, words):
         f'SELECT "{words}" FROM edits',
     ):
         with pytest.raises(StoreError, match=f"the query failed: .*{words}"):
-            ask(Store("s.duckdb"), query)
+            run_query(Store("s.duckdb"), query)

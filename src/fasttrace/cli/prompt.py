@@ -70,7 +70,7 @@ class Prompt:
 
     def answer(self, line: str) -> str:
         """The text to print for a line. Raises UserError, one sentence, where the line cannot be answered."""
-        from fasttrace.analysis.saved import ask, columns_of, value_of
+        from fasttrace.analysis.saved import columns_of, run_query, value_of
 
         if line.startswith("."):
             return self._command(line)
@@ -78,7 +78,7 @@ class Prompt:
         try:
             query, words = (line, []) if call is None else (self.saved[call[0]], call[1:])
             params = dict(value_of(word) for word in words)
-            table = ask(self.store, query, params, write=self.write, folders=self.folders)
+            table = run_query(self.store, query, params, write=self.write, folders=self.folders)
         except KeyboardInterrupt as stop:
             signals.go_on(stop)
             raise UserError("the query was stopped") from None

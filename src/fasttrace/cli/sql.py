@@ -99,7 +99,7 @@ def sql(
     QUERY is SQL, the name of a saved query, a file ending in .sql, or - for stdin. If it has several statements, the
     rows of the last one are shown. Without QUERY, fasttrace opens a prompt on a terminal, and otherwise reads stdin.
     """
-    from fasttrace.analysis.saved import ask, saved_queries
+    from fasttrace.analysis.saved import run_query, saved_queries
 
     form = format_of(as_json, as_csv, parquet, out)
     read = [("--store", named_store(text)[1]) for text in stores]
@@ -123,7 +123,7 @@ def sql(
         Prompt(store, saved, write, lambda table: shown(table, max_rows), folders).run()
         return
     try:
-        table = ask(store, _resolved(query, saved), _values(params), write=write, folders=folders)
+        table = run_query(store, _resolved(query, saved), _values(params), write=write, folders=folders)
     except KeyboardInterrupt as stop:
         click.echo("fasttrace: the query was stopped", err=True)
         sys.exit(signals.exit_code(stop))
