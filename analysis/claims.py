@@ -17,11 +17,12 @@ from scipy import stats
 
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_ITEMS, Bounds
+from fasttrace.show.words import count
 from fasttrace.store import Stored
 from fasttrace.windows import default_layer
 
 from .evidence import Cell, Evidence, NoEvidence, evidence_of
-from .naming import Row, number, p_text, plural
+from .naming import Row, number, p_text
 from .paper import METHODS, PROBLEMS
 from .relation import one_reading
 
@@ -91,7 +92,7 @@ def _at_most(fits: dict[Cell, Row], most: float, theirs: str) -> Finding:
     over = {c: row for c, row in sure.items() if row["diff_low"] > most and row["p_hotelling"] < 0.05 / len(fits)}
     below = len(sure) == len(fits) and all(row["diff_high"] <= most for row in sure.values())
     verdict = REFUTED if over else CONFIRMED if below else OPEN
-    ours = f"at most {_largest_gain(fits)}; {plural(len(fits), 'regression')}"
+    ours = f"at most {_largest_gain(fits)}; {count(len(fits), 'regression')}"
     if over:
         ours += f", of which {len(over)} refute{'s' * (len(over) == 1)} it"
         if (largest := _largest_gain(over)) not in ours:
@@ -171,7 +172,7 @@ def _most_by_layer(evidence: Evidence) -> Finding:
     rows = list(evidence.fits().values())
     value, low, high = (_mean_of(rows, name) for name in ("r2_layer", "r2_layer_low", "r2_layer_high"))
     verdict = OPEN if low is None or high is None else CONFIRMED if low >= 0.5 else REFUTED if high < 0.5 else OPEN
-    ours = f"{_spread(value, low, high)} on average of {plural(len(rows), 'regression')}{_without_idle(rows)}"
+    ours = f"{_spread(value, low, high)} on average of {count(len(rows), 'regression')}{_without_idle(rows)}"
     return _of_all(evidence.fits(), Finding("0.585 on average", ours, verdict))
 
 
@@ -270,7 +271,7 @@ def _rome_succeeds(evidence: Evidence) -> Finding:
         raise NoEvidence("no edits by ROME below the last layer")
     above = [(row["mean"] - 0.96, _half(row)) for row in rows]
     worst = min(rows, key=lambda row: row["mean"])
-    least = f"layer {worst['layer']}, the least of {plural(len(rows), 'layer')}"
+    least = f"layer {worst['layer']}, the least of {count(len(rows), 'layer')}"
     ours = f"{_plus_minus(worst['mean'], _half(worst))} at {least}"
     return Finding("above 0.96", ours, _apart_by(above))
 

@@ -12,7 +12,7 @@ from fasttrace.show.words import ROLE_WORDS, short_name
 from .draw import need_rows
 from .naming import Row, group_names, in_group, own_way
 
-MODULES = ("block", "mlp", "attn", "head", "expert")
+PANELS = ("block", "mlp", "attn", "head", "expert")  # the order of the modules' panels
 
 
 def draw_roles(averages: pa.Table) -> Figure:
@@ -26,7 +26,7 @@ def draw_roles(averages: pa.Table) -> Figure:
     rows = need_rows(averages, "traces at single tokens")
     names = group_names(rows, always=("module", "localization", "metric", "window_size"))
     order = sorted(
-        names, key=lambda group: (MODULES.index(dict(group)["module"]), not own_way(dict(group)), names[group])
+        names, key=lambda group: (PANELS.index(dict(group)["module"]), not own_way(dict(group)), names[group])
     )
     heights = [4.6 if _has_heads(in_group(rows, group)) else 3.0 for group in order]
     figure = new_figure(9.0, 0.5 + sum(heights))

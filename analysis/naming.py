@@ -105,7 +105,7 @@ def outside_text(values: Iterable[float], what: str = "effects") -> str:
 
 
 def common_text(rows: Sequence[Row], keys: Sequence[str] = GROUP) -> str:
-    """What all rows are of, such as "smollm2-135m · mlp · denoise · window 5": the values of the keys in which they do
+    """What all rows are of, such as "gpt-j · mlp · denoise · window 5": the values of the keys in which they do
     not differ, but for the metric, the tokens and the protocol of the paper, and data sets."""
     named = []
     for key in ("model", *(key for key in keys if key not in ("model", "protocol", "source", "tokens"))):
@@ -232,7 +232,3 @@ def points(share: float) -> str:
     """A difference of two shares in percentage points, with one decimal, or three if it is below 0.1 points."""
     value = 100 * share
     return f"{number(value, 1 if abs(value) >= 0.1 or value == 0 else 3)} points"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -3,7 +3,9 @@
 from collections import Counter
 from typing import Any
 
-from .naming import GROUP, Row, group_names, in_group, number, own_way, p_text, percent, plural, points
+from fasttrace.show.words import count
+
+from .naming import GROUP, Row, group_names, in_group, number, own_way, p_text, percent, points
 from .regression import FLOORED
 
 R2_NOTE = (
@@ -92,13 +94,13 @@ def fewer_layers(rows: list[Row]) -> list[str]:
         return _many_fewer_layers(rows, idle) if rows else []
     [row] = rows
     working = (
-        f"mong the {plural(row['n_layers_working'], 'layer')} with at least nine tenths of the best mean rewrite "
+        f"mong the {count(row['n_layers_working'], 'layer')} with at least nine tenths of the best mean rewrite "
         f"score, the layer explains {percent(row['r2_layer_working'])}, and both {percent(row['r2_both_working'])} "
         f"({p_text(row['p_working'])})."
     )
     if not idle:
         return [f"A{working}"]
-    there = plural(row["n_layers"] - row["n_layers_acting"], "layer")
+    there = count(row["n_layers"] - row["n_layers_acting"], "layer")
     share = percent(row["r2_layer_acting"])
     return [f"Without the {there} where {row['method'].upper()} cannot act, the layer explains {share}; a{working}"]
 
@@ -125,13 +127,15 @@ def _mean_and_range(shares: list[float]) -> str:
 
 def outside(rows: list[Row]) -> list[str]:
     """How many tracing effects are outside 0 to 1, and how many scores are below 0, where there are any."""
-    edits = plural(sum(row.get("n") or 0 for row in rows), "edit")
-    count, below = (sum(row.get(name) or 0 for row in rows) for name in ("n_outside", "n_below_0"))
+    edits = count(sum(row.get("n") or 0 for row in rows), "edit")
+    outside_range, below = (sum(row.get(name) or 0 for row in rows) for name in ("n_outside", "n_below_0"))
     said = []
-    if count:
+    if outside_range:
         lows, highs = ([row[name] for row in rows if row[name] is not None] for name in ("effect_min", "effect_max"))
         ends = f"{number(min(lows), 2)} to {number(max(highs), 2)}"
-        said.append(f"Of {edits}, {count:,} have a tracing effect below 0 or above 1 (effects: {ends}), which is kept.")
+        said.append(
+            f"Of {edits}, {outside_range:,} have a tracing effect below 0 or above 1 (effects: {ends}), which is kept."
+        )
     if below:
         said.append(f"Of {edits}, {below:,} have a score below 0, which is kept.")
     return said
@@ -230,8 +234,8 @@ def byline(runs: list[Row], names: list[Row]) -> str:
     protocols = sorted({run["protocol"] for run in main})
     days = sorted({run["created_at"].strftime("%Y-%m-%d") for run in main})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    facts = [plural(len(names), "fact")] if names else []
-    words = [*facts, f"{' and '.join(protocols)} protocol", plural(len(main), "run")]
+    facts = [count(len(names), "fact")] if names else []
+    words = [*facts, f"{' and '.join(protocols)} protocol", count(len(main), "run")]
     return f"{' · '.join(words)}, {when}"
 
 

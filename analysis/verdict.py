@@ -5,9 +5,9 @@ Every word is chosen by the store's numbers; sentences.py has the same in the te
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fasttrace.show.words import short_name
+from fasttrace.show.words import count, short_name
 
-from .naming import Row, group_names, own_way, p_text, percent, plural, points
+from .naming import Row, group_names, own_way, p_text, percent, points
 from .regression import FLOORED
 from .sentences import is_sure, outside, p_of, ways
 
@@ -97,9 +97,9 @@ def _how_sure(rows: Sequence[Row]) -> list[str]:
         verb = "more than chance would add" if is_sure(rows[0]) else "not more than chance would add"
         said = [f"At the 5\u00a0% level that is {verb} ({test}: {p_text(p_of(rows[0]))})."]
     else:
-        count = sum(map(is_sure, tested))
+        sure = sum(map(is_sure, tested))
         said = [
-            f"In {count} of {len(tested)} combinations of problem and method it adds more than chance would, at the "
+            f"In {sure} of {len(tested)} combinations of problem and method it adds more than chance would, at the "
             f"5\u00a0% level ({test}); by chance alone, {_by_chance(len(tested))} would."
         ]
     top = max(rows, key=lambda row: row["diff"])
@@ -126,9 +126,9 @@ def _weak(rows: Sequence[Row], others: Sequence[Row], curve: Sequence[Row]) -> l
     sources = sorted({row["source"] for row in rows if row.get("source")})
     said = []
     if any(row.get("n_facts") for row in rows):
-        facts = plural(max(row.get("n_facts") or 0 for row in rows), "fact")
+        facts = count(max(row.get("n_facts") or 0 for row in rows), "fact")
         known = f" ({', '.join(sources)})" if sources else ""
-        told = f" and {plural(len(models), 'model')}, {' and '.join(models)}" if models else ""
+        told = f" and {count(len(models), 'model')}, {' and '.join(models)}" if models else ""
         said.append(f"It rests on {facts}{known}{told}.")
     total = 1 + max((row["layer"] for row in curve if row["model"] == rows[0].get("model")), default=-1)
     edited = max(row.get("n_layers") or 0 for row in rows)
@@ -148,7 +148,7 @@ def _weak(rows: Sequence[Row], others: Sequence[Row], curve: Sequence[Row]) -> l
             f"Traced in other ways, a fact’s place adds {larger}: {points(top['diff'])} at most ({_way(top)})."
         )
     if left := max(row.get("n_facts_left_out") or 0 for row in rows):
-        said.append(f"{plural(left, 'fact')} had no tracing effect or no score.")
+        said.append(f"{count(left, 'fact')} had no tracing effect or no score.")
     return [*said, *outside(list(rows)), "Only a straight line was looked for: a bend would not be seen."]
 
 

@@ -98,8 +98,9 @@ def test_every_title_is_a_reason_or_a_file():
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", [path for path in PAGES if any(block.runs for block in blocks(path))], ids=name)
 def test_the_blocks_run(path, tmp_path):
-    """All blocks of a page in one folder. Its Python blocks are one session, as a reader would have them."""
-    steps = [(block.language, block.text) for block in blocks(path) if block.runs]
+    """All blocks of a page in one folder. Its Python blocks are one session, as a reader would have them, and a block
+    with the name of a file is that file."""
+    steps = [(block.title or block.language, block.text) for block in blocks(path) if block.runs]
     done = subprocess.run(
         [sys.executable, "-c", SESSION, repr(steps)],
         cwd=tmp_path,
@@ -114,10 +115,12 @@ def test_the_blocks_run(path, tmp_path):
 SESSION = """
 import ast, subprocess, sys
 here = {"__name__": "__main__"}
-for language, text in ast.literal_eval(sys.argv[1]):
+for what, text in ast.literal_eval(sys.argv[1]):
     print("-----", text, sep="\\n", flush=True)
-    if language == "sh":
+    if what == "sh":
         subprocess.run(["bash", "-euo", "pipefail", "-c", text], check=True, stdin=subprocess.DEVNULL)
-    else:
+    elif what == "python":
         exec(compile(text, "block", "exec"), here)
+    else:
+        open(what, "w").write(text)
 """

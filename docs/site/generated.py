@@ -12,7 +12,7 @@ import fasttrace as ft
 from fasttrace.analysis.relation import CHAIN
 from fasttrace.analysis.saved import columns_of, saved_queries
 from fasttrace.cli import cli
-from fasttrace.editing.mass import MassResult
+from fasttrace.editing.mass_result import MassResult
 from fasttrace.settings.base import Setting, settings_of
 from fasttrace.settings.columns import SETTINGS
 from fasttrace.store.header import header_of
@@ -37,7 +37,7 @@ PUBLIC = {
     "Tracing": ("trace", "check_known", "fasttrace.tracing.result.TraceResult"),
     "Editing": (
         *("edit", "mass_edit", "second_moments", "import_moments", "apply_delta", "load_delta", "generate"),
-        *("fasttrace.editing.result.EditResult", "fasttrace.editing.mass.MassResult"),
+        *("fasttrace.editing.result.EditResult", "fasttrace.editing.mass_result.MassResult"),
         *("fasttrace.editing.applied.Applied", "fasttrace.editing.delta.Edit"),
     ),
     "Store and analysis": ("Store", "Stores", "ask", "regress"),

@@ -72,10 +72,15 @@ def similar(name: object, known: Iterable[str], most: int = 1, cutoff: float = 0
     return [plain[near] for near in difflib.get_close_matches(_letters(str(name)), plain, most, cutoff)]
 
 
+def question(name: object, known: Iterable[str], most: int = 1) -> str:
+    """ "did you mean 'a' or 'b'?", of the known names most like `name`, or "" where none is similar."""
+    near = similar(name, known, most)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def did_you_mean(name: object, known: Iterable[str], most: int = 1) -> str:
     """The end of a message about an unknown name: " (did you mean 'a' or 'b'?)", or "" where none is similar."""
-    near = similar(name, known, most)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    return f" ({asked})" if (asked := question(name, known, most)) else ""
 
 
 def _letters(name: str) -> str:

@@ -15,7 +15,8 @@ from fasttrace.cluster.pieces import Unit, share
 from fasttrace.editing.breaks import MEASURES, NORMS
 from fasttrace.editing.collect import collected, resolved
 from fasttrace.editing.judge import Judge, judged
-from fasttrace.editing.mass import MASS_SCORES, MassPlan
+from fasttrace.editing.mass import MassPlan
+from fasttrace.editing.mass_result import MASS_SCORES
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan
 from fasttrace.errors import UserError

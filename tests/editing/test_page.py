@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fasttrace.cli import cli
 from fasttrace.editing import breaks
-from fasttrace.editing.mass import MassResult
+from fasttrace.editing.mass_result import MassResult
 from fasttrace.store.connect import schema_columns
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/mass-edits.md").read_text(encoding="utf-8")

@@ -166,7 +166,7 @@ def test_everything_says_in_a_line_what_it_is(traced, edited, many, model, tmp_p
     lines = [repr(one) for one in (traced, edited, many, ft.check_known(model, FACTS))]
     cells = len(traced.cells)
     assert re.fullmatch(
-        rf"TraceResult: 3 facts, {name}, mlp, denoise, noise, windows 5, 3; {cells} cells, \d+\.\d s", lines[0]
+        rf"TraceResult: 3 facts, {name}, mlp, denoise, windows 5, 3; {cells} cells, \d+\.\d s", lines[0]
     )
     assert re.fullmatch(
         rf"EditResult: 4 edits of 2 facts, {name}, ft-1, error-injection, layers 0, 2; \d+\.\d s", lines[1]

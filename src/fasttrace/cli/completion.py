@@ -3,8 +3,6 @@
 import click
 from click.shell_completion import get_completion_class
 
-from fasttrace.errors import UserError
-
 from .help import Choice, command
 
 SHELLS = {
@@ -29,6 +27,5 @@ def completion(shell: str) -> None:
     from .boundary import cli
 
     kind = get_completion_class(shell)
-    if kind is None:
-        raise UserError(f"expected a shell that click completes, one of {', '.join(SHELLS)}, got {shell}")
+    assert kind is not None, "SHELLS are those of click"
     click.echo(kind(cli, {}, "fasttrace", "_FASTTRACE_COMPLETE").source())

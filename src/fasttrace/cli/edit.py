@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import fasttrace as ft
-from fasttrace.errors import UserError, did_you_mean, similar
+from fasttrace.errors import UserError, did_you_mean, question
 from fasttrace.protocols import Protocol
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
 from fasttrace.settings.edit import EditingSettings, EditSettings
 from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.mass import SAMPLED, MassSettings, TuneSettings
 from fasttrace.settings.methods import SOLVED, hyperparameters, method_settings
+from fasttrace.show.words import count
 
 from .deliver import NEW_FILE, NEW_FOLDER, check_apart, check_cache, saying_overwritten
 from .help import command, option
@@ -61,8 +62,8 @@ def _assignments(_: click.Context, option: click.Parameter, texts: tuple[str, ..
     values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if equals and name not in hyperparameters() and (near := similar(name, hyperparameters())):
-            raise UserError(f"--set: no hyperparameter has the name '{name}'; did you mean '{near[0]}'?")
+        if equals and name not in hyperparameters() and (asked := question(name, hyperparameters())):
+            raise UserError(f"--set: no hyperparameter has the name '{name}'; {asked}")
         if not equals or name not in hyperparameters():
             raise UserError(
                 f"--set: expected NAME=VALUE with a NAME among {', '.join(hyperparameters())}, got {text!r}"
@@ -197,7 +198,7 @@ def edit(
 ) -> None:
     """Edit each fact at each layer, separately, and score every edit.
 
-    --export and --delta need one fact at one layer. With --prompt, one fact is edited, and nothing else is needed.
+    --export and --delta need one fact at one layer. With --prompt, one fact is edited, and no file of facts is needed.
     """
     from fasttrace.editing.edit import edited_layers, plan_edit
     from fasttrace.recall import NONE
@@ -225,7 +226,7 @@ def edit(
     if runs and work.store is not None and has_edited(ft.Store(work.store), loaded, **runs):
         _ask_again(work.store, runs["run_id"], asked)
         work.keep_left_out()
-        say_all_there(f"{len(runs['fact_ids']) * len(runs['layers'])} edits", work.store, runs["run_id"], err=True)
+        say_all_there(count(len(runs["fact_ids"]) * len(runs["layers"]), "edit"), work.store, runs["run_id"], err=True)
         rows = _stored(ft.Store(work.store), runs, EDIT_COLUMNS)
         _say_reasons(rows)
         emit(rows, work.as_json)
@@ -352,7 +353,7 @@ def _mass_is_there(
         return False
     _ask_again(target.path, found["run_id"], asked)
     work.keep_left_out()
-    say_all_there(f"scores of {len(found['fact_ids'])} facts", target.path, found["run_id"], err=True)
+    say_all_there(f"scores of {count(len(found['fact_ids']), 'fact')}", target.path, found["run_id"], err=True)
     _say_left_out(found["left_out"], loaded)
     _say_reasons(stored)
     emit(_means_by_n_edits(stored, *mass_measured(target, found["run_id"])), work.as_json)

@@ -4,7 +4,6 @@ The help opens with an example. Options are grouped under headings: those of set
 all others under the one that they are declared with.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from fasttrace.errors import did_you_mean
+from fasttrace.errors import did_you_mean, question
 
 OWN = "Options"  # the heading of a verb's own options
 LAST = ("Run", "Machines", "Output")  # headings of options that many verbs share
@@ -76,7 +75,7 @@ def suggesting(verb: click.Command) -> Iterator[None]:
 
 def asked(name: str, known: Iterable[str]) -> str:
     """ " Did you mean 'trace'?", or "" where no known name is similar."""
-    return re.sub(r"^ \(did", " Did", did_you_mean(name, known)).rstrip(")")
+    return f" {text.capitalize()}" if (text := question(name, known)) else ""
 
 
 def completing(words: Words, *, files: str | None = None) -> Callable[..., list[CompletionItem]]:

@@ -99,7 +99,6 @@ class Prompt:
         raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name}{did_you_mean(name, COMMANDS)}")
 
     def _schema(self, name: str) -> str:
-
         if name not in self.columns:
             raise UserError(f"there is no relation '{name}'{did_you_mean(name, self.columns, 3)}")
         plain = name.rpartition(".")[2]

@@ -13,7 +13,7 @@ from .options import named_store, open_stores, options
 
 
 @command()
-@options("stores", "json", "format")
+@options("stores", "json", "format", "tracing window")
 @click.argument("formula", shell_complete=completing(lambda: ("layer", "effect", "both")))
 @option("--score", metavar="COLUMN", help="Score that a model by name explains; by default rewrite.")
 @option("--where", multiple=True, metavar="SQL", help="Condition on rows, as in \"method = 'rome'\"; repeatable.")
@@ -21,12 +21,6 @@ from .options import named_store, open_stores, options
 @option("--cluster", metavar="COLUMN", help="Standard errors clustered by this column, such as fact_id.")
 @option("--groups", metavar="COLUMN", help="Mixed model with a random intercept for each value of this column.")
 @option("--mixed", is_flag=True, help="The same as --groups fact_id.")
-@option(
-    "--tracing-window",
-    type=click.IntRange(1),
-    metavar="LAYERS",
-    help="Use the tracing effects of this window size; by default that of each edit.",
-)
 @option("--out", heading="Output", type=FILE, metavar="FILE", help="Write to FILE instead of stdout, which - names.")
 def regress(
     stores: tuple[str, ...],

@@ -15,6 +15,7 @@ from fasttrace.packaged import full_name
 from fasttrace.places import is_same
 from fasttrace.settings.base import given_by, replaced
 from fasttrace.settings.cluster import ClusterSettings, WorkerSettings
+from fasttrace.show.words import count
 
 from .deliver import NAME, check_apart, check_cache, check_store, saying_overwritten
 from .help import command, completing, names_in, option
@@ -114,7 +115,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
     found = question.answer()
     if found is not None and has_run(chosen, store, found):
         runs = found
-        say_all_there(f"traces and edits of {len(runs['fact_ids'])} facts", store_path, err=True)
+        say_all_there(f"traces and edits of {count(len(runs['fact_ids']), 'fact')}", store_path, err=True)
         out.mkdir(parents=True, exist_ok=True)
     else:
         with crew_of(asked, *(getattr(asked, name) for name in OF_MODEL), watch=watch) as crew:

@@ -12,6 +12,7 @@ from fasttrace.settings.base import replaced
 from fasttrace.settings.cluster import ClusterSettings
 from fasttrace.settings.moments import MomentSettings
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.words import count
 
 from .deliver import FOLDER, NAME, check_apart, check_cache, saying_overwritten
 from .help import command, option
@@ -62,7 +63,7 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
             _draw_stored(target, found["run_id"], loaded)
         emit(_traced(target, found["run_id"], settings), work.as_json)
         if not work.as_json:
-            say_all_there(f"{len(found['contrasts'])} facts", target.path, found["run_id"])
+            say_all_there(count(len(found["contrasts"]), "fact"), target.path, found["run_id"])
         return
     driven = settings.engine == "wavefront"
     if one and target is None:
@@ -91,7 +92,7 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
     emit(_traced(target, plan.run["run_id"], settings), work.as_json)
     if not work.as_json:
         sigma = "" if plan.sigma is None else f", σ = {plan.sigma:.4f}"
-        click.echo(f"{effort.facts} facts added to {target.path} (run {plan.run['run_id']}{sigma})")
+        click.echo(f"{count(effort.facts, 'fact')} added to {target.path} (run {plan.run['run_id']}{sigma})")
         if effort.flops:
             rate = effort.flops / effort.seconds
             how = "" if settings.engine == "wavefront" else ", with hooks on transformers' forward"

@@ -5,7 +5,8 @@ from fasttrace.editing.collect import import_moments, second_moments
 from fasttrace.editing.delta import load_delta
 from fasttrace.editing.edit import edit, prepare_edit
 from fasttrace.editing.generate import generate
-from fasttrace.editing.mass import MassResult, mass_edit, prepare_mass_edit
+from fasttrace.editing.mass import mass_edit, prepare_mass_edit
+from fasttrace.editing.mass_result import MassResult
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditResult
 

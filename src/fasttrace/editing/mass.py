@@ -10,17 +10,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from fasttrace.cache import cache_place, content_key, content_of
-from fasttrace.editing.applied import Applied, apply_delta, edited_view
+from fasttrace.editing.applied import edited_view
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
 from fasttrace.editing.cases import changed_by_any, changed_prompts, contradicted, edits_of_cases, is_whole, models_of
 from fasttrace.editing.delta import (
@@ -29,26 +28,23 @@ from fasttrace.editing.delta import (
     UNMOVED,
     LowRank,
     Update,
-    check_unchanged,
-    save_delta,
     summed,
 )
 from fasttrace.editing.edit import JUDGE_HELP, MOMENTS_HELP, own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.experts import union
-from fasttrace.editing.export import export_edit
 from fasttrace.editing.judge import Judge
+from fasttrace.editing.mass_result import MASS_PROMPTS, MASS_SCORES, MassResult
 from fasttrace.editing.methods.base import Past
 from fasttrace.editing.moments import Moments
 from fasttrace.editing.plan import EditPlan, say_waiting
-from fasttrace.editing.prompts import PROMPT_COLUMNS, judgements_of, prompt_rows
-from fasttrace.editing.result import Score, score_axes
+from fasttrace.editing.prompts import judgements_of, prompt_rows
 from fasttrace.editing.scores import Reading, ScoredPrompt, Scorer, score_row
 from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
 from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError, shown
-from fasttrace.facts import EncodedFact, Fact, Facts
+from fasttrace.facts import EncodedFact, Facts
 from fasttrace.facts.record import identity_text
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
@@ -57,135 +53,17 @@ from fasttrace.runs import Run, describe_run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.base import argument, carried, refusal, replaced, run_settings, settings, settings_of
 from fasttrace.settings.edit import EditSettings
-from fasttrace.settings.export import ExportSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
-from fasttrace.show.results import Shown
 from fasttrace.show.watched import HELP, watched
-from fasttrace.show.words import count, short_name
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 log = logging.getLogger(__name__)
 SCORED_TIMES = 10
 SCORE_ROWS = 4096  # tokens per scoring pass
-
-MASS_SCORES = pa.schema(
-    [
-        ("n_edits", pa.int32()),
-        ("fact_id", pa.string()),
-        ("position", pa.int32()),
-        ("problem", pa.string()),
-        ("method", pa.string()),
-        ("layer", pa.int32()),
-        ("window_size", pa.int32()),
-        *((name, pa.float64()) for name in ("rewrite", "paraphrase", "neighborhood", "essence", "overall")),
-        *((name, pa.float64()) for name in ("p_before", "p_after", "p_true_before", "p_true_after", "magnitude")),
-        ("success", pa.bool_()),
-        *((name, pa.float64()) for name in ("ppl_before", "ppl_after", "condition")),
-        ("reason", pa.string()),
-    ]
-)
-MASS_PROMPTS = pa.schema([("n_edits", pa.int32()), ("fact_id", pa.string()), *PROMPT_COLUMNS])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class MassResult(Shown):
-    """A mass edit and its scores.
-
-    run: the `runs` row. facts: the edited facts, in order. scores: MASS_SCORES, one row per edited fact and scoring,
-    and one row with the reason per fact left out. A fact whose own δ is zero also has a reason. prompts: MASS_PROMPTS,
-    one row per edited fact, scoring and scored prompt. measures, norms, tasks: what each scoring finds of the model as
-    a whole, rows of MEASURES, NORMS and TASKS of editing/breaks.py. updates: layer → the sum of all facts' changes;
-    with together="case" that of the last case, whose model alone they are in. sequence: the edits so far, those of the
-    file that the run went on from included.
-    """
-
-    TABLES: ClassVar = ("scores", "prompts", "measures", "norms", "tasks")
-
-    run: Run
-    facts: list[Fact]
-    scores: pa.Table
-    prompts: pa.Table
-    measures: pa.Table
-    norms: pa.Table
-    tasks: pa.Table
-    updates: dict[int, Update]
-    model: Decoder
-    models: int = 1
-    sequence: EditSequence = field(default_factory=EditSequence)
-    after: str = "nothing"
-
-    @takes(ExportSettings)
-    def export(self, folder: str | Path, given: ExportSettings) -> Path:
-        """Write the model with all the edits in its weights, as a folder that plain transformers loads, or only the
-        edits.
-
-        Raises UserError where the edits are of several cases, each in a model of its own.
-        """
-        self._check_one("export")
-        return export_edit(self.model, self.updates, folder, given).folder
-
-    @checked
-    def applied(self) -> Applied:
-        """Apply all the edits to the model's weights in memory. `with many.applied() as model:` removes them at the
-        end.
-
-        Raises UserError as `export`, and ModelError as `apply_delta`.
-        """
-        self._check_one("applied")
-        return apply_delta(self.model, self.updates)
-
-    @checked
-    def save_delta(self, path: str | Path) -> Path:
-        """Write only the change, as safetensors. `ft.apply_delta` applies it and can remove it exactly.
-
-        The file also has the edits' keys, so that `mass_edit(…, continue_from=path)` can go on from it. They take m · 8
-        bytes per edit and layer, at most m² · 8 per layer.
-
-        Raises UserError as `export`.
-        """
-        self._check_one("save_delta")
-        about = {**self.sequence.about, "run_id": self.run["run_id"], "after": self.after}
-        return save_delta(path, self.model, self.updates, self.sequence.past_tensors(), **about)
-
-    @checked
-    def plot(self, score: Score | None = None, *, ax: Any = None) -> "Axes":
-        """Draw the mean score of all facts edited so far by their number, with a band of one standard error on each
-        side.
-
-        score, ax: as in `EditResult.plot`. Raises UserError where no edit has the score.
-        """
-        scored = self.scores.filter(pc.is_valid(self.scores["n_edits"]))
-        return score_axes("plot", scored, "n_edits", "edits in the model", self._how(), score, ax)
-
-    def _how(self) -> str:
-        """Model, method, problem and layer."""
-        first = self.scores.slice(0, 1).to_pylist()
-        words = [f"{row['method']} · {row['problem']} · layer {row['layer']}" for row in first]
-        return " · ".join([short_name(self.run["model"]), *words])
-
-    def _line(self) -> str:
-        models = "one model" if self.models == 1 else f"{self.models} models"
-        how = self._how().replace(" · ", ", ")
-        return f"{count(len(self.facts), 'fact')} edited into {models}, {how}; {self.run['seconds']:.1f} s"
-
-    def _summary(self) -> pa.Table:
-        """The last scoring."""
-        numbers = [n for n in self.scores["n_edits"].to_pylist() if n is not None]
-        last = self.scores.filter(pc.equal(self.scores["n_edits"], max(numbers))) if numbers else self.scores
-        return last.select(
-            ["fact_id", "n_edits", "rewrite", "paraphrase", "neighborhood", "overall", "p_before", "p_after", "reason"]
-        )
-
-    def _check_one(self, what: str) -> None:
-        check_unchanged(self.model, self.run, what)
-        if self.models > 1:
-            raise UserError(
-                f"{what}: expected the edits of one model, got those of {self.models} cases, each in its own"
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fasttrace.errors import FactError, similar
+from fasttrace.errors import FactError, question
 from fasttrace.facts.fields import Bad, kind
 from fasttrace.facts.formats.own import FIELDS, LISTS, TEXTS, as_meta
 
@@ -15,8 +15,7 @@ def check_map(name: str, columns: Mapping[str, str], records: Iterable[object]) 
     """Raise FactError where the map has a field that a fact lacks, or a column that no record has."""
     for field in columns:
         if field not in FIELDS:
-            near = similar(field, FIELDS)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected some of {', '.join(FIELDS)}"
+            hint = question(field, FIELDS) or f"expected some of {', '.join(FIELDS)}"
             raise FactError(f"map: a fact has no field '{field}'; {hint}")
     missing = dict.fromkeys(columns.values())
     seen: dict[str, None] = {}

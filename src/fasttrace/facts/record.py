@@ -76,6 +76,7 @@ class Fact:
     probes: tuple[Probe, ...] = ()
     case_id: str | None = None
     case_edits: int = 1
+    # repr=False: no part of what tells facts apart (`identity_text`, recall.py).
     subject_found: str = field(default="template", compare=False, repr=False)
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -126,8 +127,8 @@ class Fact:
             object.__setattr__(self, "fact_id", hashlib.sha256(parts.encode()).hexdigest()[:12])
 
     def __repr__(self) -> str:
-        false = "" if self.target_false is None else f", not {self.target_false}"
-        return f"Fact {self.fact_id!r}: {visible(self.text)} → {self.target_true}{false}"
+        false = "" if self.target_false is None else f", not {visible(self.target_false)}"
+        return f"Fact {self.fact_id!r}: {visible(self.text)} → {visible(self.target_true)}{false}"
 
     def _sort_probes(self) -> None:
         """A paraphrase or neighborhood prompt among the probes that says nothing more goes to its own field."""

@@ -24,8 +24,9 @@ from fasttrace.models.placement import device_of, finite_weights, is_frozen, is_
 from fasttrace.models.quantised import as_shapes, quantisation, weight_tensors
 from fasttrace.models.unfit import is_explained, why_not
 from fasttrace.ops.bit_sums import bit_sums
+from fasttrace.packaged import full_name
 from fasttrace.settings.kinds import Kind, instance
-from fasttrace.show.words import count, short_name
+from fasttrace.show.words import count
 from fasttrace.windows import default_layer
 
 
@@ -68,7 +69,7 @@ class Decoder(ABC):
 
     def __repr__(self) -> str:
         kind, layers = self.config.model_type, count(self.n_layers, "layer")
-        return f"Model {short_name(self.name)!r}: {kind}, {layers}, {self.dtype_name}, {self.device}"
+        return f"Model {full_name(self.name)}: {kind}, {layers}, {self.dtype_name}, {self.device}"
 
     def _entry_modules(self) -> list[nn.Module]:
         """Everything before block 0, whatever its name. Modules that contain others have no weights of their own."""

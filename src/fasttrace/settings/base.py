@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 
-from fasttrace.errors import UserError, did_you_mean, shown, similar
+from fasttrace.errors import UserError, did_you_mean, question, shown
 
 from .kinds import REFUSALS, Bounds, Kind, kind_of
 
@@ -237,8 +237,7 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
     """Raise UserError for an unknown name. The message suggests the most similar known name."""
     for name in given:
         if name not in known:
-            near = similar(name, known)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+            hint = question(name, known) or f"expected one of {', '.join(known)}"
             raise UserError(f"{owner} has no setting '{name}'; {hint}")
 
 

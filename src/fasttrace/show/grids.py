@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .words import DONE, METRICS, short_name, visible
+from .words import DONE, METRICS, how_traced, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,8 @@ class Heatmap:
     @property
     def how(self) -> str:
         """Model, module, method and window, and the corruption where it is not noise."""
-        parts = (short_name(self.model), self.module, self.method)
-        corruption = () if self.corruption == "noise" else (self.corruption,)
-        return " · ".join((*parts, *corruption, f"window {self.window}", *filter(None, (self.part,))))
+        how = how_traced(self.model, self.module, self.method, self.corruption, [self.window])
+        return " · ".join((*how, *filter(None, (self.part,))))
 
     @property
     def ends(self) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .running import Doing
-from .words import escaped
+from .words import count, escaped
 
 MOST_ROWS = 16  # workers that a display has a line for
 SLOWEST = 3  # workers that it names where there are more
@@ -73,19 +73,14 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def several(count: int, one: str, more: str) -> str:
-    """ "1 retry", "2 retries"."""
-    return f"{count:,} {one if count == 1 else more}"
-
-
 def progress_words(counts: str, speed: str = "", left: float | None = None, workers: int = 0, retries: int = 0) -> str:
     """How far a command is, such as "120 of 2,000 facts, 3.1/s, 10 min left, 4 workers, 1 retry"."""
     parts = (
         counts,
         speed,
         "" if left is None else f"{duration(left)} left",
-        several(workers, "worker", "workers") if workers else "",
-        several(retries, "retry", "retries") if retries else "",
+        count(workers, "worker") if workers else "",
+        count(retries, "retry", "retries") if retries else "",
     )
     return ", ".join(filter(None, parts))
 
@@ -104,9 +99,9 @@ def workers_line(workers: Sequence[Doing]) -> str:
     """How many workers there are, and what they do."""
     states = Counter(re.sub(r" \d+$", "", one.state) for one in workers)
     hosts = len({one.host for one in workers if one.host})
-    where = f" on {several(hosts, 'machine', 'machines')}" if hosts else ""
-    what = ", ".join(f"{state}: {count:,}" for state, count in states.most_common())
-    return f"{several(len(workers), 'worker', 'workers')}{where} ({what})"
+    where = f" on {count(hosts, 'machine')}" if hosts else ""
+    what = ", ".join(f"{state}: {many:,}" for state, many in states.most_common())
+    return f"{count(len(workers), 'worker')}{where} ({what})"
 
 
 def worker_rows(workers: Sequence[Doing]) -> Iterator[RenderableType]:
@@ -125,7 +120,7 @@ def pieces_line(pieces_done: int, pieces: int, retries: int) -> str:
     """The last line of a display: "4 of 64 pieces, 1 retry"."""
     parts = (
         f"{pieces_done:,} of {pieces:,} pieces" if pieces else "",
-        several(retries, "retry", "retries") if retries else "",
+        count(retries, "retry", "retries") if retries else "",
     )
     return ", ".join(filter(None, parts))
 

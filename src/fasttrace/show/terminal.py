@@ -21,8 +21,9 @@ def heatmap_text(heat: Heatmap, width: int, *, color: bool = True) -> Text:
     width: of the terminal. color: False: a cell is a digit up to 9 at the highest value, and a dot in the lowest tenth.
     """
     low, high = heat.range
-    labels = heat.labels
-    wide = min(LABEL, max(map(cell_len, labels)))
+    tokens = [set_cell_size(token, min(LABEL - 1, cell_len(token))) for token in heat.tokens]  # a star stays
+    labels = [f"{token}{'*' * heat.in_subject(place)}" for place, token in enumerate(tokens)]
+    wide = max(map(cell_len, labels))
     n_layers = heat.values.shape[1]
     each = 2 if wide + 1 + 2 * n_layers <= width else 1
     text = Text(f"{heat.prompt} … {heat.target}\n{heat.how}\n{heat.ends}\n")

@@ -1,5 +1,6 @@
 """Words of pictures: of metrics, interventions, token roles and tokens."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,13 +47,20 @@ def escaped(value: Any) -> Any:
 
 def visible(token: str) -> str:
     """A token's text without outer spaces, with line breaks and tabs made visible, or ␣ if nothing remains."""
-    text = token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎")
+    text = escaped(token.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "⏎"))
     return text or "␣"
 
 
 def count(number: int, one: str, more: str | None = None) -> str:
     """ "1 fact", "2,430 cells"."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def how_traced(model: str, module: str, method: str, corruption: str, windows: Iterable[int]) -> tuple[str, ...]:
+    """What was traced and how, in words: model, module, method, the corruption where it is not noise, windows."""
+    sizes = list(windows)
+    other = () if corruption == "noise" else (corruption,)
+    return (short_name(model), module, method, *other, f"window{'s' * (len(sizes) > 1)} {', '.join(map(str, sizes))}")
 
 
 def short_name(model: str) -> str:

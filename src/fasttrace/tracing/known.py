@@ -23,6 +23,7 @@ from fasttrace.show.watched import watched
 from fasttrace.show.words import count, short_name
 
 GREEDY_TOKENS = 36
+NOT_SAID, UNLIKELY = "o_true is not among the first", "p(o_true) ="  # how the reasons begin for a fact that is unknown
 RELEASED_FLOOR = 0.02
 BATCH = 32  # facts checked together, and thus the most that a killed process loses
 
@@ -116,11 +117,11 @@ def _verdicts(model: Decoder, facts: Sequence[EncodedFact], protocol: str) -> li
         reason = None
         if not found:
             room = model.room(len(fact.ids), GREEDY_TOKENS)
-            reason = f"o_true is not among the first {room} greedy tokens"
+            reason = f"{NOT_SAID} {room} greedy tokens"
             if room < GREEDY_TOKENS:
                 reason += f" (not {GREEDY_TOKENS}, since '{model.name}' has {model.positions} positions)"
         elif protocol == "released" and p < RELEASED_FLOOR:
-            reason = f"p(o_true) = {p:.4f} is below {RELEASED_FLOOR}"
+            reason = f"{UNLIKELY} {p:.4f} is below {RELEASED_FLOOR}"
         rows.append(
             {
                 "fact_id": fact.fact_id,

@@ -15,8 +15,9 @@ from fasttrace.settings.arguments import checked
 from fasttrace.settings.columns import stored_settings
 from fasttrace.show.grids import Heatmap, heatmap_of
 from fasttrace.show.results import Shown
-from fasttrace.show.words import ROLE_WORDS, count, short_name
+from fasttrace.show.words import ROLE_WORDS, count, how_traced
 from fasttrace.tracing.effects import CELLS, SAMPLES, TRACED_FACTS
+from fasttrace.tracing.known import NOT_SAID, UNLIKELY
 from fasttrace.tracing.roles import average_by_role
 from fasttrace.tracing.routing import ROUTING
 
@@ -98,9 +99,7 @@ class TraceResult(Shown):
         rows = means.filter(pc.equal(means["window_size"], size)).to_pylist()
         asked = stored_settings("trace", self.run["settings"])
         by_head = any(row["head"] is not None for row in rows)
-        corruption = () if asked["corruption"] == "noise" else (asked["corruption"],)
-        how = (short_name(self.run["model"]), asked["module"], asked["method"], *corruption, f"window {size}")
-        title = f"{' · '.join(how)}: {count(max(row['n'] for row in rows), 'fact')}"
+        title = f"{' · '.join(self._how([size]))}: {count(max(row['n'] for row in rows), 'fact')}"
         if role is not None and not by_head:
             raise UserError(f"plot_roles: role: expected a trace of heads or experts, got module {asked['module']}")
         from fasttrace.show.roles import LAYER_LABEL, draw_role_heads, draw_role_lines, effect_label
@@ -156,8 +155,7 @@ class TraceResult(Shown):
             [fact_id] = rows
         if fact_id in rows:
             why = rows[fact_id]["reason"] or "it has no cells"
-            unknown = stored_settings("trace", self.run["settings"])["keep"] == "known"
-            way = "; keep all traces it all the same" if unknown else ""
+            way = "; keep all traces it all the same" if why.startswith((NOT_SAID, UNLIKELY)) else ""
             raise UserError(f"{what}: expected a traced fact, got {shown(fact_id)}, which was left out: {why}{way}")
         some = f", such as {', '.join(map(shown, traced[:SOME_IDS]))}" if traced else ""
         got = "none" if fact_id is None else shown(fact_id)
@@ -171,14 +169,16 @@ class TraceResult(Shown):
             raise UserError(f"{what}: window: expected one of {', '.join(map(str, sizes))}, got {window}")
         return window
 
+    def _how(self, windows: Sequence[int]) -> tuple[str, ...]:
+        asked = stored_settings("trace", self.run["settings"])
+        return how_traced(self.run["model"], asked["module"], asked["method"], asked["corruption"], windows)
+
     def _line(self) -> str:
         asked = stored_settings("trace", self.run["settings"])
         kept = sum(self.facts["kept"].to_pylist())
         facts = count(kept, "fact") if kept == len(self.facts) else f"{kept:,} of {count(len(self.facts), 'fact')} kept"
-        windows = ", ".join(map(str, asked["windows"]))
-        sizes = f"window{'s' * (len(asked['windows']) > 1)} {windows}"
-        how = (short_name(self.run["model"]), asked["module"], asked["method"], asked["corruption"], sizes)
-        return f"{facts}, {', '.join(how)}; {count(len(self.cells), 'cell')}, {self.run['seconds']:.1f} s"
+        how = ", ".join(self._how(asked["windows"]))
+        return f"{facts}, {how}; {count(len(self.cells), 'cell')}, {self.run['seconds']:.1f} s"
 
     def _summary(self) -> pa.Table:
         names = ["fact_id", "prompt", "target_true", "p_clean", "p_noised", "kept", "reason"]
