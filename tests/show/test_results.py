@@ -180,7 +180,7 @@ def test_everything_says_in_a_line_what_it_is(traced, edited, many, model, tmp_p
     said = [*lines, repr(FACTS[0]), repr(model), repr(store), repr(ft.Stores({"a": store.path}))]
     assert not [line for line in said if "\n" in line or len(line) > 200]
     assert repr(FACTS[0]) == "Fact 'eiffel': The Eiffel Tower is located in the city of → Paris, not Rome"
-    assert repr(model).startswith(f"Model '{name}': llama, {model.n_layers} layers, ")
+    assert repr(model).startswith(f"Model {name}: llama, {model.n_layers} layers, ")
     assert repr(store) == f"Store({str(store.path)!r})"
 
 
