@@ -37,7 +37,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 test: setup
 	$(PYTEST) -m "not slow and not pages" --durations 10
 
-test-all: test
+test-all: test test-docs
 	$(PYTEST) -m slow
 	$(BIN)/python tests/processors.py
 	$(BIN)/python tests/kills.py

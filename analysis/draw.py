@@ -91,6 +91,7 @@ def stored_heatmap(fact: Mapping[str, Any], cells: pa.Table) -> Heatmap:
         method=method,
         corruption=corruption,
         metric=fact["metric"],
+        tokens=fact["tokens"],
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from fasttrace.settings.trace import Module
-from fasttrace.show.words import METRICS, short_name
+from fasttrace.show.words import METRICS, short_name, title_of
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
@@ -111,7 +111,7 @@ def common_text(rows: Sequence[Row], keys: Sequence[str] = GROUP) -> str:
     for key in ("model", *(key for key in keys if key not in ("model", "protocol", "source", "tokens"))):
         [value, *others] = {row.get(key) for row in rows}
         if not others and value is not None and (key, value) != ("metric", "probability"):
-            named.append(_word(key, value))
+            named.append(title_of(value) if key == "model" else _word(key, value))
     return " · ".join(named)
 
 

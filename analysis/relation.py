@@ -64,11 +64,14 @@ ALL_RUNS: Mapping[str, Any] = dict.fromkeys(
 """Values for the parameters of sql/run_pairs.sql that keep every run."""
 
 
-@cache
 def sql(name: str) -> str:
     """The text of sql/<name>.sql or of a settings relation. Raises UserError where there is none."""
-    if name in SETTINGS:
-        return settings_select(SETTINGS[name])
+    # A method that is added brings settings, so that these are not kept.
+    return settings_select(SETTINGS[name]) if name in SETTINGS else _of_file(name)
+
+
+@cache
+def _of_file(name: str) -> str:
     file = files("fasttrace.analysis") / "sql" / f"{name}.sql"
     if not file.is_file():
         raise UserError(f"expected a relation of the analysis, got '{name}'")

@@ -13,7 +13,7 @@ from fasttrace.errors import StoreError
 from fasttrace.places import check_replaceable, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import Bounds, Count
-from fasttrace.show.words import short_name
+from fasttrace.show.words import short_name, title_of
 from fasttrace.store import Stored
 from fasttrace.version import VERSION
 
@@ -76,7 +76,7 @@ def report_page(store: Stored, max_facts: Count = 1000, max_bytes: Annotated[int
     found = {exhibit.key: exhibit.data.to_pylist() for exhibit in shown}
     means = [row for row in found.get("layers", []) if row["mean"] is not None]
     left_out = relation(store, "left_out").to_pylist()
-    models = sorted({short_name(run["model"]) for run in runs if run["kind"] in ("trace", "edit", "mass")})
+    models = sorted({title_of(run["model"]) for run in runs if run["kind"] in ("trace", "edit", "mass")})
     data, n_embedded = embedded(store, names[:max_facts], shown, max_bytes)
     there = {exhibit.section for exhibit in shown} | {"answer", "run", "again"} | ({"pick"} if n_embedded else set())
     opened = opening(store)

@@ -5,7 +5,7 @@ Every word is chosen by the store's numbers; sentences.py has the same in the te
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fasttrace.show.words import count, short_name
+from fasttrace.show.words import count, title_of
 
 from .naming import Row, group_names, own_way, p_text, percent, points
 from .regression import FLOORED
@@ -122,7 +122,7 @@ def _name(rows: Sequence[Row], one: Row) -> str:
 
 
 def _weak(rows: Sequence[Row], others: Sequence[Row], curve: Sequence[Row]) -> list[str]:
-    models = sorted({short_name(row["model"]) for row in rows if row.get("model")})
+    models = sorted({title_of(row["model"]) for row in rows if row.get("model")})
     sources = sorted({row["source"] for row in rows if row.get("source")})
     said = []
     if any(row.get("n_facts") for row in rows):

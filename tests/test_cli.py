@@ -227,7 +227,7 @@ def test_too_few_corpus_tokens_need_a_ridge(workplace, run):
             (*EDIT, "--method", "mend", "--store", "x.duckdb"),
             "method: expected one of rome, memit, emmet, alphaedit, pmet, ft-1, ft-5, got",
         ),
-        ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "--set: expected NAME=VALUE with a NAME among"),
+        ((*EDIT, "--set", "stepz=3", "--store", "x.duckdb"), "has the name 'stepz'; did you mean 'steps'?"),
         ((*EDIT, "--set", "lr=1", "--set", "lr=2", "--store", "x.duckdb"), "--set: expected one value of lr, got"),
         ((*EDIT, "--fact-id", "a", "--limit", "1", "--store", "x.duckdb"), "expected --fact-id or --limit, got both"),
         ((*EDIT, "--set", "epsilon=3", "--store", "x.duckdb"), "rome has no setting 'epsilon'"),

@@ -1,6 +1,6 @@
 -- corruption_correlations: whether noise and counterfactual prompts find the same tracing effects.
 -- Grain: one row per (noise run, counterfactual run, window_size, layer) of runs that differ in nothing but the
--- corruption and what follows from it (one model, protocol, module, heads, method, metric, tokens, target, engine);
+-- corruption and what follows from it (one model, protocol, module, heads, method, metric, tokens, scored, engine);
 -- layer is NULL for all layers together.
 -- Inputs: trace_effects, fact_peaks, trace_runs.
 -- Units: pearson, spearman = correlation over facts of the two effects (of facts and layers, where layer is NULL), each

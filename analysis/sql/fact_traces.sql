@@ -19,6 +19,7 @@ SELECT
     trace.subject,
     trace.relation,
     trace.target_true,
+    trace.scored,
     trace.target_false,
     trace.p_clean,
     trace.p_noised,

@@ -118,7 +118,7 @@ def test_no_page_figure_or_table_has_a_path_of_the_machine_that_made_it(tmp_path
     assert "“…/” stands for a folder of the machine" in plain
     assert '"corpus": "…/texts"' in plain
     assert "fasttrace.Store(\"study.duckdb\")" in plain
-    assert "Does localization inform editing? my-model, smollm2-135m" in plain
+    assert "Does localization inform editing? SmolLM2-135M-Instruct (Q4_1), my-model" in plain
     # What is missing is made in this store, wherever it is: below the working directory its path from here.
     said = command("figures", "17", "--store", str(store.path), code=2).stderr
     assert "--store home/runs/study.duckdb" in said.partition("make them with")[2]

@@ -86,7 +86,7 @@ def test_a_prompt_is_edited_and_checked_by_the_same_words(workplace, run):
         (("trace", *WHOLE, "--shard", "1/2"), "--shard: expected --store FILE for a share of the work, got no store"),
         (("edit", *WHOLE, "--new-target", "Paris"), "new_target: expected another answer than 'Paris', got 'Paris'"),
         (("edit", *WHOLE), "expected the new_target, which is the target of problem 'error-injection', got none"),
-        (("trace", *WHOLE, "--sigma", "0.4"), "which was left out: o_true is not among"),
+        (("trace", *WHOLE, "--sigma", "0.4"), "the fact is not traced: o_true is not among"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(workplace, run, words, said):

@@ -32,7 +32,7 @@ DIFFERENCE = ("--metric", "logit-difference")
         ([{**FACT, "counterfactual_prompt": ["a", ""]}], PAIRED, "field 'counterfactual_prompt"),
         ([OPEN], DIFFERENCE, "metric logit-difference: expected a target_false, got none"),
         ([{**FACT, "target_false": "New"}], DIFFERENCE, "expected a target_false that differs from the"),
-        ([FACT], (*DIFFERENCE, "--target", "first-token"), "that differs from the target_true at a scored token"),
+        ([FACT], (*DIFFERENCE, "--scored", "first-token"), "that differs from the target_true at a scored token"),
         ([FACT], ("--module", "head", "--heads", "6"), "heads: expected numbers from 0 to 5 for"),
         ([FACT], ("--module", "head", "--heads", "2,9999999999"), "heads: expected"),
         ([FACT], ("--module", "head", "--heads", "1,x"), "heads: expected"),

@@ -167,7 +167,7 @@ def calls(model, store, place, small_tokenizer):
             {"memory": None, "skip": {(fact.fact_id, 1) for fact in FACTS}, "progress": None},
         ),
         "MassPlan.compute": (mass.compute, {"memory": None, "progress": None}),
-        "ask": (ft.ask, {"store": store, "query": "scores_by_layer", "params": {"source": None}}),
+        "ask": (ft.ask, {"store": store, "query": "scores_by_layer", "params": {}}),
         "regress": (ft.regress, {"store": store, "formula": "both", "score": "rewrite", "where": ()}),
         "regress by": (
             ft.regress,

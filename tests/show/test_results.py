@@ -128,7 +128,7 @@ def test_roles_are_drawn_as_their_means(traced, heads, axes):
     assert second.images[0].get_array().shape == (6, 5)
     assert "last subject token" in second.get_title(loc="left")
     assert typing.get_args(Role) == ROLES
-    with pytest.raises(UserError, match="role: expected a trace of heads or experts, got module mlp"):
+    with pytest.raises(UserError, match="role: expected a trace with a cell for each head or expert, got another"):
         traced.plot_roles(role="further")
 
 

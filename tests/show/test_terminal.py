@@ -51,6 +51,6 @@ def test_a_heatmap_says_what_was_done_to_a_cell_and_by_what():
     assert paired.ends == "p(tall) clean 0.900, counterfactual 0.100"
     assert paired.layer_label == "corrupted layer (0-based)"
     zeroed = heat(method="zero", corrupted=None, metric="logit-difference", module="head", part="strongest head")
-    assert zeroed.title == "gpt2 · head · zero · window 5 · strongest head\nthe logit difference clean 0.900"
+    assert zeroed.title == "gpt2 · head · zero · window 5 · strongest head\nthe logit difference: clean 0.900"
     assert zeroed.layer_label == "zeroed layer (0-based), centre of a window of 5"
     assert zeroed.value_label == "the logit difference with the layer zeroed (logits)"

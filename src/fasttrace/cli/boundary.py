@@ -77,6 +77,9 @@ def run() -> int:
     try:
         cli(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message(), err=True)
+            return 2
         code, text = _ended_by(error)
         if text is None:
             raise

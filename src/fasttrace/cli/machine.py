@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import click
 
+from fasttrace.show.words import count
 from fasttrace.version import VERSION
 
 from .help import command
@@ -83,7 +84,7 @@ def _computing() -> Iterator[Part]:
     from fasttrace.processor import this_processor
 
     cpu, uses = this_processor(), torch.backends.cpu.get_cpu_capability()
-    about = f"{cpu or 'unknown processor'}, {torch.get_num_threads()} threads, torch uses {uses}"
+    about = f"{cpu or 'unknown processor'}, {count(torch.get_num_threads(), 'thread')}, torch uses {uses}"
     if cpu is None or cpu.matrix_set in SETS:
         yield Part("cpu", about, None if cpu is None else True, "" if cpu is None else SETS[cpu.matrix_set])
     else:
@@ -121,7 +122,6 @@ def _places() -> Iterator[Part]:
     from fasttrace.errors import FasttraceError
     from fasttrace.memory import size_text
     from fasttrace.packaged import DEFAULT_MODEL, PACKAGED, full_name, weights_of
-    from fasttrace.show.words import count
 
     try:
         weights_of(DEFAULT_MODEL)

@@ -49,6 +49,7 @@ def tables(
     asked = chosen(target, effects)
     catalogue = {n: one.at(**asked) for n, one in TABLES.items()}
     if not numbers and out is None:
+        _check_traced(there, asked, effects)
         if as_json or format_ == "json":
             both = {
                 "regressions": regressions(target, score, **asked).to_pylist(),
@@ -56,7 +57,6 @@ def tables(
             }
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
-        _check_traced(there, asked, effects)
         click.echo(summary(target, score, **asked), nl=False)
         _say_which("Table", catalogue, there, _asked(effects))
         return

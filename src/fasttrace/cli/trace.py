@@ -112,6 +112,9 @@ def _trace_one(
         plan = crew.ask(prepare_trace, loaded, settings=settings)
         with watch.bar("Tracing", len(loaded)) as done:
             result = plan.joined(list(crew.batches(plan, progress=done)))
+    if not len(result.cells):
+        [why] = result.facts["reason"].to_pylist()
+        raise UserError(f"trace: the fact is not traced: {why}; --keep all traces also what the model does not know")
     heats = [result.heatmap(window=window, what="trace") for window in plan.settings.windows]
     if work.as_json:
         emit(result.cells, True)

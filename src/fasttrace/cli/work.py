@@ -1,6 +1,7 @@
 """What verbs that compute share: facts, a model, who computes with it, and progress on stderr."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -220,7 +221,9 @@ def load(
 
     from fasttrace.models.load import check_driven
 
-    with Console(stderr=True).status(f"Loading {full_name(model)}"):
+    # Rich also takes a pipe for a terminal where FORCE_COLOR is set.
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    with console.status(f"Loading {full_name(model)}"):
         if driven:
             check_driven(model, trust_remote_code=trust_remote_code)
         return ft.load_model(

@@ -97,7 +97,7 @@ def weight_of(block: Block, update: Update) -> Tensor:
     return weights[0] if len(weights) == 1 else torch.cat(weights, dim=1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """One edit of one fact.
 
@@ -118,6 +118,10 @@ class Edit:
     denominator: float | None = None
     condition: float | None = None
     reason: str | None = None
+
+    def __repr__(self) -> str:
+        changed = f"changes layers {', '.join(map(str, sorted(self.updates)))}" if self.changes() else self.reason
+        return f"Edit of {self.fact_id!r} at layer {self.layer}: {changed or 'changes nothing'}"
 
     @property
     def first_layer(self) -> int:

@@ -20,7 +20,7 @@ from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.settings.export import ExportSettings
 from fasttrace.show.results import Shown
-from fasttrace.show.words import count, short_name
+from fasttrace.show.words import count, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ class MassResult(Shown):
         """Model, method, problem and layer."""
         first = self.scores.slice(0, 1).to_pylist()
         words = [f"{row['method']} · {row['problem']} · layer {row['layer']}" for row in first]
-        return " · ".join([short_name(self.run["model"]), *words])
+        return " · ".join([title_of(self.run["model"]), *words])
 
     def _line(self) -> str:
         models = "one model" if self.models == 1 else f"{self.models} models"

@@ -23,7 +23,7 @@ from fasttrace.models.experts import SHARED
 from fasttrace.places import check_folder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked
-from fasttrace.show.words import count, short_name
+from fasttrace.show.words import count, title_of
 
 FACTOR_BYTES = 2 << 30  # Cholesky factors kept in memory; or a quarter of the free memory, if more; at least one
 SAMPLE_SIZE = 100_000  # of the published files, and in the names of exported ones
@@ -103,7 +103,7 @@ class Moments:
     _conditions: dict[tuple[int, tuple[int, ...], float], float] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        model, layers = short_name(self.run["model"]), count(len(self.layers), "layer")
+        model, layers = title_of(self.run["model"]), count(len(self.layers), "layer")
         return f"Moments: {layers} of {model}, {count(self.n_tokens, 'token')} of {self.corpus}, {self.path}"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fasttrace.models.adapter import Decoder
 from fasttrace.runs import Run
 from fasttrace.settings.arguments import checked, takes
 from fasttrace.show.results import Shown
-from fasttrace.show.words import count, short_name
+from fasttrace.show.words import count, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,7 @@ class EditResult(Shown):
         """Model, method and problem."""
         first = self.scores.slice(0, 1).to_pylist()
         words = [f"{row['method']} · {row['problem']}" for row in first]
-        return " · ".join([short_name(self.run["model"]), *words])
+        return " · ".join([title_of(self.run["model"]), *words])
 
     def _line(self) -> str:
         layers = sorted({layer for layer in self.scores["layer"].to_pylist() if layer is not None})

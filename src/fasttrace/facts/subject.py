@@ -45,12 +45,11 @@ def placed_or_found(prompt: str, subject: str, field: str) -> Placed:
 
     Raises Bad where it has several, or neither.
     """
-    for place in (PLACE, *PLACES):
-        if place in prompt:
-            if prompt.count(place) > 1:
-                what = f"expected one placeholder '{place}' for the subject, got {prompt.count(place)}"
-                raise Bad(field, f"{what} in {shown(prompt)}")
-            return Placed(prompt.replace(place, PLACE), subject, TEMPLATE)
+    there = [place for place in (PLACE, *PLACES) for _ in range(prompt.count(place))]
+    if len(there) > 1:
+        raise Bad(field, f"expected one placeholder '{there[0]}' for the subject, got {len(there)} in {shown(prompt)}")
+    if there:
+        return Placed(prompt.replace(there[0], PLACE), subject, TEMPLATE)
     try:
         return place_subject(prompt, subject, field)
     except Bad:

@@ -10,15 +10,15 @@ class StatedFact:
     """What makes a prompt a fact."""
 
     subject: str | None = setting(
-        default=None, names_run="never", help="With a prompt as text: its subject, whose tokens are marked"
+        default=None, names_run="never", help="Of a prompt as text: its subject, whose tokens are marked"
     )
     target: str | None = setting(
-        default=None, names_run="never", help="With a prompt as text: the true answer o_true, whose probability is read"
+        default=None, names_run="never", help="Of a prompt as text: the true answer o_true, whose probability is read"
     )
     new_target: str | None = setting(
         default=None,
         names_run="never",
-        help="With a prompt as text: the false answer o_false, which an edit makes the model give, and which logit "
+        help="Of a prompt as text: the false answer o_false, which an edit makes the model give, and which logit "
         "differences compare with",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .words import DONE, METRICS, how_traced, visible
+from .words import DONE, METRICS, cut, how_traced, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,8 @@ class Heatmap:
 
     values: (tokens, layers) float64 of the metric, NaN where there is no cell. tokens: their texts. begin, end: the
     subject's tokens are [begin, end). clean, corrupted: the metric in the clean pass, and its mean over the corrupted
-    passes (None with zeroing). part: what of several heads or experts each cell shows, "" where there is one.
+    passes (None with zeroing). target: the text that is scored. part: which head or expert each cell shows, and whether
+    it is of all subject tokens, "" where there is nothing to say.
     """
 
     values: np.ndarray
@@ -71,7 +72,7 @@ class Heatmap:
     def ends(self) -> str:
         """The metric in the clean pass and in the corrupted ones."""
         corrupted = "" if self.corrupted is None else f", {self.corrupted_by} {self.corrupted:.3f}"
-        return f"{self.name} clean {self.clean:.3f}{corrupted}"
+        return f"{self.name}{':' * (' ' in self.name)} clean {self.clean:.3f}{corrupted}"
 
     @property
     def title(self) -> str:
@@ -102,22 +103,27 @@ def heatmap_of(
     method: str,
     corruption: str,
     metric: str,
-    part: str | None = None,
+    tokens: str,
 ) -> Heatmap:
-    """fact: a row of TRACED_FACTS. cells: its rows of CELLS at one window size. The others: of its run. part: None: of
-    several heads or experts, the strongest is shown, and said so."""
+    """fact: a row of TRACED_FACTS. cells: its rows of CELLS at one window size. The others: of its run.
+
+    Of several heads or experts, the strongest of each cell is shown, and said so.
+    """
     column = METRICS[metric].column
     values = grid_of(cells, f"{column}_restored")
-    names = [visible(name) for name in (fact["tokens"] or [])[: len(values)]]
-    if part is None:
-        part = f"strongest {module} of each cell" if cells["head"].null_count < len(cells) else ""
+    names = [cut(visible(name)) for name in (fact["tokens"] or [])[: len(values)]]
+    heads = cells["head"].unique().drop_null().to_pylist()
+    part = f"strongest {module} of each cell" if len(heads) > 1 else "".join(f"{module} {head}" for head in heads)
+    if tokens == "whole-subject":  # the one row of cells is at the subject's last token
+        part = " · ".join(filter(None, (part, "all subject tokens at once")))
+        names[-1:] = ["whole subject"]
     return Heatmap(
         values=values,
         tokens=(*names, *[""] * (len(values) - len(names))),
         begin=fact["subject_begin"],
         end=fact["subject_end"],
         prompt=visible(fact["prompt"]),
-        target=visible(str(fact["target_true"])),
+        target=cut(visible(str(fact["scored"] or fact["target_true"]))),
         clean=0.0 if metric == "kl" else fact[f"{column}_clean"],
         corrupted=fact[f"{column}_noised"],
         model=model,

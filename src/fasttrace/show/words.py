@@ -51,6 +51,11 @@ def visible(token: str) -> str:
     return text or "␣"
 
 
+def cut(text: str, most: int = 32) -> str:
+    """A text of at most so many characters, which ends in … where more were there."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def count(number: int, one: str, more: str | None = None) -> str:
     """ "1 fact", "2,430 cells"."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
@@ -60,13 +65,15 @@ def how_traced(model: str, module: str, method: str, corruption: str, windows: I
     """What was traced and how, in words: model, module, method, the corruption where it is not noise, windows."""
     sizes = list(windows)
     other = () if corruption == "noise" else (corruption,)
-    return (short_name(model), module, method, *other, f"window{'s' * (len(sizes) > 1)} {', '.join(map(str, sizes))}")
+    return (title_of(model), module, method, *other, f"window{'s' * (len(sizes) > 1)} {', '.join(map(str, sizes))}")
 
 
 def short_name(model: str) -> str:
-    """A model's name as a picture shows it: of a path on this machine only the last part, and of a short name the
-    weights that it stands for."""
-    if model in PACKAGED:
-        return PACKAGED[model].title
+    """A model's name without the folders of this machine: of a path, only the last part."""
     path = Path(model)
     return path.name if path.is_absolute() or model.startswith(("./", "../", "~")) else model
+
+
+def title_of(model: str) -> str:
+    """A model's name as a picture shows it: of a short name, the weights that it stands for."""
+    return PACKAGED[model].title if model in PACKAGED else short_name(model)

@@ -20,7 +20,7 @@ from fasttrace.settings.kinds import MOST_ITEMS, Bounds
 from fasttrace.settings.prompt import StatedFact
 from fasttrace.show.results import Shown
 from fasttrace.show.watched import watched
-from fasttrace.show.words import count, short_name
+from fasttrace.show.words import count, title_of
 
 GREEDY_TOKENS = 36
 NOT_SAID, UNLIKELY = "o_true is not among the first", "p(o_true) ="  # how the reasons begin for a fact that is unknown
@@ -49,7 +49,7 @@ class KnownResult(Shown):
     verdicts: pa.Table
 
     def _line(self) -> str:
-        known, model = sum(self.verdicts["known"].to_pylist()), short_name(self.run["model"])
+        known, model = sum(self.verdicts["known"].to_pylist()), title_of(self.run["model"])
         facts = count(len(self.verdicts), "fact")
         return f"{known:,} of {facts} known, {model}, {self.run['protocol']}; {self.run['seconds']:.1f} s"
 

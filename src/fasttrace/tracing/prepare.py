@@ -113,7 +113,8 @@ def _unmeasured(asked: TraceSettings, encoded: Sequence[EncodedFact]) -> dict[st
         for fact in encoded:
             if fact.contrast_ids is None:
                 or_answer = " or counterfactual_answer" if asked.corruption == "counterfactual" else ""
-                reasons[fact.fact_id] = f"metric logit-difference: expected a target_false{or_answer}, got none"
+                given = f"metric logit-difference: expected a target_false{or_answer}, got none"
+                reasons[fact.fact_id] = f"{given} (new_target is one, beside a prompt as text)"
             elif contrast_of(fact, len(fact.target_true_ids) if whole else 1) is None:
                 reasons[fact.fact_id] = (
                     f"metric logit-difference: expected a target_false that differs from the target_true at a scored "

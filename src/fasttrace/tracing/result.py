@@ -101,7 +101,7 @@ class TraceResult(Shown):
         by_head = any(row["head"] is not None for row in rows)
         title = f"{' · '.join(self._how([size]))}: {count(max(row['n'] for row in rows), 'fact')}"
         if role is not None and not by_head:
-            raise UserError(f"plot_roles: role: expected a trace of heads or experts, got module {asked['module']}")
+            raise UserError("plot_roles: role: expected a trace with a cell for each head or expert, got another")
         from fasttrace.show.roles import LAYER_LABEL, draw_role_heads, draw_role_lines, effect_label
         from fasttrace.show.style import axes_to_draw_on, color_bar, dress
 
@@ -132,15 +132,15 @@ class TraceResult(Shown):
         size = self._window(what, sorted(set(mine["window_size"].to_pylist())), window)
         mine = mine.filter(pc.equal(mine["window_size"], size))
         asked = stored_settings("trace", self.run["settings"])
-        part = None
         if head is not None:
             there = sorted(set(mine["head"].drop_null().to_pylist()))
             if head not in there:
-                some = f"one of {', '.join(map(str, there))}" if there else f"none with module {asked['module']}"
+                none = "none with all heads in one cell" if asked["heads"] else f"none with module {asked['module']}"
+                some = f"one of {', '.join(map(str, there))}" if there else none
                 raise UserError(f"{what}: head: expected {some}, got {head}")
-            mine, part = mine.filter(pc.equal(mine["head"], head)), f"{asked['module']} {head}"
-        how = {name: asked[name] for name in ("module", "method", "corruption", "metric")}
-        return heatmap_of(row, mine, model=self.run["model"], part=part, **how)
+            mine = mine.filter(pc.equal(mine["head"], head))
+        how = {name: asked[name] for name in ("module", "method", "corruption", "metric", "tokens")}
+        return heatmap_of(row, mine, model=self.run["model"], **how)
 
     def _fact(self, what: str, fact: Fact | str | None) -> dict[str, Any]:
         """The row of a traced fact. Raises UserError where it is not one."""
@@ -157,6 +157,10 @@ class TraceResult(Shown):
             why = rows[fact_id]["reason"] or "it has no cells"
             way = "; keep all traces it all the same" if why.startswith((NOT_SAID, UNLIKELY)) else ""
             raise UserError(f"{what}: expected a traced fact, got {shown(fact_id)}, which was left out: {why}{way}")
+        if not traced and rows:
+            first, why = next((one["fact_id"], one["reason"]) for one in rows.values())
+            left = f"{count(len(rows), 'fact')} left out, such as {shown(first)}: {why}"
+            raise UserError(f"{what}: expected a traced fact, got {left}")
         some = f", such as {', '.join(map(shown, traced[:SOME_IDS]))}" if traced else ""
         got = "none" if fact_id is None else shown(fact_id)
         raise UserError(f"{what}: fact: expected one of {count(len(traced), 'traced fact')}{some}, got {got}")
