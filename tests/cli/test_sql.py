@@ -224,5 +224,5 @@ def test_ctrl_c_stops_a_query_and_promises_nothing(ask, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fasttrace.analysis.saved.ask", stopped)
+    monkeypatch.setattr("fasttrace.analysis.saved.run_query", stopped)
     assert ask("FROM edits", *STORE, code=130).stderr == "fasttrace: the query was stopped\n"
