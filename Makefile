@@ -42,22 +42,15 @@ test-all: test test-docs
 	$(BIN)/python tests/processors.py
 	$(BIN)/python tests/kills.py
 
-# MkDocs and its plugins are installed once they are asked for.
-DOCS_READY := .venv/ready-docs
-
-docs: setup $(DOCS_READY)
+docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
-test-docs: setup $(DOCS_READY)
-	$(PYTEST) -m pages tests/test_pages.py tests/test_tutorials.py
+test-docs: setup
+	$(PYTEST) -m pages
 	$(BIN)/python docs/tutorials/run.py --check --jobs 2
 
-tutorials: setup $(DOCS_READY)
+tutorials: setup
 	$(BIN)/python docs/tutorials/run.py $(ARGS)
-
-$(DOCS_READY): $(READY)
-	$(PIP) --no-build-isolation --editable ".[dev,docs]"
-	@touch $@
 
 bench: setup
 	$(BIN)/python -m pytest bench --record --store build/bench.duckdb $(ARGS)

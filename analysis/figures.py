@@ -34,6 +34,7 @@ from .paper import (
     chosen,
     coverage,
     figure_numbered,
+    heatmap_window,
     run_of,
     ways_text,
     what_is_missing,
@@ -58,7 +59,7 @@ def heatmap(
     run: str | None = None,
 ) -> Figure:
     """One fact's grid of the metric restored, by default p(o_true), tokens × layers, of one tracing run and window
-    (paper, Figure 2). Of several heads, each cell shows the one with the largest effect. The figure says of what it is.
+    (paper, Figure 2). Of several heads, each cell shows the one with the largest effect. Its title says of what it is.
 
     window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
     fact has no window of 5.
@@ -164,8 +165,7 @@ def paper_figure(
         if not grids:
             window = one.rows.window_size
             raise StoreError(f"fact {fact_id!r} was not traced with a window of {window} in {store.where}")
-        # The largest window of at most 10, the window of Meng et al.
-        return _heatmap_of(store, _of_window(grids, lambda sizes: max((n for n in sizes if n <= 10), default=sizes[0])))
+        return _heatmap_of(store, _of_window(grids, heatmap_window))
     if one.kind == "curve":
         return draw.draw_mean_effect(_traced(store, "mean_effect", one))
     if one.kind == "peaks":

@@ -286,23 +286,35 @@ def figure_numbered(number: int) -> Numbered:
 class Coverage:
     """The data that a store has for tables and figures, read once.
 
-    traces: rows of sql/trace_coverage.sql. edits: rows of sql/edit_coverage.sql.
+    traces: rows of sql/trace_coverage.sql. edits: rows of sql/edit_coverage.sql. n_traced: facts of tracing runs, also
+    those that have no effect.
     """
 
     store: Readable
     traces: list[Row]
     edits: list[Row]
+    n_traced: int
 
 
 def coverage(store: Readable) -> Coverage:
     """Read the coverage of a store."""
-    return Coverage(store, relation(store, "trace_coverage").to_pylist(), relation(store, "edit_coverage").to_pylist())
+    [traced] = query(store.once(), "SELECT count(*) AS n FROM traces").to_pylist()
+    traces, edits = (relation(store, name).to_pylist() for name in ("trace_coverage", "edit_coverage"))
+    return Coverage(store, traces, edits, traced["n"])
+
+
+def heatmap_window(sizes: Sequence[int]) -> int:
+    """The window of Figure 2, of those that there are: the largest of at most 10, the window of Meng et al."""
+    return max((size for size in sizes if size <= 10), default=min(sizes))
 
 
 def compared_traces(there: Coverage, one: Numbered) -> list[Row]:
     """The rows of trace_coverage with effects of a table or figure, of which those that no edit of it is compared with
-    are left out."""
+    are left out, and of a heatmap those of other windows."""
     traces = [row for row in there.traces if one.rows.of_traces(row)]
+    if one.kind == "heatmap" and traces:
+        window = heatmap_window([row["window_size"] for row in traces])
+        return [row for row in traces if row["window_size"] == window]
     edits = [row for row in there.edits if one.rows.of_edits(row, one.scores)]
     if one.kind in TRACED or not edits:
         return traces
@@ -328,6 +340,9 @@ def what_is_missing(there: Coverage, one: Numbered) -> str | None:
         except UserError as error:
             return f"no trace can have such effects ({error})"
         names, commands = zip(*absent, strict=True)
+        if not there.traces and there.n_traced:
+            why = "see reason in the relation traces, and whether p_noised is below p_clean"
+            return f"no fact traced in {path} has a tracing effect ({why}); trace more facts with: {trace}"
         has = f" (which has traces of {ways_text(there.traces)})" if not traces and there.traces else ""
         return f"no such {' and '.join(names)} are in {path}{has}; make them with: {' ; '.join(commands)}"
     if one.rows.subset == "concentrated" and not any(row["concentrated"] for row in traces):
@@ -376,7 +391,9 @@ def run_of(store: Readable, run: str | None, kinds: Sequence[str] = ("trace", "e
         listed = [f"{row['run_id']} ({row['kind']})" for row in found or there]
         if len(listed) > MOST_RUNS + 1:
             listed[MOST_RUNS:] = [f"{len(listed) - MOST_RUNS} others"]
-        what = f"expected the id of one run in {store.where}, one of {', '.join(listed) or 'none'}"
+        if not there:
+            raise UserError(f"run: expected a run of kind {' or '.join(kinds)}, got {run!r}: {store.where} has none")
+        what = f"expected the id of one run in {store.where}, one of {', '.join(listed)}"
         raise UserError(f"{what}, got {run!r}{', which several begin with' if found else ''}")
     [one] = found
     if one["kind"] != "trace":
@@ -389,9 +406,16 @@ _HOW = "SELECT localization, metric, module FROM trace_runs WHERE run_id = ?"
 
 
 def chosen(store: Readable, effects: Effects, kinds: Sequence[str] = ("trace", "edit", "mass")) -> dict[str, Any]:
-    """The arguments of `Numbered.at` for the effects that a caller asks for. kinds: of runs, as for `run_of`."""
+    """The arguments of `Numbered.at` for the effects that a caller asks for. kinds: of runs, as for `run_of`.
+
+    Raises UserError as `run_of`, and where the run has other effects than are asked for.
+    """
     asked: dict[str, Any] = {name: value for name, value in effects.items() if value is not None}
-    return run_of(store, asked.pop("run", None), kinds) | asked
+    own = run_of(store, run := asked.pop("run", None), kinds)
+    for name in own.keys() & asked.keys():
+        if own[name] != asked[name]:
+            raise UserError(f"{name}: expected {own[name]}, as run {run} has it, or no run, got {asked[name]}")
+    return own | asked
 
 
 def others_text(there: Coverage, shown: Sequence[Numbered]) -> str | None:

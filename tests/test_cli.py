@@ -131,7 +131,7 @@ def test_export_from_the_command_line(workplace, run):
     run(*one, "--export", "edited", "--delta", "edit.safetensors")
     assert (workplace / "edited" / "model.safetensors").is_file()
     edited = ft.load_model(workplace / "edited")
-    run("export", "--model", "model", "edit.safetensors", "again")
+    assert "Writing" not in run("export", "--model", "model", "edit.safetensors", "again").stderr, "transformers' bar"
     assert ft.load_model(workplace / "again").weights_hash() == edited.weights_hash()
     assert ft.load_model(workplace / "model").weights_hash() != edited.weights_hash()
     assert "expected a new file" in run(*one, "--delta", "edit.safetensors", code=2).stderr

@@ -5,10 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
-
-nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
-pytestmark = pytest.mark.pages
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/tutorials"

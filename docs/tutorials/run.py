@@ -60,7 +60,7 @@ def faults(notebook: Notebook) -> list[str]:
         if paths := sorted(set(PATH.findall(json.dumps([words, output.get("text", "")])))):
             found.append(f"cell {number} shows a path of this machine: {', '.join(paths)}")
         if "application/vnd.jupyter.widget-view+json" in words:
-            found.append(f"cell {number} shows a widget, which no page can")
+            found.append(f"cell {number} shows a widget: expected an output that a page can show")
     if not any("image/png" in output.get("data", {}) for _, output in outputs(notebook)):
         found.append("no cell has a picture")
     if any(cell.cell_type == "code" and cell.source.strip() and not cell.execution_count for cell in notebook.cells):

@@ -4,9 +4,11 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from made_results import made_edit, made_trace
 from panels import panels_of
@@ -181,8 +183,24 @@ def test_the_commands_choose_and_say_what_else_there_is(store, command, tmp_path
     assert "which has traces of mlp by denoise" in command("figures", "2", "--module", "head", *words, code=2).stderr
     said = command("figures", "--module", "head", *words, code=2).stderr
     assert re.fullmatch(r"fasttrace: expected traces with --module head in .*, got those of mlp by denoise .*\n", said)
+    run = command("figures", "2", "--module", "block", *words)
+    assert run.stderr.startswith("shown: traces of block by denoise (window 5); "), "Figure 2 is of one window"
+    two = command("figures", "2", "--run", "attn", "--module", "block", *words, code=2).stderr
+    assert two == "fasttrace: module: expected attn, as run attn has it, or no run, got block\n"
+    none = command("figures", "edits", "--run", "attn", *words, code=2).stderr
+    assert re.fullmatch(r"fasttrace: run: expected a run of kind mass, got 'attn': .* has none\n", none)
     assert "with --method zero in " in command("figures", "--method", "zero", *words, code=2).stderr
     assert "with --window 7 in " in command("tables", "--window", "7", *words, code=2).stderr
+
+
+def test_a_store_whose_facts_are_all_left_out_is_not_told_to_trace_them_again(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = made_trace(IDS[:2], run_id="unknown", asked={"tokens": "all"})
+    unknown = made.facts.set_column(made.facts.column_names.index("kept"), "kept", pa.array([False] * 2))
+    reasons = unknown.set_column(unknown.column_names.index("reason"), "reason", pa.array(["it is unknown"] * 2))
+    Store("left_out.duckdb").add(replace(made, facts=reasons, cells=made.cells.slice(0, 0)))
+    said = command("figures", "2", "--store", "left_out.duckdb", code=2).stderr
+    assert "no fact traced in left_out.duckdb has a tracing effect (see reason in the relation traces" in said
 
 
 def test_a_store_of_one_kind_of_trace_has_nothing_else_to_say(study, command, tmp_path, monkeypatch):

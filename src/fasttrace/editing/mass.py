@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,14 +22,7 @@ from fasttrace.cache import cache_place, content_key, content_of
 from fasttrace.editing.applied import edited_view
 from fasttrace.editing.breaks import MEASURES, NORMS, TASKS, Watch, WatchedModel, prepare_watch
 from fasttrace.editing.cases import changed_by_any, changed_prompts, contradicted, edits_of_cases, is_whole, models_of
-from fasttrace.editing.delta import (
-    DIVERGED,
-    NO_NUMBER,
-    UNMOVED,
-    LowRank,
-    Update,
-    summed,
-)
+from fasttrace.editing.delta import DIVERGED, NO_NUMBER, UNMOVED, LowRank, Update, summed
 from fasttrace.editing.edit import JUDGE_HELP, MOMENTS_HELP, own_settings, prepare_edit
 from fasttrace.editing.essence import essence_texts
 from fasttrace.editing.experts import union
@@ -57,9 +50,6 @@ from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
 from fasttrace.show.watched import HELP, watched
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 SCORED_TIMES = 10
