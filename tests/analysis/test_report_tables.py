@@ -111,7 +111,7 @@ def test_every_picture_is_saved_as_svg_and_png_and_every_table_as_csv(twenty, tm
         saved = {}
         browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
         for key in tables:
-            for _ in range(2):  # where the page still scrolls under the mouse, the first click misses the button
+            for _ in range(2):  # Chromium drops one of some twenty files that are saved in a row; slower, it drops none
                 click(browser, f"document.querySelector('#table-{key} > button.save')")
                 [path] = arrived(browser, tmp_path, f"{key}.csv")
                 if path.exists():
