@@ -287,6 +287,10 @@ def test_the_page_says_what_the_tables_have(page):
     assert f"{rome['r2_layer_acting']:.3f} for ROME and error injection, and {acting:.3f} on average" in page
     assert f"({whole:.3f} with it; " in page
     assert f"the layer explains {working:.3f} on average" in page
+    gains = [row["diff_working"] for row in third]
+    readme = " ".join((RESULTS.parents[2] / "README.md").read_text().split())
+    assert f"the layer explains {working:.3f} of the variance on average" in readme
+    assert f"the tracing effect adds {sum(gains) / 20:.3f} to that ({max(gains):.3f} at most)" in readme
     for table in (2, 3):
         top = max((row for (n, *_), row in plain.items() if n == table), key=lambda row: row["diff"])
         assert f"{top['diff']:.3f} [{top['diff_low']:.3f}, {top['diff_high']:.3f}]" in page
