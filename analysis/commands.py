@@ -10,7 +10,7 @@ from typing import Any
 from fasttrace.settings.base import RUN_COLUMNS, settings_of, text_of
 from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.mass import MassSettings
-from fasttrace.settings.methods import hyperparameters
+from fasttrace.settings.methods import hyperparameters, is_shipped
 from fasttrace.settings.study import StudySettings
 from fasttrace.settings.trace import TraceSettings
 from fasttrace.store import Readable
@@ -28,6 +28,7 @@ EXPORT = """import json, fasttrace
 from fasttrace.analysis.relation import relation
 for fact in relation({opening}, "facts_of_run", {{"run_id": {run}}}).to_pylist():
     print(json.dumps(fact))"""
+ADDED = "# {file}: an added method, {method}, made this {kind} run: only Python, after add_method, can repeat it"
 # The kinds of runs that a command can repeat, and their settings.
 KINDS = {"trace": TraceSettings, "edit": EditSettings, "mass": MassSettings}
 
@@ -77,15 +78,21 @@ def store_options(store: Readable) -> str:
 
 
 def run_commands(runs: list[Row], counts: dict[str, Row], opening: str) -> dict[str, list[str]]:
-    """{run_id: [command that exports the run's facts from the store, command that repeats the run on them]}."""
+    """{run_id: [command that exports the run's facts from the store, command that repeats the run on them]}.
+
+    The command line has no method that `add_method` added: in place of the second command is a comment that says so.
+    """
     out = {}
     for run in runs:
         if run["kind"] not in KINDS:
             continue
         file = f"facts-{run['run_id'][:8]}.jsonl"
         script = EXPORT.format(opening=opening, run=json.dumps(run["run_id"]))
-        words = ["fasttrace", run["kind"], *_options(run, counts[run["run_id"]]["layers"])]
         export = f"python -c {shlex.quote(script)} > {shlex.quote(file)}"
+        if run["kind"] != "trace" and not is_shipped(method := json.loads(run["settings"])["method"]):
+            out[run["run_id"]] = [export, ADDED.format(method=method, file=file, kind=run["kind"])]
+            continue
+        words = ["fasttrace", run["kind"], *_options(run, counts[run["run_id"]]["layers"])]
         out[run["run_id"]] = [export, " ".join([*words, "--facts", shlex.quote(file), "--store", AGAIN_STORE])]
     return out
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing
 from fasttrace.settings.arguments import checked
+from fasttrace.show.fonts import fit_fonts, saying_boxes
 from fasttrace.show.words import METRICS
 from fasttrace.store import Readable, Stored
 from fasttrace.tracing.roles import with_bands
@@ -318,7 +319,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"svg.fonttype": "none", "svg.hashsalt": "fasttrace", "pdf.fonttype": 42}
     date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-    with matplotlib.rc_context(settings), replacing(path) as draft:
+    fit_fonts(figure)
+    with matplotlib.rc_context(settings), replacing(path) as draft, saying_boxes(path.suffix.lower() == ".svg"):
         FigureCanvasAgg(figure)
         figure.savefig(draft, dpi=200, metadata=date)
     return path

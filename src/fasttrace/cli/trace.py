@@ -47,6 +47,8 @@ def trace(work: Work, pairs: int | None, dry_run: bool, cluster: ClusterSettings
     settings = TraceSettings(**given)
     if pairs is not None and settings.corruption != "counterfactual":
         raise UserError(f"--pairs: expected --corruption counterfactual, got {settings.corruption}")
+    if pairs is not None and work.stated.prompt is not None:
+        raise UserError("--pairs: expected facts of a file, whose subjects are paired, got --prompt, which is one fact")
     one = work.stated.prompt is not None and not dry_run
     if one:
         work.check_shard(cluster)

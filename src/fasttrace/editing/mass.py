@@ -37,7 +37,7 @@ from fasttrace.editing.sequence import Checkpoint, EditSequence, read_sequence
 from fasttrace.editing.spread import spread_together
 from fasttrace.editing.value import ValueBatch, contexts_of
 from fasttrace.errors import UserError, shown
-from fasttrace.facts import EncodedFact, Facts
+from fasttrace.facts import AnyFacts, EncodedFact, Facts, facts_from
 from fasttrace.facts.record import identity_text
 from fasttrace.memory import pack_by_budget, parse_bytes
 from fasttrace.models.adapter import Decoder, Model
@@ -49,6 +49,7 @@ from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.kinds import Size
 from fasttrace.settings.mass import MassSettings
 from fasttrace.settings.methods import METHODS, FineTuneSettings, Hyperparameters
+from fasttrace.settings.prompt import StatedFact
 from fasttrace.show.watched import HELP, watched
 
 log = logging.getLogger(__name__)
@@ -327,7 +328,7 @@ class PrepareMassArguments(_MassKeywords):
 
 
 @settings("mass")
-class MassArguments(_MassKeywords):
+class MassArguments(_MassKeywords, StatedFact):
     """Keywords of `mass_edit`."""
 
     progress: Callable[[int], None] | bool | None = argument(
@@ -394,18 +395,21 @@ def prepare_mass_edit(model: Model, facts: Facts, given: PrepareMassArguments) -
 
 
 @takes(MassArguments)
-def mass_edit(model: Model, facts: Facts, given: MassArguments) -> MassResult:
+def mass_edit(model: Model, facts: AnyFacts, given: MassArguments) -> MassResult:
     """Edit all facts in one model, in order, and score them as their number grows. No weight of the model changes.
+
+    facts: as of `edit`.
 
     together="case" edits the facts of each case (`Fact.case_id`) in the unedited model, and then asks its probes.
 
     Raises the errors of `edit`, and UserError where no fact is left to edit.
     """
     asked = carried(MassSettings, given, hyperparameters=own_settings(given))
+    chosen = facts_from(facts, given)
     with watched(given.progress) as watch:
         with watch.stages() as report:
             plan = prepare_mass_edit(
-                model, facts, settings=asked, moments=given.moments, judge=given.judge, progress=report
+                model, chosen, settings=asked, moments=given.moments, judge=given.judge, progress=report
             )
         with watch.bar("Editing", len(plan.facts)) as done:
             result = plan.compute(progress=done)

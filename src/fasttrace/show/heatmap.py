@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from .fonts import fit_fonts
 from .grids import Heatmap
 from .style import COLORMAP, INK, MAX_VECTOR_POINTS, color_bar, dress, even_ticks
 
@@ -19,8 +20,12 @@ def heatmap_size(heat: Heatmap) -> tuple[float, float]:
 def draw_heatmap(axes: Axes, heat: Heatmap) -> Axes:
     """Tokens down, layers across, the metric as colour, with a colour bar beside the axes (paper, Figure 2).
 
-    Cells are vectors up to MAX_VECTOR_POINTS of them. Returns the axes.
+    Cells are vectors up to MAX_VECTOR_POINTS of them. A heatmap that the axes have already is replaced. Returns the
+    axes.
     """
+    for earlier in [one for one in axes.collections if one.colorbar is not None]:
+        earlier.colorbar.remove()
+        earlier.remove()
     n_tokens, n_layers = heat.values.shape
     low, high = heat.range
     dress(axes, x=heat.layer_label, y=heat.token_label, title=heat.title)
@@ -45,4 +50,5 @@ def draw_heatmap(axes: Axes, heat: Heatmap) -> Axes:
         text.set_color(INK)
     # A row has about four letters of 9 points, and the margins as many as eight rows.
     color_bar(axes.figure, cells, axes, textwrap.fill(heat.value_label, max(24, 4 * (n_tokens + 4))))
+    fit_fonts(axes)
     return axes

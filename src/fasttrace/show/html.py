@@ -49,9 +49,12 @@ def image(axes: "Axes", alt: str) -> str:
     """A figure as an <img> with its pixels in it. alt: its text, escaped."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    from .fonts import saying_boxes
+
     figure: Any = axes.figure
     FigureCanvasAgg(figure)
-    figure.savefig(png := io.BytesIO(), format="png", dpi=110)
+    with saying_boxes():
+        figure.savefig(png := io.BytesIO(), format="png", dpi=110)
     data = base64.b64encode(png.getvalue()).decode()
     return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
 
