@@ -214,16 +214,15 @@ def layer_table(store: Stored) -> pa.Table:
 @checked
 @one_reading()
 def summary(store: Stored, score: str = "rewrite", *, width: int | None = None, **choice: Unpack[Choice]) -> str:
-    """R² of the score, then the mean scores by layer, as text. choice: as for `regressions`."""
-    parts = [
-        render(
-            r2_table(store, score, resamples=0, **choice),
-            title=f"R² of the {score.replace('_', ' ')} score",
-            width=width,
-        ),
-        render(layer_table(store), title="Mean scores by edited layer", width=width),
-    ]
-    return "\n".join(parts)
+    """R² of the score, then the mean scores by layer, as text. Either is left out where it has no row.
+
+    choice: as for `regressions`.
+    """
+    parts = {
+        f"R² of the {score.replace('_', ' ')} score": r2_table(store, score, resamples=0, **choice),
+        "Mean scores by edited layer": layer_table(store),
+    }
+    return "\n".join(render(table, title=title, width=width) for title, table in parts.items() if len(table))
 
 
 def _differing(table: pa.Table) -> list[str]:

@@ -203,6 +203,20 @@ def test_a_store_whose_facts_are_all_left_out_is_not_told_to_trace_them_again(co
     assert "no fact traced in left_out.duckdb has a tracing effect (see reason in the relation traces" in said
 
 
+def test_a_store_with_nothing_to_show_says_so(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Store("new.duckdb").create()
+    for words in (["tables"], ["tables", "--json"], ["tables", "--out", "t"]):
+        said = command(*words, "--store", "new.duckdb", code=2)
+        assert (said.stdout, said.stderr) == (
+            "",
+            "fasttrace: tables are of edits: expected some in new.duckdb, got none\n",
+        )
+    none = command("figures", "--store", "new.duckdb", "--out", "f", code=2)
+    assert none.stderr.startswith("fasttrace: the store has data for none of the paper's figures: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.duckdb"]
+
+
 def test_a_store_of_one_kind_of_trace_has_nothing_else_to_say(study, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = command("figures", "1", "2", "10", "15", "--store", str(study.path)).stderr

@@ -69,6 +69,8 @@ def test_a_prompt_is_edited_and_checked_by_the_same_words(workplace, run):
     words = {"subject": "Eiffel Tower", "target": "Paris", "new_target": "Rome"}
     made = ft.edit(model, PROMPT[-1], **words, method="ft-1", steps=2, essence=0, layers=[0, 2])
     assert made.to_pandas()["p_after"].tolist() == pytest.approx([row["p_after"] for row in rows], rel=1e-5)
+    both = ft.mass_edit(model, PROMPT[-1], **words, method="ft-1", steps=2, layer=2)
+    assert both.to_pandas()["p_after"].tolist() == pytest.approx([rows[1]["p_after"]], rel=1e-5)
     [checked] = json.loads(run("facts", "--check", *WHOLE, "--json").stdout)
     assert (checked["prompt"], checked["known"]) == ("The Eiffel Tower is located in the city of", False)
 
@@ -81,6 +83,10 @@ def test_a_prompt_is_edited_and_checked_by_the_same_words(workplace, run):
         (("trace", *WHOLE, "--facts", "facts.jsonl"), "expected --prompt or facts of a file, got both: 'facts.jsonl'"),
         (("facts", "facts.jsonl", *WHOLE), "expected --prompt or FILE, got both: 'facts.jsonl'"),
         (("trace", *WHOLE, "--limit", "2"), "--limit: expected facts of a file, got --prompt, which is one fact"),
+        (
+            ("trace", *WHOLE, "--corruption", "counterfactual", "--pairs", "2"),
+            "--pairs: expected facts of a file, whose subjects are paired, got --prompt, which is one fact",
+        ),
         (("trace", "--subject", "Tower"), "--subject: expected --prompt TEXT, whose subject it is, got none"),
         (("trace", "--prompt", "Rome is", *WHOLE[4:]), "--prompt: the subject is absent: expected one placeholder"),
         (("trace", *WHOLE, "--shard", "1/2"), "--shard: expected --store FILE for a share of the work, got no store"),

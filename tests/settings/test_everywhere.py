@@ -194,3 +194,12 @@ def test_the_command_repeats_every_methods_hyperparameters(method):
     given = cli.get_command(None, "edit").make_context("edit", shlex.split(line)[2:]).params
     assert method_settings(method, given["own"]) == own
     assert given["own"] == {name: text_of(getattr(own, name)) for name in own.given}
+
+
+def test_of_an_added_method_a_comment_says_who_can_repeat_the_run():
+    """The method's code is in no store, and the command line does not have it."""
+    run = {"run_id": "0", "kind": "mass", "model": "m", "dtype": "float32", "protocol": "paper", "seed": 0}
+    run["settings"] = json.dumps({"method": "mine"})
+    [export, line] = run_commands([run], {"0": {"layers": None}}, 'fasttrace.Store("study.duckdb")')["0"]
+    assert export.endswith(" > facts-0.jsonl")
+    assert line.startswith("# facts-0.jsonl: an added method, mine, made this mass run: only Python, ")

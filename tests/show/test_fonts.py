@@ -68,7 +68,7 @@ def test_words_are_drawn_with_a_font_that_has_them(installed, tmp_path, caplog):
     axes = draw_heatmap(Figure().subplots(), heatmap(OWN, OTHER, "plain"))
     own, other, plain = axes.get_yticklabels()
     [default] = plain.get_fontfamily()
-    assert own.get_fontfamily() == axes.title.get_fontfamily()[:1] + ["One Square"]
+    assert own.get_fontfamily() == [*axes.title.get_fontfamily()[:1], "One Square"]
     assert other.get_fontfamily() == [default, "Two Squares"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -48,8 +48,11 @@ def tables(
     there, effects = coverage(target), _effects(given)
     asked = chosen(target, effects)
     catalogue = {n: one.at(**asked) for n, one in TABLES.items()}
-    if not numbers and out is None:
+    if not numbers:
         _check_traced(there, asked, effects)
+        if not there.edits:
+            raise UserError(f"tables are of edits: expected some in {target.where}, got none")
+    if not numbers and out is None:
         if as_json or format_ == "json":
             both = {
                 "regressions": regressions(target, score, **asked).to_pylist(),
@@ -58,14 +61,14 @@ def tables(
             click.echo(json.dumps(both, default=str, ensure_ascii=False, indent=2))
             return
         click.echo(summary(target, score, **asked), nl=False)
-        _say_which("Table", catalogue, there, _asked(effects))
+        click.echo(_which("tables", catalogue, there, _asked(effects)), err=True)
         return
     kind = "json" if as_json else format_
     if len(numbers) > 1 and kind in ("csv", "json") and out is None:
         raise UserError(f"expected --out FOLDER for several tables as {kind}, got {len(numbers)} tables and no folder")
     wanted = numbers or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
-    if not numbers:
-        _check_traced(there, asked, effects)
+    if not wanted:
+        raise UserError(_which("tables", catalogue, there, _asked(effects)))
     ending = {"text": "txt", "markdown": "md", "latex": "tex"}.get(kind, kind)
     paths = {} if out is None else {n: Path(out) / f"table-{n}.{ending}" for n in wanted}
     for path in paths.values():
@@ -154,6 +157,8 @@ def figures(
     wanted = names or tuple(n for n, one in catalogue.items() if what_is_missing(there, one) is None)
     if not names:
         _check_traced(there, asked, effects)
+    if not wanted:
+        raise UserError(_which("figures", catalogue, there, _asked(effects)))
     paths = {n: Path(out) / f"{n if n in NAMED else f'figure-{n}'}.{format_}" for n in wanted}
     for path in paths.values():
         check_replaceable(path)
@@ -170,7 +175,7 @@ def figures(
         written = [str(save(made[n], path)) for n, path in paths.items()]
     click.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
     if not names:
-        _say_which("Figure", catalogue, there, _asked(effects))
+        click.echo(_which("figures", catalogue, there, _asked(effects)), err=True)
 
 
 def _effects(given: dict[str, Any]) -> "Effects":
@@ -203,21 +208,20 @@ def _say_others(covered: Any, shown: "Sequence[Numbered]") -> None:
         click.echo(f"{said}: --module, --method, --metric, --window and --run choose", err=True)
 
 
-def _say_which(what: str, catalogue: dict[int, Any], covered: Any, asked: str = "") -> None:
-    """Print which of the paper's tables or figures the store has data for, and which not. asked: options to repeat."""
+def _which(what: str, catalogue: dict[int, Any], covered: Any, asked: str) -> str:
+    """Which of the paper's tables or figures the store has data for, and which not. asked: options to repeat."""
     from fasttrace.analysis.paper import what_is_missing
 
     there = [n for n, one in catalogue.items() if what_is_missing(covered, one) is None]
     absent = [n for n in catalogue if n not in there]
-    verb = what.lower() + "s"
-    text = f"the store has data for the paper's {verb} {', '.join(map(str, there))}"
+    text = f"the store has data for the paper's {what} {', '.join(map(str, there))}"
     if not there:
-        text = f"the store has data for none of the paper's {verb}"
+        text = f"the store has data for none of the paper's {what}"
     elif absent:
         text += f"; not for {', '.join(map(str, absent))}"
     if absent:
-        text += f": `fasttrace {verb} {absent[0]}{asked}` names what is missing"
-    click.echo(text, err=True)
+        text += f": `fasttrace {what} {absent[0]}{asked}` names what is missing"
+    return text
 
 
 @command()

@@ -23,9 +23,10 @@ def draw_heatmap(axes: Axes, heat: Heatmap) -> Axes:
     Cells are vectors up to MAX_VECTOR_POINTS of them. A heatmap that the axes have already is replaced. Returns the
     axes.
     """
-    for earlier in [one for one in axes.collections if one.colorbar is not None]:
-        earlier.colorbar.remove()
-        earlier.remove()
+    for earlier in list(axes.collections):
+        if (bar := earlier.colorbar) is not None:
+            bar.remove()
+            earlier.remove()
     n_tokens, n_layers = heat.values.shape
     low, high = heat.range
     dress(axes, x=heat.layer_label, y=heat.token_label, title=heat.title)
