@@ -91,6 +91,7 @@ def sized(draw, rows):
     """A load whose size has no default."""
 
 
+@pytest.mark.slow
 def test_torch_compile_is_one_of_the_ways():
     [row] = bench("window_restore", small("window_restore"), only=["torch.compile"])
     assert row["relative_difference"] == 0

@@ -81,6 +81,7 @@ def test_no_host_of_this_name(refused):
     assert said.startswith("workers: expected a Ray cluster at no-such-host.invalid:6379, but nobody answers there (")
 
 
+@pytest.mark.slow
 def test_another_program_answers(refused):
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -136,6 +137,7 @@ def test_ray_is_not_installed(refused, tmp_path):
     assert said == "computing with several workers needs ray, which is not installed here: pip install ray"
 
 
+@pytest.mark.slow
 def test_more_than_there_is(refused, nodes):
     env = token(nodes) | {"RAY_ADDRESS": nodes.address}
     assert refused(*TRACE, "--workers", "3", **env) == "workers: expected at most 1 on 1 machine with 1 CPUs, got 3"
@@ -169,6 +171,7 @@ def both(refused, nodes):
     return refused(*TRACE, "--workers", "2", **token(nodes), RAY_ADDRESS=nodes.address)
 
 
+@pytest.mark.slow
 def test_another_version_of_fasttrace(refused, nodes, second, tmp_path):
     shutil.copytree(SRC / "fasttrace", tmp_path / "fasttrace", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "fasttrace" / "version.py").write_text('VERSION = "0.0.1"\n')

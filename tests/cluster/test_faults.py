@@ -228,15 +228,15 @@ def kill_one(nodes, rng):
         nodes.second = nodes.add()
 
 
-@pytest.mark.parametrize("wanted", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_random_kills_during_studies(start, rows, nodes, faults, place, wanted):
+@pytest.mark.slow
+def test_random_kills_during_studies(start, rows, nodes, faults, place):
     """A kill comes up to half a second after a piece has begun. Another study follows one that ends before the last."""
-    rng, done, studies = random.Random(wanted), 0, 0
-    while done < wanted:
+    rng, done, studies = random.Random(50), 0, 0
+    while done < 50:
         studies += 1
-        out = f"study-{wanted}-{studies}"
+        out = f"killed-study-{studies}"
         running = start(*STUDY, "--workers", nodes.address, "--out", out)
-        while running.process.poll() is None and done < wanted:
+        while running.process.poll() is None and done < 50:
             begun = len(faults.pieces())
             until(lambda: len(faults.pieces()) > begun or running.process.poll() is not None)  # noqa: B023
             time.sleep(rng.uniform(0.0, 0.5))

@@ -114,6 +114,7 @@ def test_scripts_are_bash(script):
     assert os.access(SCRIPTS / script, os.X_OK)
 
 
+@pytest.mark.slow
 def test_an_array_of_shares_is_the_whole(here, alone):
     asked = {"FACTS": "facts.jsonl", "MODEL": "model", "OPTIONS": " ".join(TRACE)}
     for n in (1, 2):

@@ -81,18 +81,18 @@ def _first(out):
     return out[0] if isinstance(out, tuple) else out
 
 
-@pytest.mark.parametrize("module", ["mlp", "attn", "block"])
 @pytest.mark.parametrize("family", EVERY_FAMILY)
-def test_grids(family, module, small_tokenizer):
-    _check_grids(family, module, small_tokenizer)
+def test_grids(family, small_tokenizer):
+    _check_grids(family, "mlp", small_tokenizer)
 
 
-# The heads of the others are slices of what the attention grids replace whole.
+# The variants differ little from a family, whose grids these tests compute.
+@pytest.mark.parametrize("module", ["attn", "block", "head"])
 @pytest.mark.parametrize(
     "family", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_FAMILY]
 )
-def test_grids_of_heads(family, small_tokenizer):
-    _check_grids(family, "head", small_tokenizer)
+def test_grids_of_other_modules(family, module, small_tokenizer):
+    _check_grids(family, module, small_tokenizer)
 
 
 def _check_grids(family, module, small_tokenizer):
@@ -100,7 +100,7 @@ def _check_grids(family, module, small_tokenizer):
     check_grids(model, [EIFFEL], module=module, windows=[3])
 
 
-@pytest.mark.parametrize("method", ["denoise", "zero"])
+@pytest.mark.parametrize("method", ["denoise", pytest.param("zero", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", EXPERTS)
 def test_grids_of_experts(family, method, small_tokenizer):
     """Of the second expert and of the last, which is the shared one where there is one."""

@@ -74,6 +74,7 @@ def rows(store):
         }
 
 
+@pytest.mark.slow
 @needs_server
 def test_two_drivers_and_a_reader(tmp_path):
     path, port, ids = tmp_path / "served.duckdb", free_port(), [f"f{i}" for i in range(10)]
