@@ -38,7 +38,7 @@ def loads():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("op", "variant"), loads())
+@pytest.mark.parametrize(("op", "variant"), list(loads()))
 def test_every_way_computes_the_same(op, variant, dtype):
     rows = list(bench(op, {**small(op), **variant}, dtype=dtype, compiled=False))
     assert [row["impl"] for row in rows][:2] == ["auto", "reference"]
