@@ -119,7 +119,8 @@ def command(monkeypatch, capfd):
     def call(*words, code=0, stdin=None):
         monkeypatch.setattr(sys, "argv", ["fasttrace", *words])
         if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+            text = io.StringIO(stdin) if isinstance(stdin, str) else io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+            monkeypatch.setattr(sys, "stdin", text)
         found = 0
         try:
             main()

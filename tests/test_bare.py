@@ -62,6 +62,7 @@ def run_bare(workplace):
     return call
 
 
+@pytest.mark.slow  # .ci/run collects them by bench/device.sh
 def test_every_gpu_test_is_collected():
     words = ("-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q", *GPU_TESTS)
     both = [started(*words, env=env) for env in (BARE, {**BARE, "PYTHONPATH": ""})]

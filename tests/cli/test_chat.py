@@ -107,11 +107,11 @@ def test_draws_are_those_of_python_however_many_prompts(model, run):
         ((), b"a" * 200, "a prompt to continue: expected at most 160 tokens for 'model' to read, got 200"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_sentence(words, stdin, sentence, workplace):
-    code, out, err = ran(workplace, *words, stdin=stdin)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("fasttrace: ")
-    assert sentence in err
+def test_what_a_user_gets_wrong_is_one_sentence(words, stdin, sentence, run):
+    done = run("chat", "--model", "model", *words, stdin=stdin, code=2)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert done.stderr.startswith("fasttrace: ")
+    assert sentence in done.stderr
 
 
 def test_a_terminal_for_stdin_alone_is_refused(workplace):

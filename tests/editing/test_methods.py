@@ -24,8 +24,11 @@ from fasttrace.facts import encode_fact
 from fasttrace.ops.noised_embed import fact_key
 from fasttrace.settings.methods import METHODS, SOLVED, MemitSettings
 
-CASES = [(family, problem) for family in ("llama", "gpt2") for problem in PROBLEMS]
-CASES += [(family, problem) for family in ("gptj", "gemma2") for problem in ("error-injection", "fact-forcing")]
+CASES = [("llama", problem) for problem in PROBLEMS]
+CASES += [(family, "error-injection") for family in ("gpt2", "gptj", "gemma2")]
+MORE = [("gpt2", problem) for problem in PROBLEMS if problem != "error-injection"]
+MORE += [(family, "fact-forcing") for family in ("gptj", "gemma2")]
+CASES += [pytest.param(*one, marks=pytest.mark.slow) for one in MORE]
 LAYERS = [0, 1, 3]
 # From this layer on no prediction sees a change at the subject. In other families it is the last layer. In the small
 # Gemma 2 it is the one before, as windows hold four tokens.
@@ -142,8 +145,15 @@ def test_one_step_of_fine_tuning_is_exact(family, method, problem, small_tokeniz
         check_tuned(edit, wanted, history, options, part=1e-3, slack=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.float32) for family in FAMILIES]
+    + [
+        pytest.param(family, dtype, marks=[pytest.mark.slow] if family not in ("llama", "gemma2") else [])
+        for family in FAMILIES
+        for dtype in (torch.bfloat16, torch.float64)
+    ],
+)
 def test_edits_that_no_prediction_sees_are_zero(family, dtype, small_tokenizer, corpus, tmp_path):
     model = small_model(family, small_tokenizer, dtype)
     moments = ft.second_moments(model, corpus, tokens=600, sequence_length=32, cache_dir=tmp_path, ridge=1e-2)

@@ -63,7 +63,10 @@ def wrapped(name, tokenizer):
     return ft.wrap_model(hf, tokenizer, name), modules
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "falcon", "opt", "bloom"])
+MORE = [pytest.param(family, marks=pytest.mark.slow) for family in ("neox", "falcon", "opt", "bloom")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", *MORE])
 def test_values_are_the_wavefronts(family, small_tokenizer):
     """Every module, method and corruption, also where memory splits the passes of a cell over forwards."""
     model = small_model(family, small_tokenizer, torch.float64)
