@@ -148,6 +148,25 @@ def test_the_store_keeps_every_scored_step_and_a_second_run_computes_nothing(mod
     assert store.query("SELECT kind FROM runs WHERE kind = 'mass'").num_rows == 1
 
 
+def test_progress_of_facts_that_are_solved_together_is_that_of_their_values(model, moments, monkeypatch):
+    """A joint solve of many facts is otherwise a bar that stands still until its end."""
+    from fasttrace.editing import mass, prepare_mass_edit
+
+    plan = prepare_mass_edit(model, MORE, moments=moments, contexts=CONTEXTS, layer=2, **MEMIT)
+    events = []
+    solved, scored = mass.spread_together, mass.MassPlan._score
+    monkeypatch.setattr(mass, "spread_together", lambda *given: events.append("solved") or solved(*given))
+    monkeypatch.setattr(mass.MassPlan, "_score", lambda *given: events.append("scored") or scored(*given))
+    largest = max(plan.plan._bytes(fact, 2) for fact in plan.facts)
+    found = plan.compute(memory=largest, progress=events.append)  # one fact at a time, or nearly
+    assert events[-3:-1] == ["solved", "scored"]
+    assert sum(one for one in events if isinstance(one, int)) == len(MORE)
+    assert len(events) > 4, "some facts are told of before the solve"
+    assert found.scores.to_pandas()["p_after"].tolist() == pytest.approx(
+        plan.compute().scores.to_pandas()["p_after"].tolist(), rel=1e-5
+    )
+
+
 def test_a_fact_left_out_has_a_row_with_the_reason(model, moments, tmp_path):
     from fasttrace.editing import prepare_mass_edit
     from fasttrace.workflow import mass_into

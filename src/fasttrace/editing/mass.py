@@ -105,7 +105,8 @@ class MassPlan:
         """Edit and score. An interrupted computation goes on where its last checkpoint (one every 20 s) was written.
 
         memory: bytes for the facts that are optimised together; None for the settings' value. progress(n) is called
-        after n more facts.
+        after n more facts. Of facts that are solved together, each counts once it has a δ, and the last ones once all
+        are scored.
         """
         begun = time.perf_counter()
         budget = parse_bytes(self.plan.settings.memory if memory is None else memory)
@@ -156,8 +157,8 @@ class MassPlan:
         if not state.groups:
             state.sequence, state.seconds = self.start, 0.0
         for number, group in enumerate(groups[state.groups :], state.groups + 1):
-            begun = time.perf_counter()
-            state.sequence = so_far = self._after(state.sequence, group, budget)
+            begun, told = time.perf_counter(), _Told(progress)
+            state.sequence = so_far = self._after(state.sequence, group, budget, told)
             state.seconds += time.perf_counter() - begun
             if number % self.score_every == 0 or number == len(groups):
                 n_edits = so_far.n_edits - self.start.n_edits
@@ -168,13 +169,12 @@ class MassPlan:
                 state.last, state.models, state.groups = so_far, state.models + 1, 0
             if state.models < len(self.models):
                 state.save_if_due()
-            if progress is not None:
-                progress(len(group))
+            told(len(group) - told.n)
 
-    def _after(self, so_far: EditSequence, group: list[EncodedFact], memory: int) -> EditSequence:
+    def _after(self, so_far: EditSequence, group: list[EncodedFact], memory: int, told: "_Told") -> EditSequence:
         """The edits so far and those of a group of facts. memory: bytes for one batch."""
         view = edited_view(self.plan.model, so_far.updates)
-        new, past, condition, why = self._solve(view, group, so_far.past, memory)
+        new, past, condition, why = self._solve(view, group, so_far.past, memory, told)
         after = self.plan.after
         updates = after.bounded(summed([so_far.updates, *(after.each(view, one) for one in new)]))
         return EditSequence(updates, past, so_far.n_edits + len(group), {**so_far.unseen, **why}, condition)
@@ -208,10 +208,10 @@ class MassPlan:
             state.prompts += [{"n_edits": n_edits, "fact_id": fact.fact_id, **row} for row in rows]
 
     def _solve(
-        self, view: Decoder, group: list[EncodedFact], past: Past, memory: int
+        self, view: Decoder, group: list[EncodedFact], past: Past, memory: int, told: "_Told"
     ) -> tuple[list[Mapping[int, Update]], Past, float | None, dict[str, str]]:
         """Edit a group of facts. view: the model with all earlier edits. past: the keys of those. memory: bytes for one
-        batch.
+        batch. told: called with the number of facts of each batch but the last, once their δ is found.
 
         Return (updates, the keys of all edits, condition number or None, fact_id → reason of the facts whose own δ is
         zero).
@@ -233,7 +233,8 @@ class MassPlan:
         if len(unseen) == len(group) and not self.keep:
             return [{at: LowRank.zero(view.blocks[at], experts.get(at, ())) for at in window}], past, None, unseen
         v0, deltas = [], []
-        for part in plan.groups([(f, [layer]) for f in group], memory):
+        parts = list(plan.groups([(f, [layer]) for f in group], memory))
+        for part in parts:
             batch = ValueBatch(
                 view, [ready[f.fact_id] for f, _ in part], [window[-1]], at=plan.solve.at, corruption=corruption
             )
@@ -248,6 +249,8 @@ class MassPlan:
                 still = [part[n][0].fact_id for n in seen if not bool(delta[n].any())]
                 unseen = dict.fromkeys(still, UNMOVED) | unseen
             deltas.append(delta)
+            if part is not parts[-1]:
+                told(len(part))
         contexts, z = list(ready.values()), (torch.cat(v0), torch.cat(deltas))
         updates, kept, conditions = spread_together(view, contexts, corruption, window, plan.solve, *z, past, experts)
         return [updates], kept if self.keep else {}, max(conditions.values()), unseen
@@ -292,6 +295,18 @@ class MassPlan:
             "layer": self.plan.layers[0],
             "window_size": self.plan.settings.window_size,
         }
+
+
+class _Told:
+    """Calls a caller's function of progress, and keeps how many facts it was told of."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.progress, self.n = progress, 0
+
+    def __call__(self, n: int) -> None:
+        self.n += n
+        if self.progress is not None:
+            self.progress(n)
 
 
 def _readings(model: Decoder, plan: EditPlan, prompts: list[list[ScoredPrompt]]) -> list[Reading]:
