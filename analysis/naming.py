@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from fasttrace.settings.trace import Module
-from fasttrace.show.words import METRICS, short_name, title_of
+from fasttrace.show.words import METRICS, title_of
 
 Row = dict[str, Any]
 Group = tuple[tuple[str, Any], ...]
@@ -199,7 +199,7 @@ def _alike(names: Mapping[Group, str], apart: Sequence[str]) -> list[list[Group]
 
 def _word(key: str, value: Any) -> str:
     if key == "model":
-        return short_name(value)
+        return title_of(value)
     return f"window {value}" if key == "window_size" else str(value)
 
 

@@ -21,6 +21,7 @@ from fasttrace.analysis.render import render
 from fasttrace.analysis.tables import paper_table
 from fasttrace.editing.answers import exact_match, prefix_match
 from fasttrace.editing.tune import MOST_REWRITE, choose
+from fasttrace.show.words import title_of
 from fasttrace.study import write_results
 
 RESULTS = Path(__file__).parents[2] / "analysis/results/smollm2-135m"
@@ -242,6 +243,12 @@ def test_every_table_and_figure_is_remade_from_the_store(taken, tmp_path):
         assert words[0] == words[1] != []
     (tmp_path / "scores-by-layer.csv").write_text(render(relation(taken, "scores_by_layer"), "csv"))
     check_equal(tmp_path / "scores-by-layer.csv", RESULTS / "scores-by-layer.csv")
+
+
+def test_published_pictures_name_the_model_in_full():
+    pictures = [path for path in RESULTS.rglob("*.svg") if title_of("smollm2-135m") in path.read_text()]
+    assert len(pictures) > 15
+    assert not [path.name for path in RESULTS.rglob("*.svg") if "smollm2-135m" in path.read_text()]
 
 
 def gain_script():

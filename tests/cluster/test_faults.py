@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -222,7 +223,8 @@ def kill_one(nodes, rng):
     """Kill a worker, whatever it does, or one time in ten the second node, which is started anew."""
     some = [one for node in nodes.nodes for one in node.workers()]
     if some and rng.random() < 0.9:
-        os.kill(rng.choice(some).pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # of a study that has just ended
+            os.kill(rng.choice(some).pid, signal.SIGKILL)
     else:
         nodes.second.kill()
         nodes.second = nodes.add()
