@@ -18,8 +18,8 @@ READY := .venv/ready-$(shell printf %s "$(TORCH)" | tr -c "A-Za-z0-9.+-" _)
 
 help:
 	@echo "make demo         trace and edit real facts in SmolLM2-135M; store, table and report under demo/"
-	@echo "make test         every test but a few that take a minute each"
-	@echo "make test-all     these too, the numerical tests as other processors compute them, and 200 kills of commands"
+	@echo "make test         every test but the slow ones"
+	@echo "make test-all     these too, the pages' commands, the numerical tests as other processors compute them, and 200 kills"
 	@echo "make docs         the site, in build/site; it is built strictly and without a network"
 	@echo "make test-docs    the commands of every page, in an empty folder each, and the tutorials"
 	@echo "make tutorials    execute the notebooks of docs/tutorials, and keep their outputs"

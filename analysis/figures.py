@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing
 from fasttrace.settings.arguments import checked
-from fasttrace.show.fonts import fit_fonts, saying_boxes
+from fasttrace.show.fonts import readable
 from fasttrace.show.words import METRICS
 from fasttrace.store import Readable, Stored
 from fasttrace.tracing.roles import with_bands
@@ -60,7 +60,8 @@ def heatmap(
     run: str | None = None,
 ) -> Figure:
     """One fact's grid of the metric restored, by default p(o_true), tokens × layers, of one tracing run and window
-    (paper, Figure 2). Of several heads, each cell shows the one with the largest effect. Its title says of what it is.
+    (paper, Figure 2). Of several heads, each cell shows the one with the largest effect. The title names model,
+    module, method and window.
 
     window_size: the tracing window in layers. None: 5, the window of the paper's analysis, or the smallest one if the
     fact has no window of 5.
@@ -319,8 +320,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"svg.fonttype": "none", "svg.hashsalt": "fasttrace", "pdf.fonttype": 42}
     date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-    fit_fonts(figure)
-    with matplotlib.rc_context(settings), replacing(path) as draft, saying_boxes(path.suffix.lower() == ".svg"):
+    with matplotlib.rc_context(settings), replacing(path) as draft, readable(figure, path.suffix.lower() == ".svg"):
         FigureCanvasAgg(figure)
         figure.savefig(draft, dpi=200, metadata=date)
     return path

@@ -40,8 +40,9 @@ def p_target(hf, tokenizer, fact):
     return float(np.exp(sum(float(logp[len(ids) - 1 + k, t]) for k, t in enumerate(target))))
 
 
-def test_scores_are_those_of_the_exported_model(model, moments, small_tokenizer, tmp_path):
+def test_scores_are_those_of_the_exported_model(model, moments, small_tokenizer, tmp_path, capfd):
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     before = model.weights_hash()
     result = ft.mass_edit(model, MORE, moments=moments, contexts=CONTEXTS, layer=2, **MEMIT)
@@ -49,7 +50,11 @@ def test_scores_are_those_of_the_exported_model(model, moments, small_tokenizer,
     rows = result.scores.to_pylist()
     assert [row["position"] for row in rows] == [1, 2, 3, 4]
     assert {row["n_edits"] for row in rows} == {4}
-    plain = AutoModelForCausalLM.from_pretrained(result.export(tmp_path / "model"))
+    assert logging.is_progress_bar_enabled()
+    folder = result.export(tmp_path / "model")
+    assert capfd.readouterr() == ("", ""), "no bar of transformers"
+    assert logging.is_progress_bar_enabled()
+    plain = AutoModelForCausalLM.from_pretrained(folder)
     for row, fact in zip(rows, MORE, strict=True):
         assert row["p_after"] == pytest.approx(p_target(plain, small_tokenizer, fact), rel=1e-3, abs=1e-7)
         assert row["p_before"] == pytest.approx(p_target(model.hf, small_tokenizer, fact), rel=1e-3, abs=1e-7)

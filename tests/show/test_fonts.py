@@ -3,6 +3,7 @@
 import logging
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -15,8 +16,7 @@ from fasttrace.show import fonts
 from fasttrace.show.grids import Heatmap
 from fasttrace.show.heatmap import draw_heatmap
 
-OWN = "\U000f0001"  # letters of the private use area, which no font of a machine has
-OTHER, NONE = "\U000f0002", "\U000f0003"
+OWN, OTHER, NONE = "日", "本", "語"  # matplotlib's own fonts lack all three
 
 
 def made_font(path, name, letters):
@@ -39,15 +39,22 @@ def made_font(path, name, letters):
     return path
 
 
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """Two fonts more on this machine: one has one of the letters, the other two."""
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    for name, letters in (("One Square", OWN), ("Two Squares", OWN + OTHER)):
-        font_manager.fontManager.addfont(made_font(tmp_path / f"{name}.ttf", name, letters))
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine that has no fonts but matplotlib's own."""
+    own = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(matplotlib.get_data_path())]
+    assert own
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     fonts.fonts_for.cache_clear()
     yield
     fonts.fonts_for.cache_clear()
+
+
+@pytest.fixture
+def installed(machine, tmp_path):
+    """Two fonts more: one has one of the letters, the other two."""
+    for name, letters in (("One Square", OWN), ("Two Squares", OWN + OTHER)):
+        font_manager.fontManager.addfont(made_font(tmp_path / f"{name}.ttf", name, letters))
 
 
 def heatmap(*tokens):

@@ -8,8 +8,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers.utils import logging as transformers_logging
 
 from fasttrace.editing.applied import changed_bias, changed_parameter, kept_beside, places
 from fasttrace.editing.delta import LowRank, Update, check_updates
@@ -26,6 +24,7 @@ from fasttrace.errors import UserError
 from fasttrace.models import reading
 from fasttrace.models.adapter import Decoder
 from fasttrace.models.files import processor_files
+from fasttrace.models.load import without_bars
 from fasttrace.models.placement import is_offloaded
 from fasttrace.models.quantised import plain_state
 from fasttrace.places import replacing
@@ -97,7 +96,7 @@ def export_model(model: Decoder, updates: Mapping[int, Update], folder: str | Pa
         hf.hf_device_map, options["max_shard_size"] = {"": "disk"}, SHARD
         state = {name: weight for name, weight in state.items() if name not in getattr(hf, "all_tied_weights_keys", ())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft, kept_beside(model, updates) as left, warnings.catch_warnings(), _without_bars():
+    with replacing(path) as draft, kept_beside(model, updates) as left, warnings.catch_warnings(), without_bars():
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         if model.quantisation is not None:
             state = plain_state(model.hf, model.dtype)
@@ -212,15 +211,3 @@ def _factors(update: Update, most: int | None) -> tuple[Tensor, Tensor, float]:
     root = s[:rank].sqrt()
     error = float(left_out[rank] / left_out[0]) if left_out[0] else 0.0
     return (root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float(), error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the bars of transformers from being drawn."""
-    before = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            transformers_logging.enable_progress_bar()

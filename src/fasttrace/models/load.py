@@ -420,31 +420,41 @@ def _first_words(error: Exception) -> str:
 
 
 @contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers while the body runs."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, logs or warnings of transformers and the hub while the body runs. What is wrong is raised."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    hub_level = hub_logging.get_verbosity()
+    level, hub_level = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
     # transformers imports torchao where it is installed, and torch then warns of two of torchao's own types.
     of_trees = logging.getLogger("torch.utils._pytree")
     tree_level = of_trees.level
     of_trees.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     hub_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
         # transformers shows its own progress bar for a GGUF file, and no setting turns it off.
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        with without_bars(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers_logging.set_verbosity(level)
         hub_logging.set_verbosity(hub_level)
         of_trees.setLevel(tree_level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def made_decoder(adapter: type[Decoder], hf: Any, tokenizer: Any, name: str) -> Decoder:

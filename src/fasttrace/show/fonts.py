@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from matplotlib import font_manager
 from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,12 @@ def _letters_of(path: str) -> frozenset[int]:
 
 
 @contextmanager
-def saying_boxes(text_as_text: bool = False) -> Iterator[None]:
-    """While a figure is saved, say once, instead of once a letter, which letters become boxes.
+def readable(figure: Figure, text_as_text: bool = False) -> Iterator[None]:
+    """Save a figure in the body with fonts for all its words. Letters that no font has are said once.
 
-    text_as_text: whether the file has words instead of shapes, as SVG: what shows it chooses the fonts.
+    text_as_text: whether the file has words instead of shapes, as SVG has. What shows the file then chooses the fonts.
     """
+    fit_fonts(figure)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

@@ -49,11 +49,11 @@ def image(axes: "Axes", alt: str) -> str:
     """A figure as an <img> with its pixels in it. alt: its text, escaped."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from .fonts import saying_boxes
+    from .fonts import readable
 
     figure: Any = axes.figure
     FigureCanvasAgg(figure)
-    with saying_boxes():
+    with readable(figure):
         figure.savefig(png := io.BytesIO(), format="png", dpi=110)
     data = base64.b64encode(png.getvalue()).decode()
     return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
