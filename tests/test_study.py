@@ -62,7 +62,8 @@ def test_a_study_runs_resumes_and_reports(run, workplace):
     assert all(stage["seconds"] > 0 for stage in plan)
 
     (workplace / "small.toml").write_text(SMALL.partition("[moments]")[0])
-    run("study", "small.toml", "--json")
+    first = run("study", "small.toml", "--json")
+    assert "overwritten" not in first.stderr, "the command's own status file, which it writes all the time"
     store = ft.Store(workplace / "small" / "study.duckdb")
     traced = store.query("SELECT run_id, seconds FROM runs WHERE kind = 'trace' ORDER BY run_id")
     assert traced.num_rows == 2

@@ -221,14 +221,18 @@ def test_a_choice_without_data_switches_to_what_was_run(wide_study, tmp_path):
     page = written(wide_study, tmp_path / "wide.html")
     with opened(page.url, tmp_path) as browser:
         chosen = "[...document.querySelectorAll('#figure-pairs select')].map(list => list.selectedOptions[0].text)"
-        assert browser.run(chosen) == ["error-injection", "memit · smollm2-135m"]
+        assert browser.run(chosen) == ["error-injection", "memit · SmolLM2-135M-Instruct (Q4_1)"]
         choose(browser, "#pairs-problem", "fact-forcing")
-        assert browser.run(chosen) == ["fact-forcing", "rome · smollm2-135m"]
+        assert browser.run(chosen) == ["fact-forcing", "rome · SmolLM2-135M-Instruct (Q4_1)"]
         shown = "document.querySelectorAll('#figure-pairs .panel:not([hidden]) .mark').length"
         assert browser.run(shown) == 12 * len(EDITED)
         # a series has one colour in every panel, and the legend names each once
         legend = browser.run("[...document.querySelectorAll('#figure-layers .legend li')].map(one => one.textContent)")
-        assert sorted(legend) == ["memit · smollm2-135m", "rome · gpt2", "rome · smollm2-135m"]
+        assert sorted(legend) == [
+            "memit · SmolLM2-135M-Instruct (Q4_1)",
+            "rome · SmolLM2-135M-Instruct (Q4_1)",
+            "rome · gpt2",
+        ]
 
 
 @needs_chromium

@@ -134,7 +134,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
             err=True,
         )
         return
-    with saying_overwritten(out, out / "tables", out / "figures"):
+    with saying_overwritten(out / "report.html", out / "tables", out / "figures"):
         written = write_results(store, out, asked.model, asked.protocol, asked.tracing_window)
     if as_json:
         click.echo(json.dumps({"store": str(store_path), "written": [str(path) for path in written]}))
