@@ -19,7 +19,7 @@ from fasttrace.errors import StoreError, UserError
 from fasttrace.places import replacing, sweep, why_full
 from fasttrace.store.failures import check_file, check_new, first_line, opening, patiently
 from fasttrace.store.folder import is_folder, show
-from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, current_names, empty, lacking, upgrade
+from fasttrace.store.migrate import OLDEST_VERSION, SCHEMA_VERSION, added, as_current, current_names, lacking, upgrade
 from fasttrace.store.quack import Address, Session, attach, load, races_of
 from fasttrace.store.texts import RELATIONS, schema_sql, statement
 from fasttrace.version import VERSION
@@ -359,22 +359,11 @@ def _rename_for_reading(con: duckdb.DuckDBPyConnection, version: int) -> None:
     One of them hides store_schema, so that an export states the version of its column names.
     """
     [(database,)] = con.execute("SELECT current_database()").fetchall()
-    for relation in RELATIONS:
-        if relation in lacking(version):
-            con.execute(f"CREATE TEMP VIEW {quoted(relation)} AS {empty(schema_columns()[relation])}").fetchall()
-            continue
-        stored = con.table(relation).columns
-        names = current_names(stored, relation, version)
-        dropped = ", ".join(quoted(column) for column in stored if column not in names)
-        renamed = ", ".join(f"{quoted(old)} AS {quoted(name)}" for old, name in names.items() if name != old)
-        change = (f"EXCLUDE ({dropped}) " if dropped else "") + (f"RENAME ({renamed})" if renamed else "")
-        for name, kind in added(relation, version).items():
-            change += f", NULL::{kind} AS {quoted(name)}"
+    for relation, columns in schema_columns().items():
+        select = as_current(f"{quoted(database)}.main.{relation}", relation, version, columns)
         if relation == "store_schema":
-            change = f"REPLACE ({SCHEMA_VERSION} AS version)"
-        if change:
-            select = f"SELECT * {change} FROM {quoted(database)}.main.{quoted(relation)}"
-            con.execute(f"CREATE TEMP VIEW {quoted(relation)} AS {select}").fetchall()
+            select = f"SELECT * REPLACE ({SCHEMA_VERSION} AS version) FROM ({select})"
+        con.execute(f"CREATE TEMP VIEW {relation} AS {select}").fetchall()
 
 
 def _upgrade(con: duckdb.DuckDBPyConnection, path: Path, version: int) -> None:

@@ -10,7 +10,7 @@ from duckdb import ColumnExpression, ConstantExpression, StarExpression
 from fasttrace.errors import StoreError
 from fasttrace.store.connect import quoted, schema_columns, schema_keys
 from fasttrace.store.quack import beside
-from fasttrace.store.several import relations_in
+from fasttrace.store.several import selects_in
 from fasttrace.store.texts import RELATIONS
 from fasttrace.store.write import GIVEN_BY_RUN, TABLES, add_facts, add_run, execute, run_row
 
@@ -53,7 +53,10 @@ def merge(con: duckdb.DuckDBPyConnection, into: Path, sources: Mapping[str, Path
     Returns {relation: rows added} of each source, for the relations that mark facts, edits, verdicts, … as finished.
     Raises StoreError where a store contradicts another, or a row belongs to no run or breaks a constraint.
     """
-    read = {name: relations_in(beside(con), name) for name in sources}
+    there = beside(con)
+    read = {
+        name: {relation: there.sql(select) for relation, select in selects_in(there, name).items()} for name in sources
+    }
     earlier: dict[Path, Relations] = {}
     added = []
     for name, file in sources.items():

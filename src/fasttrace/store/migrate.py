@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 
 import duckdb
-from duckdb import ColumnExpression, ConstantExpression
 
 SCHEMA_VERSION = 15
 """Increased by one whenever a relation of schema/ changes."""
@@ -120,11 +119,20 @@ def added(relation: str, version: int) -> dict[str, str]:
     return found
 
 
-def as_current(rows: duckdb.DuckDBPyRelation, relation: str, version: int) -> duckdb.DuckDBPyRelation:
-    """The rows of a relation in a store of `version`, as this version has them: its names, and NULL in new columns."""
-    names = current_names(rows.columns, relation, version)
-    new = (ConstantExpression(None).cast(kind).alias(name) for name, kind in added(relation, version).items())
-    return rows.select(*(ColumnExpression(old).alias(name) for old, name in names.items()), *new)
+def as_current(table: str, relation: str, version: int, columns: Mapping[str, str]) -> str:
+    """A SELECT of a relation in a store of `version` as this version has it: its columns, which are NULL where new.
+
+    table: its name in SQL. columns: {name: DuckDB type} in this version.
+    """
+    if relation in lacking(version):
+        return empty(columns)
+    new, stored = added(relation, version), {name: name for name in columns}
+    for later in range(SCHEMA_VERSION, version, -1):
+        before = {new: old for old, new in _RENAMED.get(later, {}).get(relation, {}).items()}
+        stored = {name: before.get(old, old) for name, old in stored.items()}
+    values = (f"NULL::{new[name]}" if name in new else f'"{old}"' for name, old in stored.items())
+    listed = ", ".join(f'{value} AS "{name}"' for value, name in zip(values, columns, strict=True))
+    return f"SELECT {listed} FROM {table}"
 
 
 def upgrade(con: duckdb.DuckDBPyConnection, version: int) -> None:

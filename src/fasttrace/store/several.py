@@ -3,21 +3,19 @@
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import duckdb
 import pyarrow as pa
-from duckdb import ColumnExpression, ConstantExpression, StarExpression
 
 from fasttrace.errors import StoreError
 from fasttrace.places import is_same
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import MOST_SECONDS, Bounds, Kind
 from fasttrace.store.connect import attached, quoted, schema_columns, schema_keys
-from fasttrace.store.migrate import as_current, empty, lacking
+from fasttrace.store.migrate import as_current
 from fasttrace.store.quack import place_of
 from fasttrace.store.query import ONCE, Readable
 from fasttrace.store.texts import RELATIONS, statement
@@ -110,49 +108,36 @@ class Stores(Readable):
 
 def _make_relations(con: duckdb.DuckDBPyConnection, names: list[str]) -> None:
     """Create every relation over all stores twice: in main with all rows, in `once` with each row once."""
-    stored = {name: relations_in(con, name) for name in names}
+    stored = [selects_in(con, name) for name in names]
     con.execute("CREATE SCHEMA once")
     for relation in RELATIONS:
-        _union([_named(stored[name][relation], name) for name in names]).create_view(relation)
+        parts = [one[relation] for one in stored]
+        named = [f"SELECT '{name}' AS store, * FROM ({part})" for name, part in zip(names, parts, strict=True)]
+        con.execute(f"CREATE VIEW {relation} AS {_union(named)}")
+        new = [_without(part, parts[:place], schema_keys()[relation]) for place, part in enumerate(parts)]
+        con.execute(f"CREATE VIEW {ONCE}.{relation} AS {_union(new)}")
     _check_agreement(con)
-    con.execute("SET search_path = 'once'")
-    for relation in RELATIONS:
-        key = schema_keys()[relation]
-        rows = [stored[name][relation] for name in names]
-        new = [_without(part, rows[:place], key) for place, part in enumerate(rows)]
-        _union(new).create_view(relation)
 
 
-def relations_in(con: duckdb.DuckDBPyConnection, name: str) -> dict[str, duckdb.DuckDBPyRelation]:
-    """{relation: its rows} of the attached store `name`, with this schema version's columns in their order."""
-    [(version,)] = con.sql(f"SELECT max(version) FROM {quoted(name)}.main.store_schema").fetchall()
-    found = {}
-    for relation, columns in schema_columns().items():
-        if relation in lacking(version):
-            found[relation] = con.sql(empty(columns))
-            continue
-        stored = as_current(con.sql(f"FROM {quoted(name)}.main.{quoted(relation)}"), relation, version)
-        found[relation] = stored.select(*map(ColumnExpression, columns))
-    return found
+def selects_in(con: duckdb.DuckDBPyConnection, name: str) -> dict[str, str]:
+    """{relation: SELECT of its rows} of the attached store `name`, with this schema version's columns."""
+    [(version,)] = con.execute(f"SELECT max(version) FROM {quoted(name)}.main.store_schema").fetchall()
+    return {
+        relation: as_current(f"{quoted(name)}.main.{relation}", relation, version, columns)
+        for relation, columns in schema_columns().items()
+    }
 
 
-def _named(rows: duckdb.DuckDBPyRelation, name: str) -> duckdb.DuckDBPyRelation:
-    """The rows of one store with its name first, as the column `store`."""
-    return rows.select(ConstantExpression(name).alias("store"), StarExpression())
+def _union(parts: list[str]) -> str:
+    return " UNION ALL ".join(f"({part})" for part in parts)
 
 
-def _union(parts: list[duckdb.DuckDBPyRelation]) -> duckdb.DuckDBPyRelation:
-    return reduce(lambda first, rest: first.union(rest), parts)
-
-
-def _without(
-    rows: duckdb.DuckDBPyRelation, before: list[duckdb.DuckDBPyRelation], key: list[str]
-) -> duckdb.DuckDBPyRelation:
+def _without(rows: str, before: list[str], key: list[str]) -> str:
     """The rows whose key is not among those of the earlier stores."""
     if not before:
         return rows
     same = " AND ".join(map(_same, key))
-    return rows.set_alias("later").join(_union(before).set_alias("earlier"), same, how="anti")
+    return f"SELECT later.* FROM ({rows}) AS later ANTI JOIN ({_union(before)}) AS earlier ON {same}"
 
 
 def _same(column: str) -> str:
