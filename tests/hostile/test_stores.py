@@ -9,10 +9,10 @@ import duckdb
 import pytest
 from command_line import FACTS
 from made_results import made_edit, made_known, made_trace
+from stored_rows import every_row
 
 from fasttrace.errors import StoreError, UserError
 from fasttrace.store import Store, Stores
-from fasttrace.store.texts import RELATIONS
 
 IDS = [f"f{i}" for i in range(4)]
 HEADERS, BLOCK = 3 * 4096, 262_144  # of a DuckDB file
@@ -55,8 +55,7 @@ def flipped(data, offset):
 
 
 def rows(path):
-    store = Store(path, timeout_s=0)
-    return {name: sorted(map(str, store.query(f"FROM {name}").to_pylist())) for name in RELATIONS}
+    return {name: sorted(map(str, found)) for name, found in every_row(Store(path, timeout_s=0)).items()}
 
 
 def refusal(call):

@@ -172,10 +172,6 @@ def test_triton_strided_rows_and_one_column(triton_device):
     assert_as_good_as_the_reference("triton", args, 3, 1e-3, 5e-4)
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 18
-
-
 @pytest.mark.gpu
 def test_triton_beyond_2_31_elements():
     if not torch.cuda.is_available():

@@ -170,10 +170,6 @@ def test_triton_strided_weight(triton_device):
         assert_close(noised_embed(strided, *row, 9, impl="triton"), expected, rtol=0, atol=0)
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 65
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

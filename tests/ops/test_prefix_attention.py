@@ -132,10 +132,6 @@ def test_triton_on_a_gpu_at_the_size_of_a_wave(hd, dtype):
     assert (found.cpu().double() - expected).abs().max() <= limit
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 25
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), *[st.integers(0, 9)] * 3), min_size=1, max_size=8), st.integers(0, 99))
 def test_native_equals_reference_on_any_shapes(shapes, seed):

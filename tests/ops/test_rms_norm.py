@@ -107,10 +107,6 @@ def test_triton_rows_with_gaps_and_rows_that_do_not_exist(triton_device):
     assert got[rows % 6 != rows].isnan().all()
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 17
-
-
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(0, 40), d=st.integers(1, 200), seed=st.integers(0, 99), dtype=st.sampled_from(DTYPES))
 def test_any_shape(n, d, seed, dtype):

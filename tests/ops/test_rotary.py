@@ -122,10 +122,6 @@ def test_triton_rounds_as_the_reference(triton_device, rounded_dtypes, shape, in
         assert (wide[..., shape[2] :] == 1).all()
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 12
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 50), st.integers(0, 99))
 def test_any_shape(n, heads, half, seed):

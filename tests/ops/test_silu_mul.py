@@ -132,10 +132,6 @@ def test_triton_far_from_zero(triton_device):
     assert got[5].isnan()
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 7
-
-
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(0, 40), m=st.integers(0, 100), seed=st.integers(0, 99))
 def test_any_shape(n, m, seed):

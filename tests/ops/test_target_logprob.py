@@ -294,10 +294,6 @@ def test_triton_on_a_gpu_at_the_size_of_a_model(rows, dtype):
     assert_as_exact_as_whole_rows(run_triton("cuda", args), args)
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 56
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

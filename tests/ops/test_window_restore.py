@@ -174,10 +174,6 @@ def test_triton_beyond_2_31_elements():
     assert torch.equal(got[-9:], h[base[-9:]])
 
 
-def test_in_the_interpreter(in_the_interpreter):
-    assert in_the_interpreter(__file__) == 23
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

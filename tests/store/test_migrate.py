@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from made_results import made_edit, made_known, made_run, made_trace
 from plausible import mass_result, study_facts
+from stored_rows import every_row
 
 from fasttrace.analysis.relation import relation
 from fasttrace.errors import StoreError
@@ -74,10 +75,6 @@ def old(current, tmp_path):
     return store
 
 
-def rows(store):
-    return {name: store.query(f"SELECT * FROM {name} ORDER BY ALL").to_pylist() for name in RELATIONS}
-
-
 def in_the_file(path):
     """(schema version, third column of mass_edits, its number of rows), read without Store."""
     with duckdb.connect(str(path), read_only=True) as con:
@@ -104,7 +101,7 @@ def test_the_first_write_upgrades_and_keeps_every_row(old, current, write):
     assert in_the_file(old.path) == (5, "landed", 25)
     write(old)
     assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
-    found, wanted = rows(old), rows(current)
+    found, wanted = every_row(old), every_row(current)
     assert sum(map(len, wanted.values())) > 150
     for name in RELATIONS:
         kept = [row for row in found[name] if "new" not in (row.get("fact_id"), row.get("run_id"))]
@@ -115,7 +112,7 @@ def test_the_first_write_upgrades_and_keeps_every_row(old, current, write):
 def test_an_older_store_is_merged_as_it_is_read(old, current, tmp_path):
     merged, before = Store(tmp_path / "merged.duckdb"), old.path.read_bytes()
     merged.merge(old, current)
-    found, wanted = rows(merged), rows(current)
+    found, wanted = every_row(merged), every_row(current)
     for name in set(RELATIONS) - {"store_schema"}:
         assert found[name] == wanted[name], name
     assert old.path.read_bytes() == before
@@ -132,13 +129,13 @@ def test_a_store_of_each_later_version_is_read_and_upgraded(old, current, versio
         for later in range(OLDEST_VERSION + 1, version + 1):
             con.execute((files("fasttrace.store") / "migrations" / f"{later}.sql").read_text()).fetchall()
     assert in_the_file(old.path)[0] == version
-    assert rows(old) == rows(current)
+    assert every_row(old) == every_row(current)
     assert in_the_file(old.path)[0] == version
     add_facts(old)
     add_result(old)
     assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
-    found = {name: [row for row in of if "new" not in row.values()] for name, of in rows(old).items()}
-    assert found == rows(current)
+    found = {name: [row for row in of if "new" not in row.values()] for name, of in every_row(old).items()}
+    assert found == every_row(current)
 
 
 def test_an_upgraded_store_is_like_a_new_one(old, tmp_path):
@@ -158,7 +155,7 @@ def test_an_upgraded_store_is_like_a_new_one(old, tmp_path):
 
 def test_reading_leaves_an_old_store_as_it_is(old, current):
     before = old.path.read_bytes()
-    assert rows(old) == rows(current)
+    assert every_row(old) == every_row(current)
     assert old.done("t0") == current.done("t0") == set(IDS)
     assert relation(old, "mass_means").equals(relation(current, "mass_means"))
     assert relation(old, "run_counts").equals(relation(current, "run_counts"))
@@ -173,7 +170,7 @@ def test_an_old_store_is_exported_under_the_new_names(old, current, tmp_path):
     old.to_parquet(tmp_path / "parquet")
     new = Store(tmp_path / "new.duckdb")
     new.add_parquet(tmp_path / "parquet")
-    found, wanted = rows(new), rows(current)
+    found, wanted = every_row(new), every_row(current)
     assert {**found, "store_schema": None} == {**wanted, "store_schema": None}
     assert in_the_file(old.path)[0] == 5
 
@@ -185,8 +182,8 @@ def test_an_old_export_is_read(old, current, tmp_path):
             con.table(name).write_parquet(str(tmp_path / "parquet" / f"{name}.parquet"))
     new = Store(tmp_path / "new.duckdb")
     new.add_parquet(tmp_path / "parquet")
-    assert {**rows(new), "store_schema": None} == {**rows(current), "store_schema": None}
-    assert rows(Store(tmp_path / "parquet")) == rows(current)
+    assert {**every_row(new), "store_schema": None} == {**every_row(current), "store_schema": None}
+    assert every_row(Store(tmp_path / "parquet")) == every_row(current)
 
 
 def test_a_fact_of_an_old_store_gets_its_probes_when_it_is_added_again(old):
@@ -233,14 +230,14 @@ def killed(target, path):
 def test_a_killed_upgrade_leaves_the_old_store_whole(old, current):
     killed(other_process.killed_in_an_upgrade, old.path)
     assert in_the_file(old.path) == (5, "landed", 25)
-    assert rows(old) == rows(current)
+    assert every_row(old) == every_row(current)
     add_facts(old)
     assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
 
 
 def test_a_killed_first_write_leaves_the_upgraded_store_whole(old, current):
     killed(other_process.killed_after_an_upgrade, old.path)
-    assert rows(old) == rows(current)
+    assert every_row(old) == every_row(current)
     add_facts(old)
     assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
 
@@ -254,7 +251,7 @@ def test_an_upgrade_that_fails_leaves_the_old_store_whole(old, current):
         add_facts(old)
     assert "\n" not in str(caught.value)
     assert in_the_file(old.path) == (5, "landed", 25)
-    assert rows(old) == rows(current)
+    assert every_row(old) == every_row(current)
 
 
 def test_two_first_writes_at_once(old, current):
@@ -267,8 +264,8 @@ def test_two_first_writes_at_once(old, current):
         writer.join(60)
         assert writer.exitcode == 0
     assert in_the_file(old.path) == (SCHEMA_VERSION, "n_edits", 25)
-    found = rows(old)
-    assert found["mass_edits"] == rows(current)["mass_edits"]
+    found = every_row(old)
+    assert found["mass_edits"] == every_row(current)["mass_edits"]
     assert {row["fact_id"] for row in found["traces"]} == {*IDS, *ids[0], *ids[1]}
 
 

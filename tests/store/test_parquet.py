@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_results import made_edit, made_run, made_trace
 from real_store import real_store
+from stored_rows import every_row
 
 from fasttrace.analysis.relation import relation as view_of
 from fasttrace.errors import StoreError, UserError
@@ -70,9 +71,10 @@ def with_column(name, values):
 
 def test_export_and_import_keep_every_row(real, exported, store):
     added = store.add_parquet(exported)
+    found, wanted = every_row(store), every_row(real)
     for relation in RELATIONS:
         if relation != "store_schema":
-            assert rows(store, relation) == rows(real, relation), relation
+            assert found[relation] == wanted[relation], relation
     # facts traced, edits, verdicts and one set of moments
     counted = "SELECT (SELECT count(*) FROM traces) + (SELECT count(*) FROM edits) + (SELECT count(*) FROM known) + 1"
     assert added == real.query(counted)[0][0].as_py()
@@ -80,15 +82,14 @@ def test_export_and_import_keep_every_row(real, exported, store):
 
 def test_importing_again_adds_nothing(exported, store):
     store.add_parquet(exported)
-    before = {relation: rows(store, relation) for relation in RELATIONS}
+    before = every_row(store)
     assert store.add_parquet(exported) == 0
-    assert {relation: rows(store, relation) for relation in RELATIONS} == before
+    assert every_row(store) == before
 
 
 def test_an_export_is_read_as_its_store_is_and_not_written(real, exported):
     read = Store(exported)
-    for name in RELATIONS:
-        assert rows(read, name) == rows(real, name), name
+    assert every_row(read) == every_row(real)
     for name in ("scores_by_layer", "mean_effect"):
         assert view_of(read, name).equals(view_of(real, name)), name
     [run] = real.query("SELECT run_id FROM traces LIMIT 1").to_pylist()
@@ -134,12 +135,12 @@ def test_an_import_adds_what_a_run_lacks(tmp_path, store):
 
 def refused(store, folder, sentence):
     """Assert that the import fails with one sentence and leaves the store as it was."""
-    there = store.path.exists() and {relation: rows(store, relation) for relation in RELATIONS}
+    there = store.path.exists() and every_row(store)
     with pytest.raises(StoreError, match=sentence) as caught:
         store.add_parquet(folder)
     assert "\n" not in str(caught.value)
     if there:
-        assert {relation: rows(store, relation) for relation in RELATIONS} == there
+        assert every_row(store) == there
 
 
 @pytest.mark.parametrize(

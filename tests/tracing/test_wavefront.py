@@ -22,6 +22,9 @@ FACTS = [
     ft.Fact(prompt="{} is the capital of", subject="Paris", target_true="New York", target_false="Rome"),
 ]
 
+# Each embeds, or sees, its tokens in another way. Clean grids of every family are in models/test_every_family.py.
+QUICK = ("llama", "gpt2", "gptj", "gemma2", "bloom", "opt")
+
 
 def noise_of(model, fact, samples, noise, seed):
     """(n, subject tokens, d) standard normals of a fact, as the sweep draws them."""
@@ -67,7 +70,9 @@ def check_every_cell(model, facts, result, windows, samples, sigma, noise, seed,
 
 @pytest.mark.parametrize(
     ("family", "noise", "windows"),
-    [(family, "philox", [4, 1]) for family in FAMILIES] + [("llama", "released", [10, 3]), ("gpt2", "released", [5])],
+    [(family, "philox", [4, 1]) for family in QUICK]
+    + [pytest.param(family, "philox", [4, 1], marks=pytest.mark.slow) for family in FAMILIES if family not in QUICK]
+    + [("llama", "released", [10, 3]), ("gpt2", "released", [5])],
 )
 def test_grid_equals_hooked_forwards(family, noise, windows, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
