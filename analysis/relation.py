@@ -6,6 +6,7 @@ header list the relations that the file reads. CHAIN begins with the settings of
 edit_settings, …), which have no file because they are generated from the settings' types.
 """
 
+import pickle
 import re
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
@@ -119,45 +120,59 @@ def query(
     params: values of its `?` or `$name` parameters. runs: values of the parameters of sql/run_pairs.sql, which choose
     the runs to compare; None keeps all runs.
     """
-    named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
-    with one_reading():
-        places = _places.get()
-        assert places is not None
-        if store.key not in places:
-            places[store.key] = _Place(store)
-        place = places[store.key]
+    runs = {**ALL_RUNS, **runs}
+    with one_reading() as shared:
+        asked = pickle.dumps((store.key, text, params, runs))
+        if asked in shared.rows:
+            return shared.rows[asked]
+        named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
+        if store.key not in shared.places:
+            shared.places[store.key] = _Place(store)
+        place = shared.places[store.key]
         try:
-            con = place.with_chain(frozenset(named).union(*map(read_by, named)), {**ALL_RUNS, **runs})
+            con = place.with_chain(frozenset(named).union(*map(read_by, named)), runs)
             rows = rows_of(con, text, params)
         except BaseException:
-            with places.pop(store.key).stack:  # the store says what is wrong with it
+            with shared.places.pop(store.key).stack:  # the store says what is wrong with it
                 raise
         if time.monotonic() - place.since > MOST_SECONDS:
-            places.pop(store.key).stack.close()
+            shared.places.pop(store.key).stack.close()
+        if rows.nbytes <= MOST_BYTES:
+            shared.rows[asked] = rows
         return rows
 
 
+class _Shared:
+    """What the queries of one block share: connections by the `key` of their store, and rows by query."""
+
+    def __init__(self) -> None:
+        self.places: dict[Hashable, _Place] = {}
+        self.rows: dict[bytes, pa.Table] = {}
+
+
 @contextmanager
-def one_reading() -> Iterator[None]:
-    """Let the queries of the analysis in the `with` block share a connection to each store and its views.
+def one_reading() -> Iterator[_Shared]:
+    """Let the queries of the analysis in the `with` block share a connection to each store, its views and their rows.
 
     To open a store and create views takes longer than most queries of a small one. Other processes cannot write to a
-    store that is open, so after MOST_SECONDS a connection is closed, and the next query opens another.
+    store that is open, so after MOST_SECONDS a connection is closed, and the next query opens another. The same query
+    again has the rows of its first time.
     """
-    if _places.get() is not None:
-        yield
+    if (outer := _shared.get()) is not None:
+        yield outer
         return
-    places: dict[Hashable, _Place] = {}
-    token = _places.set(places)
+    shared = _Shared()
+    token = _shared.set(shared)
     try:
-        yield
+        yield shared
     finally:
-        _places.reset(token)
-        for place in places.values():
+        _shared.reset(token)
+        for place in shared.places.values():
             place.stack.close()
 
 
 MOST_SECONDS = 2.0
+MOST_BYTES = 2**20  # of a table that is kept: regressions, not the edits that they are of
 
 
 class _Place:
@@ -180,7 +195,7 @@ class _Place:
         return self.con
 
 
-_places: ContextVar[dict[Hashable, _Place] | None] = ContextVar("places", default=None)
+_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 
 
 def make_chain(

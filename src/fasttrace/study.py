@@ -357,6 +357,7 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
     from fasttrace.analysis.claims import claims
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import COMPARED, FIGURES, TABLES, Numbered, coverage, what_is_missing
+    from fasttrace.analysis.relation import one_reading
     from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
     from fasttrace.analysis.tables import paper_table
@@ -364,34 +365,35 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
     def size(one: Numbered) -> int | None:
         return window_size if one.kind in COMPARED else None
 
-    there = coverage(store)
-    wanted, figures = (
-        [(n, one, size(one)) for n, one in catalogue.items() if what_is_missing(there, one.at(size(one))) is None]
-        for catalogue in (TABLES, FIGURES)
-    )
-    tables = {
-        f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n, window_size=own)) for n, one, own in wanted
-    }
-    with suppress(StoreError):  # no edit of the model is traced
-        tables["claims"] = (
-            "The paper's claims, and what was found",
-            claims(store, model=model, protocol=protocol, window_size=window_size),
+    with one_reading():
+        there = coverage(store)
+        wanted, figures = (
+            [(n, one, size(one)) for n, one in catalogue.items() if what_is_missing(there, one.at(size(one))) is None]
+            for catalogue in (TABLES, FIGURES)
         )
-        # Not of several runs, as the claims then say.
-        beside = beside_paper(store, model=model, protocol=protocol, window_size=window_size)
-        tables["beside-paper"] = "The paper's Tables 1 to 6 beside this study", beside
-    written = []
-    for name, (title, table) in tables.items():
-        for format, ending in (("markdown", "md"), ("csv", "csv")):
-            path = out / "tables" / f"{name}.{ending}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as draft:
-                draft.write_text(render(table, format, title=title), encoding="utf-8")
-            written.append(path)
-    for number, _, own in figures:
-        figure = paper_figure(store, number, window_size=own)
-        written.append(save(figure, out / "figures" / f"figure-{number}.svg"))
-    return [*written, write_report(store, out / "report.html")]
+        tables = {
+            f"table-{n}": (f"Table {n}. {one.title}", paper_table(store, n, window_size=own)) for n, one, own in wanted
+        }
+        with suppress(StoreError):  # no edit of the model is traced
+            tables["claims"] = (
+                "The paper's claims, and what was found",
+                claims(store, model=model, protocol=protocol, window_size=window_size),
+            )
+            # Not of several runs, as the claims then say.
+            beside = beside_paper(store, model=model, protocol=protocol, window_size=window_size)
+            tables["beside-paper"] = "The paper's Tables 1 to 6 beside this study", beside
+        written = []
+        for name, (title, table) in tables.items():
+            for format, ending in (("markdown", "md"), ("csv", "csv")):
+                path = out / "tables" / f"{name}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as draft:
+                    draft.write_text(render(table, format, title=title), encoding="utf-8")
+                written.append(path)
+        for number, _, own in figures:
+            figure = paper_figure(store, number, window_size=own)
+            written.append(save(figure, out / "figures" / f"figure-{number}.svg"))
+        return [*written, write_report(store, out / "report.html")]
 
 
 def _trace_name(trace: TraceSettings) -> str:
