@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from fasttrace.show.grids import grid_of
 from fasttrace.show.style import COLORMAP
-from fasttrace.show.words import short_name
+from fasttrace.show.words import title_of
 from fasttrace.store import Readable
 
 from .exhibit import Exhibit
@@ -95,7 +95,7 @@ def _facts(store: Readable, names: list[Row], max_bytes: int) -> tuple[list[Row]
         for one in in_group(groups, group):
             one["name"] = name
     for one in groups:
-        one["model"] = short_name(one["model"])
+        one["model"] = title_of(one["model"])
 
     facts: list[Row] = []
     taken = 0
@@ -161,7 +161,7 @@ def _trace(row: Row, cells: pa.Table | None) -> Row:
         for name, column in (("p", "p_restored"), ("sem", "p_restored_sem"), ("effect", "effect"))
     }
     place = {"tokens": row["token_texts"] or [], "begin": row["subject_begin"], "end": row["subject_end"]}
-    derived = {"model": short_name(row["model"]), "by_layer": _largest(grid["effect"]), "own": own_way(row)}
+    derived = {"model": title_of(row["model"]), "by_layer": _largest(grid["effect"]), "own": own_way(row)}
     return {**{key: short(row[key]) for key in kept}, **place, **grid, **derived}
 
 

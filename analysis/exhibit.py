@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fasttrace.show.words import short_name
+from fasttrace.show.words import short_name, title_of
 from fasttrace.store import Readable
 
 from .chart import Panel, Series
@@ -230,7 +230,7 @@ def two(value: Any) -> str:
 
 
 def _model(name: str | None) -> str:
-    return or_dash(name and short_name(name))
+    return or_dash(name and title_of(name))
 
 
 def or_dash(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Exhibit of the first facts as the model reads them: the tokens of their prompts, with the subject's marked."""
 
-from fasttrace.show.words import short_name
+from fasttrace.show.words import title_of
 from fasttrace.store import Readable
 
 from .exhibit import Exhibit, Prompt, Source, run_ids, several
@@ -31,7 +31,7 @@ def tokens(store: Readable) -> Exhibit | None:
 def _prompt(row: Row, apart: bool) -> Prompt:
     """apart: whether the model has to be named."""
     inside = range(row["subject_begin"] or 0, row["subject_end"] or 0)
-    name = f"{row['fact_id']} · {short_name(row['model'])}" if apart else row["fact_id"]
+    name = f"{row['fact_id']} · {title_of(row['model'])}" if apart else row["fact_id"]
     return Prompt(
         name, [(_seen(text), place in inside) for place, text in enumerate(row["tokens"])], _seen(row["target"])
     )

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from fasttrace.errors import UserError
-from fasttrace.show.words import short_name
+from fasttrace.show.words import title_of
 
 from .naming import heading, p_cell
 from .terminal import grid, is_number
@@ -87,7 +87,7 @@ def _shown(name: str, value: Any, digits: int) -> str:
         text = f"{value:.{digits}f}"
         return text.lstrip("-") if float(text) == 0 else text
     if name == "model":
-        return short_name(value)
+        return title_of(value)
     return str(value).replace("_", " ") if name in ("score", "edit_metric") else str(value)
 
 

@@ -13,7 +13,7 @@ from fasttrace.errors import StoreError
 from fasttrace.places import check_replaceable, replacing
 from fasttrace.settings.arguments import checked
 from fasttrace.settings.kinds import Bounds, Count
-from fasttrace.show.words import short_name, title_of
+from fasttrace.show.words import title_of
 from fasttrace.store import Stored
 from fasttrace.version import VERSION
 
@@ -180,7 +180,7 @@ def left_out_table(left_out: list[Row]) -> Table:
     columns = [
         Column("step", "step"),
         Column("reason", "reason", wrap=True),
-        Column("model", "model", short_name),
+        Column("model", "model", title_of),
         Column("protocol", "protocol", or_dash),
         Column("facts", "facts", **COUNT),
     ]
@@ -216,7 +216,7 @@ def run_table(runs: list[Row], counts: dict[str, Row]) -> Table:
 
 def _run_text(key: str) -> Any:
     if key == "model":
-        return short_name
+        return title_of
     if key == "seconds":
         return lambda value: f"{value:,.1f}"
     if key == "created_at":

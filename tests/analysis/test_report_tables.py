@@ -91,7 +91,7 @@ def test_every_picture_is_saved_as_svg_and_png_and_every_table_as_csv(twenty, tm
         svg, png, grid = arrived(browser, tmp_path, *names)
         drawing = ElementTree.parse(svg).getroot()
         texts = [one.text for one in drawing.iter(f"{SVG}text")]
-        assert texts[0] == "smollm2-135m · mlp · denoise · window 5"
+        assert texts[0] == "SmolLM2-135M-Instruct (Q4_1) · mlp · denoise · window 5"
         assert "Família*" in texts
         assert "restored layer (0-based), centre of a window of 5" in texts
         cells = twenty.store.query(

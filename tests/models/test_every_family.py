@@ -12,7 +12,14 @@ from grids import EIFFEL, YORK, check_grids
 from held_to import LOGITS, SCORES
 from hooked_rome import down_projection
 from hooked_trace import block_modules, mlp_modules
-from small_models import EVERY_FAMILY, EXPERTS, FAMILIES, float64_where_it_says_float32, small_model
+from small_models import (
+    EVERY_FAMILY,
+    EXPERTS,
+    FAMILIES,
+    VARIANTS_SLOW,
+    float64_where_it_says_float32,
+    small_model,
+)
 
 import fasttrace as ft
 from fasttrace.editing.delta import parts_of
@@ -83,14 +90,11 @@ def _first(out):
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_grids(family, small_tokenizer):
-    _check_grids(family, "mlp", EIFFEL, small_tokenizer)
+    _check_grids(family, "mlp", EIFFEL if family in FAMILIES else YORK, small_tokenizer)
 
 
-# The variants differ little from a family, whose grids these tests compute.
 @pytest.mark.parametrize("module", ["attn", "block", "head"])
-@pytest.mark.parametrize(
-    "family", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_FAMILY]
-)
+@pytest.mark.parametrize("family", VARIANTS_SLOW)
 def test_grids_of_other_modules(family, module, small_tokenizer):
     _check_grids(family, module, YORK, small_tokenizer)
 

@@ -9,6 +9,7 @@ from unittest import mock
 import more_dense
 import more_experts
 import more_older
+import pytest
 import torch
 
 
@@ -138,6 +139,8 @@ def _every_config(vocab_size: int):
 # test_every_family.py.
 FAMILIES = tuple(_configs(0))
 EVERY_FAMILY = tuple(_every_config(0))
+# EVERY_FAMILY as parameters of a test. The variants differ little from a family, and are left to make test-all.
+VARIANTS_SLOW = [one if one in FAMILIES else pytest.param(one, marks=pytest.mark.slow) for one in EVERY_FAMILY]
 EXPERTS = (*more_experts.configs(0), "qwen3-vl-moe")  # those with mixtures of experts
 
 

@@ -18,7 +18,7 @@ LATE = ft.Fact(
     prompt="of {} is the capital", subject="New York", target_true="Rome", target_false="Paris",
     counterfactual_prompt=("of New York is the city", "of New York is of capital"),
 )  # fmt: skip
-CHECKED = ("gpt2", "gptj", "llama", "qwen3", "gemma2")
+CHECKED = ("gpt2", "llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gptj", "qwen3")))
 
 
 @pytest.mark.parametrize("module", ["mlp", "attn", "block", "head"])

@@ -207,7 +207,7 @@ def test_samples_are_kept_if_asked_for(small_tokenizer, tmp_path):
 
 
 def test_real_model_against_hooked_forwards(smollm2):
-    fact = ft.Fact(prompt="{} is in", subject="Machu Picchu", target_true="Peru")
+    fact = ft.Fact(prompt="{} is in", subject="Tokyo", target_true="Japan")
     settings = {"windows": [5], "samples": 2, "sigma": 0.4, "noise": "released", "seed": 0}
     result = ft.trace(smollm2, [fact], keep="all", **settings)
     check_every_cell(smollm2, [fact], result, **settings, tolerance=1e-5, relative=False)
