@@ -49,6 +49,7 @@ contexts = 1
 essence = 1
 set = {steps = 2}
 """
+TIMES = ("created_at", "seconds", "edit_seconds")  # columns that differ from run to run
 SHARED = ("--model", "model", "--facts", "facts.jsonl")
 CORPUS = ("--corpus", "text.txt", "--corpus-tokens", "1500", "--ridge", "1e-2")
 EDIT = ("--contexts", "1", "--essence", "1", "--set", "steps=2", "--memory", "3MB")
@@ -134,7 +135,7 @@ def stored(path: Path) -> dict[str, list[str]]:
     rows = {}
     with duckdb.connect(str(path), read_only=True) as con:
         for (relation,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall():
-            timed = [name for name in con.table(relation).columns if name in ("created_at", "seconds")]
+            timed = [name for name in con.table(relation).columns if name in TIMES]
             without = f"EXCLUDE ({', '.join(timed)})" if timed else ""
             kept = con.execute(f"SELECT * {without} FROM {relation}").fetchall()
             rows[relation] = sorted(" | ".join(map(text, row)) for row in kept)

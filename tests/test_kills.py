@@ -1,5 +1,6 @@
 """A few kills of tests/kills.py, and that a sweep or edits that continue have the values of an undisturbed run."""
 
+import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from small_models import small_model
 
 import fasttrace as ft
 from fasttrace.editing.edit import prepare_edit
+from fasttrace.store.connect import schema_columns
 from fasttrace.tracing import prepare_trace, sweep
 
 spec = spec_from_file_location("kills", Path(__file__).with_name("kills.py"))
@@ -30,6 +32,11 @@ def test_killed_and_run_again_it_writes_the_same_bits(matrix, name):
     rounds = list(matrix.rounds(name, 2))
     assert sum(here for here, _ in rounds) == 2
     assert [differ for _, differ in rounds if differ] == []
+
+
+def test_the_comparison_leaves_out_times_and_nothing_else():
+    columns = {name for of_relation in schema_columns().values() for name in of_relation}
+    assert set(kills.TIMES) == {name for name in columns if re.search("seconds|_at$", name)}
 
 
 def test_the_comparison_sees_one_bit_and_what_is_left_over(matrix):
