@@ -8,12 +8,14 @@ reader can reach. templates/chart.svg.j2 writes a Panel as SVG. This module does
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 
 from .naming import number
 
 WIDTH = 320  # of every panel, in units of its view box; one unit is about a CSS pixel on a phone
 LEFT, RIGHT, TOP, BELOW = 38, 8, 22, 34
 HEIGHT = 196
+LETTERS = 50  # of a heading's line
 LABEL = 56  # letters that fit a panel's width
 # Outlines of a line's marks, centred on the origin. Series differ in shape and dash, not only in colour.
 SHAPES = (
@@ -177,8 +179,9 @@ def bars_across(
     top, headings = 4.0, []
     marks: dict[str, list[Mark]] = {}
     for heading, members in groups:
-        headings.append((top + 10.0, cut(heading)))
-        top += head
+        for line in wrap(heading, LETTERS, break_on_hyphens=False):
+            headings.append((top + 10.0, line))
+            top += head
         for name, value, text in members:
             drawn = min(max(value or 0.0, 0.0), 1.0)
             mark = Mark(x.begin, top, text, max(x.at(drawn) - x.begin, 1.0), thick, number(value))
@@ -202,8 +205,3 @@ def histogram(title: str, counts: Sequence[int], texts: Sequence[str], labels: t
         if count
     ]
     return Panel(title, "histogram", x, y, [Series("", 0, marks)], summary)
-
-
-def cut(text: str, most: int = 46) -> str:
-    """Shorten a heading to fit a panel. The texts of the marks have it in full."""
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -36,6 +36,7 @@ from fasttrace.show.style import (
     panel_grid,
     two_lines,
 )
+from fasttrace.show.words import count
 
 from .naming import (
     Row,
@@ -110,7 +111,7 @@ def draw_peak_histogram(peaks: pa.Table) -> Figure:
         n_layers = max(row["n_layers"] for row in members)
         counts = np.bincount([row["peak_layer"] for row in members], minlength=n_layers)
         label = "layer with the fact's largest tracing effect (0-based)"
-        dress(axes, label if axes is panels[-1] else None, "facts", f"{name}: {len(members)} facts")
+        dress(axes, label if axes is panels[-1] else None, "facts", f"{name}: {count(len(members), 'fact')}")
         axes.bar(range(n_layers), counts, width=0.85, color=SERIES[0])
         even_ticks(axes.yaxis, 5)
         layers_on_x(axes, n_layers)
@@ -130,7 +131,7 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
     axes = dress(
         figure.subplots(),
         "layer at the centre of the restored window (0-based)",
-        f"mean {two_lines(labels.pop() if len(labels) == 1 else 'tracing effect (share of the lost metric)')}",
+        f"mean {two_lines(labels.pop() if len(labels) == 1 else 'tracing effect (share of the lost metric)')} ± SE",
     )
     for place, (group, name) in enumerate(names.items()):
         members = sorted(in_group(rows, group), key=lambda row: row["layer"])
@@ -148,7 +149,7 @@ def draw_mean_effect(curve: pa.Table) -> Figure:
             marker=MARKERS[place % len(MARKERS)],
             markersize=3.5,
             linewidth=1.6,
-            label=f"{name} ({facts} facts)",
+            label=f"{name} ({count(facts, 'fact')})",
         )
     layers_on_x(axes, max(row["layer"] for row in rows) + 1)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -369,6 +370,6 @@ def draw_score_by_layer(means: pa.Table) -> Figure:
         for line in axes.lines:
             _whole(line)
         even_ticks(axes.xaxis)
-    label_axes(figure, panels, "edited layer (0-based)", "mean score (1 = full success)")
+    label_axes(figure, panels, "edited layer (0-based)", "mean ± SE (1 = full success)")
     legend_above(figure, panels, _of_what(rows, figure.get_figwidth()))
     return figure

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from fasttrace.show.roles import LAYER_LABEL, draw_role_heads, draw_role_lines, effect_label
 from fasttrace.show.style import INK, color_bar, new_figure, two_lines
-from fasttrace.show.words import ROLE_WORDS, title_of
+from fasttrace.show.words import ROLE_WORDS, count, title_of
 
 from .draw import need_rows
 from .naming import Row, group_names, in_group, own_way
@@ -35,7 +35,7 @@ def draw_roles(averages: pa.Table) -> Figure:
         members = in_group(rows, group)
         part.set_facecolor("none")
         facts = max(row["n"] for row in members)
-        title = f"{names[group]}: {facts} facts, {title_of(members[0]['model'])}"
+        title = f"{names[group]}: {count(facts, 'fact')}, {title_of(members[0]['model'])}"
         if _has_heads(members):
             _heatmaps(part, members, title)
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fasttrace.show.roles import effect_label
-from fasttrace.show.words import ROLE_WORDS
+from fasttrace.show.words import ROLE_WORDS, count
 from fasttrace.store import Readable
 
 from . import chart
@@ -53,6 +53,11 @@ def roles(store: Readable) -> Exhibit | None:
     )
 
 
+def _band(row: Row) -> str:
+    """The ends of the confidence band, or nothing where there are too few facts for one."""
+    return "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
+
+
 def _role_panel(rows: Sequence[Row], name: str) -> Panel:
     """One line per role, with the 95 % confidence band."""
     highest = max(row["layer"] for row in rows)
@@ -67,8 +72,8 @@ def _role_panel(rows: Sequence[Row], name: str) -> Panel:
                 row["layer"],
                 row["mean_effect"],
                 None if row["high"] is None else row["high"] - row["mean_effect"],
-                f"{ROLE_WORDS[role]}, layer {row['layer']}: mean indirect effect {number(row['mean_effect'])} "
-                f"[{number(row['low'])}, {number(row['high'])}], {row['n']:,} facts",
+                f"{ROLE_WORDS[role]}, layer {row['layer']}: mean indirect effect {number(row['mean_effect'])}"
+                f"{_band(row)}, {count(row['n'], 'fact')}",
             )
             for row in rows
             if row["role"] == role

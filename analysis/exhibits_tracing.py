@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from fasttrace.show.words import count
 from fasttrace.store import Readable
 
 from . import chart
@@ -73,7 +74,7 @@ def _curve_panel(rows: Sequence[Row], title: str, colours: Mapping[str, int]) ->
                 row["mean_effect"],
                 row["sem_effect"],
                 f"{name}, layer {row['layer']}: mean effect {number(row['mean_effect'])} ± {number(row['sem_effect'])}"
-                f", {row['n']:,} facts",
+                f", {count(row['n'], 'fact')}",
             )
             for row in in_group(rows, group)
         ]
@@ -122,9 +123,9 @@ def _peak_panel(rows: Sequence[Row], name: str) -> Panel:
         counts[row["layer"]] = row["facts"]
     total = rows[0]["of_facts"]
     return chart.histogram(
-        title=f"{name}: {total:,} facts",
+        title=f"{name}: {count(total, 'fact')}",
         counts=counts,
-        texts=[f"{name}, layer {layer}: {count:,} of {total:,} facts" for layer, count in enumerate(counts)],
+        texts=[f"{name}, layer {layer}: {n:,} of {count(total, 'fact')}" for layer, n in enumerate(counts)],
         labels=("layer of the largest effect", "facts"),
         summary=f"{name}: how many facts have their largest tracing effect at each layer",
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from fasttrace.errors import UserError, did_you_mean
 from fasttrace.settings.kinds import MOST_LAYERS, Bounds
 from fasttrace.settings.trace import TraceSettings
-from fasttrace.show.words import METRICS
+from fasttrace.show.words import METRICS, title_of
 from fasttrace.store import Readable
 
 from .commands import store_name
@@ -361,7 +361,7 @@ def ways_text(traces: Sequence[Row]) -> str:
     for row in sorted(traces, key=lambda row: (MODULES.index(row["module"]), LOCALIZATIONS.index(row["localization"]))):
         words = [f"{row['module']} by {row['localization']}"]
         words += [f"in {row['metric']}"] if row["metric"] != "probability" else []
-        words += [f"of {row['model']}"] if len(models) > 1 else []
+        words += [f"of {title_of(row['model'])}"] if len(models) > 1 else []
         windows.setdefault(" ".join(words), set()).add(row["window_size"])
     said = [f"{way} (window{'s' * (len(sizes) > 1)} {_and(sorted(sizes))})" for way, sizes in windows.items()]
     if len(said) > MOST_WAYS + 1:

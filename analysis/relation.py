@@ -121,54 +121,75 @@ def query(
     the runs to compare; None keeps all runs.
     """
     runs = {**ALL_RUNS, **runs}
-    with one_reading() as shared:
-        asked = pickle.dumps((store.key, text, params, runs))
-        if asked in shared.rows:
-            return shared.rows[asked]
+    with one_reading() as places:
+        _close_old(places)
+        kept, asked = _rows.get(), _asked(store, text, params, runs)
+        assert kept is not None
+        if asked in kept:
+            return kept[asked]
         named = [name for name in CHAIN if re.search(rf"\b{name}\b", text)]
-        if store.key not in shared.places:
-            shared.places[store.key] = _Place(store)
-        place = shared.places[store.key]
+        if store.key not in places:
+            places[store.key] = _Place(store)
+        place = places[store.key]
         try:
             con = place.with_chain(frozenset(named).union(*map(read_by, named)), runs)
             rows = rows_of(con, text, params)
         except BaseException:
-            with shared.places.pop(store.key).stack:  # the store says what is wrong with it
+            with places.pop(store.key).stack:  # the store says what is wrong with it
                 raise
-        if time.monotonic() - place.since > MOST_SECONDS:
-            shared.places.pop(store.key).stack.close()
-        if rows.nbytes <= MOST_BYTES:
-            shared.rows[asked] = rows
+        _close_old(places)
+        if asked is not None and rows.nbytes <= MOST_BYTES:
+            kept[asked] = rows
         return rows
 
 
-class _Shared:
-    """What the queries of one block share: connections by the `key` of their store, and rows by query."""
+def _close_old(places: "dict[Hashable, _Place]") -> None:
+    """Close the connections that are older than MOST_SECONDS."""
+    for key in [key for key, place in places.items() if time.monotonic() - place.since > MOST_SECONDS]:
+        places.pop(key).stack.close()
 
-    def __init__(self) -> None:
-        self.places: dict[Hashable, _Place] = {}
-        self.rows: dict[bytes, pa.Table] = {}
+
+def _asked(store: Readable, text: str, params: Sequence[Any] | Mapping[str, Any], runs: Mapping[str, Any]) -> Hashable:
+    """What tells a query from every other. None where a value has no bytes to be told by."""
+    values = dict(params) if isinstance(params, Mapping) else list(params)
+    try:
+        return store.key, text, pickle.dumps((values, runs))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return None
 
 
 @contextmanager
-def one_reading() -> Iterator[_Shared]:
-    """Let the queries of the analysis in the `with` block share a connection to each store, its views and their rows.
+def one_reading() -> Iterator["dict[Hashable, _Place]"]:
+    """Let the queries of the analysis in the `with` block share a connection to each store, its views, and their rows.
 
     To open a store and create views takes longer than most queries of a small one. Other processes cannot write to a
-    store that is open, so after MOST_SECONDS a connection is closed, and the next query opens another. The same query
-    again has the rows of its first time.
+    store that is open, so every query closes connections that are older than MOST_SECONDS.
     """
-    if (outer := _shared.get()) is not None:
+    if (outer := _places.get()) is not None:
         yield outer
         return
-    shared = _Shared()
-    token = _shared.set(shared)
+    places: dict[Hashable, _Place] = {}
+    token = _places.set(places)
     try:
-        yield shared
+        with asking_once():
+            yield places
     finally:
-        _shared.reset(token)
-        for place in shared.places.values():
+        _places.reset(token)
+        for place in places.values():
             place.stack.close()
+
+
+@contextmanager
+def asking_once() -> Iterator[None]:
+    """Let a query of the analysis that is asked again in the `with` block have the rows of its first time.
+
+    Between two queries no store is open, unless they are within `one_reading`.
+    """
+    token = _rows.set({} if (outer := _rows.get()) is None else outer)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
 
 
 MOST_SECONDS = 2.0
@@ -195,7 +216,8 @@ class _Place:
         return self.con
 
 
-_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
+_places: ContextVar[dict[Hashable, _Place] | None] = ContextVar("places", default=None)
+_rows: ContextVar[dict[Hashable, pa.Table] | None] = ContextVar("rows", default=None)
 
 
 def make_chain(

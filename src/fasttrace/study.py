@@ -357,7 +357,7 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
     from fasttrace.analysis.claims import claims
     from fasttrace.analysis.figures import paper_figure, save
     from fasttrace.analysis.paper import COMPARED, FIGURES, TABLES, Numbered, coverage, what_is_missing
-    from fasttrace.analysis.relation import one_reading
+    from fasttrace.analysis.relation import asking_once
     from fasttrace.analysis.render import render
     from fasttrace.analysis.report import write_report
     from fasttrace.analysis.tables import paper_table
@@ -365,7 +365,7 @@ def write_results(store: "Store", out: Path, model: str, protocol: str, window_s
     def size(one: Numbered) -> int | None:
         return window_size if one.kind in COMPARED else None
 
-    with one_reading():
+    with asking_once():
         there = coverage(store)
         wanted, figures = (
             [(n, one, size(one)) for n, one in catalogue.items() if what_is_missing(there, one.at(size(one))) is None]

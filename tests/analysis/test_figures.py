@@ -38,7 +38,7 @@ MAGNITUDE = "rewrite magnitude\n(p(o_false) − p(o_true) after the edit)"
 STACK = ["edited layer (lower number)", "edited layer and tracing effect (upper number)"]
 FIT = ["perfect relationship", "least squares", "95 % confidence band"]
 PEAK_AXIS = ("layer with the fact's largest tracing effect (0-based)", "facts")
-MEANS = ("edited layer (0-based)", "mean score (1 = full success)")
+MEANS = ("edited layer (0-based)", "mean ± SE (1 = full success)")
 # Number of a figure of the store `whole`: (panels, x axis, y axis, legend).
 HOLDS = {
     1: (3, *PEAK_AXIS, []),
@@ -48,7 +48,7 @@ HOLDS = {
     7: (3, *MEANS, None),
     8: (1, *MEANS, None),
     9: (2, *MEANS, None),
-    10: (1, "layer at the centre of the restored window (0-based)", f"mean {SHARE}", None),
+    10: (1, "layer at the centre of the restored window (0-based)", f"mean {SHARE} ± SE", None),
     11: (5, *PEAK_AXIS, []),
     12: (5, "", "R² of the rewrite score", STACK),
     13: (1, "", "R² of the rewrite score", STACK),

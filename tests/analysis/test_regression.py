@@ -1,6 +1,8 @@
 """The SQL regressions against statsmodels and against numpy's lstsq, on awkward data."""
 
+from contextlib import contextmanager
 from importlib.resources import files
+from types import MappingProxyType
 
 import duckdb
 import least_squares
@@ -17,7 +19,18 @@ from fasttrace.analysis.regression import (
     layer_means,
     regressions,
 )
-from fasttrace.analysis.relation import CHAIN, SETTINGS, make_chain, one_reading, query, read_by, relation, sql, written
+from fasttrace.analysis.relation import (
+    CHAIN,
+    SETTINGS,
+    asking_once,
+    make_chain,
+    one_reading,
+    query,
+    read_by,
+    relation,
+    sql,
+    written,
+)
 from fasttrace.errors import UserError
 from fasttrace.store import Store, Stores
 from fasttrace.store.header import header_of
@@ -246,29 +259,70 @@ def many(tmp_path):
     return store
 
 
+@pytest.fixture
+def readings(monkeypatch):
+    """The connections that were opened by reading a store, each True while it is open."""
+    made = []
+    for kind in (Store, Stores):
+
+        @contextmanager
+        def reading(self, *, was=kind.reading, **folders):
+            place = len(made)
+            with was(self, **folders) as con:
+                made.append(True)
+                yield con
+            made[place] = False
+
+        monkeypatch.setattr(kind, "reading", reading)
+    return made
+
+
+CHOICES = [{}, {"protocol": "released"}, {"window_size": 3}, {"protocol": "released", "layers": "working"}]
+
+
 @pytest.mark.parametrize("kind", [Store, Stores])
-def test_queries_of_one_block_share_a_connection_and_choose_their_own_runs(many, monkeypatch, kind):
-    choices = [{}, {"protocol": "released"}, {"window_size": 3}, {"protocol": "released", "layers": "working"}, {}]
+@pytest.mark.parametrize(
+    ("block", "seconds", "most_bytes", "opened"),
+    [(one_reading, 99, 2**20, 1), (one_reading, 0, 2**20, 4), (one_reading, 0, 0, 5), (asking_once, 99, 2**20, 4)],
+    ids=["one connection", "others can write between two queries", "large tables are not kept", "only rows are kept"],
+)
+def test_queries_of_one_block_share_a_connection_and_rows(
+    many, monkeypatch, readings, kind, block, seconds, most_bytes, opened
+):
     store = many if kind is Store else Stores([many.path])
-    alone = [regressions(store, **choice) for choice in choices]
-    opened, reading = [], kind.reading
-    monkeypatch.setattr(kind, "reading", lambda self, **folders: opened.append(self) or reading(self, **folders))
-    monkeypatch.setattr("fasttrace.analysis.relation.MOST_SECONDS", float("inf"))
+    monkeypatch.setattr("fasttrace.analysis.relation.MOST_SECONDS", seconds)
+    monkeypatch.setattr("fasttrace.analysis.relation.MOST_BYTES", most_bytes)
+    with block():
+        found = []
+        for choice in [*CHOICES, CHOICES[0]]:
+            found.append(regressions(store, **choice))
+            assert any(readings) == (opened == 1)
+        assert len(readings) == opened
+    assert not any(readings)
+    for choice, table in zip([*CHOICES, CHOICES[0]], found, strict=True):
+        assert table.num_rows > 0
+        pd.testing.assert_frame_equal(table.to_pandas(), regressions(store, **choice).to_pandas(), rtol=1e-9)
+
+
+def test_a_query_with_kept_rows_closes_an_old_connection(many, monkeypatch, readings):
     with one_reading():
-        together = [regressions(store, **choice) for choice in choices]
-    assert len(opened) == 1
-    monkeypatch.setattr("fasttrace.analysis.relation.MOST_SECONDS", 0.0)
-    with one_reading():
-        together += [regressions(store, **choice) for choice in choices]
-    # Other processes can write between two queries. The last asks what the first does.
-    assert len(opened) == 1 + len(choices) - 1
-    monkeypatch.setattr("fasttrace.analysis.relation.MOST_BYTES", 0)
-    with one_reading():
-        together += [regressions(store, **choice) for choice in choices]
-    assert len(opened) == len(choices) + len(choices), "large tables are not kept"
-    for found, wanted in zip(together, alone * 3, strict=True):
-        assert found.num_rows > 0
-        pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), rtol=1e-9)
+        regressions(many)
+        assert readings == [True]
+        monkeypatch.setattr("fasttrace.analysis.relation.MOST_SECONDS", 0.0)
+        regressions(many)
+        assert readings == [False]
+
+
+def test_values_that_cannot_be_told_apart_are_asked_again(many, readings):
+    class Local(str):
+        """Cannot be pickled."""
+
+    with asking_once():
+        for value in (Local("a"), Local("b")):
+            assert query(many, "SELECT $x AS x", MappingProxyType({"x": value})).to_pylist() == [{"x": value}]
+        for _ in range(2):
+            assert query(many, "SELECT $x AS x", MappingProxyType({"x": 1})).to_pylist() == [{"x": 1}]
+    assert len(readings) == 3
 
 
 def test_runs_are_not_mixed(many):

@@ -26,6 +26,7 @@ from plausible import (
 )
 from reports import embedded
 
+from fasttrace.analysis import chart
 from fasttrace.analysis.chart import layer_ticks
 from fasttrace.analysis.embed import packed, short
 from fasttrace.analysis.exhibits import exhibits
@@ -78,6 +79,20 @@ def test_the_answer_is_computed_from_the_regression(report, study):
     assert f"F({row['df_num']:.0f}, {row['df_den']:.0f}) = {row['f_value']:.2f}" in words
     best = study.query("SELECT layer FROM edits GROUP BY layer ORDER BY avg(rewrite) DESC LIMIT 1").to_pylist()[0]
     assert f"rewriting works best at layer {best['layer']} " in words
+
+
+def test_a_heading_of_bars_is_written_in_full():
+    """What tells it from the next may be at its end."""
+    heading = "rome · SmolLM2-135M-Instruct (Q4_1) · whole-subject · builtin · edit run 1a2b3c4d"
+    groups = [(heading, [("layer", 0.5, "")]), ("memit", [("layer", 0.4, "")])]
+    panel = chart.bars_across("", groups, "R²", "")
+    *lines, last = panel.headings
+    assert " ".join(text for _, text in lines) == heading
+    assert max(len(text) for _, text in lines) <= chart.LETTERS
+    heights = [y for y, _ in panel.headings]
+    [bars] = panel.series
+    assert heights == sorted(heights)
+    assert lines[-1][0] < bars.marks[0].y < last[0] < bars.marks[1].y
 
 
 def test_the_answer_says_whether_the_gain_is_more_than_chance():

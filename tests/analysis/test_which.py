@@ -16,6 +16,7 @@ from panels import panels_of
 from fasttrace.analysis.embed import embedded
 from fasttrace.analysis.exhibits import exhibits
 from fasttrace.analysis.figures import heatmap, paper_figure, role_figure
+from fasttrace.analysis.paper import ways_text
 from fasttrace.analysis.relation import relation
 from fasttrace.analysis.tables import paper_table
 from fasttrace.errors import StoreError, UserError
@@ -238,3 +239,9 @@ def test_the_report_shows_the_papers_own_trace_of_a_fact_first(store):
             own = grid(store, trace["trace_run_id"], trace["window_size"], fact["id"])
             assert np.allclose(np.array(trace["p"], float), own, atol=6e-4)
             assert trace["module"] in trace["name"]
+
+
+def test_a_sentence_names_models_as_the_tables_do():
+    row = {"module": "mlp", "localization": "denoise", "metric": "probability", "window_size": 5}
+    said = ways_text([row | {"model": "smollm2-135m"}, row | {"model": "/home/someone/toy"}])
+    assert said == "mlp by denoise of SmolLM2-135M-Instruct (Q4_1) (window 5) and mlp by denoise of toy (window 5)"

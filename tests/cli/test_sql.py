@@ -134,6 +134,8 @@ def test_several_stores(place, ask):
         assert sorted([row.get(name) for name in key if name in row] for row in found) == sorted(
             [row.get(name) for name in key if name in row] for row in wanted
         )
+    named = ("--store", "s.duckdb", "--store", "My lr-0.1+b=t.duckdb", "--json")
+    assert json.loads(ask('SELECT count(*) AS n FROM "My lr-0.1+b".edits', *named).stdout) == [{"n": 20}]
     listed = json.loads(ask("--relations", *both).stdout)
     assert {row["store"] for row in listed} == {"s", "other", None}
     scratch = ask("CREATE TABLE mine AS FROM edits", *both, code=2).stderr

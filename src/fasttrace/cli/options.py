@@ -239,7 +239,7 @@ def open_stores(named: Sequence[str], timeout_s: float = 60.0) -> Any:
 
 def named_store(text: str) -> tuple[str, str]:
     """ "a=runs/a.duckdb" → ("a", "runs/a.duckdb"). The name of a path alone is ""."""
-    named = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", text)
+    named = re.fullmatch(r"([\w .+-]+)=(.+)", text)
     return (named[1], named[2]) if named else ("", text)
 
 

@@ -41,11 +41,11 @@ def tables(
     """
     from fasttrace.analysis.paper import TABLES, chosen, coverage, what_is_missing
     from fasttrace.analysis.regression import layer_means, regressions
-    from fasttrace.analysis.relation import one_reading
+    from fasttrace.analysis.relation import asking_once
     from fasttrace.analysis.render import render
     from fasttrace.analysis.tables import paper_table, summary
 
-    click.get_current_context().with_resource(one_reading())
+    click.get_current_context().with_resource(asking_once())
     target = open_stores(stores)
     there, effects = coverage(target), _effects(given)
     asked = chosen(target, effects)
@@ -151,9 +151,9 @@ def figures(
     """
     from fasttrace.analysis.figures import edits_figure, paper_figure, role_figure, save
     from fasttrace.analysis.paper import FIGURES, chosen, coverage, what_is_missing
-    from fasttrace.analysis.relation import one_reading
+    from fasttrace.analysis.relation import asking_once
 
-    click.get_current_context().with_resource(one_reading())
+    click.get_current_context().with_resource(asking_once())
     target = open_stores(stores)
     there, effects = coverage(target), _effects(given)
     asked = chosen(target, effects)
