@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fasttrace.show.words import count
 from fasttrace.store import Readable
 
 from . import chart
@@ -72,7 +73,7 @@ def _texts(name: str, rows: Sequence[Row], measure: Measure) -> list[tuple[float
     """(number of edits, value, None for the error, text) of one line."""
     found: list[tuple[float, float, float | None, str]] = []
     for row in rows:
-        text = f"{name}, {row['n_edits']:,} edits: {measure.title} {number(row[measure.column])}"
+        text = f"{name}, {count(row['n_edits'], 'edit')}: {measure.title} {number(row[measure.column])}"
         if measure.unedited:
             text += f", unedited {number(row[measure.unedited])}"
         found.append((row["n_edits"], row[measure.column], None, text))

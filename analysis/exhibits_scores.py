@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fasttrace.show.words import count
 from fasttrace.store import Readable
 
 from . import chart
@@ -262,7 +263,7 @@ def _mass_points(rows: Sequence[Row], name: str, score: str) -> list[tuple[float
             row["n_edits"],
             row[score],
             None,
-            f"{name}, {row['n_edits']:,} edits: mean {score} {number(row[score])}",
+            f"{name}, {count(row['n_edits'], 'edit')}: mean {score} {number(row[score])}",
         )
         for row in rows
         if row[score] is not None

@@ -209,8 +209,7 @@ def _tracing_peak(means: list[Row], curve: list[Row]) -> str | None:
     found = []
     for group, name in groups.items():
         peak = max(in_group(curve, group), key=lambda row: row["mean_effect"])
-        facts = "1 fact" if peak["n"] == 1 else f"{peak['n']:,} facts"
-        found.append(f"layer {peak['layer']} ({number(peak['mean_effect'])}, {name}, {facts})")
+        found.append(f"layer {peak['layer']} ({number(peak['mean_effect'])}, {name}, {count(peak['n'], 'fact')})")
     return f"The mean tracing effect is largest at {', '.join(found)}."
 
 
@@ -218,7 +217,8 @@ def _mass(rows: list[Row]) -> str | None:
     parts = []
     for group, name in group_names(rows).items():
         last = max(in_group(rows, group), key=lambda row: row["n_edits"])
-        parts.append(f"{last['n_edits']:,} facts ({name}, layer {last['layer']}) it is {number(last['rewrite'])}")
+        many, score = count(last["n_edits"], "fact"), number(last["rewrite"])
+        parts.append(f"{many} ({name}, layer {last['layer']}) it is {score}")
     return f"Mean rewrite score of facts edited into one model: after {'; after '.join(parts)}." if parts else None
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fasttrace.show.words import count
+
 GAP = 2
 NARROWEST = 8  # texts are cut to this width before columns are left out
 MORE = "…"
@@ -118,7 +120,7 @@ def _rows(table: pa.Table, max_rows: int | None) -> tuple[pa.Table, int | None]:
 def _left_out(table: pa.Table, rows: int, columns: int) -> str:
     parts = []
     if rows < len(table) or not len(table):
-        parts.append(f"{len(table)} rows" + (f", {rows} shown" if rows else ""))
+        parts.append(count(len(table), "row") + (f", {rows} shown" if rows else ""))
     if columns < table.num_columns:
         parts.append(f"{table.num_columns} columns, {columns} shown")
     return f"{'; '.join(parts)}\n" if parts else ""

@@ -110,7 +110,7 @@ def test_the_first_known_facts(run, workplace):
         'model = "model"\n[facts]\nfile = "facts.jsonl"\nknown = 2\n[[trace]]\nsamples = 2\nsigma = 0.4\n'
     )
     refused = run("study", "known.toml", code=2)
-    assert "none of the 4 facts is known to model" in refused.stderr
+    assert "of 4 facts none is known to model" in refused.stderr
     assert not ft.Store(workplace / "known" / "study.duckdb").query("SELECT * FROM traces").num_rows
 
 

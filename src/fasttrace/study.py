@@ -27,6 +27,7 @@ from fasttrace.settings.edit import EditSettings
 from fasttrace.settings.methods import SOLVED, method_settings, reads_moments
 from fasttrace.settings.study import EditTable
 from fasttrace.settings.trace import TraceSettings
+from fasttrace.show.words import count
 from fasttrace.studies.load import Study
 from fasttrace.tracing import TraceResult, prepare_trace
 from fasttrace.tracing.cost import weight_bytes
@@ -173,7 +174,7 @@ class Runner:
         self.say(f"    {len(ids)} of {len(verdicts)} tested facts are known; studying {len(kept)}")
         if not kept:
             raise UserError(
-                f"none of the {len(verdicts)} facts is known to {self.study.settings.model}: nothing to study"
+                f"of {count(len(verdicts), 'fact')} none is known to {self.study.settings.model}: nothing to study"
             )
         return kept
 

@@ -25,6 +25,7 @@ from fasttrace.models.encode import check_encodable
 from fasttrace.protocols import Protocol
 from fasttrace.settings.base import replaced
 from fasttrace.settings.moments import MomentSettings
+from fasttrace.show.words import count
 from fasttrace.tracing.effects import CONTRASTS
 from fasttrace.tracing.known import BATCH, check_known, known_run
 from fasttrace.tracing.result import TraceResult
@@ -268,7 +269,7 @@ def reasons(store: "Store", plan: EditPlan) -> str | None:
     """How many of a plan's edits in the store have a reason, and one of the reasons; None where none has."""
     sql = "SELECT count(*) AS n, min(reason) AS why FROM edits WHERE run_id = ? AND reason IS NOT NULL"
     [row] = store.query(sql, [plan.run["run_id"]]).to_pylist()
-    return f"{row['n']} edits have a reason, one of them: {row['why']}" if row["n"] else None
+    return f"{count(row['n'], 'edit has', 'edits have')} a reason, such as: {row['why']}" if row["n"] else None
 
 
 def mass_into(store: "Store", plan: MassPlan, progress: Progress) -> pa.Table:

@@ -27,7 +27,7 @@ def test_a_table_fits_and_says_what_it_leaves_out():
     assert "b\\n\\x1b[31m[bold]" in whole
     assert "shown" not in whole
     long = fit(pa.table({"x": list(range(1000))}), 80, 5).splitlines()
-    assert [line.strip() for line in long[2:]] == ["0", "1", "2", "⋮", "998", "999", "1000 rows, 5 shown"]
+    assert [line.strip() for line in long[2:]] == ["0", "1", "2", "⋮", "998", "999", "1,000 rows, 5 shown"]
     assert fit(pa.table({"x": pa.array([], pa.int32())})).endswith("0 rows\n")
 
 

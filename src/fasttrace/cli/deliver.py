@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 import fasttrace as ft
 from fasttrace.errors import UserError
 from fasttrace.places import check_file, check_folder, is_same, replacing
+from fasttrace.show.words import count
 
 from .help import completing_files
 
@@ -175,7 +176,7 @@ def deliver(table: "pa.Table", form: str, file: str | None, text: Callable[[], s
         return
     with saying_overwritten(file), replacing(file) as draft:
         draft.write_bytes(made.encode() if isinstance(made, str) else made)
-    click.echo(f"{len(table)} rows are in {file}", err=True)
+    click.echo(f"{count(len(table), 'row is', 'rows are')} in {file}", err=True)
 
 
 def _parquet(table: "pa.Table", file: str | None) -> bytes:

@@ -157,7 +157,8 @@ def _emit_kinds(work: Work, run_id: str, asked: EditingSettings) -> None:
     from fasttrace.analysis.relation import relation
 
     if before := ft.Store(work.store).edits_without_probes(run_id):
-        click.echo(f"{before} edits of this run were stored before their facts had probes: use another store", err=True)
+        stored = count(before, "edit of this run was", "edits of this run were")
+        click.echo(f"{stored} stored before their facts had probes: use another store", err=True)
     kinds = relation(ft.Store(work.store), "scores_by_kind")
     mine = kinds.filter(pc.equal(kinds["edit_run_id"], run_id))
     generated = [] if mine["exact_after"].null_count == len(mine) else GENERATED_COLUMNS
@@ -240,7 +241,7 @@ def edit(
         chosen = crew.ask(edited_layers, asked)
         if written and len(loaded) * len(chosen) != 1:
             what = "export" if export is not None else "delta"
-            found = f"{len(loaded)} facts at {len(chosen)} layers"
+            found = f"{count(len(loaded), 'fact')} at {count(len(chosen), 'layer')}"
             raise UserError(f"--{what}: expected one fact at one layer, got {found}")
         with watch.stages() as progress:
             plan = plan_edit(crew, loaded, asked, progress=progress)
@@ -257,7 +258,7 @@ def edit(
             with watch.bar("Editing", total, "edits") as done:
                 added = edit_into(ft.Store(work.store), plan, done, crew=crew, only=only)
             if not work.as_json:
-                click.echo(f"{added} edits added to {work.store} (run {plan.run['run_id']})", err=True)
+                click.echo(f"{count(added, 'edit')} added to {work.store} (run {plan.run['run_id']})", err=True)
             rows = _stored(ft.Store(work.store), _named(plan.run["run_id"], plan), EDIT_COLUMNS)
         else:
             with watch.bar("Editing", len(plan.layers), "edits") as done:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fasttrace.errors import FactError
-from fasttrace.show.words import escaped
+from fasttrace.show.words import count, escaped
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -130,7 +130,7 @@ def _head(row: dict[str, Any]) -> Iterator["Text"]:
     if row["subject_found"] != "template":
         about.append(f"subject found: {row['subject_found']}")
     if row["tokens"] is not None:
-        about.append(f"{len(row['tokens'])} tokens")
+        about.append(count(len(row["tokens"]), "token"))
     yield Text.assemble((escaped(row["fact_id"]), "bold"), f"  {escaped(', '.join(about))}")
     if row["tokens"] is None:
         yield Text(f"  cannot be encoded: {row['reason']}")
@@ -216,7 +216,7 @@ def _lines(found: "Profile", left_out: int) -> Iterator[tuple[str, int, str]]:
         yield "records or parts of records left out", left_out, ""
     if found.case_edits is not None:
         least, most = found.case_edits.min, found.case_edits.max
-        each = f"{least} to {most} facts each" if least < most else f"{least} facts each"
+        each = f"{least} to {most} facts each" if least < most else f"{count(least, 'fact')} each"
         yield "cases, whose facts are edited together", found.cases, each
     if found.duplicates:
         first = found.duplicates[0]

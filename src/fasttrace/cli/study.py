@@ -144,7 +144,7 @@ def _run(chosen: "Study", out: Path, store_path: Path, dry_run: bool, as_json: b
     click.echo(f"report: {written[-1]} (and {len(written) - 1} tables and figures beside it)")
     n_facts = len(runs["fact_ids"])
     edits = n_facts * sum(len(layers) for _, layers in runs["edits"])
-    click.echo(f"{n_facts} facts, {edits:,} edits in {time.perf_counter() - begun:.0f} s")
+    click.echo(f"{count(n_facts, 'fact')}, {count(edits, 'edit')} in {time.perf_counter() - begun:.0f} s")
 
 
 def _runner(chosen: "Study", store: "Store", crew: "Crew", watch: "Watch") -> "Runner":
@@ -176,8 +176,8 @@ def _print_plan(plan: "list[Stage]", as_json: bool, workers: "ForWorkers | None"
         row = workers.row(seconds)
         gpus = f", {row['gpu_hours']:.1f} GPU-hours" if row["gpu_hours"] else ""
         click.echo(
-            f"about {_duration(seconds / workers.workers)} with {workers.workers} workers, each as fast as this machine"
-            f"{gpus}; {size_text(workers.memory)} of memory each"
+            f"about {_duration(seconds / workers.workers)} with {count(workers.workers, 'worker')}, each as fast as "
+            f"this machine{gpus}; {size_text(workers.memory)} of memory each"
         )
 
 

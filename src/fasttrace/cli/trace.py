@@ -226,7 +226,7 @@ def _export(decoder: Any, moments: Any, folder: str) -> None:
     """Write the released code's files, and say where they are."""
     with saying_overwritten(moments.export_folder(folder, decoder)):
         paths = moments.export(folder, decoder)
-    click.echo(f"{len(paths)} files are in {paths[0].parent}", err=True)
+    click.echo(f"{count(len(paths), 'file is', 'files are')} in {paths[0].parent}", err=True)
 
 
 def cost_lines(row: dict[str, Any], engine: str) -> str:
