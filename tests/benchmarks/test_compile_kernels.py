@@ -11,6 +11,8 @@ import pytest
 
 from fasttrace.benchmarks import TILED
 
+pytestmark = pytest.mark.slow  # .ci/run runs it
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = 227 * 1024  # bytes that a block may have at capability 9.0
 # Sine and cosine of any angle in float64 keep a table on the stack.

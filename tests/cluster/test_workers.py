@@ -87,11 +87,10 @@ def stored(place, small_tokenizer, command, monkeypatch):
     return of
 
 
-QUICK = [("rome", 2)]
-SLOW = [(name, workers) for name in COMMANDS for workers in (1, 2, 4) if (name, workers) not in QUICK]
-
-
-@pytest.mark.parametrize(("name", "workers"), QUICK + [pytest.param(*one, marks=pytest.mark.slow) for one in SLOW])
+# test_faults.py has a quick test of a command's rows.
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_store_has_the_same_rows(stored, on, name, workers):
     alone = stored(name)
     on(workers)

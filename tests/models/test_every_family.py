@@ -43,7 +43,7 @@ def test_logits(family, small_tokenizer):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", VARIANTS_SLOW)
 def test_rounded_logits_are_as_close_to_float64_as_transformers_own(family, dtype, small_tokenizer):
     model = small_model(family, small_tokenizer, dtype)
     for part in model.hf.modules():
@@ -63,7 +63,7 @@ def test_rounded_logits_are_as_close_to_float64_as_transformers_own(family, dtyp
     assert float(error.max()) < 3 * float(own.max())
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", VARIANTS_SLOW)
 def test_reach_is_as_far_as_transformers_gradients_go(family, small_tokenizer):
     model = small_model(family, small_tokenizer, torch.float64)
     ids = torch.tensor([[5, 9, 2, 7, 11, 3, 8, 250, 4, 17, 6, 1]])
@@ -123,7 +123,7 @@ def test_grids_of_experts(family, method, small_tokenizer):
     )
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", VARIANTS_SLOW)
 def test_rome(family, small_tokenizer, corpus, tmp_path):
     """Probabilities after an edit are those of the model with the edit in its weights."""
     model = small_model(family, small_tokenizer, torch.float64)
