@@ -15,7 +15,6 @@ from .naming import number
 WIDTH = 320  # of every panel, in units of its view box; one unit is about a CSS pixel on a phone
 LEFT, RIGHT, TOP, BELOW = 38, 8, 22, 34
 HEIGHT = 196
-LETTERS = 50  # of a heading's line
 LABEL = 56  # letters that fit a panel's width
 # Outlines of a line's marks, centred on the origin. Series differ in shape and dash, not only in colour.
 SHAPES = (
@@ -179,7 +178,7 @@ def bars_across(
     top, headings = 4.0, []
     marks: dict[str, list[Mark]] = {}
     for heading, members in groups:
-        for line in wrap(heading, LETTERS, break_on_hyphens=False):
+        for line in wrap(heading, LABEL, break_on_hyphens=False):
             headings.append((top + 10.0, line))
             top += head
         for name, value, text in members:

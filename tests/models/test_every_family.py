@@ -100,6 +100,7 @@ def test_grids_of_other_modules(family, module, small_tokenizer):
 
 
 def _check_grids(family, module, fact, small_tokenizer):
+    """In one metric. Others are made of the same logits (tracing/test_counterfactual.py)."""
     model = small_model(family, small_tokenizer, torch.float64)
     check_grids(model, [fact], module=module, windows=[3], metrics=["kl"])
 

@@ -128,9 +128,9 @@ def as_current(table: str, relation: str, version: int, columns: Mapping[str, st
         return empty(columns)
     new, stored = added(relation, version), {name: name for name in columns}
     for later in range(SCHEMA_VERSION, version, -1):
-        before = {new: old for old, new in _RENAMED.get(later, {}).get(relation, {}).items()}
-        stored = {name: before.get(old, old) for name, old in stored.items()}
-    values = (f"NULL::{new[name]}" if name in new else f'"{old}"' for name, old in stored.items())
+        before = {name: old for old, name in _RENAMED.get(later, {}).get(relation, {}).items()}
+        stored = {name: before.get(found, found) for name, found in stored.items()}
+    values = (f"NULL::{new[name]}" if name in new else f'"{found}"' for name, found in stored.items())
     listed = ", ".join(f'{value} AS "{name}"' for value, name in zip(values, columns, strict=True))
     return f"SELECT {listed} FROM {table}"
 
