@@ -16,6 +16,7 @@ WIDTH = 320  # of every panel, in units of its view box; one unit is about a CSS
 LEFT, RIGHT, TOP, BELOW = 38, 8, 22, 34
 HEIGHT = 196
 LABEL = 56  # letters that fit a panel's width
+HEADING = 50  # letters that do where they are those of a model's name, which are wider
 # Outlines of a line's marks, centred on the origin. Series differ in shape and dash, not only in colour.
 SHAPES = (
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
@@ -178,7 +179,7 @@ def bars_across(
     top, headings = 4.0, []
     marks: dict[str, list[Mark]] = {}
     for heading, members in groups:
-        for line in wrap(heading, LABEL, break_on_hyphens=False):
+        for line in wrap(heading, HEADING, break_on_hyphens=False):
             headings.append((top + 10.0, line))
             top += head
         for name, value, text in members:

@@ -88,7 +88,7 @@ def test_a_heading_of_bars_is_written_in_full():
     panel = chart.bars_across("", groups, "R²", "")
     *lines, last = panel.headings
     assert " ".join(text for _, text in lines) == heading
-    assert max(len(text) for _, text in lines) <= chart.LABEL
+    assert max(len(text) for _, text in lines) <= chart.HEADING
     heights = [y for y, _ in panel.headings]
     [bars] = panel.series
     assert heights == sorted(heights)
